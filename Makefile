@@ -1,0 +1,38 @@
+# Every target sets up what it needs first (deploy/setup.sh, quick when there is nothing to do).
+# Everything goes into .venv/ and build/ in this checkout.
+
+BIN := .venv/bin
+PYTEST_ARGS ?=
+LAB_ARGS ?=
+
+.PHONY: lab test bench check format setup clean
+
+## the main job: a two-site cluster in network namespaces, proven, then taken down
+lab: setup
+	$(BIN)/isthmus lab --once $(LAB_ARGS)
+
+## every test: unit, property, contract, integration, end to end, fault
+test: setup
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+## the benchmarks: prints a table and writes build/bench.json
+bench: setup
+	$(BIN)/python -m tests.bench
+
+## lint, format, types, and who may import whom
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup:
+	@bash deploy/setup.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
