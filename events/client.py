@@ -1,0 +1,116 @@
+"""Sending commands to a controller and understanding the answer.
+
+Used by the command line, by agents and by load generators. A command keeps its id over all tries,
+so that trying again is always safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from events import subjects
+from events.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
+from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Unavailable, from_wire
+from events.ids import new_id
+
+_encode = msgspec.json.Encoder().encode
+_reply = msgspec.json.Decoder(CommandReply)
+
+
+class ControllerClient:
+    """Requests to the controllers of one cluster over an open connection.
+
+    ``actor`` names who asks (``ops@host``, ``node/idc-7``); it is stored with each event.
+    """
+
+    def __init__(self, client: Client, cluster: str, *, actor: str) -> None:
+        self._nats = client
+        self.cluster = cluster
+        self.actor = actor
+
+    async def send(
+        self,
+        command: Command,
+        *,
+        command_id: str = "",
+        dry_run: bool = False,
+        timeout_s: float = 10.0,
+        try_timeout_s: float = 3.0,
+        headers: dict[str, str] | None = None,
+    ) -> CommandReply:
+        """Send a command and wait for its stored effect.
+
+        Tries again with the same id until ``timeout_s`` has passed: when nobody answers, when the
+        queue is full and when an acknowledgement was lost. Raises whatever error the controller
+        answered with, Unavailable(no_controller) when nobody did, and OutcomeUnknown when the
+        last try may have taken effect.
+        """
+        if command.node_scoped:
+            subject = subjects.node_command(self.cluster, command.node, command.name)  # type: ignore[attr-defined]
+        else:
+            subject = subjects.command(self.cluster, command.name)
+        head = {
+            **(headers or {}),
+            COMMAND_ID: command_id or new_id(),
+            ACTOR: self.actor,
+            SCHEMA: str(SCHEMA_VERSION),
+            **({DRY_RUN: "1"} if dry_run else {}),
+        }
+        body = _encode(command)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        pause_s, unanswered, last = 0.05, False, None
+        while True:
+            left_s = deadline - loop.time()
+            try:
+                return await self._once(subject, body, head, max(0.05, min(try_timeout_s, left_s)))
+            except NoRespondersError:
+                last = Unavailable(
+                    "no_controller",
+                    f"no controller answers for cluster {self.cluster!r} (waited {timeout_s:g} s): "
+                    f"start one with `isthmus controller` or check --cluster",
+                    cluster=self.cluster,
+                )
+            except (NatsTimeoutError, TimeoutError):
+                unanswered = True
+                last = None
+            except (Overloaded, Unavailable) as error:
+                unanswered = unanswered or isinstance(error, OutcomeUnknown)
+                last = error
+            except NatsError as error:
+                last = Unavailable("bus_unreachable", f"the bus connection failed: {error}")
+            if loop.time() + pause_s >= deadline:
+                break
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
+            pause_s = min(1.0, pause_s * 2)
+        if last is not None and not unanswered:
+            raise last
+        raise OutcomeUnknown(
+            "outcome_unknown",
+            f"no answer to {command.name} within {timeout_s:g} s; repeat it with "
+            f"--command-id {head[COMMAND_ID]} to learn its outcome",
+            command_id=head[COMMAND_ID],
+        )
+
+    async def _once(self, subject: str, body: bytes, head: dict[str, str], timeout_s: float) -> CommandReply:
+        message = await self._nats.request(subject, body, timeout=timeout_s, headers=dict(head))
+        try:
+            reply = _reply.decode(message.data)
+        except msgspec.MsgspecError as error:
+            raise IsthmusError("internal", f"the controller's answer is unreadable: {error}") from error
+        if reply.code:
+            raise from_wire(reply.code, reply.message, _plain(reply.details))
+        return reply
+
+
+def _plain(details: dict[str, Any]) -> dict[str, Any]:
+    """Details become keyword arguments; names that the constructor itself uses get a suffix."""
+    return {f"{key}_" if key in {"code", "message", "self"} else key: value for key, value in details.items()}

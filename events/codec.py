@@ -1,0 +1,159 @@
+"""A stored message ⇄ an event.
+
+Decoding has two steps: the ``ce-type`` header names the type, then that type's decoder reads the
+body. A type that this program does not know (a newer release wrote it) comes back as
+:class:`UnknownEvent`, and what to do about it is the reader's explicit decision.
+
+Old versions are lifted to the newest by :data:`UPCASTERS` at decoding; stored bytes never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from events import subjects
+from events.chain import CHAIN_HEADER, Head, link
+from events.envelope import Envelope, from_headers, to_headers
+from events.errors import VerificationFailed
+from events.ids import event_id
+from events.types import EVENT_TYPES, Event
+
+
+class StoredMessage(NamedTuple):
+    """One message of a log, undecoded. ``recorded_ns`` is the server's clock, Unix nanoseconds."""
+
+    sequence: int
+    subject: str
+    headers: Mapping[str, str]
+    body: bytes
+    recorded_ns: int
+
+
+class OutgoingMessage(NamedTuple):
+    """One message ready to append; its chain digest is right only directly behind the head it was sealed on."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        """The event's id, by which a repeated append is recognised."""
+        return self.headers["ce-id"]
+
+
+class UnknownEvent(Event, frozen=True, kw_only=True, gc=False):
+    """An event of a type or version that this program does not know."""
+
+    aggregate = "unknown"
+    verb = "unknown"
+    type: str
+    body: bytes
+
+    @property
+    def entity(self) -> str:
+        return self.type
+
+
+class Recorded(NamedTuple):
+    """A decoded event with its place in the log."""
+
+    sequence: int
+    envelope: Envelope
+    event: Event
+    recorded_at: datetime
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command hands down to each of its events."""
+
+    command_id: str
+    actor: str
+    time: datetime
+    source: str
+    correlation_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+UPCASTERS: dict[str, Callable[[bytes], Event]] = {}
+"""Old type name → a function that reads its body into today's struct. Golden files prove each."""
+
+_DECODERS: dict[str, Callable[[bytes], Event]] = {
+    **{cls.type_name(): msgspec.json.Decoder(cls).decode for cls in EVENT_TYPES},
+    **UPCASTERS,
+}
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_event(type_name: str, body: bytes, sequence: int) -> Event:
+    """Decode a body of the named type.
+
+    Returns an UnknownEvent for a type that is not known here. Raises
+    VerificationFailed(event_malformed) when the body does not fit its type.
+    """
+    decoder = _DECODERS.get(type_name)
+    if decoder is None:
+        return UnknownEvent(type=type_name, body=body)
+    try:
+        return decoder(body)
+    except msgspec.MsgspecError as error:
+        raise VerificationFailed(
+            "event_malformed",
+            f"event {sequence}: its body is no {type_name} ({error})",
+            sequence=sequence,
+            type=type_name,
+        ) from error
+
+
+def decode(message: StoredMessage) -> Recorded:
+    """Decode envelope and event of a stored message. Raises VerificationFailed(event_malformed)."""
+    envelope = from_headers(message.headers, message.sequence)
+    return Recorded(
+        message.sequence,
+        envelope,
+        decode_event(envelope.type, message.body, message.sequence),
+        datetime.fromtimestamp(message.recorded_ns / 1e9, UTC),
+    )
+
+
+def seal(
+    cluster: str, head: Head, transactions: Iterable[tuple[Cause, Sequence[Event]]]
+) -> tuple[list[OutgoingMessage], Head]:
+    """Turn decided events into messages that follow ``head``, and say the head after them.
+
+    Each transaction is what one command caused: its events share the command id and know their
+    place among each other.
+    """
+    sequence, digest = head
+    messages: list[OutgoingMessage] = []
+    for cause, events in transactions:
+        for index, event in enumerate(events):
+            sequence += 1
+            headers = to_headers(
+                Envelope(
+                    id=event_id(cause.command_id, index),
+                    type=event.type_name(),
+                    source=cause.source,
+                    time=cause.time,
+                    actor=cause.actor,
+                    command_id=cause.command_id,
+                    correlation_id=cause.correlation_id,
+                    causation_id=cause.causation_id,
+                    tx_index=index,
+                    tx_count=len(events),
+                    traceparent=cause.traceparent,
+                    tracestate=cause.tracestate,
+                )
+            )
+            subject = subjects.event(cluster, event.aggregate, event.entity, event.verb)
+            body = _encode(event)
+            digest = link(digest, sequence, subject, headers, body)
+            headers[CHAIN_HEADER] = digest.hex()
+            messages.append(OutgoingMessage(subject, headers, body))
+    return messages, Head(sequence, digest)

@@ -1,0 +1,265 @@
+"""Every stable error code: which branch of the error tree, what it means, what to do.
+
+This table is the one source: :mod:`events.errors` accepts no other code, and the documentation's
+table is generated from it. A code is never renamed or reused once released.
+The ``cidr_conflict_*`` names follow the cloud provider's ``InternalError.CidrConflictWith…``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """One row of the table. ``kind`` is a class name of :mod:`events.errors`."""
+
+    kind: str
+    meaning: str
+    remedy: str
+
+
+CODES: dict[str, Code] = {
+    # --- requests -------------------------------------------------------------------------------
+    "bad_request": Code(
+        "BadRequest",
+        "The request is not valid JSON of the expected shape.",
+        "Correct the field that the message names; `isthmus COMMAND --help` shows the accepted form.",
+    ),
+    "payload_too_large": Code(
+        "BadRequest",
+        "The request is larger than the controller accepts.",
+        "Send fewer items per request; the message gives the size and the limit.",
+    ),
+    "unsupported_schema": Code(
+        "BadRequest",
+        "The request was made for another version of the command schema.",
+        "Bring the client and the controller to versions that share a schema; the message lists both.",
+    ),
+    "unknown_command": Code(
+        "BadRequest", "No command of that name exists.", "Check the spelling and the controller's version."
+    ),
+    "wrong_cluster": Code(
+        "BadRequest",
+        "The request names another cluster than the controller serves.",
+        "Point the client at the right cluster (`--cluster`, ISTHMUS_CLUSTER).",
+    ),
+    "forbidden": Code(
+        "Refused",
+        "The caller may not do this: a node asked for another node, or its credentials do not reach so far.",
+        "Use credentials that cover the action; an agent acts for its own node only.",
+    ),
+    "unknown_code": Code(
+        "Refused",
+        "The other side answered with a code that this version does not know.",
+        "Upgrade this side; the message carries the original code.",
+    ),
+    # --- cluster and address plan ------------------------------------------------------------------
+    "cluster_not_defined": Code(
+        "Refused",
+        "No cluster is defined on this log yet.",
+        "Define one first: `isthmus cluster define --cidr … --pods … --services …`.",
+    ),
+    "cluster_already_defined": Code(
+        "Refused",
+        "The cluster exists with another plan; a container CIDR never changes in place.",
+        "Append a further CIDR (`isthmus cluster append`), or define another cluster.",
+    ),
+    "cluster_has_live_nodes": Code(
+        "Refused",
+        "A cluster with live nodes cannot be deleted.",
+        "Remove the nodes that the message lists, then repeat.",
+    ),
+    "cidr_invalid": Code(
+        "Refused",
+        "The text is not an IPv4 network, or it has host bits set.",
+        "Write the network address, for example 10.3.0.0/16; the message shows the nearest valid one.",
+    ),
+    "cidr_not_private": Code(
+        "Refused",
+        "A container CIDR lies in a private range (9/8, 10/8, 172.16/12, 192.168/16).",
+        "Choose a network from one of these ranges.",
+    ),
+    "cidr_too_small": Code(
+        "Refused",
+        "The Service range leaves no room for a single node.",
+        "Take a larger CIDR, fewer pods per node or fewer Services; the message gives the smallest change.",
+    ),
+    "pods_out_of_range": Code(
+        "Refused",
+        "Pods per node is outside 4 … the size of the CIDR.",
+        "Choose a value inside the bounds that the message names.",
+    ),
+    "services_out_of_range": Code(
+        "Refused",
+        "Services is outside 32 … 32768.",
+        "Choose a value inside these bounds.",
+    ),
+    "cidr_conflict_with_vpc": Code(
+        "Refused",
+        "The container network overlaps a VPC CIDR.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_idc": Code(
+        "Refused",
+        "The container network overlaps a data-centre network.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_clb_subnet": Code(
+        "Refused",
+        "The container network overlaps the subnet of a CLB reservation.",
+        "Choose another subnet or another CIDR.",
+    ),
+    "cidr_conflict_with_route": Code(
+        "Refused",
+        "The container network overlaps a known route.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_other_cluster": Code(
+        "Refused",
+        "The container network overlaps another cluster's container network on the same bus.",
+        "Choose a CIDR that no other cluster uses; the message names the other cluster.",
+    ),
+    "cidr_conflict_with_own_cidr": Code(
+        "Refused",
+        "The CIDR overlaps a container CIDR that this cluster already has.",
+        "Append a disjoint CIDR.",
+    ),
+    "cidr_conflict_with_node": Code(
+        "Refused",
+        "A node's underlay address lies inside the container network.",
+        "Give the node an address outside the container network, or choose another CIDR.",
+    ),
+    # --- nodes -------------------------------------------------------------------------------------
+    "node_unknown": Code("Refused", "No live node has that name.", "List the nodes: `isthmus node list`."),
+    "node_name_invalid": Code(
+        "BadRequest",
+        "A node's name is a DNS-1123 subdomain of at most 253 characters.",
+        "Use lower-case letters, digits, '-' and '.'.",
+    ),
+    "node_fenced": Code(
+        "Refused",
+        "That uid was fenced: another machine has taken the name, or an operator removed it.",
+        "Join again with a new uid (reinstall), or under another name.",
+    ),
+    "underlay_address_in_use": Code(
+        "Refused",
+        "Another live node already uses that underlay address.",
+        "Remove the other node first, or correct the address.",
+    ),
+    "underlay_address_invalid": Code(
+        "BadRequest",
+        "The underlay address is not a usable IPv4 unicast address.",
+        "Give the address by which other nodes reach this one.",
+    ),
+    "static_range_refused": Code(
+        "Refused",
+        "Ranges are assigned cyclically and sequentially; a wish for a particular range is refused.",
+        "Join without a wish; the answer names the range.",
+    ),
+    "static_pod_ip_refused": Code(
+        "Refused",
+        "Static pod addresses do not exist in this network mode.",
+        "Let the node assign the pod's address; use a Service for a stable one.",
+    ),
+    "no_free_range": Code(
+        "Refused",
+        "Every range of the pool is allocated, draining or quarantined.",
+        "Append a CIDR, remove nodes, or wait until the moment that the message names.",
+    ),
+    # --- CLB -----------------------------------------------------------------------------------------
+    "clb_unknown": Code("Refused", "No CLB reservation has that name.", "List them: `isthmus clb list`."),
+    "clb_already_reserved": Code(
+        "Refused",
+        "A reservation of that name exists with another subnet or other purposes.",
+        "Release it first, or choose another name.",
+    ),
+    "clb_subnet_too_small": Code(
+        "Refused",
+        "Fewer than two addresses of the subnet are usable.",
+        "Choose a larger subnet or shorten the exclusion list; the message counts the addresses.",
+    ),
+    # --- the log and the bus ----------------------------------------------------------------------------
+    "bus_unreachable": Code(
+        "Unavailable",
+        "No NATS server answers at the given address.",
+        "Check the address (`--bus`, ISTHMUS_BUS), the server, the network and the credentials.",
+    ),
+    "log_missing": Code(
+        "Unavailable",
+        "The bus has no stream for that cluster.",
+        "Check `--cluster`; a controller creates the stream when it first starts.",
+    ),
+    "log_unavailable": Code(
+        "Unavailable",
+        "The stream did not answer in time (no quorum, or the server is starting).",
+        "Wait or check the JetStream servers; nothing was lost.",
+    ),
+    "no_controller": Code(
+        "Unavailable",
+        "No controller answers for that cluster.",
+        "Start one: `isthmus controller` or `isthmus up`.",
+    ),
+    "overloaded": Code(
+        "Overloaded",
+        "The controller's queue of commands is full.",
+        "Repeat after the time that the message names; repeating is safe.",
+    ),
+    "outcome_unknown": Code(
+        "OutcomeUnknown",
+        "The acknowledgement was lost; the command may have taken effect.",
+        "Repeat with the same command id: it has no second effect.",
+    ),
+    "wrong_last_sequence": Code(
+        "Refused",
+        "The log has grown since the state that the decision was made on.",
+        "Read up to the present and decide again (the controller does this by itself).",
+    ),
+    "event_too_large": Code(
+        "Refused",
+        "An event exceeds the largest message of the bus, or a batch 1,000 messages.",
+        "Split the request.",
+    ),
+    # --- integrity --------------------------------------------------------------------------------------
+    "chain_broken": Code(
+        "VerificationFailed",
+        "An event's hash does not follow from its predecessor and its content.",
+        "Treat the log as tampered or damaged from the named sequence on; restore from an archive.",
+    ),
+    "sequence_gap": Code(
+        "VerificationFailed",
+        "A sequence is missing; the log is gap-free by construction.",
+        "Treat the log as damaged at the named sequence; restore from an archive or a mirror.",
+    ),
+    "event_unknown": Code(
+        "VerificationFailed",
+        "An event's type or version is unknown to this program.",
+        "Upgrade this program; a projection stops rather than guess.",
+    ),
+    "event_malformed": Code(
+        "VerificationFailed",
+        "A stored event cannot be decoded.",
+        "Look at the named sequence with `isthmus replay log`; somebody wrote past the controller.",
+    ),
+    "invariant_violated": Code(
+        "VerificationFailed",
+        "The state contradicts an invariant of the design.",
+        "Report it with the named sequence; `isthmus replay bisect` shows the event that did it.",
+    ),
+    # --- local -------------------------------------------------------------------------------------------
+    "usage": Code("Usage", "The command line is wrong.", "See --help."),
+    "not_permitted": Code(
+        "Refused",
+        "The operating system denies a capability that this needs.",
+        "Run with the capability that the message names.",
+    ),
+    "prerequisite_missing": Code(
+        "Refused",
+        "A program or kernel feature that this needs is not installed.",
+        "Install it with the command that the message gives.",
+    ),
+    "internal": Code(
+        "Refused",
+        "The program met a state that it does not expect; this is a defect.",
+        "Report it with the log lines around it.",
+    ),
+}

@@ -1,0 +1,225 @@
+"""Every request that can be made of a controller, and the answer to it.
+
+A command is a JSON object sent as a NATS request to ``isthmus.<cluster>.command.<name>``, or to
+``isthmus.<cluster>.command.node.<node>.<name>`` for those that a node makes for itself. Headers
+carry who asks (``isthmus-actor``), the command's id (``isthmus-command-id``: a repeated id has no
+second effect), the schema version, ``isthmus-dry-run`` and the trace context.
+
+Unknown fields are refused: a misspelt wish must not be silently dropped.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+import msgspec
+
+from events.types import Network, NodeKind
+
+SCHEMA_VERSION = 1
+"""Version of this module's shapes; sent with each request and checked by the controller."""
+
+COMMAND_ID = "isthmus-command-id"
+ACTOR = "isthmus-actor"
+SCHEMA = "isthmus-schema"
+DRY_RUN = "isthmus-dry-run"
+
+PAYLOAD_LIMIT_BYTES = 512 * 1024
+"""Largest request body; well under the server's 1 MiB, so that it is refused with a reason."""
+
+
+class Override(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Consent to one kind of overlap: which check, and why. It becomes an event."""
+
+    code: str
+    reason: str
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all commands. ``name`` is the last token of the subject."""
+
+    name: ClassVar[str]
+    node_scoped: ClassVar[bool] = False
+    """Whether a node's own credentials may send it (for that node only)."""
+
+
+class DefineCluster(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Define the cluster: the container CIDR and how it is cut. The first command of a log.
+
+    ``pods_per_node`` and ``services`` are rounded up to powers of two.
+    """
+
+    name: ClassVar[str] = "define-cluster"
+    container_cidr: str
+    pods_per_node: int = 256
+    services: int = 256
+    networks: tuple[Network, ...] = ()
+    vni: int = 100
+    vxlan_port: int = 8472
+    quarantine_s: float = 60.0
+    unreachable_after_s: float = 30.0
+    remove_after_s: float = 0.0
+    overrides: tuple[Override, ...] = ()
+
+
+class DeleteCluster(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """End the cluster; refused while nodes live."""
+
+    name: ClassVar[str] = "delete-cluster"
+    reason: str = ""
+
+
+class AppendCidr(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Add a container CIDR at run time; ranges continue into it."""
+
+    name: ClassVar[str] = "append-cidr"
+    cidr: str
+    overrides: tuple[Override, ...] = ()
+
+
+class DeclareNetwork(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Make a routed network known, so that overlap checks see it."""
+
+    name: ClassVar[str] = "declare-network"
+    network: Network
+    overrides: tuple[Override, ...] = ()
+
+
+class WithdrawNetwork(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Forget a routed network."""
+
+    name: ClassVar[str] = "withdraw-network"
+    cidr: str
+
+
+class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node asks to become a member and for a range. Repeating it writes nothing.
+
+    ``range`` and ``pod_ip`` exist only to be refused with a clear answer.
+    """
+
+    name: ClassVar[str] = "join"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    kind: NodeKind
+    underlay: str
+    announced: str = ""
+    site: str = ""
+    range: str = ""
+    pod_ip: str = ""
+    overrides: tuple[Override, ...] = ()
+
+
+class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The node's address changed; range and epoch stay."""
+
+    name: ClassVar[str] = "change-underlay"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    underlay: str
+    announced: str = ""
+
+
+class LeaveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The node leaves on its own; its range drains."""
+
+    name: ClassVar[str] = "leave"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    reason: str = ""
+
+
+class RemoveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator removes a node that may or may not be alive."""
+
+    name: ClassVar[str] = "remove-node"
+    node: str
+    reason: str = ""
+
+
+class FenceNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator declares a node dead: it is removed, its uid barred, and nothing waits for it any more."""
+
+    name: ClassVar[str] = "fence-node"
+    node: str
+    reason: str = ""
+
+
+class ImportNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Many joins in one go, all or nothing (at most 400 per request, to fit one atomic batch)."""
+
+    name: ClassVar[str] = "import-nodes"
+    nodes: tuple[JoinNode, ...]
+
+
+class ReserveClb(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reserve two addresses of a subnet for a private CLB. Idempotent by name.
+
+    ``gateway`` defaults to the subnet's first address; ``exclude`` lists addresses in use;
+    ``purposes`` names what the two serve.
+    """
+
+    name: ClassVar[str] = "reserve-clb"
+    reservation: str
+    subnet: str
+    gateway: str = ""
+    exclude: tuple[str, ...] = ()
+    purposes: tuple[str, str] = ("apiserver", "public-services")
+    provider: str = "reserve-only"
+    overrides: tuple[Override, ...] = ()
+
+
+class ReleaseClb(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Give the two addresses back."""
+
+    name: ClassVar[str] = "release-clb"
+    reservation: str
+
+
+COMMANDS: tuple[type[Command], ...] = (
+    DefineCluster,
+    DeleteCluster,
+    AppendCidr,
+    DeclareNetwork,
+    WithdrawNetwork,
+    JoinNode,
+    ChangeUnderlay,
+    LeaveNode,
+    RemoveNode,
+    FenceNode,
+    ImportNodes,
+    ReserveClb,
+    ReleaseClb,
+)
+"""Every command that can be sent."""
+
+
+class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One event that a command caused (or, in a dry run, would cause; then ``sequence`` is provisional)."""
+
+    sequence: int
+    type: str
+    event: msgspec.Raw | dict[str, Any]
+
+
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer. On success ``code`` is empty.
+
+    ``sequence`` is the log's last sequence that the answer rests on. ``result`` is what the caller
+    asked for (for a join: the range; for a reservation: the addresses). ``duplicate`` says that
+    the command id was seen before and this is the first answer's effect again.
+    """
+
+    sequence: int = 0
+    events: tuple[WrittenEvent, ...] = ()
+    result: dict[str, Any] = {}
+    duplicate: bool = False
+    dry_run: bool = False
+    code: str = ""
+    message: str = ""
+    details: dict[str, Any] = {}
+    answered_at: datetime | None = None

@@ -1,0 +1,72 @@
+"""The port to the log: the only truth, append-only, gap-free, one total order per cluster.
+
+Implementations: :mod:`events.memory` (one process), :mod:`events.jetstream` (production), and the
+replay tool's archive file (reading only). ``tests/contract`` runs one suite against all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from events.chain import Head
+from events.codec import OutgoingMessage, StoredMessage
+
+BATCH_LIMIT = 1000
+"""Most messages of one atomic append (the server's limit on atomic batches, error 10199)."""
+
+
+class ReadBatch(NamedTuple):
+    """Consecutive messages, and how many more the log is known to hold behind them (0: caught up).
+
+    A following reader gets an empty batch with ``pending`` 0 when it first catches up with an
+    already known end, so that it knows that it is live.
+    """
+
+    messages: Sequence[StoredMessage]
+    pending: int
+
+
+class LogReader(Protocol):
+    """Reading from a position that the reader owns."""
+
+    @property
+    def cluster(self) -> str:
+        """The cluster whose log this is."""
+        ...
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[ReadBatch]:
+        """Yield everything after sequence ``after``, in order and without gaps.
+
+        Stops behind ``until`` (inclusive), or at the end of the log as it was when reading began;
+        with ``follow`` it goes on for ever instead, and survives reconnects. Closing the iterator
+        or cancelling the task releases everything.
+
+        Raises Unavailable when the log cannot be reached (never while following: it retries), and
+        VerificationFailed(sequence_gap) when the log itself has a hole.
+        """
+        ...
+
+    async def head(self) -> Head:
+        """The last sequence and its chain digest; the genesis head when empty. Raises Unavailable."""
+        ...
+
+
+class EventLog(LogReader, Protocol):
+    """Reading and writing. Only a controller writes."""
+
+    async def append(
+        self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
+    ) -> int:
+        """Store all messages directly behind sequence ``expected``, or none; return the last sequence.
+
+        At most :data:`BATCH_LIMIT` messages. Idempotent: when exactly these ids already stand
+        behind ``expected``, it returns as the first call did.
+
+        Raises Refused(wrong_last_sequence, details ``expected``/``actual``), Refused(event_too_large),
+        OutcomeUnknown when the acknowledgement did not come in time, and Unavailable when nothing
+        was sent.
+        """
+        ...

@@ -1,0 +1,113 @@
+"""Names ⇄ NATS subjects. The only place where a subject is spelt.
+
+Every subject of a cluster starts with ``isthmus.<cluster>.``:
+
+=====================================================  ==========================================
+``isthmus.C.events.<aggregate>.<id>.<verb>``           the log (stream ``ISTHMUS_C``)
+``isthmus.C.live.<aggregate>.<id>.<verb>``             the same, republished on plain subjects
+``isthmus.C.command.<name>``                           requests to a controller
+``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
+``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
+=====================================================  ==========================================
+
+Cluster names are DNS-1123 labels. Node names are DNS-1123 subdomains: a dot would split the
+subject, so ``.`` is written ``_`` (which DNS-1123 forbids, hence reversible). Ranges are written
+``10_3_7_0-26``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from events.errors import BadRequest
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def check_label(name: str, what: str) -> str:
+    """Return ``name`` if it is a DNS-1123 label (RFC 1123 §2.1, at most 63 characters).
+
+    Raises BadRequest(bad_request) otherwise.
+    """
+    if not _LABEL.fullmatch(name):
+        raise BadRequest(
+            "bad_request",
+            f"{what} {name!r} is not a DNS-1123 label: 1 to 63 of a-z, 0-9 and '-', no '-' at either end",
+            field=what,
+        )
+    return name
+
+
+def check_node_name(name: str) -> str:
+    """Return ``name`` if it is a DNS-1123 subdomain of at most 253 characters.
+
+    Raises BadRequest(node_name_invalid) otherwise.
+    """
+    if not 1 <= len(name) <= 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise BadRequest(
+            "node_name_invalid",
+            f"node name {name[:80]!r} is not a DNS-1123 subdomain: labels of a-z, 0-9 and '-' joined by '.', "
+            f"at most 253 characters",
+            node=name[:80],
+        )
+    return name
+
+
+def token(entity: str) -> str:
+    """One subject token for the name of a node, a range (CIDR), a reservation or a cluster."""
+    return entity.replace(".", "_").replace("/", "-")
+
+
+def node_from_token(value: str) -> str:
+    """The node name that :func:`token` encoded."""
+    return value.replace("_", ".")
+
+
+def range_from_token(value: str) -> str:
+    """The CIDR that :func:`token` encoded."""
+    return value.replace("_", ".").replace("-", "/")
+
+
+def stream(cluster: str) -> str:
+    """The name of the cluster's event stream."""
+    return f"ISTHMUS_{cluster}"
+
+
+def status_stream(cluster: str) -> str:
+    """The name of the cluster's status stream."""
+    return f"ISTHMUS_{cluster}_STATUS"
+
+
+def events_wildcard(cluster: str) -> str:
+    """Matches every event of the cluster."""
+    return f"isthmus.{cluster}.events.>"
+
+
+def live_wildcard(cluster: str) -> str:
+    """Matches every republished event of the cluster."""
+    return f"isthmus.{cluster}.live.>"
+
+
+def event(cluster: str, aggregate: str, entity: str, verb: str) -> str:
+    """The subject of one event, for example ``isthmus.prod.events.node.idc-7.joined``."""
+    return f"isthmus.{cluster}.events.{aggregate}.{token(entity)}.{verb}"
+
+
+def command(cluster: str, name: str) -> str:
+    """The subject of an operator's command."""
+    return f"isthmus.{cluster}.command.{name}"
+
+
+def node_command(cluster: str, node: str, name: str) -> str:
+    """The subject of a command that only the named node's credentials allow."""
+    return f"isthmus.{cluster}.command.node.{token(node)}.{name}"
+
+
+def status(cluster: str, node: str) -> str:
+    """Where the node's agent reports."""
+    return f"isthmus.{cluster}.status.{token(node)}"
+
+
+def status_wildcard(cluster: str) -> str:
+    """Matches every node's status."""
+    return f"isthmus.{cluster}.status.*"

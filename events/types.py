@@ -1,0 +1,337 @@
+"""Every event that can be written, as frozen structs named in the past tense.
+
+The body of a message is one of these as JSON; which one is said by the ``ce-type`` header
+(``<aggregate>.<verb>.v<version>``), so that a reader can decide about a type that it does not know
+before it decodes anything.
+
+Rules for change: a new field gets a default; a field never changes its type or meaning; anything
+else is a new version of the type and an upcaster in :mod:`events.codec`. Nothing is ever removed.
+
+Addresses and networks are text (``10.3.7.0/26``), so that a person can read the log; ``index`` is
+the position of a range in the pool, counted over all container CIDRs in the order of their
+definition, so that a fold need not parse an address. Moments are UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+NodeKind = Literal["cloud", "external"]
+"""Where a node runs: an attribute of the node, never of its range."""
+
+NetworkKind = Literal["vpc", "idc", "clb", "route"]
+"""What a network that must stay clear of the container network is."""
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A routed network beside the container network: a VPC CIDR, an IDC network, a CLB subnet, a route."""
+
+    cidr: str
+    kind: NetworkKind
+    name: str = ""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of all events. ``aggregate``, ``verb`` and ``entity`` make the subject."""
+
+    aggregate: ClassVar[str]
+    verb: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @property
+    def entity(self) -> str:
+        """The name of the thing that this happened to: a cluster, node, range (CIDR) or reservation."""
+        raise NotImplementedError
+
+    @classmethod
+    def type_name(cls) -> str:
+        """For example ``range.allocated.v1``."""
+        return f"{cls.aggregate}.{cls.verb}.v{cls.version}"
+
+
+# --- cluster -------------------------------------------------------------------------------------
+
+
+class _ClusterEvent(Event, frozen=True, kw_only=True, gc=False):
+    aggregate: ClassVar[str] = "cluster"
+    cluster: str
+
+    @property
+    def entity(self) -> str:
+        return self.cluster
+
+
+class ClusterDefined(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """The address plan and the overlay's constants; the first event of every log.
+
+    ``range_size`` and ``service_size`` are addresses (powers of two); ``max_pods_per_node`` and
+    ``max_services`` are what the operator asked for before rounding up. ``capacity`` is the number
+    of ranges.
+    """
+
+    verb: ClassVar[str] = "defined"
+    container_cidr: str
+    max_pods_per_node: int
+    max_services: int
+    range_size: int
+    service_size: int
+    service_cidr: str
+    capacity: int
+    networks: tuple[Network, ...] = ()
+    vni: int = 100
+    vxlan_port: int = 8472
+    quarantine_s: float = 60.0
+    unreachable_after_s: float = 30.0
+    remove_after_s: float = 0.0
+    """Seconds after which an unreachable node is removed by itself; 0 (the default) is never."""
+
+
+class ClusterDeleted(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """The cluster ended; its log stays readable and takes no further command."""
+
+    verb: ClassVar[str] = "deleted"
+    reason: str = ""
+
+
+class CidrAppended(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """A further container CIDR: ``capacity`` more ranges, from ``first_index`` on. It holds no Service range."""
+
+    verb: ClassVar[str] = "cidr-appended"
+    cidr: str
+    first_index: int
+    capacity: int
+
+
+class NetworkDeclared(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """A routed network was made known after the definition; overlap checks know it from here on."""
+
+    verb: ClassVar[str] = "network-declared"
+    network: Network
+
+
+class NetworkWithdrawn(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """A routed network is gone."""
+
+    verb: ClassVar[str] = "network-withdrawn"
+    cidr: str
+
+
+class ConflictOverridden(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """Somebody accepted an overlap: which check (``code``), both sides, and why. Who is in the envelope."""
+
+    verb: ClassVar[str] = "conflict-overridden"
+    code: str
+    ours: str
+    theirs: str
+    reason: str
+
+
+# --- node ----------------------------------------------------------------------------------------
+
+
+class _NodeEvent(Event, frozen=True, kw_only=True, gc=False):
+    aggregate: ClassVar[str] = "node"
+    node: str
+    uid: str
+
+    @property
+    def entity(self) -> str:
+        return self.node
+
+
+class NodeJoined(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """A node became a member. ``uid`` names the installation, ``node`` the role.
+
+    ``underlay`` is the address on the node's own link, ``announced`` the one by which its peers
+    reach it (they differ behind NAT). ``vtep_mac`` is derived from the uid.
+    """
+
+    verb: ClassVar[str] = "joined"
+    kind: NodeKind
+    underlay: str
+    announced: str
+    vtep_mac: str
+    site: str = ""
+
+
+class NodeUnderlayChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node is reached at another address; its range and epoch stay."""
+
+    verb: ClassVar[str] = "underlay-changed"
+    underlay: str
+    announced: str
+
+
+class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node is no member any more: it said so itself, or an operator removed it (the actor tells)."""
+
+    verb: ClassVar[str] = "left"
+    reason: str = ""
+
+
+class NodeUnreachable(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node's reports stopped. It stays a member: its packets may well be flowing."""
+
+    verb: ClassVar[str] = "unreachable"
+    last_seen: datetime | None = None
+
+
+class NodeRecovered(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """An unreachable node reports again."""
+
+    verb: ClassVar[str] = "recovered"
+
+
+class NodeFenced(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """This uid is out for good: a twin took the name (``by_uid``), or an operator or a timer decided."""
+
+    verb: ClassVar[str] = "fenced"
+    cause: Literal["rejoin", "operator", "unreachable"]
+    by_uid: str = ""
+    reason: str = ""
+
+
+# --- range ---------------------------------------------------------------------------------------
+
+
+class _RangeEvent(Event, frozen=True, kw_only=True, gc=False):
+    aggregate: ClassVar[str] = "range"
+    cidr: str
+    index: int
+
+    @property
+    def entity(self) -> str:
+        return self.cidr
+
+
+class RangeAllocated(_RangeEvent, frozen=True, kw_only=True, gc=False):
+    """A node was given the range. **The sequence of this event is the range's epoch.**
+
+    ``cursor_after`` is where the next search starts: it is data, so that it survives everything.
+    """
+
+    verb: ClassVar[str] = "allocated"
+    node: str
+    uid: str
+    cursor_after: int
+
+
+class RangeDraining(_RangeEvent, frozen=True, kw_only=True, gc=False):
+    """The range lost its owner; peers may still hold rows for it until each has applied this sequence."""
+
+    verb: ClassVar[str] = "draining"
+    node: str
+    uid: str
+    epoch: int
+
+
+class RangeQuarantined(_RangeEvent, frozen=True, kw_only=True, gc=False):
+    """Every live agent has applied the draining event; the range rests until ``until``.
+
+    ``watermark`` is the lowest applied sequence among the live agents: the evidence.
+    """
+
+    verb: ClassVar[str] = "quarantined"
+    epoch: int
+    watermark: int
+    until: datetime
+
+
+class RangeFreed(_RangeEvent, frozen=True, kw_only=True, gc=False):
+    """The range is back in the pool."""
+
+    verb: ClassVar[str] = "freed"
+    epoch: int
+
+
+class AllocationRefused(Event, frozen=True, kw_only=True, gc=False):
+    """A node asked for a range and got none: one event per node and cause until it changes.
+
+    The counts are ranges at the moment of the refusal; ``earliest_free`` is when quarantine next
+    returns one, if any is under way.
+    """
+
+    aggregate: ClassVar[str] = "allocation"
+    verb: ClassVar[str] = "refused"
+    node: str
+    uid: str
+    code: str
+    message: str
+    capacity: int = 0
+    allocated: int = 0
+    draining: int = 0
+    quarantined: int = 0
+    earliest_free: datetime | None = None
+
+    @property
+    def entity(self) -> str:
+        return self.node
+
+
+# --- CLB -----------------------------------------------------------------------------------------
+
+
+class ClbAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """One reserved address and what it serves, for example ``apiserver``."""
+
+    purpose: str
+    address: str
+
+
+class _ClbEvent(Event, frozen=True, kw_only=True, gc=False):
+    aggregate: ClassVar[str] = "clb"
+    name: str
+
+    @property
+    def entity(self) -> str:
+        return self.name
+
+
+class ClbReserved(_ClbEvent, frozen=True, kw_only=True, gc=False):
+    """Exactly two addresses of a subnet are set aside for a private load balancer.
+
+    ``excluded`` are the addresses that the operator said are in use; ``gateway`` is the subnet's
+    own router. ``provider`` says who realises the addresses.
+    """
+
+    verb: ClassVar[str] = "reserved"
+    subnet: str
+    addresses: tuple[ClbAddress, ClbAddress]
+    gateway: str = ""
+    excluded: tuple[str, ...] = ()
+    provider: str = "reserve-only"
+
+
+class ClbReleased(_ClbEvent, frozen=True, kw_only=True, gc=False):
+    """The two addresses are free again."""
+
+    verb: ClassVar[str] = "released"
+    subnet: str
+    addresses: tuple[ClbAddress, ClbAddress]
+
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    ClusterDefined,
+    ClusterDeleted,
+    CidrAppended,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    ConflictOverridden,
+    NodeJoined,
+    NodeUnderlayChanged,
+    NodeLeft,
+    NodeUnreachable,
+    NodeRecovered,
+    NodeFenced,
+    RangeAllocated,
+    RangeDraining,
+    RangeQuarantined,
+    RangeFreed,
+    AllocationRefused,
+    ClbReserved,
+    ClbReleased,
+)
+"""The whole set, in the order of the documentation."""
