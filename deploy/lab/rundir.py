@@ -1,0 +1,142 @@
+"""The lab's directory on disk: who is running, where its processes are, their logs.
+
+The directory is `isthmus-lab-<uid>/<name>` below the temporary directory, readable by its owner alone.
+A lock is held for as long as the lab's processes live, so a state file without a lock holder is what a
+crashed lab left behind: the kernel has removed its namespaces already, the files are removed here.
+It must never follow a directory that somebody else made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from events.errors import Refused, Usage
+from events.subjects import check_label
+
+
+class LabState(msgspec.Struct, frozen=True, kw_only=True):
+    """What another terminal needs to find its way into a running lab.
+
+    `main` and `init` are PIDs as the host sees them; `places` are PIDs inside the lab's PID namespace,
+    one per node, pod and the controller.
+    """
+
+    name: str
+    main: int
+    init: int = 0
+    user_namespace: bool = False
+    places: dict[str, int] = {}
+    environment: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one lab."""
+
+    path: Path
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path.with_suffix(".lock")
+
+    def log(self, process: str) -> Path:
+        return self.path / "logs" / f"{process}.log"
+
+    def node(self, name: str) -> Path:
+        return self.path / "nodes" / name
+
+    def read(self) -> LabState | None:
+        """The last state written, or None when there is none (or half of one after a crash)."""
+        try:
+            return msgspec.json.decode(self.state_file.read_bytes(), type=LabState)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def write(self, state: LabState) -> None:
+        staged = self.state_file.with_suffix(".new")
+        staged.write_bytes(msgspec.json.encode(state))
+        staged.replace(self.state_file)
+
+    def lock(self) -> int | None:
+        """Takes the lab's lock and returns its descriptor, or None when a lab holds it.
+
+        The descriptor is inherited by forked children, so the lock outlives the process that took it
+        for exactly as long as any of them lives.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def wait_until_free(self, seconds: float) -> bool:
+        """Waits until no process of the lab is left; False when the time is over first."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            descriptor = self.lock()
+            if descriptor is not None:
+                os.close(descriptor)
+                return True
+            time.sleep(0.02)
+        return False
+
+    def prepare(self) -> bool:
+        """Makes the directory anew; True when a crashed lab's remains were removed."""
+        remains = self.path.exists()
+        shutil.rmtree(self.path, ignore_errors=True)
+        for part in ("logs", "nodes", "controller"):
+            (self.path / part).mkdir(parents=True, mode=0o700)
+        return remains
+
+    def remove(self) -> None:
+        """Removes everything. The lock file goes too; its holder keeps the lock until it ends."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.lock_file.unlink(missing_ok=True)
+
+
+def for_lab(name: str) -> RunDirectory:
+    """The directory of the lab called `name`.
+
+    Raises BadRequest(bad_request) for a name that is no DNS label and Refused(not_permitted) when the
+    parent directory belongs to somebody else.
+    """
+    check_label(name, "lab name")
+    base = Path(tempfile.gettempdir()) / f"isthmus-lab-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise Refused(
+            "not_permitted",
+            f"{base} belongs to uid {found.st_uid} with mode {stat.filemode(found.st_mode)}; the lab needs "
+            f"it to be a directory of uid {os.getuid()} that nobody else can use: remove it, or set TMPDIR",
+        )
+    return RunDirectory(base / name)
+
+
+def running(name: str) -> LabState:
+    """The state of the running lab. Raises Usage(usage) when there is none."""
+    directory = for_lab(name)
+    descriptor = directory.lock()
+    if descriptor is not None:
+        os.close(descriptor)
+        directory.lock_file.unlink(missing_ok=True)
+        raise Usage("usage", f"no lab called {name!r} is running; start one: isthmus lab --keep", lab=name)
+    state = directory.read()
+    if state is None or not state.init:
+        raise Usage("usage", f"the lab {name!r} is still starting; try again in a moment", lab=name)
+    return state

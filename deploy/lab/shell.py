@@ -1,0 +1,93 @@
+"""Runs the system's programs (ip, bridge, nsenter, CNI plugins) and says plainly why one failed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from events.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Debian keeps ip, bridge and nft where an ordinary user's PATH does not look.
+SEARCH_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
+PACKAGE_OF = {
+    "ip": "iproute2",
+    "bridge": "iproute2",
+    "nft": "nftables",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "mount": "mount",
+}
+
+
+class CommandFailedError(RuntimeError):
+    """A program ended with another code than 0; the message holds the command line and what it said."""
+
+
+async def run(
+    arguments: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 15.0
+) -> str:
+    """Standard output of the command.
+
+    Raises CommandFailedError when it fails and TimeoutError when it takes longer than `timeout_s`.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PATH": SEARCH_PATH, **(env or {})},
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate(stdin.encode())
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    if process.returncode != 0:
+        said = (err.decode(errors="replace") + out.decode(errors="replace")).strip()
+        raise CommandFailedError(f"{' '.join(arguments)} ended with {process.returncode}: {said}")
+    return out.decode()
+
+
+async def run_json(arguments: Sequence[str]) -> Any:
+    """Standard output of the command, parsed as JSON; an empty output is an empty list."""
+    return json.loads(await run(arguments) or "[]")
+
+
+def find_cni_plugins(environment: Mapping[str, str]) -> str | None:
+    """The first directory that holds the CNI plugins that the lab uses, or None."""
+    given = environment.get("CNI_PATH", "")
+    for directory in (*given.split(":"), "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"):
+        if directory and all(os.access(f"{directory}/{plugin}", os.X_OK) for plugin in ("ptp", "host-local")):
+            return directory
+    return None
+
+
+def require_programs() -> str:
+    """The directory of the CNI plugins, once every program that the lab starts is found.
+
+    Raises Refused(prerequisite_missing) with the exact command that installs what is missing.
+    """
+    missing = [name for name in PACKAGE_OF if shutil.which(name, path=SEARCH_PATH) is None]
+    packages = {PACKAGE_OF[name] for name in missing}
+    plugins = find_cni_plugins(os.environ)
+    if plugins is None:
+        missing.append("the CNI plugins ptp and host-local")
+        packages.add("containernetworking-plugins")
+    if missing or plugins is None:
+        raise Refused(
+            "prerequisite_missing",
+            f"not found: {', '.join(missing)}. On Debian or Ubuntu type:  "
+            f"sudo apt-get install -y {' '.join(sorted(packages))}",
+            missing=missing,
+        )
+    return plugins

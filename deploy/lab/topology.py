@@ -1,0 +1,80 @@
+"""What the lab consists of: sites, nodes, addresses. Pure description; it must never touch the system.
+
+The addresses come from the private ranges (RFC 1918) and, for the management network, from the shared
+range of RFC 6598, so that nobody mistakes one network for another when reading the tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+CONTAINER_CIDR = IPv4Network("10.200.0.0/16")
+MAX_PODS_PER_NODE = 64
+MAX_SERVICES = 256
+MANAGEMENT = IPv4Network("100.64.0.0/24")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One side of the cluster: a subnet, its bridge, and the router's address in it."""
+
+    name: str
+    kind: str  # what a node here is called on the bus: cloud | external
+    subnet: IPv4Network
+
+    @property
+    def bridge(self) -> str:
+        return f"br-{self.name}"
+
+    @property
+    def gateway(self) -> IPv4Address:
+        return self.subnet[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine: its place in a site, its way to the bus, and the names of its pods."""
+
+    name: str
+    site: Site
+    underlay: IPv4Address
+    management: IPv4Address
+    pods: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.site.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The lab as a whole. `spare` joins later, to show which range a newcomer gets."""
+
+    sites: tuple[Site, ...]
+    nodes: tuple[Node, ...]
+    spare: Node
+    controller: IPv4Address
+
+    @property
+    def all_nodes(self) -> tuple[Node, ...]:
+        return (*self.nodes, self.spare)
+
+
+def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topology:
+    """A VPC with `cloud` nodes and an IDC with `external` ones, plus one spare cloud node."""
+    vpc = Site("vpc", "cloud", IPv4Network("172.16.0.0/24"))
+    idc = Site("idc", "external", IPv4Network("192.168.50.0/24"))
+    controller = MANAGEMENT[1]
+    next_management = 11
+
+    def node(site: Site, index: int) -> Node:
+        nonlocal next_management
+        name = f"{site.kind if site is vpc else site.name}-{index}"
+        pods = tuple(f"{name}-{letter}" for letter in "abcdefghijkl"[:pods_per_node])
+        made = Node(name, site, site.subnet[10 + index], MANAGEMENT[next_management], pods)
+        next_management += 1
+        return made
+
+    nodes = [node(vpc, i) for i in range(1, cloud + 1)] + [node(idc, i) for i in range(1, external + 1)]
+    return Topology((vpc, idc), tuple(nodes), node(vpc, cloud + 1), controller)
