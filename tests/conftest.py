@@ -1,0 +1,15 @@
+"""Settings for the whole suite. Fixtures live beside the tests that need them."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`
+# searches with new seeds and a larger budget (`make soak`).
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("ISTHMUS_HYPOTHESIS", "ci"))
