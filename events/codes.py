@@ -64,6 +64,11 @@ CODES: dict[str, Code] = {
         "The cluster exists with another plan; a container CIDR never changes in place.",
         "Append a further CIDR (`isthmus cluster append`), or define another cluster.",
     ),
+    "cluster_deleted": Code(
+        "Refused",
+        "The cluster was deleted; its log stays readable and takes no further command.",
+        "Define another cluster under another name.",
+    ),
     "cluster_has_live_nodes": Code(
         "Refused",
         "A cluster with live nodes cannot be deleted.",
@@ -129,6 +134,16 @@ CODES: dict[str, Code] = {
         "A node's underlay address lies inside the container network.",
         "Give the node an address outside the container network, or choose another CIDR.",
     ),
+    "network_unknown": Code(
+        "Refused",
+        "No network of that CIDR is declared.",
+        "List them: `isthmus cluster network list`.",
+    ),
+    "override_invalid": Code(
+        "BadRequest",
+        "The override names no check that can be overridden, or gives no reason.",
+        "Name one of the codes that the message lists and say why: --override CODE=REASON.",
+    ),
     # --- nodes -------------------------------------------------------------------------------------
     "node_unknown": Code("Refused", "No live node has that name.", "List the nodes: `isthmus node list`."),
     "node_name_invalid": Code(
@@ -141,10 +156,20 @@ CODES: dict[str, Code] = {
         "That uid was fenced: another machine has taken the name, or an operator removed it.",
         "Join again with a new uid (reinstall), or under another name.",
     ),
+    "uid_in_use": Code(
+        "Refused",
+        "A live node of another name has the same uid: a cloned machine, or a renamed one.",
+        "Give the clone a uid of its own, or remove the node of the old name first.",
+    ),
+    "node_attribute_fixed": Code(
+        "Refused",
+        "A member's kind (cloud or external) and site do not change while it is a member.",
+        "Let the node leave (`isthmus node remove`) and join again, or correct its configuration.",
+    ),
     "underlay_address_in_use": Code(
         "Refused",
-        "Another live node already uses that underlay address.",
-        "Remove the other node first, or correct the address.",
+        "Another live node, or a CLB reservation, already uses that underlay address.",
+        "Remove the other node or reservation first, or correct the address.",
     ),
     "underlay_address_invalid": Code(
         "BadRequest",
@@ -165,6 +190,21 @@ CODES: dict[str, Code] = {
         "Refused",
         "Every range of the pool is allocated, draining or quarantined.",
         "Append a CIDR, remove nodes, or wait until the moment that the message names.",
+    ),
+    "range_unknown": Code(
+        "Refused",
+        "The address or CIDR lies in no range of the pool.",
+        "`isthmus cluster show` lists the container CIDRs and their ranges' size.",
+    ),
+    "import_refused": Code(
+        "Refused",
+        "At least one line of a batch of nodes was refused, so nothing of the batch was written.",
+        "Correct the lines that the report names, then import the same file again: members are left as they are.",
+    ),
+    "import_unreadable": Code(
+        "BadRequest",
+        "The file is no CSV, JSON or kubectl node list that can be imported.",
+        "The message names the line and the accepted forms; `isthmus node import --help` shows them.",
     ),
     # --- CLB -----------------------------------------------------------------------------------------
     "clb_unknown": Code("Refused", "No CLB reservation has that name.", "List them: `isthmus clb list`."),

@@ -129,6 +129,20 @@ class ConflictOverridden(_ClusterEvent, frozen=True, kw_only=True, gc=False):
     reason: str
 
 
+class ConflictRefused(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """An operator's request met an overlap and was refused: one event per request and cause until it changes.
+
+    ``command`` is the name of the request that was refused.
+    """
+
+    verb: ClassVar[str] = "conflict-refused"
+    command: str
+    code: str
+    ours: str
+    theirs: str
+    message: str
+
+
 # --- node ----------------------------------------------------------------------------------------
 
 
@@ -313,6 +327,15 @@ class ClbReleased(_ClbEvent, frozen=True, kw_only=True, gc=False):
     addresses: tuple[ClbAddress, ClbAddress]
 
 
+class ClbRefused(_ClbEvent, frozen=True, kw_only=True, gc=False):
+    """A reservation was asked for and refused: one event per reservation and cause until it changes."""
+
+    verb: ClassVar[str] = "refused"
+    subnet: str
+    code: str
+    message: str
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     ClusterDefined,
     ClusterDeleted,
@@ -320,6 +343,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     NetworkDeclared,
     NetworkWithdrawn,
     ConflictOverridden,
+    ConflictRefused,
     NodeJoined,
     NodeUnderlayChanged,
     NodeLeft,
@@ -333,5 +357,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     AllocationRefused,
     ClbReserved,
     ClbReleased,
+    ClbRefused,
 )
 """The whole set, in the order of the documentation."""
