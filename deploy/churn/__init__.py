@@ -1,0 +1,1 @@
+"""Node churn recorded from real clouds, replayed through the real command path."""
