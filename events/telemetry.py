@@ -1,0 +1,293 @@
+"""Traces and metrics of every role: one object per role, passed in, never global.
+
+Several roles may live in one process (``isthmus up``, a test with three agents), so each gets a
+:class:`Telemetry` of its own with its own resource. OTLP export is switched on by OpenTelemetry's
+standard environment variables; with nothing configured and no sink given, spans cost next to nothing
+and only the incoming trace context is passed on.
+
+::
+
+    telemetry = Telemetry.start("agent", instance="idc-7", cluster="prod", sink=outbox)
+    with telemetry.span("apply", kind=SpanKind.INTERNAL, links=links_of(batch)) as span: ...
+    headers = telemetry.inject({})           # W3C traceparent, tracestate
+    text = telemetry.prometheus()            # /metrics
+    await telemetry.close()
+
+Context rules (OpenTelemetry messaging conventions): one message or one transaction continues its
+sender's trace; a batch that mixes traces starts its own and *links* to each; replayed history never
+continues an old trace, it links to it and says ``isthmus.replay=true``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.metrics import Meter, NoOpMeterProvider
+from opentelemetry.trace import Link, NoOpTracerProvider, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from events.errors import IsthmusError, Refused, Usage
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
+
+MESSAGING_SYSTEM = "nats"
+CLOSE_TIMEOUT_S = 2.0
+"""How long :meth:`Telemetry.close` may take to hand the last spans to a collector that may be gone."""
+
+_propagator = TraceContextTextMapPropagator()
+_EMPTY = otel_context.Context()
+
+
+def inject(headers: MutableMapping[str, str]) -> MutableMapping[str, str]:
+    """Write the current span's ``traceparent`` (and ``tracestate``) into ``headers``; return them."""
+    _propagator.inject(headers)
+    return headers
+
+
+def extract(headers: Mapping[str, str] | None) -> SpanContext | None:
+    """The span context that a message carries, or None when it carries none or a malformed one."""
+    if not headers or "traceparent" not in headers:
+        return None
+    found = trace.get_current_span(_propagator.extract(headers, context=_EMPTY)).get_span_context()
+    return found if found.is_valid else None
+
+
+def link(
+    headers: Mapping[str, str] | None, attributes: Mapping[str, AttributeValue] | None = None
+) -> Link | None:
+    """A link to the span that wrote a message, for spans that process several."""
+    context = extract(headers)
+    return None if context is None else Link(context, dict(attributes or {}))
+
+
+def mark_error(span: Span, error: BaseException) -> None:
+    """Set status and code: a refusal is an answer (its code is recorded), anything else is an error."""
+    code = error.code if isinstance(error, IsthmusError) else type(error).__name__
+    span.set_attribute("error.type", code)
+    if isinstance(error, IsthmusError):
+        span.set_attribute("isthmus.error.code", error.code)
+    if isinstance(error, Refused):
+        span.set_attribute("isthmus.refused", True)
+    span.set_status(Status(StatusCode.ERROR, f"{code}: {error}"[:400]))
+
+
+class Telemetry:
+    """The tracer, the meter and the ``/metrics`` text of one role; made by :meth:`start` or :meth:`off`."""
+
+    def __init__(
+        self,
+        role: str,
+        instance: str,
+        *,
+        tracers: TracerProvider | None = None,
+        meters: MeterProvider | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.role = role
+        self.instance = instance
+        self._tracers = tracers
+        self._meters = meters
+        self._registry = registry
+        name = f"isthmus.{role}"
+        self.tracer: trace.Tracer = (tracers or NoOpTracerProvider()).get_tracer(name)
+        self.meter: Meter = (meters or NoOpMeterProvider()).get_meter(name)
+
+    @property
+    def tracing(self) -> bool:
+        """Whether spans go anywhere; callers may skip work that only a recorded span needs."""
+        return self._tracers is not None
+
+    @classmethod
+    def off(cls, role: str = "none", instance: str = "") -> Telemetry:
+        """Neither spans nor metrics; the trace context of others is still passed on."""
+        return cls(role, instance)
+
+    @classmethod
+    def start(
+        cls,
+        role: str,
+        *,
+        instance: str,
+        cluster: str = "",
+        sink: SpanProcessor | None = None,
+        metrics: bool = False,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Telemetry:
+        """Read the standard variables and start what they ask for.
+
+        ``sink`` receives every finished span (the built-in store's outbox); ``metrics`` keeps a
+        registry for :meth:`prometheus`. ``OTEL_SDK_DISABLED=true`` turns all of it off.
+        Raises Usage(usage) for an unknown exporter or sampler, or when the OTLP extra is missing.
+        """
+        if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            return cls.off(role, instance)
+        spans_to = _exporter_choice("TRACES", environ)
+        metrics_to = _exporter_choice("METRICS", environ)
+        tracers = meters = registry = None
+        if sink is not None or spans_to != "none":
+            tracers = _tracer_provider(
+                role, _resource(role, instance, cluster, environ), sink, spans_to, environ
+            )
+        if metrics or metrics_to != "none":
+            meters, registry = _meter_provider(_resource(role, instance, cluster, environ), metrics, metrics_to)
+        return cls(role, instance, tracers=tracers, meters=meters, registry=registry)
+
+    @contextmanager
+    def span(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: SpanContext | None = None,
+        root: bool = False,
+        links: list[Link] | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> Iterator[Span]:
+        """A current span for the block. An exception sets its status and code, and goes on.
+
+        ``parent`` is a remote context; ``root`` starts a trace of its own whatever is current.
+        """
+        if parent is not None:
+            context = trace.set_span_in_context(trace.NonRecordingSpan(parent), _EMPTY)
+        else:
+            context = _EMPTY if root else otel_context.get_current()
+        with self.tracer.start_as_current_span(
+            name,
+            context=context,
+            kind=kind,
+            links=links,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except Exception as error:
+                mark_error(span, error)
+                raise
+
+    def prometheus(self) -> bytes:
+        """The metrics in Prometheus' text format (version 0.0.4); empty without a registry."""
+        if self._registry is None:
+            return b""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+    async def close(self) -> None:
+        """Hand over what is buffered, within :data:`CLOSE_TIMEOUT_S`, without blocking the event loop."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self) -> None:
+        """The same for programs without an event loop (the command line)."""
+        if self._tracers is not None:
+            self._tracers.force_flush(int(CLOSE_TIMEOUT_S * 1000))
+            self._tracers.shutdown()
+        if self._meters is not None:
+            self._meters.shutdown(CLOSE_TIMEOUT_S * 1000)
+
+
+def _exporter_choice(signal: str, environ: Mapping[str, str]) -> str:
+    """``otlp``, ``console`` or ``none``: the standard variable, or otlp when an endpoint is given."""
+    name = f"OTEL_{signal}_EXPORTER"
+    choice = environ.get(name, "").strip().lower()
+    if not choice:
+        endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+        configured = any(environ.get(endpoint) for endpoint in endpoints)
+        return "otlp" if configured else "none"
+    if choice not in {"otlp", "console", "none"}:
+        raise Usage("usage", f"{name}={choice} is not supported: otlp, console or none")
+    return choice
+
+
+def our_version() -> str:
+    """The installed release, for ``service.version``."""
+    try:
+        return version("isthmus")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _resource(role: str, instance: str, cluster: str, environ: Mapping[str, str]) -> Resource:
+    from opentelemetry.sdk.resources import Resource
+
+    attributes: dict[str, Any] = {
+        "service.name": environ.get("OTEL_SERVICE_NAME") or f"isthmus-{role}",
+        "service.namespace": "isthmus",
+        "service.instance.id": instance,
+        "service.version": our_version(),
+    }
+    if cluster:
+        attributes["isthmus.cluster"] = cluster
+    return Resource.create(attributes)
+
+
+def _otlp_missing(error: ModuleNotFoundError) -> Usage:
+    return Usage(
+        "usage", f"OTLP export needs {error.name!r}, which is not installed: pip install 'isthmus[otlp]'"
+    )
+
+
+def _tracer_provider(
+    role: str, resource: Resource, sink: SpanProcessor | None, export: str, environ: Mapping[str, str]
+) -> TracerProvider:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+
+    from events.telemetry_sampling import choose_sampler
+
+    provider = TracerProvider(sampler=choose_sampler(role, environ), resource=resource, shutdown_on_exit=False)
+    if sink is not None:
+        provider.add_span_processor(sink)
+    if export == "console":
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+    elif export == "otlp":
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        except ModuleNotFoundError as error:
+            raise _otlp_missing(error) from error
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _meter_provider(
+    resource: Resource, prometheus: bool, export: str
+) -> tuple[MeterProvider, CollectorRegistry | None]:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import (
+        ConsoleMetricExporter,
+        MetricReader,
+        PeriodicExportingMetricReader,
+    )
+
+    readers: list[MetricReader] = []
+    registry: CollectorRegistry | None = None
+    if prometheus:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import CollectorRegistry
+
+        registry = CollectorRegistry(auto_describe=False)
+        readers.append(PrometheusMetricReader(registry=registry, scope_info_enabled=False))
+    if export == "console":
+        readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
+    elif export == "otlp":
+        try:
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        except ModuleNotFoundError as error:
+            raise _otlp_missing(error) from error
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    return MeterProvider(readers, resource=resource, shutdown_on_exit=False), registry

@@ -1,0 +1,122 @@
+"""Logs of every role: one JSON object a line for machines, one plain line for a terminal.
+
+Each line carries the trace and span it was written under and, where one is being handled, the
+sequence of the event, so that a log line, a trace and the log of events can be joined.
+
+Fields: ``time`` (RFC 3339, UTC, microseconds), ``level``, ``logger``, ``message``, ``role``,
+``instance``; when known ``trace_id``, ``span_id``, ``sequence``; plus whatever the call passes in
+``extra={"isthmus": {...}}``; ``error`` holds the last line of an exception, ``stack`` its traceback
+(in JSON only).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import msgspec
+from opentelemetry import trace
+
+from events.errors import Usage
+
+_sequence: ContextVar[int] = ContextVar("isthmus_sequence", default=0)
+_FORMATS = ("json", "text")
+
+
+@contextmanager
+def at_sequence(sequence: int) -> Iterator[None]:
+    """Log lines written inside the block carry this event's sequence."""
+    token = _sequence.set(sequence)
+    try:
+        yield
+    finally:
+        _sequence.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    def __init__(self, role: str, instance: str) -> None:
+        super().__init__()
+        self._base = {"role": role, "instance": instance}
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **self._base,
+            **_correlation(),
+        }
+        extra = getattr(record, "isthmus", None)
+        if isinstance(extra, Mapping):
+            line.update({str(key): value for key, value in extra.items() if key not in line})
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line["error"] = f"{type(error).__name__}: {error}"
+            line["stack"] = self.formatException(record.exc_info)
+        return self._encode(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """``12:03:04.512 WARNING isthmus.bus  message  trace=… seq=…``; no traceback, only its last line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created).astimezone()
+        clock = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
+        parts = [f"{clock} {record.levelname:<7} {record.name}  {record.getMessage()}"]
+        if record.exc_info and record.exc_info[1] is not None:
+            parts.append(f"({type(record.exc_info[1]).__name__}: {record.exc_info[1]})")
+        found = _correlation()
+        if "trace_id" in found:
+            parts.append(f"trace={str(found['trace_id'])[:8]}")
+        if "sequence" in found:
+            parts.append(f"seq={found['sequence']}")
+        return "  ".join(parts)
+
+
+def _correlation() -> dict[str, str | int]:
+    found: dict[str, str | int] = {}
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        found["trace_id"] = f"{context.trace_id:032x}"
+        found["span_id"] = f"{context.span_id:016x}"
+    sequence = _sequence.get()
+    if sequence:
+        found["sequence"] = sequence
+    return found
+
+
+def configure_logging(
+    role: str,
+    *,
+    instance: str = "",
+    environ: Mapping[str, str] = os.environ,
+    stream: TextIO | None = None,
+) -> None:
+    """Send all logs of the process to ``stream`` (standard error) in one format.
+
+    ``ISTHMUS_LOG`` is ``json`` or ``text`` (default: text on a terminal, else JSON);
+    ``ISTHMUS_LOG_LEVEL`` one of debug, info, warning, error (default info). Raises Usage(usage)
+    for anything else. Calling it again replaces the earlier set-up.
+    """
+    target = stream or sys.stderr
+    form = environ.get("ISTHMUS_LOG", "").strip().lower() or ("text" if target.isatty() else "json")
+    if form not in _FORMATS:
+        raise Usage("usage", f"ISTHMUS_LOG={form} is unknown: json or text")
+    level = environ.get("ISTHMUS_LOG_LEVEL", "").strip().upper() or "INFO"
+    if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise Usage("usage", f"ISTHMUS_LOG_LEVEL={level.lower()} is unknown: debug, info, warning or error")
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(JsonFormatter(role, instance) if form == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for noisy in ("opentelemetry", "urllib3", "asyncio", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
