@@ -1,0 +1,138 @@
+"""A group of waiting commands, decided one after another on a fork of the state.
+
+No I/O and no waiting: in goes the state, out comes a plan of what to append and what to answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from controlplane.decide import decide
+from controlplane.evolve import evolve
+from controlplane.service.hooks import Observer
+from controlplane.service.requests import Request
+from controlplane.state import ClusterState
+from events.chain import Head
+from events.codec import Cause
+from events.commands import CommandReply
+from events.errors import IsthmusError, Refused
+from events.types import Event
+
+log = logging.getLogger("isthmus.controller")
+
+Answer = Callable[[CommandReply | IsthmusError], None]
+"""Receives the outcome of one command, exactly once; returns at once."""
+
+
+class Pending:
+    """One command on its way, and everybody who waits for its answer (the same id may ask again)."""
+
+    __slots__ = ("answers", "request", "trace")
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        self.request = request
+        self.answers = [answer]
+        self.trace = (request.traceparent, request.tracestate)
+
+
+class Decided(NamedTuple):
+    """One command's part of a plan. A refusal may come with events (a recorded refusal)."""
+
+    pending: Pending
+    cause: Cause
+    events: tuple[Event, ...]
+    result: dict[str, Any]
+    refusal: IsthmusError | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether its events are to be stored."""
+        return bool(self.events) and not self.pending.request.dry_run
+
+
+class Plan(NamedTuple):
+    """What to append behind ``base`` (``count`` events), and who was left out."""
+
+    base: Head
+    decided: list[Decided]
+    count: int
+    left: list[Pending]
+
+
+def plan_group(
+    state: ClusterState,
+    base: Head,
+    group: Sequence[Pending],
+    *,
+    time: datetime,
+    source: str,
+    messages_limit: int,
+    time_limit_s: float,
+    clock: Callable[[], float],
+    observer: Observer,
+) -> Plan:
+    """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
+
+    ``state`` (at ``base``) is not changed. At least one command is always decided.
+    """
+    fork = state.fork()
+    sequence, count = base.sequence, 0
+    started = clock()
+    decided: list[Decided] = []
+    for position, pending in enumerate(group):
+        before = clock()
+        if decided and before - started > time_limit_s:
+            return Plan(base, decided, count, list(group[position:]))
+        one = _decide(pending, fork, time, source)
+        if len(one.events) > messages_limit:
+            one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
+        if one.writes:
+            if count + len(one.events) > messages_limit:
+                return Plan(base, decided, count, list(group[position:]))
+            for event in one.events:
+                sequence += 1
+                evolve(fork, sequence, event)
+            count += len(one.events)
+        decided.append(one)
+        observer.decided(
+            pending.request,
+            waited_s=before - pending.request.received_s,
+            took_s=clock() - before,
+            events=len(one.events),
+        )
+    return Plan(base, decided, count, [])
+
+
+def _decide(pending: Pending, state: ClusterState, time: datetime, source: str) -> Decided:
+    request = pending.request
+    cause = Cause(
+        command_id=request.command_id,
+        actor=request.actor,
+        time=time,
+        source=source,
+        correlation_id=request.correlation_id,
+        causation_id=request.causation_id,
+        traceparent=pending.trace[0],
+        tracestate=pending.trace[1],
+    )
+    try:
+        decision = decide(state, request.command, time)
+    except IsthmusError as error:
+        return Decided(pending, cause, (), {}, error)
+    except Exception as error:  # a defect of the rules must not take the whole group down
+        log.exception("deciding %s failed", type(request.command).__name__)
+        defect = Refused("internal", f"deciding the command failed ({type(error).__name__}: {error})")
+        return Decided(pending, cause, (), {}, defect)
+    return Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
+
+
+def _too_many(count: int, limit: int) -> IsthmusError:
+    return Refused(
+        "event_too_large",
+        f"the command causes {count:,} events; one atomic append holds {limit:,}: split the request",
+        count=count,
+        limit=limit,
+    )

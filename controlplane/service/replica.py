@@ -1,0 +1,189 @@
+"""The cluster's state in this process, folded from the log with its hash chain verified.
+
+Every controller has one, leading or not. It moves forward in two ways: by messages read from the
+log, and by adopting what this controller itself has appended (so that the next decision need not
+wait for the bus to hand the own events back). The read loop later meets those events again and
+checks that the log stores what was sealed.
+
+It stops at the first message that it cannot trust or understand: a controller must not decide on
+a guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from controlplane.evolve import evolve
+from controlplane.service.hooks import Changes
+from controlplane.service.remembered import Remembered
+from controlplane.state import ClusterState
+from events.chain import Head, genesis, verify_link
+from events.codec import Recorded, StoredMessage, UnknownEvent, decode
+from events.errors import Unavailable, VerificationFailed
+from events.log import LogReader
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Replica:
+    """State and head of one log. Owned by one event loop; nothing here blocks it for long."""
+
+    def __init__(
+        self,
+        log: LogReader,
+        *,
+        changes: Changes | None = None,
+        remembered: Remembered | None = None,
+        state: ClusterState | None = None,
+        head: Head | None = None,
+    ) -> None:
+        """``state`` and ``head`` (of a snapshot) spare the fold of everything before them."""
+        self._log = log
+        self.changes = changes or Changes()
+        self.remembered = remembered or Remembered()
+        self.head = head or genesis(log.cluster)
+        self.state = state or ClusterState()
+        self.last_time = _EPOCH
+        self._read = self.head
+        self._sealed: deque[tuple[int, bytes]] = deque()
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._live = asyncio.Event()
+        if self.head.sequence:
+            self.remembered.start_after(self.head.sequence)
+
+    @property
+    def cluster(self) -> str:
+        return self._log.cluster
+
+    @property
+    def live(self) -> bool:
+        """Whether the fold has met the end of the log at least once."""
+        return self._live.is_set()
+
+    async def follow(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Fold the log for ever. ``on_progress(sequence, pending)`` is called after each batch.
+
+        Raises VerificationFailed: ``chain_broken``, ``sequence_gap``, ``event_unknown``,
+        ``event_malformed``. Runs until cancelled otherwise.
+        """
+        try:
+            async for batch in self._log.read(after=self._read.sequence, follow=True):
+                self.fold(batch.messages)
+                if batch.pending == 0:
+                    self._live.set()
+                    self._wake()
+                if on_progress is not None:
+                    on_progress(self._read.sequence, batch.pending)
+        except BaseException as error:
+            self._fail_waiters(error)
+            raise
+
+    def fold(self, messages: Sequence[StoredMessage]) -> None:
+        """Verify consecutive messages and apply those that are new here."""
+        fresh: list[Recorded] = []
+        state = self.state
+        try:
+            for message in messages:
+                self._read = verify_link(
+                    self._read, message.sequence, message.subject, message.headers, message.body
+                )
+                if message.sequence <= self.head.sequence:
+                    self._check_own(message.sequence)
+                    continue
+                recorded = decode(message)
+                if isinstance(recorded.event, UnknownEvent):
+                    raise VerificationFailed(
+                        "event_unknown",
+                        f"event {message.sequence} is of type {recorded.event.type!r}, which this controller does not "
+                        f"know: a newer release wrote it",
+                        sequence=message.sequence,
+                        type=recorded.event.type,
+                    )
+                evolve(state, message.sequence, recorded.event)
+                self.head = self._read
+                fresh.append(recorded)
+        finally:
+            self._announce(fresh)
+
+    def adopt(self, events: Sequence[Recorded], head: Head) -> None:
+        """Take over what this controller has appended, up to ``head``; what was already read is skipped."""
+        fresh = [recorded for recorded in events if recorded.sequence > self.head.sequence]
+        if not fresh:
+            return
+        for recorded in fresh:
+            evolve(self.state, recorded.sequence, recorded.event)
+        self.head = head
+        self._sealed.append((head.sequence, head.digest))
+        self._announce(fresh)
+
+    async def reached(self, sequence: int, *, timeout_s: float) -> None:
+        """Wait until everything up to ``sequence`` is folded. Raises Unavailable(log_unavailable) in time."""
+        if self.head.sequence >= sequence:
+            return
+        await self._wait(sequence, timeout_s, f"event {sequence} (this controller has {self.head.sequence})")
+
+    async def caught_up(self, *, timeout_s: float) -> None:
+        """Wait until the fold has met the end of the log, as the log itself states it now."""
+        head = await self._log.head()
+        await self.reached(head.sequence, timeout_s=timeout_s)
+        if not self.live:
+            await self._wait(-1, timeout_s, "the end of the log")
+
+    async def _wait(self, sequence: int, timeout_s: float, what: str) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (sequence, future)
+        self._waiters.append(entry)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            raise Unavailable(
+                "log_unavailable",
+                f"the log of cluster {self.cluster!r} did not deliver {what} within {timeout_s:g} s",
+                cluster=self.cluster,
+                sequence=self.head.sequence,
+            ) from None
+        finally:
+            if entry in self._waiters:
+                self._waiters.remove(entry)
+
+    def _check_own(self, sequence: int) -> None:
+        """The log must store what this controller sealed and was acknowledged for."""
+        while self._sealed and self._sealed[0][0] <= sequence:
+            at, digest = self._sealed.popleft()
+            if at == sequence and digest != self._read.digest:
+                raise VerificationFailed(
+                    "chain_broken",
+                    f"event {sequence}: the log stores {self._read.hex[:16]}…, this controller appended "
+                    f"{digest.hex()[:16]}…",
+                    sequence=sequence,
+                    computed=digest.hex(),
+                    stated=self._read.hex,
+                )
+
+    def _announce(self, events: list[Recorded]) -> None:
+        if not events:
+            return
+        self.last_time = max(self.last_time, events[-1].envelope.time)
+        self.remembered.learn(events)
+        self.changes.publish(events)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._waiters:
+            return
+        for sequence, future in self._waiters:
+            reached = self.live if sequence < 0 else self.head.sequence >= sequence
+            if reached and not future.done():
+                future.set_result(None)
+
+    def _fail_waiters(self, error: BaseException) -> None:
+        for _, future in self._waiters:
+            if not future.done():
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                else:
+                    future.cancel()
