@@ -8,6 +8,8 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.command.<name>``                           requests to a controller
 ``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
+``isthmus.C.spans.<node>``                             a node's finished spans, for the built-in store
+``isthmus.C.spans._<role>``                            the same from a role that is no node
 =====================================================  ==========================================
 
 Cluster names are DNS-1123 labels. Node names are DNS-1123 subdomains: a dot would split the
@@ -111,3 +113,13 @@ def status(cluster: str, node: str) -> str:
 def status_wildcard(cluster: str) -> str:
     """Matches every node's status."""
     return f"isthmus.{cluster}.status.*"
+
+
+def spans(cluster: str, node: str = "", *, role: str = "") -> str:
+    """Where finished spans are sent: a node's own subject, or a role's (``_cli``, which no node can be named)."""
+    return f"isthmus.{cluster}.spans.{token(node) if node else f'_{role}'}"
+
+
+def spans_wildcard(cluster: str) -> str:
+    """Matches everybody's finished spans."""
+    return f"isthmus.{cluster}.spans.*"
