@@ -234,6 +234,11 @@ CODES: dict[str, Code] = {
         "The stream did not answer in time (no quorum, or the server is starting).",
         "Wait or check the JetStream servers; nothing was lost.",
     ),
+    "log_settings_differ": Code(
+        "Refused",
+        "A stream of that name exists with other settings than the log needs.",
+        "Correct the settings that the message lists, or use another bus or cluster name.",
+    ),
     "no_controller": Code(
         "Unavailable",
         "No controller answers for that cluster.",
@@ -284,6 +289,89 @@ CODES: dict[str, Code] = {
         "VerificationFailed",
         "The state contradicts an invariant of the design.",
         "Report it with the named sequence; `isthmus replay bisect` shows the event that did it.",
+    ),
+    # --- credentials ------------------------------------------------------------------------------------
+    "credentials_missing": Code(
+        "Refused",
+        "A key or credentials file is not there or cannot be read.",
+        "Make it with `isthmus credentials …`, or point at the right folder or file.",
+    ),
+    "credentials_invalid": Code(
+        "Refused",
+        "A key, a JWT or a credentials file is damaged or of the wrong kind.",
+        "Fetch or make it anew; the message says what is wrong, never what was in it.",
+    ),
+    "credentials_exist": Code(
+        "Refused",
+        "Credentials are there already and would be replaced.",
+        "Use `isthmus credentials rotate` to replace them, or name another folder.",
+    ),
+    "credentials_revoked": Code(
+        "Refused",
+        "The credentials of that name were revoked.",
+        "If the machine is to come back, make new ones with `isthmus credentials node NAME --again`.",
+    ),
+    "token_invalid": Code(
+        "Refused",
+        "The join token is damaged, expired, or for another node or cluster.",
+        "Make a new one with `isthmus credentials token NODE`.",
+    ),
+    "token_used": Code(
+        "Refused",
+        "The join token was used before; each is good for one machine.",
+        "If that was not you, revoke the node at once; else make a new token.",
+    ),
+    # --- configuration ----------------------------------------------------------------------------------
+    "config_invalid": Code(
+        "Usage",
+        "The configuration is wrong; every fault is listed with its line.",
+        "Correct the listed lines and repeat `isthmus config check`.",
+    ),
+    "log_truncated": Code(
+        "VerificationFailed",
+        "The log ends before a sequence that is known to have existed.",
+        "Restore the missing end from an archive or a mirror; the message names the last sound sequence.",
+    ),
+    "checkpoint_mismatch": Code(
+        "VerificationFailed",
+        "A signed checkpoint does not agree with the log, or its signature is not of the given key.",
+        "Treat the log as rewritten somewhere at or before the named sequence.",
+    ),
+    "digest_mismatch": Code(
+        "VerificationFailed",
+        "Two states at the same sequence, which must be equal, are not.",
+        "Rebuild the read model; if the controller itself differs, report it with both digests.",
+    ),
+    # --- archives and questions about the past -----------------------------------------------------------
+    "archive_damaged": Code(
+        "VerificationFailed",
+        "An archive file is not what it states: cut short, altered, or unreadable at the named byte.",
+        "`isthmus replay verify --archive FILE` lists all damage; take another copy.",
+    ),
+    "archive_foreign": Code(
+        "Refused",
+        "The file is no archive of a format that this program reads, or cannot be opened.",
+        "Check the path; `isthmus replay export` makes archives.",
+    ),
+    "archive_exists": Code(
+        "Refused",
+        "The file to be written exists already.",
+        "Choose another name; an archive is continued with `--continue`.",
+    ),
+    "archive_mismatch": Code(
+        "Refused",
+        "Two logs or archives that should join do not: another cluster, or another history.",
+        "Give the files of one log; the message names both ends.",
+    ),
+    "stream_not_empty": Code(
+        "Refused",
+        "An import goes into an empty stream only.",
+        "Import under another cluster name's bus, or into a fresh server.",
+    ),
+    "not_in_history": Code(
+        "Refused",
+        "The log holds no such sequence, time or thing.",
+        "The message says what the log does hold.",
     ),
     # --- local -------------------------------------------------------------------------------------------
     "usage": Code("Usage", "The command line is wrong.", "See --help."),

@@ -65,6 +65,9 @@ class EventLog(LogReader, Protocol):
         At most :data:`BATCH_LIMIT` messages. Idempotent: when exactly these ids already stand
         behind ``expected``, it returns as the first call did.
 
+        An empty append stores nothing and checks ``expected``. Ids that were stored further up not
+        long ago are refused too, with ``repeated`` in the details: their command has happened.
+
         Raises Refused(wrong_last_sequence, details ``expected``/``actual``), Refused(event_too_large),
         OutcomeUnknown when the acknowledgement did not come in time, and Unavailable when nothing
         was sent.

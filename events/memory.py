@@ -25,6 +25,7 @@ class MemoryLog:
         self._clock_ns = clock_ns
         self._batch_size = batch_size
         self._messages: list[StoredMessage] = []
+        self._ids: set[str] = set()
         self._grown = asyncio.Condition()
 
     @property
@@ -62,7 +63,16 @@ class MemoryLog:
                 expected=expected,
                 actual=actual,
             )
+        if any(message.id in self._ids for message in messages):
+            raise Refused(
+                "wrong_last_sequence",
+                f"events with these ids are already stored at or before sequence {expected}",
+                expected=expected,
+                actual=actual,
+                repeated=True,
+            )
         now = self._clock_ns()
+        self._ids.update(message.id for message in messages)
         self._messages.extend(
             StoredMessage(expected + i, m.subject, m.headers, m.body, now) for i, m in enumerate(messages, 1)
         )

@@ -1,0 +1,116 @@
+"""The log in a NATS JetStream stream: one stream per cluster, the only truth (production).
+
+The parts: :mod:`events.jetstream_stream` (settings), :mod:`events.jetstream_append`,
+:mod:`events.jetstream_read`, :mod:`events.jetstream_api` (requests and error codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from nats.aio.client import Client
+
+from events import subjects
+from events.chain import CHAIN_HEADER, Head, genesis
+from events.codec import OutgoingMessage
+from events.errors import VerificationFailed
+from events.jetstream_api import DEFAULT_PREFIX
+from events.jetstream_append import append
+from events.jetstream_read import PullReader, patient_head
+from events.jetstream_stream import ensure_stream, event_stream_settings, status_stream_settings
+from events.log import ReadBatch
+
+
+class JetStreamLog:
+    """An EventLog over an open connection, which it does not own.
+
+    ``prefix`` is the JetStream API's subject prefix: another one reaches another domain
+    (``$JS.hub.API``) or an imported API. ``patience_s`` bounds how long a read that does not follow
+    waits for a log that cannot be reached.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        batch_size: int = 1000,
+        patience_s: float = 10.0,
+    ) -> None:
+        self._client = client
+        self._cluster = subjects.check_label(cluster, "cluster")
+        self._prefix = prefix
+        self._patience_s = patience_s
+        self._reader = PullReader(client, prefix, cluster, batch_size=batch_size, patience_s=patience_s)
+
+    @classmethod
+    async def open(
+        cls,
+        client: Client,
+        cluster: str,
+        *,
+        create: bool = False,
+        replicas: int | None = None,
+        prefix: str = DEFAULT_PREFIX,
+        batch_size: int = 1000,
+        patience_s: float = 10.0,
+    ) -> Self:
+        """Open the cluster's log.
+
+        With ``create`` (controllers) the event and the status stream are made when missing and
+        their settings checked otherwise; ``replicas`` is 1 or 3 (None: as it is, 1 when new).
+        Without it (readers) the log only has to exist.
+
+        Raises Refused(log_settings_differ), Unavailable(log_missing, log_unavailable or
+        bus_unreachable), BadRequest for a cluster name that is no DNS-1123 label.
+        """
+        self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s)
+        if create:
+            for settings in (event_stream_settings(cluster), status_stream_settings(cluster)):
+                await ensure_stream(client, settings, replicas=replicas, prefix=prefix)
+        else:
+            await self.head()
+        return self
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    @property
+    def client(self) -> Client:
+        """The connection that the log uses."""
+        return self._client
+
+    async def head(self) -> Head:
+        found = await patient_head(
+            self._client,
+            self._prefix,
+            subjects.stream(self._cluster),
+            subjects.events_wildcard(self._cluster),
+            patience_s=self._patience_s,
+        )
+        if found is None:
+            return genesis(self._cluster)
+        sequence, headers = found
+        try:
+            return Head(sequence, bytes.fromhex(headers[CHAIN_HEADER]))
+        except (KeyError, ValueError):
+            raise VerificationFailed(
+                "chain_broken",
+                f"event {sequence} carries no chain digest: somebody wrote past the controller",
+                sequence=sequence,
+            ) from None
+
+    async def append(
+        self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
+    ) -> int:
+        return await append(
+            self._client, self._prefix, self._cluster, messages, expected=expected, timeout_s=timeout_s
+        )
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[ReadBatch]:
+        return self._reader.read(after, until, follow=follow)

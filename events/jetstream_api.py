@@ -1,0 +1,139 @@
+"""JetStream's own API as JSON requests, and the shape of its errors.
+
+nats-py's typed calls drop settings that they do not know and map errors by HTTP status; both
+matter here, so that requests are made as they are specified (ADR-1, errors.json of the server).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from events.errors import Unavailable
+
+DEFAULT_PREFIX = "$JS.API"
+
+# err_code of nats-server's server/errors.json
+STREAM_NOT_FOUND = 10059
+NO_MESSAGE = 10037
+WRONG_LAST_SEQUENCE = 10071
+WRONG_LAST_SEQUENCE_IN_FLIGHT = 10164
+DUPLICATE_IN_BATCH = 10201
+PAYLOAD_TOO_LARGE = 10054
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class ApiError(Exception):
+    """An answer with an error in it; never leaves this package."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed in a moment (no leader, no quorum, too busy)."""
+        return self.code in {503, 429, 408} or self.err_code in {10005, 10074, 10158, 10175, 10176}
+
+
+def error_in(answer: Mapping[str, Any]) -> ApiError | None:
+    """The error that an answer carries, if any."""
+    error = answer.get("error")
+    if error is None:
+        return None
+    return ApiError(int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+
+
+async def call(
+    client: Client, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
+) -> dict[str, Any]:
+    """One request. Raises ApiError, and Unavailable(log_unavailable) without an answer."""
+    if not client.is_connected:
+        raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
+    try:
+        message = await client.request(subject, _encode(body) if body else b"", timeout=timeout_s)
+    except NoRespondersError:
+        raise Unavailable(
+            "log_unavailable", f"nobody answers {subject}: JetStream is off, has no leader, or is not permitted"
+        ) from None
+    except (NatsTimeoutError, TimeoutError):
+        raise Unavailable(
+            "log_unavailable",
+            f"no answer to {subject} within {timeout_s:g} s: no quorum, an overloaded server, or no permission",
+        ) from None
+    except NatsError as error:
+        raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
+    answer: dict[str, Any] = _decode(message.data)
+    refusal = error_in(answer)
+    if refusal is not None:
+        raise refusal
+    return answer
+
+
+def parse_headers(raw: bytes) -> dict[str, str]:
+    """A NATS header block (``NATS/1.0`` and lines) as a dictionary; the first of a repeated name wins."""
+    headers: dict[str, str] = {}
+    for line in raw.decode("utf-8", "replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name, value.strip())
+    return headers
+
+
+async def last_message(
+    client: Client, prefix: str, stream: str, subject: str, *, timeout_s: float
+) -> tuple[int, dict[str, str]] | None:
+    """Sequence and headers of the last message on ``subject``, asked of the stream's leader; None if none.
+
+    Raises ApiError and Unavailable as :func:`call` does.
+    """
+    return await _message(client, prefix, stream, {"last_by_subj": subject}, timeout_s)
+
+
+async def message_at(
+    client: Client, prefix: str, stream: str, sequence: int, *, timeout_s: float
+) -> tuple[int, dict[str, str]] | None:
+    """The same for the message at ``sequence``."""
+    return await _message(client, prefix, stream, {"seq": sequence}, timeout_s)
+
+
+async def _message(
+    client: Client, prefix: str, stream: str, which: Mapping[str, Any], timeout_s: float
+) -> tuple[int, dict[str, str]] | None:
+    try:
+        answer = await call(client, f"{prefix}.STREAM.MSG.GET.{stream}", which, timeout_s=timeout_s)
+    except ApiError as error:
+        if error.err_code == NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    return int(message["seq"]), parse_headers(base64.b64decode(message.get("hdrs", "")))
+
+
+async def pauses(deadline: float, *, first_s: float = 0.02, longest_s: float = 1.0) -> AsyncIterator[float]:
+    """Seconds left at each try: the first at once, the next after growing, jittered pauses.
+
+    Ends at ``deadline`` (the loop's clock).
+    """
+    loop = asyncio.get_running_loop()
+    pause_s = first_s
+    while True:
+        left_s = deadline - loop.time()
+        if left_s <= 0:
+            return
+        yield left_s
+        await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), max(0.0, deadline - loop.time())))  # noqa: S311
+        pause_s = min(longest_s, pause_s * 2)

@@ -1,0 +1,226 @@
+"""Appending to the event stream: all or nothing, behind an expected sequence, safe to repeat.
+
+One event is published plainly; several go as one atomic batch (ADR-50), which costs one disk sync.
+The first message carries ``Nats-Expected-Last-Sequence``. ``Nats-Expected-Last-Msg-Id`` must never
+be sent: on three replicas a mismatch wedges the stream for good (nats-server 2.15.1).
+
+The answers to a repeated append differ between one replica (10071: the condition is judged before
+the id) and three (``duplicate``), and for batches (10201). All three lead to the same question,
+asked of the log itself: do exactly these ids stand behind the expected sequence?
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from events import subjects
+from events.codec import OutgoingMessage
+from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
+from events.jetstream_api import (
+    DUPLICATE_IN_BATCH,
+    PAYLOAD_TOO_LARGE,
+    WRONG_LAST_SEQUENCE,
+    WRONG_LAST_SEQUENCE_IN_FLIGHT,
+    ApiError,
+    error_in,
+    last_message,
+    message_at,
+    pauses,
+)
+from events.log import BATCH_LIMIT
+
+_EXPECTED = "Nats-Expected-Last-Sequence"
+_HEADER_ROOM_BYTES = 256
+"""For the protocol line and the headers that an append adds."""
+_TRY_S = 2.0
+"""How long one try waits for its acknowledgement; an election of a new leader takes a few of them."""
+
+_REPEATED_MAX = 4
+"""Answers "known id" with a free place after which the ids count as stored elsewhere."""
+
+_decode = msgspec.json.Decoder().decode
+
+
+async def append(
+    client: Client,
+    prefix: str,
+    cluster: str,
+    messages: Sequence[OutgoingMessage],
+    *,
+    expected: int,
+    timeout_s: float,
+) -> int:
+    """See :meth:`events.log.EventLog.append`."""
+    check_sizes(messages, client.max_payload)
+    asker = _Append(client, prefix, cluster, messages, expected)
+    return await asker.run(timeout_s)
+
+
+def check_sizes(messages: Sequence[OutgoingMessage], max_payload_bytes: int) -> None:
+    """Raise Refused(event_too_large) for what the server would refuse, or would break the connection over."""
+    if len(messages) > BATCH_LIMIT:
+        raise Refused(
+            "event_too_large",
+            f"{len(messages)} events in one append; at most {BATCH_LIMIT}",
+            count=len(messages),
+            limit=BATCH_LIMIT,
+        )
+    for message in messages:
+        size = len(message.body) + _HEADER_ROOM_BYTES
+        if size + 2048 > max_payload_bytes:  # count headers only when it could matter
+            size += sum(len(name) + len(value) + 4 for name, value in message.headers.items())
+        if size > max_payload_bytes:
+            raise Refused(
+                "event_too_large",
+                f"event {message.headers.get('ce-type', '?')} takes {size} bytes; "
+                f"the bus carries at most {max_payload_bytes}",
+                size=size,
+                limit=max_payload_bytes,
+            )
+
+
+class _Append:
+    """One append over all its tries."""
+
+    def __init__(
+        self, client: Client, prefix: str, cluster: str, messages: Sequence[OutgoingMessage], expected: int
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._stream = subjects.stream(cluster)
+        self._wildcard = subjects.events_wildcard(cluster)
+        self._messages = messages
+        self._expected = expected
+        self._end = expected + len(messages)
+        self._maybe_stored = False
+        self._repeated = 0
+
+    async def run(self, timeout_s: float) -> int:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        last: IsthmusError | None = None
+        async for left_s in pauses(deadline):
+            try:
+                if await self._try(min(_TRY_S, left_s)):
+                    return self._end
+            except (NatsTimeoutError, TimeoutError):
+                self._maybe_stored = True
+                last = None
+            except NoRespondersError:
+                last = self._unavailable("nobody takes messages for it (no leader, or the server is starting)")
+            except ApiError as error:
+                if error.err_code == PAYLOAD_TOO_LARGE:
+                    raise Refused("event_too_large", f"the server refuses the size: {error}") from error
+                if not error.passing:
+                    raise self._unavailable(str(error)) from error
+                last = self._unavailable(str(error))
+            except Unavailable as error:
+                last = error
+            except NatsError as error:
+                last = Unavailable("bus_unreachable", f"the bus connection failed: {error}")
+        if self._maybe_stored or last is None:
+            raise OutcomeUnknown(
+                "outcome_unknown",
+                f"stream {self._stream} did not acknowledge {len(self._messages)} event(s) behind sequence "
+                f"{self._expected} within {timeout_s:g} s: they may be stored",
+                expected=self._expected,
+                count=len(self._messages),
+            )
+        raise last
+
+    async def _try(self, timeout_s: float) -> bool:
+        """Send once; True when stored as asked, False when another try may help."""
+        if not self._client.is_connected:
+            # nats-py would keep the message and send it at some later time, unasked.
+            raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
+        if not self._messages:
+            return await self._settle(timeout_s)
+        answer = await (self._batch(timeout_s) if len(self._messages) > 1 else self._single(timeout_s))
+        error = error_in(answer)
+        if error is None and not answer.get("duplicate"):
+            if int(answer["seq"]) != self._end:
+                raise Refused(
+                    "internal",
+                    f"stream {self._stream} stored up to {answer['seq']} where {self._end} was asked for",
+                )
+            return True
+        if error is None or error.err_code == DUPLICATE_IN_BATCH:
+            return await self._settle(timeout_s, repeated=True)
+        if error.err_code in {WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_IN_FLIGHT}:
+            return await self._settle(timeout_s)
+        raise error
+
+    async def _settle(self, timeout_s: float, *, repeated: bool = False) -> bool:
+        """Ask the log: are we in it (True), is the place still free (False), or is it taken (raises)?
+
+        ``repeated`` says that the server knows an id of ours already.
+        """
+        head = await last_message(self._client, self._prefix, self._stream, self._wildcard, timeout_s=timeout_s)
+        actual = head[0] if head is not None else 0
+        if actual == self._expected:
+            # The place is free: nothing was to be stored, or something in flight has yet to land or
+            # came to nothing. An id that the server keeps calling known stands further up.
+            self._repeated += repeated
+            if self._repeated < _REPEATED_MAX:
+                return not self._messages
+            raise Refused(
+                "wrong_last_sequence",
+                f"events with these ids are already stored at or before sequence {self._expected}",
+                expected=self._expected,
+                actual=actual,
+                repeated=True,
+            )
+        if actual >= self._end and self._messages and await self._stands(timeout_s):
+            return True
+        raise Refused(
+            "wrong_last_sequence",
+            f"the decision was made on sequence {self._expected}, the log is at {actual}",
+            expected=self._expected,
+            actual=actual,
+        )
+
+    async def _stands(self, timeout_s: float) -> bool:
+        """Whether our first and our last id stand at their places; a batch is stored whole or not at all."""
+        places = {self._expected + 1: self._messages[0].id, self._end: self._messages[-1].id}
+        for sequence, wanted in places.items():
+            found = await message_at(self._client, self._prefix, self._stream, sequence, timeout_s=timeout_s)
+            if found is None or found[1].get("ce-id") != wanted:
+                return False
+        return True
+
+    async def _single(self, timeout_s: float) -> dict[str, Any]:
+        message = self._messages[0]
+        headers = {**message.headers, _EXPECTED: str(self._expected)}
+        reply = await self._client.request(message.subject, message.body, timeout=timeout_s, headers=headers)
+        answer: dict[str, Any] = _decode(reply.data)
+        return answer
+
+    async def _batch(self, timeout_s: float) -> dict[str, Any]:
+        batch, last = uuid4().hex, len(self._messages)
+        for index, message in enumerate(self._messages, 1):
+            headers = {**message.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index)}
+            if index == 1:
+                headers[_EXPECTED] = str(self._expected)
+            if index == last:
+                headers["Nats-Batch-Commit"] = "1"
+            if index not in {1, last}:
+                await self._client.publish(message.subject, message.body, headers=headers)
+                continue
+            reply = await self._client.request(
+                message.subject, message.body, timeout=timeout_s, headers=headers
+            )
+            if index == last or reply.data:  # an empty answer to the first means: go on
+                answer: dict[str, Any] = _decode(reply.data)
+                return answer
+        raise AssertionError("a batch has a last message")
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable("log_unavailable", f"stream {self._stream}: {why}", stream=self._stream)

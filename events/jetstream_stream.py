@@ -1,0 +1,156 @@
+"""The settings of a cluster's streams: made when missing, checked when present, never changed silently.
+
+A stream with other settings than these is refused: one that may delete, purge or age its messages
+is not a log, and one without atomic batches would show half decisions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from nats.aio.client import Client
+
+from events import subjects
+from events.errors import IsthmusError, Refused, Unavailable
+from events.jetstream_api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses
+
+DUPLICATE_WINDOW_S = 120
+"""How long the server recognises a repeated event id. Correctness does not rest on it (the expected
+sequence and a look into the log do); it only makes the common repetition cheap."""
+
+
+def event_stream_settings(cluster: str) -> dict[str, Any]:
+    """The event stream's settings, without the number of replicas (design, section 3)."""
+    return {
+        "name": subjects.stream(cluster),
+        "subjects": [subjects.events_wildcard(cluster)],
+        "description": f"Isthmus: the events of cluster {cluster}. The only truth; never delete.",
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
+        "compression": "s2",
+        "duplicate_window": DUPLICATE_WINDOW_S * 1_000_000_000,
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_rollup_hdrs": False,
+        "allow_direct": True,
+        "allow_atomic": True,
+        "republish": {"src": subjects.events_wildcard(cluster), "dest": subjects.live_wildcard(cluster)},
+    }
+
+
+def mirror_settings(cluster: str, *, hub_domain: str) -> dict[str, Any]:
+    """A site's mirror of the event stream: the same name and sequences, in the site's own JetStream domain."""
+    return {
+        "name": subjects.stream(cluster),
+        "description": f"Isthmus: mirror of the events of cluster {cluster}, kept at this site.",
+        "retention": "limits",
+        "storage": "file",
+        "compression": "s2",
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_direct": True,
+        "mirror": {
+            "name": subjects.stream(cluster),
+            "external": {"api": f"$JS.{hub_domain}.API", "deliver": ""},
+        },
+    }
+
+
+def status_stream_settings(cluster: str) -> dict[str, Any]:
+    """The last status per node, in memory: an observation that every agent soon repeats needs no disk."""
+    return {
+        "name": subjects.status_stream(cluster),
+        "subjects": [subjects.status_wildcard(cluster)],
+        "description": f"Isthmus: the last status of each node of cluster {cluster}.",
+        "retention": "limits",
+        "storage": "memory",
+        "discard": "old",
+        "max_msgs_per_subject": 1,
+        "max_age": 24 * 3600 * 1_000_000_000,
+        "allow_direct": True,
+    }
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """``name: found X, needed Y`` for each setting that differs; the description may.
+
+    The server omits settings that have their zero value.
+    """
+    zero: dict[type, Any] = {bool: False, int: 0, str: "", list: [], dict: {}}
+    result = []
+    for name, value in wanted.items():
+        if name == "description":
+            continue
+        actual = found.get(name, zero[type(value)])
+        if isinstance(value, dict) and isinstance(actual, dict):
+            actual = {key: actual.get(key, zero[type(part)]) for key, part in value.items()}
+        if name.startswith("max_") and {value, actual} <= {0, -1}:
+            continue  # both mean "no limit"
+        if actual != value:
+            result.append(f"{name}: found {actual!r}, needed {value!r}")
+    return result
+
+
+async def ensure_stream(
+    client: Client,
+    settings: Mapping[str, Any],
+    *,
+    replicas: int | None = None,
+    prefix: str = DEFAULT_PREFIX,
+    timeout_s: float = 15.0,
+) -> dict[str, Any]:
+    """Make the stream if it is missing, else check its settings; return what the server says of it.
+
+    ``replicas`` None takes whatever an existing stream has, and 1 for a new one. Waits for a
+    leader within ``timeout_s``. Raises Refused(log_settings_differ) when an existing stream differs,
+    and Unavailable(log_unavailable or bus_unreachable).
+    """
+    name = settings["name"]
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    last: IsthmusError | None = None
+    async for left_s in pauses(deadline):
+        try:
+            try:
+                info = await call(client, f"{prefix}.STREAM.INFO.{name}", timeout_s=min(2.0, left_s))
+            except ApiError as error:
+                if error.err_code != STREAM_NOT_FOUND:
+                    raise
+                body = {**settings, "num_replicas": replicas or 1}
+                info = await call(client, f"{prefix}.STREAM.CREATE.{name}", body, timeout_s=min(5.0, left_s))
+        except Unavailable as error:
+            last = error
+            continue
+        except ApiError as error:
+            if not error.passing:
+                raise Refused(
+                    "log_settings_differ", f"the server refuses stream {name}: {error}", stream=name
+                ) from error
+            last = Unavailable("log_unavailable", f"stream {name}: {error}", stream=name)
+            continue
+        _check(name, settings, replicas, info["config"])
+        return info
+    raise last or Unavailable("log_unavailable", f"stream {name} did not answer within {timeout_s:g} s")
+
+
+def _check(name: str, settings: Mapping[str, Any], replicas: int | None, found: Mapping[str, Any]) -> None:
+    wrong = differences(settings, found)
+    has = int(found.get("num_replicas", 1))
+    if replicas is not None and has != replicas:
+        wrong.append(
+            f"num_replicas: found {has}, needed {replicas} (`nats stream edit {name} --replicas {replicas}`)"
+        )
+    if wrong:
+        raise Refused(
+            "log_settings_differ",
+            f"stream {name} exists with other settings than its use needs: {'; '.join(wrong)}; "
+            f"correct them with `nats stream edit {name}`, or use another bus",
+            stream=name,
+            differences=wrong,
+        )
