@@ -1,0 +1,76 @@
+"""Which events speak of which thing: the index inside an archive.
+
+Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>`` and ``cluster/<name>``; an allocation counts
+for its node and its range. Keys come from the JSON of the body, so that an event of an unknown type
+is indexed too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from events.codec import StoredMessage
+from replay.archive.format import IndexLine
+
+KEYS_PER_SEGMENT = 4096
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+decode_index = msgspec.json.Decoder(IndexLine).decode_lines
+
+
+class _Names(msgspec.Struct, gc=False):
+    node: str = ""
+    cidr: str = ""
+    name: str = ""
+    cluster: str = ""
+
+
+_names = msgspec.json.Decoder(_Names).decode
+
+
+def keys_of(message: StoredMessage) -> list[str]:
+    """The keys of one stored event; nothing for a body that is no JSON object of the usual fields."""
+    try:
+        names = _names(message.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+    keys = []
+    if names.node:
+        keys.append(f"node/{names.node}")
+    parts = message.subject.split(".", 4)
+    aggregate = parts[3] if len(parts) > 3 else ""
+    if aggregate == "range" and names.cidr:
+        keys.append(f"range/{names.cidr}")
+    elif aggregate == "clb" and names.name:
+        keys.append(f"clb/{names.name}")
+    elif aggregate == "cluster" and names.cluster:
+        keys.append(f"cluster/{names.cluster}")
+    return keys
+
+
+class Postings:
+    """Collects keys over a bounded run of event segments."""
+
+    def __init__(self) -> None:
+        # key → ascending sequences
+        self._sequences: dict[str, list[int]] = {}
+
+    def add(self, messages: Iterable[StoredMessage]) -> None:
+        """Take note of some events, in order."""
+        for message in messages:
+            for key in keys_of(message):
+                self._sequences.setdefault(key, []).append(message.sequence)
+
+    def __bool__(self) -> bool:
+        return bool(self._sequences)
+
+    def blocks(self) -> Iterable[tuple[str, str, bytes]]:
+        """The index lines in blocks sorted by key: first key, last key, lines. Empties the collection."""
+        names = sorted(self._sequences)
+        for start in range(0, len(names), KEYS_PER_SEGMENT):
+            part = names[start : start + KEYS_PER_SEGMENT]
+            lines = _encode_lines([IndexLine(key=key, sequences=self._sequences[key]) for key in part])
+            yield part[0], part[-1], lines if lines.endswith(b"\n") else lines + b"\n"
+        self._sequences.clear()

@@ -1,0 +1,220 @@
+"""The log's reading port on archive files: everything that works on the live stream works here.
+
+Several files that continue one another (a base and its increments) read as one log. Segments are
+decompressed one at a time; a few stay cached for neighbouring questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from events.chain import Head
+from events.codec import StoredMessage
+from events.errors import Refused
+from events.log import ReadBatch
+from replay.archive import lines
+from replay.archive.directory import ArchiveFile, check_unbroken
+from replay.archive.format import Segment, damaged
+from replay.archive.postings import decode_index, keys_of
+
+_CACHED_SEGMENTS = 4
+_FOLLOW_POLL_S = 1.0
+
+
+class Place(NamedTuple):
+    """One segment of events in one of the files."""
+
+    file: ArchiveFile
+    segment: Segment
+
+
+class ArchiveLog:
+    """A LogReader over one archive file, or over several that continue one another.
+
+    Raises Refused(archive_foreign) for a file that is no archive, Refused(archive_mismatch) for
+    files of different clusters or that do not join.
+    """
+
+    def __init__(self, *paths: str | Path) -> None:
+        self._paths = paths
+        self._open()
+
+    def _open(self) -> None:
+        files: list[ArchiveFile] = []
+        try:
+            files.extend(ArchiveFile(path) for path in self._paths)
+            files.sort(key=lambda file: file.header.after)
+            _check_joints(files)
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
+        self.files = files
+        self.places = [Place(file, segment) for file in files for segment in file.events]
+        self._lasts = [place.segment.last for place in self.places]
+        self._cache: OrderedDict[tuple[str, int], Sequence[lines.Fact]] = OrderedDict()
+
+    @property
+    def cluster(self) -> str:
+        return self.files[0].header.cluster
+
+    @property
+    def after(self) -> int:
+        """The sequence that the first event follows: 0 for a whole log."""
+        return self.files[0].header.after
+
+    @property
+    def last(self) -> int:
+        """The last sequence."""
+        return self.files[-1].last
+
+    @property
+    def finished(self) -> bool:
+        """Whether every file was closed properly; an unfinished one is a readable prefix."""
+        return all(file.tail is not None for file in self.files)
+
+    def close(self) -> None:
+        """Release the files."""
+        for file in self.files:
+            file.close()
+
+    async def head(self) -> Head:
+        return Head(self.last, bytes.fromhex(self.files[-1].head))
+
+    async def read(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[ReadBatch]:
+        position = max(after, self.after)
+        end = self.last if until is None else until
+        told = False
+        while True:
+            for place in self.places_between(position, end):
+                batch = [m for m in self.messages(place) if position < m.sequence <= end]
+                if batch:
+                    position = batch[-1].sequence
+                    yield ReadBatch(batch, max(0, min(end, self.last) - position))
+                    told = position >= self.last
+                await asyncio.sleep(0)  # decompression is all CPU: give Ctrl-C and others their turn
+            if not follow or (until is not None and position >= until):
+                return
+            if not told:
+                told = True
+                yield ReadBatch((), 0)
+            await asyncio.sleep(_FOLLOW_POLL_S)
+            self._reopen_if_grown()
+            end = self.last if until is None else until
+
+    def _reopen_if_grown(self) -> None:
+        """An export may be continuing the file: look again when its size changed."""
+        newest = self.files[-1]
+        if Path(newest.path).stat().st_size != newest.file_size:
+            self.close()
+            self._open()
+
+    def places_between(self, after: int, until: int) -> list[Place]:
+        """The segments that hold any sequence in ``(after, until]``."""
+        start = bisect_right(self._lasts, after)
+        return [
+            place
+            for place in self.places[start : bisect_left(self._lasts, until) + 1]
+            if place.segment.first <= until
+        ]
+
+    def messages(self, place: Place) -> list[StoredMessage]:
+        """The stored messages of a segment. Raises VerificationFailed."""
+        try:
+            found = lines.messages(place.file.data(place.segment))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise damaged(
+                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
+            ) from error
+        _check(place, found[0].sequence if found else 0, found[-1].sequence if found else 0, len(found))
+        return found
+
+    def facts(self, place: Place) -> Sequence[lines.Fact]:
+        """The typed events of a segment, by the fast path. Raises VerificationFailed."""
+        try:
+            found = lines.facts(place.file.data(place.segment))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise damaged(
+                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
+            ) from error
+        _check(place, found[0].seq if found else 0, found[-1].seq if found else 0, len(found))
+        return found
+
+    def cached_facts(self, place: Place) -> Sequence[lines.Fact]:
+        """Like :meth:`facts`, for questions that come back to the same neighbourhood."""
+        key = (place.file.path, place.segment.offset)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        found = self._cache[key] = self.facts(place)
+        while len(self._cache) > _CACHED_SEGMENTS:
+            self._cache.popitem(last=False)
+        return found
+
+    def place_of(self, sequence: int) -> Place | None:
+        """The segment that holds ``sequence``."""
+        found = self.places_between(sequence - 1, sequence)
+        return found[0] if found else None
+
+    def sequences(self, key: str) -> list[int]:
+        """All sequences whose events speak of ``key`` (``node/…``, ``range/…``), ascending, by the index."""
+        found: list[int] = []
+        for file in self.files:
+            indexed = file.header.after
+            for segment in file.index:
+                indexed = max(indexed, segment.last)
+                if segment.keys[0] <= key <= segment.keys[1]:
+                    found.extend(_search(file, segment, key))
+            for segment in file.events:
+                if segment.last > indexed:
+                    place = Place(file, segment)
+                    found.extend(m.sequence for m in self.messages(place) if key in keys_of(m))
+        return found
+
+    def time_bounds(self) -> Iterator[tuple[int, int, Place]]:
+        """For each segment: the server's time of its first and last event (Unix ns)."""
+        for place in self.places:
+            yield place.segment.from_ns, place.segment.to_ns, place
+
+
+def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
+    try:
+        index = decode_index(file.data(segment))
+    except msgspec.MsgspecError as error:
+        raise damaged(file.path, f"an index line is unreadable ({error})", segment.offset) from error
+    at = bisect_left(index, key, key=lambda line: line.key)
+    return index[at].sequences if at < len(index) and index[at].key == key else []
+
+
+def _check(place: Place, first: int, last: int, count: int) -> None:
+    check_unbroken(place.file.path, place.segment, count, first, last)
+
+
+def _check_joints(files: Sequence[ArchiveFile]) -> None:
+    if not files:
+        raise Refused("archive_foreign", "no archive file was given")
+    for earlier, later in pairwise(files):
+        if earlier.header.cluster != later.header.cluster:
+            raise Refused(
+                "archive_mismatch",
+                f"{earlier.path} is of cluster {earlier.header.cluster!r}, "
+                f"{later.path} of {later.header.cluster!r}",
+            )
+        if (earlier.last, earlier.head) != (later.header.after, later.header.after_head):
+            raise Refused(
+                "archive_mismatch",
+                f"{later.path} continues event {later.header.after} ({later.header.after_head[:12]}…), "
+                f"but {earlier.path} ends with event {earlier.last} ({earlier.head[:12]}…)",
+                expected=later.header.after,
+                actual=earlier.last,
+            )
