@@ -385,6 +385,11 @@ CODES: dict[str, Code] = {
         "A program or kernel feature that this needs is not installed.",
         "Install it with the command that the message gives.",
     ),
+    "lab_running": Code(
+        "Refused",
+        "A lab of that name is running on this machine.",
+        "End it with `isthmus lab down`, or give the new one another --name.",
+    ),
     "internal": Code(
         "Refused",
         "The program met a state that it does not expect; this is a defect.",

@@ -33,6 +33,7 @@ class Ledger:
     """Fold `take` over the log from its first event; a violation raises at the event that makes it."""
 
     capacity: int = 0
+    quarantine_s: float = 0.0
     allocations: int = 0
     frees: int = 0
     joins: int = 0
@@ -52,8 +53,8 @@ class Ledger:
         """Raises VerificationFailed(invariant_violated) naming the event and both owners."""
         self.sequence = record.sequence
         match record.event:
-            case types.ClusterDefined(capacity=capacity, service_cidr=service):
-                self.capacity = capacity
+            case types.ClusterDefined(capacity=capacity, service_cidr=service, quarantine_s=quarantine_s):
+                self.capacity, self.quarantine_s = capacity, quarantine_s
                 network = IPv4Network(service)
                 self._service = (int(network[0]), int(network[-1]))
             case types.CidrAppended(capacity=capacity):

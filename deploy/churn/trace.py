@@ -80,6 +80,25 @@ def site_name(filename: str) -> str:
     return name.strip("-")[:40].strip("-") or "site"
 
 
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The traces named by `paths`, in the given order; a directory stands for its *.json files, sorted.
+
+    Raises Usage(usage) for a path that is not there and a directory without traces.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.json"))
+            if not inside:
+                raise Usage("usage", f"{path} holds no churn trace (*.json)", file=str(path))
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise Usage("usage", f"{path}: no such file", file=str(path))
+    return found
+
+
 def load(paths: Sequence[Path], external: Sequence[str] = ()) -> list[Trace]:
     """Reads the files. A site is external when it matches one of the patterns `external`;
     without patterns every second file is.

@@ -3,8 +3,8 @@
     br-vpc ──┬── cloud-1 … cloud-4           br-idc ──┬── idc-1, idc-2          br-mgmt ── every node
              └────────── router (Cloud Connect Network) ──────────┘                 └── controller
 
-The bridges are switches in the sandbox's own namespace; they have no address. The router is the only way
-from the VPC to the IDC; the management network leads to the bus alone.
+The bridges are switches in the sandbox's own namespace; only the management network's has an address, the
+operator's. The router is the only way from the VPC to the IDC; the management network leads to the bus.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Fabric:
         lines = ["link set lo up"]
         for bridge in (*(site.bridge for site in sites), "br-mgmt"):
             lines += [f"link add {bridge} type bridge", f"link set {bridge} up"]
+        lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
         for site in sites:
             lines += _cable(f"r-{site.name}", site.bridge, site.name, router)
         lines += _cable("m-controller", "br-mgmt", "mgmt0", controller)

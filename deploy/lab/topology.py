@@ -55,6 +55,7 @@ class Topology:
     nodes: tuple[Node, ...]
     spare: Node
     controller: IPv4Address
+    operator: IPv4Address
 
     @property
     def all_nodes(self) -> tuple[Node, ...]:
@@ -65,7 +66,6 @@ def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topo
     """A VPC with `cloud` nodes and an IDC with `external` ones, plus one spare cloud node."""
     vpc = Site("vpc", "cloud", IPv4Network("172.16.0.0/24"))
     idc = Site("idc", "external", IPv4Network("192.168.50.0/24"))
-    controller = MANAGEMENT[1]
     next_management = 11
 
     def node(site: Site, index: int) -> Node:
@@ -77,4 +77,4 @@ def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topo
         return made
 
     nodes = [node(vpc, i) for i in range(1, cloud + 1)] + [node(idc, i) for i in range(1, external + 1)]
-    return Topology((vpc, idc), tuple(nodes), node(vpc, cloud + 1), controller)
+    return Topology((vpc, idc), tuple(nodes), node(vpc, cloud + 1), MANAGEMENT[1], MANAGEMENT[254])

@@ -1,0 +1,40 @@
+"""Reads a whole log once and proves it: the hash chain is unbroken and no two owners shared an address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploy.churn.proof import Ledger
+from events.chain import genesis, verify_link
+from events.codec import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from events.chain import Head
+    from events.log import LogReader
+
+
+@dataclass(frozen=True, slots=True)
+class LogProof:
+    """The evidence: the ledger at the end of the log, and the chain's head there."""
+
+    ledger: Ledger
+    head: Head
+
+
+async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None = None) -> LogProof:
+    """`progress(events read, events known)` is called after each batch.
+
+    Raises VerificationFailed (chain_broken, sequence_gap, invariant_violated) at the first event that
+    breaks a promise, and Unavailable when the log cannot be read.
+    """
+    ledger, head = Ledger(), genesis(log.cluster)
+    async for batch in log.read(after=0):
+        for message in batch.messages:
+            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+            ledger.take(decode(message))
+        if progress is not None:
+            progress(head.sequence, head.sequence + batch.pending)
+    return LogProof(ledger, head)

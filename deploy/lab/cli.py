@@ -1,0 +1,194 @@
+"""`isthmus lab`: bring up the laboratory, look into it, take it down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from events.errors import Refused, Usage
+
+if TYPE_CHECKING:
+    from deploy.lab.rundir import LabState, RunDirectory
+
+DOWN_LIMIT_S = 20.0
+
+_name = click.option("--name", default="lab", show_default=True, help="Which lab, when several run.")
+
+
+class _LabGroup(click.Group):
+    """A group that also takes churn files without a subcommand."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            known = ", ".join(sorted(self.commands))
+            raise Usage("usage", f"isthmus lab has no command {args[0]!r}; there are: {known}") from error
+
+
+@click.group(cls=_LabGroup, invoke_without_command=True)
+@click.option("--once", is_flag=True, help="Prove everything, take the lab down, exit 0 or 1 (the default).")
+@click.option(
+    "--keep", is_flag=True, help="Stay up afterwards for exploring, until Ctrl-C or `isthmus lab down`."
+)
+@click.option(
+    "--churn", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="Replay recorded node churn while the real nodes run; may be repeated, or name a directory.",
+)  # fmt: skip
+@click.option("--cloud", default=3, show_default=True, type=click.IntRange(2, 40), help="Cloud nodes.")
+@click.option("--external", default=2, show_default=True, type=click.IntRange(2, 40), help="External nodes.")
+@click.option("--pods", default=2, show_default=True, type=click.IntRange(1, 12), help="Pods on each node.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the choices that churn leaves open.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")
+@_name
+@click.pass_context
+def lab(  # noqa: PLR0917 - click passes every option by name
+    ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
+    seed: int, as_json: bool, name: str,
+) -> None:  # fmt: skip
+    """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
+
+    A VPC with cloud nodes and a data centre with external nodes, a router between them, a real NATS
+    server, a real controller, a real agent on each node, pods attached by the standard CNI plugins.
+    Needs no root where the kernel allows user namespaces. Everything it makes is in namespaces of its
+    own and goes away with it, however it ends.
+
+    \b
+    isthmus lab                         prove everything, then take it down
+    isthmus lab --keep                  … and stay up for exploring
+    isthmus lab exec cloud-1 ip route   look around, from another terminal
+    isthmus lab exec idc-1-a bash       a shell in a pod
+    isthmus lab down                    take it down
+    isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if once and keep:
+        raise Usage("usage", "--once takes the lab down at the end, --keep keeps it: give one of them")
+    from deploy.churn.trace import find_files
+    from deploy.lab import rundir, sandbox, scenario, shell
+    from deploy.lab.topology import two_sites
+
+    files = find_files(churn)
+    plugins = shell.require_programs()
+    directory = rundir.for_lab(name)
+    lock = directory.lock()
+    if lock is None:
+        running = directory.read()
+        raise Refused(
+            "lab_running",
+            f"a lab called {name!r} is running already (PID {running.main if running else 'unknown'}): "
+            f"end it with `isthmus lab down --name {name}`, or choose another --name",
+            lab=name,
+        )
+    if directory.prepare() and not as_json:
+        click.echo("removed what a lab that did not end properly had left behind")
+    programme = scenario.Programme(keep=keep, as_json=as_json, churn=files, seed=seed)
+    topology = two_sites(cloud, external, pods)
+    state = rundir.LabState(name=name, main=os.getpid())
+    try:
+        code = sandbox.run(
+            lambda: scenario.work(programme, topology, directory, plugins, directory.wait_for_state(state)),
+            lambda init, user_namespace: directory.write(
+                msgspec.structs.replace(state, init=init, user_namespace=user_namespace)
+            ),
+        )
+    finally:
+        directory.remove()
+        os.close(lock)
+    sys.exit(code)
+
+
+@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("place")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@_name
+def exec(place: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001 - the command's name
+    """Run a command on a machine of the running lab, or in a pod.
+
+    \b
+    isthmus lab exec cloud-1 ip -d link show type vxlan
+    isthmus lab exec controller isthmus events tail
+    isthmus lab exec idc-1-a ping -c 3 10.200.0.2
+    isthmus lab exec router                          (a shell)
+    """
+    from deploy.lab import rundir
+
+    state = rundir.running(name)
+    pid = state.places.get(place)
+    if pid is None:
+        raise Usage("usage", f"the lab has no {place!r}; it has: {', '.join(sorted(state.places))}")
+    shell = shutil.which("bash") or "sh"
+    enter_sandbox = ["nsenter", "-t", str(state.init), "-m", "-p", "-n"]
+    if state.user_namespace:
+        enter_sandbox += ["-U", "--preserve-credentials"]
+    # The second step uses PIDs of the lab's own PID namespace, which the first one has entered.
+    enter_place = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "--", *(command or (shell,))]
+    environment = {
+        **os.environ,
+        **state.environment,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
+        "PS1": f"{place}# ",
+    }
+    sys.stdout.flush()
+    os.execvpe("nsenter", [*enter_sandbox, "--", *enter_place], environment)  # noqa: S606 - no shell is meant
+
+
+@lab.command()
+@_name
+def down(name: str) -> None:
+    """Take the running lab down, or clear away what a crashed one left."""
+    from deploy.lab import rundir
+
+    directory = rundir.for_lab(name)
+    lock = directory.lock()
+    if lock is not None:
+        remains = directory.path.exists()
+        directory.remove()
+        os.close(lock)
+        click.echo("cleared what a crashed lab had left" if remains else f"no lab called {name!r} is running")
+        return
+    _stop(directory, directory.read())
+    click.echo("the lab is down")
+
+
+def _stop(directory: RunDirectory, state: LabState | None) -> None:
+    """Asks the lab to end; insists when it does not. Raises Refused(not_permitted) when it cannot be reached."""
+    if state is None:
+        raise Refused(
+            "not_permitted", f"the lab at {directory.path} holds its lock but left no state; end it by hand"
+        )
+    for number, patience_s in ((signal.SIGTERM, DOWN_LIMIT_S), (signal.SIGKILL, 5.0)):
+        try:
+            os.kill(state.main, number)
+        except ProcessLookupError:
+            break
+        if directory.wait_until_free(patience_s):
+            break
+    directory.remove()
+
+
+@lab.command()
+@_name
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(name: str, as_json: bool) -> None:
+    """What runs: the lab's machines and pods. Exit code 2 when no lab runs."""
+    from deploy.lab import rundir
+
+    state = rundir.running(name)
+    if as_json:
+        click.echo(msgspec.json.encode(state).decode())
+        return
+    click.echo(f"lab {state.name!r} runs as PID {state.main}")
+    click.echo(f"machines and pods: {', '.join(sorted(state.places)) or '(starting)'}")
+
+
+if __name__ == "__main__":
+    lab()

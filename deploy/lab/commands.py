@@ -1,0 +1,59 @@
+"""The command lines that the lab types, as an operator would; the one place that knows their options."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from events.commands import DefineCluster
+from events.types import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Network
+
+    from deploy.lab.topology import Node, Site
+
+BUS_PORT = 4222
+ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
+
+
+def up(data: Path, host: str) -> list[str]:
+    """Bus and controller in one process."""
+    return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT)]
+
+
+def agent(node: Node, directory: Path) -> list[str]:
+    """The agent of one node; everything that it writes goes below `directory`."""
+    return [
+        ISTHMUS, "agent",
+        "--node", node.name,
+        "--kind", node.kind,
+        "--site", node.site.name,
+        "--underlay", str(node.underlay),
+        "--state-dir", str(directory / "state"),
+        "--cni-dir", str(directory / "cni"),
+    ]  # fmt: skip
+
+
+def define(
+    container: IPv4Network, pods: int, services: int, sites: Iterable[Site], quarantine_s: float
+) -> DefineCluster:
+    """The cluster of the lab: both sites' networks are known, so overlaps would be refused."""
+    return DefineCluster(
+        container_cidr=str(container),
+        pods_per_node=pods,
+        services=services,
+        networks=tuple(
+            Network(cidr=str(site.subnet), kind="vpc" if site.kind == "cloud" else "idc", name=site.name)
+            for site in sites
+        ),
+        quarantine_s=quarantine_s,
+        unreachable_after_s=10.0,
+    )
+
+
+def conflist(directory: Path) -> Path | None:
+    """The CNI configuration that the agent wrote, once it is there."""
+    return next(iter(sorted((directory / "cni").glob("*.conflist"))), None)

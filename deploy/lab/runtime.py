@@ -1,0 +1,325 @@
+"""The running lab: machines, the controller with its bus, one agent per node, pods, and the operator's view.
+
+    sandbox's own namespace: the operator (this process), on the management network
+    controller:              isthmus up  (bus and controller)
+    cloud-1 …, idc-1 …:      isthmus agent, and the pods
+
+It starts real programs with the command lines an operator would type, and must never reach into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from deploy.lab import commands
+from deploy.lab.daemons import Daemon
+from deploy.lab.kernel import OverlayRows, overlay_rows
+from deploy.lab.members import Member, Members
+from deploy.lab.places import Fabric, Place
+from deploy.lab.pods import Pod, start_pod
+from deploy.lab.report import ProofFailedError
+from deploy.lab.shell import run
+from deploy.lab.topology import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
+from events import subjects
+from events.bus import BusOptions, connect
+from events.client import ControllerClient
+from events.commands import LeaveNode
+from events.errors import Refused, Unavailable
+from events.jetstream import JetStreamLog
+from events.status import AgentStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from pathlib import Path
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+    from deploy.lab.rundir import RunDirectory
+    from events.log import LogReader
+
+CLUSTER = "lab"
+START_LIMIT_S = 20.0
+CONVERGE_LIMIT_S = 15.0
+POLL_S = 0.02
+
+
+@dataclass(slots=True)
+class LabNode:
+    """One node of the running lab."""
+
+    node: Node
+    place: Place
+    agent: Daemon
+    directory: Path
+    pods: list[Pod] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+
+class Lab:
+    """Use as an async context manager; leaving it ends everything that it started."""
+
+    def __init__(
+        self, topology: Topology, directory: RunDirectory, plugins: str, *, quarantine_s: float
+    ) -> None:
+        self.topology = topology
+        self.directory = directory
+        self.plugins = plugins
+        self.quarantine_s = quarantine_s
+        self.fabric = Fabric(topology)
+        self.nodes: dict[str, LabNode] = {}
+        self.members = Members()
+        self._stack = AsyncExitStack()
+        self._controller: Daemon | None = None
+        self._client: ControllerClient | None = None
+        self._bus: Client | None = None
+        self._log: LogReader | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._statuses: dict[str, tuple[float, AgentStatus]] = {}
+
+    @property
+    def bus_url(self) -> str:
+        return f"nats://{self.topology.controller}:{commands.BUS_PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes every isthmus command of the lab find its cluster."""
+        return {"ISTHMUS_BUS": self.bus_url, "ISTHMUS_CLUSTER": CLUSTER}
+
+    @property
+    def controller(self) -> Daemon:
+        if self._controller is None:
+            raise RuntimeError("the controller is started first")
+        return self._controller
+
+    @property
+    def client(self) -> ControllerClient:
+        if self._client is None:
+            raise RuntimeError("the controller is started first")
+        return self._client
+
+    @property
+    def bus(self) -> Client:
+        if self._bus is None:
+            raise RuntimeError("the controller is started first")
+        return self._bus
+
+    @property
+    def log(self) -> LogReader:
+        if self._log is None:
+            raise RuntimeError("the controller is started first")
+        return self._log
+
+    @property
+    def pods(self) -> list[Pod]:
+        return [pod for name in sorted(self.nodes) for pod in self.nodes[name].pods]
+
+    @property
+    def places(self) -> dict[str, int]:
+        """PIDs that `isthmus lab exec` enters: machines and pods."""
+        return {
+            **{name: place.pid for name, place in self.fabric.places.items()},
+            **{pod.name: pod.pid for pod in self.pods},
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self._stack.aclose()
+        await asyncio.gather(*(pod.kill() for pod in self.pods))
+        await asyncio.gather(*(node.agent.stop() for node in self.nodes.values()))
+        if self._controller is not None:
+            await self._controller.stop()
+        await self.fabric.close()
+
+    # ------------------------------------------------------------------ the control plane
+
+    async def start_controller(self) -> None:
+        """Starts bus and controller, connects the operator and begins to follow the log."""
+        self._controller = Daemon(
+            "controller",
+            self.fabric.places["controller"],
+            commands.up(self.directory.path / "controller", str(self.topology.controller)),
+            self.directory.log("controller"),
+            self.environment,
+        )
+        await self._controller.start()
+        await self.wait_until(self._connect, START_LIMIT_S, "the controller to answer")
+        self._follower = asyncio.create_task(self._follow(), name="lab: follow the log")
+
+    async def define_cluster(self) -> dict[str, Any]:
+        """Defines the cluster with the lab's plan; the reply's result."""
+        reply = await self.client.send(
+            commands.define(
+                CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, self.topology.sites, self.quarantine_s
+            ),
+            timeout_s=START_LIMIT_S,
+        )
+        return reply.result
+
+    async def _connect(self) -> bool:
+        if not self.controller.running:
+            raise ProofFailedError(f"the controller ended:\n{self.controller.last_words()}")
+        if self._client is None:
+            try:
+                bus = await connect(BusOptions(servers=(self.bus_url,)), name="isthmus-lab")
+            except Unavailable:
+                return False
+            self._stack.push_async_callback(bus.close)
+            self._bus = bus
+            self._client = ControllerClient(bus, CLUSTER, actor="lab")
+            self._log = JetStreamLog(bus, CLUSTER)
+            await bus.subscribe(subjects.status_wildcard(CLUSTER), cb=self._on_status)
+            await bus.flush()
+        return await self._controller_is_there()
+
+    async def _controller_is_there(self) -> bool:
+        """A question that changes nothing tells whether a controller answers."""
+        try:
+            await self.client.send(LeaveNode(node="nobody", uid="nobody"), dry_run=True, timeout_s=1.0)
+        except Refused:
+            return True
+        except Unavailable:
+            return False
+        return True
+
+    async def _follow(self) -> None:
+        await self.members.follow(self.log)
+
+    async def _on_status(self, message: Msg) -> None:
+        status = msgspec.json.decode(message.data, type=AgentStatus)
+        self._statuses[status.node] = (asyncio.get_running_loop().time(), status)
+
+    async def reports_since_start(self, node: LabNode) -> bool:
+        """Whether the agent, since its last start, has reported to be ready and up to date."""
+        arrived_s, status = self._statuses.get(node.name, (0.0, None))
+        return (
+            status is not None
+            and arrived_s > node.agent.started_at_s
+            and status.state == "ready"
+            and status.applied >= self.members.sequence
+        )
+
+    async def stop_control_plane(self) -> None:
+        """SIGKILL for the process that holds bus and controller; the bus goes with it."""
+        await self.controller.kill()
+
+    async def restart_control_plane(self) -> None:
+        """Starts it again on the same data, and waits until it and every agent are back."""
+        await self.controller.start()
+        await self.wait_until(self._controller_is_there, START_LIMIT_S, "the controller to answer again")
+        await self.wait_until(self._all_report, START_LIMIT_S, "all agents to report again")
+
+    async def _all_report(self) -> bool:
+        since_s = self.controller.started_at_s
+        return all(self._statuses.get(name, (0.0, None))[0] > since_s for name in self.nodes)
+
+    # ------------------------------------------------------------------ nodes and pods
+
+    async def start_node(self, node: Node) -> LabNode:
+        """Makes the machine and starts its agent; it has joined when this returns."""
+        place = await self.fabric.add_node(node)
+        directory = self.directory.node(node.name)
+        directory.mkdir(parents=True)
+        agent = Daemon(
+            node.name,
+            place,
+            commands.agent(node, directory),
+            self.directory.log(node.name),
+            self.environment,
+        )
+        started = LabNode(node, place, agent, directory)
+        self.nodes[node.name] = started
+        await agent.start()
+        await self.wait_until(
+            lambda: self._has_joined(started),
+            START_LIMIT_S,
+            f"{node.name} to join and write its CNI configuration",
+        )
+        return started
+
+    async def _has_joined(self, node: LabNode) -> bool:
+        self._check_follower()
+        if not node.agent.running:
+            raise ProofFailedError(f"the agent of {node.name} ended:\n{node.agent.last_words()}")
+        member = self.members.live.get(node.name)
+        return bool(member and member.range) and commands.conflist(node.directory) is not None
+
+    def _check_follower(self) -> None:
+        if self._follower is not None and self._follower.done():
+            self._follower.result()
+
+    async def start_pods(self, node: LabNode) -> None:
+        """Starts the node's pods by the CNI configuration that its agent wrote."""
+        path = commands.conflist(node.directory)
+        if path is None:
+            raise ProofFailedError(f"{node.name} has no CNI configuration")
+        for name in node.node.pods:
+            node.pods.append(await start_pod(name, node.place, path.read_text(), self.plugins))
+
+    async def retire(self, node: LabNode) -> None:
+        """Ends the pods and the agent of a node that has left; the machine stays until the lab ends."""
+        await asyncio.gather(*(pod.delete() for pod in node.pods))
+        node.pods.clear()
+        await node.agent.stop()
+        del self.nodes[node.name]
+
+    # ------------------------------------------------------------------ conditions
+
+    def peers_of(self, name: str) -> list[Member]:
+        """Everybody whom that node must know, from the log."""
+        return [member for member in self.members.live.values() if member.node != name and member.range]
+
+    async def rows(self, names: Iterable[str] | None = None) -> dict[str, OverlayRows]:
+        """The overlay rows in the kernel of each named node (of all, by default)."""
+        chosen = list(self.nodes if names is None else names)
+        found = await asyncio.gather(*(overlay_rows(self.nodes[name].place) for name in chosen))
+        return dict(zip(chosen, found, strict=True))
+
+    async def converged(self) -> bool:
+        """Whether every node's kernel holds exactly the rows of its peers in the log."""
+        rows = await self.rows()
+        return all(rows[name] == OverlayRows.of(self.peers_of(name)) for name in rows)
+
+    async def wait_converged(self, timeout_s: float = CONVERGE_LIMIT_S) -> float:
+        """Seconds until `converged`. Raises ProofFailedError with the rows that differ."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            await self.wait_until(self.converged, timeout_s, "all kernels to hold their peers' rows")
+        except TimeoutError as error:
+            lines = [
+                f"{name}: {line}"
+                for name, rows in (await self.rows()).items()
+                for line in rows.differences(OverlayRows.of(self.peers_of(name)))
+            ]
+            raise ProofFailedError(f"{error}\n" + "\n".join(lines[:12])) from error
+        return loop.time() - started
+
+    async def wait_until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
+        """Raises TimeoutError that names `what`. The condition is asked again until it holds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not await condition():  # noqa: ASYNC110 - a kernel table offers nothing to wait on
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}") from error
+
+    async def isthmus(self, *arguments: str, place: str = "controller") -> str:
+        """What an operator types, on a machine of the lab: the command's output."""
+        return await run(
+            self.fabric.places[place].inside(commands.ISTHMUS, *arguments),
+            env=self.environment,
+        )

@@ -1,0 +1,164 @@
+"""The lab's programme: bring the two sites up, prove every promise, and stay or go.
+
+Runs as the sandbox's worker. It must leave the sandbox the way it found the world: in order when it can,
+by its death when it cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deploy.lab import proofs
+from deploy.lab.report import ProofFailedError, Report
+from deploy.lab.runtime import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from deploy.lab.rundir import LabState, RunDirectory
+    from deploy.lab.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Programme:
+    """What to do, from the command line."""
+
+    keep: bool
+    as_json: bool
+    churn: Sequence[Path] = ()
+    seed: int = 1
+    quarantine_s: float = 1.0
+
+
+def work(
+    programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
+) -> int:
+    """The sandbox's worker: exit code 0 when every proof holds, 1 when one does not, 130 when interrupted."""
+    return asyncio.run(_main(programme, topology, directory, plugins, state))
+
+
+async def _main(
+    programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
+) -> int:
+    from events.cli import console
+
+    report = Report(None if programme.as_json else console())
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    async with Lab(topology, directory, plugins, quarantine_s=programme.quarantine_s) as lab:
+        proving = asyncio.create_task(_prove(lab, report, programme, directory, state), name="lab: prove")
+        stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
+        done, _ = await asyncio.wait({proving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted = proving not in done
+        if interrupted:
+            proving.cancel()
+        await asyncio.gather(proving, return_exceptions=interrupted)
+        report.summary()
+        if programme.as_json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(report.document())).decode() + "\n")
+            sys.stdout.flush()
+        if not report.ok and not interrupted:
+            _show_logs(lab, report)
+        if programme.keep and not interrupted:
+            report.note(_invitation(directory))
+            await stop.wait()
+            report.note("taking the lab down")
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+    return 130 if interrupted else (0 if report.ok else 1)
+
+
+async def _prove(
+    lab: Lab, report: Report, programme: Programme, directory: RunDirectory, state: LabState
+) -> None:
+    def publish() -> None:
+        directory.write(msgspec.structs.replace(state, places=lab.places, environment=lab.environment))
+
+    if not await _bring_up(lab, report):
+        return
+    publish()
+    await proofs.cyclic_ranges(lab, report)
+    await proofs.every_pair(lab, report, name="Every pod reaches every pod on every other node")
+    await proofs.full_size(lab, report)
+    leaver = lab.topology.nodes[-1].name
+    freed = lab.members.live[leaver].range
+    await proofs.leave(lab, report, leaver)
+    await proofs.newcomer(lab, report, freed)
+    publish()
+    await proofs.agent_killed(lab, report, lab.topology.nodes[0].name)
+    await proofs.bus_stopped(lab, report)
+    publish()
+    if programme.churn:
+        from deploy.lab.churning import churn
+
+        await churn(lab, report, programme.churn, seed=programme.seed)
+    await proofs.log_holds(lab, report)
+
+
+async def _bring_up(lab: Lab, report: Report) -> bool:
+    with report.stage("Two sites, a router and a management network are laid") as check:
+        await lab.fabric.build()
+        sites = lab.topology.sites
+        check.detail = ", ".join(f"{site.name} {site.subnet}" for site in sites)
+    if not check.ok:
+        return False
+    with report.stage("Bus and controller are up, the cluster is defined") as check:
+        await lab.start_controller()
+        defined = await lab.define_cluster()
+        await lab.members.wait_for(lambda: lab.members.plan is not None, 10, "the cluster's definition")
+        check.measured = defined
+        plan = lab.members.plan
+        if plan is None:
+            raise ProofFailedError("the log holds no definition")
+        check.detail = (
+            f"container CIDR {plan.container_cidr}, {plan.capacity} ranges of {plan.range_size} addresses, "
+            f"Services {plan.service_cidr}"
+        )
+    if not check.ok:
+        return False
+    with report.stage("Agents join, VXLAN devices and CNI configuration are there") as check:
+        started = await asyncio.gather(*(lab.start_node(node) for node in lab.topology.nodes))
+        seconds = await lab.wait_converged()
+        check.detail = (
+            f"{len(started)} nodes, kernels agree with the log {seconds * 1e3:.0f} ms after the last join"
+        )
+    if not check.ok:
+        return False
+    with report.stage("Pods are attached by the CNI plugins") as check:
+        await asyncio.gather(*(lab.start_pods(node) for node in lab.nodes.values()))
+        check.detail = f"{len(lab.pods)} pods, addresses by host-local from each node's range"
+    return check.ok
+
+
+def _show_logs(lab: Lab, report: Report) -> None:
+    """The ends of the processes' logs: what a person needs who has to find out why."""
+    daemons = [node.agent for node in lab.nodes.values()]
+    try:
+        daemons.insert(0, lab.controller)
+    except RuntimeError:
+        return
+    for daemon in daemons:
+        report.note(f"\n--- {daemon.name} ({daemon.log})\n{daemon.last_words(8)}")
+
+
+def _invitation(directory: RunDirectory) -> str:
+    name = directory.path.name
+    option = "" if name == "lab" else f" --name {name}"
+    return (
+        "\nThe lab stays up. From another terminal:\n"
+        f"  isthmus lab exec{option} controller isthmus node list\n"
+        f"  isthmus lab exec{option} cloud-1 ip route\n"
+        f"  isthmus lab exec{option} cloud-1 bridge fdb\n"
+        f"  isthmus lab exec{option} idc-1-a ping -c 3 10.200.0.2\n"
+        f"  isthmus lab down{option}          (or Ctrl-C here)\n"
+        f"Logs: {directory.path / 'logs'}"
+    )
