@@ -1,0 +1,122 @@
+"""Peers → the rows that this node must have. Pure, and incremental: one peer costs the same at any size.
+
+What belongs together changes together: :meth:`Desired.apply` takes one change of the peer table and
+returns the ordered operations for exactly that change.
+"""
+
+from __future__ import annotations
+
+from nodeagent.netlink.messages import Action, Operation
+from nodeagent.peers import Change, Peer
+from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key
+
+
+class Desired:
+    """The desired rows of one node, kept up to date.
+
+    Two peers can share a VTEP MAC for a moment (a node that left and joined again under the same
+    uid holds a new range while the removal of the old one is still under way); the FDB row then
+    belongs to the newest epoch and outlives the older one. ``_shared`` holds, per such MAC, the
+    destination of every claimant by its epoch.
+    """
+
+    def __init__(self) -> None:
+        self.rows = Rows.empty()
+        self._claims: dict[bytes, int] = {}  # MAC → epoch of the peer whose FDB row stands
+        self._shared: dict[bytes, dict[int, bytes]] = {}
+
+    def blackhole(self, network: bytes, prefix_length: int) -> None:
+        """Swallow what is addressed to an unused pod address of the own range instead of sending it on."""
+        self.rows.routes[route_key(network, prefix_length)] = BLACKHOLE
+
+    def apply(self, change: Change) -> list[Operation]:
+        """Follow one change of the peer table; return its writes, then its removals, in safe order."""
+        before = change.before.rows() if change.before else Rows.empty()
+        after = change.after.rows() if change.after else Rows.empty()
+        touched = Rows(
+            {**before.neighbours, **after.neighbours},
+            {**before.fdb, **after.fdb},
+            {**before.routes, **after.routes},
+        )
+        old = _pick(self.rows, touched)
+        if change.before:
+            self._leave(change.before, before)
+        if change.after:
+            self._enter(change.after, after)
+        new = _pick(self.rows, touched)
+        return difference(new, old)
+
+    def _enter(self, peer: Peer, rows: Rows) -> None:
+        self.rows.neighbours.update(rows.neighbours)
+        self.rows.routes.update(rows.routes)
+        for mac, destination in rows.fdb.items():
+            holder = self._claims.get(mac)
+            if holder is not None and holder != peer.epoch:
+                claims = self._shared.setdefault(mac, {holder: self.rows.fdb[mac]})
+                claims[peer.epoch] = destination
+                if holder > peer.epoch:
+                    continue
+            self._claims[mac] = peer.epoch
+            self.rows.fdb[mac] = destination
+
+    def _leave(self, peer: Peer, rows: Rows) -> None:
+        for key in rows.neighbours:
+            self.rows.neighbours.pop(key, None)
+        for key in rows.routes:
+            self.rows.routes.pop(key, None)
+        for mac in rows.fdb:
+            claims = self._shared.get(mac)
+            if claims is not None:
+                claims.pop(peer.epoch, None)
+                if len(claims) == 1:
+                    del self._shared[mac]
+                newest = max(claims)
+                self._claims[mac], self.rows.fdb[mac] = newest, claims[newest]
+            elif self._claims.get(mac) == peer.epoch:
+                del self._claims[mac], self.rows.fdb[mac]
+
+
+def _pick(rows: Rows, keys: Rows) -> Rows:
+    """The rows whose keys are in ``keys``."""
+    return Rows(
+        *({key: table[key] for key in wanted if key in table} for table, wanted in zip(rows, keys, strict=True))
+    )
+
+
+def difference(desired: Rows, kernel: Rows) -> list[Operation]:
+    """Desired − kernel, as operations in an order that never leads a packet astray.
+
+    Writes: new neighbour → FDB → changed neighbour → route (a route without its neighbour would
+    make the kernel ask the tunnel for it; a neighbour that changes its MAC first needs the FDB row
+    behind it). Removals behind all writes, in reverse: route → FDB → neighbour.
+    """
+    fresh: list[Operation] = []
+    changed: list[Operation] = []
+    known = kernel.neighbours
+    for key, value in desired.neighbours.items():
+        there = known.get(key)
+        if there != value:
+            (fresh if there is None else changed).append(Operation(Action.PUT, Kind.NEIGHBOUR, key, value))
+    operations = [
+        *fresh,
+        *_writes(Kind.FDB, desired.fdb, kernel.fdb),
+        *changed,
+        *_writes(Kind.ROUTE, desired.routes, kernel.routes),
+        *_removals(Kind.ROUTE, desired.routes, kernel.routes),
+        *_removals(Kind.FDB, desired.fdb, kernel.fdb),
+    ]
+    operations += [
+        op for op in _removals(Kind.NEIGHBOUR, desired.neighbours, kernel.neighbours) if op.value != STRAY
+    ]
+    return operations
+
+
+def _writes(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:
+    if desired == kernel:
+        return []
+    get, put = kernel.get, Action.PUT
+    return [Operation(put, kind, key, value) for key, value in desired.items() if get(key) != value]
+
+
+def _removals(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:
+    return [Operation(Action.DROP, kind, key, kernel[key]) for key in kernel.keys() - desired.keys()]

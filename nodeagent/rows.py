@@ -1,0 +1,124 @@
+"""Kernel rows as flat tables of bytes: what is desired and what is there have the same shape.
+
+Three mappings, each from a packed key to a packed value, so that ten thousand peers compare at
+the speed of ``dict.__eq__`` and take a few megabytes:
+
+==============  ==========================================  =============================
+table           key                                         value
+==============  ==========================================  =============================
+``neighbours``  address (4)                                 MAC (6)
+``fdb``         MAC (6)                                     underlay address (4 or 16)
+``routes``      network (4), prefix length (1), metric (4)  next hop (4); empty: blackhole
+==============  ==========================================  =============================
+
+A row that the kernel holds in another form than we write it (not permanent, other device, other
+protocol, extra attributes) has a value that starts with :data:`ODD`: it differs from every desired
+value and is therefore written again. Pure; no input or output.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from ipaddress import ip_address
+from typing import NamedTuple
+
+Table = dict[bytes, bytes]
+
+ODD = b"!"
+"""First byte of a value that is no plain row of ours. Its length is not 0, 4, 6 or 16."""
+
+STRAY = b"!stray-entry"
+"""An entry on our device that is not permanent: the kernel's own business unless we want its key."""
+
+
+class Kind(IntEnum):
+    """Which table a row is in."""
+
+    NEIGHBOUR = 0
+    FDB = 1
+    ROUTE = 2
+
+
+class Rows(NamedTuple):
+    """All rows of one node, or some of them."""
+
+    neighbours: Table
+    fdb: Table
+    routes: Table
+
+    @classmethod
+    def empty(cls) -> Rows:
+        """No rows; the tables are fresh and may be filled."""
+        return cls({}, {}, {})
+
+    def total(self) -> int:
+        """Rows in all three tables."""
+        return len(self.neighbours) + len(self.fdb) + len(self.routes)
+
+
+BLACKHOLE = b""
+
+
+def metric(network: bytes) -> int:
+    """The metric of the route to a range: its network address as a number.
+
+    Routes of one device, protocol and metric share one hash chain in the kernel, which makes their
+    insertion quadratic (50,000 routes: 31 s of kernel time). A pure function of the range keeps the
+    metric stable: another metric for the same range would make a second route.
+    """
+    return int.from_bytes(network, "big")
+
+
+def neighbour_key(address: bytes) -> bytes:
+    """The key of a neighbour entry."""
+    return address
+
+
+def fdb_key(mac: bytes) -> bytes:
+    """The key of an FDB row."""
+    return mac
+
+
+_ROUTE_KEY = struct.Struct("!4sBI")
+
+
+def route_key(network: bytes, prefix_length: int, priority: int | None = None) -> bytes:
+    """The key of a route; the metric is the range's own unless given."""
+    return _ROUTE_KEY.pack(network, prefix_length, metric(network) if priority is None else priority)
+
+
+def split_route_key(key: bytes) -> tuple[bytes, int, int]:
+    """Network, prefix length and metric of a route's key."""
+    network, length, priority = _ROUTE_KEY.unpack(key)
+    return network, length, priority
+
+
+def mac_bytes(text: str) -> bytes:
+    """``66:01:02:03:04:05`` as six bytes. Raises ValueError for anything else."""
+    value = bytes.fromhex(text.replace(":", ""))
+    if len(value) != 6:
+        raise ValueError(f"{text!r} is not a MAC address")
+    return value
+
+
+def mac_text(mac: bytes) -> str:
+    """Six bytes as ``66:01:02:03:04:05``."""
+    return mac.hex(":")
+
+
+def describe(kind: Kind, key: bytes, value: bytes) -> str:
+    """A row in the words of ``ip`` and ``bridge``, for people."""
+    if kind is Kind.NEIGHBOUR:
+        return f"neighbour {ip_address(key)} lladdr {_value(value, mac=True)}"
+    if kind is Kind.FDB:
+        return f"fdb {mac_text(key)} dst {_value(value)}"
+    network, length, priority = split_route_key(key)
+    target = "blackhole" if value == BLACKHOLE else f"via {_value(value)}"
+    return f"route {ip_address(network)}/{length} {target} metric {priority}"
+
+
+def _value(value: bytes, *, mac: bool = False) -> str:
+    if value.startswith(ODD) and len(value) not in (4, 6, 16):
+        return f"(foreign form: {value[1:].decode('ascii', 'replace')})"
+    return mac_text(value) if mac else str(ip_address(value))
