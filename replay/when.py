@@ -1,7 +1,8 @@
 """WHEN: a moment as people write it → a point in the log.
 
 Accepted: a sequence (``4711``, ``#4711``), ``now`` / ``end``, ``start``, ISO 8601
-(``2026-03-02T14:00:00+08:00``, ``2026-03-02 14:00``, ``2026-03-02``), ``14:00`` (today), ``today [14:00]``, ``yesterday [14:00]``,
+(``2026-03-02T14:00:00+08:00``, ``2026-03-02 14:00``, ``2026-03-02``), ``14:00`` (today),
+``today [14:00]``, ``yesterday [14:00]``,
 ``monday [14:00]`` (the last one), ``-2h``, ``-1d12h``, ``2h ago``. A text without a zone is read in the
 given zone, which every output names.
 

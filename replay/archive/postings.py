@@ -1,7 +1,8 @@
 """Which events speak of which thing: the index inside an archive.
 
-Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>`` and ``cluster/<name>``; an allocation counts
-for its node and its range. Keys come from the JSON of the body, so that an event of an unknown type
+Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``cluster/<name>`` and
+``address/<ip>`` (a node's underlay, a reserved balancer address); an allocation counts for its node
+and its range. Keys come from the JSON of the body, so that an event of an unknown type
 is indexed too.
 """
 
@@ -20,7 +21,14 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 decode_index = msgspec.json.Decoder(IndexLine).decode_lines
 
 
+class _Address(msgspec.Struct, gc=False):
+    address: str = ""
+
+
 class _Names(msgspec.Struct, gc=False):
+    underlay: str = ""
+    announced: str = ""
+    addresses: tuple[_Address, ...] = ()
     node: str = ""
     cidr: str = ""
     name: str = ""
@@ -47,6 +55,9 @@ def keys_of(message: StoredMessage) -> list[str]:
         keys.append(f"clb/{names.name}")
     elif aggregate == "cluster" and names.cluster:
         keys.append(f"cluster/{names.cluster}")
+    if aggregate in ("node", "clb"):
+        used = {names.underlay, names.announced, *(item.address for item in names.addresses)} - {""}
+        keys.extend(f"address/{address}" for address in sorted(used))
     return keys
 
 

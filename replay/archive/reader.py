@@ -60,6 +60,7 @@ class ArchiveLog:
         self.files = files
         self.places = [Place(file, segment) for file in files for segment in file.events]
         self._lasts = [place.segment.last for place in self.places]
+        self._rows: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._cache: OrderedDict[tuple[str, int], Sequence[lines.Fact]] = OrderedDict()
 
     @property
@@ -159,6 +160,25 @@ class ArchiveLog:
         found = self._cache[key] = self.facts(place)
         while len(self._cache) > _CACHED_SEGMENTS:
             self._cache.popitem(last=False)
+        return found
+
+    def pick(self, place: Place, sequences: Sequence[int]) -> list[StoredMessage]:
+        """A few messages of a segment, without decoding the rest. Raises VerificationFailed."""
+        key = (place.file.path, place.segment.offset)
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._rows[key] = place.file.data(place.segment).split(b"\n")
+            while len(self._rows) > _CACHED_SEGMENTS:
+                self._rows.popitem(last=False)
+        first = place.segment.first
+        try:
+            found = lines.messages(b"\n".join([rows[sequence - first] for sequence in sequences]))
+        except (msgspec.MsgspecError, ValueError, LookupError) as error:
+            raise damaged(
+                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
+            ) from error
+        if [message.sequence for message in found] != list(sequences):
+            raise damaged(place.file.path, "the lines are not in order", place.segment.offset)
         return found
 
     def place_of(self, sequence: int) -> Place | None:

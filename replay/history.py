@@ -1,0 +1,238 @@
+"""One log, live or archived, with what every question about the past needs from it.
+
+* facts in bulk, by the fastest path the source has;
+* single events, and all events about one node, range or reservation, by the source's own index
+  (an archive's index segments, the server's subject index, else one pass over the log);
+* a WHEN resolved to a sequence.
+
+A history has a fixed end, taken when it is opened: answers about a growing log are of one piece.
+This module folds nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from events import subjects
+from events.chain import Head
+from events.codec import Recorded, StoredMessage, decode
+from events.errors import Refused
+from events.log import LogReader
+from replay.archive.lines import Fact, facts_of
+from replay.archive.postings import keys_of
+from replay.archive.reader import ArchiveLog
+from replay.when import When, from_ns
+
+if TYPE_CHECKING:
+    from replay.live import LiveLookup
+
+Progress = Callable[[int], None]
+"""Called now and then with the last sequence that was worked on."""
+
+
+class Point(NamedTuple):
+    """A place in the log. ``recorded_at`` is the server's time of that event; None before the first."""
+
+    sequence: int
+    recorded_at: datetime | None
+    asked: str
+
+
+class History:
+    """The log up to its end as it was when this was opened. Use :meth:`open`."""
+
+    def __init__(self, log: LogReader, head: Head) -> None:
+        self.log = log
+        self.head = head
+        self._archive = log if isinstance(log, ArchiveLog) else None
+        self._live = _lookup(log)
+
+    @classmethod
+    async def open(cls, log: LogReader) -> Self:
+        """Take the log as it is now. Raises Unavailable."""
+        return cls(log, await log.head())
+
+    @property
+    def cluster(self) -> str:
+        return self.log.cluster
+
+    @property
+    def end(self) -> int:
+        """The last sequence."""
+        return self.head.sequence
+
+    @property
+    def start(self) -> int:
+        """The sequence that the first event follows: 0, except for an incremental archive on its own."""
+        return self._archive.after if self._archive else 0
+
+    @property
+    def source(self) -> str:
+        """Where the log comes from, for people."""
+        if self._archive:
+            return ", ".join(file.path for file in self._archive.files)
+        return f"stream {subjects.stream(self.cluster)}"
+
+    async def facts(
+        self, *, after: int = 0, until: int | None = None, progress: Progress | None = None
+    ) -> AsyncIterator[Sequence[Fact]]:
+        """Typed events of ``(after, until]`` in batches. Raises VerificationFailed, Unavailable."""
+        stop = self.end if until is None else min(until, self.end)
+        if self._archive is not None:
+            for place in self._archive.places_between(after, stop):
+                batch = self._archive.facts(place)
+                if place.segment.first <= after or place.segment.last > stop:
+                    batch = [fact for fact in batch if after < fact.seq <= stop]
+                if batch:
+                    yield batch
+                    if progress:
+                        progress(batch[-1].seq)
+            return
+        async for read in self.log.read(after=after, until=stop):
+            if read.messages:
+                yield facts_of(read.messages)
+                if progress:
+                    progress(read.messages[-1].sequence)
+
+    async def messages(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Sequence[StoredMessage]]:
+        """Stored messages of ``(after, until]`` in batches; with ``follow`` also what comes later."""
+        stop = until if follow else self.end if until is None else min(until, self.end)
+        async for batch in self.log.read(after=after, until=stop, follow=follow):
+            if batch.messages:
+                yield batch.messages
+
+    async def message(self, sequence: int) -> StoredMessage:
+        """The event at ``sequence``. Raises Refused(not_in_history)."""
+        if self.start < sequence <= self.end:
+            if self._archive is not None:
+                return self._picked(self._archive, sequence)
+            if self._live is not None:
+                found = await self._live.at(sequence)
+                if found is not None:
+                    return found
+            else:
+                async for batch in self.log.read(after=sequence - 1, until=sequence):
+                    for message in batch.messages:
+                        return message
+        raise self._outside(f"event {sequence}")
+
+    def _outside(self, what: str) -> Refused:
+        return Refused(
+            "not_in_history",
+            f"{self.source} holds no {what}: it has events {self.start + 1} to {self.end}",
+            first=self.start + 1,
+            last=self.end,
+        )
+
+    # --- moments ------------------------------------------------------------------------------------
+
+    async def resolve(self, when: When) -> Point:
+        """The state that was current then: the last event recorded at or before the moment.
+
+        Raises Refused(not_in_history) for a sequence beyond the end.
+        """
+        if when.sequence is not None:
+            if not self.start <= when.sequence <= self.end:
+                raise self._outside(f"event {when.sequence}")
+            sequence = when.sequence
+        elif when.moment is None:
+            sequence = self.end
+        else:
+            sequence = await self._before(when.moment)
+        if sequence <= self.start:
+            return Point(sequence, None, when.text)
+        return Point(sequence, from_ns((await self.message(sequence)).recorded_ns), when.text)
+
+    async def _before(self, moment: datetime) -> int:
+        """The number of the last event recorded at or before ``moment``."""
+        if self._archive is not None:
+            places = self._archive.places
+            at = bisect_right(places, moment, key=lambda place: from_ns(place.segment.to_ns))
+            if at == len(places):
+                return self.end
+            batch = self._archive.cached_facts(places[at])
+            before = bisect_right(batch, moment, key=lambda fact: from_ns(fact.recorded_ns))
+            return batch[0].seq - 1 + before
+        low, high = self.start, self.end
+        while low < high:
+            middle = (low + high + 1) // 2
+            if from_ns((await self.message(middle)).recorded_ns) <= moment:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # --- things ---------------------------------------------------------------------------------------
+
+    async def about(
+        self,
+        kind: str,
+        name: str,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        newest_first: bool = False,
+    ) -> AsyncIterator[Recorded]:
+        """The events of ``(after, until]`` that speak of a ``node``, ``range`` (CIDR), ``clb``, ``cluster``
+        or ``address``, one by one as they are wanted.
+
+        For a node that includes the allocation and the draining of its ranges; for an address the
+        events that gave it to a node or a balancer (or changed it).
+        """
+        stop = self.end if until is None else until
+        if self._archive is not None:
+            wanted = [s for s in self._archive.sequences(f"{kind}/{name}") if after < s <= stop]
+            for sequence in reversed(wanted) if newest_first else wanted:
+                yield decode(self._picked(self._archive, sequence))
+            return
+        if self._live is not None and kind in ("node", "range", "clb", "cluster"):
+            found = await self._matching(kind, name, after, stop)
+        else:
+            key = f"{kind}/{name}"
+            found = [
+                message
+                async for batch in self.messages(after=after, until=stop)
+                for message in batch
+                if key in keys_of(message)
+            ]
+        for message in reversed(found) if newest_first else found:
+            yield decode(message)
+
+    def _picked(self, archive: ArchiveLog, sequence: int) -> StoredMessage:
+        place = archive.place_of(sequence)
+        if place is None:
+            raise self._outside(f"event {sequence}")
+        return archive.pick(place, [sequence])[0]
+
+    async def _matching(self, kind: str, name: str, after: int, stop: int) -> list[StoredMessage]:
+        live = self._live
+        if live is None:
+            return []
+        subject = subjects.event(self.cluster, kind, name, ">")
+        found = {m.sequence: m for m in await live.matching(subject, after=after) if m.sequence <= stop}
+        if kind == "node":
+            refused = subjects.event(self.cluster, "allocation", name, ">")
+            found |= {m.sequence: m for m in await live.matching(refused, after=after) if m.sequence <= stop}
+            # A node's ranges are given and taken in the transactions of its own joining and leaving.
+            for message in list(found.values()):
+                first = message.sequence - int(message.headers.get("ce-txindex", "0"))
+                for sequence in range(first, first + int(message.headers.get("ce-txcount", "1"))):
+                    if sequence not in found and after < sequence <= stop:
+                        sibling = await self.message(sequence)
+                        if f"node/{name}" in keys_of(sibling):
+                            found[sequence] = sibling
+        return [found[sequence] for sequence in sorted(found)]
+
+
+def _lookup(log: LogReader) -> LiveLookup | None:
+    """The server's index, for a log on a server."""
+    if type(log).__module__ != "events.jetstream":
+        return None
+    from replay.live import LiveLookup
+
+    return LiveLookup(log)  # type: ignore[arg-type]  # the module says that it is a JetStreamLog

@@ -1,0 +1,118 @@
+"""``history`` and ``blame``: the life of one node, range or reservation, and where each fact about it comes from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from events.codec import Recorded
+from events.errors import Refused
+from events.types import (
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+from replay.history import History, Point
+from replay.queries.stamp import Stamp, stamp
+
+Thing = Literal["node", "range", "clb", "cluster"]
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One event in a thing's life: its stamp and the event's own fields."""
+
+    stamp: Stamp
+    event: dict[str, Any]
+
+
+class Attribute(msgspec.Struct, frozen=True, kw_only=True):
+    """One fact about a node and the event that last set it."""
+
+    name: str
+    value: str
+    stamp: Stamp
+
+
+async def life(history: History, kind: Thing, name: str, *, until: int | None = None) -> list[Step]:
+    """Every event about the thing, in order. For a node also what became of its ranges afterwards.
+
+    Raises Refused(not_in_history) for a name that the log never speaks of.
+    """
+    found = [recorded async for recorded in history.about(kind, name, until=until)]
+    if not found:
+        raise Refused(
+            "not_in_history",
+            f"{history.source} never speaks of {kind} {name!r} up to event {until or history.end}",
+            kind=kind,
+            name=name,
+        )
+    if kind == "node":
+        epochs = {r.sequence: r.event.cidr for r in found if isinstance(r.event, RangeAllocated)}
+        for cidr in dict.fromkeys(epochs.values()):
+            first = min(epoch for epoch, held in epochs.items() if held == cidr)
+            found += [
+                recorded
+                async for recorded in history.about("range", cidr, after=first, until=until)
+                if isinstance(recorded.event, RangeQuarantined | RangeFreed) and recorded.event.epoch in epochs
+            ]
+        found.sort(key=lambda recorded: recorded.sequence)
+    return [Step(stamp=stamp(r), event=fields(r)) for r in found]
+
+
+def fields(recorded: Recorded) -> dict[str, Any]:
+    """The event's fields, as they would be printed."""
+    plain: dict[str, Any] = msgspec.to_builtins(recorded.event)
+    if isinstance(plain.get("body"), str) and "type" in plain:  # an unknown type: its body came as base64
+        plain = {"unknown": plain["type"], "bytes": len(plain["body"])}
+    return plain
+
+
+async def blame(history: History, node: str, at: Point) -> list[Attribute]:
+    """Each attribute of the node at ``at``, with the event that last set it.
+
+    Raises Refused(not_in_history) for a node that the log does not know by then.
+    """
+    known: dict[str, Attribute] = {}
+
+    def put(recorded: Recorded, **values: object) -> None:
+        for name, value in values.items():
+            text = "" if value is None else str(value)
+            known[name] = Attribute(name=name, value=text, stamp=stamp(recorded))
+
+    async for recorded in history.about("node", node, until=at.sequence):
+        match recorded.event:
+            case NodeJoined() as e:
+                put(recorded, member="yes", reachable="yes", uid=e.uid, kind=e.kind, site=e.site)
+                put(recorded, underlay=e.underlay, announced=e.announced, vtep_mac=e.vtep_mac)
+            case NodeUnderlayChanged() as e:
+                put(recorded, underlay=e.underlay, announced=e.announced)
+            case NodeUnreachable() as e:
+                put(recorded, reachable=f"no, last seen {e.last_seen}" if e.last_seen else "no")
+            case NodeRecovered():
+                put(recorded, reachable="yes")
+            case NodeLeft() as e:
+                put(recorded, member=f"no, left: {e.reason}" if e.reason else "no, left")
+            case NodeFenced() as e:
+                put(recorded, member=f"no, fenced ({e.cause})")
+            case RangeAllocated() as e:
+                put(recorded, range=e.cidr, epoch=recorded.sequence)
+            case RangeDraining() as e:
+                if e.uid == known["uid"].value:
+                    put(recorded, range=f"none ({e.cidr} is draining)", epoch="")
+            case other:
+                put(recorded, **{f"last {other.aggregate} {other.verb}": getattr(other, "code", "yes")})
+    if not known:
+        raise Refused(
+            "not_in_history",
+            f"{history.source} never speaks of node {node!r} up to event {at.sequence}",
+            node=node,
+        )
+    return list(known.values())
