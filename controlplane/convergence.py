@@ -1,0 +1,178 @@
+"""How fast the overlay follows: for each recent transaction, when each agent reported that it applied it.
+
+Measured by this controller's own clock, from the moment it learnt of the stored events to the arrival
+of an agent's report: the agents' clocks play no part, the report's way back is included. Only what
+happened while this controller watched is measured; history that it reads at its start is not.
+
+Costs one dictionary write per report and a step per transaction that the report newly covers. Nothing
+here is the truth about ranges: the drain watermark is computed elsewhere.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable
+
+import msgspec
+
+WINDOW = 256
+"""Transactions remembered."""
+BEHIND_LISTED = 50
+
+
+class Convergence(msgspec.Struct, frozen=True, kw_only=True):
+    """One transaction's way to the agents. Latencies are seconds; None until known.
+
+    ``expected`` agents were live when it was stored or have reported since; ``applied`` of them have
+    confirmed. ``last`` is set once all have.
+    """
+
+    first_sequence: int
+    last_sequence: int
+    stored_at: float
+    types: list[str]
+    entity: str
+    expected: int
+    applied: int
+    first: float | None = None
+    median: float | None = None
+    p99: float | None = None
+    last: float | None = None
+    behind: list[str] = []
+
+
+class _Transaction:
+    __slots__ = ("at", "entity", "first", "last", "latencies", "types", "waiting")
+
+    def __init__(self, first: int, last: int, at: float, types: list[str], entity: str) -> None:
+        self.first = first
+        self.last = last
+        self.at = at
+        self.types = types
+        self.entity = entity
+        self.latencies = array("f")
+        self.waiting = 0
+
+
+class ConvergenceTracker:
+    """Told of stored transactions, of reports and of agents that count no more.
+
+    ``on_applied(seconds)`` is called for each agent and transaction; ``on_converged(seconds)`` once a
+    transaction has reached every agent.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_applied: Callable[[float], None] = lambda _: None,
+        on_converged: Callable[[float], None] = lambda _: None,
+        window: int = WINDOW,
+    ) -> None:
+        self._on_applied = on_applied
+        self._on_converged = on_converged
+        self._window = window
+        self._transactions: list[_Transaction] = []
+        self._lasts: list[int] = []
+        self._applied: dict[str, int] = {}
+        self._furthest = 0
+
+    def stored(self, first: int, last: int, at: float, types: list[str], entity: str) -> None:
+        """A transaction's events are in the log. Sequences only grow."""
+        transaction = _Transaction(first, last, at, types, entity)
+        transaction.waiting = len(self._applied)
+        if self._furthest >= last:
+            # An agent can be faster than the news that its report answers.
+            early = sum(applied >= last for applied in self._applied.values())
+            transaction.waiting -= early
+            transaction.latencies.extend([0.0] * early)
+        self._transactions.append(transaction)
+        self._lasts.append(last)
+        if len(self._transactions) > self._window:
+            del self._transactions[0], self._lasts[0]
+
+    def reported(self, node: str, applied: int, at: float) -> None:
+        """The agent of ``node`` has everything up to ``applied`` in its kernel.
+
+        Late and repeated reports are fine.
+        """
+        known = self._applied.get(node)
+        if known is not None and applied <= known:
+            return
+        self._applied[node] = applied
+        self._furthest = max(self._furthest, applied)
+        if known is None:
+            # What it had applied before it was first heard is no latency of anything seen here.
+            for transaction in self._after(applied):
+                transaction.waiting += 1
+            return
+        for transaction in self._transactions[bisect_right(self._lasts, known) :]:
+            if transaction.last > applied:
+                break
+            seconds = max(0.0, at - transaction.at)
+            transaction.latencies.append(seconds)
+            self._on_applied(seconds)
+            self._less(transaction)
+
+    def gone(self, node: str) -> None:
+        """The node left, was fenced, or its agent is silent: nothing waits for it any more."""
+        known = self._applied.pop(node, None)
+        if known is not None:
+            for transaction in self._after(known):
+                self._less(transaction)
+
+    def _after(self, sequence: int) -> list[_Transaction]:
+        return self._transactions[bisect_right(self._lasts, sequence) :]
+
+    def _less(self, transaction: _Transaction) -> None:
+        transaction.waiting -= 1
+        if transaction.waiting == 0 and transaction.latencies:
+            self._on_converged(max(transaction.latencies))
+
+    @property
+    def agents(self) -> int:
+        """Agents that have reported and still count."""
+        return len(self._applied)
+
+    def applied(self) -> dict[str, int]:
+        """The last applied sequence of each agent (a copy)."""
+        return dict(self._applied)
+
+    def behind(self, sequence: int) -> list[str]:
+        """Agents that have not yet applied ``sequence``, the furthest behind first."""
+        late = [(applied, node) for node, applied in self._applied.items() if applied < sequence]
+        return [node for _, node in sorted(late)]
+
+    def latest(self, limit: int = 50) -> list[Convergence]:
+        """The latest transactions, newest first."""
+        return [self._view(transaction) for transaction in reversed(self._transactions[-limit:])]
+
+    def of(self, sequence: int) -> Convergence | None:
+        """The transaction that contains ``sequence``, with agents that are behind; None when not remembered."""
+        place = bisect_right(self._lasts, sequence - 1)
+        if place >= len(self._transactions) or self._transactions[place].first > sequence:
+            return None
+        transaction = self._transactions[place]
+        return self._view(transaction, self.behind(transaction.last)[:BEHIND_LISTED])
+
+    def _view(self, transaction: _Transaction, behind: list[str] | None = None) -> Convergence:
+        ordered = sorted(transaction.latencies)
+        count = len(ordered)
+
+        def at(share: float) -> float | None:
+            return round(ordered[min(count - 1, int(share * count))], 6) if count else None
+
+        return Convergence(
+            first_sequence=transaction.first,
+            last_sequence=transaction.last,
+            stored_at=transaction.at,
+            types=transaction.types,
+            entity=transaction.entity,
+            expected=count + transaction.waiting,
+            applied=count,
+            first=at(0.0),
+            median=at(0.5),
+            p99=at(0.99),
+            last=at(1.0) if count and not transaction.waiting else None,
+            behind=behind or [],
+        )

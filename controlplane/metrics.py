@@ -1,0 +1,250 @@
+"""Every metric of a controller, in one place: names, units, buckets, and where each number comes from.
+
+Counters and histograms are fed by the committer (as an observer) and by the stored events; the
+gauges are read from the live state when somebody scrapes. Labels have few values: commands, codes,
+states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from controlplane.service.hooks import NullObserver
+from controlplane.service.requests import Request
+from controlplane.state import ClusterState
+from events.codec import Recorded
+from events.errors import IsthmusError
+from events.telemetry import Telemetry
+from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+
+
+class Live(NamedTuple):
+    """The live numbers that a scrape reads; each is called then and returns at once.
+
+    ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
+    the lowest applied sequence of the live agents. ``agents`` counts agents by reported state.
+    ``chain_verified`` is the sequence up to which the hash chain was checked; ``healthy`` is false
+    after an alarm. ``spans`` counts what the built-in store keeps.
+    """
+
+    state: Callable[[], ClusterState]
+    head: Callable[[], int]
+    projected: Callable[[], int]
+    leading: Callable[[], bool]
+    agents: Callable[[], dict[str, int]]
+    watermark: Callable[[], int]
+    chain_verified: Callable[[], int]
+    healthy: Callable[[], bool]
+    waiting: Callable[[], int]
+    spans: Callable[[], int] = lambda: 0
+    subscribers: Callable[[], int] = lambda: 0
+
+
+class ControllerMetrics(NullObserver):
+    """The instruments. Attach it to the committer, feed it the stored events, and bind the live numbers."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        meter = telemetry.meter
+        self._meter = meter
+        self._commands = meter.create_histogram(
+            "isthmus.command.duration",
+            unit="s",
+            description="From receipt of a command to its answer, by command and code (ok, or an error).",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._queued = meter.create_histogram(
+            "isthmus.command.queued",
+            unit="s",
+            description="From receipt of a command to its decision.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._append = meter.create_histogram(
+            "isthmus.append.duration",
+            unit="s",
+            description="One atomic append to the log, with its condition.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._batch = meter.create_histogram(
+            "isthmus.append.events",
+            unit="{event}",
+            description="Events of one atomic append.",
+            explicit_bucket_boundaries_advisory=COUNTS,
+        )
+        self._conflicts = meter.create_counter(
+            "isthmus.append.conflicts", description="Appends lost to another controller and decided again."
+        )
+        self._project = meter.create_histogram(
+            "isthmus.projection.duration",
+            unit="s",
+            description="One transaction of the read model.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._events = meter.create_counter("isthmus.events", description="Stored events, by type.")
+        self._refusals = meter.create_counter(
+            "isthmus.refusals", description="Commands that were refused, by code."
+        )
+        self._alarms = meter.create_counter("isthmus.alarms", description="Alarms raised, by name.")
+        self._applied = meter.create_histogram(
+            "isthmus.convergence.agent",
+            unit="s",
+            description="From a stored transaction to one agent's report that the kernel holds it.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._converged = meter.create_histogram(
+            "isthmus.convergence.all",
+            unit="s",
+            description="From a stored transaction to the report of the last agent.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        # Series that an alert or a dashboard reads exist from the start, at zero.
+        self._conflicts.add(0)
+        for event in (NodeJoined, NodeLeft, NodeFenced, RangeAllocated, RangeFreed, AllocationRefused):
+            self._events.add(0, {"type": event.type_name()})
+        self._refusals.add(0, {"code": "no_free_range"})
+        for alarm in ("chain", "projection"):
+            self._alarms.add(0, {"name": alarm})
+        self._decisions: dict[int, int] = {}
+
+    # --- the observer's side ------------------------------------------------------------------------
+
+    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002
+        if id(request) in self._decisions:
+            self._conflicts.add(1)
+        self._decisions[id(request)] = 1
+        self._queued.record(waited_s)
+
+    def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
+        self._append.record(took_s)
+        self._batch.record(last - first + 1)
+
+    def answered(
+        self,
+        request: Request,
+        *,
+        sequence: int,  # noqa: ARG002  the observer's signature
+        took_s: float,
+        error: IsthmusError | None,
+    ) -> None:
+        self._decisions.pop(id(request), None)
+        code = error.code if error else "ok"
+        self._commands.record(took_s, {"command": request.command.name, "code": code})
+        if error is not None:
+            self._refusals.add(1, {"code": code})
+
+    def projected(self, *, last: int, count: int, took_s: float) -> None:  # noqa: ARG002
+        self._project.record(took_s)
+
+    def alarmed(self, name: str, error: IsthmusError) -> None:
+        self._alarms.add(1, {"name": name})
+        super().alarmed(name, error)
+
+    # --- from the log and the agents ----------------------------------------------------------------
+
+    def stored(self, events: Sequence[Recorded]) -> None:
+        """Count stored events by type."""
+        counts: dict[str, int] = {}
+        for recorded in events:
+            name = recorded.envelope.type
+            counts[name] = counts.get(name, 0) + 1
+        for name, count in counts.items():
+            self._events.add(count, {"type": name})
+
+    def agent_applied(self, seconds: float) -> None:
+        """One agent has applied one transaction."""
+        self._applied.record(seconds)
+
+    def all_applied(self, seconds: float) -> None:
+        """A transaction has reached every live agent."""
+        self._converged.record(seconds)
+
+    # --- gauges --------------------------------------------------------------------------------------
+
+    def bind(self, live: Live) -> None:
+        """Start to read the live numbers at each scrape. Call once."""
+        state = live.state
+
+        def gauge(
+            name: str, description: str, read: Callable[[], Iterable[Observation]], unit: str = ""
+        ) -> None:
+            def callback(_options: CallbackOptions) -> Iterable[Observation]:
+                return read()
+
+            self._meter.create_observable_gauge(name, [callback], unit=unit, description=description)
+
+        def one(name: str, description: str, read: Callable[[], float], unit: str = "") -> None:
+            gauge(name, description, lambda: [Observation(read())], unit)
+
+        gauge("isthmus.pool.ranges", "Ranges by container CIDR and state.", lambda: pool_by_cidr(state()))
+        one("isthmus.pool.capacity", "Ranges in all container CIDRs.", lambda: state().capacity)
+        one(
+            "isthmus.pool.cursor",
+            "Index at which the next search for a free range starts.",
+            lambda: state().pool.cursor,
+        )
+        gauge(
+            "isthmus.nodes", "Members by kind and whether their reports arrive.", lambda: nodes_by_kind(state())
+        )
+        one("isthmus.clb.reservations", "CLB reservations.", lambda: len(state().clb))
+        one("isthmus.log.sequence", "Last known sequence of the log.", live.head)
+        one("isthmus.projection.sequence", "The read model's checkpoint.", live.projected)
+        one(
+            "isthmus.projection.lag",
+            "Events that the read model is behind.",
+            lambda: max(0, live.head() - live.projected()),
+        )
+        one("isthmus.leader", "1 when this controller leads.", lambda: int(live.leading()))
+        one("isthmus.healthy", "0 after an alarm that needs a person.", lambda: int(live.healthy()))
+        one("isthmus.chain.verified", "Sequence up to which the hash chain was checked.", live.chain_verified)
+        one("isthmus.watermark", "Lowest applied sequence of the live agents.", live.watermark)
+        one("isthmus.watermark.lag", "Events that the slowest live agent is behind.", lambda: _lag(live))
+        one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
+        one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
+        one("isthmus.console.subscribers", "Open live streams of the console.", live.subscribers)
+        gauge(
+            "isthmus.agents",
+            "Agents by reported state; silent ones as unreachable.",
+            lambda: [Observation(count, {"state": name}) for name, count in live.agents().items()],
+        )
+
+
+def _lag(live: Live) -> int:
+    """Zero without a live agent: nobody is behind."""
+    watermark = live.watermark()
+    return max(0, live.head() - watermark) if watermark else 0
+
+
+def pool_by_cidr(state: ClusterState) -> list[Observation]:
+    """Counts of the four states for each container CIDR. O(ranges that are not free)."""
+    counts = [{"allocated": 0, "draining": 0, "quarantined": 0} for _ in state.cidrs]
+    for entry in state.ranges.values():
+        for cidr, place in zip(state.cidrs, counts, strict=True):
+            if cidr.first_index <= entry.index < cidr.first_index + cidr.capacity:
+                place[entry.phase] += 1
+                break
+    found = []
+    for cidr, place in zip(state.cidrs, counts, strict=True):
+        free = cidr.capacity - sum(place.values())
+        for phase, count in (*place.items(), ("free", free)):
+            found.append(Observation(count, {"cidr": cidr.cidr, "state": phase}))
+    return found
+
+
+def nodes_by_kind(state: ClusterState) -> list[Observation]:
+    """Members by kind; ``unreachable`` ones apart. O(unreachable)."""
+    silent = {"cloud": 0, "external": 0}
+    for name in state.unreachable:
+        node = state.nodes.get(name)
+        if node is not None:
+            silent[node.kind] += 1
+    members = {"external": state.external, "cloud": len(state.nodes) - state.external}
+    return [
+        Observation(count, {"kind": kind, "reachable": reachable})
+        for kind, total in members.items()
+        for reachable, count in (("yes", total - silent[kind]), ("no", silent[kind]))
+    ]

@@ -1,0 +1,102 @@
+"""Convergence: who has applied what, how fast, and who is behind."""
+
+from __future__ import annotations
+
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.convergence import ConvergenceTracker
+
+
+def tracker_with(agents: int, applied: int = 0, **callbacks) -> ConvergenceTracker:
+    tracker = ConvergenceTracker(**callbacks)
+    for number in range(agents):
+        tracker.reported(f"n{number}", applied, 0.0)
+    return tracker
+
+
+def test_latencies_are_measured_from_storing_to_report():
+    converged: list[float] = []
+    tracker = tracker_with(3, on_converged=converged.append)
+    tracker.stored(1, 2, 10.0, ["node.joined.v1", "range.allocated.v1"], "idc-1")
+    tracker.reported("n0", 2, 10.1)
+    tracker.reported("n1", 2, 10.2)
+    open_ = tracker.of(1)
+    assert open_ is not None
+    assert (open_.applied, open_.expected, open_.last, open_.behind) == (2, 3, None, ["n2"])
+    tracker.reported("n2", 2, 12.0)
+    done = tracker.of(2)
+    assert done is not None
+    assert (done.first, done.last, done.behind) == (0.1, 2.0, [])
+    assert [round(value, 3) for value in converged] == [2.0]
+
+
+def test_an_agent_that_leaves_holds_nothing_up():
+    converged: list[float] = []
+    tracker = tracker_with(2, on_converged=converged.append)
+    tracker.stored(1, 1, 0.0, ["node.left.v1"], "x")
+    tracker.reported("n0", 1, 0.5)
+    tracker.gone("n1")
+    assert len(converged) == 1
+    assert tracker.latest()[0].last == 0.5
+
+
+def test_history_from_before_an_agent_was_first_heard_is_no_latency():
+    tracker = ConvergenceTracker()
+    tracker.stored(1, 1, 0.0, ["x"], "x")
+    tracker.reported("late", 1, 500.0)
+    assert tracker.latest()[0].applied == 0
+
+
+def test_a_report_may_overtake_the_news_of_its_event():
+    tracker = tracker_with(2)
+    tracker.reported("n0", 5, 1.0)
+    tracker.stored(5, 5, 1.1, ["x"], "x")
+    view = tracker.of(5)
+    assert view is not None
+    assert (view.applied, view.expected, view.behind) == (1, 2, ["n1"])
+
+
+def test_the_window_is_bounded():
+    tracker = ConvergenceTracker(window=10)
+    for sequence in range(1, 101):
+        tracker.stored(sequence, sequence, 0.0, ["x"], "x")
+    assert len(tracker.latest(1000)) == 10
+    assert tracker.of(50) is None
+
+
+def test_ten_thousand_agents_cost_a_step_each_per_transaction():
+    tracker = tracker_with(10_000)
+    tracker.stored(1, 1, 0.0, ["x"], "x")
+    started = time.process_time()
+    for number in range(10_000):
+        tracker.reported(f"n{number}", 1, 0.1)
+    assert time.process_time() - started < 1.0
+    assert tracker.latest()[0].applied == 10_000
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("store"), st.integers(1, 3)),
+            st.tuples(st.just("report"), st.integers(0, 4), st.integers(0, 30)),
+            st.tuples(st.just("gone"), st.integers(0, 4)),
+        ),
+        max_size=60,
+    )
+)
+def test_waiting_agents_are_always_those_known_and_below(steps):
+    tracker = ConvergenceTracker(window=1000)
+    head = 0
+    for step in steps:
+        if step[0] == "store":
+            tracker.stored(head + 1, head + step[1], 0.0, ["x"], "x")
+            head += step[1]
+        elif step[0] == "report":
+            tracker.reported(f"n{step[1]}", step[2], 1.0)
+        else:
+            tracker.gone(f"n{step[1]}")
+        for view in tracker.latest(1000):
+            assert view.expected - view.applied == len(tracker.behind(view.last_sequence))
