@@ -1,20 +1,27 @@
 """Connecting to NATS: one place for the options that every connection of ours needs.
 
 nats-py's defaults give up reconnecting after a minute and print tracebacks; a permission violation
-reaches only the error callback, as text. All of that is settled here.
+reaches only the error callback, as text; and a server that refuses or expires credentials makes it
+close for ever. All of that is settled here: credentials are read anew at each connection, and a
+refused connection goes on trying, slower and slower, until the file holds something better.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
+import random
 import ssl
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
-import nats
-from nats.aio.client import Client
+from nats.aio.client import Client, Server
+from nats.errors import Error as NatsError
 
-from events.errors import Unavailable
+from events import credentials as creds
+from events.errors import Refused, Unavailable
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -34,6 +41,55 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     inbox_prefix: str = "_INBOX"
     connect_timeout_s: float = 3.0
 
+    @property
+    def api_prefix(self) -> str:
+        """Where these credentials find JetStream's API. Raises Refused for unreadable credentials."""
+        return creds.load(self.credentials).api_prefix if self.credentials else "$JS.API"
+
+
+_REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked")
+_PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
+
+
+class _Patient(Client):
+    """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
+
+    refused = False
+
+    async def _process_err(self, err_msg: str) -> None:
+        text = err_msg.strip("' ").lower()
+        if self.is_connecting or not text or not any(word in text for word in _REFUSALS):
+            await super()._process_err(err_msg)
+            return
+        self.refused = True
+        await self._error_cb(NatsError(f"nats: the server ended the session: {text}"))
+        await self._process_op_err(NatsError(f"nats: {text}"))
+
+    def _next(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """The least tried server, after a jittered pause that grows with its failures."""
+        server = min(servers, key=lambda each: each.reconnects)
+        longest_s = _PAUSE_REFUSED_S if self.refused else _PAUSE_LONGEST_S
+        pause_s = min(longest_s, _PAUSE_FIRST_S * 2 ** min(10, server.reconnects))
+        return server, pause_s * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
+
+
+def _identity(client: _Patient, options: BusOptions) -> dict[str, Any]:
+    """How the client proves who it is, from a file that is read again at each connection."""
+    if not options.credentials:
+        return {"user": options.user or None, "password": options.password or None}
+    found = creds.load(options.credentials)
+
+    def sign(nonce: str) -> bytes:
+        return base64.b64encode(creds.load(options.credentials).key.sign(nonce.encode()))
+
+    if not found.jwt:  # a server with a plain configuration knows the public key, not a JWT
+        client._public_nkey = found.key.public  # noqa: SLF001  nats-py sets it from a seed by PyNaCl only
+        return {"signature_cb": sign}
+    return {
+        "signature_cb": sign,
+        "user_jwt_cb": lambda: bytearray(creds.load(options.credentials).jwt.encode()),
+    }
+
 
 async def connect(
     options: BusOptions,
@@ -44,15 +100,23 @@ async def connect(
 ) -> Client:
     """Connect, and from then on reconnect for ever (0.2 s apart, jittered by the client).
 
-    Raises Unavailable(bus_unreachable) when no server answers within ``connect_timeout_s`` now.
+    Raises Unavailable(bus_unreachable) when no server answers within ``connect_timeout_s`` now,
+    Refused(forbidden) when one answers and refuses the credentials, and
+    Refused(credentials_missing or credentials_invalid) for an unreadable file.
     """
+    client = _Patient()
+    identity = _identity(client, options)
     tls: ssl.SSLContext | None = None
     if options.ca or options.certificate:
         tls = ssl.create_default_context(cafile=options.ca or None)
         if options.certificate:
             tls.load_cert_chain(options.certificate, options.key or None)
 
+    said: list[str] = []
+
     async def on_error(error: Exception) -> None:
+        if not client.is_connected and len(said) < 8:
+            said.append(str(error))
         log.warning("bus: %s", str(error) or type(error).__name__)
 
     async def on_lost() -> None:
@@ -62,27 +126,27 @@ async def connect(
 
     async def on_again() -> None:
         log.info("bus: connected again")
+        client.refused = False
         if on_reconnect is not None:
             await on_reconnect()
 
     try:
         # The first connection is one try per server: a person waits for it. nats-py counts
         # reconnection tries with the same number, so it is raised once connected.
-        client = await nats.connect(
+        await client.connect(
             servers=list(options.servers),
             name=name,
             error_cb=on_error,
             disconnected_cb=on_lost,
             reconnected_cb=on_again,
-            connect_timeout=options.connect_timeout_s,
+            connect_timeout=options.connect_timeout_s,  # type: ignore[arg-type]  # fractions work
             max_reconnect_attempts=1,
-            reconnect_time_wait=0.2,
+            reconnect_time_wait=0.2,  # type: ignore[arg-type]  # fractions work
             allow_reconnect=True,
-            user_credentials=options.credentials or None,
-            user=options.user or None,
-            password=options.password or None,
+            reconnect_to_server_handler=client._next,  # noqa: SLF001  our own subclass
             tls=tls,
             inbox_prefix=options.inbox_prefix,
+            **identity,
             ping_interval=5,
             max_outstanding_pings=2,
             pending_size=8 * 1024 * 1024,
@@ -90,11 +154,33 @@ async def connect(
     except (
         Exception
     ) as error:  # nats-py raises OSError, NoServersError, TimeoutError, ssl errors and bare Exception
+        refusal = next((text for text in said if any(word in text.lower() for word in _REFUSALS)), "")
+        if refusal:
+            raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error
         raise Unavailable(
             "bus_unreachable",
             f"no NATS server answers at {', '.join(options.servers)} ({str(error) or type(error).__name__}): "
             f"check the address, that the server runs, and the credentials",
             servers=list(options.servers),
         ) from error
+    said.clear()
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+def _refused(options: BusOptions, said: str) -> str:
+    """Why, as far as this side can tell: the server tells a stranger nothing more."""
+    if not options.credentials:
+        return (
+            f"the bus at {options.servers[0]} demands credentials ({said}): give --creds FILE or ISTHMUS_CREDS"
+        )
+    found = creds.load(options.credentials)
+    if found.expires is not None and found.expires <= datetime.now(UTC):
+        return (
+            f"the bus refuses {options.credentials}: it expired at {found.expires:%Y-%m-%d %H:%M} UTC; "
+            f"renew it with `isthmus credentials rotate`"
+        )
+    return (
+        f"the bus at {options.servers[0]} refuses {options.credentials} ({said}): "
+        f"it was revoked, or made for another bus"
+    )

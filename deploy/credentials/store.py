@@ -1,0 +1,174 @@
+"""The folder that holds the authority: its book (public facts) and its secrets, one file each.
+
+::
+
+    book.json            the public keys of the authority; nothing secret
+    principals/          who exists: one file each (10,000 nodes must not share one); nothing secret
+    keys/*.seed          operator, system, control, issuer, nodes, enrol, people       mode 0600
+    tls/                 certificate authority and server certificates
+    nats/                operator.jwt and accounts/*.jwt: what the servers need; public
+    creds/               one .creds file per principal                                 mode 0600
+
+Keep the folder off the machines that run the bus and the nodes. Nothing in it is needed to run;
+it is needed to change who may do what.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from deploy.credentials.layout import Role
+from events.credentials import write_secret
+from events.errors import Refused
+from events.nkeys import KeyPair, from_seed
+
+BOOK_VERSION = 1
+
+
+class UserRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One issued credential; times are Unix seconds."""
+
+    public: str
+    issued: int
+    expires: int
+
+
+class Principal(msgspec.Struct, kw_only=True):
+    """One name and what was issued to it. ``account`` is empty for users of the shared accounts."""
+
+    role: Role
+    cluster: str
+    name: str
+    account: str = ""
+    users: list[UserRecord] = []
+    revocations: dict[str, int] = {}
+    revoked_at: int = 0
+
+
+class Book(msgspec.Struct, kw_only=True):
+    """The authority's own keys, public halves."""
+
+    version: int = BOOK_VERSION
+    name: str
+    keys: dict[str, str]
+    """The public key of each seed in ``keys/``."""
+    retired: dict[str, str] = {}
+    """Signing keys on their way out, still accepted: name → public key."""
+
+
+class Store:
+    """Access to one folder. Writing happens under a lock and by atomic replacement."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        return (self.path / "book.json").exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others out while the book changes. Waits for them."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def load(self) -> Book:
+        """Raises Refused: ``credentials_missing`` without a book, ``credentials_invalid`` for a damaged one."""
+        file = self.path / "book.json"
+        try:
+            book = msgspec.json.decode(file.read_bytes(), type=Book)
+        except FileNotFoundError:
+            raise Refused(
+                "credentials_missing",
+                f"{self.path} holds no credentials authority: make one with "
+                f"`isthmus credentials init --store {self.path}`",
+                store=str(self.path),
+            ) from None
+        except OSError as error:
+            raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
+        if book.version != BOOK_VERSION:
+            raise Refused(
+                "credentials_invalid",
+                f"{file} has version {book.version}, this program knows {BOOK_VERSION}: use a matching release",
+            )
+        return book
+
+    def save(self, book: Book) -> None:
+        write_secret(self.path / "book.json", msgspec.json.format(msgspec.json.encode(book), indent=1))
+
+    def _principal_file(self, role: str, cluster: str, name: str) -> Path:
+        folder = self.path / "principals" / cluster if cluster else self.path / "principals"
+        return folder / f"{role}-{name}.json"
+
+    def principal(self, role: Role, cluster: str, name: str) -> Principal | None:
+        """What is known of a name; None for nobody. Raises Refused(credentials_invalid) for a damaged file."""
+        return self._read(self._principal_file(role, cluster, name))
+
+    def _read(self, file: Path) -> Principal | None:
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Principal)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
+
+    def save_principal(self, principal: Principal) -> None:
+        file = self._principal_file(principal.role, principal.cluster, principal.name)
+        write_secret(file, msgspec.json.encode(principal))
+
+    def principals(self, *, role: Role | None = None, cluster: str | None = None) -> Iterator[Principal]:
+        """Everybody, or one role's or cluster's, in the order of their names."""
+        pattern = f"{role}-*.json" if role else "*.json"
+        folder = self.path / "principals" / (cluster or "")
+        for file in sorted(folder.glob(pattern) if cluster is not None else folder.rglob(pattern)):
+            found = self._read(file)
+            if found is not None:
+                yield found
+
+    def key(self, name: str) -> KeyPair:
+        """The key pair of ``keys/<name>.seed``. Raises Refused(credentials_missing or credentials_invalid)."""
+        file = self.path / "keys" / f"{name}.seed"
+        try:
+            return from_seed(file.read_text("ascii"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(
+                "credentials_missing",
+                f"the key {file} cannot be read: this needs the folder with the {name} key",
+                key=name,
+            ) from error
+
+    def write_key(self, name: str, pair: KeyPair) -> None:
+        write_secret(self.path / "keys" / f"{name}.seed", pair.seed + "\n")
+
+    def write_jwt(self, account: str, text: str) -> None:
+        """Account and operator JWTs are public: the servers read them."""
+        file = self.path / "nats" / ("operator.jwt" if account == "operator" else f"accounts/{account}.jwt")
+        write_secret(file, text)
+        file.chmod(0o644)
+
+    def jwt(self, account: str) -> str:
+        """Raises Refused(credentials_missing)."""
+        file = self.path / "nats" / ("operator.jwt" if account == "operator" else f"accounts/{account}.jwt")
+        try:
+            return file.read_text("ascii")
+        except OSError as error:
+            raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
+
+    def creds(self, principal: Principal) -> Path:
+        """Where the credentials of a principal are kept."""
+        folder = self.path / "creds" / principal.cluster if principal.cluster else self.path / "creds"
+        return folder / f"{principal.role}-{principal.name}.creds"
