@@ -22,6 +22,7 @@ from typing import Protocol
 
 import msgspec
 
+from controlplane.decision import ALONE, Surroundings, Tick
 from controlplane.service.hooks import NullObserver, Observer
 from controlplane.service.planner import Answer, Decided, Pending, Plan, plan_group
 from controlplane.service.remembered import Place
@@ -30,7 +31,7 @@ from controlplane.service.replies import recall, reply_to
 from controlplane.service.requests import Request
 from events.chain import Head
 from events.codec import OutgoingMessage, Recorded, decode, seal
-from events.commands import CommandReply
+from events.commands import Command, CommandReply
 from events.envelope import from_headers
 from events.errors import (
     IsthmusError,
@@ -73,6 +74,19 @@ class History(Protocol):
         ...
 
 
+class Neighbourhood(Protocol):
+    """What decisions may know of the world outside the log: other clusters on the same bus."""
+
+    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:
+        """The surroundings, fresh enough for these commands. Raises Unavailable."""
+        ...
+
+
+class _Alone:
+    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:  # noqa: ARG002  the port's
+        return ALONE
+
+
 class Committer:
     """Takes checked requests and answers each after its effect is stored.
 
@@ -89,6 +103,7 @@ class Committer:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         observer: Observer | None = None,
         history: History | None = None,
+        neighbourhood: Neighbourhood | None = None,
         limits: Limits | None = None,
         jitter: random.Random | None = None,
     ) -> None:
@@ -98,6 +113,7 @@ class Committer:
         self._now = now
         self._observer = observer or NullObserver()
         self._history = history
+        self._neighbourhood = neighbourhood or _Alone()
         self._limits = limits or Limits()
         self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self._waiting: deque[Pending] = deque()
@@ -208,13 +224,11 @@ class Committer:
                 group = await self._answer_known(group)
                 if not group:
                     return
-                plan = self._plan(group)
+                plan = self._plan(group, await self._neighbourhood.around([p.request.command for p in group]))
                 group = [decided.pending for decided in plan.decided]
                 self._waiting.extendleft(reversed(plan.left))
                 writing = [decided for decided in plan.decided if decided.writes]
-                messages, head = seal(
-                    self._replica.cluster, plan.base, [(d.cause, d.events) for d in writing]
-                )
+                messages, head = seal(self._replica.cluster, plan.base, [(d.cause, d.events) for d in writing])
                 started = loop.time()
                 if messages and not await self._append(messages, plan.base.sequence, deadline):
                     continue
@@ -240,7 +254,7 @@ class Committer:
             for pending in group:
                 self._finish(pending, error)
 
-    def _plan(self, group: list[Pending]) -> Plan:
+    def _plan(self, group: list[Pending], surroundings: Surroundings) -> Plan:
         replica = self._replica
         return plan_group(
             replica.state,
@@ -252,6 +266,7 @@ class Committer:
             time_limit_s=self._limits.group_time_s,
             clock=asyncio.get_running_loop().time,
             observer=self._observer,
+            surroundings=surroundings,
         )
 
     async def _append(self, messages: list[OutgoingMessage], expected: int, deadline: float) -> bool:
@@ -284,7 +299,6 @@ class Committer:
                 return True
             await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
             pause_s = min(1.0, pause_s * 2)
-
 
     def _adopt(self, plan: Plan, messages: list[OutgoingMessage], head: Head) -> None:
         """The group is stored: the state takes it over, and everybody in this process hears of it."""

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from controlplane.decide import decide
+from controlplane.decision import Surroundings
 from controlplane.evolve import evolve
 from controlplane.service.hooks import Observer
 from controlplane.service.requests import Request
@@ -54,11 +55,11 @@ class Decided(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to append behind ``base`` (``count`` events), and who was left out."""
+    """What to append behind ``base`` (``written`` events), and who was left out."""
 
     base: Head
     decided: list[Decided]
-    count: int
+    written: int
     left: list[Pending]
 
 
@@ -73,6 +74,7 @@ def plan_group(
     time_limit_s: float,
     clock: Callable[[], float],
     observer: Observer,
+    surroundings: Surroundings,
 ) -> Plan:
     """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
 
@@ -86,7 +88,7 @@ def plan_group(
         before = clock()
         if decided and before - started > time_limit_s:
             return Plan(base, decided, count, list(group[position:]))
-        one = _decide(pending, fork, time, source)
+        one = _decide(pending, fork, time, source, surroundings)
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
         if one.writes:
@@ -106,7 +108,9 @@ def plan_group(
     return Plan(base, decided, count, [])
 
 
-def _decide(pending: Pending, state: ClusterState, time: datetime, source: str) -> Decided:
+def _decide(
+    pending: Pending, state: ClusterState, time: datetime, source: str, surroundings: Surroundings
+) -> Decided:
     request = pending.request
     cause = Cause(
         command_id=request.command_id,
@@ -119,7 +123,7 @@ def _decide(pending: Pending, state: ClusterState, time: datetime, source: str) 
         tracestate=pending.trace[1],
     )
     try:
-        decision = decide(state, request.command, time)
+        decision = decide(state, request.command, time, surroundings)
     except IsthmusError as error:
         return Decided(pending, cause, (), {}, error)
     except Exception as error:  # a defect of the rules must not take the whole group down

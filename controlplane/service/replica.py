@@ -45,7 +45,7 @@ class Replica:
         self.changes = changes or Changes()
         self.remembered = remembered or Remembered()
         self.head = head or genesis(log.cluster)
-        self.state = state or ClusterState()
+        self.state = state or ClusterState(log.cluster)
         self.last_time = _EPOCH
         self._read = self.head
         self._sealed: deque[tuple[int, bytes]] = deque()

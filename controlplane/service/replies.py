@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
 from controlplane.service.planner import Decided
 from events.codec import Recorded
 from events.commands import CommandReply, WrittenEvent
-from events.errors import BadRequest, IsthmusError, Unavailable
-from events.types import AllocationRefused
+from events.errors import BadRequest, IsthmusError, Unavailable, from_wire
+from events.types import AllocationRefused, ClbRefused, ConflictRefused, NodeJoined, RangeAllocated
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -45,6 +46,55 @@ def reply_to(decided: Decided, last: int, bodies: Sequence[bytes] | None, now: d
         dry_run=dry_run,
         answered_at=now,
     )
+
+
+def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | IsthmusError:
+    """The first answer once more, from the events that the command is known to have stored."""
+    if not recorded:
+        return Unavailable(
+            "log_unavailable", "the command happened, but its events could not be read; ask again"
+        )
+    last = recorded[-1]
+    if isinstance(last.event, AllocationRefused | ClbRefused | ConflictRefused):
+        return from_wire(last.event.code, last.event.message)
+    joins = _joins(recorded)
+    result: dict[str, Any]
+    if len(joins) > 1:
+        lines = [{"line": number, "status": "joined", **join} for number, join in enumerate(joins, 1)]
+        result = {"joined": len(joins), "unchanged": 0, "lines": lines}
+    elif joins:
+        result = joins[0]
+    else:
+        result = msgspec.to_builtins(last.event)
+    return CommandReply(
+        sequence=last.sequence,
+        events=tuple(
+            WrittenEvent(sequence=r.sequence, type=r.envelope.type, event=msgspec.Raw(_encode(r.event)))
+            for r in recorded
+        ),
+        result=result,
+        duplicate=True,
+        answered_at=now,
+    )
+
+
+def _joins(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """What each join among the events was answered with."""
+    joined = {r.event.uid: r.event for r in recorded if isinstance(r.event, NodeJoined)}
+    return [
+        {
+            "node": r.event.node,
+            "uid": r.event.uid,
+            "cidr": r.event.cidr,
+            "index": r.event.index,
+            "epoch": r.sequence,
+            "vtep_mac": joined[r.event.uid].vtep_mac,
+            "underlay": joined[r.event.uid].underlay,
+            "announced": joined[r.event.uid].announced,
+        }
+        for r in recorded
+        if isinstance(r.event, RangeAllocated) and r.event.uid in joined
+    ]
 
 
 def encode_reply(reply: CommandReply) -> bytes:

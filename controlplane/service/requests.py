@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from controlplane.decision import Tick
 from events import subjects
 from events.commands import (
     ACTOR,
@@ -36,12 +37,9 @@ _ACTOR_LIMIT = 256
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One checked command and who asks for it. ``received_s`` is the event loop's clock.
+    """One checked command (or one of the controller's own) and who asks. ``received_s`` is the event loop's clock."""
 
-    ``internal`` requests (the ticker's) skip the queue's bound and are answered to nobody.
-    """
-
-    command: Command
+    command: Command | Tick
     command_id: str
     actor: str
     received_s: float

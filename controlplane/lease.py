@@ -1,0 +1,192 @@
+"""The lease by which one of several controllers leads: held, renewed, given up, never trusted for safety.
+
+It only avoids contention: whoever believes to lead may write, and the append's condition decides
+whether he could. One message in a bucket of its own on the bus says who leads; it expires by
+itself ``ttl_s`` after its last renewal. Every write of it is conditional on the revision that was
+read, on one literal subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from events.errors import Refused, Unavailable
+from events.jetstream_api import DEFAULT_PREFIX, ApiError, call, error_in
+from events.jetstream_stream import ensure_stream
+
+LEASE_TTL_S = 2.0
+"""A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""
+
+_WRONG_REVISION = frozenset({10071, 10164})
+
+
+class Lease(Protocol):
+    """The port. Implementations: on the bus, and in memory for the simulation."""
+
+    @property
+    def ttl_s(self) -> float:
+        """Seconds after its last renewal at which the lease is free again."""
+        ...
+
+    async def acquire(self) -> bool:
+        """Take the lease if it is free. False when another holds it. Raises Unavailable."""
+        ...
+
+    async def renew(self) -> bool:
+        """Hold it for another ``ttl_s``. False when it is lost. Raises Unavailable."""
+        ...
+
+    async def release(self) -> None:
+        """Give it up at once, if it is held. Raises Unavailable."""
+        ...
+
+
+class MemoryLease:
+    """The lease in one process: any number of holders share one :class:`MemoryLease.Place`."""
+
+    class Place:
+        """Who holds it, and until when by the event loop's clock."""
+
+        def __init__(self) -> None:
+            self.holder = ""
+            self.until_s = 0.0
+
+    def __init__(self, place: Place, holder: str, *, ttl_s: float = LEASE_TTL_S) -> None:
+        self._place = place
+        self._holder = holder
+        self._ttl_s = ttl_s
+
+    @property
+    def ttl_s(self) -> float:
+        return self._ttl_s
+
+    async def acquire(self) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        if self._place.holder and self._place.until_s > now_s:
+            return self._place.holder == self._holder
+        self._place.holder, self._place.until_s = self._holder, now_s + self._ttl_s
+        return True
+
+    async def renew(self) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        if self._place.holder != self._holder or self._place.until_s <= now_s:
+            return False
+        self._place.until_s = now_s + self._ttl_s
+        return True
+
+    async def release(self) -> None:
+        if self._place.holder == self._holder:
+            self._place.holder = ""
+
+
+def lease_stream(cluster: str) -> str:
+    """The stream behind the bucket; readable as the key-value bucket ``ISTHMUS_<cluster>_LEADER``."""
+    return f"KV_ISTHMUS_{cluster}_LEADER"
+
+
+class BusLease:
+    """The lease in a bucket in the servers' memory. ``holder`` names this controller to people."""
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        holder: str,
+        *,
+        ttl_s: float = LEASE_TTL_S,
+        replicas: int | None = None,
+        prefix: str = DEFAULT_PREFIX,
+    ) -> None:
+        self._client = client
+        self._stream = lease_stream(cluster)
+        self._subject = f"$KV.ISTHMUS_{cluster}_LEADER.leader"
+        self._body = msgspec.json.encode({"holder": holder})
+        self._ttl_s = ttl_s
+        self._replicas = replicas
+        self._prefix = prefix
+        self._revision = 0
+        self._ensured = False
+
+    @property
+    def ttl_s(self) -> float:
+        return self._ttl_s
+
+    async def acquire(self) -> bool:
+        await self._ensure()
+        revision = await self._write(0)
+        if revision is None:
+            return False
+        self._revision = revision
+        return True
+
+    async def renew(self) -> bool:
+        revision = await self._write(self._revision)
+        if revision is None:
+            # Either another took it, or the servers' memory was lost in a restart: then it is free.
+            self._ensured = False
+            return await self.acquire()
+        self._revision = revision
+        return True
+
+    async def release(self) -> None:
+        revision, self._revision = self._revision, 0
+        if revision:
+            try:
+                await call(
+                    self._client,
+                    f"{self._prefix}.STREAM.MSG.DELETE.{self._stream}",
+                    {"seq": revision, "no_erase": True},
+                    timeout_s=1.0,
+                )
+            except ApiError as error:
+                if error.passing:
+                    raise Unavailable("log_unavailable", f"the lease could not be released: {error}") from error
+
+    async def _ensure(self) -> None:
+        if self._ensured:
+            return
+        await ensure_stream(
+            self._client,
+            {
+                "name": self._stream,
+                "subjects": [self._subject],
+                "description": "Isthmus: which controller leads.",
+                "retention": "limits",
+                "storage": "memory",
+                "discard": "new",
+                "max_msgs_per_subject": 1,
+                "max_age": int(self._ttl_s * 1_000_000_000),
+                "duplicate_window": min(int(self._ttl_s * 1_000_000_000), 1_000_000_000),
+                "deny_delete": False,
+                "allow_direct": False,
+            },
+            replicas=self._replicas,
+            prefix=self._prefix,
+            timeout_s=5.0,
+        )
+        self._ensured = True
+
+    async def _write(self, revision: int) -> int | None:
+        """The new revision; None when the condition failed."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        try:
+            reply = await self._client.request(
+                self._subject, self._body, timeout=min(1.0, self._ttl_s / 2), headers=headers
+            )
+        except (NatsError, TimeoutError) as error:
+            self._ensured = False
+            raise Unavailable("log_unavailable", f"the lease on the bus did not answer: {error}") from error
+        answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        refusal = error_in(answer)
+        if refusal is None:
+            return int(answer["seq"])
+        if refusal.err_code in _WRONG_REVISION:
+            return None
+        if refusal.passing:
+            raise Unavailable("log_unavailable", f"the lease on the bus: {refusal}")
+        raise Refused("internal", f"the lease on the bus refuses its writer: {refusal}")
