@@ -41,6 +41,8 @@ def canonical(state: ClusterState) -> bytes:
             _sorted(state.overrides),
             _sorted(state.nodes),
             _sorted(state.ranges),
+            _sorted(state.draining),
+            _sorted(state.quarantined),
             _sorted(state.unreachable),
             _sorted(state.fenced),
             _sorted(state.clb),

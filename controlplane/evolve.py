@@ -84,9 +84,7 @@ def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> Non
     pool = state.pool
     pool.take(index)
     pool.cursor = event.cursor_after
-    state.owned[node] = state.ranges[index] = Range(
-        index, event.cidr, "allocated", node, event.uid, sequence, sequence, None, 0
-    )
+    state.owned[node] = state.ranges[index] = Range(index, event.cidr, node, event.uid, sequence)
 
 
 def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001
@@ -107,28 +105,21 @@ def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
 
 
 def _draining(state: ClusterState, sequence: int, event: RangeDraining) -> None:
-    index = event.index
-    node = event.node
-    del state.owned[node]
-    state.ranges[index] = Range(index, event.cidr, "draining", node, event.uid, event.epoch, sequence, None, 0)
-    state.draining[index] = sequence
+    del state.owned[event.node]
+    state.draining[event.index] = sequence
 
 
-def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) -> None:
+def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) -> None:  # noqa: ARG001
     index = event.index
     until = event.until
     del state.draining[index]
-    old = state.ranges[index]
-    state.ranges[index] = Range(
-        index, old.cidr, "quarantined", old.node, old.uid, old.epoch, sequence, until, event.watermark
-    )
-    last = state.quarantine_last
-    if not state.quarantined:
+    quarantined = state.quarantined
+    if not quarantined:
         state.quarantine_ordered = True
-    elif last is not None and until < last:
+    elif until < state.quarantine_last:  # type: ignore[operator]  # set with the first entry
         state.quarantine_ordered = False
     state.quarantine_last = until
-    state.quarantined[index] = until
+    quarantined[index] = event
 
 
 def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # noqa: ARG001

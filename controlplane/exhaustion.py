@@ -17,8 +17,8 @@ def earliest_free(state: ClusterState) -> datetime | None:
     if not state.quarantined:
         return None
     if state.quarantine_ordered:
-        return next(iter(state.quarantined.values()))
-    return min(state.quarantined.values())
+        return next(iter(state.quarantined.values())).until
+    return min(event.until for event in state.quarantined.values())
 
 
 def exhausted(state: ClusterState, now: datetime, asker: str, leaving: int = 0) -> Refused:

@@ -225,7 +225,7 @@ def pool_by_cidr(state: ClusterState) -> list[Observation]:
     for entry in state.ranges.values():
         for cidr, place in zip(state.cidrs, counts, strict=True):
             if cidr.first_index <= entry.index < cidr.first_index + cidr.capacity:
-                place[entry.phase] += 1
+                place[state.phase_of(entry.index) or "allocated"] += 1
                 break
     found = []
     for cidr, place in zip(state.cidrs, counts, strict=True):

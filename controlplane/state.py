@@ -18,7 +18,7 @@ import msgspec
 from controlplane.digest import state_digest
 from controlplane.overlay import Overlay
 from controlplane.pool import Pool
-from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network
+from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
 
 __all__ = [
     "Cidr",
@@ -28,7 +28,6 @@ __all__ = [
     "Phase",
     "Range",
     "Refusal",
-    "State",
     "asker_clb",
     "asker_command",
     "asker_node",
@@ -56,19 +55,14 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 class Range(msgspec.Struct, frozen=True, gc=False):
     """A range that is not free, and its owner: the last one, when it is draining or quarantined.
 
-    ``epoch`` is the sequence of its allocation, ``since`` that of its last change of phase.
-    ``until`` and ``watermark`` are set in quarantine.
+    ``epoch`` is the sequence of its allocation. Its phase is said by the map that its index is in.
     """
 
     index: int
     cidr: str
-    phase: Phase
     node: str
     uid: str
     epoch: int
-    since: int
-    until: datetime | None
-    watermark: int
 
 
 class Cidr(msgspec.Struct, frozen=True, gc=False):
@@ -150,9 +144,9 @@ class ClusterState:
         self.owned: MutableMapping[str, Range] = {}  # name → its allocated range
         self.ranges: MutableMapping[int, Range] = {}  # index → range that is not free
         self.draining: MutableMapping[int, int] = {}  # index → sequence of draining, ascending
-        self.quarantined: MutableMapping[int, datetime] = {}  # index → until, in order of quarantining
-        self.quarantine_last: datetime | None = None  # until of the latest entry of quarantined
-        self.quarantine_ordered = True  # whether the untils ascend, so that a scan may stop early
+        self.quarantined: MutableMapping[int, RangeQuarantined] = {}  # index → its event, in their order
+        self.quarantine_last: datetime | None = None  # deadline of the latest entry of quarantined
+        self.quarantine_ordered = True  # whether the deadlines ascend, so that a scan may stop early
         self.unreachable: MutableMapping[str, datetime | None] = {}  # name → last seen
         self.fenced: MutableMapping[str, Fenced] = {}  # uid → why it is barred
         self.networks: MutableMapping[str, Network] = {}  # CIDR → declared network
@@ -167,6 +161,14 @@ class ClusterState:
     def capacity(self) -> int:
         """Ranges in all container CIDRs."""
         return self.pool.capacity
+
+    def phase_of(self, index: int) -> Phase | None:
+        """The phase of the range with that index; None when it is free."""
+        if index in self.quarantined:
+            return "quarantined"
+        if index in self.draining:
+            return "draining"
+        return "allocated" if index in self.ranges else None
 
     def fork(self) -> ClusterState:
         """A state that starts equal and may be changed or thrown away; costs the same at any size.
@@ -192,7 +194,6 @@ _PLAIN = (
     "quarantine_ordered",
     "external",
 )
-State = ClusterState
 _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")
 
 

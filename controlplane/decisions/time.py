@@ -110,11 +110,10 @@ def advance_drains(
 
 
 def _free_due(state: ClusterState, now: datetime, limit: int, events: list[Event]) -> None:
-    for index, until in state.quarantined.items():
+    for index, rest in state.quarantined.items():
         if len(events) >= limit:
             return
-        if until <= now:
-            held = state.ranges[index]
-            events.append(RangeFreed(cidr=held.cidr, index=index, epoch=held.epoch))
+        if rest.until <= now:
+            events.append(RangeFreed(cidr=rest.cidr, index=index, epoch=rest.epoch))
         elif state.quarantine_ordered:
             return
