@@ -20,7 +20,7 @@ import msgspec
 from events.errors import Refused
 from events.nkeys import KeyPair, from_seed
 
-_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>[^-\s]+)\s*-+END (?P=what)-+")
+_BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>\S+)\s+-+END (?P=what)-+")
 _LIMIT_BYTES = 64 * 1024
 API_TAG = "api:"
 """A user's tag that names the prefix of JetStream's API."""
@@ -89,8 +89,10 @@ def parse(text: str, source: str = "the credentials") -> Credentials:
     """Read the text of a ``.creds`` file. Raises Refused(credentials_invalid), naming ``source`` only."""
     blocks = {match["what"]: match["text"] for match in _BLOCK.finditer(text)}
     jwt, seed = blocks.get("NATS USER JWT", ""), blocks.get("USER NKEY SEED", "")
-    if not seed:
-        raise Refused("credentials_invalid", f"{source} holds no user seed: it is no complete credentials file")
+    if not seed or (not jwt and "USER JWT" in text):
+        raise Refused(
+            "credentials_invalid", f"{source} is no complete credentials file: a part is missing or cut off"
+        )
     found = Credentials(jwt, seed)
     if jwt:
         decode_claims(jwt)
