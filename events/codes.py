@@ -375,6 +375,31 @@ CODES: dict[str, Code] = {
     ),
     # --- local -------------------------------------------------------------------------------------------
     "usage": Code("Usage", "The command line is wrong.", "See --help."),
+    "overlay_conflict": Code(
+        "Refused",
+        "The overlay's device name, VNI or UDP port is taken by something else on this node.",
+        "Remove the other device or program that the message names, or use another name, VNI or port.",
+    ),
+    "route_conflict": Code(
+        "Refused",
+        "A route of this node that is not ours overlaps the container network.",
+        "Remove the route that the message names, or choose another container CIDR.",
+    ),
+    "agent_running": Code(
+        "Refused",
+        "An agent already runs on this node with the same state directory.",
+        "Stop it first (`systemctl stop isthmus-agent`), or give the second one a --state-dir of its own.",
+    ),
+    "agent_not_running": Code(
+        "Unavailable",
+        "No agent answers on this node.",
+        "Start it (`systemctl start isthmus-agent`), or point --state-dir at its state directory.",
+    ),
+    "log_replaced": Code(
+        "VerificationFailed",
+        "The log on the bus is not the one that this node followed before.",
+        "If the cluster was made anew on purpose, remove the node's state: `isthmus agent clean`.",
+    ),
     "not_permitted": Code(
         "Refused",
         "The operating system denies a capability that this needs.",

@@ -1,0 +1,260 @@
+"""The vxlan device, its address, and what the agent must know of other links: the rare work, by pyroute2.
+
+Every function opens its own socket: calls come from worker threads, seconds or minutes apart. Nothing
+here touches a device that is not ours; a device is ours if it has our name and is a vxlan device.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from events.errors import Refused
+from nodeagent.netlink.constants import IFF_UP
+
+VXLAN_OVERHEAD_V4 = 50
+"""Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
+
+VXLAN_OVERHEAD_V6 = 70
+MTU_MINIMUM = 576
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A network device. The ``vxlan_*`` fields are set for vxlan devices only."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    kind: str = ""
+    vni: int | None = None
+    port: int | None = None
+    local: str = ""
+    learning: bool = False
+    metadata: bool = False
+
+
+class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What our device must be. ``local`` is this node's own underlay address, ``address`` its VTEP address."""
+
+    name: str
+    vni: int
+    port: int
+    mac: str
+    local: str
+    address: str
+    mtu: int
+
+
+class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The device as it is now, and what had to be done (empty: nothing)."""
+
+    index: int
+    actions: tuple[str, ...] = ()
+
+
+@contextmanager
+def _route_socket() -> Iterator[Any]:
+    with IPRoute() as socket:
+        yield socket
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
+    data = info.get_attr("IFLA_INFO_DATA") if info and kind == "vxlan" else None
+    get = data.get_attr if data else lambda _: None
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME") or "",
+        up=bool(message["flags"] & IFF_UP),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        kind=kind,
+        vni=get("IFLA_VXLAN_ID"),
+        port=get("IFLA_VXLAN_PORT"),
+        local=get("IFLA_VXLAN_LOCAL") or get("IFLA_VXLAN_LOCAL6") or "",
+        learning=bool(get("IFLA_VXLAN_LEARNING")),
+        metadata=bool(get("IFLA_VXLAN_COLLECT_METADATA")),
+    )
+
+
+def links() -> list[Link]:
+    """Every device of this network namespace."""
+    with _route_socket() as socket:
+        return [_link(message) for message in socket.get_links()]
+
+
+def find(name: str) -> Link | None:
+    """The device of that name."""
+    with _route_socket() as socket:
+        return _find(socket, name)
+
+
+def _find(socket: Any, name: str) -> Link | None:
+    try:
+        found = socket.link("get", ifname=name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+    return _link(found[0])
+
+
+def addresses() -> list[tuple[int, str, int]]:
+    """(device index, IPv4 address, prefix length) of every address."""
+    with _route_socket() as socket:
+        return [
+            (
+                message["index"],
+                message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"),
+                message["prefixlen"],
+            )
+            for message in socket.get_addr(family=2)
+        ]
+
+
+def default_device() -> str:
+    """The device of the default route with the lowest metric; empty when there is none."""
+    with _route_socket() as socket:
+        routes = [
+            (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
+            for message in socket.get_default_routes(family=2, table=254)
+        ]
+        candidates = sorted((metric, index) for metric, index in routes if index)
+        if not candidates:
+            return ""
+        found = socket.link("get", index=candidates[0][1])
+        return str(found[0].get_attr("IFLA_IFNAME"))
+
+
+def ensure_device(spec: DeviceSpec) -> DeviceOutcome:
+    """Make our device be as specified, changing as little as possible.
+
+    VNI and port cannot change on a living device: then it is made anew, and its rows with it.
+    Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device,
+    and OSError (NetlinkError) for what the kernel refuses otherwise.
+    """
+    actions: list[str] = []
+    with _route_socket() as socket:
+        link = _find(socket, spec.name)
+        if link is not None and link.kind != "vxlan":
+            raise Refused(
+                "overlay_conflict",
+                f"device {spec.name} exists and is no vxlan device ({link.kind or 'physical'}): rename or remove it, "
+                f"or start the agent with --device NAME",
+                device=spec.name,
+            )
+        if link is not None and not _usable(link, spec):
+            socket.link("del", index=link.index)
+            actions.append(f"removed {spec.name} with vni {link.vni} port {link.port}")
+            link = None
+        if link is None:
+            _create(socket, spec)
+            actions.append(f"created {spec.name}")
+            link = _find(socket, spec.name)
+            if link is None:
+                raise OSError(errno.ENODEV, f"{spec.name} vanished while it was being made")
+        actions += _adjust(socket, link, spec)
+        actions += _address(socket, link.index, spec.address)
+    return DeviceOutcome(index=link.index, actions=tuple(actions))
+
+
+def _usable(link: Link, spec: DeviceSpec) -> bool:
+    return (link.vni, link.port, link.metadata) == (spec.vni, spec.port, False)
+
+
+def _create(socket: Any, spec: DeviceSpec) -> None:
+    try:
+        socket.link(
+            "add",
+            ifname=spec.name,
+            kind="vxlan",
+            address=spec.mac,
+            mtu=spec.mtu,
+            vxlan_id=spec.vni,
+            vxlan_port=spec.port,
+            vxlan_learning=0,
+            vxlan_local=spec.local,
+        )
+    except NetlinkError as error:
+        raise _conflict(socket, spec, error) from error
+
+
+def _adjust(socket: Any, link: Link, spec: DeviceSpec) -> list[str]:
+    actions: list[str] = []
+    if link.local != spec.local or link.learning:
+        socket.link(
+            "set", index=link.index, kind="vxlan", vxlan_id=spec.vni, vxlan_local=spec.local, vxlan_learning=0
+        )
+        actions.append(f"local {link.local} → {spec.local}")
+    if link.mac != spec.mac:
+        socket.link("set", index=link.index, address=spec.mac)
+        actions.append(f"mac {link.mac} → {spec.mac}")
+    if link.mtu != spec.mtu:
+        socket.link("set", index=link.index, mtu=spec.mtu)
+        actions.append(f"mtu {link.mtu} → {spec.mtu}")
+    if not link.up:
+        try:
+            socket.link("set", index=link.index, state="up")
+        except NetlinkError as error:
+            raise _conflict(socket, spec, error) from error
+        actions.append("up")
+    return actions
+
+
+def _address(socket: Any, index: int, address: str) -> list[str]:
+    actions: list[str] = []
+    present = False
+    for message in socket.get_addr(family=2, index=index):
+        local, length = message.get_attr("IFA_LOCAL"), message["prefixlen"]
+        if (local, length) == (address, 32):
+            present = True
+        else:
+            socket.addr("del", index=index, address=local, prefixlen=length)
+            actions.append(f"address {local}/{length} removed")
+    if not present:
+        socket.addr("add", index=index, address=address, prefixlen=32)
+        actions.append(f"address {address}/32")
+    return actions
+
+
+def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
+    """EEXIST: VNI and port belong to another device; EADDRINUSE: its port is bound by another one."""
+    if error.code not in (errno.EEXIST, errno.EADDRINUSE):
+        return error
+    for message in socket.get_links():
+        other = _link(message)
+        if other.kind == "vxlan" and other.name != spec.name and (other.port == spec.port):
+            return Refused(
+                "overlay_conflict",
+                f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} on port "
+                f"{other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or define the cluster "
+                f"with another port or VNI",
+                device=other.name,
+                vni=spec.vni,
+                port=spec.port,
+            )
+    return Refused(
+        "overlay_conflict",
+        f"UDP port {spec.port} is bound by another program or device (see `ss -lun`): stop it, or define the cluster "
+        f"with another port",
+        port=spec.port,
+    )
+
+
+def remove_device(name: str) -> bool:
+    """Remove our device (rows go with it); False when there is none of that name and kind."""
+    with _route_socket() as socket:
+        link = _find(socket, name)
+        if link is None or link.kind != "vxlan":
+            return False
+        socket.link("del", index=link.index)
+        return True
