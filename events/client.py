@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -20,8 +20,12 @@ from events import subjects
 from events.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
 from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Unavailable, from_wire
 from events.ids import new_id
+from events.queries import Query
+
+A = TypeVar("A", bound=msgspec.Struct)
 
 _encode = msgspec.json.Encoder().encode
+_ERROR_HEADER = "Nats-Service-Error-Code"
 _reply = msgspec.json.Decoder(CommandReply)
 
 
@@ -100,6 +104,41 @@ class ControllerClient:
             command_id=head[COMMAND_ID],
         )
 
+    async def ask(
+        self, query: Query, shape: type[A], *, timeout_s: float = 10.0, try_timeout_s: float = 3.0
+    ) -> A:
+        """Ask about the present; tries again until ``timeout_s`` has passed. A question has no effect.
+
+        ``shape`` is what the query's docstring says that it is answered with.
+
+        Raises whatever error the controller answered with, and Unavailable(no_controller) when nobody did.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        pause_s = 0.05
+        while True:
+            left_s = deadline - loop.time()
+            try:
+                message = await self._nats.request(
+                    subjects.query(self.cluster, query.name),
+                    _encode(query),
+                    timeout=max(0.05, min(try_timeout_s, left_s)),
+                )
+            except (NoRespondersError, NatsTimeoutError, TimeoutError) as error:
+                if loop.time() + pause_s >= deadline:
+                    raise Unavailable(
+                        "no_controller",
+                        f"no controller answers for cluster {self.cluster!r} (waited {timeout_s:g} s): "
+                        f"start one with `isthmus controller` or check --cluster",
+                        cluster=self.cluster,
+                    ) from error
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
+                pause_s = min(1.0, pause_s * 2)
+                continue
+            except NatsError as error:
+                raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
+            return _understand(message.data, message.headers or {}, shape)
+
     async def _once(self, subject: str, body: bytes, head: dict[str, str], timeout_s: float) -> CommandReply:
         message = await self._nats.request(subject, body, timeout=timeout_s, headers=dict(head))
         try:
@@ -109,6 +148,17 @@ class ControllerClient:
         if reply.code:
             raise from_wire(reply.code, reply.message, _plain(reply.details))
         return reply
+
+
+def _understand(body: bytes, headers: dict[str, str], shape: type[A]) -> A:
+    """Decode an answer. Raises the error that it carries."""
+    try:
+        if _ERROR_HEADER in headers:
+            reply = _reply.decode(body)
+            raise from_wire(reply.code, reply.message, _plain(reply.details))
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.MsgspecError as error:
+        raise IsthmusError("internal", f"the controller's answer is unreadable: {error}") from error
 
 
 def _plain(details: dict[str, Any]) -> dict[str, Any]:

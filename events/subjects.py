@@ -7,6 +7,7 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.live.<aggregate>.<id>.<verb>``             the same, republished on plain subjects
 ``isthmus.C.command.<name>``                           requests to a controller
 ``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
+``isthmus.C.query.<name>``                             questions to a controller about the present
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
 ``isthmus.C.spans.<node>``                             a node's finished spans, for the built-in store
 ``isthmus.C.spans._<role>``                            the same from a role that is no node
@@ -103,6 +104,11 @@ def command(cluster: str, name: str) -> str:
 def node_command(cluster: str, node: str, name: str) -> str:
     """The subject of a command that only the named node's credentials allow."""
     return f"isthmus.{cluster}.command.node.{token(node)}.{name}"
+
+
+def query(cluster: str, name: str) -> str:
+    """The subject of a question about the present."""
+    return f"isthmus.{cluster}.query.{name}"
 
 
 def status(cluster: str, node: str) -> str:

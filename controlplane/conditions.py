@@ -1,0 +1,107 @@
+"""What a person should know about the present state: exhaustion, silence, drains that wait, exceptions.
+
+Conditions are computed, never stored: they go away with their cause. Their codes are listed in
+:data:`events.queries.CONDITIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from controlplane.decisions.time import laggards
+from controlplane.exhaustion import earliest_free
+from controlplane.state import ClusterState
+from events.queries import Condition
+
+LOW_FRACTION = 0.1
+"""Free fraction of the pool under which it counts as low."""
+
+SHOWN = 5
+
+
+def conditions(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+    """All conditions of the state; ``applied`` is uid → applied sequence, as the agents reported."""
+    if state.definition is None:
+        return
+    if state.deleted:
+        yield Condition(code="cluster_deleted", severity="info", message=f"deleted at sequence {state.deleted}")
+        return
+    yield from _pool(state)
+    yield from _drains(state, applied)
+    yield from _members(state)
+    for override in state.overrides.values():
+        yield Condition(
+            code="conflict_overridden",
+            severity="warning",
+            message=f"{override.code}: {override.ours} overlaps {override.theirs}, accepted because: "
+            f"{override.reason}",
+        )
+
+
+def _pool(state: ClusterState) -> Iterator[Condition]:
+    free, capacity = state.pool.free, state.capacity
+    numbers = (
+        f"{len(state.owned):,} allocated, {len(state.draining):,} draining, "
+        f"{len(state.quarantined):,} quarantined of {capacity:,}"
+    )
+    if free == 0:
+        moment = earliest_free(state)
+        when = f"the next range is free at {moment.isoformat(timespec='seconds')}" if moment else "none is due"
+        yield Condition(
+            code="pool_exhausted", severity="critical", message=f"no free range ({numbers}); {when}"
+        )
+    elif free < capacity * LOW_FRACTION:
+        yield Condition(
+            code="pool_low", severity="warning", message=f"{free:,} of {capacity:,} ranges free ({numbers})"
+        )
+    refused = [asker.removeprefix("node/") for asker in state.refusals if asker.startswith("node/")]
+    if refused:
+        codes = sorted({code for asker in refused for code in state.refusals[f"node/{asker}"]})
+        yield Condition(
+            code="joins_refused",
+            severity="warning",
+            message=f"{len(refused):,} nodes asked in vain ({_some(refused)}): {', '.join(codes)}",
+        )
+
+
+def _drains(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+    if not state.draining:
+        return
+    oldest = next(iter(state.draining.values()))
+    waiting = laggards(state, applied, oldest, SHOWN + 1)
+    if waiting:
+        yield Condition(
+            code="drain_waiting",
+            severity="warning",
+            message=f"{len(state.draining):,} ranges wait for agents to apply sequence {oldest} and later: "
+            f"{_some(waiting)}",
+        )
+
+
+def _members(state: ClusterState) -> Iterator[Condition]:
+    if state.nodes and not state.external:
+        yield Condition(
+            code="no_external_node",
+            severity="warning",
+            message=f"all {len(state.nodes):,} nodes are cloud nodes; this network mode is for clusters with "
+            f"external ones",
+        )
+    if state.unreachable:
+        yield Condition(
+            code="nodes_unreachable",
+            severity="warning",
+            message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes do not report: "
+            f"{_some(state.unreachable)}",
+        )
+    if state.external and not state.clb:
+        yield Condition(
+            code="no_clb",
+            severity="info",
+            message=f"{state.external:,} external nodes, no CLB pair: isthmus clb reserve NAME --subnet CIDR",
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(islice(names, SHOWN + 1))
+    return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")

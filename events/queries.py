@@ -1,0 +1,262 @@
+"""Every question that can be asked of a controller about the present, and its answer.
+
+A query is a JSON object sent as a NATS request to ``isthmus.<cluster>.query.<name>``; it changes
+nothing and is answered from the folded state, with what the agents last reported beside it. The
+answer states the sequence that it is true at. Questions about the past belong to ``isthmus replay``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, NodeKind
+
+PAGE_LIMIT = 1000
+"""Most entries of one page: about half a megabyte of nodes, under the bus's largest message."""
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A state of affairs that a person should know; it goes away by itself when its cause does."""
+
+    code: str
+    severity: Literal["info", "warning", "critical"]
+    message: str
+
+
+CONDITIONS: dict[str, str] = {
+    "no_external_node": "All nodes are cloud nodes; this network mode is for clusters with external ones. "
+    "Nodes join one by one, so this is a warning, not an error.",
+    "pool_exhausted": "No range is free; joins are refused until a range returns or a CIDR is appended.",
+    "pool_low": "Less than a tenth of the ranges is free.",
+    "drain_waiting": "Released ranges wait for agents that have not applied their release; the message names "
+    "them. Fence a node that is dead.",
+    "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
+    "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
+    "conflict_overridden": "Somebody accepted an overlap of networks; the message names both sides.",
+    "joins_refused": "Nodes have asked for a range in vain; the message names them and the cause.",
+    "cluster_deleted": "The cluster was deleted; the log takes no further command.",
+}
+"""Condition code → what it means; the documentation's table is generated from it."""
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all queries. ``name`` is the last token of the subject."""
+
+    name: ClassVar[str]
+
+
+class ShowCluster(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole cluster in numbers → :class:`ClusterView`. It is answered before the definition, too."""
+
+    name: ClassVar[str] = "cluster"
+
+
+class ListNodes(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Members in order of their names, from behind ``after`` on → :class:`NodePage`."""
+
+    name: ClassVar[str] = "nodes"
+    after: str = ""
+    limit: int = PAGE_LIMIT
+    kind: NodeKind | None = None
+    site: str | None = None
+    unreachable: bool | None = None
+
+
+class ShowNode(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One member, or what is known of a node that asked in vain → :class:`NodeView`."""
+
+    name: ClassVar[str] = "node"
+    node: str
+
+
+class ListRanges(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ranges that are not free, by index, from behind index ``after`` on → :class:`RangePage`."""
+
+    name: ClassVar[str] = "ranges"
+    after: int = -1
+    limit: int = PAGE_LIMIT
+    phase: Literal["allocated", "draining", "quarantined"] | None = None
+
+
+class WhoHas(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose an address is now: a range's, a node's, a CLB's, the Service range's → :class:`Holder`."""
+
+    name: ClassVar[str] = "who"
+    address: str
+
+
+class ListClb(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All CLB reservations → :class:`ClbList`."""
+
+    name: ClassVar[str] = "clb-list"
+
+
+class ShowClb(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One CLB reservation → :class:`ClbView`."""
+
+    name: ClassVar[str] = "clb"
+    reservation: str
+
+
+QUERIES: tuple[type[Query], ...] = (ShowCluster, ListNodes, ShowNode, ListRanges, WhoHas, ListClb, ShowClb)
+"""Every query that can be sent."""
+
+
+# --- answers -----------------------------------------------------------------------------------------
+
+
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """Ranges by phase; they add up to ``capacity``. ``cursor`` is where the next search starts."""
+
+    capacity: int
+    allocated: int
+    draining: int
+    quarantined: int
+    free: int
+    cursor: int
+    next_range: str = ""
+    earliest_free: datetime | None = None
+
+
+class CidrView(msgspec.Struct, frozen=True, kw_only=True):
+    """A container CIDR: its ranges by index, and the sequence that brought it."""
+
+    cidr: str
+    first_index: int
+    capacity: int
+    since: int
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster at one sequence. ``definition`` is None before ``cluster define``."""
+
+    cluster: str
+    sequence: int
+    digest: str
+    definition: ClusterDefined | None
+    cidrs: tuple[CidrView, ...]
+    pool: PoolView
+    networks: tuple[Network, ...]
+    overrides: tuple[ConflictOverridden, ...]
+    nodes: int
+    external: int
+    unreachable: int
+    fenced_uids: int
+    reservations: int
+    watermark: int
+    conditions: tuple[Condition, ...]
+
+
+class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node was refused, first recorded at ``since``."""
+
+    code: str
+    message: str
+    since: int
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A member with its range, and what its agent last reported.
+
+    ``lag`` is how many events its agent is behind. A node that is no member has ``member`` false and
+    only its refusals.
+    """
+
+    node: str
+    member: bool = True
+    uid: str = ""
+    kind: str = ""
+    site: str = ""
+    underlay: str = ""
+    announced: str = ""
+    vtep_mac: str = ""
+    cidr: str = ""
+    index: int = -1
+    epoch: int = 0
+    joined: int = 0
+    changed: int = 0
+    unreachable: bool = False
+    last_seen: datetime | None = None
+    applied: int | None = None
+    lag: int | None = None
+    agent_state: str = ""
+    agent_conditions: tuple[str, ...] = ()
+    refusals: tuple[RefusalView, ...] = ()
+
+
+class NodePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some members; ``next_after`` goes into the next request, None at the end.
+
+    ``total`` counts the matches of this request, those of later pages included.
+    """
+
+    sequence: int
+    nodes: tuple[NodeView, ...]
+    total: int
+    next_after: str | None = None
+
+
+class RangeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A range that is not free. ``since`` is the draining event's sequence, ``until`` the quarantine's end."""
+
+    index: int
+    cidr: str
+    phase: str
+    node: str
+    uid: str
+    epoch: int
+    draining_since: int | None = None
+    watermark: int | None = None
+    until: datetime | None = None
+
+
+class RangePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some ranges; ``next_after`` goes into the next request, None at the end."""
+
+    sequence: int
+    ranges: tuple[RangeView, ...]
+    total: int
+    next_after: int | None = None
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whose an address is. ``kind`` says which of the other fields are set."""
+
+    address: str
+    kind: Literal["range", "free_range", "service", "stranded", "node", "clb", "outside"]
+    range: RangeView | None = None
+    cidr: str = ""
+    node: str = ""
+    reservation: str = ""
+    purpose: str = ""
+
+
+class ClbView(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation at one sequence."""
+
+    sequence: int
+    reservation: ClbReserved
+
+
+class ClbList(msgspec.Struct, frozen=True, kw_only=True):
+    """All reservations, in order of their names."""
+
+    sequence: int
+    reservations: tuple[ClbReserved, ...]
+
+
+Answer = ClusterView | NodePage | NodeView | RangePage | Holder | ClbList | ClbView
+
+ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
+    ShowCluster: ClusterView,
+    ListNodes: NodePage,
+    ShowNode: NodeView,
+    ListRanges: RangePage,
+    WhoHas: Holder,
+    ListClb: ClbList,
+    ShowClb: ClbView,
+}
+"""Query → what its answer decodes to."""
