@@ -385,6 +385,11 @@ CODES: dict[str, Code] = {
         "A route of this node that is not ours overlaps the container network.",
         "Remove the route that the message names, or choose another container CIDR.",
     ),
+    "firewall_refused": Code(
+        "Refused",
+        "The kernel or the nft program refused the agent's nftables table; the table before it stays.",
+        "Run `isthmus doctor`: it names the missing kernel feature or program.",
+    ),
     "agent_running": Code(
         "Refused",
         "An agent already runs on this node with the same state directory.",
@@ -404,6 +409,11 @@ CODES: dict[str, Code] = {
         "Refused",
         "The operating system denies a capability that this needs.",
         "Run with the capability that the message names.",
+    ),
+    "data_in_use": Code(
+        "Refused",
+        "Another process holds the data directory.",
+        "Stop the other process, or give this one a directory of its own (`--data`).",
     ),
     "prerequisite_missing": Code(
         "Refused",

@@ -5,7 +5,7 @@ Pure values and a pure fold; it must never touch the kernel, the clock or the bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, ip_address
 from typing import NamedTuple
 
@@ -62,9 +62,9 @@ class PeerTable:
     Its size is bounded by the number of ranges of the cluster.
     """
 
-    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+    def __init__(self, peers: Iterable[Peer] = (), floors: Mapping[str, int] | None = None) -> None:
         self._by_range: dict[str, Peer] = {}
-        self._floors: dict[str, int] = {}  # range → highest epoch that is over
+        self._floors: dict[str, int] = dict(floors or {})  # range → highest epoch that is over
         self._by_node: dict[str, str] = {}  # node name → its range
         for peer in peers:
             self.put(peer)
@@ -74,6 +74,10 @@ class PeerTable:
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._by_range.values())
+
+    def floors(self) -> dict[str, int]:
+        """The highest epoch that has ended, by range."""
+        return dict(self._floors)
 
     def get(self, cidr: str) -> Peer | None:
         """The owner of a range, if it has one."""

@@ -148,8 +148,8 @@ def ensure_device(spec: DeviceSpec) -> DeviceOutcome:
         if link is not None and link.kind != "vxlan":
             raise Refused(
                 "overlay_conflict",
-                f"device {spec.name} exists and is no vxlan device ({link.kind or 'physical'}): rename or remove it, "
-                f"or start the agent with --device NAME",
+                f"device {spec.name} exists and is no vxlan device ({link.kind or 'physical'}): rename or "
+                f"remove it, or start the agent with --device NAME",
                 device=spec.name,
             )
         if link is not None and not _usable(link, spec):
@@ -229,23 +229,23 @@ def _address(socket: Any, index: int, address: str) -> list[str]:
 def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
     """EEXIST: VNI and port belong to another device; EADDRINUSE: its port is bound by another one."""
     if error.code not in (errno.EEXIST, errno.EADDRINUSE):
-        return error
+        return OSError(error.code, str(error))
     for message in socket.get_links():
         other = _link(message)
         if other.kind == "vxlan" and other.name != spec.name and (other.port == spec.port):
             return Refused(
                 "overlay_conflict",
-                f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} on port "
-                f"{other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or define the cluster "
-                f"with another port or VNI",
+                f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} "
+                f"on port {other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or define "
+                f"the cluster with another port or VNI",
                 device=other.name,
                 vni=spec.vni,
                 port=spec.port,
             )
     return Refused(
         "overlay_conflict",
-        f"UDP port {spec.port} is bound by another program or device (see `ss -lun`): stop it, or define the cluster "
-        f"with another port",
+        f"UDP port {spec.port} is bound by another program or device (see `ss -lun`): stop it, or define the "
+        f"cluster with another port",
         port=spec.port,
     )
 

@@ -56,7 +56,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 class LinkChange(NamedTuple):
     """A device appeared, changed, or is gone."""
 
-    index: int
+    ifindex: int
     name: str
     up: bool
     mtu: int
@@ -67,7 +67,7 @@ class LinkChange(NamedTuple):
 class AddressChange(NamedTuple):
     """An IPv4 address was added to a device, or removed from it."""
 
-    index: int
+    ifindex: int
     address: bytes
     gone: bool
 

@@ -1,0 +1,134 @@
+"""The node's own memory of the log: a snapshot of the view and a journal of the events since.
+
+It lets an agent start, and go on, without the bus. Nothing here is synchronised to the disk: what a
+crash of the machine loses, the kernel's rows are lost with, and a killed process loses nothing. An
+unreadable cache is no error: the log has everything, and the agent starts from its beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from events.chain import Head
+from events.codec import UnknownEvent, decode_event
+from events.errors import VerificationFailed
+from nodeagent.view import Saved, View
+
+JOURNAL_LIMIT = 5000
+"""Journal entries before the next snapshot; bounds the time that a restart takes."""
+
+log = logging.getLogger("isthmus.agent.cache")
+
+
+class Entry(NamedTuple):
+    """One event in the journal: sequence, chain digest (hexadecimal), type, body, the decision's Unix time."""
+
+    sequence: int
+    chain: str
+    type: str
+    body: bytes
+    at: float
+
+
+_entries = msgspec.json.Decoder(Entry)
+_saved = msgspec.json.Decoder(Saved)
+_encode = msgspec.json.Encoder().encode
+
+
+class Cache:
+    """Files ``view.json`` and ``view.journal`` in the state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._snapshot = directory / "view.json"
+        self._journal = directory / "view.journal"
+        self._file: IO[bytes] | None = None
+        self._pending = 0
+
+    def load(self, cluster: str, node: str, uid: str) -> View:
+        """The view as last known; an empty one when there is none for this cluster, node and uid."""
+        fresh = View(cluster, node, uid)
+        try:
+            saved = _saved.decode(self._snapshot.read_bytes())
+            view = View.restore(saved)
+        except FileNotFoundError:
+            view = fresh
+        except (OSError, ValueError) as error:
+            log.warning("the cached view is unreadable and is made anew: %s", error)
+            return fresh
+        if (view.cluster, view.node, view.uid) != (cluster, node, uid):
+            log.warning("the cached view belongs to %s/%s and is left aside", view.cluster, view.node)
+            return fresh
+        self._replay(view)
+        return view
+
+    def _replay(self, view: View) -> None:
+        try:
+            lines = self._journal.read_bytes().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                entry = _entries.decode(line)
+                if entry.sequence <= view.sequence:
+                    continue
+                if entry.sequence != view.sequence + 1:
+                    break
+                event = decode_event(entry.type, entry.body, entry.sequence)
+                head = Head(entry.sequence, bytes.fromhex(entry.chain))
+            except (ValueError, VerificationFailed):
+                break  # the torn end of a killed process; the log continues from here
+            if isinstance(event, UnknownEvent):
+                break
+            view.apply(entry.sequence, event)
+            view.head, view.last_event_at = head, entry.at
+            self._pending += 1
+
+    def append(self, entries: list[Entry]) -> None:
+        """Remember events before their rows are written. Raises OSError."""
+        if self._file is None:
+            self._file = self._journal.open("ab", buffering=0)
+        self._file.write(b"".join(_encode(entry) + b"\n" for entry in entries))
+        self._pending += len(entries)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return self._pending >= JOURNAL_LIMIT
+
+    def snapshot(self, view: View) -> None:
+        """Write the view and begin a new journal. Raises OSError."""
+        write_atomically(self._snapshot, _encode(view.save()))
+        self.close()
+        self._journal.unlink(missing_ok=True)
+        self._pending = 0
+
+    def close(self) -> None:
+        """Release the journal."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def forget(self) -> None:
+        """Remove both files: on purpose only."""
+        self.close()
+        self._snapshot.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,79 @@
+"""The CNI configuration of this node: the standard plugins with the node's own range.
+
+``ptp`` (default: the faster one) or ``bridge`` attaches a pod, ``host-local`` gives it an address out
+of the node's range, ``portmap`` serves host ports. The first address of the range is the VTEP's and
+the second the gateway's, so neither is given to a pod; nobody can ask for a particular one.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from nodeagent.cache import write_atomically
+
+CniPlugin = Literal["ptp", "bridge"]
+FILE_NAME = "10-isthmus.conflist"
+CNI_VERSION = "1.0.0"
+
+
+def conflist(
+    *, network: str, cidr: str, mtu: int, plugin: CniPlugin, data_dir: str = "", dns: tuple[str, ...] = ()
+) -> bytes:
+    """The file's content. ``mtu`` is bytes; ``data_dir`` is host-local's directory (empty: its default)."""
+    subnet = IPv4Network(cidr)
+    gateway = str(subnet.network_address + 1)
+    ipam: dict[str, Any] = {
+        "type": "host-local",
+        "ranges": [
+            [
+                {
+                    "subnet": cidr,
+                    "rangeStart": str(subnet.network_address + 2),
+                    "rangeEnd": str(subnet.broadcast_address - 1),
+                    "gateway": gateway,
+                }
+            ]
+        ],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    if data_dir:
+        ipam["dataDir"] = data_dir
+    main: dict[str, Any] = {"type": plugin, "mtu": mtu, "ipMasq": False, "ipam": ipam}
+    if plugin == "bridge":
+        main |= {"bridge": "isthmus-br0", "isGateway": True, "hairpinMode": True}
+    if dns:
+        main["dns"] = {"nameservers": list(dns)}
+    document = {
+        "cniVersion": CNI_VERSION,
+        "name": network,
+        "plugins": [main, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def write(directory: Path, content: bytes) -> bool:
+    """Write the file if its content differs; say whether it did. Running pods are not touched.
+
+    Raises OSError.
+    """
+    path = directory / FILE_NAME
+    try:
+        if path.read_bytes() == content:
+            return False
+    except FileNotFoundError:
+        directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return True
+
+
+def remove(directory: Path) -> bool:
+    """Remove the file; False when it is not there."""
+    try:
+        (directory / FILE_NAME).unlink()
+    except FileNotFoundError:
+        return False
+    return True
