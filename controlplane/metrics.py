@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from controlplane.counts import range_counts
 from controlplane.service.hooks import NullObserver
 from controlplane.service.requests import Request
 from controlplane.state import ClusterState
@@ -220,19 +221,17 @@ def _lag(live: Live) -> int:
 
 
 def pool_by_cidr(state: ClusterState) -> list[Observation]:
-    """Counts of the four states for each container CIDR. O(ranges that are not free)."""
-    counts = [{"allocated": 0, "draining": 0, "quarantined": 0} for _ in state.cidrs]
-    for entry in state.ranges.values():
-        for cidr, place in zip(state.cidrs, counts, strict=True):
-            if cidr.first_index <= entry.index < cidr.first_index + cidr.capacity:
-                place[state.phase_of(entry.index) or "allocated"] += 1
-                break
-    found = []
-    for cidr, place in zip(state.cidrs, counts, strict=True):
-        free = cidr.capacity - sum(place.values())
-        for phase, count in (*place.items(), ("free", free)):
-            found.append(Observation(count, {"cidr": cidr.cidr, "state": phase}))
-    return found
+    """Counts of the four phases for each container CIDR."""
+    return [
+        Observation(count, {"cidr": counts.cidr.cidr, "state": phase})
+        for counts in range_counts(state)
+        for phase, count in (
+            ("allocated", counts.allocated),
+            ("draining", counts.draining),
+            ("quarantined", counts.quarantined),
+            ("free", counts.free),
+        )
+    ]
 
 
 def nodes_by_kind(state: ClusterState) -> list[Observation]:

@@ -1,0 +1,302 @@
+"""The routes of the API. Thin: check the question, read the source, shape the answer.
+
+``at`` on most routes is a sequence: the answer is the overlay as it was directly after that event.
+Without it the answer is the present. Handlers run on the controller's event loop and never block it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import Controller, Response, get, post
+from litestar.openapi.spec import Example
+from litestar.params import Body, Parameter
+from litestar.response import Stream
+
+from controlplane.convergence import Convergence
+from controlplane.http import build
+from controlplane.http.errors import NotFound, failures
+from controlplane.http.live import LiveFeed
+from controlplane.http.security import Gate
+from controlplane.http.source import Source
+from controlplane.http.views import (
+    Credentials,
+    EventPage,
+    EventRow,
+    Health,
+    Moment,
+    NodeDetail,
+    NodeList,
+    Overview,
+    Position,
+    Session,
+    Space,
+    Timeline,
+)
+from controlplane.spans import TRACE_SPANS_MAX, TraceSummary
+from controlplane.state import ClusterState
+from controlplane.waterfall import Waterfall, waterfall
+from events.errors import BadRequest
+from events.queries import PAGE_LIMIT
+from events.telemetry_http import CONTENT_TYPE
+
+NODES_MAX = 20_000
+EVENTS_MAX = 500
+
+At = Annotated[
+    int | None,
+    Parameter(
+        query="at",
+        ge=0,
+        le=2**53,
+        required=False,
+        description="Show everything as it was directly after this sequence; the present without it.",
+        examples=[Example(value=42)],
+    ),
+]
+NodeName = Annotated[str, Parameter(description="A node's name.", min_length=1, max_length=253)]
+TraceId = Annotated[str, Parameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
+
+
+async def _state(source: Source, at: int | None) -> tuple[ClusterState, Position, build.Reports]:
+    """The state asked for and where it stands; reports only for the present. Reports belong to the present."""
+    head = source.state.sequence
+    if at is None or at == head:
+        return (
+            source.state,
+            Position(sequence=head, head=head, live=True, at=source.head_time),
+            source.reports(),
+        )
+    if at > head:
+        raise BadRequest("bad_request", f"at={at} lies beyond the log's head {head}", at=at, head=head)
+    state = await source.state_at(at)
+    moment = await source.time_of(at) if at else None
+    return state, Position(sequence=at, head=head, live=False, at=moment), build.Reports()
+
+
+class OverlayController(Controller):
+    """The overlay itself, now or at any sequence."""
+
+    path = "/api/v1"
+    tags = ("overlay",)
+    responses = failures(400)
+
+    @get("/overview", summary="The whole overlay at a glance")
+    async def overview(self, source: Source, at: At = None) -> Overview:
+        """Pool, nodes by site, CLB reservations, networks and conditions."""
+        state, position, reports = await _state(source, at)
+        view = build.overview(state, position, source.cluster, reports)
+        if not position.live:
+            return view
+        applied = source.convergence.applied()
+        return msgspec.structs.replace(
+            view,
+            leading=source.leading,
+            watermark=source.watermark,
+            agents=build.agents_by_state(state, reports),
+            agents_behind=sum(value < position.head for value in applied.values()),
+        )
+
+    @get("/space", summary="The address space")
+    async def space(self, source: Source, at: At = None) -> Space:
+        """Every range that is not free, in columns; a hundred thousand fit one answer."""
+        state, position, _ = await _state(source, at)
+        return build.space(state, position)
+
+    @get("/nodes", summary="Members")
+    async def nodes(  # noqa: PLR0917  query parameters, passed by name
+        self,
+        source: Source,
+        at: At = None,
+        text: Annotated[
+            str,
+            Parameter(max_length=253, description="Only members whose name, address or range contains this."),
+        ] = "",
+        kind: Annotated[
+            Literal["cloud", "external"] | None, Parameter(description="Only members of this kind.")
+        ] = None,
+        site: Annotated[str | None, Parameter(max_length=253, description="Only members of this site.")] = None,
+        limit: Annotated[int, Parameter(ge=1, le=NODES_MAX, description="At most so many.")] = PAGE_LIMIT,
+        offset: Annotated[int, Parameter(ge=0, le=2**31, description="Skip so many of the matches.")] = 0,
+    ) -> NodeList:
+        """Members by name, with what their agents last reported."""
+        state, position, reports = await _state(source, at)
+        found = build.matching(state, text=text, kind=kind, site=site)
+        page = [build.node_row(state, node, reports, position.head) for node in found[offset : offset + limit]]
+        return NodeList(position=position, total=len(found), nodes=page)
+
+    @get("/nodes/{name:str}", summary="One node", responses=failures(400, 404))
+    async def node(self, source: Source, name: NodeName, at: At = None) -> NodeDetail:
+        """Its addresses, range, agent and refusals."""
+        state, position, reports = await _state(source, at)
+        detail = build.node_detail(state, name, position, reports)
+        if detail is None:
+            raise NotFound(f"no node is named {name!r} at sequence {position.sequence}")
+        return detail
+
+
+class HistoryController(Controller):
+    """The log: events, the time line, how the agents follow."""
+
+    path = "/api/v1"
+    tags = ("history",)
+    responses = failures(400)
+
+    @get("/events", summary="The event feed")
+    async def events(
+        self,
+        source: Source,
+        before: Annotated[
+            int, Parameter(ge=0, le=2**53, description="Only events with a smaller sequence; 0 for the newest.")
+        ] = 0,
+        limit: Annotated[int, Parameter(ge=1, le=EVENTS_MAX, description="At most so many.")] = 50,
+        entity: Annotated[
+            str, Parameter(max_length=253, description="Only events of this node, range (CIDR) or reservation.")
+        ] = "",
+        aggregate: Annotated[
+            Literal["cluster", "node", "range", "allocation", "clb"] | None,
+            Parameter(description="Only events of this kind of thing."),
+        ] = None,
+    ) -> EventPage:
+        """Newest first."""
+        head = source.state.sequence
+        start = min(before or head + 1, head + 1)
+        found, following = await source.events(
+            before=start, limit=limit, entity=entity, aggregate=aggregate or ""
+        )
+        rows = [build.event_row(recorded, with_data=False) for recorded in found]
+        return EventPage(head=head, before=following, events=rows)
+
+    @get("/events/{sequence:int}", summary="One event", responses=failures(400, 404))
+    async def event(
+        self, source: Source, sequence: Annotated[int, Parameter(ge=1, le=2**53, description="Its sequence.")]
+    ) -> EventRow:
+        """The event with its body."""
+        found = await source.event(sequence)
+        if found is None:
+            raise NotFound(f"there is no event {sequence}; the log ends at {source.state.sequence}")
+        return build.event_row(found, with_data=True)
+
+    @get("/timeline", summary="The log in buckets")
+    async def timeline(
+        self,
+        source: Source,
+        buckets: Annotated[int, Parameter(ge=1, le=1000, description="At most so many.")] = 200,
+    ) -> Timeline:
+        """What happened when, for the time slider."""
+        return Timeline(head=source.state.sequence, buckets=list(await source.timeline(buckets=buckets)))
+
+    @get("/moment", summary="The sequence at a moment")
+    async def moment(
+        self,
+        source: Source,
+        time: Annotated[datetime, Parameter(description="RFC 3339; without an offset it is UTC.")],
+    ) -> Moment:
+        """The last event at or before a moment."""
+        when = time if time.tzinfo else time.replace(tzinfo=UTC)
+        sequence = await source.sequence_at(when)
+        return Moment(sequence=sequence, at=await source.time_of(sequence) if sequence else None)
+
+    @get("/convergence", summary="How the agents follow")
+    async def convergence(
+        self,
+        source: Source,
+        limit: Annotated[int, Parameter(ge=1, le=256, description="At most so many.")] = 50,
+    ) -> list[Convergence]:
+        """The latest transactions, newest first: how long until each agent had applied them."""
+        return source.convergence.latest(limit)
+
+    @get("/convergence/{sequence:int}", summary="Who is behind", responses=failures(400, 404))
+    async def convergence_of(
+        self,
+        source: Source,
+        sequence: Annotated[int, Parameter(ge=1, le=2**53, description="An event's sequence.")],
+    ) -> Convergence:
+        """One transaction, with the agents that have not applied it yet."""
+        found = source.convergence.of(sequence)
+        if found is None:
+            raise NotFound(f"the convergence of event {sequence} is not remembered")
+        return found
+
+
+class TraceController(Controller):
+    """The built-in span store."""
+
+    path = "/api/v1/traces"
+    tags = ("traces",)
+    responses = failures(400)
+
+    @get("/", summary="Recent traces")
+    async def recent(
+        self,
+        source: Source,
+        limit: Annotated[int, Parameter(ge=1, le=200, description="At most so many.")] = 50,
+        errors: Annotated[bool, Parameter(description="Only traces with an error or a refusal.")] = False,
+        node: Annotated[str, Parameter(max_length=253, description="Only traces that touched this node.")] = "",
+    ) -> list[TraceSummary]:
+        """Newest first."""
+        return await source.spans.recent(limit=limit, errors=errors, node=node)
+
+    @get("/{trace_id:str}", summary="One trace", responses=failures(400, 404))
+    async def trace(self, source: Source, trace_id: TraceId) -> Waterfall:
+        """Its spans as a waterfall, with the spans of other traces that link into it."""
+        spans = await source.spans.trace(trace_id)
+        if not spans:
+            raise NotFound(f"trace {trace_id} is not kept: it was not sampled, or is too old")
+        return waterfall(trace_id, spans, limit=TRACE_SPANS_MAX)
+
+
+class LiveController(Controller):
+    """The stream of changes."""
+
+    path = "/api/v1/live"
+    tags = ("live",)
+
+    @get("/", summary="The stream of changes", media_type="text/event-stream")
+    async def live(self, feed: LiveFeed) -> Stream:
+        """Server-Sent Events ``hello``, then ``frame``: what changed, at most five times a second."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async for chunk in feed.stream():
+                yield chunk
+
+        return Stream(chunks(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@get("/metrics", summary="Prometheus metrics", media_type="text/plain", tags=["operation"])
+async def metrics(source: Source) -> Response[bytes]:
+    """The text format, version 0.0.4."""
+    return Response(source.metrics(), headers={"content-type": CONTENT_TYPE})
+
+
+@get("/healthz", summary="Is it well?", tags=["operation"], responses=failures(503))
+async def health(source: Source) -> Response[Health]:
+    """200 while this controller does its work, else 503 with the reason. Needs no token, says no more."""
+    reason = source.trouble()
+    body = Health(ok=not reason, reason=reason and "not healthy; the reason is in the log and the metrics")
+    return Response(body, status_code=503 if reason else 200)
+
+
+@get("/api/v1/session", summary="Am I let in?", tags=["session"])
+async def session(gate: Gate, allowed: bool) -> Session:
+    """Whether a token is needed, and whether this caller has shown it."""
+    return Session(allowed=allowed, token_required=gate.token_required)
+
+
+@post(
+    "/api/v1/session",
+    summary="Show the token",
+    tags=["session"],
+    status_code=201,
+    responses=failures(400, 401),
+)
+async def open_session(
+    gate: Gate, data: Annotated[Credentials, Body(description="The token that the controller was given.")]
+) -> Response[Session]:
+    """Exchange the token for a session cookie, for browsers."""
+    cookie = gate.open_session_for(data.token)
+    answer = Session(allowed=True, token_required=gate.token_required)
+    return Response(answer, status_code=201, cookies=[cookie] if cookie else [])

@@ -1,0 +1,226 @@
+"""The stream of changes: what the console needs to stay current without asking.
+
+One task turns stored events and agents' reports into frames, at most :data:`FRAMES_PER_S` a second,
+and encodes each once for all listeners. A listener that does not keep up is told to start over; the
+controller never waits for a browser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import msgspec
+
+from controlplane.conditions import conditions
+from controlplane.convergence import Convergence
+from controlplane.http.build import event_row, node_row, pool_view
+from controlplane.http.source import Source
+from controlplane.http.views import EventRow, NodeRow, PoolView
+from controlplane.service.hooks import Lagged
+from events.codec import Recorded
+from events.queries import Condition
+from events.types import RangeAllocated, RangeDraining, RangeFreed, RangeQuarantined
+
+FRAMES_PER_S = 5.0
+PULSE_S = 1.0
+LISTENERS_MAX = 64
+QUEUE_FRAMES = 32
+TOUCHED_MAX = 2000
+"""Most changed nodes or ranges of one frame; beyond it the listener is told to fetch everything again."""
+EVENTS_SHOWN = 40
+CONVERGENCE_SHOWN = 24
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed up to ``head``. ``ranges`` are [index, letter (f for free), node, epoch].
+
+    With ``resync`` too much changed for a frame: fetch overview, space and nodes again.
+    ``agents`` are [node, state, applied] of those whose reports changed.
+    """
+
+    head: int
+    at: str
+    resync: bool = False
+    pool: PoolView | None = None
+    nodes: list[NodeRow] = []
+    gone: list[str] = []
+    ranges: list[tuple[int, str, str, int]] = []
+    events: list[EventRow] = []
+    conditions: list[Condition] | None = None
+    convergence: list[Convergence] = []
+    agents: list[tuple[str, str, int]] = []
+    agents_behind: int = 0
+    watermark: int = 0
+    clb_changed: bool = False
+
+
+class LiveFeed:
+    """Makes frames and hands them to listeners. :meth:`run` is owned by the server."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._known: dict[str, tuple[str, int]] = {}
+        self._joined = asyncio.Event()
+
+    @property
+    def listeners(self) -> int:
+        """Open streams."""
+        return len(self._listeners)
+
+    async def run(self) -> None:
+        """Make frames until cancelled. Without a listener nothing is computed."""
+        try:
+            while True:
+                await self._joined.wait()
+                with suppress(Lagged):
+                    await self._follow()
+                self._resync()
+        finally:
+            for queue in self._listeners:
+                self._end(queue)
+
+    async def _follow(self) -> None:
+        """Frames from now on, as long as anybody listens."""
+        subscription = self._source.changes.subscribe()
+        reader = asyncio.create_task(anext(subscription), name="console-changes")
+        try:
+            while self._listeners:
+                done, _ = await asyncio.wait({reader}, timeout=PULSE_S)
+                events: list[Recorded] = []
+                if done:
+                    events = reader.result()
+                    reader = asyncio.create_task(anext(subscription), name="console-changes")
+                self._send(self._frame(events))
+                if done:
+                    await asyncio.sleep(1 / FRAMES_PER_S)
+            self._joined.clear()
+        finally:
+            subscription.close()
+            reader.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, Lagged):
+                await reader
+
+    def _frame(self, events: list[Recorded]) -> Frame | None:
+        source, state = self._source, self._source.state
+        agents = self._moved_agents()
+        convergence = source.convergence.latest(CONVERGENCE_SHOWN)
+        behind = sum(1 for applied in source.convergence.applied().values() if applied < state.sequence)
+        moment = source.head_time
+        common = {
+            "head": state.sequence,
+            "at": moment.isoformat() if moment else "",
+            "convergence": convergence,
+            "agents": agents,
+            "agents_behind": behind,
+            "watermark": source.watermark,
+        }
+        if not events:
+            return Frame(**common) if agents else None  # type: ignore[arg-type]  # one dict for all frames
+        nodes: dict[str, None] = {}
+        ranges: dict[int, None] = {}
+        clb = False
+        for _, _, event, _ in events:
+            if isinstance(event, (RangeAllocated, RangeDraining, RangeQuarantined, RangeFreed)):
+                ranges[event.index] = None
+                nodes[getattr(event, "node", "")] = None
+            elif event.aggregate == "node":
+                nodes[event.entity] = None
+            clb = clb or event.aggregate in {"clb", "cluster"}
+        nodes.pop("", None)
+        resync = (
+            len(nodes) > TOUCHED_MAX
+            or len(ranges) > TOUCHED_MAX
+            or any(e.event.aggregate == "cluster" for e in events)
+        )
+        reports = source.reports()
+        rows, gone, cells = [], [], []
+        if not resync:
+            for name in nodes:
+                node = state.nodes.get(name)
+                if node is None:
+                    gone.append(name)
+                else:
+                    rows.append(node_row(state, node, reports, state.sequence))
+            for index in ranges:
+                entry = state.ranges.get(index)
+                phase = state.phase_of(index)
+                cells.append(
+                    (index, (phase or "free")[0], entry.node if entry else "", entry.epoch if entry else 0)
+                )
+        return Frame(
+            **common,  # type: ignore[arg-type]
+            resync=resync,
+            pool=pool_view(state),
+            nodes=rows,
+            gone=gone,
+            ranges=cells,
+            events=[event_row(recorded, with_data=False) for recorded in reversed(events[-EVENTS_SHOWN:])],
+            conditions=list(conditions(state, reports.applied)),
+            clb_changed=clb,
+        )
+
+    def _moved_agents(self) -> list[tuple[str, str, int]]:
+        """Agents whose state or applied sequence differs from what listeners were last told."""
+        source, state = self._source, self._source.state
+        reports, known = source.reports(), self._known
+        moved: list[tuple[str, str, int]] = []
+        for uid, status in reports.statuses.items():
+            name = status.node
+            node = state.nodes.get(name)
+            if node is None or node.uid != uid:
+                continue
+            row = node_row(state, node, reports, state.sequence)
+            if known.get(name) != (row.state, row.applied):
+                known[name] = (row.state, row.applied)
+                moved.append((name, row.state, row.applied))
+                if len(moved) >= TOUCHED_MAX:
+                    break
+        if len(known) > 2 * len(state.nodes) + TOUCHED_MAX:
+            self._known = {name: said for name, said in known.items() if name in state.nodes}
+        return moved
+
+    def _send(self, frame: Frame | None) -> None:
+        if frame is None:
+            return
+        data = b"event: frame\ndata: " + msgspec.json.encode(frame) + b"\n\n"
+        for queue in list(self._listeners):
+            try:
+                queue.put_nowait(data)
+            except asyncio.QueueFull:
+                self._end(queue)
+
+    def _resync(self) -> None:
+        state = self._source.state
+        self._send(Frame(head=state.sequence, at="", resync=True))
+
+    def _end(self, queue: asyncio.Queue[bytes | None]) -> None:
+        """Close a stream; the browser connects again and starts from a fresh picture."""
+        self._listeners.discard(queue)
+        while queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """One listener's bytes, as an event stream, until it goes away."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_FRAMES)
+        if len(self._listeners) >= LISTENERS_MAX:
+            yield b"retry: 10000\nevent: full\ndata: {}\n\n"
+            return
+        self._listeners.add(queue)
+        self._joined.set()
+        try:
+            yield b"retry: 1500\nevent: hello\ndata: {}\n\n"
+            while True:
+                try:
+                    data = await asyncio.wait_for(queue.get(), timeout=15)
+                except TimeoutError:
+                    yield b": still here\n\n"
+                    continue
+                if data is None:
+                    return
+                yield data
+        finally:
+            self._listeners.discard(queue)

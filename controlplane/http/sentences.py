@@ -1,0 +1,89 @@
+"""Each event as one short sentence for the feed. Words only: nothing is computed here."""
+
+from __future__ import annotations
+
+from events.types import (
+    AllocationRefused,
+    CidrAppended,
+    ClbRefused,
+    ClbReleased,
+    ClbReserved,
+    ClusterDefined,
+    ClusterDeleted,
+    ConflictOverridden,
+    ConflictRefused,
+    Event,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+
+
+def sentence(event: Event) -> str:
+    """What happened, for a person. An event that this program does not know is named by its type."""
+    match event:
+        case NodeJoined():
+            where = f" at {event.site}" if event.site else ""
+            return f"{event.node} joined{where} as {event.kind} node, reached at {event.announced}"
+        case NodeUnderlayChanged():
+            return f"{event.node} is now reached at {event.announced}"
+        case NodeLeft():
+            return f"{event.node} left{_because(event.reason)}"
+        case NodeUnreachable():
+            return f"{event.node} stopped reporting"
+        case NodeRecovered():
+            return f"{event.node} reports again"
+        case NodeFenced():
+            return f"{event.node} was fenced by {event.cause}{_because(event.reason)}"
+        case RangeAllocated():
+            return f"{event.cidr} allocated to {event.node}"
+        case RangeDraining():
+            return f"{event.cidr} of {event.node} is draining"
+        case RangeQuarantined():
+            return f"{event.cidr} rests in quarantine until {event.until:%H:%M:%S} UTC"
+        case RangeFreed():
+            return f"{event.cidr} is back in the pool"
+        case AllocationRefused():
+            return f"{event.node} was refused a range: {event.message}"
+        case ClbReserved():
+            return f"{_pair(event)} reserved for CLB {event.name}"
+        case ClbReleased():
+            return f"{_pair(event)} released by CLB {event.name}"
+        case ClbRefused():
+            return f"CLB {event.name} was refused: {event.message}"
+        case ClusterDefined():
+            return (
+                f"cluster defined: {event.container_cidr} in {event.capacity:,} ranges of "
+                f"{event.range_size:,} addresses, Services {event.service_cidr}"
+            )
+        case ClusterDeleted():
+            return f"cluster deleted{_because(event.reason)}"
+        case CidrAppended():
+            return f"{event.cidr} appended: {event.capacity:,} more ranges"
+        case NetworkDeclared():
+            return f"{event.network.kind} network {event.network.cidr} declared"
+        case NetworkWithdrawn():
+            return f"network {event.cidr} withdrawn"
+        case ConflictOverridden():
+            return f"overlap of {event.ours} with {event.theirs} accepted: {event.reason}"
+        case ConflictRefused():
+            return f"{event.command} was refused: {event.message}"
+        case _:
+            return f"{event.aggregate} {event.entity} {event.verb.replace('-', ' ')}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _pair(event: ClbReserved | ClbReleased) -> str:
+    return " and ".join(address.address for address in event.addresses)

@@ -1,0 +1,104 @@
+"""The port between the HTTP API and a controller: what the API may know, and nothing else.
+
+The API only reads. An implementation answers from the live state and the read model; it never
+blocks the event loop, and raises only :class:`events.errors.IsthmusError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from controlplane.convergence import ConvergenceTracker
+from controlplane.http.build import Reports
+from controlplane.http.views import TimelineBucket
+from controlplane.service.hooks import Changes
+from controlplane.spans import SpanStore
+from controlplane.state import ClusterState
+from events.codec import Recorded
+
+
+class Source(Protocol):
+    """A controller, as the API sees it."""
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name."""
+        ...
+
+    @property
+    def state(self) -> ClusterState:
+        """The live state. Valid until the next await: whoever reads it reads it in one go."""
+        ...
+
+    @property
+    def head_time(self) -> datetime | None:
+        """When the last event was decided; None in an empty log."""
+        ...
+
+    @property
+    def leading(self) -> bool:
+        """Whether this controller leads."""
+        ...
+
+    @property
+    def watermark(self) -> int:
+        """The lowest applied sequence of the live agents; 0 without any."""
+        ...
+
+    @property
+    def changes(self) -> Changes:
+        """Every event as it is stored."""
+        ...
+
+    @property
+    def convergence(self) -> ConvergenceTracker:
+        """How the agents follow."""
+        ...
+
+    @property
+    def spans(self) -> SpanStore:
+        """Recent traces."""
+        ...
+
+    def reports(self) -> Reports:
+        """What the agents last said."""
+        ...
+
+    def trouble(self) -> str:
+        """Why this controller does not do its work; empty when it does."""
+        ...
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        ...
+
+    async def state_at(self, sequence: int) -> ClusterState:
+        """The state as it was directly after ``sequence``, for the caller alone. 0 is the empty state."""
+        ...
+
+    async def time_of(self, sequence: int) -> datetime | None:
+        """When the event was decided; None when there is no such event (yet) in the read model."""
+        ...
+
+    async def sequence_at(self, moment: datetime) -> int:
+        """The last sequence decided at or before the moment; 0 when there is none."""
+        ...
+
+    async def events(
+        self, *, before: int, limit: int, entity: str, aggregate: str
+    ) -> tuple[Sequence[Recorded], int]:
+        """At most ``limit`` events with a sequence below ``before``, newest first.
+
+        ``entity`` and ``aggregate`` narrow them (empty: all). The number is where to go on; 0 at the beginning.
+        """
+        ...
+
+    async def event(self, sequence: int) -> Recorded | None:
+        """One event; None beyond the head."""
+        ...
+
+    async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
+        """The log from its beginning to the read model's checkpoint, evenly cut by sequence."""
+        ...
