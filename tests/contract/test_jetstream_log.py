@@ -1,0 +1,75 @@
+"""The contract on JetStream: one server, and three with three replicas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+
+from events import subjects
+from events.bus import BusOptions, connect
+from events.jetstream import JetStreamLog
+from events.jetstream_api import call
+from events.log import EventLog, LogReader
+from events.server import EmbeddedServer
+from events.server_cluster import ServerCluster
+from events.server_config import ServerOptions
+from tests.contract.samples import CLUSTER, fill
+from tests.contract.suite import LogContract, ReaderOver
+
+# The servers serve all tests of the module (three take seconds to elect), hence one event loop.
+pytestmark = [pytest.mark.bus, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, ...]]:
+    options = ServerOptions(store_dir=tmp_path_factory.mktemp("one"))
+    async with EmbeddedServer(options) as server:
+        yield (server.url,)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def three_servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, ...]]:
+    async with ServerCluster(tmp_path_factory.mktemp("three")) as cluster:
+        yield cluster.urls
+
+
+@asynccontextmanager
+async def empty_log(urls: tuple[str, ...], replicas: int) -> AsyncIterator[JetStreamLog]:
+    """A log on these servers; its streams are deleted afterwards."""
+    client = await connect(BusOptions(servers=urls), name="contract")
+    try:
+        yield await JetStreamLog.open(client, CLUSTER, create=True, replicas=replicas)
+        for stream in (subjects.stream(CLUSTER), subjects.status_stream(CLUSTER)):
+            await call(client, f"$JS.API.STREAM.DELETE.{stream}", timeout_s=5)
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+def reader_over(log: EventLog) -> ReaderOver:
+    async def make(count: int) -> LogReader:
+        await fill(log, count)
+        return log
+
+    return make
+
+
+class TestOneServer(LogContract):
+    """Everything in the suite."""
+
+    @pytest_asyncio.fixture(loop_scope="module")
+    async def log(self, one_server: tuple[str, ...]) -> AsyncIterator[EventLog]:
+        async with empty_log(one_server, 1) as log:
+            yield log
+
+
+class TestThreeServers(LogContract):
+    """Everything in the suite."""
+
+    @pytest_asyncio.fixture(loop_scope="module")
+    async def log(self, three_servers: tuple[str, ...]) -> AsyncIterator[EventLog]:
+        async with empty_log(three_servers, 3) as log:
+            yield log
