@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, Protocol, Union
 
 import msgspec
 
 from events.chain import CHAINED_HEADERS
 from events.codec import StoredMessage, decode_event
-from events.types import EVENT_TYPES, Event
+from events.types import EVENT_TYPES, Event, RangeFreed
 from replay.archive.format import EventLine
 
 _encode_line = msgspec.json.Encoder().encode
@@ -42,18 +43,37 @@ class Fact(Protocol):
     def body(self) -> Event: ...
 
 
+class OwnTime(msgspec.Struct, frozen=True, gc=False):
+    """The one header that a fact may carry."""
+
+    time: datetime = msgspec.field(name="ce-time")
+
+
 class PlainFact(msgspec.Struct, frozen=True, gc=False):
     """A Fact made by hand: from the live stream, or where the fast path does not apply."""
 
     seq: int
     recorded_ns: int
     body: Event
+    headers: OwnTime | None = None
+
+
+def own_time(fact: Fact) -> datetime | None:
+    """The event's own time, where the fact carries it (a range's freeing)."""
+    headers: OwnTime | None = getattr(fact, "headers", None)
+    return headers.time if headers is not None else None
 
 
 _FACT_TYPES = tuple(
     msgspec.defstruct(
         f"Fact{cls.__name__}",
-        [("seq", int), ("recorded_ns", int), ("body", cls)],
+        # The end of a quarantine is judged by the event's own time; no other fold needs it.
+        [
+            ("seq", int),
+            ("recorded_ns", int),
+            ("body", cls),
+            *([("headers", OwnTime)] if cls is RangeFreed else []),
+        ],
         tag_field="type",
         tag=cls.type_name(),
         frozen=True,

@@ -43,14 +43,16 @@ class ArchiveLog:
     files of different clusters or that do not join.
     """
 
-    def __init__(self, *paths: str | Path) -> None:
+    def __init__(self, *paths: str | Path, by_manifest: bool = True) -> None:
+        """With ``by_manifest`` False the segments are found one by one, whatever the manifest says."""
         self._paths = paths
+        self._by_manifest = by_manifest
         self._open()
 
     def _open(self) -> None:
         files: list[ArchiveFile] = []
         try:
-            files.extend(ArchiveFile(path) for path in self._paths)
+            files.extend(ArchiveFile(path, by_manifest=self._by_manifest) for path in self._paths)
             files.sort(key=lambda file: file.header.after)
             _check_joints(files)
         except BaseException:

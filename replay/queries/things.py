@@ -1,4 +1,4 @@
-"""``history`` and ``blame``: the life of one node, range or reservation, and where each fact about it comes from."""
+"""``history`` and ``blame``: the life of one node, range or reservation, and where each fact comes from."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def blame(history: History, node: str, at: Point) -> list[Attribute]:
             case RangeAllocated() as e:
                 put(recorded, range=e.cidr, epoch=recorded.sequence)
             case RangeDraining() as e:
-                if e.uid == known["uid"].value:
+                if "uid" in known and e.uid == known["uid"].value:
                     put(recorded, range=f"none ({e.cidr} is draining)", epoch="")
             case other:
                 put(recorded, **{f"last {other.aggregate} {other.verb}": getattr(other, "code", "yes")})

@@ -1,0 +1,49 @@
+"""What a verification finds, and what it looked at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FINDINGS_LIMIT = 1000
+"""Most findings kept of one run; a log that is foreign from end to end need not fill the memory."""
+
+Level = Literal["error", "warning"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that is wrong. ``sequence`` is where (0: the log as a whole), ``check`` who noticed."""
+
+    check: str
+    code: str
+    message: str
+    sequence: int = 0
+    level: Level = "error"
+
+
+class Findings:
+    """A bounded collection that still counts what it does not keep."""
+
+    def __init__(self) -> None:
+        self.kept: list[Finding] = []
+        self.errors = 0
+        self.warnings = 0
+
+    def add(self, finding: Finding) -> None:
+        """Take note of a finding."""
+        if finding.level == "error":
+            self.errors += 1
+        else:
+            self.warnings += 1
+        if len(self.kept) < FINDINGS_LIMIT:
+            self.kept.append(finding)
+
+    def extend(self, findings: list[Finding]) -> None:
+        """Take note of several."""
+        for finding in findings:
+            self.add(finding)
+
+    def by_check(self, check: str) -> int:
+        """How many errors one check kept."""
+        return sum(1 for finding in self.kept if finding.check == check and finding.level == "error")

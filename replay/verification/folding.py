@@ -1,0 +1,239 @@
+"""The meaning side of a verification: fold, invariants at every sequence, digests that others state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from controlplane.checkpoints import Checkpoint, check_signature
+from controlplane.digest import state_digest
+from controlplane.evolve import HANDLERS, evolve
+from controlplane.invariants import CHECKS, check
+from controlplane.state import ClusterState
+from events.chain import CHAIN_HEADER, Head
+from events.errors import VerificationFailed
+from events.types import Event, RangeFreed
+from replay.archive import lines
+from replay.verification.findings import Finding, Findings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from replay.history import History
+    from replay.verification.verify import Check, Wanted
+
+
+class Folding:
+    """Folds lines as they come. ``alive`` until an event cannot be folded."""
+
+    def __init__(self, history: History, findings: Findings, wanted: Wanted) -> None:
+        self._findings = findings
+        self.state = ClusterState(history.cluster)
+        self.alive = history.start == 0
+        self.stopped = 0 if self.alive else history.start + 1
+        self.why = (
+            "" if self.alive else f"the file begins behind event {history.start}: give the earlier ones too"
+        )
+        self._stated: dict[int, list[tuple[str, str]]] = {}
+        self._chains: dict[int, list[tuple[str, str]]] = {}
+        self._compared = 0
+        self._signed = 0
+        self._wanted = wanted
+        for checkpoint in wanted.checkpoints:
+            self._expect(checkpoint)
+        for who, sequence, digest in wanted.states:
+            self._stated.setdefault(sequence, []).append((who, digest))
+        for who, sequence, digest in wanted.heads:
+            self._chains.setdefault(sequence, []).append((who, digest))
+        # Sequences at which to stop and compare, the next one last.
+        self._stops = sorted(self._stated, reverse=True)
+        self._chain_stops = sorted(self._chains, reverse=True)
+        self._agreed = history.start
+
+    def _expect(self, checkpoint: Checkpoint) -> None:
+        try:
+            check_signature(checkpoint, self.state.name, self._wanted.public_key or checkpoint.key)
+        except VerificationFailed as error:
+            self._note("checkpoints", error.code, error.message, checkpoint.sequence)
+            return
+        self._signed += 1
+        who = f"the checkpoint signed {checkpoint.time:%Y-%m-%d %H:%M:%S} UTC"
+        self._chains.setdefault(checkpoint.sequence, []).append((who, checkpoint.chain))
+        self._stated.setdefault(checkpoint.sequence, []).append((who, checkpoint.state))
+
+    def _note(self, check: str, code: str, message: str, sequence: int) -> None:
+        self._findings.add(Finding(check=check, code=code, message=message, sequence=sequence))
+
+    def stop(self, sequence: int, why: str) -> None:
+        """The fold cannot go on from ``sequence``."""
+        if self.alive:
+            self.alive, self.stopped, self.why = False, sequence, why
+
+    def take(self, data: bytes) -> None:
+        """The next lines, while the fold is alive."""
+        try:
+            facts: Sequence[lines.Fact] = lines.facts(data)
+        except (VerificationFailed, msgspec.MsgspecError):
+            self._carefully(data)
+        else:
+            self._fold(facts)
+
+    def wants(self, last: int) -> bool:
+        """Whether a digest of the chain is to be compared at or before ``last``."""
+        return bool(self._chain_stops) and self._chain_stops[-1] <= last
+
+    def compare_chains(self, data: bytes, last: int) -> None:
+        """Compare the chain at the stated sequences within ``data``, which ends with event ``last``."""
+        wanted = set()
+        while self.wants(last):
+            wanted.add(self._chain_stops.pop())
+        try:
+            found = {
+                m.sequence: m.headers.get(CHAIN_HEADER, "")
+                for m in lines.messages(data)
+                if m.sequence in wanted
+            }
+        except (msgspec.MsgspecError, ValueError):
+            found = {}
+        for sequence in sorted(wanted):
+            for who, digest in self._chains[sequence]:
+                if found.get(sequence) == digest:
+                    self._agreed = max(self._agreed, sequence)
+                    continue
+                self._note(
+                    "checkpoints",
+                    "checkpoint_mismatch",
+                    f"{who} states chain {digest[:16]}… behind event {sequence}, the log has "
+                    f"{found.get(sequence, 'nothing')[:16]}…: it was rewritten between events "
+                    f"{self._agreed + 1} and {sequence}",
+                    sequence,
+                )
+
+    def _fold(self, facts: Sequence[lines.Fact]) -> None:
+        state, handlers, checks = self.state, HANDLERS, CHECKS
+        stop = self._stops[-1] if self._stops else 0
+        for fact in facts:
+            sequence, event = fact.seq, fact.body
+            judge = checks.get(type(event))
+            broken = judge(state, event) if judge is not None else None
+            if broken is None and type(event) is RangeFreed:
+                broken = _too_early(state, fact, event)
+            if broken is not None:
+                message = f"invariant {broken[0]} at event {sequence}: {broken[1]}"
+                self._note("invariants", "invariant_violated", message, sequence)
+            try:
+                handlers[type(event)](state, sequence, event)
+            except Exception:  # a contradiction has several shapes; evolve gives it its one name
+                self._unfoldable(sequence, event, noted=broken is not None)
+                return
+            state.sequence = sequence
+            if sequence == stop:
+                self._compare_states(sequence)
+                self._stops.pop()
+                stop = self._stops[-1] if self._stops else 0
+
+    def _unfoldable(self, sequence: int, event: Event, *, noted: bool) -> None:
+        try:
+            evolve(self.state, sequence, event)
+        except VerificationFailed as error:
+            if not noted:
+                self._note("invariants", error.code, error.message, sequence)
+        self.stop(sequence, "it contradicts the state before it")
+
+    def _carefully(self, data: bytes) -> None:
+        """Lines of which at least one cannot be decoded: fold what stands before it."""
+        from events.codec import decode_event
+
+        sound: list[lines.Fact] = []
+        try:
+            for message in lines.messages(data):
+                body = decode_event(message.headers.get("ce-type", ""), message.body, message.sequence)
+                sound.append(lines.PlainFact(message.sequence, message.recorded_ns, body))
+        except (VerificationFailed, msgspec.MsgspecError):
+            self._fold(sound)
+            self.stop(sound[-1].seq + 1 if sound else self.state.sequence + 1, "it cannot be decoded")
+            return
+        self._fold(sound)
+
+    def _compare_states(self, sequence: int) -> None:
+        digest = state_digest(self.state)
+        for who, stated in self._stated[sequence]:
+            self._compared += 1
+            if stated != digest:
+                self._note(
+                    "states",
+                    "digest_mismatch",
+                    f"{who} states {stated[:16]}… for the state at event {sequence}, "
+                    f"the log folds to {digest[:16]}…",
+                    sequence,
+                )
+
+    def digest(self) -> str:
+        """The digest of the state at the end; empty when the fold did not get there."""
+        return state_digest(self.state) if self.alive else ""
+
+    def finish(self, head: Head) -> None:
+        """The state as a whole, and what others know of events that are not in the log."""
+        if self.alive:
+            for violation in check(self.state):
+                message = f"invariant {violation.invariant} in the final state: {violation.message}"
+                self._note("invariants", "invariant_violated", message, violation.sequence)
+        beyond = sorted(sequence for sequence in self._chains if sequence > head.sequence)
+        for sequence in beyond:
+            who = self._chains[sequence][0][0]
+            self._note(
+                "checkpoints",
+                "log_truncated",
+                f"{who} knows event {sequence}, the log ends with event {head.sequence}: "
+                f"at least {sequence - head.sequence} events are missing at its end",
+                head.sequence + 1,
+            )
+
+    def checks(self, check: Callable[..., Check]) -> list[Check]:
+        """The report's lines about meaning."""
+        reached = self.state.sequence
+        stopped = "" if self.alive else f"stopped at event {self.stopped}: {self.why}"
+        rows: list[Any] = [
+            check(
+                "invariants",
+                "Invariants of the design, after every event",
+                reached,
+                "events",
+                done=self.alive,
+                detail=stopped,
+            )
+        ]
+        if self._chains:
+            rows.append(
+                check(
+                    "checkpoints",
+                    "Signed checkpoints and known heads agree with the chain",
+                    len(self._chains),
+                    "points",
+                    detail=""
+                    if self._wanted.public_key or not self._signed
+                    else "signatures were checked with the keys that the checkpoints name: give one you trust",
+                )
+            )
+        if self._stated:
+            rows.append(
+                check(
+                    "states",
+                    "State digests of checkpoints, controller and read model equal the fold",
+                    self._compared,
+                    "digests",
+                    done=self.alive,
+                    detail=stopped,
+                )
+            )
+        return rows
+
+
+def _too_early(state: ClusterState, fact: lines.Fact, event: RangeFreed) -> tuple[int, str] | None:
+    """Whether a range came back before its quarantine was over, by the event's own time."""
+    time = lines.own_time(fact)
+    until = state.quarantined[event.index].until
+    if time is None or time >= until:
+        return None
+    return 5, f"range {event.cidr} is freed at {time.isoformat()}, its quarantine ends {until.isoformat()}"

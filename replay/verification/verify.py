@@ -1,0 +1,315 @@
+"""``verify``: every claim that a log makes, checked; whatever is wrong, found and located.
+
+Two lines of work go on side by side over the same segments: *form* (hash chain, order, envelopes,
+transactions, schema, subjects; pure functions of the lines, in worker processes) and *meaning*
+(the fold, the invariants at every sequence, state digests at the signed checkpoints; here).
+A finding never ends the run; only the fold ends at an event that it cannot take, and says where.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from controlplane.checkpoints import Checkpoint
+from events.chain import CHAIN_HEADER, Head, genesis
+from events.errors import VerificationFailed
+from replay.archive import lines
+from replay.archive.reader import ArchiveLog
+from replay.history import History, Progress
+from replay.verification.archive_check import check_file, check_segment
+from replay.verification.findings import Finding, Findings
+from replay.verification.folding import Folding
+from replay.verification.lines_check import LinesResult, check_lines, joins
+from replay.verification.workers import Workers
+
+INLINE_EVENTS = 60_000
+"""A log up to this long is checked in this process: starting others would take longer."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the report. ``looked_at`` counts what ``unit`` says."""
+
+    name: str
+    title: str
+    looked_at: int
+    unit: str
+    errors: int
+    done: bool
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Done, and nothing found."""
+        return self.done and not self.errors
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome. ``state_digest`` is empty when the fold could not reach the end."""
+
+    cluster: str
+    source: str
+    first: int
+    last: int
+    events: int
+    head: str
+    state_digest: str
+    recorded_from: datetime | None
+    recorded_to: datetime | None
+    began: datetime
+    took_s: float
+    checks: list[Check]
+    findings: list[Finding]
+    errors: int
+    warnings: int
+    program: str
+
+    @property
+    def sound(self) -> bool:
+        """Whether no error was found."""
+        return self.errors == 0
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What to compare the log with, beside itself.
+
+    ``states`` are digests that others state: (who, sequence, state digest). ``heads`` are ends or
+    middles of the same log that are known from elsewhere: (who, head).
+    """
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    public_key: str = ""
+    states: tuple[tuple[str, int, str], ...] = ()
+    heads: tuple[tuple[str, int, str], ...] = ()
+    jobs: int = 0
+    """Worker processes; 0: as many as there are processors, at most 8."""
+
+
+class _Tracks:
+    """What the form check carries from one segment to the next."""
+
+    def __init__(self, findings: Findings, head: Head) -> None:
+        self.findings = findings
+        self.head = head
+        self.events = 0
+        self.first_ns = self.last_ns = 0
+        self._closing: Any = None
+        self.commands: array[int] = array("Q")
+
+    def take(self, result: LinesResult) -> None:
+        """The next result, in order."""
+        self.findings.extend(result.findings)
+        if not result.lines:
+            self._closing = None
+        else:
+            if self._closing is not None:
+                self.findings.extend(joins(self._closing, result.opening, result.first))
+            elif self.events == 0 and result.opening.place:
+                self.findings.add(_cut_transaction(result))
+            self._closing = result.closing
+            self.first_ns = self.first_ns or result.first_ns
+            self.last_ns = result.last_ns
+        self.head = Head(result.last, result.digest)
+        self.events += result.lines
+        self.commands.frombytes(result.commands)
+
+    def finish(self) -> None:
+        """What only shows at the end."""
+        closing = self._closing
+        if closing is not None and closing.place + 1 < closing.size:
+            self.findings.add(
+                Finding(
+                    check="transactions",
+                    code="log_truncated",
+                    message=f"the log ends inside a batch: number {closing.place} of {closing.size} of command "
+                    f"{closing.command[:40]} is its last event",
+                    sequence=self.head.sequence,
+                )
+            )
+        ordered = sorted(self.commands)
+        repeated = sum(1 for i in range(1, len(ordered)) if ordered[i] == ordered[i - 1])
+        if repeated:
+            self.findings.add(
+                Finding(
+                    check="transactions",
+                    code="event_malformed",
+                    message=f"{repeated} commands stand in the log twice: a command had a second effect",
+                )
+            )
+
+
+async def verify(history: History, wanted: Wanted, progress: Progress | None = None) -> Report:
+    """Check the whole history. Raises Unavailable when a live log cannot be read to its end."""
+    began, started = datetime.now(UTC), time.perf_counter()
+    findings = Findings()
+    archive = history.log if isinstance(history.log, ArchiveLog) else None
+    if archive is not None:
+        for file in archive.files:
+            findings.extend(check_file(file, public_key=wanted.public_key))
+    begin = _beginning(history, archive)
+    if begin.sequence == 0 and begin != genesis(history.cluster):
+        findings.add(_foreign_start(history.cluster))
+    tracks = _Tracks(findings, begin)
+    folding = Folding(history, findings, wanted)
+    jobs = wanted.jobs or min(8, os.cpu_count() or 1)
+    if history.end - history.start <= INLINE_EVENTS:
+        jobs = 0
+    async with Workers(jobs) as workers:
+        try:
+            if archive is not None:
+                await _over_archive(archive, tracks, folding, workers, progress)
+            else:
+                await _over_stream(history, tracks, folding, workers, progress)
+        except VerificationFailed as error:
+            findings.add(
+                Finding(check="gap", code=error.code, message=error.message, sequence=tracks.head.sequence + 1)
+            )
+    tracks.finish()
+    folding.finish(tracks.head)
+    return Report(
+        cluster=history.cluster,
+        source=history.source,
+        first=begin.sequence + 1,
+        last=tracks.head.sequence,
+        events=tracks.events,
+        head=tracks.head.hex,
+        state_digest=folding.digest(),
+        recorded_from=_moment(tracks.first_ns),
+        recorded_to=_moment(tracks.last_ns),
+        began=began,
+        took_s=round(time.perf_counter() - started, 3),
+        checks=_checks(findings, tracks, folding, archive),
+        findings=findings.kept,
+        errors=findings.errors,
+        warnings=findings.warnings,
+        program=_program(),
+    )
+
+
+async def _over_archive(
+    archive: ArchiveLog, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
+) -> None:
+    before, after = tracks.head.digest, tracks.head.sequence
+    for place in archive.places:
+        segment = place.segment
+        await workers.put(tracks.take, check_segment, place.file.path, segment, archive.cluster, before, after)
+        try:
+            before = bytes.fromhex(segment.head)
+        except ValueError:
+            before = bytes(32)
+        after = segment.last
+        if folding.alive or folding.wants(segment.last):
+            try:
+                _meaning(folding, place.file.data(segment), segment.last)
+            except VerificationFailed:
+                folding.stop(segment.first, "its segment is damaged")  # the form check reports the damage
+        if progress:
+            progress(segment.last)
+
+
+async def _over_stream(
+    history: History, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
+) -> None:
+    before, after = tracks.head.digest, tracks.head.sequence
+    async for batch in history.messages(after=after):
+        data = lines.encode_messages(batch)
+        await workers.put(tracks.take, check_lines, data, history.cluster, before, after)
+        last = batch[-1]
+        try:
+            before = bytes.fromhex(last.headers.get(CHAIN_HEADER, ""))
+        except ValueError:
+            before = bytes(32)
+        after = last.sequence
+        _meaning(folding, data, after)
+        if progress:
+            progress(after)
+
+
+def _meaning(folding: Folding, data: bytes, last: int) -> None:
+    if folding.wants(last):
+        folding.compare_chains(data, last)
+    if folding.alive:
+        folding.take(data)
+
+
+def _beginning(history: History, archive: ArchiveLog | None) -> Head:
+    if archive is None:
+        return genesis(history.cluster)
+    header = archive.files[0].header
+    try:
+        return Head(header.after, bytes.fromhex(header.after_head))
+    except ValueError:
+        return Head(header.after, bytes(32))
+
+
+def _foreign_start(cluster: str) -> Finding:
+    return Finding(
+        check="chain",
+        code="chain_broken",
+        message=f"the log does not begin at the genesis digest of cluster {cluster!r}",
+        sequence=1,
+    )
+
+
+def _cut_transaction(result: LinesResult) -> Finding:
+    return Finding(
+        check="transactions",
+        code="event_malformed",
+        message=f"the first event is number {result.opening.place} of {result.opening.size} of its command: "
+        "the start of a batch is missing",
+        sequence=result.first,
+    )
+
+
+def _checks(findings: Findings, tracks: _Tracks, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
+    def check(
+        name: str, title: str, looked_at: int, unit: str, *, done: bool = True, detail: str = ""
+    ) -> Check:
+        return Check(
+            name=name,
+            title=title,
+            looked_at=looked_at,
+            unit=unit,
+            errors=findings.by_check(name),
+            done=done,
+            detail=detail,
+        )
+
+    count = tracks.events
+    rows = [
+        check("chain", "Hash chain: each event follows from all before it", count, "events"),
+        check("gap", "No gap: every sequence is present, in order", count, "events"),
+        check("envelope", "Envelope: identity, times and type of each event", count, "events"),
+        check(
+            "transactions",
+            "Transactions: each command's events stand together, once",
+            len(tracks.commands),
+            "commands",
+        ),
+        check("schema", "Schema: each body is of its type, on its subject", count, "events"),
+        *folding.checks(check),
+    ]
+    if archive is not None:
+        segments = sum(len(file.segments) for file in archive.files)
+        rows.insert(
+            0, check("archive", "Archive file: segments, index, manifest, signature", segments, "segments")
+        )
+    return rows
+
+
+def _moment(recorded_ns: int) -> datetime | None:
+    return datetime.fromtimestamp(recorded_ns / 1e9, UTC) if recorded_ns else None
+
+
+def _program() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"isthmus {version('isthmus')}"
+    except PackageNotFoundError:
+        return "isthmus"

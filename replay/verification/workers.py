@@ -1,0 +1,61 @@
+"""Work in other processes with results taken in order, never more than a few at a time.
+
+With no jobs everything runs right here. Interrupting the program stops the workers quietly: they
+ignore the terminal's Ctrl-C and end with their pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Self
+
+
+def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Workers:
+    """``async with Workers(jobs)``: :meth:`put` work; all results are taken when the block ends."""
+
+    def __init__(self, jobs: int) -> None:
+        self._limit = 8 * jobs + 8
+        self._waiting: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs:
+            # Spawned, not forked: a fork would copy threads' locks (progress bars) in any state.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                await self._take_first()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def put(self, take: Callable[[Any], None], work: Callable[..., Any], *arguments: Any) -> None:
+        """Run ``work(*arguments)`` somewhere and give its result to ``take``, in the order of the calls.
+
+        Waits while too much is under way. Raises what ``work`` raised.
+        """
+        if self._pool is None:
+            take(work(*arguments))
+            await asyncio.sleep(0)  # let Ctrl-C in
+            return
+        self._waiting.append((take, self._pool.submit(work, *arguments)))
+        while self._waiting and (len(self._waiting) > self._limit or self._waiting[0][1].done()):
+            await self._take_first()
+        await asyncio.sleep(0)
+
+    async def _take_first(self) -> None:
+        take, future = self._waiting.popleft()
+        take(await asyncio.wrap_future(future))
