@@ -20,6 +20,7 @@ from typing import Protocol
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from controlplane.lease import Lease
@@ -61,14 +62,17 @@ class Leadership:
         self._lease = lease
         self._led = led
         self._name = name
-        self._ready = ready
+        self.ready = ready
         self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
         self._promised_until_s = 0.0
         self._hurry = asyncio.Event()
         self._stepping_down = False
         self.leading = False
+        """Whether this controller believes to hold the lease."""
+        self.serving = False
+        """Whether it leads and takes requests."""
         self.changed = asyncio.Event()
-        """Set and replaced at every change of ``leading``."""
+        """Set and replaced at every change of ``leading`` and ``serving``."""
 
     async def run(self) -> None:
         """Follow and lead, for ever. On cancellation it ends leading, and gives up the lease."""
@@ -77,8 +81,9 @@ class Leadership:
                 await self._until_acquired()
                 self._turn(True)
                 log.info("controller %s leads", self._name)
-                await self._led.begin()
                 try:
+                    await self._led.begin()
+                    self._serve(True)
                     await self._until_lost()
                 finally:
                     self._turn(False)
@@ -106,13 +111,17 @@ class Leadership:
 
     def _turn(self, leading: bool) -> None:
         self.leading = leading
+        self._serve(False)
+
+    def _serve(self, serving: bool) -> None:
+        self.serving = serving
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def _until_acquired(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._ready() and not self._stepping_down:
+            if self.ready() and not self._stepping_down:
                 with suppress(Unavailable):
                     if await self._lease.acquire():
                         self._promised_until_s = 0.0
@@ -158,11 +167,12 @@ class Handover:
         self._leadership = leadership
         self._led = led
         self._name = name
-        self._ready = leadership._ready  # noqa: SLF001  both halves of one mechanism, one file
+        self._ready = leadership.ready
+        self._subscription: Subscription | None = None
 
     async def open(self) -> None:
         """Listen for leaders that are about to stop."""
-        await self._nats.subscribe(self._subject, cb=self._on_request)
+        self._subscription = await self._nats.subscribe(self._subject, cb=self._on_request)
 
     async def leave(self, *, timeout_s: float = 1.0) -> None:
         """Before stopping: find a successor that is subscribed already, then step down.
@@ -172,6 +182,9 @@ class Handover:
         if not self._leadership.leading:
             return
         try:
+            if self._subscription is not None:
+                # Not listening itself, it hears at once when nobody else is there.
+                await self._subscription.unsubscribe()
             reply = await self._nats.request(self._subject, self._name.encode(), timeout=timeout_s)
             log.info("controller %s hands over to %s", self._name, reply.data.decode(errors="replace"))
         except (NatsError, TimeoutError):

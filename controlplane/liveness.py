@@ -56,8 +56,8 @@ class Liveness:
         anew (lower ``applied``) keeps what it had: its kernel has it still.
         """
         uid = status.uid
-        known = self._last_seen.get(uid)
-        if known is None and len(self._last_seen) >= UIDS_LIMIT:
+        known = self._last_seen.get(uid) if uid in self._status else None
+        if uid not in self._last_seen and len(self._last_seen) >= UIDS_LIMIT:
             self._dropped += 1
             return
         arrived = arrived or self._now()
@@ -67,6 +67,10 @@ class Liveness:
         if status.applied > self._applied.get(uid, 0):
             self._applied[uid] = status.applied
             self.moved.set()
+
+    def joined(self, uid: str) -> None:
+        """The node has just become a member: that counts as a report, but says nothing of its kernel."""
+        self._last_seen.setdefault(uid, self._now())
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""

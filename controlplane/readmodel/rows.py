@@ -43,17 +43,18 @@ from events.types import (
 
 _json = msgspec.json.Encoder().encode
 
-_CLOSE_NODE = f"UPDATE node SET valid_to = ?, to_us = ? WHERE name = ? AND valid_to = {OPEN}"
-_CLOSE_RANGE = f"UPDATE range SET valid_to = ?, to_us = ? WHERE idx = ? AND valid_to = {OPEN}"
+# Partial indices are used only for a literal, hence the constant in the text.
+_CLOSE_NODE = f"UPDATE node SET valid_to = ?, to_us = ? WHERE name = ? AND valid_to = {OPEN}"  # noqa: S608
+_CLOSE_RANGE = f"UPDATE range SET valid_to = ?, to_us = ? WHERE idx = ? AND valid_to = {OPEN}"  # noqa: S608
 _CLOSE_FACT = (
-    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = ? AND key = ? AND part = ? AND valid_to = {OPEN}"
+    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = ? AND key = ? AND part = ? AND valid_to = {OPEN}"  # noqa: S608
 )
 _CLOSE_REFUSALS = (
-    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = 'refusal' AND key = ? AND valid_to = {OPEN}"
+    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = 'refusal' AND key = ? AND valid_to = {OPEN}"  # noqa: S608
 )
 _OPEN_NODE = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from, from_us)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from,"
+    " from_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _OPEN_RANGE = (
     "INSERT INTO range (idx, cidr, phase, node, uid, epoch, cursor_after, valid_from, from_us)"
@@ -132,7 +133,9 @@ class Rows:
         if self._execute(_CLOSE_RANGE, (sequence, time_us, index)).rowcount != 1:
             raise Contradiction(f"range {index} is free")
 
-    def fact(self, sequence: int, time_us: int, kind: str, key: str, part: str, value: Any) -> None:
+    def fact(  # noqa: PLR0917  an event, and a row of the table
+        self, sequence: int, time_us: int, kind: str, key: str, part: str, value: Any
+    ) -> None:
         """A fact becomes true; one that was under the same key ends."""
         self._execute(_CLOSE_FACT, (sequence, time_us, kind, key, part))
         self._execute(_OPEN_FACT, (kind, key, part, _json(value).decode(), sequence, time_us))

@@ -24,7 +24,7 @@ import msgspec
 
 from controlplane.decision import ALONE, Surroundings, Tick
 from controlplane.service.hooks import NullObserver, Observer
-from controlplane.service.planner import Answer, Decided, Pending, Plan, plan_group
+from controlplane.service.planner import Answer, Pending, Plan, plan_group
 from controlplane.service.remembered import Place
 from controlplane.service.replica import Replica
 from controlplane.service.replies import recall, reply_to

@@ -80,7 +80,7 @@ class Endpoint:
                 await self._discovery.close()
                 for subscription in open_:
                     # The server stops sending; what it already sent is still handled.
-                    await subscription.drain()  # type: ignore[no-untyped-call]  nats-py's gap
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's gap
                 await self._committer.drained(timeout_s=timeout_s)
                 await self._sent.wait()
                 await self._nats.flush()

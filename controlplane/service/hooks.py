@@ -38,7 +38,7 @@ class Observer(Protocol):
     """What may watch a controller. Durations are seconds; every method returns at once."""
 
     def received(self, request: Request) -> TraceContext | None:
-        """A command was taken into the queue. The context returned, if any, replaces the request's own in its events."""
+        """A command was taken into the queue. The context returned, if any, replaces the request's own."""
         ...
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
@@ -65,7 +65,7 @@ class Observer(Protocol):
 class NullObserver:
     """Watches nothing; a base for observers that care about a part."""
 
-    def received(self, request: Request) -> TraceContext | None:
+    def received(self, request: Request) -> TraceContext | None:  # noqa: ARG002  the port's
         return None
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None: ...
@@ -82,7 +82,7 @@ class NullObserver:
         log.error("ALARM %s: %s [%s]", name, error.message, error.code)
 
 
-class Lagged(Exception):  # noqa: N818  a state of the subscription, not a fault of anybody
+class Lagged(Exception):
     """The subscriber fell behind by more than its bound; it must catch up from the log and subscribe anew."""
 
 

@@ -97,8 +97,8 @@ class Replica:
                 if isinstance(recorded.event, UnknownEvent):
                     raise VerificationFailed(
                         "event_unknown",
-                        f"event {message.sequence} is of type {recorded.event.type!r}, which this controller does not "
-                        f"know: a newer release wrote it",
+                        f"event {message.sequence} is of type {recorded.event.type!r}, which this controller "
+                        f"does not know: a newer release wrote it",
                         sequence=message.sequence,
                         type=recorded.event.type,
                     )

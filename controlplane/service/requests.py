@@ -37,7 +37,10 @@ _ACTOR_LIMIT = 256
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One checked command (or one of the controller's own) and who asks. ``received_s`` is the event loop's clock."""
+    """One checked command (or one of the controller's own) and who asks.
+
+    ``received_s`` is the event loop's clock.
+    """
 
     command: Command | Tick
     command_id: str

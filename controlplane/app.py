@@ -1,0 +1,281 @@
+"""One controller process, put together: the only place where the parts of the control plane meet.
+
+:class:`Controller` runs the replica, the committer, leadership, the read model and the rest as tasks
+of one group: any that fails ends the controller with its reason, and stopping ends all of them within
+:data:`STOP_S`. The HTTP console and the metrics attach to its ``replica``, ``changes``, ``liveness``
+and ``projector``; nothing here knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from controlplane.leader import Handover, Leadership
+from controlplane.lease import LEASE_TTL_S, BusLease
+from controlplane.liveness import Liveness
+from controlplane.queries import answer
+from controlplane.readmodel.projector import Policy, Projector
+from controlplane.readmodel.start import restore
+from controlplane.readmodel.store import lock_directory
+from controlplane.service.committer import Committer, Limits
+from controlplane.service.endpoint import Endpoint
+from controlplane.service.hooks import Changes, Lagged, NullObserver, Observer
+from controlplane.service.neighbours import BusNeighbourhood
+from controlplane.service.remembered import Place, Remembered
+from controlplane.service.replica import Replica
+from controlplane.service.ticker import TICK_S, Ticker
+from events import subjects
+from events.bus import BusOptions, connect
+from events.errors import IsthmusError, Unavailable
+from events.jetstream import JetStreamLog
+from events.types import NodeFenced, NodeJoined, NodeLeft
+
+log = logging.getLogger("isthmus.controller")
+
+STOP_S = 4.0
+"""Longest clean stop: handover, draining and closing together."""
+
+
+class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One controller of one cluster. ``data`` is a directory of this controller alone.
+
+    ``replicas`` is how many servers keep the log (None: as it is, 1 when new). ``verify_log`` folds
+    the whole log at start instead of trusting the own read model up to its checkpoint.
+    """
+
+    cluster: str
+    data: Path
+    bus: BusOptions = BusOptions()
+    name: str = ""
+    replicas: int | None = None
+    verify_log: bool = False
+    projection: Policy = "stop"
+    lease_ttl_s: float = LEASE_TTL_S
+    tick_s: float = TICK_S
+    limits: Limits = Limits()
+
+
+class Controller:
+    """A running controller. Made by :meth:`start`; :meth:`run` until it fails or :meth:`stop` is called."""
+
+    def __init__(
+        self,
+        options: ControllerOptions,
+        client: Client,
+        event_log: JetStreamLog,
+        replica: Replica,
+        *,
+        observer: Observer,
+        lock: int,
+    ) -> None:
+        cluster = options.cluster
+        self.options = options
+        self.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.client = client
+        self.log = event_log
+        self.replica = replica
+        self.changes: Changes = replica.changes
+        self.liveness = Liveness()
+        self.observer = observer
+        self._lock = lock
+        self._stopped = asyncio.Event()
+        self._stopping = asyncio.Event()
+        source = f"isthmus/{cluster}/controller/{self.name}"
+        self.projector = Projector(
+            options.data / "readmodel",
+            event_log,
+            self.changes,
+            observer=observer,
+            remembered=replica.remembered,
+            policy=options.projection,
+        )
+        self.committer = Committer(
+            event_log,
+            replica,
+            source=source,
+            observer=observer,
+            history=_History(self.projector),
+            neighbourhood=BusNeighbourhood(client, cluster),
+            limits=options.limits,
+        )
+        self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)
+        self.leadership = Leadership(
+            BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
+            _Led(self.endpoint),
+            name=self.name,
+            ready=lambda: replica.live,
+        )
+        self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
+        self._ticker = Ticker(
+            self.committer,
+            replica,
+            self.liveness,
+            actor=f"controller/{self.name}",
+            active=lambda: self.leadership.leading,
+            tick_s=options.tick_s,
+        )
+
+    @classmethod
+    async def start(cls, options: ControllerOptions, *, observer: Observer | None = None) -> Self:
+        """Lock the data directory, connect, open the log (making it if need be), restore the state.
+
+        Raises Refused (``data_in_use``, ``log_settings_differ``), Unavailable (``bus_unreachable``,
+        ``log_unavailable``), BadRequest for a bad name.
+        """
+        subjects.check_label(options.cluster, "cluster")
+        observer = observer or NullObserver()
+        lock = lock_directory(options.data / "readmodel")
+        client: Client | None = None
+        reconnected: list[Callable[[], None]] = []
+
+        async def on_reconnect() -> None:
+            for callback in reconnected:
+                callback()
+
+        try:
+            client = await connect(
+                options.bus, name=f"isthmus-controller/{options.name}", on_reconnect=on_reconnect
+            )
+            event_log = await JetStreamLog.open(client, options.cluster, create=True, replicas=options.replicas)
+            changes, remembered = Changes(), Remembered()
+            replica = await restore(
+                event_log,
+                options.data / "readmodel",
+                changes=changes,
+                remembered=remembered,
+                trust=not options.verify_log,
+            )
+            self = cls(options, client, event_log, replica, observer=observer, lock=lock)
+            reconnected.append(self.liveness.restart)
+        except BaseException:
+            if client is not None:
+                await client.close()
+            os.close(lock)
+            raise
+        return self
+
+    async def run(self) -> None:
+        """Run until stopped. Raises the IsthmusError that ended it otherwise."""
+        await self.client.subscribe(subjects.status_wildcard(self.options.cluster), cb=self._on_status)
+        await self._handover.open()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(part, name=name) for name, part in self._parts().items()]
+                await self._stopping.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STOP_S):
+                        await self._handover.leave()
+                for task in tasks:
+                    task.cancel()
+        except BaseExceptionGroup as failures:
+            raise _reason(failures) from failures
+        finally:
+            self.changes.close()
+            await self.projector.close()
+            with suppress(Exception):
+                await self.client.close()
+            os.close(self._lock)
+            self._stopped.set()
+
+    def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {
+            "replica": self.replica.follow(),
+            "committer": self.committer.run(),
+            "answers": self.endpoint.run(),
+            "projector": self.projector.run(),
+            "leadership": self.leadership.run(),
+            "ticker": self._ticker.run(),
+            "members": self._watch_members(),
+        }
+
+    async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
+        """Wait until the fold has met the end of the log (and until this controller leads)."""
+        await self.replica.caught_up(timeout_s=timeout_s)
+        if leading:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while not self.leadership.serving:
+                        await self.leadership.changed.wait()
+            except TimeoutError:
+                raise Unavailable(
+                    "no_controller", f"another controller leads cluster {self.options.cluster!r}"
+                ) from None
+
+    async def stop(self) -> None:
+        """Hand over, end every task, close everything. Returns when :meth:`run` has."""
+        self._stopping.set()
+        await self._stopped.wait()
+
+    def stopping(self) -> None:
+        """Ask for the stop without waiting (for signal handlers)."""
+        self._stopping.set()
+
+    async def _ask(self, name: str, body: bytes) -> bytes:
+        return answer(self.replica.state, name, body, self.liveness)
+
+    async def _on_status(self, message: Msg) -> None:
+        self.liveness.observe_bytes(message.data)
+
+    async def _watch_members(self) -> None:
+        """A joining counts as a report; whoever is out needs no watching."""
+        while True:
+            subscription = self.changes.subscribe()
+            # A missed joining only means that the node's silence counts from when watching began.
+            with suppress(Lagged):
+                async for run in subscription:
+                    for recorded in run:
+                        event = recorded.event
+                        if isinstance(event, NodeJoined):
+                            self.liveness.joined(event.uid)
+                        elif isinstance(event, NodeLeft | NodeFenced):
+                            self.liveness.forget(event.uid)
+                return
+
+
+class _Led:
+    """Leading means: the endpoint is open."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def begin(self) -> None:
+        await self._endpoint.open()
+
+    async def end(self) -> None:
+        await self._endpoint.close()
+
+
+class _History:
+    """The commands table of whichever generation is current; nothing while the projection is stopped."""
+
+    def __init__(self, projector: Projector) -> None:
+        self._projector = projector
+
+    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
+        store = await self._projector.open()
+        return await store.places(command_ids)
+
+
+def _reason(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure to show: one of ours if there is one, else the first."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [failures]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, BaseExceptionGroup):
+            pending.extend(item.exceptions)
+        else:
+            leaves.append(item)
+    ours = [leaf for leaf in leaves if isinstance(leaf, IsthmusError)]
+    return (ours or leaves)[0]

@@ -1,0 +1,159 @@
+"""``isthmus controller``: one of the controllers of a cluster, and the care of its read model."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+
+from events.cli import BusContext, bus_options, json_option
+
+_data = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("isthmus-controller"),
+    envvar="ISTHMUS_DATA",
+    show_default=True,
+    help="Directory of this controller's read model.",
+)
+
+
+@click.group(invoke_without_command=True)
+@bus_options
+@_data
+@click.option("--name", envvar="ISTHMUS_CONTROLLER", help="Name of this controller [host-pid].")
+@click.option(
+    "--replicas", type=click.Choice(["1", "3"]), help="Servers that keep the log [as it is; 1 when new]."
+)
+@click.option("--verify-log", is_flag=True, help="Fold the whole log at start; do not trust the read model.")
+@click.option(
+    "--on-poison",
+    type=click.Choice(["stop", "park"]),
+    default="stop",
+    show_default=True,
+    help="What the read model does at an event that it cannot apply.",
+)
+@click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
+@json_option
+@click.pass_context
+def controller(  # noqa: PLR0917  click passes options by name
+    click_context: click.Context,
+    context: BusContext,
+    data: Path,
+    name: str | None,
+    replicas: str | None,
+    verify_log: bool,
+    on_poison: Any,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Run a controller.
+
+    Start several for one cluster, on any machines: one leads, the others fold the log along and take
+    over within seconds. Each needs a --data directory of its own. SIGTERM hands over without a
+    failed command.
+
+    \b
+    isthmus controller --bus nats://bus-1:4222,nats://bus-2:4222 --cluster prod --replicas 3
+    isthmus controller rebuild --cluster prod
+    """
+    if click_context.invoked_subcommand is not None:
+        return
+    from controlplane.cli.serving import run, setup_logging
+
+    setup_logging(log_level)
+    run(
+        _controller(
+            context,
+            data,
+            name or socket.gethostname(),
+            replicas=int(replicas) if replicas else None,
+            verify_log=verify_log,
+            on_poison=on_poison,
+            as_json=as_json,
+        )
+    )
+
+
+async def _controller(
+    context: BusContext,
+    data: Path,
+    name: str,
+    *,
+    replicas: int | None,
+    verify_log: bool,
+    on_poison: Any,
+    as_json: bool,
+) -> None:
+    from controlplane.app import Controller, ControllerOptions
+    from controlplane.cli.serving import say, serve
+    from events.cli import print_json
+
+    running = await Controller.start(
+        ControllerOptions(
+            cluster=context.cluster,
+            data=data,
+            bus=context.bus,
+            name=name,
+            replicas=replicas,
+            verify_log=verify_log,
+            projection=on_poison,
+        )
+    )
+
+    async def on_ready() -> None:
+        sequence = running.replica.head.sequence
+        if as_json:
+            print_json({"cluster": context.cluster, "controller": running.name, "sequence": sequence})
+        else:
+            say(f"controller  {running.name}")
+            say(f"cluster     {context.cluster} (event {sequence})")
+
+    await serve(running, on_ready, leading=False)
+
+
+@controller.command()
+@bus_options
+@_data
+@json_option
+def rebuild(context: BusContext, data: Path, as_json: bool) -> None:
+    """Make the read model anew from the log, beside the live one, and switch when the digests agree.
+
+    A controller that runs on the same --data goes on meanwhile and picks the new file up by itself.
+
+    \b
+    isthmus controller rebuild --cluster prod --data /var/lib/isthmus-controller
+    """
+    from controlplane.cli.serving import run
+    from controlplane.readmodel.rebuild import rebuild as work
+    from events.bus import connect
+    from events.cli import console, print_json
+    from events.jetstream import JetStreamLog
+
+    async def main() -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        client = await connect(context.bus, name="isthmus-rebuild")
+        try:
+            event_log = await JetStreamLog.open(client, context.cluster)
+            columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console(stderr=True), disable=as_json) as progress:
+                task = progress.add_task("events", total=None)
+                report = await work(
+                    event_log,
+                    data / "readmodel",
+                    on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                )
+        finally:
+            await client.close()
+        if as_json:
+            print_json(report)
+        else:
+            click.echo(
+                f"rebuilt {report.file} to event {report.sequence:,} in {report.took_s:.1f} s; state digest "
+                f"{report.digest[:16]}… agrees with the fold of the log; switched"
+            )
+
+    run(main())

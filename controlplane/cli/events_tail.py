@@ -1,0 +1,125 @@
+"""``isthmus events tail``: the log as it is, read straight from the bus, chain verified on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from events.cli import BusContext, bus_options, console, json_option, run
+
+if TYPE_CHECKING:
+    from events.codec import Recorded
+
+
+@click.group()
+def events() -> None:
+    """Look at the log of events."""
+
+
+@events.command()
+@bus_options
+@click.option("-n", "--lines", default=20, show_default=True, help="How many of the last events.")
+@click.option("--after", type=int, help="Begin behind this sequence instead.")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more.")
+@click.option(
+    "--type", "prefix", default="", help="Only types that begin so, for example node. or range.freed."
+)
+@json_option
+def tail(  # noqa: PLR0917  click passes options by name
+    context: BusContext, lines: int, after: int | None, follow: bool, prefix: str, as_json: bool
+) -> None:
+    """Print the last events, and with --follow each new one.
+
+    With --json each event is one line: sequence, time, type, entity, actor, command, event.
+
+    \b
+    isthmus events tail
+    isthmus events tail --follow --type node.
+    isthmus events tail --after 0 --json | jq .type
+    """
+    run(_tail(context, lines, after, prefix, follow=follow, as_json=as_json))
+
+
+async def _tail(
+    context: BusContext, lines: int, after: int | None, prefix: str, *, follow: bool, as_json: bool
+) -> None:
+    from events.bus import connect
+    from events.chain import CHAIN_HEADER, Head, verify_link
+    from events.codec import decode
+    from events.jetstream import JetStreamLog
+
+    client = await connect(context.bus, name="isthmus-tail")
+    try:
+        event_log = await JetStreamLog.open(client, context.cluster)
+        start = after if after is not None else max(0, (await event_log.head()).sequence - lines)
+        show = _json_line if as_json else _Printer()
+        head: Head | None = None
+        async for batch in event_log.read(after=start, follow=follow):
+            for message in batch.messages:
+                if head is not None:
+                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                else:  # the first one's predecessor is not read; from it on, each link is checked
+                    head = Head(message.sequence, bytes.fromhex(message.headers.get(CHAIN_HEADER, "")))
+                recorded = decode(message)
+                if recorded.envelope.type.startswith(prefix):
+                    show(recorded)
+    finally:
+        await client.close()
+
+
+def _body(recorded: Recorded) -> dict[str, Any]:
+    import msgspec
+
+    from events.codec import UnknownEvent
+
+    event = recorded.event
+    if isinstance(event, UnknownEvent):
+        body: dict[str, Any] = msgspec.json.decode(event.body)
+        return body
+    return dict(msgspec.to_builtins(event))
+
+
+def _json_line(recorded: Recorded) -> None:
+    import msgspec
+
+    envelope = recorded.envelope
+    line = {
+        "sequence": recorded.sequence,
+        "time": envelope.time,
+        "type": envelope.type,
+        "entity": recorded.event.entity,
+        "actor": envelope.actor,
+        "command": envelope.command_id,
+        "traceparent": envelope.traceparent,
+        "chain": envelope.chain,
+        "event": _body(recorded),
+    }
+    click.echo(msgspec.json.encode(line).decode())
+
+
+class _Printer:
+    """One event per line; the columns are wide enough for most."""
+
+    def __init__(self) -> None:
+        self._console = console()
+
+    def __call__(self, recorded: Recorded) -> None:
+        from rich.text import Text
+
+        envelope = recorded.envelope
+        hidden = {"node", "uid", "cluster", "cidr", "name"}
+        detail = " ".join(
+            f"{key}={value}"
+            for key, value in _body(recorded).items()
+            if value not in ("", (), [], None) and not (key in hidden and value == recorded.event.entity)
+        )
+        line = Text.assemble(
+            (f"{recorded.sequence:>7} ", "bold"),
+            (f"{envelope.time:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z ", "dim"),
+            (f"{envelope.type.rsplit('.', 1)[0]:<22} ", "cyan"),
+            (f"{recorded.event.entity:<20} ", "green"),
+            f"{detail} ",
+            (f"({envelope.actor})", "dim"),
+        )
+        self._console.print(line, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""Running a controller in the foreground: readiness, signals, a clean stop, one line of facts.
+
+Shared by ``isthmus up`` and ``isthmus controller``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from controlplane.app import Controller
+
+T = TypeVar("T")
+
+
+def setup_logging(level: str) -> None:
+    """Log lines on standard error: time, level, logger, message."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where it is installed (about a third less time per command), else on asyncio's loop."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def serve(
+    controller: Controller,
+    on_ready: Callable[[], Awaitable[None]],
+    *,
+    leading: bool,
+    failed: Awaitable[BaseException] | None = None,
+) -> None:
+    """Run until SIGTERM or SIGINT. ``on_ready`` is called once the log is folded (and this one leads).
+
+    ``failed`` ends with the reason when something that the controller needs has gone for good.
+    Raises what ended the controller.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, controller.stopping)
+    running = asyncio.create_task(controller.run(), name="controller")
+    starting = asyncio.create_task(_start(controller, on_ready, leading=leading), name="start")
+    watching = asyncio.create_task(_watch(failed), name="watch")
+    try:
+        done, _ = await asyncio.wait({running, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting in done:
+            starting.result()
+            done, _ = await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching in done:
+            watching.result()
+        await running
+    finally:
+        for task in (starting, watching):
+            task.cancel()
+        if not running.done():
+            controller.stopping()
+        await asyncio.gather(running, starting, watching, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _start(controller: Controller, on_ready: Callable[[], Awaitable[None]], *, leading: bool) -> None:
+    await controller.ready(leading=leading)
+    await on_ready()
+
+
+async def _watch(failed: Awaitable[BaseException] | None) -> None:
+    if failed is None:
+        await asyncio.Event().wait()
+        return
+    raise await failed
+
+
+def say(text: str) -> None:
+    """One line, at once: whoever waits for it reads a pipe."""
+    click.echo(text)
+    sys.stdout.flush()

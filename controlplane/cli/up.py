@@ -1,0 +1,140 @@
+"""``isthmus up``: bus and controller in one process, for evaluation and small sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from events import subjects
+from events.cli import default_actor, json_option
+
+if TYPE_CHECKING:
+    from events.commands import DefineCluster
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("isthmus-data"),
+    envvar="ISTHMUS_DATA",
+    show_default=True,
+    help="Directory for everything that is kept.",
+)
+@click.option(
+    "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the bus listens on.")
+@click.option("--port", default=4222, show_default=True, help="Port that the bus listens on; 0 takes any.")
+@click.option("--cidr", help="Define the cluster at start, with this container CIDR.")
+@click.option("--pods", default=64, show_default=True, help="With --cidr: most pods per node.")
+@click.option("--services", default=256, show_default=True, help="With --cidr: most Services.")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="KIND=CIDR",
+    help="With --cidr: a network to stay clear of; KIND is vpc, idc, clb or route. Repeatable.",
+)
+@click.option(
+    "--quarantine", default=60.0, show_default=True, help="With --cidr: seconds a released range rests."
+)
+@click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
+@json_option
+def up(  # noqa: PLR0917  click passes options by name
+    data: Path,
+    cluster: str,
+    host: str,
+    port: int,
+    cidr: str | None,
+    pods: int,
+    services: int,
+    networks: tuple[str, ...],
+    quarantine: float,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Run the bus and a controller in this process.
+
+    Everything is kept under --data: the log (JetStream), and the read model, which is made anew when
+    it is lost. Stop it with Ctrl-C or SIGTERM; the kernel of the nodes keeps its rows meanwhile.
+
+    \b
+    isthmus up
+    isthmus up --cidr 172.16.0.0/16 --pods 64 --services 256 --network vpc=10.0.0.0/16
+    isthmus up --host 0.0.0.0 --data /var/lib/isthmus
+
+    With --json it prints one line once it is ready:
+    {"bus": "nats://127.0.0.1:4222", "cluster": "default", "sequence": 0, …}
+    """
+    from controlplane.cli.serving import run, setup_logging
+    from events.commands import DefineCluster
+    from events.types import Network
+
+    subjects.check_label(cluster, "cluster")
+    define: DefineCluster | None = None
+    if cidr:
+        pairs = [_network(item) for item in networks]
+        define = DefineCluster(
+            container_cidr=cidr,
+            pods_per_node=pods,
+            services=services,
+            networks=tuple(Network(kind=kind, cidr=net) for kind, net in pairs),
+            quarantine_s=quarantine,
+        )
+    setup_logging(log_level)
+    run(_up(data, cluster, host, port, define, as_json=as_json))
+
+
+def _network(text: str) -> tuple[Any, str]:
+    from events.errors import Usage
+
+    kind, equals, net = text.partition("=")
+    if not equals or kind not in {"vpc", "idc", "clb", "route"} or not net:
+        raise Usage("usage", f"--network {text!r} is not of the form KIND=CIDR (KIND: vpc, idc, clb, route)")
+    return kind, net
+
+
+async def _up(
+    data: Path, cluster: str, host: str, port: int, define: DefineCluster | None, *, as_json: bool
+) -> None:
+    from controlplane.app import Controller, ControllerOptions
+    from controlplane.cli.serving import say, serve
+    from events.bus import BusOptions, connect
+    from events.cli import print_json
+    from events.client import ControllerClient
+    from events.server import EmbeddedServer
+    from events.server_config import ServerOptions
+
+    store = data / "jetstream"
+    store.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, before anything runs
+    async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port)) as server:
+        bus = BusOptions(servers=(server.url,))
+        controller = await Controller.start(ControllerOptions(cluster=cluster, data=data, bus=bus, name="up"))
+
+        async def on_ready() -> None:
+            if define is not None:
+                client = await connect(bus, name="isthmus-up")
+                try:
+                    await ControllerClient(client, cluster, actor=default_actor()).send(define)
+                finally:
+                    await client.close()
+            facts = {
+                "bus": server.url,
+                "cluster": cluster,
+                "sequence": controller.replica.head.sequence,
+                "defined": controller.replica.state.definition is not None,
+                "data": str(data.resolve()),
+            }
+            if as_json:
+                print_json(facts)
+                return
+            say(f"bus         {server.url}")
+            say(f"cluster     {cluster} (event {facts['sequence']})")
+            say(f"data        {facts['data']}")
+            if not facts["defined"]:
+                say(f"next        isthmus cluster define --bus {server.url} --cidr 172.16.0.0/16 --pods 64")
+
+        await serve(controller, on_ready, leading=True, failed=server.failed())

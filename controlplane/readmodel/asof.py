@@ -1,0 +1,185 @@
+"""Rows → the cluster's state at any sequence up to the checkpoint.
+
+What comes out equals the fold of the log to that sequence, digest and all; so an as-of question can
+be asked of the same pure queries as the present, and a controller can start without folding a
+million events. Parked events break that equality: then the rows are refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from controlplane.addresses import network
+from controlplane.readmodel.rows import microseconds
+from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
+from events.errors import Refused, VerificationFailed
+from events.types import (
+    CidrAppended,
+    ClbReserved,
+    ClusterDefined,
+    ConflictOverridden,
+    Network,
+    NodeFenced,
+    RangeQuarantined,
+)
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+def moment(us: int | None) -> datetime | None:
+    """The moment of so many Unix microseconds."""
+    return None if us is None else _EPOCH + timedelta(microseconds=us)
+
+
+def sequence_at(connection: sqlite3.Connection, when: datetime) -> int:
+    """The last sequence that was decided at or before ``when``; 0 when none was."""
+    row = connection.execute(
+        "SELECT sequence FROM event WHERE time_us <= ? ORDER BY time_us DESC, sequence DESC LIMIT 1",
+        (microseconds(when),),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def load_state(connection: sqlite3.Connection, at: int | None = None) -> ClusterState:
+    """The state as of sequence ``at`` (None: the checkpoint). One consistent read.
+
+    Raises Refused(bad_request) for a sequence beyond the checkpoint, and
+    VerificationFailed(event_malformed) when events are parked.
+    """
+    own_transaction = not connection.in_transaction
+    if own_transaction:
+        connection.execute("BEGIN")
+    try:
+        return _load(connection, at)
+    finally:
+        if own_transaction:
+            connection.execute("COMMIT")
+
+
+def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
+    (checkpoint,) = connection.execute("SELECT sequence FROM checkpoint").fetchone()
+    sequence = checkpoint if at is None else at
+    if sequence > checkpoint or sequence < 0:
+        raise Refused(
+            "bad_request",
+            f"sequence {sequence} lies outside the read model (0 … {checkpoint})",
+            asked=sequence,
+            checkpoint=checkpoint,
+        )
+    parked = connection.execute("SELECT min(sequence) FROM parked WHERE sequence <= ?", (sequence,)).fetchone()[
+        0
+    ]
+    if parked is not None:
+        raise VerificationFailed(
+            "event_malformed",
+            f"event {parked} is parked: the read model does not equal the log from there on",
+            sequence=parked,
+        )
+    (cluster,) = connection.execute("SELECT value FROM meta WHERE key = 'cluster'").fetchone()
+    state = ClusterState(cluster)
+    state.sequence = sequence
+    _facts(connection, state, sequence)
+    _nodes(connection, state, sequence)
+    _ranges(connection, state, sequence)
+    return state
+
+
+def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+    rows = connection.execute(
+        "SELECT kind, key, part, value, valid_from FROM fact WHERE valid_from <= ? AND valid_to > ?"
+        " ORDER BY valid_from, rowid",
+        (at, at),
+    ).fetchall()
+    parts: dict[str, list[tuple[str, str, Any, int]]] = {}
+    for kind, key, part, value, since in rows:
+        parts.setdefault(kind, []).append((key, part, value, since))
+
+    def each(kind: str, shape: Any) -> list[tuple[str, str, Any, int]]:
+        decoder = msgspec.json.Decoder(shape)
+        return [(key, part, decoder.decode(value), since) for key, part, value, since in parts.get(kind, [])]
+
+    for _, _, definition, since in each("definition", ClusterDefined):
+        state.definition = definition
+        first = network(definition.container_cidr).first
+        state.cidrs = (Cidr(definition.container_cidr, 0, definition.capacity, first, since),)
+        state.pool.grow(definition.capacity)
+    for _, _, cidr, since in each("cidr", CidrAppended):
+        first = network(cidr.cidr).first
+        state.cidrs = (*state.cidrs, Cidr(cidr.cidr, cidr.first_index, cidr.capacity, first, since))
+        state.pool.grow(cidr.capacity)
+    for _, _, _, since in each("deleted", dict[str, Any]):
+        state.deleted = since
+    for key, _, item, _ in each("network", Network):
+        state.networks[key] = item
+    for _, _, event, _ in each("override", ConflictOverridden):
+        state.overrides[event.code, event.ours, event.theirs] = event
+    for uid, _, event, since in each("fenced", NodeFenced):
+        state.fenced[uid] = Fenced(event.node, since, event.cause, event.by_uid)
+    for name, _, event, _ in each("clb", ClbReserved):
+        state.clb[name] = event
+        for item in event.addresses:
+            state.clb_addresses[item.address] = name
+    for asker, code, event, since in each("refusal", dict[str, Any]):
+        state.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
+
+
+def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+    for (
+        name,
+        uid,
+        kind,
+        underlay,
+        announced,
+        mac,
+        site,
+        joined,
+        changed,
+        unreachable,
+        seen_us,
+    ) in connection.execute(
+        "SELECT name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable,"
+        " last_seen_us"
+        " FROM node WHERE valid_from <= ? AND valid_to > ? ORDER BY joined",
+        (at, at),
+    ):
+        state.nodes[name] = Node(name, uid, kind, underlay, announced, mac, site, joined, changed)
+        state.by_uid[uid] = name
+        state.by_address[announced] = name
+        state.by_mac[mac] = name
+        state.external += kind == "external"
+        if unreachable:
+            state.unreachable[name] = moment(seen_us)
+
+
+def _ranges(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+    for index, cidr, phase, node, uid, epoch, until_us, watermark, since in connection.execute(
+        "SELECT idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from"
+        " FROM range WHERE valid_from <= ? AND valid_to > ? ORDER BY valid_from",
+        (at, at),
+    ):
+        held = Range(index, cidr, node, uid, epoch)
+        state.ranges[index] = held
+        state.pool.take(index)
+        if phase == "allocated":
+            state.owned[node] = held
+        elif phase == "draining":
+            state.draining[index] = since
+        else:
+            until = moment(until_us) or _EPOCH
+            last = state.quarantine_last
+            if last is not None and until < last:
+                state.quarantine_ordered = False
+            state.quarantine_last = until
+            state.quarantined[index] = RangeQuarantined(
+                cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
+            )
+    row = connection.execute(
+        "SELECT cursor_after FROM range WHERE cursor_after IS NOT NULL AND valid_from <= ?"
+        " ORDER BY valid_from DESC LIMIT 1",
+        (at,),
+    ).fetchone()
+    state.pool.cursor = row[0] if row else 0

@@ -1,0 +1,191 @@
+"""Feeds the read model: from the log until it has caught up, then from this process's own broadcast.
+
+A poison event (one that cannot be applied) either stops the projection with an alarm that names it,
+or is parked and named, by policy. A stopped projection does not stop the controller: commands go on,
+and a rebuild that is switched in is picked up here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from controlplane.readmodel.store import Store, current_generation, generation_file, prune
+from controlplane.service.hooks import Changes, Lagged, Observer
+from controlplane.service.remembered import Remembered
+from events.chain import verify_link
+from events.codec import Recorded, decode
+from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.log import LogReader
+
+log = logging.getLogger("isthmus.controller")
+
+BATCH = 2000
+"""Events of one transaction: large enough that its fixed cost vanishes, small enough to be live."""
+
+LOOK_S = 1.0
+"""How often a rebuilt generation is looked for."""
+
+Policy = Literal["stop", "park"]
+
+
+class _Switched(Exception):
+    """Another generation is current."""
+
+
+class Projector:
+    """Owns the store of one directory while it runs."""
+
+    def __init__(
+        self,
+        directory: Path,
+        event_log: LogReader,
+        changes: Changes,
+        *,
+        observer: Observer,
+        remembered: Remembered | None = None,
+        policy: Policy = "stop",
+    ) -> None:
+        self._directory = directory
+        self._log = event_log
+        self._changes = changes
+        self._observer = observer
+        self._remembered = remembered
+        self._policy = policy
+        self._moved = asyncio.Event()
+        self.store: Store | None = None
+        self.stalled: IsthmusError | None = None
+        """Why the projection has stopped, while it has."""
+        self.parked = 0
+
+    @property
+    def sequence(self) -> int:
+        """Everything up to here can be queried."""
+        return self.store.checkpoint.sequence if self.store else 0
+
+    async def open(self) -> Store:
+        """Open the store (``run`` does, too)."""
+        if self.store is None:
+            self.store = await Store.open(self._directory, self._log.cluster)
+        return self.store
+
+    async def close(self) -> None:
+        """Close the store."""
+        store, self.store = self.store, None
+        if store is not None:
+            await store.close()
+
+    async def reached(self, sequence: int, *, timeout_s: float = 5.0) -> None:
+        """Wait until ``sequence`` is projected (read your own writes).
+
+        Raises the reason when the projection has stopped, and Unavailable(log_unavailable) in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.sequence < sequence:
+                    if self.stalled is not None:
+                        raise self.stalled
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "log_unavailable",
+                f"the read model is at {self.sequence}, it did not reach {sequence} within {timeout_s:g} s",
+                sequence=self.sequence,
+            ) from None
+
+    async def run(self) -> None:
+        """Project for ever."""
+        pause_s = 0.1
+        while True:
+            try:
+                await self._project()
+            except _Switched:
+                await self._reopen()
+            except Lagged:
+                log.info("the projection fell behind at %d; reading the log", self.sequence)
+            except Unavailable as error:
+                log.warning("the projection waits for the log: %s", error.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+                continue
+            except VerificationFailed as error:
+                self.stalled = error
+                self._moved.set()
+                self._observer.alarmed("projection stopped", error)
+                await self._until_switched()
+                await self._reopen()
+            pause_s = 0.1
+
+    async def _project(self) -> None:
+        store = await self.open()
+        subscription = self._changes.subscribe()
+        try:
+            async for batch in self._log.read(after=store.checkpoint.sequence):
+                head = store.checkpoint
+                for message in batch.messages:
+                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                await self._apply(store, [decode(message) for message in batch.messages])
+            while True:
+                self._look()
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        run = await anext(subscription)
+                except TimeoutError:
+                    continue
+                except StopAsyncIteration:
+                    await asyncio.Event().wait()  # the controller is stopping and will cancel this task
+                    continue
+                done = store.checkpoint.sequence
+                fresh = [recorded for recorded in run if recorded.sequence > done]
+                if fresh and fresh[0].sequence != done + 1:
+                    raise Lagged
+                await self._apply(store, fresh)
+        finally:
+            subscription.close()
+
+    async def _apply(self, store: Store, events: Sequence[Recorded]) -> None:
+        clock = asyncio.get_running_loop().time
+        for start in range(0, len(events), BATCH):
+            part = events[start : start + BATCH]
+            before = clock()
+            parked = await store.apply(part, park=self._policy == "park")
+            if parked:
+                self.parked += parked
+                self._observer.alarmed(
+                    "event parked",
+                    VerificationFailed(
+                        "event_malformed",
+                        f"{parked} event(s) between {part[0].sequence} and {part[-1].sequence} could not be "
+                        f"projected and were parked (table `parked` of {store.path.name})",
+                        first=part[0].sequence,
+                        last=part[-1].sequence,
+                    ),
+                )
+            if self._remembered is not None:
+                self._remembered.projected(store.checkpoint.sequence)
+            self._moved.set()
+            self._observer.projected(last=store.checkpoint.sequence, count=len(part), took_s=clock() - before)
+
+    def _look(self) -> None:
+        number = current_generation(self._directory)
+        if self.store is not None and number and generation_file(self._directory, number) != self.store.path:
+            raise _Switched
+
+    async def _until_switched(self) -> None:
+        while True:
+            try:
+                self._look()
+            except _Switched:
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def _reopen(self) -> None:
+        await self.close()
+        self.stalled = None
+        store = await self.open()
+        prune(self._directory, current_generation(self._directory))
+        log.info("the read model is now %s, at %d", store.path.name, store.checkpoint.sequence)

@@ -1,0 +1,294 @@
+"""The files of the read model, and the one connection that writes them.
+
+A directory holds generations (``gen-000001.db`` and so on, SQLite in WAL mode) and ``current``, the
+name of the one in use, replaced atomically: a rebuild makes the next generation beside the live one
+and switches the name. The files carry distinct names because SQLite finds a WAL by its file's name.
+
+One transaction per batch, the checkpoint in it, done in one hop to the connection's thread: with
+aiosqlite the hops are the cost. ``synchronous=NORMAL``: a power cut may lose the last transactions
+whole, and they are projected again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import aiosqlite
+
+from controlplane.readmodel.rows import Contradiction, Rows, microseconds
+from controlplane.readmodel.schema import SCHEMA, VERSION
+from controlplane.service.remembered import Place
+from events.chain import Head, genesis
+from events.codec import Recorded
+from events.errors import IsthmusError, Refused, VerificationFailed
+
+T = TypeVar("T")
+
+CURRENT = "current"
+CACHE_KIB = 32 * 1024
+
+
+def generation_file(directory: Path, number: int) -> Path:
+    """``gen-000007.db``."""
+    return directory / f"gen-{number:06d}.db"
+
+
+def current_generation(directory: Path) -> int:
+    """The number in ``current``; 0 when there is none."""
+    try:
+        return int((directory / CURRENT).read_text().strip())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def switch(directory: Path, number: int) -> None:
+    """Make a generation the current one, atomically and durably."""
+    temporary = directory / f"{CURRENT}.new"
+    with temporary.open("w") as file:
+        file.write(f"{number}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / CURRENT)
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove all generations but ``keep``. A file that somebody still has open lives on until closed."""
+    for path in directory.glob("gen-*.db*"):
+        if path.name.split(".", 1)[0] != generation_file(directory, keep).stem:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def next_generation(directory: Path) -> int:
+    """A number that no file has."""
+    numbers = [int(path.name[4:10]) for path in directory.glob("gen-*.db*") if path.name[4:10].isdigit()]
+    return max([current_generation(directory), *numbers]) + 1
+
+
+class Store:
+    """One open generation. Made by :meth:`open` or :meth:`create`; close it."""
+
+    def __init__(self, path: Path, connection: aiosqlite.Connection, checkpoint: Head, cursor_us: int) -> None:
+        self.path = path
+        self.checkpoint = checkpoint
+        self.time_us = cursor_us
+        self._connection = connection
+        self._rows: Rows | None = None
+
+    @classmethod
+    async def open(cls, directory: Path, cluster: str) -> Self:
+        """The current generation, or a new empty one when there is none that fits.
+
+        Raises Refused(data_in_use) — by :func:`lock_directory` — never here.
+        """
+        directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
+        number = current_generation(directory)
+        if number and generation_file(directory, number).exists():
+            store = await cls._connect(generation_file(directory, number), cluster, fresh=False)
+            if store is not None:
+                return store
+        number = next_generation(directory)
+        store = await cls.create(generation_file(directory, number), cluster)
+        switch(directory, number)
+        prune(directory, number)
+        return store
+
+    @classmethod
+    async def create(cls, path: Path, cluster: str) -> Self:
+        """A new empty generation at ``path``."""
+        store = await cls._connect(path, cluster, fresh=True)
+        if store is None:
+            raise IsthmusError("internal", f"{path} could not be created as a read model")
+        return store
+
+    @classmethod
+    async def _connect(cls, path: Path, cluster: str, *, fresh: bool) -> Self | None:
+        """None when the file is of another version, of another cluster, or no database."""
+        connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+        try:
+            found = await _hop(connection, _prepare, cluster, fresh)
+        except sqlite3.DatabaseError:
+            found = None
+        if found is None:
+            await connection.close()
+            return None
+        return cls(path, connection, Head(found[0], bytes.fromhex(found[1])), found[2])
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        await self._connection.close()
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function on the connection in its thread: one hop."""
+        return await _hop(self._connection, function)
+
+    async def apply(self, events: Sequence[Recorded], *, park: bool = False) -> int:
+        """Project consecutive events and move the checkpoint, in one transaction. Returns how many were parked.
+
+        An event that cannot be applied is parked when ``park`` is set. Otherwise everything before it
+        is kept, and VerificationFailed names it. Raises VerificationFailed(sequence_gap) when the
+        events do not follow the checkpoint.
+        """
+        if not events:
+            return 0
+        first, last = events[0].sequence, events[-1]
+        if first != self.checkpoint.sequence + 1:
+            raise VerificationFailed(
+                "sequence_gap",
+                f"the read model is at {self.checkpoint.sequence}, the next event offered is {first}",
+                expected=self.checkpoint.sequence + 1,
+                found=first,
+            )
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int, Exception | None]:
+            if self._rows is None:
+                self._rows = Rows(connection)
+            return _apply(connection, self._rows, events, park)
+
+        applied, parked, error = await self.run(work)
+        if applied:
+            last = events[applied - 1]
+            self.checkpoint = Head(last.sequence, bytes.fromhex(last.envelope.chain))
+            self.time_us = microseconds(last.envelope.time)
+        if error is not None:
+            poison = events[applied]
+            raise VerificationFailed(
+                error.code if isinstance(error, VerificationFailed) else "invariant_violated",
+                f"the projection stops before event {poison.sequence} ({poison.envelope.type} of "
+                f"{poison.event.entity}): {error}",
+                sequence=poison.sequence,
+                type=poison.envelope.type,
+                entity=poison.event.entity,
+            ) from error
+        return parked
+
+    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
+        """Where the events of those commands are that are known."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, Place]:
+            marks = ",".join("?" * len(command_ids))
+            rows = connection.execute(
+                f"SELECT command_id, first, last FROM command WHERE command_id IN ({marks})",  # noqa: S608  marks
+                tuple(command_ids),
+            )
+            return {command_id: Place(first, last) for command_id, first, last in rows}
+
+        return await self.run(work)
+
+
+def lock_directory(directory: Path) -> int:
+    """Hold the directory for this process; the descriptor to close in the end.
+
+    Raises Refused(data_in_use) when another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Refused(
+            "data_in_use",
+            f"another controller uses {directory}: give each controller a --data directory of its own",
+            directory=str(directory),
+        ) from None
+    return descriptor
+
+
+async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *arguments: Any) -> T:
+    """One function in the connection's thread, with the raw connection.
+
+    aiosqlite offers this only privately, and offering it publicly has been declined; the dependency
+    is pinned by a test.
+    """
+    raw = connection._conn  # noqa: SLF001
+    result: T = await connection._execute(function, raw, *arguments)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return result
+
+
+def _prepare(connection: sqlite3.Connection, cluster: str, fresh: bool) -> tuple[int, str, int] | None:
+    connection.executescript(
+        f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;"
+        f"PRAGMA cache_size=-{CACHE_KIB}; PRAGMA temp_store=MEMORY;"
+    )
+    if fresh:
+        connection.executescript("BEGIN;" + SCHEMA)
+        empty = genesis(cluster)
+        connection.execute("INSERT INTO checkpoint VALUES (1, ?, ?, 0)", (empty.sequence, empty.hex))
+        connection.executemany(
+            "INSERT INTO meta (key, value) VALUES (?, ?)",
+            (("version", str(VERSION)), ("cluster", cluster)),
+        )
+        connection.execute("COMMIT")
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if meta.get("version") != str(VERSION) or meta.get("cluster") != cluster:
+        return None
+    found: tuple[int, str, int] = connection.execute(
+        "SELECT sequence, chain, time_us FROM checkpoint"
+    ).fetchone()
+    return found
+
+
+def _apply(
+    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded], park: bool
+) -> tuple[int, int, Exception | None]:
+    """How many events are dealt with, how many of them parked, and what stopped it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        rows.apply(events)
+        _move(connection, events[-1])
+        connection.execute("COMMIT")
+    except (Contradiction, VerificationFailed, sqlite3.IntegrityError):
+        connection.execute("ROLLBACK")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    else:
+        return len(events), 0, None
+    return _apply_singly(connection, rows, events, park)
+
+
+def _apply_singly(
+    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded], park: bool
+) -> tuple[int, int, Exception | None]:
+    """One of the events is poison: find it, keep what is before it, park it or stop."""
+    parked = 0
+    for position, recorded in enumerate(events):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            rows.apply([recorded])
+        except (Contradiction, VerificationFailed, sqlite3.IntegrityError) as error:
+            connection.execute("ROLLBACK")
+            if not park:
+                return position, parked, error
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "INSERT INTO parked (sequence, type, entity, error, time_us) VALUES (?, ?, ?, ?, ?)",
+                (
+                    recorded.sequence,
+                    recorded.envelope.type,
+                    recorded.event.entity,
+                    str(error),
+                    microseconds(recorded.envelope.time),
+                ),
+            )
+            parked += 1
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        _move(connection, recorded)
+        connection.execute("COMMIT")
+    return len(events), parked, None
+
+
+def _move(connection: sqlite3.Connection, last: Recorded) -> None:
+    connection.execute(
+        "UPDATE checkpoint SET sequence = ?, chain = ?, time_us = ?",
+        (last.sequence, last.envelope.chain, microseconds(last.envelope.time)),
+    )
