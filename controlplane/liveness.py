@@ -34,6 +34,8 @@ class Liveness:
         self.watching_since = now()
         self.moved = asyncio.Event()
         """Set when an applied sequence has grown; whoever waits clears it."""
+        self.listeners: list[Callable[[AgentStatus], None]] = []
+        """Called with each report that was taken; each returns at once."""
 
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
@@ -67,6 +69,8 @@ class Liveness:
         if status.applied > self._applied.get(uid, 0):
             self._applied[uid] = status.applied
             self.moved.set()
+        for listener in self.listeners:
+            listener(status)
 
     def joined(self, uid: str) -> None:
         """The node has just become a member: that counts as a report, but says nothing of its kernel."""

@@ -1,0 +1,169 @@
+"""Everything that watches a controller, put together: spans, metrics, convergence, the built-in store.
+
+::
+
+    async with Observability.open(cluster, name, directory) as observability:
+        controller = await Controller.start(options, observer=observability.observer)
+        async with observability.attached(controller):
+            await controller.run()
+
+It sits beside the command path and can lose anything it has without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from nats.aio.client import Client
+
+from controlplane.convergence import ConvergenceTracker
+from controlplane.intake import SpanIntake
+from controlplane.liveness import Liveness
+from controlplane.metrics import ControllerMetrics, Live
+from controlplane.service.hooks import Changes, Lagged, Observer, TraceContext
+from controlplane.service.requests import Request
+from controlplane.spans import SPANS_MAX, SpanStore
+from controlplane.tracing import TracingObserver
+from events.codec import Recorded
+from events.errors import IsthmusError
+from events.status import AgentStatus
+from events.telemetry import Telemetry
+from events.telemetry_spans import Outbox
+from events.types import NodeFenced, NodeLeft
+
+log = logging.getLogger("isthmus.observe")
+
+
+class Fanout:
+    """One observer made of several; the first context that any of them returns counts."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def received(self, request: Request) -> TraceContext | None:
+        contexts = [observer.received(request) for observer in self._observers]
+        return next((context for context in contexts if context is not None), None)
+
+    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
+        for observer in self._observers:
+            observer.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+
+    def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
+        for observer in self._observers:
+            observer.appended(requests, first=first, last=last, took_s=took_s)
+
+    def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
+        for observer in self._observers:
+            observer.answered(request, sequence=sequence, took_s=took_s, error=error)
+
+    def projected(self, *, last: int, count: int, took_s: float) -> None:
+        for observer in self._observers:
+            observer.projected(last=last, count=count, took_s=took_s)
+
+    def alarmed(self, name: str, error: IsthmusError) -> None:
+        for observer in self._observers:
+            observer.alarmed(name, error)
+
+
+class Observability:
+    """The watching half of one controller. Made by :meth:`open`."""
+
+    def __init__(self, cluster: str, telemetry: Telemetry, outbox: Outbox, spans: SpanStore) -> None:
+        self.cluster = cluster
+        self.telemetry = telemetry
+        self.spans = spans
+        self.metrics = ControllerMetrics(telemetry)
+        self.convergence = ConvergenceTracker(
+            on_applied=self.metrics.agent_applied, on_converged=self.metrics.all_applied
+        )
+        self.observer: Observer = Fanout(TracingObserver(telemetry, cluster), self.metrics)
+        self._outbox = outbox
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        cluster: str,
+        instance: str,
+        directory: Path | None,
+        *,
+        environ: Mapping[str, str] = os.environ,
+    ) -> AsyncIterator[Observability]:
+        """Open the span store in ``directory`` (in memory without one) and start telemetry.
+
+        ``ISTHMUS_SPANS_MAX`` sets how many spans the store keeps.
+        """
+        limit = int(environ.get("ISTHMUS_SPANS_MAX") or SPANS_MAX)
+        path: Path | str = ":memory:"
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
+            path = directory / "spans.db"
+        outbox = Outbox()
+        async with SpanStore.open(path, limit=limit) as spans:
+            telemetry = Telemetry.start(
+                "controller", instance=instance, cluster=cluster, sink=outbox, metrics=True, environ=environ
+            )
+            shipping = asyncio.create_task(outbox.run(spans.add), name="spans")
+            try:
+                yield cls(cluster, telemetry, outbox, spans)
+            finally:
+                shipping.cancel()
+                with suppress(asyncio.CancelledError):
+                    await shipping
+                await telemetry.close()
+
+    @asynccontextmanager
+    async def watching(
+        self, changes: Changes, liveness: Liveness, live: Live, client: Client | None
+    ) -> AsyncIterator[None]:
+        """Follow the events and the reports until the block is left; ``client`` brings others' spans."""
+        self.metrics.bind(live)
+        liveness.listeners.append(self._on_report)
+        following = asyncio.create_task(self._follow(changes), name="convergence")
+        intake = SpanIntake(client, self.cluster, self.spans) if client is not None else None
+        try:
+            if intake is not None:
+                await intake.open()
+            yield
+        finally:
+            if intake is not None:
+                await intake.close()
+            liveness.listeners.remove(self._on_report)
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+    def _on_report(self, status: AgentStatus) -> None:
+        self.convergence.reported(status.node, status.applied, time.monotonic())
+
+    async def _follow(self, changes: Changes) -> None:
+        while True:
+            subscription = changes.subscribe()
+            try:
+                async for run in subscription:
+                    self._stored(run)
+                return  # noqa: TRY300  the loop's way out: the broadcast has ended
+            except Lagged:
+                log.info("measuring convergence again from here: too many events at once")
+            finally:
+                subscription.close()
+
+    def _stored(self, run: Sequence[Recorded]) -> None:
+        now = time.monotonic()
+        self.metrics.stored(run)
+        types: list[str] = []
+        for recorded in run:
+            envelope, event = recorded.envelope, recorded.event
+            if isinstance(event, (NodeLeft, NodeFenced)):
+                self.convergence.gone(event.node)
+            types.append(envelope.type)
+            if envelope.tx_index == envelope.tx_count - 1:
+                first = recorded.sequence - envelope.tx_index
+                self.convergence.stored(first, recorded.sequence, now, types, event.entity)
+                types = []
