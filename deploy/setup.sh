@@ -26,7 +26,7 @@ find_python() {
 has_cni_plugins() {
   local directory
   for directory in ${CNI_PATH:+${CNI_PATH//:/ }} /opt/cni/bin /usr/lib/cni /usr/libexec/cni; do
-    [ -x "$directory/ptp" ] && [ -x "$directory/host-local" ] && return 0
+    [ -x "$directory/ptp" ] && [ -x "$directory/host-local" ] && [ -x "$directory/portmap" ] && return 0
   done
   return 1
 }

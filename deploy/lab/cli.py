@@ -95,7 +95,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     state = rundir.LabState(name=name, main=os.getpid())
     try:
         code = sandbox.run(
-            lambda: scenario.work(programme, topology, directory, plugins, directory.wait_for_state(state)),
+            lambda: scenario.work(programme, topology, directory, plugins, directory.read() or state),
             lambda init, user_namespace: directory.write(
                 msgspec.structs.replace(state, init=init, user_namespace=user_namespace)
             ),
@@ -160,7 +160,7 @@ def down(name: str) -> None:
 
 
 def _stop(directory: RunDirectory, state: LabState | None) -> None:
-    """Asks the lab to end; insists when it does not. Raises Refused(not_permitted) when it cannot be reached."""
+    """Asks the lab to end and insists when it does not. Raises Refused(not_permitted) without a state."""
     if state is None:
         raise Refused(
             "not_permitted", f"the lab at {directory.path} holds its lock but left no state; end it by hand"

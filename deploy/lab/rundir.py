@@ -70,16 +70,6 @@ class RunDirectory:
         staged.write_bytes(msgspec.json.encode(state))
         staged.replace(self.state_file)
 
-    def wait_for_state(self, ours: LabState) -> LabState:
-        """The state as the process outside the sandbox completed it; PIDs look different from in here."""
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            state = self.read()
-            if state is not None and state.init:
-                return state
-            time.sleep(0.005)
-        return ours
-
     def lock(self) -> int | None:
         """Takes the lab's lock and returns its descriptor, or None when a lab holds it.
 

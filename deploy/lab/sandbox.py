@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import signal
 import sys
 import threading
@@ -121,17 +120,23 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _init(work: Callable[[], int], caller_lives: int) -> NoReturn:
-    """PID 1: starts the work, reaps orphans, passes stop signals on, leaves with the work's exit code."""
+def _init(work: Callable[[], int], caller: int) -> NoReturn:
+    """PID 1: starts the work, reaps orphans, passes stop signals on, leaves with the work's exit code.
+
+    Stop signals are blocked when this begins; each process unblocks them when it is ready for them, so
+    that none is lost in between.
+    """
     _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if select.select([caller_lives], [], [], 0)[0]:
-        _leave(1)  # the caller died before the line above took effect
+    if os.read(caller, 1) != b"g":
+        _leave(1)  # the caller died or gave up before it said go
+    os.close(caller)
     _private_mounts()
     worker = os.fork()
     if worker == 0:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.default_int_handler)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             _leave(work())
         except KeyboardInterrupt:
             _leave(130)
@@ -144,6 +149,7 @@ def _init(work: Callable[[], int], caller_lives: int) -> NoReturn:
 
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     while True:
         pid, status = os.wait()
         if pid == worker:
@@ -153,19 +159,22 @@ def _init(work: Callable[[], int], caller_lives: int) -> NoReturn:
 def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
     """Runs `work` in the sandbox and returns its exit code.
 
-    `started(init pid as the host sees it, whether a user namespace is in use)` is called in the caller
-    once the sandbox exists. A stop signal is passed on once; a second one ends the sandbox at once, which
-    is as clean, because the kernel does the cleaning.
+    `started(init PID as the host sees it, whether a user namespace is in use)` runs in the caller when the
+    sandbox exists and before the work begins. A stop signal is passed on once; a second one ends the
+    sandbox at once, which is as clean, because the kernel does the cleaning.
+
+    Raises Refused(not_permitted) when the kernel refuses the namespaces.
     """
     user_namespace = _enter_namespaces()
-    caller_lives, keep_open = os.pipe()
+    caller, go = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     init = os.fork()
     if init == 0:
-        os.close(keep_open)
-        _init(work, caller_lives)
-    os.close(caller_lives)
+        os.close(go)
+        _init(work, caller)
+    os.close(caller)
     stops = 0
 
     def stop(number: int, _frame: object) -> None:
@@ -175,15 +184,13 @@ def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
         os.kill(init, number if stops == 1 else signal.SIGKILL)
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         started(init, user_namespace)
-        while True:
-            try:
-                _, status = os.waitpid(init, 0)
-            except InterruptedError:
-                continue
-            return _exit_code(status)
+        os.write(go, b"g")
+        _, status = os.waitpid(init, 0)
+        return _exit_code(status)
     finally:
+        os.close(go)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        os.close(keep_open)

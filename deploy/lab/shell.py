@@ -25,6 +25,9 @@ PACKAGE_OF = {
     "mount": "mount",
 }
 
+# What the agent's conflist names.
+CNI_PLUGINS = ("ptp", "host-local", "portmap")
+
 
 class CommandFailedError(RuntimeError):
     """A program ended with another code than 0; the message holds the command line and what it said."""
@@ -67,7 +70,7 @@ def find_cni_plugins(environment: Mapping[str, str]) -> str | None:
     """The first directory that holds the CNI plugins that the lab uses, or None."""
     given = environment.get("CNI_PATH", "")
     for directory in (*given.split(":"), "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"):
-        if directory and all(os.access(f"{directory}/{plugin}", os.X_OK) for plugin in ("ptp", "host-local")):
+        if directory and all(os.access(f"{directory}/{plugin}", os.X_OK) for plugin in CNI_PLUGINS):
             return directory
     return None
 
@@ -81,7 +84,7 @@ def require_programs() -> str:
     packages = {PACKAGE_OF[name] for name in missing}
     plugins = find_cni_plugins(os.environ)
     if plugins is None:
-        missing.append("the CNI plugins ptp and host-local")
+        missing.append(f"the CNI plugins {', '.join(CNI_PLUGINS)}")
         packages.add("containernetworking-plugins")
     if missing or plugins is None:
         raise Refused(
