@@ -1,0 +1,141 @@
+"""``isthmus clb``: reserve, show and release the address pairs of private load balancers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from controlplane.cli.common import override_option, send, show_written, write_options
+from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.commands import Override, ReleaseClb, ReserveClb
+from events.errors import Usage
+from events.queries import ClbList, ClbView, ListClb, ShowClb
+
+
+@click.group()
+def clb() -> None:
+    """The two addresses by which external nodes reach the API server and public services.
+
+    \b
+    isthmus clb reserve main --subnet 10.0.8.0/28 --exclude 10.0.8.2 --exclude 10.0.8.3
+    isthmus clb list
+    isthmus clb release main
+    """
+
+
+@clb.command()
+@click.argument("name")
+@click.option("--subnet", required=True, metavar="CIDR", help="The VPC subnet to take two addresses from.")
+@click.option("--gateway", default="", metavar="IP", help="The subnet's router [its first address].")
+@click.option(
+    "--exclude", multiple=True, metavar="IP|CIDR", help="Addresses that the cloud already uses. Repeatable."
+)
+@click.option(
+    "--purposes",
+    default="apiserver,public-services",
+    show_default=True,
+    metavar="FIRST,SECOND",
+    help="What the two addresses serve.",
+)
+@click.option("--provider", default="reserve-only", show_default=True, help="Who realises the addresses.")
+@override_option
+@write_options
+@json_option
+@bus_options
+def reserve(
+    *,
+    context: BusContext,
+    name: str,
+    subnet: str,
+    gateway: str,
+    exclude: tuple[str, ...],
+    purposes: str,
+    provider: str,
+    overrides: tuple[Override, ...],
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Reserve two usable addresses of a subnet, both or none. Repeating it changes nothing."""
+    pair = tuple(part.strip() for part in purposes.split(","))
+    if len(pair) != 2:
+        raise Usage("usage", f"--purposes {purposes!r}: name exactly two, separated by a comma")
+    command = ReserveClb(
+        reservation=name,
+        subnet=subnet,
+        gateway=gateway,
+        exclude=exclude,
+        purposes=pair,
+        provider=provider,
+        overrides=overrides,
+    )
+    reply = send(context, command, how)
+    addresses = ", ".join(f"{a['purpose']} {a['address']}" for a in reply.result.get("addresses", ()))
+    show_written(reply, f"{name} reserved in {subnet}: {addresses}", as_json=as_json)
+    if not as_json:
+        for warning in reply.result.get("warnings", ()):
+            click.echo(f"note: {warning}", err=True)
+
+
+@clb.command()
+@click.argument("name")
+@write_options
+@json_option
+@bus_options
+def release(*, context: BusContext, name: str, how: dict[str, Any], as_json: bool) -> None:
+    """Give the two addresses back."""
+    reply = send(context, ReleaseClb(reservation=name), how)
+    addresses = ", ".join(a["address"] for a in reply.result.get("addresses", ()))
+    show_written(reply, f"{name} released: {addresses}", as_json=as_json)
+
+
+@clb.command("list")
+@json_option
+@bus_options
+def list_(*, context: BusContext, as_json: bool) -> None:
+    """List the reservations."""
+
+    async def main() -> ClbList:
+        async with controller(context) as client:
+            return await client.ask(ListClb(), ClbList)
+
+    answer = run(main())
+    if as_json:
+        print_json(answer)
+        return
+    print_table(
+        ("reservation", "subnet", "purpose", "address", "purpose", "address", "provider"),
+        [
+            (r.name, r.subnet, *(text for a in r.addresses for text in (a.purpose, a.address)), r.provider)
+            for r in answer.reservations
+        ],
+        empty="no reservation: isthmus clb reserve NAME --subnet CIDR",
+    )
+
+
+@clb.command()
+@click.argument("name")
+@json_option
+@bus_options
+def show(*, context: BusContext, name: str, as_json: bool) -> None:
+    """Show one reservation."""
+
+    async def main() -> ClbView:
+        async with controller(context) as client:
+            return await client.ask(ShowClb(reservation=name), ClbView)
+
+    answer = run(main())
+    if as_json:
+        print_json(answer)
+        return
+    item = answer.reservation
+    print_table(
+        (f"reservation {item.name}", ""),
+        [
+            ("subnet", item.subnet),
+            *((a.purpose, a.address) for a in item.addresses),
+            ("gateway", item.gateway or "none"),
+            ("excluded", ", ".join(item.excluded) or "none"),
+            ("provider", item.provider),
+        ],
+    )

@@ -1,0 +1,287 @@
+"""``isthmus cluster``: define, show, append a CIDR, declare networks, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from controlplane.cli.common import (
+    confirm,
+    override_option,
+    send,
+    show_conditions,
+    show_written,
+    write_options,
+)
+from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.commands import AppendCidr, DeclareNetwork, DefineCluster, DeleteCluster, Override, WithdrawNetwork
+from events.errors import Usage
+from events.queries import ClusterView, ShowCluster
+from events.types import Network
+
+KINDS = ("vpc", "idc", "clb", "route")
+
+
+@click.group()
+def cluster() -> None:
+    """Define a cluster, look at it, let it grow.
+
+    \b
+    isthmus cluster define --cidr 10.200.0.0/16 --pods 64 --services 256 --network vpc=10.0.0.0/16
+    isthmus cluster show
+    isthmus cluster append 10.201.0.0/16
+    """
+
+
+def parse_network(value: str, name: str = "") -> Network:
+    """``vpc=10.0.0.0/16`` or ``vpc:office=10.0.0.0/16`` → a network. Raises Usage(usage)."""
+    left, equals, cidr = value.partition("=")
+    kind, _, inline = left.partition(":")
+    if not equals or kind not in KINDS or not cidr:
+        raise Usage(
+            "usage",
+            f"network {value!r} is not of the form KIND=CIDR or KIND:NAME=CIDR, KIND one of {', '.join(KINDS)}",
+        )
+    return Network(cidr=cidr, kind=kind, name=inline or name)  # type: ignore[arg-type]  # checked above
+
+
+@cluster.command()
+@click.option("--cidr", required=True, metavar="CIDR", help="Container CIDR, for example 10.200.0.0/16.")
+@click.option("--pods", type=int, default=256, show_default=True, help="Addresses per node, rounded up to 2ⁿ.")
+@click.option("--services", type=int, default=256, show_default=True, help="Services, rounded up to 2ⁿ.")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="KIND[:NAME]=CIDR",
+    help="A routed network to stay clear of; KIND is vpc, idc, clb or route. Repeatable.",
+)
+@click.option("--vni", type=int, default=100, show_default=True, help="VXLAN network identifier.")
+@click.option("--port", type=int, default=8472, show_default=True, help="VXLAN UDP port.")
+@click.option(
+    "--quarantine", type=float, default=60, show_default=True, help="Seconds that a released range rests."
+)
+@click.option(
+    "--unreachable-after",
+    type=float,
+    default=30,
+    show_default=True,
+    help="Seconds of silence of a node's agent.",
+)
+@click.option(
+    "--remove-after",
+    type=float,
+    default=0,
+    show_default=True,
+    help="Seconds after which an unreachable node is fenced and its range drains; 0 is never.",
+)
+@override_option
+@write_options
+@json_option
+@bus_options
+def define(
+    *,
+    context: BusContext,
+    cidr: str,
+    pods: int,
+    services: int,
+    networks: tuple[str, ...],
+    vni: int,
+    port: int,
+    quarantine: float,
+    unreachable_after: float,
+    remove_after: float,
+    overrides: tuple[Override, ...],
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Define the cluster's address plan; the first event of its log.
+
+    The plan never changes in place: look at it first with `isthmus plan`, or with --dry-run.
+
+    \b
+    isthmus cluster define --cidr 172.16.0.0/16 --pods 64 --services 256
+    isthmus cluster define --cidr 10.0.0.0/16 --network vpc=10.0.0.0/8 \\
+        --override cidr_conflict_with_vpc='the VPC routes only 10.128/9, ticket 4711'
+    """
+    command = DefineCluster(
+        container_cidr=cidr,
+        pods_per_node=pods,
+        services=services,
+        networks=tuple(parse_network(item) for item in networks),
+        vni=vni,
+        vxlan_port=port,
+        quarantine_s=quarantine,
+        unreachable_after_s=unreachable_after,
+        remove_after_s=remove_after,
+        overrides=overrides,
+    )
+    reply = send(context, command, how)
+    made = reply.result
+    sentence = (
+        f"cluster {context.cluster} defined: {made.get('container_cidr', cidr)}, "
+        f"{made.get('capacity', 0):,} ranges of {made.get('range_size', 0)} addresses, "
+        f"Services {made.get('service_cidr', '')}"
+    )
+    show_written(reply, sentence, as_json=as_json)
+
+
+@cluster.command()
+@json_option
+@bus_options
+def show(*, context: BusContext, as_json: bool) -> None:
+    """Show the plan, the pool, the networks and what deserves attention."""
+
+    async def main() -> ClusterView:
+        async with controller(context) as client:
+            return await client.ask(ShowCluster(), ClusterView)
+
+    view = run(main())
+    if as_json:
+        print_json(view)
+        return
+    _show(view)
+
+
+def _show(view: ClusterView) -> None:
+    made, pool = view.definition, view.pool
+    if made is None:
+        click.echo(f"cluster {view.cluster} is not defined yet: isthmus cluster define --cidr …")
+        return
+    phases = (
+        f"{pool.allocated:,} allocated + {pool.draining:,} draining + {pool.quarantined:,} quarantined "
+        f"+ {pool.free:,} free = {pool.capacity:,}"
+    )
+    members = (
+        f"{view.nodes:,}: {view.nodes - view.external:,} cloud, {view.external:,} external, "
+        f"{view.unreachable:,} unreachable"
+    )
+    removal = f"removed after {made.remove_after_s:g} s more" if made.remove_after_s else "never removed"
+    times = f"quarantine {made.quarantine_s:g} s, unreachable after {made.unreachable_after_s:g} s, {removal}"
+    rows: list[tuple[str, object]] = [
+        ("container CIDRs", ", ".join(f"{c.cidr} ({c.capacity:,} ranges)" for c in view.cidrs)),
+        ("Service range", made.service_cidr),
+        ("node range", f"{made.range_size} addresses, {made.range_size - 3} pods"),
+        ("ranges", phases),
+        ("next range", pool.next_range or "none"),
+        ("nodes", members),
+        ("CLB reservations", view.reservations),
+        ("overlay", f"VNI {made.vni}, UDP port {made.vxlan_port}"),
+        ("times", times),
+        ("applied everywhere", f"up to sequence {view.watermark} of {view.sequence}"),
+        ("digest", view.digest[:16]),
+    ]
+    if pool.earliest_free is not None:
+        rows.insert(5, ("next return", pool.earliest_free.isoformat(timespec="seconds")))
+    print_table((f"cluster {view.cluster}", ""), rows)
+    if view.networks:
+        print_table(
+            ("network", "kind", "name"), [(n.cidr, n.kind, n.name) for n in view.networks], title="Networks"
+        )
+    show_conditions(view.conditions)
+
+
+@cluster.command()
+@click.argument("cidr")
+@override_option
+@write_options
+@json_option
+@bus_options
+def append(
+    *, context: BusContext, cidr: str, overrides: tuple[Override, ...], how: dict[str, Any], as_json: bool
+) -> None:
+    """Append a container CIDR: ranges continue into it, nothing that exists changes.
+
+    \b
+    isthmus cluster append 10.201.0.0/16
+    """
+    reply = send(context, AppendCidr(cidr=cidr, overrides=overrides), how)
+    made = reply.result
+    sentence = (
+        f"{made.get('cidr', cidr)} appended: {made.get('capacity', 0):,} more ranges from index "
+        f"{made.get('first_index', 0):,} on"
+    )
+    show_written(reply, sentence, as_json=as_json)
+
+
+@cluster.command()
+@click.option("--reason", default="", help="Why; recorded for ever.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@write_options
+@json_option
+@bus_options
+def delete(*, context: BusContext, reason: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
+    """Delete the cluster: refused while nodes live. Its log stays readable for ever."""
+    if not how["dry_run"]:
+        confirm(f"Delete cluster {context.cluster}? Its log will take no further command.", yes=yes)
+    reply = send(context, DeleteCluster(reason=reason), how)
+    show_written(reply, f"cluster {context.cluster} deleted", as_json=as_json)
+
+
+@cluster.group()
+def network() -> None:
+    """Networks that the container network must stay clear of."""
+
+
+@network.command("add")
+@click.argument("cidr")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is.")
+@click.option("--name", default="", help="A name for messages.")
+@override_option
+@write_options
+@json_option
+@bus_options
+def network_add(
+    *,
+    context: BusContext,
+    cidr: str,
+    kind: str,
+    name: str,
+    overrides: tuple[Override, ...],
+    how: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Declare a routed network; overlap checks know it from now on.
+
+    \b
+    isthmus cluster network add 192.168.0.0/20 --kind idc --name shenzhen
+    """
+    command = DeclareNetwork(
+        network=Network(cidr=cidr, kind=kind, name=name),  # type: ignore[arg-type]  # click checked it
+        overrides=overrides,
+    )
+    show_written(send(context, command, how), f"{kind} network {cidr} declared", as_json=as_json)
+
+
+@network.command("remove")
+@click.argument("cidr")
+@write_options
+@json_option
+@bus_options
+def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_json: bool) -> None:
+    """Forget a declared network."""
+    show_written(send(context, WithdrawNetwork(cidr=cidr), how), f"network {cidr} withdrawn", as_json=as_json)
+
+
+@network.command("list")
+@json_option
+@bus_options
+def network_list(*, context: BusContext, as_json: bool) -> None:
+    """List the declared networks and the overlaps that somebody accepted."""
+
+    async def main() -> ClusterView:
+        async with controller(context) as client:
+            return await client.ask(ShowCluster(), ClusterView)
+
+    view = run(main())
+    if as_json:
+        print_json({"sequence": view.sequence, "networks": view.networks, "overrides": view.overrides})
+        return
+    print_table(("network", "kind", "name"), [(n.cidr, n.kind, n.name) for n in view.networks])
+    if view.overrides:
+        print_table(
+            ("check", "ours", "theirs", "reason"),
+            [(o.code, o.ours, o.theirs, o.reason) for o in view.overrides],
+            title="Accepted overlaps",
+        )

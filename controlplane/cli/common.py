@@ -1,0 +1,115 @@
+"""What the operator's commands share: overrides, dry runs, sending and showing what was written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from events.cli import BusContext, console, controller, parse_pairs, print_json, print_table, run
+from events.commands import Command, CommandReply, Override
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def override_option(function: Function) -> Function:
+    """Add ``--override CODE=REASON``; the command receives ``overrides: tuple[Override, ...]``."""
+
+    @click.option(
+        "--override",
+        "override",
+        multiple=True,
+        metavar="CODE=REASON",
+        help="Accept an overlap that the check CODE finds; the reason is recorded for ever. Repeatable.",
+    )
+    @wraps(function)
+    def wrapper(*args: Any, override: tuple[str, ...], **rest: Any) -> Any:
+        pairs = parse_pairs(override, "--override")
+        overrides = tuple(Override(code=code, reason=reason) for code, reason in pairs.items())
+        return function(*args, overrides=overrides, **rest)
+
+    return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
+
+
+def write_options(function: Function) -> Function:
+    """Add ``--dry-run`` and ``--command-id``; the command receives one ``how: dict``."""
+
+    @click.option("--dry-run", is_flag=True, help="Show the events that would be written; write nothing.")
+    @click.option(
+        "--command-id",
+        default="",
+        metavar="ID",
+        help="Repeat a command whose answer was lost: the same id has no second effect.",
+    )
+    @wraps(function)
+    def wrapper(*args: Any, dry_run: bool, command_id: str, **rest: Any) -> Any:
+        return function(*args, how={"dry_run": dry_run, "command_id": command_id}, **rest)
+
+    return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
+
+
+def send(context: BusContext, command: Command, how: dict[str, Any]) -> CommandReply:
+    """Send a command and wait for its stored effect. Raises IsthmusError."""
+
+    async def main() -> CommandReply:
+        async with controller(context) as client:
+            return await client.send(command, **how)
+
+    return run(main())
+
+
+def show_written(reply: CommandReply, sentence: str, *, as_json: bool) -> None:
+    """Say what a command did: one sentence, and in a dry run the events that it would write."""
+    if as_json:
+        print_json(reply)
+        return
+    if reply.dry_run:
+        print_table(
+            ("event", "content"),
+            [(item.type, content(item.event)) for item in reply.events],
+            title=f"Dry run at sequence {reply.sequence}: nothing was written",
+            empty="Dry run: nothing would be written",
+        )
+        return
+    if reply.duplicate:
+        sentence = f"{sentence} (this command had been carried out before)"
+    elif not reply.events:
+        sentence = f"{sentence} (already so; nothing was written)"
+    click.echo(f"{sentence} [sequence {reply.sequence}]")
+
+
+def content(event: Any) -> str:
+    """An event's fields on one line, the empty ones left out."""
+    fields = msgspec.json.decode(event) if isinstance(event, msgspec.Raw) else event
+    return "  ".join(
+        f"{key}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
+        for key, value in fields.items()
+        if value not in ("", None, [], {})
+    )
+
+
+def show_conditions(conditions: Iterable[Any]) -> None:
+    """Conditions as coloured lines; nothing when there are none."""
+    from rich.text import Text
+
+    styles = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+    target = console()
+    for item in conditions:
+        line = Text()
+        line.append(f"{item.severity:>8}  ", style=styles[item.severity])
+        line.append(item.message)
+        line.append(f"  [{item.code}]", style="dim")
+        target.print(line, soft_wrap=True)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone; without a terminal ``--yes`` is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Say --yes to confirm when there is no terminal.")
+    click.confirm(question, abort=True)

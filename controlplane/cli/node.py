@@ -1,0 +1,272 @@
+"""``isthmus node``: list, show, remove, fence and import nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+
+from controlplane.cli.common import send, show_written, write_options
+from controlplane.importing import Line, parse
+from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.client import ControllerClient
+from events.commands import FenceNode, ImportNodes, RemoveNode
+from events.errors import Refused
+from events.queries import ListNodes, NodePage, NodeView, ShowNode
+
+BATCH = 400
+"""Nodes per request of an import: two events each fit the 1,000 of one atomic batch, twins included."""
+
+_PROVISIONAL = ("cidr", "index", "epoch")
+
+
+@click.group()
+def node() -> None:
+    """Nodes: members of the cluster and their ranges.
+
+    \b
+    isthmus node list --site shenzhen
+    isthmus node show idc-7
+    isthmus node remove idc-7 --reason 'returned to the vendor'
+    kubectl get nodes -o json | isthmus node import -
+    """
+
+
+@node.command("list")
+@click.option("--kind", type=click.Choice(["cloud", "external"]), help="Only nodes of this kind.")
+@click.option("--site", help="Only nodes of this site.")
+@click.option("--unreachable", is_flag=True, help="Only nodes that do not report.")
+@json_option
+@bus_options
+def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool, as_json: bool) -> None:
+    """List the nodes with their ranges and how far their agents have come."""
+
+    async def main() -> tuple[int, list[NodeView]]:
+        async with controller(context) as client:
+            return await _all_nodes(client, kind, site, unreachable=unreachable)
+
+    sequence, nodes = run(main())
+    if as_json:
+        print_json({"sequence": sequence, "nodes": nodes})
+        return
+    print_table(
+        ("node", "kind", "site", "range", "underlay", "epoch", "state", "behind", "last report"),
+        [
+            (n.node, n.kind, n.site, n.cidr, _address(n), n.epoch, _state(n), _lag(n), _ago(n.last_seen))
+            for n in nodes
+        ],
+        title=f"{len(nodes):,} nodes at sequence {sequence}",
+        right=("epoch", "behind", "last report"),
+        empty="no node has joined",
+    )
+
+
+async def _all_nodes(
+    client: ControllerClient, kind: Any, site: str | None, *, unreachable: bool
+) -> tuple[int, list[NodeView]]:
+    """All pages. The sequence is that of the first; later pages may be newer."""
+    nodes: list[NodeView] = []
+    after, sequence = "", 0
+    while True:
+        query = ListNodes(after=after, kind=kind, site=site, unreachable=True if unreachable else None)
+        page = await client.ask(query, NodePage)
+        sequence = sequence or page.sequence
+        nodes.extend(page.nodes)
+        if page.next_after is None:
+            return sequence, nodes
+        after = page.next_after
+
+
+def _address(view: NodeView) -> str:
+    return view.underlay if view.underlay == view.announced else f"{view.underlay} as {view.announced}"
+
+
+def _state(view: NodeView) -> str:
+    if view.unreachable:
+        return "unreachable"
+    return view.agent_state or "no report yet"
+
+
+def _lag(view: NodeView) -> str:
+    return "" if view.lag is None else f"{view.lag:,}"
+
+
+def _ago(moment: datetime | None) -> str:
+    return "" if moment is None else f"{max(0.0, (datetime.now(UTC) - moment).total_seconds()):.0f} s ago"
+
+
+@node.command()
+@click.argument("name")
+@json_option
+@bus_options
+def show(*, context: BusContext, name: str, as_json: bool) -> None:
+    """Show one node, or why a node that asks gets nothing."""
+
+    async def main() -> NodeView:
+        async with controller(context) as client:
+            return await client.ask(ShowNode(node=name), NodeView)
+
+    view = run(main())
+    if as_json:
+        print_json(view)
+        return
+    if view.member:
+        rows: list[tuple[str, object]] = [
+            ("kind", view.kind),
+            ("site", view.site or "none"),
+            ("uid", view.uid),
+            ("range", f"{view.cidr} (index {view.index}, epoch {view.epoch})"),
+            ("underlay", view.underlay),
+            ("announced", view.announced + ("" if view.announced == view.underlay else " (behind NAT)")),
+            ("VTEP MAC", view.vtep_mac),
+            ("joined", f"sequence {view.joined}"),
+            ("address changed", f"sequence {view.changed}" if view.changed != view.joined else "never"),
+            ("state", _state(view)),
+            ("last report", _ago(view.last_seen) or "none"),
+            ("applied", "unknown" if view.applied is None else f"{view.applied:,} ({_lag(view)} behind)"),
+            *(("condition", condition) for condition in view.agent_conditions),
+        ]
+        print_table((f"node {view.node}", ""), rows)
+    else:
+        click.echo(f"{view.node} is no member; it asked in vain:")
+    if view.refusals:
+        print_table(
+            ("since", "refused", "because"),
+            [(r.since, r.code, r.message) for r in view.refusals],
+            right=("since",),
+        )
+
+
+@node.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why; recorded for ever.")
+@write_options
+@json_option
+@bus_options
+def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
+    """Take a node out: its range drains and comes free. It may join again.
+
+    For a node that is dead for good, and that others must not wait for, see `fence`.
+    """
+    reply = send(context, RemoveNode(node=name, reason=reason), how)
+    show_written(reply, f"{name} removed; {reply.result.get('cidr', 'its range')} drains", as_json=as_json)
+
+
+@node.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why; recorded for ever.")
+@write_options
+@json_option
+@bus_options
+def fence(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
+    """Declare a node dead: it is removed, nothing waits for it any more, and its uid is barred for ever."""
+    reply = send(context, FenceNode(node=name, reason=reason), how)
+    show_written(
+        reply,
+        f"{name} fenced: uid {reply.result.get('uid', '')} is barred; {reply.result.get('cidr', '')} drains",
+        as_json=as_json,
+    )
+
+
+@node.command("import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.option("--kind", type=click.Choice(["cloud", "external"]), help="Kind of nodes that do not say it.")
+@click.option(
+    "--batch", type=click.IntRange(1, BATCH), default=BATCH, show_default=True, help="Nodes per atomic batch."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and show the ranges; write nothing.")
+@json_option
+@bus_options
+def import_(
+    *, context: BusContext, file: TextIO, kind: str | None, batch: int, dry_run: bool, as_json: bool
+) -> None:
+    """Make all nodes of FILE members, all or none of each batch, with a report per line.
+
+    FILE (- for standard input) is one of:
+
+    \b
+    CSV with a header:   node,uid,kind,underlay,announced,site
+    JSON:                [{"node": …, "uid": …, "kind": …, "underlay": …}, …]
+    Kubernetes:          kubectl get nodes -o json
+
+    Repeating an import changes nothing for nodes that are members already. Exit code 1 when a
+    batch was refused; the others are written.
+    """
+    lines = parse(file.read(), kind=kind or "")
+    batches = [lines[i : i + batch] for i in range(0, len(lines), batch)]
+
+    async def main() -> list[dict[str, Any]]:
+        from rich.progress import Progress
+
+        from events.cli import console
+
+        report: list[dict[str, Any]] = []
+        async with controller(context) as client:
+            with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
+                task = progress.add_task("importing", total=len(lines))
+                for part in batches:
+                    sent = await _send(client, part, dry_run=dry_run)
+                    if dry_run and report:
+                        # Nothing of the batches before was written, so these would not be the ranges.
+                        sent = [{k: v for k, v in entry.items() if k not in _PROVISIONAL} for entry in sent]
+                    report += sent
+                    progress.advance(task, len(part))
+        return report
+
+    report = run(main())
+    _show_report(report, dry_run=dry_run, as_json=as_json)
+
+
+async def _send(client: ControllerClient, part: Sequence[Line], *, dry_run: bool) -> list[dict[str, Any]]:
+    """One batch, or two halves of it when it makes too many events; one entry per line of the file."""
+    command = ImportNodes(nodes=tuple(line.command for line in part))
+    try:
+        reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
+        found = reply.result.get("lines", [])
+    except Refused as error:
+        if error.code == "event_too_large" and len(part) > 1:
+            half = len(part) // 2
+            first = await _send(client, part[:half], dry_run=dry_run)
+            return first + await _send(client, part[half:], dry_run=dry_run)
+        if error.code != "import_refused":
+            raise
+        found = [
+            entry if entry["status"] == "refused" else {"node": entry["node"], "status": "not written"}
+            for entry in error.details.get("lines", [])
+        ]
+    by_name = {entry["node"]: entry for entry in found}
+    report = []
+    for line in part:
+        # An answer repeated from the log names only what was written.
+        entry = by_name.get(line.command.node, {"node": line.command.node, "status": "unchanged"})
+        report.append({**entry, "line": line.number})
+    return report
+
+
+def _show_report(report: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> None:
+    counts = dict.fromkeys(("joined", "unchanged", "not written", "refused"), 0)
+    for entry in report:
+        counts[entry["status"]] += 1
+    if as_json:
+        print_json({"dry_run": dry_run, **counts, "lines": report})
+    else:
+        print_table(
+            ("line", "node", "status", "range", "because"),
+            [
+                (
+                    e["line"],
+                    e["node"],
+                    e["status"],
+                    e.get("cidr", ""),
+                    f"{e['message']} [{e['code']}]" if "code" in e else "",
+                )
+                for e in report
+            ],
+            title="Dry run: nothing was written" if dry_run else "",
+            right=("line",),
+        )
+        click.echo(", ".join(f"{count:,} {status}" for status, count in counts.items() if count))
+    if counts["refused"]:
+        click.get_current_context().exit(1)
