@@ -127,7 +127,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise BadRequest(
             "import_unreadable",
-            'the JSON is neither a list of nodes, nor {"nodes": […]}, nor what `kubectl get nodes -o json` prints',
+            'the JSON is neither a list of nodes, nor {"nodes": […]}, nor that of `kubectl get nodes -o json`',
         )
     for number, item in enumerate(items, 1):
         yield number, (_kubernetes(item) if kubernetes else dict(item))

@@ -113,7 +113,7 @@ def capacity_of(size: int, range_size: int, service_size: int) -> int:
 def formula(size: int, range_size: int, service_size: int) -> str:
     """The capacity formula with its numbers, for messages."""
     nodes = capacity_of(size, range_size, service_size)
-    return f"({size} addresses − {service_size} for Services) / {range_size} per node = {nodes}"
+    return f"({size:,} addresses − {service_size:,} for Services) / {range_size:,} per node = {nodes:,}"
 
 
 def smallest_changes(net: Net, range_size: int, service_size: int, nodes: int) -> list[str]:
@@ -126,13 +126,13 @@ def smallest_changes(net: Net, range_size: int, service_size: int, nodes: int) -
     while size > MIN_PODS_PER_NODE:
         size //= 2
         if (count := capacity_of(net.size, size, service_size)) >= nodes:
-            changes.append(f"{size} pods per node instead of {range_size} gives {count:,} nodes")
+            changes.append(f"{size} pods per node instead of {range_size} gives {_nodes(count)}")
             break
     size = service_size
     while size > MIN_SERVICES:
         size //= 2
         if (count := capacity_of(net.size, range_size, size)) >= nodes:
-            changes.append(f"{size} Services instead of {service_size} gives {count:,} nodes")
+            changes.append(f"{size} Services instead of {service_size} gives {_nodes(count)}")
             break
     size = net.size
     while size < 1 << 24:
@@ -141,9 +141,13 @@ def smallest_changes(net: Net, range_size: int, service_size: int, nodes: int) -
         if not any(block.contains(wider) for block in PRIVATE):
             break
         if (count := capacity_of(size, range_size, service_size)) >= nodes:
-            changes.append(f"{wider} instead of {net} gives {count:,} nodes")
+            changes.append(f"{wider} instead of {net} gives {_nodes(count)}")
             break
     return changes
+
+
+def _nodes(count: int) -> str:
+    return f"{count:,} node{'' if count == 1 else 's'}"
 
 
 def make_plan(container_cidr: str, pods_per_node: int, services: int) -> Plan:
