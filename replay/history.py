@@ -70,6 +70,11 @@ class History:
         return self._archive.after if self._archive else 0
 
     @property
+    def base(self) -> bytes | None:
+        """The canonical text of the state before the first event, if the archive carries it (a capsule)."""
+        return self._archive.base_state() if self._archive else None
+
+    @property
     def source(self) -> str:
         """Where the log comes from, for people."""
         if self._archive:

@@ -30,7 +30,7 @@ DESCRIPTION_LIMIT = 64 * 1024
 SEGMENT_LIMIT = 512 * 1024 * 1024
 """Most bytes that one segment may decompress to; more is damage or malice."""
 
-Kind = Literal["header", "events", "index", "manifest", "tail"]
+Kind = Literal["header", "events", "index", "notes", "manifest", "tail"]
 
 _HEAD = struct.Struct("<II")
 _END = struct.Struct("<I8s")
@@ -97,6 +97,17 @@ class IndexLine(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     key: str
     sequences: list[int]
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a notes segment: something that came along. ``note`` names what ``content`` is.
+
+    ``state``: the canonical text of the state before the first event (a string); ``checkpoint``:
+    a signed checkpoint; ``status``: an agent's report; ``capsule``: what a capsule is about.
+    """
+
+    note: str
+    content: msgspec.Raw
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,8 +22,10 @@ from events.errors import Refused
 from events.log import ReadBatch
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
-from replay.archive.format import Segment, damaged
+from replay.archive.format import Note, Segment, damaged
 from replay.archive.postings import decode_index, keys_of
+
+_decode_notes = msgspec.json.Decoder(Note).decode_lines
 
 _CACHED_SEGMENTS = 4
 _FOLLOW_POLL_S = 1.0
@@ -202,6 +204,24 @@ class ArchiveLog:
                     place = Place(file, segment)
                     found.extend(m.sequence for m in self.messages(place) if key in keys_of(m))
         return found
+
+    def notes(self, kind: str) -> list[bytes]:
+        """The contents (JSON) of all notes of one kind, in order. Raises VerificationFailed."""
+        found: list[bytes] = []
+        for file in self.files:
+            for segment in file.segments:
+                if segment.kind == "notes":
+                    try:
+                        notes = _decode_notes(file.data(segment, check=True))
+                    except msgspec.MsgspecError as error:
+                        raise damaged(file.path, f"a note is unreadable ({error})", segment.offset) from error
+                    found.extend(bytes(note.content) for note in notes if note.note == kind)
+        return found
+
+    def base_state(self) -> bytes | None:
+        """The canonical text of the state before the first event, if the first file carries it."""
+        texts = self.notes("state")
+        return msgspec.json.decode(texts[0], type=str).encode() if texts else None
 
     def time_bounds(self) -> Iterator[tuple[int, int, Place]]:
         """For each segment: the server's time of its first and last event (Unix ns)."""

@@ -31,6 +31,7 @@ from replay.archive.format import (
     ArchiveHeader,
     Kind,
     Manifest,
+    Note,
     Segment,
     Tail,
     describe,
@@ -116,6 +117,13 @@ class ArchiveWriter:
             writer._unindexed.append(segment)
             writer._postings.add(batch)
         return writer
+
+    def note(self, notes: Sequence[Note]) -> None:
+        """Put notes into the file, behind the events given so far."""
+        if notes:
+            self._flush(len(self._buffer))
+            text = b"".join(_encode(note) + b"\n" for note in notes)
+            self._put("notes", text, self.position.sequence, self.position.sequence, count=len(notes))
 
     def add(self, messages: Sequence[StoredMessage]) -> None:
         """Take some events, in order."""

@@ -1,0 +1,115 @@
+"""The state at a sequence: from the read model when there is one, else by folding.
+
+Both give the same state, digest and all; the read model gives it in milliseconds. The read model is
+opened read-only and never waited for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from controlplane.evolve import evolve, fold
+from controlplane.state import ClusterState
+from events.errors import Refused, VerificationFailed
+from replay.history import History, Progress
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """How a state was found: by folding ``folded`` events, or from the read model."""
+
+    method: Literal["fold", "read model"]
+    folded: int = 0
+    file: str = ""
+
+
+class ReadModel:
+    """A read model's current file, read-only. ``checkpoint`` is the last sequence it holds."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, checkpoint: int, chain: str) -> None:
+        self.path, self.connection, self.checkpoint, self.chain = path, connection, checkpoint, chain
+
+    @classmethod
+    def open(cls, place: str | Path, cluster: str) -> ReadModel:
+        """Open a read model's directory or file. Raises Refused when it is none of ``cluster``."""
+        from controlplane.readmodel.store import current_generation, generation_file
+
+        path = Path(place)
+        if path.is_dir():
+            path = generation_file(path, current_generation(path))
+        try:
+            connection = sqlite3.connect(
+                f"file:{path}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
+            )
+            found = dict(connection.execute("SELECT key, value FROM meta"))
+            checkpoint, chain = connection.execute("SELECT sequence, chain FROM checkpoint").fetchone()
+        except sqlite3.Error as error:
+            raise Refused("not_in_history", f"no read model can be opened at {path}: {error}") from error
+        if found.get("cluster") != cluster:
+            connection.close()
+            raise Refused(
+                "archive_mismatch",
+                f"the read model at {path} is of cluster {found.get('cluster')!r}, the log of {cluster!r}",
+            )
+        return cls(path, connection, int(checkpoint), str(chain))
+
+    def state(self, sequence: int) -> ClusterState:
+        """The state at ``sequence``. Raises Refused beyond the checkpoint, VerificationFailed."""
+        from controlplane.readmodel.asof import load_state
+
+        return load_state(self.connection, sequence)
+
+    def close(self) -> None:
+        """Release the file."""
+        self.connection.close()
+
+
+class States:
+    """States of one history."""
+
+    def __init__(self, history: History, read_model: ReadModel | None = None) -> None:
+        self.history = history
+        self.read_model = read_model
+
+    async def at(self, sequence: int, progress: Progress | None = None) -> tuple[ClusterState, Origin]:
+        """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded."""
+        model = self.read_model
+        if model is not None and sequence <= model.checkpoint:
+            return model.state(sequence), Origin(method="read model", file=str(model.path))
+        state = await self.base()
+        begun = state.sequence
+        await advance(self.history, state, sequence, progress)
+        return state, Origin(method="fold", folded=state.sequence - begun)
+
+    async def base(self) -> ClusterState:
+        """The state before the first event of the history: empty, or what a capsule carries.
+
+        Raises Refused(not_in_history) for an incremental archive on its own.
+        """
+        if self.history.start == 0:
+            return ClusterState(self.history.cluster)
+        if self.history.base is None:
+            raise Refused(
+                "not_in_history",
+                f"{self.history.source} begins behind event {self.history.start}: "
+                f"give the archive that it continues, too",
+                start=self.history.start,
+            )
+        from replay.thaw import thaw
+
+        return thaw(self.history.base)
+
+
+async def advance(history: History, state: ClusterState, until: int, progress: Progress | None = None) -> None:
+    """Fold ``history`` into ``state`` up to ``until``. Raises VerificationFailed."""
+    async for batch in history.facts(after=state.sequence, until=until, progress=progress):
+        try:
+            fold(state, [(fact.seq, fact.body) for fact in batch])
+        except VerificationFailed:
+            raise
+        except LookupError as error:  # the fold itself names it; this is for a defect in a handler
+            evolve(state, batch[-1].seq, batch[-1].body)
+            raise VerificationFailed("invariant_violated", f"the fold stopped: {error}") from error
