@@ -46,8 +46,9 @@ def churn(  # noqa: PLR0917 - click passes every option by name
     FILE is a recording ({"metadata": {"gap_seconds": 300}, "data": [n0, n1, …]}: how many nodes a zone
     had at each tick) or a directory of them. Each rise is that many joins, each fall that many leaves,
     sent as real commands as fast as the controller takes them. Simulated agents report what they have
-    applied, so drained ranges come back. At the end the whole log is read and proven: its hash chain,
-    and that no two owners ever held overlapping addresses. Nodes that are there at the end stay.
+    applied, so drained ranges come back; nodes that are there at the end stay, and a later replay reports
+    for them too. At the end the whole log is read and proven: its hash chain, and that no two owners ever
+    held overlapping addresses.
 
     \b
     isthmus up &
@@ -92,8 +93,8 @@ async def _churn(
             )
         log = await JetStreamLog.open(bus, context.cluster)
         ledger = await read_ledger(log)
-        plan = plan_changes(traces, ledger.sequence, order, seed)
-        async with simulated_fleet(bus, log, ledger.sequence) as fleet:
+        plan = plan_changes(traces, ledger, order, seed)
+        async with simulated_fleet(bus, log, ledger) as fleet:
             with _Progress(len(plan), quiet=as_json) as progress:
                 outcome = await drive(
                     controller, fleet, traces, plan, window=window,

@@ -3,7 +3,7 @@
 Every change is a real command over the bus. A simulated node does the one thing that the control plane
 needs of an agent: it reports the sequence that it has applied, so that drained ranges return to the pool.
 At most `window` commands are under way, in the order of the recording; a node's leave waits for its join.
-It must never report for a node that it did not make.
+It must never report for a node that no replay made (their uids tell).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.churn.trace import simulated_uid
 from events import subjects
 from events.commands import JoinNode, LeaveNode
 from events.errors import Refused, Unavailable
 from events.status import AgentStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from nats.aio.client import Client
 
@@ -62,10 +63,11 @@ class Tally:
 class Fleet:
     """The simulated nodes: follows the log like an agent and reports for each live one of its own."""
 
-    def __init__(self, bus: Client, reader: LogReader) -> None:
+    def __init__(self, bus: Client, reader: LogReader, live: Mapping[str, str]) -> None:
+        """`live` is node → uid of the cluster's members; an earlier replay's among them are adopted."""
         self._bus = bus
         self._reader = reader
-        self.live: dict[str, Instance] = {}
+        self.live = {node: uid for node, uid in live.items() if uid == simulated_uid(node)}
         self.applied = 0
         self._moved = asyncio.Event()
         self._freed = asyncio.Event()
@@ -100,10 +102,10 @@ class Fleet:
                     await self._moved.wait()
             self._moved.clear()
             applied, now = self.applied, datetime.now(UTC)
-            for instance in list(self.live.values()):
+            for node, uid in list(self.live.items()):
                 status = AgentStatus(
-                    node=instance.name,
-                    uid=instance.uid,
+                    node=node,
+                    uid=uid,
                     applied=applied,
                     sent_at=now,
                     peers=len(self.live) - 1,
@@ -113,7 +115,7 @@ class Fleet:
                 # With the bus away the client buffers; what it drops, the next round repeats.
                 with suppress(Exception):
                     await self._bus.publish(
-                        subjects.status(self._reader.cluster, instance.name), msgspec.json.encode(status)
+                        subjects.status(self._reader.cluster, node), msgspec.json.encode(status)
                     )
             await asyncio.sleep(REPORT_PAUSE_S)
 
@@ -182,7 +184,7 @@ class Driver:
                 await self._fleet.range_freed(timeout_s=1.0)
                 continue
             break
-        self._fleet.live[instance.name] = instance
+        self._fleet.live[instance.name] = instance.uid
         self.tally.joins += 1
         self.tally.sites[instance.site] += 1
         self._count(loop.time() - started)

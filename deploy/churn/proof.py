@@ -45,6 +45,7 @@ class Ledger:
     cursor: int = 0
     last_index: int = -1
     live: dict[str, str] = field(default_factory=dict)  # node → uid
+    underlays: dict[str, str] = field(default_factory=dict)  # node → the address its peers use
     held: dict[int, _Held] = field(default_factory=dict)  # first address → owner
     _starts: list[int] = field(default_factory=list)  # the keys of `held`, sorted
     _service: tuple[int, int] = (0, -1)
@@ -59,13 +60,16 @@ class Ledger:
                 self._service = (int(network[0]), int(network[-1]))
             case types.CidrAppended(capacity=capacity):
                 self.capacity += capacity
-            case types.NodeJoined(node=node, uid=uid):
+            case types.NodeJoined(node=node, uid=uid, announced=announced):
                 self.joins += 1
                 self.live[node] = uid
+                self.underlays[node] = announced
+            case types.NodeUnderlayChanged(node=node, announced=announced):
+                self.underlays[node] = announced
             case types.NodeLeft(node=node, uid=uid) | types.NodeFenced(node=node, uid=uid):
                 if self.live.get(node) == uid:
                     self.leaves += 1
-                    del self.live[node]
+                    del self.live[node], self.underlays[node]
             case types.AllocationRefused():
                 self.refusals += 1
             case types.RangeAllocated():

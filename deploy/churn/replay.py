@@ -64,16 +64,17 @@ class Outcome:
         }
 
 
-def plan_changes(traces: Sequence[Trace], head: int, order: LeaveOrder, seed: int) -> list[Change]:
+def plan_changes(traces: Sequence[Trace], ledger: Ledger, order: LeaveOrder, seed: int) -> list[Change]:
     """The changes of this replay; the log's length makes its names differ from those of earlier ones."""
-    return list(changes(traces, run=f"{head:x}", order=order, seed=seed))
+    taken = frozenset(ledger.underlays.values())
+    return list(changes(traces, run=f"{ledger.sequence:x}", order=order, seed=seed, taken=taken))
 
 
 @asynccontextmanager
-async def simulated_fleet(bus: Client, log: LogReader, after: int) -> AsyncIterator[Fleet]:
-    """A fleet that follows and reports for as long as the block runs."""
-    fleet = Fleet(bus, log)
-    task = asyncio.create_task(fleet.run(after), name="churn: fleet")
+async def simulated_fleet(bus: Client, log: LogReader, ledger: Ledger) -> AsyncIterator[Fleet]:
+    """A fleet that follows the log from where `ledger` stands and reports for as long as the block runs."""
+    fleet = Fleet(bus, log, ledger.live)
+    task = asyncio.create_task(fleet.run(ledger.sequence), name="churn: fleet")
     try:
         yield fleet
     finally:

@@ -22,7 +22,7 @@ import msgspec
 from events.errors import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
     from events.types import NodeKind
@@ -127,15 +127,24 @@ def load(paths: Sequence[Path], external: Sequence[str] = ()) -> list[Trace]:
     return traces
 
 
-def changes(traces: Sequence[Trace], *, run: str, order: LeaveOrder, seed: int) -> Iterator[Change]:
+def simulated_uid(name: str) -> str:
+    """The uid of the simulated node of that name: derived, so that a later run knows them for simulated."""
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"churn.isthmus/{name}"))
+
+
+def changes(
+    traces: Sequence[Trace], *, run: str, order: LeaveOrder, seed: int, taken: Container[str] = ()
+) -> Iterator[Change]:
     """Every join and leave of all traces in the order of time; within a tick a site's leaves come first.
 
-    `run` makes names and uids differ from those of an earlier replay on the same cluster.
+    `run` makes names and uids differ from those of an earlier replay on the same cluster; `taken` are
+    underlay addresses that its nodes still use.
     """
     # Any generator of good quality will do: the choice is reproducible, not secret.
     chance = random.Random(seed)  # noqa: S311
     live: list[deque[Instance]] = [deque() for _ in traces]
     born = [0] * len(traces)
+    offset = [0] * len(traces)
     block = UNDERLAY.num_addresses // max(1, len(traces))
     moments = sorted({tick * trace.gap_s for trace in traces for tick in range(len(trace.counts))})
     position = [0] * len(traces)
@@ -153,10 +162,12 @@ def changes(traces: Sequence[Trace], *, run: str, order: LeaveOrder, seed: int) 
             while len(live[index]) < wanted:
                 born[index] += 1
                 name = f"{trace.site}-{run}-{born[index]}"
-                # The first and last address of a block are left out; a block outlives its instances by far.
-                address = IPv4Address(int(UNDERLAY[0]) + index * block + 1 + born[index] % (block - 2))
-                instance = Instance(
-                    name, str(uuid.uuid5(uuid.NAMESPACE_DNS, name)), trace.kind, trace.site, str(address)
-                )
+                while True:
+                    # The block outlives its instances by far: an address comes round long after its last use.
+                    offset[index] = offset[index] % (block - 2) + 1
+                    address = str(IPv4Address(int(UNDERLAY[0]) + index * block + offset[index]))
+                    if address not in taken:
+                        break
+                instance = Instance(name, simulated_uid(name), trace.kind, trace.site, address)
                 live[index].append(instance)
                 yield Change(at_s, joins=True, instance=instance)

@@ -23,8 +23,8 @@ async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int) -
     the rows of those who are left, and no packet between the real pods was lost meanwhile."""
     with report.stage("Recorded churn: every kernel follows, no packet lost") as check:
         traces = load(files)
-        plan = plan_changes(traces, lab.members.sequence, "longest-lived", seed)
-        async with Flows(lab, None) as flows, simulated_fleet(lab.bus, lab.log, lab.members.sequence) as fleet:
+        plan = plan_changes(traces, lab.members.ledger, "longest-lived", seed)
+        async with Flows(lab, None) as flows, simulated_fleet(lab.bus, lab.log, lab.members.ledger) as fleet:
             outcome = await drive(
                 lab.client,
                 fleet,

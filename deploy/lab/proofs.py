@@ -102,7 +102,7 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
         others = [other for other in lab.nodes if other != name]
         before = await lab.rows(others)
         started = asyncio.get_running_loop().time()
-        await lab.isthmus("node", "remove", name, "--yes")
+        await lab.isthmus("node", "remove", name, "--reason", "the lab takes it out")
         await lab.members.wait_for(lambda: name not in lab.members.live, 10, f"the event that {name} left")
         gone_ms: dict[str, float] = {}
 
