@@ -6,6 +6,8 @@ returns the ordered operations for exactly that change.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.peers import Change, Peer
 from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key
@@ -25,9 +27,10 @@ class Desired:
         self._claims: dict[bytes, int] = {}  # MAC → epoch of the peer whose FDB row stands
         self._shared: dict[bytes, dict[int, bytes]] = {}
 
-    def blackhole(self, network: bytes, prefix_length: int) -> None:
+    def own_range(self, cidr: str) -> None:
         """Swallow what is addressed to an unused pod address of the own range instead of sending it on."""
-        self.rows.routes[route_key(network, prefix_length)] = BLACKHOLE
+        network = IPv4Network(cidr)
+        self.rows.routes[route_key(network.network_address.packed, network.prefixlen)] = BLACKHOLE
 
     def apply(self, change: Change) -> list[Operation]:
         """Follow one change of the peer table; return its writes, then its removals, in safe order."""

@@ -179,7 +179,7 @@ async def _run(*arguments: str, stdin: str = "") -> str:
         words = err.decode(errors="replace").strip().splitlines()
         raise Refused(
             "firewall_refused",
-            f"nft refused the table inet {TABLE}: {words[0] if words else process.returncode}. `isthmus doctor` "
-            f"checks for missing kernel features",
+            f"nft refused the table inet {TABLE}: {words[0] if words else process.returncode}. "
+            f"`isthmus doctor` checks for missing kernel features",
         )
     return out.decode(errors="replace")

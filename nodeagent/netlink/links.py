@@ -236,8 +236,8 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
             return Refused(
                 "overlay_conflict",
                 f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} "
-                f"on port {other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or define "
-                f"the cluster with another port or VNI",
+                f"on port {other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or "
+                f"define the cluster with another port or VNI",
                 device=other.name,
                 vni=spec.vni,
                 port=spec.port,

@@ -1,0 +1,281 @@
+"""One agent: puts the parts together, in an order that never harms, and takes them apart again.
+
+Start: lock, cache, underlay; wait a little for the bus to be up to date; then compare with the
+kernel, with whatever view there is. Stop: report, close, and leave every row where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from nats.errors import Error as NatsError
+
+from events import subjects
+from events.errors import IsthmusError
+from events.status import AgentStatus
+from events.telemetry import Telemetry, our_version
+from nodeagent import cni
+from nodeagent.cache import Cache
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.firewall import Rules
+from nodeagent.follower import Follower
+from nodeagent.keeper import Keeper
+from nodeagent.local import LocalStatus, node_uid, only_one, prepare_directory, write_status
+from nodeagent.peers import Change
+from nodeagent.shield import Shield
+from nodeagent.view import View
+
+log = logging.getLogger("isthmus.agent")
+
+STATUS_GAP_S = 0.1
+"""Shortest time between two reports; a burst of changes makes one."""
+
+
+class Agent:
+    """The agent of one node. ``run`` does everything; the rest is for tests and the status."""
+
+    def __init__(self, config: AgentConfig, *, uid: str = "", telemetry: Telemetry | None = None) -> None:
+        self.config = config
+        self._wished_uid = uid
+        self._telemetry = telemetry or Telemetry.off("agent", config.node)
+        self.conditions = Conditions()
+        self.keeper = Keeper(config, self.conditions, on_applied=self._changed)
+        self.shield = Shield(self.conditions)
+        self._report_due = asyncio.Event()
+        self._started_at = time.time()
+        self._stopping = False
+        self._handed_on = False
+        self.view: View
+        self.follower: Follower
+        self._cache: Cache
+
+    async def run(self) -> None:
+        """Until cancelled (SIGTERM). Raises IsthmusError for what must stop a start."""
+        prepare_directory(self.config.state_dir)
+        with only_one(self.config.state_dir):
+            try:
+                await self._run()
+            finally:
+                self._stopping = True
+                await self._last_words()
+
+    async def _run(self) -> None:
+        config = self.config
+        uid = node_uid(config.state_dir, self._wished_uid)
+        self._cache = Cache(config.state_dir)
+        self.view = self._cache.load(config.cluster, config.node, uid)
+        underlay = await asyncio.to_thread(self.keeper.find_underlay)
+        log.info(
+            "agent of %s starts: underlay %s on %s, view at event %d",
+            config.node,
+            underlay.address,
+            underlay.device or "no device",
+            self.view.sequence,
+        )
+        self.follower = Follower(
+            config,
+            self.view,
+            self._cache,
+            self.conditions,
+            self._telemetry,
+            apply=self._apply,
+            underlay=self._underlay_address,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.follower.run(), name="follower")
+                tasks.create_task(self._begin(), name="begin")
+                tasks.create_task(self.keeper.run(), name="keeper")
+                if config.firewall:
+                    tasks.create_task(self.shield.run(), name="shield")
+                tasks.create_task(self._report_for_ever(), name="report")
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _begin(self) -> None:
+        """A remembered view may be older than the kernel's rows: let the log bring it up to date first.
+
+        As long as the log is being read there is no hurry, since the rows stay as they are; without
+        the bus the remembered view has to do.
+        """
+        patience_s = self.config.bus_patience_s
+        while not self.follower.caught_up.is_set():
+            seen = self.follower.contact.last_at
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.follower.caught_up.wait()
+                    break
+            if self.follower.contact.last_at == seen:
+                log.info("the bus is away: going on with the view at event %d", self.view.sequence)
+                break
+        self._handed_on = True
+        await self.keeper.follow(self.view, ())
+        self.keeper.request("start")
+        self._surroundings()
+
+    async def _apply(self, view: View, changes: Sequence[Change]) -> None:
+        if not self._handed_on:
+            return  # the first comparison covers everything up to here
+        await self.keeper.follow(view, changes)
+        self._surroundings()
+
+    def _underlay_address(self) -> str:
+        underlay = self.keeper.underlay
+        return underlay.address if underlay is not None else ""
+
+    def _surroundings(self) -> None:
+        """Firewall and CNI follow the plan, the members and the MTU."""
+        view, spec = self.view, self.keeper.spec
+        if view.own is None or view.plan is None:
+            return
+        rules = Rules(
+            device=self.config.device, port=view.plan.port, own_range=view.own.cidr, cidrs=view.plan.cidrs
+        )
+        if self.config.firewall:
+            self.shield.want(rules, view.vteps())
+        if spec is not None and self.keeper.ifindex:
+            self._write_cni(view.own.cidr, spec.mtu)
+
+    def _write_cni(self, cidr: str, mtu: int) -> None:
+        content = cni.conflist(
+            network="isthmus",
+            cidr=cidr,
+            mtu=mtu,
+            plugin=self.config.cni_plugin,
+            data_dir=self.config.cni_data_dir,
+        )
+        try:
+            if cni.write(self.config.cni_dir, content):
+                log.info("CNI configuration written: %s, mtu %d", cidr, mtu)
+            self.conditions.clear("cni")
+        except OSError as error:
+            self.conditions.set("cni", f"{self.config.cni_dir} cannot be written: {error.strerror}")
+
+    # ------------------------------------------------------------------ reports
+
+    def _changed(self) -> None:
+        """Something about the kernel side changed: tell, and see to what depends on it."""
+        self._report_due.set()
+        if self._stopping or not hasattr(self, "follower"):
+            return
+        if self.keeper.clean:
+            self._surroundings()
+        underlay, own = self.keeper.underlay, self.view.own
+        if underlay is not None and own is not None and underlay.present:
+            member = self.view.members.get(self.config.node)
+            if member is not None and member.underlay != underlay.address:
+                self.follower.rejoin()
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.heartbeat_s):
+                    await self._report_due.wait()
+            self._report_due.clear()
+            await self.report()
+            await asyncio.sleep(STATUS_GAP_S)
+
+    def state(self) -> str:
+        """starting, ready, degraded, stopping or fenced."""
+        if self._stopping:
+            return "stopping"
+        if self.view.fenced or self.view.deleted:
+            return "fenced"
+        if not self.view.joined or not self.keeper.figures.resyncs:
+            return "starting"
+        return "ready" if self.keeper.clean and not self.conditions.has("contested") else "degraded"
+
+    async def report(self) -> None:
+        """Write the status file and, when the bus is there, send the status."""
+        local = self.status()
+        try:
+            write_status(self.config.state_dir, local)
+        except OSError as error:
+            log.warning("the status file cannot be written: %s", error.strerror)
+        client = self.follower.client
+        if client is None or not client.is_connected:
+            return
+        status = AgentStatus(
+            node=self.config.node,
+            uid=self.view.uid,
+            applied=self.keeper.applied,
+            sent_at=datetime.now(UTC),
+            state=self.state(),  # type: ignore[arg-type]
+            kernel_digest=self.keeper.digest,
+            peers=len(self.view.peers),
+            conditions=self.conditions.sentences(),
+            agent_version=our_version(),
+            interval_s=self.config.heartbeat_s,
+        )
+        try:
+            await client.publish(
+                subjects.status(self.config.cluster, self.config.node), msgspec.json.encode(status)
+            )
+        except (NatsError, OSError) as error:
+            log.debug("status not sent: %s", error)
+
+    def status(self) -> LocalStatus:
+        """Everything about this agent, as it is now."""
+        view, keeper = self.view, self.keeper
+        own, plan, underlay, spec = view.own, view.plan, keeper.underlay, keeper.spec
+        contact = self.follower.contact
+        return LocalStatus(
+            node=self.config.node,
+            uid=view.uid,
+            cluster=self.config.cluster,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            written_at=time.time(),
+            state=self.state(),
+            range=own.cidr if own else "",
+            epoch=own.epoch if own else 0,
+            vtep_mac=own.vtep_mac if own else "",
+            vni=plan.vni if plan else 0,
+            port=plan.port if plan else 0,
+            device=self.config.device,
+            underlay=underlay.address if underlay else "",
+            announced=self.config.announced,
+            mtu=spec.mtu if spec else 0,
+            peers=len(view.peers),
+            sequence=view.sequence,
+            applied=keeper.applied,
+            chain=view.head.hex,
+            behind=contact.pending + max(0, view.sequence - keeper.applied),
+            last_event_at=view.last_event_at,
+            bus_connected=contact.connected,
+            bus_contact_at=contact.last_at,
+            expected_digest=view.expected_digest(),
+            kernel_digest=keeper.digest,
+            counters={
+                **msgspec.to_builtins(keeper.figures),
+                "firewall_repairs": self.shield.repairs,
+            },
+            conditions=self.conditions.sentences(),
+        )
+
+    async def _last_words(self) -> None:
+        if not hasattr(self, "follower"):
+            return
+        with contextlib.suppress(OSError):
+            write_status(self.config.state_dir, self.status())
+        try:
+            self._cache.snapshot(self.view)
+        except OSError as error:
+            log.warning("the cache cannot be written: %s", error.strerror)
+        log.info("agent of %s stopped; its rows stay", self.config.node)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that matters of a task group: ours before a library's."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.extend([_first(error)] if isinstance(error, BaseExceptionGroup) else [error])
+    return next((error for error in leaves if isinstance(error, IsthmusError)), leaves[0])

@@ -1,0 +1,69 @@
+"""The agent's settings, checked once at the start."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import msgspec
+
+from events.bus import BusOptions
+from events.errors import Usage
+from events.types import NodeKind
+from nodeagent.cni import CniPlugin
+
+DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
+DEFAULT_CNI_DIR = "/etc/cni/net.d"
+DEFAULT_DEVICE = "isthmus"
+DEVICE_NAME_LIMIT = 15  # IFNAMSIZ − 1
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``underlay`` is ``auto`` (the device of the default route), a device, or an IPv4 address.
+
+    ``announced`` is the address by which peers reach this node when a NAT stands between. Times are
+    seconds; ``mtu`` 0 follows the underlay.
+    """
+
+    cluster: str
+    node: str
+    kind: NodeKind
+    bus: BusOptions
+    site: str = ""
+    underlay: str = "auto"
+    announced: str = ""
+    state_dir: Path = Path(DEFAULT_STATE_DIR)
+    cni_dir: Path = Path(DEFAULT_CNI_DIR)
+    cni_plugin: CniPlugin = "ptp"
+    cni_data_dir: str = ""
+    device: str = DEFAULT_DEVICE
+    mtu: int = 0
+    gro: bool = True
+    firewall: bool = True
+    resync_s: float = 75.0
+    heartbeat_s: float = 5.0
+    bus_patience_s: float = 3.0
+    """How long a starting agent waits for the bus before it goes on with what it remembers."""
+
+    @property
+    def behind_nat(self) -> bool:
+        """Whether peers reach this node by another address than its own."""
+        return bool(self.announced) and self.announced != self.underlay
+
+
+def check(config: AgentConfig) -> AgentConfig:
+    """Return the settings if they make sense. Raises Usage(usage)."""
+    if not 1 <= len(config.device) <= DEVICE_NAME_LIMIT or "/" in config.device or " " in config.device:
+        raise Usage(
+            "usage", f"--device {config.device!r}: a device name has 1 to {DEVICE_NAME_LIMIT} characters"
+        )
+    if config.announced:
+        try:
+            IPv4Address(config.announced)
+        except ValueError as error:
+            raise Usage("usage", f"--announced {config.announced!r} is no IPv4 address") from error
+    if config.mtu and not 576 <= config.mtu <= 65485:
+        raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
+    if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:
+        raise Usage("usage", "--resync is 1 … 3600 s, --heartbeat 0.2 … 300 s")
+    return config

@@ -1,0 +1,275 @@
+"""Follows the log: joins, reads, verifies, remembers, folds, and hands what changed to the keeper.
+
+The bus may be away at any moment, for any time: then nothing happens here, and nothing in the kernel.
+Membership is read from the log only; the join command merely asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from nats.aio.client import Client
+
+from events.bus import connect
+from events.chain import CHAIN_HEADER, Head, verify_link
+from events.client import ControllerClient
+from events.codec import StoredMessage, UnknownEvent, decode_event
+from events.commands import JoinNode
+from events.envelope import from_headers
+from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.jetstream import JetStreamLog
+from events.log import ReadBatch
+from events.telemetry import SpanKind, Telemetry, extract, inject, link
+from nodeagent.cache import Cache, Entry
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.peers import Change
+from nodeagent.view import View
+
+log = logging.getLogger("isthmus.agent.bus")
+
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
+REFUSED_RETRY_S = 15.0
+
+HOPELESS = frozenset(
+    {"node_fenced", "node_name_invalid", "forbidden", "static_range_refused", "bad_request", "wrong_cluster"}
+)
+"""Refusals that no waiting cures: a node that is no member yet gives up with them."""
+
+
+class Contact(msgspec.Struct):
+    """How the connection to the bus is doing. ``pending``: events known to be in the log and not yet read."""
+
+    connected: bool = False
+    last_at: float = 0.0
+    pending: int = 0
+    caught_up: bool = False
+    joined: bool = False
+
+
+class Follower:
+    """One connection to the bus, for as long as it runs.
+
+    ``apply(view, changes)`` takes the rows' changes of consecutive events. ``underlay`` says the
+    address to join with.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        view: View,
+        cache: Cache,
+        conditions: Conditions,
+        telemetry: Telemetry,
+        *,
+        apply: Callable[[View, Sequence[Change]], Awaitable[None]],
+        underlay: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self.view = view
+        self._cache = cache
+        self._conditions = conditions
+        self._telemetry = telemetry
+        self._apply = apply
+        self._underlay = underlay
+        self.contact = Contact()
+        self.client: Client | None = None
+        self.caught_up = asyncio.Event()
+        """Set once the view has reached the log's end as it was known."""
+        self._rejoin = asyncio.Event()
+
+    def rejoin(self) -> None:
+        """Ask for membership (again): at the start, and when the underlay address changed."""
+        self._rejoin.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises IsthmusError when a node that is no member can never become one."""
+        self.client = await self._connect()
+        try:
+            self._connected(on=True)
+            self.rejoin()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._join_whenever_asked(self.client), name="join")
+                tasks.create_task(self._read_for_ever(self.client), name="read")
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            client, self.client = self.client, None
+            await client.close()
+
+    async def _connect(self) -> Client:
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                client = await connect(
+                    self._config.bus,
+                    name=f"isthmus-agent/{self._config.node}",
+                    on_disconnect=self._lost,
+                    on_reconnect=self._again,
+                )
+            except Unavailable as error:
+                self._conditions.set("bus", error.message)
+                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                continue
+            self._conditions.clear("bus")
+            return client
+
+    async def _lost(self) -> None:
+        self._connected(on=False)
+        self._conditions.set("bus", "the connection to the bus is lost; the rows stay as they are")
+
+    async def _again(self) -> None:
+        self._connected(on=True)
+        self._conditions.clear("bus")
+
+    def _connected(self, *, on: bool) -> None:
+        self.contact.connected = on
+        self.contact.last_at = time.time()
+
+    # ------------------------------------------------------------------ joining
+
+    async def _join_whenever_asked(self, client: Client) -> None:
+        controller = ControllerClient(client, self._config.cluster, actor=f"node/{self._config.node}")
+        while True:
+            await self._rejoin.wait()
+            self._rejoin.clear()
+            pause_s = RETRY_FIRST_S
+            while True:
+                try:
+                    await self._join(controller)
+                except Unavailable as error:
+                    self._conditions.set("join", error.message)
+                    pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                except IsthmusError as error:
+                    self._conditions.set("join", error.message)
+                    if error.code in HOPELESS and not self.view.joined:
+                        raise
+                    pause_s = REFUSED_RETRY_S
+                else:
+                    self._conditions.clear("join")
+                    self.contact.joined = True
+                    break
+                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _join(self, controller: ControllerClient) -> None:
+        underlay = self._underlay()
+        command = JoinNode(
+            node=self._config.node,
+            uid=self.view.uid,
+            kind=self._config.kind,
+            underlay=underlay,
+            announced=self._config.announced,
+            site=self._config.site,
+        )
+        with self._telemetry.span("agent.join", kind=SpanKind.CLIENT, root=True):
+            headers = dict(inject({}))
+            reply = await controller.send(command, headers=headers)
+        log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))
+
+    # ------------------------------------------------------------------ reading
+
+    async def _read_for_ever(self, client: Client) -> None:
+        stream = JetStreamLog(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self._check_identity(stream)
+                async for batch in stream.read(after=self.view.sequence, follow=True):
+                    self._conditions.clear("log")
+                    pause_s = RETRY_FIRST_S
+                    await self._take(batch)
+            except VerificationFailed as error:
+                # Our rows are right up to here; nothing that follows can be trusted.
+                self._conditions.set("log", error.message)
+                pause_s = REFUSED_RETRY_S
+            except Unavailable as error:
+                self._conditions.set("log", error.message)
+                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _check_identity(self, stream: JetStreamLog) -> None:
+        """Raises VerificationFailed(log_replaced) when the log is shorter or another than the one followed."""
+        known = self.view.head
+        if known.sequence == 0:
+            return
+        head = await stream.head()
+        if head.sequence < known.sequence or (head.sequence == known.sequence and head.digest != known.digest):
+            raise VerificationFailed(
+                "log_replaced",
+                f"this node has followed the log up to event {known.sequence} ({known.hex[:12]}…), the bus has one "
+                f"of {head.sequence} events ({head.hex[:12]}…): it was replaced or restored. The rows stay as they "
+                f"are; `isthmus agent clean` lets the node start over",
+                ours=known.sequence,
+                theirs=head.sequence,
+            )
+
+    async def _take(self, batch: ReadBatch) -> None:
+        self.contact.last_at = time.time()
+        self.contact.pending = batch.pending
+        if batch.messages:
+            await self._fold(batch.messages)
+        if batch.pending == 0:
+            self.contact.caught_up = True
+            self.caught_up.set()
+
+    async def _fold(self, messages: Sequence[StoredMessage]) -> None:
+        view = self.view
+        changes: list[Change] = []
+        entries: list[Entry] = []
+        head = view.head
+        for message in messages:
+            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+            type_name = message.headers["ce-type"]
+            event = decode_event(type_name, message.body, message.sequence)
+            if isinstance(event, UnknownEvent):
+                # A newer controller's event: rows of members come from types that this agent knows.
+                log.info(
+                    "event %d has the type %s, which this agent does not know", message.sequence, type_name
+                )
+            changes.extend(view.apply(message.sequence, event))
+            view.head = Head(message.sequence, head.digest)
+            at = from_headers(message.headers, message.sequence).time.timestamp()
+            view.last_event_at = at
+            entries.append(Entry(message.sequence, message.headers[CHAIN_HEADER], type_name, message.body, at))
+        self._remember(entries)
+        await self._hand_over(messages, changes)
+
+    def _remember(self, entries: list[Entry]) -> None:
+        try:
+            self._cache.append(entries)
+            if self._cache.full:
+                self._cache.snapshot(self.view)
+            self._conditions.clear("cache")
+        except OSError as error:
+            self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
+
+    async def _hand_over(self, messages: Sequence[StoredMessage], changes: Sequence[Change]) -> None:
+        telemetry = self._telemetry
+        if not telemetry.tracing:
+            await self._apply(self.view, changes)
+            return
+        traces = {message.headers.get("traceparent", "") for message in messages}
+        first = messages[0].headers
+        attributes: dict[str, str | int] = {
+            "isthmus.sequence": messages[-1].sequence,
+            "isthmus.events": len(messages),
+            "isthmus.changes": len(changes),
+            "isthmus.node": self._config.node,
+        }
+        if len(traces) == 1 and self.contact.caught_up:
+            with telemetry.span(
+                "agent.apply", kind=SpanKind.CONSUMER, parent=extract(first), attributes=attributes
+            ):
+                await self._apply(self.view, changes)
+            return
+        links = [found for message in messages[:64] if (found := link(message.headers)) is not None]
+        with telemetry.span(
+            "agent.apply", kind=SpanKind.CONSUMER, root=True, links=links, attributes=attributes
+        ):
+            await self._apply(self.view, changes)

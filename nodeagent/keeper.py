@@ -1,0 +1,347 @@
+"""Owns the kernel side of a node: the device, the rows, and everything that keeps them right.
+
+Two ways lead to the kernel. A change of the log goes directly: the three messages of its peer. All
+else (start, a notice of the kernel, an error, the timer) ends in :meth:`Keeper.resync`, which makes
+the device be as specified, compares all rows with the desired ones, writes the difference and reads
+it back. One lock orders the two. Nothing is ever flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from events.attestation import text
+from events.errors import IsthmusError
+from nodeagent import tuning
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.desired import Desired
+from nodeagent.guard import FightGuard
+from nodeagent.netlink import links
+from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
+from nodeagent.netlink.messages import Operation
+from nodeagent.netlink.socket import Engine, KernelRefusal, Lost, NetlinkChannel
+from nodeagent.peers import Change, Peer
+from nodeagent.reconcile import Outcome, apply_directly, reconcile
+from nodeagent.rows import Kind, describe
+from nodeagent.underlay import Underlay, overlay_mtu, resolve
+from nodeagent.view import Plan, View, first_address
+from nodeagent.watcher import Watcher
+
+log = logging.getLogger("isthmus.agent.keeper")
+
+DIRECT_LIMIT = 64
+"""Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
+
+GAP_S = 0.02
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
+
+
+class Figures(msgspec.Struct):
+    """Counters and last values, for the status and the metrics. Durations are seconds."""
+
+    resyncs: int = 0
+    direct: int = 0
+    repaired: int = 0
+    written: int = 0
+    removed: int = 0
+    refused: int = 0
+    overflows: int = 0
+    last_resync_s: float = 0.0
+    last_resync_at: float = 0.0
+    last_direct_s: float = 0.0
+
+
+class Keeper:
+    """Keeps the kernel as the view wants it.
+
+    ``on_applied`` is called after each step that changed what is applied or how healthy it is.
+    """
+
+    def __init__(
+        self, config: AgentConfig, conditions: Conditions, *, on_applied: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config = config
+        self._conditions = conditions
+        self._on_applied = on_applied
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._reasons: set[str] = set()
+        self._engine: Engine | None = None
+        self._port = 0
+        self._desired: Desired | None = None
+        self._built_for: tuple[str, Plan] | None = None
+        self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
+        self._view: View | None = None
+        self.guard = FightGuard()
+        self.underlay: Underlay | None = None
+        self.spec: DeviceSpec | None = None
+        self.ifindex = 0
+        self.applied = 0
+        """The last sequence whose rows have been read back from the kernel."""
+        self.digest = ""
+        """The kernel's digest at ``applied``; empty when it is not known."""
+        self.clean = False
+        self.figures = Figures()
+        self.watcher = Watcher(self)
+
+    # ------------------------------------------------------------------ what others ask of it
+
+    @property
+    def desired(self) -> Desired | None:
+        """The rows to have; None before the node holds a range."""
+        return self._desired
+
+    def find_underlay(self) -> Underlay:
+        """Resolve the underlay now (blocking, milliseconds). Raises Usage, OSError."""
+        self.underlay = resolve(self._config.underlay, self.underlay)
+        return self.underlay
+
+    def request(self, reason: str) -> None:
+        """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
+        self._reasons.add(reason)
+        self._wake.set()
+
+    async def follow(self, view: View, changes: Sequence[Change]) -> None:
+        """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
+        async with self._lock:
+            self._view = view
+            if self._rebuild(view):
+                self.request("membership")
+                return
+            desired = self._desired
+            if desired is None:
+                self.applied = view.sequence  # without a range there is nothing to have
+                self._on_applied()
+                return
+            operations = [operation for change in changes for operation in desired.apply(change)]
+            if not operations:
+                self._note_applied(view)
+                return
+            if not self.clean or len(changes) > DIRECT_LIMIT or self._engine is None:
+                self._fresh = True
+                self.request("changes")
+                return
+            self._directly(self._engine, view, operations)
+
+    def _directly(self, engine: Engine, view: View, operations: list[Operation]) -> None:
+        started = time.perf_counter()
+        try:
+            refusals = apply_directly(engine, self.ifindex, operations)
+        except Lost as error:
+            self._fresh = True
+            self.request(f"lost: {error}")
+            return
+        except OSError as error:
+            self._drop_engine()
+            self._fresh = True
+            self.request(f"socket: {error}")
+            return
+        self.guard.forget({(operation.kind, operation.key) for operation in operations})
+        self.figures.direct += 1
+        self.figures.last_direct_s = time.perf_counter() - started
+        if refusals:
+            self._fresh = True
+            self._refused(refusals)
+            self.request("refused")
+            return
+        self._note_applied(view)
+
+    def _note_applied(self, view: View) -> None:
+        if self.clean:
+            self.applied = view.sequence
+            self.digest = view.expected_digest()
+            self._on_applied()
+
+    def _rebuild(self, view: View) -> bool:
+        """Make the desired rows from scratch when the own range or the plan changed; say whether."""
+        built = (view.own.cidr, view.plan) if view.own is not None and view.plan is not None else None
+        if built == self._built_for:
+            return False
+        self._built_for = built
+        self._desired = None
+        if view.own is not None:
+            self._desired = desired_of(view.own, view)
+        self.clean, self._fresh = False, True
+        return True
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Compare whenever there is a reason, at least every ``resync_s`` (jittered), until cancelled."""
+        self.watcher.start()
+        failures = 0
+        try:
+            while True:
+                await self._wait(failures)
+                reasons, self._reasons = self._reasons, set()
+                if self._view is None or (self._desired is None and self._built_for is None):
+                    continue
+                failures = 0 if await self.resync(reasons) else failures + 1
+                await asyncio.sleep(max(GAP_S, 2 * self.figures.last_resync_s))
+        finally:
+            self.watcher.stop()
+            self._drop_engine()
+
+    async def _wait(self, failures: int) -> None:
+        pause = self._config.resync_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
+        if failures:
+            pause = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2**failures) * random.uniform(0.7, 1.3)  # noqa: S311
+        release = self.guard.next_release(time.monotonic())
+        if release is not None:
+            pause = min(pause, max(0.0, release - time.monotonic()) + 0.01)
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            self._reasons.add("retry" if failures else "timer")
+        self._wake.clear()
+
+    async def resync(self, reasons: set[str]) -> bool:
+        """Device, rows, read-back; True when the kernel is as it should be (but for contested rows)."""
+        async with self._lock:
+            view = self._view
+            if view is None or view.own is None or view.plan is None or self._desired is None:
+                return True
+            started = time.perf_counter()
+            try:
+                device = await asyncio.to_thread(self._prepare, view.own, view.plan)
+                on_purpose = self._fresh or not self.clean or bool(device.actions)
+                outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
+            except IsthmusError as error:
+                self._failed(error.message)
+                return False
+            except OSError as error:
+                self._drop_engine()
+                self._failed(f"netlink: {error}")
+                return False
+            self._conditions.clear("kernel")
+            took_s = time.perf_counter() - started
+            self._account(view, device, outcome, reasons, on_purpose=on_purpose, took_s=took_s)
+            return outcome.clean or len(outcome.remaining) <= len(outcome.withheld)
+
+    def _failed(self, what: str) -> None:
+        self.clean = False
+        self.digest = ""
+        self._conditions.set("kernel", what)
+        self._on_applied()
+
+    def _account(
+        self,
+        view: View,
+        device: DeviceOutcome,
+        outcome: Outcome,
+        reasons: set[str],
+        *,
+        on_purpose: bool,
+        took_s: float,
+    ) -> None:
+        figures = self.figures
+        figures.resyncs += 1
+        figures.last_resync_s, figures.last_resync_at = took_s, time.time()
+        figures.written += outcome.written
+        figures.removed += outcome.removed
+        if not on_purpose:
+            figures.repaired += outcome.written + outcome.removed
+        self.clean = not outcome.refusals and len(outcome.remaining) <= len(outcome.withheld)
+        self._refused(outcome.refusals)
+        contested = [describe(op.kind, op.key, op.value) for op in outcome.withheld]
+        self._conditions.set(
+            "contested",
+            f"{len(contested)} rows are rewritten again and again by another program: "
+            f"{'; '.join(contested[:3])}"
+            if contested
+            else "",
+        )
+        self._fresh = False
+        if self.clean:
+            self.applied = view.sequence
+        self.digest = text(int(view.expected_digest() or "0", 16) + outcome.digest_shift) if self.clean else ""
+        if device.actions or outcome.written or outcome.removed:
+            log.info(
+                "resync (%s): %d written, %d removed%s in %.0f ms",
+                ", ".join(sorted(reasons)),
+                outcome.written,
+                outcome.removed,
+                "".join(f", {action}" for action in device.actions),
+                took_s * 1000,
+            )
+        self._on_applied()
+
+    def _refused(self, refusals: Sequence[KernelRefusal]) -> None:
+        self.figures.refused += len(refusals)
+        self._conditions.set(
+            "refused",
+            f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
+        )
+
+    # ------------------------------------------------------------------ in a worker thread
+
+    def _prepare(self, own: Peer, plan: Plan) -> DeviceOutcome:
+        """Bring the device into its specified state. Raises IsthmusError, OSError."""
+        underlay = self.find_underlay()
+        mtu = overlay_mtu(underlay, self._config.mtu)
+        spec = DeviceSpec(
+            name=self._config.device,
+            vni=plan.vni,
+            port=plan.port,
+            mac=own.vtep_mac,
+            local=underlay.address,
+            address=first_address(own.cidr),
+            mtu=mtu,
+        )
+        outcome = links.ensure_device(spec)
+        self._conditions.set(
+            "underlay",
+            ""
+            if underlay.present
+            else f"the underlay address {underlay.address} is not on any device that is up",
+        )
+        if self._engine is None:
+            channel = NetlinkChannel()
+            self._engine, self._port = Engine(channel), channel.port
+        if outcome.index != self.ifindex or outcome.actions:
+            _, failed = tuning.prepare_host(spec.name, behind_nat=self._config.behind_nat, gro=self._config.gro)
+            self._conditions.set("host", "; ".join(failed))
+        self.ifindex, self.spec = outcome.index, spec
+        self.watcher.watch(self.ifindex, self._port)
+        return outcome
+
+    def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
+        engine = self._engine
+        if engine is None:
+            raise OSError("the netlink socket is closed")
+        now = time.monotonic()
+        allow: Callable[[Operation], bool] = lambda operation: (  # noqa: E731
+            on_purpose or self.guard.allow((operation.kind, operation.key), now)
+        )
+        return reconcile(engine, self.ifindex, desired.rows, allow=allow)
+
+    def _drop_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self.clean = False
+
+    def contested(self, kind: Kind, key: bytes) -> bool:
+        """Whether repairs of a row are held back, because another program keeps rewriting it."""
+        return self.guard.contested((kind, key), time.monotonic())
+
+    def known(self, kind: Kind, key: bytes) -> bytes | None:
+        """The desired value of a row."""
+        return self._desired.rows[kind].get(key) if self._desired is not None else None
+
+
+def desired_of(own: Peer, view: View) -> Desired:
+    """The desired rows of a node from scratch. The attestation's link row is not among them."""
+    desired = Desired()
+    desired.own_range(own.cidr)
+    for peer in view.peers:
+        desired.apply(Change(None, peer))
+    return desired

@@ -1,0 +1,93 @@
+"""Keeps the firewall table in step with the plan and the members, away from the path of the rows.
+
+Running ``nft`` takes milliseconds, a join's three messages microseconds: so this has a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from events.errors import IsthmusError
+from nodeagent import firewall
+from nodeagent.conditions import Conditions
+from nodeagent.firewall import Rules
+
+log = logging.getLogger("isthmus.agent.firewall")
+
+RETRY_S = 5.0
+INCREMENT_LIMIT = 500
+"""Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
+
+
+class Shield:
+    """Wanted rules and members against those applied."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._wanted: tuple[Rules, frozenset[str]] | None = None
+        self._applied: tuple[Rules, frozenset[str]] | None = None
+        self._listing = ""
+        self._wake = asyncio.Event()
+        self._verify = False
+        self.settled = asyncio.Event()
+        """Set while the kernel's table is the wanted one."""
+        self.repairs = 0
+
+    def want(self, rules: Rules, vteps: set[str]) -> None:
+        """The table to have from now on."""
+        wanted = (rules, frozenset(vteps))
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self.settled.clear()
+            self._wake.set()
+
+    def verify(self) -> None:
+        """Somebody may have touched the table: compare it with what was written."""
+        if self._applied is not None:
+            self._verify = True
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Follow the wishes until cancelled; the table stays."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._step()
+                self._conditions.clear("firewall")
+            except IsthmusError as error:
+                self._conditions.set("firewall", error.message)
+                await self._pause()
+            except (OSError, TimeoutError) as error:
+                self._conditions.set("firewall", f"nft could not be run: {str(error) or type(error).__name__}")
+                await self._pause()
+
+    async def _pause(self) -> None:
+        self._applied = None  # unknown: the next attempt writes all of it
+        await asyncio.sleep(RETRY_S)
+        self._wake.set()
+
+    async def _step(self) -> None:
+        if self._verify:
+            self._verify = False
+            if self._applied is not None and await firewall.listing() != self._listing:
+                self.repairs += 1
+                log.warning("the table inet %s was changed by somebody else and is made anew", firewall.TABLE)
+                self._applied = None
+        while self._wanted is not None and self._wanted != self._applied:
+            wanted = self._wanted
+            await firewall.nft(self._script(wanted))
+            self._listing = await firewall.listing()
+            self._applied = wanted
+        if self._wanted is not None:
+            self.settled.set()
+
+    def _script(self, wanted: tuple[Rules, frozenset[str]]) -> str:
+        rules, vteps = wanted
+        if self._applied is not None and self._applied[0] == rules:
+            before = self._applied[1]
+            added, removed = vteps - before, before - vteps
+            if len(added) + len(removed) <= INCREMENT_LIMIT:
+                return firewall.render_members(added, removed)
+        return firewall.render(rules, vteps)

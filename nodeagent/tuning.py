@@ -1,0 +1,99 @@
+"""Settings of the host that the tunnel needs: forwarding, offloads, device sysctls.
+
+Each function is idempotent and says what it changed. It needs CAP_NET_ADMIN only: the kernel allows its
+holder to write ``/proc/sys/net`` of the namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x16, 0x17
+_ETHTOOL_GGRO, _ETHTOOL_SGRO = 0x2B, 0x2C
+_IFREQ = struct.Struct("16sP16x")
+_VALUE = struct.Struct("=II")
+
+CHECKSUM_FIXED_IN = (5, 7)
+"""Kernels before it compute a wrong outer checksum for some NICs (kernel commit ea64d8d6c675)."""
+
+
+def kernel_version(release: str = "") -> tuple[int, int]:
+    """Major and minor of a kernel release (the running one by default)."""
+    parts = (release or os.uname().release).split(".")
+    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:2]]
+    return digits[0], digits[1] if len(digits) > 1 else 0
+
+
+def needs_software_checksum(*, behind_nat: bool, release: str = "") -> bool:
+    """Whether TX checksum offload of the tunnel must be off: old kernels, and NAT on the way."""
+    return behind_nat or kernel_version(release) < CHECKSUM_FIXED_IN
+
+
+def set_tx_checksum(device: str, *, on: bool) -> bool:
+    """Switch TX checksum offload; True if it was different. Raises OSError."""
+    return _offload(device, _ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM, on)
+
+
+def set_gro(device: str, *, on: bool) -> bool:
+    """Switch generic receive offload; True if it was different. Raises OSError."""
+    return _offload(device, _ETHTOOL_GGRO, _ETHTOOL_SGRO, on)
+
+
+def _offload(device: str, read: int, write: int, wanted: bool) -> bool:
+    value = ctypes.create_string_buffer(_VALUE.pack(read, 0))
+    request = _IFREQ.pack(device.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        if bool(_VALUE.unpack(value.raw[: _VALUE.size])[1]) == wanted:
+            return False
+        value.raw = _VALUE.pack(write, int(wanted)) + value.raw[_VALUE.size :]
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    return True
+
+
+def read_sysctl(name: str) -> str | None:
+    """A setting such as ``net/ipv4/ip_forward``; None when the kernel has none of that name."""
+    try:
+        return (Path("/proc/sys") / name).read_text().strip()
+    except OSError:
+        return None
+
+
+def set_sysctl(name: str, value: str) -> bool:
+    """Write a setting if it differs; True if it did. Raises OSError."""
+    if read_sysctl(name) == value:
+        return False
+    (Path("/proc/sys") / name).write_text(value)
+    return True
+
+
+def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str], list[str]]:
+    """Everything that the tunnel device and the host need; what was done, and what could not be done."""
+    done: list[str] = []
+    failed: list[str] = []
+
+    def attempt(what: str, action: Callable[[], bool]) -> None:
+        try:
+            if action():
+                done.append(what)
+        except OSError as error:
+            failed.append(f"{what}: {error.strerror or error}")
+
+    attempt("forwarding on", lambda: set_sysctl("net/ipv4/ip_forward", "1"))
+    no_ipv6 = f"net/ipv6/conf/{device}/disable_ipv6"
+    if read_sysctl(no_ipv6) is not None:
+        attempt("IPv6 off on the tunnel", lambda: set_sysctl(no_ipv6, "1"))
+    if needs_software_checksum(behind_nat=behind_nat):
+        attempt("TX checksum offload off", lambda: set_tx_checksum(device, on=False))
+    with contextlib.suppress(OSError):  # a kernel without it has nothing to switch
+        if set_gro(device, on=gro):
+            done.append(f"GRO {'on' if gro else 'off'}")
+    return done, failed

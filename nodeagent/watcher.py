@@ -1,0 +1,118 @@
+"""Listens to the kernel's notices and decides which of them are a reason to compare.
+
+It is quiet about what the agent itself writes: a notice that agrees with what is wanted is no news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
+from nodeagent.rows import STRAY, describe, mac_text
+
+if TYPE_CHECKING:
+    from nodeagent.keeper import Keeper
+
+log = logging.getLogger("isthmus.agent.watcher")
+
+
+class Watcher:
+    """Between the monitor's socket and the keeper's reasons."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._monitor: Monitor | None = None
+        self._watched = (0, 0)
+
+    def start(self) -> None:
+        """Begin to listen, on the running event loop. Raises OSError."""
+        self._monitor = Monitor()
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._ready)
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor.close()
+            self._monitor = None
+
+    def watch(self, ifindex: int, port: int) -> None:
+        """The device whose rows matter, and the port id whose own writes do not. From any thread."""
+        if self._monitor is not None and self._watched != (ifindex, port):
+            self._monitor.watch(ifindex, port)
+            self._watched = (ifindex, port)
+
+    def _ready(self) -> None:
+        monitor = self._monitor
+        if monitor is None:
+            return
+        try:
+            notices = monitor.read()
+        except OSError as error:
+            log.warning(
+                "the monitor's socket failed (%s) and is opened anew", errno.errorcode.get(error.errno or 0)
+            )
+            self.stop()
+            self._watched = (0, 0)
+            self.start()
+            self._keeper.request("monitor reopened")
+            return
+        for notice in notices:
+            reason = self.reason(notice)
+            if reason:
+                self._keeper.request(reason)
+
+    def reason(self, notice: Notice) -> str:
+        """Why this notice asks for a comparison; empty when it does not."""
+        if isinstance(notice, RowChange):
+            return self._row(notice)
+        if isinstance(notice, LinkChange):
+            return self._link(notice)
+        if isinstance(notice, AddressChange):
+            return self._address(notice)
+        self._keeper.figures.overflows += 1
+        return "overflow"
+
+    def _row(self, notice: RowChange) -> str:
+        keeper = self._keeper
+        wanted = keeper.known(notice.kind, notice.key)
+        if notice.value == wanted or keeper.desired is None:
+            return ""
+        if wanted is None and notice.value in {STRAY, FOREIGN}:
+            return ""
+        if keeper.contested(notice.kind, notice.key):
+            return ""
+        return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
+
+    def _link(self, notice: LinkChange) -> str:
+        keeper = self._keeper
+        spec, underlay = keeper.spec, keeper.underlay
+        if spec is not None and (notice.ifindex == keeper.ifindex or notice.name == spec.name):
+            if notice.gone:
+                return "device gone"
+            present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name)
+            return "" if present == (True, spec.mtu, spec.mac, spec.name) else "device changed"
+        if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
+            there = (not notice.gone, notice.up, notice.mtu)
+            return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"
+        return ""
+
+    def _address(self, notice: AddressChange) -> str:
+        keeper = self._keeper
+        spec, underlay = keeper.spec, keeper.underlay
+        if len(notice.address) != 4:
+            return ""
+        address = str(IPv4Address(notice.address))
+        if spec is not None and notice.ifindex == keeper.ifindex:
+            return "" if (address == spec.address) != notice.gone else "device address"
+        if underlay is not None and (notice.ifindex == underlay.ifindex or address == underlay.address):
+            return (
+                ""
+                if address == underlay.address and not notice.gone and underlay.present
+                else "underlay address"
+            )
+        return ""
