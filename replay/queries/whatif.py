@@ -1,0 +1,460 @@
+"""``whatif``: the same wishes, decided again under another plan, or with extra commands.
+
+The log's events say what was wanted (a join, a leave, a reservation). From the fork on those wishes
+are put to the same ``decide`` that the controller uses, on a state of their own; who is refused waits
+and asks again whenever a range comes free. Confirmations of drains and the ends of quarantines are
+taken from the log, range for range by owner, so that with nothing changed nothing differs.
+
+Nothing here touches the log or the bus.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from controlplane.decide import decide
+from controlplane.evolve import evolve
+from controlplane.state import ClusterState
+from events.codec import Recorded, decode
+from events.commands import (
+    COMMANDS,
+    AppendCidr,
+    ChangeUnderlay,
+    Command,
+    DeclareNetwork,
+    DefineCluster,
+    DeleteCluster,
+    FenceNode,
+    JoinNode,
+    LeaveNode,
+    Override,
+    ReleaseClb,
+    ReserveClb,
+    WithdrawNetwork,
+)
+from events.errors import Refused, Usage
+from events.types import (
+    CidrAppended,
+    ClbReleased,
+    ClbReserved,
+    ClusterDefined,
+    ClusterDeleted,
+    ConflictOverridden,
+    Event,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+from replay.history import Point, Progress
+from replay.queries.difference import counts
+from replay.queries.states import States, advance
+
+LIST_LIMIT = 1000
+"""Most names in each list of the answer; the counts are exact."""
+
+_COMMANDS = {command.name: command for command in COMMANDS}
+
+
+class OtherPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What would be different. Empty values stay as recorded."""
+
+    container_cidr: str = ""
+    pods_per_node: int = 0
+    services: int = 0
+    appended: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
+
+    @property
+    def replans(self) -> bool:
+        """Whether the ranges are cut anew."""
+        return bool(self.container_cidr or self.pods_per_node or self.services)
+
+
+class Unserved(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that would have been refused. ``served_at`` None: still waiting at the end, or gone in vain."""
+
+    node: str
+    code: str
+    message: str
+    sequence: int
+    since: datetime
+    served_at: datetime | None
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that would end with another range. Empty: with none (or: not a member)."""
+
+    node: str
+    recorded: str
+    imagined: str
+
+
+class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
+    """The two worlds at ``until``. ``exhausted_at`` is the first moment without a free range, if any."""
+
+    fork: Point
+    until: Point
+    plan: dict[str, Any]
+    recorded_plan: dict[str, Any]
+    recorded: dict[str, int]
+    imagined: dict[str, int]
+    peak_in_use: int
+    exhausted_at: datetime | None
+    exhausted_sequence: int
+    refused: int
+    unserved: list[Unserved]
+    extra: list[dict[str, Any]]
+    differing: int
+    moved: list[Moved]
+
+
+async def whatif(
+    states: States, fork: Point, until: Point, plan: OtherPlan, progress: Progress | None = None
+) -> WhatIf:
+    """Live ``(fork, until]`` again under ``plan``.
+
+    Raises Refused with the plan's own refusal, Usage when there is nothing to change or no cluster.
+    """
+    if until.sequence < fork.sequence:
+        raise Usage("usage", f"the end ({until.sequence}) lies before the fork ({fork.sequence})")
+    real, _ = await states.at(fork.sequence, progress)
+    world = _World(real, plan, fork)
+    world.begin()
+    async for batch in states.history.messages(after=fork.sequence, until=until.sequence):
+        for message in batch:
+            recorded = decode(message)
+            evolve(real, recorded.sequence, recorded.event)
+            world.take(recorded)
+        if progress:
+            progress(batch[-1].sequence)
+    if real.sequence < until.sequence:
+        await advance(states.history, real, until.sequence, progress)
+    return world.answer(real, until)
+
+
+def parse_commands(lines: bytes) -> tuple[Command, ...]:
+    """Commands from JSON lines ``{"command": "join", …fields…}``. Raises Usage."""
+    found: list[Command] = []
+    for number, line in enumerate(lines.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = msgspec.json.decode(line, type=dict[str, Any])
+            shape = _COMMANDS.get(str(fields.pop("command", "")))
+            if shape is None:
+                raise Usage("usage", f'line {number}: "command" is none of {", ".join(sorted(_COMMANDS))}')
+            found.append(msgspec.convert(fields, shape))
+        except msgspec.MsgspecError as error:
+            raise Usage("usage", f"line {number}: {error}") from error
+    return tuple(found)
+
+
+class _World:
+    """The imagined cluster, driven by recorded events."""
+
+    def __init__(self, real: ClusterState, plan: OtherPlan, fork: Point) -> None:
+        self.plan, self.fork, self.real = plan, fork, real
+        self.state = ClusterState(real.name)
+        self.sequence = 0
+        self.now = fork.recorded_at or datetime.fromtimestamp(0, UTC)
+        self.owner: dict[int, str] = {}  # recorded epoch → uid
+        self.mine: dict[str, RangeDraining] = {}  # uid → the imagined range that it left behind
+        self.waiting: OrderedDict[str, JoinNode] = OrderedDict()  # node → its wish
+        self.unserved: dict[str, Unserved] = {}  # node → its latest refusal
+        self.done: list[Unserved] = []
+        self.refused = 0
+        self.peak = 0
+        self.exhausted: tuple[datetime, int] | None = None
+        self.extra: list[dict[str, Any]] = []
+        self.overrides: list[Override] = []
+        self.recorded_sequence = fork.sequence
+
+    # --- the fork -------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make the imagined state at the fork, and put the extra commands to it."""
+        real = self.real
+        for held in real.ranges.values():
+            self.owner[held.epoch] = held.uid
+        if real.definition is not None:
+            if self.plan.replans:
+                self._replan(real.definition)
+            else:
+                from controlplane.digest import canonical
+                from replay.thaw import thaw
+
+                self.state = thaw(canonical(real))
+                self.sequence = real.sequence
+                for index in (*real.draining, *real.quarantined):
+                    held = real.ranges[index]
+                    self.mine[held.uid] = RangeDraining(
+                        cidr=held.cidr, index=index, node=held.node, uid=held.uid, epoch=held.epoch
+                    )
+            self._extend()
+
+    def _extend(self) -> None:
+        for cidr in self.plan.appended:
+            self._must(AppendCidr(cidr=cidr))
+        for command in self.plan.commands:
+            self._extra(command)
+
+    def _replan(self, definition: ClusterDefined) -> None:
+        self._must(self._define(definition))
+        for cidr in self.real.cidrs[1:]:
+            self._must(AppendCidr(cidr=cidr.cidr))
+        for node in sorted(self.real.nodes.values(), key=lambda node: node.joined):
+            self._join(
+                JoinNode(
+                    node=node.name,
+                    uid=node.uid,
+                    kind=node.kind,  # type: ignore[arg-type]  # a state keeps it as text
+                    underlay=node.underlay,
+                    announced=node.announced,
+                    site=node.site,
+                )
+            )
+        for reservation in self.real.clb.values():
+            self._try(_reserve(reservation, ()))
+
+    def _define(self, definition: ClusterDefined) -> DefineCluster:
+        plan = self.plan
+        return DefineCluster(
+            container_cidr=plan.container_cidr or definition.container_cidr,
+            pods_per_node=plan.pods_per_node or definition.max_pods_per_node,
+            services=plan.services or definition.max_services,
+            networks=definition.networks,
+            vni=definition.vni,
+            vxlan_port=definition.vxlan_port,
+            quarantine_s=definition.quarantine_s,
+            unreachable_after_s=definition.unreachable_after_s,
+            remove_after_s=definition.remove_after_s,
+            overrides=tuple(self.overrides),
+        )
+
+    # --- deciding ---------------------------------------------------------------------------------------
+
+    def _fold(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.sequence += 1
+            evolve(self.state, self.sequence, event)
+            if isinstance(event, RangeDraining):
+                self.mine[event.uid] = event
+        self.peak = max(self.peak, self.state.pool.capacity - self.state.pool.free)
+        if self.exhausted is None and self.state.pool.capacity and not self.state.pool.free:
+            self.exhausted = (self.now, self.recorded_sequence)
+
+    def _try(self, command: Command) -> Refused | None:
+        decision = decide(self.state, command, self.now)
+        self._fold(decision.events)
+        return decision.refusal
+
+    def _must(self, command: Command) -> None:
+        refusal = self._try(command)
+        if refusal is not None:
+            raise refusal
+
+    def _extra(self, command: Command) -> None:
+        decision = decide(self.state, command, self.now)
+        self._fold(decision.events)
+        self.extra.append(
+            {
+                "command": command.name,
+                "refused": decision.refusal.message if decision.refusal else "",
+                "result": decision.result,
+            }
+        )
+
+    def _join(self, command: JoinNode) -> None:
+        refusal = self._try(command)
+        if refusal is None:
+            self._served(command.node)
+            return
+        if command.node not in self.waiting:
+            self.refused += 1
+            self.unserved[command.node] = Unserved(
+                node=command.node,
+                code=refusal.code,
+                message=refusal.message,
+                sequence=self.recorded_sequence,
+                since=self.now,
+                served_at=None,
+            )
+        self.waiting[command.node] = command
+
+    def _served(self, node: str) -> None:
+        self.waiting.pop(node, None)
+        waited = self.unserved.pop(node, None)
+        if waited is not None:
+            self.done.append(msgspec.structs.replace(waited, served_at=self.now))
+
+    def _gone(self, node: str) -> None:
+        """A node that waited in vain has left."""
+        self.waiting.pop(node, None)
+        waited = self.unserved.pop(node, None)
+        if waited is not None:
+            self.done.append(waited)
+
+    def _ask_again(self) -> None:
+        while self.waiting and self.state.pool.free:
+            node, command = next(iter(self.waiting.items()))
+            if self._try(command) is not None:
+                self.waiting.move_to_end(node)
+                return
+            self._served(node)
+
+    # --- recorded events ----------------------------------------------------------------------------------
+
+    def take(self, recorded: Recorded) -> None:
+        """What the recorded event means in the imagined world."""
+        event = recorded.event
+        self.now, self.recorded_sequence = recorded.envelope.time, recorded.sequence
+        if recorded.envelope.tx_index == 0:
+            self.overrides.clear()
+        state = self.state
+        match event:
+            case ClusterDefined():
+                self._must(self._define(event))
+                self._extend()
+            case CidrAppended():
+                self._try(AppendCidr(cidr=event.cidr, overrides=tuple(self.overrides)))
+                self._ask_again()
+            case ClusterDeleted():
+                self._try(DeleteCluster(reason=event.reason))
+            case NetworkDeclared():
+                self._try(DeclareNetwork(network=event.network, overrides=tuple(self.overrides)))
+            case NetworkWithdrawn():
+                self._try(WithdrawNetwork(cidr=event.cidr))
+            case ConflictOverridden():
+                self.overrides.append(Override(code=event.code, reason=event.reason))
+            case NodeJoined():
+                self._join(_wish(event, tuple(self.overrides)))
+            case NodeUnderlayChanged():
+                self._try(
+                    ChangeUnderlay(
+                        node=event.node, uid=event.uid, underlay=event.underlay, announced=event.announced
+                    )
+                )
+            case NodeLeft():
+                self._gone(event.node)
+                if event.node in state.nodes:
+                    self._try(LeaveNode(node=event.node, uid=event.uid, reason=event.reason))
+            case NodeFenced() if event.cause != "rejoin":
+                self._gone(event.node)
+                if event.node in state.nodes:
+                    self._try(FenceNode(node=event.node, reason=event.reason))
+            case NodeUnreachable() if event.node in state.nodes and event.node not in state.unreachable:
+                self._fold([event])
+            case NodeRecovered() if event.node in state.unreachable:
+                self._fold([event])
+            case RangeAllocated():
+                self.owner[recorded.sequence] = event.uid
+            case RangeQuarantined():
+                self._quarantine(event)
+            case RangeFreed():
+                self._free(event)
+            case ClbReserved():
+                self._try(_reserve(event, tuple(self.overrides)))
+            case ClbReleased() if event.name in state.clb:
+                self._try(ReleaseClb(reservation=event.name))
+            case _:
+                pass
+
+    def _quarantine(self, event: RangeQuarantined) -> None:
+        left = self.mine.get(self.owner.get(event.epoch, ""))
+        if left is not None and left.index in self.state.draining:
+            self._fold(
+                [
+                    RangeQuarantined(
+                        cidr=left.cidr,
+                        index=left.index,
+                        epoch=left.epoch,
+                        watermark=self.sequence,
+                        until=event.until,
+                    )
+                ]
+            )
+
+    def _free(self, event: RangeFreed) -> None:
+        left = self.mine.pop(self.owner.pop(event.epoch, ""), None)
+        if left is not None and left.index in self.state.quarantined:
+            self._fold([RangeFreed(cidr=left.cidr, index=left.index, epoch=left.epoch)])
+            self._ask_again()
+
+    # --- the answer -----------------------------------------------------------------------------------------
+
+    def answer(self, real: ClusterState, until: Point) -> WhatIf:
+        """Both worlds beside each other."""
+        moved = []
+        for name in sorted(real.nodes.keys() | self.state.nodes.keys()):
+            mine, theirs = self.state.owned.get(name), real.owned.get(name)
+            before, after = theirs.cidr if theirs else "", mine.cidr if mine else ""
+            if before != after:
+                moved.append(Moved(node=name, recorded=before, imagined=after))
+        unserved = sorted([*self.done, *self.unserved.values()], key=lambda item: item.sequence)
+        return WhatIf(
+            fork=self.fork,
+            until=until,
+            plan=_plan(self.state),
+            recorded_plan=_plan(real),
+            recorded=counts(real),
+            imagined=counts(self.state),
+            peak_in_use=self.peak,
+            exhausted_at=self.exhausted[0] if self.exhausted else None,
+            exhausted_sequence=self.exhausted[1] if self.exhausted else 0,
+            refused=self.refused,
+            unserved=unserved[:LIST_LIMIT],
+            extra=self.extra,
+            differing=len(moved),
+            moved=moved[:LIST_LIMIT],
+        )
+
+
+def _wish(event: NodeJoined, overrides: tuple[Override, ...]) -> JoinNode:
+    return JoinNode(
+        node=event.node,
+        uid=event.uid,
+        kind=event.kind,
+        underlay=event.underlay,
+        announced=event.announced,
+        site=event.site,
+        overrides=overrides,
+    )
+
+
+def _reserve(event: ClbReserved, overrides: tuple[Override, ...]) -> ReserveClb:
+    first, second = event.addresses
+    return ReserveClb(
+        reservation=event.name,
+        subnet=event.subnet,
+        gateway=event.gateway,
+        exclude=event.excluded,
+        purposes=(first.purpose, second.purpose),
+        provider=event.provider,
+        overrides=overrides,
+    )
+
+
+def _plan(state: ClusterState) -> dict[str, Any]:
+    definition = state.definition
+    if definition is None:
+        return {}
+    return {
+        "cidrs": [cidr.cidr for cidr in state.cidrs],
+        "range_size": definition.range_size,
+        "service_cidr": definition.service_cidr,
+        "capacity": state.pool.capacity,
+    }
