@@ -275,6 +275,11 @@ CODES: dict[str, Code] = {
         "A sequence is missing; the log is gap-free by construction.",
         "Treat the log as damaged at the named sequence; restore from an archive or a mirror.",
     ),
+    "snapshot_invalid": Code(
+        "VerificationFailed",
+        "A snapshot contradicts itself or the log that it is of.",
+        "Nothing is lost: agents then read the log from its beginning; the next snapshot replaces it.",
+    ),
     "event_unknown": Code(
         "VerificationFailed",
         "An event's type or version is unknown to this program.",

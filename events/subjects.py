@@ -9,6 +9,7 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
 ``isthmus.C.query.<name>``                             questions to a controller about the present
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
+``isthmus.C.snapshot.…``                               snapshots for agents (``ISTHMUS_C_SNAPSHOT``)
 ``isthmus.C.spans.<node>``                             a node's finished spans, for the built-in store
 ``isthmus.C.spans._<role>``                            the same from a role that is no node
 =====================================================  ==========================================
@@ -129,3 +130,29 @@ def spans(cluster: str, node: str = "", *, role: str = "") -> str:
 def spans_wildcard(cluster: str) -> str:
     """Matches everybody's finished spans."""
     return f"isthmus.{cluster}.spans.*"
+
+
+def snapshot_stream(cluster: str) -> str:
+    """The name of the stream that holds the snapshots for agents."""
+    return f"ISTHMUS_{cluster}_SNAPSHOT"
+
+
+def snapshot_wildcard(cluster: str) -> str:
+    """Matches everything of the snapshots."""
+    return f"isthmus.{cluster}.snapshot.>"
+
+
+def snapshot_latest(cluster: str) -> str:
+    """Where the latest snapshot's manifest stands."""
+    return f"isthmus.{cluster}.snapshot.latest"
+
+
+def snapshot_chunk(cluster: str, sequence: int, index: int | str) -> str:
+    """One chunk of the snapshot of ``sequence``; ``*`` as index matches all of them."""
+    return f"isthmus.{cluster}.snapshot.{sequence}.{index}"
+
+
+def snapshot_sequence(subject: str) -> int | None:
+    """The sequence in a chunk's subject; None for the manifest's."""
+    fields = subject.split(".")
+    return int(fields[3]) if len(fields) == 5 else None

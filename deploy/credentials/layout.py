@@ -84,11 +84,6 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
-def snapshot_bucket(cluster: str) -> str:
-    """The stream behind the bucket of the agents' snapshots."""
-    return f"KV_ISTHMUS_{cluster}_SNAPSHOT"
-
-
 CONTROL_EXPORTS: tuple[Share, ...] = (
     Share("isthmus.*.command.>"),
     Share("isthmus.*.query.>"),
@@ -113,7 +108,7 @@ def _api(call: str, *, streamed: bool = False) -> Share:
 def _reads(cluster: str) -> tuple[Share, ...]:
     """Reading the log and the snapshots of one cluster; nothing that leaves anything behind."""
     shares = []
-    for stream in (subjects.stream(cluster), snapshot_bucket(cluster)):
+    for stream in (subjects.stream(cluster), subjects.snapshot_stream(cluster)):
         shares += [
             _api(f"STREAM.INFO.{stream}"),
             _api(f"STREAM.MSG.GET.{stream}"),

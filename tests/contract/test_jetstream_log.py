@@ -1,8 +1,8 @@
-"""The contract on JetStream: one server, and three with three replicas."""
+"""The contract on JetStream: one server, and three with three replicas; read by a consumer, and live."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,9 +10,12 @@ import pytest_asyncio
 
 from events import subjects
 from events.bus import BusOptions, connect
+from events.chain import Head
+from events.codec import OutgoingMessage
 from events.jetstream import JetStreamLog
 from events.jetstream_api import call
-from events.log import EventLog, LogReader
+from events.live import LiveReader
+from events.log import EventLog, LogReader, ReadBatch
 from events.server import EmbeddedServer
 from events.server_cluster import ServerCluster
 from events.server_config import ServerOptions
@@ -57,6 +60,28 @@ def reader_over(log: EventLog) -> ReaderOver:
     return make
 
 
+class LiveLog:
+    """Appends as a controller does, reads as an agent does."""
+
+    def __init__(self, written: JetStreamLog) -> None:
+        self._written = written
+        self._live = LiveReader(written.client, CLUSTER)
+        self.cluster = CLUSTER
+
+    async def append(
+        self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
+    ) -> int:
+        return await self._written.append(messages, expected=expected, timeout_s=timeout_s)
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[ReadBatch]:
+        return self._live.read(after=after, until=until, follow=follow)
+
+    async def head(self) -> Head:
+        return await self._live.head()
+
+
 class TestOneServer(LogContract):
     """Everything in the suite."""
 
@@ -73,3 +98,12 @@ class TestThreeServers(LogContract):
     async def log(self, three_servers: tuple[str, ...]) -> AsyncIterator[EventLog]:
         async with empty_log(three_servers, 3) as log:
             yield log
+
+
+class TestLiveOnOneServer(LogContract):
+    """Everything in the suite."""
+
+    @pytest_asyncio.fixture(loop_scope="module")
+    async def log(self, one_server: tuple[str, ...]) -> AsyncIterator[EventLog]:
+        async with empty_log(one_server, 1) as log:
+            yield LiveLog(log)

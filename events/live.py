@@ -1,0 +1,287 @@
+"""Following the log without a consumer: for agents, so that ten thousand cost the server nothing each.
+
+Live events come over plain subjects (the stream republishes what it has stored). Plain NATS may
+lose, and reconnects do; so the reader knows its position and takes only the next sequence. A later
+one than the next waits a moment for what is late, then what is missing is read from the stream by
+direct get; an earlier one is a repetition and is dropped. A loss that nothing follows is found by
+asking the stream at jittered intervals, and after each reconnection.
+
+The stream may be a mirror at the site: what a lagging mirror does not hold yet is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from events import subjects
+from events.chain import CHAIN_HEADER, Head, genesis
+from events.codec import StoredMessage
+from events.direct import DirectAnswer, DirectReader, carried_message
+from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.jetstream_api import DEFAULT_PREFIX, pauses
+from events.log import ReadBatch
+
+log = logging.getLogger("isthmus.live")
+
+HELD_MAX = 4096
+"""Live events held for order; beyond it the newest are dropped and read from the stream later."""
+GAP_WAIT_S = 0.03
+"""How long a late event may be late before the stream is asked; doubled at random, so that a loss
+that hits all agents does not make all of them ask at once."""
+_TICK_S = 1.0
+_FRUITLESS_MAX = 6
+
+
+@dataclass
+class LiveStatistics:
+    """What the reader had to repair: for metrics and tests."""
+
+    delivered: int = 0
+    repeated: int = 0
+    held: int = 0
+    gaps: int = 0
+    checks: int = 0
+
+
+class LiveReader:
+    """A LogReader that leaves nothing on the server.
+
+    ``check_s`` is the mean time between two questions to the stream whether something was missed.
+    ``patience_s`` bounds a read that does not follow.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        check_s: float = 15.0,
+        patience_s: float = 10.0,
+        gap_wait_s: float = GAP_WAIT_S,
+    ) -> None:
+        self._client = client
+        self._cluster = subjects.check_label(cluster, "cluster")
+        self._wildcard = subjects.events_wildcard(cluster)
+        self._direct = DirectReader(client, subjects.stream(cluster), prefix=prefix)
+        self._check_s = check_s
+        self._patience_s = patience_s
+        self._gap_wait_s = gap_wait_s
+        self.statistics = LiveStatistics()
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    async def head(self) -> Head:
+        last: IsthmusError | None = None
+        async for left_s in pauses(asyncio.get_running_loop().time() + self._patience_s):
+            try:
+                message = await self._direct.last(self._wildcard, timeout_s=min(2.0, left_s))
+            except Unavailable as error:
+                last = error
+                if self._client.is_closed:
+                    raise
+                continue
+            if message is None:
+                return genesis(self._cluster)
+            try:
+                return Head(message.sequence, bytes.fromhex(message.headers[CHAIN_HEADER]))
+            except (KeyError, ValueError):
+                raise VerificationFailed(
+                    "chain_broken",
+                    f"event {message.sequence} carries no chain digest: somebody wrote past the controller",
+                    sequence=message.sequence,
+                ) from None
+        raise last or Unavailable("log_unavailable", f"the log did not answer within {self._patience_s:g} s")
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, follow: bool = False
+    ) -> AsyncIterator[ReadBatch]:
+        return self._follow(after, until) if follow else self._read_stored(after, until)
+
+    async def _read_stored(self, after: int, until: int | None) -> AsyncIterator[ReadBatch]:
+        end = (await self.head()).sequence
+        stop = end if until is None else min(until, end)
+        position = after
+        while position < stop:
+            answer = await self._ask(position, stop, patient=False)
+            if answer.messages:
+                position = answer.messages[-1].sequence
+                yield ReadBatch(answer.messages, stop - position)
+
+    async def _follow(self, after: int, until: int | None) -> AsyncIterator[ReadBatch]:
+        window = _Window(self._client, after, self.statistics)
+        position, told = after, False
+        loop = asyncio.get_running_loop()
+        try:
+            # Subscribe first, then catch up: nothing can fall between.
+            await window.open(subjects.live_wildcard(self._cluster))
+            check_at = loop.time()
+            while until is None or position < until:
+                run = window.take(until)
+                if run:
+                    position, told = run[-1].sequence, True
+                    yield ReadBatch(run, window.newest - position)
+                    continue
+                if not await window.wait(check_at, self._gap_wait_s):
+                    continue
+                self.statistics.checks += 1
+                if window.newest > position:
+                    self.statistics.gaps += 1
+                answer = await self._ask(position, until, patient=True)
+                if answer.messages:
+                    position = answer.messages[-1].sequence
+                    window.advance(position)
+                    told = True
+                    yield ReadBatch(answer.messages, max(answer.pending, window.newest - position))
+                    if answer.pending:
+                        continue  # check again at once: more is stored
+                elif not told and window.newest <= position:
+                    told = True
+                    yield ReadBatch((), 0)
+                check_at = loop.time() + self._check_s * random.uniform(0.5, 1.5)  # noqa: S311
+        finally:
+            await window.close()
+
+    async def _ask(self, position: int, stop: int | None, *, patient: bool) -> DirectAnswer:
+        """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            last: IsthmusError | None = None
+            async for left_s in pauses(loop.time() + self._patience_s):
+                try:
+                    answer = await self._direct.after(position, self._wildcard, timeout_s=min(3.0, left_s))
+                except Unavailable as error:
+                    last = error
+                    if self._client.is_closed:
+                        raise
+                    continue
+                if answer.messages or patient:
+                    return self._contiguous(answer, position, stop)
+                # A replica or mirror that lags behind the one that told us the end.
+            if not patient:
+                raise last or Unavailable(
+                    "log_unavailable", f"stream {self._direct.stream} does not yet hold event {position + 1}"
+                )
+            log.warning("stream %s: still unreadable: %s", self._direct.stream, last)
+
+    def _contiguous(self, answer: DirectAnswer, position: int, stop: int | None) -> DirectAnswer:
+        messages = answer.messages
+        for expected, message in enumerate(messages, position + 1):
+            if message.sequence != expected:
+                raise VerificationFailed(
+                    "sequence_gap",
+                    f"event {expected} is missing: stream {self._direct.stream} continues "
+                    f"with event {message.sequence}",
+                    expected=expected,
+                    found=message.sequence,
+                )
+        pending = answer.pending
+        if stop is not None and messages and messages[-1].sequence > stop:
+            messages, pending = messages[: stop - position], 0
+        self.statistics.delivered += len(messages)
+        return DirectAnswer(messages, pending)
+
+
+class _Window:
+    """Live events behind the position, put in order. ``newest`` is the highest sequence heard of."""
+
+    def __init__(self, client: Client, position: int, statistics: LiveStatistics) -> None:
+        self._client = client
+        self._position = position
+        self._statistics = statistics
+        self._held: dict[int, StoredMessage] = {}
+        self._arrived = asyncio.Event()
+        self._reconnects = client.stats["reconnects"]
+        self._late_at: float | None = None
+        self._fruitless = 0  # questions in a row that brought nothing: the mirror lags
+        self.newest = position
+
+    async def open(self, wildcard: str) -> None:
+        """Raises Unavailable(bus_unreachable) when the connection was closed for good."""
+        try:
+            self._subscription = await self._client.subscribe(
+                wildcard, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+            )
+        except NatsError as error:
+            raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
+
+    async def close(self) -> None:
+        if hasattr(self, "_subscription"):
+            with contextlib.suppress(NatsError, OSError):
+                await self._subscription.unsubscribe()
+
+    async def _on_message(self, message: Msg) -> None:
+        stored = carried_message(message)
+        if stored is None:
+            return  # not from the stream: permissions should not let it through
+        if stored.sequence <= self._position or stored.sequence in self._held:
+            self._statistics.repeated += 1
+            return
+        self.newest = max(self.newest, stored.sequence)
+        if len(self._held) < HELD_MAX or stored.sequence == self._position + 1:
+            self._held[stored.sequence] = stored
+        self._arrived.set()
+
+    def take(self, until: int | None) -> list[StoredMessage]:
+        """The events that follow the position without a gap, removed from the window."""
+        run: list[StoredMessage] = []
+        while (until is None or self._position < until) and (
+            message := self._held.pop(self._position + 1, None)
+        ) is not None:
+            run.append(message)
+            self._position += 1
+        self._statistics.delivered += len(run)
+        if run:
+            self._late_at, self._fruitless = None, 0
+        return run
+
+    def advance(self, position: int) -> None:
+        """The stream gave everything up to ``position``."""
+        for sequence in [held for held in self._held if held <= position]:
+            del self._held[sequence]
+        self._position = position
+        self._late_at, self._fruitless = None, 0
+
+    async def wait(self, check_at: float, gap_wait_s: float) -> bool:
+        """Until the next event is here (False), or the stream should be asked (True).
+
+        Raises Unavailable(bus_unreachable) when the connection was closed for good.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._position + 1 in self._held:
+                return False
+            if self._client.is_closed:
+                raise Unavailable("bus_unreachable", "the connection to the bus was closed")
+            now = loop.time()
+            if self._client.is_connected:
+                if self._client.stats["reconnects"] != self._reconnects:
+                    self._reconnects = self._client.stats["reconnects"]
+                    return True
+                if now >= check_at:
+                    return True
+            if self.newest > self._position:
+                self._statistics.held = max(self._statistics.held, len(self._held))
+                if self._late_at is None:
+                    pause_s = gap_wait_s * 2 ** min(self._fruitless, _FRUITLESS_MAX)
+                    self._late_at = now + pause_s * random.uniform(1.0, 2.0)  # noqa: S311
+                if now >= self._late_at:
+                    self._late_at = None
+                    self._fruitless += 1
+                    return True
+            due = min(check_at, self._late_at or check_at, now + _TICK_S)
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.001, due - now)):
+                    await self._arrived.wait()

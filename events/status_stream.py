@@ -1,0 +1,124 @@
+"""Sending and reading agents' status over the bus.
+
+An agent publishes without waiting for an acknowledgement: a lost status is followed by the next. A
+reader first gets the last status of every node (kept by the status stream), then what arrives;
+neither needs a consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from events import subjects
+from events.direct import DirectReader
+from events.errors import Unavailable
+from events.jetstream_api import DEFAULT_PREFIX
+from events.status import AgentStatus
+
+log = logging.getLogger("isthmus.status")
+
+BACKLOG_MAX = 20_000
+"""Nodes whose unread status is held at most; of each node only the newest."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(AgentStatus).decode
+
+
+class Reported(NamedTuple):
+    """A status and when it arrived on the bus, Unix nanoseconds by the server's or the reader's clock."""
+
+    status: AgentStatus
+    arrived_ns: int
+
+
+async def publish(client: Client, cluster: str, status: AgentStatus) -> bool:
+    """Send a status; False when the connection is down (it is not kept: the next one tells more)."""
+    if not client.is_connected:
+        return False
+    try:
+        await client.publish(subjects.status(cluster, status.node), _encode(status))
+    except NatsError:
+        return False
+    return True
+
+
+class StatusReader:
+    """The last status of each node, and what follows. Unreadable ones are logged and skipped."""
+
+    def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._direct = DirectReader(client, subjects.status_stream(cluster), prefix=prefix)
+
+    async def all(self) -> list[Reported]:
+        """The last status of every node that the stream holds. Raises Unavailable."""
+        found: dict[str, Reported] = {}
+        position = 0
+        while True:
+            answer = await self._direct.after(position, subjects.status_wildcard(self._cluster))
+            for message in answer.messages:
+                reported = self._read(message.subject, message.body, message.recorded_ns)
+                if reported is not None:
+                    found[reported.status.node] = reported
+            if not answer.messages or not answer.pending:
+                return list(found.values())
+            position = answer.messages[-1].sequence
+
+    async def follow(self) -> AsyncIterator[list[Reported]]:
+        """First what the stream holds, then what arrives, in lists; coalesced per node when the reader is slow.
+
+        Goes on over reconnections. Raises Unavailable when the connection is closed for good, or
+        the stream cannot be read at the start.
+        """
+        waiting: dict[str, Reported] = {}
+        arrived = asyncio.Event()
+
+        async def on_message(message: Msg) -> None:
+            reported = self._read(message.subject, message.data, time.time_ns())
+            if reported is None or (len(waiting) >= BACKLOG_MAX and reported.status.node not in waiting):
+                return
+            waiting[reported.status.node] = reported
+            arrived.set()
+
+        try:
+            subscription = await self._client.subscribe(subjects.status_wildcard(self._cluster), cb=on_message)
+        except NatsError as error:
+            raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
+        try:
+            yield await self.all()
+            while True:
+                arrived.clear()
+                if waiting:
+                    batch, waiting = list(waiting.values()), {}
+                    yield batch
+                    continue
+                if self._client.is_closed:
+                    raise Unavailable("bus_unreachable", "the connection to the bus was closed")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await arrived.wait()
+        finally:
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+
+    def _read(self, subject: str, body: bytes, arrived_ns: int) -> Reported | None:
+        try:
+            status = _decode(body)
+        except msgspec.MsgspecError as error:
+            log.warning("%s: unreadable status: %s", subject, error)
+            return None
+        if subjects.status(self._cluster, status.node) != subject:
+            # A node's credentials let it write its own subject only; what it writes there is its word.
+            log.warning("%s: reports for node %r; ignored", subject, status.node)
+            return None
+        return Reported(status, arrived_ns)
