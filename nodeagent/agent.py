@@ -150,7 +150,7 @@ class Agent:
             cidr=cidr,
             mtu=mtu,
             plugin=self.config.cni_plugin,
-            data_dir=self.config.cni_data_dir,
+            data_dir=self.config.cni_data_dir or str(self.config.state_dir / "pod-addresses"),
         )
         try:
             if cni.write(self.config.cni_dir, content):
@@ -164,7 +164,7 @@ class Agent:
     def _changed(self) -> None:
         """Something about the kernel side changed: tell, and see to what depends on it."""
         self._report_due.set()
-        if self._stopping or not hasattr(self, "follower"):
+        if self._stopping:
             return
         if self.keeper.clean:
             self._surroundings()

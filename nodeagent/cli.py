@@ -65,6 +65,8 @@ def agent() -> None:
 @state_option
 @click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True,
               help="Where the CNI configuration goes.")  # fmt: skip
+@click.option("--cni-data-dir", default="", metavar="DIRECTORY",
+              help="Where host-local keeps the pods' addresses [the plugin's default].")  # fmt: skip
 @click.option("--cni-plugin", type=click.Choice(["ptp", "bridge"]), default="ptp", show_default=True,
               help="How pods are attached.")  # fmt: skip
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")

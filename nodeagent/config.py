@@ -36,6 +36,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     cni_dir: Path = Path(DEFAULT_CNI_DIR)
     cni_plugin: CniPlugin = "ptp"
     cni_data_dir: str = ""
+    """Where host-local remembers the pods' addresses; empty is below ``state_dir``."""
     device: str = DEFAULT_DEVICE
     mtu: int = 0
     gro: bool = True

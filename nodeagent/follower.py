@@ -122,6 +122,8 @@ class Follower:
 
     async def _lost(self) -> None:
         self._connected(on=False)
+        if self.client is None:
+            return  # we hung up ourselves
         self._conditions.set("bus", "the connection to the bus is lost; the rows stay as they are")
 
     async def _again(self) -> None:
@@ -202,9 +204,9 @@ class Follower:
         if head.sequence < known.sequence or (head.sequence == known.sequence and head.digest != known.digest):
             raise VerificationFailed(
                 "log_replaced",
-                f"this node has followed the log up to event {known.sequence} ({known.hex[:12]}…), the bus has one "
-                f"of {head.sequence} events ({head.hex[:12]}…): it was replaced or restored. The rows stay as they "
-                f"are; `isthmus agent clean` lets the node start over",
+                f"this node has followed the log up to event {known.sequence} ({known.hex[:12]}…), the bus has "
+                f"one of {head.sequence} events ({head.hex[:12]}…): it was replaced or restored. The rows stay "
+                f"as they are; `isthmus agent clean` lets the node start over",
                 ours=known.sequence,
                 theirs=head.sequence,
             )
