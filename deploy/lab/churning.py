@@ -59,6 +59,6 @@ async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int) -
         pool = lab.members.ledger.pool()
         check.detail = (
             f"{tally.joins:,} joins and {tally.leaves:,} leaves, {outcome.rate:,.0f} a second; kernels exact "
-            f"{behind_s:.1f} s after the last; {pool['allocated']} of {pool['capacity']} ranges allocated, "
-            f"{pool['free']} free; {check.detail}"
+            f"{behind_s:.1f} s after the last\n{pool['allocated']} of {pool['capacity']} ranges allocated, "
+            f"{pool['free']} free, {lab.members.ledger.wraps} times around the pool\n{check.detail}"
         )

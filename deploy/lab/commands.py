@@ -34,6 +34,7 @@ def agent(node: Node, directory: Path) -> list[str]:
         "--underlay", str(node.underlay),
         "--state-dir", str(directory / "state"),
         "--cni-dir", str(directory / "cni"),
+        "--cni-data-dir", str(directory / "pods"),
     ]  # fmt: skip
 
 

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 PACKETS = 10
 FLOW_INTERVAL_MS = 5.0
+FLOW_AT_LEAST = 200
+"""Packets that each stream sends while a proof lasts: a second of traffic, however short the proof."""
 
 Answers = dict[str, dict[str, dict[str, Any]]]
 """From pod → to pod → the prober's report."""
 
 
 class Flows:
-    """Streams of numbered packets in both directions, running while the block runs."""
+    """Streams of numbered packets in both directions, running while the block runs (and FLOW_AT_LEAST long)."""
 
     def __init__(self, lab: Lab, name: str | None) -> None:
         cloud = [pod for pod in lab.pods if site_of(lab, pod.name) == "cloud" and name in (None, pod.node.name)]
@@ -32,7 +34,8 @@ class Flows:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.results = list(await asyncio.gather(*(source.stop_flow() for source, _ in self._pairs)))
+        stopping = (source.stop_flow(at_least=FLOW_AT_LEAST) for source, _ in self._pairs)
+        self.results = list(await asyncio.gather(*stopping))
 
     def judge(self, check: Check) -> None:
         sent = sum(result["sent"] for result in self.results)
@@ -45,7 +48,10 @@ class Flows:
         }
         if not sent or received != sent:
             raise ProofFailedError(f"{sent - received} of {sent} packets were lost meanwhile")
-        check.detail = f"{received} of {sent} packets answered in {len(self.results)} streams across the sites"
+        check.detail = (
+            f"{received:,} of {sent:,} packets answered in {len(self.results)} streams across the sites, "
+            f"longest silence {silence_ms:.0f} ms"
+        )
 
 
 async def probe_all(lab: Lab, sources: list[Pod] | None = None) -> Answers:

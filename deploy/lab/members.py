@@ -45,6 +45,7 @@ class Members:
 
     live: dict[str, Member] = field(default_factory=dict)
     plan: types.ClusterDefined | None = None
+    left_at: dict[str, float] = field(default_factory=dict)  # node → when the event was stored, Unix seconds
     ledger: Ledger = field(default_factory=Ledger)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -91,6 +92,7 @@ class Members:
             case types.NodeLeft(node=node, uid=uid) | types.NodeFenced(node=node, uid=uid):
                 if node in self.live and self.live[node].uid == uid:
                     del self.live[node]
+                    self.left_at[node] = record.recorded_at.timestamp()
             case _:
                 pass
 

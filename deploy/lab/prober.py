@@ -6,7 +6,7 @@ output. It must never send to an address that it was not told.
 
     {"id": 1, "op": "probe", "targets": ["10.200.0.66"], "count": 10, "interval_ms": 1, "timeout_ms": 2000}
     {"id": 2, "op": "flow-start", "target": "10.200.0.66", "interval_ms": 5}
-    {"id": 3, "op": "flow-stop", "timeout_ms": 1000}
+    {"id": 3, "op": "flow-stop", "at_least": 200, "timeout_ms": 1000}
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Prober:
             self.say({"id": message["id"]})
         elif message["op"] == "flow-stop":
             conversation = self.conversations[self.flow]
-            conversation.count = conversation.sent
+            conversation.count = max(conversation.sent, message.get("at_least", 0))
+            patience_s += (conversation.count - conversation.sent) * conversation.interval_s
             self.pending.append((message["id"], [self.flow], time.monotonic() + patience_s))
 
     @staticmethod

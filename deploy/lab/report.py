@@ -87,15 +87,16 @@ class Report:
         from rich.text import Text
 
         mark = Text("✓ ", style="green") if check.ok else Text("✗ ", style="bold red")
-        line = mark + Text(check.name, style="bold") + Text(f"  {check.detail}")
-        line += Text(f"  {check.seconds:.1f} s", style="dim")
-        self._console.print(line)
+        line = mark + Text(check.name, style="bold") + Text(f"  {check.seconds:.1f} s", style="dim")
+        self._console.print(line, soft_wrap=True)
+        for detail in check.detail.splitlines():
+            self._console.print(Text(f"  {detail}"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line that is neither a check nor a table."""
         self.notes.append(text)
         if self._console is not None:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()

@@ -7,6 +7,7 @@ by its death when it cannot.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ async def _main(
 ) -> int:
     from events.cli import console
 
+    # What the bus client has to say about outages that the lab makes belongs in a file.
+    logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     report = Report(None if programme.as_json else console())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
