@@ -1,0 +1,223 @@
+"""The main job as a user runs it: the command, what it proves, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.netns, pytest.mark.bus]
+
+ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
+AS_USER = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+"""Without CAP_SYS_ADMIN root is an ordinary user to the kernel's namespaces: the lab needs a user namespace."""
+
+DEADLINE_S = 90
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> dict[str, str]:
+    """Environment of a lab that cannot meet anybody else's: its directory is this test's own."""
+    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "150"}
+
+
+def isthmus(
+    *arguments: str, env: dict[str, str], timeout_s: float = DEADLINE_S
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ISTHMUS, *arguments], env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+@contextmanager
+def lab(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A lab in the background, in a session of its own; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [ISTHMUS, "lab", *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    deadline = time.monotonic() + DEADLINE_S
+    while text not in seen:
+        ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"{text!r} did not come in time:\n{seen}"
+        chunk = os.read(process.stdout.fileno(), 65536).decode()
+        assert chunk, f"ended before {text!r}:\n{seen}"
+        seen += chunk
+    return seen
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        select.select([], [], [], 0.02)
+
+
+def footprint() -> set[str]:
+    """What a lab could leave on the host: links, named namespaces, CNI's files, nftables tables."""
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+    return {
+        *(f"link {entry.name}" for entry in Path("/sys/class/net").iterdir()),
+        *(f"netns {entry.name}" for entry in Path("/run/netns").glob("*")),
+        *(f"cni {entry}" for entry in (*Path("/var/lib/cni").rglob("*"), *Path("/etc/cni").rglob("*"))),
+        *tables.splitlines(),
+    }
+
+
+def processes_in(directory: Path) -> list[int]:
+    """Processes whose command line names the directory: the lab's controller and agents."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(directory).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def remains(tmp_path: Path) -> list[str]:
+    return [str(path) for path in tmp_path.rglob("*") if not path.name.startswith("isthmus-lab-")]
+
+
+def proven(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    assert document["ok"], json.dumps(document, indent=2)
+    return {check["name"]: check for check in document["checks"]}
+
+
+def test_the_main_job_as_root_and_nothing_is_left(where: dict[str, str], tmp_path: Path) -> None:
+    before = footprint()
+    done = isthmus("lab", "--once", "--json", env=where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    checks = proven(document)
+    assert document["seconds"] < 30
+    assert checks["Every pod reaches every pod on every other node"]["measured"] == {
+        "pairs": 80, "sent": 800, "received": 800,
+    }  # fmt: skip
+    ranges = document["tables"]["Ranges in the order they were given"]
+    assert [row["index"] for row in ranges] == ["0", "1", "2", "3", "4"]
+    assert {row["kind"] for row in ranges} == {"cloud", "external"}
+    assert len(checks) == 13
+    assert footprint() == before
+    assert remains(tmp_path) == []
+
+
+def test_the_main_job_as_an_ordinary_user(where: dict[str, str], tmp_path: Path) -> None:
+    prefix = AS_USER if os.getuid() == 0 else []
+    done = subprocess.run(
+        [*prefix, ISTHMUS, "lab", "--json"],
+        env=where,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(proven(json.loads(done.stdout))) == 13
+    assert remains(tmp_path) == []
+
+
+def test_a_kept_lab_can_be_explored_and_taken_down(where: dict[str, str], tmp_path: Path) -> None:
+    before = footprint()
+    with lab("--keep", env=where) as process:
+        read_until(process, "The lab stays up")
+        routes = isthmus("lab", "exec", "cloud-1", "ip", "route", env=where)
+        assert "10.200." in routes.stdout
+        assert isthmus("lab", "exec", "router", "hostname", env=where).stdout == "router\n"
+        nodes = isthmus("lab", "exec", "controller", "isthmus", "node", "list", "--json", env=where)
+        assert "cloud-4" in nodes.stdout, nodes.stderr
+        address = isthmus("lab", "exec", "cloud-1-a", "ip", "-br", "address", "show", "eth0", env=where)
+        assert "10.200." in address.stdout
+        assert isthmus("lab", "exec", "cloud-1", "false", env=where).returncode == 1
+        unknown = isthmus("lab", "exec", "cloud-99", "true", env=where)
+        assert unknown.returncode == 2
+        assert "cloud-1" in unknown.stderr
+        second = isthmus("lab", "--once", env=where)
+        assert second.returncode == 1
+        assert "lab_running" in second.stderr
+        assert "isthmus lab down" in second.stderr
+        assert isthmus("lab", "down", env=where).returncode == 0
+        assert process.wait(timeout=20) == 0
+    assert footprint() == before
+    assert processes_in(tmp_path) == []
+    assert remains(tmp_path) == []
+    assert isthmus("lab", "exec", "cloud-1", "true", env=where).returncode == 2
+
+
+@pytest.mark.parametrize("moment", ["Bus and controller are up", "Ranges are given"])
+def test_ctrl_c_at_any_moment_cleans_up(where: dict[str, str], tmp_path: Path, moment: str) -> None:
+    before = footprint()
+    with lab("--once", env=where) as process:
+        read_until(process, moment)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        assert process.wait(timeout=20) == 130
+    assert footprint() == before
+    assert processes_in(tmp_path) == []
+    assert remains(tmp_path) == []
+
+
+def test_a_killed_lab_leaves_no_process_and_the_next_run_clears_its_files(
+    where: dict[str, str], tmp_path: Path
+) -> None:
+    before = footprint()
+    with lab("--once", env=where) as process:
+        read_until(process, "Pods are attached")
+        process.kill()
+        process.wait(timeout=10)
+    wait_for(lambda: processes_in(tmp_path) == [])
+    assert footprint() == before
+    assert remains(tmp_path) != []
+    down = isthmus("lab", "down", env=where)
+    assert "crashed" in down.stdout
+    assert remains(tmp_path) == []
+
+
+def test_recorded_churn_on_top_of_real_nodes(where: dict[str, str]) -> None:
+    recording = Path(__file__).parent.parent / "data" / "node-churn" / "4-node_us-east-2a_v100_1.json"
+    done = isthmus("lab", "--json", "--churn", str(recording), env=where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = proven(json.loads(done.stdout))["Recorded churn: every kernel follows, no packet lost"][
+        "measured"
+    ]
+    assert (measured["joins"], measured["leaves"]) == (77, 75)
+    assert measured["flows"]["sent"] == measured["flows"]["received"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["lab", "--once", "--keep"], 2, "one of them"),
+        (["lab", "--churn", "absent.json"], 2, "absent.json"),
+        (["lab", "--cloud", "1"], 2, "--cloud"),
+        (["lab", "--name", "Not A Label"], 1, "DNS-1123"),
+        (["lab", "sideways"], 2, "sideways"),
+        (["lab", "status"], 2, "no lab"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(
+    where: dict[str, str], arguments: list[str], code: int, text: str
+) -> None:
+    done = isthmus(*arguments, env=where)
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
