@@ -1,0 +1,185 @@
+"""Following without a consumer: whatever plain NATS does to the messages, each event comes once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any, cast
+
+import pytest
+from nats.aio.client import Client
+
+from events import subjects
+from events.bus import BusOptions, connect
+from events.chain import CHAIN_HEADER, genesis
+from events.direct import recorded_ns
+from events.errors import Unavailable
+from events.jetstream import JetStreamLog
+from events.live import LiveReader
+from events.server import EmbeddedServer
+from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
+from tests.events.lossy import LossyClient
+from tests.events.waiting import until
+
+pytestmark = pytest.mark.bus
+
+LIVE = subjects.live_wildcard(CLUSTER)[:-1]
+
+
+class Following:
+    """A task that follows and what it has seen."""
+
+    def __init__(self, reader: LiveReader, after: int = 0) -> None:
+        self.seen: list[int] = []
+        self.head = genesis(CLUSTER)
+        self.live = asyncio.Event()
+        self._reader = reader
+        self._after = after
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        async for batch in self._reader.read(after=self._after, follow=True):
+            self.seen += [message.sequence for message in batch.messages]
+            if self._after == 0:
+                self.head = verified(batch.messages, self.head)
+            if batch.pending == 0:
+                self.live.set()
+
+    async def reaches(self, sequence: int, within_s: float = 15.0) -> None:
+        await until(
+            lambda: self.task.done() or bool(self.seen and self.seen[-1] >= sequence), within_s=within_s
+        )
+        if self.task.done():
+            self.task.result()
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_lost_repeated_late_and_reordered_messages_are_harmless(
+    client: Client, log: JetStreamLog, seed: int
+) -> None:
+    lossy = LossyClient(client, LIVE, seed)
+    reader = LiveReader(cast("Any", lossy), CLUSTER, check_s=0.2, gap_wait_s=0.005)
+    following = Following(reader)
+    await asyncio.wait_for(following.live.wait(), 10)
+    head = await log.head()
+    for size in (1, 2, 40, 1, 1, 7, 300, 1, 1, 1, 3, 1):
+        messages, head = sealed(head, size)
+        await log.append(messages, expected=head.sequence - size)
+    await following.reaches(head.sequence)
+    assert following.seen == list(range(1, head.sequence + 1))
+    assert following.head == head
+    assert lossy.lost > 0
+    await following.end()
+
+
+async def test_a_lost_last_message_is_found_by_asking(client: Client, log: JetStreamLog) -> None:
+    deaf = LossyClient(client, LIVE, 1, lose=1.0)
+    following = Following(LiveReader(cast("Any", deaf), CLUSTER, check_s=0.1))
+    await asyncio.wait_for(following.live.wait(), 10)
+    await fill(log, 1)
+    await following.reaches(1)
+    assert following.seen == [1]
+    await following.end()
+
+
+async def test_a_message_that_never_was_in_the_log_cannot_confuse_it(client: Client, log: JetStreamLog) -> None:
+    await fill(log, 3)
+    following = Following(LiveReader(client, CLUSTER, gap_wait_s=0.005))
+    await following.reaches(3)
+    subject = subjects.live_wildcard(CLUSTER).replace(">", "range.x.allocated")
+    await client.publish(subject, b"no headers")
+    await client.publish(subject, b"nonsense", headers={"Nats-Sequence": "four", "Nats-Subject": "x"})
+    await client.publish(
+        subject,
+        b"from the past",
+        headers={"Nats-Sequence": "2", "Nats-Subject": "x", "Nats-Time-Stamp": "2026-01-01T00:00:00Z"},
+    )
+    await client.publish(
+        subject,
+        b"from a far future: the stream is asked, and does not have it",
+        headers={"Nats-Sequence": "900", "Nats-Subject": "x", "Nats-Time-Stamp": "2026-01-01T00:00:00Z"},
+    )
+    await fill(log, 20)
+    await following.reaches(23)
+    assert following.seen == list(range(1, 24))
+    assert following.head == await log.head()
+    await following.end()
+
+
+async def test_it_goes_on_over_a_crash_of_the_server(
+    server: EmbeddedServer, client: Client, log: JetStreamLog
+) -> None:
+    head = await fill(log, 10)
+    following = Following(LiveReader(client, CLUSTER))
+    await following.reaches(10)
+    server.signal(signal.SIGKILL)
+    await server.wait_ready()
+    # Written while the follower may still be disconnected: it has to notice by itself.
+    other = await connect(BusOptions(servers=(server.url,)), name="writer")
+    messages, head = sealed(head, 5)
+    await JetStreamLog(other, CLUSTER).append(messages, expected=10)
+    await following.reaches(15)
+    assert following.head == head
+    await following.end()
+    await other.close()
+
+
+async def test_it_leaves_no_consumer_on_the_server(client: Client, log: JetStreamLog) -> None:
+    await fill(log, 1500)
+    followers = [Following(LiveReader(client, CLUSTER)) for _ in range(5)]
+    for each in followers:
+        await each.reaches(1500)
+    info = await client.jetstream().stream_info(subjects.stream(CLUSTER))
+    assert info.state.consumer_count == 0
+    assert info.state.messages == 1500
+    for each in followers:
+        await each.end()
+    assert client.stats["errors_received"] == 0
+
+
+async def test_a_read_that_does_not_follow_ends_with_an_error_when_the_log_is_away(
+    server: EmbeddedServer, client: Client, log: JetStreamLog
+) -> None:
+    await fill(log, 1)
+    await server.stop()
+    with pytest.raises(Unavailable):
+        await everything(LiveReader(client, CLUSTER, patience_s=0.3))
+
+
+async def test_a_position_ahead_of_the_log_waits_for_its_future(client: Client, log: JetStreamLog) -> None:
+    await fill(log, 2)
+    following = Following(LiveReader(client, CLUSTER, check_s=0.05), after=4)
+    await fill(log, 4)
+    await following.reaches(6)
+    assert following.seen == [5, 6]
+    await following.end()
+
+
+async def test_every_reader_gives_the_same_message(client: Client, log: JetStreamLog) -> None:
+    await fill(log, 3)
+    by_consumer = await everything(log)
+    by_direct_get = await everything(LiveReader(client, CLUSTER))
+    assert by_consumer == by_direct_get
+    following = LiveReader(client, CLUSTER).read(after=3, follow=True)
+    await anext(following)
+    await fill(log, 1)
+    live = (await anext(following)).messages[0]
+    await following.aclose()  # type: ignore[attr-defined]
+    assert live == (await everything(log))[3]
+    assert CHAIN_HEADER in live.headers
+
+
+@pytest.mark.parametrize(
+    ("stamp", "expected"),
+    [
+        ("2026-11-23T15:12:06.073627559Z", 1795446726073627559),
+        ("2026-11-23T15:12:06.07Z", 1795446726070000000),
+        ("2026-11-23T15:12:06Z", 1795446726000000000),
+    ],
+)
+def test_the_servers_stamps_keep_their_nanoseconds(stamp: str, expected: int) -> None:
+    assert recorded_ns(stamp) == expected
