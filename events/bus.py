@@ -8,7 +8,9 @@ refused connection goes on trying, slower and slower, until the file holds somet
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import logging
 import random
 import ssl
@@ -47,7 +49,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
         return creds.load(self.credentials).api_prefix if self.credentials else "$JS.API"
 
 
-_REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked")
+_REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
+_CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
 
@@ -55,6 +58,43 @@ class _Patient(Client):
     """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
 
     refused = False
+    public_key = ""
+
+    def _connect_command(self) -> bytes:
+        """Name the public key beside the JWT: a server with a plain configuration knows only that."""
+        command = super()._connect_command()
+        if not self.public_key:
+            return command
+        verb, _, options = command.partition(b" ")
+        named = {**msgspec.json.decode(options), "nkey": self.public_key}
+        return b"%b %b\r\n" % (verb, msgspec.json.encode(named))
+
+    async def _process_connect_init(self) -> None:
+        """Log in. nats-py takes whatever line follows the login for consent: a PING, or a hang-up."""
+        transport: Any = self._transport
+        readline = transport.readline
+
+        async def reply() -> bytes:
+            line: bytes = await readline()
+            while line.startswith(b"PING"):  # the server's first one comes while it looks an account up
+                transport.write(b"PONG\r\n")
+                line = await readline()
+            return line
+
+        close = transport.wait_closed
+
+        async def closed() -> None:
+            with contextlib.suppress(TimeoutError):  # after a failed handshake it would wait for ever
+                await asyncio.wait_for(close(), _CLOSE_S)
+
+        transport.wait_closed = closed
+        transport.readline = reply
+        try:
+            await super()._process_connect_init()
+        finally:
+            transport.readline = readline
+        if not self.is_connected:
+            raise NatsError("nats: the server hung up during the login")
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("' ").lower()
@@ -77,14 +117,13 @@ def _identity(client: _Patient, options: BusOptions) -> dict[str, Any]:
     """How the client proves who it is, from a file that is read again at each connection."""
     if not options.credentials:
         return {"user": options.user or None, "password": options.password or None}
-    found = creds.load(options.credentials)
+    creds.load(options.credentials)  # refuses an unreadable file now, with a reason
 
     def sign(nonce: str) -> bytes:
-        return base64.b64encode(creds.load(options.credentials).key.sign(nonce.encode()))
+        key = creds.load(options.credentials).key
+        client.public_key = key.public
+        return base64.b64encode(key.sign(nonce.encode()))
 
-    if not found.jwt:  # a server with a plain configuration knows the public key, not a JWT
-        client._public_nkey = found.key.public  # noqa: SLF001  nats-py sets it from a seed by PyNaCl only
-        return {"signature_cb": sign}
     return {
         "signature_cb": sign,
         "user_jwt_cb": lambda: bytearray(creds.load(options.credentials).jwt.encode()),
@@ -159,13 +198,18 @@ async def connect(
             raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error
         raise Unavailable(
             "bus_unreachable",
-            f"no NATS server answers at {', '.join(options.servers)} ({str(error) or type(error).__name__}): "
+            f"no NATS server answers at {', '.join(options.servers)} ({_why(error, said)}): "
             f"check the address, that the server runs, and the credentials",
             servers=list(options.servers),
         ) from error
     said.clear()
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+def _why(error: BaseException, said: list[str]) -> str:
+    """The last thing that went wrong, which tells more than nats-py's final word."""
+    return next((text for text in reversed(said) if text), str(error) or type(error).__name__)
 
 
 def _refused(options: BusOptions, said: str) -> str:

@@ -24,12 +24,10 @@ _BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>\S+)\s+-+END 
 _LIMIT_BYTES = 64 * 1024
 API_TAG = "api:"
 """A user's tag that names the prefix of JetStream's API."""
-INBOX_TAG = "inbox:"
-"""A user's tag that names the only inbox prefix that it may subscribe to."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What one file holds. ``seed`` is secret. ``jwt`` is empty when the servers have a plain configuration."""
+    """What one file holds. ``seed`` is secret."""
 
     jwt: str
     seed: str
@@ -39,8 +37,8 @@ class Credentials(msgspec.Struct, frozen=True):
 
     @property
     def claims(self) -> dict[str, Any]:
-        """The payload of the JWT, unverified; empty without one."""
-        return decode_claims(self.jwt) if self.jwt else {}
+        """The payload of the JWT, unverified."""
+        return decode_claims(self.jwt)
 
     @property
     def name(self) -> str:
@@ -52,13 +50,8 @@ class Credentials(msgspec.Struct, frozen=True):
         seconds = self.claims.get("exp")
         return datetime.fromtimestamp(int(seconds), UTC) if seconds else None
 
-    @property
-    def inbox_prefix(self) -> str:
-        """Where its holder may listen for replies."""
-        return self._tag(INBOX_TAG) or "_INBOX"
-
     def _tag(self, name: str) -> str:
-        tags = self.claims.get("nats", {}).get("tags") or []
+        tags = self.claims["nats"].get("tags") or []
         return next((str(tag)[len(name) :] for tag in tags if str(tag).startswith(name)), "")
 
     @property
@@ -88,14 +81,13 @@ def decode_claims(jwt: str) -> dict[str, Any]:
 def parse(text: str, source: str = "the credentials") -> Credentials:
     """Read the text of a ``.creds`` file. Raises Refused(credentials_invalid), naming ``source`` only."""
     blocks = {match["what"]: match["text"] for match in _BLOCK.finditer(text)}
-    jwt, seed = blocks.get("NATS USER JWT", ""), blocks.get("USER NKEY SEED", "")
-    if not seed or (not jwt and "USER JWT" in text):
+    jwt, seed = blocks.get("NATS USER JWT"), blocks.get("USER NKEY SEED")
+    if jwt is None or seed is None:
         raise Refused(
             "credentials_invalid", f"{source} is no complete credentials file: a part is missing or cut off"
         )
     found = Credentials(jwt, seed)
-    if jwt:
-        decode_claims(jwt)
+    decode_claims(jwt)
     if found.key.kind != "user":
         raise Refused("credentials_invalid", f"{source} holds the seed of an {found.key.kind}, not of a user")
     return found

@@ -75,7 +75,7 @@ def jwt_block(store: Store, *, accounts_dir: Path, operator_jwt: Path | None = N
         f"  dir: {_text(accounts_dir)}\n"
         "  allow_delete: false\n"
         '  interval: "2m"\n'
-        '  timeout: "5s"\n'
+        '  timeout: "1s"\n'
         "}\n"
         f"resolver_preload {{\n{preload}}}\n"
     )

@@ -38,7 +38,9 @@ class Site(NamedTuple):
 
 @pytest.fixture(params=["jwt", "plain"])
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    files = prepare(tmp_path / "authority", cluster=CLUSTER, nodes=NODES, hosts=["127.0.0.1"], form=request.param)
+    files = prepare(
+        tmp_path / "authority", cluster=CLUSTER, nodes=NODES, hosts=["127.0.0.1"], form=request.param
+    )
     options = ServerOptions(store_dir=tmp_path / "bus", extra=files.server_extra)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(EmbeddedServer(options))
