@@ -14,13 +14,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
+
+import msgspec
 
 from events import subjects
 from events.chain import Head
 from events.codec import Recorded, StoredMessage, decode
 from events.errors import Refused
 from events.log import LogReader
+from events.status import AgentStatus
 from replay.archive.lines import Fact, facts_of
 from replay.archive.postings import keys_of
 from replay.archive.reader import ArchiveLog
@@ -33,7 +36,7 @@ Progress = Callable[[int], None]
 """Called now and then with the last sequence that was worked on."""
 
 
-class Point(NamedTuple):
+class Point(msgspec.Struct, frozen=True):
     """A place in the log. ``recorded_at`` is the server's time of that event; None before the first."""
 
     sequence: int
@@ -110,6 +113,14 @@ class History:
         async for batch in self.log.read(after=after, until=stop, follow=follow):
             if batch.messages:
                 yield batch.messages
+
+    async def reports(self) -> list[AgentStatus]:
+        """The agents' last reports: of the live bus, or those that a capsule carries."""
+        if self._live is not None:
+            return await self._live.statuses()
+        if self._archive is not None:
+            return [msgspec.json.decode(text, type=AgentStatus) for text in self._archive.notes("status")]
+        return []
 
     async def message(self, sequence: int) -> StoredMessage:
         """The event at ``sequence``. Raises Refused(not_in_history)."""

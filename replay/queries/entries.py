@@ -17,7 +17,7 @@ from replay.queries.things import fields
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """All that are given must fit. ``types`` match as prefixes (``range``, ``range.freed``, ``range.freed.v1``).
+    """All that are given must fit. ``types`` match as prefixes (``range``, ``range.freed``).
 
     ``address`` fits an event that names it or a range that contains it.
     """

@@ -1,0 +1,65 @@
+"""``isthmus replay``: the command line of the replay tool.
+
+The group is made here; each command's module is imported when the command is called, and what a
+command needs is imported when it runs, so that a question is answered within a few tenths of a second.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+_COMMANDS = {
+    "log": "replay.cli.look",
+    "state": "replay.cli.look",
+    "who": "replay.cli.look",
+    "history": "replay.cli.things",
+    "blame": "replay.cli.things",
+    "explain": "replay.cli.things",
+    "diff": "replay.cli.look",
+    "bisect": "replay.cli.judge",
+    "stats": "replay.cli.judge",
+    "whatif": "replay.cli.imagine",
+    "verify": "replay.cli.verify",
+    "export": "replay.cli.move",
+    "import": "replay.cli.move",
+    "capsule": "replay.cli.move",
+    "sample": "replay.cli.move",
+    "plot": "replay.cli.plot",
+}
+
+_ORDER = tuple(_COMMANDS)
+
+
+class _Lazy(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(_ORDER)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(module), f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=_Lazy)
+def replay() -> None:
+    """Every question about the past, answered and proven.
+
+    Works on the live stream (--bus, --cluster; read-only credentials are enough) and on an archive
+    file with no bus at all (--archive FILE). The same fold as the controller's answers.
+
+    \b
+    WHEN is a sequence (4711), 'now', 'start', an ISO time (2026-03-02T14:00+08:00),
+    '14:00', 'yesterday 14:00', 'monday 9:30', '-2h' or '3d ago'. Times without a zone
+    are read in --tz (default: this machine's zone), and every time shown names its zone.
+
+    \b
+    isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00'
+    isthmus replay history node idc-7
+    isthmus replay export prod.isthmus && isthmus replay verify --archive prod.isthmus
+    """

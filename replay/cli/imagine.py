@@ -1,0 +1,115 @@
+"""``replay whatif``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from events.cli import json_option, print_json, print_table, run
+from replay.cli.source import Source, opened, progress, source_options
+
+_ROWS = 30
+
+
+@click.command("whatif")
+@source_options
+@click.option("--at", "fork", default="start", show_default=True, metavar="WHEN", help="Where the past forks.")
+@click.option("--to", "until", default="now", metavar="WHEN", help="Live until this moment.")
+@click.option("--cidr", default="", help="Another container CIDR.")
+@click.option("--pods", default=0, help="Another number of pods per node.")
+@click.option("--services", default=0, help="Another number of Services.")
+@click.option(
+    "--append", "appended", multiple=True, metavar="CIDR", help="A further container CIDR. Repeatable."
+)
+@click.option(
+    "--commands",
+    type=click.Path(exists=True, dir_okay=False),
+    help='Extra commands at the fork: JSON lines like {"command": "remove-node", "node": "idc-7"}.',
+)
+@json_option
+def whatif_command(  # noqa: PLR0917  click passes options by name
+    source: Source,
+    fork: str,
+    until: str,
+    cidr: str,
+    pods: int,
+    services: int,
+    appended: tuple[str, ...],
+    commands: str | None,
+    as_json: bool,
+) -> None:
+    """Live the past again under another plan, or with extra commands.
+
+    Capacity, exhaustion, who would have been refused, which nodes would have other ranges. Another
+    plan at a later moment means: the members of that moment join anew, in their order.
+
+    \b
+    isthmus replay whatif --cidr 10.200.0.0/18
+    isthmus replay whatif --pods 128 --at 'monday'
+    isthmus replay whatif --at -1d --append 10.201.0.0/16
+    """
+    run(_whatif(source, fork, until, cidr, pods, services, appended, commands, as_json=as_json))
+
+
+async def _whatif(  # noqa: PLR0917  the options, passed on
+    source: Source,
+    fork: str,
+    until: str,
+    cidr: str,
+    pods: int,
+    services: int,
+    appended: tuple[str, ...],
+    commands: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    from replay.queries.whatif import OtherPlan, parse_commands, whatif
+
+    extra = parse_commands(Path(commands).read_bytes()) if commands else ()  # noqa: ASYNC240  a small file, once
+    plan = OtherPlan(
+        container_cidr=cidr, pods_per_node=pods, services=services, appended=appended, commands=extra
+    )
+    async with opened(source) as asked:
+        begin, end = await asked.point(fork), await asked.point(until)
+        with progress("living again", end.sequence, start=begin.sequence) as tick:
+            answer = await whatif(asked.states(), begin, end, plan, tick)
+        if as_json:
+            print_json(answer)
+            return
+        rows: list[tuple[str, object, object]] = [
+            (key, answer.recorded_plan.get(key, "–"), answer.plan.get(key, "–"))
+            for key in answer.plan or answer.recorded_plan
+        ]
+        rows += [(name, f"{count:,}", f"{answer.imagined[name]:,}") for name, count in answer.recorded.items()]
+        print_table(("", "recorded", "imagined"), rows, title=f"from {asked.at(begin)} to {asked.at(end)}")
+        facts = [
+            ("most ranges in use", f"{answer.peak_in_use:,} of {answer.plan.get('capacity', 0):,}"),
+            (
+                "exhausted",
+                f"{asked.show(answer.exhausted_at)} (event {answer.exhausted_sequence:,})"
+                if answer.exhausted_at
+                else "never",
+            ),
+            ("refused", f"{answer.refused:,} nodes"),
+            ("other ranges", f"{answer.differing:,} nodes"),
+        ]
+        facts += [
+            (f"extra: {item['command']}", item["refused"] or str(item["result"])) for item in answer.extra
+        ]
+        print_table(("", ""), facts)
+        if answer.unserved:
+            print_table(
+                ("refused", "since", "served", "why"),
+                [
+                    (u.node, asked.show(u.since), asked.show(u.served_at), u.code)
+                    for u in answer.unserved[:_ROWS]
+                ],
+                title=f"the first {_ROWS}" if answer.refused > _ROWS else "",
+            )
+        if answer.moved:
+            print_table(
+                ("node", "recorded", "imagined"),
+                [(m.node, m.recorded or "–", m.imagined or "–") for m in answer.moved[:_ROWS]],
+                title=f"the first {_ROWS}" if answer.differing > _ROWS else "",
+            )
