@@ -12,7 +12,7 @@ asked of the log itself: do exactly these ids stand behind the expected sequence
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +44,7 @@ _HEADER_ROOM_BYTES = 256
 _TRY_S = 2.0
 """How long one try waits for its acknowledgement; an election of a new leader takes a few of them."""
 
+_TICK_S = 0.1
 _REPEATED_MAX = 4
 """Answers "known id" with a free place after which the ids count as stored elsewhere."""
 
@@ -109,7 +110,7 @@ class _Append:
         last: IsthmusError | None = None
         async for left_s in pauses(deadline):
             try:
-                if await self._try(min(_TRY_S, left_s)):
+                if await self._or_reconnect(self._try(min(_TRY_S, left_s))):
                     return self._end
             except (NatsTimeoutError, TimeoutError):
                 self._maybe_stored = True
@@ -135,6 +136,21 @@ class _Append:
                 count=len(self._messages),
             )
         raise last
+
+    async def _or_reconnect(self, trying: Coroutine[Any, Any, bool]) -> bool:
+        """Give a try up as unanswered once the connection was replaced: its answer cannot come any more."""
+        reconnects = self._client.stats["reconnects"]
+        task = asyncio.ensure_future(trying)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_TICK_S)
+                if not task.done() and self._client.stats["reconnects"] != reconnects:
+                    raise NatsTimeoutError
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _try(self, timeout_s: float) -> bool:
         """Send once; True when stored as asked, False when another try may help."""

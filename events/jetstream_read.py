@@ -72,6 +72,9 @@ class PullReader:
         end = await self._end(patient=follow)
         if follow:
             stop = until
+            if end < position:
+                await self._reach(position)
+                end = position
             if end <= position and (until is None or position < until):
                 yield ReadBatch((), 0)
         else:
@@ -101,6 +104,24 @@ class PullReader:
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311  jitter, not a secret
             else:
                 return found[0] if found is not None else 0
+
+    async def _reach(self, position: int) -> None:
+        """Wait until the log holds the reader's position: a mirror may lag, but not for ever.
+
+        Raises VerificationFailed(sequence_gap): the reader's past is not this log's.
+        """
+        end = 0
+        async for _ in pauses(asyncio.get_running_loop().time() + self._patience_s):
+            end = await self._end(patient=True)
+            if end >= position:
+                return
+        raise VerificationFailed(
+            "sequence_gap",
+            f"this reader is at event {position}, but stream {self._stream} ends with event {end}: "
+            f"the log was replaced or restored from an older copy, or this mirror is far behind",
+            expected=position,
+            found=end,
+        )
 
     async def _begin(self, position: int, *, patient: bool) -> _Session:
         """A session at ``position``; tried for ever when ``patient``, else for ``patience_s``."""
