@@ -109,7 +109,8 @@ async def _up(
     from events.server_config import ServerOptions
 
     store = data / "jetstream"
-    store.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, before anything runs
+    store.mkdir(parents=True, exist_ok=True)
+    where = str(data.resolve())  # noqa: ASYNC240  no wait
     async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port)) as server:
         bus = BusOptions(servers=(server.url,))
         controller = await Controller.start(ControllerOptions(cluster=cluster, data=data, bus=bus, name="up"))
@@ -126,7 +127,7 @@ async def _up(
                 "cluster": cluster,
                 "sequence": controller.replica.head.sequence,
                 "defined": controller.replica.state.definition is not None,
-                "data": str(data.resolve()),
+                "data": where,
             }
             if as_json:
                 print_json(facts)

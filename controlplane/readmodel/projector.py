@@ -56,6 +56,7 @@ class Projector:
         self._remembered = remembered
         self._policy = policy
         self._moved = asyncio.Event()
+        self._opening = asyncio.Lock()
         self.store: Store | None = None
         self.stalled: IsthmusError | None = None
         """Why the projection has stopped, while it has."""
@@ -68,9 +69,10 @@ class Projector:
 
     async def open(self) -> Store:
         """Open the store (``run`` does, too)."""
-        if self.store is None:
-            self.store = await Store.open(self._directory, self._log.cluster)
-        return self.store
+        async with self._opening:
+            if self.store is None:
+                self.store = await Store.open(self._directory, self._log.cluster)
+            return self.store
 
     async def close(self) -> None:
         """Close the store."""

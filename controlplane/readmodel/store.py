@@ -115,6 +115,9 @@ class Store:
             found = await _hop(connection, _prepare, cluster, fresh)
         except sqlite3.DatabaseError:
             found = None
+        except BaseException:
+            await connection.close()
+            raise
         if found is None:
             await connection.close()
             return None
