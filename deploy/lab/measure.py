@@ -47,7 +47,12 @@ class Flows:
             "longest_silence_ms": round(silence_ms, 1),
         }
         if not sent or received != sent:
-            raise ProofFailedError(f"{sent - received} of {sent} packets were lost meanwhile")
+            lost = ", ".join(
+                f"→ {result['target']} numbers {result['lost']} of {result['sent']}"
+                for result in self.results
+                if result["lost"]
+            )
+            raise ProofFailedError(f"{sent - received} of {sent} packets were lost meanwhile: {lost}")
         check.detail = (
             f"{received:,} of {sent:,} packets answered in {len(self.results)} streams across the sites, "
             f"longest silence {silence_ms:.0f} ms"

@@ -73,6 +73,7 @@ class Conversation:
             "target": self.target,
             "sent": self.sent,
             "received": received,
+            "lost": [number for number in range(self.sent) if number not in self.answered][:20],
             "duplicates": self.duplicates,
             "refused": self.refused,
             "rtt_min_ms": self.rtt_min_s * 1e3 if received else None,

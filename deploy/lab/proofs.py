@@ -140,7 +140,7 @@ async def newcomer(lab: Lab, report: Report, freed: str) -> None:
     """A new node joins and takes the next range in the cycle, not the freed one. Runs behind `leave`."""
     spare = lab.topology.spare
     with report.stage(f"{spare.name} joins: it takes the next range, not the freed one") as check:
-        expected = max(lab.members.live.values(), key=lambda member: member.epoch).cursor_after
+        expected = lab.members.ledger.cursor
         node = await lab.start_node(spare)
         member = lab.members.live[spare.name]
         if member.range == freed or member.index != expected:
