@@ -45,19 +45,19 @@ def event_stream_settings(cluster: str) -> dict[str, Any]:
     }
 
 
-def mirror_settings(cluster: str, *, hub_domain: str) -> dict[str, Any]:
-    """A site's mirror of the event stream: the same name and sequences, in the site's own JetStream domain."""
+def mirror_settings(settings: Mapping[str, Any], *, hub_domain: str) -> dict[str, Any]:
+    """A site's mirror of a stream: the same name and sequences, in the site's own JetStream domain.
+
+    ``settings`` are the stream's own; a mirror has no subjects and cannot take atomic batches.
+    """
+    unfit = {"subjects", "allow_atomic", "republish", "duplicate_window", "discard"}
     return {
-        "name": subjects.stream(cluster),
-        "description": f"Isthmus: mirror of the events of cluster {cluster}, kept at this site.",
-        "retention": "limits",
-        "storage": "file",
-        "compression": "s2",
-        "deny_delete": True,
-        "deny_purge": True,
-        "allow_direct": True,
+        **{name: value for name, value in settings.items() if name not in unfit},
+        "description": f"{settings['description']} Mirror of domain {hub_domain}.",
+        "discard": "old",
+        "mirror_direct": False,
         "mirror": {
-            "name": subjects.stream(cluster),
+            "name": settings["name"],
             "external": {"api": f"$JS.{hub_domain}.API", "deliver": ""},
         },
     }

@@ -2,8 +2,10 @@
 
 A controller publishes, agents read by direct get, nobody needs a consumer. A snapshot is stored
 compressed and in chunks (ten thousand members exceed a message) below
-``isthmus.<cluster>.snapshot.<sequence>.``; what makes it valid is the manifest, written last on
-``isthmus.<cluster>.snapshot.latest``, whose predecessor stays whole until then.
+``isthmus.<cluster>.snapshot.<slot>.``; what makes it valid is the manifest, written last on
+``isthmus.<cluster>.snapshot.latest``. Two slots take turns, so that the last snapshot stays whole
+until its successor is, and old ones vanish by being overwritten (also in a site's mirror, where a
+deletion would not arrive).
 
 A reader trusts a snapshot only when its bytes hash to what the manifest states **and** the log
 itself, at the snapshot's sequence, carries the snapshot's chain digest: one of another or of a
@@ -27,14 +29,15 @@ from events import subjects
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.direct import DirectReader
 from events.errors import Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, ApiError, call, error_in, pauses
+from events.jetstream_api import DEFAULT_PREFIX, error_in, pauses
 from events.jetstream_stream import ensure_stream
 from events.types import ClusterDefined
 
 FORMAT = 1
 CHUNK_BYTES = 128 * 1024
-KEPT = 2
-"""Snapshots kept: the newest, and the one before for those who are reading it."""
+SLOTS = 2
+_TRIES = 3
+"""Reading begins anew when two newer snapshots were written meanwhile; not more often than this."""
 SIZE_MAX_BYTES = 256 * 1024 * 1024
 """Largest snapshot unpacked; a hundred times what ten thousand members take."""
 
@@ -87,8 +90,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stored snapshot consists of. ``sha256`` is of the compressed bytes."""
+    """What a stored snapshot consists of and where. ``sha256`` is of the compressed bytes."""
 
+    slot: int
     sequence: int
     chain: str
     chunks: int
@@ -102,12 +106,13 @@ _snapshot = msgspec.json.Decoder(Snapshot)
 _manifest = msgspec.json.Decoder(Manifest)
 
 
-def pack(snapshot: Snapshot) -> tuple[Manifest, list[bytes]]:
-    """The manifest and the chunks of a snapshot."""
+def pack(snapshot: Snapshot, slot: int = 0) -> tuple[Manifest, list[bytes]]:
+    """The manifest and the chunks of a snapshot, for storing in a slot."""
     packed = zlib.compress(_encode(snapshot), 3)
     chunks = [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
     return (
         Manifest(
+            slot=slot,
             sequence=snapshot.sequence,
             chain=snapshot.chain,
             chunks=len(chunks),
@@ -148,7 +153,7 @@ def unpack(manifest: Manifest, chunks: Sequence[bytes]) -> Snapshot:
 
 
 def snapshot_stream_settings(cluster: str) -> dict[str, Any]:
-    """The bucket's stream: the last message per subject, older snapshots purged by the publisher."""
+    """The bucket's stream: the last message per subject, so that it stays as small as two snapshots."""
     return {
         "name": subjects.snapshot_stream(cluster),
         "subjects": [subjects.snapshot_wildcard(cluster)],
@@ -179,20 +184,19 @@ class SnapshotBucket:
         )
 
     async def publish(self, snapshot: Snapshot, *, timeout_s: float = 10.0) -> Manifest:
-        """Store a snapshot, make it the latest, and purge all but the last :data:`KEPT`.
+        """Store a snapshot and make it the latest. One that is not newer than the latest is not stored.
 
-        A snapshot older than the latest is not stored. Raises Unavailable; the last snapshot then
-        stays the latest.
+        Raises Unavailable; the last snapshot then stays the latest.
         """
         previous = await self.manifest()
         if previous is not None and previous.sequence >= snapshot.sequence:
             return previous
-        manifest, chunks = await asyncio.to_thread(pack, snapshot)
+        slot = (previous.slot + 1) % SLOTS if previous is not None else 0
+        manifest, chunks = await asyncio.to_thread(pack, snapshot, slot)
         deadline = asyncio.get_running_loop().time() + timeout_s
         for index, chunk in enumerate(chunks):
-            await self._store(subjects.snapshot_chunk(self._cluster, manifest.sequence, index), chunk, deadline)
+            await self._store(subjects.snapshot_chunk(self._cluster, slot, index), chunk, deadline)
         await self._store(subjects.snapshot_latest(self._cluster), _encode(manifest), deadline)
-        await self._purge(keep={manifest.sequence, previous.sequence if previous else 0})
         return manifest
 
     async def manifest(self) -> Manifest | None:
@@ -213,28 +217,32 @@ class SnapshotBucket:
         Raises Unavailable, and VerificationFailed(snapshot_invalid) when it contradicts itself or
         the log: read the whole log then.
         """
-        for _ in range(3):
+        invalid: VerificationFailed | None = None
+        before: Manifest | None = None
+        for _ in range(_TRIES):
             manifest = await self.manifest()
             if manifest is None:
                 return None
-            chunks = await self._chunks(manifest)
-            if chunks is None:
-                continue  # replaced and purged while we read: there is a newer one
-            snapshot = await asyncio.to_thread(unpack, manifest, chunks)
+            if manifest == before and invalid is not None:
+                raise invalid  # it was not replaced while we read it
+            before = manifest
+            chunks = [await self._chunk(manifest, index) for index in range(manifest.chunks)]
+            try:
+                snapshot = await asyncio.to_thread(unpack, manifest, chunks)
+            except VerificationFailed as error:
+                invalid = error
+                continue
             await self._check_against_log(snapshot)
             return snapshot
-        raise Unavailable("log_unavailable", f"bucket {self._stream}: the latest snapshot is not whole yet")
+        raise invalid or Unavailable(
+            "log_unavailable", f"bucket {self._stream}: no snapshot could be read whole"
+        )
 
-    async def _chunks(self, manifest: Manifest) -> list[bytes] | None:
-        chunks = []
-        for index in range(manifest.chunks):
-            message = await self._direct.last(
-                subjects.snapshot_chunk(self._cluster, manifest.sequence, index), timeout_s=10
-            )
-            if message is None:
-                return None
-            chunks.append(message.body)
-        return chunks
+    async def _chunk(self, manifest: Manifest, index: int) -> bytes:
+        message = await self._direct.last(
+            subjects.snapshot_chunk(self._cluster, manifest.slot, index), timeout_s=10
+        )
+        return message.body if message is not None else b""
 
     async def _check_against_log(self, snapshot: Snapshot) -> None:
         if snapshot.cluster != self._cluster:
@@ -279,23 +287,3 @@ class SnapshotBucket:
             if not refusal.passing:
                 break
         raise last or Unavailable("log_unavailable", f"bucket {self._stream} took no chunk in time")
-
-    async def _purge(self, *, keep: set[int]) -> None:
-        """Remove the chunks of all other snapshots. A failure only leaves them until the next time."""
-        try:
-            info = await call(
-                self._client,
-                f"{self._prefix}.STREAM.INFO.{self._stream}",
-                {"subjects_filter": subjects.snapshot_wildcard(self._cluster)},
-                timeout_s=3,
-            )
-            stored = {subjects.snapshot_sequence(subject) for subject in info["state"].get("subjects") or {}}
-            for sequence in stored - keep - {None}:
-                await call(
-                    self._client,
-                    f"{self._prefix}.STREAM.PURGE.{self._stream}",
-                    {"filter": subjects.snapshot_chunk(self._cluster, int(sequence or 0), "*")},
-                    timeout_s=3,
-                )
-        except (ApiError, Unavailable):
-            return

@@ -147,12 +147,6 @@ def snapshot_latest(cluster: str) -> str:
     return f"isthmus.{cluster}.snapshot.latest"
 
 
-def snapshot_chunk(cluster: str, sequence: int, index: int | str) -> str:
-    """One chunk of the snapshot of ``sequence``; ``*`` as index matches all of them."""
-    return f"isthmus.{cluster}.snapshot.{sequence}.{index}"
-
-
-def snapshot_sequence(subject: str) -> int | None:
-    """The sequence in a chunk's subject; None for the manifest's."""
-    fields = subject.split(".")
-    return int(fields[3]) if len(fields) == 5 else None
+def snapshot_chunk(cluster: str, slot: int, index: int) -> str:
+    """One chunk of the snapshot in a slot."""
+    return f"isthmus.{cluster}.snapshot.{slot}.{index}"

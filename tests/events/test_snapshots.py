@@ -83,11 +83,8 @@ class TestBucket:
             await bucket.publish(each)
         await bucket.publish(old)
         assert await bucket.latest() == made[-1]
-        info = await client.jetstream().stream_info(
-            subjects.snapshot_stream(CLUSTER), subjects_filter=subjects.snapshot_wildcard(CLUSTER)
-        )
-        stored = {subjects.snapshot_sequence(subject) for subject in info.state.subjects or {}}
-        assert stored == {None, made[-1].sequence, made[-2].sequence}
+        info = await client.jetstream().stream_info(subjects.snapshot_stream(CLUSTER))
+        assert info.state.messages == 3, "the manifest and one chunk in each of the two slots"
 
     async def test_readers_get_a_whole_one_while_it_is_being_replaced(
         self, bucket: SnapshotBucket, log: JetStreamLog
@@ -122,7 +119,7 @@ class TestBucket:
     ) -> None:
         head = await fill(log, 4)
         await bucket.publish(snapshot(head))
-        await client.jetstream().publish(subjects.snapshot_chunk(CLUSTER, head.sequence, 0), b"something else")
+        await client.jetstream().publish(subjects.snapshot_chunk(CLUSTER, 0, 0), b"something else")
         with pytest.raises(VerificationFailed) as refusal:
             await bucket.latest()
         assert refusal.value.code == "snapshot_invalid"
