@@ -18,7 +18,7 @@ from controlplane.decision import (
     Surroundings,
     Tick,
 )
-from controlplane.decisions import batch, clb, cluster, nodes, time
+from controlplane.decisions import batch, clb, cluster, nodes, time, tokens
 from controlplane.state import ClusterState
 from events.commands import (
     AppendCidr,
@@ -34,6 +34,7 @@ from events.commands import (
     ReleaseClb,
     RemoveNode,
     ReserveClb,
+    UseToken,
     WithdrawNetwork,
 )
 from events.errors import Refused
@@ -56,6 +57,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     ImportNodes: batch.import_nodes,
     ReserveClb: clb.reserve,
     ReleaseClb: clb.release,
+    UseToken: tokens.use,
     MarkLiveness: time.mark_liveness,
     AdvanceDrains: time.advance_drains,
 }

@@ -38,6 +38,7 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     Event,
+    JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
@@ -247,6 +248,10 @@ def _unknown(state: ClusterState, sequence: int, event: UnknownEvent) -> None:  
     )
 
 
+def _token_used(state: ClusterState, sequence: int, event: JoinTokenUsed) -> None:
+    """Nothing that a later decision rests on: the command's id keeps a token from a second use."""
+
+
 HANDLERS: dict[type[Event], Handler] = {
     ClusterDefined: _defined,
     ClusterDeleted: _deleted,
@@ -269,6 +274,7 @@ HANDLERS: dict[type[Event], Handler] = {
     ClbReserved: _reserved,
     ClbReleased: _released,
     ClbRefused: _clb_refused,
+    JoinTokenUsed: _token_used,
     UnknownEvent: _unknown,
 }
 """Event type → its handler; a test keeps it complete."""

@@ -180,6 +180,24 @@ class ReleaseClb(Command, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reservation: str
 
 
+class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The issuer records that it redeems a join token; only its credentials reach this subject.
+
+    The command's id is :func:`token_command_id`: whoever comes second gets the first one's event.
+    """
+
+    name: ClassVar[str] = "use-token"
+    token: str
+    node: str
+    public_key: str
+    expires: datetime
+
+
+def token_command_id(token: str) -> str:
+    """The one command id under which a token can be used."""
+    return f"join-token/{token}"
+
+
 COMMANDS: tuple[type[Command], ...] = (
     DefineCluster,
     DeleteCluster,
@@ -194,6 +212,7 @@ COMMANDS: tuple[type[Command], ...] = (
     ImportNodes,
     ReserveClb,
     ReleaseClb,
+    UseToken,
 )
 """Every command that can be sent."""
 

@@ -336,6 +336,28 @@ class ClbRefused(_ClbEvent, frozen=True, kw_only=True, gc=False):
     message: str
 
 
+# --- credentials ---------------------------------------------------------------------------------
+
+
+class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
+    """A join token was redeemed: the holder of ``public_key`` got the node's credentials.
+
+    ``token`` is the token's own public key, so that the log holds nothing secret; ``expires`` is
+    when the credentials end. A token is good once: the command's id is made of the token.
+    """
+
+    aggregate: ClassVar[str] = "token"
+    verb: ClassVar[str] = "used"
+    token: str
+    node: str
+    public_key: str
+    expires: datetime
+
+    @property
+    def entity(self) -> str:
+        return self.token
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     ClusterDefined,
     ClusterDeleted,
@@ -358,5 +380,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ClbReserved,
     ClbReleased,
     ClbRefused,
+    JoinTokenUsed,
 )
 """The whole set, in the order of the documentation."""

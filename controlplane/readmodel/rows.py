@@ -27,6 +27,7 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     Event,
+    JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
@@ -280,6 +281,10 @@ def _conflict_refused(rows: Rows, sequence: int, time_us: int, event: ConflictRe
     rows.fact(sequence, time_us, "refusal", f"command/{event.command}", event.code, event)
 
 
+def _token_used(rows: Rows, sequence: int, time_us: int, event: JoinTokenUsed) -> None:
+    rows.fact(sequence, time_us, "token", event.token, event.node, event)
+
+
 _HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
     NodeJoined: _joined,
     NodeLeft: _out,
@@ -302,4 +307,5 @@ _HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
     ClbReleased: _released,
     ClbRefused: _clb_refused,
     AllocationRefused: _allocation_refused,
+    JoinTokenUsed: _token_used,
 }
