@@ -34,10 +34,11 @@ from controlplane.service.hooks import Changes, Lagged, NullObserver, Observer
 from controlplane.service.neighbours import BusNeighbourhood
 from controlplane.service.remembered import Place, Remembered
 from controlplane.service.replica import Replica
+from controlplane.service.tasks import end, failure
 from controlplane.service.ticker import TICK_S, Ticker
 from events import subjects
 from events.bus import BusOptions, connect
-from events.errors import IsthmusError, Unavailable
+from events.errors import Unavailable
 from events.jetstream import JetStreamLog
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
@@ -169,26 +170,27 @@ class Controller:
         """Run until stopped. Raises the IsthmusError that ended it otherwise."""
         await self.client.subscribe(subjects.status_wildcard(self.options.cluster), cb=self._on_status)
         await self._handover.open()
+        tasks = [asyncio.create_task(part, name=name) for name, part in self._parts().items()]
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(part, name=name) for name, part in self._parts().items()]
-                await self._stopping.wait()
+            await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(STOP_S):
                         await self._handover.leave()
-                for task in tasks:
-                    task.cancel()
-        except BaseExceptionGroup as failures:
-            raise _reason(failures) from failures
         finally:
+            await end([*tasks, stop])
             self.changes.close()
             await self.projector.close()
             with suppress(Exception):
                 await self.client.close()
             os.close(self._lock)
             self._stopped.set()
+        reason = failure(tasks)
+        if reason is not None:
+            raise reason
 
-    def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
+    def _parts(self) -> dict[str, Coroutine[Any, Any, object]]:
         return {
             "replica": self.replica.follow(),
             "committer": self.committer.run(),
@@ -265,17 +267,3 @@ class _History:
     async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
         store = await self._projector.open()
         return await store.places(command_ids)
-
-
-def _reason(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure to show: one of ours if there is one, else the first."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [failures]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, BaseExceptionGroup):
-            pending.extend(item.exceptions)
-        else:
-            leaves.append(item)
-    ours = [leaf for leaf in leaves if isinstance(leaf, IsthmusError)]
-    return (ours or leaves)[0]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
+from datetime import datetime
 
 import msgspec
 
@@ -30,9 +31,8 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
 
     first_sequence: int
     last_sequence: int
-    stored_at: float
-    types: list[str]
-    entity: str
+    decided_at: datetime | None
+    summary: str
     expected: int
     applied: int
     first: float | None = None
@@ -43,14 +43,14 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Transaction:
-    __slots__ = ("at", "entity", "first", "last", "latencies", "types", "waiting")
+    __slots__ = ("at", "decided_at", "first", "last", "latencies", "summary", "waiting")
 
-    def __init__(self, first: int, last: int, at: float, types: list[str], entity: str) -> None:
+    def __init__(self, first: int, last: int, at: float, summary: str, decided_at: datetime | None) -> None:
         self.first = first
         self.last = last
         self.at = at
-        self.types = types
-        self.entity = entity
+        self.summary = summary
+        self.decided_at = decided_at
         self.latencies = array("f")
         self.waiting = 0
 
@@ -77,9 +77,11 @@ class ConvergenceTracker:
         self._applied: dict[str, int] = {}
         self._furthest = 0
 
-    def stored(self, first: int, last: int, at: float, types: list[str], entity: str) -> None:
-        """A transaction's events are in the log. Sequences only grow."""
-        transaction = _Transaction(first, last, at, types, entity)
+    def stored(
+        self, first: int, last: int, at: float, summary: str, decided_at: datetime | None = None
+    ) -> None:
+        """A transaction's events are in the log. Sequences only grow; ``at`` is this controller's clock."""
+        transaction = _Transaction(first, last, at, summary, decided_at)
         transaction.waiting = len(self._applied)
         if self._furthest >= last:
             # An agent can be faster than the news that its report answers.
@@ -165,9 +167,8 @@ class ConvergenceTracker:
         return Convergence(
             first_sequence=transaction.first,
             last_sequence=transaction.last,
-            stored_at=transaction.at,
-            types=transaction.types,
-            entity=transaction.entity,
+            decided_at=transaction.decided_at,
+            summary=transaction.summary,
             expected=count + transaction.waiting,
             applied=count,
             first=at(0.0),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from controlplane.addresses import Net, address_value, network
@@ -265,9 +266,10 @@ def _ranges(state: ClusterState, definition: ClusterDefined) -> Iterator[tuple[i
     services = network(definition.service_cidr)
     containers = [network(own.cidr) for own in state.cidrs]
     spans = sorted((network(held.cidr), index) for index, held in state.ranges.items())
-    for (net, index), (following, _) in zip(spans, [*spans[1:], (Net(1 << 32, 1), -1)], strict=True):
+    for (net, _), (following, _) in pairwise(spans):
         if net.overlaps(following):
             yield 1, f"ranges {net} and {following} overlap"
+    for net, index in spans:
         if net.size != size or (net.first - _origin(containers, net)) % size:
             yield 1, f"range {net} is not an aligned range of {size} addresses"
         if net.overlaps(services):

@@ -157,13 +157,12 @@ class Observability:
     def _stored(self, run: Sequence[Recorded]) -> None:
         now = time.monotonic()
         self.metrics.stored(run)
-        types: list[str] = []
         for recorded in run:
             envelope, event = recorded.envelope, recorded.event
             if isinstance(event, (NodeLeft, NodeFenced)):
                 self.convergence.gone(event.node)
-            types.append(envelope.type)
             if envelope.tx_index == envelope.tx_count - 1:
                 first = recorded.sequence - envelope.tx_index
-                self.convergence.stored(first, recorded.sequence, now, types, event.entity)
-                types = []
+                more = f" and {envelope.tx_index} more" if envelope.tx_index > 1 else ""
+                summary = f"{event.verb.replace('-', ' ')} {event.entity}{more}"
+                self.convergence.stored(first, recorded.sequence, now, summary, envelope.time)

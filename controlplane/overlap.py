@@ -49,10 +49,13 @@ class Side(NamedTuple):
 
     net: Net
     label: str
+    host: bool = False
 
     def __str__(self) -> str:
-        if self.net.size == 1:
+        if self.host:
             return f"{self.label} {address_text(self.net.first)}"
+        if self.net.size == 1:
+            return f"{self.label} {self.net}"
         first, last = address_text(self.net.first), address_text(self.net.last)
         return f"{self.label} {self.net} ({first} … {last})"
 
@@ -125,7 +128,7 @@ def _obstacles(
         for address in {node.underlay, node.announced}:
             value = address_value(address)
             if value is not None:
-                yield "cidr_conflict_with_node", Side(Net(value, 1), f"node {node.name!r} at")
+                yield "cidr_conflict_with_node", Side(Net(value, 1), f"node {node.name!r} at", host=True)
 
 
 def _foreign(state: ClusterState, surroundings: Surroundings) -> Iterator[tuple[str, Side]]:
@@ -164,7 +167,7 @@ def address_conflicts(
     """The container CIDRs, of this cluster and of others, that a node's addresses lie in. O(CIDRs)."""
     found: list[Conflict] = []
     for value in addresses:
-        theirs = Side(Net(value, 1), f"node {node!r} at")
+        theirs = Side(Net(value, 1), f"node {node!r} at", host=True)
         for own in state.cidrs:
             if own.first <= value and network(own.cidr).has(value):
                 ours = Side(network(own.cidr), "container CIDR")

@@ -27,18 +27,24 @@ from events.telemetry import MESSAGING_SYSTEM, Telemetry, extract, mark_error
 OPEN_MAX = 8192
 """Commands followed at once; more than the committer's queue holds. The oldest is given up beyond it."""
 LINKS_MAX = 32
+OWN_ACTOR = "controller/"
+"""How the actor of a controller's own commands begins (see the ticker)."""
 
 _ROOT = Context()
 
 
 class _Open:
-    """One recorded command on its way: its span, and the context for spans below it."""
+    """One recorded command on its way: its span, the context for spans below it, and its (last) decision.
 
-    __slots__ = ("context", "span")
+    ``decision`` is its end (Unix nanoseconds), the seconds it took and waited, and its events.
+    """
+
+    __slots__ = ("context", "decision", "span")
 
     def __init__(self, span: Span, context: Context) -> None:
         self.span = span
         self.context = context
+        self.decision: tuple[int, float, float, int] | None = None
 
 
 class TracingObserver(NullObserver):
@@ -94,14 +100,7 @@ class TracingObserver(NullObserver):
         entry = self._open.get(id(request))
         if entry is None:
             return
-        end = time.time_ns()
-        self._tracer.start_span(
-            f"decide {request.command.name}",
-            entry.context,
-            kind=SpanKind.INTERNAL,
-            start_time=end - int(took_s * 1e9),
-            attributes={"isthmus.events": events, "isthmus.queued_ms": round(waited_s * 1000, 3)},
-        ).end(end)
+        entry.decision = (time.time_ns(), took_s, waited_s, events)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         if not self._open:
@@ -151,6 +150,17 @@ class TracingObserver(NullObserver):
         entry = self._open.pop(id(request), None)
         if entry is None:
             return
+        if entry.decision is not None:
+            end, took, waited, events = entry.decision
+            if not events and error is None and request.actor.startswith(OWN_ACTOR):
+                return  # the controller looked whether time has brought anything: no; such a span never ends
+            self._tracer.start_span(
+                f"decide {request.command.name}",
+                entry.context,
+                kind=SpanKind.INTERNAL,
+                start_time=end - int(took * 1e9),
+                attributes={"isthmus.events": events, "isthmus.queued_ms": round(waited * 1000, 3)},
+            ).end(end)
         if error is not None:
             mark_error(entry.span, error)
         entry.span.end()

@@ -32,6 +32,12 @@ def reserve(state: ClusterState, command: ReserveClb, now: datetime, surrounding
     _check_purposes(command)
     subnet = network(command.subnet, "CLB subnet")
     gateway = _gateway(command.gateway, subnet)
+    if len(command.exclude) > EXCLUSIONS_LIMIT:
+        raise BadRequest(
+            "bad_request",
+            f"{len(command.exclude):,} exclusions; at most {EXCLUSIONS_LIMIT:,} (a CIDR excludes many at once)",
+            field="exclude",
+        )
     excluded = _excluded(command.exclude)
     existing = state.clb.get(command.reservation)
     if existing is not None:
@@ -90,17 +96,16 @@ def _excluded(exclude: Iterable[str]) -> list[Net]:
     for item in exclude:
         value = address_value(item)
         items.append(Net(value, 1) if value is not None else network(item, "excluded address"))
-    if len(items) > EXCLUSIONS_LIMIT:
-        raise BadRequest(
-            "bad_request",
-            f"{len(items):,} exclusions; at most {EXCLUSIONS_LIMIT:,} (a CIDR excludes many at once)",
-            field="exclude",
-        )
     return items
 
 
 def _taken(state: ClusterState, subnet: Net, gateway: int | None, excluded: list[Net]) -> list[Net]:
-    """Everything inside the subnet that cannot be reserved, sorted."""
+    """Everything inside the subnet that cannot be reserved, sorted.
+
+    What other reservations were told is in use counts too: it is in use whoever asks.
+    """
+    told = [item for other in state.clb.values() for item in (*other.excluded, other.gateway) if item]
+    excluded = [*excluded, *_excluded(told)]
     taken = [Net(subnet.first, 1), Net(subnet.last, 1), *(n for n in excluded if n.overlaps(subnet))]
     if gateway is not None:
         taken.append(Net(gateway, 1))

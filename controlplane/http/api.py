@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from litestar import Controller, Response, get, post
 from litestar.openapi.spec import Example
-from litestar.params import Body, Parameter
+from litestar.params import Body, Dependency, Parameter
 from litestar.response import Stream
 
 from controlplane.convergence import Convergence
@@ -45,6 +45,9 @@ from events.telemetry_http import CONTENT_TYPE
 
 NODES_MAX = 20_000
 EVENTS_MAX = 500
+
+From = Annotated[Source, Dependency(skip_validation=True)]
+"""The controller; checking a protocol at run time would read all of it for each request."""
 
 At = Annotated[
     int | None,
@@ -85,7 +88,7 @@ class OverlayController(Controller):
     responses = failures(400)
 
     @get("/overview", summary="The whole overlay at a glance")
-    async def overview(self, source: Source, at: At = None) -> Overview:
+    async def overview(self, source: From, at: At = None) -> Overview:
         """Pool, nodes by site, CLB reservations, networks and conditions."""
         state, position, reports = await _state(source, at)
         view = build.overview(state, position, source.cluster, reports)
@@ -101,7 +104,7 @@ class OverlayController(Controller):
         )
 
     @get("/space", summary="The address space")
-    async def space(self, source: Source, at: At = None) -> Space:
+    async def space(self, source: From, at: At = None) -> Space:
         """Every range that is not free, in columns; a hundred thousand fit one answer."""
         state, position, _ = await _state(source, at)
         return build.space(state, position)
@@ -109,7 +112,7 @@ class OverlayController(Controller):
     @get("/nodes", summary="Members")
     async def nodes(  # noqa: PLR0917  query parameters, passed by name
         self,
-        source: Source,
+        source: From,
         at: At = None,
         text: Annotated[
             str,
@@ -129,7 +132,7 @@ class OverlayController(Controller):
         return NodeList(position=position, total=len(found), nodes=page)
 
     @get("/nodes/{name:str}", summary="One node", responses=failures(400, 404))
-    async def node(self, source: Source, name: NodeName, at: At = None) -> NodeDetail:
+    async def node(self, source: From, name: NodeName, at: At = None) -> NodeDetail:
         """Its addresses, range, agent and refusals."""
         state, position, reports = await _state(source, at)
         detail = build.node_detail(state, name, position, reports)
@@ -148,7 +151,7 @@ class HistoryController(Controller):
     @get("/events", summary="The event feed")
     async def events(
         self,
-        source: Source,
+        source: From,
         before: Annotated[
             int, Parameter(ge=0, le=2**53, description="Only events with a smaller sequence; 0 for the newest.")
         ] = 0,
@@ -172,7 +175,7 @@ class HistoryController(Controller):
 
     @get("/events/{sequence:int}", summary="One event", responses=failures(400, 404))
     async def event(
-        self, source: Source, sequence: Annotated[int, Parameter(ge=1, le=2**53, description="Its sequence.")]
+        self, source: From, sequence: Annotated[int, Parameter(ge=1, le=2**53, description="Its sequence.")]
     ) -> EventRow:
         """The event with its body."""
         found = await source.event(sequence)
@@ -183,7 +186,7 @@ class HistoryController(Controller):
     @get("/timeline", summary="The log in buckets")
     async def timeline(
         self,
-        source: Source,
+        source: From,
         buckets: Annotated[int, Parameter(ge=1, le=1000, description="At most so many.")] = 200,
     ) -> Timeline:
         """What happened when, for the time slider."""
@@ -192,7 +195,7 @@ class HistoryController(Controller):
     @get("/moment", summary="The sequence at a moment")
     async def moment(
         self,
-        source: Source,
+        source: From,
         time: Annotated[datetime, Parameter(description="RFC 3339; without an offset it is UTC.")],
     ) -> Moment:
         """The last event at or before a moment."""
@@ -203,7 +206,7 @@ class HistoryController(Controller):
     @get("/convergence", summary="How the agents follow")
     async def convergence(
         self,
-        source: Source,
+        source: From,
         limit: Annotated[int, Parameter(ge=1, le=256, description="At most so many.")] = 50,
     ) -> list[Convergence]:
         """The latest transactions, newest first: how long until each agent had applied them."""
@@ -212,7 +215,7 @@ class HistoryController(Controller):
     @get("/convergence/{sequence:int}", summary="Who is behind", responses=failures(400, 404))
     async def convergence_of(
         self,
-        source: Source,
+        source: From,
         sequence: Annotated[int, Parameter(ge=1, le=2**53, description="An event's sequence.")],
     ) -> Convergence:
         """One transaction, with the agents that have not applied it yet."""
@@ -232,7 +235,7 @@ class TraceController(Controller):
     @get("/", summary="Recent traces")
     async def recent(
         self,
-        source: Source,
+        source: From,
         limit: Annotated[int, Parameter(ge=1, le=200, description="At most so many.")] = 50,
         errors: Annotated[bool, Parameter(description="Only traces with an error or a refusal.")] = False,
         node: Annotated[str, Parameter(max_length=253, description="Only traces that touched this node.")] = "",
@@ -241,7 +244,7 @@ class TraceController(Controller):
         return await source.spans.recent(limit=limit, errors=errors, node=node)
 
     @get("/{trace_id:str}", summary="One trace", responses=failures(400, 404))
-    async def trace(self, source: Source, trace_id: TraceId) -> Waterfall:
+    async def trace(self, source: From, trace_id: TraceId) -> Waterfall:
         """Its spans as a waterfall, with the spans of other traces that link into it."""
         spans = await source.spans.trace(trace_id)
         if not spans:
@@ -267,13 +270,13 @@ class LiveController(Controller):
 
 
 @get("/metrics", summary="Prometheus metrics", media_type="text/plain", tags=["operation"])
-async def metrics(source: Source) -> Response[bytes]:
+async def metrics(source: From) -> Response[bytes]:
     """The text format, version 0.0.4."""
     return Response(source.metrics(), headers={"content-type": CONTENT_TYPE})
 
 
 @get("/healthz", summary="Is it well?", tags=["operation"], responses=failures(503))
-async def health(source: Source) -> Response[Health]:
+async def health(source: From) -> Response[Health]:
     """200 while this controller does its work, else 503 with the reason. Needs no token, says no more."""
     reason = source.trouble()
     body = Health(ok=not reason, reason=reason and "not healthy; the reason is in the log and the metrics")

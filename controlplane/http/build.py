@@ -36,6 +36,10 @@ SILENT_INTERVALS = 3.0
 """An agent is shown as silent after this many of its own heartbeat intervals without a report."""
 
 
+FROM_REPORTS = frozenset({"drain_waiting"})
+"""Conditions that say something about agents; of the past nobody knows what they had applied."""
+
+
 class Reports(msgspec.Struct, frozen=True, kw_only=True):
     """What the agents last said, by uid: statuses, arrival and highest applied sequence. Empty for the past."""
 
@@ -121,7 +125,11 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
             NetworkView(cidr=network.cidr, kind=network.kind, name=network.name)
             for network in state.networks.values()
         ],
-        conditions=list(conditions(state, reports.applied)),
+        conditions=[
+            condition
+            for condition in conditions(state, reports.applied)
+            if position.live or condition.code not in FROM_REPORTS
+        ],
     )
 
 

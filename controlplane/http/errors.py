@@ -71,8 +71,10 @@ def on_not_found(_: Request[Any, Any, Any], error: NotFound) -> Response[ErrorBo
     return _answer(404, "bad_request", str(error))
 
 
-def on_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorBody]:
+def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorBody]:
     """The framework's own: bad parameters, unknown paths and methods."""
+    if error.status_code >= 500:
+        return on_defect(request, error)
     details: dict[str, Any] = {}
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
         details["fields"] = [

@@ -1,0 +1,150 @@
+// All nodes in a table that draws only what is in view, and one page for each node.
+
+import { ago, eventBadge, h, kindLabel, link, moment, mono, n, stateLabel, took } from "./dom.js";
+import { store } from "./store.js";
+
+const ROW = 36;
+const COLUMNS = [
+  ["name", "Node"], ["state", "State"], ["kind", "Kind"], ["site", "Site"], ["announced", "Reached at"],
+  ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["attested", "Kernel"],
+];
+
+export const behind = (node) => Math.max(0, store.overview.position.head - node.applied);
+const seen = (node) => (node.age_s < 0 ? "–" : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
+
+export function shownState(node) {
+  return node.state === "ready" && store.live && node.applied && node.applied < store.overview.position.sequence ? "behind" : node.state;
+}
+
+export class NodesPage {
+  constructor(go) {
+    this.go = go;
+    this.sort = { key: "name", down: false };
+    this.text = h("input", { type: "search", placeholder: "Name, address or range", "aria-label": "Filter by name, address or range", oninput: () => this.refill() });
+    this.kind = this.select("Kind", ["cloud", "external"]);
+    this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unknown"]);
+    this.count = h("span.muted", { role: "status" });
+    this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: key === "applied" || key === "behind" ? "right" : "" },
+      h("button", { type: "button", onclick: () => this.sortBy(key) }, label)));
+    this.body = h("tbody", {});
+    this.table = h("table", { "aria-label": "Nodes" }, h("thead", {}, h("tr", {}, this.heads)), this.body);
+    this.scroller = h("div.grid.virtual", { tabindex: "0", role: "region", "aria-label": "Nodes, scrollable", onscroll: () => this.window() }, this.table);
+    this.element = h("div.page", {}, h("div.head", {}, h("h1", {}, "Nodes"), this.count, h("div.spacer", {}), h("div.tools", {}, this.text, this.kind, this.state)), this.scroller);
+    this.timer = setInterval(() => { if (store.live) this.refresh(); }, 5000);
+  }
+
+  close() { clearInterval(this.timer); }
+
+  // Ages grow by themselves; what else the stream does not carry comes with them.
+  async refresh() {
+    if (!store.ready || document.hidden) return;
+    try {
+      const { nodes } = await store.get("nodes?limit=20000");
+      if (!store.live) return;
+      for (const node of nodes) store.nodes.set(node.name, node);
+      this.refill();
+    } catch { /* the link's state says it */ }
+  }
+
+  select(label, values) {
+    return h("select", { "aria-label": label, onchange: () => this.refill() }, h("option", { value: "" }, `${label}: any`), values.map((value) => h("option", { value }, value)));
+  }
+
+  sortBy(key) {
+    this.sort = { key, down: this.sort.key === key ? !this.sort.down : false };
+    COLUMNS.forEach(([name], i) => this.heads[i].setAttribute("aria-sort", name === key ? (this.sort.down ? "descending" : "ascending") : "none"));
+    this.refill();
+  }
+
+  update(parts) {
+    if (store.ready && (parts.has("all") || parts.has("overlay") || parts.has("agents"))) this.refill();
+  }
+
+  refill() {
+    const text = this.text.value.trim().toLowerCase();
+    const { key, down } = this.sort;
+    const turn = down ? -1 : 1;
+    const natural = new Intl.Collator("en", { numeric: true });
+    const value = (node) => (key === "state" ? shownState(node) : key === "behind" ? (node.applied ? behind(node) : -1) : node[key]);
+    this.rows = [...store.nodes.values()].filter((node) =>
+      (!text || node.name.includes(text) || node.announced.includes(text) || (node.range ?? "").includes(text)) &&
+      (!this.kind.value || node.kind === this.kind.value) && (!this.state.value || shownState(node) === this.state.value));
+    this.rows.sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      return turn * (typeof x === "number" ? x - (y ?? 0) : natural.compare(String(x ?? ""), String(y ?? ""))) || natural.compare(a.name, b.name);
+    });
+    this.count.textContent = this.rows.length === store.nodes.size ? `${n(this.rows.length)}` : `${n(this.rows.length)} of ${n(store.nodes.size)}`;
+    this.table.setAttribute("aria-rowcount", this.rows.length + 1);
+    this.window();
+  }
+
+  window() {
+    if (!this.rows) return;
+    const first = Math.max(0, Math.floor(this.scroller.scrollTop / ROW) - 8);
+    const last = Math.min(this.rows.length, first + Math.ceil(this.scroller.clientHeight / ROW) + 16);
+    const pad = (rows) => h("tr", { "aria-hidden": "true", css: { height: `${rows * ROW}px` } }, h("td.pad", { colSpan: COLUMNS.length }));
+    const shown = this.rows.slice(first, last).map((node, i) => this.row(node, first + i));
+    if (!this.rows.length) shown.push(h("tr", {}, h("td.empty", { colSpan: COLUMNS.length }, store.nodes.size ? "No node matches" : "No nodes at this sequence")));
+    this.body.replaceChildren(...(first ? [pad(first)] : []), ...shown, ...(last < this.rows.length ? [pad(this.rows.length - last)] : []));
+  }
+
+  row(node, place) {
+    const state = shownState(node);
+    return h("tr", { "aria-rowindex": place + 2 },
+      h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td", {}, kindLabel(node.kind)), h("td", {}, node.site || "–"),
+      h("td", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.right.num", {}, node.applied ? n(node.applied) : "–"),
+      h("td.right.num", {}, store.live && node.applied ? n(behind(node)) : "–"), h("td", {}, seen(node)), h("td", {}, node.attested ? "attested" : "–"));
+  }
+}
+
+export class NodePage {
+  constructor(go, name) {
+    this.name = name;
+    this.top = h("div.head", {}, h("h1", {}, name));
+    this.content = h("div.two", {});
+    this.element = h("div.page", {}, h("p", {}, link("/nodes", "← Nodes")), this.top, this.content);
+    this.timer = setInterval(() => { if (store.live && !document.hidden) this.load(); }, 4000);
+    this.load();
+  }
+
+  close() { clearInterval(this.timer); }
+
+  update(parts) {
+    if (parts.has("all") || parts.has("events")) this.load();
+  }
+
+  async load() {
+    const path = encodeURIComponent(this.name);
+    const [node, history, traces] = await Promise.all([
+      store.get(`nodes/${path}${store.suffix()}`).catch((error) => ({ error })),
+      store.get(`events?limit=40&entity=${path}${store.live ? "" : `&before=${store.at + 1}`}`).catch(() => ({ events: [] })),
+      store.get(`traces?limit=12&node=${path}`).catch(() => []),
+    ]);
+    this.show(node, history.events, traces);
+  }
+
+  show(node, events, traces) {
+    const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
+    const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
+    const panels = [];
+    if (node.error) {
+      this.top.replaceChildren(h("h1", {}, this.name));
+      panels.push(panel("Not here", h("p.muted", {}, node.error.message)));
+    } else {
+      const row = node.member;
+      this.top.replaceChildren(h("h1", {}, this.name), row ? stateLabel(shownState(row)) : stateLabel("unknown", "not a member"), row && h("span.chip", {}, kindLabel(row.kind)), row?.site && h("span.chip", {}, row.site));
+      if (row) panels.push(panel("Network", h("dl.facts", {},
+        fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods at most", n(node.usable_pods)), fact("Reached at", mono(row.announced)),
+        fact("Own address", mono(node.underlay)), fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
+      if (row && store.live) panels.push(panel("Agent", h("dl.facts", {},
+        fact("State", row.state), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(behind(row))} events` : "–"), fact("Last report", seen(row)),
+        fact("Peers", n(node.peers)), fact("Version", node.agent_version), fact("Kernel digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 20)) : "–"), fact("Complains of", (row.conditions ?? []).join(", ") || "nothing"))));
+      const others = node.ranges.filter((range) => range.phase !== "allocated");
+      if (others.length) panels.push(panel("Ranges on their way back", h("ul.feed", {}, others.map((range) => h("li", {}, mono(range.cidr), range.phase, h("span.muted", {}, range.until ? `until ${moment(range.until)}` : `since ${n(range.draining_since)}`))))));
+      if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));
+    }
+    panels.push(panel("History", events.length ? h("ol.feed", {}, events.map((event) => h("li", {}, eventBadge(event.type), h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when", {}, ago(event.time))))) : h("p.empty", {}, "No events")));
+    panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, trace.name)), h("span.when", {}, took(trace.duration_ms / 1000))))) : h("p.empty", {}, "No trace kept")));
+    this.content.replaceChildren(...panels);
+  }
+}

@@ -1,0 +1,133 @@
+// The first page: is all well, where are the ranges, who lags, what just happened.
+
+import { ago, announce, eventBadge, h, link, n, took } from "./dom.js";
+import { Sites } from "./sites.js";
+import { Cells, Ring } from "./space.js";
+import { store } from "./store.js";
+
+const SLOWEST_S = 30;
+const FASTEST_S = 0.001;
+const place = (seconds) => Math.max(0, Math.min(1, Math.log(Math.max(seconds, FASTEST_S) / FASTEST_S) / Math.log(SLOWEST_S / FASTEST_S))) * 100;
+
+export class OverviewPage {
+  constructor(go) {
+    const open = (name) => go(`/nodes/${encodeURIComponent(name)}`);
+    this.ring = new Ring();
+    this.cells = new Cells(open);
+    this.sites = new Sites(open);
+    this.mode = localStorage.getItem("isthmus.colours") === "kind" ? "kind" : "state";
+    this.conditions = h("ul.conditions", { "aria-label": "Conditions" });
+    this.tiles = h("section.tiles", { "aria-label": "Numbers" });
+    this.legend = h("ul.legend", { "aria-label": "Legend" });
+    this.feed = h("ol.feed", { "aria-label": "Latest events" });
+    this.conv = h("div", {});
+    this.convPanel = this.panel("Convergence", h("span.muted", {}, "stored → in every kernel"), this.conv);
+    this.element = h("div.page", {},
+      h("h1.hidden", {}, "Overlay"), this.conditions, this.tiles,
+      h("div.split", {},
+        h("div.stack", {},
+          this.panel("Address space", this.toggle(), h("div.space", {}, this.ring.element, this.cells.element), this.legend),
+          this.panel("Sites", h("span.muted", {}, "one mark per node"), this.sites.element)),
+        h("div.stack", {}, this.convPanel,
+          this.panel("Events", link("/events", "all"), this.feed))));
+    this.watcher = new ResizeObserver(() => this.paint());
+    this.watcher.observe(this.cells.element);
+  }
+
+  close() { this.watcher.disconnect(); cancelAnimationFrame(this.frame); }
+
+  panel(title, extra, ...content) {
+    return h("section.panel", {}, h("header", {}, h("h2", {}, title), h("div.spacer", {}), extra), ...content);
+  }
+
+  toggle() {
+    const button = (mode, text) => h("button", { type: "button", "aria-pressed": String(this.mode === mode), onclick: (event) => {
+      this.mode = mode;
+      localStorage.setItem("isthmus.colours", mode);
+      for (const other of event.target.parentElement.children) other.setAttribute("aria-pressed", String(other === event.target));
+      this.update(new Set(["all"]));
+    } }, text);
+    return h("div.seg", { role: "group", "aria-label": "Colour by" }, button("state", "state"), button("kind", "kind of owner"));
+  }
+
+  paint() {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => { if (store.ready) { this.ring.draw(this.mode); this.cells.draw(this.mode); this.sites.draw(); } });
+  }
+
+  update(parts) {
+    if (!store.ready) return;
+    const all = parts.has("all") || parts.has("theme");
+    if (all || parts.has("overlay") || parts.has("agents")) this.paint();
+    if (all || parts.has("overlay")) { this.showConditions(); this.showLegend(); }
+    if (all || parts.has("events")) this.showFeed();
+    if (all || parts.has("convergence") || parts.has("position")) this.showConvergence();
+    this.showTiles();
+  }
+
+  showConditions() {
+    const list = store.overview.conditions;
+    if (!store.overview.defined) {
+      this.conditions.replaceChildren(h("li.info", {}, h("b", {}, "No cluster yet"), h("span", {}, "Define one: isthmus cluster define --cidr 172.16.0.0/16 --pods 64 --services 256")));
+      return;
+    }
+    this.conditions.hidden = !list.length;
+    this.conditions.replaceChildren(...list.map((c) => h("li", { class: c.severity }, h("b", {}, { critical: "✕ ", warning: "▲ ", info: "ℹ " }[c.severity], c.code.replaceAll("_", " ")), h("span", {}, c.message))));
+  }
+
+  showTiles() {
+    const o = store.overview;
+    const latest = store.convergence.find((c) => c.applied);
+    const share = (count) => `${(100 * count) / Math.max(1, o.pool.capacity)}%`;
+    const bar = (...pieces) => h("div.meter", { "aria-hidden": "true" }, pieces.map(([width, name]) => h("i", { css: { width, background: `var(--${name})` } })));
+    const tile = (label, value, sub, extra) => h("div.panel.tile", {}, h("span.label", {}, label), h("span.value", {}, value), extra, h("span.sub", {}, sub));
+    const done = latest && latest.last !== null;
+    this.tiles.replaceChildren(
+      tile("Nodes", n(o.nodes), [h("span.k-cloud", {}, `${n(o.cloud)} cloud`), " · ", h("span.k-external", {}, `${n(o.external)} external`)],
+        bar([`${(100 * o.cloud) / Math.max(1, o.nodes)}%`, "cloud"], [`${(100 * o.external) / Math.max(1, o.nodes)}%`, "external"])),
+      tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], `${n(o.pool.draining)} draining · ${n(o.pool.quarantined)} quarantined`,
+        bar([share(o.pool.allocated), "allocated"], [share(o.pool.draining), "draining"], [share(o.pool.quarantined), "quarantined"])),
+      store.live
+        ? tile("Latest convergence", latest ? (done ? took(latest.last) : `${n(latest.applied)}/${n(latest.expected)}`) : "–", latest ? (done ? `median ${took(latest.median)}, ${n(latest.applied)} agents` : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
+        : tile("Shown as of", ago(o.position.at) || "start", "convergence is measured live only"),
+      store.live
+        ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : o.nodes ? "every agent is current" : "no agents yet")
+        : tile("Unreachable", n(o.unreachable), "as recorded in the log"),
+      tile("Log", n(o.position.sequence), o.position.at ? `last event ${ago(o.position.at)}` : "empty"),
+      tile("CLB pairs", n(o.clb.length), o.clb.length ? o.clb[0].addresses.map((a) => a.address).join(" · ") : "none reserved"));
+  }
+
+  showLegend() {
+    const { pool } = store.overview;
+    const item = (name, label, count) => h("li", {}, h("i", { css: { background: `var(--${name})` } }), label, count !== undefined && h("b", {}, n(count)));
+    const taken = this.mode === "kind" ? [item("cloud", "of cloud nodes"), item("external", "of external nodes")] : [item("allocated", "allocated", pool.allocated)];
+    this.legend.replaceChildren(...taken, item("draining", "draining", pool.draining), item("quarantined", "quarantined", pool.quarantined), item("free", "free", pool.free),
+      item("service", `Services ${pool.service_cidr}`), item("cursor", `cursor at ${n(pool.cursor)}`));
+  }
+
+  showFeed() {
+    const fresh = store.events.filter((event) => event.fresh);
+    this.feed.replaceChildren(...store.events.slice(0, 14).map((event) => h("li", { class: event.fresh ? "new" : "" }, eventBadge(event.type),
+      h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when.num", {}, n(event.sequence)))));
+    if (!store.events.length) this.feed.replaceChildren(h("li.empty", {}, "No events yet"));
+    for (const event of fresh) event.fresh = false;
+    if (fresh.length && store.live) announce(fresh[0].summary);
+  }
+
+  showConvergence() {
+    this.convPanel.hidden = !store.live;
+    const list = store.convergence.filter((c) => c.expected).slice(0, 9);
+    if (!list.length) { this.conv.replaceChildren(h("p.empty", {}, "Measured from the next event on")); return; }
+    const ticks = [[0.001, "1 ms"], [0.01, "10 ms"], [0.1, "0.1 s"], [1, "1 s"], [10, "10 s"]];
+    this.conv.replaceChildren(
+      h("div.axis", { "aria-hidden": "true" }, ticks.map(([s, text]) => h("span", { css: { left: `${place(s)}%` } }, text))),
+      h("ol.conv", {}, list.map((c) => {
+        const late = c.last === null;
+        const end = c.last ?? c.p99 ?? c.first;
+        return h("li", { class: late ? "late" : "", title: `${c.summary}: first ${took(c.first)}, median ${took(c.median)}, p99 ${took(c.p99)}, last ${took(c.last)}` },
+          link(`/events/${c.last_sequence}`, `#${n(c.last_sequence)}`),
+          h("span.bar", {}, c.applied ? [h("i", { css: { left: `${place(c.first)}%`, width: `${Math.max(0, place(end) - place(c.first))}%` } }), h("i.mid", { css: { left: `${place(c.median)}%` } })] : null),
+          h("span.out", {}, late ? `${n(c.applied)}/${n(c.expected)}` : `${took(c.last)} · ${n(c.applied)}`));
+      })));
+  }
+}

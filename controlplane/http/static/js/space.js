@@ -1,0 +1,297 @@
+// The address space: a ring that shows where in the container network ranges are taken, where the cursor
+// stands and where the Service range lies; and a map with one cell for each range, in rows like a hex dump.
+
+import { address, colour, context, dotted, h, n, tip } from "./dom.js";
+import { PHASES, store } from "./store.js";
+
+const FULL = 2 * Math.PI;
+const TOP = -Math.PI / 2;
+const HEIGHT = 400; // of the map, in pixels, where cells of two pixels allow it
+
+export function rangeText(space, index) {
+  const cidr = space.cidrs.find((c) => index >= c.first_index && index < c.first_index + c.capacity);
+  if (!cidr) return "";
+  const prefix = 32 - Math.log2(space.size);
+  return `${dotted(address(cidr.cidr) + (index - cidr.first_index) * space.size)}/${prefix}`;
+}
+
+// The colour of a range, by state or by what its owner is.
+function paint(space, mode) {
+  const phases = PHASES.map((name) => colour(name));
+  if (mode === "state") return (index) => phases[space.phase[index]];
+  const kinds = { cloud: colour("cloud"), external: colour("external") };
+  return (index) => {
+    const code = space.phase[index];
+    if (code !== 1) return phases[code];
+    return kinds[store.nodes.get(space.node.get(index))?.kind] ?? phases[1];
+  };
+}
+
+function hatch(drawing, fill) {
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = 12;
+  const pen = tile.getContext("2d");
+  pen.fillStyle = fill;
+  pen.globalAlpha = 0.38;
+  pen.fillRect(0, 0, 12, 12);
+  pen.globalAlpha = 1;
+  pen.strokeStyle = fill;
+  pen.lineWidth = 2.5;
+  pen.beginPath();
+  for (const offset of [-12, 0, 12]) { pen.moveTo(offset, 12); pen.lineTo(offset + 12, 0); }
+  pen.stroke();
+  return drawing.createPattern(tile, "repeat");
+}
+
+export class Ring {
+  constructor() {
+    this.canvas = h("canvas", { "aria-hidden": "true" });
+    this.big = h("b", {});
+    this.small = h("span", {});
+    this.next = h("span", {});
+    this.element = h("div.ring", {}, this.canvas, h("div.middle", {}, this.big, this.small, this.next));
+  }
+
+  // Arcs in proportion to addresses; each container CIDR is a stretch, the Service range ends the first.
+  layout(space) {
+    const stretches = [];
+    let total = 0;
+    space.cidrs.forEach((cidr, i) => {
+      const addresses = 2 ** (32 - Number(cidr.cidr.split("/")[1]));
+      stretches.push({ cidr, addresses, start: total, service: i === 0 ? 2 ** (32 - Number(space.service.split("/")[1])) : 0 });
+      total += addresses;
+    });
+    return { stretches, total };
+  }
+
+  draw(mode) {
+    const space = store.space;
+    const size = this.element.clientWidth || 320;
+    const drawing = context(this.canvas, size, size);
+    drawing.clearRect(0, 0, size, size);
+    const middle = size / 2;
+    const outer = size / 2 - 14;
+    const width = Math.max(22, size * 0.085);
+    if (!space || !space.capacity) return;
+    const { stretches, total } = this.layout(space);
+    const gap = stretches.length > 1 ? 0.02 : 0.006;
+    const turn = (value) => TOP + (value / total) * FULL;
+    const arc = (from, to, radius, thick, style) => {
+      drawing.beginPath();
+      drawing.arc(middle, middle, radius, from, to);
+      drawing.lineWidth = thick;
+      drawing.strokeStyle = style;
+      drawing.stroke();
+    };
+    const fill = paint(space, mode);
+    const free = colour("free");
+    const radius = outer - width / 2 - 6;
+    for (const { cidr, addresses, start, service } of stretches) {
+      const from = turn(start) + gap / 2;
+      const to = turn(start + addresses) - gap / 2;
+      arc(from, to, radius, width, free);
+      arc(from, to, outer + 1, 2, colour("line"));
+      // Neighbours of one colour become one arc; at most one arc for each half pixel of the ring.
+      const bins = Math.min(cidr.capacity, Math.ceil((to - from) * radius * 2));
+      const per = cidr.capacity / bins;
+      const place = (bin) => turn(start + Math.min(addresses, bin * per * space.size));
+      let open = 0;
+      let style = null;
+      for (let bin = 0; bin <= bins; bin += 1) {
+        let own = null;
+        if (bin < bins) {
+          const end = Math.ceil((bin + 1) * per);
+          let worst = 0;
+          let at = -1;
+          for (let i = Math.floor(bin * per); i < end; i += 1) {
+            const code = space.phase[cidr.first_index + i];
+            if (code > worst || at < 0) { worst = code; at = cidr.first_index + i; }
+          }
+          own = worst ? fill(at) : null;
+        }
+        if (own !== style) {
+          if (style) arc(Math.max(from, place(open)), Math.min(to, place(bin)), radius, width, style);
+          open = bin;
+          style = own;
+        }
+      }
+      if (service) arc(turn(start + addresses - service), to, radius, width, hatch(drawing, colour("service")));
+    }
+    this.cursor(drawing, space, stretches, turn, middle, outer, width);
+    this.ticks(drawing, stretches, turn, middle, outer - width - 14);
+    const pool = store.overview.pool;
+    this.big.textContent = n(pool.free);
+    this.small.textContent = `of ${n(pool.capacity)} ranges free`;
+    this.next.textContent = pool.next_range ? `next ${pool.next_range}` : "pool exhausted";
+  }
+
+  cursor(drawing, space, stretches, turn, middle, outer, width) {
+    const cidr = stretches.find(({ cidr: c }) => space.cursor >= c.first_index && space.cursor < c.first_index + c.capacity) ?? stretches[0];
+    const angle = turn(cidr.start + (space.cursor - cidr.cidr.first_index) * space.size);
+    drawing.save();
+    drawing.translate(middle, middle);
+    drawing.rotate(angle);
+    drawing.strokeStyle = drawing.fillStyle = colour("cursor");
+    drawing.lineWidth = 2;
+    drawing.beginPath();
+    drawing.moveTo(outer - width - 8, 0);
+    drawing.lineTo(outer + 2, 0);
+    drawing.stroke();
+    drawing.beginPath();
+    drawing.moveTo(outer + 1, 0);
+    drawing.lineTo(outer + 12, -6);
+    drawing.lineTo(outer + 12, 6);
+    drawing.fill();
+    drawing.restore();
+  }
+
+  ticks(drawing, stretches, turn, middle, radius) {
+    drawing.fillStyle = colour("muted");
+    drawing.font = "10px ui-monospace, Menlo, 'DejaVu Sans Mono', monospace";
+    drawing.textAlign = "center";
+    drawing.textBaseline = "middle";
+    const shares = stretches.length === 1 ? [0.125, 0.375, 0.625, 0.875] : [0.5];
+    for (const { cidr, addresses, start } of stretches) {
+      for (const share of shares) {
+        const angle = turn(start + share * addresses);
+        const text = dotted(address(cidr.cidr) + share * addresses);
+        const inset = 10 + Math.abs(Math.cos(angle)) * 22;
+        drawing.fillText(text, middle + Math.cos(angle) * (radius - inset), middle + Math.sin(angle) * (radius - inset));
+        drawing.fillRect(middle + Math.cos(angle) * (radius + 10) - 1, middle + Math.sin(angle) * (radius + 10) - 1, 2, 2);
+      }
+    }
+  }
+}
+
+export class Cells {
+  constructor(open) {
+    this.open = open;
+    this.focused = -1;
+    this.hovered = -1;
+    this.canvas = h("canvas", {
+      tabindex: "0", role: "application", "aria-roledescription": "address map",
+      "aria-label": "Map of all ranges. Arrow keys move, Enter opens the owner, N goes to the next range that is not free.",
+      onmousemove: (event) => this.hover(event), onmouseleave: () => this.leave(), onclick: (event) => this.click(event),
+      onkeydown: (event) => this.key(event), onblur: () => { this.focused = -1; this.draw(this.mode); tip(""); },
+    });
+    this.element = h("div.cells", {}, this.canvas);
+  }
+
+  geometry(width) {
+    const { capacity } = store.space;
+    const label = 92;
+    // Rows of a power of two, so that they begin at round addresses; as large as fits the height.
+    const side = (columns) => Math.min(22, (width - label) / columns, HEIGHT / Math.ceil(capacity / columns));
+    let columns = 8;
+    while (columns < 2048 && side(2 * columns) > side(columns)) columns *= 2;
+    const cell = Math.max(2, side(columns));
+    return { columns, cell, label, rows: Math.ceil(capacity / columns), gap: cell >= 9 ? 2 : cell >= 4 ? 1 : 0 };
+  }
+
+  draw(mode) {
+    this.mode = mode;
+    const space = store.space;
+    const width = this.element.clientWidth;
+    if (!space || !space.capacity || !width) return;
+    const g = (this.g = this.geometry(width));
+    const height = Math.ceil(g.rows * g.cell) + 2;
+    const drawing = context(this.canvas, width, height);
+    drawing.clearRect(0, 0, width, height);
+    const fill = paint(space, mode);
+    const side = Math.max(1, g.cell - g.gap);
+    // One pass per colour: the canvas changes its brush a handful of times, not ten thousand.
+    const groups = new Map();
+    for (let index = 0; index < space.capacity; index += 1) {
+      const style = fill(index);
+      const group = groups.get(style);
+      if (group) group.push(index); else groups.set(style, [index]);
+    }
+    for (const [style, indices] of groups) {
+      drawing.fillStyle = style;
+      for (const index of indices) {
+        drawing.fillRect(g.label + (index % g.columns) * g.cell, Math.floor(index / g.columns) * g.cell, side, side);
+      }
+    }
+    const every = Math.max(1, Math.ceil(14 / g.cell));
+    drawing.fillStyle = colour("muted");
+    drawing.font = "10.5px ui-monospace, Menlo, 'DejaVu Sans Mono', monospace";
+    drawing.textBaseline = "middle";
+    for (let row = 0; row < g.rows; row += every) {
+      drawing.fillText(rangeText(space, row * g.columns).split("/")[0], 0, row * g.cell + Math.max(6, g.cell / 2));
+    }
+    this.mark(drawing, space.cursor, colour("cursor"), 2);
+    const shown = this.focused >= 0 ? this.focused : this.hovered;
+    if (shown >= 0) this.mark(drawing, shown, colour("ink"), 2);
+    this.canvas.setAttribute("aria-label", `Map of ${n(space.capacity)} ranges: ${this.summary()}. Arrow keys move, Enter opens the owner, N goes to the next range that is not free.`);
+  }
+
+  summary() {
+    const pool = store.overview.pool;
+    return `${n(pool.allocated)} allocated, ${n(pool.draining)} draining, ${n(pool.quarantined)} quarantined, ${n(pool.free)} free`;
+  }
+
+  mark(drawing, index, style, thick) {
+    const g = this.g;
+    if (index < 0 || index >= store.space.capacity) return;
+    const side = Math.max(6, g.cell);
+    drawing.strokeStyle = style;
+    drawing.lineWidth = thick;
+    drawing.strokeRect(
+      g.label + (index % g.columns) * g.cell - 1 - (side - g.cell) / 2,
+      Math.floor(index / g.columns) * g.cell - 1 + (g.cell < 6 ? 0 : 0.5), side + (g.gap ? 2 - g.gap : 1), side + (g.gap ? 2 - g.gap : 1),
+    );
+  }
+
+  indexAt(event) {
+    const g = this.g;
+    if (!g) return -1;
+    const box = this.canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left - g.label) / g.cell);
+    const index = Math.floor((event.clientY - box.top) / g.cell) * g.columns + column;
+    return column >= 0 && column < g.columns && index >= 0 && index < store.space.capacity ? index : -1;
+  }
+
+  describe(index) {
+    const space = store.space;
+    const phase = PHASES[space.phase[index]];
+    const node = space.node.get(index);
+    const kind = node && store.nodes.get(node)?.kind;
+    const lines = [`${rangeText(space, index)}  ·  range ${n(index)}`, node ? `${phase}${phase === "allocated" ? " to" : ", last of"} ${node}${kind ? ` (${kind})` : ""}` : phase];
+    if (node) lines.push(`epoch ${n(space.epoch.get(index))}`);
+    if (index === space.cursor) lines.push("the cursor: the next search starts here");
+    return lines.join("\n");
+  }
+
+  hover(event) {
+    const index = this.indexAt(event);
+    tip(index < 0 ? "" : this.describe(index), event);
+    if (index !== this.hovered) { this.hovered = index; this.draw(this.mode); }
+  }
+
+  leave() { this.hovered = -1; tip(""); this.draw(this.mode); }
+
+  click(event) {
+    const node = store.space.node.get(this.indexAt(event));
+    if (node) this.open(node);
+  }
+
+  key(event) {
+    const { columns } = this.g ?? { columns: 1 };
+    const last = store.space.capacity - 1;
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -Infinity, End: Infinity };
+    let index = this.focused < 0 ? 0 : this.focused;
+    if (event.key in steps) { if (this.focused >= 0 || Math.abs(steps[event.key]) === Infinity) index = Math.max(0, Math.min(last, index + steps[event.key])); }
+    else if (event.key === "n" || event.key === "N") {
+      for (let i = 1; i <= last + 1; i += 1) if (store.space.phase[(this.focused + i) % (last + 1)]) { index = (this.focused + i) % (last + 1); break; }
+    } else if (event.key === "Enter" && this.focused >= 0) { const node = store.space.node.get(this.focused); if (node) this.open(node); return; }
+    else return;
+    event.preventDefault();
+    this.focused = index;
+    this.draw(this.mode);
+    const box = this.canvas.getBoundingClientRect();
+    const g = this.g;
+    tip(this.describe(index), { clientX: box.left + g.label + (index % g.columns) * g.cell, clientY: box.top + Math.floor(index / g.columns) * g.cell });
+    document.getElementById("announce").textContent = this.describe(index).replaceAll("\n", ", ");
+  }
+}
+

@@ -1,0 +1,169 @@
+"""A whole controller over a log in memory, with the console served: what browser and API tests look at.
+
+Run as a program it stays up for a person: ``python -m tests.console.rig 10000``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from controlplane.http.attached import AttachedSource
+from controlplane.http.server import serve
+from controlplane.liveness import Liveness
+from controlplane.observe import Observability
+from controlplane.readmodel.projector import Projector
+from controlplane.service.committer import Committer
+from controlplane.service.replica import Replica
+from controlplane.service.requests import Request
+from controlplane.service.ticker import Ticker
+from events.commands import Command, CommandReply, DefineCluster, ImportNodes, JoinNode, LeaveNode, ReserveClb
+from events.ids import new_id
+from events.memory import MemoryLog
+from events.status import AgentStatus
+from events.types import Network
+
+CLUSTER = "prod"
+SITES = (("cloud", "cloud-a"), ("cloud", "cloud-b"), ("external", "idc-north"), ("external", "idc-harbour"))
+
+
+class Rig:
+    """The parts, and hands to move them."""
+
+    def __init__(self, url: str, committer: Committer, replica: Replica, liveness: Liveness, source: AttachedSource) -> None:
+        self.url = url
+        self.committer = committer
+        self.replica = replica
+        self.liveness = liveness
+        self.source = source
+
+    async def send(self, command: Command, **extra) -> CommandReply:
+        return await self.committer.submit(
+            Request(
+                command=command,
+                command_id=extra.pop("command_id", "") or new_id(),
+                actor="ops@desk",
+                received_s=asyncio.get_running_loop().time(),
+                **extra,
+            )
+        )
+
+    async def define(self, nodes: int) -> None:
+        cidr, pods = ("172.16.0.0/16", 64) if nodes <= 1000 else ("10.64.0.0/12", 64)
+        await self.send(
+            DefineCluster(
+                container_cidr=cidr,
+                pods_per_node=pods,
+                services=256 if nodes <= 1000 else 4096,
+                networks=(Network(kind="vpc", cidr="192.168.0.0/16", name="main"), Network(kind="idc", cidr="10.10.0.0/16")),
+                quarantine_s=30.0,
+            )
+        )
+        await self.send(ReserveClb(reservation="apiserver", subnet="192.168.9.0/28", gateway="192.168.9.1"))
+
+    async def fill(self, nodes: int) -> None:
+        """Join so many nodes; every agent reports that it has applied everything."""
+        joins = [join(number) for number in range(1, nodes + 1)]
+        for start in range(0, nodes, 400):
+            await self.send(ImportNodes(nodes=tuple(joins[start : start + 400])))
+        self.report_all()
+
+    def report_all(self, *, behind: tuple[str, ...] = ()) -> None:
+        state = self.replica.state
+        for node in state.nodes.values():
+            self.report(node.name, state.sequence - (3 if node.name in behind else 0))
+
+    def report(self, name: str, applied: int) -> None:
+        node = self.replica.state.nodes[name]
+        self.liveness.observe(
+            AgentStatus(
+                node=name,
+                uid=node.uid,
+                applied=applied,
+                sent_at=datetime.now(UTC),
+                kernel_digest=f"{applied:016x}",
+                peers=len(self.replica.state.nodes) - 1,
+                agent_version="0.1.0",
+            )
+        )
+
+
+def join(number: int) -> JoinNode:
+    kind, site = SITES[number % 7 % len(SITES)]
+    return JoinNode(
+        node=f"{'idc' if kind == 'external' else 'vm'}-{number}",
+        uid=f"uid-{number}",
+        kind=kind,
+        site=site,
+        underlay=f"192.168.{100 + number // 250}.{number % 250 + 1}" if number < 30000 else "",
+    )
+
+
+def leave(rig: Rig, number: int) -> LeaveNode:
+    command = join(number)
+    return LeaveNode(node=command.node, uid=command.uid, reason="maintenance")
+
+
+@asynccontextmanager
+async def running(directory: Path, *, token: str = "", port: int = 0) -> AsyncIterator[Rig]:
+    """Everything started, an empty log."""
+    log, liveness = MemoryLog(CLUSTER), Liveness()
+    replica = Replica(log)
+    async with Observability.open(CLUSTER, "rig", None, environ={}) as observability:
+        observer = observability.observer
+        projector = Projector(
+            directory / "readmodel", log, replica.changes, observer=observer, remembered=replica.remembered
+        )
+        committer = Committer(log, replica, source="isthmus/test", observer=observer)
+        ticker = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True, tick_s=0.5)
+        source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
+        live = source.live(waiting=lambda: committer.statistics()["waiting"], subscribers=lambda: 0)
+        tasks = [
+            asyncio.create_task(part)
+            for part in (replica.follow(), committer.run(), projector.run(), ticker.run())
+        ]
+        try:
+            async with (
+                observability.watching(replica.changes, liveness, live, None),
+                serve(source, port=port, token=token) as url,
+            ):
+                yield Rig(url, committer, replica, liveness, source)
+        finally:
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await projector.close()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+async def main(nodes: int) -> None:
+    with TemporaryDirectory() as directory:
+        async with running(Path(directory), port=7480) as rig:
+            await rig.define(nodes)
+            await rig.fill(nodes)
+            for number in range(2, min(nodes, 60), 17):
+                await rig.send(leave(rig, number))
+            number = nodes
+            print(rig.url, flush=True)
+            while True:
+                await asyncio.sleep(3)
+                number += 1
+                await rig.send(join(number))
+                if number % 4 == 0:
+                    await rig.send(leave(rig, number - 3))
+                behind = tuple(rig.replica.state.nodes)[3:5] if number % 3 else ()
+                for offset, node in enumerate(list(rig.replica.state.nodes.values())):
+                    if offset % 500 == 0:
+                        await asyncio.sleep(0.01)
+                    rig.report(node.name, rig.replica.state.sequence - (2 if node.name in behind else 0))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
