@@ -78,11 +78,10 @@ class Sample:
         return f"{IPv4Address(_POOL + index * _RANGE_SIZE)}/26"
 
     def batches(self, count: int, *, batch: int = 1000) -> Iterator[list[StoredMessage]]:
-        """The first ``count`` events as stored messages, in lists of about ``batch``."""
+        """At least ``count`` events (the last command is whole) as stored messages, in lists of about ``batch``."""
         waiting: list[StoredMessage] = []
         while self._head.sequence < count:
             events, actor = self._step()
-            events = events[: count - self._head.sequence]
             before = self._head.sequence
             command = f"{self._random.getrandbits(128):032x}"
             cause = Cause(

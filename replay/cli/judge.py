@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option("--list", "show", is_flag=True, help="Show the ready-made conditions, names and functions.")
 @json_option
-def bisect_command(source: Source, condition: str, since: str, until: str, show: bool, as_json: bool) -> None:
+def bisect_command(  # noqa: PLR0917  click passes options by name
+    source: Source, condition: str, since: str, until: str, show: bool, as_json: bool
+) -> None:
     """The first event behind which CONDITION no longer holds. Exit code 1 when there is one.
 
     A condition is an expression over the state, or a ready-made one. Searched by halves where the

@@ -139,7 +139,9 @@ async def _import(
 @click.option("--to", "until", default="now", show_default=True, metavar="WHEN", help="The last event.")
 @click.option("--reason", default="", help="What happened, for whoever opens it.")
 @json_option
-def capsule_command(source: Source, file: str, since: str, until: str, reason: str, as_json: bool) -> None:
+def capsule_command(  # noqa: PLR0917  click passes options by name
+    source: Source, file: str, since: str, until: str, reason: str, as_json: bool
+) -> None:
     """Pack an incident: a stretch of the log, the state before it, the agents' reports.
 
     A capsule is an archive: every replay command takes it with --archive. The lab re-runs it.

@@ -104,7 +104,7 @@ async def _blame(source: Source, kind: str, name: str, at: str, *, as_json: bool
     "--spans", default="", metavar="FILE", help="A span store, for the moments of the agents' writes."
 )
 @json_option
-def explain_command(
+def explain_command(  # noqa: PLR0917  click passes options by name
     source: Source, kind: str, name: str, every: bool, until: str, spans: str, as_json: bool
 ) -> None:
     """From the command to the kernels: who asked, what it caused, which agents applied it when.
@@ -169,8 +169,10 @@ def _print(asked: Asked, item: Explanation) -> None:
         rows.append(
             (
                 "in every kernel",
-                f"by {asked.when(item.everywhere)} at the latest: event {item.everywhere.sequence:,} "
-                "states that every live agent had applied it",
+                (
+                    f"by {asked.when(item.everywhere)} at the latest: event {item.everywhere.sequence:,} "
+                    "states that every live agent had applied it"
+                ),
             )
         )
     print_table(

@@ -48,7 +48,7 @@ class ReadModel:
             checkpoint, chain = connection.execute("SELECT sequence, chain FROM checkpoint").fetchone()
         except sqlite3.Error as error:
             raise Refused("not_in_history", f"no read model can be opened at {path}: {error}") from error
-        if found.get("cluster") != cluster:
+        if cluster and found.get("cluster") != cluster:
             connection.close()
             raise Refused(
                 "archive_mismatch",

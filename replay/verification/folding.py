@@ -12,6 +12,7 @@ from controlplane.evolve import HANDLERS, evolve
 from controlplane.invariants import CHECKS, check
 from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head
+from events.codec import StoredMessage
 from events.errors import VerificationFailed
 from events.types import Event, RangeFreed
 from replay.archive import lines
@@ -88,14 +89,7 @@ class Folding:
         wanted = set()
         while self.wants(last):
             wanted.add(self._chain_stops.pop())
-        try:
-            found = {
-                m.sequence: m.headers.get(CHAIN_HEADER, "")
-                for m in lines.messages(data)
-                if m.sequence in wanted
-            }
-        except (msgspec.MsgspecError, ValueError):
-            found = {}
+        found = {m.sequence: m.headers.get(CHAIN_HEADER, "") for m in _rows(data, last, wanted)}
         for sequence in sorted(wanted):
             for who, digest in self._chains[sequence]:
                 if found.get(sequence) == digest:
@@ -237,3 +231,15 @@ def _too_early(state: ClusterState, fact: lines.Fact, event: RangeFreed) -> tupl
     if time is None or time >= until:
         return None
     return 5, f"range {event.cidr} is freed at {time.isoformat()}, its quarantine ends {until.isoformat()}"
+
+
+def _rows(data: bytes, last: int, wanted: set[int]) -> list[StoredMessage]:
+    """The wanted lines of ``data``, which ends with event ``last``; all of it when that fails."""
+    rows = data.rstrip(b"\n").split(b"\n")
+    first = last - len(rows) + 1
+    picked = [rows[sequence - first] for sequence in sorted(wanted) if first <= sequence <= last]
+    try:
+        found = lines.messages(b"\n".join(picked))
+        return found if {m.sequence for m in found} == wanted else lines.messages(data)
+    except (msgspec.MsgspecError, ValueError):
+        return []

@@ -1,0 +1,44 @@
+"""``replay plot``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from events.cli import json_option, print_json, run
+from replay.cli.source import Source, opened, progress, source_options
+
+
+@click.command("plot")
+@source_options
+@click.argument("kind", type=click.Choice(["pool", "churn", "ring"]))
+@click.option("--from", "since", default="start", metavar="WHEN", help="Begin with this moment.")
+@click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
+@click.option(
+    "-o", "--output", "file", required=True, type=click.Path(dir_okay=False), help="The picture: .svg or .png."
+)
+@json_option
+def plot_command(  # noqa: PLR0917  click passes options by name
+    source: Source, kind: str, since: str, until: str, file: str, as_json: bool
+) -> None:
+    """Draw the past: pool use, churn, or the ring of ranges with its cyclic order.
+
+    \b
+    isthmus replay plot pool --from '7d ago' -o pool.svg
+    isthmus replay plot ring -o ring.png
+    """
+    run(_plot(source, kind, since, until, file, as_json=as_json))
+
+
+async def _plot(source: Source, kind: str, since: str, until: str, file: str, *, as_json: bool) -> None:
+    from replay.plots import Wish, draw
+
+    async with opened(source) as asked:
+        begin, end = await asked.point(since), await asked.point(until)
+        with progress("drawing", end.sequence) as tick:
+            drawn = await draw(Wish(asked.history, begin, end, asked.tz, tick), cast("Any", kind), file)
+        if as_json:
+            print_json(drawn)
+        else:
+            click.echo(f"{drawn.file}: {kind} of {drawn.events:,} events, {drawn.size_bytes:,} bytes")

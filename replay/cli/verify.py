@@ -1,0 +1,200 @@
+"""``replay verify``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from events.cli import json_option, print_json, print_table, run
+from replay.cli.source import Asked, Source, opened, progress, source_options
+
+if TYPE_CHECKING:
+    from controlplane.checkpoints import Checkpoint
+    from replay.verification.verify import Report, Wanted
+
+_SHOWN = 40
+
+
+@click.command("verify")
+@source_options
+@click.option(
+    "--report", "report_file", type=click.Path(dir_okay=False), help="Write the auditor's report (HTML)."
+)
+@click.option(
+    "--public-key", default="", metavar="KEY", help="The controller's public key: PEM file or 64 hex digits."
+)
+@click.option(
+    "--checkpoints", "files", multiple=True, metavar="FILE", help="Signed checkpoints to hold the log to."
+)
+@click.option(
+    "--against", multiple=True, metavar="FILE", help="An archive of the same log made earlier. Repeatable."
+)
+@click.option("--expect", default="", metavar="SEQ:DIGEST", help="A head known from elsewhere.")
+@click.option("--jobs", default=0, help="Processes for the checks of form [one per processor].")
+@json_option
+def verify_command(  # noqa: PLR0917  click passes options by name
+    source: Source,
+    report_file: str | None,
+    public_key: str,
+    files: tuple[str, ...],
+    against: tuple[str, ...],
+    expect: str,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Check every claim of a log; find and locate whatever is wrong. Exit code 1 if anything is.
+
+    Hash chain, order, envelopes, transactions, schema, invariants at every sequence, and state
+    digests: of signed checkpoints, of the live controller, of a read model. Signed checkpoints that
+    an archive carries are used by themselves; a public key makes them proof.
+
+    \b
+    isthmus replay verify --report audit.html
+    isthmus replay verify --archive prod.isthmus --public-key controller.pub
+    isthmus replay verify --against monday.isthmus
+    """
+    from events.errors import Usage
+
+    if jobs < 0:
+        raise Usage("usage", f"--jobs is {jobs}; the least is 0, for one per processor")
+    if not run(_verify(source, report_file, public_key, files, against, expect, jobs, as_json=as_json)):
+        sys.exit(1)
+
+
+async def _verify(  # noqa: PLR0917  the options, passed on
+    source: Source,
+    report_file: str | None,
+    public_key: str,
+    files: tuple[str, ...],
+    against: tuple[str, ...],
+    expect: str,
+    jobs: int,
+    *,
+    as_json: bool,
+) -> bool:
+    from controlplane.checkpoints import load_public_key, read_checkpoints
+    from replay.verification.others import head_of, heads_of, read_model_says
+    from replay.verification.report import html
+    from replay.verification.verify import Wanted, verify
+
+    key = load_public_key(public_key) if public_key else ""
+    checkpoints: list[Checkpoint] = [item for file in files for item in read_checkpoints(file)]
+    heads = [head for file in against for head in heads_of(file)]
+    if expect:
+        heads.append(head_of(expect))
+    states: list[tuple[str, int, str]] = []
+    if source.read_model:
+        state, head = read_model_says(source.read_model, source.context.cluster if not source.archives else "")
+        states.append(state)
+        heads.append(head)
+    # What others say is asked before the log's end is taken: the log may grow meanwhile, never shrink.
+    if not source.archives:
+        states.extend(await _controller(source))
+    async with _tolerant(source) as asked:
+        wanted: Wanted = Wanted(
+            checkpoints=tuple(checkpoints) + _carried(asked),
+            public_key=key,
+            states=tuple(states),
+            heads=tuple(heads),
+            jobs=jobs,
+        )
+        with progress("verifying", asked.history.end, start=asked.history.start) as tick:
+            report = await verify(asked.history, wanted, tick)
+        if report_file:
+            Path(report_file).write_text(html(report, asked.tz), encoding="utf-8")  # noqa: ASYNC240  once
+        if as_json:
+            print_json(report)
+        else:
+            _print(asked, report, report_file)
+        return report.sound
+
+
+def _tolerant(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202  the context manager of opened()
+    """Like :func:`opened`, but an archive whose manifest is damaged is opened all the same."""
+    from contextlib import asynccontextmanager
+
+    from events.errors import VerificationFailed
+    from replay.archive.reader import ArchiveLog
+    from replay.history import History
+    from replay.when import zone
+
+    @asynccontextmanager
+    async def anyhow():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        archive = ArchiveLog(*source.archives, by_manifest=False)
+        try:
+            yield Asked(await History.open(archive), source, zone(source.tz))
+        finally:
+            archive.close()
+
+    if source.archives:
+        try:
+            ArchiveLog(*source.archives).close()
+        except VerificationFailed:
+            return anyhow()
+    return opened(source)
+
+
+def _carried(asked: Asked) -> tuple[Checkpoint, ...]:
+    """The signed checkpoints that an archive carries."""
+    from controlplane.checkpoints import parse_checkpoints
+    from events.errors import VerificationFailed
+    from replay.archive.reader import ArchiveLog
+
+    log = asked.history.log
+    if not isinstance(log, ArchiveLog):
+        return ()
+    try:
+        return tuple(parse_checkpoints(b"\n".join(log.notes("checkpoint"))))
+    except VerificationFailed:
+        return ()  # damaged notes are a finding of the check of the file
+
+
+async def _controller(source: Source) -> list[tuple[str, int, str]]:
+    """What the live controller says of its state; nothing when none answers."""
+    from events.cli import controller
+    from events.errors import Unavailable
+    from events.queries import ClusterView, ShowCluster
+
+    try:
+        async with controller(source.context) as client:
+            view = await client.ask(ShowCluster(), ClusterView, timeout_s=2.0)
+    except Unavailable as error:
+        if error.code == "bus_unreachable":
+            raise
+        click.echo("note: no controller answers; its state is not compared", err=True)
+        return []
+    return [("the live controller", view.sequence, view.digest)] if view.sequence else []
+
+
+def _print(asked: Asked, report: Report, report_file: str | None) -> None:
+    print_table(
+        ("check", "looked at", "result"),
+        [
+            (
+                check.title + (f" ({check.detail})" if check.detail else ""),
+                f"{check.looked_at:,} {check.unit}",
+                "passed" if check.passed else f"{check.errors:,} errors" if check.errors else "not completed",
+            )
+            for check in report.checks
+        ],
+        title=f"cluster {report.cluster}, events {report.first:,} to {report.last:,} ({report.source})",
+        right=("looked at",),
+    )
+    if report.findings:
+        print_table(
+            ("event", "level", "code", "what"),
+            [(f.sequence or "–", f.level, f.code, f.message) for f in report.findings[:_SHOWN]],
+            title="findings" + (f", the first {_SHOWN}" if len(report.findings) > _SHOWN else ""),
+            right=("event",),
+        )
+    span = f"recorded {asked.show(report.recorded_from)} to {asked.show(report.recorded_to)}"
+    rate = report.events / report.took_s if report.took_s else 0
+    click.echo(f"{span}; {report.took_s:.1f} s, {rate:,.0f} events/s")
+    click.echo(f"chain {report.head}")
+    click.echo(f"state {report.state_digest or 'not reached'}")
+    if report_file:
+        click.echo(f"report written to {report_file}")
+    click.echo("SOUND" if report.sound else f"NOT SOUND: {report.errors:,} errors")

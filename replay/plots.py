@@ -1,0 +1,321 @@
+"""Pictures of the past: pool use and churn over time, and the ring of ranges.
+
+One pass over the events collects what a picture needs, in memory that follows the size of the picture
+and not of the log; matplotlib draws, without a display, as SVG (text stays text) or PNG. It is imported
+only here and only when something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from events.errors import Refused, Usage
+from events.types import (
+    CidrAppended,
+    ClusterDefined,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+from replay.history import History, Point, Progress
+from replay.when import from_ns
+
+Kind = Literal["pool", "churn", "ring"]
+
+COLUMNS = 600
+"""Steps of time in a picture: about one for every pixel or two."""
+
+RING_ALLOCATIONS_MAX = 200_000
+"""Allocations drawn as points in a ring; of more, every n-th."""
+
+_STATES = ("allocated", "draining", "quarantined")
+_COLOURS = {"allocated": "#2a6f97", "draining": "#e09f3e", "quarantined": "#9d9dab", "free": "#eef1f4"}
+"""Distinguishable by lightness alone, so that a print in grey stays readable."""
+
+
+class Drawn(msgspec.Struct, frozen=True, kw_only=True):
+    """What was drawn, and from how much."""
+
+    file: str
+    kind: str
+    begin: Point
+    end: Point
+    events: int
+    size_bytes: int
+
+
+class _Series:
+    """Counts at equal steps of time. The last value before the end of a step is the step's."""
+
+    def __init__(self, begin_ns: int, end_ns: int, names: tuple[str, ...]) -> None:
+        self.begin_ns = begin_ns
+        self.step_ns = max(1, (end_ns - begin_ns) // COLUMNS)
+        self.values: dict[str, list[int]] = {name: [] for name in names}
+        self.edges: list[int] = []
+
+    def close_until(
+        self, now_ns: int, current: dict[str, int], after: Callable[[], None] | None = None
+    ) -> None:
+        """Fill all steps that end at or before ``now_ns`` with ``current``; ``after`` runs behind each."""
+        while self.begin_ns + (len(self.edges) + 1) * self.step_ns <= now_ns and len(self.edges) <= COLUMNS:
+            self.edges.append(self.begin_ns + (len(self.edges) + 1) * self.step_ns)
+            for name, values in self.values.items():
+                values.append(current[name])
+            if after is not None:
+                after()
+
+
+class Wish(NamedTuple):
+    """What to draw: the stretch ``(begin, end]`` of a history, with times in the zone ``tz``."""
+
+    history: History
+    begin: Point
+    end: Point
+    tz: tzinfo
+    progress: Progress | None = None
+
+
+async def draw(wish: Wish, kind: Kind, path: str | Path) -> Drawn:
+    """Draw ``kind`` into ``path`` (``.svg`` or ``.png``).
+
+    Raises Usage for another ending, Refused(not_in_history) when there is nothing to draw.
+    """
+    if Path(path).suffix.lower() not in (".svg", ".png"):
+        raise Usage("usage", f"{path}: a picture ends in .svg or .png")
+    begin, end = wish.begin, wish.end
+    if end.sequence <= begin.sequence:
+        raise Refused("not_in_history", f"nothing lies between event {begin.sequence} and event {end.sequence}")
+    pyplot = _pyplot()
+    collect = {"pool": _pool, "churn": _churn, "ring": _ring}[kind]
+    figure = await collect(pyplot, wish)
+    try:
+        figure.savefig(path, metadata={"Date": None} if Path(path).suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise Refused("archive_foreign", f"cannot write {path}: {error.strerror}", path=str(path)) from error
+    finally:
+        pyplot.close(figure)
+    return Drawn(
+        file=str(path),
+        kind=kind,
+        begin=begin,
+        end=end,
+        events=end.sequence - begin.sequence,
+        size_bytes=Path(path).stat().st_size,  # noqa: ASYNC240  once, after the work
+    )
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "isthmus",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "figure.dpi": 120,
+        }
+    )
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+async def _bounds(history: History, begin: Point, end: Point) -> tuple[int, int]:
+    first = await history.message(max(begin.sequence, history.start + 1))
+    last = await history.message(end.sequence)
+    return first.recorded_ns, max(last.recorded_ns, first.recorded_ns + 1)
+
+
+def _dates(edges: list[int], tz: tzinfo) -> list[datetime]:
+    return [from_ns(edge).astimezone(tz) for edge in edges]
+
+
+def _time_axis(axes: Any, tz: tzinfo) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(tz=tz)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=tz))  # type: ignore[no-untyped-call]
+    name = datetime.now(UTC).astimezone(tz).tzname() or str(tz)
+    axes.set_xlabel(f"recorded, {name}")
+
+
+async def _pool(pyplot: Any, wish: Wish) -> Any:
+    history, begin, end, tz, progress = wish
+    begin_ns, end_ns = await _bounds(history, begin, end)
+    series = _Series(begin_ns, end_ns, (*_STATES, "capacity"))
+    now = dict.fromkeys((*_STATES, "capacity"), 0)
+    async for batch in history.facts(until=end.sequence, progress=progress):
+        for fact in batch:
+            if fact.seq > begin.sequence:
+                series.close_until(fact.recorded_ns, now)
+            match fact.body:
+                case ClusterDefined() | CidrAppended() as event:
+                    now["capacity"] += event.capacity
+                case RangeAllocated():
+                    now["allocated"] += 1
+                case RangeDraining():
+                    now["allocated"] -= 1
+                    now["draining"] += 1
+                case RangeQuarantined():
+                    now["draining"] -= 1
+                    now["quarantined"] += 1
+                case RangeFreed():
+                    now["quarantined"] -= 1
+                case _:
+                    pass
+    series.close_until(end_ns + series.step_ns, now)
+    figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
+    dates = _dates(series.edges, tz)
+    axes.stackplot(
+        dates,
+        *(series.values[name] for name in _STATES),
+        labels=_STATES,
+        colors=[_COLOURS[name] for name in _STATES],
+        step="pre",
+    )
+    used = max(map(sum, zip(*(series.values[name] for name in _STATES), strict=True)), default=0)
+    if used * 3 >= now["capacity"]:
+        axes.step(dates, series.values["capacity"], color="#8f1414", linewidth=1, label="capacity", where="pre")
+    axes.set_title(f"Ranges in use, cluster {history.cluster} (capacity {now['capacity']:,})")
+    axes.set_ylabel("ranges")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left", frameon=False, ncols=4)
+    _time_axis(axes, tz)
+    return figure
+
+
+async def _churn(pyplot: Any, wish: Wish) -> Any:
+    history, begin, end, tz, progress = wish
+    begin_ns, end_ns = await _bounds(history, begin, end)
+    series = _Series(begin_ns, end_ns, ("joins", "leaves", "nodes"))
+    now = dict.fromkeys(("joins", "leaves", "nodes"), 0)
+
+    def anew() -> None:
+        now["joins"] = now["leaves"] = 0
+
+    async for batch in history.facts(until=end.sequence, progress=progress):
+        for fact in batch:
+            counts = fact.seq > begin.sequence
+            if counts:
+                series.close_until(fact.recorded_ns, now, anew)
+            if isinstance(fact.body, NodeJoined):
+                now["nodes"] += 1
+                now["joins"] += counts
+            elif isinstance(fact.body, NodeLeft | NodeFenced):
+                now["nodes"] -= 1
+                now["leaves"] += counts
+    series.close_until(end_ns + series.step_ns, now, anew)
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(9, 5), layout="constrained", sharex=True, height_ratios=(2, 3)
+    )
+    dates = _dates(series.edges, tz)
+    above.step(dates, series.values["nodes"], where="pre", color="#1a1d21", linewidth=1)
+    above.set_ylabel("live nodes")
+    above.set_ylim(bottom=0)
+    above.set_title(f"Churn, cluster {history.cluster}")
+    below.fill_between(dates, series.values["joins"], step="pre", color="#2a6f97", label="joins")
+    below.fill_between(
+        dates, [-n for n in series.values["leaves"]], step="pre", color="#e09f3e", label="leaves"
+    )
+    below.axhline(0, color="#1a1d21", linewidth=0.6)
+    below.set_ylabel(f"nodes per {_span(series.step_ns)}")
+    below.legend(loc="upper left", frameon=False, ncols=2)
+    _time_axis(below, tz)
+    return figure
+
+
+def _span(step_ns: int) -> str:
+    seconds = step_ns / 1e9
+    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
+async def _ring(pyplot: Any, wish: Wish) -> Any:
+    """Allocations as points: time outwards, index round the circle. The cyclic order is a spiral."""
+    history, begin, end, tz, progress = wish
+    begin_ns, end_ns = await _bounds(history, begin, end)
+    points: list[tuple[int, int]] = []
+    held: dict[int, str] = {}
+    capacity, seen, keep = 0, 0, 1
+    async for batch in history.facts(until=end.sequence, progress=progress):
+        for fact in batch:
+            match fact.body:
+                case ClusterDefined() | CidrAppended() as event:
+                    capacity += event.capacity
+                case RangeAllocated() as event:
+                    held[event.index] = "allocated"
+                    if fact.seq > begin.sequence:
+                        seen += 1
+                        if seen % keep == 0:
+                            points.append((fact.recorded_ns, event.index))
+                        if len(points) > RING_ALLOCATIONS_MAX:
+                            points, keep = points[::2], keep * 2
+                case RangeDraining() as event:
+                    held[event.index] = "draining"
+                case RangeQuarantined() as event:
+                    held[event.index] = "quarantined"
+                case RangeFreed() as event:
+                    held.pop(event.index, None)
+                case _:
+                    pass
+    if not capacity:
+        raise Refused("not_in_history", "no cluster is defined in this stretch: there is no ring to draw")
+    figure = pyplot.figure(figsize=(7.4, 7.8), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    turn = 2 * 3.141592653589793
+    axes.scatter(
+        [turn * index / capacity for _, index in points],
+        [0.25 + 0.65 * (when - begin_ns) / (end_ns - begin_ns) for when, _ in points],
+        s=max(0.4, min(12.0, 4000 / max(1, len(points)))),
+        c="#2a6f97",
+        linewidths=0,
+        rasterized=len(points) > 20_000,
+    )
+    width = turn / capacity
+    for state in _STATES:
+        indices = [index for index, name in held.items() if name == state]
+        axes.bar(
+            [turn * index / capacity for index in indices],
+            0.08,
+            width=max(width, 0.002),
+            bottom=0.94,
+            align="edge",
+            color=_COLOURS[state],
+            label=f"{state} at the end: {len(indices):,}",
+            linewidth=0,
+        )
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0.25, 0.9])
+    axes.set_yticklabels([])
+    axes.grid(color="#d9dde3", linewidth=0.5)
+    axes.set_xticks([turn * part / 8 for part in range(8)])
+    axes.set_xticklabels([f"{capacity * part // 8:,}" for part in range(8)])
+    from replay.when import show
+
+    axes.set_title(
+        f"The ring of {capacity:,} ranges, cluster {history.cluster}: "
+        f"{'each' if keep == 1 else f'every {keep}th'} allocation\n"
+        f"inside {show(from_ns(begin_ns), tz)[:16]}, outside {show(from_ns(end_ns), tz)[:16]} "
+        f"({datetime.now(UTC).astimezone(tz).tzname()}); round the circle: index of the range",
+        fontsize=9,
+    )
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.14), frameon=False, ncols=3)
+    return figure
