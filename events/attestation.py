@@ -70,22 +70,36 @@ def text(total: int) -> str:
 
 
 class ClusterSum:
-    """The sum over all peers of a cluster, kept by whoever folds the log."""
+    """The sum over all peers of a cluster, kept by whoever folds the log.
+
+    Hashing waits until somebody asks: a join costs two dictionary writes.
+    """
 
     def __init__(self) -> None:
         self._total = 0
-        self._peers: dict[str, int] = {}  # range → the sum of its owner's three rows
+        self._peers: dict[str, int] = {}  # range → the sum of its owner's three rows, as in the total
+        self._pending: dict[
+            str, tuple[str, str] | None
+        ] = {}  # range → MAC and underlay to be counted; None: none
 
     def put(self, cidr: str, vtep_mac: str, underlay: str) -> None:
         """A range has (another) owner, or its owner another address."""
-        self.drop(cidr)
-        value = self._peers[cidr] = peer_sum(cidr, vtep_mac, underlay)
-        self._total += value
+        self._pending[cidr] = (vtep_mac, underlay)
 
     def drop(self, cidr: str) -> None:
         """A range has no owner any more."""
-        self._total -= self._peers.pop(cidr, 0)
+        self._pending[cidr] = None
 
     def expected(self, cidr: str, vtep_mac: str, vni: int, port: int) -> str:
         """What the owner of ``cidr`` must publish."""
+        self._settle()
         return text(self._total - self._peers.get(cidr, 0) + own_sum(cidr, vtep_mac, vni, port))
+
+    def _settle(self) -> None:
+        for cidr, owner in self._pending.items():
+            self._total -= self._peers.pop(cidr, 0)
+            if owner is not None:
+                value = self._peers[cidr] = peer_sum(cidr, *owner)
+                self._total += value
+        self._pending.clear()
+        self._total %= MODULUS

@@ -140,7 +140,7 @@ class Agent:
             device=self.config.device, port=view.plan.port, own_range=view.own.cidr, cidrs=view.plan.cidrs
         )
         if self.config.firewall:
-            self.shield.want(rules, view.vteps())
+            self.shield.want(rules, view.vteps)
         if spec is not None and self.keeper.ifindex:
             self._write_cni(view.own.cidr, spec.mtu)
 
@@ -209,7 +209,7 @@ class Agent:
             applied=self.keeper.applied,
             sent_at=datetime.now(UTC),
             state=self.state(),  # type: ignore[arg-type]
-            kernel_digest=self.keeper.digest,
+            kernel_digest=self.keeper.digest(),
             peers=len(self.view.peers),
             conditions=self.conditions.sentences(),
             agent_version=our_version(),
@@ -253,7 +253,7 @@ class Agent:
             bus_connected=contact.connected,
             bus_contact_at=contact.last_at,
             expected_digest=view.expected_digest(),
-            kernel_digest=keeper.digest,
+            kernel_digest=keeper.digest(),
             counters={
                 **msgspec.to_builtins(keeper.figures),
                 "firewall_repairs": self.shield.repairs,

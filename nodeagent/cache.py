@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -27,7 +29,7 @@ log = logging.getLogger("isthmus.agent.cache")
 
 
 class Entry(NamedTuple):
-    """One event in the journal: sequence, chain digest (hexadecimal), type, body, the decision's Unix time."""
+    """One event in the journal: sequence, chain digest (hexadecimal), type, body, Unix time of the decision."""
 
     sequence: int
     chain: str
@@ -36,9 +38,11 @@ class Entry(NamedTuple):
     at: float
 
 
-_entries = msgspec.json.Decoder(Entry)
+_entries = msgspec.msgpack.Decoder(Entry)
+_encode_entry = msgspec.msgpack.Encoder().encode
 _saved = msgspec.json.Decoder(Saved)
 _encode = msgspec.json.Encoder().encode
+_LENGTH = struct.Struct("=I")
 
 
 class Cache:
@@ -69,12 +73,12 @@ class Cache:
 
     def _replay(self, view: View) -> None:
         try:
-            lines = self._journal.read_bytes().splitlines()
+            data = self._journal.read_bytes()
         except OSError:
             return
-        for line in lines:
+        for frame in _frames(data):
             try:
-                entry = _entries.decode(line)
+                entry = _entries.decode(frame)
                 if entry.sequence <= view.sequence:
                     continue
                 if entry.sequence != view.sequence + 1:
@@ -93,7 +97,8 @@ class Cache:
         """Remember events before their rows are written. Raises OSError."""
         if self._file is None:
             self._file = self._journal.open("ab", buffering=0)
-        self._file.write(b"".join(_encode(entry) + b"\n" for entry in entries))
+        frames = [_encode_entry(entry) for entry in entries]
+        self._file.write(b"".join([_LENGTH.pack(len(frame)) + frame for frame in frames]))
         self._pending += len(entries)
 
     @property
@@ -119,6 +124,17 @@ class Cache:
         self.close()
         self._snapshot.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    """The journal's entries: each a length of four bytes and MessagePack. A torn last one is left out."""
+    start = _LENGTH.size
+    while start <= len(data):
+        (length,) = _LENGTH.unpack_from(data, start - _LENGTH.size)
+        if start + length > len(data):
+            return
+        yield data[start : start + length]
+        start += length + _LENGTH.size
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:

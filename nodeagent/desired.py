@@ -34,6 +34,10 @@ class Desired:
 
     def apply(self, change: Change) -> list[Operation]:
         """Follow one change of the peer table; return its writes, then its removals, in safe order."""
+        if change.before is None and change.after is not None:
+            operations = self._newcomer(change.after)
+            if operations:
+                return operations
         before = change.before.rows() if change.before else Rows.empty()
         after = change.after.rows() if change.after else Rows.empty()
         touched = Rows(
@@ -48,6 +52,24 @@ class Desired:
             self._enter(change.after, after)
         new = _pick(self.rows, touched)
         return difference(new, old)
+
+    def _newcomer(self, peer: Peer) -> list[Operation]:
+        """The short way for a peer none of whose rows is there yet, the common case of a join; else nothing."""
+        rows = peer.rows()
+        ((address, mac),) = rows.neighbours.items()
+        ((route, gateway),) = rows.routes.items()
+        mine = self.rows
+        if mac in self._claims or route in mine.routes or address in mine.neighbours:
+            return []
+        destination = rows.fdb[mac]
+        mine.neighbours[address], mine.fdb[mac], mine.routes[route] = mac, destination, gateway
+        self._claims[mac] = peer.epoch
+        put = Action.PUT
+        return [
+            Operation(put, Kind.NEIGHBOUR, address, mac),
+            Operation(put, Kind.FDB, mac, destination),
+            Operation(put, Kind.ROUTE, route, gateway),
+        ]
 
     def _enter(self, peer: Peer, rows: Rows) -> None:
         self.rows.neighbours.update(rows.neighbours)

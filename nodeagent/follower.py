@@ -11,16 +11,16 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 
 import msgspec
 from nats.aio.client import Client
 
 from events.bus import connect
-from events.chain import CHAIN_HEADER, Head, verify_link
+from events.chain import CHAIN_HEADER, verify_link
 from events.client import ControllerClient
 from events.codec import StoredMessage, UnknownEvent, decode_event
 from events.commands import JoinNode
-from events.envelope import from_headers
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.jetstream import JetStreamLog
 from events.log import ReadBatch
@@ -185,7 +185,7 @@ class Follower:
                 async for batch in stream.read(after=self.view.sequence, follow=True):
                     self._conditions.clear("log")
                     pause_s = RETRY_FIRST_S
-                    await self._take(batch)
+                    await self.take(batch)
             except VerificationFailed as error:
                 # Our rows are right up to here; nothing that follows can be trusted.
                 self._conditions.set("log", error.message)
@@ -211,7 +211,8 @@ class Follower:
                 theirs=head.sequence,
             )
 
-    async def _take(self, batch: ReadBatch) -> None:
+    async def take(self, batch: ReadBatch) -> None:
+        """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
         self.contact.last_at = time.time()
         self.contact.pending = batch.pending
         if batch.messages:
@@ -225,6 +226,7 @@ class Follower:
         changes: list[Change] = []
         entries: list[Entry] = []
         head = view.head
+        decided_at = _decided_at(messages[-1])
         for message in messages:
             head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
             type_name = message.headers["ce-type"]
@@ -235,10 +237,10 @@ class Follower:
                     "event %d has the type %s, which this agent does not know", message.sequence, type_name
                 )
             changes.extend(view.apply(message.sequence, event))
-            view.head = Head(message.sequence, head.digest)
-            at = from_headers(message.headers, message.sequence).time.timestamp()
-            view.last_event_at = at
-            entries.append(Entry(message.sequence, message.headers[CHAIN_HEADER], type_name, message.body, at))
+            chain = message.headers[CHAIN_HEADER]
+            entries.append(Entry(message.sequence, chain, type_name, message.body, decided_at))
+            view.head = head
+        view.last_event_at = decided_at
         self._remember(entries)
         await self._hand_over(messages, changes)
 
@@ -275,3 +277,11 @@ class Follower:
             "agent.apply", kind=SpanKind.CONSUMER, root=True, links=links, attributes=attributes
         ):
             await self._apply(self.view, changes)
+
+
+def _decided_at(message: StoredMessage) -> float:
+    """When the controller decided it (Unix seconds); 0 when the header says nothing readable."""
+    try:
+        return datetime.fromisoformat(message.headers["ce-time"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0

@@ -85,8 +85,7 @@ class Keeper:
         self.ifindex = 0
         self.applied = 0
         """The last sequence whose rows have been read back from the kernel."""
-        self.digest = ""
-        """The kernel's digest at ``applied``; empty when it is not known."""
+        self._digest_shift: int | None = None  # kernel − desired as sums of row hashes; None: not known
         self.clean = False
         self.figures = Figures()
         self.watcher = Watcher(self)
@@ -97,6 +96,14 @@ class Keeper:
     def desired(self) -> Desired | None:
         """The rows to have; None before the node holds a range."""
         return self._desired
+
+    def digest(self) -> str:
+        """The kernel's digest at ``applied``; empty when it is not known."""
+        view = self._view
+        if view is None or self._digest_shift is None or not self.clean or self.applied != view.sequence:
+            return ""
+        expected = view.expected_digest()
+        return text(int(expected, 16) + self._digest_shift) if expected else ""
 
     def find_underlay(self) -> Underlay:
         """Resolve the underlay now (blocking, milliseconds). Raises Usage, OSError."""
@@ -156,7 +163,6 @@ class Keeper:
     def _note_applied(self, view: View) -> None:
         if self.clean:
             self.applied = view.sequence
-            self.digest = view.expected_digest()
             self._on_applied()
 
     def _rebuild(self, view: View) -> bool:
@@ -228,7 +234,7 @@ class Keeper:
 
     def _failed(self, what: str) -> None:
         self.clean = False
-        self.digest = ""
+        self._digest_shift = None
         self._conditions.set("kernel", what)
         self._on_applied()
 
@@ -262,7 +268,7 @@ class Keeper:
         self._fresh = False
         if self.clean:
             self.applied = view.sequence
-        self.digest = text(int(view.expected_digest() or "0", 16) + outcome.digest_shift) if self.clean else ""
+        self._digest_shift = outcome.digest_shift
         if device.actions or outcome.written or outcome.removed:
             log.info(
                 "resync (%s): %d written, %d removed%s in %.0f ms",

@@ -6,12 +6,11 @@ Pure values and a pure fold; it must never touch the kernel, the clock or the bu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Network, ip_address
 from typing import NamedTuple
 
 import msgspec
 
-from nodeagent.rows import Rows, fdb_key, mac_bytes, neighbour_key, route_key
+from nodeagent.rows import Rows, address_bytes, mac_bytes, route_key, split_cidr
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):
@@ -34,14 +33,9 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
         The first address of the range is the peer's VTEP address: next hop of its route and key of
         its neighbour entry.
         """
-        network = IPv4Network(self.cidr)
-        first = network.network_address.packed
+        first, length = split_cidr(self.cidr)
         mac = mac_bytes(self.vtep_mac)
-        return Rows(
-            neighbours={neighbour_key(first): mac},
-            fdb={fdb_key(mac): ip_address(self.underlay).packed},
-            routes={route_key(first, network.prefixlen): first},
-        )
+        return Rows({first: mac}, {mac: address_bytes(self.underlay)}, {route_key(first, length): first})
 
 
 class Change(NamedTuple):

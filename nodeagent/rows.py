@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_aton, inet_pton
 from typing import NamedTuple
 
 Table = dict[bytes, bytes]
@@ -70,16 +71,6 @@ def metric(network: bytes) -> int:
     return int.from_bytes(network, "big")
 
 
-def neighbour_key(address: bytes) -> bytes:
-    """The key of a neighbour entry."""
-    return address
-
-
-def fdb_key(mac: bytes) -> bytes:
-    """The key of an FDB row."""
-    return mac
-
-
 _ROUTE_KEY = struct.Struct("!4sBI")
 
 
@@ -92,6 +83,17 @@ def split_route_key(key: bytes) -> tuple[bytes, int, int]:
     """Network, prefix length and metric of a route's key."""
     network, length, priority = _ROUTE_KEY.unpack(key)
     return network, length, priority
+
+
+def split_cidr(cidr: str) -> tuple[bytes, int]:
+    """First address and prefix length of ``10.3.7.0/26``. Raises OSError, ValueError for anything else."""
+    address, _, length = cidr.partition("/")
+    return inet_aton(address), int(length)
+
+
+def address_bytes(text: str) -> bytes:
+    """An IPv4 or IPv6 address as 4 or 16 bytes. Raises OSError for anything else."""
+    return inet_pton(AF_INET6, text) if ":" in text else inet_pton(AF_INET, text)
 
 
 def mac_bytes(text: str) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from events.errors import IsthmusError
 from nodeagent import firewall
@@ -16,6 +17,8 @@ from nodeagent.firewall import Rules
 log = logging.getLogger("isthmus.agent.firewall")
 
 RETRY_S = 5.0
+GAP_S = 0.02
+"""Shortest time between two runs: a burst of joins becomes one change of the set."""
 INCREMENT_LIMIT = 500
 """Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
 
@@ -25,7 +28,8 @@ class Shield:
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
-        self._wanted: tuple[Rules, frozenset[str]] | None = None
+        self._rules: Rules | None = None
+        self._members: Callable[[], set[str]] = set
         self._applied: tuple[Rules, frozenset[str]] | None = None
         self._listing = ""
         self._wake = asyncio.Event()
@@ -34,13 +38,11 @@ class Shield:
         """Set while the kernel's table is the wanted one."""
         self.repairs = 0
 
-    def want(self, rules: Rules, vteps: set[str]) -> None:
-        """The table to have from now on."""
-        wanted = (rules, frozenset(vteps))
-        if wanted != self._wanted:
-            self._wanted = wanted
-            self.settled.clear()
-            self._wake.set()
+    def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
+        """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""
+        self._rules, self._members = rules, members
+        self.settled.clear()
+        self._wake.set()
 
     def verify(self) -> None:
         """Somebody may have touched the table: compare it with what was written."""
@@ -56,6 +58,7 @@ class Shield:
             try:
                 await self._step()
                 self._conditions.clear("firewall")
+                await asyncio.sleep(GAP_S)
             except IsthmusError as error:
                 self._conditions.set("firewall", error.message)
                 await self._pause()
@@ -75,12 +78,14 @@ class Shield:
                 self.repairs += 1
                 log.warning("the table inet %s was changed by somebody else and is made anew", firewall.TABLE)
                 self._applied = None
-        while self._wanted is not None and self._wanted != self._applied:
-            wanted = self._wanted
+        if self._rules is None:
+            return
+        wanted = (self._rules, frozenset(self._members()))
+        if wanted != self._applied:
             await firewall.nft(self._script(wanted))
             self._listing = await firewall.listing()
             self._applied = wanted
-        if self._wanted is not None:
+        if not self._wake.is_set():
             self.settled.set()
 
     def _script(self, wanted: tuple[Rules, frozenset[str]]) -> str:

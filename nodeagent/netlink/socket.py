@@ -32,8 +32,8 @@ from nodeagent.netlink.messages import ENCODERS, Action, Operation
 from nodeagent.rows import Kind, Rows, Table, describe
 
 RECEIVE_BYTES = 4 << 20
-DATAGRAM_BYTES = 1 << 18
-"""More than the kernel ever puts into one dump datagram (32 KiB today)."""
+DATAGRAM_BYTES = 1 << 16
+"""Twice what the kernel puts into one dump datagram (32 KiB); small enough to be taken from the heap."""
 
 CHUNK_MESSAGES = 1024
 """Messages per ``send``: about 56 KiB; were all of them to fail, the errors need about 1 MiB of buffer."""

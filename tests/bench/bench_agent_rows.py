@@ -1,0 +1,293 @@
+"""Cold start, resync and one join: our engine against C, iproute2 and pyroute2, in one run.
+
+Every figure is the median of RUNS runs, alternating, on an emptied vxlan device in a fresh network
+namespace. "Cold start" is the whole of a reconciliation: read the empty kernel, write all rows of
+the desired state, read them back and compare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from nodeagent.rows import route_key
+from tests.bench.agent_place import row, run_inside
+
+RUNS = 5
+JOINS = 400
+PEERS = 10_000
+MANY = 50_000
+SAMPLE = 500
+"""Peers written through pyroute2 call by call; it is linear, so the rest is multiplied."""
+
+
+def run() -> list[dict[str, Any]]:
+    """The rows that are about the kernel's tables."""
+    found = run_inside(__name__)
+    ours = found["ours"]
+    many = "cold start of 50,000 peers / of 10,000"
+    quiet = "resync of 10,000 peers, nothing to do / ip -j + bridge -j parsed"
+    join = "one join: event received to rows in the kernel / 3 netlink round trips"
+    return [
+        row("cold start of 10,000 peers / C, packed batches", ours, found["c"], "s", 3.0),
+        row("cold start of 10,000 peers / ip -batch + bridge -batch", ours, found["batch"], "s", 0.7),
+        row("cold start of 10,000 peers / pyroute2 call by call", ours, found["pyroute2"], "s", 1 / 40),
+        row(many, found["many"], ours, "s", 7.0),
+        row(quiet, found["resync"], found["json"], "s", 0.8),
+        row(join, found["join"], found["trips"],
+            "s", 5.0),
+    ]  # fmt: skip
+
+
+def body() -> dict[str, float]:
+    """Runs inside the namespaces."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        program = directory / "rows"
+        source = Path(__file__).with_name("agent_rows.c")
+        subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+        ours, floor, batch = [], [], []
+        iproute = _iproute_files(directory)
+        for _ in range(RUNS):
+            ours.append(_fresh(lambda index: _ours(PEERS, index)))
+            floor.append(_fresh(lambda index: _c(program, PEERS, index)))
+            batch.append(_fresh(lambda _: _batch(iproute)))
+        many = [_fresh(lambda index: _ours(MANY, index)) for _ in range(3)]
+        pyroute2 = statistics.median(_fresh(_pyroute2) for _ in range(3)) * PEERS / SAMPLE
+        resync, by_json = _fresh(_resync)
+        join, trips = _fresh(_join)
+    median = statistics.median
+    return {
+        "ours": median(ours),
+        "c": median(floor),
+        "batch": median(batch),
+        "pyroute2": pyroute2,
+        "many": median(many),
+        "resync": resync,
+        "json": by_json,
+        "join": join,
+        "trips": trips,
+    }
+
+
+def _fresh(measure: Callable[[int], Any]) -> Any:
+    from nodeagent.netlink import links
+    from nodeagent.netlink.links import DeviceSpec
+
+    links.remove_device("isthmus")
+    spec = DeviceSpec(name="isthmus", vni=1, port=8472, mac="66:ff:ff:ff:ff:ff", local="192.0.2.1",
+                      address="10.0.0.0", mtu=1450)  # fmt: skip
+    index = links.ensure_device(spec).index
+    gc.collect()
+    gc.disable()
+    try:
+        return measure(index)
+    finally:
+        gc.enable()
+
+
+def peers(count: int) -> Any:
+    """The same peers as the C program's."""
+    from nodeagent.rows import Rows
+
+    rows = Rows.empty()
+    for i in range(count):
+        address = (0x0A000040 + i * 64).to_bytes(4, "big")
+        mac = b"\x66\x00" + i.to_bytes(4, "big")
+        rows.neighbours[address] = mac
+        rows.fdb[mac] = (0x64400000 + i).to_bytes(4, "big")
+        rows.routes[route_key(address, 26)] = address
+    return rows
+
+
+def _ours(count: int, index: int) -> float:
+    from nodeagent.netlink.socket import Engine, NetlinkChannel
+    from nodeagent.reconcile import reconcile
+
+    desired = peers(count)
+    with Engine(NetlinkChannel()) as engine:
+        started = time.perf_counter()
+        outcome = reconcile(engine, index, desired)
+        took = time.perf_counter() - started
+    assert outcome.clean
+    assert outcome.written == 3 * count
+    return took
+
+
+def _c(program: Path, count: int, index: int) -> float:
+    out = subprocess.run([program, str(count), str(index)], check=True, capture_output=True, text=True).stdout
+    return float(out.split()[0])
+
+
+def _iproute_files(directory: Path) -> tuple[Path, Path]:
+    rows = peers(PEERS)
+    ip, bridge = [], []
+    for address, mac in rows.neighbours.items():
+        text, metric = str(IPv4Address(address)), int.from_bytes(address, "big")
+        ip.append(f"neigh replace {text} lladdr {mac.hex(':')} dev isthmus nud permanent protocol 84")
+        bridge.append(f"fdb replace {mac.hex(':')} dev isthmus dst {IPv4Address(rows.fdb[mac])} self permanent")
+        ip.append(f"route replace {text}/26 via {text} dev isthmus onlink proto 84 metric {metric}")
+    files = directory / "ip", directory / "bridge"
+    for path, lines in zip(files, (ip, bridge), strict=True):
+        path.write_text("\n".join(lines) + "\n")
+    return files
+
+
+def _batch(files: tuple[Path, Path]) -> float:
+    started = time.perf_counter()
+    subprocess.run([_tool("ip"), "-batch", files[0]], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([_tool("bridge"), "-batch", files[1]], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def _tool(name: str) -> str:
+    return shutil.which(name, path="/sbin:/usr/sbin:/bin:/usr/bin") or name
+
+
+def _pyroute2(index: int) -> float:
+    from pyroute2 import IPRoute
+
+    rows = peers(SAMPLE)
+    with IPRoute() as ip:
+        started = time.perf_counter()
+        for address, mac in rows.neighbours.items():
+            text, lladdr = str(IPv4Address(address)), mac.hex(":")
+            ip.neigh("replace", dst=text, lladdr=lladdr, ifindex=index, state="permanent", protocol=84)
+            ip.fdb(
+                "replace",
+                lladdr=lladdr,
+                dst=str(IPv4Address(rows.fdb[mac])),
+                ifindex=index,
+                flags=2,
+                state=0xC0,
+            )
+            ip.route("replace", dst=f"{text}/26", gateway=text, oif=index, flags=["onlink"], proto=84,
+                     priority=int.from_bytes(address, "big"))  # fmt: skip
+        return time.perf_counter() - started
+
+
+def _resync(index: int) -> tuple[float, float]:
+    from nodeagent.netlink.socket import Engine, NetlinkChannel
+    from nodeagent.reconcile import reconcile
+
+    desired = peers(PEERS)
+    ours, theirs = [], []
+    with Engine(NetlinkChannel()) as engine:
+        reconcile(engine, index, desired)
+        for _ in range(RUNS):
+            started = time.perf_counter()
+            outcome = reconcile(engine, index, desired)
+            ours.append(time.perf_counter() - started)
+            assert outcome.clean
+            assert outcome.written == 0
+            started = time.perf_counter()
+            found = [
+                json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                for command in (
+                    [_tool("ip"), "-j", "neigh", "show", "dev", "isthmus", "nud", "permanent"],
+                    [_tool("bridge"), "-j", "fdb", "show", "dev", "isthmus"],
+                    [_tool("ip"), "-j", "route", "show", "proto", "84"],
+                )
+            ]
+            theirs.append(time.perf_counter() - started)
+            assert all(len(rows) == PEERS for rows in found)
+    return statistics.median(ours), statistics.median(theirs)
+
+
+def _join(index: int) -> tuple[float, float]:
+    """Stored messages of a join through the agent's own path, against three acknowledged requests.
+
+    The path: verify the hash chain, decode, fold, remember in the journal, and the keeper's direct way.
+    """
+    from nodeagent.netlink import messages
+    from nodeagent.netlink.socket import NetlinkChannel
+
+    with tempfile.TemporaryDirectory() as name:
+        times = asyncio.run(_joins(index, Path(name)))
+    channel, trips = NetlinkChannel(), []
+    address, mac = bytes([10, 0, 0, 64]), bytes.fromhex("660000000001")
+    requests = [
+        messages.put_neighbour(index, 1, address, mac),
+        messages.put_fdb(index, 2, mac, bytes([100, 64, 0, 1])),
+        messages.put_route(index, 3, route_key(address, 26), address),
+    ]
+    acknowledged = [request[:6] + bytes([request[6] | 4]) + request[7:] for request in requests]
+    for _ in range(JOINS):
+        started = time.perf_counter()
+        for request in acknowledged:
+            channel.send(request)
+            channel.receive()
+        trips.append(time.perf_counter() - started)
+    channel.close()
+    return statistics.median(times), statistics.median(trips)
+
+
+async def _joins(index: int, directory: Path) -> list[float]:
+    from events.bus import BusOptions
+    from events.log import ReadBatch
+    from events.telemetry import Telemetry
+    from nodeagent.cache import Cache
+    from nodeagent.conditions import Conditions
+    from nodeagent.config import AgentConfig
+    from nodeagent.follower import Follower
+    from nodeagent.keeper import Keeper
+    from nodeagent.view import View
+
+    config = AgentConfig(
+        cluster="bench", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450
+    )
+    keeper, view = Keeper(config, Conditions()), View("bench", "n0", "u0")
+    follower = Follower(config, view, Cache(directory), Conditions(), Telemetry.off(),
+                        apply=keeper.follow, underlay=lambda: "192.0.2.1")  # fmt: skip
+    first, *joins = _log()
+    await follower.take(ReadBatch(first, 0))
+    assert await keeper.resync({"start"})
+    times = []
+    for batch in joins:
+        started = time.perf_counter()
+        await follower.take(ReadBatch(batch, 0))
+        times.append(time.perf_counter() - started)
+    assert keeper.figures.direct == len(joins) == JOINS
+    assert keeper.applied == view.sequence
+    assert await keeper.resync({"check"})
+    assert keeper.figures.resyncs == 2
+    assert keeper.figures.repaired == 0
+    return times
+
+
+def _log() -> list[list[Any]]:
+    """The events of a cluster as stored messages: its definition and n0's join; then JOINS more joins."""
+    from events.chain import genesis
+    from events.codec import Cause, StoredMessage, seal
+    from events.ids import new_id
+    from events.types import ClusterDefined, NodeJoined, RangeAllocated
+
+    cause = Cause(command_id=new_id(), actor="bench", time=datetime.now(UTC), source="bench")
+    defined = ClusterDefined(
+        cluster="bench", container_cidr="10.0.0.0/9", max_pods_per_node=64, max_services=256, range_size=64,
+        service_size=256, service_cidr="10.127.255.0/24", capacity=131068,
+    )  # fmt: skip
+    batches: list[list[Any]] = []
+    for i in range(JOINS + 1):
+        underlay = str(IPv4Address(0x64400000 + i))
+        cidr = f"{IPv4Address(0x0A000000 + i * 64)}/26"
+        batches.append([
+            NodeJoined(node=f"n{i}", uid=f"u{i}", kind="cloud", underlay=underlay, announced=underlay,
+                       vtep_mac="66:00:" + i.to_bytes(4, "big").hex(":")),
+            RangeAllocated(cidr=cidr, index=i, node=f"n{i}", uid=f"u{i}", cursor_after=i + 1),
+        ])  # fmt: skip
+    batches[0].insert(0, defined)
+    sealed, _ = seal("bench", genesis("bench"), [(cause, batch) for batch in batches])
+    stored = iter([StoredMessage(n, m.subject, m.headers, m.body, 0) for n, m in enumerate(sealed, 1)])
+    return [[next(stored) for _ in batch] for batch in batches]
