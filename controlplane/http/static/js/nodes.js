@@ -13,7 +13,7 @@ export const behind = (node) => Math.max(0, store.overview.position.head - node.
 const seen = (node) => (node.age_s < 0 ? "–" : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
 
 export function shownState(node) {
-  return node.state === "ready" && store.live && node.applied && node.applied < store.overview.position.sequence ? "behind" : node.state;
+  return node.state === "ready" && store.late(node) ? "behind" : node.state;
 }
 
 export class NodesPage {

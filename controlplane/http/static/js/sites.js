@@ -54,14 +54,13 @@ export class Sites {
     const drawing = context(card.canvas, width, Math.max(step, Math.ceil(nodes.length / columns) * step));
     card.step = step;
     card.columns = columns;
-    const head = store.overview.position.sequence;
     const base = colour(card.kind);
     let troubled = 0;
     let behind = 0;
     const side = step - (step > 6 ? 3 : 1);
     nodes.forEach((node, i) => {
       const bad = TROUBLED.has(node.state);
-      const late = !bad && store.live && node.applied > 0 && node.applied < head;
+      const late = !bad && store.late(node);
       troubled += bad;
       behind += late;
       drawing.fillStyle = bad ? colour("bad") : late ? colour("draining") : base;
@@ -77,7 +76,7 @@ export class Sites {
   }
 
   list(card, nodes) {
-    const state = (node) => (node.state === "ready" && store.live && node.applied && node.applied < store.overview.position.sequence ? "behind" : node.state);
+    const state = (node) => (node.state === "ready" && store.late(node) ? "behind" : node.state);
     card.names.replaceChildren(...nodes.map((node) => h("li", {}, h("a", { href: `#/nodes/${encodeURIComponent(node.name)}`, title: `${node.range || "no range"}, ${node.announced}` },
       h("span", { class: `state ${state(node)}` }, h("i", { "aria-hidden": "true" }), node.name, h("span.hidden", {}, `, ${state(node)}`))))));
     card.count.textContent = n(nodes.length);

@@ -115,6 +115,11 @@ export class Ring {
           style = own;
         }
       }
+      for (const [index] of space.node) {
+        if (space.phase[index] < 2 || index < cidr.first_index || index >= cidr.first_index + cidr.capacity) continue;
+        const at = turn(start + (index - cidr.first_index) * space.size);
+        arc(at, Math.max(at + 2.5 / radius, turn(start + (index + 1 - cidr.first_index) * space.size)), radius, width, fill(index));
+      }
       if (service) arc(turn(start + addresses - service), to, radius, width, hatch(drawing, colour("service")));
     }
     this.cursor(drawing, space, stretches, turn, middle, outer, width);
@@ -157,7 +162,12 @@ export class Ring {
         const text = dotted(address(cidr.cidr) + share * addresses);
         const inset = 10 + Math.abs(Math.cos(angle)) * 22;
         drawing.fillText(text, middle + Math.cos(angle) * (radius - inset), middle + Math.sin(angle) * (radius - inset));
-        drawing.fillRect(middle + Math.cos(angle) * (radius + 10) - 1, middle + Math.sin(angle) * (radius + 10) - 1, 2, 2);
+        drawing.beginPath();
+        drawing.moveTo(middle + Math.cos(angle) * (radius + 4), middle + Math.sin(angle) * (radius + 4));
+        drawing.lineTo(middle + Math.cos(angle) * (radius + 10), middle + Math.sin(angle) * (radius + 10));
+        drawing.strokeStyle = colour("muted");
+        drawing.lineWidth = 1;
+        drawing.stroke();
       }
     }
   }
@@ -210,6 +220,18 @@ export class Cells {
       drawing.fillStyle = style;
       for (const index of indices) {
         drawing.fillRect(g.label + (index % g.columns) * g.cell, Math.floor(index / g.columns) * g.cell, side, side);
+      }
+    }
+    // What is rare must be seen even where a cell is a few pixels.
+    if (g.cell < 7) {
+      for (const index of space.node.keys()) {
+        if (space.phase[index] < 2) continue;
+        const x = g.label + (index % g.columns) * g.cell + side / 2;
+        const y = Math.floor(index / g.columns) * g.cell + side / 2;
+        drawing.fillStyle = colour("panel");
+        drawing.fillRect(x - 4, y - 4, 8, 8);
+        drawing.fillStyle = fill(index);
+        drawing.fillRect(x - 3, y - 3, 6, 6);
       }
     }
     const every = Math.max(1, Math.ceil(14 / g.cell));

@@ -14,11 +14,23 @@ class Store extends EventTarget {
   events = [];
   convergence = [];
   loading = null;
+  heads = [[0, 0]];
   ready = false;
   partial = false;
 
   changed(...parts) {
     this.dispatchEvent(new CustomEvent("change", { detail: new Set(parts) }));
+  }
+
+  // The head as it was two seconds ago: an agent counts as behind when it lacks that, not the blink after an event.
+  get settled() {
+    const now = Date.now();
+    while (this.heads.length > 1 && this.heads[1][0] < now - 2000) this.heads.shift();
+    return this.heads[0][0] < now - 2000 ? this.heads[0][1] : 0;
+  }
+
+  late(node) {
+    return this.live && node.applied > 0 && node.applied < this.settled;
   }
 
   get live() { return this.at === null; }
@@ -50,6 +62,7 @@ class Store extends EventTarget {
       if (control.signal.aborted) return;
       this.overview = overview;
       this.head = overview.position.head;
+      if (this.heads.at(-1)[1] !== this.head) this.heads.push([overview.position.at ? Date.parse(overview.position.at) : 0, this.head]);
       this.space = unpack(space);
       if (nodes) this.nodes = new Map(nodes.nodes.map((node) => [node.name, node]));
       if (events) this.events = events.events;
@@ -98,6 +111,7 @@ class Store extends EventTarget {
   frame(frame) {
     const grown = frame.head > this.head;
     this.head = Math.max(this.head, frame.head);
+    if (grown) this.heads.push([Date.now(), this.head]);
     this.convergence = frame.convergence;
     if (!this.live || !this.ready) { if (grown) this.changed("head"); return; }
     if (frame.resync) { this.load(); return; }
