@@ -26,6 +26,7 @@ from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.history import History, Point, Progress
 from replay.queries.states import States
+from replay.when import When
 
 _encode = msgspec.json.Encoder().encode
 
@@ -65,6 +66,7 @@ async def make_capsule(
     if end.sequence <= begin.sequence:
         raise Usage("usage", f"nothing lies between event {begin.sequence} and event {end.sequence}")
     history = states.history
+    begin, end = await _whole(history, begin, end)
     state, _ = await states.at(begin.sequence, progress)
     if begin.sequence == 0:
         head = genesis(history.cluster)
@@ -102,6 +104,18 @@ async def make_capsule(
         Path(path).unlink(missing_ok=True)  # noqa: ASYNC240  a half capsule is of no use to anybody
         raise
     return about
+
+
+async def _whole(history: History, begin: Point, end: Point) -> tuple[Point, Point]:
+    """The stretch with its first and its last command whole: half a decision explains nothing."""
+    first = decode(await history.message(begin.sequence + 1))
+    last = decode(await history.message(end.sequence))
+    if first.envelope.tx_index:
+        begin = await history.resolve(When(begin.asked, sequence=begin.sequence - first.envelope.tx_index))
+    missing = last.envelope.tx_count - 1 - last.envelope.tx_index
+    if missing:
+        end = await history.resolve(When(end.asked, sequence=min(history.end, end.sequence + missing)))
+    return begin, end
 
 
 class Capsule:

@@ -192,7 +192,7 @@ async def _pool(pyplot: Any, wish: Wish) -> Any:
         axes.step(dates, series.values["capacity"], color="#8f1414", linewidth=1, label="capacity", where="pre")
     axes.set_title(f"Ranges in use, cluster {history.cluster} (capacity {now['capacity']:,})")
     axes.set_ylabel("ranges")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1, used) * 1.15)
     axes.legend(loc="upper left", frameon=False, ncols=4)
     _time_axis(axes, tz)
     return figure
@@ -233,6 +233,7 @@ async def _churn(pyplot: Any, wish: Wish) -> Any:
     )
     below.axhline(0, color="#1a1d21", linewidth=0.6)
     below.set_ylabel(f"nodes per {_span(series.step_ns)}")
+    below.margins(y=0.25)
     below.legend(loc="upper left", frameon=False, ncols=2)
     _time_axis(below, tz)
     return figure
@@ -287,9 +288,12 @@ async def _ring(pyplot: Any, wish: Wish) -> Any:
         s=max(0.4, min(12.0, 4000 / max(1, len(points)))),
         c="#2a6f97",
         linewidths=0,
-        rasterized=len(points) > 20_000,
+        rasterized=len(points) > 5_000,
     )
+    from matplotlib.patches import Patch
+
     width = turn / capacity
+    marks: list[Patch] = []
     for state in _STATES:
         indices = [index for index, name in held.items() if name == state]
         axes.bar(
@@ -299,9 +303,9 @@ async def _ring(pyplot: Any, wish: Wish) -> Any:
             bottom=0.94,
             align="edge",
             color=_COLOURS[state],
-            label=f"{state} at the end: {len(indices):,}",
             linewidth=0,
         )
+        marks.append(Patch(color=_COLOURS[state], label=f"{state} at the end: {len(indices):,}"))
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0.25, 0.9])
     axes.set_yticklabels([])
@@ -310,12 +314,15 @@ async def _ring(pyplot: Any, wish: Wish) -> Any:
     axes.set_xticklabels([f"{capacity * part // 8:,}" for part in range(8)])
     from replay.when import show
 
-    axes.set_title(
+    axes.spines["polar"].set_color("#c9ced6")
+    figure.suptitle(
         f"The ring of {capacity:,} ranges, cluster {history.cluster}: "
         f"{'each' if keep == 1 else f'every {keep}th'} allocation\n"
         f"inside {show(from_ns(begin_ns), tz)[:16]}, outside {show(from_ns(end_ns), tz)[:16]} "
         f"({datetime.now(UTC).astimezone(tz).tzname()}); round the circle: index of the range",
         fontsize=9,
+        x=0.02,
+        ha="left",
     )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.14), frameon=False, ncols=3)
+    figure.legend(handles=marks, loc="outside lower center", frameon=False, ncols=3)
     return figure

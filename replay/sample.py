@@ -78,7 +78,7 @@ class Sample:
         return f"{IPv4Address(_POOL + index * _RANGE_SIZE)}/26"
 
     def batches(self, count: int, *, batch: int = 1000) -> Iterator[list[StoredMessage]]:
-        """At least ``count`` events (the last command is whole) as stored messages, in lists of about ``batch``."""
+        """At least ``count`` events, the last command whole, as stored messages in lists of about ``batch``."""
         waiting: list[StoredMessage] = []
         while self._head.sequence < count:
             events, actor = self._step()

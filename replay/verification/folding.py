@@ -16,6 +16,7 @@ from events.codec import StoredMessage
 from events.errors import VerificationFailed
 from events.types import Event, RangeFreed
 from replay.archive import lines
+from replay.thaw import thaw
 from replay.verification.findings import Finding, Findings
 
 if TYPE_CHECKING:
@@ -31,11 +32,9 @@ class Folding:
     def __init__(self, history: History, findings: Findings, wanted: Wanted) -> None:
         self._findings = findings
         self.state = ClusterState(history.cluster)
-        self.alive = history.start == 0
-        self.stopped = 0 if self.alive else history.start + 1
-        self.why = (
-            "" if self.alive else f"the file begins behind event {history.start}: give the earlier ones too"
-        )
+        self.alive, self.stopped, self.why = True, 0, ""
+        if history.start:
+            self._begin(history)
         self._stated: dict[int, list[tuple[str, str]]] = {}
         self._chains: dict[int, list[tuple[str, str]]] = {}
         self._compared = 0
@@ -51,6 +50,19 @@ class Folding:
         self._stops = sorted(self._stated, reverse=True)
         self._chain_stops = sorted(self._chains, reverse=True)
         self._agreed = history.start
+
+    def _begin(self, history: History) -> None:
+        """The history starts later: from the state that a capsule carries, or not at all."""
+        try:
+            text = history.base
+            if text is not None:
+                self.state = thaw(text)
+                return
+            why = f"the file begins behind event {history.start}: give the earlier ones, too"
+        except VerificationFailed as error:
+            why = error.message
+            self._note("invariants", error.code, why, history.start)
+        self.stop(history.start + 1, why)
 
     def _expect(self, checkpoint: Checkpoint) -> None:
         try:
