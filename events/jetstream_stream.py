@@ -83,19 +83,25 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
     The server omits settings that have their zero value.
     """
+    return [
+        f"{name}: found {found.get(name, _zero(value))!r}, needed {value!r}"
+        for name, value in wanted.items()
+        if name != "description" and not _same(name, value, found.get(name))
+    ]
+
+
+def _zero(value: Any) -> Any:
     zero: dict[type, Any] = {bool: False, int: 0, str: "", list: [], dict: {}}
-    result = []
-    for name, value in wanted.items():
-        if name == "description":
-            continue
-        actual = found.get(name, zero[type(value)])
-        if isinstance(value, dict) and isinstance(actual, dict):
-            actual = {key: actual.get(key, zero[type(part)]) for key, part in value.items()}
-        if name.startswith("max_") and {value, actual} <= {0, -1}:
-            continue  # both mean "no limit"
-        if actual != value:
-            result.append(f"{name}: found {actual!r}, needed {value!r}")
-    return result
+    return zero[type(value)]
+
+
+def _same(name: str, wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, dict):
+        return all(_same(key, value, (found or {}).get(key)) for key, value in wanted.items())
+    found = _zero(wanted) if found is None else found
+    if name.startswith("max_") and {wanted, found} <= {0, -1}:
+        return True  # both mean "no limit"
+    return bool(found == wanted)
 
 
 async def ensure_stream(
