@@ -10,9 +10,11 @@ import logging
 from collections.abc import Callable
 
 from events.errors import IsthmusError
+from events.telemetry import Telemetry
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.firewall import Rules
+from nodeagent.tracing import Causes
 
 log = logging.getLogger("isthmus.agent.firewall")
 
@@ -26,8 +28,10 @@ INCREMENT_LIMIT = 500
 class Shield:
     """Wanted rules and members against those applied."""
 
-    def __init__(self, conditions: Conditions) -> None:
+    def __init__(self, conditions: Conditions, telemetry: Telemetry | None = None) -> None:
         self._conditions = conditions
+        self._telemetry = telemetry or Telemetry.off("agent")
+        self._causes = Causes()
         self._rules: Rules | None = None
         self._members: Callable[[], set[str]] = set
         self._applied: tuple[Rules, frozenset[str]] | None = None
@@ -41,6 +45,7 @@ class Shield:
     def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
         """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""
         self._rules, self._members = rules, members
+        self._causes.note()
         self.settled.clear()
         self._wake.set()
 
@@ -82,17 +87,18 @@ class Shield:
             return
         wanted = (self._rules, frozenset(self._members()))
         if wanted != self._applied:
-            await firewall.nft(self._script(wanted))
+            await self._write(wanted)
             self._listing = await firewall.listing()
             self._applied = wanted
         if not self._wake.is_set():
             self.settled.set()
 
-    def _script(self, wanted: tuple[Rules, frozenset[str]]) -> str:
+    async def _write(self, wanted: tuple[Rules, frozenset[str]]) -> None:
         rules, vteps = wanted
         if self._applied is not None and self._applied[0] == rules:
             before = self._applied[1]
             added, removed = vteps - before, before - vteps
             if len(added) + len(removed) <= INCREMENT_LIMIT:
-                return firewall.render_members(added, removed)
-        return firewall.render(rules, vteps)
+                await firewall.nft(firewall.render_members(added, removed))
+                return
+        await firewall.replace(rules, vteps)

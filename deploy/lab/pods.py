@@ -48,7 +48,7 @@ class Pod:
         *,
         count: int = 10,
         interval_ms: float = 1,
-        timeout_ms: int = 2000,
+        timeout_ms: int = 5000,
         size: int = 0,
     ) -> list[dict[str, Any]]:
         """Sends `count` numbered packets to each target; one report per target, in order."""
