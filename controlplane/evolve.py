@@ -26,7 +26,7 @@ from controlplane.state import (
     asker_node,
 )
 from events.codec import UnknownEvent
-from events.errors import VerificationFailed
+from events.errors import Refused, VerificationFailed
 from events.types import (
     AllocationRefused,
     CidrAppended,
@@ -58,6 +58,10 @@ Handler = Callable[[ClusterState, int, Any], None]
 
 class _Contradiction(Exception):
     """An event that cannot follow this state; the text says why."""
+
+
+_STOPS = (LookupError, _Contradiction, Refused)
+"""What a handler raises for an event that cannot follow (Refused: a CIDR in it is none)."""
 
 
 # --- ranges and nodes: the hot ones ----------------------------------------------------------------
@@ -288,7 +292,7 @@ def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
     """
     try:
         HANDLERS[type(event)](state, sequence, event)
-    except (LookupError, _Contradiction) as error:
+    except _STOPS as error:
         raise contradiction(sequence, event, error) from error
     state.sequence = sequence
     return state
@@ -301,7 +305,7 @@ def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterS
     try:
         for sequence, event in recorded:
             handlers[type(event)](state, sequence, event)
-    except (LookupError, _Contradiction) as error:
+    except _STOPS as error:
         if event is None:
             raise
         raise contradiction(sequence, event, error) from error

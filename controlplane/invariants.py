@@ -157,7 +157,10 @@ def _defined(state: ClusterState, event: ClusterDefined) -> Finding:
 
 
 def _appended(state: ClusterState, event: CidrAppended) -> Finding:
-    net = network(event.cidr)
+    try:
+        net = network(event.cidr)
+    except Refused as error:
+        return 1, error.message
     size = state.definition.range_size if state.definition else 1
     if event.capacity != net.size // size or event.first_index != state.capacity:
         return 6, f"{event.cidr} states {event.capacity} ranges from index {event.first_index}"
@@ -182,13 +185,14 @@ def _reserved(state: ClusterState, event: ClbReserved) -> Finding:
 
 def _pair(event: ClbReserved) -> str:
     """What is wrong with the two addresses by themselves; empty when nothing is."""
-    subnet = network(event.subnet)
+    try:
+        subnet = network(event.subnet)
+        shut_out = [Net(address_value(e) or 0, 1) if "/" not in e else network(e) for e in event.excluded]
+    except Refused as error:
+        return error.message
     values = [address_value(item.address) for item in event.addresses]
     if len(values) != 2 or values[0] == values[1]:
         return f"reservation {event.name!r} is not a pair: {', '.join(a.address for a in event.addresses)}"
-    shut_out = [
-        Net(address_value(item) or 0, 1) if "/" not in item else network(item) for item in event.excluded
-    ]
     for item, value in zip(event.addresses, values, strict=True):
         if value is None or not subnet.first < value < subnet.last:
             return f"{item.address} is no host address of {subnet}"
@@ -265,7 +269,11 @@ def _ranges(state: ClusterState, definition: ClusterDefined) -> Iterator[tuple[i
     size = definition.range_size
     services = network(definition.service_cidr)
     containers = [network(own.cidr) for own in state.cidrs]
-    spans = sorted((network(held.cidr), index) for index, held in state.ranges.items())
+    try:
+        spans = sorted((network(held.cidr), index) for index, held in state.ranges.items())
+    except Refused as error:
+        yield 1, error.message
+        return
     for (net, _), (following, _) in pairwise(spans):
         if net.overlaps(following):
             yield 1, f"ranges {net} and {following} overlap"

@@ -31,7 +31,9 @@ def use(state: ClusterState, command: UseToken, now: datetime, surroundings: Sur
             raise BadRequest("bad_request", f"{what} {key[:60]!r} is no public key of a user", field=what)
     if command.expires <= now:
         raise BadRequest(
-            "bad_request", f"the credentials would have expired at {command.expires:%c}", field="expires"
+            "bad_request",
+            f"the credentials would have expired at {command.expires.isoformat()}",
+            field="expires",
         )
     event = JoinTokenUsed(
         token=command.token, node=command.node, public_key=command.public_key, expires=command.expires
