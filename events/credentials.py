@@ -50,14 +50,15 @@ class Credentials(msgspec.Struct, frozen=True):
         seconds = self.claims.get("exp")
         return datetime.fromtimestamp(int(seconds), UTC) if seconds else None
 
-    def _tag(self, name: str) -> str:
+    def tag(self, name: str) -> str:
+        """What follows ``name`` in the first tag that begins with it; empty without one."""
         tags = self.claims["nats"].get("tags") or []
         return next((str(tag)[len(name) :] for tag in tags if str(tag).startswith(name)), "")
 
     @property
     def api_prefix(self) -> str:
         """Where its holder finds JetStream's API: tenants have it under a name of their own."""
-        return self._tag(API_TAG) or "$JS.API"
+        return self.tag(API_TAG) or "$JS.API"
 
     @property
     def key(self) -> KeyPair:

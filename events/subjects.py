@@ -10,6 +10,8 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.query.<name>``                             questions to a controller about the present
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
 ``isthmus.C.snapshot.…``                               snapshots for agents (``ISTHMUS_C_SNAPSHOT``)
+``isthmus.C.enrol.<node>``                             a join token's holder asks the issuer for credentials
+``isthmus.C.renew.<node>``                             a node asks the issuer for its next ones
 ``isthmus.C.spans.<node>``                             a node's finished spans, for the built-in store
 ``isthmus.C.spans._<role>``                            the same from a role that is no node
 =====================================================  ==========================================
@@ -150,3 +152,13 @@ def snapshot_latest(cluster: str) -> str:
 def snapshot_chunk(cluster: str, slot: int, index: int) -> str:
     """One chunk of the snapshot in a slot."""
     return f"isthmus.{cluster}.snapshot.{slot}.{index}"
+
+
+def enrol(cluster: str, node: str) -> str:
+    """Where the holder of a join token asks the issuer for the node's credentials."""
+    return f"isthmus.{cluster}.enrol.{token(node)}"
+
+
+def renew(cluster: str, node: str) -> str:
+    """Where a node asks the issuer for its next credentials."""
+    return f"isthmus.{cluster}.renew.{token(node)}"

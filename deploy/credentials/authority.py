@@ -26,6 +26,7 @@ from deploy.credentials.layout import Role
 from deploy.credentials.store import Book, Principal, Store, UserRecord
 from events import subjects
 from events.credentials import API_TAG, render, write_secret
+from events.enrolment import RENEW_TAG
 from events.errors import BadRequest, Refused
 from events.nkeys import KeyPair, generate
 
@@ -46,6 +47,11 @@ _TAGS = (f"{API_TAG}{layout.API_PREFIX}",)
 
 def _seconds() -> int:
     return int(time.time())
+
+
+def node_user(account: str, cluster: str, name: str) -> dict[str, Any]:
+    """The claims of a node's user: it says where to renew itself; what it may do, its signing key says."""
+    return claims.scoped_user(account, [*_TAGS, f"{RENEW_TAG}{subjects.renew(cluster, name)}"])
 
 
 class Authority:
@@ -235,7 +241,11 @@ class Authority:
             )
         if principal.account:
             key = self.store.key("nodes" if principal.role == "node" else "people")
-            nats = claims.scoped_user(principal.account, _TAGS)
+            nats = (
+                node_user(principal.account, principal.cluster, principal.name)
+                if principal.role == "node"
+                else claims.scoped_user(principal.account, _TAGS)
+            )
         else:
             key = self.store.key(_SHARED[principal.role])
             nats = claims.user(layout.ISSUER.permissions if principal.role == "issuer" else None)
@@ -250,12 +260,17 @@ class Authority:
     # --- taking back -------------------------------------------------------------------------------
 
     def retire(self, principal: Principal, *, keep: int = 1) -> list[str]:
-        """Revoke all but the newest ``keep`` credentials of a principal; return the revoked public keys."""
+        """Revoke all but the newest ``keep`` credentials of a principal; return the revoked public keys.
+
+        Of a tenant, also those that the issuer made and this folder has no record of.
+        """
         with self.store.locked():
             found = self.find(principal.role, principal.cluster, principal.name)
             old = [user.public for user in found.users[: max(0, len(found.users) - keep)]]
             found.users = found.users[len(old) :]
             found.revocations |= dict.fromkeys(old, self.now())
+            if found.account and found.users:
+                found.revocations[claims.EVERYBODY] = found.users[0].issued - 1
             self._write(found)
         return old
 

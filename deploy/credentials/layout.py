@@ -94,7 +94,6 @@ CONTROL_EXPORTS: tuple[Share, ...] = (
     Share("$JS.API.DIRECT.GET.*", streamed=True),
     Share("$JS.API.DIRECT.GET.*.>", streamed=True),
     Share("isthmus.*.live.>", "stream"),
-    Share("isthmus.*.observe.>", "stream"),
 )
 """Offered to every account of this operator; what a tenant really has is in its imports."""
 
@@ -131,12 +130,11 @@ def node(cluster: str, name: str) -> Tenant:
     subjects.check_label(cluster, "cluster")
     control = (
         Share(f"isthmus.{cluster}.command.node.{token}.>"),
-        Share(f"isthmus.{cluster}.query.node.{token}.>"),
         Share(subjects.status(cluster, name)),
         Share(subjects.spans(cluster, name)),
         *_reads(cluster),
     )
-    enrol, renew = Share(f"isthmus.{cluster}.enrol.{token}"), Share(f"isthmus.{cluster}.renew.{token}")
+    enrol, renew = Share(subjects.enrol(cluster, name)), Share(subjects.renew(cluster, name))
     return Tenant(
         name=f"{cluster}/node/{name}",
         control=control,

@@ -1,0 +1,216 @@
+"""``isthmus credentials``: who may do what on the bus. Making them; keeping them is in ``cli_keep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.credentials.authority import Authority
+from deploy.credentials.cli_common import (
+    cluster_option,
+    days_option,
+    issue,
+    push_option,
+    say,
+    store_option,
+    tell,
+)
+from deploy.credentials.layout import Role
+from events.cli import json_option, print_json, run
+from events.errors import Usage
+
+
+@click.group()
+def credentials() -> None:
+    """Make, renew and take back credentials for the bus.
+
+    \b
+    Every node, operator and auditor gets an account of its own on the bus, so that nothing one of
+    them does can reach another. The folder of the authority (--store) holds the keys.
+
+    \b
+    Begin:        isthmus credentials init --host bus.example --host 10.0.0.5
+    A node:       isthmus credentials node idc-7                 its .creds file
+    … by token:   isthmus credentials token idc-7 --bus tls://10.0.0.5:4222
+    A person:     isthmus credentials operator alice
+    A reader:     isthmus credentials audit archive
+    Renew:        isthmus credentials rotate node idc-7 --retire --push tls://10.0.0.5:4222
+    Shut out:     isthmus credentials revoke node idc-7 --push tls://10.0.0.5:4222
+    """
+
+
+_FIRST: tuple[tuple[Role, str], ...] = (
+    ("system", "system"),
+    ("issuer", "issuer"),
+    ("controller", "controller-1"),
+)
+
+
+@credentials.command()
+@store_option
+@click.option("--name", default="isthmus", show_default=True, help="Name of the bus, for people.")
+@click.option("--host", "hosts", multiple=True, help="A name or address by which clients reach the servers.")
+@json_option
+def init(store: Path, name: str, hosts: tuple[str, ...], as_json: bool) -> None:
+    """Make an authority: keys, core accounts, a certificate authority and a server certificate.
+
+    \b
+    Example: isthmus credentials init --host bus.example --host 10.0.0.5
+    """
+    from deploy.credentials.certificates import create_authority, issue_server
+
+    authority = Authority.create(store, name=name)
+    create_authority(store / "tls", name=f"{name} bus")
+    if hosts:
+        issue_server(store / "tls", "server", hosts)
+    files = {role: str(authority.issue(authority.add(role, "", first))) for role, first in _FIRST}
+    if as_json:
+        print_json({"store": str(store), "operator": authority.book.keys["operator"], "credentials": files})
+        return
+    click.echo(f"The authority is in {store}. Keep that folder off line and backed up.")
+    for role, path in files.items():
+        click.echo(f"  {role:<11} {path}")
+    if not hosts:
+        click.echo("  No server certificate yet: isthmus credentials tls server --host ADDRESS")
+    click.echo("Next: isthmus deploy nats secure   and   isthmus credentials node NAME")
+
+
+def _role_command(role: Role, summary: str, example: str) -> click.Command:
+    def body(
+        *,
+        store: Path,
+        cluster: str,
+        name: str,
+        days: float | None,
+        again: bool,
+        push: str | None,
+        as_json: bool,
+    ) -> None:
+        say(issue(store, role, cluster, name, days=days, push=push, again=again), as_json=as_json)
+
+    body.__doc__ = f"{summary}\n\n    \b\n    Example: {example}\n    "
+    command: Any = body
+    for decorator in (
+        json_option,
+        push_option,
+        click.option("--again", is_flag=True, help="Let a revoked name in anew, with a new account."),
+        days_option,
+        click.argument("name"),
+        cluster_option,
+        store_option,
+    ):
+        command = decorator(command)
+    return click.command(role)(command)
+
+
+credentials.add_command(
+    _role_command(
+        "node",
+        "Credentials of one node's agent: its own commands and status, and reading.",
+        "isthmus credentials node idc-7 --cluster prod",
+    )
+)
+credentials.add_command(
+    _role_command(
+        "operator",
+        "Credentials of a person or program that gives commands.",
+        "isthmus credentials operator alice --cluster prod",
+    )
+)
+credentials.add_command(
+    _role_command(
+        "audit",
+        "Credentials that read the events and can change nothing.",
+        "isthmus credentials audit archive --cluster prod",
+    )
+)
+credentials.add_command(
+    _role_command(
+        "controller",
+        "Credentials of a controller; they belong to the bus, not to a cluster.",
+        "isthmus credentials controller controller-2",
+    )
+)
+
+
+@credentials.command()
+@store_option
+@cluster_option
+@click.argument("node")
+@click.option("--bus", "servers", required=True, metavar="URL[,URL…]", help="Where the node finds the bus.")
+@click.option("--minutes", type=float, default=60, show_default=True, help="How long the token is good.")
+@push_option
+@json_option
+def token(
+    *, store: Path, cluster: str, node: str, servers: str, minutes: float, push: str | None, as_json: bool
+) -> None:
+    """A join token: bound to one node, good once and for a short time.
+
+    It is printed once; whoever has it can become that node. On the node:
+    isthmus credentials redeem --token-file FILE.
+
+    \b
+    Example: isthmus credentials token idc-7 --cluster prod --bus tls://10.0.0.5:4222 --minutes 30
+    """
+    from deploy.credentials.tokens import make_token
+
+    authority = Authority.open(store)
+    principal = authority.add("node", cluster, node)
+    tell(authority, push, [principal.account])
+    ca = store / "tls" / "ca.pem"
+    made = make_token(
+        authority,
+        cluster,
+        node,
+        servers=[url.strip() for url in servers.split(",") if url.strip()],
+        ca=ca if ca.exists() else None,
+        minutes=minutes,
+    )
+    if as_json:
+        print_json({"node": node, "cluster": cluster, "minutes": minutes, "token": made.text()})
+    else:
+        click.echo(made.text())
+
+
+@credentials.command()
+@click.option("--token", "word", envvar="ISTHMUS_JOIN_TOKEN", help="The token itself (better: --token-file).")
+@click.option("--token-file", type=click.File("r"), help="File with the token; - is standard input.")
+@click.option("--node", default="", help="Refuse a token for any other node.")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/etc/isthmus"),
+    show_default=True,
+    help="Folder for agent.creds and ca.pem.",
+)
+@json_option
+def redeem(word: str | None, token_file: Any, node: str, folder: Path, as_json: bool) -> None:
+    """On a node: turn a join token into this node's own credentials.
+
+    The key is made here; only its public half leaves the machine.
+
+    \b
+    Example: isthmus credentials redeem --token-file - < token.txt
+    """
+    from events.enrolment import redeem as redeem_token
+
+    text = token_file.read(32 * 1024) if token_file is not None else word
+    if not text:
+        raise Usage("usage", "give the token by --token-file FILE, --token or ISTHMUS_JOIN_TOKEN")
+    got, options = run(redeem_token(text, folder, node=node))
+    result = {
+        "node": got.node,
+        "cluster": got.cluster,
+        "credentials": options.credentials,
+        "ca": options.ca,
+        "bus": list(got.servers),
+    }
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(f"node {got.node} of cluster {got.cluster}: credentials in {options.credentials}")
+        click.echo(f"Next: isthmus agent --bus {','.join(got.servers)} --creds {options.credentials}"
+                   + (f" --ca {options.ca}" if options.ca else ""))  # fmt: skip

@@ -1,0 +1,100 @@
+"""What the ``isthmus credentials`` commands share: options, and the steps that several of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.credentials.authority import TENANT_ROLES, Authority
+from deploy.credentials.layout import Role
+from deploy.credentials.store import Principal
+from events.cli import print_json, run
+
+ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "issuer", "system")
+
+store_option = click.option(
+    "--store",
+    envvar="ISTHMUS_STORE",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("credentials"),
+    show_default=True,
+    help="Folder of the authority. Keep it off line; nothing in it is needed to run.",
+)
+days_option = click.option("--days", type=float, help="Lifetime of the credentials [by role].")
+cluster_option = click.option(
+    "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."
+)
+push_option = click.option(
+    "--push",
+    metavar="URL[,URL…]",
+    envvar="ISTHMUS_PUSH",
+    help="Tell these running servers at once (with the system credentials of the store).",
+)
+
+
+def when(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "never"
+
+
+def key_of(role: Role, cluster: str, name: str) -> tuple[Role, str, str]:
+    """Core roles belong to the bus, not to a cluster."""
+    return (role, cluster if role in TENANT_ROLES else "", name)
+
+
+def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:
+    """Tell the servers, if asked to. Returns how many took it."""
+    if not urls:
+        return 0
+    from deploy.credentials.push import push_accounts
+    from events.bus import BusOptions
+
+    ca = authority.store.path / "tls" / "ca.pem"
+    system = authority.store.creds(authority.find("system", "", "system"))
+    options = BusOptions(
+        servers=tuple(url.strip() for url in urls.split(",") if url.strip()),
+        credentials=str(system),
+        ca=str(ca) if ca.exists() else "",
+    )
+    return run(push_accounts(options, authority.store, accounts))
+
+
+def account_of(authority: Authority, principal: Principal) -> str:
+    core = {"controller": "control", "issuer": "issuer", "system": "system"}
+    return principal.account or authority.book.keys[core[principal.role]]
+
+
+def issue(
+    store: Path,
+    role: Role,
+    cluster: str,
+    name: str,
+    *,
+    days: float | None,
+    push: str | None,
+    again: bool = False,
+) -> dict[str, Any]:
+    authority = Authority.open(store)
+    principal = authority.add(*key_of(role, cluster, name), again=again)
+    path = authority.issue(principal, days=days)
+    servers = tell(authority, push, [account_of(authority, principal)])
+    issued = authority.find(*key_of(role, cluster, name)).users[-1]
+    return {
+        "role": role,
+        "name": name,
+        "cluster": principal.cluster,
+        "file": str(path),
+        "expires": when(issued.expires),
+        "servers": servers,
+    }
+
+
+def say(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    told = f"; {result['servers']} server(s) know it" if result["servers"] else ""
+    click.echo(f"{result['role']} {result['name']}: {result['file']} (until {result['expires']} UTC{told})")

@@ -1,0 +1,280 @@
+"""``isthmus credentials``: renewing, taking back, looking, telling the servers, and the issuer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.credentials.authority import LIFETIME_DAYS, Authority
+from deploy.credentials.cli import credentials
+from deploy.credentials.cli_common import (
+    ROLES,
+    account_of,
+    cluster_option,
+    days_option,
+    issue,
+    key_of,
+    push_option,
+    say,
+    store_option,
+    tell,
+    when,
+)
+from deploy.credentials.layout import Role
+from events.cli import BusContext, bus_options, json_option, print_json, print_table, run
+from events.errors import Refused
+
+
+@credentials.command()
+@store_option
+@cluster_option
+@click.argument("role", type=click.Choice([*ROLES, "key", "tls"]))
+@click.argument("name")
+@days_option
+@click.option("--retire", is_flag=True, help="Refuse everything older at once instead of letting it expire.")
+@click.option("--finish", is_flag=True, help="For a key: stop accepting what the old key signed.")
+@push_option
+@json_option
+def rotate(
+    *,
+    store: Path,
+    cluster: str,
+    role: str,
+    name: str,
+    days: float | None,
+    retire: bool,
+    finish: bool,
+    push: str | None,
+    as_json: bool,
+) -> None:
+    """Replace credentials, a signing key or a server's certificate without downtime.
+
+    Old and new are valid side by side until the old ones expire, or until --retire.
+
+    \b
+    Examples:
+      isthmus credentials rotate node idc-7 --retire --push tls://10.0.0.5:4222
+      isthmus credentials rotate key nodes --push …      then, when all are renewed:
+      isthmus credentials rotate key nodes --finish --push …
+      isthmus credentials rotate tls server              then SIGHUP to the server
+    """
+    authority = Authority.open(store)
+    if role == "key":
+        count = authority.rotate_key(name, finish=finish)
+        accounts = [p.account for p in authority.store.principals() if p.account and not p.revoked_at]
+        servers = tell(authority, push, accounts)
+        result: dict[str, Any] = {"key": name, "accounts": count, "servers": servers, "finished": finish}
+        if as_json:
+            print_json(result)
+        else:
+            done = "the old key is no longer accepted" if finish else "both keys are accepted"
+            click.echo(f"key {name}: {count} account(s) rewritten, {done}")
+        return
+    if role == "tls":
+        _reissue(store, name, as_json=as_json)
+        return
+    found: Role = next(known for known in ROLES if known == role)
+    authority.find(*key_of(found, cluster, name))
+    result = issue(store, found, cluster, name, days=days, push=None)
+    principal = authority.find(*key_of(found, cluster, name))
+    result["retired"] = authority.retire(principal) if retire else []
+    if retire:
+        result["servers"] = tell(authority, push, [account_of(authority, principal)])
+    say(result, as_json=as_json)
+
+
+def _reissue(store: Path, name: str, *, as_json: bool) -> None:
+    """The same names and addresses, a new key and a new end."""
+    from cryptography import x509
+
+    from deploy.credentials.certificates import expiry, issue_server
+
+    file = store / "tls" / f"{name}.pem"
+    expiry(file)  # refuses a missing or damaged one
+    names = x509.load_pem_x509_certificate(file.read_bytes()).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    hosts = [str(value.value) for value in names.value]
+    files = issue_server(store / "tls", name, hosts)
+    result = {"certificate": str(files.certificate), "key": str(files.key), "hosts": hosts,
+              "expires": expiry(files.certificate).isoformat()}  # fmt: skip
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(
+            f"{files.certificate} for {', '.join(hosts)} until {result['expires']}; send the server SIGHUP"
+        )
+
+
+@credentials.command()
+@store_option
+@cluster_option
+@click.argument("role", type=click.Choice(ROLES))
+@click.argument("name")
+@push_option
+@json_option
+def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None, as_json: bool) -> None:
+    """Shut a name out: every credential it ever had. With --push its connections end at once.
+
+    \b
+    Example: isthmus credentials revoke node idc-7 --cluster prod --push tls://10.0.0.5:4222
+    """
+    authority = Authority.open(store)
+    principal = authority.revoke(*key_of(role, cluster, name))
+    servers = tell(authority, push, [account_of(authority, principal)])
+    if as_json:
+        print_json({"role": role, "name": name, "revoked_at": when(principal.revoked_at), "servers": servers})
+    elif servers:
+        click.echo(f"{role} {name} is shut out; {servers} server(s) know it")
+    else:
+        click.echo(f"{role} {name} is revoked in {store}; the servers learn it by `isthmus credentials push`")
+
+
+@credentials.command("list")
+@store_option
+@click.option("--role", type=click.Choice(ROLES), help="Only this role.")
+@click.option("--expiring", type=float, metavar="DAYS", help="Only what ends within so many days.")
+@json_option
+def list_(store: Path, role: Role | None, expiring: float | None, as_json: bool) -> None:
+    """Who has credentials, and until when. Never shows a secret."""
+    authority = Authority.open(store)
+    rows = []
+    for principal in authority.store.principals(role=role):
+        last = principal.users[-1] if principal.users else None
+        if expiring is not None and (last is None or last.expires > authority.now() + expiring * 86_400):
+            continue
+        state = (
+            "revoked"
+            if principal.revoked_at
+            else "expired"
+            if last and last.expires <= authority.now()
+            else "ok"
+        )
+        rows.append(
+            {
+                "cluster": principal.cluster,
+                "role": principal.role,
+                "name": principal.name,
+                "state": state if last or principal.revoked_at else "no credentials yet",
+                "expires": when(last.expires) if last else "",
+                "account": principal.account,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("Cluster", "Role", "Name", "State", "Until (UTC)"),
+        [(r["cluster"], r["role"], r["name"], r["state"], r["expires"]) for r in rows],
+        empty="nobody",
+    )
+
+
+@credentials.command()
+@store_option
+@click.argument("name")
+@click.option("--host", "hosts", multiple=True, required=True, help="A name or address of the server.")
+@click.option("--days", type=int, default=397, show_default=True)
+def tls(store: Path, name: str, hosts: tuple[str, ...], days: int) -> None:
+    """A certificate for one server, signed by the authority of the store.
+
+    \b
+    Example: isthmus credentials tls bus-2 --host bus-2.example --host 10.0.0.6
+    """
+    from deploy.credentials.certificates import create_authority, issue_server
+
+    create_authority(store / "tls")
+    files = issue_server(store / "tls", name, hosts, days=days)
+    click.echo(f"{files.certificate} and {files.key}, authority {files.ca}")
+
+
+@credentials.command()
+@store_option
+@click.argument("servers", metavar="URL[,URL…]")
+def push(store: Path, servers: str) -> None:
+    """Tell running servers about every account of the store.
+
+    \b
+    Example: isthmus credentials push tls://10.0.0.5:4222
+    """
+    authority = Authority.open(store)
+    keys = authority.book.keys
+    accounts = [keys["system"], keys["control"], keys["issuer"]]
+    accounts += [principal.account for principal in authority.store.principals() if principal.account]
+    count = tell(authority, servers, accounts)
+    click.echo(f"{len(accounts)} account(s), {count} server(s)")
+
+
+@credentials.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def show(file: Path, as_json: bool) -> None:
+    """What a .creds file says about itself; the seed stays in it.
+
+    \b
+    Example: isthmus credentials show /etc/isthmus/agent.creds
+    """
+    from events.credentials import load
+    from events.enrolment import renewal_due
+
+    found = load(file)
+    due = renewal_due(found)
+    result = {
+        "name": found.name,
+        "public_key": str(found.claims.get("sub", "")),
+        "account": str(found.claims["nats"].get("issuer_account") or found.claims.get("iss", "")),
+        "expires": found.expires.isoformat() if found.expires else "never",
+        "renewal_due": due.isoformat() if due else "never",
+        "key_fits": found.key.public == found.claims.get("sub"),
+    }
+    if not result["key_fits"]:
+        raise Refused("credentials_invalid", f"{file}: the seed does not belong to the JWT")
+    if as_json:
+        print_json(result)
+        return
+    for name, value in result.items():
+        click.echo(f"{name.replace('_', ' '):<12} {value}")
+
+
+@credentials.command()
+@store_option
+@bus_options
+@click.option(
+    "--days", type=float, default=LIFETIME_DAYS["node"], show_default=True, help="Lifetime of what it issues."
+)
+def serve(store: Path, context: BusContext, days: float) -> None:
+    """Run the issuer: it redeems join tokens and renews nodes' credentials.
+
+    Of the store it needs book.json and keys/nodes.seed only; give it the issuer's credentials.
+
+    \b
+    Example: isthmus credentials serve --store /etc/isthmus/issuer \\
+               --bus tls://10.0.0.5:4222 --creds /etc/isthmus/issuer.creds --ca /etc/isthmus/ca.pem
+    """
+    run(_serve(store, context, days))
+
+
+async def _serve(store: Path, context: BusContext, days: float) -> None:
+    import signal
+
+    from deploy.credentials.issuer import Issuer
+    from deploy.credentials.store import Store
+    from events.bus import connect
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    client = await connect(context.bus, name=f"isthmus-issuer/{os.getpid()}")
+    try:
+        issuer = Issuer(client, Store(store), days=days)
+        await issuer.start()
+        click.echo(f"issuer ready at {client.connected_url.netloc if client.connected_url else 'the bus'}")
+        await stop.wait()
+    finally:
+        await client.close()
+    click.echo(f"issued {issuer.issued}, refused {issuer.refused}")

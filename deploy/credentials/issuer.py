@@ -1,0 +1,151 @@
+"""The issuer: redeems join tokens and renews nodes' credentials, on line, with the least of the keys.
+
+It holds the ``nodes`` signing key, which can make users of existing nodes' accounts and nothing
+else, and the public keys. A token's use is recorded by the controllers before anything is handed
+out; whoever comes second with the same token meets the record.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, node_user
+from deploy.credentials.jwt import check, encode
+from deploy.credentials.store import Store
+from events import subjects
+from events.client import ControllerClient
+from events.commands import UseToken, token_command_id
+from events.enrolment import EnrolReply, EnrolRequest, statement
+from events.errors import IsthmusError, Refused
+from events.nkeys import kind_of, verify
+
+log = logging.getLogger("isthmus.issuer")
+
+QUEUE = "issuers"
+REQUEST_LIMIT_BYTES = 16 * 1024
+_decode = msgspec.json.Decoder(EnrolRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Issuer:
+    """Answers ``isthmus.*.enrol.*`` and ``isthmus.*.renew.*``. Several may run; each request reaches one.
+
+    ``days`` is the lifetime of what it issues; ``now`` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        store: Store,
+        *,
+        days: float = LIFETIME_DAYS["node"],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._key = store.key("nodes")
+        self._book = store.load()
+        self._days = days
+        self._now = now
+        self.issued = 0
+        self.refused = 0
+
+    async def start(self) -> None:
+        """Subscribe; from then on requests are answered until the connection is closed."""
+        await self._client.subscribe("isthmus.*.enrol.*", queue=QUEUE, cb=self._enrol)
+        await self._client.subscribe("isthmus.*.renew.*", queue=QUEUE, cb=self._renew)
+        await self._client.flush()
+
+    async def _enrol(self, message: Msg) -> None:
+        await self._answer(message, "enrol", self._redeemed)
+
+    async def _renew(self, message: Msg) -> None:
+        await self._answer(message, "nodes", self._renewed)
+
+    async def _answer(self, message: Msg, key: str, use: Any) -> None:
+        try:
+            asked, claims = self._checked(message, key)
+            jwt = await use(asked, claims)
+        except IsthmusError as error:
+            self.refused += 1
+            log.warning("%s: refused: %s [%s]", message.subject, error.message, error.code)
+            reply = EnrolReply(code=error.code, message=error.message)
+        else:
+            self.issued += 1
+            log.info("%s: credentials issued for %s", message.subject, asked.public_key)
+            reply = EnrolReply(jwt=jwt)
+        if message.reply:
+            await message.respond(_encode(reply))
+
+    def _checked(self, message: Msg, key: str) -> tuple[EnrolRequest, dict[str, Any]]:
+        """The request and the claims of what it presents, if everything fits together."""
+        if len(message.data) > REQUEST_LIMIT_BYTES:
+            raise Refused("payload_too_large", f"the request has {len(message.data):,} bytes")
+        try:
+            asked = _decode(message.data)
+            signature = base64.b64decode(asked.signature, validate=True)
+        except (msgspec.MsgspecError, ValueError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused("bad_request", f"the request is unreadable: {error}") from error
+        _, cluster, _, node = message.subject.split(".")
+        if (asked.cluster, subjects.token(asked.node)) != (cluster, node):
+            raise Refused(
+                "forbidden",
+                f"a request on the subject of {cluster}/{node} asks for {asked.cluster}/{asked.node}",
+            )
+        issuers = {self._book.keys[key], *([self._book.retired[key]] if key in self._book.retired else [])}
+        claims = check(asked.jwt, issuers)
+        if kind_of(asked.public_key) != "user":
+            raise Refused("bad_request", "the new key is no user's key")
+        if claims.get("name") != asked.node:
+            raise Refused("forbidden", f"credentials of {claims.get('name')!r} ask for node {asked.node!r}")
+        if int(claims.get("exp", 0)) <= self._now():
+            raise Refused("token_invalid", "the presented token or credentials have expired")
+        said = statement(asked.cluster, asked.node, asked.public_key, asked.jwt)
+        if not verify(str(claims["sub"]), said, signature):
+            raise Refused("forbidden", "the request is not signed by the key that it presents")
+        return asked, claims
+
+    async def _redeemed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
+        token = str(claims["sub"])
+        expires = int(self._now() + self._days * DAY_S)
+        controller = ControllerClient(self._client, asked.cluster, actor="issuer")
+        reply = await controller.send(
+            UseToken(
+                token=token,
+                node=asked.node,
+                public_key=asked.public_key,
+                expires=datetime.fromtimestamp(expires, UTC),
+            ),
+            command_id=token_command_id(token),
+            timeout_s=2.5,
+        )
+        if reply.result.get("public_key") != asked.public_key:
+            raise Refused(
+                "token_used",
+                f"the join token for node {asked.node!r} was used before (event {reply.sequence}); "
+                f"if that was not you, revoke the node: `isthmus credentials revoke node {asked.node}`",
+                node=asked.node,
+            )
+        return self._sign(asked, claims, expires)
+
+    async def _renewed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
+        return self._sign(asked, claims, int(self._now() + self._days * DAY_S))
+
+    def _sign(self, asked: EnrolRequest, claims: dict[str, Any], expires: int) -> str:
+        account = str(claims["nats"].get("issuer_account", ""))
+        return encode(
+            self._key,
+            asked.public_key,
+            asked.node,
+            node_user(account, asked.cluster, asked.node),
+            expires=expires,
+            issued=int(self._now()),
+        )
