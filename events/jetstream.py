@@ -12,12 +12,11 @@ from typing import Self
 from nats.aio.client import Client
 
 from events import subjects
-from events.chain import CHAIN_HEADER, Head, genesis
+from events.chain import Head
 from events.codec import OutgoingMessage
-from events.errors import VerificationFailed
 from events.jetstream_api import DEFAULT_PREFIX
 from events.jetstream_append import append
-from events.jetstream_read import PullReader, patient_head
+from events.jetstream_read import PullReader, log_head
 from events.jetstream_stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.log import ReadBatch
 
@@ -84,24 +83,7 @@ class JetStreamLog:
         return self._client
 
     async def head(self) -> Head:
-        found = await patient_head(
-            self._client,
-            self._prefix,
-            subjects.stream(self._cluster),
-            subjects.events_wildcard(self._cluster),
-            patience_s=self._patience_s,
-        )
-        if found is None:
-            return genesis(self._cluster)
-        sequence, headers = found
-        try:
-            return Head(sequence, bytes.fromhex(headers[CHAIN_HEADER]))
-        except (KeyError, ValueError):
-            raise VerificationFailed(
-                "chain_broken",
-                f"event {sequence} carries no chain digest: somebody wrote past the controller",
-                sequence=sequence,
-            ) from None
+        return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
 
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0

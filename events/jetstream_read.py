@@ -26,6 +26,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
@@ -348,6 +349,27 @@ class _Session:
     def _lose(self, reason: SessionLost) -> None:
         self._lost = reason
         self._arrived.set()
+
+
+async def log_head(client: Client, cluster: str, *, prefix: str, patience_s: float) -> Head:
+    """The cluster's log's end and its digest; genesis when empty.
+
+    Raises Unavailable, and VerificationFailed(chain_broken) for a last event without a digest.
+    """
+    found = await patient_head(
+        client, prefix, subjects.stream(cluster), subjects.events_wildcard(cluster), patience_s=patience_s
+    )
+    if found is None:
+        return genesis(cluster)
+    sequence, headers = found
+    try:
+        return Head(sequence, bytes.fromhex(headers[CHAIN_HEADER]))
+    except (KeyError, ValueError):
+        raise VerificationFailed(
+            "chain_broken",
+            f"event {sequence} carries no chain digest: somebody wrote past the controller",
+            sequence=sequence,
+        ) from None
 
 
 async def patient_head(

@@ -23,11 +23,12 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.chain import CHAIN_HEADER, Head, genesis
+from events.chain import Head
 from events.codec import StoredMessage
 from events.direct import DirectAnswer, DirectReader, carried_message
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.jetstream_api import DEFAULT_PREFIX, pauses
+from events.jetstream_read import log_head
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.live")
@@ -72,6 +73,7 @@ class LiveReader:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
         self._wildcard = subjects.events_wildcard(cluster)
+        self._prefix = prefix
         self._direct = DirectReader(client, subjects.stream(cluster), prefix=prefix)
         self._check_s = check_s
         self._patience_s = patience_s
@@ -83,26 +85,8 @@ class LiveReader:
         return self._cluster
 
     async def head(self) -> Head:
-        last: IsthmusError | None = None
-        async for left_s in pauses(asyncio.get_running_loop().time() + self._patience_s):
-            try:
-                message = await self._direct.last(self._wildcard, timeout_s=min(2.0, left_s))
-            except Unavailable as error:
-                last = error
-                if self._client.is_closed:
-                    raise
-                continue
-            if message is None:
-                return genesis(self._cluster)
-            try:
-                return Head(message.sequence, bytes.fromhex(message.headers[CHAIN_HEADER]))
-            except (KeyError, ValueError):
-                raise VerificationFailed(
-                    "chain_broken",
-                    f"event {message.sequence} carries no chain digest: somebody wrote past the controller",
-                    sequence=message.sequence,
-                ) from None
-        raise last or Unavailable("log_unavailable", f"the log did not answer within {self._patience_s:g} s")
+        # Asked of the leader: a replica that lags would say that the log ends before our position.
+        return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
 
     def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False
