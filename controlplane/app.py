@@ -14,12 +14,12 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from controlplane.leader import Handover, Leadership
 from controlplane.lease import LEASE_TTL_S, BusLease
@@ -36,10 +36,13 @@ from controlplane.service.remembered import Place, Remembered
 from controlplane.service.replica import Replica
 from controlplane.service.tasks import end, failure
 from controlplane.service.ticker import TICK_S, Ticker
+from controlplane.snapshots import Rhythm, SnapshotPublisher
 from events import subjects
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
 from events.jetstream import JetStreamLog
+from events.snapshots import SnapshotBucket
+from events.status_stream import StatusReader
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
 log = logging.getLogger("isthmus.controller")
@@ -65,6 +68,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = LEASE_TTL_S
     tick_s: float = TICK_S
     limits: Limits = Limits()
+    snapshots: Rhythm = Rhythm()
 
 
 class Controller:
@@ -127,6 +131,14 @@ class Controller:
             tick_s=options.tick_s,
         )
 
+        self.snapshots = SnapshotPublisher(
+            SnapshotBucket(client, cluster),
+            replica,
+            active=lambda: self.leadership.leading,
+            replicas=options.replicas,
+            rhythm=options.snapshots,
+        )
+
     @classmethod
     async def start(cls, options: ControllerOptions, *, observer: Observer | None = None) -> Self:
         """Lock the data directory, connect, open the log (making it if need be), restore the state.
@@ -168,11 +180,10 @@ class Controller:
 
     async def run(self) -> None:
         """Run until stopped. Raises the IsthmusError that ended it otherwise."""
-        await self.client.subscribe(subjects.status_wildcard(self.options.cluster), cb=self._on_status)
-        await self._handover.open()
         tasks = [asyncio.create_task(part, name=name) for name, part in self._parts().items()]
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
+            await self._handover.open()
             await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():
                 with suppress(TimeoutError):
@@ -199,6 +210,8 @@ class Controller:
             "leadership": self.leadership.run(),
             "ticker": self._ticker.run(),
             "members": self._watch_members(),
+            "statuses": self._watch_statuses(),
+            "snapshots": self.snapshots.run(),
         }
 
     async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
@@ -226,8 +239,18 @@ class Controller:
     async def _ask(self, name: str, body: bytes) -> bytes:
         return answer(self.replica.state, name, body, self.liveness)
 
-    async def _on_status(self, message: Msg) -> None:
-        self.liveness.observe_bytes(message.data)
+    async def _watch_statuses(self) -> None:
+        """Take the agents' reports, first the last one of each, then as they come."""
+        while True:
+            try:
+                async for reports in StatusReader(self.client, self.options.cluster).follow():
+                    now = datetime.now(UTC)
+                    for status, arrived_ns in reports:
+                        arrived = datetime.fromtimestamp(arrived_ns / 1e9, UTC)
+                        self.liveness.observe(status, arrived=min(arrived, now))
+            except Unavailable as error:
+                log.warning("the agents' reports cannot be read: %s", error.message)
+                await asyncio.sleep(1.0)
 
     async def _watch_members(self) -> None:
         """A joining counts as a report; whoever is out needs no watching."""

@@ -39,6 +39,7 @@ class Liveness:
 
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
+        self._last_seen.clear()
         self.watching_since = self._now()
 
     def observe_bytes(self, body: bytes, *, arrived: datetime | None = None) -> AgentStatus | None:

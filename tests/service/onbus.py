@@ -16,17 +16,30 @@ CLUSTER = "prod"
 
 
 @asynccontextmanager
-async def controller(bus: BusOptions, data: Path, name: str = "a", **options: Any) -> AsyncIterator[Controller]:
-    """A running controller, stopped cleanly behind the block; its failure fails the test."""
+async def controller(
+    bus: BusOptions, data: Path, name: str = "a", *, leads: bool = False, **options: Any
+) -> AsyncIterator[Controller]:
+    """A running controller (with ``leads`` only once it does), stopped cleanly behind the block.
+
+    Its failure fails the test.
+    """
     running = await Controller.start(
         ControllerOptions(cluster=CLUSTER, data=data, bus=bus, name=name, **options)
     )
+    async with run_controller(running, leads=leads):
+        yield running
+
+
+@asynccontextmanager
+async def run_controller(running: Controller, *, leads: bool = False) -> AsyncIterator[None]:
+    """The same for one that was started already."""
     task = asyncio.create_task(running.run())
     try:
         await until(lambda: running.replica.live or task.done())
         if task.done():
             task.result()
-        yield running
+        await until(lambda: running.leadership.serving or not leads)
+        yield
     finally:
         if not task.done():
             running.stopping()
@@ -45,5 +58,5 @@ async def client(bus: BusOptions, actor: str = "tester") -> AsyncIterator[Contro
 async def until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
     """Wait for a condition that other tasks of this loop bring about."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  any condition, which has no event of its own
             await asyncio.sleep(0.005)
