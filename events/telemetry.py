@@ -30,7 +30,16 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.metrics import Meter, NoOpMeterProvider
-from opentelemetry.trace import Link, NoOpTracerProvider, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NoOpTracerProvider,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -42,7 +51,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
+__all__ = ["INVALID_SPAN", "Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
 
 MESSAGING_SYSTEM = "nats"
 CLOSE_TIMEOUT_S = 2.0
@@ -161,6 +170,9 @@ class Telemetry:
 
         ``parent`` is a remote context; ``root`` starts a trace of its own whatever is current.
         """
+        if self._tracers is None:
+            yield INVALID_SPAN
+            return
         if parent is not None:
             context = trace.set_span_in_context(trace.NonRecordingSpan(parent), _EMPTY)
         else:

@@ -8,10 +8,13 @@ than these two paths, take a request body, or listen beyond loopback unless it i
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
-from events.errors import Unavailable
+from events.errors import Unavailable, Usage
+
+log = logging.getLogger("isthmus.metrics")
 
 HEAD_LIMIT_BYTES = 8192
 CONNECTIONS_MAX = 16
@@ -55,6 +58,29 @@ async def serve_metrics(
         ) from error
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+@asynccontextmanager
+async def serve_where(render: Callable[[], bytes], where: str) -> AsyncIterator[int]:
+    """Serve at ``HOST:PORT``; yields the port, 0 for ``off`` or when the address is taken.
+
+    Metrics are worth a warning, not a stop. Raises Usage(usage) for anything else.
+    """
+    if where == "off":
+        yield 0
+        return
+    host, colon, number = where.rpartition(":")
+    if not colon or not number.isdigit() or int(number) > 65535:
+        raise Usage("usage", f"--metrics {where!r} is not HOST:PORT or off")
+    async with AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(
+                serve_metrics(render, host=host.strip("[]") or "127.0.0.1", port=int(number))
+            )
+        except Unavailable as error:
+            log.warning("%s; going on without", error.message)
+            port = 0
+        yield port
 
 
 def _answer(request_line: bytes, render: Callable[[], bytes], healthy: Callable[[], str]) -> bytes:

@@ -113,7 +113,7 @@ class Outbox(SpanProcessor):
 
     def __init__(self, *, instance: str = "", population: Callable[[], int] | None = None) -> None:
         self._instance = instance
-        self._population = population
+        self.population = population
         self._waiting: deque[ReadableSpan] = deque(maxlen=QUEUE_LIMIT)
         self.dropped = 0
         self.shipped = 0
@@ -126,7 +126,7 @@ class Outbox(SpanProcessor):
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        if self._population is not None and not self._keep(span, context.trace_id):
+        if self.population is not None and not self._keep(span, context.trace_id):
             return
         if len(self._waiting) == QUEUE_LIMIT:
             self.dropped += 1
@@ -137,7 +137,7 @@ class Outbox(SpanProcessor):
             return True
         if span.start_time and span.end_time and span.end_time - span.start_time >= SLOW_S * 1e9:
             return True
-        return chosen(trace_id, self._instance, self._population() if self._population else 0)
+        return chosen(trace_id, self._instance, self.population() if self.population else 0)
 
     def shutdown(self) -> None:
         """The last spans are shipped by :meth:`run` when it is cancelled."""

@@ -21,6 +21,7 @@ from events import subjects
 from events.errors import IsthmusError
 from events.status import AgentStatus
 from events.telemetry import Telemetry, our_version
+from events.telemetry_spans import Outbox, SpanRecord, encode_spans
 from nodeagent import cni
 from nodeagent.cache import Cache
 from nodeagent.conditions import Conditions
@@ -42,13 +43,21 @@ STATUS_GAP_S = 0.1
 class Agent:
     """The agent of one node. ``run`` does everything; the rest is for tests and the status."""
 
-    def __init__(self, config: AgentConfig, *, uid: str = "", telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        uid: str = "",
+        telemetry: Telemetry | None = None,
+        outbox: Outbox | None = None,
+    ) -> None:
         self.config = config
         self._wished_uid = uid
         self._telemetry = telemetry or Telemetry.off("agent", config.node)
+        self._outbox = outbox
         self.conditions = Conditions()
-        self.keeper = Keeper(config, self.conditions, on_applied=self._changed)
-        self.shield = Shield(self.conditions)
+        self.keeper = Keeper(config, self.conditions, on_applied=self._changed, telemetry=self._telemetry)
+        self.shield = Shield(self.conditions, self._telemetry)
         self._report_due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -97,6 +106,8 @@ class Agent:
                 if config.firewall:
                     tasks.create_task(self.shield.run(), name="shield")
                 tasks.create_task(self._report_for_ever(), name="report")
+                if self._outbox is not None:
+                    tasks.create_task(self._outbox.run(self._ship_spans), name="spans")
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -152,8 +163,13 @@ class Agent:
             plugin=self.config.cni_plugin,
             data_dir=self.config.cni_data_dir or str(self.config.state_dir / "pod-addresses"),
         )
+        started_ns = time.time_ns()
         try:
             if cni.write(self.config.cni_dir, content):
+                attributes: dict[str, str | int] = {"isthmus.range": cidr, "isthmus.mtu": mtu}
+                self._telemetry.tracer.start_span(
+                    "cni write", start_time=started_ns, attributes=attributes
+                ).end()
                 log.info("CNI configuration written: %s, mtu %d", cidr, mtu)
             self.conditions.clear("cni")
         except OSError as error:
@@ -221,6 +237,16 @@ class Agent:
             )
         except (NatsError, OSError) as error:
             log.debug("status not sent: %s", error)
+
+    async def _ship_spans(self, spans: Sequence[SpanRecord]) -> None:
+        """To the controllers' built-in store; without the bus they are lost."""
+        client = self.follower.client
+        if client is not None and client.is_connected:
+            await client.publish(subjects.spans(self.config.cluster, self.config.node), encode_spans(spans))
+
+    def population(self) -> int:
+        """How many agents see the same events: decides which of them report a trace."""
+        return len(self.view.peers) + 1 if hasattr(self, "view") else 1
 
     def status(self) -> LocalStatus:
         """Everything about this agent, as it is now."""

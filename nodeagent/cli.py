@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from events.cli import BusContext, bus_options, run
+from events.cli import BusContext, bus_options, console, json_option, print_json, run
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
+
+DEFAULT_METRICS = "127.0.0.1:7481"
 
 state_option = click.option(
     "--state-dir",
@@ -79,7 +82,9 @@ def agent() -> None:
               help="Longest time between two comparisons with the kernel.")  # fmt: skip
 @click.option("--heartbeat", "heartbeat_s", type=float, default=5.0, show_default=True, metavar="SECONDS",
               help="Longest time between two reports.")  # fmt: skip
-def run_command(context: BusContext, node: str, uid: str, **options: Any) -> None:
+@click.option("--metrics", envvar="ISTHMUS_METRICS", default=DEFAULT_METRICS, show_default=True,
+              metavar="HOST:PORT|off", help="Where Prometheus finds this agent's metrics.")  # fmt: skip
+def run_command(context: BusContext, node: str, uid: str, metrics: str, **options: Any) -> None:
     """Run the agent until SIGTERM. Its rows stay when it stops.
 
     \b
@@ -88,23 +93,132 @@ def run_command(context: BusContext, node: str, uid: str, **options: Any) -> Non
     """
     from events.telemetry import Telemetry
     from events.telemetry_logs import configure_logging
+    from events.telemetry_spans import Outbox
     from nodeagent.agent import Agent
+    from nodeagent.metrics import bind
     from nodeagent.privileges import keep_only_net_admin
 
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
     keep_only_net_admin()
-    telemetry = Telemetry.start("agent", instance=config.node, cluster=config.cluster)
-    run(_until_stopped(Agent(config, uid=uid, telemetry=telemetry), telemetry))
+    outbox = Outbox(instance=config.node)
+    telemetry = Telemetry.start(
+        "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
+    )
+    agent_ = Agent(config, uid=uid, telemetry=telemetry, outbox=outbox)
+    outbox.population = agent_.population
+    bind(agent_, telemetry)
+    run(_until_stopped(agent_, telemetry, metrics))
 
 
-async def _until_stopped(agent_: Any, telemetry: Any) -> None:
+async def _until_stopped(agent_: Any, telemetry: Any, metrics: str) -> None:
+    from events.telemetry_http import serve_where
+
     loop = asyncio.get_running_loop()
     main = asyncio.create_task(agent_.run(), name="agent")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await main
+        async with serve_where(telemetry.prometheus, metrics):
+            with contextlib.suppress(asyncio.CancelledError):
+                await main
     finally:
         await telemetry.close()
+
+
+@agent.command("status")
+@state_option
+@json_option
+def status_command(state_dir: Path, as_json: bool) -> None:
+    """What the agent of this node knows, has applied, and complains about.
+
+    \b
+    Example:
+      isthmus agent status --json
+    """
+    from nodeagent import local
+    from nodeagent.report import show
+
+    status = local.read_status(state_dir)
+    running = local.running(state_dir)
+    if as_json:
+        print_json({**msgspec.to_builtins(status), "running": running})
+    else:
+        show(status, running=running)
+    if not running or status.state not in {"ready", "starting"}:
+        raise SystemExit(1)
+
+
+@agent.command("clean")
+@state_option
+@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
+@click.option("--device", default=DEFAULT_DEVICE, show_default=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_json: bool) -> None:
+    """Remove everything of ours from this node: device, rows, firewall, CNI file, state. On purpose only.
+
+    The cluster is not told: `isthmus agent leave` or `isthmus node remove` does that. Pods that run lose
+    their way to other nodes.
+    """
+    from nodeagent.clean import clean
+
+    if not yes:
+        click.confirm("Pods on this node lose the overlay. Go on?", abort=True)
+    removed = run(clean(state_dir, cni_dir, device))
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        click.echo("\n".join(f"removed {what}" for what in removed) or "nothing of ours was here")
+
+
+@agent.command("leave")
+@bus_options
+@state_option
+@click.option("--reason", default="", help="For the record.")
+def leave_command(context: BusContext, state_dir: Path, reason: str) -> None:
+    """Tell the cluster that this node leaves; its range drains, and the others remove their rows.
+
+    Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`.
+    """
+    from events.cli import controller
+    from events.commands import LeaveNode
+    from nodeagent import local
+
+    status = local.read_status(state_dir)
+
+    async def leave() -> None:
+        async with controller(context) as client:
+            await client.send(LeaveNode(node=status.node, uid=status.uid, reason=reason))
+
+    run(leave())
+    click.echo(f"{status.node} has left; {status.range or 'no range'} drains")
+
+
+@click.command()
+@bus_options
+@state_option
+@click.option("--underlay", default="auto", show_default=True, metavar="auto|DEVICE|ADDRESS")
+@click.option("--device", default=DEFAULT_DEVICE, show_default=True)
+@json_option
+def doctor(context: BusContext, as_json: bool, **options: Any) -> None:
+    """Examine this node: everything that the overlay needs, each finding with its fix. Changes nothing.
+
+    \b
+    Example:
+      isthmus doctor --bus nats://10.0.0.2:4222 --cluster prod
+    """
+    from nodeagent.doctor import Patient, examine
+
+    findings = run(examine(Patient(cluster=context.cluster, bus=context.bus, **options)))
+    if as_json:
+        print_json(findings)
+    else:
+        colours = {"ok": "green", "info": "cyan", "warning": "yellow", "problem": "bold red"}
+        screen = console()
+        for finding in findings:
+            fix = f"\n{'':30}→ {finding.fix}" if finding.fix else ""
+            screen.print(f"[{colours[finding.level]}]{finding.level:<8}[/] {finding.check:<20} ", end="")
+            screen.print(finding.text + fix, markup=False, soft_wrap=True)
+    if any(finding.level == "problem" for finding in findings):
+        raise SystemExit(1)

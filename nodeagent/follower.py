@@ -22,13 +22,14 @@ from events.client import ControllerClient
 from events.codec import StoredMessage, UnknownEvent, decode_event
 from events.commands import JoinNode
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream import JetStreamLog
-from events.log import ReadBatch
-from events.telemetry import SpanKind, Telemetry, extract, inject, link
+from events.live import LiveReader
+from events.log import LogReader, ReadBatch
+from events.telemetry import MESSAGING_SYSTEM, SpanKind, Telemetry, inject
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.peers import Change
+from nodeagent.tracing import processing, receiving
 from nodeagent.view import View
 
 log = logging.getLogger("isthmus.agent.bus")
@@ -169,15 +170,21 @@ class Follower:
             announced=self._config.announced,
             site=self._config.site,
         )
-        with self._telemetry.span("agent.join", kind=SpanKind.CLIENT, root=True):
-            headers = dict(inject({}))
-            reply = await controller.send(command, headers=headers)
+        attributes = {
+            "messaging.system": MESSAGING_SYSTEM,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.template": "command.join",
+            "isthmus.node": self._config.node,
+        }
+        with self._telemetry.span("send command.join", kind=SpanKind.CLIENT, root=True, attributes=attributes):
+            reply = await controller.send(command, headers=dict(inject({})))
         log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))
 
     # ------------------------------------------------------------------ reading
 
     async def _read_for_ever(self, client: Client) -> None:
-        stream = JetStreamLog(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+        stream = LiveReader(client, self._config.cluster, prefix=self._config.bus.api_prefix)
         pause_s = RETRY_FIRST_S
         while True:
             try:
@@ -195,7 +202,7 @@ class Follower:
                 pause_s = min(RETRY_LONGEST_S, pause_s * 2)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
 
-    async def _check_identity(self, stream: JetStreamLog) -> None:
+    async def _check_identity(self, stream: LogReader) -> None:
         """Raises VerificationFailed(log_replaced) when the log is shorter or another than the one followed."""
         known = self.view.head
         if known.sequence == 0:
@@ -216,21 +223,37 @@ class Follower:
         self.contact.last_at = time.time()
         self.contact.pending = batch.pending
         if batch.messages:
-            await self._fold(batch.messages)
+            cluster, live = self._config.cluster, self.contact.caught_up
+            with processing(self._telemetry, cluster, self._config.node, batch.messages, live=live):
+                await self._fold(batch.messages)
         if batch.pending == 0:
             self.contact.caught_up = True
             self.caught_up.set()
 
     async def _fold(self, messages: Sequence[StoredMessage]) -> None:
+        with receiving(self._telemetry, self._config.cluster, len(messages)):
+            changes, failure = self._take_in(messages)
+        with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}):
+            await self._apply(self.view, changes)
+        if failure is not None:
+            raise failure
+
+    def _take_in(self, messages: Sequence[StoredMessage]) -> tuple[list[Change], VerificationFailed | None]:
+        """Fold the messages up to the first that is not sound."""
         view = self.view
         changes: list[Change] = []
         entries: list[Entry] = []
         head = view.head
         decided_at = _decided_at(messages[-1])
+        failure: VerificationFailed | None = None
         for message in messages:
-            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-            type_name = message.headers["ce-type"]
-            event = decode_event(type_name, message.body, message.sequence)
+            try:
+                head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                type_name = message.headers["ce-type"]
+                event = decode_event(type_name, message.body, message.sequence)
+            except VerificationFailed as error:
+                failure = error  # what came before it is sound, and is applied
+                break
             if isinstance(event, UnknownEvent):
                 # A newer controller's event: rows of members come from types that this agent knows.
                 log.info(
@@ -242,7 +265,7 @@ class Follower:
             view.head = head
         view.last_event_at = decided_at
         self._remember(entries)
-        await self._hand_over(messages, changes)
+        return changes, failure
 
     def _remember(self, entries: list[Entry]) -> None:
         try:
@@ -252,31 +275,6 @@ class Follower:
             self._conditions.clear("cache")
         except OSError as error:
             self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
-
-    async def _hand_over(self, messages: Sequence[StoredMessage], changes: Sequence[Change]) -> None:
-        telemetry = self._telemetry
-        if not telemetry.tracing:
-            await self._apply(self.view, changes)
-            return
-        traces = {message.headers.get("traceparent", "") for message in messages}
-        first = messages[0].headers
-        attributes: dict[str, str | int] = {
-            "isthmus.sequence": messages[-1].sequence,
-            "isthmus.events": len(messages),
-            "isthmus.changes": len(changes),
-            "isthmus.node": self._config.node,
-        }
-        if len(traces) == 1 and self.contact.caught_up:
-            with telemetry.span(
-                "agent.apply", kind=SpanKind.CONSUMER, parent=extract(first), attributes=attributes
-            ):
-                await self._apply(self.view, changes)
-            return
-        links = [found for message in messages[:64] if (found := link(message.headers)) is not None]
-        with telemetry.span(
-            "agent.apply", kind=SpanKind.CONSUMER, root=True, links=links, attributes=attributes
-        ):
-            await self._apply(self.view, changes)
 
 
 def _decided_at(message: StoredMessage) -> float:

@@ -18,6 +18,7 @@ import msgspec
 
 from events.attestation import text
 from events.errors import IsthmusError
+from events.telemetry import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
 from nodeagent import tuning
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -28,8 +29,10 @@ from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, Lost, NetlinkChannel
 from nodeagent.peers import Change, Peer
+from nodeagent.preflight import refuse_harm
 from nodeagent.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.rows import Kind, describe
+from nodeagent.tracing import Causes
 from nodeagent.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.view import Plan, View, first_address
 from nodeagent.watcher import Watcher
@@ -39,6 +42,7 @@ log = logging.getLogger("isthmus.agent.keeper")
 DIRECT_LIMIT = 64
 """Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
 
+QUIET = frozenset({"timer", "retry"})
 GAP_S = 0.02
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
@@ -65,8 +69,15 @@ class Keeper:
     """
 
     def __init__(
-        self, config: AgentConfig, conditions: Conditions, *, on_applied: Callable[[], None] = lambda: None
+        self,
+        config: AgentConfig,
+        conditions: Conditions,
+        *,
+        on_applied: Callable[[], None] = lambda: None,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self._telemetry = telemetry or Telemetry.off("agent", config.node)
+        self._causes = Causes()
         self._config = config
         self._conditions = conditions
         self._on_applied = on_applied
@@ -113,6 +124,7 @@ class Keeper:
     def request(self, reason: str) -> None:
         """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
         self._reasons.add(reason)
+        self._causes.note()
         self._wake.set()
 
     async def follow(self, view: View, changes: Sequence[Change]) -> None:
@@ -135,21 +147,29 @@ class Keeper:
                 self._fresh = True
                 self.request("changes")
                 return
-            self._directly(self._engine, view, operations)
+            with self._telemetry.span(
+                "netlink batch",
+                kind=SpanKind.CLIENT,
+                attributes={"isthmus.netlink.operations": len(operations)},
+            ) as span:
+                self._directly(self._engine, view, operations, span)
 
-    def _directly(self, engine: Engine, view: View, operations: list[Operation]) -> None:
+    def _directly(self, engine: Engine, view: View, operations: list[Operation], span: Span) -> None:
         started = time.perf_counter()
         try:
             refusals = apply_directly(engine, self.ifindex, operations)
         except Lost as error:
+            mark_error(span, error)
             self._fresh = True
             self.request(f"lost: {error}")
             return
         except OSError as error:
+            mark_error(span, error)
             self._drop_engine()
             self._fresh = True
             self.request(f"socket: {error}")
             return
+        span.set_attribute("isthmus.netlink.refused", len(refusals))
         self.guard.forget({(operation.kind, operation.key) for operation in operations})
         self.figures.direct += 1
         self.figures.last_direct_s = time.perf_counter() - started
@@ -211,6 +231,21 @@ class Keeper:
 
     async def resync(self, reasons: set[str]) -> bool:
         """Device, rows, read-back; True when the kernel is as it should be (but for contested rows)."""
+        parent, links = self._causes.take()
+        if parent is None and not links and reasons <= QUIET:
+            return await self._resync(reasons, INVALID_SPAN)  # the timer's look is not worth a trace
+        attributes = {"isthmus.resync.reasons": sorted(reasons)[:8], "isthmus.node": self._config.node}
+        with self._telemetry.span(
+            "netlink resync",
+            kind=SpanKind.CLIENT,
+            parent=parent,
+            root=parent is None,
+            links=links,
+            attributes=attributes,
+        ) as span:
+            return await self._resync(reasons, span)
+
+    async def _resync(self, reasons: set[str], span: Span) -> bool:
         async with self._lock:
             view = self._view
             if view is None or view.own is None or view.plan is None or self._desired is None:
@@ -221,12 +256,23 @@ class Keeper:
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
                 outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
             except IsthmusError as error:
+                mark_error(span, error)
                 self._failed(error.message)
                 return False
             except OSError as error:
+                mark_error(span, error)
                 self._drop_engine()
                 self._failed(f"netlink: {error}")
                 return False
+            span.set_attributes(
+                {
+                    "isthmus.netlink.written": outcome.written,
+                    "isthmus.netlink.removed": outcome.removed,
+                    "isthmus.netlink.refused": len(outcome.refusals),
+                    "isthmus.sequence.first": view.sequence,
+                    "isthmus.sequence.last": view.sequence,
+                }
+            )
             self._conditions.clear("kernel")
             took_s = time.perf_counter() - started
             self._account(view, device, outcome, reasons, on_purpose=on_purpose, took_s=took_s)
@@ -302,6 +348,8 @@ class Keeper:
             address=first_address(own.cidr),
             mtu=mtu,
         )
+        if not self.figures.resyncs:
+            refuse_harm(plan.cidrs, own.cidr, self._own_index())
         outcome = links.ensure_device(spec)
         self._conditions.set(
             "underlay",
@@ -334,6 +382,10 @@ class Keeper:
             self._engine.close()
             self._engine = None
         self.clean = False
+
+    def _own_index(self) -> int:
+        link = links.find(self._config.device)
+        return link.index if link is not None else 0
 
     def contested(self, kind: Kind, key: bytes) -> bool:
         """Whether repairs of a row are held back, because another program keeps rewriting it."""
