@@ -1,0 +1,50 @@
+"""Removes everything of ours from a node. Nothing else in this package ever does."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from events.errors import Refused
+from nodeagent import cni, firewall
+from nodeagent.cache import Cache
+from nodeagent.local import STATUS_FILE, only_one, prepare_directory
+from nodeagent.netlink import links
+from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.socket import Engine, NetlinkChannel
+from nodeagent.rows import Kind
+
+
+async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
+    """What was removed, in words. Raises Refused(agent_running) while an agent runs, OSError."""
+    prepare_directory(state_dir)
+    with only_one(state_dir):
+        removed: list[str] = []
+        if await asyncio.to_thread(links.remove_device, device):
+            removed.append(f"device {device} with its rows")
+        routes = await asyncio.to_thread(_remove_routes)
+        if routes:
+            removed.append(f"{routes} routes")
+        try:
+            if await firewall.remove():
+                removed.append(f"nftables table inet {firewall.TABLE}")
+        except Refused as error:
+            if error.code != "prerequisite_missing":
+                raise
+        if cni.remove(cni_dir):
+            removed.append(str(cni_dir / cni.FILE_NAME))
+        Cache(state_dir).forget()
+        for name in (STATUS_FILE, "uid"):
+            path = state_dir / name
+            if path.exists():
+                path.unlink()
+                removed.append(str(path))
+    return removed
+
+
+def _remove_routes() -> int:
+    """Routes of our protocol that do not go with the device: the blackhole of the own range."""
+    with Engine(NetlinkChannel()) as engine:
+        routes = engine.read(0).routes
+        engine.execute([Operation(Action.DROP, Kind.ROUTE, key, value) for key, value in routes.items()], 0)
+    return len(routes)

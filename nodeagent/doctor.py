@@ -1,0 +1,327 @@
+"""`isthmus doctor`: looks at everything that the overlay needs of this node, and says what to do.
+
+It changes nothing. Each check returns findings; a check that cannot be made says so instead of
+pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.preflight`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from events import subjects
+from events.bus import BusOptions, connect
+from events.errors import IsthmusError
+from nodeagent import local, preflight, privileges, tuning
+from nodeagent.cache import Cache
+from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.netlink import links
+from nodeagent.probe import probe_path
+from nodeagent.underlay import overlay_mtu, resolve
+from nodeagent.view import View, first_address
+
+Level = Literal["ok", "info", "warning", "problem"]
+
+CLOCK_SKEW_LIMIT_S = 2.0
+PROBED_PEERS = 5
+CNI_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+CNI_PLUGINS = ("ptp", "host-local", "portmap", "bridge")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the diagnosis. ``fix`` is what to do, empty when there is nothing."""
+
+    check: str
+    level: Level
+    text: str
+    fix: str = ""
+
+
+class Patient(msgspec.Struct, frozen=True, kw_only=True):
+    """What is examined."""
+
+    cluster: str
+    bus: BusOptions
+    state_dir: Path
+    underlay: str = "auto"
+    device: str = DEFAULT_DEVICE
+
+
+async def examine(patient: Patient) -> list[Finding]:
+    """All findings, in the order of the checks."""
+    view = _known_view(patient)
+    findings: list[Finding] = []
+    for check in (_privileges, _programs, _sysctls, _underlay, _overlays, _routes, _agent):
+        try:
+            findings += await asyncio.to_thread(lambda: list(check(patient, view)))  # noqa: B023  awaited at once
+        except IsthmusError as error:
+            findings.append(Finding(check.__name__[1:], "problem", error.message))
+        except OSError as error:
+            findings.append(Finding(check.__name__[1:], "info", f"cannot be checked: {error}"))
+    findings += await _bus(patient)
+    findings += await _paths(patient, view)
+    return findings
+
+
+def _known_view(patient: Patient) -> View | None:
+    """The view that the agent last kept, if there is one."""
+    try:
+        status = local.read_status(patient.state_dir)
+    except IsthmusError:
+        return None
+    view = Cache(patient.state_dir).load(status.cluster, status.node, status.uid)
+    return view if view.sequence else None
+
+
+def _privileges(_: Patient, __: View | None) -> Iterator[Finding]:
+    if privileges.effective() >> privileges.CAP_NET_ADMIN & 1:
+        yield Finding("capability", "ok", "CAP_NET_ADMIN is there")
+    else:
+        yield Finding(
+            "capability",
+            "problem",
+            "CAP_NET_ADMIN is missing: rows cannot be written",
+            "run as root, or by the shipped systemd unit",
+        )
+
+
+def _programs(_: Patient, __: View | None) -> Iterator[Finding]:
+    path = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
+    if shutil.which("nft", path=path):
+        yield Finding("nftables", "ok", "nft is installed")
+    else:
+        yield Finding(
+            "nftables",
+            "problem",
+            "nft is not installed: pods are not shielded, and do not reach outside",
+            "apt-get install nftables",
+        )
+    present = {name for name in CNI_PLUGINS for place in CNI_DIRECTORIES if (Path(place) / name).exists()}
+    missing = [name for name in CNI_PLUGINS if name not in present]
+    if missing:
+        yield Finding(
+            "cni",
+            "warning",
+            f"CNI plugins are missing: {', '.join(missing)}",
+            "apt-get install containernetworking-plugins",
+        )
+    else:
+        yield Finding("cni", "ok", f"CNI plugins are there ({', '.join(CNI_PLUGINS)})")
+
+
+def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
+    if tuning.read_sysctl("net/ipv4/ip_forward") == "1":
+        yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
+    else:
+        yield Finding(
+            "forwarding",
+            "warning",
+            "net.ipv4.ip_forward is 0: the agent switches it on when it starts",
+            "sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d",
+        )
+    strict = [
+        name for name in ("all", patient.device) if tuning.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"
+    ]
+    if strict:
+        yield Finding(
+            "rp_filter",
+            "info",
+            f"strict for {', '.join(strict)}: fine for the tunnel, but it drops "
+            "packets of asymmetric underlay routes",
+            "sysctl -w net.ipv4.conf.all.rp_filter=2 if routes are asymmetric",
+        )
+    else:
+        yield Finding("rp_filter", "ok", "not strict")
+    if tuning.needs_software_checksum(behind_nat=False):
+        yield Finding("checksum", "info", "this kernel needs TX checksum offload off; the agent does that")
+
+
+def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
+    underlay = resolve(patient.underlay)
+    if not underlay.present:
+        yield Finding(
+            "underlay",
+            "problem",
+            f"{underlay.address} is not on any device that is up",
+            "bring the link up, or start the agent with --underlay DEVICE",
+        )
+        return
+    yield Finding(
+        "underlay",
+        "ok",
+        f"{underlay.address} on {underlay.device}, MTU {underlay.mtu} (inside {overlay_mtu(underlay)})",
+    )
+    link = links.find(patient.device)
+    if link is not None and link.mtu > underlay.mtu - links.VXLAN_OVERHEAD_V4:
+        yield Finding(
+            "mtu",
+            "problem",
+            f"{patient.device} has MTU {link.mtu}, the underlay {underlay.mtu}: large packets are lost",
+            "restart the agent; it follows the underlay's MTU",
+        )
+    if view is not None and view.plan is not None:
+        for cidr in view.plan.cidrs:
+            if IPv4Address(underlay.address) in IPv4Network(cidr):
+                yield Finding(
+                    "underlay",
+                    "problem",
+                    f"the underlay address {underlay.address} lies in the container network {cidr}",
+                    "give the node an address outside it",
+                )
+
+
+def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
+    present = links.links()
+    vni, port = (view.plan.vni, view.plan.port) if view is not None and view.plan is not None else (100, 8472)
+    conflicts = preflight.vxlan_conflicts(present, patient.device, vni, port)
+    for link in conflicts:
+        yield Finding(
+            "vxlan",
+            "problem",
+            f"device {link.name} holds vni {link.vni} on UDP port {link.port}"
+            f"{', for all VNIs' if link.metadata else ''}: ours cannot be up beside it",
+            f"ip link del {link.name}, or define the cluster with another port",
+        )
+    if not conflicts:
+        yield Finding("vxlan", "ok", f"vni {vni} on UDP port {port} is free for {patient.device}")
+    for link, name in preflight.other_overlays(present, patient.device):
+        yield Finding(
+            "other overlay",
+            "warning",
+            f"device {link.name} belongs to {name}: two overlays on one node are rarely meant",
+            f"remove {name} from this node if it is a leftover",
+        )
+
+
+def _routes(patient: Patient, view: View | None) -> Iterator[Finding]:
+    if view is None or view.plan is None:
+        yield Finding("routes", "info", "the container network is not known here yet: no agent has run")
+        return
+    link = links.find(patient.device)
+    routes = preflight.foreign_routes(link.index if link else 0)
+    conflicts = preflight.overlapping(routes, view.plan.cidrs, view.own.cidr if view.own else "")
+    for route, cidr in conflicts[:10]:
+        yield Finding(
+            "routes",
+            "problem",
+            f"the route {route.network} overlaps the container network {cidr} and draws its packets away",
+            f"ip route del {route.network}",
+        )
+    if not conflicts:
+        yield Finding("routes", "ok", f"no other route meets {', '.join(view.plan.cidrs)}")
+
+
+def _agent(patient: Patient, _: View | None) -> Iterator[Finding]:
+    running = local.running(patient.state_dir)
+    try:
+        status = local.read_status(patient.state_dir)
+    except IsthmusError:
+        yield Finding("agent", "info", "no agent has run with this state directory yet")
+        return
+    if not running:
+        yield Finding(
+            "agent",
+            "warning",
+            f"the agent is not running; its rows stand since event {status.applied}",
+            "systemctl start isthmus-agent",
+        )
+        return
+    level: Level = "ok" if status.state == "ready" else "warning"
+    yield Finding("agent", level, f"{status.state}, {status.peers} peers, applied event {status.applied}")
+    for condition in status.conditions:
+        yield Finding("agent", "warning", condition)
+
+
+async def _bus(patient: Patient) -> list[Finding]:
+    where = ", ".join(patient.bus.servers)
+    try:
+        client = await connect(patient.bus, name="isthmus-doctor")
+    except IsthmusError as error:
+        return [Finding("bus", "problem", error.message, "check --bus, the network and the server")]
+    try:
+        trip = time.perf_counter()
+        await client.flush(timeout=3)
+        trip = time.perf_counter() - trip
+        found = [Finding("bus", "ok", f"{where} answers in {trip * 1000:.1f} ms")]
+        request = f"{patient.bus.api_prefix}.STREAM.INFO.{subjects.stream(patient.cluster)}"
+        before = time.time()
+        answer = await client.request(request, b"", timeout=3)
+        return [*found, *_log_findings(patient.cluster, answer.data, before, time.time())]
+    except Exception as error:  # whatever the client raises is the finding
+        return [
+            Finding(
+                "log",
+                "problem",
+                f"the log of cluster {patient.cluster!r} does not answer: {error}",
+                "check --cluster, and that a controller has been started once",
+            )
+        ]
+    finally:
+        await client.close()
+
+
+def _log_findings(cluster: str, body: bytes, before: float, after: float) -> Iterator[Finding]:
+    info = msgspec.json.decode(body, type=dict[str, object])
+    if "error" in info:
+        yield Finding(
+            "log",
+            "problem",
+            f"the bus has no log of cluster {cluster!r}",
+            "start a controller, check --cluster",
+        )
+        return
+    yield Finding("log", "ok", f"the log of cluster {cluster!r} is there")
+    stamp = info.get("ts")
+    if isinstance(stamp, str):
+        skew = (before + after) / 2 - msgspec.convert(stamp, datetime).timestamp()
+        bad = abs(skew) > CLOCK_SKEW_LIMIT_S
+        yield Finding(
+            "clock",
+            "warning" if bad else "ok",
+            f"{skew:+.2f} s against the bus",
+            "start a time service (chrony, systemd-timesyncd)" if bad else "",
+        )
+
+
+async def _paths(patient: Patient, view: View | None) -> list[Finding]:
+    """Full-size packets that must not be fragmented, to some peers: past the tunnel and through it."""
+    link = await asyncio.to_thread(links.find, patient.device)
+    if view is None or link is None or not len(view.peers):
+        return [Finding("path", "info", "no peers are known here yet")]
+    peers = sorted(view.peers, key=lambda peer: peer.epoch)[:: max(1, len(view.peers) // PROBED_PEERS)][
+        :PROBED_PEERS
+    ]
+    results = await asyncio.gather(*(probe_path(first_address(peer.cidr), link.mtu) for peer in peers))
+    findings = []
+    for peer, result in zip(peers, results, strict=True):
+        name = f"{peer.node} ({peer.underlay})"
+        if result == "full":
+            findings.append(Finding("path", "ok", f"{name}: {link.mtu} bytes pass through the tunnel"))
+        elif result == "small":
+            findings.append(
+                Finding(
+                    "path",
+                    "problem",
+                    f"{name}: small packets pass, {link.mtu} bytes do not: the path's "
+                    "MTU is less than the link's",
+                    "start the agent with a smaller --mtu",
+                )
+            )
+        else:
+            findings.append(
+                Finding(
+                    "path",
+                    "warning",
+                    f"{name}: no answer through the tunnel",
+                    f"is UDP port {view.plan.port if view.plan else 8472} open on the way?",
+                )
+            )
+    return findings

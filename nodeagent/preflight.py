@@ -1,0 +1,132 @@
+"""What would make the overlay do harm on this node, and what merely deserves a word.
+
+Facts are gathered here and judged by pure functions; nothing is changed. Only :func:`refuse_harm`
+stops a start: where the container network overlaps a route that is not ours, traffic that works
+today would vanish into the tunnel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+
+import msgspec
+
+from events.errors import Refused
+from nodeagent.netlink import dump, links, messages
+from nodeagent.netlink.constants import (
+    AF_INET,
+    NLMSG_DONE,
+    NLMSG_HEADER,
+    PROTOCOL,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_OIF,
+    RTM_NEWROUTE,
+)
+from nodeagent.netlink.links import Link
+from nodeagent.netlink.socket import NetlinkChannel
+
+_RTMSG = struct.Struct("=BBBBBBBBI")
+
+OVERLAY_PREFIXES: dict[str, str] = {
+    "flannel": "flannel",
+    "cilium_": "Cilium",
+    "vxlan.calico": "Calico",
+    "tunl0": "Calico (IPIP)",
+    "weave": "Weave Net",
+    "antrea-": "Antrea",
+    "ovn0": "kube-ovn",
+    "genev_sys": "Open vSwitch",
+}
+"""Device name prefix → the overlay that makes it."""
+
+
+class ForeignRoute(msgspec.Struct, frozen=True):
+    """A main-table route that does not carry our protocol number."""
+
+    network: IPv4Network
+    ifindex: int
+    protocol: int
+
+
+def foreign_routes(own_ifindex: int = 0) -> list[ForeignRoute]:
+    """All IPv4 main-table routes but ours, those of our device and the default route. Raises OSError."""
+    found: list[ForeignRoute] = []
+    channel = NetlinkChannel()
+    try:
+        channel.send(messages.dump_routes(1, protocol=0))
+        done = False
+        while not done:
+            data = channel.receive()
+            for header, offset in dump.messages(data):
+                done = done or header.type == NLMSG_DONE
+                route = _foreign(data, offset, header) if header.type == RTM_NEWROUTE else None
+                if route is not None and route.ifindex != own_ifindex and route.network.prefixlen:
+                    found.append(route)
+    finally:
+        channel.close()
+    return found
+
+
+def _foreign(data: bytes, offset: int, header: dump.Header) -> ForeignRoute | None:
+    family, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(data, offset + NLMSG_HEADER)
+    if family != AF_INET or table != RT_TABLE_MAIN or protocol == PROTOCOL:
+        return None
+    attributes = dump.attributes(data, offset + NLMSG_HEADER + _RTMSG.size, offset + header.length)
+    network = IPv4Network((attributes.get(RTA_DST, bytes(4)), length))
+    return ForeignRoute(network, int.from_bytes(attributes.get(RTA_OIF, b""), "little"), protocol)
+
+
+def overlapping(
+    routes: Iterable[ForeignRoute], cidrs: Iterable[str], own_range: str = ""
+) -> list[tuple[ForeignRoute, str]]:
+    """Routes that meet a container CIDR, with that CIDR; the node's own pods are no conflict."""
+    own = IPv4Network(own_range) if own_range else None
+    containers = [IPv4Network(cidr) for cidr in cidrs]
+    return [
+        (route, str(container))
+        for route in routes
+        for container in containers
+        if route.network.overlaps(container) and not (own is not None and route.network.subnet_of(own))
+    ]
+
+
+def refuse_harm(cidrs: Iterable[str], own_range: str, own_ifindex: int = 0) -> None:
+    """Raises Refused(route_conflict) when the overlay would take over traffic that has a route today."""
+    conflicts = overlapping(foreign_routes(own_ifindex), cidrs, own_range)
+    if conflicts:
+        route, cidr = conflicts[0]
+        device = next((link.name for link in links.links() if link.index == route.ifindex), "no device")
+        raise Refused(
+            "route_conflict",
+            f"the container network {cidr} overlaps this node's route {route.network} on {device}"
+            f"{f' and {len(conflicts) - 1} more' if len(conflicts) > 1 else ''}: its traffic would go astray. "
+            f"Remove it (`ip route del {route.network}`), or define the cluster with another CIDR",
+            route=str(route.network),
+            cidr=cidr,
+            device=device,
+        )
+
+
+def other_overlays(present: Iterable[Link], own_device: str) -> list[tuple[Link, str]]:
+    """Devices of other overlays, with their names."""
+    return [
+        (link, name)
+        for link in present
+        for prefix, name in OVERLAY_PREFIXES.items()
+        if link.name.startswith(prefix) and link.name != own_device
+    ]
+
+
+def vxlan_conflicts(present: Iterable[Link], own_device: str, vni: int, port: int) -> list[Link]:
+    """Other vxlan devices with which ours cannot be up: same VNI and port, or the whole port."""
+    return [
+        link
+        for link in present
+        if link.kind == "vxlan"
+        and link.name != own_device
+        and link.port == port
+        and (link.vni == vni or link.metadata)
+    ]
