@@ -129,7 +129,8 @@ async def _bring_up(lab: Lab, report: Report) -> bool:
     if not check.ok:
         return False
     with report.stage("Agents join, VXLAN devices and CNI configuration are there") as check:
-        started = await asyncio.gather(*(lab.start_node(node) for node in lab.topology.nodes))
+        # One after another, so that the order of the ranges is the order of the nodes.
+        started = [await lab.start_node(node) for node in lab.topology.nodes]
         seconds = await lab.wait_converged()
         check.detail = (
             f"{len(started)} nodes, kernels agree with the log {seconds * 1e3:.0f} ms after the last join"
