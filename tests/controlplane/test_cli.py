@@ -1,0 +1,213 @@
+"""The operator's commands against a real bus and a real controller, and the exit codes of each ending."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from controlplane.cli.main import main
+
+pytestmark = pytest.mark.bus
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Isthmus = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``isthmus up`` in a process of its own; it says when it is ready."""
+    data = tmp_path_factory.mktemp("up")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("isthmus")), "up", "--data", str(data), "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())["bus"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        process.stdout.close()
+
+
+@pytest.fixture
+def isthmus(bus: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Isthmus:
+    """Run a command in this process, as the installed script would."""
+    monkeypatch.setenv("ISTHMUS_BUS", bus)
+    monkeypatch.setenv("ISTHMUS_ACTOR", "tester")
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["isthmus", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ran(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
+    """One story, in order: each step rests on the ones before."""
+    assert "not defined yet" in isthmus("cluster", "show").out
+    define = ("cluster", "define", "--cidr", "10.200.0.0/24", "--pods", "32", "--services", "32")
+
+    clash = isthmus(*define, "--network", "vpc:prod=10.200.0.0/20")
+    assert (clash.code, clash.out) == (1, "")
+    assert "[cidr_conflict_with_vpc]" in clash.err
+    assert "'prod' 10.200.0.0/20" in clash.err
+
+    dry = isthmus(*define, "--dry-run")
+    assert "cluster.defined.v1" in dry.out
+    assert "not defined yet" in isthmus("cluster", "show").out
+
+    assert "7 ranges" in isthmus(*define, "--network", "vpc:prod=10.0.0.0/16").out
+    assert "already so" in isthmus(*define, "--network", "vpc:prod=10.0.0.0/16").out
+    once, twice = (
+        isthmus(
+            "cluster", "network", "add", "172.31.0.0/16", "--kind", "idc", "--command-id", "me-1", "--json"
+        ).json
+        for _ in range(2)
+    )
+    assert (once["duplicate"], twice["duplicate"]) == (False, True)
+    assert once["sequence"] == twice["sequence"]
+
+    # nodes from a file: checked, written, repeated, refused as a whole
+    file = tmp_path / "nodes.csv"
+    file.write_text(
+        "node,uid,kind,ip,public_ip\nc1,u1,cloud,10.0.0.11,\nidc-1,u2,external,192.168.1.5,203.0.113.9\n"
+    )
+    dry = isthmus("node", "import", str(file), "--dry-run", "--json")
+    assert [line["cidr"] for line in dry.json["lines"]] == ["10.200.0.0/27", "10.200.0.32/27"]
+    assert isthmus("node", "list", "--json").json["nodes"] == []
+    assert isthmus("node", "import", str(file), "--json").json["joined"] == 2
+    again = isthmus("node", "import", str(file), "--json")
+    assert (again.code, again.json["unchanged"]) == (0, 2)
+    file.write_text(file.read_text() + "c9,u9,cloud,10.0.0.11,\n")
+    bad = isthmus("node", "import", str(file))
+    assert bad.code == 1
+    assert "2 not written, 1 refused" in bad.out
+    assert "underlay_address_in_use" in bad.out
+
+    shown = isthmus("node", "show", "idc-1")
+    for part in ("10.200.0.32/27", "203.0.113.9 (behind NAT)", "external"):
+        assert part in shown.out
+    assert isthmus("node", "show", "ghost").code == 1
+    listed = isthmus("node", "list", "--kind", "external", "--json").json["nodes"]
+    assert [node["node"] for node in listed] == ["idc-1"]
+
+    # CLB
+    reserved = isthmus("clb", "reserve", "main", "--subnet", "10.0.8.0/28", "--exclude", "10.0.8.2")
+    assert "apiserver 10.0.8.3, public-services 10.0.8.4" in reserved.out
+    assert "10.0.8.4" in isthmus("clb", "list").out
+    assert "10.0.8.2" in isthmus("clb", "show", "main").out
+    assert "[clb_subnet_too_small]" in isthmus("clb", "reserve", "tiny", "--subnet", "10.0.8.0/31").err
+    assert isthmus("clb", "release", "main").code == 0
+    assert isthmus("clb", "release", "main").code == 1
+
+    # growth and networks
+    assert "4 more ranges from index 7" in isthmus("cluster", "append", "10.200.1.0/25").out
+    assert isthmus("cluster", "network", "add", "10.200.0.0/16", "--kind", "idc").code == 1
+    accepted = isthmus(
+        "cluster",
+        "network",
+        "add",
+        "10.200.0.0/16",
+        "--kind",
+        "idc",
+        "--override",
+        "cidr_conflict_with_idc=a summary",
+    )
+    assert accepted.code == 0
+    networks = isthmus("cluster", "network", "list", "--json").json
+    assert [item["reason"] for item in networks["overrides"]] == ["a summary", "a summary"]
+    assert isthmus("cluster", "network", "remove", "10.200.0.0/16").code == 0
+
+    # leaving
+    assert "10.200.0.0/27 drains" in isthmus("node", "remove", "c1", "--reason", "returned").out
+    assert "barred" in isthmus("node", "fence", "idc-1").out
+    view = isthmus("cluster", "show", "--json").json
+    assert view["nodes"] == 0
+    assert view["pool"]["allocated"] == 0
+    assert {item["code"] for item in view["conditions"]} == {"conflict_overridden"}
+    assert isthmus("cluster", "show").code == 0
+    assert isthmus("cluster", "delete", "--yes").code == 0
+    assert "[cluster_deleted]" in isthmus("cluster", "append", "10.201.0.0/16").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("plan",), 2, "give --cidr"),
+        (("plan", "--cidr", "10.0.0.0/16", "--pods", "x"), 2, "not a valid integer"),
+        (("cluster", "define"), 2, "--cidr"),
+        (("cluster", "define", "--cidr", "10.0.0.0/16", "--network", "vpn=10.0.0.0/8"), 2, "KIND one of"),
+        (("cluster", "define", "--cidr", "10.0.0.0/16", "--override", "x"), 2, "NAME=VALUE"),
+        (("clb", "reserve", "a", "--subnet", "10.0.0.0/28", "--purposes", "one"), 2, "exactly two"),
+        (("node", "import", "/nonexistent"), 2, "No such file"),
+        (("cluster", "delete"), 2, "--yes"),
+        (("cluster", "show", "--cluster", "Not A Label"), 1, "[bad_request]"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(
+    isthmus: Isthmus, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    ran = isthmus(*arguments)
+    assert ran.code == code
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_without_a_bus_the_exit_code_is_3(isthmus: Isthmus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_BUS", "nats://127.0.0.1:1")
+    ran = isthmus("node", "list", "--json")
+    assert ran.code == 3
+    assert ran.json["error"]["code"] == "bus_unreachable"
+
+
+def test_plan_needs_no_bus(isthmus: Isthmus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_BUS", "nats://127.0.0.1:1")
+    table = isthmus("plan", "--cidr", "172.16.0.0/16", "--pods", "64", "--services", "256")
+    assert "1,020" in table.out
+    assert "172.16.255.0/24" in table.out
+    plan = isthmus("plan", "--cidr", "172.16.0.0/16", "--pods", "128", "--services", "1024", "--json").json
+    assert (plan["capacity"], plan["service_cidr"]) == (504, "172.16.252.0/22")
+    proposal = isthmus("plan", "--pods", "64", "--nodes", "5000", "--avoid", "10.0.0.0/12", "--json").json
+    assert proposal["plan"]["container_cidr"] == "10.16.0.0/13"
+    refused = isthmus("plan", "--cidr", "172.16.0.0/16", "--pods", "64", "--nodes", "2000", "--json")
+    assert refused.code == 1
+    assert len(refused.json["error"]["details"]["changes"]) == 2
+    clash = isthmus("plan", "--cidr", "10.0.0.0/16", "--avoid", "10.0.3.0/24")
+    assert clash.code == 1
+
+
+def test_help_of_every_command_shows_an_example_or_says_what_it_does() -> None:
+    script = str(Path(sys.executable).with_name("isthmus"))
+    for arguments in (["plan"], ["cluster"], ["cluster", "define"], ["node"], ["node", "import"], ["clb"]):
+        out = subprocess.run(
+            [script, *arguments, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "COLUMNS": "110"},
+        ).stdout
+        assert "isthmus " in out
