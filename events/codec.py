@@ -102,7 +102,7 @@ def decode_event(type_name: str, body: bytes, sequence: int) -> Event:
         return UnknownEvent(type=type_name, body=body)
     try:
         return decoder(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VerificationFailed(
             "event_malformed",
             f"event {sequence}: its body is no {type_name} ({error})",

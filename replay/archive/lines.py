@@ -164,7 +164,7 @@ def facts(data: bytes) -> Sequence[Fact]:
     """
     try:
         fast: Sequence[Fact] = _decode_facts(data)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return [
             PlainFact(line.seq, line.recorded_ns, decode_event(line.type, line_body(line), line.seq))
             for line in _decode_lines(data)

@@ -19,7 +19,7 @@ import msgspec
 from events.chain import Head
 from events.codec import StoredMessage
 from events.errors import Refused
-from events.log import ReadBatch
+from events.log import BATCH_LIMIT, ReadBatch
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
 from replay.archive.format import Note, Segment, damaged
@@ -102,8 +102,9 @@ class ArchiveLog:
         told = False
         while True:
             for place in self.places_between(position, end):
-                batch = [m for m in self.messages(place) if position < m.sequence <= end]
-                if batch:
+                found = [m for m in self.messages(place) if position < m.sequence <= end]
+                for start in range(0, len(found), BATCH_LIMIT):
+                    batch = found[start : start + BATCH_LIMIT]
                     position = batch[-1].sequence
                     yield ReadBatch(batch, max(0, min(end, self.last) - position))
                     told = position >= self.last

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from controlplane.decide import decide
+from controlplane.decisions.nodes import drain
 from controlplane.evolve import evolve
 from controlplane.state import ClusterState
 from events.codec import Recorded, decode
@@ -29,7 +30,6 @@ from events.commands import (
     DeclareNetwork,
     DefineCluster,
     DeleteCluster,
-    FenceNode,
     JoinNode,
     LeaveNode,
     Override,
@@ -352,10 +352,8 @@ class _World:
                 self._gone(event.node)
                 if event.node in state.nodes:
                     self._try(LeaveNode(node=event.node, uid=event.uid, reason=event.reason))
-            case NodeFenced() if event.cause != "rejoin":
-                self._gone(event.node)
-                if event.node in state.nodes:
-                    self._try(FenceNode(node=event.node, reason=event.reason))
+            case NodeFenced():
+                self._fence(event)
             case NodeUnreachable() if event.node in state.nodes and event.node not in state.unreachable:
                 self._fold([event])
             case NodeRecovered() if event.node in state.unreachable:
@@ -372,6 +370,14 @@ class _World:
                 self._try(ReleaseClb(reservation=event.name))
             case _:
                 pass
+
+    def _fence(self, event: NodeFenced) -> None:
+        """A fact, also when a twin comes: its joining may be refused, the old one is gone all the same."""
+        if event.cause != "rejoin":
+            self._gone(event.node)
+        member = self.state.nodes.get(event.node)
+        if member is not None and member.uid == event.uid:
+            self._fold([event, drain(self.state.owned[event.node])])
 
     def _quarantine(self, event: RangeQuarantined) -> None:
         left = self.mine.get(self.owner.get(event.epoch, ""))

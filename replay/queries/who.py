@@ -123,7 +123,16 @@ async def _pod(history: History, address: str, at: Point, cidr: str) -> WhoAnswe
             allocation = recorded
             break
     if allocation is None or not isinstance(allocation.event, RangeAllocated):
-        return _empty(address, at, "pod", cidr, "no node has ever held this range")
+        return WhoAnswer(
+            address=address,
+            at=at,
+            kind="pod",
+            range=cidr,
+            range_state="free",
+            holder=None,
+            last=None,
+            note="no node has ever held this range",
+        )
     if ended is None:
         async for recorded in history.about("range", cidr, after=allocation.sequence):
             if isinstance(recorded.event, RangeDraining):

@@ -87,7 +87,7 @@ class Folding:
         """The next lines, while the fold is alive."""
         try:
             facts: Sequence[lines.Fact] = lines.facts(data)
-        except (VerificationFailed, msgspec.MsgspecError):
+        except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._carefully(data)
         else:
             self._fold(facts)
@@ -156,7 +156,7 @@ class Folding:
             for message in lines.messages(data):
                 body = decode_event(message.headers.get("ce-type", ""), message.body, message.sequence)
                 sound.append(lines.PlainFact(message.sequence, message.recorded_ns, body))
-        except (VerificationFailed, msgspec.MsgspecError):
+        except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._fold(sound)
             self.stop(sound[-1].seq + 1 if sound else self.state.sequence + 1, "it cannot be decoded")
             return
