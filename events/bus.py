@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import logging
 import random
+import re
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ from nats.aio.client import Client, Server
 from nats.errors import Error as NatsError
 
 from events import credentials as creds
-from events.errors import Refused, Unavailable
+from events.errors import IsthmusError, Refused, Unavailable
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -50,6 +51,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
+_DENIED = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IGNORECASE)
+_DENIED_MAX = 32
 _CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
@@ -58,6 +61,8 @@ class _Patient(Client):
     """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
 
     refused = False
+    denied: deque[str]
+    """Subjects that the server let this client not publish to, lower case, the latest last."""
     public_key = ""
 
     def _connect_command(self) -> bytes:
@@ -84,17 +89,24 @@ class _Patient(Client):
         close = transport.wait_closed
 
         async def closed() -> None:
-            with contextlib.suppress(TimeoutError):  # after a failed handshake it would wait for ever
+            try:
                 await asyncio.wait_for(close(), _CLOSE_S)
+            except TimeoutError:  # after a failed handshake or a hang-up it would wait for ever
+                transport._io_writer.transport.abort()  # noqa: SLF001  nats-py has no way to
 
         transport.wait_closed = closed
         transport.readline = reply
         try:
             await super()._process_connect_init()
+            if not self.is_connected:
+                raise NatsError("nats: the server hung up during the login")  # noqa: TRY301  handled below
+        except BaseException as error:
+            transport._io_writer.transport.abort()  # noqa: SLF001  nats-py forgets it
+            if isinstance(error, IsthmusError):  # the file is gone or damaged now: the next try reads it again
+                raise NatsError(f"nats: {error.message}") from error
+            raise
         finally:
             transport.readline = readline
-        if not self.is_connected:
-            raise NatsError("nats: the server hung up during the login")
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("' ").lower()
@@ -144,6 +156,7 @@ async def connect(
     Refused(credentials_missing or credentials_invalid) for an unreadable file.
     """
     client = _Patient()
+    client.denied = deque(maxlen=_DENIED_MAX)
     identity = _identity(client, options)
     tls: ssl.SSLContext | None = None
     if options.ca or options.certificate:
@@ -156,6 +169,9 @@ async def connect(
     async def on_error(error: Exception) -> None:
         if not client.is_connected and len(said) < 8:
             said.append(str(error))
+        denied = _DENIED.search(str(error))
+        if denied:
+            client.denied.append(denied[1])
         log.warning("bus: %s", str(error) or type(error).__name__)
 
     async def on_lost() -> None:
@@ -205,6 +221,11 @@ async def connect(
     said.clear()
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+def was_denied(client: Client, subject: str) -> bool:
+    """Whether the server has lately refused this client's publishing to ``subject`` (it does not answer so)."""
+    return subject.lower() in getattr(client, "denied", ())
 
 
 def _why(error: BaseException, said: list[str]) -> str:
