@@ -62,6 +62,7 @@ class Agent:
         self._started_at = time.time()
         self._stopping = False
         self._handed_on = False
+        self._told_underlay = ""
         self.view: View
         self.follower: Follower
         self._cache: Cache
@@ -187,8 +188,10 @@ class Agent:
         underlay, own = self.keeper.underlay, self.view.own
         if underlay is not None and own is not None and underlay.present:
             member = self.view.members.get(self.config.node)
-            if member is not None and member.underlay != underlay.address:
-                self.follower.rejoin()
+            stale = member is not None and member.underlay != underlay.address
+            if stale and self._told_underlay != underlay.address:
+                self._told_underlay = underlay.address
+                self.follower.moved()
 
     async def _report_for_ever(self) -> None:
         while True:

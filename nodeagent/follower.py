@@ -24,7 +24,7 @@ from events.commands import JoinNode
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
-from events.telemetry import MESSAGING_SYSTEM, SpanKind, Telemetry, inject
+from events.telemetry import Telemetry
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -83,9 +83,15 @@ class Follower:
         self.caught_up = asyncio.Event()
         """Set once the view has reached the log's end as it was known."""
         self._rejoin = asyncio.Event()
+        self._moved = False
 
     def rejoin(self) -> None:
         """Ask for membership (again): at the start, and when the underlay address changed."""
+        self._rejoin.set()
+
+    def moved(self) -> None:
+        """The node's address changed: its connection is dead without knowing it, and its peers must be told."""
+        self._moved = True
         self._rejoin.set()
 
     async def run(self) -> None:
@@ -138,10 +144,15 @@ class Follower:
     # ------------------------------------------------------------------ joining
 
     async def _join_whenever_asked(self, client: Client) -> None:
-        controller = ControllerClient(client, self._config.cluster, actor=f"node/{self._config.node}")
+        controller = ControllerClient(
+            client, self._config.cluster, actor=f"node/{self._config.node}", telemetry=self._telemetry
+        )
         while True:
             await self._rejoin.wait()
             self._rejoin.clear()
+            if self._moved:
+                self._moved = False
+                await client.force_reconnect()
             pause_s = RETRY_FIRST_S
             while True:
                 try:
@@ -170,15 +181,7 @@ class Follower:
             announced=self._config.announced,
             site=self._config.site,
         )
-        attributes = {
-            "messaging.system": MESSAGING_SYSTEM,
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.destination.template": "command.join",
-            "isthmus.node": self._config.node,
-        }
-        with self._telemetry.span("send command.join", kind=SpanKind.CLIENT, root=True, attributes=attributes):
-            reply = await controller.send(command, headers=dict(inject({})))
+        reply = await controller.send(command)
         log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))
 
     # ------------------------------------------------------------------ reading

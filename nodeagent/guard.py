@@ -26,6 +26,7 @@ class _Record(msgspec.Struct):
     repairs: int = 0
     pause: float = 0.0
     blocked_until: float = 0.0
+    told: bool = False
 
 
 Row = tuple[Kind, bytes]
@@ -55,12 +56,21 @@ class FightGuard:
         if record.repairs > FREE_REPAIRS:
             record.pause = min(PAUSE_LONGEST_S, record.pause * 2 or PAUSE_FIRST_S)
             record.blocked_until = now + record.pause
+            record.told = False
         return True
 
     def contested(self, row: Row, now: float) -> bool:
         """Whether repairs of this row are being held back."""
         record = self._records.get(row)
         return record is not None and now < record.blocked_until
+
+    def tell(self, row: Row) -> bool:
+        """Whether this is the first change of the row since it is held back: worth one look and a report."""
+        record = self._records.get(row)
+        if record is None or record.told:
+            return False
+        record.told = True
+        return True
 
     def all_contested(self, now: float) -> list[Row]:
         """The rows that are held back now."""

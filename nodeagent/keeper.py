@@ -43,6 +43,8 @@ DIRECT_LIMIT = 64
 """Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
 
 QUIET = frozenset({"timer", "retry"})
+HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
+
 GAP_S = 0.02
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
@@ -88,6 +90,7 @@ class Keeper:
         self._port = 0
         self._desired: Desired | None = None
         self._built_for: tuple[str, Plan] | None = None
+        self._existed = True  # whether our device was there when we started
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
         self._view: View | None = None
         self.guard = FightGuard()
@@ -202,6 +205,7 @@ class Keeper:
     async def run(self) -> None:
         """Compare whenever there is a reason, at least every ``resync_s`` (jittered), until cancelled."""
         self.watcher.start()
+        self._existed = await asyncio.to_thread(links.find, self._config.device) is not None
         failures = 0
         try:
             while True:
@@ -258,6 +262,8 @@ class Keeper:
             except IsthmusError as error:
                 mark_error(span, error)
                 self._failed(error.message)
+                if error.code in HARMFUL and not self.figures.resyncs and not self._existed:
+                    raise  # nothing of ours works here yet: starting would do harm, stopping does none
                 return False
             except OSError as error:
                 mark_error(span, error)
@@ -382,6 +388,10 @@ class Keeper:
             self._engine.close()
             self._engine = None
         self.clean = False
+
+    def first_time_contested(self, kind: Kind, key: bytes) -> str:
+        """The reason to look once at a row that is held back and was rewritten; empty after that."""
+        return "contested" if self.guard.tell((kind, key)) else ""
 
     def _own_index(self) -> int:
         link = links.find(self._config.device)

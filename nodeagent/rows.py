@@ -121,6 +121,8 @@ def describe(kind: Kind, key: bytes, value: bytes) -> str:
 
 
 def _value(value: bytes, *, mac: bool = False) -> str:
+    if not value:
+        return "nothing"
     if value.startswith(ODD) and len(value) not in (4, 6, 16):
         return f"(foreign form: {value[1:].decode('ascii', 'replace')})"
     return mac_text(value) if mac else str(ip_address(value))

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
-from nodeagent.rows import STRAY, describe, mac_text
+from nodeagent.rows import STRAY, address_bytes, describe, mac_text
 
 if TYPE_CHECKING:
     from nodeagent.keeper import Keeper
@@ -85,7 +85,7 @@ class Watcher:
         if wanted is None and notice.value in {STRAY, FOREIGN}:
             return ""
         if keeper.contested(notice.kind, notice.key):
-            return ""
+            return keeper.first_time_contested(notice.kind, notice.key)
         return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
 
     def _link(self, notice: LinkChange) -> str:
@@ -94,8 +94,9 @@ class Watcher:
         if spec is not None and (notice.ifindex == keeper.ifindex or notice.name == spec.name):
             if notice.gone:
                 return "device gone"
-            present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name)
-            return "" if present == (True, spec.mtu, spec.mac, spec.name) else "device changed"
+            present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name, notice.local)
+            wanted = (True, spec.mtu, spec.mac, spec.name, address_bytes(spec.local))
+            return "" if present == wanted else "device changed"
         if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
             there = (not notice.gone, notice.up, notice.mtu)
             return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"

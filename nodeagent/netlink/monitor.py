@@ -50,6 +50,8 @@ _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_DATA = 18, 1, 2
+_IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LOCAL6 = 4, 17
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 
@@ -62,6 +64,8 @@ class LinkChange(NamedTuple):
     mtu: int
     mac: bytes
     gone: bool
+    local: bytes = b""
+    """For a vxlan device the address that its packets come from."""
 
 
 class AddressChange(NamedTuple):
@@ -166,6 +170,7 @@ def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Noti
             int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder),
             found.get(_IFLA_ADDRESS, b""),
             header.type == RTM_DELLINK,
+            _vxlan_local(found.get(_IFLA_LINKINFO, b"")),
         )
     if header.type in (RTM_NEWADDR, RTM_DELADDR):
         family, _, _, _, index = _IFADDR.unpack_from(data[start:end])
@@ -180,6 +185,15 @@ def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Noti
     if header.type in (RTM_NEWROUTE, RTM_DELROUTE):
         return _route_notice(data, offset, header, ifindex)
     return None
+
+
+def _vxlan_local(info: bytes) -> bytes:
+    outer = dump.attributes(info, 0, len(info))
+    if outer.get(_IFLA_INFO_KIND, b"").rstrip(b"\0") != b"vxlan":
+        return b""
+    data = outer.get(_IFLA_INFO_DATA, b"")
+    inner = dump.attributes(data, 0, len(data))
+    return inner.get(_IFLA_VXLAN_LOCAL, inner.get(_IFLA_VXLAN_LOCAL6, b""))
 
 
 def _route_notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> RowChange | None:

@@ -1,0 +1,238 @@
+"""A small real site inside the sandbox: bus and controller, nodes in namespaces, agents as processes.
+
+Nodes hang on one bridge (10.0.0.0/24, the bus at .254). Flows are real packets, each with its sequence,
+so that a test says exactly how long nothing came through, and whether anything was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.nodeagent.sandbox import sh
+
+ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
+BUS = "nats://10.0.0.254:4222"
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = 10.0) -> Any:
+    """Wait for a condition with a deadline; an assertion or a missing thing inside counts as not yet."""
+    deadline = time.monotonic() + limit_s
+    last: BaseException | None = None
+    while time.monotonic() < deadline:
+        try:
+            value = condition()
+        except (AssertionError, OSError, ValueError, KeyError, IndexError) as error:
+            last, value = error, None
+        if value:
+            return value
+        time.sleep(0.02)  # the pace of looking, not a wait for an outcome
+    raise AssertionError(f"not within {limit_s} s: {what} ({last})")
+
+
+class Flow:
+    """Numbered echo requests from one node's namespace, with the time of each answer."""
+
+    def __init__(self, place: str, source: str, target: str, interval_s: float = 0.02) -> None:
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", place, "ping", "-D", "-n", "-i", str(interval_s), "-I", source, target],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.interval_s = interval_s
+        self.times: dict[int, float] = {}
+        self.sent = 0
+
+    def stop(self) -> Flow:
+        """Stop sending; count what came back. The last half second may still be under way and is cut."""
+        self._process.send_signal(signal.SIGINT)
+        out, _ = self._process.communicate(timeout=10)
+        for match in re.finditer(r"^\[([\d.]+)\] \d+ bytes from .*icmp_seq=(\d+)", out, re.MULTILINE):
+            self.times[int(match[2])] = float(match[1])
+        found = re.search(r"(\d+) packets transmitted", out)
+        assert found, out
+        self.sent = int(found[1])
+        assert self.times, f"nothing ever came back: {out[-500:]}"
+        return self
+
+    @property
+    def lost(self) -> int:
+        """Requests before the last answer that were never answered."""
+        return max(self.times) - len(self.times)
+
+    @property
+    def silence_s(self) -> float:
+        """The longest time without an answer, its end included."""
+        moments = sorted(self.times.values())
+        gaps = [after - before for before, after in pairwise(moments)]
+        tail = (self.sent - max(self.times)) * self.interval_s
+        return max([*gaps, tail], default=0.0)
+
+
+class Node:
+    """One node: a namespace, an underlay address, an agent."""
+
+    def __init__(self, site: Site, name: str, number: int) -> None:
+        self.site, self.name, self.number = site, name, number
+        self.underlay = f"10.0.0.{number}"
+        self.directory = site.directory / name
+        self.directory.mkdir()
+        self.agent: subprocess.Popen[bytes] | None = None
+        sh(f"ip netns add {name} && ip -n {name} link set lo up")
+        self.plug()
+
+    def plug(self) -> None:
+        """Connect eth0 to the bridge."""
+        sh(
+            f"ip link add v-{self.name} type veth peer name eth0 netns {self.name} && "
+            f"ip link set v-{self.name} master wire up && "
+            f"ip -n {self.name} addr add {self.underlay}/24 dev eth0 && "
+            f"ip -n {self.name} link set eth0 up && ip -n {self.name} route add default via 10.0.0.254"
+        )
+
+    def run(self, command: str) -> str:
+        """A shell line in this node's namespace."""
+        return sh(f"ip netns exec {self.name} {command}")
+
+    def start(self, *options: str, underlay: str = "eth0") -> Node:
+        """Start the agent."""
+        with (self.directory / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                ["ip", "netns", "exec", self.name, ISTHMUS, "agent", "--bus", BUS, "--node", self.name,
+                 "--underlay", underlay, "--state-dir", str(self.directory / "state"), "--metrics", "off",
+                 "--cni-dir", str(self.directory / "cni"), "--heartbeat", "0.5", *options],
+                stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
+            )  # fmt: skip
+        return self
+
+    def ready(self, peers: int | None = None) -> Node:
+        """Wait until the agent reports to be ready (with that many peers)."""
+
+        def check() -> bool:
+            status = self.status()
+            assert self.agent is None or self.agent.poll() is None, self.log()
+            fresh = self.agent is None or status["pid"] in _family(self.agent.pid)
+            return fresh and status["state"] == "ready" and peers in {None, status["peers"]}
+
+        try:
+            until(check, f"{self.name} is ready with {peers} peers", 15)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from error
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the agent and wait for it."""
+        if self.agent is not None:
+            for pid in _family(self.agent.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            self.agent.wait(timeout=10)
+            self.agent = None
+
+    def status(self) -> dict[str, Any]:
+        """What `isthmus agent status --json` shows."""
+        found: dict[str, Any] = json.loads((self.directory / "state" / "status.json").read_text())
+        return found
+
+    def log(self) -> str:
+        """The agent's last words."""
+        path = self.directory / "agent.log"
+        return path.read_text()[-4000:] if path.exists() else ""
+
+    @property
+    def vtep(self) -> str:
+        """The first address of the node's range."""
+        return str(self.status()["range"]).partition("/")[0]
+
+    def rows(self) -> dict[str, list[str]]:
+        """Neighbours, FDB and routes of ours, as the tools print them, sorted."""
+        return {
+            "neighbours": sorted(self.run("ip neigh show dev isthmus nud permanent").splitlines()),
+            "fdb": sorted(self.run("bridge fdb show dev isthmus").splitlines()),
+            "routes": sorted(self.run("ip route show proto 84").splitlines()),
+        }
+
+    def flow(self, target: Node, interval_s: float = 0.02) -> Flow:
+        """Packets from this node's VTEP address to another's, through the tunnel."""
+        return Flow(self.name, self.vtep, target.vtep, interval_s)
+
+
+def _family(pid: int) -> set[int]:
+    """A process and its children (``ip netns exec`` becomes the agent itself)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return {pid, *(int(child) for child in (children.read_text().split() if children.exists() else ()))}
+
+
+class Site:
+    """The bridge, bus and controller, and the nodes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.nodes: dict[str, Node] = {}
+        self.controller: subprocess.Popen[bytes] | None = None
+        sh("ip link add wire type bridge && ip addr add 10.0.0.254/24 dev wire && ip link set wire up")
+        sh("sysctl -qw net.ipv4.ip_forward=1")
+
+    def up(self) -> None:
+        """Start bus and controller; the cluster is defined at the first time."""
+        with (self.directory / "up.log").open("ab") as log:
+            self.controller = subprocess.Popen(
+                [ISTHMUS, "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254",
+                 "--cidr", "172.16.0.0/16", "--pods", "64", "--services", "256", "--quarantine", "0"],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def down(self, number: int = signal.SIGTERM) -> None:
+        """End bus and controller."""
+        if self.controller is not None:
+            self.controller.send_signal(number)
+            self.controller.wait(timeout=10)
+            self.controller = None
+
+    def add(self, *names: str) -> list[Node]:
+        """Further nodes, without agents."""
+        for name in names:
+            self.nodes[name] = Node(self, name, len(self.nodes) + 1)
+        return [self.nodes[name] for name in names]
+
+    def isthmus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """An operator's command against this site's bus."""
+        return subprocess.run(
+            [ISTHMUS, *arguments, "--bus", BUS], capture_output=True, text=True, timeout=30, check=False
+        )
+
+
+@contextlib.contextmanager
+def site(*names: str, start: bool = True) -> Iterator[Site]:
+    """A site with these nodes, their agents ready and knowing each other."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Site(Path(name))
+        try:
+            place.up()
+            nodes = place.add(*names)
+            if start:
+                for node in nodes:
+                    node.start()
+                for node in nodes:
+                    node.ready(len(nodes) - 1)
+                for node in nodes:
+                    until(lambda: "vteps" in node.run("nft list table inet isthmus"), "the firewall")  # noqa: B023
+            yield place
+        finally:
+            for node in place.nodes.values():
+                with contextlib.suppress(Exception):
+                    node.stop(signal.SIGKILL)
+            with contextlib.suppress(Exception):
+                place.down()

@@ -1,0 +1,200 @@
+"""Whatever is broken by hand heals within a second, and healthy peers notice nothing.
+
+Real agents, a real bus, real packets. Each test breaks node ``a``; ``b`` is the peer that suffers, ``c``
+the one that must not.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import Node, Site, site, until
+
+HEAL_S = 1.0
+
+pytestmark = pytest.mark.slow
+
+
+def healed(node: Node, before: dict[str, list[str]]) -> None:
+    try:
+        until(lambda: node.rows() == before, f"the rows of {node.name} are as before", 5)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{before}\n{node.rows()}\n{node.log()}") from error
+
+
+def break_and_watch(place: Site, command: str, *, others_suffer: bool = False) -> None:
+    """Run a command on ``a`` under traffic; ``b`` must be back in a second, ``c`` must not lose a packet."""
+    a, b, c = place.nodes.values()
+    before = a.rows()
+    hurt, healthy = a.flow(b), a.flow(c)
+    until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "the flow runs")
+    a.run(command)
+    healed(a, before)
+    until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), f"{command}: b answers again", HEAL_S)
+    until(lambda: b.run(f"ping -c1 -W1 -I {b.vtep} {a.vtep}"), f"{command}: a answers again", HEAL_S)
+    hurt.stop()
+    healthy.stop()
+    assert hurt.silence_s < HEAL_S, f"{command}: {hurt.silence_s:.2f} s of silence\n{a.log()}"
+    if others_suffer:
+        assert healthy.silence_s < HEAL_S, f"{command}: {healthy.silence_s:.2f} s of silence\n{a.log()}"
+    else:
+        assert healthy.lost == 0, f"{command}: a healthy peer lost {healthy.lost} packets"
+    a.ready(2)
+
+
+@inside
+def test_rows_deleted_or_changed_by_hand() -> None:
+    with site("a", "b", "c") as place:
+        a, b, _ = place.nodes.values()
+        status = b.status()
+        cidr, mac, vtep = status["range"], status["vtep_mac"], b.vtep
+        metric = int.from_bytes(bytes(int(part) for part in vtep.split(".")), "big")
+        for command in (
+            f"ip neigh del {vtep} dev isthmus",
+            f"ip neigh replace {vtep} lladdr 66:66:66:66:66:66 dev isthmus nud permanent",
+            f"ip neigh replace {vtep} lladdr {mac} dev isthmus nud reachable",
+            f"bridge fdb del {mac} dev isthmus dst {b.underlay} self",
+            f"bridge fdb replace {mac} dev isthmus dst 10.0.0.77 self permanent",
+            f"bridge fdb replace {mac} dev isthmus dst {b.underlay} port 4789 self permanent",
+            f"ip route del {cidr} proto 84",
+            f"ip route replace blackhole {cidr} metric {metric}",
+            f"ip route replace {cidr} via 10.0.0.254 dev eth0 metric {metric} proto 84",
+            f"ip route replace {cidr} via {vtep} dev isthmus onlink metric {metric} proto 99",
+        ):
+            break_and_watch(place, command)
+        until(lambda: a.status()["counters"]["repaired"] >= 10, "each repair is counted")
+
+
+@inside
+def test_rows_added_by_hand_go() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        before, flow = a.rows(), a.flow(b)
+        for command in (
+            "bridge fdb append 00:00:00:00:00:00 dev isthmus dst 10.0.0.99 self permanent",
+            "bridge fdb add 66:aa:aa:aa:aa:aa dev isthmus dst 10.0.0.98 self permanent",
+            "ip neigh add 172.16.200.0 lladdr 66:aa:aa:aa:aa:aa dev isthmus nud permanent",
+            "ip route add 172.16.200.0/26 dev isthmus proto 84",
+        ):
+            a.run(command)
+            healed(a, before)
+        assert flow.stop().lost == 0
+
+
+@inside
+def test_the_device_deleted_changed_or_down() -> None:
+    with site("a", "b", "c") as place:
+        a = place.nodes["a"]
+        for command in (
+            "ip link del isthmus",
+            "ip link set isthmus down",
+            "sh -c 'ip link set isthmus down; ip link set isthmus up'",
+            "ip link set isthmus address 66:00:00:00:00:aa",
+            "ip link set isthmus mtu 1200",
+            f"ip addr del {a.vtep}/32 dev isthmus",
+            "ip addr add 172.31.0.1/24 dev isthmus",
+            "ip link set isthmus type vxlan id 100 local 10.0.0.99",
+        ):
+            break_and_watch(place, command, others_suffer=True)
+            assert "mtu 1450" in a.run("ip link show isthmus")
+            assert a.run("ip -o -4 addr show isthmus").count("inet ") == 1
+
+
+@inside
+def test_a_device_made_by_somebody_else_under_our_name() -> None:
+    with site("a", "b", "c") as place:
+        break_and_watch(
+            place,
+            "sh -c 'ip link del isthmus; ip link add isthmus type vxlan id 7 dstport 4789; ip link set isthmus up'",
+            others_suffer=True,
+        )
+
+
+@inside
+def test_the_underlay_goes_down_and_up_or_is_made_anew() -> None:
+    with site("a", "b", "c") as place:
+        a, b, _ = place.nodes.values()
+        for away, back in (
+            (lambda: a.run("ip link set eth0 down"), lambda: a.run("sh -c 'ip link set eth0 up; "
+             "ip route replace default via 10.0.0.254'")),
+            (lambda: a.run("ip link del eth0"), a.plug),
+        ):  # fmt: skip
+            before = a.rows()
+            away()
+            until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it says so", 3)
+            assert a.rows() == before, "nothing is flushed while the underlay is away"
+            back()
+            until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again", HEAL_S)
+            healed(a, before)
+            until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over", 5)
+            a.ready(2)
+
+
+@inside
+def test_the_underlay_address_changes() -> None:
+    """The tunnel takes the new address at once, the cluster learns it, and the peers' rows follow."""
+    with site("a", "b", "c") as place:
+        a, b, c = place.nodes.values()
+        flow, healthy = a.flow(b), b.flow(c)
+        a.run("sh -c 'ip addr del 10.0.0.1/24 dev eth0; ip addr add 10.0.0.101/24 dev eth0; "
+              "ip route replace default via 10.0.0.254'")  # fmt: skip
+        changed = time.monotonic()
+        for peer in (b, c):
+            until(lambda: "dst 10.0.0.101" in str(peer.rows()["fdb"]), "the peers follow")  # noqa: B023
+            assert not any("dst 10.0.0.1 " in row for row in peer.rows()["fdb"])
+        took = time.monotonic() - changed
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again", HEAL_S)
+        assert "local 10.0.0.101" in a.run("ip -d link show isthmus")
+        assert flow.stop().silence_s < took + HEAL_S
+        assert healthy.stop().lost == 0
+        assert a.status()["underlay"] == "10.0.0.101"
+
+
+@inside
+def test_the_underlay_mtu_changes() -> None:
+    """The kernel never propagates it; the tunnel and the CNI file follow, down and up."""
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        flow = a.flow(b)
+        for mtu in (1400, 1500, 1300):
+            a.run(f"ip link set eth0 mtu {mtu}")
+            until(lambda: f"mtu {mtu - 50} " in a.run("ip link show isthmus"), "the tunnel follows", HEAL_S)  # noqa: B023
+            until(lambda: f'"mtu": {mtu - 50}' in conflist(a), "the CNI file follows", HEAL_S)  # noqa: B023
+            size = mtu - 50 - 28
+            a.run(f"ping -c1 -W1 -M do -s {size} -I {a.vtep} {b.vtep}")
+            with pytest.raises(AssertionError, match="too long"):
+                a.run(f"ping -c1 -W1 -M do -s {size + 1} -I {a.vtep} {b.vtep}")
+        assert flow.stop().lost == 0
+
+
+def conflist(node: Node) -> str:
+    (path,) = (node.directory / "cni").glob("*.conflist")
+    return path.read_text()
+
+
+@inside
+def test_a_program_that_keeps_rewriting_a_row_is_reported_and_not_fought_for_ever() -> None:
+    with site("a", "b", "c") as place:
+        a, b, c = place.nodes.values()
+        before, healthy = a.rows(), a.flow(c)
+        rewrites = 0
+        deadline = time.monotonic() + 10
+        contested = False
+        while time.monotonic() < deadline and not contested:
+            a.run(f"ip neigh replace {b.vtep} lladdr 66:66:66:66:66:66 dev isthmus nud permanent")
+            rewrites += 1
+            contested = any("rewritten" in text for text in a.status()["conditions"])
+        assert contested, a.log()
+        repaired = a.status()["counters"]["repaired"]
+        assert 3 <= repaired <= 12
+        for _ in range(20):
+            a.run(f"ip neigh replace {b.vtep} lladdr 66:66:66:66:66:77 dev isthmus nud permanent")
+        assert a.status()["counters"]["repaired"] <= repaired + 1
+        assert a.status()["state"] == "degraded"
+        assert a.status()["kernel_digest"] != a.status()["expected_digest"]
+        assert healthy.stop().lost == 0
+        until(lambda: a.rows() == before, "peace heals the row in the end", 15)
+        until(lambda: a.status()["state"] == "ready", "and the complaint is over", 15)
