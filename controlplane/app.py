@@ -12,7 +12,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Self
 import msgspec
 from nats.aio.client import Client
 
+from controlplane.checkpointer import Checkpointer, ListCheckpoints, SigningRhythm
 from controlplane.leader import Handover, Leadership
 from controlplane.lease import LEASE_TTL_S, BusLease
 from controlplane.liveness import Liveness
@@ -69,6 +71,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     tick_s: float = TICK_S
     limits: Limits = Limits()
     snapshots: Rhythm = Rhythm()
+    checkpoints: SigningRhythm = SigningRhythm()
 
 
 class Controller:
@@ -93,6 +96,8 @@ class Controller:
         self.changes: Changes = replica.changes
         self.liveness = Liveness()
         self.observer = observer
+        self.queries: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
+        """Further questions by name, answered by what is attached to this controller."""
         self._lock = lock
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -138,6 +143,10 @@ class Controller:
             replicas=options.replicas,
             rhythm=options.snapshots,
         )
+        self.checkpointer = Checkpointer(
+            options.data, replica, active=lambda: self.leadership.leading, rhythm=options.checkpoints
+        )
+        self.queries[ListCheckpoints.name] = self.checkpointer.answer
 
     @classmethod
     async def start(cls, options: ControllerOptions, *, observer: Observer | None = None) -> Self:
@@ -212,6 +221,7 @@ class Controller:
             "members": self._watch_members(),
             "statuses": self._watch_statuses(),
             "snapshots": self.snapshots.run(),
+            "checkpoints": self.checkpointer.run(),
         }
 
     async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
@@ -237,6 +247,9 @@ class Controller:
         self._stopping.set()
 
     async def _ask(self, name: str, body: bytes) -> bytes:
+        further = self.queries.get(name)
+        if further is not None:
+            return await further(body)
         return answer(self.replica.state, name, body, self.liveness)
 
     async def _watch_statuses(self) -> None:
@@ -288,5 +301,11 @@ class _History:
         self._projector = projector
 
     async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
-        store = await self._projector.open()
-        return await store.places(command_ids)
+        try:
+            store = await self._projector.open()
+            return await store.places(command_ids)
+        except (sqlite3.Error, ValueError) as error:  # ValueError: closed meanwhile, for a switch
+            raise Unavailable(
+                "log_unavailable",
+                f"the read model cannot tell whether these commands happened before: {error}",
+            ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from nats.aio.client import Client
@@ -17,10 +17,14 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
+from events.bus import was_denied
 from events.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
-from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Unavailable, from_wire
+from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Refused, Unavailable, from_wire
 from events.ids import new_id
 from events.queries import Query
+
+if TYPE_CHECKING:
+    from events.telemetry import Telemetry
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -35,10 +39,12 @@ class ControllerClient:
     ``actor`` names who asks (``ops@host``, ``node/idc-7``); it is stored with each event.
     """
 
-    def __init__(self, client: Client, cluster: str, *, actor: str) -> None:
+    def __init__(self, client: Client, cluster: str, *, actor: str, telemetry: Telemetry | None = None) -> None:
+        """With ``telemetry`` each command gets a span, and its context travels in the headers."""
         self._nats = client
         self.cluster = cluster
         self.actor = actor
+        self._telemetry = telemetry
 
     async def send(
         self,
@@ -57,10 +63,6 @@ class ControllerClient:
         answered with, Unavailable(no_controller) when nobody did, and OutcomeUnknown when the
         last try may have taken effect.
         """
-        if command.node_scoped:
-            subject = subjects.node_command(self.cluster, command.node, command.name)  # type: ignore[attr-defined]
-        else:
-            subject = subjects.command(self.cluster, command.name)
         head = {
             **(headers or {}),
             COMMAND_ID: command_id or new_id(),
@@ -68,6 +70,31 @@ class ControllerClient:
             SCHEMA: str(SCHEMA_VERSION),
             **({DRY_RUN: "1"} if dry_run else {}),
         }
+        telemetry = self._telemetry
+        if telemetry is None or not telemetry.tracing:
+            return await self._deliver(command, head, timeout_s, try_timeout_s)
+        from events.telemetry import MESSAGING_SYSTEM, SpanKind, inject
+
+        attributes = {
+            "messaging.system": MESSAGING_SYSTEM,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.template": f"command.{command.name}",
+            "isthmus.cluster": self.cluster,
+            "isthmus.command.id": head[COMMAND_ID],
+            "isthmus.node": str(getattr(command, "node", "")),
+        }
+        with telemetry.span(f"send command.{command.name}", kind=SpanKind.CLIENT, attributes=attributes):
+            inject(head)
+            return await self._deliver(command, head, timeout_s, try_timeout_s)
+
+    async def _deliver(
+        self, command: Command, head: dict[str, str], timeout_s: float, try_timeout_s: float
+    ) -> CommandReply:
+        if command.node_scoped:
+            subject = subjects.node_command(self.cluster, command.node, command.name)  # type: ignore[attr-defined]
+        else:
+            subject = subjects.command(self.cluster, command.name)
         body = _encode(command)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -84,6 +111,7 @@ class ControllerClient:
                     cluster=self.cluster,
                 )
             except (NatsTimeoutError, TimeoutError):
+                self._check_permitted(subject)
                 unanswered = True
                 last = None
             except (Overloaded, Unavailable) as error:
@@ -125,6 +153,7 @@ class ControllerClient:
                     timeout=max(0.05, min(try_timeout_s, left_s)),
                 )
             except (NoRespondersError, NatsTimeoutError, TimeoutError) as error:
+                self._check_permitted(subjects.query(self.cluster, query.name))
                 if loop.time() + pause_s >= deadline:
                     raise Unavailable(
                         "no_controller",
@@ -138,6 +167,17 @@ class ControllerClient:
             except NatsError as error:
                 raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
             return _understand(message.data, message.headers or {}, shape)
+
+    def _check_permitted(self, subject: str) -> None:
+        """The server answers a forbidden request with silence; the reason came another way."""
+        if was_denied(self._nats, subject):
+            raise Refused(
+                "forbidden",
+                f"these credentials do not reach {subject!r}: they are for another cluster than "
+                f"{self.cluster!r}, for another node, or for less than this",
+                subject=subject,
+                cluster=self.cluster,
+            )
 
     async def _once(self, subject: str, body: bytes, head: dict[str, str], timeout_s: float) -> CommandReply:
         message = await self._nats.request(subject, body, timeout=timeout_s, headers=dict(head))
