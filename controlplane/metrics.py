@@ -206,7 +206,7 @@ class ControllerMetrics(NullObserver):
         one("isthmus.watermark.lag", "Events that the slowest live agent is behind.", lambda: _lag(live))
         one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
         one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
-        one("isthmus.console.subscribers", "Open live streams of the console.", live.subscribers)
+        one("isthmus.changes.subscribers", "Readers of the stored events in this process.", live.subscribers)
         gauge(
             "isthmus.agents",
             "Agents by reported state; silent ones as unreachable.",

@@ -264,6 +264,11 @@ CODES: dict[str, Code] = {
         "An event exceeds the largest message of the bus, or a batch 1,000 messages.",
         "Split the request.",
     ),
+    "trace_unknown": Code(
+        "Refused",
+        "No span of what was asked for is kept.",
+        "Look at `isthmus trace list`; sampling and the size of the built-in store decide what is kept.",
+    ),
     # --- integrity --------------------------------------------------------------------------------------
     "chain_broken": Code(
         "VerificationFailed",

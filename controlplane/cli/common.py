@@ -52,6 +52,18 @@ def write_options(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 
 
+def http_option(function: Function) -> Function:
+    """Add ``--http``; the command receives ``http: str``."""
+    return click.option(
+        "--http",
+        envvar="ISTHMUS_HTTP",
+        default="127.0.0.1:7480",
+        show_default=True,
+        metavar="HOST:PORT|off",
+        help="Where the console and the API are served; beyond loopback ISTHMUS_HTTP_TOKEN must be set.",
+    )(function)
+
+
 def send(context: BusContext, command: Command, how: dict[str, Any]) -> CommandReply:
     """Send a command and wait for its stored effect. Raises IsthmusError."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from controlplane.cli.common import http_option
 from events.cli import BusContext, bus_options, json_option
 
 _data = click.option(
@@ -35,6 +36,7 @@ _data = click.option(
     show_default=True,
     help="What the read model does at an event that it cannot apply.",
 )
+@http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
 @click.pass_context
@@ -46,6 +48,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     replicas: str | None,
     verify_log: bool,
     on_poison: Any,
+    http: str,
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -63,7 +66,7 @@ def controller(  # noqa: PLR0917  click passes options by name
         return
     from controlplane.cli.serving import run, setup_logging
 
-    setup_logging(log_level)
+    setup_logging(log_level, instance=name or socket.gethostname())
     run(
         _controller(
             context,
@@ -72,6 +75,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             replicas=int(replicas) if replicas else None,
             verify_log=verify_log,
             on_poison=on_poison,
+            http=http,
             as_json=as_json,
         )
     )
@@ -85,33 +89,43 @@ async def _controller(
     replicas: int | None,
     verify_log: bool,
     on_poison: Any,
+    http: str,
     as_json: bool,
 ) -> None:
-    from controlplane.app import Controller, ControllerOptions
-    from controlplane.cli.serving import say, serve
+    from controlplane.app import ControllerOptions
+    from controlplane.cli.serving import console_lines, say, serve
+    from controlplane.watched import watched
     from events.cli import print_json
 
-    running = await Controller.start(
-        ControllerOptions(
-            cluster=context.cluster,
-            data=data,
-            bus=context.bus,
-            name=name,
-            replicas=replicas,
-            verify_log=verify_log,
-            projection=on_poison,
-        )
+    options = ControllerOptions(
+        cluster=context.cluster,
+        data=data,
+        bus=context.bus,
+        name=name,
+        replicas=replicas,
+        verify_log=verify_log,
+        projection=on_poison,
     )
+    async with watched(options, http=http) as running:
+        controller = running.controller
 
-    async def on_ready() -> None:
-        sequence = running.replica.head.sequence
-        if as_json:
-            print_json({"cluster": context.cluster, "controller": running.name, "sequence": sequence})
-        else:
-            say(f"controller  {running.name}")
-            say(f"cluster     {context.cluster} (event {sequence})")
+        async def on_ready() -> None:
+            sequence = controller.replica.head.sequence
+            if as_json:
+                print_json(
+                    {
+                        "cluster": context.cluster,
+                        "controller": controller.name,
+                        "sequence": sequence,
+                        "console": running.address,
+                    }
+                )
+            else:
+                say(f"controller  {controller.name}")
+                say(f"cluster     {context.cluster} (event {sequence})")
+                console_lines(running)
 
-    await serve(running, on_ready, leading=False)
+        await serve(controller, on_ready, leading=False)
 
 
 @controller.command()

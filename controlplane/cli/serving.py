@@ -6,24 +6,27 @@ Shared by ``isthmus up`` and ``isthmus controller``.
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from controlplane.app import Controller
 
+if TYPE_CHECKING:
+    from controlplane.watched import Watched
+
 T = TypeVar("T")
 
 
-def setup_logging(level: str) -> None:
-    """Log lines on standard error: time, level, logger, message."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+def setup_logging(level: str, *, instance: str = "") -> None:
+    """Log lines on standard error; ISTHMUS_LOG_LEVEL beats ``level``. Raises Usage(usage)."""
+    from events.telemetry_logs import configure_logging
+
+    configure_logging("controller", instance=instance, environ={"ISTHMUS_LOG_LEVEL": level, **os.environ})
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -88,3 +91,11 @@ def say(text: str) -> None:
     """One line, at once: whoever waits for it reads a pipe."""
     click.echo(text)
     sys.stdout.flush()
+
+
+def console_lines(running: Watched) -> None:
+    """Where the console is, or why it is not."""
+    if running.address:
+        say(f"console     {running.address}")
+    else:
+        say(f"console     none: {running.why_not}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controlplane.cli.common import http_option
 from events import subjects
 from events.cli import default_actor, json_option
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--quarantine", default=60.0, show_default=True, help="With --cidr: seconds a released range rests."
 )
+@http_option
 @click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
 @json_option
 def up(  # noqa: PLR0917  click passes options by name
@@ -53,6 +55,7 @@ def up(  # noqa: PLR0917  click passes options by name
     services: int,
     networks: tuple[str, ...],
     quarantine: float,
+    http: str,
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -84,8 +87,8 @@ def up(  # noqa: PLR0917  click passes options by name
             networks=tuple(Network(kind=kind, cidr=net) for kind, net in pairs),
             quarantine_s=quarantine,
         )
-    setup_logging(log_level)
-    run(_up(data, cluster, host, port, define, as_json=as_json))
+    setup_logging(log_level, instance="up")
+    run(_up(data, cluster, host, port, define, http=http, as_json=as_json))
 
 
 def _network(text: str) -> tuple[Any, str]:
@@ -98,10 +101,11 @@ def _network(text: str) -> tuple[Any, str]:
 
 
 async def _up(
-    data: Path, cluster: str, host: str, port: int, define: DefineCluster | None, *, as_json: bool
+    data: Path, cluster: str, host: str, port: int, define: DefineCluster | None, *, http: str, as_json: bool
 ) -> None:
-    from controlplane.app import Controller, ControllerOptions
-    from controlplane.cli.serving import say, serve
+    from controlplane.app import ControllerOptions
+    from controlplane.cli.serving import console_lines, say, serve
+    from controlplane.watched import watched
     from events.bus import BusOptions, connect
     from events.cli import print_json
     from events.client import ControllerClient
@@ -113,29 +117,33 @@ async def _up(
     where = str(data.resolve())  # noqa: ASYNC240  no wait
     async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port)) as server:
         bus = BusOptions(servers=(server.url,))
-        controller = await Controller.start(ControllerOptions(cluster=cluster, data=data, bus=bus, name="up"))
+        options = ControllerOptions(cluster=cluster, data=data, bus=bus, name="up")
+        async with watched(options, http=http) as running:
+            controller = running.controller
 
-        async def on_ready() -> None:
-            if define is not None:
-                client = await connect(bus, name="isthmus-up")
-                try:
-                    await ControllerClient(client, cluster, actor=default_actor()).send(define)
-                finally:
-                    await client.close()
-            facts = {
-                "bus": server.url,
-                "cluster": cluster,
-                "sequence": controller.replica.head.sequence,
-                "defined": controller.replica.state.definition is not None,
-                "data": where,
-            }
-            if as_json:
-                print_json(facts)
-                return
-            say(f"bus         {server.url}")
-            say(f"cluster     {cluster} (event {facts['sequence']})")
-            say(f"data        {facts['data']}")
-            if not facts["defined"]:
-                say(f"next        isthmus cluster define --bus {server.url} --cidr 172.16.0.0/16 --pods 64")
+            async def on_ready() -> None:
+                if define is not None:
+                    client = await connect(bus, name="isthmus-up")
+                    try:
+                        await ControllerClient(client, cluster, actor=default_actor()).send(define)
+                    finally:
+                        await client.close()
+                facts = {
+                    "bus": server.url,
+                    "cluster": cluster,
+                    "sequence": controller.replica.head.sequence,
+                    "defined": controller.replica.state.definition is not None,
+                    "console": running.address,
+                    "data": where,
+                }
+                if as_json:
+                    print_json(facts)
+                    return
+                say(f"bus         {server.url}")
+                say(f"cluster     {cluster} (event {facts['sequence']})")
+                console_lines(running)
+                say(f"data        {facts['data']}")
+                if not facts["defined"]:
+                    say(f"next        isthmus cluster define --bus {server.url} --cidr 172.16.0.0/16 --pods 64")
 
-        await serve(controller, on_ready, leading=True, failed=server.failed())
+            await serve(controller, on_ready, leading=True, failed=server.failed())

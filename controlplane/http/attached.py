@@ -102,7 +102,7 @@ class AttachedSource:
     def metrics(self) -> bytes:
         return self._observability.telemetry.prometheus()
 
-    def live(self, *, waiting: Callable[[], int], subscribers: Callable[[], int]) -> Live:
+    def live(self, *, waiting: Callable[[], int]) -> Live:
         """What the metrics read."""
         return Live(
             state=lambda: self._replica.state,
@@ -115,7 +115,7 @@ class AttachedSource:
             healthy=lambda: not self.trouble(),
             waiting=waiting,
             spans=lambda: self.spans.count,
-            subscribers=subscribers,
+            subscribers=lambda: self.changes.statistics()["subscribers"],
         )
 
     async def _query(self, question: Callable[[sqlite3.Connection], T]) -> T:

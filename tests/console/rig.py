@@ -122,7 +122,7 @@ async def running(directory: Path, *, token: str = "", port: int = 0) -> AsyncIt
         committer = Committer(log, replica, source="isthmus/test", observer=observer)
         ticker = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True, tick_s=0.5)
         source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
-        live = source.live(waiting=lambda: committer.statistics()["waiting"], subscribers=lambda: 0)
+        live = source.live(waiting=lambda: committer.statistics()["waiting"])
         tasks = [
             asyncio.create_task(part)
             for part in (replica.follow(), committer.run(), projector.run(), ticker.run())
