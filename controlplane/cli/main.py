@@ -54,7 +54,7 @@ class Commands(click.Group):
             command: click.Command = entry.load()
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        return command
+        return _configurable(cmd_name, command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
@@ -68,6 +68,19 @@ class Commands(click.Group):
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
+
+
+def _configurable(name: str, command: click.Command) -> click.Command:
+    """Give the long-running roles their ``--config``."""
+    from events.config import ROLES, add_config
+
+    for role, (first, *rest) in ROLES.items():
+        if first == name:
+            target = command
+            for part in rest:
+                target = target.commands[part]  # type: ignore[attr-defined]  # a group, by ROLES
+            add_config(target, role)
+    return command
 
 
 def _missing(error: ModuleNotFoundError) -> IsthmusError:
