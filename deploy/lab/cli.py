@@ -42,16 +42,20 @@ class _LabGroup(click.Group):
     "--churn", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
     help="Replay recorded node churn while the real nodes run; may be repeated, or name a directory.",
 )  # fmt: skip
+@click.option(
+    "--kills", default=0, type=click.IntRange(0, 1000), metavar="N",
+    help="With --churn: SIGKILL for N random processes (bus, controller, agents) on the way.",
+)  # fmt: skip
 @click.option("--cloud", default=3, show_default=True, type=click.IntRange(2, 40), help="Cloud nodes.")
 @click.option("--external", default=2, show_default=True, type=click.IntRange(2, 40), help="External nodes.")
 @click.option("--pods", default=2, show_default=True, type=click.IntRange(1, 12), help="Pods on each node.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the choices that churn leaves open.")
+@click.option("--seed", default=1, show_default=True, help="Seed of --kills: when, and whom.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")
 @_name
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, as_json: bool, name: str,
+    seed: int, kills: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 
@@ -67,6 +71,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab exec idc-1-a bash       a shell in a pod
     isthmus lab down                    take it down
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
+    isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -77,6 +82,8 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     from deploy.lab.topology import two_sites
 
     files = find_files(churn)
+    if kills and not files:
+        raise Usage("usage", "--kills needs --churn: processes are killed while recorded churn runs")
     plugins = shell.require_programs()
     directory = rundir.for_lab(name)
     lock = directory.lock()
@@ -90,7 +97,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     if directory.prepare() and not as_json:
         click.echo("removed what a lab that did not end properly had left behind")
-    programme = scenario.Programme(keep=keep, as_json=as_json, churn=files, seed=seed)
+    programme = scenario.Programme(keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills)
     topology = two_sites(cloud, external, pods)
     state = rundir.LabState(name=name, main=os.getpid())
     try:

@@ -183,9 +183,9 @@ class Lab:
             self._log = JetStreamLog(bus, CLUSTER)
             await bus.subscribe(subjects.status_wildcard(CLUSTER), cb=self._on_status)
             await bus.flush()
-        return await self._controller_is_there()
+        return await self.controller_is_there()
 
-    async def _controller_is_there(self) -> bool:
+    async def controller_is_there(self) -> bool:
         """A question that changes nothing tells whether a controller answers."""
         try:
             await self.client.send(LeaveNode(node="nobody", uid="nobody"), dry_run=True, timeout_s=1.0)
@@ -219,12 +219,16 @@ class Lab:
     async def restart_control_plane(self) -> None:
         """Starts it again on the same data, and waits until it and every agent are back."""
         await self.controller.start()
-        await self.wait_until(self._controller_is_there, START_LIMIT_S, "the controller to answer again")
+        await self.wait_until(self.controller_is_there, START_LIMIT_S, "the controller to answer again")
         await self.wait_until(self._all_report, START_LIMIT_S, "all agents to report again")
 
     async def _all_report(self) -> bool:
         since_s = self.controller.started_at_s
-        return all(self._statuses.get(name, (0.0, None))[0] > since_s for name in self.nodes)
+        return all([await self.reports(name, since_s=since_s) for name in self.nodes])
+
+    async def reports(self, name: str, *, since_s: float) -> bool:
+        """Whether a report of that node arrived after `since_s` on the event loop's clock."""
+        return self._statuses.get(name, (0.0, None))[0] > since_s
 
     # ------------------------------------------------------------------ nodes and pods
 

@@ -35,6 +35,7 @@ class Programme:
     as_json: bool
     churn: Sequence[Path] = ()
     seed: int = 1
+    kills: int = 0
     quarantine_s: float = 1.0
 
 
@@ -103,7 +104,7 @@ async def _prove(
     if programme.churn:
         from deploy.lab.churning import churn
 
-        await churn(lab, report, programme.churn, seed=programme.seed)
+        await churn(lab, report, programme.churn, seed=programme.seed, kills=programme.kills)
     await proofs.log_holds(lab, report)
 
 

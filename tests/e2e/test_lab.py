@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from deploy.lab.kills import schedule
+
 pytestmark = [pytest.mark.netns, pytest.mark.bus]
 
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
@@ -23,6 +25,7 @@ AS_USER = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"
 """Without CAP_SYS_ADMIN root is an ordinary user to the kernel's namespaces: the lab needs a user namespace."""
 
 DEADLINE_S = 90
+CHURN = Path(__file__).parent.parent / "data" / "node-churn" / "4-node_us-east-2a_v100_1.json"
 
 
 @pytest.fixture
@@ -193,15 +196,37 @@ def test_a_killed_lab_leaves_no_process_and_the_next_run_clears_its_files(
     assert remains(tmp_path) == []
 
 
-def test_recorded_churn_on_top_of_real_nodes(where: dict[str, str]) -> None:
-    recording = Path(__file__).parent.parent / "data" / "node-churn" / "4-node_us-east-2a_v100_1.json"
-    done = isthmus("lab", "--json", "--churn", str(recording), env=where)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 5])
+def test_processes_killed_at_random_points_under_churn_lose_and_double_nothing(
+    where: dict[str, str], seed: int
+) -> None:
+    """Bus, controller and agents die by SIGKILL while recorded churn runs; the lab itself compares what was
+    acknowledged with the log, every kernel with the log, and counts the packets of the pods meanwhile."""
+    done = isthmus("lab", "--json", "--churn", str(CHURN), "--kills", "4", "--seed", str(seed), env=where)
     assert done.returncode == 0, done.stdout + done.stderr
-    measured = proven(json.loads(done.stdout))["Recorded churn: every kernel follows, no packet lost"][
-        "measured"
-    ]
+    measured = next(
+        check["measured"]
+        for name, check in proven(json.loads(done.stdout)).items()
+        if name.startswith("Recorded churn")
+    )
+    assert len(measured["killed"]) == 4
+    assert {"bus", "controller"} <= set(measured["killed"])
     assert (measured["joins"], measured["leaves"]) == (77, 75)
     assert measured["flows"]["sent"] == measured["flows"]["received"] > 0
+
+
+def test_kills_are_chosen_by_the_seed_and_begin_with_one_of_each_kind() -> None:
+    agents = ["cloud-1", "idc-1"]
+    for seed in range(20):
+        plan = schedule(100, 6, agents, seed)
+        assert plan == schedule(100, 6, agents, seed)
+        assert [at for at, _ in plan] == sorted(at for at, _ in plan)
+        assert len(plan) == 6
+        assert all(0 < at <= 100 for at, _ in plan)
+        first = {victim if victim in {"bus", "controller"} else "agent" for _, victim in plan[:3]}
+        assert first == {"bus", "controller", "agent"}
+    assert len({str(schedule(100, 6, agents, seed)) for seed in range(20)}) > 15
 
 
 @pytest.mark.parametrize(
@@ -209,6 +234,7 @@ def test_recorded_churn_on_top_of_real_nodes(where: dict[str, str]) -> None:
     [
         (["lab", "--once", "--keep"], 2, "one of them"),
         (["lab", "--churn", "absent.json"], 2, "absent.json"),
+        (["lab", "--kills", "3"], 2, "--churn"),
         (["lab", "--cloud", "1"], 2, "--cloud"),
         (["lab", "--name", "Not A Label"], 1, "DNS-1123"),
         (["lab", "sideways"], 2, "sideways"),
