@@ -25,6 +25,7 @@ from nats.errors import Error as NatsError
 
 from events import credentials as creds
 from events.errors import IsthmusError, Refused, Unavailable
+from events.wire import FastHeaders
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -57,7 +58,7 @@ _CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
 
-class _Patient(Client):
+class _Patient(FastHeaders):
     """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
 
     refused = False

@@ -11,8 +11,10 @@ headers are stripped by mirrors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -21,6 +23,7 @@ from events.chain import CHAIN_HEADER
 from events.errors import VerificationFailed
 
 _SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
+_UNSAFE = re.compile(r"""[^!#$&-~]""")
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     chain: str = ""
 
 
+def _quoted(value: str) -> str:
+    return quote(value, safe=_SAFE) if _UNSAFE.search(value) else value
+
+
+def _unquoted(value: str) -> str:
+    return unquote(value) if "%" in value else value
+
+
+@lru_cache(maxsize=256)  # a batch of a thousand events has one time
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: one spelling per moment, because headers are hashed."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -53,22 +65,22 @@ def to_headers(envelope: Envelope) -> dict[str, str]:
         "ce-specversion": "1.0",
         "ce-id": envelope.id,
         "ce-type": envelope.type,
-        "ce-source": quote(envelope.source, safe=_SAFE),
+        "ce-source": _quoted(envelope.source),
         "ce-time": format_time(envelope.time),
         "ce-datacontenttype": "application/json",
-        "ce-actor": quote(envelope.actor, safe=_SAFE),
-        "ce-commandid": quote(envelope.command_id, safe=_SAFE),
+        "ce-actor": _quoted(envelope.actor),
+        "ce-commandid": _quoted(envelope.command_id),
         "ce-txindex": str(envelope.tx_index),
         "ce-txcount": str(envelope.tx_count),
     }
     if envelope.correlation_id:
-        headers["ce-correlationid"] = quote(envelope.correlation_id, safe=_SAFE)
+        headers["ce-correlationid"] = _quoted(envelope.correlation_id)
     if envelope.causation_id:
-        headers["ce-causationid"] = quote(envelope.causation_id, safe=_SAFE)
+        headers["ce-causationid"] = _quoted(envelope.causation_id)
     if envelope.traceparent:
-        headers["traceparent"] = quote(envelope.traceparent, safe=_SAFE)
+        headers["traceparent"] = _quoted(envelope.traceparent)
     if envelope.tracestate:
-        headers["tracestate"] = quote(envelope.tracestate, safe=_SAFE)
+        headers["tracestate"] = _quoted(envelope.tracestate)
     return headers
 
 
@@ -81,12 +93,12 @@ def from_headers(headers: Mapping[str, str], sequence: int) -> Envelope:
         return Envelope(
             id=headers["ce-id"],
             type=headers["ce-type"],
-            source=unquote(headers["ce-source"]),
+            source=_unquoted(headers["ce-source"]),
             time=datetime.fromisoformat(headers["ce-time"]),
-            actor=unquote(headers["ce-actor"]),
-            command_id=unquote(headers["ce-commandid"]),
-            correlation_id=unquote(headers.get("ce-correlationid", "")),
-            causation_id=unquote(headers.get("ce-causationid", "")),
+            actor=_unquoted(headers["ce-actor"]),
+            command_id=_unquoted(headers["ce-commandid"]),
+            correlation_id=_unquoted(headers.get("ce-correlationid", "")),
+            causation_id=_unquoted(headers.get("ce-causationid", "")),
             tx_index=int(headers["ce-txindex"]),
             tx_count=int(headers["ce-txcount"]),
             traceparent=headers.get("traceparent", ""),

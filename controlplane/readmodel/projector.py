@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from controlplane.service.hooks import Changes, Lagged, Observer
 from controlplane.service.remembered import Remembered
 from events.chain import verify_link
 from events.codec import Recorded, decode
-from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
 
 log = logging.getLogger("isthmus.controller")
@@ -114,6 +115,19 @@ class Projector:
                 await asyncio.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
                 continue
+            except sqlite3.Error as error:
+                # A full or failing disk. The read model is a cache: the controller works on without it.
+                self.stalled = Refused(
+                    "internal",
+                    f"the read model in {self._directory} cannot be written ({error}); it stands at "
+                    f"{self.sequence} and is tried again",
+                )
+                self._moved.set()
+                self._observer.alarmed("projection waits for its disk", self.stalled)
+                await self.close()
+                await asyncio.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+                continue
             except VerificationFailed as error:
                 self.stalled = error
                 self._moved.set()
@@ -169,6 +183,7 @@ class Projector:
                 )
             if self._remembered is not None:
                 self._remembered.projected(store.checkpoint.sequence)
+            self.stalled = None
             self._moved.set()
             self._observer.projected(last=store.checkpoint.sequence, count=len(part), took_s=clock() - before)
 

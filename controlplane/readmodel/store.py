@@ -16,6 +16,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -242,16 +243,10 @@ def _apply(
     connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded], park: bool
 ) -> tuple[int, int, Exception | None]:
     """How many events are dealt with, how many of them parked, and what stopped it."""
-    connection.execute("BEGIN IMMEDIATE")
     try:
-        rows.apply(events)
-        _move(connection, events[-1])
-        connection.execute("COMMIT")
+        _transaction(connection, events[-1], partial(rows.apply, events))
     except (Contradiction, VerificationFailed, sqlite3.IntegrityError):
-        connection.execute("ROLLBACK")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+        pass  # found and named below
     else:
         return len(events), 0, None
     return _apply_singly(connection, rows, events, park)
@@ -263,35 +258,39 @@ def _apply_singly(
     """One of the events is poison: find it, keep what is before it, park it or stop."""
     parked = 0
     for position, recorded in enumerate(events):
-        connection.execute("BEGIN IMMEDIATE")
         try:
-            rows.apply([recorded])
+            _transaction(connection, recorded, partial(rows.apply, [recorded]))
         except (Contradiction, VerificationFailed, sqlite3.IntegrityError) as error:
-            connection.execute("ROLLBACK")
             if not park:
                 return position, parked, error
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(
-                "INSERT INTO parked (sequence, type, entity, error, time_us) VALUES (?, ?, ?, ?, ?)",
-                (
-                    recorded.sequence,
-                    recorded.envelope.type,
-                    recorded.event.entity,
-                    str(error),
-                    microseconds(recorded.envelope.time),
-                ),
-            )
+            _transaction(connection, recorded, _parking(connection, recorded, error))
             parked += 1
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        _move(connection, recorded)
-        connection.execute("COMMIT")
     return len(events), parked, None
 
 
-def _move(connection: sqlite3.Connection, last: Recorded) -> None:
-    connection.execute(
-        "UPDATE checkpoint SET sequence = ?, chain = ?, time_us = ?",
-        (last.sequence, last.envelope.chain, microseconds(last.envelope.time)),
+def _transaction(connection: sqlite3.Connection, last: Recorded, write: Callable[[], object]) -> None:
+    """The rows and the checkpoint behind ``last``: both, or neither."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        write()
+        connection.execute(
+            "UPDATE checkpoint SET sequence = ?, chain = ?, time_us = ?",
+            (last.sequence, last.envelope.chain, microseconds(last.envelope.time)),
+        )
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has rolled it back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _parking(connection: sqlite3.Connection, recorded: Recorded, error: Exception) -> Callable[[], object]:
+    row = (
+        recorded.sequence,
+        recorded.envelope.type,
+        recorded.event.entity,
+        str(error),
+        microseconds(recorded.envelope.time),
     )
+    statement = "INSERT INTO parked (sequence, type, entity, error, time_us) VALUES (?, ?, ?, ?, ?)"
+    return lambda: connection.execute(statement, row)

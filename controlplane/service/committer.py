@@ -29,10 +29,10 @@ from controlplane.service.remembered import Place
 from controlplane.service.replica import Replica
 from controlplane.service.replies import recall, reply_to
 from controlplane.service.requests import Request
-from events.chain import Head
+from events.chain import CHAIN_HEADER
 from events.codec import OutgoingMessage, Recorded, decode, seal
 from events.commands import Command, CommandReply
-from events.envelope import from_headers
+from events.envelope import Envelope
 from events.errors import (
     IsthmusError,
     OutcomeUnknown,
@@ -229,11 +229,13 @@ class Committer:
                 self._waiting.extendleft(reversed(plan.left))
                 writing = [decided for decided in plan.decided if decided.writes]
                 messages, head = seal(self._replica.cluster, plan.base, [(d.cause, d.events) for d in writing])
+                recorded = self._recorded(plan, messages)
+                self._replica.expect(plan.base, messages, recorded)
                 started = loop.time()
                 if messages and not await self._append(messages, plan.base.sequence, deadline):
                     continue
                 if messages:
-                    self._adopt(plan, messages, head)
+                    self._replica.adopt(recorded, head)
                     self._committed += len(messages)
                     self._observer.appended(
                         [d.pending.request for d in writing],
@@ -300,19 +302,34 @@ class Committer:
             await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
             pause_s = min(1.0, pause_s * 2)
 
-    def _adopt(self, plan: Plan, messages: list[OutgoingMessage], head: Head) -> None:
-        """The group is stored: the state takes it over, and everybody in this process hears of it."""
+    def _recorded(self, plan: Plan, messages: list[OutgoingMessage]) -> list[Recorded]:
+        """The events as a reader of the log will see them."""
         recorded_at = self._now()
-        events = (event for decided in plan.decided if decided.writes for event in decided.events)
-        self._replica.adopt(
-            [
-                Recorded(sequence, from_headers(message.headers, sequence), event, recorded_at)
-                for sequence, (message, event) in enumerate(
-                    zip(messages, events, strict=True), plan.base.sequence + 1
+        result: list[Recorded] = []
+        for decided in plan.decided:
+            if not decided.writes:
+                continue
+            cause = decided.cause
+            for index, event in enumerate(decided.events):
+                headers = messages[len(result)].headers
+                envelope = Envelope(
+                    id=headers["ce-id"],
+                    type=headers["ce-type"],
+                    source=cause.source,
+                    time=cause.time,
+                    actor=cause.actor,
+                    command_id=cause.command_id,
+                    correlation_id=cause.correlation_id,
+                    causation_id=cause.causation_id,
+                    tx_index=index,
+                    tx_count=len(decided.events),
+                    traceparent=cause.traceparent,
+                    tracestate=cause.tracestate,
+                    chain=headers[CHAIN_HEADER],
                 )
-            ],
-            head,
-        )
+                sequence = plan.base.sequence + len(result) + 1
+                result.append(Recorded(sequence, envelope, event, recorded_at))
+        return result
 
     # --- answering -------------------------------------------------------------------------------------
 

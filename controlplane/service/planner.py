@@ -80,7 +80,8 @@ def plan_group(
 
     ``state`` (at ``base``) is not changed. At least one command is always decided.
     """
-    fork = state.fork()
+    fork: ClusterState | None = None
+    ahead: tuple[Event, ...] = ()  # events that the fork does not have yet
     sequence, count = base.sequence, 0
     started = clock()
     decided: list[Decided] = []
@@ -88,15 +89,19 @@ def plan_group(
         before = clock()
         if decided and before - started > time_limit_s:
             return Plan(base, decided, count, list(group[position:]))
-        one = _decide(pending, fork, time, source, surroundings)
+        if ahead:
+            fork = fork or state.fork()
+            for event in ahead:
+                sequence += 1
+                evolve(fork, sequence, event)
+            ahead = ()
+        one = _decide(pending, fork or state, time, source, surroundings)
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
         if one.writes:
             if count + len(one.events) > messages_limit:
                 return Plan(base, decided, count, list(group[position:]))
-            for event in one.events:
-                sequence += 1
-                evolve(fork, sequence, event)
+            ahead = one.events
             count += len(one.events)
         decided.append(one)
         observer.decided(

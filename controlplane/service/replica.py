@@ -15,17 +15,30 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from controlplane.evolve import evolve
 from controlplane.service.hooks import Changes
 from controlplane.service.remembered import Remembered
 from controlplane.state import ClusterState
-from events.chain import Head, genesis, verify_link
-from events.codec import Recorded, StoredMessage, UnknownEvent, decode
+from events.chain import CHAIN_HEADER, Head, genesis, verify_link
+from events.codec import OutgoingMessage, Recorded, StoredMessage, UnknownEvent, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+EXPECTED_LIMIT = 50_000
+"""Own events not yet met in the log, beyond which they are verified like anybody's."""
+
+
+class _Sealed(NamedTuple):
+    """An own event on its way: the digest that it was sealed on, the message, and its decoded form."""
+
+    previous: bytes
+    message: OutgoingMessage
+    recorded: Recorded
 
 
 class Replica:
@@ -48,6 +61,7 @@ class Replica:
         self.state = state or ClusterState(log.cluster)
         self.last_time = _EPOCH
         self._read = self.head
+        self._expected: dict[int, _Sealed] = {}
         self._sealed: deque[tuple[int, bytes]] = deque()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._live = asyncio.Event()
@@ -87,13 +101,15 @@ class Replica:
         state = self.state
         try:
             for message in messages:
-                self._read = verify_link(
-                    self._read, message.sequence, message.subject, message.headers, message.body
-                )
+                own = self._own(message)
+                if own is None:
+                    self._read = verify_link(
+                        self._read, message.sequence, message.subject, message.headers, message.body
+                    )
                 if message.sequence <= self.head.sequence:
                     self._check_own(message.sequence)
                     continue
-                recorded = decode(message)
+                recorded = own or decode(message)
                 if isinstance(recorded.event, UnknownEvent):
                     raise VerificationFailed(
                         "event_unknown",
@@ -107,6 +123,33 @@ class Replica:
                 fresh.append(recorded)
         finally:
             self._announce(fresh)
+
+    def expect(self, base: Head, messages: Sequence[OutgoingMessage], events: Sequence[Recorded]) -> None:
+        """These, sealed on ``base``, are about to be appended: met in the log unchanged, they are believed."""
+        if len(self._expected) > EXPECTED_LIMIT:
+            self._expected.clear()
+        previous = base.digest
+        for message, recorded in zip(messages, events, strict=True):
+            self._expected[recorded.sequence] = _Sealed(previous, message, recorded)
+            previous = bytes.fromhex(message.headers[CHAIN_HEADER])
+
+    def _own(self, message: StoredMessage) -> Recorded | None:
+        """The event that this controller sealed, if the log holds it byte for byte at its place.
+
+        Equality with what was sealed on the very digest that was read last proves what hashing would.
+        """
+        sealed = self._expected.pop(message.sequence, None)
+        if (
+            sealed is None
+            or message.sequence != self._read.sequence + 1
+            or sealed.previous != self._read.digest
+            or message.body != sealed.message.body
+            or message.subject != sealed.message.subject
+            or not sealed.message.headers.items() <= message.headers.items()
+        ):
+            return None
+        self._read = Head(message.sequence, bytes.fromhex(sealed.message.headers[CHAIN_HEADER]))
+        return sealed.recorded
 
     def adopt(self, events: Sequence[Recorded], head: Head) -> None:
         """Take over what this controller has appended, up to ``head``; what was already read is skipped."""

@@ -1,0 +1,168 @@
+"""Joins through the whole service, against the bare atomic batches that they end in.
+
+Baseline: the very messages that the service stored, published again into a second stream on the
+same server by the log's own append in full batches of 1,000, from one process that does nothing
+else. Ours: concurrent clients in another process, each waiting for its own answer; the controller
+in a third, with its read model, chain verification and everything else switched on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from events.bus import BusOptions, connect
+from events.client import ControllerClient
+from events.codec import OutgoingMessage
+from events.commands import DefineCluster, ImportNodes
+from events.jetstream import JetStreamLog
+from events.server import EmbeddedServer
+from events.server_config import ServerOptions
+from tests.bench.service_load import join
+
+JOINS = 12_000
+CONCURRENCY = 512
+IMPORTED = 10_000
+LINES = 400
+"""Nodes per import request, as ``isthmus node import`` sends them."""
+PIPELINE = 4
+CIDRS = {"joins": "10.0.0.0/9", "bulk": "10.128.0.0/9"}
+
+
+@asynccontextmanager
+async def service(server: EmbeddedServer, cluster: str, data: Path) -> AsyncIterator[ControllerClient]:
+    """A controller process with a defined cluster, and a client of it."""
+    program = Path(sys.executable).parent / "isthmus"
+    command = [str(program), "controller", "--bus", server.url, "--cluster", cluster, "--data", str(data)]
+    child = await asyncio.create_subprocess_exec(
+        *command, "--json", "--log-level", "error", stdout=subprocess.PIPE
+    )
+    client = await connect(BusOptions(servers=(server.url,)), name="bench")
+    try:
+        assert child.stdout is not None
+        await child.stdout.readline()
+        controller = ControllerClient(client, cluster, actor="bench")
+        await controller.send(
+            DefineCluster(container_cidr=CIDRS[cluster], pods_per_node=64, services=4096)
+        )
+        yield controller
+    finally:
+        await client.close()
+        child.terminate()
+        await child.wait()
+
+
+async def stored(server: EmbeddedServer, cluster: str) -> list[OutgoingMessage]:
+    """What the service wrote, without what the server added."""
+    client = await connect(BusOptions(servers=(server.url,)), name="bench")
+    try:
+        log = await JetStreamLog.open(client, cluster)
+        return [
+            OutgoingMessage(
+                message.subject,
+                {k: v for k, v in message.headers.items() if not k.startswith(("Nats-Batch", "Nats-Expected"))},
+                message.body,
+            )
+            async for batch in log.read()
+            for message in batch.messages
+        ]
+    finally:
+        await client.close()
+
+
+async def raw(server: EmbeddedServer, cluster: str, source: str, messages: list[OutgoingMessage]) -> float:
+    """Messages per second of the same messages in full atomic batches, in a stream of their own."""
+    client = await connect(BusOptions(servers=(server.url,)), name="bench-raw")
+    try:
+        log = await JetStreamLog.open(client, cluster, create=True)
+        same = [m._replace(subject=m.subject.replace(f".{source}.", f".{cluster}.", 1)) for m in messages]
+        best = 0.0
+        expected = 0
+        third = len(same) // 3000 * 1000
+        for start in range(0, third * 3, third):
+            started = time.perf_counter()
+            for at in range(start, start + third, 1000):
+                batch = same[at : at + 1000]
+                await log.append(batch, expected=expected, timeout_s=30)
+                expected += len(batch)
+            best = max(best, third / (time.perf_counter() - started))
+        return best
+    finally:
+        await client.close()
+
+
+async def joins(server: EmbeddedServer, data: Path) -> tuple[float, float, dict[str, float]]:
+    """Stored messages per second through the service, and raw; and the load generator's report."""
+    async with service(server, "joins", data):
+        command = [sys.executable, "-m", "tests.bench.service_load", server.url, "joins"]
+        child = await asyncio.create_subprocess_exec(
+            *command, str(JOINS), str(CONCURRENCY), stdout=subprocess.PIPE
+        )
+        out, _ = await child.communicate()
+        if child.returncode:
+            raise RuntimeError("the load generator failed")
+        report = json.loads(out)
+    messages = await stored(server, "joins")
+    baseline = await raw(server, "raw1", "joins", messages)
+    return report["joins_per_s"] * 2, baseline, report
+
+
+async def imported(server: EmbeddedServer, data: Path) -> tuple[float, float]:
+    """The same for an import of 10,000 nodes."""
+    async with service(server, "bulk", data) as controller:
+        parts = [
+            ImportNodes(nodes=tuple(join(n) for n in range(start, min(start + LINES, IMPORTED))))
+            for start in range(0, IMPORTED, LINES)
+        ]
+        started = time.perf_counter()
+        window = asyncio.Semaphore(PIPELINE)
+
+        async def one(part: ImportNodes) -> None:
+            async with window:
+                await controller.send(part, timeout_s=60, try_timeout_s=30)
+
+        await asyncio.gather(*[one(part) for part in parts])
+        ours = IMPORTED * 2 / (time.perf_counter() - started)
+    messages = await stored(server, "bulk")
+    return ours, await raw(server, "raw2", "bulk", messages)
+
+
+def row(name: str, ours: float, baseline: float, target: float) -> dict[str, Any]:
+    ratio = ours / baseline
+    return {
+        "name": name,
+        "ours": ours,
+        "baseline": baseline,
+        "unit": "messages/s",
+        "ratio": ratio,
+        "target": target,
+        "better": "higher",
+        "ok": ratio >= target,
+    }
+
+
+async def _run() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as directory:
+        base = Path(directory)
+        (base / "jetstream").mkdir()
+        async with EmbeddedServer(ServerOptions(store_dir=base / "jetstream")) as server:
+            ours, baseline, report = await joins(server, base / "a")
+            print(report, file=sys.stderr)
+            bulk, bulk_raw = await imported(server, base / "b")
+    return [
+        row(f"joins through the service ({CONCURRENCY} clients), stored", ours, baseline, 0.25),
+        row(f"bulk import of {IMPORTED:,} nodes, stored", bulk, bulk_raw, 0.6),
+    ]
+
+
+def run() -> list[dict[str, Any]]:
+    """Both rows."""
+    return asyncio.run(_run())

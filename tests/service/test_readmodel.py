@@ -1,0 +1,286 @@
+"""The read model equals the fold of the log, at every sequence; it survives poison and rebuilds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.decision import AdvanceDrains, MarkLiveness
+from controlplane.evolve import evolve
+from controlplane.readmodel.asof import load_state, sequence_at
+from controlplane.readmodel.projector import Projector
+from controlplane.readmodel.rebuild import rebuild
+from controlplane.readmodel.start import restore
+from controlplane.readmodel.store import Store, current_generation
+from controlplane.service.hooks import Changes, NullObserver
+from controlplane.service.remembered import Remembered
+from controlplane.state import ClusterState, state_digest
+from events.codec import Cause, Recorded, decode, seal
+from events.commands import (
+    AppendCidr,
+    ChangeUnderlay,
+    DeclareNetwork,
+    FenceNode,
+    LeaveNode,
+    Override,
+    ReleaseClb,
+    RemoveNode,
+    ReserveClb,
+    WithdrawNetwork,
+)
+from events.errors import IsthmusError, VerificationFailed
+from events.memory import MemoryLog
+from events.types import Network, RangeFreed
+from tests.service.onbus import until
+from tests.service.rig import CLUSTER, Rig, join, rig
+
+
+async def lived_in(it: Rig, steps: int, seed: int) -> None:
+    """A history with every kind of event in it, many of them refused."""
+    pick = random.Random(seed)
+    await it.send(DeclareNetwork(network=Network(cidr="10.9.0.0/16", kind="idc")))
+    for step in range(steps):
+        number = pick.randrange(60)
+        state = it.replica.state
+        it.clock.forward(pick.choice((0.0, 0.5, 3.0)))
+        seen = {f"uid-{n}": it.clock() - timedelta(seconds=pick.choice((0, 100))) for n in range(60)}
+        command: Any = pick.choice(
+            (
+                join(number),
+                join(number),
+                join(number, kind="external", site="idc"),
+                join(number, uid=f"twin-{step}"),
+                ChangeUnderlay(node=f"n{number}", uid=f"uid-{number}", underlay=f"192.168.9.{number + 1}"),
+                LeaveNode(node=f"n{number}", uid=f"uid-{number}"),
+                RemoveNode(node=f"n{number}", reason="test"),
+                FenceNode(node=f"n{number}", reason="test"),
+                ReserveClb(reservation=f"lb{number % 3}", subnet=f"10.20.{number % 2}.0/29"),
+                ReserveClb(reservation="tiny", subnet="10.30.0.0/31"),
+                ReleaseClb(reservation=f"lb{number % 3}"),
+                DeclareNetwork(network=Network(cidr=f"10.{number}.0.0/16", kind="vpc")),
+                DeclareNetwork(network=Network(cidr="172.16.0.0/20", kind="vpc")),
+                DeclareNetwork(
+                    network=Network(cidr="172.16.64.0/20", kind="vpc"),
+                    overrides=(Override(code="cidr_conflict_with_vpc", reason="moving"),),
+                ),
+                WithdrawNetwork(cidr=f"10.{number}.0.0/16"),
+                AppendCidr(cidr=f"172.{18 + step % 3}.0.0/24"),
+                MarkLiveness(last_seen=seen, watching_since=it.clock() - timedelta(hours=1)),
+                AdvanceDrains(applied=dict.fromkeys(state.by_uid, state.sequence)),
+            )
+        )
+        try:
+            await it.send(command)
+        except IsthmusError:
+            continue
+
+
+@asynccontextmanager
+async def projecting(it: Rig, directory: Path, **options: Any) -> AsyncIterator[Projector]:
+    projector = Projector(directory, it.log, it.replica.changes, observer=NullObserver(), **options)
+    task = asyncio.create_task(projector.run())
+    try:
+        yield projector
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await projector.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_rows_say_at_every_sequence_what_the_fold_says(tmp_path: Path, seed: int) -> None:
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await lived_in(it, 150, seed)
+        head = it.replica.head.sequence
+        await projector.reached(head)
+        store = await projector.open()
+        assert store.checkpoint == it.replica.head
+        assert state_digest(await store.run(load_state)) == state_digest(it.replica.state)
+
+        state, types = ClusterState(CLUSTER), set()
+        moments = {}
+        async for batch in it.log.read():
+            for message in batch.messages:
+                recorded = decode(message)
+                evolve(state, recorded.sequence, recorded.event)
+                types.add(type(recorded.event).__name__)
+                moments[recorded.envelope.time] = recorded.sequence
+                at = recorded.sequence
+                assert state_digest(await store.run(lambda c, at=at: load_state(c, at))) == state_digest(state)
+        for moment, sequence in moments.items():
+            assert await store.run(lambda c, moment=moment: sequence_at(c, moment)) == sequence
+        assert len(types) >= 15
+
+
+async def test_a_restored_replica_goes_on_exactly_as_the_one_that_folded_everything(tmp_path: Path) -> None:
+    async with rig() as it:
+        async with projecting(it, tmp_path) as projector:
+            await lived_in(it, 200, 7)
+            await projector.reached(it.replica.head.sequence)
+        restored = await restore(it.log, tmp_path, changes=Changes(), remembered=Remembered())
+        assert restored.head == it.replica.head
+        assert restored.last_time == it.replica.last_time
+        await lived_in(it, 100, 8)
+        task = asyncio.create_task(restored.follow())
+        await restored.reached(it.replica.head.sequence, timeout_s=5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert state_digest(restored.state) == state_digest(it.replica.state)
+
+
+async def test_a_read_model_of_another_log_is_refused_at_start(tmp_path: Path) -> None:
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await it.send(join(1))
+        await projector.reached(3)
+    async with rig() as other:
+        await other.send(join(2))
+        with pytest.raises(VerificationFailed) as refusal:
+            await restore(other.log, tmp_path, changes=Changes(), remembered=Remembered())
+        assert refusal.value.code == "chain_broken"
+
+
+async def poisoned() -> MemoryLog:
+    """A log whose 4th event frees a range that is allocated, and whose 5th is fine again."""
+    log = MemoryLog(CLUSTER)
+    async with rig(log) as it:
+        await it.send(join(1))
+        head, now = it.replica.head, it.clock()
+    cause = Cause(command_id="poison", actor="somebody", time=now, source="past the controller")
+    freed = RangeFreed(cidr="172.16.40.0/26", index=160, epoch=3)
+    other = await donor_events(5)
+    messages, _ = seal(CLUSTER, head, [(cause, [freed, *other])])
+    await log.append(messages, expected=3)
+    return log
+
+
+async def donor_events(number: int) -> list[Any]:
+    async with rig() as donor:
+        await donor.send(join(number))
+        return [decode(message).event async for batch in donor.log.read(after=1) for message in batch.messages][
+            :1
+        ]
+
+
+async def test_a_poison_event_stops_the_projection_before_it_and_names_it(tmp_path: Path) -> None:
+    log = await poisoned()
+    it = Rig(log)
+    async with projecting(it, tmp_path) as projector:
+        await until(lambda: projector.stalled is not None)
+        assert projector.stalled is not None
+        assert projector.stalled.details["sequence"] == 4
+        assert "range.freed.v1" in projector.stalled.message
+        assert projector.sequence == 3
+        with pytest.raises(VerificationFailed):
+            await projector.reached(4)
+
+
+async def test_a_poison_event_is_parked_by_policy_and_the_rows_then_refuse_to_be_the_state(
+    tmp_path: Path,
+) -> None:
+    log = await poisoned()
+    it = Rig(log)
+    async with projecting(it, tmp_path, policy="park") as projector:
+        await projector.reached(5)
+        store = await projector.open()
+        rows = await store.run(lambda c: c.execute("SELECT sequence, type, entity FROM parked").fetchall())
+        assert rows == [(4, "range.freed.v1", "172.16.40.0/26")]
+        names = await store.run(lambda c: c.execute("SELECT name FROM node ORDER BY name").fetchall())
+        assert names == [("n1",), ("n5",)]
+        with pytest.raises(VerificationFailed):
+            await store.run(load_state)
+        assert (await store.run(lambda c: load_state(c, 3))).sequence == 3
+
+
+async def test_a_rebuild_is_switched_in_under_a_running_projection(tmp_path: Path) -> None:
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await lived_in(it, 60, 3)
+        await projector.reached(it.replica.head.sequence)
+        before = (await projector.open()).path
+        report = await rebuild(it.log, tmp_path)
+        assert report.digest == state_digest(it.replica.state)
+        await it.send(join(99))
+        await until(lambda: projector.store is not None and projector.store.path != before)
+        await projector.reached(it.replica.head.sequence)
+        store = await projector.open()
+        assert state_digest(await store.run(load_state)) == state_digest(it.replica.state)
+        assert not before.exists()
+
+
+async def test_a_rebuild_that_differs_is_not_switched_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await lived_in(it, 30, 3)
+        await projector.reached(it.replica.head.sequence)
+        live = current_generation(tmp_path)
+
+        class Forgetful(Store):
+            async def apply(self, events: Any, *, park: bool = False) -> int:
+                done = await super().apply(events, park=park)
+                await self.run(lambda c: c.execute("UPDATE node SET site = 'elsewhere'"))
+                return done
+
+        monkeypatch.setattr("controlplane.readmodel.rebuild.Store", Forgetful)
+        with pytest.raises(VerificationFailed):
+            await rebuild(it.log, tmp_path)
+        assert current_generation(tmp_path) == live
+        assert [path.name for path in tmp_path.glob("gen-*.db")] == ["gen-000001.db"]
+
+
+async def test_the_checkpoint_moves_with_the_rows_or_not_at_all(tmp_path: Path) -> None:
+    async with rig() as it:
+        await it.send(join(1))
+        recorded: list[Recorded] = [
+            decode(message) async for batch in it.log.read() for message in batch.messages
+        ]
+    store = await Store.open(tmp_path, CLUSTER)
+    await store.apply(recorded[:1])
+
+    def cut(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "CREATE TRIGGER cut BEFORE UPDATE ON checkpoint BEGIN SELECT RAISE(ABORT, 'cut'); END"
+        )
+
+    await store.run(cut)
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.apply(recorded[1:], park=True)
+    assert await store.run(lambda c: c.execute("SELECT count(*) FROM node").fetchone()) == (0,)
+    await store.close()
+    again = await Store.open(tmp_path, CLUSTER)
+    assert again.checkpoint.sequence == 1
+    await again.close()
+
+
+async def test_old_command_ids_are_found_in_the_read_model_after_memory_forgot_them(tmp_path: Path) -> None:
+    log = MemoryLog(CLUSTER)
+    it = Rig(log)
+    it.replica.remembered = Remembered(places_limit=5, answers_limit=2)
+    async with projecting(it, tmp_path, remembered=it.replica.remembered) as projector:
+
+        class History:
+            async def places(self, ids: list[str]) -> Any:
+                return await (await projector.open()).places(ids)
+
+        it.committer._history = History()
+        from tests.service.rig import DEFINE, running
+
+        async with running(it):
+            await it.send(DEFINE)
+            first = [await it.send(join(number), command_id=f"c{number}") for number in range(20)]
+            await projector.reached(it.replica.head.sequence)
+            await it.send(join(30))
+            assert not it.replica.remembered.complete
+            assert it.replica.remembered.place("c0") is None
+            for number in (0, 7, 19):
+                again = await it.send(join(number), command_id=f"c{number}")
+                assert again.duplicate
+                assert again.result == first[number].result
+                assert [e.sequence for e in again.events] == [e.sequence for e in first[number].events]
