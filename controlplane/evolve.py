@@ -85,11 +85,13 @@ def _joined(state: ClusterState, sequence: int, event: NodeJoined) -> None:
 
 def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> None:
     index = event.index
-    node = event.node
+    # The member's own strings are kept and the event's equal ones dropped: half the memory, warm caches.
+    member = state.nodes[event.node]
+    name = member.name
     pool = state.pool
     pool.take(index)
     pool.cursor = event.cursor_after
-    state.owned[node] = state.ranges[index] = Range(index, event.cidr, node, event.uid, sequence)
+    state.owned[name] = state.ranges[index] = Range(index, event.cidr, name, member.uid, sequence)
 
 
 def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001

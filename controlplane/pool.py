@@ -1,9 +1,10 @@
 """Which ranges are free, and which is next: a chunked map with a summary level.
 
 Ranges are counted by index over all container CIDRs. One byte says taken or free, so that the
-search for the next free one is the C library's ``memchr`` over at most one chunk; a summary byte
-per chunk says full, so that full chunks are skipped the same way. The cost of an allocation does
-not depend on how full the pool is.
+search for the next free one is the C library's ``memchr``; a summary byte per chunk says full, so
+that full chunks are skipped the same way. A search that finds a chunk full notes it, a release
+forgets it: the fold, which never searches, need not count. The cost of an allocation does not
+depend on how full the pool is.
 
 The pool knows indices only: no owners, no states, no addresses.
 """
@@ -18,15 +19,14 @@ _MASK = _CHUNK - 1
 class Pool:
     """``capacity`` ranges, ``free`` of them free, the search for the next one starting at ``cursor``."""
 
-    __slots__ = ("_chunks", "_counts", "_full", "capacity", "cursor", "free")
+    __slots__ = ("_chunks", "_full", "capacity", "cursor", "free")
 
     def __init__(self) -> None:
         self.capacity = 0
         self.cursor = 0
         self.free = 0
         self._chunks: list[bytearray] = []
-        self._counts: list[int] = []  # taken entries per chunk, those beyond the capacity included
-        self._full = bytearray()
+        self._full = bytearray()  # per chunk: 1 when it is known to be full (0 says nothing)
 
     def grow(self, count: int) -> None:
         """Append ``count`` free ranges."""
@@ -34,15 +34,13 @@ class Pool:
         while len(self._chunks) << _SHIFT < target:
             # Entries beyond the capacity count as taken, so that no search returns them.
             self._chunks.append(bytearray(b"\1" * _CHUNK))
-            self._counts.append(_CHUNK)
-            self._full.append(1)
+            self._full.append(0)
         for index in range(self.capacity >> _SHIFT, len(self._chunks)):
             low = max(self.capacity - (index << _SHIFT), 0)
             high = min(target - (index << _SHIFT), _CHUNK)
             if high > low:
                 self._chunks[index] = bytearray(self._chunks[index])
                 self._chunks[index][low:high] = bytes(high - low)
-                self._counts[index] -= high - low
                 self._full[index] = 0
         self.capacity = target
         self.free += count
@@ -53,14 +51,10 @@ class Pool:
 
     def take(self, index: int) -> None:
         """Mark a free range as taken. Raises LookupError when it is taken already or does not exist."""
-        number = index >> _SHIFT
-        chunk = self._chunks[number]
+        chunk = self._chunks[index >> _SHIFT]
         if chunk[index & _MASK]:
             raise LookupError(f"range {index} is not free")
         chunk[index & _MASK] = 1
-        self._counts[number] += 1
-        if self._counts[number] == _CHUNK:
-            self._full[number] = 1
         self.free -= 1
 
     def release(self, index: int) -> None:
@@ -70,7 +64,6 @@ class Pool:
         if not chunk[index & _MASK] or index >= self.capacity:
             raise LookupError(f"range {index} is not taken")
         chunk[index & _MASK] = 0
-        self._counts[number] -= 1
         self._full[number] = 0
         self.free += 1
 
@@ -80,11 +73,14 @@ class Pool:
             return None
         number = start >> _SHIFT
         found = self._chunks[number].find(0, start & _MASK)
-        if found < 0:
+        while found < 0:
+            # On to the next chunk that may have one. The first is met again last, from its beginning.
             number = self._full.find(0, number + 1)
             if number < 0:
                 number = self._full.find(0)
             found = self._chunks[number].find(0)
+            if found < 0:
+                self._full[number] = 1
         return (number << _SHIFT) + found
 
     def fork(self) -> Pool:
@@ -102,7 +98,6 @@ class _ForkedPool(Pool):
         self.cursor = base.cursor
         self.free = base.free
         self._chunks = base._chunks.copy()  # noqa: SLF001  a fork is made of its base
-        self._counts = base._counts.copy()  # noqa: SLF001
         self._full = base._full.copy()  # noqa: SLF001
         self._own: set[int] = set()
 

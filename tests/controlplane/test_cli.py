@@ -35,18 +35,16 @@ Isthmus = Callable[..., Ran]
 def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``isthmus up`` in a process of its own; it says when it is ready."""
     data = tmp_path_factory.mktemp("up")
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("isthmus")), "up", "--data", str(data), "--port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())["bus"]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
-        process.stdout.close()
+    script = str(Path(sys.executable).with_name("isthmus"))
+    with subprocess.Popen(
+        [script, "up", "--data", str(data), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())["bus"]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
 
 
 @pytest.fixture
