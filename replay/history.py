@@ -21,7 +21,7 @@ import msgspec
 from events import subjects
 from events.chain import Head
 from events.codec import Recorded, StoredMessage, decode
-from events.errors import Refused
+from events.errors import Refused, VerificationFailed
 from events.log import LogReader
 from events.status import AgentStatus
 from replay.archive.lines import Fact, facts_of
@@ -55,8 +55,19 @@ class History:
 
     @classmethod
     async def open(cls, log: LogReader) -> Self:
-        """Take the log as it is now. Raises Unavailable."""
-        return cls(log, await log.head())
+        """Take the log as it is now. Raises Unavailable.
+
+        A last event that states no digest (somebody wrote past the controller) is the end all the
+        same: its head has a digest of zeros.
+        """
+        try:
+            head = await log.head()
+        except VerificationFailed as error:
+            sequence = error.details.get("sequence")
+            if error.code != "chain_broken" or not isinstance(sequence, int):
+                raise
+            head = Head(sequence, bytes(32))
+        return cls(log, head)
 
     @property
     def cluster(self) -> str:

@@ -41,7 +41,7 @@ def thaw(text: bytes) -> ClusterState:
     """Rebuild the state. Raises VerificationFailed(digest_mismatch) when it is not what the text says."""
     try:
         c = msgspec.json.decode(text, type=_Canonical)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VerificationFailed("digest_mismatch", f"the stored state is unreadable: {error}") from error
     if c.format != FORMAT:
         raise VerificationFailed(

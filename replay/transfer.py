@@ -192,7 +192,7 @@ async def import_archive(
                     position, message.sequence, message.subject, message.headers, message.body
                 )
             await log.append(
-                [_outgoing(message) for message in part], expected=part[0].sequence - 1, timeout_s=30
+                [as_published(message) for message in part], expected=part[0].sequence - 1, timeout_s=30
             )
         if progress:
             progress(position.sequence)
@@ -230,7 +230,7 @@ async def _check_prefix(source: History, head: Head) -> None:
         )
 
 
-def _outgoing(message: StoredMessage) -> OutgoingMessage:
+def as_published(message: StoredMessage) -> OutgoingMessage:
     """As it was first published: what a server or a batch added to the headers stays behind."""
     headers = {name: value for name, value in message.headers.items() if name in _KEPT}
     return OutgoingMessage(message.subject, headers, message.body)

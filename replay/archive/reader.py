@@ -214,7 +214,7 @@ class ArchiveLog:
                 if segment.kind == "notes":
                     try:
                         notes = _decode_notes(file.data(segment, check=True))
-                    except msgspec.MsgspecError as error:
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                         raise damaged(file.path, f"a note is unreadable ({error})", segment.offset) from error
                     found.extend(bytes(note.content) for note in notes if note.note == kind)
         return found
@@ -233,7 +233,7 @@ class ArchiveLog:
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
     try:
         index = decode_index(file.data(segment))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise damaged(file.path, f"an index line is unreadable ({error})", segment.offset) from error
     at = bisect_left(index, key, key=lambda line: line.key)
     return index[at].sequences if at < len(index) and index[at].key == key else []

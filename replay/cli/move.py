@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from events.cli import BusContext, bus_options, json_option, print_json, print_table, run
 from replay.cli.source import Source, opened, progress, source_options
+
+if TYPE_CHECKING:
+    from controlplane.checkpoints import Checkpoint
 
 
 @click.command("export")
@@ -20,7 +23,10 @@ from replay.cli.source import Source, opened, progress, source_options
 )
 @click.option("--sign", default="", metavar="KEY", help="Sign the archive with this Ed25519 key (PEM).")
 @click.option(
-    "--checkpoints", default="", metavar="FILE", help="Put the controller's signed checkpoints into it."
+    "--checkpoints",
+    default="",
+    metavar="FILE",
+    help="Signed checkpoints to put into it [those that the live controller tells].",
 )
 @json_option
 def export_command(  # noqa: PLR0917  click passes options by name
@@ -49,6 +55,8 @@ async def _export(
     signer = SigningKey.load(sign) if sign else None
     signed = read_checkpoints(checkpoints) if checkpoints else []
     async with opened(source) as asked:
+        if not source.archives and not checkpoints:
+            signed = await _told(source)
         with progress("exporting", asked.history.end) as tick:
             done = await export(
                 asked.history,
@@ -78,6 +86,19 @@ async def _export(
         )
         if done.broken:
             click.echo(f"WARNING: {done.broken:,} links do not hold, the first: {done.first_broken}", err=True)
+
+
+async def _told(source: Source) -> list[Checkpoint]:
+    """The live controller's signed checkpoints; none when no controller answers."""
+    from controlplane.checkpointer import ListCheckpoints, ToldCheckpoints
+    from events.cli import controller
+    from events.errors import Unavailable
+
+    try:
+        async with controller(source.context) as client:
+            return list((await client.ask(ListCheckpoints(), ToldCheckpoints, timeout_s=2.0)).checkpoints)
+    except Unavailable:
+        return []
 
 
 @click.command("import")

@@ -92,7 +92,9 @@ async def _verify(  # noqa: PLR0917  the options, passed on
         heads.append(head)
     # What others say is asked before the log's end is taken: the log may grow meanwhile, never shrink.
     if not source.archives:
-        states.extend(await _controller(source))
+        stated, told = await _controller(source)
+        states.extend(stated)
+        checkpoints.extend(told)
     async with _tolerant(source) as asked:
         wanted: Wanted = Wanted(
             checkpoints=tuple(checkpoints) + _carried(asked),
@@ -152,8 +154,9 @@ def _carried(asked: Asked) -> tuple[Checkpoint, ...]:
         return ()  # damaged notes are a finding of the check of the file
 
 
-async def _controller(source: Source) -> list[tuple[str, int, str]]:
-    """What the live controller says of its state; nothing when none answers."""
+async def _controller(source: Source) -> tuple[list[tuple[str, int, str]], tuple[Checkpoint, ...]]:
+    """What the live controller says of its state, and its signed checkpoints; nothing when none answers."""
+    from controlplane.checkpointer import ListCheckpoints, ToldCheckpoints
     from events.cli import controller
     from events.errors import Unavailable
     from events.queries import ClusterView, ShowCluster
@@ -161,12 +164,14 @@ async def _controller(source: Source) -> list[tuple[str, int, str]]:
     try:
         async with controller(source.context) as client:
             view = await client.ask(ShowCluster(), ClusterView, timeout_s=2.0)
+            told = await client.ask(ListCheckpoints(), ToldCheckpoints, timeout_s=2.0)
     except Unavailable as error:
         if error.code == "bus_unreachable":
             raise
         click.echo("note: no controller answers; its state is not compared", err=True)
-        return []
-    return [("the live controller", view.sequence, view.digest)] if view.sequence else []
+        return [], ()
+    states = [("the live controller", view.sequence, view.digest)] if view.sequence else []
+    return states, told.checkpoints
 
 
 def _print(asked: Asked, report: Report, report_file: str | None) -> None:

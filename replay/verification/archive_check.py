@@ -69,7 +69,7 @@ def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Note) -> Non
     try:
         data = file.data(place, check=True)
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (VerificationFailed, msgspec.MsgspecError) as error:
+    except (VerificationFailed, msgspec.MsgspecError, UnicodeDecodeError) as error:
         note(f"its manifest is unreadable ({error})")
         return
     if sha256(data).hexdigest() != file.tail.root:

@@ -32,6 +32,9 @@ _Raw = msgspec.Raw
 _NAMESPACE = UUID("5f2b6c8e-9d0a-5e5f-8a43-0f6f3f0f7d31").bytes
 _TIME_LENGTH = len("2026-03-02T08:00:00.000000Z")
 
+CLOCKS = "clocks"
+"""The check whose findings are only counted: an imported log has the times of its import throughout."""
+
 CLOCK_TOLERANCE_NS = 60 * 10**9
 """Server time and event time further apart are worth a word: a clock is off, or was set."""
 
@@ -256,10 +259,8 @@ def _form(line: ChainLine, headers: tuple[str, ...], cluster: str, last_ns: int)
     if envelope.time.tzinfo is None:
         note("its ce-time has no zone")
     elif abs(envelope.time.timestamp() * 1e9 - line.recorded_ns) > CLOCK_TOLERANCE_NS:
-        note(
-            f"its own time and the server's are more than {CLOCK_TOLERANCE_NS // 10**9} s apart",
-            level="warning",
-        )
+        message = f"its own time and the server's are more than {CLOCK_TOLERANCE_NS // 10**9} s apart"
+        found.append(Finding(check=CLOCKS, code="clock", message=message, sequence=line.seq, level="warning"))
     if line.type != envelope.type:
         note(f"the line says {line.type!r}, the header ce-type {envelope.type!r}")
     if named["Nats-Msg-Id"] and named["Nats-Msg-Id"] != envelope.id:

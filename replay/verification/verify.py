@@ -25,7 +25,7 @@ from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
-from replay.verification.lines_check import LinesResult, check_lines, joins
+from replay.verification.lines_check import CLOCK_TOLERANCE_NS, CLOCKS, LinesResult, check_lines, joins
 from replay.verification.workers import Workers
 
 INLINE_EVENTS = 60_000
@@ -98,12 +98,18 @@ class _Tracks:
         self.head = head
         self.events = 0
         self.first_ns = self.last_ns = 0
+        self.apart = 0
         self._closing: Any = None
         self.commands: array[int] = array("Q")
 
     def take(self, result: LinesResult) -> None:
         """The next result, in order."""
-        self.findings.extend(result.findings)
+        apart = [finding for finding in result.findings if finding.check == CLOCKS]
+        if apart:
+            self.apart = self.apart or apart[0].sequence
+            self.findings.extend([finding for finding in result.findings if finding.check != CLOCKS])
+        else:
+            self.findings.extend(result.findings)
         if not result.lines:
             self._closing = None
         else:
@@ -129,6 +135,17 @@ class _Tracks:
                     message=f"the log ends inside a batch: number {closing.place} of {closing.size} of command "
                     f"{closing.command[:40]} is its last event",
                     sequence=self.head.sequence,
+                )
+            )
+        if self.apart:
+            self.findings.add(
+                Finding(
+                    check=CLOCKS,
+                    code="clock",
+                    message=f"from event {self.apart} on, the server's time and the events' own are more than "
+                    f"{CLOCK_TOLERANCE_NS // 10**9} s apart in places: a clock was off, or the log was imported",
+                    sequence=self.apart,
+                    level="warning",
                 )
             )
         ordered = sorted(self.commands)
