@@ -203,6 +203,12 @@ class SpanStore:
         )
         return [row[0] for row in await self._run(lambda: self._rows(query, (kind, key, limit)))]
 
+    async def beginning(self, prefix: str, *, limit: int = 20) -> list[str]:
+        """Ids of the traces whose id begins with these hexadecimal digits."""
+        query = "SELECT DISTINCT trace_id FROM spans WHERE trace_id >= ? AND trace_id < ? LIMIT ?"
+        rows = await self._run(lambda: self._rows(query, (prefix, f"{prefix}g", limit)))
+        return [row[0] for row in rows]
+
     async def recent(self, *, limit: int = 50, errors: bool = False, node: str = "") -> list[TraceSummary]:
         """The latest traces by their root span, newest first; ``errors`` and ``node`` narrow them."""
         conditions = ["parent_id = ''"]

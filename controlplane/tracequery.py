@@ -20,6 +20,7 @@ from events.queries import Query
 ROWS_MAX = 500
 """Rows of one answer: with the spans' attributes under the bus's largest message."""
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_PREFIX = re.compile(r"[0-9a-f]{8,31}")
 _COMMAND_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[a-z]+-[0-9a-f-]{36}")
 
 
@@ -96,7 +97,10 @@ async def answer_traces(source: Source, body: bytes) -> bytes:
 
 
 async def find(source: Source, reference: str, *, limit: int) -> list[str]:
-    """Ids of the traces that belong to what ``reference`` names, newest first."""
+    """Ids of the traces that belong to what ``reference`` names, newest first.
+
+    A trace's id may be cut to its first eight digits or more.
+    """
     if _TRACE_ID.fullmatch(reference):
         return [reference]
     if reference.isdigit():
@@ -112,4 +116,7 @@ async def find(source: Source, reference: str, *, limit: int) -> list[str]:
         return await source.spans.find("sequence", reference, limit=limit)
     if _COMMAND_ID.fullmatch(reference):
         return await source.spans.find("command", reference, limit=limit)
-    return await source.spans.find("node", reference, limit=limit)
+    found = await source.spans.find("node", reference, limit=limit)
+    if not found and _PREFIX.fullmatch(reference):
+        found = await source.spans.beginning(reference, limit=limit)
+    return found

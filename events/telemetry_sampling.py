@@ -45,7 +45,7 @@ class RateLimited(Sampler):
         trace_id: int,  # noqa: ARG002
         name: str,  # noqa: ARG002
         kind: SpanKind | None = None,  # noqa: ARG002
-        attributes: Attributes = None,  # noqa: ARG002
+        attributes: Attributes = None,
         links: Sequence[Link] | None = None,  # noqa: ARG002
         trace_state: TraceState | None = None,  # noqa: ARG002
     ) -> SamplingResult:
@@ -56,7 +56,7 @@ class RateLimited(Sampler):
         if self._tokens < 1.0:
             return SamplingResult(Decision.DROP, None, state)
         self._tokens -= 1.0
-        return SamplingResult(Decision.RECORD_AND_SAMPLE, None, state)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, state)
 
     def get_description(self) -> str:
         return f"RateLimited{{{self.per_s:g}/s}}"

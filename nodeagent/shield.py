@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from events.errors import IsthmusError
-from events.telemetry import Telemetry
+from events.telemetry import SpanKind, Telemetry
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.firewall import Rules
@@ -86,9 +86,18 @@ class Shield:
         if self._rules is None:
             return
         wanted = (self._rules, frozenset(self._members()))
+        parent, links = self._causes.take()
         if wanted != self._applied:
-            await self._write(wanted)
-            self._listing = await firewall.listing()
+            with self._telemetry.span(
+                "firewall write",
+                kind=SpanKind.CLIENT,
+                parent=parent,
+                root=parent is None,
+                links=links,
+                attributes={"isthmus.firewall.members": len(wanted[1])},
+            ):
+                await self._write(wanted)
+                self._listing = await firewall.listing()
             self._applied = wanted
         if not self._wake.is_set():
             self.settled.set()

@@ -90,7 +90,7 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
                 t.services,
                 f"{t.duration_ms:.1f}",
                 t.errors or "",
-                t.trace_id,
+                t.trace_id[:16],
             )
             for t in answer.traces
         ],
