@@ -80,6 +80,7 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
         rows: list[tuple[str, object, object]] = [
             (key, answer.recorded_plan.get(key, "–"), answer.plan.get(key, "–"))
             for key in answer.plan or answer.recorded_plan
+            if key != "capacity"
         ]
         rows += [(name, f"{count:,}", f"{answer.imagined[name]:,}") for name, count in answer.recorded.items()]
         print_table(("", "recorded", "imagined"), rows, title=f"from {asked.at(begin)} to {asked.at(end)}")

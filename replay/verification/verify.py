@@ -143,7 +143,7 @@ class _Tracks:
                     check=CLOCKS,
                     code="clock",
                     message=f"from event {self.apart} on, the server's time and the events' own are more than "
-                    f"{CLOCK_TOLERANCE_NS // 10**9} s apart in places: a clock was off, or the log was imported",
+                    f"{CLOCK_TOLERANCE_NS // 10**9} s apart in places: a clock was off, or it was imported",
                     sequence=self.apart,
                     level="warning",
                 )
