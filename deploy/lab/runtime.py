@@ -10,11 +10,12 @@ It starts real programs with the command lines an operator would type, and must 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+from nats.errors import Error as NatsError
 
 from deploy.lab import commands
 from deploy.lab.daemons import Daemon
@@ -177,7 +178,7 @@ class Lab:
                 bus = await connect(BusOptions(servers=(self.bus_url,)), name="isthmus-lab")
             except Unavailable:
                 return False
-            self._stack.push_async_callback(bus.close)
+            self._stack.push_async_callback(_close, bus)
             self._bus = bus
             self._client = ControllerClient(bus, CLUSTER, actor="lab")
             self._log = JetStreamLog(bus, CLUSTER)
@@ -327,3 +328,9 @@ class Lab:
             self.fabric.places[place].inside(commands.ISTHMUS, *arguments),
             env=self.environment,
         )
+
+
+async def _close(bus: Client) -> None:
+    """Closes a connection whose server may be gone already."""
+    with suppress(NatsError, OSError, TimeoutError):
+        await bus.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import msgspec
 from deploy.lab import proofs
 from deploy.lab.report import ProofFailedError, Report
 from deploy.lab.runtime import Lab
+from events.errors import IsthmusError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +45,20 @@ def work(
     programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
     """The sandbox's worker: exit code 0 when every proof holds, 1 when one does not, 130 when interrupted."""
-    return asyncio.run(_main(programme, topology, directory, plugins, state))
+    try:
+        return asyncio.run(_main(programme, topology, directory, plugins, state))
+    except Exception as error:
+        # This process has no caller who could show the error: it is a fork in another PID namespace.
+        if os.environ.get("ISTHMUS_DEBUG"):
+            raise
+        known = error if isinstance(error, IsthmusError) else None
+        text = (
+            known.message
+            if known
+            else f"unexpected {type(error).__name__}: {error} (ISTHMUS_DEBUG=1 shows where)"
+        )
+        sys.stderr.write(f"isthmus: the lab ended: {text} [{known.code if known else 'internal'}]\n")
+        return known.exit_code if known else 1
 
 
 async def _main(
