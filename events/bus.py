@@ -65,6 +65,8 @@ class _Patient(FastHeaders):
     denied: deque[str]
     """Subjects that the server let this client not publish to, lower case, the latest last."""
     public_key = ""
+    api_prefix = "$JS.API"
+    """Where these credentials find JetStream's API; :func:`events.jetstream_api.prefix_of` asks."""
 
     def _connect_command(self) -> bytes:
         """Name the public key beside the JWT: a server with a plain configuration knows only that."""
@@ -159,6 +161,7 @@ async def connect(
     client = _Patient()
     client.denied = deque(maxlen=_DENIED_MAX)
     identity = _identity(client, options)
+    client.api_prefix = options.api_prefix
     tls: ssl.SSLContext | None = None
     if options.ca or options.certificate:
         tls = ssl.create_default_context(cafile=options.ca or None)

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from events.codec import StoredMessage
 from events.errors import Unavailable
-from events.jetstream_api import DEFAULT_PREFIX
+from events.jetstream_api import DEFAULT_PREFIX, prefix_of
 
 BATCH_MAX = 500
 _BYTES_MAX = 2 * 1024 * 1024
@@ -71,13 +72,30 @@ def carried_message(message: Msg) -> StoredMessage | None:
     return StoredMessage(sequence, subject, own, message.data, moment_ns)
 
 
+class _Question:
+    """One request under way."""
+
+    def __init__(self, *, single: bool) -> None:
+        self.single = single
+        self.messages: list[StoredMessage] = []
+        self.answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+
 class DirectReader:
-    """Direct gets on one stream. ``prefix`` as for :class:`events.jetstream.JetStreamLog`."""
+    """Direct gets on one stream. ``prefix`` as for :class:`events.jetstream.JetStreamLog`.
+
+    Keeps one inbox for as long as the connection lives: a subscription that comes and goes with
+    each question would have to be told to every server and leaf node around.
+    """
 
     def __init__(self, client: Client, stream: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._client = client
         self.stream = stream
         self._subject = f"{prefix}.DIRECT.GET.{stream}"
+        self._inbox = client.new_inbox()
+        self._subscribed: asyncio.Task[Subscription] | None = None
+        self._questions: dict[str, _Question] = {}
+        self._asked = 0
 
     async def after(
         self, sequence: int, wildcard: str, *, count: int = BATCH_MAX, timeout_s: float = 3.0
@@ -94,50 +112,56 @@ class DirectReader:
         answer = await self._ask({"last_by_subj": subject}, timeout_s)
         return answer.messages[-1] if answer.messages else None
 
+    async def close(self) -> None:
+        """Give the inbox back; the reader may be used again."""
+        subscribed, self._subscribed = self._subscribed, None
+        if subscribed is not None:
+            with contextlib.suppress(NatsError, OSError):
+                await (await subscribed).unsubscribe()
+
     async def _ask(self, request: Mapping[str, Any], timeout_s: float) -> DirectAnswer:
         if not self._client.is_connected:
             raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
-        messages: list[StoredMessage] = []
-        finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        single = "last_by_subj" in request
-
-        async def on_message(message: Msg) -> None:
-            if finished.done():
-                return
-            headers = message.headers or {}
-            status = headers.get("Status", "")
-            stored = None if status else carried_message(message)
-            if stored is not None:
-                messages.append(stored)
-                if single:
-                    finished.set_result(0)
-            elif status == "204":
-                finished.set_result(int(headers.get("Nats-Num-Pending", "0")))
-            elif status == "404":
-                finished.set_result(0)
-            else:
-                why = (
-                    "nobody answers"
-                    if status == "503"
-                    else f"{status} {headers.get('Description', '')}".strip()
-                )
-                finished.set_exception(Unavailable("log_unavailable", f"stream {self.stream}: {why}"))
-
-        inbox = self._client.new_inbox()
+        self._asked += 1
+        token = str(self._asked)
+        question = _Question(single="last_by_subj" in request)
+        self._questions[token] = question
         try:
-            subscription = await self._client.subscribe(
-                inbox, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0
-            )
-            try:
-                await self._client.publish(self._subject, _encode(request), reply=inbox)
-                pending = await asyncio.wait_for(finished, timeout_s)
-            finally:
-                with contextlib.suppress(NatsError, OSError):
-                    await subscription.unsubscribe()
+            if self._subscribed is None or (self._subscribed.done() and self._subscribed.exception()):
+                self._subscribed = asyncio.create_task(self._subscribe())
+            await asyncio.shield(self._subscribed)
+            await self._client.publish(self._subject, _encode(request), reply=f"{self._inbox}.{token}")
+            pending = await asyncio.wait_for(question.answered, timeout_s)
         except TimeoutError:
             raise Unavailable(
                 "log_unavailable", f"stream {self.stream} did not answer a direct get within {timeout_s:g} s"
             ) from None
         except NatsError as error:
             raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
-        return DirectAnswer(messages, pending)
+        finally:
+            del self._questions[token]
+        return DirectAnswer(question.messages, pending)
+
+    async def _subscribe(self) -> Subscription:
+        return await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def _on_message(self, message: Msg) -> None:
+        question = self._questions.get(message.subject.rpartition(".")[2])
+        if question is None or question.answered.done():
+            return  # the answer to a question that was given up
+        headers = message.headers or {}
+        status = headers.get("Status", "")
+        stored = None if status else carried_message(message)
+        if stored is not None:
+            question.messages.append(stored)
+            if question.single:
+                question.answered.set_result(0)
+        elif status == "204":
+            question.answered.set_result(int(headers.get("Nats-Num-Pending", "0")))
+        elif status == "404":
+            question.answered.set_result(0)
+        else:
+            why = "nobody answers" if status == "503" else f"{status} {headers.get('Description', '')}".strip()
+            question.answered.set_exception(Unavailable("log_unavailable", f"stream {self.stream}: {why}"))

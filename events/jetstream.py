@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from events import subjects
 from events.chain import Head
 from events.codec import OutgoingMessage
-from events.jetstream_api import DEFAULT_PREFIX
+from events.jetstream_api import DEFAULT_PREFIX, prefix_of
 from events.jetstream_append import append
 from events.jetstream_read import PullReader, log_head
 from events.jetstream_stream import ensure_stream, event_stream_settings, status_stream_settings
@@ -40,9 +40,11 @@ class JetStreamLog:
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
-        self._prefix = prefix
+        self._prefix = prefix_of(client, prefix)
         self._patience_s = patience_s
-        self._reader = PullReader(client, prefix, cluster, batch_size=batch_size, patience_s=patience_s)
+        self._reader = PullReader(client, self._prefix, cluster, batch_size=batch_size, patience_s=patience_s)
+        # Credentials that may not make consumers (an auditor's, an operator's) read without one.
+        self._may_consume = self._prefix == prefix
 
     @classmethod
     async def open(
@@ -95,4 +97,9 @@ class JetStreamLog:
     def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False
     ) -> AsyncIterator[ReadBatch]:
+        if not self._may_consume:
+            from events.live import LiveReader
+
+            reader = LiveReader(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
+            return reader.read(after=after, until=until, follow=follow)
         return self._reader.read(after, until, follow=follow)

@@ -22,6 +22,16 @@ from events.errors import Unavailable
 
 DEFAULT_PREFIX = "$JS.API"
 
+
+def prefix_of(client: Client, prefix: str) -> str:
+    """The API prefix to use: what the caller names, else where the client's credentials have it.
+
+    Credentials of nodes, operators and auditors find the read-only part of the API under a name of
+    their own, because their accounts hold no streams (:mod:`events.bus`).
+    """
+    return str(getattr(client, "api_prefix", prefix)) if prefix == DEFAULT_PREFIX else prefix
+
+
 # err_code of nats-server's server/errors.json
 STREAM_NOT_FOUND = 10059
 NO_MESSAGE = 10037

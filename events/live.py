@@ -27,7 +27,7 @@ from events.chain import Head
 from events.codec import StoredMessage
 from events.direct import DirectAnswer, DirectReader, carried_message
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, pauses
+from events.jetstream_api import DEFAULT_PREFIX, pauses, prefix_of
 from events.jetstream_read import log_head
 from events.log import ReadBatch
 
@@ -56,7 +56,8 @@ class LiveStatistics:
 class LiveReader:
     """A LogReader that leaves nothing on the server.
 
-    ``check_s`` is the mean time between two questions to the stream whether something was missed.
+    ``check_s`` is the mean time between two questions to the stream whether something was missed
+    (a connection that lives does not lose messages; a restored one is asked about at once).
     ``patience_s`` bounds a read that does not follow.
     """
 
@@ -66,14 +67,14 @@ class LiveReader:
         cluster: str,
         *,
         prefix: str = DEFAULT_PREFIX,
-        check_s: float = 15.0,
+        check_s: float = 60.0,
         patience_s: float = 10.0,
         gap_wait_s: float = GAP_WAIT_S,
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
         self._wildcard = subjects.events_wildcard(cluster)
-        self._prefix = prefix
+        self._prefix = prefix_of(client, prefix)
         self._direct = DirectReader(client, subjects.stream(cluster), prefix=prefix)
         self._check_s = check_s
         self._patience_s = patience_s
@@ -136,6 +137,7 @@ class LiveReader:
                 check_at = loop.time() + self._check_s * random.uniform(0.5, 1.5)  # noqa: S311
         finally:
             await window.close()
+            await self._direct.close()
 
     async def _ask(self, position: int, stop: int | None, *, patient: bool) -> DirectAnswer:
         """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""

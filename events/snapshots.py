@@ -29,7 +29,7 @@ from events import subjects
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.direct import DirectReader
 from events.errors import Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, error_in, pauses
+from events.jetstream_api import DEFAULT_PREFIX, error_in, pauses, prefix_of
 from events.jetstream_stream import ensure_stream
 from events.types import ClusterDefined
 
@@ -172,7 +172,7 @@ class SnapshotBucket:
     def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
-        self._prefix = prefix
+        self._prefix = prefix_of(client, prefix)
         self._stream = subjects.snapshot_stream(cluster)
         self._direct = DirectReader(client, self._stream, prefix=prefix)
         self._log = DirectReader(client, subjects.stream(cluster), prefix=prefix)

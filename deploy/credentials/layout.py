@@ -94,6 +94,7 @@ CONTROL_EXPORTS: tuple[Share, ...] = (
     Share("$JS.API.DIRECT.GET.*", streamed=True),
     Share("$JS.API.DIRECT.GET.*.>", streamed=True),
     Share("isthmus.*.live.>", "stream"),
+    Share("isthmus.*.status.*", "stream"),
 )
 """Offered to every account of this operator; what a tenant really has is in its imports."""
 
@@ -115,6 +116,16 @@ def _reads(cluster: str) -> tuple[Share, ...]:
             _api(f"DIRECT.GET.{stream}.>", streamed=True),
         ]
     return (*shares, Share(subjects.live_wildcard(cluster), "stream"))
+
+
+def _reports(cluster: str) -> tuple[Share, ...]:
+    """Reading what every agent reports: for people, not for agents."""
+    stream = subjects.status_stream(cluster)
+    return (
+        _api(f"STREAM.INFO.{stream}"),
+        _api(f"DIRECT.GET.{stream}", streamed=True),
+        Share(subjects.status_wildcard(cluster), "stream"),
+    )
 
 
 def _allow(shares: tuple[Share, ...]) -> Permissions:
@@ -157,8 +168,7 @@ def operator(cluster: str, name: str) -> Tenant:
         Share(f"isthmus.{cluster}.command.>"),
         Share(f"isthmus.{cluster}.query.>"),
         Share(subjects.spans(cluster, role="cli")),
-        _api(f"DIRECT.GET.{subjects.status_stream(cluster)}", streamed=True),
-        _api(f"STREAM.INFO.{subjects.status_stream(cluster)}"),
+        *_reports(cluster),
         *_reads(cluster),
     )
     return Tenant(
@@ -173,7 +183,7 @@ def audit(cluster: str, name: str) -> Tenant:
     """A reader: the replay tool, an archive, a third party that follows the events. It can change nothing."""
     subjects.check_label(cluster, "cluster")
     subjects.check_label(name, "auditor name")
-    control = (*_reads(cluster), Share(f"isthmus.{cluster}.query.>"))
+    control = (*_reports(cluster), *_reads(cluster), Share(f"isthmus.{cluster}.query.>"))
     return Tenant(
         name=f"{cluster}/audit/{name}",
         control=control,
