@@ -194,6 +194,7 @@ class Agent:
                 self.follower.moved()
 
     async def _report_for_ever(self) -> None:
+        await self.report()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.config.heartbeat_s):

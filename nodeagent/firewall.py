@@ -4,12 +4,13 @@ What it enforces, each by name in the table:
 
 * ``received``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
   tracking; nothing leaves the tunnel whose inner source is no container address.
-* ``forwarded``, ``delivered``: a container address comes only from where its route leads (no
-  spoofing), and nobody outside opens a connection to a container address. Replies pass, and what the
+* ``forwarded``, ``delivered``: a container address comes only from where its route leads: the own range
+  from pods, all others from the tunnel (no spoofing); and nobody outside opens a connection to a container address. Replies pass, and what the
   Service proxy has translated (NodePort, hostPort).
 * ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
   of the VXLAN port.
-* ``leaving``: what would still carry a container address to the outside is dropped.
+* ``leaving``: what would still carry a container address to the outside is dropped, and what is
+  addressed to a range that nobody has does not follow the default route there.
 
 Sets and chains stay in place when the rules are written anew. Deleting the table and making it again in one
 transaction is atomic for whoever lists it, but not for packets: one that is being judged by the old rules
@@ -90,7 +91,9 @@ table inet {TABLE} {{
   }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
-    ip saddr @containers fib saddr . iif oif missing counter drop
+    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
+    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
+    iifname "{rules.device}" fib saddr . iif oif missing counter drop
     ct state established,related accept
     ct status dnat accept
     ip daddr @containers ip saddr != @containers counter drop
@@ -98,7 +101,9 @@ table inet {TABLE} {{
   chain delivered {{
     type filter hook input priority filter - 5; policy accept;
     iifname "lo" accept
-    ip saddr @containers fib saddr . iif oif missing counter drop
+    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
+    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
+    iifname "{rules.device}" fib saddr . iif oif missing counter drop
     ct state established,related accept
     ct status dnat accept
     ip daddr @containers ip saddr != @containers counter drop
@@ -116,6 +121,7 @@ table inet {TABLE} {{
   chain leaving {{
     type filter hook postrouting priority srcnat + 50; policy accept;
     oifname != "lo" ip saddr @containers ip daddr != @containers counter drop
+    oifname != {{ "lo", "{rules.device}" }} ip daddr @containers ip daddr != {rules.own_range} counter drop
   }}
 }}
 """

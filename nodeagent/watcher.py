@@ -110,10 +110,8 @@ class Watcher:
         address = str(IPv4Address(notice.address))
         if spec is not None and notice.ifindex == keeper.ifindex:
             return "" if (address == spec.address) != notice.gone else "device address"
-        if underlay is not None and (notice.ifindex == underlay.ifindex or address == underlay.address):
-            return (
-                ""
-                if address == underlay.address and not notice.gone and underlay.present
-                else "underlay address"
-            )
-        return ""
+        if underlay is None:
+            return ""
+        concerned = underlay.ifindex in {0, notice.ifindex} or address == underlay.address
+        as_known = address == underlay.address and underlay.present and not notice.gone
+        return "underlay address" if concerned and not as_known else ""

@@ -106,13 +106,13 @@ class Node:
         """A shell line in this node's namespace."""
         return sh(f"ip netns exec {self.name} {command}")
 
-    def start(self, *options: str, underlay: str = "eth0") -> Node:
-        """Start the agent."""
+    def start(self, *options: str, underlay: str = "eth0", by: str = "") -> Node:
+        """Start the agent, through the command line ``by`` if one is given."""
         with (self.directory / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, ISTHMUS, "agent", "--bus", BUS, "--node", self.name,
-                 "--underlay", underlay, "--state-dir", str(self.directory / "state"), "--metrics", "off",
-                 "--cni-dir", str(self.directory / "cni"), "--heartbeat", "0.5", *options],
+                ["ip", "netns", "exec", self.name, *by.split(), ISTHMUS, "agent", "--bus", BUS,
+                 "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
+                 "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5", *options],
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
             )  # fmt: skip
         return self
@@ -129,7 +129,7 @@ class Node:
         try:
             until(check, f"{self.name} is ready with {peers} peers", 15)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log()}") from error
+            raise AssertionError(f"{error}\n{self.log()}\n{self.site.log()}") from error
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -193,6 +193,10 @@ class Site:
                  "--cidr", "172.16.0.0/16", "--pods", "64", "--services", "256", "--quarantine", "0"],
                 stdout=log, stderr=log,
             )  # fmt: skip
+
+    def log(self) -> str:
+        """The last words of bus and controller."""
+        return (self.directory / "up.log").read_text()[-2000:]
 
     def down(self, number: int = signal.SIGTERM) -> None:
         """End bus and controller."""

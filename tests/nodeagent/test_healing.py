@@ -106,28 +106,26 @@ def test_the_device_deleted_changed_or_down() -> None:
 @inside
 def test_a_device_made_by_somebody_else_under_our_name() -> None:
     with site("a", "b", "c") as place:
-        break_and_watch(
-            place,
-            "sh -c 'ip link del isthmus; ip link add isthmus type vxlan id 7 dstport 4789; ip link set isthmus up'",
-            others_suffer=True,
-        )
+        theirs = "ip link add isthmus type vxlan id 7 dstport 4789; ip link set isthmus up"
+        break_and_watch(place, f"sh -c 'ip link del isthmus; {theirs}'", others_suffer=True)
 
 
 @inside
 def test_the_underlay_goes_down_and_up_or_is_made_anew() -> None:
     with site("a", "b", "c") as place:
         a, b, _ = place.nodes.values()
+        route = "ip route replace default via 10.0.0.254"
+        up = f"sh -c 'ip link set eth0 up; {route}'"
         for away, back in (
-            (lambda: a.run("ip link set eth0 down"), lambda: a.run("sh -c 'ip link set eth0 up; "
-             "ip route replace default via 10.0.0.254'")),
-            (lambda: a.run("ip link del eth0"), a.plug),
-        ):  # fmt: skip
+            ("ip link set eth0 down", lambda: a.run(up)),
+            ("ip link del eth0", a.plug),
+        ):
             before = a.rows()
-            away()
+            a.run(away)
             until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it says so", 3)
             assert a.rows() == before, "nothing is flushed while the underlay is away"
             back()
-            until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again", HEAL_S)
+            until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass", HEAL_S)
             healed(a, before)
             until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over", 5)
             a.ready(2)

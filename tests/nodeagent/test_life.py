@@ -1,0 +1,214 @@
+"""An agent's life: restarts, absences of the bus, peers that change, a node that leaves and is cleaned."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import ISTHMUS, Node, site, until
+
+pytestmark = pytest.mark.slow
+
+
+@inside
+def test_restarts_of_any_process_touch_no_row_and_lose_no_packet() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        before, flow = (a.rows(), b.rows()), a.flow(b)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            a.stop(number)
+            assert (a.rows(), b.rows()) == before
+            a.start().ready(1)
+            place.down(number)
+            until(lambda: not a.status()["bus_connected"], "the loss is noticed")
+            assert (a.rows(), b.rows()) == before
+            place.up()
+            until(lambda: a.status()["bus_connected"] and a.status()["state"] == "ready", "a is back", 15)
+        assert (a.rows(), b.rows()) == before
+        assert flow.stop().lost == 0
+        assert a.status()["counters"]["written"] == 0, "the restarted agent found everything in place"
+
+
+@inside
+def test_a_start_without_the_bus_goes_on_from_the_cache() -> None:
+    with site("a", "b", "c") as place:
+        a, b, _ = place.nodes.values()
+        before, flow = a.rows(), a.flow(b)
+        a.stop(signal.SIGKILL)
+        place.down(signal.SIGKILL)
+        a.run(f"ip neigh del {b.vtep} dev isthmus")  # damage while nobody looks
+        started = time.time()
+        a.start()
+        until(lambda: a.status()["started_at"] >= started and a.status()["state"] == "ready", "ready", 15)
+        assert a.rows() == before, "what was damaged is repaired from the cache"
+        status = a.status()
+        assert not status["bus_connected"]
+        assert status["applied"] == status["sequence"] > 0
+        shown = a.run(f"{ISTHMUS} agent status --state-dir {a.directory}/state")
+        assert "NOT connected" in shown
+        assert "last word from the bus" in shown
+        place.up()
+        until(lambda: a.status()["bus_connected"], "the bus is back", 15)
+        a.ready(2)
+        assert flow.stop().silence_s < 15
+
+
+@inside
+def test_a_node_cut_off_from_the_bus_keeps_its_rows_and_catches_up_in_order() -> None:
+    with site("a", "b", "c") as place:
+        a, b, c = place.nodes.values()
+        before, flow = a.rows(), a.flow(b)
+        leaver = c.status()["range"]
+        chain = "add chain inet cut out { type filter hook output priority 0; }"
+        a.run(f"nft 'add table inet cut; {chain}; add rule inet cut out tcp dport 4222 drop'")
+        c.stop()
+        assert place.isthmus("node", "remove", "c").returncode == 0
+        until(lambda: leaver not in str(b.rows()), "b follows")
+        assert a.rows() == before, "a does not know, and has not changed"
+        a.run("nft delete table inet cut")
+        until(lambda: leaver not in str(a.rows()), "a catches up", 30)
+        a.ready(1)
+        assert a.status()["applied"] == b.status()["applied"]
+        assert flow.stop().lost == 0
+
+
+@inside
+def test_a_reinstalled_node_replaces_its_old_self_everywhere() -> None:
+    """New uid, new VTEP MAC, new epoch: the old rows are gone, read back, on every peer."""
+    with site("a", "b", "c") as place:
+        a, b, c = place.nodes.values()
+        old = b.status()
+        healthy = a.flow(c)
+        b.stop(signal.SIGKILL)
+        sh(f"rm -rf {b.directory}/state")
+        b.run("ip link del isthmus")
+        b.start().ready(2)
+        new = b.status()
+        assert new["uid"] != old["uid"]
+        assert new["vtep_mac"] != old["vtep_mac"]
+        assert new["epoch"] > old["epoch"]
+        for peer in (a, c):
+            until(lambda: new["vtep_mac"] in str(peer.rows()), "the new one is known")  # noqa: B023
+            until(lambda: old["vtep_mac"] not in str(peer.rows()), "the old one is gone")  # noqa: B023
+            assert old["range"] not in str(peer.rows())
+            assert len(peer.rows()["fdb"]) == 2
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass to the new one")
+        assert healthy.stop().lost == 0
+
+
+@inside
+def test_two_agents_with_one_state_directory_do_not_fight() -> None:
+    with site("a") as place:
+        a = place.nodes["a"]
+        second = subprocess.run(
+            ["ip", "netns", "exec", "a", ISTHMUS, "agent", "--node", "a", "--underlay", "eth0",
+             "--metrics", "off", "--state-dir", str(a.directory / "state")],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert second.returncode == 1
+        assert "agent_running" in second.stderr
+        a.ready(0)
+
+
+@inside
+def test_stop_keeps_and_clean_removes_everything_of_ours_and_nothing_else() -> None:
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        a.run("ip route add 198.51.100.0/24 dev eth0 proto 99")
+        a.run("nft add table inet theirs")
+        refused = _clean(a)
+        assert refused.returncode == 1
+        assert "agent_running" in refused.stdout + refused.stderr
+        a.stop()
+        assert a.rows()["routes"], "stopping keeps the rows"
+        done = _clean(a)
+        assert done.returncode == 0, done.stderr
+        assert any("device isthmus" in what for what in json.loads(done.stdout)["removed"])
+        assert a.run("ip route show proto 84") == ""
+        assert "isthmus" not in a.run("ip link show")
+        assert a.run("nft list tables") == "table inet theirs\n"
+        assert list((a.directory / "cni").glob("*.conflist")) == []
+        assert "198.51.100.0/24" in a.run("ip route show proto 99")
+        assert json.loads(_clean(a).stdout) == {"removed": []}, "twice is harmless"
+
+
+def _clean(node: Node) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["ip", "netns", "exec", node.name, ISTHMUS, "agent", "clean", "--yes", "--json",
+         "--state-dir", str(node.directory / "state"), "--cni-dir", str(node.directory / "cni")],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+
+
+@inside
+def test_it_runs_with_cap_net_admin_alone() -> None:
+    """From the first moment on by an ordinary user with nothing else, and down to it when started as root."""
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        for pid in _agents(a):
+            assert _capabilities(pid) == {
+                "CapEff": 1 << 12,
+                "CapPrm": 1 << 12,
+                "CapBnd": 1 << 12,
+                "CapAmb": 1 << 12,
+            }
+        a.stop()
+        a.run("ip link del isthmus")
+        a.run("ip route flush proto 84")
+        a.run("nft delete table inet isthmus")
+        only = "--inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin --bounding-set=-all,+net_admin"
+        if Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]:  # other uids exist
+            sh(f"chown -R 65534:65534 {a.directory} && chmod 755 {place.directory}")
+            only += " --reuid 65534 --regid 65534 --clear-groups"
+        a.start(by=f"setpriv {only}")
+        a.ready(1)
+        until(lambda: "vteps" in a.run("nft list table inet isthmus"), "nft runs by the same capability")
+        assert not a.status()["conditions"], a.status()["conditions"]
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass")
+
+
+def _agents(node: Node) -> list[int]:
+    return [int(node.status()["pid"])]
+
+
+def _capabilities(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    names = ("CapEff", "CapPrm", "CapBnd", "CapAmb")
+    return {
+        name: int(value, 16) for name, _, value in (line.partition(":\t") for line in lines) if name in names
+    }
+
+
+@inside
+def test_without_the_capability_it_says_so() -> None:
+    done = subprocess.run(
+        ["setpriv", "--inh-caps=-all", "--bounding-set=-all", ISTHMUS, "agent", "--underlay", "10.0.0.1"],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert "not_permitted" in done.stderr
+
+
+@inside
+def test_a_start_that_would_do_harm_is_refused() -> None:
+    with site("a", "b", start=False) as place:
+        a, b = place.nodes.values()
+        a.run("ip route add 172.16.9.0/24 via 10.0.0.254")
+        b.run("ip link add theirs type vxlan id 100 dstport 8472 local 10.0.0.2")
+        b.run("ip link set theirs up")
+        for node, code, word in ((a, "route_conflict", "172.16.9.0/24"), (b, "overlay_conflict", "theirs")):
+            node.start()
+            assert node.agent is not None
+            assert node.agent.wait(timeout=20) == 1, node.log()
+            assert code in node.log()
+            assert word in node.log()
+        assert "isthmus" not in a.run("ip link show")
+        a.run("ip route del 172.16.9.0/24")
+        a.start().ready()

@@ -1,0 +1,248 @@
+"""Pods by the real CNI plugins, and the firewall's rules, each with packets in both directions.
+
+The outside is a host beyond the nodes' network (198.51.100.9) that knows a route to the pods through
+node ``a``: what a misconfigured router or an attacker would have. Missing routes protect nobody here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import Node, Site, site, until
+
+pytestmark = pytest.mark.slow
+
+PLUGINS = next(
+    (place for place in ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni") if Path(place, "ptp").exists()), ""
+)
+OUTSIDE = "198.51.100.9"
+
+LISTEN = """
+import socket, sys
+kind = socket.SOCK_STREAM if sys.argv[1] == "tcp" else socket.SOCK_DGRAM
+s = socket.socket(socket.AF_INET, kind)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[2], int(sys.argv[3])))
+if sys.argv[1] == "tcp":
+    s.listen()
+print("ready", flush=True)
+while True:
+    if sys.argv[1] == "tcp":
+        c, peer = s.accept()
+        c.sendall(f"{peer[0]} {peer[1]}".encode())
+        c.close()
+    else:
+        _, peer = s.recvfrom(2048)
+        s.sendto(f"{peer[0]} {peer[1]}".encode(), peer)
+"""
+
+ASK = """
+import socket, sys
+kind = socket.SOCK_STREAM if sys.argv[1] == "tcp" else socket.SOCK_DGRAM
+s = socket.socket(socket.AF_INET, kind)
+s.settimeout(0.4)
+try:
+    if len(sys.argv) > 4:
+        s.bind((sys.argv[4], 0))
+    s.connect((sys.argv[2], int(sys.argv[3])))
+    if sys.argv[1] == "udp":
+        s.send(b"?")
+    print(s.recv(100).decode())
+except OSError as error:
+    print("none", error)
+"""
+
+
+class Pod:
+    """A namespace attached by the plugins of the node's conflist, with a TCP and a UDP server on port 80."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.node, self.name = node, name
+        sh(f"ip netns add {name} && ip -n {name} link set lo up")
+        (path,) = (node.directory / "cni").glob("*.conflist")
+        self.conflist = json.loads(path.read_text())
+        result = self._plugins("ADD", self.conflist["plugins"])
+        self.address = result["ips"][0]["address"].partition("/")[0]
+        self.servers = [serve(name, "tcp", self.address, 80), serve(name, "udp", self.address, 80)]
+
+    def _plugins(self, command: str, plugins: list[dict[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] | None = None
+        for plugin in plugins:
+            config = {**plugin, "cniVersion": self.conflist["cniVersion"], "name": self.conflist["name"]}
+            if result is not None:
+                config["prevResult"] = result
+            done = subprocess.run(
+                ["ip", "netns", "exec", self.node.name, f"{PLUGINS}/{plugin['type']}"],
+                input=json.dumps(config), capture_output=True, text=True, check=False,
+                env={**os.environ, "CNI_COMMAND": command, "CNI_CONTAINERID": self.name, "CNI_IFNAME": "eth0",
+                     "CNI_NETNS": f"/run/netns/{self.name}", "CNI_PATH": PLUGINS},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            result = json.loads(done.stdout) if command == "ADD" else result
+        return result or {}
+
+    def delete(self) -> None:
+        """As a container runtime would."""
+        for server in self.servers:
+            server.kill()
+            server.wait()
+        self._plugins("DEL", self.conflist["plugins"][::-1])
+        sh(f"ip netns del {self.name}")
+
+
+def serve(place: str, kind: str, address: str, port: int) -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", place, "python3", "-c", LISTEN, kind, address, str(port)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    return server
+
+
+def ask(place: str, kind: str, address: str, port: int = 80, source: str = "") -> str:
+    """Who the server says we are ("address port"), or "none …" when nothing comes back."""
+    return sh(f"ip netns exec {place} python3 -c '{ASK}' {kind} {address} {port} {source}").strip()
+
+
+def outside(place: Site) -> None:
+    """A host beyond the bridge's router, with a route to all pods through node a."""
+    sh(
+        "ip netns add far && ip -n far link set lo up && ip link add v-far type veth peer name eth0 netns far && "
+        "ip addr add 198.51.100.1/24 dev v-far && ip link set v-far up && "
+        f"ip -n far addr add {OUTSIDE}/24 dev eth0 && ip -n far link set eth0 up && "
+        "ip -n far route add default via 198.51.100.1 && "
+        f"ip route add 172.16.0.0/16 via {place.nodes['a'].underlay}"
+    )
+    place.servers = [serve("far", "tcp", OUTSIDE, 80), serve("far", "udp", OUTSIDE, 80)]  # type: ignore[attr-defined]
+
+
+@inside
+def test_pods_and_the_firewall() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        outside(place)
+        one, two, three = Pod(a, "pod-1"), Pod(a, "pod-2"), Pod(b, "pod-3")
+        assert one.address.rpartition(".")[2] == str(int(a.vtep.rpartition(".")[2]) + 2), (
+            "after VTEP and gateway"
+        )
+        for kind in ("tcp", "udp"):
+            for source, target in ((one, two), (one, three), (three, one)):
+                seen = ask(source.name, kind, target.address)
+                assert seen.startswith(f"{source.address} "), f"{kind} {source.name} → {target.name}: {seen}"
+            # The node itself to its pods and to another node's pods (kubelet, health checks), and back.
+            assert ask("a", kind, one.address).startswith("172.16.")
+            assert ask("a", kind, three.address).startswith(f"{a.vtep} ")
+            # Pods to the outside wear the node's address, on ports clear of the VXLAN port.
+            address, port = ask(one.name, kind, OUTSIDE).split()
+            assert address == a.underlay
+            assert int(port) > 8472
+            # From outside: no new connection to a pod, directly or past the node's own addresses.
+            for target in (one.address, three.address, a.vtep):
+                assert ask("far", kind, target).startswith("none"), f"{kind} from outside to {target}"
+        # Pods to nodes: by underlay address (kubelet, node-local services), with replies.
+        server = serve("b", "tcp", b.underlay, 81)
+        assert ask(one.name, "tcp", b.underlay, 81).startswith(f"{a.underlay} ")
+        server.kill()
+        # A published port (NodePort, hostPort: translated on the node) is let through.
+        a.run(
+            "nft 'add table ip nat2; add chain ip nat2 pre { type nat hook prerouting priority dstnat; }; "
+            f"add rule ip nat2 pre tcp dport 30080 dnat to {one.address}:80'"
+        )
+        assert not ask("far", "tcp", a.underlay, 30080).startswith("none")
+        # Nobody outside can pretend to be a pod.
+        sh("ip -n far addr add 172.16.77.7/32 dev lo && ip route add 172.16.77.7/32 via 198.51.100.9")
+        assert ask("far", "udp", one.address, 80, "172.16.77.7").startswith("none")
+        # What is addressed to a range that nobody has does not follow the default route.
+        seen = subprocess.Popen(
+            ["timeout", "3", "tcpdump", "-i", "wire", "-c", "1", "-nn", "dst", "172.16.200.9"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert seen.stderr is not None
+        until(lambda: "listening" in seen.stderr.readline(), "tcpdump listens")  # type: ignore[union-attr]
+        for place_name in (one.name, "a"):
+            assert ask(place_name, "udp", "172.16.200.9").startswith("none")
+        assert "172.16.200.9" not in seen.communicate()[0]
+        # VXLAN from an unknown VTEP is dropped: the same packet from a member's address is let in.
+        drops = dropped(a, "chain vxlan")
+        sh(f"ip netns exec far python3 -c '{ASK}' udp {a.underlay} 8472")
+        assert dropped(a, "chain vxlan") == drops + 1
+        sh(f"ip netns exec b python3 -c '{ASK}' udp {a.underlay} 8472")
+        assert dropped(a, "chain vxlan") == drops + 1
+        # An address of the own range that no pod has goes nowhere instead of around in circles.
+        unused = a.vtep.rpartition(".")[0] + "." + str(int(a.vtep.rpartition(".")[2]) + 50)
+        assert "unreachable" in ask(three.name, "udp", unused) or ask(three.name, "udp", unused).startswith(
+            "none"
+        )
+        for server in place.servers:  # type: ignore[attr-defined]
+            server.kill()
+        check_conflist_changes(place, a, one, three)
+        check_the_table_heals(a, three)
+        for pod in (one, two, three):
+            pod.delete()
+        assert Pod(a, "pod-4").address.startswith("172.16.")
+
+
+def dropped(node: Node, chain: str) -> int:
+    text = node.run("nft list table inet isthmus").partition(chain)[2].partition("}")[0]
+    return int(text.partition("counter packets ")[2].split()[0])
+
+
+def check_conflist_changes(place: Site, a: Node, one: Pod, three: Pod) -> None:
+    """Another MTU rewrites the file; running pods go on as they are."""
+    pinging = subprocess.Popen(
+        ["ip", "netns", "exec", "pod-1", "ping", "-i", "0.02", three.address], stdout=subprocess.PIPE, text=True
+    )
+    assert '"mtu": 1450' in (a.directory / "cni" / "10-isthmus.conflist").read_text()
+    a.run("ip link set eth0 mtu 1400")
+    until(lambda: '"mtu": 1350' in (a.directory / "cni" / "10-isthmus.conflist").read_text(), "rewritten", 2)
+    late = Pod(a, "pod-5")
+    assert "mtu 1350" in sh("ip -n pod-5 link show eth0")
+    assert ask("pod-5", "tcp", three.address).startswith(late.address)
+    assert not list((a.directory / "cni").glob(".*")), "no half-written file is left behind"
+    pinging.send_signal(2)
+    out, _ = pinging.communicate()
+    assert " 0% packet loss" in out, out[-300:]
+    late.delete()
+
+
+def check_the_table_heals(a: Node, three: Pod) -> None:
+    """The whole table, a rule, or a member removed by hand: back within a second."""
+    for damage in (
+        "delete table inet isthmus",
+        "flush chain inet isthmus forwarded",
+        "delete element inet isthmus vteps { 10.0.0.2 }",
+    ):
+        a.run(f"nft '{damage}'")
+        started = time.monotonic()
+        until(lambda: complete(a), f"{damage}: heals", 3)
+        assert time.monotonic() - started < 1.5
+        until(lambda: not ask("a", "tcp", three.address).startswith("none"), f"{damage}: packets pass", 2)
+
+
+def complete(node: Node) -> bool:
+    text = node.run("nft list table inet isthmus")
+    return (
+        "10.0.0.2" in text and "ip daddr @containers ip saddr != @containers" in text and "masquerade" in text
+    )
+
+
+@inside
+def test_the_bridge_plugin_works_too() -> None:
+    with site("a", "b", start=False) as place:
+        a, b = place.nodes.values()
+        a.start("--cni-plugin", "bridge").ready()
+        b.start().ready()
+        one, two, three = Pod(a, "pod-1"), Pod(a, "pod-2"), Pod(b, "pod-3")
+        for source, target in ((one, two), (one, three), (three, two)):
+            until(lambda: ask(source.name, "tcp", target.address).startswith(f"{source.address} "), "answers")  # noqa: B023
+        for pod in (one, two, three):
+            pod.delete()
