@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["INVALID_SPAN", "Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
 
 MESSAGING_SYSTEM = "nats"
+ON_SERIES = frozenset({"isthmus.cluster", "service.instance.id"})
+"""Resource attributes that each Prometheus series carries: whose it is, whatever address was scraped."""
 CLOSE_TIMEOUT_S = 2.0
 """How long :meth:`Telemetry.close` may take to hand the last spans to a collector that may be gone."""
 
@@ -293,7 +295,11 @@ def _meter_provider(
         from prometheus_client import CollectorRegistry
 
         registry = CollectorRegistry(auto_describe=False)
-        readers.append(PrometheusMetricReader(registry=registry, scope_info_enabled=False))
+        readers.append(
+            PrometheusMetricReader(
+                registry=registry, scope_info_enabled=False, resource_attribute_filter=ON_SERIES.__contains__
+            )
+        )
     if export == "console":
         readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
     elif export == "otlp":

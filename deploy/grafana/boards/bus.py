@@ -1,0 +1,131 @@
+"""Bus and controllers: the path of a command. Queue, append, projection."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard
+
+from deploy.grafana.panels import SELECT, Query, board, graph, per_second, quantile
+
+
+def bus() -> dashboard.Dashboard:
+    """The path of a command."""
+    return (
+        board("isthmus-bus", "Isthmus / Bus and controllers", "The path of a command.")
+        .with_row(dashboard.Row("Commands"))
+        .with_panel(
+            graph(
+                "Commands",
+                "Answered a second, by answer.",
+                [
+                    Query(
+                        per_second("isthmus_command_duration_seconds_count", by="code", window="1m"),
+                        "{{code}}",
+                    )
+                ],
+                unit="ops",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Answer time",
+                "From receipt to answer, the append included.",
+                [
+                    Query(quantile(share, "isthmus_command_duration_seconds"), name)
+                    for share, name in ((0.5, "median"), (0.9, "p90"), (0.99, "p99"))
+                ],
+                unit="s",
+            )
+        )
+        .with_panel(
+            graph(
+                "Queue",
+                "Commands that wait now, and how long they waited.",
+                [
+                    Query(f"max(isthmus_commands_waiting{{{SELECT}}})", "waiting"),
+                    Query(quantile(0.99, "isthmus_command_queued_seconds"), "p99 of the wait in seconds"),
+                ],
+            )
+        )
+        .with_panel(
+            graph(
+                "Answer time by command",
+                "The 99th of each.",
+                [Query(quantile(0.99, "isthmus_command_duration_seconds", by="command"), "{{command}}")],
+                unit="s",
+            )
+        )
+        .with_row(dashboard.Row("Log"))
+        .with_panel(
+            graph(
+                "Append",
+                "One atomic append to the stream.",
+                [
+                    Query(quantile(share, "isthmus_append_duration_seconds"), name)
+                    for share, name in ((0.5, "median"), (0.99, "p99"))
+                ],
+                unit="s",
+            )
+        )
+        .with_panel(
+            graph(
+                "Events per append",
+                "Group commit: one fsync for so many events.",
+                [
+                    Query(quantile(share, "isthmus_append_events"), name)
+                    for share, name in ((0.5, "median"), (0.99, "p99"))
+                ],
+            )
+        )
+        .with_panel(
+            graph(
+                "Events",
+                "Stored a second, by type.",
+                [Query(per_second("isthmus_events_total", by="type", window="1m"), "{{type}}")],
+                unit="eps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Appends lost to another controller",
+                "Decided again. Harmless; many mean that two controllers believe to lead.",
+                [Query(per_second("isthmus_append_conflicts_total"), "conflicts")],
+                unit="eps",
+            )
+        )
+        .with_row(dashboard.Row("Controllers"))
+        .with_panel(
+            graph(
+                "Read model lag",
+                "Events that each controller's read model is behind.",
+                [Query(f"isthmus_projection_lag{{{SELECT}}}", "{{service_instance_id}}")],
+            )
+        )
+        .with_panel(
+            graph(
+                "Read model transactions",
+                "How long one takes.",
+                [Query(quantile(0.99, "isthmus_projection_duration_seconds"), "p99")],
+                unit="s",
+            )
+        )
+        .with_panel(
+            graph(
+                "Who leads",
+                "1 for the leader; a hand-over shows as a step.",
+                [Query(f"isthmus_leader{{{SELECT}}}", "{{service_instance_id}}")],
+            )
+        )
+        .with_panel(
+            graph(
+                "Log head, read model, watermark",
+                "The head grows; the others follow. The watermark is the slowest live agent.",
+                [
+                    Query(f"max(isthmus_log_sequence{{{SELECT}}})", "log"),
+                    Query(f"min(isthmus_projection_sequence{{{SELECT}}})", "read model"),
+                    Query(f"min(isthmus_watermark{{{SELECT}}})", "watermark"),
+                ],
+            )
+        )
+    )

@@ -1,0 +1,178 @@
+"""The alert rules. Each says what is wrong, what it means for traffic, and where to look.
+
+Thresholds are in time, not in counts, wherever a cluster of ten and one of ten thousand must both be
+served. ``severity: page`` is for what a person must act on now.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+
+class Alert(NamedTuple):
+    """One rule. ``hold`` is how long the expression must be true (Prometheus' ``for``)."""
+
+    name: str
+    expression: str
+    hold: str
+    severity: str
+    summary: str
+    action: str
+
+
+ALERTS = (
+    Alert(
+        "IsthmusPoolExhausted",
+        'sum by (isthmus_cluster) (max by (isthmus_cluster, cidr) (isthmus_pool_ranges{state="free"})) == 0',
+        "1m",
+        "page",
+        "No range is free in cluster {{ $labels.isthmus_cluster }}: new nodes are refused.",
+        "isthmus cluster append --cidr …, or remove nodes. Running nodes are not affected.",
+    ),
+    Alert(
+        "IsthmusPoolNearlyFull",
+        'sum by (isthmus_cluster) (max by (isthmus_cluster, cidr) (isthmus_pool_ranges{state="free"})) '
+        "< 0.1 * max by (isthmus_cluster) (isthmus_pool_capacity) and "
+        'sum by (isthmus_cluster) (max by (isthmus_cluster, cidr) (isthmus_pool_ranges{state="free"})) > 0',
+        "15m",
+        "ticket",
+        "Less than a tenth of the ranges of cluster {{ $labels.isthmus_cluster }} is free.",
+        "Append a CIDR before nodes are refused: isthmus cluster append --cidr …",
+    ),
+    Alert(
+        "IsthmusNoLeader",
+        "sum by (isthmus_cluster) (isthmus_leader) == 0",
+        "30s",
+        "page",
+        "No controller leads cluster {{ $labels.isthmus_cluster }}: commands are not answered.",
+        "Look at the controllers and the bus. Packets keep flowing meanwhile.",
+    ),
+    Alert(
+        "IsthmusTwoLeaders",
+        "sum by (isthmus_cluster) (isthmus_leader) > 1",
+        "2m",
+        "ticket",
+        "{{ $value }} controllers believe to lead cluster {{ $labels.isthmus_cluster }}.",
+        "The append condition keeps the log safe; look for a partition between controllers and bus.",
+    ),
+    Alert(
+        "IsthmusControllerUnwell",
+        "isthmus_healthy == 0",
+        "1m",
+        "page",
+        "Controller {{ $labels.service_instance_id }} raised an alarm: a broken chain or a stopped projection.",
+        "Read its log; isthmus replay verify checks the whole log independently.",
+    ),
+    Alert(
+        "IsthmusProjectionBehind",
+        "isthmus_projection_lag > 1000",
+        "5m",
+        "ticket",
+        "The read model of {{ $labels.service_instance_id }} is {{ $value }} events behind.",
+        "Questions about the past are answered late; look at the disk of that controller.",
+    ),
+    Alert(
+        "IsthmusAgentsBehind",
+        "isthmus_watermark_lag > 0 and changes(isthmus_watermark[10m]) == 0",
+        "10m",
+        "ticket",
+        "The slowest agent of cluster {{ $labels.isthmus_cluster }} has applied nothing for ten minutes.",
+        "The console names who is behind. Released ranges wait for it; fence a node that is dead.",
+    ),
+    Alert(
+        "IsthmusSlowConvergence",
+        "histogram_quantile(0.99, sum by (isthmus_cluster, le) "
+        "(rate(isthmus_convergence_all_seconds_bucket[15m]))) > 10",
+        "15m",
+        "ticket",
+        "Changes take more than 10 s to reach the last agent of cluster {{ $labels.isthmus_cluster }}.",
+        "isthmus trace list shows slow applies; the agents dashboard shows which nodes.",
+    ),
+    Alert(
+        "IsthmusCommandsSlow",
+        "histogram_quantile(0.99, sum by (isthmus_cluster, le) "
+        "(rate(isthmus_command_duration_seconds_bucket[5m]))) > 1",
+        "10m",
+        "ticket",
+        "The 99th command of cluster {{ $labels.isthmus_cluster }} takes more than a second.",
+        "Compare the append time on the bus dashboard: the stream's disk, or its quorum.",
+    ),
+    Alert(
+        "IsthmusKernelDisagrees",
+        "isthmus_agent_kernel_agrees == 0",
+        "5m",
+        "page",
+        "The kernel of node {{ $labels.service_instance_id }} does not hold the rows that it should.",
+        "isthmus agent status on the node names the cause; isthmus doctor examines it.",
+    ),
+    Alert(
+        "IsthmusDrift",
+        "rate(isthmus_agent_drift_healed_total[15m]) > 0.05",
+        "15m",
+        "ticket",
+        "Something on node {{ $labels.service_instance_id }} keeps changing our {{ $labels.kind }}.",
+        "The agent heals it; find the other program (isthmus doctor).",
+    ),
+    Alert(
+        "IsthmusAgentWithoutBus",
+        "isthmus_agent_bus_connected == 0",
+        "10m",
+        "ticket",
+        "Node {{ $labels.service_instance_id }} has no bus: its rows stay, new peers do not reach it.",
+        "Look at the network between the node and the bus, and at its credentials.",
+    ),
+    Alert(
+        "IsthmusRefusals",
+        'sum by (isthmus_cluster, code) (increase(isthmus_refusals_total{code!="node_unknown"}[15m])) > 100',
+        "15m",
+        "ticket",
+        "{{ $value }} commands were refused with {{ $labels.code }} in a quarter of an hour.",
+        "The audit dashboard and isthmus trace list --errors show who asks in vain.",
+    ),
+)
+
+
+def rules_text() -> str:
+    """The rule file, as Prometheus reads it (JSON strings are YAML scalars)."""
+    lines = [
+        "# Made by `python -m deploy.prometheus` from rules.py; change it there.",
+        "groups:",
+        "  - name: isthmus",
+        "    rules:",
+    ]
+    for alert in ALERTS:
+        lines += [
+            f"      - alert: {alert.name}",
+            f"        expr: {json.dumps(alert.expression)}",
+            f"        for: {alert.hold}",
+            "        labels:",
+            f"          severity: {alert.severity}",
+            "        annotations:",
+            f"          summary: {json.dumps(alert.summary, ensure_ascii=False)}",
+            f"          action: {json.dumps(alert.action, ensure_ascii=False)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+CONFIG = """\
+# Made by `python -m deploy.prometheus`; a start for your own. Every series says whose it is by itself
+# (isthmus_cluster, service_instance_id), whatever address it was scraped from.
+global:
+  scrape_interval: 10s
+  evaluation_interval: 10s
+
+rule_files:
+  - isthmus.rules.yml
+
+scrape_configs:
+  # Controllers: the console's address. With a token: authorization: {credentials_file: …}.
+  - job_name: isthmus-controller
+    static_configs:
+      - targets: ["127.0.0.1:7480"]
+
+  # Agents: one file per site, or any discovery that lists your nodes. Start them with --metrics 0.0.0.0:7481.
+  - job_name: isthmus-agent
+    file_sd_configs:
+      - files: ["isthmus-agents/*.json"]
+"""
