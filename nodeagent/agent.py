@@ -63,6 +63,7 @@ class Agent:
         self._stopping = False
         self._handed_on = False
         self._told_underlay = ""
+        self._verified_at = 0
         self.view: View
         self.follower: Follower
         self._cache: Cache
@@ -183,6 +184,9 @@ class Agent:
         self._report_due.set()
         if self._stopping:
             return
+        if self.keeper.figures.resyncs != self._verified_at:
+            self._verified_at = self.keeper.figures.resyncs
+            self.shield.verify()  # announcements can be lost: look at every comparison, too
         if self.keeper.clean:
             self._surroundings()
         underlay, own = self.keeper.underlay, self.view.own

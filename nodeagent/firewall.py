@@ -5,8 +5,8 @@ What it enforces, each by name in the table:
 * ``received``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
   tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``forwarded``, ``delivered``: a container address comes only from where its route leads: the own range
-  from pods, all others from the tunnel (no spoofing); and nobody outside opens a connection to a container address. Replies pass, and what the
-  Service proxy has translated (NodePort, hostPort).
+  from pods, all others from the tunnel (no spoofing). Nobody outside opens a connection to a container
+  address. Replies pass, and what the Service proxy has translated (NodePort, hostPort).
 * ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
   of the VXLAN port.
 * ``leaving``: what would still carry a container address to the outside is dropped, and what is

@@ -14,6 +14,9 @@ from events.telemetry import SpanKind, Telemetry
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.firewall import Rules
+from nodeagent.guard import FightGuard
+from nodeagent.netlink.ruleset import RulesetMonitor
+from nodeagent.rows import Kind
 from nodeagent.tracing import Causes
 
 log = logging.getLogger("isthmus.agent.firewall")
@@ -21,6 +24,7 @@ log = logging.getLogger("isthmus.agent.firewall")
 RETRY_S = 5.0
 GAP_S = 0.02
 """Shortest time between two runs: a burst of joins becomes one change of the set."""
+_TABLE_ROW = (Kind.ROUTE, b"nftables")
 INCREMENT_LIMIT = 500
 """Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
 
@@ -41,6 +45,7 @@ class Shield:
         self.settled = asyncio.Event()
         """Set while the kernel's table is the wanted one."""
         self.repairs = 0
+        self._guard = FightGuard()
 
     def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
         """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""
@@ -56,7 +61,17 @@ class Shield:
             self._wake.set()
 
     async def run(self) -> None:
-        """Follow the wishes until cancelled; the table stays."""
+        """Follow the wishes until cancelled; the table stays. Raises OSError when it cannot listen."""
+        monitor = RulesetMonitor(firewall.TABLE)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(monitor.fileno(), lambda: self.verify() if monitor.touched() else None)
+        try:
+            await self._follow()
+        finally:
+            loop.remove_reader(monitor.fileno())
+            monitor.close()
+
+    async def _follow(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -71,6 +86,17 @@ class Shield:
                 self._conditions.set("firewall", f"nft could not be run: {str(error) or type(error).__name__}")
                 await self._pause()
 
+    async def _patience(self) -> None:
+        """Repair at once, but a table that is changed again and again ever more rarely."""
+        loop = asyncio.get_running_loop()
+        while not self._guard.allow(_TABLE_ROW, loop.time()):
+            self._conditions.set(
+                "firewall contested", "another program changes our nftables table again and again"
+            )
+            release = self._guard.next_release(loop.time())
+            await asyncio.sleep(max(0.0, (release or 0.0) - loop.time()) + GAP_S)
+        self._conditions.clear("firewall contested")
+
     async def _pause(self) -> None:
         self._applied = None  # unknown: the next attempt writes all of it
         await asyncio.sleep(RETRY_S)
@@ -80,6 +106,7 @@ class Shield:
         if self._verify:
             self._verify = False
             if self._applied is not None and await firewall.listing() != self._listing:
+                await self._patience()
                 self.repairs += 1
                 log.warning("the table inet %s was changed by somebody else and is made anew", firewall.TABLE)
                 self._applied = None
