@@ -91,7 +91,7 @@ class DirectReader:
     def __init__(self, client: Client, stream: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._client = client
         self.stream = stream
-        self._subject = f"{prefix}.DIRECT.GET.{stream}"
+        self._subject = f"{prefix_of(client, prefix)}.DIRECT.GET.{stream}"
         self._inbox = client.new_inbox()
         self._subscribed: asyncio.Task[Subscription] | None = None
         self._questions: dict[str, _Question] = {}

@@ -1,0 +1,188 @@
+"""One event to 1,000 connected agents, and what an agent costs the server.
+
+Fan-out: the same bytes go out as an event (stored, synced, republished, put in order by each
+agent's reader) and as a plain NATS message, turn by turn, to the same processes. Cost: 1,000 agents
+that read as ours do, against 1,000 with an ordered consumer each; both beyond what 1,000 connections
+cost that merely get the same messages by plain subscription. The total is reported beside it.
+Memory is measured with an eager garbage collector (GOGC=10), so that it is what is used and not
+what has yet to be collected; CPU with the default one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from events import subjects
+from events.bus import BusOptions, connect
+from events.jetstream import JetStreamLog
+from events.server import EmbeddedServer
+from events.server_config import ServerOptions
+from tests.bench.bus_fleet import PLAIN, Fleet
+from tests.contract.samples import CLUSTER, sealed
+
+AGENTS = 1000
+EVENTS = 40
+COST_EVENTS = 60
+IDLE_S = 10
+KINDS = ("plain", "ordered", "live")
+PAUSE_S = 0.25
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def run() -> list[dict[str, Any]]:
+    """The rows of this benchmark."""
+    return asyncio.run(_run())
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _memory_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _run() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as directory:
+        fan_out = await _fan_out(Path(directory) / "fan-out")
+        cpu_s = {kind: await _cpu(Path(directory) / f"cpu-{kind}", kind) for kind in KINDS}
+        memory = {kind: await _memory(Path(directory) / f"memory-{kind}", kind) for kind in KINDS}
+    return [
+        *fan_out,
+        *_cost_rows("memory", "KiB/agent", {kind: size / AGENTS / 1024 for kind, size in memory.items()}),
+        *_cost_rows(
+            "CPU", "µs/agent/event", {kind: used / AGENTS / COST_EVENTS * 1e6 for kind, used in cpu_s.items()}
+        ),
+    ]
+
+
+def _cost_rows(what: str, unit: str, cost: dict[str, float]) -> list[dict[str, Any]]:
+    ours, theirs = max(0.0, cost["live"] - cost["plain"]), cost["ordered"] - cost["plain"]
+    return [
+        {
+            "name": f"bus: server {what} per agent beyond a plain subscription, against an ordered consumer",
+            "ours": ours,
+            "baseline": theirs,
+            "unit": unit,
+            "ratio": ours / theirs,
+            "target": 0.2,
+            "better": "lower",
+            "ok": ours / theirs <= 0.2,
+        },
+        {
+            "name": f"bus: server {what} per agent with connection and delivery, against an ordered consumer",
+            "ours": cost["live"],
+            "baseline": cost["ordered"],
+            "unit": unit,
+            "ratio": cost["live"] / cost["ordered"],
+            "target": None,
+            "better": "lower",
+            "ok": True,
+        },
+    ]
+
+
+async def _fan_out(directory: Path) -> list[dict[str, Any]]:
+    async with EmbeddedServer(ServerOptions(store_dir=directory)) as server:
+        client = await connect(BusOptions(servers=(server.url,)), name="bench")
+        log = await JetStreamLog.open(client, CLUSTER, create=True)
+        head = await log.head()
+        fleet = Fleet(server)
+        try:
+            await fleet.launch(CLUSTER, "both", AGENTS)
+            sent: dict[str, dict[int, int]] = {"live": {}, "plain": {}}
+            for number in range(1, EVENTS + 1):
+                messages, head = sealed(head, 1)
+                sent["live"][number] = time.monotonic_ns()
+                await log.append(messages, expected=number - 1)
+                await asyncio.sleep(PAUSE_S)
+                headers = {**messages[0].headers, "n": str(number)}
+                sent["plain"][number] = time.monotonic_ns()
+                await client.publish(PLAIN, messages[0].body, headers=headers)
+                await client.flush()
+                await asyncio.sleep(PAUSE_S)
+            arrivals = await fleet.arrivals()
+        finally:
+            await fleet.end()
+            await client.close()
+    delays: dict[str, list[float]] = {}
+    for kind, by_number in arrivals.items():
+        for number, moments in by_number.items():
+            if len(moments) != AGENTS:
+                raise RuntimeError(f"{kind} {number} reached {len(moments)} of {AGENTS} agents")
+        delays[kind] = [
+            (moment - sent[kind][number]) / 1e6
+            for number, moments in by_number.items()
+            if number > 5  # the first ones warm everything up
+            for moment in moments
+        ]
+    rows = []
+    for share, target in ((0.99, 2.0), (0.5, None)):
+        ours, plain = _percentile(delays["live"], share), _percentile(delays["plain"], share)
+        rows.append(
+            {
+                "name": f"bus: one event to {AGENTS} agents, p{share * 100:g}, against plain NATS fan-out",
+                "ours": ours,
+                "baseline": plain,
+                "unit": "ms",
+                "ratio": ours / plain,
+                "target": target,
+                "better": "lower",
+                "ok": target is None or ours / plain <= target,
+            }
+        )
+    return rows
+
+
+async def _memory(directory: Path, kind: str) -> float:
+    """Bytes that the server grew by for AGENTS agents."""
+    options = ServerOptions(store_dir=directory)
+    async with EmbeddedServer(options, environment={"GOGC": "10"}) as server:
+        client = await connect(BusOptions(servers=(server.url,)), name="bench")
+        await JetStreamLog.open(client, CLUSTER, create=True)
+        before = _memory_bytes(server.pid)
+        fleet = Fleet(server)
+        try:
+            await fleet.launch(CLUSTER, kind, AGENTS)
+            return float(_memory_bytes(server.pid) - before)
+        finally:
+            await fleet.end()
+            await client.close()
+
+
+async def _cpu(directory: Path, kind: str) -> float:
+    """CPU seconds of the server for COST_EVENTS events to AGENTS agents, and IDLE_S of nothing."""
+    async with EmbeddedServer(ServerOptions(store_dir=directory)) as server:
+        client = await connect(BusOptions(servers=(server.url,)), name="bench")
+        log = await JetStreamLog.open(client, CLUSTER, create=True)
+        head = await log.head()
+        fleet = Fleet(server)
+        try:
+            await fleet.launch(CLUSTER, kind, AGENTS)
+            before_s = _cpu_s(server.pid)
+            for number in range(1, COST_EVENTS + 1):
+                messages, head = sealed(head, 1)
+                await log.append(messages, expected=number - 1)
+                await asyncio.sleep(PAUSE_S / 4)
+            got = 0
+            while got < AGENTS * COST_EVENTS:
+                got += sum(len(moments) for moments in (await fleet.arrivals())["live"].values())
+            await asyncio.sleep(IDLE_S)  # heartbeats and checks cost too
+            info = await client.jetstream().stream_info(subjects.stream(CLUSTER))
+            expected = AGENTS if kind == "ordered" else 0
+            if info.state.consumer_count != expected:
+                raise RuntimeError(f"{kind}: {info.state.consumer_count} consumers, not {expected}")
+            return _cpu_s(server.pid) - before_s
+        finally:
+            await fleet.end()
+            await client.close()

@@ -1,0 +1,146 @@
+"""Reading the whole log, against the bare pull loop that neither decodes nor checks anything.
+
+The bare loop is the fastest shape known for nats-py (reference: a pull loop with a callback): one
+consumer without acknowledgements, the next batch asked for while the last arrives. Both read the
+same log from the same server, turn by turn; the median of the turns counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events import subjects
+from events.bus import BusOptions, connect
+from events.chain import genesis, verify_link
+from events.codec import decode
+from events.jetstream import JetStreamLog
+from events.jetstream_api import call
+from events.live import LiveReader
+from events.server import EmbeddedServer
+from events.server_config import ServerOptions
+from tests.contract.samples import CLUSTER, fill
+
+EVENTS = 40_000
+TURNS = 3
+BATCH = 1000
+STREAM = subjects.stream(CLUSTER)
+
+
+def run() -> list[dict[str, Any]]:
+    """The rows of this benchmark."""
+    return asyncio.run(_run())
+
+
+async def _bare(client: Client, turn: int) -> int:
+    """Count EVENTS messages by a bare pull loop."""
+    name = f"bare-{turn}"
+    config = {
+        "name": name,
+        "deliver_policy": "all",
+        "ack_policy": "none",
+        "mem_storage": True,
+        "inactive_threshold": 60 * 10**9,
+    }
+    await call(
+        client,
+        f"$JS.API.CONSUMER.CREATE.{STREAM}.{name}",
+        {"stream_name": STREAM, "config": config},
+        timeout_s=5,
+    )
+    inbox, done = client.new_inbox(), asyncio.Event()
+    request = json.dumps({"batch": BATCH, "expires": 5 * 10**9}).encode()
+    got = asked = 0
+
+    async def on_message(message: Msg) -> None:
+        nonlocal got, asked
+        got += 1
+        if got == EVENTS:
+            done.set()
+        elif asked - got <= BATCH // 2:
+            asked += BATCH
+            await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}", request, reply=inbox)
+
+    subscription = await client.subscribe(inbox, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0)
+    asked = BATCH
+    await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}", request, reply=inbox)
+    await asyncio.wait_for(done.wait(), 60)
+    await subscription.unsubscribe()
+    return got
+
+
+async def _run() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as directory:
+        async with EmbeddedServer(ServerOptions(store_dir=Path(directory))) as server:
+            client = await connect(BusOptions(servers=(server.url,)), name="bench")
+            log = await JetStreamLog.open(client, CLUSTER, create=True)
+            head = await fill(log, EVENTS)
+
+            async def read() -> int:
+                return sum([len(batch.messages) async for batch in log.read()])
+
+            async def read_and_decode() -> int:
+                count = 0
+                async for batch in log.read():
+                    for message in batch.messages:
+                        decode(message)
+                        count += 1
+                return count
+
+            async def read_decode_and_verify() -> int:
+                at = genesis(CLUSTER)
+                async for batch in log.read():
+                    for message in batch.messages:
+                        at = verify_link(at, message.sequence, message.subject, message.headers, message.body)
+                        decode(message)
+                if at != head:
+                    raise RuntimeError("the chain ends elsewhere")
+                return at.sequence
+
+            async def read_without_consumer() -> int:
+                return sum([len(batch.messages) async for batch in LiveReader(client, CLUSTER).read()])
+
+            ways: dict[str, Callable[[], Awaitable[int]]] = {
+                "read": read,
+                "read and decode": read_and_decode,
+                "read, decode and verify the chain": read_decode_and_verify,
+                "read by direct get": read_without_consumer,
+            }
+            rates: dict[str, list[float]] = {name: [] for name in ("bare", *ways)}
+            for turn in range(TURNS):
+                began = time.perf_counter()
+                await _bare(client, turn)
+                rates["bare"].append(EVENTS / (time.perf_counter() - began))
+                for name, way in ways.items():
+                    began = time.perf_counter()
+                    if await way() != EVENTS:
+                        raise RuntimeError(f"{name}: not all events")
+                    rates[name].append(EVENTS / (time.perf_counter() - began))
+            await client.close()
+    bare = statistics.median(rates["bare"])
+    rows = []
+    for name in ways:
+        ours = statistics.median(rates[name])
+        target = None if name == "read by direct get" else 0.6
+        rows.append(
+            {
+                "name": f"bus: {name}, against the bare pull loop",
+                "ours": ours,
+                "baseline": bare,
+                "unit": "events/s",
+                "ratio": ours / bare,
+                "target": target,
+                "better": "higher",
+                "ok": target is None or ours / bare >= target,
+            }
+        )
+    return rows
