@@ -1,0 +1,160 @@
+"""One command, followed into three kernels: real agents, a real bus, a real OTLP receiver.
+
+What a tracing backend would get: the tree, the names, kinds, attributes and links of the messaging
+conventions; and the same picture from the built-in store for people without a backend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import site, until
+from tests.observability.otlp import Receiver, Span, receiving
+
+pytestmark = [pytest.mark.slow, pytest.mark.bus]
+
+STREAM = "ISTHMUS_default"
+
+
+def export_to(port: int) -> None:
+    """The standard variables, as an operator would set them, for every process of the site."""
+    os.environ.update(
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://10.0.0.254:{port}",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        OTEL_METRIC_EXPORT_INTERVAL="500",
+    )
+
+
+def only(spans: list[Span]) -> Span:
+    assert len(spans) == 1, spans
+    return spans[0]
+
+
+def followed(receiver: Receiver, trace: str, node: str) -> tuple[Span, Span, Span]:
+    """One agent's spans of a trace: process, apply, netlink batch."""
+    process = only(receiver.find(f"process {STREAM}", trace=trace, instance=node))
+    apply_ = only(receiver.find("apply", trace=trace, parent=process.id))
+    return process, apply_, only(receiver.find("netlink batch", trace=trace, parent=apply_.id))
+
+
+@inside
+def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() -> None:
+    with receiving() as receiver:
+        export_to(receiver.port)
+        with site("a", "b", "c") as place:
+            (newcomer,) = place.add("d")
+            newcomer.start()
+            newcomer.ready(3)
+            root = until(lambda: receiver.find("send command.join", instance="d"), "the newcomer's span")[0]
+            until(
+                lambda: all(
+                    receiver.find("firewall write", trace=root.trace, instance=node)
+                    and followed(receiver, root.trace, node)
+                    for node in "abc"
+                ),
+                "every peer's spans",
+            )
+            assert (root.parent, root.kind, root.service) == ("", "CLIENT", "isthmus-agent")
+            assert root.attributes["messaging.operation.type"] == "send"
+            assert root.attributes["messaging.system"] == "nats"
+
+            process = only(receiver.find("process command.join", trace=root.trace))
+            assert (process.parent, process.kind, process.service) == (
+                root.id,
+                "CONSUMER",
+                "isthmus-controller",
+            )
+            assert process.attributes["isthmus.node"] == "d"
+            assert process.attributes["messaging.destination.template"] == "command.join"
+            first = int(process.attributes["isthmus.sequence.first"])
+            assert process.attributes["isthmus.sequence.last"] == first + 1
+
+            decide = only(receiver.find("decide join", trace=root.trace))
+            assert (decide.parent, decide.kind, decide.attributes["isthmus.events"]) == (
+                process.id,
+                "INTERNAL",
+                2,
+            )
+            append = only(receiver.find(f"send {STREAM}", trace=root.trace))
+            assert (append.parent, append.kind) == (process.id, "PRODUCER")
+            assert append.attributes["messaging.destination.name"] == STREAM
+            assert append.attributes["messaging.batch.message_count"] >= 2
+            assert root.start <= process.start <= append.start <= append.end <= root.end
+
+            for node in "abc":
+                taken, applied, netlink = followed(receiver, root.trace, node)
+                assert (taken.parent, taken.kind, taken.service) == (process.id, "CONSUMER", "isthmus-agent")
+                assert taken.attributes["messaging.operation.type"] == "process"
+                assert taken.attributes["messaging.batch.message_count"] == 2
+                assert taken.attributes["isthmus.sequence.first"] == first
+                assert "isthmus.replay" not in taken.attributes
+                receive = only(receiver.find(f"receive {STREAM}", trace=root.trace, parent=taken.id))
+                assert receive.kind == "CLIENT"
+                assert receive.attributes["messaging.operation.type"] == "receive"
+                assert netlink.kind == "CLIENT"
+                assert netlink.attributes["isthmus.netlink.operations"] == 3
+                assert netlink.attributes["isthmus.netlink.refused"] == 0
+                assert applied.start <= netlink.start <= netlink.end <= applied.end
+                assert not taken.failed
+
+            until(
+                lambda: {"isthmus.pool.capacity", "isthmus.agent.applied"} <= receiver.metrics,
+                "metrics by OTLP",
+            )
+
+            # Without any backend: the controller's own store has the same picture.
+            def shown() -> set[str]:
+                done = place.isthmus("trace", "show", str(first), "--json")
+                assert done.returncode == 0, done.stderr
+                return set(json.loads(done.stdout)["traces"][0]["services"])
+
+            wanted = {"isthmus-controller/up", *(f"isthmus-agent/{node}" for node in "abcd")}
+            until(lambda: wanted <= shown(), "the built-in store's picture")
+
+
+@inside
+def test_history_and_batches_are_linked_and_never_continue_an_old_trace() -> None:
+    with receiving() as receiver:
+        export_to(receiver.port)
+        with site("a", "b") as place:
+            b = place.nodes["b"]
+            b.stop()
+            for name in ("one", "two"):
+                done = place.isthmus("clb", "reserve", name, "--subnet", "192.168.9.0/26")
+                assert done.returncode == 0, done.stderr
+            roots = until(
+                lambda: len(found := receiver.find("isthmus clb reserve")) == 2 and found, "the CLI's spans"
+            )
+            assert all((span.parent, span.service) == ("", "isthmus-cli") for span in roots)
+            commands = [only(receiver.find("process command.reserve-clb", trace=root.trace)) for root in roots]
+            assert [only(receiver.find("send command.reserve-clb", trace=r.trace)).parent for r in roots] == [
+                r.id for r in roots
+            ]
+
+            b.start().ready(1)
+            wanted = {(command.trace, command.id) for command in commands}
+            caught_up = until(
+                lambda: [s for s in receiver.find(f"process {STREAM}", instance="b") if wanted <= set(s.links)],
+                "the catching-up span",
+            )[0]
+            assert caught_up.parent == ""
+            assert caught_up.trace not in {root.trace for root in roots}
+            assert caught_up.attributes["isthmus.replay"] is True
+
+
+@inside
+def test_a_refusal_sets_status_and_code() -> None:
+    with receiving() as receiver:
+        export_to(receiver.port)
+        with site() as place:
+            until(lambda: place.isthmus("cluster", "show").returncode == 0, "the controller answers", 20)
+            done = place.isthmus("clb", "release", "nothing")
+            assert done.returncode == 1
+            process = until(lambda: receiver.find("process command.release-clb"), "the refused command")[0]
+            assert process.failed
+            assert process.attributes["isthmus.error.code"] == "clb_unknown"
+            assert only(receiver.find("isthmus clb release", trace=process.trace)).failed
