@@ -38,6 +38,7 @@ missing_packages() {
   has_tool ip && has_tool bridge || echo iproute2
   has_tool nft || echo nftables
   has_tool unshare && has_tool nsenter && has_tool mount || echo "util-linux mount"
+  has_tool ping || echo iputils-ping
   has_cni_plugins || echo containernetworking-plugins
   "$python" -c "import ensurepip, venv" 2>/dev/null || "$python" -m virtualenv --version >/dev/null 2>&1 ||
     "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
