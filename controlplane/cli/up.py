@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,6 +13,14 @@ from events.cli import default_actor, json_option
 
 if TYPE_CHECKING:
     from events.commands import DefineCluster
+
+
+class Lock(NamedTuple):
+    """What keeps strangers out of the bus: text for the server, and this controller's own key to it."""
+
+    rules: str
+    credentials: str
+    ca: str
 
 
 @click.command()
@@ -42,6 +50,17 @@ if TYPE_CHECKING:
 @click.option(
     "--quarantine", default=60.0, show_default=True, help="With --cidr: seconds a released range rests."
 )
+@click.option(
+    "--server-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text for the bus's configuration: accounts and TLS (`isthmus deploy nats` makes it).",
+)
+@click.option(
+    "--creds", envvar="ISTHMUS_CREDS", metavar="FILE", help="With --server-config: a controller's credentials."
+)
+@click.option(
+    "--ca", envvar="ISTHMUS_CA", metavar="FILE", help="With --server-config: the bus's certificate authority."
+)
 @http_option
 @click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -55,6 +74,9 @@ def up(  # noqa: PLR0917  click passes options by name
     services: int,
     networks: tuple[str, ...],
     quarantine: float,
+    server_config: Path | None,
+    creds: str | None,
+    ca: str | None,
     http: str,
     log_level: str,
     as_json: bool,
@@ -88,7 +110,8 @@ def up(  # noqa: PLR0917  click passes options by name
             quarantine_s=quarantine,
         )
     setup_logging(log_level, instance="up")
-    run(_up(data, cluster, host, port, define, http=http, as_json=as_json))
+    lock = Lock(server_config.read_text() if server_config else "", creds or "", ca or "")
+    run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json))
 
 
 def _network(text: str) -> tuple[Any, str]:
@@ -101,7 +124,15 @@ def _network(text: str) -> tuple[Any, str]:
 
 
 async def _up(
-    data: Path, cluster: str, host: str, port: int, define: DefineCluster | None, *, http: str, as_json: bool
+    data: Path,
+    cluster: str,
+    host: str,
+    port: int,
+    define: DefineCluster | None,
+    *,
+    lock: Lock,
+    http: str,
+    as_json: bool,
 ) -> None:
     from controlplane.app import ControllerOptions
     from controlplane.cli.serving import console_lines, say, serve
@@ -115,8 +146,8 @@ async def _up(
     store = data / "jetstream"
     store.mkdir(parents=True, exist_ok=True)
     where = str(data.resolve())  # noqa: ASYNC240  no wait
-    async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port)) as server:
-        bus = BusOptions(servers=(server.url,))
+    async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port, extra=lock.rules)) as server:
+        bus = BusOptions(servers=(server.url,), credentials=lock.credentials, ca=lock.ca)
         options = ControllerOptions(cluster=cluster, data=data, bus=bus, name="up")
         async with watched(options, http=http) as running:
             controller = running.controller

@@ -50,12 +50,16 @@ class _LabGroup(click.Group):
 @click.option("--external", default=2, show_default=True, type=click.IntRange(2, 40), help="External nodes.")
 @click.option("--pods", default=2, show_default=True, type=click.IntRange(1, 12), help="Pods on each node.")
 @click.option("--seed", default=1, show_default=True, help="Seed of --kills: when, and whom.")
+@click.option(
+    "--secure", is_flag=True,
+    help="With TLS, an account for everybody, credentials per node and join tokens for the external ones.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")
 @_name
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, as_json: bool, name: str,
+    seed: int, kills: int, secure: bool, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 
@@ -66,6 +70,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
 
     \b
     isthmus lab                         prove everything, then take it down
+    isthmus lab --secure                … with TLS and credentials on
     isthmus lab --keep                  … and stay up for exploring
     isthmus lab exec cloud-1 ip route   look around, from another terminal
     isthmus lab exec idc-1-a bash       a shell in a pod
@@ -97,7 +102,9 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     if directory.prepare() and not as_json:
         click.echo("removed what a lab that did not end properly had left behind")
-    programme = scenario.Programme(keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills)
+    programme = scenario.Programme(
+        keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure
+    )
     topology = two_sites(cloud, external, pods)
     state = rundir.LabState(name=name, main=os.getpid())
     try:

@@ -19,9 +19,9 @@ BUS_PORT = 4222
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 
 
-def up(data: Path, host: str) -> list[str]:
+def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
     """Bus and controller in one process."""
-    return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT)]
+    return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT), *extra]
 
 
 def agent(node: Node, directory: Path) -> list[str]:

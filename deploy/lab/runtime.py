@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
 from nats.errors import Error as NatsError
 
 from deploy.lab import commands
@@ -24,22 +23,22 @@ from deploy.lab.members import Member, Members
 from deploy.lab.places import Fabric, Place
 from deploy.lab.pods import Pod, start_pod
 from deploy.lab.report import ProofFailedError
+from deploy.lab.secure import Security
 from deploy.lab.shell import run
 from deploy.lab.topology import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
-from events import subjects
 from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.commands import LeaveNode
 from events.errors import Refused, Unavailable
 from events.jetstream import JetStreamLog
 from events.status import AgentStatus
+from events.status_stream import StatusReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from nats.aio.client import Client
-    from nats.aio.msg import Msg
 
     from deploy.lab.rundir import RunDirectory
     from events.log import LogReader
@@ -48,6 +47,7 @@ CLUSTER = "lab"
 START_LIMIT_S = 20.0
 CONVERGE_LIMIT_S = 15.0
 POLL_S = 0.02
+WATCH_S = 0.1
 
 
 @dataclass(slots=True)
@@ -69,7 +69,13 @@ class Lab:
     """Use as an async context manager; leaving it ends everything that it started."""
 
     def __init__(
-        self, topology: Topology, directory: RunDirectory, plugins: str, *, quarantine_s: float
+        self,
+        topology: Topology,
+        directory: RunDirectory,
+        plugins: str,
+        *,
+        quarantine_s: float,
+        secure: bool = False,
     ) -> None:
         self.topology = topology
         self.directory = directory
@@ -78,12 +84,15 @@ class Lab:
         self.fabric = Fabric(topology)
         self.nodes: dict[str, LabNode] = {}
         self.members = Members()
+        self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
+        self._issuer: Daemon | None = None
         self._stack = AsyncExitStack()
         self._controller: Daemon | None = None
         self._client: ControllerClient | None = None
         self._bus: Client | None = None
         self._log: LogReader | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._statuses: dict[str, tuple[float, AgentStatus]] = {}
 
     @property
@@ -93,7 +102,13 @@ class Lab:
     @property
     def environment(self) -> dict[str, str]:
         """What makes every isthmus command of the lab find its cluster."""
-        return {"ISTHMUS_BUS": self.bus_url, "ISTHMUS_CLUSTER": CLUSTER}
+        return self._environment(self.security.site.operator if self.security else None)
+
+    def _environment(self, credentials: Path | None) -> dict[str, str]:
+        found = {"ISTHMUS_BUS": self.bus_url, "ISTHMUS_CLUSTER": CLUSTER}
+        if self.security is not None and credentials is not None:
+            found |= self.security.environment(credentials)
+        return found
 
     @property
     def controller(self) -> Daemon:
@@ -135,12 +150,15 @@ class Lab:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+        for task in (self._follower, self._watcher):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._stack.aclose()
         await asyncio.gather(*(pod.kill() for pod in self.pods))
         await asyncio.gather(*(node.agent.stop() for node in self.nodes.values()))
+        if self._issuer is not None:
+            await self._issuer.stop()
         if self._controller is not None:
             await self._controller.stop()
         await self.fabric.close()
@@ -152,12 +170,20 @@ class Lab:
         self._controller = Daemon(
             "controller",
             self.fabric.places["controller"],
-            commands.up(self.directory.path / "controller", str(self.topology.controller)),
+            commands.up(
+                self.directory.path / "controller",
+                str(self.topology.controller),
+                self.security.up_arguments() if self.security else (),
+            ),
             self.directory.log("controller"),
-            self.environment,
+            self._environment(self.security.site.controllers[0] if self.security else None),
         )
         await self._controller.start()
         await self.wait_until(self._connect, START_LIMIT_S, "the controller to answer")
+        if self.security is not None:
+            place = self.fabric.places["controller"]
+            self._issuer = self.security.issuer(place, self.directory.log("issuer"))
+            await self._issuer.start()
         self._follower = asyncio.create_task(self._follow(), name="lab: follow the log")
 
     async def define_cluster(self) -> dict[str, Any]:
@@ -175,16 +201,20 @@ class Lab:
             raise ProofFailedError(f"the controller ended:\n{self.controller.last_words()}")
         if self._client is None:
             try:
-                bus = await connect(BusOptions(servers=(self.bus_url,)), name="isthmus-lab")
+                bus = await connect(self._bus_options(), name="isthmus-lab")
             except Unavailable:
                 return False
             self._stack.push_async_callback(_close, bus)
             self._bus = bus
             self._client = ControllerClient(bus, CLUSTER, actor="lab")
             self._log = JetStreamLog(bus, CLUSTER)
-            await bus.subscribe(subjects.status_wildcard(CLUSTER), cb=self._on_status)
-            await bus.flush()
+            self._watcher = asyncio.create_task(self._watch(bus), name="lab: watch the reports")
         return await self.controller_is_there()
+
+    def _bus_options(self) -> BusOptions:
+        if self.security is None:
+            return BusOptions(servers=(self.bus_url,))
+        return self.security.site.options(self.security.site.operator, self.security.url)
 
     async def controller_is_there(self) -> bool:
         """A question that changes nothing tells whether a controller answers."""
@@ -199,9 +229,16 @@ class Lab:
     async def _follow(self) -> None:
         await self.members.follow(self.log)
 
-    async def _on_status(self, message: Msg) -> None:
-        status = msgspec.json.decode(message.data, type=AgentStatus)
-        self._statuses[status.node] = (asyncio.get_running_loop().time(), status)
+    async def _watch(self, bus: Client) -> None:
+        """Look at the last report of each node, as whoever may read them can."""
+        reader, seen = StatusReader(bus, CLUSTER), dict[str, int]()
+        while True:
+            with suppress(Unavailable):  # the lab takes the bus down, too
+                for status, arrived_ns in await reader.all():
+                    if seen.get(status.node) != arrived_ns:
+                        seen[status.node] = arrived_ns
+                        self._statuses[status.node] = (asyncio.get_running_loop().time(), status)
+            await asyncio.sleep(WATCH_S)
 
     async def reports_since_start(self, node: LabNode) -> bool:
         """Whether the agent, since its last start, has reported to be ready and up to date."""
@@ -238,12 +275,13 @@ class Lab:
         place = await self.fabric.add_node(node)
         directory = self.directory.node(node.name)
         directory.mkdir(parents=True)
+        credentials = await self.security.admit(node, place, directory) if self.security else None
         agent = Daemon(
             node.name,
             place,
             commands.agent(node, directory),
             self.directory.log(node.name),
-            self.environment,
+            self._environment(credentials),
         )
         started = LabNode(node, place, agent, directory)
         self.nodes[node.name] = started

@@ -38,6 +38,7 @@ class Programme:
     churn: Sequence[Path] = ()
     seed: int = 1
     kills: int = 0
+    secure: bool = False
     quarantine_s: float = 1.0
 
 
@@ -73,7 +74,9 @@ async def _main(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    async with Lab(topology, directory, plugins, quarantine_s=programme.quarantine_s) as lab:
+    async with Lab(
+        topology, directory, plugins, quarantine_s=programme.quarantine_s, secure=programme.secure
+    ) as lab:
         proving = asyncio.create_task(_prove(lab, report, programme, directory, state), name="lab: prove")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({proving, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,71 @@
+"""The lab with locks on: TLS, an account for everybody, credentials per node, an issuer for join tokens.
+
+Cloud nodes get their credentials as a file, as an image or a configuration tool would bring them; external
+nodes are bare machines that redeem a join token. The lab's own view has an operator's credentials, no more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from deploy.credentials.authority import Authority
+from deploy.credentials.prepare import SecureSite, prepare
+from deploy.credentials.push import push_accounts
+from deploy.credentials.tokens import make_token
+from deploy.lab import commands
+from deploy.lab.daemons import Daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploy.lab.places import Place
+    from deploy.lab.topology import Node
+
+
+class Security:
+    """The authority of one lab, in its run directory. ``url`` is where the bus will be."""
+
+    def __init__(self, site: SecureSite, folder: Path, url: str) -> None:
+        self.site = site
+        self.url = url
+        self.server_config = folder / "auth.conf"
+
+    @classmethod
+    def prepare(cls, folder: Path, cluster: str, host: str) -> Self:
+        """Make keys, certificates and the core's credentials; nodes are admitted one by one."""
+        site = prepare(folder / "authority", cluster=cluster, nodes=(), hosts=[host, "127.0.0.1"])
+        self = cls(site, folder, f"tls://{host}:{commands.BUS_PORT}")
+        self.server_config.write_text(site.server_extra)
+        return self
+
+    @property
+    def authority(self) -> Authority:
+        return self.site.authority
+
+    def environment(self, credentials: Path) -> dict[str, str]:
+        """What makes an isthmus command use these credentials."""
+        return {"ISTHMUS_BUS": self.url, "ISTHMUS_CREDS": str(credentials), "ISTHMUS_CA": str(self.site.ca)}
+
+    def up_arguments(self) -> list[str]:
+        return ["--server-config", str(self.server_config)]
+
+    def issuer(self, place: Place, log: Path) -> Daemon:
+        """The process that redeems tokens, beside the controller."""
+        arguments = [commands.ISTHMUS, "credentials", "serve", "--store", str(self.authority.store.path)]
+        return Daemon("issuer", place, arguments, log, self.environment(self.site.issuer))
+
+    async def admit(self, node: Node, place: Place, directory: Path) -> Path:
+        """Give the node's machine its credentials; the path of the file on it."""
+        principal = self.authority.add("node", self.site.cluster, node.name)
+        await push_accounts(
+            self.site.options(self.site.system, self.url), self.authority.store, [principal.account]
+        )
+        if node.kind == "cloud":
+            return self.authority.issue(principal)
+        token = make_token(
+            self.authority, self.site.cluster, node.name, servers=[self.url], ca=self.site.ca, minutes=5
+        )
+        # On standard input, as a person would: a command line shows up in process lists.
+        redeem = [commands.ISTHMUS, "credentials", "redeem", "--token-file", "-", "--to", str(directory)]
+        await place.run(*redeem, stdin=token.text())
+        return directory / "agent.creds"
