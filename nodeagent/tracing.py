@@ -97,9 +97,9 @@ class Causes:
             self._contexts[context.span_id] = context
 
     def take(self) -> tuple[SpanContext | None, list[Link]]:
-        """The only cause as a parent, or several as links; afterwards there are none."""
+        """The first cause as a parent when all are of one trace, else all as links; then there are none."""
         contexts = list(self._contexts.values())
         self._contexts.clear()
-        if len(contexts) == 1:
+        if len({context.trace_id for context in contexts}) == 1:
             return contexts[0], []
         return None, [Link(context) for context in contexts]
