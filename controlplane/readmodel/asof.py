@@ -15,6 +15,7 @@ import msgspec
 
 from controlplane.addresses import network
 from controlplane.readmodel.rows import microseconds
+from controlplane.readmodel.schema import LONG, OPEN
 from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
 from events.errors import Refused, VerificationFailed
 from events.types import (
@@ -88,6 +89,27 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
     return state
 
 
+def _alive(table: str, columns: str, order: str) -> str:
+    """The query for the rows of a temporal table that were true at ``:at``: open, short-lived, long-lived."""
+    return (
+        f"SELECT {columns} FROM {table} WHERE valid_to = {OPEN} AND valid_from <= :at "  # noqa: S608  constants
+        f"UNION ALL SELECT {columns} FROM {table} INDEXED BY {table}_span WHERE valid_to > :at"
+        f" AND valid_to <= :at + {LONG} AND valid_from <= :at AND valid_to - valid_from <= {LONG} "
+        f"UNION ALL SELECT {columns} FROM {table} INDEXED BY {table}_long WHERE valid_to < {OPEN}"
+        f" AND valid_to - valid_from > {LONG} AND valid_to > :at AND valid_from <= :at ORDER BY {order}"
+    )
+
+
+_NODES_ALIVE = _alive(
+    "node",
+    "name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable, last_seen_us",
+    "joined",
+)
+_RANGES_ALIVE = _alive(
+    "range", "idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from", "valid_from"
+)
+
+
 def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
     rows = connection.execute(
         "SELECT kind, key, part, value, valid_from FROM fact WHERE valid_from <= ? AND valid_to > ?"
@@ -140,12 +162,7 @@ def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
         changed,
         unreachable,
         seen_us,
-    ) in connection.execute(
-        "SELECT name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable,"
-        " last_seen_us"
-        " FROM node WHERE valid_from <= ? AND valid_to > ? ORDER BY joined",
-        (at, at),
-    ):
+    ) in connection.execute(_NODES_ALIVE, {"at": at}):
         state.nodes[name] = Node(name, uid, kind, underlay, announced, mac, site, joined, changed)
         state.by_uid[uid] = name
         state.by_address[announced] = name
@@ -157,9 +174,7 @@ def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
 
 def _ranges(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
     for index, cidr, phase, node, uid, epoch, until_us, watermark, since in connection.execute(
-        "SELECT idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from"
-        " FROM range WHERE valid_from <= ? AND valid_to > ? ORDER BY valid_from",
-        (at, at),
+        _RANGES_ALIVE, {"at": at}
     ):
         held = Range(index, cidr, node, uid, epoch)
         state.ranges[index] = held

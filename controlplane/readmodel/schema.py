@@ -5,17 +5,21 @@ Every row of a temporal table was true from sequence ``valid_from`` on until jus
 microseconds of Unix time of the *decision*, which the hash chain covers and which survives export
 and import; the bus's own time does neither.
 
-The state as of sequence ``s`` is ``valid_from <= s AND valid_to > s``; the index over both makes it
-a range scan from whichever end is nearer to the present.
+The state as of sequence ``s`` is ``valid_from <= s AND valid_to > s``. An index over both alone would
+scan everything that ended after ``s``; so rows that lived longer than :data:`LONG` sequences have an index
+of their own, and for the others only those that ended within LONG after ``s`` come into question.
 """
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 """Of these tables. A file with another version is rebuilt, never altered."""
 
 OPEN = 9223372036854775807
 """``valid_to`` of what is still true: the largest SQLite integer."""
+
+LONG = 16_384
+"""Sequences; see above. Part of the partial indices, hence of the version."""
 
 _VALID = """
     valid_from INTEGER NOT NULL,
@@ -60,6 +64,8 @@ CREATE TABLE node (
 );
 CREATE UNIQUE INDEX node_now ON node (name) WHERE valid_to = {OPEN};
 CREATE INDEX node_span ON node (valid_to, valid_from);
+CREATE INDEX node_long ON node (valid_to, valid_from)
+    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONG};
 CREATE INDEX node_address ON node (announced, valid_from);
 
 CREATE TABLE range (
@@ -70,6 +76,8 @@ CREATE TABLE range (
 );
 CREATE UNIQUE INDEX range_now ON range (idx) WHERE valid_to = {OPEN};
 CREATE INDEX range_span ON range (valid_to, valid_from);
+CREATE INDEX range_long ON range (valid_to, valid_from)
+    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONG};
 CREATE INDEX range_node ON range (node, valid_from);
 CREATE INDEX range_cursor ON range (valid_from) WHERE cursor_after IS NOT NULL;
 

@@ -15,10 +15,23 @@ import msgspec
 from events.codec import StoredMessage
 from replay.archive.format import IndexLine
 
-KEYS_PER_SEGMENT = 4096
+KEYS_PER_SEGMENT = 1024
 
 _encode_lines = msgspec.json.Encoder().encode_lines
-decode_index = msgspec.json.Decoder(IndexLine).decode_lines
+_decode_line = msgspec.json.Decoder(IndexLine).decode
+_encode_key = msgspec.json.Encoder().encode
+
+
+def find(lines: bytes, key: str) -> list[int]:
+    """The sequences of ``key`` in the lines of an index segment, without decoding the others.
+
+    Raises msgspec.MsgspecError for a line that is none.
+    """
+    start = b"[" + _encode_key(key) + b","
+    place = 0 if lines.startswith(start) else lines.find(b"\n" + start) + 1
+    if place == 0 and not lines.startswith(start):
+        return []
+    return _decode_line(lines[place : lines.find(b"\n", place)]).sequences
 
 
 class _Address(msgspec.Struct, gc=False):

@@ -23,7 +23,7 @@ from events.log import BATCH_LIMIT, ReadBatch
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
 from replay.archive.format import Note, Segment, damaged
-from replay.archive.postings import decode_index, keys_of
+from replay.archive.postings import find, keys_of
 
 _decode_notes = msgspec.json.Decoder(Note).decode_lines
 
@@ -232,11 +232,9 @@ class ArchiveLog:
 
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
     try:
-        index = decode_index(file.data(segment))
+        return find(file.data(segment), key)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise damaged(file.path, f"an index line is unreadable ({error})", segment.offset) from error
-    at = bisect_left(index, key, key=lambda line: line.key)
-    return index[at].sequences if at < len(index) and index[at].key == key else []
 
 
 def _check(place: Place, first: int, last: int, count: int) -> None:

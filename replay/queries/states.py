@@ -35,6 +35,7 @@ class ReadModel:
     @classmethod
     def open(cls, place: str | Path, cluster: str) -> ReadModel:
         """Open a read model's directory or file. Raises Refused when it is none of ``cluster``."""
+        from controlplane.readmodel.schema import VERSION
         from controlplane.readmodel.store import current_generation, generation_file
 
         path = Path(place)
@@ -48,6 +49,13 @@ class ReadModel:
             checkpoint, chain = connection.execute("SELECT sequence, chain FROM checkpoint").fetchone()
         except sqlite3.Error as error:
             raise Refused("not_in_history", f"no read model can be opened at {path}: {error}") from error
+        if found.get("version") != str(VERSION):
+            connection.close()
+            raise Refused(
+                "not_in_history",
+                f"the read model at {path} is of version {found.get('version')}, this program reads {VERSION}: "
+                f"its controller makes it anew when it starts",
+            )
         if cluster and found.get("cluster") != cluster:
             connection.close()
             raise Refused(

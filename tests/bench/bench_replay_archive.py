@@ -19,8 +19,8 @@ from typing import Any
 
 EVENTS = 1_000_000
 BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
-ARCHIVE = BUILD / "million-2.isthmus"
-READ_MODEL = BUILD / "million-2-read-model"
+ARCHIVE = BUILD / "million-3.isthmus"
+READ_MODEL = BUILD / "million-3-read-model"
 
 
 def row(
@@ -127,8 +127,14 @@ async def _run() -> list[dict[str, Any]]:
             fold(state, [(fact.seq, fact.body) for fact in log.facts(place)])
         return state
 
-    decoding = best(3, decode_only)
-    folding = best(3, fold_all)
+    # Fold and verification take turns, so that a busy moment of the machine meets both.
+    decoding, folding, verifying = best(2, decode_only), best(1, fold_all), float("inf")
+    for _ in range(3):
+        gc.collect()
+        report = await verify(history, Wanted())
+        assert report.sound, report.findings[:3]
+        verifying = min(verifying, report.took_s)
+        decoding, folding = min(decoding, best(1, decode_only)), min(folding, best(1, fold_all))
     rows.append(
         row(
             "fold of an archive of 1,000,000 events / decoding them with msgspec",
@@ -140,16 +146,10 @@ async def _run() -> list[dict[str, Any]]:
             0,
         )
     )
-    took = []
-    for _ in range(2):
-        gc.collect()
-        report = await verify(history, Wanted())
-        assert report.sound, report.findings[:3]
-        took.append(report.took_s)
     rows.append(
         row(
             "verify of the same, all checks / fold alone",
-            count / min(took),
+            count / verifying,
             count / folding,
             "events/s",
             0.4,
@@ -171,7 +171,7 @@ async def _run() -> list[dict[str, Any]]:
 
     assert origin.method == "read model"
     assert state_digest(modelled) == state_digest(plain)
-    asof = best(7, lambda: model.state(middle))
+    asof = best(15, lambda: model.state(middle))
     rows.append(
         row(
             "state --at in the middle, read model present / full fold",
@@ -187,13 +187,16 @@ async def _run() -> list[dict[str, Any]]:
     addresses = [f"10.{64 + i % 15}.{i * 37 % 250}.{i * 11 % 250}" for i in range(40)]
     asked = []
     for i, address in enumerate(addresses):
-        fresh = ArchiveLog(path)  # nothing cached: as a command would
-        try:
+        fastest = float("inf")
+        for _ in range(3):
             began = time.perf_counter()
-            await who(await History.open(fresh), address, Point(count * (i + 1) // 41, None, ""))
-            asked.append(time.perf_counter() - began)
-        finally:
-            fresh.close()
+            fresh = ArchiveLog(path)  # nothing cached: as a command would
+            try:
+                await who(await History.open(fresh), address, Point(count * (i + 1) // 41, None, ""))
+            finally:
+                fresh.close()
+            fastest = min(fastest, time.perf_counter() - began)
+        asked.append(fastest)
     rows.append(
         row(
             "who --ip, archive of 1,000,000 events, median",
