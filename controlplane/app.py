@@ -25,14 +25,14 @@ from nats.aio.client import Client
 from controlplane.checkpointer import Checkpointer, ListCheckpoints, SigningRhythm
 from controlplane.leader import Handover, Leadership
 from controlplane.lease import LEASE_TTL_S, BusLease
-from controlplane.liveness import Liveness
+from controlplane.liveness import Liveness, watch_members
 from controlplane.queries import answer
 from controlplane.readmodel.projector import Policy, Projector
 from controlplane.readmodel.start import restore
 from controlplane.readmodel.store import lock_directory
 from controlplane.service.committer import Committer, Limits
 from controlplane.service.endpoint import Endpoint
-from controlplane.service.hooks import Changes, Lagged, NullObserver, Observer
+from controlplane.service.hooks import Changes, NullObserver, Observer
 from controlplane.service.neighbours import BusNeighbourhood
 from controlplane.service.remembered import Place, Remembered
 from controlplane.service.replica import Replica
@@ -45,7 +45,6 @@ from events.errors import Unavailable
 from events.jetstream import JetStreamLog
 from events.snapshots import SnapshotBucket
 from events.status_stream import StatusReader
-from events.types import NodeFenced, NodeJoined, NodeLeft
 
 log = logging.getLogger("isthmus.controller")
 
@@ -218,7 +217,7 @@ class Controller:
             "projector": self.projector.run(),
             "leadership": self.leadership.run(),
             "ticker": self._ticker.run(),
-            "members": self._watch_members(),
+            "members": watch_members(self.liveness, self.changes),
             "statuses": self._watch_statuses(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),
@@ -261,24 +260,10 @@ class Controller:
                     for status, arrived_ns in reports:
                         arrived = datetime.fromtimestamp(arrived_ns / 1e9, UTC)
                         self.liveness.observe(status, arrived=min(arrived, now))
+                        self.liveness.attestor.judge(self.replica.state, status)
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
                 await asyncio.sleep(1.0)
-
-    async def _watch_members(self) -> None:
-        """A joining counts as a report; whoever is out needs no watching."""
-        while True:
-            subscription = self.changes.subscribe()
-            # A missed joining only means that the node's silence counts from when watching began.
-            with suppress(Lagged):
-                async for run in subscription:
-                    for recorded in run:
-                        event = recorded.event
-                        if isinstance(event, NodeJoined):
-                            self.liveness.joined(event.uid)
-                        elif isinstance(event, NodeLeft | NodeFenced):
-                            self.liveness.forget(event.uid)
-                return
 
 
 class _Led:

@@ -39,6 +39,19 @@ def conditions(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Cond
         )
 
 
+def kernel_conditions(differing: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Condition]:
+    """Nodes, each with the rows its agent names, whose kernel is not as the log says."""
+    found = sorted(differing)
+    if found:
+        shown = "; ".join(f"{node}{f' ({rows[0]})' if rows else ''}" for node, rows in found[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        yield Condition(
+            code="kernel_differs",
+            severity="warning",
+            message=f"kernel rows differ from the log on {shown}{more}",
+        )
+
+
 def _pool(state: ClusterState) -> Iterator[Condition]:
     free, capacity = state.pool.free, state.capacity
     numbers = (

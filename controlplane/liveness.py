@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 
+from controlplane.attestation import Attestor, Difference
+from controlplane.service.hooks import Changes, Lagged
 from events.status import AgentStatus
+from events.types import NodeFenced, NodeJoined, NodeLeft
 
 _decode = msgspec.json.Decoder(AgentStatus).decode
 
@@ -32,6 +36,8 @@ class Liveness:
         self._status: dict[str, AgentStatus] = {}
         self._dropped = 0
         self.watching_since = now()
+        self.attestor = Attestor()
+        """Judges what the reports say about the kernels."""
         self.moved = asyncio.Event()
         """Set when an applied sequence has grown; whoever waits clears it."""
         self.listeners: list[Callable[[AgentStatus], None]] = []
@@ -82,6 +88,7 @@ class Liveness:
         self._last_seen.pop(uid, None)
         self._applied.pop(uid, None)
         self._status.pop(uid, None)
+        self.attestor.forget(uid)
 
     @property
     def last_seen(self) -> Mapping[str, datetime]:
@@ -99,6 +106,32 @@ class Liveness:
         return self._status
 
     @property
+    def differences(self) -> Mapping[str, Difference]:
+        """uid → how its kernel differs from what the log demands."""
+        return self.attestor.differences
+
+    @property
+    def agreeing(self) -> Mapping[str, int]:
+        """uid → the last sequence at which its kernel was as the log says."""
+        return self.attestor.agreeing
+
+    @property
     def dropped(self) -> int:
         """Reports that were unreadable or too many."""
         return self._dropped
+
+
+async def watch_members(liveness: Liveness, changes: Changes) -> None:
+    """For ever: a joining counts as a report; whoever is out needs no watching."""
+    while True:
+        subscription = changes.subscribe()
+        # A missed joining only means that the node's silence counts from when watching began.
+        with suppress(Lagged):
+            async for run in subscription:
+                for recorded in run:
+                    event = recorded.event
+                    if isinstance(event, NodeJoined):
+                        liveness.joined(event.uid)
+                    elif isinstance(event, NodeLeft | NodeFenced):
+                        liveness.forget(event.uid)
+            return

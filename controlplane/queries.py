@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import msgspec
 
 from controlplane.addresses import address_value, network
-from controlplane.conditions import conditions
+from controlplane.attestation import Difference
+from controlplane.conditions import conditions, kernel_conditions
 from controlplane.decisions.nodes import cidr_of
 from controlplane.decisions.time import watermark
 from controlplane.digest import state_digest
@@ -59,6 +60,10 @@ class Reports(Protocol):
     def applied(self) -> Mapping[str, int]: ...
     @property
     def statuses(self) -> Mapping[str, AgentStatus]: ...
+    @property
+    def differences(self) -> Mapping[str, Difference]: ...
+    @property
+    def agreeing(self) -> Mapping[str, int]: ...
 
 
 class Silence:
@@ -67,6 +72,8 @@ class Silence:
     last_seen: Mapping[str, datetime] = MappingProxyType({})
     applied: Mapping[str, int] = MappingProxyType({})
     statuses: Mapping[str, AgentStatus] = MappingProxyType({})
+    differences: Mapping[str, Difference] = MappingProxyType({})
+    agreeing: Mapping[str, int] = MappingProxyType({})
 
 
 SILENCE = Silence()
@@ -92,7 +99,10 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> C
         fenced_uids=len(state.fenced),
         reservations=len(state.clb),
         watermark=watermark(state, reports.applied),
-        conditions=tuple(conditions(state, reports.applied)),
+        conditions=(
+            *conditions(state, reports.applied),
+            *kernel_conditions((found.node, found.rows) for found in reports.differences.values()),
+        ),
     )
 
 
@@ -163,8 +173,17 @@ def node_view(state: ClusterState, node: Node, reports: Reports = SILENCE) -> No
         lag=max(0, state.sequence - applied) if applied is not None else None,
         agent_state=status.state if status else "",
         agent_conditions=status.conditions if status else (),
+        kernel=kernel_verdict(reports, node.uid),
+        drift=status.drift if status else (),
         refusals=_refusals(state, node.name),
     )
+
+
+def kernel_verdict(reports: Reports, uid: str) -> str:
+    """``agrees``, ``differs`` or empty when nothing is known."""
+    if uid in reports.differences:
+        return "differs"
+    return "agrees" if uid in reports.agreeing else ""
 
 
 def _refusals(state: ClusterState, name: str) -> tuple[RefusalView, ...]:

@@ -90,6 +90,11 @@ class ClusterSum:
         """A range has no owner any more."""
         self._pending[cidr] = None
 
+    def total(self) -> int:
+        """The sum over all peers (modulo 2²⁵⁶)."""
+        self._settle()
+        return self._total
+
     def expected(self, cidr: str, vtep_mac: str, vni: int, port: int) -> str:
         """What the owner of ``cidr`` must publish."""
         self._settle()

@@ -37,6 +37,8 @@ CONDITIONS: dict[str, str] = {
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
     "conflict_overridden": "Somebody accepted an overlap of networks; the message names both sides.",
     "joins_refused": "Nodes have asked for a range in vain; the message names them and the cause.",
+    "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
+    "Their agents say which rows, and repair them unless another program keeps rewriting them.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
 }
 """Condition code → what it means; the documentation's table is generated from it."""
@@ -184,6 +186,9 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lag: int | None = None
     agent_state: str = ""
     agent_conditions: tuple[str, ...] = ()
+    kernel: str = ""
+    """``agrees`` or ``differs`` from the log, by the digest that the agent last published; empty: unknown."""
+    drift: tuple[str, ...] = ()
     refusals: tuple[RefusalView, ...] = ()
 
 

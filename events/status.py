@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+DRIFT_SHOWN = 10
+
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sent on every change of ``applied`` (coalesced) and at least once per heartbeat interval.
@@ -29,5 +31,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     peers: int = 0
     conditions: tuple[str, ...] = ()
     agent_version: str = ""
+    drift: tuple[str, ...] = ()
+    """Rows that differ from what the agent wants, in words; at most :data:`DRIFT_SHOWN` of them."""
     interval_s: float = 10.0
     """The agent's own heartbeat interval; silence is judged against it."""

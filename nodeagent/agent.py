@@ -236,6 +236,7 @@ class Agent:
             kernel_digest=self.keeper.digest(),
             peers=len(self.view.peers),
             conditions=self.conditions.sentences(),
+            drift=self.keeper.drift,
             agent_version=our_version(),
             interval_s=self.config.heartbeat_s,
         )

@@ -18,6 +18,7 @@ import msgspec
 
 from events.attestation import text
 from events.errors import IsthmusError
+from events.status import DRIFT_SHOWN
 from events.telemetry import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
 from nodeagent import tuning
 from nodeagent.conditions import Conditions
@@ -26,7 +27,7 @@ from nodeagent.desired import Desired
 from nodeagent.guard import FightGuard
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
-from nodeagent.netlink.messages import Operation
+from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, Lost, NetlinkChannel
 from nodeagent.peers import Change, Peer
 from nodeagent.preflight import refuse_harm
@@ -99,6 +100,8 @@ class Keeper:
         self.ifindex = 0
         self.applied = 0
         """The last sequence whose rows have been read back from the kernel."""
+        self.drift: tuple[str, ...] = ()
+        """Rows that were still wrong after the last comparison, in words."""
         self._digest_shift: int | None = None  # kernel − desired as sums of row hashes; None: not known
         self.clean = False
         self.figures = Figures()
@@ -321,6 +324,10 @@ class Keeper:
         if self.clean:
             self.applied = view.sequence
         self._digest_shift = outcome.digest_shift
+        self.drift = tuple(
+            f"{'wanted' if op.action is Action.PUT else 'unwanted'} {describe(op.kind, op.key, op.value)}"
+            for op in outcome.remaining[:DRIFT_SHOWN]
+        )
         if device.actions or outcome.written or outcome.removed:
             log.info(
                 "resync (%s): %d written, %d removed%s in %.0f ms",

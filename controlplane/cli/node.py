@@ -126,6 +126,11 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
             ("state", _state(view)),
             ("last report", _ago(view.last_seen) or "none"),
             ("applied", "unknown" if view.applied is None else f"{view.applied:,} ({_lag(view)} behind)"),
+            (
+                "kernel",
+                {"agrees": "as the log says", "differs": "DIFFERS from the log"}.get(view.kernel, "unknown"),
+            ),
+            *(("differs", row) for row in view.drift),
             *(("condition", condition) for condition in view.agent_conditions),
         ]
         print_table((f"node {view.node}", ""), rows)

@@ -1,0 +1,145 @@
+"""Attestation: the digest of the kernel's rows, and the controller's judgement of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.attestation import Attestor
+from controlplane.evolve import evolve
+from controlplane.state import ClusterState
+from events.codec import Recorded
+from events.envelope import Envelope
+from events.status import AgentStatus
+from events.types import (
+    ClusterDefined,
+    Event,
+    NodeJoined,
+    NodeLeft,
+    NodeUnderlayChanged,
+    RangeAllocated,
+    RangeDraining,
+)
+from nodeagent.peers import Peer
+from nodeagent.reconcile import row_digest
+from nodeagent.rows import Kind
+from nodeagent.view import View
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import site, until
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENVELOPE = Envelope(id="i", type="t", source="s", time=NOW, actor="a", command_id="c")
+
+DEFINED = ClusterDefined(
+    cluster="c", container_cidr="172.16.0.0/16", max_pods_per_node=64, max_services=256, range_size=64,
+    service_size=256, service_cidr="172.16.255.0/24", capacity=1020,
+)  # fmt: skip
+
+
+def joined(index: int) -> list[Event]:
+    underlay = f"10.0.0.{index + 1}"
+    mac = f"66:00:00:00:00:{index:02x}"
+    return [
+        NodeJoined(
+            node=f"n{index}", uid=f"u{index}", kind="cloud", underlay=underlay, announced=underlay, vtep_mac=mac
+        ),
+        RangeAllocated(
+            cidr=f"172.16.{index}.0/26", index=index * 4, node=f"n{index}", uid=f"u{index}", cursor_after=1
+        ),
+    ]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Event]:
+    """Joins, changes of addresses and leaves of up to six nodes; n0 joins first and stays."""
+    events: list[Event] = [DEFINED, *joined(0)]
+    members: dict[int, int] = {0: 3}  # node → epoch
+    for index in draw(st.lists(st.integers(1, 5), max_size=14)):
+        if index not in members:
+            events += joined(index)
+            members[index] = len(events)
+        elif draw(st.booleans()):
+            address = f"10.0.1.{draw(st.integers(1, 200))}"
+            events.append(
+                NodeUnderlayChanged(node=f"n{index}", uid=f"u{index}", underlay=address, announced=address)
+            )
+        else:
+            epoch = members.pop(index)
+            events += [
+                NodeLeft(node=f"n{index}", uid=f"u{index}"),
+                RangeDraining(
+                    cidr=f"172.16.{index}.0/26", index=index * 4, node=f"n{index}", uid=f"u{index}", epoch=epoch
+                ),
+            ]
+            break  # the range rests; a further join would need another one
+    return events
+
+
+def status(view: View, digest: str, applied: int) -> AgentStatus:
+    return AgentStatus(
+        node="n0", uid="u0", applied=applied, sent_at=NOW, kernel_digest=digest, drift=("a row",)
+    )
+
+
+@given(logs(), st.integers(0, 40))
+def test_the_controller_expects_at_every_sequence_what_the_agent_publishes(
+    log: list[Event], split: int
+) -> None:
+    state, attestor, view = ClusterState("c"), Attestor(), View("c", "n0", "u0")
+    digests: dict[int, str] = {}
+    loaded_at = min(max(split, 3), len(log))
+    for sequence, event in enumerate(log, 1):
+        view.apply(sequence, event)
+        digests[sequence] = view.expected_digest()
+        evolve(state, sequence, event)
+        if sequence == loaded_at:
+            attestor.load(state)
+        elif sequence > loaded_at:
+            attestor.fold([Recorded(sequence, ENVELOPE, event, NOW)])
+    for sequence in range(loaded_at, len(log) + 1):
+        assert attestor.judge(state, status(view, digests[sequence], sequence)) is True, sequence
+        assert attestor.judge(state, status(view, "0" * 64, sequence)) is False
+        assert attestor.differences["u0"].rows == ("a row",)
+    for sequence in range(1, loaded_at):
+        assert attestor.judge(state, status(view, digests[sequence], sequence)) is None, "too old to judge"
+    assert attestor.judge(state, status(view, "0" * 64, len(log) + 1)) is None, "from the future"
+
+
+@given(st.lists(st.integers(0, 200), unique=True, max_size=12))
+def test_the_expected_digest_is_the_sum_over_the_rows(indices: list[int]) -> None:
+    view = View("c", "n250", "u250")
+    view.apply(1, DEFINED)
+    for sequence, event in enumerate(joined(250)[:1] + joined(250)[1:], 2):
+        view.apply(sequence, event)
+    alone = int(view.expected_digest(), 16)
+    total = 0
+    for index in indices:
+        for event in joined(index):
+            view.apply(10 + index * 2, event)
+        peer = Peer(
+            f"n{index}", "", 1, f"172.16.{index}.0/26", f"66:00:00:00:00:{index:02x}", f"10.0.0.{index + 1}"
+        )
+        for kind, table in zip(Kind, peer.rows(), strict=True):
+            total += sum(row_digest(kind, key, value) for key, value in table.items())
+    assert int(view.expected_digest(), 16) == (alone + total) % (1 << 256)
+
+
+@inside
+def test_a_node_that_differs_is_shown_with_its_rows() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        until(lambda: "as the log says" in place.isthmus("node", "show", "a").stdout, "both agree")
+
+        def contested() -> bool:
+            a.run(f"ip neigh replace {b.vtep} lladdr 66:66:66:66:66:66 dev isthmus nud permanent")
+            return "DIFFERS" in place.isthmus("node", "show", "a").stdout
+
+        until(contested, "the controller sees the difference", 20)
+        shown = place.isthmus("node", "show", "a").stdout
+        assert f"neighbour {b.vtep}" in shown
+        assert "kernel_differs" in place.isthmus("cluster", "show", "--json").stdout
+        assert "as the log says" in place.isthmus("node", "show", "b").stdout
+        until(lambda: "as the log says" in place.isthmus("node", "show", "a").stdout, "peace", 30)
+        assert "kernel_differs" not in place.isthmus("cluster", "show", "--json").stdout
