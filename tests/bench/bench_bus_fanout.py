@@ -111,15 +111,12 @@ async def _fan_out(directory: Path) -> list[dict[str, Any]]:
                 await client.publish(PLAIN, messages[0].body, headers=headers)
                 await client.flush()
                 await asyncio.sleep(PAUSE_S)
-            arrivals = await fleet.arrivals()
+            arrivals = await _all_arrivals(fleet)
         finally:
             await fleet.end()
             await client.close()
     delays: dict[str, list[float]] = {}
     for kind, by_number in arrivals.items():
-        for number, moments in by_number.items():
-            if len(moments) != AGENTS:
-                raise RuntimeError(f"{kind} {number} reached {len(moments)} of {AGENTS} agents")
         delays[kind] = [
             (moment - sent[kind][number]) / 1e6
             for number, moments in by_number.items()
@@ -142,6 +139,22 @@ async def _fan_out(directory: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+async def _all_arrivals(fleet: Fleet) -> dict[str, dict[int, list[int]]]:
+    """Wait until every message has come to every agent, once."""
+    gathered: dict[str, dict[int, list[int]]] = {"live": {}, "plain": {}}
+    async with asyncio.timeout(60):
+        while True:
+            for kind, by_number in (await fleet.arrivals()).items():
+                for number, moments in by_number.items():
+                    gathered[kind].setdefault(number, []).extend(moments)
+            counts = {len(moments) for by_number in gathered.values() for moments in by_number.values()}
+            if counts == {AGENTS} and all(len(by_number) == EVENTS for by_number in gathered.values()):
+                return gathered
+            if max(counts) > AGENTS:
+                raise RuntimeError(f"a message came {max(counts)} times to {AGENTS} agents")
+            await asyncio.sleep(PAUSE_S)
 
 
 async def _memory(directory: Path, kind: str) -> float:
