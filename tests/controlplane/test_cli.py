@@ -37,7 +37,9 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("up")
     script = str(Path(sys.executable).with_name("isthmus"))
     with subprocess.Popen(
-        [script, "up", "--data", str(data), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+        [script, "up", "--data", str(data), "--port", "0", "--http", "off", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         try:
