@@ -10,12 +10,11 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from controlplane.addresses import address_value, network
-from controlplane.attestation import Difference
 from controlplane.conditions import conditions, kernel_conditions
 from controlplane.decisions.nodes import cidr_of
 from controlplane.decisions.time import watermark
@@ -49,6 +48,9 @@ from events.queries import (
     WhoHas,
 )
 from events.status import AgentStatus
+
+if TYPE_CHECKING:
+    from controlplane.attestation import Difference
 
 
 class Reports(Protocol):

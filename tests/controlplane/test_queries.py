@@ -52,6 +52,8 @@ class Reports:
             k.replace("_", "-"): v for k, v in other.items()
         }
         self.last_seen = dict.fromkeys(world.state.by_uid, START)
+        self.differences: dict[str, Any] = {}
+        self.agreeing: dict[str, int] = {}
         self.statuses = {
             uid: AgentStatus(
                 node=name, uid=uid, applied=self.applied[uid], sent_at=START, conditions=("mtu low",)
