@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,20 @@ class _LabGroup(click.Group):
     "--secure", is_flag=True,
     help="With TLS, an account for everybody, credentials per node and join tokens for the external ones.",
 )  # fmt: skip
+@click.option(
+    "--capsule", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Live an incident capsule again, step by step, in real kernels; with --keep each step waits.",
+)  # fmt: skip
+@click.option(
+    "--http", default=7480, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
+    help="With --keep: where on 127.0.0.1 the console appears; 0, or a port that is taken, is any free one.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")
 @_name
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, as_json: bool, name: str,
+    seed: int, kills: int, secure: bool, capsule: Path | None, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 
@@ -77,11 +86,20 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab down                    take it down
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
+    isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
     """
     if ctx.invoked_subcommand is not None:
         return
+    if capsule is not None:
+        sys.exit(_live_again(capsule, as_json=as_json, pause=keep))
     if once and keep:
         raise Usage("usage", "--once takes the lab down at the end, --keep keeps it: give one of them")
+    if secure and churn:
+        raise Usage(
+            "usage",
+            "--secure lets a node's own credentials alone report for it, so simulated nodes cannot: "
+            "give --churn without --secure",
+        )
     from deploy.churn.trace import find_files
     from deploy.lab import rundir, sandbox, scenario, shell
     from deploy.lab.topology import two_sites
@@ -102,9 +120,12 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     if directory.prepare() and not as_json:
         click.echo("removed what a lab that did not end properly had left behind")
+    console = _listen(http) if keep else None
     programme = scenario.Programme(
-        keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure
-    )
+        keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
+        console=console.fileno() if console else -1,
+        console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
+    )  # fmt: skip
     topology = two_sites(cloud, external, pods)
     state = rundir.LabState(name=name, main=os.getpid())
     try:
@@ -118,6 +139,23 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         directory.remove()
         os.close(lock)
     sys.exit(code)
+
+
+def _live_again(file: Path, *, as_json: bool, pause: bool) -> int:
+    from deploy.lab import capsule, sandbox, shell
+    from replay.capsule import Capsule
+
+    Capsule(file).close()  # a file that is none is refused before anything is made
+    shell.require_programs()
+    return sandbox.run(lambda: capsule.work(file, as_json=as_json, pause=pause), lambda *_: None)
+
+
+def _listen(port: int) -> socket.socket:
+    """A listening socket on the host's loopback, made while the host's network is still ours."""
+    try:
+        return socket.create_server(("127.0.0.1", port), backlog=64)
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0), backlog=64)
 
 
 @lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -186,9 +186,9 @@ async def _capsule(source: Source, file: str, since: str, until: str, reason: st
             return
         rows: list[tuple[str, Any]] = [
             ("file", f"{file}, {Path(file).stat().st_size:,} bytes"),  # noqa: ASYNC240  once, after the work
-            ("events", f"{begin.sequence + 1:,} to {end.sequence:,}"),
-            ("from", asked.at(begin)),
-            ("to", asked.at(end)),
+            ("events", f"{about.begin.sequence + 1:,} to {about.end.sequence:,}"),
+            ("from", asked.at(about.begin)),
+            ("to", asked.at(about.end)),
             ("state before", f"{about.nodes:,} nodes, digest {about.digest}"),
             ("agents' reports", f"{about.reports:,}"),
         ]

@@ -86,14 +86,14 @@ async def read_model() -> Path:
     return READ_MODEL
 
 
-def best(times: int, work: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some runs: noise only ever adds."""
+def best(times: int, work: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    """Seconds of the fastest of some runs, of this process's CPU unless told otherwise: noise only adds."""
     took = []
     for _ in range(times):
         gc.collect()
-        began = time.perf_counter()
+        began = clock()
         work()
-        took.append(time.perf_counter() - began)
+        took.append(clock() - began)
     return min(took)
 
 
@@ -127,14 +127,20 @@ async def _run() -> list[dict[str, Any]]:
             fold(state, [(fact.seq, fact.body) for fact in log.facts(place)])
         return state
 
-    # Fold and verification take turns, so that a busy moment of the machine meets both.
-    decoding, folding, verifying = best(2, decode_only), best(1, fold_all), float("inf")
+    decoding, folding = best(3, decode_only), best(3, fold_all)
+    # A verification works in several processes, so that only the wall clock tells. Another program on the
+    # machine must not count: each is compared with the folds just before and behind it, the best of three.
+    wall = time.perf_counter
+    ratio, verifying, beside = 0.0, 0.0, best(1, fold_all, wall)
     for _ in range(3):
         gc.collect()
         report = await verify(history, Wanted())
         assert report.sound, report.findings[:3]
-        verifying = min(verifying, report.took_s)
-        decoding, folding = min(decoding, best(1, decode_only)), min(folding, best(1, fold_all))
+        behind = best(1, fold_all, wall)
+        fold_wall = (beside + behind) / 2
+        if fold_wall / report.took_s > ratio:
+            ratio, verifying, compared = fold_wall / report.took_s, report.took_s, fold_wall
+        beside = behind
     rows.append(
         row(
             "fold of an archive of 1,000,000 events / decoding them with msgspec",
@@ -150,7 +156,7 @@ async def _run() -> list[dict[str, Any]]:
         row(
             "verify of the same, all checks / fold alone",
             count / verifying,
-            count / folding,
+            count / compared,
             "events/s",
             0.4,
             "higher",

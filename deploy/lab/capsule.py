@@ -1,0 +1,255 @@
+"""`isthmus lab --capsule FILE`: an incident lived again, step by step, in the kernels of a few machines.
+
+A capsule (:mod:`replay.capsule`) holds the state before an incident and its events. Some of its nodes get
+a network namespace each, with the node's underlay address and a real VXLAN device; the agent's own view,
+desired rows and netlink engine bring them to the state before the first event and then take each command
+as it was recorded. After every step the rows are read back with `ip` and `bridge` and held against what
+the controller's fold says, so that a person sees what every kernel did.
+
+Nothing is connected: no packet leaves a namespace, no bus runs, and nothing outside the sandbox is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deploy.lab.kernel import OverlayRows, overlay_rows
+from deploy.lab.places import Place, open_place
+from deploy.lab.report import ProofFailedError, Report
+from deploy.lab.sandbox import CLONE_NEWNET
+from events.types import NodeJoined
+from nodeagent.desired import Desired
+from nodeagent.netlink.links import DeviceSpec, ensure_device
+from nodeagent.netlink.socket import Engine, NetlinkChannel
+from nodeagent.peers import Change
+from nodeagent.reconcile import apply_directly, reconcile
+from nodeagent.view import Member, Plan, Saved, View, first_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from controlplane.state import ClusterState
+    from replay.capsule import Capsule, Step
+
+MACHINES_MAX = 6
+"""Machines that are shown: those that the events name, then the oldest members."""
+
+ROWS_SHOWN = 12
+DEVICE = "isthmus0"
+
+
+@contextmanager
+def inside(place: Place) -> Iterator[None]:
+    """This thread in the machine's network namespace. Sockets opened meanwhile stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(f"/proc/{place.pid}/ns/net", os.O_RDONLY)
+    try:
+        if libc.setns(there, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter the namespace of {place.name}")
+        yield
+    finally:
+        libc.setns(here, CLONE_NEWNET)
+        os.close(here)
+        os.close(there)
+
+
+@dataclass(slots=True)
+class Machine:
+    """One node of the capsule with a kernel of its own."""
+
+    place: Place
+    view: View
+    desired: Desired = field(default_factory=Desired)
+    engine: Engine | None = None
+    index: int = 0
+    rows: OverlayRows = field(default_factory=lambda: OverlayRows(frozenset(), frozenset(), frozenset()))
+
+    def follow(self, sequence: int, event: Any) -> None:
+        """One event, the way the agent takes it: its few messages at once. Raises OSError."""
+        if isinstance(event, NodeJoined) and event.node == self.view.node:
+            self.view.uid = event.uid  # it comes for the first time, or was installed anew
+        for change in self.view.apply(sequence, event):
+            operations = self.desired.apply(change)
+            if operations and self.engine is not None:
+                refusals = apply_directly(self.engine, self.index, operations)
+                if refusals:
+                    raise ProofFailedError(f"{self.place.name}: the kernel refused: {refusals[0]}")
+
+
+def expected(state: ClusterState, node: str) -> OverlayRows:
+    """The rows that the controller's state wants on a node: three for every other owner of a range."""
+    others = [(state.nodes[name], held) for name, held in state.owned.items() if name != node]
+    return OverlayRows(
+        frozenset((first_address(held.cidr), peer.vtep_mac) for peer, held in others),
+        frozenset((peer.vtep_mac, peer.announced) for peer, held in others),
+        frozenset((held.cidr, first_address(held.cidr)) for peer, held in others),
+    )
+
+
+def view_of(state: ClusterState, node: str) -> View:
+    """What the node's agent knows behind the state: restored as from its cache."""
+    member = state.nodes.get(node)
+    definition = state.definition
+    plan = None
+    if definition is not None:
+        cidrs = tuple(cidr.cidr for cidr in state.cidrs)
+        plan = Plan(definition.vni, definition.vxlan_port, definition.service_cidr, cidrs)
+    saved = Saved(
+        state.name,
+        node,
+        member.uid if member else "",
+        state.sequence,
+        "00" * 32,
+        plan,
+        [Member(n.name, n.uid, n.vtep_mac, n.announced, n.underlay) for n in state.nodes.values()],
+        [(held.cidr, held.epoch, held.node) for held in state.owned.values()],
+        {},
+        False,
+    )
+    return View.restore(saved)
+
+
+async def machine_of(state: ClusterState, node: str, underlay: str, mac: str) -> Machine:
+    """A namespace for the node, its kernel brought to the state. Raises CommandFailedError, OSError."""
+    place = await open_place(node)
+    machine = Machine(place, view_of(state, node))
+    await place.run("ip", "link", "add", "eth0", "type", "bridge")
+    await place.run("ip", "addr", "add", f"{underlay}/32", "dev", "eth0")
+    await place.run("ip", "link", "set", "eth0", "up")
+    definition, owned = state.definition, state.owned.get(node)
+
+    def prepare() -> tuple[int, Engine]:
+        spec = DeviceSpec(
+            name=DEVICE,
+            vni=definition.vni if definition else 100,
+            port=definition.vxlan_port if definition else 8472,
+            mac=mac,
+            local=underlay,
+            address=first_address(owned.cidr) if owned else "169.254.84.1",
+            mtu=1450,
+        )
+        with inside(place):
+            return ensure_device(spec).index, Engine(NetlinkChannel())
+
+    # In a thread of its own: only that thread changes namespaces, and pyroute2 wants no running loop.
+    machine.index, engine = await asyncio.to_thread(prepare)
+    machine.engine = engine
+    for peer in machine.view.peers:
+        machine.desired.apply(Change(None, peer))
+    outcome = reconcile(engine, machine.index, machine.desired.rows)
+    if not outcome.clean:
+        raise ProofFailedError(f"{node}: {len(outcome.remaining)} rows could not be written")
+    machine.rows = await overlay_rows(place)
+    return machine
+
+
+async def chosen(capsule: Capsule) -> dict[str, tuple[str, str]]:
+    """The nodes to show, with underlay address and VTEP MAC."""
+    state = await capsule.begin()
+    named: dict[str, tuple[str, str]] = {}
+    async for step in capsule.steps():
+        for recorded in step.events:
+            event = recorded.event
+            node = getattr(event, "node", "")
+            member = state.nodes.get(node)
+            if isinstance(event, NodeJoined):
+                named.setdefault(node, (event.underlay, event.vtep_mac))
+            elif member is not None:
+                named.setdefault(node, (member.underlay, member.vtep_mac))
+    oldest = sorted(state.nodes.values(), key=lambda node: node.joined)
+    # At least one machine that the incident did not name: the bystander's kernel is the interesting one.
+    shown = dict(list(named.items())[: MACHINES_MAX - 1])
+    for node in oldest:
+        if len(shown) >= MACHINES_MAX:
+            break
+        shown.setdefault(node.name, (node.underlay, node.vtep_mac))
+    return shown
+
+
+async def rerun(path: Path, report: Report, *, pause: bool) -> None:
+    """Live the capsule again. With ``pause`` each step waits for a line on standard input."""
+    from replay.capsule import Capsule
+
+    capsule = Capsule(path)
+    machines: dict[str, Machine] = {}
+    try:
+        about = capsule.about
+        report.note(
+            f"capsule of cluster {about.cluster}: events {about.begin.sequence + 1:,} to {about.end.sequence:,}"
+            + (f", {about.reason}" if about.reason else "")
+        )
+        state = await capsule.begin()
+        with report.stage("the state before the incident stands in every kernel") as check:
+            for name, (underlay, mac) in (await chosen(capsule)).items():
+                machines[name] = await machine_of(state, name, underlay, mac)
+            _hold(machines, state)
+            check.detail = "\n".join(f"{name}: {len(machine.rows)} rows" for name, machine in machines.items())
+        if not report.ok:
+            return
+        async for step in capsule.steps():
+            if pause:
+                await asyncio.to_thread(_wait)
+            await _step(step, machines, report)
+    finally:
+        for machine in machines.values():
+            if machine.engine is not None:
+                machine.engine.close()
+            await machine.place.close()
+        capsule.close()
+
+
+def _wait() -> None:
+    sys.stdout.write("— Enter for the next step —")
+    sys.stdout.flush()
+    sys.stdin.readline()
+
+
+async def _step(step: Step, machines: dict[str, Machine], report: Report) -> None:
+    first = step.events[0]
+    names = ", ".join(f"{r.event.aggregate} {r.event.verb} {r.event.entity}" for r in step.events)
+    moment = first.envelope.time.isoformat(sep=" ", timespec="milliseconds")
+    with report.stage(f"event {first.sequence:,} · {moment} · by {first.envelope.actor}: {names}") as check:
+        for recorded in step.events:
+            for machine in machines.values():
+                machine.follow(recorded.sequence, recorded.event)
+        lines = []
+        for name, machine in machines.items():
+            before, machine.rows = machine.rows, await overlay_rows(machine.place)
+            changes = before.differences(machine.rows)
+            words = [c.replace("missing ", "+ ", 1).replace("stale ", "- ", 1) for c in changes]
+            if words:
+                lines.append(f"{name}: {len(machine.rows)} rows")
+                lines += [f"    {word}" for word in words[:ROWS_SHOWN]]
+                if len(words) > ROWS_SHOWN:
+                    lines.append(f"    … and {len(words) - ROWS_SHOWN} more")
+        check.detail = "\n".join(lines) or "no kernel row changed"
+        check.measured = {"sequence": first.sequence, "command": first.envelope.command_id}
+        _hold(machines, step.state)
+
+
+def _hold(machines: dict[str, Machine], state: ClusterState) -> None:
+    """Every kernel has exactly what the controller's state wants. Raises ProofFailedError."""
+    for name, machine in machines.items():
+        wrong = machine.rows.differences(expected(state, name))
+        if wrong:
+            raise ProofFailedError(f"{name} differs from the controller's state: {'; '.join(wrong[:5])}")
+
+
+def work(path: Path, *, as_json: bool, pause: bool) -> int:
+    """The sandbox's worker: exit code 0 when every kernel was right at every step."""
+    from events.cli import console, print_json
+
+    report = Report(None if as_json else console())
+    asyncio.run(rerun(path, report, pause=pause))
+    report.summary()
+    if as_json:
+        print_json(report.document())
+    return 0 if report.ok else 1
