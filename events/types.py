@@ -97,7 +97,7 @@ class ClusterDeleted(_ClusterEvent, frozen=True, kw_only=True, gc=False):
 
 
 class CidrAppended(_ClusterEvent, frozen=True, kw_only=True, gc=False):
-    """A further container CIDR: ``capacity`` more ranges, from ``first_index`` on. It holds no Service range."""
+    """A further container CIDR: ``capacity`` more ranges from ``first_index`` on, and no Service range."""
 
     verb: ClassVar[str] = "cidr-appended"
     cidr: str

@@ -16,7 +16,14 @@ from controlplane.service.planner import Decided
 from events.codec import Recorded
 from events.commands import CommandReply, WrittenEvent
 from events.errors import BadRequest, IsthmusError, Unavailable, from_wire
-from events.types import AllocationRefused, ClbRefused, ConflictRefused, NodeJoined, RangeAllocated
+from events.types import (
+    AllocationRefused,
+    ClbRefused,
+    ConflictOverridden,
+    ConflictRefused,
+    NodeJoined,
+    RangeAllocated,
+)
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -65,7 +72,9 @@ def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | Isthmu
     elif joins:
         result = joins[0]
     else:
-        result = msgspec.to_builtins(last.event)
+        # An accepted overlap stands beside what the command was for.
+        main = next((r for r in reversed(recorded) if not isinstance(r.event, ConflictOverridden)), last)
+        result = msgspec.to_builtins(main.event)
     return CommandReply(
         sequence=last.sequence,
         events=tuple(

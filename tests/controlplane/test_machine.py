@@ -207,7 +207,7 @@ class Cluster(RuleBasedStateMachine):
             if member.uid == uid:
                 member.last_seen = self.world.now
 
-    @rule(seconds=st.sampled_from([0.5, 4.0, 5.0, 11.0, 60.0, -3.0]))
+    @rule(seconds=st.sampled_from([0.5, 4.0, 5.0, 11.0, 60.0, -3.0, -70.0]))
     def time_passes(self, seconds: float) -> None:
         self.world.forward(seconds)
 
