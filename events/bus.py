@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import random
 import re
@@ -154,7 +155,7 @@ async def connect(
 ) -> Client:
     """Connect, and from then on reconnect for ever (0.2 s apart, jittered by the client).
 
-    Raises Unavailable(bus_unreachable) when no server answers within ``connect_timeout_s`` now,
+    Raises Unavailable(bus_unreachable) when no server answers within ``connect_timeout_s`` each now,
     Refused(forbidden) when one answers and refuses the credentials, and
     Refused(credentials_missing or credentials_invalid) for an unreadable file.
     """
@@ -192,27 +193,30 @@ async def connect(
     try:
         # The first connection is one try per server: a person waits for it. nats-py counts
         # reconnection tries with the same number, so it is raised once connected.
-        await client.connect(
-            servers=list(options.servers),
-            name=name,
-            error_cb=on_error,
-            disconnected_cb=on_lost,
-            reconnected_cb=on_again,
-            connect_timeout=options.connect_timeout_s,  # type: ignore[arg-type]  # fractions work
-            max_reconnect_attempts=1,
-            reconnect_time_wait=0.2,  # type: ignore[arg-type]  # fractions work
-            allow_reconnect=True,
-            reconnect_to_server_handler=client._next,  # noqa: SLF001  our own subclass
-            tls=tls,
-            inbox_prefix=options.inbox_prefix,
-            **identity,
-            ping_interval=5,
-            max_outstanding_pings=2,
-            pending_size=8 * 1024 * 1024,
-        )
+        async with asyncio.timeout(options.connect_timeout_s * (1 + len(options.servers))):
+            await client.connect(
+                servers=list(options.servers),
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_lost,
+                reconnected_cb=on_again,
+                connect_timeout=options.connect_timeout_s,  # type: ignore[arg-type]  # fractions work
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # fractions work
+                allow_reconnect=True,
+                reconnect_to_server_handler=client._next,  # noqa: SLF001  our own subclass
+                tls=tls,
+                inbox_prefix=options.inbox_prefix,
+                **identity,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                pending_size=8 * 1024 * 1024,
+            )
     except (
         Exception
     ) as error:  # nats-py raises OSError, NoServersError, TimeoutError, ssl errors and bare Exception
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(client.close(), _CLOSE_S)
         refusal = next((text for text in said if any(word in text.lower() for word in _REFUSALS)), "")
         if refusal:
             raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error

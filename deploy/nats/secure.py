@@ -1,0 +1,121 @@
+"""The plain templates of this folder with locks on: TLS on every port, accounts, limits.
+
+Pure text: a template and what it needs in, configuration out. ``isthmus deploy nats`` writes the files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from deploy.credentials.certificates import ServerFiles
+from deploy.credentials.servers import CONNECTIONS_MAX, CONTROL_LINE_BYTES_MAX, plain_block, tls_block
+from deploy.credentials.store import Store
+
+Shape = Literal["single", "cluster", "site"]
+Form = Literal["jwt", "plain"]
+TEMPLATES = Path(__file__).parent
+CLIENT_PORT, CLUSTER_PORT, LEAF_PORT, MONITOR_PORT = 4222, 6222, 7422, 8222
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """One server. ``at`` is the folder where its files will be; ``peers`` are all members of the cluster.
+
+    ``hub`` are the hub's hosts and ``site_credentials`` the site's ``.creds`` file, for a leaf server.
+    """
+
+    name: str
+    shape: Shape
+    at: Path
+    data: Path
+    listen: str = "0.0.0.0"
+    client_port: int = CLIENT_PORT
+    cluster_port: int = CLUSTER_PORT
+    leaf_port: int = LEAF_PORT
+    monitor: str = f"127.0.0.1:{MONITOR_PORT}"
+    peers: tuple[str, ...] = ()
+    site: str = ""
+    hub: tuple[str, ...] = ()
+    site_credentials: Path | None = None
+
+
+def files_of(server: Server) -> ServerFiles:
+    """Where the server's TLS files will be."""
+    tls = server.at / "tls"
+    return ServerFiles(tls / "ca.pem", tls / "server.pem", tls / "server.key")
+
+
+def environment(server: Server) -> str:
+    """The variables that the template takes, as ``EnvironmentFile=`` of systemd and shells read them."""
+    values = {
+        "ISTHMUS_SERVER_NAME": server.name,
+        "ISTHMUS_LISTEN": json.dumps(f"{server.listen}:{server.client_port}"),
+        "ISTHMUS_STORE": json.dumps(str(server.data)),
+        "ISTHMUS_MONITOR": json.dumps(server.monitor),
+    }
+    if server.shape in {"single", "cluster"}:
+        values["ISTHMUS_LEAF_LISTEN"] = json.dumps(f"{server.listen}:{server.leaf_port}")
+    if server.shape == "cluster":
+        values["ISTHMUS_CLUSTER_LISTEN"] = json.dumps(f"{server.listen}:{server.cluster_port}")
+        values["ISTHMUS_ROUTES"] = json.dumps([f"nats-route://{_port(p, CLUSTER_PORT)}" for p in server.peers])
+    if server.shape == "site":
+        values["ISTHMUS_SITE"] = server.site
+        values["ISTHMUS_HUB"] = "[]"  # the secured file spells its remotes out
+    # NATS reads a quoted value as one word; systemd and sh would take the quotes off: hence both.
+    return "".join(f"{name}='{value}'\n" for name, value in values.items())
+
+
+def _port(host: str, port: int) -> str:
+    return host if ":" in host else f"{host}:{port}"
+
+
+def configuration(server: Server) -> str:
+    """The template with TLS in every block, ending with the accounts (``auth.conf`` beside it)."""
+    text = (TEMPLATES / f"{server.shape}.conf").read_text()
+    files = files_of(server)
+    mutual = tls_block(files, mutual=True, indent="  ")
+    if server.shape == "cluster":
+        text = text.replace("cluster {\n", f"cluster {{\n{mutual}", 1)
+    if server.shape == "site":
+        text = text.replace("  remotes: $ISTHMUS_HUB\n", _remotes(server, files), 1)
+    else:
+        text = text.replace("leafnodes {\n", f"leafnodes {{\n{mutual}", 1)
+    return f'{text}\ninclude "auth.conf"\n'
+
+
+def _remotes(server: Server, files: ServerFiles) -> str:
+    """A site speaks for its agents in CONTROL and ISSUER, as far as its own credentials let it."""
+    tls = tls_block(files, mutual=True, indent="      ").replace("      tls {", "      tls: {", 1)
+    tls = tls.replace("        verify: true\n", "")
+    urls = json.dumps([f"tls://{_port(host, LEAF_PORT)}" for host in server.hub])
+    credentials = server.site_credentials or server.at / "site.creds"
+    return (
+        "  remotes: [\n"
+        f"    {{\n      urls: {urls}\n      account: CONTROL\n"
+        f"      credentials: {json.dumps(str(credentials))}\n{tls}    }}\n"
+        "  ]\n"
+    )
+
+
+def rules(server: Server, store: Store, form: Form) -> str:
+    """``auth.conf``: limits, TLS for clients, and who may do what. Public keys only."""
+    head = (
+        "# Made by `isthmus deploy nats`; holds no secret.\n"
+        f"max_connections: {CONNECTIONS_MAX}\nmax_control_line: {CONTROL_LINE_BYTES_MAX}\n"
+        f"{tls_block(files_of(server))}"
+    )
+    if form == "plain" or server.shape == "site":
+        return head + plain_block(store)
+    keys = store.load().keys
+    preload = "".join(f"  {keys[name]}: {store.jwt(keys[name])}\n" for name in ("system", "control", "issuer"))
+    return (
+        f"{head}operator: {store.jwt('operator')}\n"
+        f"system_account: {keys['system']}\n"
+        "resolver {\n  type: full\n"
+        f"  dir: {json.dumps(str(server.data / 'accounts'))}\n"
+        '  allow_delete: false\n  interval: "2m"\n  timeout: "1s"\n}\n'
+        f"resolver_preload {{\n{preload}}}\n"
+    )
