@@ -68,7 +68,7 @@ class _LabGroup(click.Group):
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, capsule: Path | None, as_json: bool, name: str,
+    seed: int, kills: int, secure: bool, capsule: Path | None, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 

@@ -16,12 +16,19 @@ if TYPE_CHECKING:
     from deploy.lab.topology import Node, Site
 
 BUS_PORT = 4222
+HTTP_PORT = 7480
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 
 
 def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
     """Bus and controller in one process."""
-    return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT), *extra]
+    return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT),
+        "--http", f"127.0.0.1:{HTTP_PORT}", *extra]  # fmt: skip
+
+
+def forward(descriptor: int) -> list[str]:
+    """Carries connections of a socket of the host to the console on the controller's loopback."""
+    return [sys.executable, "-m", "deploy.lab.forward", str(descriptor), str(HTTP_PORT)]
 
 
 def agent(node: Node, directory: Path) -> list[str]:

@@ -33,6 +33,7 @@ class Daemon:
     arguments: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()  # handed down to the process
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     started_at_s: float = 0.0  # the event loop's clock
@@ -52,6 +53,7 @@ class Daemon:
                 stderr=descriptor,
                 env={**os.environ, "PATH": SEARCH_PATH, **self.environment},
                 start_new_session=True,
+                pass_fds=self.descriptors,
             )
         finally:
             os.close(descriptor)

@@ -121,14 +121,16 @@ class Report:
             table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
         self._console.print(table)
 
-    def summary(self) -> None:
+    def summary(self, *, interrupted: bool = False) -> None:
         """The last line: how many checks held and how long it all took."""
         passed = sum(check.ok for check in self.checks)
         failed = len(self.checks) - passed
         if self._console is None:
             return
-        if failed:
-            text = f"\n{passed} proofs hold, {failed} do not  ({self.seconds:.1f} s)"
+        if interrupted:
+            self._console.print(f"\ninterrupted after {len(self.checks)} proofs  ({self.seconds:.1f} s)")
+        elif failed:
+            text = f"\n{passed} of {passed + failed} proofs hold, {failed} not  ({self.seconds:.1f} s)"
             self._console.print(text, style="bold red")
         else:
             self._console.print(f"\nAll {passed} proofs hold  ({self.seconds:.1f} s)", style="bold green")

@@ -86,6 +86,7 @@ class Lab:
         self.members = Members()
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
         self._issuer: Daemon | None = None
+        self._console: Daemon | None = None
         self._stack = AsyncExitStack()
         self._controller: Daemon | None = None
         self._client: ControllerClient | None = None
@@ -157,8 +158,9 @@ class Lab:
         await self._stack.aclose()
         await asyncio.gather(*(pod.kill() for pod in self.pods))
         await asyncio.gather(*(node.agent.stop() for node in self.nodes.values()))
-        if self._issuer is not None:
-            await self._issuer.stop()
+        for helper in (self._issuer, self._console):
+            if helper is not None:
+                await helper.stop()
         if self._controller is not None:
             await self._controller.stop()
         await self.fabric.close()
@@ -185,6 +187,17 @@ class Lab:
             self._issuer = self.security.issuer(place, self.directory.log("issuer"))
             await self._issuer.start()
         self._follower = asyncio.create_task(self._follow(), name="lab: follow the log")
+
+    async def open_console(self, descriptor: int) -> None:
+        """Makes the controller's console reachable through a listening socket of the host."""
+        self._console = Daemon(
+            "console",
+            self.fabric.places["controller"],
+            commands.forward(descriptor),
+            self.directory.log("console"),
+            descriptors=(descriptor,),
+        )
+        await self._console.start()
 
     async def define_cluster(self) -> dict[str, Any]:
         """Defines the cluster with the lab's plan; the reply's result."""

@@ -39,6 +39,8 @@ class Programme:
     seed: int = 1
     kills: int = 0
     secure: bool = False
+    console: int = -1  # descriptor of a listening socket of the host, for the console
+    console_url: str = ""
     quarantine_s: float = 1.0
 
 
@@ -84,14 +86,14 @@ async def _main(
         if interrupted:
             proving.cancel()
         await asyncio.gather(proving, return_exceptions=interrupted)
-        report.summary()
+        report.summary(interrupted=interrupted)
         if programme.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report.document())).decode() + "\n")
             sys.stdout.flush()
         if not report.ok and not interrupted:
             _show_logs(lab, report)
         if programme.keep and not interrupted:
-            report.note(_invitation(directory))
+            report.note(_invitation(directory, programme.console_url))
             await stop.wait()
             report.note("taking the lab down")
         stopping.cancel()
@@ -107,6 +109,9 @@ async def _prove(
 
     if not await _bring_up(lab, report):
         return
+    if programme.console >= 0:
+        await lab.open_console(programme.console)
+        report.note(f"The console is at {programme.console_url}")
     publish()
     await proofs.cyclic_ranges(lab, report)
     await proofs.every_pair(lab, report, name="Every pod reaches every pod on every other node")
@@ -173,11 +178,11 @@ def _show_logs(lab: Lab, report: Report) -> None:
         report.note(f"\n--- {daemon.name} ({daemon.log})\n{daemon.last_words(8)}")
 
 
-def _invitation(directory: RunDirectory) -> str:
+def _invitation(directory: RunDirectory, console_url: str) -> str:
     name = directory.path.name
     option = "" if name == "lab" else f" --name {name}"
     return (
-        "\nThe lab stays up. From another terminal:\n"
+        f"\nThe lab stays up. The console: {console_url}\nFrom another terminal:\n"
         f"  isthmus lab exec{option} controller isthmus node list\n"
         f"  isthmus lab exec{option} cloud-1 ip route\n"
         f"  isthmus lab exec{option} cloud-1 bridge fdb\n"
