@@ -6,7 +6,7 @@ thousand. The base must not change while an overlay is in use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
 from typing import Any, TypeVar, overload
 
 K = TypeVar("K")
@@ -66,6 +66,11 @@ class Overlay(MutableMapping[K, V]):
         return self._count
 
     def __iter__(self) -> Iterator[K]:
+        if not self._top and not self._gone:
+            return iter(self._base)
+        return self._merged()
+
+    def _merged(self) -> Iterator[K]:
         gone, base = self._gone, self._base
         for key in base:
             if key not in gone:
@@ -73,3 +78,11 @@ class Overlay(MutableMapping[K, V]):
         for key in self._top:
             if key in gone or key not in base:
                 yield key
+
+    # A tick walks over all members on a fork that has mostly changed nothing yet: then at dict speed.
+
+    def items(self) -> ItemsView[K, V]:
+        return super().items() if self._top or self._gone else self._base.items()
+
+    def values(self) -> ValuesView[V]:
+        return super().values() if self._top or self._gone else self._base.values()

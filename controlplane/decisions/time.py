@@ -56,17 +56,21 @@ def mark_liveness(
     return Decision(tuple(events), {"changed": len(events)})
 
 
-def watermark(state: ClusterState, applied: Mapping[str, int]) -> int:
+def watermark(state: ClusterState, applied: Mapping[str, int], floor: int = 0) -> int:
     """The lowest applied sequence of the live agents; the state's own when there is none. O(members).
 
-    A report from beyond the state's sequence is not believed: it is about another log.
+    A report from beyond the state's sequence is not believed: it is about another log. Stops at the
+    first agent below ``floor``: whoever asks for at least so much need not know the rest.
     """
     lowest = state.sequence
     for uid in state.by_uid:
         value = applied.get(uid, 0)
         if value > state.sequence:
             return 0
-        lowest = min(lowest, value)
+        if value < lowest:
+            lowest = value
+            if lowest < floor:
+                break
     return lowest
 
 
@@ -95,7 +99,8 @@ def advance_drains(
     events: list[Event] = []
     _free_due(state, now, command.limit, events)
     if state.draining and len(events) < command.limit:
-        mark = watermark(state, command.applied)
+        oldest = next(iter(state.draining.values()))
+        mark = watermark(state, command.applied, oldest)
         until = now + timedelta(seconds=definition.quarantine_s)
         for index, drained in state.draining.items():
             if drained > mark or len(events) + 2 > command.limit:
