@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format setup clean
+.PHONY: lab test bench check format soak setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -18,6 +18,11 @@ test: setup
 ## the benchmarks: prints a table and writes build/bench.json
 bench: setup
 	$(BIN)/python -m tests.bench
+
+## the property tests with new seeds and a large budget, and a long lab with processes killed under churn
+soak: setup
+	ISTHMUS_HYPOTHESIS=explore $(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/isthmus lab --name soak --churn tests/data/node-churn --kills 20 --seed $$(date +%s)
 
 ## lint, format, types, and who may import whom
 check: setup

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +128,13 @@ def test_the_main_job_as_root_and_nothing_is_left(where: dict[str, str], tmp_pat
     assert remains(tmp_path) == []
 
 
+def test_the_main_job_with_tls_and_credentials(where: dict[str, str], tmp_path: Path) -> None:
+    done = isthmus("lab", "--json", "--secure", env=where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(proven(json.loads(done.stdout))) == 13
+    assert remains(tmp_path) == []
+
+
 def test_the_main_job_as_an_ordinary_user(where: dict[str, str], tmp_path: Path) -> None:
     prefix = AS_USER if os.getuid() == 0 else []
     done = subprocess.run(
@@ -143,8 +152,19 @@ def test_the_main_job_as_an_ordinary_user(where: dict[str, str], tmp_path: Path)
 
 def test_a_kept_lab_can_be_explored_and_taken_down(where: dict[str, str], tmp_path: Path) -> None:
     before = footprint()
-    with lab("--keep", env=where) as process:
-        read_until(process, "The lab stays up")
+    with lab("--keep", "--http", "0", env=where) as process:
+        shown = read_until(process, "The lab stays up")
+        console = re.search(r"The console is at (http://127\.0\.0\.1:\d+)", shown)
+        assert console is not None
+        with urllib.request.urlopen(f"{console[1]}/api/v1/nodes", timeout=10) as answer:
+            listed = json.load(answer)
+        assert {node["name"] for node in listed["nodes"]} == {
+            "cloud-1",
+            "cloud-2",
+            "cloud-3",
+            "cloud-4",
+            "idc-1",
+        }
         routes = isthmus("lab", "exec", "cloud-1", "ip", "route", env=where)
         assert "10.200." in routes.stdout
         assert isthmus("lab", "exec", "router", "hostname", env=where).stdout == "router\n"
@@ -235,6 +255,7 @@ def test_kills_are_chosen_by_the_seed_and_begin_with_one_of_each_kind() -> None:
         (["lab", "--once", "--keep"], 2, "one of them"),
         (["lab", "--churn", "absent.json"], 2, "absent.json"),
         (["lab", "--kills", "3"], 2, "--churn"),
+        (["lab", "--secure", "--churn", str(CHURN)], 2, "without --secure"),
         (["lab", "--cloud", "1"], 2, "--cloud"),
         (["lab", "--name", "Not A Label"], 1, "DNS-1123"),
         (["lab", "sideways"], 2, "sideways"),
