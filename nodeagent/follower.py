@@ -24,6 +24,7 @@ from events.commands import JoinNode
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
+from events.snapshots import SnapshotBucket
 from events.telemetry import Telemetry
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
@@ -36,6 +37,8 @@ log = logging.getLogger("isthmus.agent.bus")
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
 REFUSED_RETRY_S = 15.0
+LEAP_EVENTS = 2000
+"""Events behind from which a snapshot is worth its transfer."""
 
 HOPELESS = frozenset(
     {"node_fenced", "node_name_invalid", "forbidden", "static_range_refused", "bad_request", "wrong_cluster"}
@@ -192,6 +195,7 @@ class Follower:
         while True:
             try:
                 await self._check_identity(stream)
+                await self._leap(client, stream)
                 async for batch in stream.read(after=self.view.sequence, follow=True):
                     self._conditions.clear("log")
                     pause_s = RETRY_FIRST_S
@@ -220,6 +224,31 @@ class Follower:
                 ours=known.sequence,
                 theirs=head.sequence,
             )
+
+    async def _leap(self, client: Client, stream: LogReader) -> None:
+        """Far behind, take the latest snapshot instead of everything since; without one, read it all."""
+        head = await stream.head()
+        if head.sequence - self.view.sequence < LEAP_EVENTS:
+            return
+        try:
+            bucket = SnapshotBucket(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+            snapshot = await bucket.latest()
+        except IsthmusError as error:
+            log.info("no snapshot is used: %s", error.message)
+            return
+        if snapshot is None or snapshot.sequence <= self.view.sequence:
+            return
+        changes = self.view.leap(snapshot)
+        self.view.last_event_at = snapshot.made_at.timestamp()
+        log.info("took the snapshot at event %d (%d members)", snapshot.sequence, len(snapshot.members))
+        self._snapshot_cache()
+        await self._apply(self.view, changes)
+
+    def _snapshot_cache(self) -> None:
+        try:
+            self._cache.snapshot(self.view)
+        except OSError as error:
+            self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
 
     async def take(self, batch: ReadBatch) -> None:
         """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""

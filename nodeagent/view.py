@@ -12,6 +12,7 @@ import msgspec
 
 from events.attestation import ClusterSum
 from events.chain import Head, genesis
+from events.snapshots import Snapshot
 from events.types import (
     CidrAppended,
     ClusterDefined,
@@ -164,6 +165,30 @@ class View:
         moved = msgspec.structs.replace(peer, underlay=event.announced)
         self._sum.put(moved.cidr, moved.vtep_mac, moved.underlay)
         return (self.peers.put(moved),)
+
+    def leap(self, snapshot: Snapshot) -> tuple[Change, ...]:
+        """Take over a later membership in one step; return what it changed about the other nodes' rows."""
+        if snapshot.definition is not None:
+            definition = snapshot.definition
+            self.plan = Plan(
+                definition.vni, definition.vxlan_port, definition.service_cidr, tuple(snapshot.cidrs)
+            )
+        self.members = {
+            member.node: Member(member.node, member.uid, member.vtep_mac, member.announced, member.underlay)
+            for member in snapshot.members
+        }
+        self.deleted = snapshot.deleted
+        self.fenced = self.uid in snapshot.fenced
+        held = {entry.cidr: entry.epoch for entry in snapshot.ranges}
+        owners = [*self.peers, *([self.own] if self.own is not None else [])]
+        changes: list[Change] = []
+        for owner in owners:
+            if held.get(owner.cidr) != owner.epoch:
+                changes += self._ended(owner.cidr, owner.epoch)
+        for entry in snapshot.ranges:
+            changes += self._allocated(entry.cidr, entry.epoch, entry.node, entry.uid)
+        self.head = snapshot.head
+        return tuple(changes)
 
     def expected_digest(self) -> str:
         """What this node publishes when its kernel is as it should be; empty before it has a range."""

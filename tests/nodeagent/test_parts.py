@@ -1,0 +1,263 @@
+"""Small pure parts: the guard against fights, underlay and MTU, preflight, firewall text, CNI file, probe."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.bus import BusOptions
+from events.errors import Refused, Usage
+from nodeagent import cni, firewall, preflight, tuning
+from nodeagent.config import AgentConfig, check
+from nodeagent.doctor import Patient, examine
+from nodeagent.guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
+from nodeagent.netlink import links
+from nodeagent.netlink.links import Link
+from nodeagent.preflight import ForeignRoute
+from nodeagent.probe import probe_path
+from nodeagent.rows import Kind, describe, mac_bytes, route_key, split_route_key
+from nodeagent.underlay import Underlay, overlay_mtu, resolve
+from tests.nodeagent.sandbox import inside, sh
+
+ROW = (Kind.FDB, b"\x66\0\0\0\0\1")
+
+
+def test_a_few_repairs_are_free_and_a_fight_is_paused_ever_longer() -> None:
+    guard, now, done = FightGuard(), 0.0, []
+    while now < 2000:
+        if guard.allow(ROW, now):
+            done.append(now)
+        now += 0.1
+    assert len([moment for moment in done if moment < 1]) == FREE_REPAIRS + 1
+    gaps = [
+        round(after - before)
+        for before, after in zip(done[FREE_REPAIRS:], done[FREE_REPAIRS + 1 :], strict=False)
+    ]
+    assert gaps == sorted(gaps)
+    assert max(gaps) <= PAUSE_LONGEST_S + 0.2
+    assert len(done) < 20
+
+
+def test_repairs_now_and_then_are_never_paused() -> None:
+    guard = FightGuard()
+    assert all(guard.allow(ROW, minute * 60.0) for minute in range(100))
+
+
+def test_peace_is_forgiven() -> None:
+    guard = FightGuard()
+    for _ in range(FREE_REPAIRS + 1):
+        guard.allow(ROW, 0.0)
+    assert guard.contested(ROW, 1.0)
+    assert guard.next_release(1.0) == 5.0
+    assert all(guard.allow(ROW, 100.0) for _ in range(FREE_REPAIRS))
+
+
+def test_the_guard_forgets_rows_beyond_its_limit() -> None:
+    guard = FightGuard()
+    for number in range(ROWS_LIMIT + 10):
+        guard.allow((Kind.FDB, number.to_bytes(6, "big")), 0.0)
+    assert len(guard._records) == ROWS_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("underlay", "configured", "expected"),
+    [(1500, 0, 1450), (9000, 0, 8950), (1500, 1400, 1400), (1300, 1400, 1250)],
+)
+def test_the_inner_mtu_leaves_room_for_the_tunnel(underlay: int, configured: int, expected: int) -> None:
+    assert overlay_mtu(Underlay("10.0.0.1", "eth0", 2, underlay, up=True), configured) == expected
+
+
+@given(st.binary(min_size=4, max_size=4), st.integers(0, 32), st.integers(0, 2**32 - 1))
+def test_route_keys_hold_what_they_were_made_of(network: bytes, length: int, metric: int) -> None:
+    assert split_route_key(route_key(network, length, metric)) == (network, length, metric)
+
+
+def test_rows_are_described_in_the_words_of_the_tools() -> None:
+    key = route_key(bytes([172, 16, 0, 64]), 26)
+    assert describe(Kind.ROUTE, key, b"") == "route 172.16.0.64/26 blackhole metric 2886729792"
+    assert (
+        describe(Kind.FDB, mac_bytes("66:00:00:00:00:01"), b"\n\0\0\1") == "fdb 66:00:00:00:00:01 dst 10.0.0.1"
+    )
+    assert "foreign form" in describe(Kind.NEIGHBOUR, b"\n\0\0\1", b"!odd mac=- state=0x2")
+
+
+@pytest.mark.parametrize(
+    ("release", "old"), [("4.18.0-553.el8", True), ("5.6.19", True), ("5.7.0", False), ("6.18.44-fc", False)]
+)
+def test_old_kernels_need_the_checksum_in_software(release: str, old: bool) -> None:
+    assert tuning.needs_software_checksum(behind_nat=False, release=release) is old
+    assert tuning.needs_software_checksum(behind_nat=True, release=release)
+
+
+def route(cidr: str) -> ForeignRoute:
+    return ForeignRoute(IPv4Network(cidr), 2, 3)
+
+
+def test_overlaps_are_found_and_the_own_pods_are_none() -> None:
+    routes = [route("172.16.0.0/12"), route("172.16.0.66/32"), route("10.0.0.0/8"), route("172.16.9.0/24")]
+    found = preflight.overlapping(routes, ["172.16.0.0/16"], "172.16.0.64/26")
+    assert [str(conflict.network) for conflict, _ in found] == ["172.16.0.0/12", "172.16.9.0/24"]
+
+
+def test_vxlan_conflicts_are_the_same_vni_and_port_or_the_whole_port() -> None:
+    def link(name: str, vni: int, port: int, *, metadata: bool = False) -> Link:
+        return Link(
+            index=1, name=name, up=True, mtu=1450, mac="", kind="vxlan", vni=vni, port=port, metadata=metadata
+        )
+
+    present = [
+        link("isthmus", 100, 8472),
+        link("same", 100, 8472),
+        link("other", 7, 8472),
+        link("cilium_vxlan", 0, 8472, metadata=True),
+        link("far", 100, 4789),
+    ]
+    found = preflight.vxlan_conflicts(present, "isthmus", 100, 8472)
+    assert [item.name for item in found] == ["same", "cilium_vxlan"]
+    assert [name for _, name in preflight.other_overlays(present, "isthmus")] == ["Cilium"]
+
+
+@pytest.mark.parametrize(
+    ("port", "expected"), [(8472, "8473-65535"), (4789, "4790-65535"), (40000, "1024-39999")]
+)
+def test_masquerading_keeps_clear_of_the_vxlan_port(port: int, expected: str) -> None:
+    assert firewall.source_ports(port) == expected
+    rules = firewall.Rules(device="isthmus", port=port, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
+    assert f"masquerade to :{expected}" in firewall.render(rules, ["10.0.0.2"])
+
+
+def test_the_cni_file_gives_every_address_but_three_to_pods(tmp_path: Path) -> None:
+    content = cni.conflist(network="isthmus", cidr="172.16.0.64/26", mtu=1450, plugin="ptp")
+    (pool,) = json.loads(content)["plugins"][0]["ipam"]["ranges"][0]
+    assert (pool["gateway"], pool["rangeStart"], pool["rangeEnd"]) == (
+        "172.16.0.65",
+        "172.16.0.66",
+        "172.16.0.126",
+    )
+    assert cni.write(tmp_path / "net.d", content)
+    assert not cni.write(tmp_path / "net.d", content), "the same content is not written again"
+    assert cni.remove(tmp_path / "net.d")
+    assert not cni.remove(tmp_path / "net.d")
+
+
+def config(**options: object) -> AgentConfig:
+    return AgentConfig(cluster="c", node="n", kind="cloud", bus=BusOptions(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "x" * 16},
+        {"device": "a/b"},
+        {"announced": "nat"},
+        {"mtu": 100},
+        {"resync_s": 0},
+        {"heartbeat_s": 0},
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(Usage):
+        check(config(**options))
+    check(config())
+
+
+@inside
+def test_resolving_the_underlay() -> None:
+    with pytest.raises(Usage, match="default route"):
+        resolve("auto")
+    with pytest.raises(Usage, match="no such device"):
+        resolve("eth7")
+    sh(
+        "ip link add eth7 type veth peer name eth8; ip addr add 10.1.1.1/24 dev eth7; ip link set eth7 up mtu 1400; ip link set eth8 up"
+    )
+    sh("ip route add default via 10.1.1.254")
+    expected = resolve("eth7")
+    assert (expected.address, expected.device, expected.mtu, expected.present) == (
+        "10.1.1.1",
+        "eth7",
+        1400,
+        True,
+    )
+    assert resolve("auto") == resolve("10.1.1.1") == expected
+    sh("ip link del eth7")
+    gone = resolve("eth7", expected)
+    assert (gone.address, gone.present) == ("10.1.1.1", False)
+    assert not resolve("10.1.1.1", expected).present
+
+
+@inside
+def test_a_device_name_that_is_taken_is_refused_and_left() -> None:
+    sh("ip link add isthmus type veth peer name other")
+    spec = links.DeviceSpec(name="isthmus", vni=1, port=8472, mac="66:00:00:00:00:01", local="10.0.0.1",
+                            address="172.16.0.0", mtu=1450)  # fmt: skip
+    with pytest.raises(Refused, match="no vxlan device"):
+        links.ensure_device(spec)
+    assert links.remove_device("isthmus") is False
+    sh("ip link del isthmus")
+    sh("ip link add cilium_vxlan type vxlan external dstport 8472; ip link set cilium_vxlan up")
+    with pytest.raises(Refused, match="cilium_vxlan"):
+        links.ensure_device(spec)
+
+
+@inside
+def test_checksum_offload_and_gro_are_switched() -> None:
+    sh("ip link add one type veth peer name two")
+    assert tuning.set_tx_checksum("one", on=False)
+    assert not tuning.set_tx_checksum("one", on=False)
+    assert "tx-checksumming: off" in sh("ethtool -k one")
+    assert tuning.set_gro("one", on=True) in {True, False}
+    assert "generic-receive-offload: on" in sh("ethtool -k one")
+
+
+@inside
+async def test_a_path_that_swallows_large_packets_is_told_from_a_dead_one() -> None:
+    """A router with a smaller MTU behind it, and no word from it: the black hole of path MTU discovery."""
+    sh("ip netns add r; ip netns add b")
+    sh("ip link add a0 type veth peer name r0 netns r; ip -n r link add r1 type veth peer name b0 netns b")
+    sh(
+        "ip addr add 10.0.1.1/24 dev a0; ip link set a0 up; ip -n r addr add 10.0.1.2/24 dev r0; ip -n r link set r0 up"
+    )
+    sh(
+        "ip -n r addr add 10.0.2.2/24 dev r1; ip -n r link set r1 up; ip -n b addr add 10.0.2.1/24 dev b0; ip -n b link set b0 up"
+    )
+    sh(
+        "ip route add default via 10.0.1.2; ip -n b route add default via 10.0.2.2; ip netns exec r sysctl -qw net.ipv4.ip_forward=1"
+    )
+    sh("ip netns exec b sysctl -qw net.ipv4.icmp_ratelimit=0")
+    assert await probe_path("10.0.2.1", 1500) == "full"
+    sh(
+        "ip -n r link set r1 mtu 1400; ip netns exec r nft 'add table ip t; add chain ip t o { type filter hook output priority 0; }; add rule ip t o icmp type destination-unreachable drop'"
+    )
+    assert await probe_path("10.0.2.1", 1500) == "small"
+    assert await probe_path("10.0.2.77", 1500) == "none"
+
+
+@inside
+async def test_the_doctor_finds_what_is_wrong_and_says_what_to_do() -> None:
+    sh(
+        "ip link add eth7 type veth peer name eth8; ip addr add 10.1.1.1/24 dev eth7; ip link set eth7 up; ip link set eth8 up"
+    )
+    sh("ip link add theirs type vxlan id 100 dstport 8472 local 10.1.1.1; sysctl -qw net.ipv4.ip_forward=0")
+    sh(
+        "ip link add flannel.1 type vxlan id 1 dstport 4789 local 10.1.1.1; sysctl -qw net.ipv4.conf.all.rp_filter=1"
+    )
+    patient = Patient(
+        cluster="c",
+        bus=BusOptions(servers=("nats://127.0.0.1:9",)),
+        state_dir=Path("/run/none"),
+        underlay="eth7",
+    )
+    findings = {finding.check: finding for finding in await examine(patient)}
+    assert findings["vxlan"].level == "problem"
+    assert "theirs" in findings["vxlan"].text
+    assert findings["other overlay"].text.startswith("device flannel.1 belongs to flannel")
+    assert findings["forwarding"].level == "warning"
+    assert findings["rp_filter"].level == "info"
+    assert findings["underlay"].level == "ok"
+    assert findings["bus"].level == "problem"
+    assert all(finding.fix for finding in findings.values() if finding.level == "problem")
