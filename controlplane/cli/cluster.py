@@ -17,7 +17,7 @@ from controlplane.cli.common import (
 from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.commands import AppendCidr, DeclareNetwork, DefineCluster, DeleteCluster, Override, WithdrawNetwork
 from events.errors import Usage
-from events.queries import ClusterView, ShowCluster
+from events.queries import ClusterView, Holder, ListRanges, RangePage, RangeView, ShowCluster, WhoHas
 from events.types import Network
 
 KINDS = ("vpc", "idc", "clb", "route")
@@ -180,6 +180,79 @@ def _show(view: ClusterView) -> None:
             ("network", "kind", "name"), [(n.cidr, n.kind, n.name) for n in view.networks], title="Networks"
         )
     show_conditions(view.conditions)
+
+
+@cluster.command()
+@click.option(
+    "--phase", type=click.Choice(["allocated", "draining", "quarantined"]), help="Only ranges in this phase."
+)
+@json_option
+@bus_options
+def ranges(*, context: BusContext, phase: Any, as_json: bool) -> None:
+    """List the ranges that are not free, with their owners and what they wait for."""
+
+    async def main() -> list[RangeView]:
+        found: list[RangeView] = []
+        after: int | None = -1
+        async with controller(context) as client:
+            while after is not None:
+                page = await client.ask(ListRanges(after=after, phase=phase), RangePage)
+                found.extend(page.ranges)
+                after = page.next_after
+        return found
+
+    found = run(main())
+    if as_json:
+        print_json({"ranges": found})
+        return
+    print_table(
+        ("index", "range", "phase", "node", "epoch", "waits for"),
+        [(r.index, r.cidr, r.phase, r.node, r.epoch, _waits(r)) for r in found],
+        right=("index", "epoch"),
+        empty="every range is free",
+    )
+
+
+def _waits(view: RangeView) -> str:
+    if view.until is not None:
+        return f"rest until {view.until.isoformat(timespec='seconds')}"
+    if view.draining_since is not None:
+        return f"all agents to apply sequence {view.draining_since}"
+    return ""
+
+
+@cluster.command()
+@click.argument("address")
+@json_option
+@bus_options
+def who(*, context: BusContext, address: str, as_json: bool) -> None:
+    """Say whose an address is now. (Whose it was: isthmus replay who --ip ADDRESS --at WHEN)"""
+
+    async def main() -> Holder:
+        async with controller(context) as client:
+            return await client.ask(WhoHas(address=address), Holder)
+
+    holder = run(main())
+    if as_json:
+        print_json(holder)
+        return
+    click.echo(f"{address} {_belongs(holder)}")
+
+
+def _belongs(holder: Holder) -> str:
+    if holder.kind == "range" and holder.range is not None:
+        epoch = f"epoch {holder.range.epoch}"
+        if holder.range.phase == "allocated":
+            return f"lies in {holder.cidr}, the range of node {holder.node} ({epoch})"
+        return f"lies in {holder.cidr}, {holder.range.phase}; its last owner was node {holder.node} ({epoch})"
+    return {
+        "free_range": f"lies in {holder.cidr}, which is free",
+        "service": f"lies in the Service range {holder.cidr}",
+        "stranded": f"lies in {holder.cidr} between the last node range and the Service range",
+        "node": f"is the underlay address of node {holder.node}",
+        "clb": f"is reserved for CLB {holder.reservation} ({holder.purpose})",
+        "outside": "is outside the container network",
+    }[holder.kind]
 
 
 @cluster.command()

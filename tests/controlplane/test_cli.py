@@ -145,6 +145,17 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     # leaving
     assert "10.200.0.0/27 drains" in isthmus("node", "remove", "c1", "--reason", "returned").out
     assert "barred" in isthmus("node", "fence", "idc-1").out
+    assert "isthmus replay who" in isthmus("cluster", "who", "--help").out
+    for address, says in (
+        ("10.200.0.1", "its last owner was node c1"),
+        ("10.200.0.100", "which is free"),
+        ("10.200.0.230", "Service range"),
+        ("8.8.8.8", "outside"),
+    ):
+        assert says in isthmus("cluster", "who", address).out
+    phases = [view["phase"] for view in isthmus("cluster", "ranges", "--json").json["ranges"]]
+    assert len(phases) == 2
+    assert set(phases) <= {"draining", "quarantined"}
     view = isthmus("cluster", "show", "--json").json
     assert view["nodes"] == 0
     assert view["pool"]["allocated"] == 0
