@@ -55,8 +55,8 @@ def deploy() -> None:
 @to_option
 def nats(
     *, shape: Shape, store: Path, name: str, hosts: tuple[str, ...], peers: tuple[str, ...],
-    hub: tuple[str, ...], site: str, form: Form, at: Path, data: Path, listen: str, port: int, cluster_port: int, leaf_port: int,
-    monitor: str, to: Path,
+    hub: tuple[str, ...], site: str, form: Form, at: Path, data: Path, listen: str, port: int,
+    cluster_port: int, leaf_port: int, monitor: str, to: Path,
 ) -> None:  # fmt: skip
     """A NATS server's files: nats-server.conf, auth.conf, nats.env and TLS, with everything locked.
 

@@ -1,0 +1,91 @@
+"""The manifests follow the schemas of Kubernetes, fit together, and start commands that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from deploy.cli import deploy
+from events.config import options_of
+from events.config_cli import command_of
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+DOCUMENTS: list[dict[str, Any]] = [
+    document
+    for name in KUSTOMIZATION["resources"]
+    for document in yaml.safe_load_all((FOLDER / name).read_text())
+]
+WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"DaemonSet", "Deployment"}]
+VERSIONS = ("1.29", "1.32", kubernetes_validate.latest_version())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: f"{d['kind']}-{d['metadata']['name']}")
+def test_each_document_follows_the_schema(document: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_wrong_document_is_noticed() -> None:
+    broken = {**WORKLOADS[0], "spec": {**WORKLOADS[0]["spec"], "replicsa": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, VERSIONS[-1], strict=True)
+
+
+def test_every_file_is_in_the_kustomization() -> None:
+    assert {file.name for file in FOLDER.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+
+
+def named(kind: str) -> set[str]:
+    return {document["metadata"]["name"] for document in DOCUMENTS if document["kind"] == kind}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda d: d["metadata"]["name"])
+def test_references_lead_somewhere(workload: dict[str, Any]) -> None:
+    spec = workload["spec"]
+    pod = spec["template"]["spec"]
+    assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert pod["serviceAccountName"] in named("ServiceAccount")
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        for source in container.get("envFrom", ()):
+            assert source["configMapRef"]["name"] in named("ConfigMap")
+        assert container["image"] in {image["name"] for image in KUSTOMIZATION["images"]}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda d: d["metadata"]["name"])
+def test_containers_start_what_exists_with_flags_that_exist(workload: dict[str, Any]) -> None:
+    container = workload["spec"]["template"]["spec"]["containers"][0]
+    role = container["name"]
+    flags = [word for word in container["args"] if word.startswith("--")]
+    known = {f"--{key}" for key in options_of(command_of(role))}
+    assert {flag.partition("=")[0] for flag in flags} <= known
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda d: d["metadata"]["name"])
+def test_no_container_can_gain_more_than_it_is_given(workload: dict[str, Any]) -> None:
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert context["capabilities"].get("add", []) == (["NET_ADMIN"] if container["name"] == "agent" else [])
+        assert "memory" in container["resources"]["limits"]
+    if workload["kind"] == "Deployment":
+        assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_command_writes_them_all(tmp_path: Path) -> None:
+    for kind, pattern in (("kubernetes", "*.yaml"), ("systemd", "*.service")):
+        result = CliRunner().invoke(deploy, [kind, "--to", str(tmp_path / kind)])
+        assert result.exit_code == 0, result.output
+        source = FOLDER.parent / kind
+        assert {f.name for f in (tmp_path / kind).iterdir()} == {f.name for f in source.glob(pattern)}

@@ -1,0 +1,66 @@
+"""The units are valid, start commands that exist, and are as closed as they can be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from events.config import ROLES
+from events.config_cli import command_of
+
+UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
+EXPOSURE_MAX = {"isthmus-agent.service": 2.0}
+"""By `systemd-analyze security`, 0 closed … 10 open; the agent needs netlink and a capability."""
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="Debian's package systemd is not installed"
+)
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_each_unit_is_valid(unit: Path, tmp_path: Path) -> None:
+    text = re.sub(r"/opt/isthmus/bin/\S+", "/bin/true", unit.read_text())
+    (tmp_path / unit.name).write_text(text)
+    found = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    own = [line for line in found.stderr.splitlines() if unit.name in line or str(tmp_path) in line]
+    assert own == []
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_each_unit_is_hardened(unit: Path) -> None:
+    found = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(unit)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    score = re.search(r"exposure level for \S+: ([0-9.]+)", found.stdout)
+    assert score, found.stdout + found.stderr
+    assert float(score[1]) <= EXPOSURE_MAX.get(unit.name, 1.5)
+
+
+def test_the_units_run_roles_that_read_a_file() -> None:
+    for unit in UNITS:
+        start = re.search(r"^ExecStart=/opt/isthmus/bin/(\S+) (.*)$", unit.read_text(), re.MULTILINE)
+        assert start, unit.name
+        if start[1] != "isthmus":
+            assert start[1] == "nats-server"
+            continue
+        words = start[2].split()
+        path = tuple(words[: words.index("--config")])
+        role = next(role for role, known in ROLES.items() if known == path)
+        assert any(param.name == "config" for param in command_of(role).params)
+
+
+def test_no_unit_but_the_agents_has_a_capability() -> None:
+    for unit in UNITS:
+        granted = re.findall(r"^(?:Ambient|CapabilityBounding)\w*=(.+)$", unit.read_text(), re.MULTILINE)
+        assert granted == (["CAP_NET_ADMIN"] * 2 if "agent" in unit.name else []), unit.name
+        assert "User=isthmus" in unit.read_text()
