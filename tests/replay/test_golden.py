@@ -1,0 +1,143 @@
+"""Every version of every event type that was ever released can still be read, from bytes written then.
+
+The files under ``golden/`` are bodies as they were stored. They are never edited: a new version of a type
+gets a new file and an upcaster for the old one, and the old file stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from events import codec
+from events.chain import genesis
+from events.codec import UPCASTERS, Cause, StoredMessage, decode_event, seal
+from events.errors import VerificationFailed
+from events.types import EVENT_TYPES, Event, NodeJoined
+from replay.archive import lines
+from replay.archive.reader import ArchiveLog
+from replay.archive.writer import ArchiveWriter
+from replay.history import History
+from replay.queries.states import States
+from replay.verification.verify import Wanted, verify
+from tests.replay.histories import CLUSTER, history
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = sorted(GOLDEN.glob("*.json"))
+
+
+def test_every_version_that_can_be_read_has_a_file_and_the_other_way_round() -> None:
+    readable = {cls.type_name() for cls in EVENT_TYPES} | set(UPCASTERS)
+    assert {file.stem for file in FILES} == readable
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_stored_body_still_says_what_it_said(file: Path) -> None:
+    body = file.read_bytes().rstrip(b"\n")
+    event = decode_event(file.stem, body, 1)
+    stored = msgspec.json.decode(body)
+    seen = msgspec.json.decode(msgspec.json.encode(event))
+    assert {name: seen.get(name) for name in stored} == stored
+    if event.type_name() == file.stem:
+        assert msgspec.json.encode(event) == body, "today's writer writes the same bytes"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_body_with_a_field_of_the_future_or_without_a_needed_one_is_decided_not_guessed(file: Path) -> None:
+    stored = msgspec.json.decode(file.read_bytes())
+    assert decode_event(file.stem, msgspec.json.encode({**stored, "later": 1}), 1) == decode_event(
+        file.stem, file.read_bytes(), 1
+    )
+    needed = next(f.name for f in msgspec.structs.fields(_newest(file.stem)) if f.required)
+    del stored[needed]
+    with pytest.raises(VerificationFailed) as refused:
+        decode_event(file.stem, msgspec.json.encode(stored), 7)
+    assert (refused.value.code, refused.value.details["sequence"]) == ("event_malformed", 7)
+
+
+def _newest(type_name: str) -> type[Event]:
+    family = type_name.rsplit(".", 1)[0]
+    return next(cls for cls in EVENT_TYPES if cls.type_name().rsplit(".", 1)[0] == family)
+
+
+class _OldJoined(msgspec.Struct):
+    """How a first version might have looked: one address, and no MAC."""
+
+    node: str
+    uid: str
+    external: bool
+    address: str
+
+
+def _lift(body: bytes) -> Event:
+    old = msgspec.json.decode(body, type=_OldJoined)
+    return NodeJoined(
+        node=old.node,
+        uid=old.uid,
+        kind="external" if old.external else "cloud",
+        underlay=old.address,
+        announced=old.address,
+        vtep_mac="66:00:00:00:00:01",
+    )
+
+
+def test_a_log_with_an_old_version_in_it_is_lifted_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upcaster is enough: the fold, the questions and the verification all read through it."""
+    first = history(1, 0)
+    head = asyncio.run(_head(first))
+    sealed, head = seal(
+        CLUSTER,
+        head,
+        [
+            (
+                Cause(command_id="old", actor="a", time=_moment(first), source="s"),
+                [
+                    NodeJoined(
+                        node="n", uid="u", kind="cloud", underlay="1.1.1.1", announced="1.1.1.1", vtep_mac="x"
+                    )
+                ],
+            )
+        ],
+    )
+    body = b'{"node":"n","uid":"u","external":true,"address":"192.168.1.9"}'
+    message = sealed[0]
+    headers = {**message.headers, "ce-type": "node.joined.v0"}
+    stored = StoredMessage(2, message.subject, headers, body, first[0].recorded_ns + 10**9)
+    from events.chain import link
+
+    digest = link(bytes.fromhex(first[0].headers["ce-chain"]), 2, stored.subject, headers, body)
+    headers["ce-chain"] = digest.hex()
+    monkeypatch.setitem(codec._DECODERS, "node.joined.v0", _lift)
+    assert [type(f.body) for f in lines.facts(lines.encode_messages([*first, stored]))][1] is NodeJoined
+    writer = ArchiveWriter.create(tmp_path / "old", CLUSTER, genesis(CLUSTER), source="test")
+    writer.add([*first, stored])
+    writer.finish()
+
+    async def ask() -> None:
+        log = ArchiveLog(tmp_path / "old")
+        past = await History.open(log)
+        state, _ = await States(past).at(2)
+        assert state.nodes["n"].kind == "external"
+        assert state.nodes["n"].underlay == "192.168.1.9"
+        report = await verify(past, Wanted())
+        assert report.findings == []
+        log.close()
+
+    asyncio.run(ask())
+
+
+async def _head(messages: list[StoredMessage]):
+    from tests.replay.histories import ListLog
+
+    return await ListLog(messages).head()
+
+
+def _moment(messages: list[StoredMessage]):
+    from replay.when import from_ns
+
+    return from_ns(messages[0].recorded_ns + 10**9)
