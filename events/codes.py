@@ -191,11 +191,6 @@ CODES: dict[str, Code] = {
         "Every range of the pool is allocated, draining or quarantined.",
         "Append a CIDR, remove nodes, or wait until the moment that the message names.",
     ),
-    "range_unknown": Code(
-        "Refused",
-        "The address or CIDR lies in no range of the pool.",
-        "`isthmus cluster show` lists the container CIDRs and their ranges' size.",
-    ),
     "import_refused": Code(
         "Refused",
         "At least one line of a batch of nodes was refused, so nothing of the batch was written.",

@@ -125,7 +125,7 @@ def status_wildcard(cluster: str) -> str:
 
 
 def spans(cluster: str, node: str = "", *, role: str = "") -> str:
-    """Where finished spans are sent: a node's own subject, or a role's (``_cli``, which no node can be named)."""
+    """Where finished spans are sent: a node's own subject, or a role's (``_cli``: no node's name)."""
     return f"isthmus.{cluster}.spans.{token(node) if node else f'_{role}'}"
 
 
