@@ -194,7 +194,7 @@ CODES: dict[str, Code] = {
     "import_refused": Code(
         "Refused",
         "At least one line of a batch of nodes was refused, so nothing of the batch was written.",
-        "Correct the lines that the report names, then import the same file again: members are left as they are.",
+        "Correct the lines that the report names and import the file again: members are left as they are.",
     ),
     "import_unreadable": Code(
         "BadRequest",
