@@ -172,9 +172,10 @@ def test_resolving_the_underlay() -> None:
         resolve("auto")
     with pytest.raises(Usage, match="no such device"):
         resolve("eth7")
-    sh(
-        "ip link add eth7 type veth peer name eth8; ip addr add 10.1.1.1/24 dev eth7; ip link set eth7 up mtu 1400; ip link set eth8 up"
-    )
+    sh("ip link add eth7 type veth peer name eth8")
+    sh("ip addr add 10.1.1.1/24 dev eth7")
+    sh("ip link set eth7 up mtu 1400")
+    sh("ip link set eth8 up")
     sh("ip route add default via 10.1.1.254")
     expected = resolve("eth7")
     assert (expected.address, expected.device, expected.mtu, expected.present) == (
@@ -219,33 +220,36 @@ async def test_a_path_that_swallows_large_packets_is_told_from_a_dead_one() -> N
     """A router with a smaller MTU behind it, and no word from it: the black hole of path MTU discovery."""
     sh("ip netns add r; ip netns add b")
     sh("ip link add a0 type veth peer name r0 netns r; ip -n r link add r1 type veth peer name b0 netns b")
-    sh(
-        "ip addr add 10.0.1.1/24 dev a0; ip link set a0 up; ip -n r addr add 10.0.1.2/24 dev r0; ip -n r link set r0 up"
-    )
-    sh(
-        "ip -n r addr add 10.0.2.2/24 dev r1; ip -n r link set r1 up; ip -n b addr add 10.0.2.1/24 dev b0; ip -n b link set b0 up"
-    )
-    sh(
-        "ip route add default via 10.0.1.2; ip -n b route add default via 10.0.2.2; ip netns exec r sysctl -qw net.ipv4.ip_forward=1"
-    )
+    sh("ip addr add 10.0.1.1/24 dev a0")
+    sh("ip link set a0 up")
+    sh("ip -n r addr add 10.0.1.2/24 dev r0")
+    sh("ip -n r link set r0 up")
+    sh("ip -n r addr add 10.0.2.2/24 dev r1")
+    sh("ip -n r link set r1 up")
+    sh("ip -n b addr add 10.0.2.1/24 dev b0")
+    sh("ip -n b link set b0 up")
+    sh("ip route add default via 10.0.1.2")
+    sh("ip -n b route add default via 10.0.2.2")
+    sh("ip netns exec r sysctl -qw net.ipv4.ip_forward=1")
     sh("ip netns exec b sysctl -qw net.ipv4.icmp_ratelimit=0")
     assert await probe_path("10.0.2.1", 1500) == "full"
-    sh(
-        "ip -n r link set r1 mtu 1400; ip netns exec r nft 'add table ip t; add chain ip t o { type filter hook output priority 0; }; add rule ip t o icmp type destination-unreachable drop'"
-    )
+    sh("ip -n r link set r1 mtu 1400")
+    rule = "add rule ip t o icmp type destination-unreachable drop"
+    chain = "add chain ip t o { type filter hook output priority 0; }"
+    sh(f"ip netns exec r nft 'add table ip t; {chain}; {rule}'")
     assert await probe_path("10.0.2.1", 1500) == "small"
     assert await probe_path("10.0.2.77", 1500) == "none"
 
 
 @inside
 async def test_the_doctor_finds_what_is_wrong_and_says_what_to_do() -> None:
-    sh(
-        "ip link add eth7 type veth peer name eth8; ip addr add 10.1.1.1/24 dev eth7; ip link set eth7 up; ip link set eth8 up"
-    )
+    sh("ip link add eth7 type veth peer name eth8")
+    sh("ip addr add 10.1.1.1/24 dev eth7")
+    sh("ip link set eth7 up")
+    sh("ip link set eth8 up")
     sh("ip link add theirs type vxlan id 100 dstport 8472 local 10.1.1.1; sysctl -qw net.ipv4.ip_forward=0")
-    sh(
-        "ip link add flannel.1 type vxlan id 1 dstport 4789 local 10.1.1.1; sysctl -qw net.ipv4.conf.all.rp_filter=1"
-    )
+    sh("ip link add flannel.1 type vxlan id 1 dstport 4789 local 10.1.1.1")
+    sh("sysctl -qw net.ipv4.conf.all.rp_filter=1")
     patient = Patient(
         cluster="c",
         bus=BusOptions(servers=("nats://127.0.0.1:9",)),
