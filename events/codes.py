@@ -112,7 +112,7 @@ CODES: dict[str, Code] = {
     "cidr_conflict_with_clb_subnet": Code(
         "Refused",
         "The container network overlaps the subnet of a CLB reservation.",
-        "Choose another subnet or another CIDR.",
+        "Choose another subnet or CIDR, or record the exception with --override and a reason.",
     ),
     "cidr_conflict_with_route": Code(
         "Refused",
@@ -122,7 +122,7 @@ CODES: dict[str, Code] = {
     "cidr_conflict_with_other_cluster": Code(
         "Refused",
         "The container network overlaps another cluster's container network on the same bus.",
-        "Choose a CIDR that no other cluster uses; the message names the other cluster.",
+        "Choose a CIDR that no other cluster uses, or record the exception with --override and a reason.",
     ),
     "cidr_conflict_with_own_cidr": Code(
         "Refused",
@@ -132,7 +132,7 @@ CODES: dict[str, Code] = {
     "cidr_conflict_with_node": Code(
         "Refused",
         "A node's underlay address lies inside the container network.",
-        "Give the node an address outside the container network, or choose another CIDR.",
+        "Give the node an address outside it, choose another CIDR, or --override with a reason.",
     ),
     "network_unknown": Code(
         "Refused",
