@@ -101,7 +101,7 @@ async def _blame(source: Source, kind: str, name: str, at: str, *, as_json: bool
 @click.option("--all", "every", is_flag=True, help="Every command that concerned it, not only the last.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="As it was known at this moment.")
 @click.option(
-    "--spans", default="", metavar="FILE", help="A span store, for the moments of the agents' writes."
+    "--spans", default="", metavar="FILE", help="A span store's file instead of the live controller's."
 )
 @json_option
 def explain_command(  # noqa: PLR0917  click passes options by name
@@ -129,8 +129,7 @@ async def _explain(
         found = await explain(asked.history, name, kind=wanted, until=stop, reports=reports)
         if not every:
             found = found[-1:]
-        if spans:
-            found = [await _with_spans(asked, item, spans, reports) for item in found]
+        found = [await _with_spans(asked, item, spans, reports) for item in found]
         if as_json:
             print_json(found)
             return
@@ -139,21 +138,47 @@ async def _explain(
 
 
 async def _with_spans(asked: Asked, item: Explanation, file: str, reports: list[Any]) -> Explanation:
-    from controlplane.spans import SpanStore
-    from events.errors import Usage
+    """The explanation with the moments of the agents' writes, where a span store tells them."""
     from replay.queries.explain import explain, from_spans
 
     if not item.trace_id:
         return item
+    last = item.events[-1].stamp.sequence
+    records = await (_stored(file, item.trace_id) if file else _kept(asked, item.trace_id))
+    applied: list[Applied] = from_spans(records, last)
+    if not applied:
+        return item
+    again = await explain(asked.history, str(last), kind="sequence", reports=reports, spans=applied)
+    return again[0]
+
+
+async def _stored(file: str, trace_id: str) -> list[Any]:
+    """The spans of a trace in a span store's file."""
     from pathlib import Path
+
+    from controlplane.spans import SpanStore
+    from events.errors import Usage
 
     if not Path(file).is_file():  # noqa: ASYNC240  a local file, once
         raise Usage("usage", f"there is no span store at {file}")
-    last = item.events[-1].stamp.sequence
     async with SpanStore.open(file) as store:
-        applied: list[Applied] = from_spans(await store.trace(item.trace_id), last)
-    again = await explain(asked.history, str(last), kind="sequence", reports=reports, spans=applied)
-    return again[0]
+        return list(await store.trace(trace_id))
+
+
+async def _kept(asked: Asked, trace_id: str) -> list[Any]:
+    """The spans of a trace that the live controller keeps; none offline, or when it keeps none."""
+    if asked.source.archives:
+        return []
+    from controlplane.tracequery import TraceAnswer, TraceQuery
+    from events.cli import controller
+    from events.errors import IsthmusError
+
+    try:
+        async with controller(asked.source.context) as client:
+            told = await client.ask(TraceQuery(reference=trace_id), TraceAnswer, timeout_s=2.0)
+    except IsthmusError:  # no controller, no built-in store, or the trace is too old: reports must do
+        return []
+    return [row.span for picture in told.traces for row in picture.rows]
 
 
 def _print(asked: Asked, item: Explanation) -> None:

@@ -7,7 +7,7 @@ the span store, if one is at hand (the moment of each agent's netlink batch).
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -111,7 +111,8 @@ async def _explain(
             later.append(following)
             if everywhere is None and isinstance(following.event, RangeQuarantined):
                 everywhere = following if following.event.watermark >= last else None
-    applied = [item for item in spans if item.done] or [
+    traced = {item.node: item for item in spans}
+    reported = [
         Applied(
             node=report.node,
             done=report.applied >= last,
@@ -120,8 +121,10 @@ async def _explain(
             evidence="report",
             state=report.state,
         )
-        for report in sorted(reports, key=lambda report: (report.applied >= last, report.node))
+        for report in reports
+        if report.node not in traced
     ]
+    applied = sorted([*traced.values(), *reported], key=lambda item: (item.done, item.at, item.node))
     note = "" if applied else "no agents' reports at hand: they are on the live bus, or in a capsule"
     first_stamp = stamp(events[0])
     return Explanation(
@@ -144,11 +147,11 @@ def from_spans(records: list[Any], last: int) -> list[Applied]:
     """What a trace's spans say of agents: each agent's first apply that reached ``last``."""
     found: dict[str, Applied] = {}
     for record in records:
-        if not record.service.endswith("agent"):
+        if not record.service.endswith("agent") or record.attributes.get("isthmus.replay"):
             continue
         reached = record.attributes.get("isthmus.sequence.last", record.attributes.get("isthmus.sequence", 0))
         node = str(record.attributes.get("isthmus.node", record.instance))
-        at = datetime.fromtimestamp(record.end_ns / 1e9).astimezone()
+        at = datetime.fromtimestamp(record.end_ns / 1e9, UTC)
         if isinstance(reached, int) and reached >= last and (node not in found or at < found[node].at):
             found[node] = Applied(node=node, done=True, applied=reached, at=at, evidence="span")
     return [found[node] for node in sorted(found)]

@@ -357,3 +357,34 @@ def test_a_thawed_state_is_the_state_and_goes_on_like_it(messages, data):
     assert twin.owned == state.owned
     assert twin.by_address == state.by_address
     assert twin.pool.free == state.pool.free
+
+
+def test_spans_tell_the_moment_of_each_agents_write() -> None:
+    """The first batch that reached the event counts; catching up later, and other services, do not."""
+    from events.telemetry_spans import SpanRecord
+    from replay.queries.explain import from_spans
+
+    def span(service: str, node: str, last: int, end_ns: int, **more: Any) -> SpanRecord:
+        return SpanRecord(
+            trace_id="0" * 32,
+            span_id=f"{end_ns:016x}",
+            name="apply",
+            service=service,
+            start_ns=1,
+            end_ns=end_ns,
+            attributes={"isthmus.node": node, "isthmus.sequence.last": last, **more},
+        )
+
+    found = from_spans(
+        [
+            span("isthmus-agent", "a", 9, 1_000_000_000),
+            span("isthmus-agent", "a", 10, 3_000_000_000),
+            span("isthmus-agent", "a", 10, 2_000_000_000),
+            span("isthmus-agent", "b", 12, 4_000_000_000, **{"isthmus.replay": True}),
+            span("isthmus-controller", "c", 12, 5_000_000_000),
+        ],
+        last=10,
+    )
+    assert [(item.node, item.done, item.at.timestamp(), item.evidence) for item in found] == [
+        ("a", True, 2.0, "span")
+    ]
