@@ -23,14 +23,17 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
+from events.chain import CHAIN_HEADER
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
 from events.jetstream_api import (
     DUPLICATE_IN_BATCH,
     PAYLOAD_TOO_LARGE,
+    PING_S,
     WRONG_LAST_SEQUENCE,
     WRONG_LAST_SEQUENCE_IN_FLIGHT,
     ApiError,
+    ensure_alive,
     error_in,
     last_message,
     message_at,
@@ -115,6 +118,9 @@ class _Append:
             except (NatsTimeoutError, TimeoutError):
                 self._maybe_stored = True
                 last = None
+                left_s = deadline - asyncio.get_running_loop().time()
+                if left_s > 0:
+                    await ensure_alive(self._client, timeout_s=min(PING_S, left_s))
             except NoRespondersError:
                 last = self._unavailable("nobody takes messages for it (no leader, or the server is starting)")
             except ApiError as error:
@@ -204,13 +210,16 @@ class _Append:
         )
 
     async def _stands(self, timeout_s: float) -> bool:
-        """Whether our first and our last id stand at their places; a batch is stored whole or not at all."""
-        places = {self._expected + 1: self._messages[0].id, self._end: self._messages[-1].id}
-        for sequence, wanted in places.items():
-            found = await message_at(self._client, self._prefix, self._stream, sequence, timeout_s=timeout_s)
-            if found is None or found[1].get("ce-id") != wanted:
-                return False
-        return True
+        """Whether our last message stands at its place, and with it (by its chain digest) all before it.
+
+        The id alone would not do: another controller that decides the same command at the same place
+        gives its events the same ids, and other contents.
+        """
+        found = await message_at(self._client, self._prefix, self._stream, self._end, timeout_s=timeout_s)
+        if found is None:
+            return False
+        wanted = self._messages[-1]
+        return all(found[1].get(name) == wanted.headers.get(name) for name in ("ce-id", CHAIN_HEADER))
 
     async def _single(self, timeout_s: float) -> dict[str, Any]:
         message = self._messages[0]

@@ -62,8 +62,8 @@ class EventLog(LogReader, Protocol):
     ) -> int:
         """Store all messages directly behind sequence ``expected``, or none; return the last sequence.
 
-        At most :data:`BATCH_LIMIT` messages. Idempotent: when exactly these ids already stand
-        behind ``expected``, it returns as the first call did.
+        At most :data:`BATCH_LIMIT` messages. Idempotent: when exactly these messages (by
+        id and chain digest) already stand behind ``expected``, it returns as the first call did.
 
         An empty append stores nothing and checks ``expected``. Ids that were stored further up not
         long ago are refused too, with ``repeated`` in the details: their command has happened.

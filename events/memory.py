@@ -15,6 +15,11 @@ from events.errors import Refused
 from events.log import BATCH_LIMIT, ReadBatch
 
 
+def _identity(message: OutgoingMessage | StoredMessage) -> tuple[str, str]:
+    """The id and the chain digest: the same command decided by two controllers shares only the ids."""
+    return message.headers["ce-id"], message.headers.get(CHAIN_HEADER, "")
+
+
 class MemoryLog:
     """An EventLog in one process. ``clock_ns`` stamps what is stored (Unix nanoseconds)."""
 
@@ -55,7 +60,7 @@ class MemoryLog:
         actual = len(self._messages)
         if expected != actual:
             stored = self._messages[expected : expected + len(messages)]
-            if messages and [m.headers["ce-id"] for m in stored] == [m.id for m in messages]:
+            if messages and [_identity(m) for m in stored] == [_identity(m) for m in messages]:
                 return expected + len(messages)
             raise Refused(
                 "wrong_last_sequence",

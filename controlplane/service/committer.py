@@ -343,9 +343,11 @@ class Committer:
                 at += len(bodies)
                 sequence += len(bodies)
                 outcome = decided.refusal or reply_to(decided, sequence, bodies, self._now())
-                remembered.keep(request.command_id, outcome)
             else:
                 outcome = decided.refusal or reply_to(decided, sequence, None, self._now())
+            if not request.dry_run:
+                # Also of commands that wrote nothing: a copy that comes late must not find another state.
+                remembered.keep(request.command_id, outcome)
             self._finish(decided.pending, outcome)
 
     async def _answer_known(self, group: list[Pending]) -> list[Pending]:
@@ -357,6 +359,8 @@ class Committer:
             command_id = pending.request.command_id
             if pending.request.dry_run:
                 fresh.append(pending)
+            elif (known := remembered.answer(command_id)) is not None:
+                self._repeat(pending, known)
             elif (place := remembered.place(command_id)) is not None:
                 await self._answer_again(pending, place)
             elif remembered.complete or self._history is None:
@@ -373,14 +377,14 @@ class Committer:
                     await self._answer_again(pending, place)
         return fresh
 
+    def _repeat(self, pending: Pending, known: CommandReply | IsthmusError) -> None:
+        """Give the first answer again, from memory."""
+        if isinstance(known, CommandReply):
+            known = msgspec.structs.replace(known, duplicate=True, answered_at=self._now())
+        self._finish(pending, known)
+
     async def _answer_again(self, pending: Pending, place: Place) -> None:
-        """Give the first answer again: from memory, or rebuilt from the stored events."""
-        known = self._replica.remembered.answer(pending.request.command_id)
-        if known is not None:
-            if isinstance(known, CommandReply):
-                known = msgspec.structs.replace(known, duplicate=True, answered_at=self._now())
-            self._finish(pending, known)
-            return
+        """Give the first answer again, rebuilt from the stored events."""
         stored = [
             message
             async for batch in self._log.read(after=place.first - 1, until=place.last)

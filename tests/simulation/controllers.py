@@ -1,0 +1,154 @@
+"""Controllers of the simulated cluster: the real parts, put together as the real composition root does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from controlplane.leader import Leadership
+from controlplane.lease import MemoryLease
+from controlplane.liveness import Liveness, watch_members
+from controlplane.service.committer import Committer, Limits
+from controlplane.service.planner import Answer
+from controlplane.service.replica import Replica
+from controlplane.service.requests import parse
+from controlplane.service.tasks import end
+from controlplane.service.ticker import Ticker
+from events.errors import IsthmusError, VerificationFailed
+from events.status import AgentStatus
+from tests.simulation.faults import Weather
+from tests.simulation.truth import WatchedLog
+from tests.simulation.wires import OutgoingAppend, WiredLease, WiredLog
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+LIMITS = Limits(queue=64, group_messages=40, append_timeout_s=0.5, commit_deadline_s=3.0, catch_up_s=2.0)
+
+
+def now() -> datetime:
+    """The virtual wall clock."""
+    return EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+
+
+class SimController:
+    """One controller process; ``start`` and ``kill`` as often as the schedule wants."""
+
+    def __init__(
+        self, name: str, log: WatchedLog, place: MemoryLease.Place, weather: Weather, seed: int
+    ) -> None:
+        self.name = name
+        self._disk = log
+        self._place = place
+        self._weather = weather
+        self._seed = seed
+        self._starts = 0
+        self._late: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._all: list[asyncio.Task[Any]] = []
+        self.serving = False
+        self.liveness = Liveness(now=now)
+        self.replica: Replica | None = None
+
+    def start(self) -> None:
+        """A process that knows nothing but the log."""
+        self._starts += 1
+        wire = WiredLog(self._disk, self._weather, self.name, self._later)
+        dice = random.Random(f"{self._seed}/{self.name}/{self._starts}")
+        replica = self.replica = Replica(wire)
+        self.liveness = Liveness(now=now)
+        committer = self.committer = Committer(
+            wire, replica, source=f"sim/{self.name}", now=now, limits=LIMITS, jitter=dice
+        )
+        leadership = self.leadership = Leadership(
+            WiredLease(self._place, self.name, self._weather),
+            self,
+            name=self.name,
+            ready=lambda: replica.live,
+            jitter=dice,
+        )
+        numbers = iter(range(10**9))
+        ticker = Ticker(
+            committer,
+            replica,
+            self.liveness,
+            actor=f"controller/{self.name}",
+            active=lambda: leadership.leading,
+            new_id=lambda: f"{self.name}-{self._starts}-{next(numbers)}",
+        )
+        parts = (replica.follow(), committer.run(), leadership.run(), ticker.run())
+        parts = (*parts, watch_members(self.liveness, replica.changes))
+        self._tasks = [asyncio.create_task(part) for part in parts]
+        self._all += self._tasks
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing is said to anybody."""
+        self.serving = False
+        place, self._place.holder = self._place.holder, self._place.holder
+        until_s = self._place.until_s
+        await end(self._tasks)
+        # Cancelling lets the tasks tidy up, which a killed process does not: the lease stays held.
+        self._place.holder, self._place.until_s = place, until_s
+        self.replica = None
+
+    async def live_and_die(self, end_s: float) -> None:
+        """Run by the schedule until ``end_s``."""
+        loop = asyncio.get_running_loop()
+        self.start()
+        for fault in self._weather.crashes(self.name):
+            await asyncio.sleep(max(0.0, fault.at_s - loop.time()))
+            await self.kill()
+            await asyncio.sleep(fault.for_s)
+            self.start()
+        await asyncio.sleep(max(0.0, end_s - loop.time()))
+
+    def ended(self) -> str:
+        """Which part has ended by itself, in any of its lives, and why; empty when none has."""
+        wrong = ""
+        for task in self._all:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                wrong = wrong or f"controller {self.name} ended: {task.exception()!r}"
+        return wrong
+
+    # --- leading means serving (controlplane.leader.Led) ------------------------------------------------
+
+    async def begin(self) -> None:
+        self.serving = True
+
+    async def end(self) -> None:
+        self.serving = False
+        await self.committer.drained(timeout_s=2.0)
+
+    # --- the wires to it --------------------------------------------------------------------------------
+
+    def request(self, subject: str, headers: dict[str, str], body: bytes, answer: Answer) -> None:
+        """A request as it arrives."""
+        try:
+            received_s = asyncio.get_running_loop().time()
+            self.committer.offer(
+                parse(self._disk.cluster, subject, headers, body, received_s=received_s), answer
+            )
+        except IsthmusError as error:
+            answer(error)
+
+    def report(self, status: AgentStatus) -> None:
+        """An agent's report as it arrives."""
+        if self.replica is not None:
+            self.liveness.observe(status)
+
+    def _later(self, seconds: float, append: OutgoingAppend) -> None:
+        """The wire holds an append back: it reaches the disk whatever has become of its sender."""
+
+        async def arrive() -> None:
+            await asyncio.sleep(seconds)
+            messages, expected = append
+            try:
+                await self._disk.append(messages, expected=expected)
+            except VerificationFailed:
+                raise
+            except IsthmusError:
+                return  # its condition does not hold any more
+
+        task = asyncio.get_running_loop().create_task(arrive())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)

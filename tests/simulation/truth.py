@@ -1,0 +1,98 @@
+"""The omniscient observer: sees every append as it happens and objects at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from controlplane.evolve import evolve
+from controlplane.invariants import check, violation
+from controlplane.state import ClusterState, state_digest
+from events.chain import Head, genesis, verify_link
+from events.codec import OutgoingMessage, Recorded, decode
+from events.commands import CommandReply
+from events.errors import IsthmusError
+from events.memory import MemoryLog
+from events.types import RangeAllocated, RangeDraining
+
+Kernel = dict[str, int]
+"""One machine's rows about its peers: range (CIDR) → epoch. It survives the agent."""
+
+
+class Wrong(Exception):
+    """A promise was broken; the text says which."""
+
+
+class WatchedLog(MemoryLog):
+    """The log's disk. After each append it verifies chain, invariants and the safety of reuse."""
+
+    def __init__(self, cluster: str, clock_ns: Callable[[], int]) -> None:
+        super().__init__(cluster, clock_ns=clock_ns, batch_size=64)
+        self.state = ClusterState(cluster)
+        self.chain: Head = genesis(cluster)
+        self.history: list[Recorded] = []
+        self.kernels: dict[str, Kernel] = {}
+        """uid of the machine's agent → its rows."""
+        self._released: dict[str, int] = {}
+        self.wrong: Wrong | None = None
+
+    async def append(
+        self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
+    ) -> int:
+        last = await super().append(messages, expected=expected, timeout_s=timeout_s)
+        if self.wrong is None:
+            try:
+                for message in self._messages[self.chain.sequence :]:
+                    self.chain = verify_link(
+                        self.chain, message.sequence, message.subject, message.headers, message.body
+                    )
+                    self._judge(decode(message))
+            except Wrong as wrong:
+                self.wrong = wrong
+            except IsthmusError as error:
+                self.wrong = Wrong(f"the log cannot be read any more: {error.message}")
+        return last
+
+    def _judge(self, recorded: Recorded) -> None:
+        found = violation(self.state, recorded.sequence, recorded.event, recorded.envelope.time)
+        if found is not None:
+            raise Wrong(f"invariant {found.invariant} at event {found.sequence}: {found.message}")
+        if isinstance(recorded.event, RangeDraining):
+            self._released[recorded.event.cidr] = recorded.sequence
+        if isinstance(recorded.event, RangeAllocated) and recorded.event.cidr in self._released:
+            cidr = recorded.event.cidr
+            for uid, rows in self.kernels.items():
+                name = self.state.by_uid.get(uid)
+                # Who joined after the release (again, perhaps) is not waited for; it starts by comparing.
+                waited_for = name is not None and self.state.nodes[name].joined < self._released[cidr]
+                if waited_for and cidr in rows:
+                    raise Wrong(
+                        f"event {recorded.sequence} gives {cidr} to {recorded.event.node}, while the live node "
+                        f"{name} still has rows of its epoch {rows[cidr]}"
+                    )
+        if self.history and recorded.envelope.time < self.history[-1].envelope.time:
+            raise Wrong(f"time runs backwards at event {recorded.sequence}")
+        evolve(self.state, recorded.sequence, recorded.event)
+        self.history.append(recorded)
+
+    def final(self, acknowledged: dict[str, CommandReply]) -> Iterator[str]:
+        """What is wrong at the end, of what can only be said then."""
+        for found in check(self.state):
+            yield f"invariant {found.invariant}: {found.message}"
+        by_command: dict[str, list[Recorded]] = {}
+        for recorded in self.history:
+            by_command.setdefault(recorded.envelope.command_id, []).append(recorded)
+        for command_id, events in by_command.items():
+            first, count = events[0].sequence, events[0].envelope.tx_count
+            if [e.sequence for e in events] != list(range(first, first + count)):
+                found = [e.sequence for e in events]
+                yield f"command {command_id} has events {found}: not one effect of {count}"
+        for command_id, reply in acknowledged.items():
+            stored = [recorded.sequence for recorded in by_command.get(command_id, [])]
+            told = [written.sequence for written in reply.events]
+            if stored != told:
+                yield f"command {command_id} was acknowledged with events {told}, the log holds {stored}"
+
+    @property
+    def digest(self) -> str:
+        """Of the true state."""
+        return state_digest(self.state)
