@@ -19,7 +19,14 @@ from nats.errors import Error as NatsError
 
 from controlplane.spans import SourceLimit, SpanStore
 from events import subjects
-from events.telemetry_spans import BATCH_LIMIT, SpanRecord, decode_spans
+from events.telemetry_spans import (
+    BATCH_LIMIT,
+    LINK_LIMIT,
+    TEXT_LIMIT,
+    SpanRecord,
+    decode_spans,
+    plain,
+)
 
 log = logging.getLogger("isthmus.spans")
 
@@ -88,10 +95,20 @@ class SpanIntake:
         for record in records[:granted]:
             if not _sound(record):
                 self.refused += 1
-            elif node:
-                self._waiting.append(msgspec.structs.replace(record, instance=node, service="isthmus-agent"))
-            else:
-                self._waiting.append(record)
+                continue
+            self._waiting.append(
+                msgspec.structs.replace(
+                    record,
+                    instance=node or record.instance[:TEXT_LIMIT],
+                    service="isthmus-agent" if node else record.service[:TEXT_LIMIT],
+                    name=record.name[:TEXT_LIMIT],
+                    message=record.message[:TEXT_LIMIT],
+                    attributes={
+                        k[:TEXT_LIMIT]: plain(v) for k, v in list(record.attributes.items())[:LINK_LIMIT]
+                    },
+                    links=record.links[:LINK_LIMIT],
+                )
+            )
         self._wake.set()
 
     async def _write(self) -> None:

@@ -54,7 +54,7 @@ _COLUMNS = (
     "id, trace_id, span_id, parent_id, name, kind, service, instance, "
     "start_ns, end_ns, status, message, attributes"
 )
-_attributes = msgspec.json.Decoder(dict[str, str | int | float | bool | list[str | int | float | bool]])
+_attributes = msgspec.json.Decoder(dict[str, Any])
 
 
 class TraceSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +198,7 @@ class SpanStore:
     async def find(self, kind: Reference, key: str, *, limit: int = 20) -> list[str]:
         """Ids of the traces that touched a command, a sequence or a node, newest first."""
         query = (
-            "SELECT spans.trace_id FROM refs JOIN spans ON spans.id = refs.span WHERE refs.kind = ? AND key = ? "
+            "SELECT s.trace_id FROM refs JOIN spans s ON s.id = refs.span WHERE refs.kind = ? AND key = ? "
             "GROUP BY 1 ORDER BY max(refs.span) DESC LIMIT ?"
         )
         return [row[0] for row in await self._run(lambda: self._rows(query, (kind, key, limit)))]

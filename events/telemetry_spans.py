@@ -33,7 +33,7 @@ TEXT_LIMIT = 300
 LINK_LIMIT = 64
 
 
-class SpanLink(msgspec.Struct, frozen=True, array_like=True):
+class SpanLink(msgspec.Struct, frozen=True):
     """A link to another span, as lower-case hexadecimal ids."""
 
     trace_id: str
@@ -41,7 +41,10 @@ class SpanLink(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SpanRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One finished span. Times are Unix nanoseconds; ids lower-case hexadecimal (32 and 16 digits)."""
+    """One finished span. Times are Unix nanoseconds; ids lower-case hexadecimal (32 and 16 digits).
+
+    Attributes are texts, numbers, truth values, or lists of these (:func:`plain` makes them so).
+    """
 
     trace_id: str
     span_id: str
@@ -54,7 +57,7 @@ class SpanRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     end_ns: int
     status: str = "UNSET"
     message: str = ""
-    attributes: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
+    attributes: dict[str, Any] = {}
     links: list[SpanLink] = []
 
 
@@ -80,7 +83,7 @@ def to_record(span: ReadableSpan) -> SpanRecord:
         end_ns=span.end_time,
         status=span.status.status_code.name,
         message=(span.status.description or "")[:TEXT_LIMIT],
-        attributes={key: _plain(value) for key, value in (span.attributes or {}).items()},
+        attributes={key: plain(value) for key, value in (span.attributes or {}).items()},
         links=[
             SpanLink(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}")
             for link in span.links[:LINK_LIMIT]
@@ -88,12 +91,16 @@ def to_record(span: ReadableSpan) -> SpanRecord:
     )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return value[:TEXT_LIMIT]
+def plain(value: Any) -> Any:
+    """An attribute's value, cut to what a record may hold; whatever else it is becomes text."""
     if isinstance(value, (bool, int, float)):
         return value
-    return [_plain(item) for item in list(value)[:LINK_LIMIT]]
+    if isinstance(value, (list, tuple)):
+        return [
+            item if isinstance(item, (bool, int, float)) else str(item)[:TEXT_LIMIT]
+            for item in value[:LINK_LIMIT]
+        ]
+    return str(value)[:TEXT_LIMIT]
 
 
 def chosen(trace_id: int, instance: str, population: int) -> bool:

@@ -6,14 +6,17 @@ Without it the answer is the present. Handlers run on the controller's event loo
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
 from litestar.openapi.spec import Example
-from litestar.params import Body, Dependency, Parameter
+from litestar.params import Body, PathParameter, SkipValidation
+from litestar.params import QueryParameter as Query
 from litestar.response import Stream
 
 from controlplane.convergence import Convergence
@@ -43,38 +46,37 @@ from events.errors import BadRequest
 from events.queries import PAGE_LIMIT
 from events.telemetry_http import CONTENT_TYPE
 
+PRESENT = -1
 NODES_MAX = 20_000
 EVENTS_MAX = 500
 
-From = Annotated[Source, Dependency(skip_validation=True)]
+From = NamedDependency[SkipValidation[Source]]
 """The controller; checking a protocol at run time would read all of it for each request."""
 
 At = Annotated[
-    int | None,
-    Parameter(
-        query="at",
-        ge=0,
+    int,
+    Query(
+        ge=PRESENT,
         le=2**53,
-        required=False,
-        description="Show everything as it was directly after this sequence; the present without it.",
-        examples=[Example(value=42)],
+        description="Show everything as it was directly after this sequence; -1 is the present.",
+        examples=[Example(value=1)],
     ),
 ]
-NodeName = Annotated[str, Parameter(description="A node's name.", min_length=1, max_length=253)]
-TraceId = Annotated[str, Parameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
+NodeName = Annotated[str, PathParameter(description="A node's name.", min_length=1, max_length=253)]
+TraceId = Annotated[str, PathParameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
 
 
-async def _state(source: Source, at: int | None) -> tuple[ClusterState, Position, build.Reports]:
+async def _state(source: Source, at: int) -> tuple[ClusterState, Position, build.Reports]:
     """The state asked for and where it stands; reports only for the present. Reports belong to the present."""
     head = source.state.sequence
-    if at is None or at == head:
+    if at in {PRESENT, head}:
         return (
             source.state,
             Position(sequence=head, head=head, live=True, at=source.head_time),
             source.reports(),
         )
     if at > head:
-        raise BadRequest("bad_request", f"at={at} lies beyond the log's head {head}", at=at, head=head)
+        raise NotFound(f"there is no event {at} yet; the log ends at {head}")
     state = await source.state_at(at)
     moment = await source.time_of(at) if at else None
     return state, Position(sequence=at, head=head, live=False, at=moment), build.Reports()
@@ -85,10 +87,9 @@ class OverlayController(Controller):
 
     path = "/api/v1"
     tags = ("overlay",)
-    responses = failures(400)
 
-    @get("/overview", summary="The whole overlay at a glance")
-    async def overview(self, source: From, at: At = None) -> Overview:
+    @get("/overview", summary="The whole overlay at a glance", responses=failures(400, 404))
+    async def overview(self, source: From, at: At = PRESENT) -> Overview:
         """Pool, nodes by site, CLB reservations, networks and conditions."""
         state, position, reports = await _state(source, at)
         view = build.overview(state, position, source.cluster, reports)
@@ -103,27 +104,27 @@ class OverlayController(Controller):
             agents_behind=sum(value < position.head for value in applied.values()),
         )
 
-    @get("/space", summary="The address space")
-    async def space(self, source: From, at: At = None) -> Space:
+    @get("/space", summary="The address space", responses=failures(400, 404))
+    async def space(self, source: From, at: At = PRESENT) -> Space:
         """Every range that is not free, in columns; a hundred thousand fit one answer."""
         state, position, _ = await _state(source, at)
         return build.space(state, position)
 
-    @get("/nodes", summary="Members")
+    @get("/nodes", summary="Members", responses=failures(400, 404))
     async def nodes(  # noqa: PLR0917  query parameters, passed by name
         self,
         source: From,
-        at: At = None,
+        at: At = PRESENT,
         text: Annotated[
             str,
-            Parameter(max_length=253, description="Only members whose name, address or range contains this."),
+            Query(max_length=253, description="Only members whose name, address or range contains this."),
         ] = "",
         kind: Annotated[
-            Literal["cloud", "external"] | None, Parameter(description="Only members of this kind.")
+            Literal["cloud", "external"] | None, Query(description="Only members of this kind.")
         ] = None,
-        site: Annotated[str | None, Parameter(max_length=253, description="Only members of this site.")] = None,
-        limit: Annotated[int, Parameter(ge=1, le=NODES_MAX, description="At most so many.")] = PAGE_LIMIT,
-        offset: Annotated[int, Parameter(ge=0, le=2**31, description="Skip so many of the matches.")] = 0,
+        site: Annotated[str | None, Query(max_length=253, description="Only members of this site.")] = None,
+        limit: Annotated[int, Query(ge=1, le=NODES_MAX, description="At most so many.")] = PAGE_LIMIT,
+        offset: Annotated[int, Query(ge=0, le=2**31, description="Skip so many of the matches.")] = 0,
     ) -> NodeList:
         """Members by name, with what their agents last reported."""
         state, position, reports = await _state(source, at)
@@ -132,7 +133,7 @@ class OverlayController(Controller):
         return NodeList(position=position, total=len(found), nodes=page)
 
     @get("/nodes/{name:str}", summary="One node", responses=failures(400, 404))
-    async def node(self, source: From, name: NodeName, at: At = None) -> NodeDetail:
+    async def node(self, source: From, name: NodeName, at: At = PRESENT) -> NodeDetail:
         """Its addresses, range, agent and refusals."""
         state, position, reports = await _state(source, at)
         detail = build.node_detail(state, name, position, reports)
@@ -146,22 +147,23 @@ class HistoryController(Controller):
 
     path = "/api/v1"
     tags = ("history",)
-    responses = failures(400)
 
-    @get("/events", summary="The event feed")
+    @get("/events", summary="The event feed", responses=failures(400))
     async def events(
         self,
         source: From,
         before: Annotated[
-            int, Parameter(ge=0, le=2**53, description="Only events with a smaller sequence; 0 for the newest.")
+            int,
+            Query(ge=0, le=2**53, description="Only events with a smaller sequence; 0 for the newest."),
         ] = 0,
-        limit: Annotated[int, Parameter(ge=1, le=EVENTS_MAX, description="At most so many.")] = 50,
+        limit: Annotated[int, Query(ge=1, le=EVENTS_MAX, description="At most so many.")] = 50,
         entity: Annotated[
-            str, Parameter(max_length=253, description="Only events of this node, range (CIDR) or reservation.")
+            str,
+            Query(max_length=253, description="Only events of this node, range (CIDR) or reservation."),
         ] = "",
         aggregate: Annotated[
             Literal["cluster", "node", "range", "allocation", "clb"] | None,
-            Parameter(description="Only events of this kind of thing."),
+            Query(description="Only events of this kind of thing."),
         ] = None,
     ) -> EventPage:
         """Newest first."""
@@ -175,7 +177,7 @@ class HistoryController(Controller):
 
     @get("/events/{sequence:int}", summary="One event", responses=failures(400, 404))
     async def event(
-        self, source: From, sequence: Annotated[int, Parameter(ge=1, le=2**53, description="Its sequence.")]
+        self, source: From, sequence: Annotated[int, PathParameter(ge=1, le=2**53, description="Its sequence.")]
     ) -> EventRow:
         """The event with its body."""
         found = await source.event(sequence)
@@ -183,31 +185,38 @@ class HistoryController(Controller):
             raise NotFound(f"there is no event {sequence}; the log ends at {source.state.sequence}")
         return build.event_row(found, with_data=True)
 
-    @get("/timeline", summary="The log in buckets")
+    @get("/timeline", summary="The log in buckets", responses=failures(400))
     async def timeline(
         self,
         source: From,
-        buckets: Annotated[int, Parameter(ge=1, le=1000, description="At most so many.")] = 200,
+        buckets: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 200,
     ) -> Timeline:
         """What happened when, for the time slider."""
         return Timeline(head=source.state.sequence, buckets=list(await source.timeline(buckets=buckets)))
 
-    @get("/moment", summary="The sequence at a moment")
+    @get("/moment", summary="The sequence at a moment", responses=failures(400))
     async def moment(
         self,
         source: From,
-        time: Annotated[datetime, Parameter(description="RFC 3339; without an offset it is UTC.")],
+        time: Annotated[
+            str,
+            Query(
+                description="RFC 3339; without an offset it is UTC.",
+                max_length=64,
+                schema_extra={"format": "date-time"},
+            ),
+        ],
     ) -> Moment:
         """The last event at or before a moment."""
-        when = time if time.tzinfo else time.replace(tzinfo=UTC)
-        sequence = await source.sequence_at(when)
+        when = parse_moment(time)
+        sequence = await source.sequence_at(when) if when is not None else 0
         return Moment(sequence=sequence, at=await source.time_of(sequence) if sequence else None)
 
-    @get("/convergence", summary="How the agents follow")
+    @get("/convergence", summary="How the agents follow", responses=failures(400))
     async def convergence(
         self,
         source: From,
-        limit: Annotated[int, Parameter(ge=1, le=256, description="At most so many.")] = 50,
+        limit: Annotated[int, Query(ge=1, le=256, description="At most so many.")] = 50,
     ) -> list[Convergence]:
         """The latest transactions, newest first: how long until each agent had applied them."""
         return source.convergence.latest(limit)
@@ -216,7 +225,7 @@ class HistoryController(Controller):
     async def convergence_of(
         self,
         source: From,
-        sequence: Annotated[int, Parameter(ge=1, le=2**53, description="An event's sequence.")],
+        sequence: Annotated[int, PathParameter(ge=1, le=2**53, description="An event's sequence.")],
     ) -> Convergence:
         """One transaction, with the agents that have not applied it yet."""
         found = source.convergence.of(sequence)
@@ -230,15 +239,14 @@ class TraceController(Controller):
 
     path = "/api/v1/traces"
     tags = ("traces",)
-    responses = failures(400)
 
-    @get("/", summary="Recent traces")
+    @get("/", summary="Recent traces", responses=failures(400))
     async def recent(
         self,
         source: From,
-        limit: Annotated[int, Parameter(ge=1, le=200, description="At most so many.")] = 50,
-        errors: Annotated[bool, Parameter(description="Only traces with an error or a refusal.")] = False,
-        node: Annotated[str, Parameter(max_length=253, description="Only traces that touched this node.")] = "",
+        limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
+        errors: Annotated[bool, Query(description="Only traces with an error or a refusal.")] = False,
+        node: Annotated[str, Query(max_length=253, description="Only traces that touched this node.")] = "",
     ) -> list[TraceSummary]:
         """Newest first."""
         return await source.spans.recent(limit=limit, errors=errors, node=node)
@@ -258,8 +266,8 @@ class LiveController(Controller):
     path = "/api/v1/live"
     tags = ("live",)
 
-    @get("/", summary="The stream of changes", media_type="text/event-stream")
-    async def live(self, feed: LiveFeed) -> Stream:
+    @get("/", summary="The stream of changes", media_type="text/event-stream", responses=failures())
+    async def live(self, feed: NamedDependency[LiveFeed]) -> Stream:
         """Server-Sent Events ``hello``, then ``frame``: what changed, at most five times a second."""
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -269,7 +277,9 @@ class LiveController(Controller):
         return Stream(chunks(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-@get("/metrics", summary="Prometheus metrics", media_type="text/plain", tags=["operation"])
+@get(
+    "/metrics", summary="Prometheus metrics", media_type="text/plain", tags=["operation"], responses=failures()
+)
 async def metrics(source: From) -> Response[bytes]:
     """The text format, version 0.0.4."""
     return Response(source.metrics(), headers={"content-type": CONTENT_TYPE})
@@ -283,23 +293,50 @@ async def health(source: From) -> Response[Health]:
     return Response(body, status_code=503 if reason else 200)
 
 
-@get("/api/v1/session", summary="Am I let in?", tags=["session"])
-async def session(gate: Gate, allowed: bool) -> Session:
-    """Whether a token is needed, and whether this caller has shown it."""
-    return Session(allowed=allowed, token_required=gate.token_required)
+class SessionController(Controller):
+    """Being let in."""
+
+    path = "/api/v1"
+    tags = ("session",)
+
+    @get("/session", summary="Am I let in?", responses=failures())
+    async def session(self, gate: NamedDependency[Gate], allowed: NamedDependency[bool]) -> Session:
+        """Whether a token is needed, and whether this caller has shown it."""
+        return Session(allowed=allowed, token_required=gate.token_required)
+
+    @post("/login", summary="Show the token", status_code=201, responses=failures(400, 413))
+    async def open_session(
+        self,
+        gate: NamedDependency[Gate],
+        data: Annotated[Credentials, Body(description="The token of this controller.")],
+    ) -> Response[Session]:
+        """Exchange the token for a session cookie, for browsers."""
+        cookie = gate.open_session_for(data.token)
+        answer = Session(allowed=True, token_required=gate.token_required)
+        return Response(answer, status_code=201, cookies=[cookie] if cookie else [])
 
 
-@post(
-    "/api/v1/session",
-    summary="Show the token",
-    tags=["session"],
-    status_code=201,
-    responses=failures(400, 401),
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)?", re.ASCII | re.IGNORECASE
 )
-async def open_session(
-    gate: Gate, data: Annotated[Credentials, Body(description="The token that the controller was given.")]
-) -> Response[Session]:
-    """Exchange the token for a session cookie, for browsers."""
-    cookie = gate.open_session_for(data.token)
-    answer = Session(allowed=True, token_required=gate.token_required)
-    return Response(answer, status_code=201, cookies=[cookie] if cookie else [])
+
+
+def parse_moment(text: str) -> datetime | None:
+    """A moment in RFC 3339; None for one outside the calendar of this program (before any log).
+
+    A leap second is read as the end of its minute. Raises BadRequest(bad_request) for anything else.
+    """
+    found = _MOMENT.fullmatch(text.strip())
+    if found is None:
+        raise BadRequest("bad_request", f"time={text!r} is no moment like 2026-01-31T12:00:00Z", field="time")
+    day, minute, second, fraction, offset = found.groups()
+    fraction = (fraction or "0")[:6].ljust(6, "0")
+    if second == "60":
+        second, fraction = "59", "999999"
+    zone = "+00:00" if offset is None or offset in "Zz" else offset
+    try:
+        return datetime.fromisoformat(f"{day}T{minute}:{second}.{fraction}{zone}").astimezone(UTC)
+    except (ValueError, OverflowError):
+        if day.startswith("0000") or not zone.startswith("+00"):
+            return None
+        raise BadRequest("bad_request", f"time={text!r}: there is no such day or time", field="time") from None

@@ -31,6 +31,7 @@ _MEANINGS = {
     401: "A token is needed.",
     403: "The Host header names another machine.",
     404: "There is no such thing.",
+    413: "The body is too large.",
     503: "Not able to answer now.",
 }
 _CODES = {401: "forbidden", 403: "forbidden", 503: "log_unavailable"}

@@ -19,7 +19,6 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
-from litestar.handlers import BaseRouteHandler
 
 from events.errors import Usage
 
@@ -107,8 +106,8 @@ class Gate:
         expires = next((at for known, at in self._sessions.items() if hmac.compare_digest(known, session)), 0.0)
         return expires > self._clock()
 
-    def guard(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        """Litestar's guard. Raises NotAuthorizedException (401) or PermissionDeniedException (403)."""
+    def check(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        """Raises NotAuthorizedException (401) or PermissionDeniedException (403)."""
         self.check_host(connection.headers.get("host", ""))
         if not self.allows(connection.headers.get("authorization", ""), connection.cookies.get(COOKIE, "")):
             raise NotAuthorizedException("a token is needed: Authorization: Bearer …")

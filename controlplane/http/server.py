@@ -20,7 +20,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Tag
 from litestar.static_files import create_static_files_router
-from litestar.types import Message, Scope
+from litestar.types import Guard, Message, Scope
 
 from controlplane.http import api
 from controlplane.http.errors import NotFound, on_defect, on_http_exception, on_isthmus_error, on_not_found
@@ -50,6 +50,10 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
     def here(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         gate.check_host(connection.headers.get("host", ""))
 
+    # The framework copies its guards deeply; a plain function keeps the one gate.
+    def let_in(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        gate.check(connection)
+
     guarded = Router(
         "/",
         route_handlers=[
@@ -59,10 +63,10 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
             api.LiveController,
             api.metrics,
         ],
-        guards=[gate.guard],
-        security=[{"token": []}],
+        guards=[let_in],
+        security=[{"token": []}] if token else None,
     )
-    public = Router("/", route_handlers=[api.session, api.open_session, api.health], guards=[here])
+    public = Router("/", route_handlers=[api.SessionController, api.health], guards=[here])
     files = create_static_files_router(path="/", directories=[STATIC], html_mode=True, guards=[here])
     return Litestar(
         route_handlers=[guarded, public, files],
@@ -82,14 +86,14 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
         compression_config=CompressionConfig(
             backend="gzip", minimum_size=4096, gzip_compress_level=1, exclude=["/api/v1/live"]
         ),
-        openapi_config=_openapi(gate),
+        openapi_config=_openapi(let_in),
         request_max_body_size=BODY_LIMIT_BYTES,
         debug=False,
         logging_config=None,
     )
 
 
-def _openapi(gate: Gate) -> OpenAPIConfig:
+def _openapi(guard: Guard) -> OpenAPIConfig:
     # The framework's documentation pages load scripts from other hosts; only the document is served.
     return OpenAPIConfig(
         title="Isthmus",
@@ -97,7 +101,7 @@ def _openapi(gate: Gate) -> OpenAPIConfig:
         description="The overlay of one cluster, now and at any sequence of its log. "
         "Reading only: commands go over the bus.",
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
-        openapi_router=Router("/api", route_handlers=[], guards=[gate.guard]),
+        openapi_router=Router("/api", route_handlers=[], guards=[guard], include_in_schema=False),
         render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         use_handler_docstrings=True,
         components=Components(

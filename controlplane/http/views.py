@@ -272,7 +272,7 @@ class Session(View, frozen=True, kw_only=True):
     token_required: bool
 
 
-class Credentials(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Credentials(View, frozen=True, kw_only=True):
     """The token, given once for a session cookie."""
 
     token: str

@@ -35,7 +35,9 @@ SITES = (("cloud", "cloud-a"), ("cloud", "cloud-b"), ("external", "idc-north"), 
 class Rig:
     """The parts, and hands to move them."""
 
-    def __init__(self, url: str, committer: Committer, replica: Replica, liveness: Liveness, source: AttachedSource) -> None:
+    def __init__(
+        self, url: str, committer: Committer, replica: Replica, liveness: Liveness, source: AttachedSource
+    ) -> None:
         self.url = url
         self.committer = committer
         self.replica = replica
@@ -60,7 +62,10 @@ class Rig:
                 container_cidr=cidr,
                 pods_per_node=pods,
                 services=256 if nodes <= 1000 else 4096,
-                networks=(Network(kind="vpc", cidr="192.168.0.0/16", name="main"), Network(kind="idc", cidr="10.10.0.0/16")),
+                networks=(
+                    Network(kind="vpc", cidr="192.168.0.0/16", name="main"),
+                    Network(kind="idc", cidr="10.10.0.0/16"),
+                ),
                 quarantine_s=30.0,
             )
         )
@@ -110,8 +115,10 @@ def leave(rig: Rig, number: int) -> LeaveNode:
 
 
 @asynccontextmanager
-async def running(directory: Path, *, token: str = "", port: int = 0) -> AsyncIterator[Rig]:
-    """Everything started, an empty log."""
+async def running(
+    directory: Path, *, token: str = "", port: int = 0, ticking: bool = False
+) -> AsyncIterator[Rig]:
+    """Everything started, an empty log. With ``ticking`` time brings decisions, as in a real controller."""
     log, liveness = MemoryLog(CLUSTER), Liveness()
     replica = Replica(log)
     async with Observability.open(CLUSTER, "rig", None, environ={}) as observability:
@@ -120,7 +127,9 @@ async def running(directory: Path, *, token: str = "", port: int = 0) -> AsyncIt
             directory / "readmodel", log, replica.changes, observer=observer, remembered=replica.remembered
         )
         committer = Committer(log, replica, source="isthmus/test", observer=observer)
-        ticker = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True, tick_s=0.5)
+        ticker = Ticker(
+            committer, replica, liveness, actor="controller/rig", active=lambda: ticking, tick_s=0.5
+        )
         source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
         live = source.live(waiting=lambda: committer.statistics()["waiting"])
         tasks = [
@@ -145,7 +154,7 @@ async def running(directory: Path, *, token: str = "", port: int = 0) -> AsyncIt
 
 async def main(nodes: int) -> None:
     with TemporaryDirectory() as directory:
-        async with running(Path(directory), port=7480) as rig:
+        async with running(Path(directory), port=7480, ticking=True) as rig:
             await rig.define(nodes)
             await rig.fill(nodes)
             for number in range(2, min(nodes, 60), 17):

@@ -93,8 +93,8 @@ async function letIn() {
   const brought = location.hash.match(/^#token=(.+)$/);
   if (brought) history.replaceState(null, "", "#/");
   const session = async (token) => {
-    const options = token === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ token }) };
-    const response = await fetch("/api/v1/session", options);
+    const response = token === undefined ? await fetch("/api/v1/session")
+      : await fetch("/api/v1/login", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ token }) });
     return response.ok && (await response.json()).allowed;
   };
   if (brought && (await session(decodeURIComponent(brought[1])))) return;

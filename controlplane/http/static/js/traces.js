@@ -62,6 +62,6 @@ export class TracePage {
       h("summary", {}, h("span.name", { class: joined === "link" ? "linked" : "", css: { "padding-left": `${depth * 16}px` } }, span.name, h("small", {}, `  ${span.service.replace("isthmus-", "")} ${span.instance ?? ""}`)),
         h("span.lane", { "aria-hidden": "true" }, h("i", { css: { left: `${(100 * offset_ms) / total}%`, width: `${(100 * duration_ms) / total}%`, background: tint(span.service) } })), h("span.took", {}, took(duration_ms / 1000))),
       h("div.detail", {}, error && h("p.error-text", {}, span.message), h("dl.facts", {}, h("div", {}, h("dt", {}, "kind"), h("dd", {}, (span.kind ?? "INTERNAL").toLowerCase())), h("div", {}, h("dt", {}, "starts at"), h("dd", {}, `+${took(offset_ms / 1000)}`)), attributes,
-        (span.links ?? []).map(([trace, id]) => h("div", {}, h("dt", {}, "link to"), h("dd", {}, link(`/traces/${trace}`, mono(`${trace.slice(0, 8)}…/${id}`)))))))));
+        (span.links ?? []).map((to) => h("div", {}, h("dt", {}, "link to"), h("dd", {}, link(`/traces/${to.trace_id}`, mono(`${to.trace_id.slice(0, 8)}…/${to.span_id}`)))))))));
   }
 }
