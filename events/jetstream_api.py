@@ -40,6 +40,8 @@ WRONG_LAST_SEQUENCE_IN_FLIGHT = 10164
 DUPLICATE_IN_BATCH = 10201
 PAYLOAD_TOO_LARGE = 10054
 
+PING_S = 2.0
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -91,6 +93,24 @@ async def call(
     if refusal is not None:
         raise refusal
     return answer
+
+
+async def ensure_alive(client: Client, *, timeout_s: float = PING_S) -> None:
+    """After an unanswered request: leave a connection on which not even a ping is answered.
+
+    The client's own pings find a silent server too (a pulled cable, a frozen machine), but take
+    three times as long; meanwhile other servers may well be taking appends.
+    """
+    try:
+        # Nobody listens there, which the server says at once. Not ``flush``: a pong for one that was
+        # given up ends nats-py's read loop.
+        await client.request(client.new_inbox(), timeout=timeout_s)
+    except NoRespondersError:
+        return
+    except (NatsTimeoutError, TimeoutError):
+        await client.force_reconnect()
+    except NatsError:
+        return
 
 
 def parse_headers(raw: bytes) -> dict[str, str]:

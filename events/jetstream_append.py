@@ -118,9 +118,9 @@ class _Append:
             except (NatsTimeoutError, TimeoutError):
                 self._maybe_stored = True
                 last = None
-                left_s = deadline - asyncio.get_running_loop().time()
-                if left_s > 0:
-                    await ensure_alive(self._client, timeout_s=min(PING_S, left_s))
+                rest_s = deadline - asyncio.get_running_loop().time()
+                if rest_s > 0:
+                    await ensure_alive(self._client, timeout_s=min(PING_S, rest_s))
             except NoRespondersError:
                 last = self._unavailable("nobody takes messages for it (no leader, or the server is starting)")
             except ApiError as error:

@@ -30,7 +30,7 @@ from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
-from events.jetstream_api import STREAM_NOT_FOUND, ApiError, call, last_message, pauses
+from events.jetstream_api import STREAM_NOT_FOUND, ApiError, call, ensure_alive, last_message, pauses
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.log")
@@ -88,6 +88,7 @@ class PullReader:
                     yield batch
             except SessionLost as reason:
                 log.info("stream %s: reading begins anew at %d: %s", self._stream, position + 1, reason)
+                await ensure_alive(self._client)
             finally:
                 await session.close()
 
