@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from deploy.nats.secure import Form, Server, Shape, configuration, environment, rules
-from events.credentials import write_secret
+from events.credentials import load, write_secret
 from events.errors import Refused, Usage
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def deploy() -> None:
 @click.option("--hub", multiple=True, help="With site: a host of the hub.")
 @click.option("--site", default="", help="With site: its name; becomes the JetStream domain.")
 @click.option("--form", type=click.Choice(get_args(Form)), default="jwt", show_default=True,
-              help="Accounts as signed JWTs, or all in the file (small sites).")  # fmt: skip
+              help="Accounts as signed JWTs, or all in the file (small sites); for a site: the hub's.")  # fmt: skip
 @click.option("--at", type=click.Path(path_type=Path), default=Path("/etc/isthmus/nats"),
               show_default=True, help="Where the files will be on the server.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), default=Path("/var/lib/isthmus/nats"),
@@ -77,7 +77,7 @@ def nats(
     authority.load()
     server = Server(
         name=name, shape=shape, at=at, data=data, listen=listen, client_port=port, cluster_port=cluster_port,
-        leaf_port=leaf_port, monitor=monitor, peers=tuple(dict.fromkeys(peers)), site=site, hub=hub,
+        leaf_port=leaf_port, monitor=monitor, peers=tuple(dict.fromkeys(peers)), site=site, hub=hub, form=form,
     )  # fmt: skip
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     files = issue_server(store / "tls", name, hosts)
@@ -85,13 +85,14 @@ def nats(
     for source, target in ((files.ca, "ca.pem"), (files.certificate, "server.pem"), (files.key, "server.key")):
         write_secret(to / "tls" / target, source.read_bytes())
     (to / "nats-server.conf").write_text(configuration(server))
-    (to / "auth.conf").write_text(rules(server, authority, form))
+    (to / "auth.conf").write_text(rules(server, authority))
     (to / "nats.env").write_text(environment(server))
     if shape == "site":
         creds = store / "creds" / f"site-{site}.creds"
         if not creds.exists():
             raise Refused("credentials_missing", f"the site {site!r} has none: isthmus credentials site {site}")
         write_secret(to / "site.creds", creds.read_bytes())
+        write_secret(to / "site.seed", load(creds).seed)
     click.echo(f"{to}: copy it to {name}:{at}; data in {data}")
 
 

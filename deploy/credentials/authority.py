@@ -36,11 +36,12 @@ LIFETIME_DAYS: dict[Role, int] = {
     "operator": 30,
     "audit": 90,
     "controller": 365,
+    "site": 365,
     "issuer": 365,
     "system": 365,
 }
 TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit")
-_SHARED: dict[Role, str] = {"controller": "control", "issuer": "issuer", "system": "system"}
+_SHARED: dict[Role, str] = {"controller": "control", "site": "control", "issuer": "issuer", "system": "system"}
 """Roles whose users live in an account of the core, and that account's key."""
 _TAGS = (f"{API_TAG}{layout.API_PREFIX}",)
 
@@ -117,7 +118,11 @@ class Authority:
             operator,
             "control",
             "CONTROL",
-            claims.account(exports=layout.CONTROL_EXPORTS, revocations=revoked["controller"], jetstream=True),
+            claims.account(
+                exports=layout.CONTROL_EXPORTS,
+                revocations=revoked["controller"] | revoked["site"],
+                jetstream=True,
+            ),
         )
         self._account(
             operator,
@@ -248,7 +253,8 @@ class Authority:
             )
         else:
             key = self.store.key(_SHARED[principal.role])
-            nats = claims.user(layout.ISSUER.permissions if principal.role == "issuer" else None)
+            permissions = {"issuer": layout.ISSUER.permissions, "site": layout.SITE}.get(principal.role)
+            nats = claims.user(permissions)
         token = encode(key, public, principal.name, nats, expires=expires, issued=now)
         with self.store.locked():
             found = self.find(principal.role, principal.cluster, principal.name)

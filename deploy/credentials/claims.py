@@ -41,7 +41,10 @@ def imported(account: str, shares: Iterable[Share]) -> list[dict[str, Any]]:
 
 def permitted(permissions: Permissions) -> dict[str, Any]:
     """A user's ``pub`` and ``sub`` claims."""
-    return {"pub": {"allow": list(permissions.publish)}, "sub": {"allow": list(permissions.subscribe)}}
+    publish = {"allow": list(permissions.publish)}
+    if permissions.never_publish:
+        publish["deny"] = list(permissions.never_publish)
+    return {"pub": publish, "sub": {"allow": list(permissions.subscribe)}}
 
 
 def scope(key: str, role: str, permissions: Permissions, limits: Limits) -> dict[str, Any]:

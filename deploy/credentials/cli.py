@@ -128,6 +128,13 @@ credentials.add_command(
 )
 credentials.add_command(
     _role_command(
+        "site",
+        "Credentials of a site's own server (a leaf node of the bus).",
+        "isthmus credentials site idc-1",
+    )
+)
+credentials.add_command(
+    _role_command(
         "controller",
         "Credentials of a controller; they belong to the bus, not to a cluster.",
         "isthmus credentials controller controller-2",

@@ -14,7 +14,7 @@ from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
 from events.cli import print_json, run
 
-ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "issuer", "system")
+ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "site", "issuer", "system")
 
 store_option = click.option(
     "--store",
@@ -63,7 +63,7 @@ def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int
 
 
 def account_of(authority: Authority, principal: Principal) -> str:
-    core = {"controller": "control", "issuer": "issuer", "system": "system"}
+    core = {"controller": "control", "site": "control", "issuer": "issuer", "system": "system"}
     return principal.account or authority.book.keys[core[principal.role]]
 
 

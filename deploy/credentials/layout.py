@@ -26,8 +26,9 @@ from typing import Literal
 import msgspec
 
 from events import subjects
+from events.commands import COMMANDS
 
-Role = Literal["node", "operator", "audit", "controller", "issuer", "system"]
+Role = Literal["node", "operator", "audit", "controller", "site", "issuer", "system"]
 Kind = Literal["service", "stream"]
 
 API_PREFIX = "ISTHMUS.API"
@@ -68,6 +69,8 @@ class Permissions(msgspec.Struct, frozen=True):
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    never_publish: tuple[str, ...] = ()
+    """Exceptions from ``publish``."""
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,3 +212,28 @@ ISSUER = Tenant(
     limits=Limits(connections=16, subscriptions=256, payload_bytes=NODE_PAYLOAD_LIMIT_BYTES),
 )
 """The issuer's own account. ``_R_`` is where the server has the answers of a service sent."""
+
+
+SITE = Permissions(
+    publish=(
+        # The whole of it, because the controllers subscribe to the whole of it …
+        "isthmus.*.command.>",
+        "isthmus.*.query.>",
+        "isthmus.*.status.*",
+        "isthmus.*.spans.*",
+        "$JS.hub.API.STREAM.INFO.>",
+        "$JS.hub.API.STREAM.MSG.GET.>",
+        "$JS.hub.API.DIRECT.GET.>",
+        "$JS.hub.API.CONSUMER.CREATE.>",
+        "$JS.hub.API.CONSUMER.MSG.NEXT.>",
+        "$JS.FC.>",
+        "$JS.ACK.>",
+    ),
+    subscribe=("isthmus.*.live.>", "_INBOX.>", "_R_.>", "$JS.M.>", "$JS.S.>", "$JSC.R.>"),
+    # … but for what is not a node's own to ask. One by one: a wildcard would also match, as text, the
+    # controllers' subscription to command.> and keep the site from learning of it.
+    never_publish=tuple(f"isthmus.*.command.{command.name}" for command in COMMANDS),
+)
+"""A site's leaf server in CONTROL: it speaks for its nodes and mirrors the log. Making the mirrors'
+consumers is the one thing here that a malicious server could abuse (SECURITY.md): it is infrastructure,
+not a node."""

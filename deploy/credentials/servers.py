@@ -88,7 +88,8 @@ def _user(public: str, permissions: Permissions | None) -> str:
     if permissions is None:
         return f"{{ nkey: {public} }}"
     return (
-        f"{{ nkey: {public}, permissions: {{ publish: {{ allow: {json.dumps(permissions.publish)} }}, "
+        f"{{ nkey: {public}, permissions: {{ publish: {{ allow: {json.dumps(permissions.publish)}, "
+        f"deny: {json.dumps(permissions.never_publish)} }}, "
         f"subscribe: {{ allow: {json.dumps(permissions.subscribe)} }} }} }}"
     )
 
@@ -136,11 +137,14 @@ def _tenant(tenant: Tenant, users: Sequence[str]) -> str:
 def plain_block(store: Store) -> str:
     """All accounts as plain configuration. Raises Refused without a controller's credentials."""
     core: dict[Role, list[str]] = {"system": [], "controller": [], "issuer": []}
+    sites = []
     tenants = []
     for principal in store.principals():
         users = [user.public for user in principal.users]
         if principal.role in core:
             core[principal.role] += users
+        elif principal.role == "site":
+            sites += users
         elif users and not principal.revoked_at:
             entry = layout.tenant(principal.role, principal.cluster, principal.name)
             tenants.append(_tenant(entry, users))
@@ -151,9 +155,12 @@ def plain_block(store: Store) -> str:
             "make some with `isthmus credentials controller NAME`",
         )
     system = f"  SYSTEM {{ users: [ {', '.join(_user(u, None) for u in core['system'])} ] }}\n"
+    members = ", ".join(
+        [*(_user(public, None) for public in core["controller"]), *(_user(p, layout.SITE) for p in sites)]
+    )
     control = (
         f"  CONTROL {{\n    jetstream: enabled\n"
-        f"    users: [ {', '.join(_user(u, None) for u in core['controller'])} ]\n"
+        f"    users: [ {members} ]\n"
         f"{_exports(layout.CONTROL_EXPORTS)}  }}\n"
     )
     issuers = ", ".join(_user(public, layout.ISSUER.permissions) for public in core["issuer"])

@@ -24,7 +24,7 @@ CLIENT_PORT, CLUSTER_PORT, LEAF_PORT, MONITOR_PORT = 4222, 6222, 7422, 8222
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One server. ``at`` is the folder where its files will be; ``peers`` are all members of the cluster.
 
-    ``hub`` are the hub's hosts and ``site_credentials`` the site's ``.creds`` file, for a leaf server.
+    ``hub`` are the hub's hosts, for a site's leaf server.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()
     site: str = ""
     hub: tuple[str, ...] = ()
-    site_credentials: Path | None = None
+    form: Form = "jwt"
+    """How the servers know their users; for a site: how the hub does."""
 
 
 def files_of(server: Server) -> ServerFiles:
@@ -91,23 +92,24 @@ def _remotes(server: Server, files: ServerFiles) -> str:
     tls = tls_block(files, mutual=True, indent="      ").replace("      tls {", "      tls: {", 1)
     tls = tls.replace("        verify: true\n", "")
     urls = json.dumps([f"tls://{_port(host, LEAF_PORT)}" for host in server.hub])
-    credentials = server.site_credentials or server.at / "site.creds"
+    # A hub with a plain configuration knows keys, not JWTs.
+    identity = ("credentials", "site.creds") if server.form == "jwt" else ("nkey", "site.seed")
     return (
         "  remotes: [\n"
         f"    {{\n      urls: {urls}\n      account: CONTROL\n"
-        f"      credentials: {json.dumps(str(credentials))}\n{tls}    }}\n"
+        f"      {identity[0]}: {json.dumps(str(server.at / identity[1]))}\n{tls}    }}\n"
         "  ]\n"
     )
 
 
-def rules(server: Server, store: Store, form: Form) -> str:
+def rules(server: Server, store: Store) -> str:
     """``auth.conf``: limits, TLS for clients, and who may do what. Public keys only."""
     head = (
         "# Made by `isthmus deploy nats`; holds no secret.\n"
         f"max_connections: {CONNECTIONS_MAX}\nmax_control_line: {CONTROL_LINE_BYTES_MAX}\n"
         f"{tls_block(files_of(server))}"
     )
-    if form == "plain" or server.shape == "site":
+    if server.form == "plain" or server.shape == "site":
         return head + plain_block(store)
     keys = store.load().keys
     preload = "".join(f"  {keys[name]}: {store.jwt(keys[name])}\n" for name in ("system", "control", "issuer"))

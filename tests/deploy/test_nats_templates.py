@@ -5,21 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
 
 from deploy.cli import deploy
 from deploy.credentials.authority import Authority
 from deploy.credentials.certificates import create_authority
 from deploy.credentials.push import push_accounts
+from deploy.nats.mirrors import make_mirrors, wait_caught_up
 from events import subjects
 from events.bus import BusOptions, connect
+from events.chain import genesis
+from events.codec import Cause, seal
 from events.errors import Refused, Unavailable
 from events.jetstream import JetStreamLog
+from events.live import LiveReader
 from events.server import EmbeddedServer, free_ports
 from events.server_config import ServerOptions
+from events.snapshots import SnapshotBucket
+from events.types import NodeLeft
 
 pytestmark = pytest.mark.bus
 
@@ -57,7 +67,7 @@ class Made:
         create_authority(folder / "tls")
         self.creds = {
             role: self.authority.issue(self.authority.add(role, "", role))
-            for role in ("system", "controller", "issuer")
+            for role in ("system", "controller", "issuer", "site")
         }
         self.node = self.authority.add("node", "prod", "idc-1")
         self.node_creds = self.authority.issue(self.node)
@@ -132,6 +142,77 @@ async def test_cluster(tmp_path: Path, stack: AsyncExitStack) -> None:
     await servers[2].start()
     client = await connect(made.options(made.authority.issue(late), servers[2].url), name="late")
     stack.push_async_callback(client.close)
+
+
+@pytest.mark.parametrize("form", ["jwt", "plain"])
+async def test_site(form: str, tmp_path: Path, stack: AsyncExitStack) -> None:
+    """A node at a site: commands and status reach the hub, events come back, nothing else goes through."""
+    made = Made(tmp_path / "store")
+    ports = free_ports(3, "127.0.0.1")
+    hub = await stack.enter_async_context(
+        server(
+            render(
+                made.store, tmp_path / "hub", "single", "--name", "hub-1", "--form", form,
+                "--port", str(ports[0]), "--leaf-port", str(ports[1]),
+            )
+        )
+    )  # fmt: skip
+    leaf = await stack.enter_async_context(
+        server(
+            render(
+                made.store, tmp_path / "leaf", "site", "--name", "site-bus", "--site", "site",
+                "--hub", f"127.0.0.1:{ports[1]}", "--port", str(ports[2]), "--form", form,
+            )
+        )
+    )  # fmt: skip
+    control = await connect(made.options(made.creds["controller"], hub.url), name="controller")
+    stack.push_async_callback(control.close)
+    log = await JetStreamLog.open(control, "prod", create=True)
+    await SnapshotBucket(control, "prod").ensure()
+    there = await connect(made.options(made.creds["controller"], leaf.url), name="site-init")
+    stack.push_async_callback(there.close)
+    await make_mirrors(there, "prod", hub_domain="hub")
+    await wait_caught_up(there, "prod", timeout_s=20)
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b'{"sequence": 7}')
+
+    await control.subscribe("isthmus.prod.command.>", cb=answer)
+    reported = await control.subscribe(subjects.status_wildcard("prod"))
+    await control.flush()
+    agent = await connect(made.options(made.node_creds, leaf.url), name="agent")
+    stack.push_async_callback(agent.close)
+    reader = LiveReader(agent, "prod").read(follow=True)
+
+    async def first() -> int:
+        async for batch in reader:
+            if batch.messages:
+                return batch.messages[0].sequence
+        return 0
+
+    reading = asyncio.create_task(first())
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                reply = await agent.request(subjects.node_command("prod", "idc-1", "join"), b"{}", timeout=1)
+                break
+            except (NoRespondersError, NatsTimeoutError):  # the leaf has just connected
+                continue
+        assert reply.data == b'{"sequence": 7}'
+        await agent.publish(subjects.status("prod", "idc-1"), b"{}")
+        assert (await reported.next_msg(timeout=5)).subject == subjects.status("prod", "idc-1")
+        cause = Cause(command_id="c", actor="a", time=datetime.now(UTC), source="test")
+        event = NodeLeft(node="idc-1", uid="u")
+        messages, _ = seal("prod", genesis("prod"), [(cause, [event])])
+        await log.append(messages, expected=0)
+        assert await reading == 1
+    for subject in (
+        subjects.event("prod", "node", "idc-1", "left"),
+        subjects.node_command("prod", "idc-2", "join"),
+    ):
+        with pytest.raises((NoRespondersError, NatsTimeoutError)):
+            await agent.request(subject, b"{}", timeout=0.3)
+    assert (await log.head()).sequence == 1
 
 
 def test_a_cluster_of_two_and_a_site_without_a_hub_are_refused(tmp_path: Path) -> None:
