@@ -42,7 +42,7 @@ def deploy() -> None:
 @click.option("--hub", multiple=True, help="With site: a host of the hub.")
 @click.option("--site", default="", help="With site: its name; becomes the JetStream domain.")
 @click.option("--form", type=click.Choice(get_args(Form)), default="jwt", show_default=True,
-              help="Accounts as signed JWTs, or all in the file (small sites); for a site: the hub's.")  # fmt: skip
+              help="Accounts as signed JWTs, or all in the file; for a site: as the hub has it.")  # fmt: skip
 @click.option("--at", type=click.Path(path_type=Path), default=Path("/etc/isthmus/nats"),
               show_default=True, help="Where the files will be on the server.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), default=Path("/var/lib/isthmus/nats"),
@@ -86,13 +86,14 @@ def nats(
         write_secret(to / "tls" / target, source.read_bytes())
     (to / "nats-server.conf").write_text(configuration(server))
     (to / "auth.conf").write_text(rules(server, authority))
-    (to / "nats.env").write_text(environment(server))
+    variables = environment(server)
     if shape == "site":
         creds = store / "creds" / f"site-{site}.creds"
         if not creds.exists():
             raise Refused("credentials_missing", f"the site {site!r} has none: isthmus credentials site {site}")
         write_secret(to / "site.creds", creds.read_bytes())
-        write_secret(to / "site.seed", load(creds).seed)
+        variables += f"ISTHMUS_SITE_SEED='{load(creds).seed}'\n"
+    write_secret(to / "nats.env", variables)
     click.echo(f"{to}: copy it to {name}:{at}; data in {data}")
 
 

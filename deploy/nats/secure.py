@@ -93,11 +93,14 @@ def _remotes(server: Server, files: ServerFiles) -> str:
     tls = tls.replace("        verify: true\n", "")
     urls = json.dumps([f"tls://{_port(host, LEAF_PORT)}" for host in server.hub])
     # A hub with a plain configuration knows keys, not JWTs.
-    identity = ("credentials", "site.creds") if server.form == "jwt" else ("nkey", "site.seed")
+    if server.form == "jwt":
+        identity = f"credentials: {json.dumps(str(server.at / 'site.creds'))}"
+    else:
+        identity = "nkey: $ISTHMUS_SITE_SEED"
     return (
         "  remotes: [\n"
         f"    {{\n      urls: {urls}\n      account: CONTROL\n"
-        f"      {identity[0]}: {json.dumps(str(server.at / identity[1]))}\n{tls}    }}\n"
+        f"      {identity}\n{tls}    }}\n"
         "  ]\n"
     )
 
