@@ -207,7 +207,12 @@ async def renew(client: Client, path: Path, *, timeout_s: float = 15.0) -> creds
 async def keep_fresh(client: Client, path: Path) -> None:
     """Renew the credentials in ``path`` whenever they are due, for ever. Owned and cancelled by the caller."""
     while True:
-        due = renewal_due(creds.load(path))
+        try:
+            due = renewal_due(creds.load(path))
+        except IsthmusError as error:  # being replaced by somebody, or gone: the session goes on meanwhile
+            log.warning("credentials cannot be read: %s [%s]", error.message, error.code)
+            await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+            continue
         if due is None:
             return
         wait_s = (due - datetime.now(UTC)).total_seconds()

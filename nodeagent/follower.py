@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 from nats.aio.client import Client
@@ -21,6 +22,7 @@ from events.chain import CHAIN_HEADER, verify_link
 from events.client import ControllerClient
 from events.codec import StoredMessage, UnknownEvent, decode_event
 from events.commands import JoinNode
+from events.enrolment import keep_fresh
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
@@ -106,6 +108,10 @@ class Follower:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._join_whenever_asked(self.client), name="join")
                 tasks.create_task(self._read_for_ever(self.client), name="read")
+                if self._config.bus.credentials:
+                    tasks.create_task(
+                        keep_fresh(self.client, Path(self._config.bus.credentials)), name="credentials"
+                    )
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
