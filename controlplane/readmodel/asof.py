@@ -14,12 +14,17 @@ from typing import Any
 import msgspec
 
 from controlplane.addresses import network
+from controlplane.decisions.gateways import SETTINGS
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.schema import LONG, OPEN
 from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
+from events.clb import Backend, BackendKey, Holder
 from events.errors import Refused, VerificationFailed
 from events.types import (
     CidrAppended,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbHolderAssigned,
     ClbReserved,
     ClusterDefined,
     ConflictOverridden,
@@ -86,6 +91,7 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
     _facts(connection, state, sequence)
     _nodes(connection, state, sequence)
     _ranges(connection, state, sequence)
+    _gateways(connection, state, sequence)
     return state
 
 
@@ -147,6 +153,47 @@ def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
             state.clb_addresses[item.address] = name
     for asker, code, event, since in each("refusal", dict[str, Any]):
         state.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
+
+
+def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+    """Behind nodes and facts: marks end with memberships, backends with reservations."""
+    kinds: dict[str, list[tuple[str, str, str, int]]] = {}
+    reserved: dict[str, int] = {}
+    for kind, key, part, value, since in connection.execute(
+        "SELECT kind, key, part, value, valid_from FROM fact WHERE valid_from <= ? AND valid_to > ?"
+        " AND kind IN ('gateway', 'holder', 'backend', 'health', 'clb') ORDER BY valid_from, rowid",
+        (at, at),
+    ):
+        if kind == "clb":
+            reserved[key] = since
+        kinds.setdefault(kind, []).append((key, part, value, since))
+    for name, _, _, since in kinds.get("gateway", ()):
+        if name in state.nodes and state.nodes[name].joined < since:
+            state.gateways[name] = since
+    for address, _, value, since in kinds.get("holder", ()):
+        held = msgspec.json.decode(value, type=ClbHolderAssigned)
+        state.holders[address] = Holder(held.name, held.purpose, address, held.node, held.uid, since)
+    health = {
+        (name, part): (msgspec.json.decode(value, type=ClbBackendHealthChanged), since)
+        for name, part, value, since in kinds.get("health", ())
+        if since > reserved.get(name, at)
+    }
+    for name, part, value, since in kinds.get("backend", ()):
+        if since <= reserved.get(name, at):
+            continue  # of an earlier reservation of that name
+        event = msgspec.json.decode(value, type=ClbBackendAdded)
+        said, changed = health.get((name, part), (None, 0))
+        settings = {field: getattr(event, field) for field in SETTINGS}
+        state.backends[
+            BackendKey(name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
+        ] = Backend(
+            **settings,
+            added=since,
+            healthy=said.healthy if said else True,
+            changed=changed,
+            changed_at=said.at if said else None,
+            reason=said.reason if said else "",
+        )
 
 
 def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:

@@ -140,11 +140,7 @@ class Projector:
         store = await self.open()
         subscription = self._changes.subscribe()
         try:
-            async for batch in self._log.read(after=store.checkpoint.sequence):
-                head = store.checkpoint
-                for message in batch.messages:
-                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                await self._apply(store, [decode(message) for message in batch.messages])
+            await self._catch_up(store)
             while True:
                 self._look()
                 try:
@@ -162,6 +158,26 @@ class Projector:
                 await self._apply(store, fresh)
         finally:
             subscription.close()
+
+    async def _catch_up(self, store: Store) -> None:
+        """Everything that the log holds now. The next batch is verified and decoded while one is written."""
+        head = store.checkpoint
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for batch in self._log.read(after=head.sequence):
+                recorded: list[Recorded] = []
+                for message in batch.messages:
+                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                    recorded.append(decode(message))
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(self._apply(store, recorded))
+            if writing is not None:
+                await writing
+        finally:
+            if writing is not None and not writing.done():
+                # What is under way is one transaction: it ends by itself, with its checkpoint.
+                await asyncio.gather(writing, return_exceptions=True)
 
     async def _apply(self, store: Store, events: Sequence[Recorded]) -> None:
         clock = asyncio.get_running_loop().time

@@ -2,6 +2,11 @@
 
 Written independently of :mod:`controlplane.evolve`, so that comparing the two digests says
 something. Runs in the database's thread, on its connection; no clock, no other I/O.
+
+A batch is first worked out in memory (a row that begins and ends within it is written once, ended)
+and then written with few statements of many rows each. That matters less for speed than for
+company: each statement gives up the interpreter's lock, and beside a busy event loop getting it
+back takes milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from typing import Any
 
 import msgspec
 
+from controlplane.readmodel import gateway_rows
 from controlplane.readmodel.schema import OPEN
+from controlplane.readmodel.tables import Contradiction, Fact, Node, Range, Table, bulk
 from events.codec import Recorded, UnknownEvent
 from events.errors import VerificationFailed
 from events.types import (
@@ -42,42 +49,9 @@ from events.types import (
     RangeQuarantined,
 )
 
+__all__ = ["Contradiction", "Rows", "microseconds"]
+
 _json = msgspec.json.Encoder().encode
-
-# Partial indices are used only for a literal, hence the constant in the text.
-_CLOSE_NODE = f"UPDATE node SET valid_to = ?, to_us = ? WHERE name = ? AND valid_to = {OPEN}"  # noqa: S608
-_CLOSE_RANGE = f"UPDATE range SET valid_to = ?, to_us = ? WHERE idx = ? AND valid_to = {OPEN}"  # noqa: S608
-_CLOSE_FACT = (
-    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = ? AND key = ? AND part = ? AND valid_to = {OPEN}"  # noqa: S608
-)
-_CLOSE_REFUSALS = (
-    f"UPDATE fact SET valid_to = ?, to_us = ? WHERE kind = 'refusal' AND key = ? AND valid_to = {OPEN}"  # noqa: S608
-)
-_OPEN_NODE = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from,"
-    " from_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_OPEN_RANGE = (
-    "INSERT INTO range (idx, cidr, phase, node, uid, epoch, cursor_after, valid_from, from_us)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_OPEN_FACT = "INSERT INTO fact (kind, key, part, value, valid_from, from_us) VALUES (?, ?, ?, ?, ?, ?)"
-# The row that was just closed is copied with what changed: its valid_to is this event's sequence.
-_NODE_AT_NEW_ADDRESS = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable,"
-    " last_seen_us, valid_from, from_us) SELECT name, uid, kind, ?, ?, vtep_mac, site, joined, ?, unreachable,"
-    " last_seen_us, ?, ? FROM node WHERE name = ? AND valid_to = ?"
-)
-_NODE_REACHED = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable,"
-    " last_seen_us, valid_from, from_us) SELECT name, uid, kind, underlay, announced, vtep_mac, site, joined,"
-    " changed, ?, ?, ?, ? FROM node WHERE name = ? AND valid_to = ?"
-)
-_RANGE_QUARANTINED = (
-    "INSERT INTO range (idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from, from_us)"
-    " SELECT idx, cidr, 'quarantined', node, uid, epoch, ?, ?, ?, ? FROM range WHERE idx = ? AND valid_to = ?"
-)
-
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
@@ -87,71 +61,95 @@ def microseconds(moment: datetime) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
-class Contradiction(Exception):
-    """An event that does not fit the rows; the text says why."""
-
-
 class Rows:
-    """Applies events to one connection. ``execute`` is the connection's, bound once."""
+    """Applies events to one connection, inside the caller's transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
-        self._executemany = connection.executemany
+        self.nodes: Table[str] = Table(connection, Node)
+        self.ranges: Table[int] = Table(connection, Range)
+        self.facts: Table[tuple[str, str, str]] = Table(connection, Fact)
+        self._refused: set[str] = set()
+        self._refused_known = False
 
     def apply(self, events: Sequence[Recorded]) -> None:
         """Write the rows of consecutive events. Raises Contradiction or VerificationFailed(event_unknown)."""
+        tables = (self.nodes, self.ranges, self.facts)
+        try:
+            self._work_out(events)
+            for table in tables:
+                table.write()
+        finally:
+            for table in tables:
+                table.clear()
+            self._refused_known = False
+
+    def _work_out(self, events: Sequence[Recorded]) -> None:
         handlers = _HANDLERS
-        index: list[tuple[int, int, str, str]] = []
+        index: list[tuple[Any, ...]] = []
         commands: dict[str, list[Any]] = {}
+        time, time_us = _EPOCH, 0
+        self.ranges.prefetch(r.event.index for r in events if isinstance(r.event, RangeQuarantined))
         for sequence, envelope, event, _ in events:
-            time_us = microseconds(envelope.time)
+            if envelope.time is not time:  # a whole append has one
+                time = envelope.time
+                time_us = microseconds(time)
             handler = handlers.get(type(event))
             if handler is None:
                 raise _unknown(sequence, event)
             handler(self, sequence, time_us, event)
             index.append((sequence, time_us, envelope.type, event.entity))
-            known = commands.get(envelope.command_id)
+            command_id = envelope.command_id
+            known = commands.get(command_id)
             if known is None:
-                commands[envelope.command_id] = [
-                    envelope.command_id, sequence, sequence, envelope.actor, time_us
-                ]  # fmt: skip
+                commands[command_id] = [command_id, sequence, sequence, envelope.actor, time_us]
             else:
                 known[2] = sequence
-        self._executemany("INSERT INTO event (sequence, time_us, type, entity) VALUES (?, ?, ?, ?)", index)
-        self._executemany(
-            "INSERT INTO command (command_id, first, last, actor, time_us) VALUES (?, ?, ?, ?, ?)"
+        bulk(self._execute, "INSERT INTO event (sequence, time_us, type, entity) VALUES ", 4, "", index)
+        bulk(
+            self._execute,
+            "INSERT INTO command (command_id, first, last, actor, time_us) VALUES ",
+            5,
             " ON CONFLICT (command_id) DO UPDATE SET last = excluded.last",
             commands.values(),
         )
 
-    # --- tables ---------------------------------------------------------------------------------------
-
-    def close_node(self, sequence: int, time_us: int, name: str) -> None:
-        if self._execute(_CLOSE_NODE, (sequence, time_us, name)).rowcount != 1:
-            raise Contradiction(f"{name} is no member")
-
-    def close_range(self, sequence: int, time_us: int, index: int) -> None:
-        if self._execute(_CLOSE_RANGE, (sequence, time_us, index)).rowcount != 1:
-            raise Contradiction(f"range {index} is free")
-
-    def fact(  # noqa: PLR0917  an event, and a row of the table
-        self, sequence: int, time_us: int, kind: str, key: str, part: str, value: Any
-    ) -> None:
+    def fact(self, sequence: int, time_us: int, key: tuple[str, str, str], value: Any) -> None:
         """A fact becomes true; one that was under the same key ends."""
-        self._execute(_CLOSE_FACT, (sequence, time_us, kind, key, part))
-        self._execute(_OPEN_FACT, (kind, key, part, _json(value).decode(), sequence, time_us))
+        if self.facts.is_open(key):
+            self.facts.close(key, sequence, time_us)
+        self.facts.open(key, [*key, _json(value).decode()], sequence, time_us)
 
-    def unfact(self, sequence: int, time_us: int, kind: str, key: str) -> None:
-        if self._execute(_CLOSE_FACT, (sequence, time_us, kind, key, "")).rowcount != 1:
-            raise Contradiction(f"there is no {kind} {key}")
+    def refusal(self, sequence: int, time_us: int, asker: str, code: str, event: Event) -> None:
+        self._refusals().add(asker)
+        self.fact(sequence, time_us, ("refusal", asker, code), event)
 
     def cleared(self, sequence: int, time_us: int, asker: str) -> None:
         """The asker got what it was refused before: its recorded refusals end."""
-        self._execute(_CLOSE_REFUSALS, (sequence, time_us, asker))
+        if asker not in self._refusals():
+            return
+        self._refused.discard(asker)
+        for (code,) in self._execute(
+            f"SELECT part FROM fact WHERE kind = 'refusal' AND key = ? AND valid_to = {OPEN}",  # noqa: S608
+            (asker,),
+        ).fetchall():
+            if self.facts.is_open(("refusal", asker, code)):
+                self.facts.close(("refusal", asker, code), sequence, time_us)
+        for key in self.facts.opened_keys():
+            if key[:2] == ("refusal", asker):
+                self.facts.close(key, sequence, time_us)
 
-    def execute(self, statement: str, values: tuple[Any, ...]) -> None:
-        if self._execute(statement, values).rowcount != 1:
-            raise Contradiction("the row that it changes does not exist")
+    def _refusals(self) -> set[str]:
+        """Who has open refusals: few, read once per batch, so that a join need not ask."""
+        if not self._refused_known:
+            self._refused = {
+                key
+                for (key,) in self._execute(
+                    f"SELECT DISTINCT key FROM fact WHERE kind = 'refusal' AND valid_to = {OPEN}"  # noqa: S608
+                )
+            }
+            self._refused_known = True
+        return self._refused
 
 
 def _unknown(sequence: int, event: Event) -> VerificationFailed:
@@ -165,124 +163,122 @@ def _unknown(sequence: int, event: Event) -> VerificationFailed:
 
 
 def _joined(rows: Rows, sequence: int, time_us: int, event: NodeJoined) -> None:
-    rows.execute(
-        _OPEN_NODE,
-        (
-            event.node, event.uid, event.kind, event.underlay, event.announced, event.vtep_mac, event.site,
-            sequence, sequence, sequence, time_us,
-        ),
+    name = event.node
+    rows.nodes.open(
+        name,
+        [
+            name, event.uid, event.kind, event.underlay, event.announced, event.vtep_mac, event.site,
+            sequence, sequence, 0, None,
+        ],
+        sequence,
+        time_us,
     )  # fmt: skip
-    rows.cleared(sequence, time_us, f"node/{event.node}")
+    rows.cleared(sequence, time_us, f"node/{name}")
 
 
 def _out(rows: Rows, sequence: int, time_us: int, event: NodeLeft) -> None:
-    rows.close_node(sequence, time_us, event.node)
+    rows.nodes.close(event.node, sequence, time_us)
 
 
 def _fenced(rows: Rows, sequence: int, time_us: int, event: NodeFenced) -> None:
-    rows.close_node(sequence, time_us, event.node)
-    rows.fact(sequence, time_us, "fenced", event.uid, "", event)
+    rows.nodes.close(event.node, sequence, time_us)
+    rows.fact(sequence, time_us, ("fenced", event.uid, ""), event)
 
 
 def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: NodeUnderlayChanged) -> None:
-    rows.close_node(sequence, time_us, event.node)
-    rows.execute(
-        _NODE_AT_NEW_ADDRESS,
-        (event.underlay, event.announced, sequence, sequence, time_us, event.node, sequence),
-    )
+    new = rows.nodes.current(event.node)
+    new[3:5] = event.underlay, event.announced
+    new[8] = sequence
+    rows.nodes.replace(event.node, new, sequence, time_us)
     rows.cleared(sequence, time_us, f"node/{event.node}")
 
 
 def _unreachable(rows: Rows, sequence: int, time_us: int, event: NodeUnreachable) -> None:
-    seen_us = None if event.last_seen is None else microseconds(event.last_seen)
-    rows.close_node(sequence, time_us, event.node)
-    rows.execute(_NODE_REACHED, (1, seen_us, sequence, time_us, event.node, sequence))
+    new = rows.nodes.current(event.node)
+    new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
+    rows.nodes.replace(event.node, new, sequence, time_us)
 
 
 def _recovered(rows: Rows, sequence: int, time_us: int, event: NodeRecovered) -> None:
-    rows.close_node(sequence, time_us, event.node)
-    rows.execute(_NODE_REACHED, (0, None, sequence, time_us, event.node, sequence))
+    new = rows.nodes.current(event.node)
+    new[9:11] = 0, None
+    rows.nodes.replace(event.node, new, sequence, time_us)
 
 
 def _allocated(rows: Rows, sequence: int, time_us: int, event: RangeAllocated) -> None:
-    rows.execute(
-        _OPEN_RANGE,
-        (
-            event.index, event.cidr, "allocated", event.node, event.uid, sequence, event.cursor_after,
-            sequence, time_us,
-        ),
-    )  # fmt: skip
+    index = event.index
+    row = [index, event.cidr, "allocated", event.node, event.uid, sequence, None, 0, event.cursor_after]
+    rows.ranges.open(index, row, sequence, time_us)
 
 
 def _draining(rows: Rows, sequence: int, time_us: int, event: RangeDraining) -> None:
-    rows.close_range(sequence, time_us, event.index)
-    rows.execute(
-        _OPEN_RANGE,
-        (event.index, event.cidr, "draining", event.node, event.uid, event.epoch, None, sequence, time_us),
-    )
+    index = event.index
+    row = [index, event.cidr, "draining", event.node, event.uid, event.epoch, None, 0, None]
+    rows.ranges.replace(index, row, sequence, time_us)
 
 
 def _quarantined(rows: Rows, sequence: int, time_us: int, event: RangeQuarantined) -> None:
-    rows.close_range(sequence, time_us, event.index)
-    until_us = microseconds(event.until)
-    rows.execute(_RANGE_QUARANTINED, (until_us, event.watermark, sequence, time_us, event.index, sequence))
+    new = rows.ranges.current(event.index)
+    new[2] = "quarantined"
+    new[6:9] = microseconds(event.until), event.watermark, None
+    rows.ranges.replace(event.index, new, sequence, time_us)
 
 
 def _freed(rows: Rows, sequence: int, time_us: int, event: RangeFreed) -> None:
-    rows.close_range(sequence, time_us, event.index)
+    rows.ranges.close(event.index, sequence, time_us)
 
 
 def _defined(rows: Rows, sequence: int, time_us: int, event: ClusterDefined) -> None:
-    rows.fact(sequence, time_us, "definition", event.cluster, "", event)
+    rows.fact(sequence, time_us, ("definition", event.cluster, ""), event)
     for network in event.networks:
-        rows.fact(sequence, time_us, "network", network.cidr, "", network)
+        rows.fact(sequence, time_us, ("network", network.cidr, ""), network)
 
 
 def _deleted(rows: Rows, sequence: int, time_us: int, event: ClusterDeleted) -> None:
-    rows.fact(sequence, time_us, "deleted", event.cluster, "", event)
+    rows.fact(sequence, time_us, ("deleted", event.cluster, ""), event)
 
 
 def _appended(rows: Rows, sequence: int, time_us: int, event: CidrAppended) -> None:
-    rows.fact(sequence, time_us, "cidr", event.cidr, "", event)
+    rows.fact(sequence, time_us, ("cidr", event.cidr, ""), event)
     rows.cleared(sequence, time_us, "command/append-cidr")
 
 
 def _declared(rows: Rows, sequence: int, time_us: int, event: NetworkDeclared) -> None:
-    rows.fact(sequence, time_us, "network", event.network.cidr, "", event.network)
+    rows.fact(sequence, time_us, ("network", event.network.cidr, ""), event.network)
     rows.cleared(sequence, time_us, "command/declare-network")
 
 
 def _withdrawn(rows: Rows, sequence: int, time_us: int, event: NetworkWithdrawn) -> None:
-    rows.unfact(sequence, time_us, "network", event.cidr)
+    rows.facts.close(("network", event.cidr, ""), sequence, time_us)
 
 
 def _overridden(rows: Rows, sequence: int, time_us: int, event: ConflictOverridden) -> None:
-    rows.fact(sequence, time_us, "override", event.code, f"{event.ours} {event.theirs}", event)
+    rows.fact(sequence, time_us, ("override", event.code, f"{event.ours} {event.theirs}"), event)
 
 
 def _reserved(rows: Rows, sequence: int, time_us: int, event: ClbReserved) -> None:
-    rows.fact(sequence, time_us, "clb", event.name, "", event)
+    rows.fact(sequence, time_us, ("clb", event.name, ""), event)
     rows.cleared(sequence, time_us, f"clb/{event.name}")
 
 
 def _released(rows: Rows, sequence: int, time_us: int, event: ClbReleased) -> None:
-    rows.unfact(sequence, time_us, "clb", event.name)
+    rows.facts.close(("clb", event.name, ""), sequence, time_us)
 
 
 def _allocation_refused(rows: Rows, sequence: int, time_us: int, event: AllocationRefused) -> None:
-    rows.fact(sequence, time_us, "refusal", f"node/{event.node}", event.code, event)
+    rows.refusal(sequence, time_us, f"node/{event.node}", event.code, event)
 
 
 def _clb_refused(rows: Rows, sequence: int, time_us: int, event: ClbRefused) -> None:
-    rows.fact(sequence, time_us, "refusal", f"clb/{event.name}", event.code, event)
+    rows.refusal(sequence, time_us, f"clb/{event.name}", event.code, event)
 
 
 def _conflict_refused(rows: Rows, sequence: int, time_us: int, event: ConflictRefused) -> None:
-    rows.fact(sequence, time_us, "refusal", f"command/{event.command}", event.code, event)
+    rows.refusal(sequence, time_us, f"command/{event.command}", event.code, event)
 
 
 def _token_used(rows: Rows, sequence: int, time_us: int, event: JoinTokenUsed) -> None:
-    rows.fact(sequence, time_us, "token", event.token, event.node, event)
+    rows.fact(sequence, time_us, ("token", event.token, event.node), event)
 
 
 _HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
@@ -308,4 +304,5 @@ _HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
     ClbRefused: _clb_refused,
     AllocationRefused: _allocation_refused,
     JoinTokenUsed: _token_used,
+    **gateway_rows.HANDLERS,
 }

@@ -1,0 +1,73 @@
+"""The rows of gateways, their addresses and backends: kinds ``gateway``, ``holder``, ``backend``, ``health``.
+
+A mark ends with the node's membership and a backend with its reservation. Those ends are not written
+as rows: a mark counts while the node is a member that joined before it, a backend while the
+reservation that it was added to stands (:mod:`controlplane.readmodel.asof` reads them so).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from events.types import (
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    Event,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controlplane.readmodel.rows import Rows
+
+
+def part_of(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> str:
+    """Which backend of its reservation."""
+    return f"{event.purpose} {event.protocol} {event.port} {event.address} {event.backend_port}"
+
+
+def _backend_added(rows: Rows, sequence: int, time_us: int, event: ClbBackendAdded) -> None:
+    rows.fact(sequence, time_us, ("backend", event.name, part_of(event)), event)
+
+
+def _backend_removed(rows: Rows, sequence: int, time_us: int, event: ClbBackendRemoved) -> None:
+    part = part_of(event)
+    rows.facts.close(("backend", event.name, part), sequence, time_us)
+    if rows.facts.is_open(("health", event.name, part)):
+        rows.facts.close(("health", event.name, part), sequence, time_us)
+
+
+def _health_changed(rows: Rows, sequence: int, time_us: int, event: ClbBackendHealthChanged) -> None:
+    rows.fact(sequence, time_us, ("health", event.name, part_of(event)), event)
+
+
+def _assigned(rows: Rows, sequence: int, time_us: int, event: ClbHolderAssigned) -> None:
+    rows.fact(sequence, time_us, ("holder", event.address, ""), event)
+
+
+def _withdrawn(rows: Rows, sequence: int, time_us: int, event: ClbHolderWithdrawn) -> None:
+    rows.facts.close(("holder", event.address, ""), sequence, time_us)
+
+
+def _marked(rows: Rows, sequence: int, time_us: int, event: NodeGatewayMarked) -> None:
+    rows.fact(sequence, time_us, ("gateway", event.node, ""), event)
+
+
+def _unmarked(rows: Rows, sequence: int, time_us: int, event: NodeGatewayUnmarked) -> None:
+    rows.facts.close(("gateway", event.node, ""), sequence, time_us)
+
+
+HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
+    ClbBackendAdded: _backend_added,
+    ClbBackendRemoved: _backend_removed,
+    ClbBackendHealthChanged: _health_changed,
+    ClbHolderAssigned: _assigned,
+    ClbHolderWithdrawn: _withdrawn,
+    NodeGatewayMarked: _marked,
+    NodeGatewayUnmarked: _unmarked,
+}
