@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
 
 import msgspec
 
@@ -30,13 +31,13 @@ from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, Lost, NetlinkChannel
 from nodeagent.peers import Change, Peer
-from nodeagent.preflight import refuse_harm
+from nodeagent.preflight import ForeignRoute, foreign_routes, overlapping, refuse_harm
 from nodeagent.reconcile import Outcome, apply_directly, reconcile
-from nodeagent.rows import Kind, describe
+from nodeagent.rows import Kind, describe, split_route_key
 from nodeagent.tracing import Causes
 from nodeagent.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.view import Plan, View, first_address
-from nodeagent.watcher import Watcher
+from nodeagent.watcher import FOREIGN_ROUTE, Watcher
 
 log = logging.getLogger("isthmus.agent.keeper")
 
@@ -259,7 +260,7 @@ class Keeper:
                 return True
             started = time.perf_counter()
             try:
-                device = await asyncio.to_thread(self._prepare, view.own, view.plan)
+                device = await asyncio.to_thread(self._prepare, view.own, view.plan, FOREIGN_ROUTE in reasons)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
                 outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
             except IsthmusError as error:
@@ -348,7 +349,7 @@ class Keeper:
 
     # ------------------------------------------------------------------ in a worker thread
 
-    def _prepare(self, own: Peer, plan: Plan) -> DeviceOutcome:
+    def _prepare(self, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
         """Bring the device into its specified state. Raises IsthmusError, OSError."""
         underlay = self.find_underlay()
         mtu = overlay_mtu(underlay, self._config.mtu)
@@ -363,6 +364,8 @@ class Keeper:
         )
         if not self.figures.resyncs:
             refuse_harm(plan.cidrs, own.cidr, self._own_index())
+        elif look_around or self._conditions.has("routes"):
+            self._note_foreign_routes(plan, own)
         outcome = links.ensure_device(spec)
         self._conditions.set(
             "underlay",
@@ -399,6 +402,26 @@ class Keeper:
     def first_time_contested(self, kind: Kind, key: bytes) -> str:
         """The reason to look once at a row that is held back and was rewritten; empty after that."""
         return "contested" if self.guard.tell((kind, key)) else ""
+
+    def _note_foreign_routes(self, plan: Plan, own: Peer) -> None:
+        """Routes that are not ours and win over ours cannot be repaired by us, only told."""
+        found = overlapping(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
+        self._conditions.set(
+            "routes",
+            f"{len(found)} routes of others draw container traffic away, the first: {found[0][0].network}. "
+            f"Remove it: ip route del {found[0][0].network}"
+            if found
+            else "",
+        )
+
+    def concerns_containers(self, key: bytes) -> bool:
+        """Whether a route's key meets the container network outside this node's own range."""
+        view = self._view
+        if view is None or view.plan is None or view.own is None:
+            return False
+        network, length, _ = split_route_key(key)
+        route = ForeignRoute(IPv4Network((network, length)), 0, 0)
+        return length > 0 and bool(overlapping([route], view.plan.cidrs, view.own.cidr))
 
     def _own_index(self) -> int:
         link = links.find(self._config.device)

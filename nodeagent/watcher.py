@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isthmus.agent.watcher")
 
+FOREIGN_ROUTE = "foreign route"
+"""The reason of a resync that also looks for routes of others that draw container traffic away."""
+
 
 class Watcher:
     """Between the monitor's socket and the keeper's reasons."""
@@ -82,8 +85,10 @@ class Watcher:
         wanted = keeper.known(notice.kind, notice.key)
         if notice.value == wanted or keeper.desired is None:
             return ""
-        if wanted is None and notice.value in {STRAY, FOREIGN}:
+        if wanted is None and notice.value == STRAY:
             return ""
+        if wanted is None and notice.value == FOREIGN:
+            return FOREIGN_ROUTE if keeper.concerns_containers(notice.key) else ""
         if keeper.contested(notice.kind, notice.key):
             return keeper.first_time_contested(notice.kind, notice.key)
         return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"

@@ -196,3 +196,21 @@ def test_a_program_that_keeps_rewriting_a_row_is_reported_and_not_fought_for_eve
         assert healthy.stop().lost == 0
         until(lambda: a.rows() == before, "peace heals the row in the end", 15)
         until(lambda: a.status()["state"] == "ready", "and the complaint is over", 15)
+
+
+@inside
+def test_a_foreign_route_that_draws_traffic_away_is_told() -> None:
+    """It wins by its metric, and is not ours to remove: but nobody is left to guess."""
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        cidr = b.status()["range"]
+        a.run(f"ip route add {cidr} via 10.0.0.254")
+        until(lambda: any(cidr in text for text in a.status()["conditions"]), "it is told", 3)
+        a.run(f"ip route del {cidr} via 10.0.0.254")
+        a.run("ip link set isthmus mtu 1300")  # any reason to look again; the timer is another
+        until(lambda: not a.status()["conditions"], "it is over", 3)
+        a.run(f"ip route add {a.vtep[:-1]}9/32 dev eth0")  # a pod of the own range is no conflict
+        a.run("ip link set isthmus mtu 1300")
+        until(
+            lambda: a.status()["mtu"] == 1450 and not a.status()["conditions"], "nothing to complain about", 3
+        )
