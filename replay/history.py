@@ -11,6 +11,7 @@ This module folds nothing and decides nothing.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -109,6 +110,7 @@ class History:
                     yield batch
                     if progress:
                         progress(batch[-1].seq)
+                await asyncio.sleep(0)  # all of this is CPU: let Ctrl-C in
             return
         async for read in self.log.read(after=after, until=stop):
             if read.messages:

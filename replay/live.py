@@ -40,7 +40,7 @@ class LiveLookup:
         for message in await _all(self._status, subjects.status_wildcard(self._cluster), 0):
             try:
                 found.append(_status.decode(message.body))
-            except (msgspec.MsgspecError, UnicodeDecodeError):  # a newer agent's report
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # a newer agent's report
                 continue
         return found
 

@@ -13,8 +13,12 @@ import msgspec
 
 from controlplane.digest import FORMAT, state_digest
 from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
+from events.clb import Backend, BackendKey, Holder
 from events.errors import VerificationFailed
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
+
+_Traffic = tuple[list[tuple[str, int]], list[tuple[BackendKey, Backend]], list[tuple[str, Holder]]]
+"""Gateways, backends and holders; left out of the text where there are none."""
 
 
 class _Canonical(msgspec.Struct, array_like=True):
@@ -35,13 +39,14 @@ class _Canonical(msgspec.Struct, array_like=True):
     fenced: list[tuple[str, Fenced]]
     clb: list[tuple[str, ClbReserved]]
     refusals: list[tuple[str, list[tuple[str, Refusal]]]]
+    traffic: _Traffic = ([], [], [])
 
 
 def thaw(text: bytes) -> ClusterState:
     """Rebuild the state. Raises VerificationFailed(digest_mismatch) when it is not what the text says."""
     try:
         c = msgspec.json.decode(text, type=_Canonical)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed("digest_mismatch", f"the stored state is unreadable: {error}") from error
     if c.format != FORMAT:
         raise VerificationFailed(
@@ -76,6 +81,8 @@ def thaw(text: bytes) -> ClusterState:
         for item in reservation.addresses:
             state.clb_addresses[item.address] = name
     state.refusals = {asker: dict(known) for asker, known in c.refusals}
+    gateways, backends, holders = c.traffic
+    state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
     if state_digest(state) != sha256(text).hexdigest():
         raise VerificationFailed("digest_mismatch", "the stored state contradicts itself", sequence=c.sequence)
     return state

@@ -126,7 +126,7 @@ class ArchiveFile:
             )
         try:
             header = msgspec.json.decode(self.data(first), type=ArchiveHeader)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise damaged(self.path, f"the header is unreadable ({error})", 0) from error
         if header.isthmus_archive != VERSION:
             raise Refused(
@@ -145,7 +145,7 @@ class ArchiveFile:
             raise damaged(self.path, "the manifest has another hash than the tail states", segment.offset)
         try:
             manifest = msgspec.json.decode(data, type=Manifest)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise damaged(self.path, f"the manifest is unreadable ({error})", segment.offset) from error
         return [*manifest.segments, segment]
 

@@ -177,7 +177,7 @@ def parse_description(payload: bytes, offset: int) -> Segment | None:
     """The segment described by ``payload`` which starts at ``offset``; None when it describes none."""
     try:
         segment = _description.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if segment.length < 0 or not 0 <= segment.size <= SEGMENT_LIMIT:
         return None
@@ -205,7 +205,7 @@ def parse_tail(end: bytes) -> tuple[Tail, int] | None:
         return None
     try:
         tail = msgspec.json.decode(end[start : len(end) - TAIL_END], type=Tail)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return tail, length + HEAD_SIZE
 

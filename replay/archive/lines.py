@@ -115,7 +115,7 @@ def is_plain_json(body: bytes) -> bool:
         if not body.isascii():
             body.decode()
         _decode_raw(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
@@ -164,7 +164,7 @@ def facts(data: bytes) -> Sequence[Fact]:
     """
     try:
         fast: Sequence[Fact] = _decode_facts(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return [
             PlainFact(line.seq, line.recorded_ns, decode_event(line.type, line_body(line), line.seq))
             for line in _decode_lines(data)

@@ -45,6 +45,7 @@ class _Names(msgspec.Struct, gc=False):
     node: str = ""
     cidr: str = ""
     name: str = ""
+    address: str = ""
     cluster: str = ""
 
 
@@ -55,7 +56,7 @@ def keys_of(message: StoredMessage) -> list[str]:
     """The keys of one stored event; nothing for a body that is no JSON object of the usual fields."""
     try:
         names = _names(message.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
     keys = []
     if names.node:
@@ -70,6 +71,8 @@ def keys_of(message: StoredMessage) -> list[str]:
         keys.append(f"cluster/{names.cluster}")
     if aggregate in ("node", "clb"):
         used = {names.underlay, names.announced, *(item.address for item in names.addresses)} - {""}
+        if parts[-1].endswith(("holder-assigned", "holder-withdrawn")):
+            used |= {names.address}
         keys.extend(f"address/{address}" for address in sorted(used))
     return keys
 

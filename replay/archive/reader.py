@@ -138,7 +138,7 @@ class ArchiveLog:
         """The stored messages of a segment. Raises VerificationFailed."""
         try:
             found = lines.messages(place.file.data(place.segment))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise damaged(
                 place.file.path, f"an event line is unreadable ({error})", place.segment.offset
             ) from error
@@ -149,7 +149,7 @@ class ArchiveLog:
         """The typed events of a segment, by the fast path. Raises VerificationFailed."""
         try:
             found = lines.facts(place.file.data(place.segment))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise damaged(
                 place.file.path, f"an event line is unreadable ({error})", place.segment.offset
             ) from error
@@ -178,7 +178,7 @@ class ArchiveLog:
         first = place.segment.first
         try:
             found = lines.messages(b"\n".join([rows[sequence - first] for sequence in sequences]))
-        except (msgspec.MsgspecError, ValueError, LookupError) as error:
+        except (msgspec.MsgspecError, ValueError, LookupError, RecursionError) as error:
             raise damaged(
                 place.file.path, f"an event line is unreadable ({error})", place.segment.offset
             ) from error
@@ -214,7 +214,7 @@ class ArchiveLog:
                 if segment.kind == "notes":
                     try:
                         notes = _decode_notes(file.data(segment, check=True))
-                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                         raise damaged(file.path, f"a note is unreadable ({error})", segment.offset) from error
                     found.extend(bytes(note.content) for note in notes if note.note == kind)
         return found
@@ -233,7 +233,7 @@ class ArchiveLog:
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
     try:
         return find(file.data(segment), key)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise damaged(file.path, f"an index line is unreadable ({error})", segment.offset) from error
 
 

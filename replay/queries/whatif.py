@@ -158,7 +158,7 @@ def parse_commands(lines: bytes) -> tuple[Command, ...]:
             if shape is None:
                 raise Usage("usage", f'line {number}: "command" is none of {", ".join(sorted(_COMMANDS))}')
             found.append(msgspec.convert(fields, shape))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Usage("usage", f"line {number}: {error}") from error
     return tuple(found)
 

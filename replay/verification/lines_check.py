@@ -73,7 +73,7 @@ def check_lines(data: bytes, cluster: str, before: bytes, after: int) -> LinesRe
     """
     try:
         lines = decode_chain_lines(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed(
             "archive_damaged", f"the lines behind event {after} are unreadable ({error})", sequence=after + 1
         ) from error
@@ -161,7 +161,7 @@ def check_lines(data: bytes, cluster: str, before: bytes, after: int) -> LinesRe
                 fits = subject == prefix + name + suffix or subject == (
                     prefix + name.replace(".", "_").replace("/", "-") + suffix
                 )
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             fits = False
         if not fits:
             findings.extend(_content(line, event_type, body, cluster))

@@ -236,3 +236,47 @@ def test_long_work_shows_its_progress_to_a_person(tmp_path: Path, monkeypatch: p
     os.close(leader)
     assert b"making up" in seen
     assert b"events/s" in seen
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough for worker processes."""
+    path = tmp_path_factory.mktemp("long") / "log"
+    make = [EXECUTABLE, "replay", "sample", str(path), "--events", "61000", "--nodes", "300"]
+    subprocess.run(make, check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["stats"], ["verify", "--jobs", "2"], ["diff", "1"]], ids=" ".join)
+def test_ctrl_c_ends_long_work_at_once_and_leaves_nothing_behind(command: list[str], long_log: Path) -> None:
+    arguments = ["--archive", str(long_log)]
+    process = subprocess.Popen(
+        [EXECUTABLE, "replay", *command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None and not _has_open(process.pid, str(long_log)):
+        pass  # the work begins when the archive is open
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (0, 130), errors
+    assert b"Traceback" not in errors
+    while time.monotonic() < deadline and _group(process.pid):
+        pass
+    assert not _group(process.pid)
+
+
+def _has_open(pid: int, file: str) -> bool:
+    try:
+        return any(str(fd.readlink()) == file for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def _group(leader: int) -> list[str]:
+    return subprocess.run(
+        ["pgrep", "-g", str(leader)], capture_output=True, text=True, check=False
+    ).stdout.split()

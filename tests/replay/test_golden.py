@@ -31,7 +31,8 @@ FILES = sorted(GOLDEN.glob("*.json"))
 
 def test_every_version_that_can_be_read_has_a_file_and_the_other_way_round() -> None:
     readable = {cls.type_name() for cls in EVENT_TYPES} | set(UPCASTERS)
-    assert {file.stem for file in FILES} == readable
+    files = {file.stem for file in FILES}
+    assert files == readable, "a new type or version: python -m tests.replay.make_golden"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
