@@ -131,7 +131,8 @@ class DirectReader:
                 self._subscribed = asyncio.create_task(self._subscribe())
             await asyncio.shield(self._subscribed)
             await self._client.publish(self._subject, _encode(request), reply=f"{self._inbox}.{token}")
-            pending = await asyncio.wait_for(question.answered, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                pending = await question.answered
         except TimeoutError:
             raise Unavailable(
                 "log_unavailable", f"stream {self.stream} did not answer a direct get within {timeout_s:g} s"

@@ -95,6 +95,17 @@ async def call(
     return answer
 
 
+def heed_cancellation() -> None:
+    """Raise CancelledError when this task was asked to end and something swallowed it.
+
+    nats-py's flushing does, and ``asyncio.wait_for`` up to Python 3.11 when its result arrives at the
+    same moment (CPython issue 86296). A loop that goes on for ever asks here once per turn.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def ensure_alive(client: Client, *, timeout_s: float = PING_S) -> None:
     """After an unanswered request: leave a connection on which not even a ping is answered.
 

@@ -30,7 +30,15 @@ from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
-from events.jetstream_api import STREAM_NOT_FOUND, ApiError, call, ensure_alive, last_message, pauses
+from events.jetstream_api import (
+    STREAM_NOT_FOUND,
+    ApiError,
+    call,
+    ensure_alive,
+    heed_cancellation,
+    last_message,
+    pauses,
+)
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.log")
@@ -80,13 +88,23 @@ class PullReader:
                 yield ReadBatch((), 0)
         else:
             stop = end if until is None else min(until, end)
+        loop = asyncio.get_running_loop()
+        moved_at = loop.time()
         while stop is None or position < stop:
+            heed_cancellation()
             session = await self._begin(position, patient=follow)
             try:
                 async for batch in session.batches(stop):
                     position = batch.messages[-1].sequence
                     yield batch
+                    moved_at = loop.time()
             except SessionLost as reason:
+                if not follow and loop.time() - moved_at > self._patience_s:
+                    raise Unavailable(
+                        "log_unavailable",
+                        f"stream {self._stream} gave nothing behind event {position} for "
+                        f"{self._patience_s:g} s, though it says that it holds {stop}: {reason}",
+                    ) from None
                 log.info("stream %s: reading begins anew at %d: %s", self._stream, position + 1, reason)
                 await ensure_alive(self._client)
             finally:
@@ -95,6 +113,7 @@ class PullReader:
     async def _end(self, *, patient: bool) -> int:
         """The last sequence, asked of the leader; tried for ever when ``patient``, else for ``patience_s``."""
         while True:
+            heed_cancellation()
             try:
                 found = await patient_head(
                     self._client, self._prefix, self._stream, self._wildcard, patience_s=self._patience_s
@@ -130,6 +149,7 @@ class PullReader:
         loop = asyncio.get_running_loop()
         last: IsthmusError | None = None
         while True:
+            heed_cancellation()
             async for left_s in pauses(loop.time() + self._patience_s):
                 session = _Session(self._client, self._prefix, self._stream, position, self._batch_size)
                 try:
@@ -213,6 +233,7 @@ class _Session:
     async def batches(self, stop: int | None) -> AsyncIterator[ReadBatch]:
         """Yield what arrives, up to ``stop``. Raises SessionLost, VerificationFailed(sequence_gap)."""
         while stop is None or self._position < stop:
+            heed_cancellation()
             if not self._buffer:
                 # What arrived in order is still good; only then does a loss count.
                 if self._lost is not None:

@@ -27,7 +27,7 @@ from events.chain import Head
 from events.codec import StoredMessage
 from events.direct import DirectAnswer, DirectReader, carried_message
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, pauses, prefix_of
+from events.jetstream_api import DEFAULT_PREFIX, heed_cancellation, pauses, prefix_of
 from events.jetstream_read import log_head
 from events.log import ReadBatch
 
@@ -113,6 +113,7 @@ class LiveReader:
             await window.open(subjects.live_wildcard(self._cluster))
             check_at = loop.time()
             while until is None or position < until:
+                heed_cancellation()
                 run = window.take(until)
                 if run:
                     position, told = run[-1].sequence, True
@@ -143,6 +144,7 @@ class LiveReader:
         """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""
         loop = asyncio.get_running_loop()
         while True:
+            heed_cancellation()
             last: IsthmusError | None = None
             async for left_s in pauses(loop.time() + self._patience_s):
                 try:

@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.direct import DirectReader
 from events.errors import Unavailable
-from events.jetstream_api import DEFAULT_PREFIX
+from events.jetstream_api import DEFAULT_PREFIX, heed_cancellation
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.status")
@@ -97,6 +97,7 @@ class StatusReader:
         try:
             yield await self.all()
             while True:
+                heed_cancellation()
                 arrived.clear()
                 if waiting:
                     batch, waiting = list(waiting.values()), {}
@@ -114,7 +115,7 @@ class StatusReader:
     def _read(self, subject: str, body: bytes, arrived_ns: int) -> Reported | None:
         try:
             status = _decode(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             log.warning("%s: unreadable status: %s", subject, error)
             return None
         if subjects.status(self._cluster, status.node) != subject:

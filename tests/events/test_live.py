@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 from typing import Any, cast
 
@@ -54,7 +55,8 @@ class Following:
 
     async def end(self) -> None:
         self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await asyncio.wait({self.task}, timeout=5)
+        assert self.task.done(), f"a cancelled follower goes on: {self.task.get_stack()}"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -171,6 +173,16 @@ async def test_every_reader_gives_the_same_message(client: Client, log: JetStrea
     await following.aclose()  # type: ignore[attr-defined]
     assert live == (await everything(log))[3]
     assert CHAIN_HEADER in live.headers
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_follower_ends_whenever_it_is_cancelled(client: Client, log: JetStreamLog, seed: int) -> None:
+    await fill(log, 700)
+    moments = random.Random(seed)
+    for _ in range(40):
+        follower = Following(LiveReader(client, CLUSTER, check_s=0.002, gap_wait_s=0.001))
+        await asyncio.wait({follower.task}, timeout=moments.uniform(0, 0.05))
+        await follower.end()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,10 @@ async def test_what_is_sent_arrives_whatever_the_values_hold(tmp_path: object) -
                 for _ in range(2):  # the first time nats-py checks the names, then they are known
                     await client.publish("there", b"body", headers=dict(headers))
                     message = await subscription.next_msg(timeout=5)
-                    cleaned = {k: v.replace("\r\n", " ").replace("\r", " ").replace("\n", " ") for k, v in headers.items()}
+                    cleaned = {
+                        k: v.replace("\r\n", " ").replace("\r", " ").replace("\n", " ")
+                        for k, v in headers.items()
+                    }
                     assert message.headers is not None
                     assert {k: " ".join(v.split()) for k, v in message.headers.items()} == {
                         k: " ".join(v.split()) for k, v in cleaned.items()
