@@ -83,6 +83,9 @@ class Agent:
         uid = node_uid(config.state_dir, self._wished_uid)
         self._cache = Cache(config.state_dir)
         self.view = self._cache.load(config.cluster, config.node, uid)
+        member = self.view.members.get(config.node)
+        if self.view.joined and member is not None:
+            self.keeper.assume_underlay(member.underlay)
         underlay = await asyncio.to_thread(self.keeper.find_underlay)
         log.info(
             "agent of %s starts: underlay %s on %s, view at event %d",

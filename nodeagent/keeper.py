@@ -35,7 +35,7 @@ from nodeagent.preflight import ForeignRoute, foreign_routes, overlapping, refus
 from nodeagent.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.rows import Kind, describe, split_route_key
 from nodeagent.tracing import Causes
-from nodeagent.underlay import Underlay, overlay_mtu, resolve
+from nodeagent.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.view import Plan, View, first_address
 from nodeagent.watcher import FOREIGN_ROUTE, Watcher
 
@@ -127,6 +127,10 @@ class Keeper:
         """Resolve the underlay now (blocking, milliseconds). Raises Usage, OSError."""
         self.underlay = resolve(self._config.underlay, self.underlay)
         return self.underlay
+
+    def assume_underlay(self, address: str) -> None:
+        """The address that the cluster knows, until the link that should have it is there again."""
+        self.underlay = Underlay(address, "", 0, ETHERNET_MTU, up=False)
 
     def request(self, reason: str) -> None:
         """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
@@ -362,9 +366,10 @@ class Keeper:
             address=first_address(own.cidr),
             mtu=mtu,
         )
-        if not self.figures.resyncs:
+        first = not self.figures.resyncs
+        if first and not self._existed:
             refuse_harm(plan.cidrs, own.cidr, self._own_index())
-        elif look_around or self._conditions.has("routes"):
+        elif first or look_around or self._conditions.has("routes"):
             self._note_foreign_routes(plan, own)
         outcome = links.ensure_device(spec)
         self._conditions.set(

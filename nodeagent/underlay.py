@@ -10,7 +10,7 @@ from events.errors import Usage
 from nodeagent.netlink import links
 from nodeagent.netlink.links import MTU_MINIMUM, VXLAN_OVERHEAD_V4
 
-LOOPBACK_MTU_LIMIT = 9000
+ETHERNET_MTU = 1500
 
 
 class Underlay(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ def _by_address(address: str, last: Underlay | None) -> Underlay:
     index = next((index for index, text, _ in links.addresses() if text == address), 0)
     link = next((link for link in links.links() if link.index == index), None)
     if link is None:
-        mtu = last.mtu if last is not None else 1500
+        mtu = last.mtu if last is not None else ETHERNET_MTU
         return Underlay(address, last.device if last is not None else "", 0, mtu, up=False)
     return Underlay(address, link.name, link.index, min(link.mtu, 65535), link.up)
 

@@ -60,6 +60,25 @@ def test_a_start_without_the_bus_goes_on_from_the_cache() -> None:
 
 
 @inside
+def test_a_restart_while_the_underlay_is_away_or_contested_goes_on() -> None:
+    """What would stop a first start only earns a complaint where rows are already at work."""
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        before = a.rows()
+        a.stop()
+        a.run("ip link del eth0")
+        a.start()
+        until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it runs and says so", 15)
+        assert a.rows() == before
+        a.stop()
+        a.plug()
+        a.run("ip route add 172.16.9.0/24 via 10.0.0.254")
+        a.start().ready(1)
+        until(lambda: any("172.16.9.0/24" in text for text in a.status()["conditions"]), "it is told")
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass")
+
+
+@inside
 def test_a_node_cut_off_from_the_bus_keeps_its_rows_and_catches_up_in_order() -> None:
     with site("a", "b", "c") as place:
         a, b, c = place.nodes.values()
