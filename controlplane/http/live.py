@@ -8,6 +8,7 @@ controller never waits for a browser.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -22,6 +23,8 @@ from controlplane.service.hooks import Lagged
 from events.codec import Recorded
 from events.queries import Condition
 from events.types import RangeAllocated, RangeDraining, RangeFreed, RangeQuarantined
+
+log = logging.getLogger("isthmus.http")
 
 FRAMES_PER_S = 5.0
 PULSE_S = 1.0
@@ -75,12 +78,21 @@ class LiveFeed:
         try:
             while True:
                 await self._joined.wait()
-                with suppress(Lagged):
+                try:
                     await self._follow()
-                self._resync()
+                except (Lagged, StopAsyncIteration):
+                    self._resync()
+                except Exception:  # a defect of a frame must not silence all that follow
+                    log.exception("a frame of the live stream failed")
+                    self._resync()
+                    await asyncio.sleep(PULSE_S)
         finally:
-            for queue in self._listeners:
-                self._end(queue)
+            self.drop()
+
+    def drop(self) -> None:
+        """End every stream; the listeners connect again by themselves."""
+        for queue in list(self._listeners):
+            self._end(queue)
 
     async def _follow(self) -> None:
         """Frames from now on, as long as anybody listens."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 from events.types import (
     AllocationRefused,
     CidrAppended,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
     ClbRefused,
     ClbReleased,
     ClbReserved,
@@ -16,6 +21,8 @@ from events.types import (
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
     NodeJoined,
     NodeLeft,
     NodeRecovered,
@@ -60,6 +67,22 @@ def sentence(event: Event) -> str:
             return f"{_pair(event)} released by CLB {event.name}"
         case ClbRefused():
             return f"CLB {event.name} was refused: {event.message}"
+        case NodeGatewayMarked():
+            return f"{event.node} may hold CLB addresses now"
+        case NodeGatewayUnmarked():
+            return f"{event.node} is a gateway no more"
+        case ClbHolderAssigned():
+            before = f" after {event.previous}" if event.previous else ""
+            return f"{event.node} holds {event.address} ({event.purpose} of {event.name}){before}"
+        case ClbHolderWithdrawn():
+            return f"{event.address} taken from {event.node}: {event.cause}"
+        case ClbBackendAdded():
+            return f"{event.purpose} of {event.name}: {_backend(event)} added"
+        case ClbBackendRemoved():
+            return f"{event.purpose} of {event.name}: {_backend(event)} removed"
+        case ClbBackendHealthChanged():
+            health = "healthy" if event.healthy else "unhealthy"
+            return f"{event.purpose} of {event.name}: {_backend(event)} is {health}{_because(event.reason)}"
         case ClusterDefined():
             return (
                 f"cluster defined: {event.container_cidr} in {event.capacity:,} ranges of "
@@ -83,6 +106,10 @@ def sentence(event: Event) -> str:
 
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
+
+
+def _backend(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> str:
+    return f"{event.protocol} {event.port} to {event.address}:{event.backend_port}"
 
 
 def _pair(event: ClbReserved | ClbReleased) -> str:

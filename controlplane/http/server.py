@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serve(
-    source: Source, *, host: str = "127.0.0.1", port: int = 0, token: str = ""
+    source: Source, *, host: str = "127.0.0.1", port: int = 0, token: str = "", feed: LiveFeed | None = None
 ) -> AsyncIterator[str]:
     """Serve API and console until the block is left; yields the address (``http://127.0.0.1:7480``).
 
@@ -170,7 +170,7 @@ async def serve(
             "prerequisite_missing",
             f"the console cannot listen on {host}:{port}: {error.strerror or error}; choose another",
         ) from error
-    feed = LiveFeed(source)
+    feed = feed or LiveFeed(source)
     server = _Server(
         uvicorn.Config(
             create_app(source, feed, token=token),
@@ -194,12 +194,8 @@ async def serve(
         yield f"http://{f'[{host}]' if ':' in host else host}:{number}"
     finally:
         feeding.cancel()
-        with suppress(asyncio.CancelledError):
-            await feeding
         server.should_exit = True
-        _, late = await asyncio.wait({serving}, timeout=3)
-        if late:
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
+        await asyncio.wait({feeding, serving}, timeout=3)
+        serving.cancel()
+        await asyncio.gather(feeding, serving, return_exceptions=True)
         listener.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from controlplane.http.attached import AttachedSource
+from controlplane.http.live import LiveFeed
 from controlplane.http.server import serve
 from controlplane.liveness import Liveness
 from controlplane.observe import Observability
@@ -36,13 +37,20 @@ class Rig:
     """The parts, and hands to move them."""
 
     def __init__(
-        self, url: str, committer: Committer, replica: Replica, liveness: Liveness, source: AttachedSource
+        self,
+        url: str,
+        committer: Committer,
+        replica: Replica,
+        liveness: Liveness,
+        source: AttachedSource,
+        feed: LiveFeed,
     ) -> None:
         self.url = url
         self.committer = committer
         self.replica = replica
         self.liveness = liveness
         self.source = source
+        self.feed = feed
 
     async def send(self, command: Command, **extra) -> CommandReply:
         return await self.committer.submit(
@@ -82,6 +90,10 @@ class Rig:
         state = self.replica.state
         for node in state.nodes.values():
             self.report(node.name, state.sequence - (3 if node.name in behind else 0))
+
+    def drop_listeners(self) -> None:
+        """As if the connection had broken: every open stream ends."""
+        self.feed.drop()
 
     def report(self, name: str, applied: int) -> None:
         node = self.replica.state.nodes[name]
@@ -131,6 +143,7 @@ async def running(
             committer, replica, liveness, actor="controller/rig", active=lambda: ticking, tick_s=0.5
         )
         source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
+        feed = LiveFeed(source)
         live = source.live(waiting=lambda: committer.statistics()["waiting"])
         tasks = [
             asyncio.create_task(part)
@@ -139,9 +152,9 @@ async def running(
         try:
             async with (
                 observability.watching(replica.changes, liveness, live, None),
-                serve(source, port=port, token=token) as url,
+                serve(source, port=port, token=token, feed=feed) as url,
             ):
-                yield Rig(url, committer, replica, liveness, source)
+                yield Rig(url, committer, replica, liveness, source, feed)
         finally:
             for task in tasks:
                 task.cancel()

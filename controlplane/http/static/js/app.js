@@ -134,6 +134,13 @@ async function start() {
   });
   store.addEventListener("locked", () => location.reload());
   addEventListener("hashchange", route);
+  // A link from a page of the past leads to the same moment of the next page.
+  document.addEventListener("click", (event) => {
+    const href = event.target.closest?.("a")?.getAttribute("href");
+    if (store.live || !href?.startsWith("#/") || href.includes("?") || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go(href.slice(1));
+  });
   store.at = where().at;
   store.travel = store.travel.bind(store);
   route();
