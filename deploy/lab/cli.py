@@ -24,7 +24,7 @@ _name = click.option("--name", default="lab", show_default=True, help="Which lab
 
 
 class _LabGroup(click.Group):
-    """A group that also takes churn files without a subcommand."""
+    """A group whose unknown subcommands are answered with the ones there are."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
