@@ -92,8 +92,8 @@ OPEN_ROW = 9223372036854775807
 END_NODE = f"UPDATE node SET valid_to = ?, to_us = ? WHERE name = ? AND valid_to = {OPEN_ROW}"
 END_RANGE = f"UPDATE range SET valid_to = ?, to_us = ? WHERE idx = ? AND valid_to = {OPEN_ROW}"
 NEW_NODE = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from, from_us)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from,"
+    " from_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 NEW_RANGE = (
     "INSERT INTO range (idx, cidr, phase, node, uid, epoch, cursor_after, valid_from, from_us)"
