@@ -21,7 +21,7 @@ bench: setup
 
 ## the property tests with new seeds and a large budget, and a long lab with processes killed under churn
 soak: setup
-	ISTHMUS_HYPOTHESIS=explore $(BIN)/pytest $(PYTEST_ARGS)
+	ISTHMUS_HYPOTHESIS=explore ISTHMUS_SOAK_S=$${ISTHMUS_SOAK_S:-300} $(BIN)/pytest $(PYTEST_ARGS)
 	$(BIN)/isthmus lab --name soak --churn tests/data/node-churn --kills 20 --seed $$(date +%s)
 
 ## lint, format, types, and who may import whom

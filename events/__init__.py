@@ -15,6 +15,10 @@ speaks through it. Where to look:
 ``log``              the port: append with an expected head, read from a position
 ``memory``           the log in memory (simulation, dry runs, tests)
 ``jetstream``        the log in a NATS JetStream stream (production)
+``live``             following the log without a consumer on the server (agents)
+``snapshots``        the membership at a sequence, so that an agent need not read the whole log
+``status_stream``    sending and reading status
+``server``           a nats-server process of our own; ``server_cluster``: three of them
 ``errors``, ``codes``  the error tree and its stable codes
 ===================  =====================================================================
 """

@@ -11,14 +11,16 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from nats.aio.client import Client
 
 from deploy.churn.drive import Fleet
-from deploy.churn.trace import Change, changes, find_files, load
+from deploy.churn.trace import Change, changes, find_files, load, simulated_uid
 from events.bus import BusOptions, connect
 from events.chain import verify_link
 from events.client import ControllerClient
@@ -181,7 +183,7 @@ class World:
     ) -> None:
         """One client after the other's manner: joins and leaves in the trace's order."""
         controller = ControllerClient(client, CLUSTER, actor=f"lane-{lane}")
-        for number, change in enumerate(work):
+        for number, change in enumerate(endlessly(work)):
             if stopped():
                 return
             instance = change.instance
@@ -202,6 +204,22 @@ class World:
                 fleet.live[instance.name] = instance.uid
             else:
                 fleet.live.pop(instance.name, None)
+
+
+def endlessly(work: list[Change]) -> Iterator[Change]:
+    """The trace, then everybody left leaves, then the trace again with new instances, and so on."""
+    for turn in count():
+        left: dict[str, Change] = {}
+        for change in work:
+            name = f"{change.instance.name}-{turn}"
+            instance = replace(change.instance, name=name, uid=simulated_uid(name))
+            made = replace(change, instance=instance)
+            if made.joins:
+                left[name] = replace(made, joins=False)
+            else:
+                del left[name]
+            yield made
+        yield from left.values()
 
 
 @asynccontextmanager
