@@ -9,7 +9,7 @@ const COLUMNS = [
   ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["attested", "Kernel"],
 ];
 
-export const behind = (node) => Math.max(0, store.overview.position.head - node.applied);
+export const behind = (node) => Math.max(0, store.head - node.applied);
 const seen = (node) => (node.age_s < 0 ? "–" : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
 
 export function shownState(node) {

@@ -92,7 +92,7 @@ export class Sites {
   hover(card, event) {
     const node = this.at(card, event);
     if (!node) { tip(""); return; }
-    const age = node.age_s >= 0 ? `, view ${node.applied < store.overview.position.head ? `${n(store.overview.position.head - node.applied)} events behind` : "current"}` : "";
+    const age = node.age_s >= 0 ? `, view ${node.applied < store.head ? `${n(store.head - node.applied)} events behind` : "current"}` : "";
     tip(`${node.name}  ·  ${node.state}${age}\n${node.announced}\n${node.range || "no range"}${node.attested ? "\nkernel attested" : ""}`, event);
   }
 }
