@@ -111,7 +111,7 @@ class OverlayController(Controller):
         return build.space(state, position)
 
     @get("/nodes", summary="Members", responses=failures(400, 404))
-    async def nodes(
+    async def nodes(  # noqa: PLR0917  query parameters, passed by name
         self,
         source: From,
         at: At = PRESENT,

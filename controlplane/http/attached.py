@@ -206,7 +206,7 @@ def _matching(
         conditions.append("(entity = ? OR sequence IN (SELECT valid_from FROM range WHERE node = ?))")
         values += [entity, entity]
     rows = connection.execute(
-        f"SELECT sequence FROM event WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?",
+        f"SELECT sequence FROM event WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?",  # noqa: S608
         (*values, limit),
     ).fetchall()
     return [row[0] for row in reversed(rows)]
