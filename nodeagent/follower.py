@@ -147,8 +147,9 @@ class Follower:
         self._conditions.clear("bus")
 
     def _connected(self, *, on: bool) -> None:
+        if on or self.contact.connected:  # a try that failed is no contact
+            self.contact.last_at = time.time()
         self.contact.connected = on
-        self.contact.last_at = time.time()
 
     # ------------------------------------------------------------------ joining
 

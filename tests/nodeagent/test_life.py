@@ -84,8 +84,8 @@ def test_a_node_cut_off_from_the_bus_keeps_its_rows_and_catches_up_in_order() ->
         a, b, c = place.nodes.values()
         before, flow = a.rows(), a.flow(b)
         leaver = c.status()["range"]
-        chain = "add chain inet cut out { type filter hook output priority 0; }"
-        a.run(f"nft 'add table inet cut; {chain}; add rule inet cut out tcp dport 4222 drop'")
+        chain = "add chain inet cut both { type filter hook input priority 0; }"
+        a.run(f"nft 'add table inet cut; {chain}; add rule inet cut both tcp sport 4222 drop'")
         c.stop()
         assert place.isthmus("node", "remove", "c").returncode == 0
         until(lambda: leaver not in str(b.rows()), "b follows")
