@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format soak setup clean
+.PHONY: lab test bench check format soak fuzz sbom setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -23,6 +23,17 @@ bench: setup
 soak: setup
 	ISTHMUS_HYPOTHESIS=explore ISTHMUS_SOAK_S=$${ISTHMUS_SOAK_S:-300} $(BIN)/pytest $(PYTEST_ARGS)
 	$(BIN)/isthmus lab --name soak --churn tests/data/node-churn --kills 20 --seed $$(date +%s)
+
+## coverage-guided fuzzing of everything that reads what others wrote; FUZZ_S seconds for each reader
+fuzz: setup
+	$(BIN)/python -m pip install -q -c deploy/constraints.txt atheris
+	$(BIN)/python -m tests.fuzz --seconds $${FUZZ_S:-300}
+
+## the bill of materials (build/sbom.json), the licences, versions against the pins, known vulnerabilities
+sbom: setup
+	$(BIN)/python -m deploy.supply sbom --to build/sbom.json
+	$(BIN)/python -m deploy.supply licences
+	$(BIN)/python -m deploy.supply check
 
 ## lint, format, types, and who may import whom
 check: setup
