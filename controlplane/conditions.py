@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
+from controlplane.decisions.holders import gateway_addresses
 from controlplane.decisions.time import laggards
 from controlplane.exhaustion import earliest_free
 from controlplane.state import ClusterState
@@ -107,11 +108,35 @@ def _members(state: ClusterState) -> Iterator[Condition]:
             message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes do not report: "
             f"{_some(state.unreachable)}",
         )
+    yield from _traffic(state)
     if state.external and not state.clb:
         yield Condition(
             code="no_clb",
             severity="info",
             message=f"{state.external:,} external nodes, no CLB pair: isthmus clb reserve NAME --subnet CIDR",
+        )
+
+
+def _traffic(state: ClusterState) -> Iterator[Condition]:
+    lost = [
+        f"{address} ({purpose})"
+        for _, purpose, address in gateway_addresses(state)
+        if address not in state.holders
+    ]
+    if lost:
+        yield Condition(
+            code="clb_no_holder",
+            severity="critical",
+            message=f"no gateway holds {_some(lost)}: isthmus clb gateway add NODE",
+        )
+    ports: dict[str, bool] = {}
+    for key, backend in state.backends.items():
+        port = f"{key.purpose} {key.protocol} {key.port} of {key.name}"
+        ports[port] = ports.get(port, False) or backend.healthy
+    dead = [port for port, healthy in ports.items() if not healthy]
+    if dead:
+        yield Condition(
+            code="clb_no_backend", severity="critical", message=f"no healthy backend behind {_some(dead)}"
         )
 
 

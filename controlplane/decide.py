@@ -13,14 +13,16 @@ from typing import Any
 from controlplane.decision import (
     ALONE,
     AdvanceDrains,
+    AssignHolders,
     Decision,
     MarkLiveness,
     Surroundings,
     Tick,
 )
-from controlplane.decisions import batch, clb, cluster, nodes, time, tokens
+from controlplane.decisions import batch, clb, cluster, gateways, holders, nodes, time, tokens
 from controlplane.state import ClusterState
 from events.commands import (
+    AddBackend,
     AppendCidr,
     ChangeUnderlay,
     Command,
@@ -31,15 +33,27 @@ from events.commands import (
     ImportNodes,
     JoinNode,
     LeaveNode,
+    MarkGateway,
     ReleaseClb,
+    RemoveBackend,
     RemoveNode,
+    ReportHealth,
     ReserveClb,
     UseToken,
     WithdrawNetwork,
 )
 from events.errors import Refused
 
-__all__ = ["ALONE", "AdvanceDrains", "Decision", "MarkLiveness", "Surroundings", "Tick", "decide"]
+__all__ = [
+    "ALONE",
+    "AdvanceDrains",
+    "AssignHolders",
+    "Decision",
+    "MarkLiveness",
+    "Surroundings",
+    "Tick",
+    "decide",
+]
 
 Rule = Callable[[ClusterState, Any, datetime, Surroundings], Decision]
 
@@ -57,9 +71,14 @@ RULES: dict[type[Command | Tick], Rule] = {
     ImportNodes: batch.import_nodes,
     ReserveClb: clb.reserve,
     ReleaseClb: clb.release,
+    MarkGateway: gateways.mark,
+    AddBackend: gateways.add,
+    RemoveBackend: gateways.remove,
+    ReportHealth: gateways.report,
     UseToken: tokens.use,
     MarkLiveness: time.mark_liveness,
     AdvanceDrains: time.advance_drains,
+    AssignHolders: holders.assign,
 }
 """Command → its rule; a test keeps it complete."""
 

@@ -69,6 +69,19 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
     applied: Mapping[str, int]
 
 
+class AssignHolders(Tick, frozen=True, kw_only=True):
+    """Give every CLB address that gateways serve a holder that is heard.
+
+    ``last_seen`` and ``watching_since`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
+    say that they can be gateways.
+    """
+
+    name: ClassVar[str] = "assign-holders"
+    last_seen: Mapping[str, datetime]
+    watching_since: datetime
+    able: frozenset[str]
+
+
 def definition_of(state: ClusterState) -> ClusterDefined:
     """The definition of a cluster that takes commands.
 

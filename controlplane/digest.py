@@ -28,27 +28,29 @@ def _sorted(entries: MutableMapping[Any, Any]) -> list[Any]:
 
 def canonical(state: ClusterState) -> bytes:
     """The canonical text of the state. O(n log n) in members and ranges."""
-    return _encode(
-        [
-            FORMAT,
-            state.name,
-            state.sequence,
-            state.deleted,
-            state.definition,
-            state.cidrs,
-            state.pool.cursor,
-            _sorted(state.networks),
-            _sorted(state.overrides),
-            _sorted(state.nodes),
-            _sorted(state.ranges),
-            _sorted(state.draining),
-            _sorted(state.quarantined),
-            _sorted(state.unreachable),
-            _sorted(state.fenced),
-            _sorted(state.clb),
-            [(asker, _sorted(known)) for asker, known in _sorted(state.refusals)],
-        ]
-    )
+    text: list[Any] = [
+        FORMAT,
+        state.name,
+        state.sequence,
+        state.deleted,
+        state.definition,
+        state.cidrs,
+        state.pool.cursor,
+        _sorted(state.networks),
+        _sorted(state.overrides),
+        _sorted(state.nodes),
+        _sorted(state.ranges),
+        _sorted(state.draining),
+        _sorted(state.quarantined),
+        _sorted(state.unreachable),
+        _sorted(state.fenced),
+        _sorted(state.clb),
+        [(asker, _sorted(known)) for asker, known in _sorted(state.refusals)],
+    ]
+    if state.gateways or state.backends or state.holders:
+        # Only where there is any, so that the digests of logs from before gateways stay what they were.
+        text.append([_sorted(state.gateways), _sorted(state.backends), _sorted(state.holders)])
+    return _encode(text)
 
 
 def state_digest(state: ClusterState) -> str:

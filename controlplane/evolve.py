@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from controlplane.addresses import network
 from controlplane.state import (
     Cidr,
@@ -25,11 +27,17 @@ from controlplane.state import (
     asker_command,
     asker_node,
 )
+from events.clb import Backend, BackendKey, Holder
 from events.codec import UnknownEvent
 from events.errors import Refused, VerificationFailed
 from events.types import (
     AllocationRefused,
     CidrAppended,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
     ClbRefused,
     ClbReleased,
     ClbReserved,
@@ -42,6 +50,8 @@ from events.types import (
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
     NodeJoined,
     NodeLeft,
     NodeRecovered,
@@ -104,6 +114,8 @@ def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> No
         state.external -= 1
     if state.unreachable:
         state.unreachable.pop(name, None)
+    if state.gateways:
+        state.gateways.pop(name, None)
 
 
 def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
@@ -223,6 +235,72 @@ def _reserved(state: ClusterState, sequence: int, event: ClbReserved) -> None:  
 def _released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  # noqa: ARG001
     for item in state.clb.pop(event.name).addresses:
         del state.clb_addresses[item.address]
+    for key in [key for key in state.backends if key.name == event.name]:
+        del state.backends[key]
+
+
+def _marked(state: ClusterState, sequence: int, event: NodeGatewayMarked) -> None:
+    if event.node not in state.nodes:
+        raise _Contradiction(f"{event.node} is no member")
+    state.gateways[event.node] = sequence
+
+
+def _unmarked(state: ClusterState, sequence: int, event: NodeGatewayUnmarked) -> None:  # noqa: ARG001
+    del state.gateways[event.node]
+
+
+def _backend(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
+    return BackendKey(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
+
+
+def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -> None:
+    key = _backend(event)
+    if event.name not in state.clb:
+        raise _Contradiction(f"there is no reservation {event.name}")
+    known = state.backends.get(key)
+    state.backends[key] = Backend(
+        affinity=event.affinity,
+        check=event.check,
+        check_path=event.check_path,
+        check_port=event.check_port,
+        check_interval_s=event.check_interval_s,
+        check_timeout_s=event.check_timeout_s,
+        rise=event.rise,
+        fall=event.fall,
+        added=sequence,
+        healthy=known.healthy if known else True,
+        changed=known.changed if known else 0,
+        changed_at=known.changed_at if known else None,
+        reason=known.reason if known else "",
+    )
+
+
+def _backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
+    del state.backends[_backend(event)]
+
+
+def _health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
+    key = _backend(event)
+    state.backends[key] = msgspec.structs.replace(
+        state.backends[key],
+        healthy=event.healthy,
+        changed=sequence,
+        changed_at=event.at,
+        reason=event.reason,
+    )
+
+
+def _assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> None:
+    held = state.holders.get(event.address)
+    if held is not None:
+        raise _Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
+    state.holders[event.address] = Holder(
+        event.name, event.purpose, event.address, event.node, event.uid, sequence
+    )
+
+
+def _holder_withdrawn(state: ClusterState, sequence: int, event: ClbHolderWithdrawn) -> None:  # noqa: ARG001
+    del state.holders[event.address]
 
 
 # --- refusals ----------------------------------------------------------------------------------------
@@ -280,6 +358,13 @@ HANDLERS: dict[type[Event], Handler] = {
     ClbReserved: _reserved,
     ClbReleased: _released,
     ClbRefused: _clb_refused,
+    ClbBackendAdded: _backend_added,
+    ClbBackendRemoved: _backend_removed,
+    ClbBackendHealthChanged: _health_changed,
+    ClbHolderAssigned: _assigned,
+    ClbHolderWithdrawn: _holder_withdrawn,
+    NodeGatewayMarked: _marked,
+    NodeGatewayUnmarked: _unmarked,
     JoinTokenUsed: _token_used,
     UnknownEvent: _unknown,
 }

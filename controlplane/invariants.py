@@ -5,7 +5,8 @@ O(1), whether the event about to be folded would break an invariant: over a whol
 them at every sequence. Both report; neither stops anything.
 
 Numbers are those of the design, section 4: 1 disjoint and aligned ranges, 2 next-fit, 3 one node
-per name, uid and address, 5 no reuse before confirmation and rest, 6 the sum, 7 the CLB pair.
+per name, uid and address, 5 no reuse before confirmation and rest, 6 the sum, 7 the CLB pair,
+11 one holder per CLB address.
 (4, 8, 9 and 10 speak of agents, commands, digests and the kernel.)
 """
 
@@ -24,10 +25,14 @@ from controlplane.state import ClusterState
 from events.errors import Refused
 from events.types import (
     CidrAppended,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    ClbReleased,
     ClbReserved,
     ClusterDefined,
     Event,
     NodeFenced,
+    NodeGatewayUnmarked,
     NodeJoined,
     NodeLeft,
     NodeUnderlayChanged,
@@ -100,13 +105,63 @@ def _out(state: ClusterState, event: NodeLeft | NodeFenced) -> Finding:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         return 3, f"{event.node!r} (uid {event.uid!r}) goes, but it is no member"
+    return _holds(state, event.node) if state.holders else None
+
+
+def _holds(state: ClusterState, node: str) -> Finding:
+    for held in state.holders.values():
+        if held.node == node:
+            return 11, f"{node!r} is a gateway no more while it holds {held.address} (epoch {held.epoch})"
+    return None
+
+
+def _unmarked(state: ClusterState, event: NodeGatewayUnmarked) -> Finding:
+    return _holds(state, event.node)
+
+
+def _assigned(state: ClusterState, event: ClbHolderAssigned) -> Finding:
+    held = state.holders.get(event.address)
+    if held is not None:
+        return (
+            11,
+            f"{event.address} is given to {event.node!r} while {held.node!r} holds it (epoch {held.epoch})",
+        )
+    return _fit(state, event.name, event.purpose, event.address, event.node, event.uid)
+
+
+def _fit(  # noqa: PLR0917  a holder's fields
+    state: ClusterState, name: str, purpose: str, address: str, node: str, uid: str
+) -> Finding:
+    """A holder is a live gateway, and what it holds is a reserved address of that purpose."""
+    reservation = state.clb.get(name)
+    pairs = [(a.purpose, a.address) for a in reservation.addresses] if reservation is not None else []
+    if (purpose, address) not in pairs:
+        return 11, f"{node!r} holds {address}, which is no {purpose!r} address of reservation {name!r}"
+    member = state.nodes.get(node)
+    if member is None or member.uid != uid or node not in state.gateways:
+        return 11, f"{address} is held by {node!r} (uid {uid!r}), which is no live gateway"
+    return None
+
+
+def _withdrawn(state: ClusterState, event: ClbHolderWithdrawn) -> Finding:
+    held = state.holders.get(event.address)
+    if held is None or (held.node, held.epoch) != (event.node, event.epoch):
+        return 11, f"{event.address} is taken from {event.node!r} (epoch {event.epoch}), which does not hold it"
+    return None
+
+
+def _released(state: ClusterState, event: ClbReleased) -> Finding:
+    for item in event.addresses:
+        held = state.holders.get(item.address)
+        if held is not None:
+            return 11, f"{item.address} is released while {held.node!r} holds it (epoch {held.epoch})"
     return None
 
 
 def _moved(state: ClusterState, event: NodeUnderlayChanged) -> Finding:
-    finding = _out(state, event)  # type: ignore[arg-type]  # it too names a member and its uid
-    if finding is not None:
-        return finding
+    member = state.nodes.get(event.node)
+    if member is None or member.uid != event.uid:
+        return 3, f"{event.node!r} (uid {event.uid!r}) moves, but it is no member"
     other = state.by_address.get(event.announced, event.node)
     if other != event.node:
         return 3, f"{event.node!r} announces {event.announced}, the address of {other!r}"
@@ -220,6 +275,10 @@ CHECKS: dict[type[Event], Check] = {
     ClusterDefined: _defined,
     CidrAppended: _appended,
     ClbReserved: _reserved,
+    ClbReleased: _released,
+    ClbHolderAssigned: _assigned,
+    ClbHolderWithdrawn: _withdrawn,
+    NodeGatewayUnmarked: _unmarked,
 }
 """Event type → its check; the others can break nothing. For loops that must be lean."""
 
@@ -251,7 +310,7 @@ def violation(
 
 
 def check(state: ClusterState) -> list[Violation]:
-    """Every violation of invariants 1, 2, 3, 6 and 7 in the state. O(n log n)."""
+    """Every violation of invariants 1, 2, 3, 6, 7 and 11 in the state. O(n log n)."""
     definition = state.definition
     if definition is None:
         return []
@@ -261,6 +320,7 @@ def check(state: ClusterState) -> list[Violation]:
         *_nodes(state),
         *_counts(state, definition),
         *_reservations(state),
+        *_holders(state),
     )
     return [Violation(number, state.sequence, message) for number, message in found]
 
@@ -345,3 +405,22 @@ def _reservations(state: ClusterState) -> Iterator[tuple[int, str]]:
             if item.address in seen:
                 yield 7, f"{item.address} is reserved by {seen[item.address]!r} and {name!r}"
             seen[item.address] = name
+
+
+def _holders(state: ClusterState) -> Iterator[tuple[int, str]]:
+    epochs: dict[int, str] = {}
+    for address, held in state.holders.items():
+        if held.address != address:
+            yield 11, f"the holder of {held.address} is kept under {address}"
+        if held.epoch in epochs:
+            yield 11, f"{address} and {epochs[held.epoch]} are held since the same epoch {held.epoch}"
+        epochs[held.epoch] = address
+        finding = _fit(state, held.name, held.purpose, address, held.node, held.uid)
+        if finding is not None:
+            yield finding
+    for name in state.gateways:
+        if name not in state.nodes:
+            yield 11, f"gateway {name!r} is no member"
+    for key in state.backends:
+        if key.name not in state.clb:
+            yield 7, f"backend {key.address}:{key.backend_port} belongs to no reservation ({key.name!r})"

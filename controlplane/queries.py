@@ -16,6 +16,7 @@ import msgspec
 
 from controlplane.addresses import address_value, network
 from controlplane.conditions import conditions, kernel_conditions
+from controlplane.decisions.holders import PROVIDER
 from controlplane.decisions.nodes import cidr_of
 from controlplane.decisions.time import watermark
 from controlplane.digest import state_digest
@@ -27,11 +28,13 @@ from events.queries import (
     PAGE_LIMIT,
     QUERIES,
     Answer,
+    BackendView,
     CidrView,
     ClbList,
     ClbView,
     ClusterView,
     Holder,
+    HolderView,
     ListClb,
     ListNodes,
     ListRanges,
@@ -249,7 +252,14 @@ def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # 
     reservation = state.clb_addresses.get(query.address)
     if reservation is not None:
         purpose = next(a.purpose for a in state.clb[reservation].addresses if a.address == query.address)
-        return Holder(address=query.address, kind="clb", reservation=reservation, purpose=purpose)
+        held = state.holders.get(query.address)
+        return Holder(
+            address=query.address,
+            kind="clb",
+            reservation=reservation,
+            purpose=purpose,
+            node=held.node if held else "",
+        )
     name = state.by_address.get(query.address)
     if name is not None:
         return Holder(address=query.address, kind="node", node=name)
@@ -259,12 +269,12 @@ def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # 
             continue
         position = (value - own.first) // definition.range_size
         if position < own.capacity:
-            held = state.ranges.get(own.first_index + position)
+            owned = state.ranges.get(own.first_index + position)
             cidr = range_cidr(own.first, definition.range_size, position)
-            if held is None:
+            if owned is None:
                 return Holder(address=query.address, kind="free_range", cidr=cidr)
             return Holder(
-                address=query.address, kind="range", cidr=cidr, node=held.node, range=range_view(state, held)
+                address=query.address, kind="range", cidr=cidr, node=owned.node, range=range_view(state, owned)
             )
         if own.first_index == 0 and network(definition.service_cidr).has(value):
             return Holder(address=query.address, kind="service", cidr=definition.service_cidr)
@@ -287,7 +297,38 @@ def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbView: 
             f"no CLB reservation is named {query.reservation[:63]!r}; reserved: {listed}",
             reservation=query.reservation[:63],
         )
-    return ClbView(sequence=state.sequence, reservation=reservation)
+    served = reservation.provider == PROVIDER
+    held = {item.address: state.holders.get(item.address) for item in reservation.addresses}
+    return ClbView(
+        sequence=state.sequence,
+        reservation=reservation,
+        holders=tuple(
+            HolderView(
+                purpose=item.purpose,
+                address=item.address,
+                node=holder.node if (holder := held[item.address]) else "",
+                epoch=holder.epoch if holder else 0,
+            )
+            for item in (reservation.addresses if served else ())
+        ),
+        backends=tuple(
+            BackendView(
+                purpose=key.purpose,
+                protocol=key.protocol,
+                port=key.port,
+                address=key.address,
+                backend_port=key.backend_port,
+                affinity=backend.affinity,
+                check=backend.check,
+                healthy=backend.healthy,
+                since=backend.changed,
+                reason=backend.reason,
+            )
+            for key, backend in sorted(state.backends.items())
+            if key.name == reservation.name
+        ),
+        gateways=tuple(sorted(state.gateways)) if served else (),
+    )
 
 
 _ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, Reports], Answer]] = {
@@ -322,6 +363,6 @@ def answer(state: ClusterState, name: str, body: bytes, reports: Reports = SILEN
         )
     try:
         query = decoder.decode(body or b"{}")
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error
     return _encode(ask(state, query, reports))

@@ -17,6 +17,7 @@ import msgspec
 from controlplane.service.replica import Replica
 from controlplane.state import ClusterState, state_digest
 from events.chain import Head
+from events.clb import Traffic
 from events.errors import IsthmusError
 from events.snapshots import Manifest, Snapshot, SnapshotMember, SnapshotRange
 
@@ -60,6 +61,12 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
         fenced=tuple(state.fenced),
         deleted=bool(state.deleted),
         state_digest=state_digest(state),
+        traffic=Traffic(
+            reservations=tuple(state.clb.values()),
+            gateways=dict(state.gateways),
+            backends=tuple(state.backends.items()),
+            holders=tuple(state.holders.values()),
+        ),
     )
 
 

@@ -18,6 +18,7 @@ import msgspec
 from controlplane.digest import state_digest
 from controlplane.overlay import Overlay
 from controlplane.pool import Pool
+from events.clb import Backend, BackendKey, Holder
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
 
 __all__ = [
@@ -102,6 +103,7 @@ class ClusterState:
     """
 
     __slots__ = (
+        "backends",
         "by_address",
         "by_mac",
         "by_uid",
@@ -113,6 +115,8 @@ class ClusterState:
         "draining",
         "external",
         "fenced",
+        "gateways",
+        "holders",
         "name",
         "networks",
         "nodes",
@@ -153,6 +157,9 @@ class ClusterState:
         self.overrides: MutableMapping[tuple[str, str, str], ConflictOverridden] = {}  # code, ours, theirs
         self.clb: MutableMapping[str, ClbReserved] = {}  # name → reservation
         self.clb_addresses: MutableMapping[str, str] = {}  # reserved address → name of the reservation
+        self.gateways: MutableMapping[str, int] = {}  # name of a member → sequence of its mark
+        self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
+        self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.external = 0
         """How many members are external."""

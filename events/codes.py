@@ -213,6 +213,19 @@ CODES: dict[str, Code] = {
         "Fewer than two addresses of the subnet are usable.",
         "Choose a larger subnet or shorten the exclusion list; the message counts the addresses.",
     ),
+    "clb_not_gateway": Code(
+        "Refused",
+        "Only a cloud node can be a gateway, and only an address whose provider is `gateway` has backends.",
+        "Choose a cloud node; reserve with `isthmus clb reserve NAME --provider gateway`.",
+    ),
+    "clb_backend_unknown": Code(
+        "Refused", "The reservation has no such backend or purpose.", "List them: `isthmus clb show NAME`."
+    ),
+    "clb_not_holder": Code(
+        "Refused",
+        "The node reports about an address that it does not hold at that epoch.",
+        "Nothing to do: the agent learns of the new holder from the log.",
+    ),
     # --- the log and the bus ----------------------------------------------------------------------------
     "bus_unreachable": Code(
         "Unavailable",

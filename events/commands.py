@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from events.types import Network, NodeKind
+from events.types import Affinity, CheckKind, Network, NodeKind, Protocol
 
 SCHEMA_VERSION = 1
 """Version of this module's shapes; sent with each request and checked by the controller."""
@@ -180,6 +180,67 @@ class ReleaseClb(Command, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reservation: str
 
 
+class MarkGateway(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator lets a cloud node hold addresses of CLB pairs, or no more (``on`` false: handover first)."""
+
+    name: ClassVar[str] = "mark-gateway"
+    node: str
+    on: bool = True
+
+
+class AddBackend(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let connections to a port of a reserved address go to a backend. Repeating it writes nothing.
+
+    ``backend_port`` 0 is the same port. A check of a UDP backend needs a ``check_port`` that speaks TCP.
+    """
+
+    name: ClassVar[str] = "add-backend"
+    reservation: str
+    purpose: str
+    port: int
+    address: str
+    backend_port: int = 0
+    protocol: Protocol = "tcp"
+    affinity: Affinity = "none"
+    check: CheckKind = "tcp"
+    check_path: str = "/"
+    check_port: int = 0
+    check_interval_s: float = 1.0
+    check_timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 2
+
+
+class RemoveBackend(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Send no new connection to the backend; those in progress stay."""
+
+    name: ClassVar[str] = "remove-backend"
+    reservation: str
+    purpose: str
+    port: int
+    address: str
+    backend_port: int = 0
+    protocol: Protocol = "tcp"
+
+
+class ReportHealth(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The holder of an address says what its checks of a backend found. ``epoch`` is that of its holding."""
+
+    name: ClassVar[str] = "report-health"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    epoch: int
+    reservation: str
+    purpose: str
+    protocol: Protocol
+    port: int
+    address: str
+    backend_port: int
+    healthy: bool
+    reason: str = ""
+
+
 class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The issuer records that it redeems a join token; only its credentials reach this subject.
 
@@ -212,6 +273,10 @@ COMMANDS: tuple[type[Command], ...] = (
     ImportNodes,
     ReserveClb,
     ReleaseClb,
+    MarkGateway,
+    AddBackend,
+    RemoveBackend,
+    ReportHealth,
     UseToken,
 )
 """Every command that can be sent."""

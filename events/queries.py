@@ -35,6 +35,9 @@ CONDITIONS: dict[str, str] = {
     "them. Fence a node that is dead.",
     "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
+    "clb_no_holder": "No gateway holds an address of a reserved pair; mark a cloud node as a gateway and start "
+    "its agent with --gateway.",
+    "clb_no_backend": "A port of a CLB address has no healthy backend; new connections to it are refused.",
     "conflict_overridden": "Somebody accepted an overlap of networks; the message names both sides.",
     "joins_refused": "Nodes have asked for a range in vain; the message names them and the cause.",
     "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
@@ -239,11 +242,38 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     purpose: str = ""
 
 
+class BackendView(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend, its settings and its recorded health (``since`` 0: none recorded, it counts as healthy)."""
+
+    purpose: str
+    protocol: str
+    port: int
+    address: str
+    backend_port: int
+    affinity: str
+    check: str
+    healthy: bool
+    since: int = 0
+    reason: str = ""
+
+
+class HolderView(msgspec.Struct, frozen=True, kw_only=True):
+    """Which gateway holds an address, since which sequence (its epoch)."""
+
+    purpose: str
+    address: str
+    node: str = ""
+    epoch: int = 0
+
+
 class ClbView(msgspec.Struct, frozen=True, kw_only=True):
-    """A reservation at one sequence."""
+    """A reservation at one sequence; holders and backends where our gateways serve it."""
 
     sequence: int
     reservation: ClbReserved
+    holders: tuple[HolderView, ...] = ()
+    backends: tuple[BackendView, ...] = ()
+    gateways: tuple[str, ...] = ()
 
 
 class ClbList(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.chain import CHAIN_HEADER, Head, genesis
+from events.clb import Traffic
 from events.direct import DirectReader
 from events.errors import Unavailable, VerificationFailed
 from events.jetstream_api import DEFAULT_PREFIX, error_in, pauses, prefix_of
@@ -81,6 +82,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     fenced: tuple[str, ...] = ()
     deleted: bool = False
     state_digest: str = ""
+    traffic: Traffic = Traffic()
     format: int = FORMAT
 
     @property

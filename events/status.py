@@ -35,3 +35,5 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Rows that differ from what the agent wants, in words; at most :data:`DRIFT_SHOWN` of them."""
     interval_s: float = 10.0
     """The agent's own heartbeat interval; silence is judged against it."""
+    gateway: bool = False
+    """Whether this agent is able to hold CLB addresses (it was started with ``--gateway``)."""

@@ -26,6 +26,13 @@ NetworkKind = Literal["vpc", "idc", "clb", "route"]
 """What a network that must stay clear of the container network is."""
 
 
+Protocol = Literal["tcp", "udp"]
+Affinity = Literal["none", "source"]
+"""Whether a client's connections all go to one backend, by its address."""
+
+CheckKind = Literal["tcp", "http", "none"]
+
+
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A routed network beside the container network: a VPC CIDR, an IDC network, a CLB subnet, a route."""
 
@@ -199,6 +206,18 @@ class NodeRecovered(_NodeEvent, frozen=True, kw_only=True, gc=False):
     verb: ClassVar[str] = "recovered"
 
 
+class NodeGatewayMarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """This cloud node may hold addresses of CLB pairs from now on; the mark ends with its membership."""
+
+    verb: ClassVar[str] = "gateway-marked"
+
+
+class NodeGatewayUnmarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node holds no CLB address any more; what it held was handed over just before."""
+
+    verb: ClassVar[str] = "gateway-unmarked"
+
+
 class NodeFenced(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """This uid is out for good: a twin took the name (``by_uid``), or an operator or a timer decided."""
 
@@ -336,6 +355,81 @@ class ClbRefused(_ClbEvent, frozen=True, kw_only=True, gc=False):
     message: str
 
 
+class _BackendEvent(_ClbEvent, frozen=True, kw_only=True, gc=False):
+    """One backend of one port of one address: the six fields together are its identity."""
+
+    purpose: str
+    protocol: Protocol
+    port: int
+    address: str
+    backend_port: int
+
+
+class ClbBackendAdded(_BackendEvent, frozen=True, kw_only=True, gc=False):
+    """Connections to ``port`` of the address that serves ``purpose`` may go to ``address:backend_port``.
+
+    Repeated for a backend that exists, it changes its settings. ``affinity`` is of the whole port:
+    that of the backend added last. A check counts ``rise`` good answers in a row as healthy and
+    ``fall`` bad ones as unhealthy; ``check_port`` 0 is the backend's own port.
+    """
+
+    verb: ClassVar[str] = "backend-added"
+    affinity: Affinity = "none"
+    check: CheckKind = "tcp"
+    check_path: str = "/"
+    check_port: int = 0
+    check_interval_s: float = 1.0
+    check_timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 2
+
+
+class ClbBackendRemoved(_BackendEvent, frozen=True, kw_only=True, gc=False):
+    """No new connection goes to the backend; those in progress stay with it."""
+
+    verb: ClassVar[str] = "backend-removed"
+
+
+class ClbBackendHealthChanged(_BackendEvent, frozen=True, kw_only=True, gc=False):
+    """The address's holder finds the backend healthy or not. ``epoch`` is the holder's; ``at`` the decision's.
+
+    ``reason`` is what the last check said.
+    """
+
+    verb: ClassVar[str] = "backend-health-changed"
+    healthy: bool
+    node: str
+    epoch: int
+    at: datetime
+    reason: str = ""
+
+
+class _HolderEvent(_ClbEvent, frozen=True, kw_only=True, gc=False):
+    purpose: str
+    address: str
+    node: str
+    uid: str
+
+
+class ClbHolderAssigned(_HolderEvent, frozen=True, kw_only=True, gc=False):
+    """This gateway holds the address. **The sequence of this event is the holder's epoch.**
+
+    ``previous`` is who held it before, if anybody did; the withdrawing event stands just before.
+    """
+
+    verb: ClassVar[str] = "holder-assigned"
+    previous: str = ""
+    previous_epoch: int = 0
+
+
+class ClbHolderWithdrawn(_HolderEvent, frozen=True, kw_only=True, gc=False):
+    """This gateway, since ``epoch`` the holder, holds the address no longer."""
+
+    verb: ClassVar[str] = "holder-withdrawn"
+    epoch: int
+    cause: Literal["left", "unmarked", "silent", "fenced", "released"]
+
+
 # --- credentials ---------------------------------------------------------------------------------
 
 
@@ -372,6 +466,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     NodeUnreachable,
     NodeRecovered,
     NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
     RangeAllocated,
     RangeDraining,
     RangeQuarantined,
@@ -380,6 +476,11 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ClbReserved,
     ClbReleased,
     ClbRefused,
+    ClbBackendAdded,
+    ClbBackendRemoved,
+    ClbBackendHealthChanged,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
     JoinTokenUsed,
 )
 """The whole set, in the order of the documentation."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import override_option, send, show_written, write_options
 from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.commands import Override, ReleaseClb, ReserveClb
@@ -19,7 +20,10 @@ def clb() -> None:
 
     \b
     isthmus clb reserve main --subnet 10.0.8.0/28 --exclude 10.0.8.2 --exclude 10.0.8.3
-    isthmus clb list
+    isthmus clb reserve main --subnet 10.0.8.0/28 --provider gateway
+    isthmus clb gateway add cloud-1
+    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check http --check-path /readyz
+    isthmus clb show main
     isthmus clb release main
     """
 
@@ -38,7 +42,12 @@ def clb() -> None:
     metavar="FIRST,SECOND",
     help="What the two addresses serve.",
 )
-@click.option("--provider", default="reserve-only", show_default=True, help="Who realises the addresses.")
+@click.option(
+    "--provider",
+    default="reserve-only",
+    show_default=True,
+    help="Who realises the addresses: `gateway` is our own gateway nodes, else the cloud's load balancer.",
+)
 @override_option
 @write_options
 @json_option
@@ -137,5 +146,33 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
             ("gateway", item.gateway or "none"),
             ("excluded", ", ".join(item.excluded) or "none"),
             ("provider", item.provider),
+            *(
+                (f"holder of {h.address}", f"{h.node} since event {h.epoch}" if h.node else "nobody")
+                for h in answer.holders
+            ),
+            *((("gateways", ", ".join(answer.gateways) or "none"),) if answer.holders else ()),
         ],
     )
+    if answer.holders:
+        print_table(
+            ("purpose", "port", "backend", "affinity", "check", "health", "since event"),
+            [
+                (
+                    b.purpose,
+                    f"{b.protocol} {b.port}",
+                    f"{b.address}:{b.backend_port}",
+                    b.affinity,
+                    b.check,
+                    "healthy" if b.healthy else f"UNHEALTHY: {b.reason}",
+                    b.since or "–",
+                )
+                for b in answer.backends
+            ],
+            title="backends",
+            empty=f"no backend: isthmus clb backend add {item.name} PURPOSE PORT ADDRESS",
+        )
+        click.echo(f"its past: isthmus replay history clb {item.name}")
+
+
+clb.add_command(gateway)
+clb.add_command(backend)

@@ -14,6 +14,7 @@ import msgspec
 
 from controlplane.addresses import Net, address_text, address_value, network
 from controlplane.decision import Decision, Surroundings, definition_of
+from controlplane.decisions.holders import withdrawn
 from controlplane.overlap import settle, subnet_conflicts
 from controlplane.state import ClusterState, asker_clb
 from events.commands import ReleaseClb, ReserveClb
@@ -222,4 +223,5 @@ def release(state: ClusterState, command: ReleaseClb, now: datetime, surrounding
             reservation=command.reservation[:63],
         )
     event = ClbReleased(name=existing.name, subnet=existing.subnet, addresses=existing.addresses)
-    return Decision((event,), msgspec.to_builtins(event))
+    held = [state.holders[item.address] for item in existing.addresses if item.address in state.holders]
+    return Decision((*(withdrawn(h, "released") for h in held), event), msgspec.to_builtins(event))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from controlplane.checks import text, unicast
 from controlplane.decision import Decision, Surroundings, definition_of
+from controlplane.decisions.holders import Cause, hand_over
 from controlplane.exhaustion import exhausted
 from controlplane.mac import vtep_mac
 from controlplane.overlap import address_conflicts, settle
@@ -60,6 +61,7 @@ def join(state: ClusterState, command: JoinNode, now: datetime, surroundings: Su
     events: list[Event] = [*accepted]
     leaving = 0 if member is None else 1
     if member is not None:
+        events += hand_over(state, name, "fenced")
         events.append(NodeFenced(node=name, uid=member.uid, cause="rejoin", by_uid=uid))
         events.append(drain(state.owned[name]))
     index = state.pool.next_free(state.pool.cursor)
@@ -325,10 +327,10 @@ def change_underlay(
     return _move(state, command, member, _addresses(command), surroundings)
 
 
-def _out(state: ClusterState, member: Node, event: Event) -> Decision:
+def _out(state: ClusterState, member: Node, event: Event, cause: Cause = "left") -> Decision:
     owned = state.owned[member.name]
     return Decision(
-        (event, drain(owned)),
+        (*hand_over(state, member.name, cause), event, drain(owned)),
         {
             "node": member.name,
             "uid": member.uid,
@@ -360,4 +362,5 @@ def fence(state: ClusterState, command: FenceNode, now: datetime, surroundings: 
     del now, surroundings
     member = _live(state, command.node)
     reason = text(command.reason, "reason")
-    return _out(state, member, NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason))
+    event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
+    return _out(state, member, event, "fenced")

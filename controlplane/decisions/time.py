@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from controlplane.decision import AdvanceDrains, Decision, MarkLiveness, Surroundings
+from controlplane.decisions.holders import hand_over
 from controlplane.decisions.nodes import drain
 from controlplane.state import ClusterState
 from events.types import (
@@ -51,6 +52,10 @@ def mark_liveness(
             events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=seen))
         elif dead_before is not None and seen < dead_before:
             reason = f"no report for {(now - seen).total_seconds():.0f} s"
+            held = hand_over(state, name, "fenced")
+            if len(events) + len(held) + 2 > command.limit:
+                break
+            events += held
             events.append(NodeFenced(node=name, uid=node.uid, cause="unreachable", reason=reason))
             events.append(drain(state.owned[name]))
     return Decision(tuple(events), {"changed": len(events)})

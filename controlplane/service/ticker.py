@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from controlplane.decision import AdvanceDrains, MarkLiveness, Tick
+from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness, Tick
 from controlplane.liveness import Liveness
 from controlplane.service.committer import Committer
 from controlplane.service.replica import Replica
@@ -24,6 +24,9 @@ log = logging.getLogger("isthmus.controller")
 
 TICK_S = 1.0
 """How often time is looked at. A quarantine ends at most this late."""
+
+GATEWAY_TICK_S = 0.5
+"""How often gateways are looked at, where there are any: a dead one is to be replaced within 5 s."""
 
 COALESCE_S = 0.1
 """Reports of applied sequences gather this long before drains are looked at."""
@@ -65,7 +68,8 @@ class Ticker:
                     await asyncio.sleep(COALESCE_S)
             moved.clear()
             if loop.time() >= next_s:
-                next_s = loop.time() + self._tick_s
+                pace_s = min(self._tick_s, GATEWAY_TICK_S) if self._replica.state.gateways else self._tick_s
+                next_s = loop.time() + pace_s
                 await self.tick()
             else:
                 await self.drains()
@@ -77,7 +81,23 @@ class Ticker:
         await self._submit(
             MarkLiveness(last_seen=self._liveness.last_seen, watching_since=self._liveness.watching_since)
         )
+        await self.holders()
         await self.drains()
+
+    async def holders(self) -> None:
+        """Look at the gateways."""
+        state = self._replica.state
+        if not self._due() or not state.gateways:
+            return
+        statuses, last_seen = self._liveness.statuses, self._liveness.last_seen
+        uids = [state.nodes[name].uid for name in state.gateways if name in state.nodes]
+        await self._submit(
+            AssignHolders(
+                last_seen={uid: last_seen[uid] for uid in uids if uid in last_seen},
+                watching_since=self._liveness.watching_since,
+                able=frozenset(uid for uid in uids if uid in statuses and statuses[uid].gateway),
+            )
+        )
 
     async def drains(self) -> None:
         """Look at drains and quarantines."""

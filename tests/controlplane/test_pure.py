@@ -22,13 +22,14 @@ from typing import Any
 
 import pytest
 
-from controlplane.decide import RULES, AdvanceDrains, MarkLiveness, Surroundings, decide
+from controlplane.decide import RULES, AdvanceDrains, AssignHolders, MarkLiveness, Surroundings, decide
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check
 from controlplane.queries import ask
 from controlplane.state import ClusterState, state_digest
 from events.commands import (
     COMMANDS,
+    AddBackend,
     AppendCidr,
     ChangeUnderlay,
     DeclareNetwork,
@@ -37,9 +38,12 @@ from events.commands import (
     FenceNode,
     ImportNodes,
     LeaveNode,
+    MarkGateway,
     Override,
     ReleaseClb,
+    RemoveBackend,
     RemoveNode,
+    ReportHealth,
     ReserveClb,
     UseToken,
     WithdrawNetwork,
@@ -86,6 +90,30 @@ def commands() -> list[Any]:
         WithdrawNetwork(cidr="198.18.0.0/15"),
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
         MarkLiveness(last_seen={"uid-1": START}, watching_since=START),
+        ReserveClb(reservation="gw", subnet="198.51.100.32/28", provider="gateway"),
+        MarkGateway(node="n11"),
+        MarkGateway(node="n1"),
+        MarkGateway(node="n2"),
+        AddBackend(**BACKEND, port=443, affinity="source"),
+        AddBackend(**BACKEND, port=443, check="none"),
+        AddBackend(**BACKEND, port=53, protocol="udp"),
+        AssignHolders(last_seen=HEARD, watching_since=START, able=frozenset(HEARD)),
+        *(
+            ReportHealth(
+                **BACKEND,
+                port=443,
+                backend_port=443,
+                protocol="tcp",
+                healthy=healthy,
+                node="n1",
+                uid="uid-1",
+                epoch=epoch,
+            )
+            for healthy in (False, True)
+            for epoch in range(25, 50)
+        ),
+        MarkGateway(node="n1", on=False),
+        RemoveBackend(**BACKEND, port=443),
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
         UseToken(token="U" * 56, node="n7", public_key="U" * 56, expires=START + timedelta(days=1)),
@@ -99,6 +127,8 @@ def commands() -> list[Any]:
     ]
 
 
+BACKEND: dict[str, Any] = {"reservation": "gw", "purpose": "apiserver", "address": "192.0.2.77"}
+HEARD = {"uid-1": START + timedelta(seconds=60), "twin": START + timedelta(seconds=60)}
 SURROUNDINGS = Surroundings(clusters={"stage": ("10.0.1.0/24",)})
 
 

@@ -1,0 +1,72 @@
+"""Who holds which CLB address, and which backends stand behind it: the shapes that both sides share.
+
+The controller keeps them in its state, agents in their view, snapshots carry them from one to the
+other. Only shapes: no decision, no fold.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from events.types import Affinity, CheckKind, ClbReserved, Protocol
+
+
+class BackendKey(NamedTuple):
+    """What makes a backend the same one: reservation, purpose, listening port, and where it is."""
+
+    name: str
+    purpose: str
+    protocol: Protocol
+    port: int
+    address: str
+    backend_port: int
+
+    @property
+    def listener(self) -> tuple[str, str, str, int]:
+        """The port that it serves, together with others."""
+        return self.name, self.purpose, self.protocol, self.port
+
+
+class Backend(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A backend's settings and its last recorded health.
+
+    ``added`` is the sequence of the settings, ``changed`` of the last change of health (0: none yet:
+    a new backend counts as healthy), ``changed_at`` the moment of that decision.
+    """
+
+    affinity: Affinity
+    check: CheckKind
+    check_path: str
+    check_port: int
+    check_interval_s: float
+    check_timeout_s: float
+    rise: int
+    fall: int
+    added: int
+    healthy: bool = True
+    changed: int = 0
+    changed_at: datetime | None = None
+    reason: str = ""
+
+
+class Holder(msgspec.Struct, frozen=True, gc=False):
+    """The gateway that holds an address since ``epoch``."""
+
+    name: str
+    purpose: str
+    address: str
+    node: str
+    uid: str
+    epoch: int
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that a gateway needs to know, in a snapshot. ``gateways``: node → sequence of its mark."""
+
+    reservations: tuple[ClbReserved, ...] = ()
+    gateways: dict[str, int] = {}
+    backends: tuple[tuple[BackendKey, Backend], ...] = ()
+    holders: tuple[Holder, ...] = ()
