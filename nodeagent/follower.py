@@ -261,7 +261,9 @@ class Follower:
         """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
         self.contact.last_at = time.time()
         self.contact.pending = batch.pending
-        if batch.messages:
+        if batch.messages and not self._telemetry.tracing:
+            await self._fold(batch.messages)  # without spans a join costs a few dozen microseconds
+        elif batch.messages:
             cluster, live = self._config.cluster, self.contact.caught_up
             with processing(self._telemetry, cluster, self._config.node, batch.messages, live=live):
                 await self._fold(batch.messages)
@@ -270,10 +272,14 @@ class Follower:
             self.caught_up.set()
 
     async def _fold(self, messages: Sequence[StoredMessage]) -> None:
-        with receiving(self._telemetry, self._config.cluster, len(messages)):
+        if not self._telemetry.tracing:
             changes, failure = self._take_in(messages)
-        with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}):
             await self._apply(self.view, changes)
+        else:
+            with receiving(self._telemetry, self._config.cluster, len(messages)):
+                changes, failure = self._take_in(messages)
+            with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}):
+                await self._apply(self.view, changes)
         if failure is not None:
             raise failure
 

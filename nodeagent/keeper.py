@@ -158,6 +158,9 @@ class Keeper:
                 self._fresh = True
                 self.request("changes")
                 return
+            if not self._telemetry.tracing:
+                self._directly(self._engine, view, operations, INVALID_SPAN)
+                return
             with self._telemetry.span(
                 "netlink batch",
                 kind=SpanKind.CLIENT,
