@@ -85,14 +85,14 @@ async def _state(client: Client, stream: str) -> MirrorState:
         )
     silent_ns = mirror.get("active", -1)
     silent_s = silent_ns / 1e9 if silent_ns >= 0 else -1.0
-    error = (mirror.get("error") or {}).get("description", "")
-    if not error and not 0 <= silent_s <= SILENT_MAX_S:
-        error = "the hub is not heard: is the leaf connection up?"
+    trouble = (mirror.get("error") or {}).get("description", "")
+    if not trouble and not 0 <= silent_s <= SILENT_MAX_S:
+        trouble = "the hub is not heard: is the leaf connection up?"
     return MirrorState(
         stream=stream,
         exists=True,
         sequence=info["state"]["last_seq"],
         lag=int(mirror.get("lag", 0)),
         silent_s=silent_s,
-        error=error,
+        error=trouble,
     )
