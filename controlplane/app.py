@@ -124,6 +124,7 @@ class Controller:
             _Led(self.endpoint),
             name=self.name,
             ready=lambda: replica.live,
+            on_turn=lambda leading: replica.rest(alone=leading),
         )
         self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
         self._ticker = Ticker(
@@ -217,7 +218,7 @@ class Controller:
             "projector": self.projector.run(),
             "leadership": self.leadership.run(),
             "ticker": self._ticker.run(),
-            "members": watch_members(self.liveness, self.changes),
+            "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
             "statuses": self._watch_statuses(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),

@@ -17,6 +17,7 @@ import msgspec
 
 from controlplane.attestation import Attestor, Difference
 from controlplane.service.hooks import Changes, Lagged
+from controlplane.state import ClusterState
 from events.status import AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
@@ -52,7 +53,7 @@ class Liveness:
         """Take one report as it came; None (and a count) when it is unreadable."""
         try:
             status = _decode(body)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._dropped += 1
             return None
         self.observe(status, arrived=arrived)
@@ -121,13 +122,22 @@ class Liveness:
         return self._dropped
 
 
-async def watch_members(liveness: Liveness, changes: Changes) -> None:
-    """For ever: a joining counts as a report; whoever is out needs no watching."""
+async def watch_members(
+    liveness: Liveness, changes: Changes, state: Callable[[], ClusterState] | None = None
+) -> None:
+    """For ever: a joining counts as a report; whoever is out needs no watching.
+
+    With ``state`` the attestor follows too, so that reports about kernels can be judged.
+    """
     while True:
         subscription = changes.subscribe()
+        if state is not None:
+            liveness.attestor.load(state())
         # A missed joining only means that the node's silence counts from when watching began.
         with suppress(Lagged):
             async for run in subscription:
+                if state is not None:
+                    liveness.attestor.fold(run)
                 for recorded in run:
                     event = recorded.event
                     if isinstance(event, NodeJoined):
