@@ -32,6 +32,9 @@ DEFAULT_BUS = "nats://127.0.0.1:4222"
 
 log = logging.getLogger("isthmus.bus")
 
+# nats-py's protocol says so at the end of each TLS connection; it means nothing to anybody.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in str(record.msg))
+
 
 class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach the bus. ``credentials`` is a NATS ``.creds`` file; ``ca`` a PEM file for TLS."""
