@@ -57,12 +57,14 @@ class Leadership:
         *,
         name: str,
         ready: Callable[[], bool],
+        on_turn: Callable[[bool], None] = lambda _leading: None,
         jitter: random.Random | None = None,
     ) -> None:
         self._lease = lease
         self._led = led
         self._name = name
         self.ready = ready
+        self._on_turn = on_turn
         self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
         self._promised_until_s = 0.0
         self._hurry = asyncio.Event()
@@ -111,6 +113,7 @@ class Leadership:
 
     def _turn(self, leading: bool) -> None:
         self.leading = leading
+        self._on_turn(leading)
         self._serve(False)
 
     def _serve(self, serving: bool) -> None:

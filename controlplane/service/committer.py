@@ -18,21 +18,20 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from controlplane.decision import ALONE, Surroundings, Tick
+from controlplane.service.answering import Answering, History
 from controlplane.service.hooks import NullObserver, Observer
-from controlplane.service.planner import Answer, Pending, Plan, plan_group
-from controlplane.service.remembered import Place
+from controlplane.service.planner import Answer, Pending, Plan, plan_group, recorded_of
 from controlplane.service.replica import Replica
-from controlplane.service.replies import recall, reply_to
 from controlplane.service.requests import Request
-from events.chain import CHAIN_HEADER
-from events.codec import OutgoingMessage, Recorded, decode, seal
+from controlplane.service.tasks import end
+from events.chain import Head
+from events.codec import OutgoingMessage, Recorded, seal
 from events.commands import Command, CommandReply
-from events.envelope import Envelope
 from events.errors import (
     IsthmusError,
     OutcomeUnknown,
@@ -66,14 +65,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     catch_up_s: float = 10.0
 
 
-class History(Protocol):
-    """Where the oldest command ids are looked up: the read model's commands table."""
-
-    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
-        """The places of those of the commands that are known. Raises nothing for the others."""
-        ...
-
-
 class Neighbourhood(Protocol):
     """What decisions may know of the world outside the log: other clusters on the same bus."""
 
@@ -87,11 +78,40 @@ class _Alone:
         return ALONE
 
 
+class _Batch(NamedTuple):
+    """A plan, sealed, and who waits for it."""
+
+    plan: Plan
+    messages: list[OutgoingMessage]
+    head: Head
+    recorded: list[Recorded]
+
+    @property
+    def pendings(self) -> list[Pending]:
+        return [decided.pending for decided in self.plan.decided]
+
+
+def _ahead(flown: _Batch, head: Head) -> list[Recorded]:
+    """The batch's events that the state at ``head`` lacks; none when another writer's stand there instead."""
+    known = head.sequence - flown.plan.base.sequence
+    if known <= 0:
+        return flown.recorded
+    if known < len(flown.recorded) and flown.recorded[known - 1].envelope.chain == head.hex:
+        return flown.recorded[known:]
+    return []
+
+
+class _Raced(Exception):
+    """Another writer was first: nothing of the batch is stored."""
+
+
 class Committer:
     """Takes checked requests and answers each after its effect is stored.
 
     ``source`` names this controller in the envelope. ``now`` is the wall clock (UTC); times in the
     log never run backwards, because each decision takes the later of the clock and the last event.
+
+    One batch is appended at a time; while it is on its way, the next is decided as if it had arrived.
     """
 
     def __init__(
@@ -112,16 +132,16 @@ class Committer:
         self._source = source
         self._now = now
         self._observer = observer or NullObserver()
-        self._history = history
         self._neighbourhood = neighbourhood or _Alone()
         self._limits = limits or Limits()
         self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
+        self._answering = Answering(event_log, replica, now=now, observer=self._observer, history=history)
         self._waiting: deque[Pending] = deque()
-        self._by_id: dict[str, Pending] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._unsure = True
+        self._races = 0
         self._groups = 0
         self._committed = 0
 
@@ -132,11 +152,8 @@ class Committer:
 
         Raises Overloaded when ``limits.queue`` commands wait already.
         """
-        if not request.dry_run:
-            twin = self._by_id.get(request.command_id)
-            if twin is not None:
-                twin.answers.append(answer)
-                return
+        if self._answering.join(request, answer):
+            return
         if len(self._waiting) >= self._limits.queue:
             raise Overloaded(
                 "overloaded",
@@ -150,8 +167,7 @@ class Committer:
         context = self._observer.received(request)
         if context is not None:
             pending.trace = context
-        if not request.dry_run:
-            self._by_id[request.command_id] = pending
+        self._answering.expect(pending)
         self._waiting.append(pending)
         self._idle.clear()
         self._wake.set()
@@ -171,32 +187,8 @@ class Committer:
         self.offer(request, answer)
         return await future
 
-    # --- the loop ------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Commit groups for ever. On cancellation every waiting command is answered ``log_unavailable``.
-
-        Raises VerificationFailed when the replica cannot be trusted any more.
-        """
-        group: list[Pending] = []
-        try:
-            while True:
-                while not self._waiting:
-                    self._wake.clear()
-                    await self._wake.wait()
-                group = self._take()
-                await self._commit(group)
-                self._groups += 1
-                group = []
-                if not self._waiting:
-                    self._idle.set()
-        finally:
-            self._abandon([*group, *self._waiting])
-            self._waiting.clear()
-            self._idle.set()
-
     async def drained(self, *, timeout_s: float) -> bool:
-        """Wait until nothing waits; False when that took too long."""
+        """Wait until nothing waits or is on its way; False when that took too long."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -205,64 +197,80 @@ class Committer:
         return True
 
     def statistics(self) -> dict[str, int]:
-        """Commands waiting, groups committed so far, events in them."""
+        """Commands waiting, batches committed so far, events in them."""
         return {"waiting": len(self._waiting), "groups": self._groups, "events": self._committed}
 
-    def _take(self) -> list[Pending]:
-        """As many commands as could fit one append, were each to write a single event."""
-        count = min(len(self._waiting), self._limits.group_messages)
-        return [self._waiting.popleft() for _ in range(count)]
+    # --- the loop ------------------------------------------------------------------------------------
 
-    async def _commit(self, group: list[Pending]) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.commit_deadline_s
+    async def run(self) -> None:
+        """Commit for ever. On cancellation every waiting command is answered ``outcome_unknown``.
+
+        Raises VerificationFailed when the replica cannot be trusted any more.
+        """
+        flying: asyncio.Task[None] | None = None
+        flown: _Batch | None = None
+        group: list[Pending] = []
         try:
-            for _ in range(RACES_LIMIT):
-                if self._unsure:
-                    await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
-                    self._unsure = False
-                group = await self._answer_known(group)
-                if not group:
-                    return
-                plan = self._plan(group, await self._neighbourhood.around([p.request.command for p in group]))
-                group = [decided.pending for decided in plan.decided]
-                self._waiting.extendleft(reversed(plan.left))
-                writing = [decided for decided in plan.decided if decided.writes]
-                messages, head = seal(self._replica.cluster, plan.base, [(d.cause, d.events) for d in writing])
-                recorded = self._recorded(plan, messages)
-                self._replica.expect(plan.base, messages, recorded)
-                started = loop.time()
-                if messages and not await self._append(messages, plan.base.sequence, deadline):
-                    continue
-                if messages:
-                    self._replica.adopt(recorded, head)
-                    self._committed += len(messages)
-                    self._observer.appended(
-                        [d.pending.request for d in writing],
-                        first=plan.base.sequence + 1,
-                        last=head.sequence,
-                        took_s=loop.time() - started,
-                    )
-                self._answer(plan, messages)
-                return
-            raise Unavailable(
-                "log_unavailable",
-                f"other controllers wrote first {RACES_LIMIT} times in a row; repeat with the same command id",
-            )
+            while True:
+                await self._something_to_do(flying)
+                if self._waiting:
+                    group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
+                    batch = await self._prepare(group, flown)
+                    group = []
+                else:
+                    batch = None
+                if flying is not None and flown is not None:
+                    # What was decided on top of it counts only if it has landed.
+                    landed = await self._land(flying, flown)
+                    flying = flown = None
+                    if not landed and batch is not None:
+                        self._put_back(batch.pendings)
+                        continue
+                if batch is not None and batch.messages:
+                    flown = batch
+                    flying = asyncio.create_task(self._append(batch))
+                elif batch is not None:
+                    self._answering.settle(batch.plan, ())
+                if not self._waiting and flying is None:
+                    self._idle.set()
+        finally:
+            if flying is not None:
+                await end([flying])
+            self._abandon([*(flown.pendings if flown else ()), *group, *self._waiting])
+            self._waiting.clear()
+            self._idle.set()
+
+    async def _something_to_do(self, flying: asyncio.Task[None] | None) -> None:
+        """Until a command waits, or the append on its way has ended."""
+        if flying is not None:
+            flying.add_done_callback(lambda _: self._wake.set())
+        while not self._waiting and not (flying is not None and flying.done()):
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _prepare(self, group: list[Pending], flown: _Batch | None) -> _Batch | None:
+        """Decide a group on the state with ``flown`` in it. None when nothing is left to do for it."""
+        try:
+            if self._unsure and flown is None:
+                await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
+                self._unsure = False
+            group = await self._answering.repeat_known(group)
+            if not group:
+                return None
+            surroundings = await self._neighbourhood.around([p.request.command for p in group])
         except VerificationFailed:
-            self._waiting.extendleft(reversed(group))
             raise
         except IsthmusError as error:
-            for pending in group:
-                self._finish(pending, error)
-
-    def _plan(self, group: list[Pending], surroundings: Surroundings) -> Plan:
+            self._fail(group, error)
+            return None
         replica = self._replica
-        return plan_group(
+        ahead = _ahead(flown, replica.head) if flown else []
+        plan = plan_group(
             replica.state,
-            replica.head,
+            flown.head if flown and ahead else replica.head,
             group,
-            time=max(self._now(), replica.last_time),
+            ahead=ahead,
+            time=max(self._now(), replica.last_time, *(r.envelope.time for r in ahead[-1:])),
             source=self._source,
             messages_limit=self._limits.group_messages,
             time_limit_s=self._limits.group_time_s,
@@ -270,24 +278,60 @@ class Committer:
             observer=self._observer,
             surroundings=surroundings,
         )
+        self._waiting.extendleft(reversed(plan.left))
+        writing = [(d.cause, d.events) for d in plan.decided if d.writes]
+        messages, head = seal(replica.cluster, plan.base, writing)
+        return _Batch(plan, messages, head, recorded_of(plan, messages, self._now()))
 
-    async def _append(self, messages: list[OutgoingMessage], expected: int, deadline: float) -> bool:
-        """Store the group. False when another writer was first and the replica has caught up with it.
+    async def _land(self, flying: asyncio.Task[None], batch: _Batch) -> bool:
+        """Wait for the append, adopt it and answer. False when it is not stored as it was decided."""
+        try:
+            await flying
+        except _Raced:
+            self._races += 1
+            if self._races >= RACES_LIMIT:
+                self._races = 0
+                error = Unavailable(
+                    "log_unavailable",
+                    f"other controllers wrote first {RACES_LIMIT} times in a row; repeat with the same id",
+                )
+                self._fail(batch.pendings, error)
+            else:
+                self._put_back(batch.pendings)
+            return False
+        except IsthmusError as error:
+            self._fail(batch.pendings, error)
+            return False
+        self._races = 0
+        self._groups += 1
+        self._committed += len(batch.messages)
+        self._replica.adopt(batch.recorded, batch.head)
+        self._answering.settle(batch.plan, batch.messages)
+        return True
 
-        Raises OutcomeUnknown or Unavailable after the deadline. Repeating is safe: the log knows its
-        own messages by their ids.
+    async def _append(self, batch: _Batch) -> None:
+        """Store the batch. Repeating is safe: the log knows its own messages.
+
+        Raises _Raced, and OutcomeUnknown or Unavailable after the deadline.
         """
         loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + self._limits.commit_deadline_s
+        expected = batch.plan.base.sequence
+        self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
         pause_s, unknown = 0.05, False
         while True:
             try:
-                await self._log.append(messages, expected=expected, timeout_s=self._limits.append_timeout_s)
+                await self._log.append(
+                    batch.messages, expected=expected, timeout_s=self._limits.append_timeout_s
+                )
+                break
             except Refused as error:
                 if error.code != "wrong_last_sequence":
                     raise
                 log.info("another writer was first (%s); deciding again", error.message)
                 self._unsure = True
-                return False
+                raise _Raced from error
             except Unavailable as error:
                 unknown = unknown or isinstance(error, OutcomeUnknown)
                 self._unsure = True
@@ -296,128 +340,32 @@ class Committer:
                         raise OutcomeUnknown("outcome_unknown", error.message) from error
                     raise
                 log.warning("append not acknowledged (%s); trying again", error.message)
-            else:
-                self._unsure = False
-                return True
             await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
             pause_s = min(1.0, pause_s * 2)
-
-    def _recorded(self, plan: Plan, messages: list[OutgoingMessage]) -> list[Recorded]:
-        """The events as a reader of the log will see them."""
-        recorded_at = self._now()
-        result: list[Recorded] = []
-        for decided in plan.decided:
-            if not decided.writes:
-                continue
-            cause = decided.cause
-            for index, event in enumerate(decided.events):
-                headers = messages[len(result)].headers
-                envelope = Envelope(
-                    id=headers["ce-id"],
-                    type=headers["ce-type"],
-                    source=cause.source,
-                    time=cause.time,
-                    actor=cause.actor,
-                    command_id=cause.command_id,
-                    correlation_id=cause.correlation_id,
-                    causation_id=cause.causation_id,
-                    tx_index=index,
-                    tx_count=len(decided.events),
-                    traceparent=cause.traceparent,
-                    tracestate=cause.tracestate,
-                    chain=headers[CHAIN_HEADER],
-                )
-                sequence = plan.base.sequence + len(result) + 1
-                result.append(Recorded(sequence, envelope, event, recorded_at))
-        return result
-
-    # --- answering -------------------------------------------------------------------------------------
-
-    def _answer(self, plan: Plan, messages: list[OutgoingMessage]) -> None:
-        sequence, at = plan.base.sequence, 0
-        remembered = self._replica.remembered
-        for decided in plan.decided:
-            request = decided.pending.request
-            if decided.writes:
-                bodies = [message.body for message in messages[at : at + len(decided.events)]]
-                at += len(bodies)
-                sequence += len(bodies)
-                outcome = decided.refusal or reply_to(decided, sequence, bodies, self._now())
-            else:
-                outcome = decided.refusal or reply_to(decided, sequence, None, self._now())
-            if not request.dry_run:
-                # Also of commands that wrote nothing: a copy that comes late must not find another state.
-                remembered.keep(request.command_id, outcome)
-            self._finish(decided.pending, outcome)
-
-    async def _answer_known(self, group: list[Pending]) -> list[Pending]:
-        """Answer those commands that have already happened; return the others."""
-        remembered = self._replica.remembered
-        fresh: list[Pending] = []
-        unseen: list[Pending] = []
-        for pending in group:
-            command_id = pending.request.command_id
-            if pending.request.dry_run:
-                fresh.append(pending)
-            elif (known := remembered.answer(command_id)) is not None:
-                self._repeat(pending, known)
-            elif (place := remembered.place(command_id)) is not None:
-                await self._answer_again(pending, place)
-            elif remembered.complete or self._history is None:
-                fresh.append(pending)
-            else:
-                unseen.append(pending)
-        if unseen and self._history is not None:
-            places = await self._history.places([p.request.command_id for p in unseen])
-            for pending in unseen:
-                place = places.get(pending.request.command_id)
-                if place is None:
-                    fresh.append(pending)
-                else:
-                    await self._answer_again(pending, place)
-        return fresh
-
-    def _repeat(self, pending: Pending, known: CommandReply | IsthmusError) -> None:
-        """Give the first answer again, from memory."""
-        if isinstance(known, CommandReply):
-            known = msgspec.structs.replace(known, duplicate=True, answered_at=self._now())
-        self._finish(pending, known)
-
-    async def _answer_again(self, pending: Pending, place: Place) -> None:
-        """Give the first answer again, rebuilt from the stored events."""
-        stored = [
-            message
-            async for batch in self._log.read(after=place.first - 1, until=place.last)
-            for message in batch.messages
-        ]
-        mine = [decode(message) for message in stored]
-        mine = [recorded for recorded in mine if recorded.envelope.command_id == pending.request.command_id]
-        self._finish(pending, recall(mine, self._now()))
-
-    def _finish(self, pending: Pending, outcome: CommandReply | IsthmusError) -> None:
-        request = pending.request
-        if not request.dry_run:
-            self._by_id.pop(request.command_id, None)
-        for position, answer in enumerate(pending.answers):
-            if position and isinstance(outcome, CommandReply) and not outcome.duplicate:
-                outcome = msgspec.structs.replace(outcome, duplicate=True)
-            answer(outcome)
-        error = outcome if isinstance(outcome, IsthmusError) else None
-        self._observer.answered(
-            request,
-            sequence=self._replica.head.sequence,
-            took_s=asyncio.get_running_loop().time() - request.received_s,
-            error=error,
+        self._unsure = False
+        self._observer.appended(
+            [d.pending.request for d in batch.plan.decided if d.writes],
+            first=expected + 1,
+            last=batch.head.sequence,
+            took_s=loop.time() - started,
         )
+
+    # --- endings ---------------------------------------------------------------------------------------
+
+    def _put_back(self, pendings: Sequence[Pending]) -> None:
+        """To be decided again, before what has come since."""
+        self._waiting.extendleft(reversed(pendings))
+
+    def _fail(self, pendings: Sequence[Pending], error: IsthmusError) -> None:
+        for pending in pendings:
+            self._answering.finish(pending, error)
 
     def _abandon(self, pendings: Sequence[Pending]) -> None:
         """This controller stops: whoever still waits is told to ask again (elsewhere)."""
         for pending in pendings:
-            self._finish(
-                pending,
-                OutcomeUnknown(
-                    "outcome_unknown",
-                    "the controller stopped before it could answer; repeat with the same command id",
-                    command_id=pending.request.command_id,
-                ),
+            error = OutcomeUnknown(
+                "outcome_unknown",
+                "the controller stopped before it could answer; repeat with the same command id",
+                command_id=pending.request.command_id,
             )
+            self._answering.finish(pending, error)

@@ -16,9 +16,10 @@ from controlplane.evolve import evolve
 from controlplane.service.hooks import Observer
 from controlplane.service.requests import Request
 from controlplane.state import ClusterState
-from events.chain import Head
-from events.codec import Cause
+from events.chain import CHAIN_HEADER, Head
+from events.codec import Cause, OutgoingMessage, Recorded
 from events.commands import CommandReply
+from events.envelope import Envelope
 from events.errors import IsthmusError, Refused
 from events.types import Event
 
@@ -68,6 +69,7 @@ def plan_group(
     base: Head,
     group: Sequence[Pending],
     *,
+    ahead: Sequence[Recorded] = (),
     time: datetime,
     source: str,
     messages_limit: int,
@@ -78,10 +80,15 @@ def plan_group(
 ) -> Plan:
     """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
 
-    ``state`` (at ``base``) is not changed. At least one command is always decided.
+    ``state`` is not changed. ``ahead`` are events on their way that it lacks; with them it is at
+    ``base``. At least one command is always decided.
     """
     fork: ClusterState | None = None
-    ahead: tuple[Event, ...] = ()  # events that the fork does not have yet
+    if ahead:
+        fork = state.fork()
+        for recorded in ahead:
+            evolve(fork, recorded.sequence, recorded.event)
+    fresh: tuple[Event, ...] = ()  # decided, and not yet in the fork: nobody may build on them
     sequence, count = base.sequence, 0
     started = clock()
     decided: list[Decided] = []
@@ -89,19 +96,19 @@ def plan_group(
         before = clock()
         if decided and before - started > time_limit_s:
             return Plan(base, decided, count, list(group[position:]))
-        if ahead:
+        if fresh:
             fork = fork or state.fork()
-            for event in ahead:
+            for event in fresh:
                 sequence += 1
                 evolve(fork, sequence, event)
-            ahead = ()
+            fresh = ()
         one = _decide(pending, fork or state, time, source, surroundings)
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
         if one.writes:
             if count + len(one.events) > messages_limit:
                 return Plan(base, decided, count, list(group[position:]))
-            ahead = one.events
+            fresh = one.events
             count += len(one.events)
         decided.append(one)
         observer.decided(
@@ -111,6 +118,34 @@ def plan_group(
             events=len(one.events),
         )
     return Plan(base, decided, count, [])
+
+
+def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
+    """The plan's events, sealed as ``messages``, as a reader of the log will see them."""
+    result: list[Recorded] = []
+    for decided in plan.decided:
+        if not decided.writes:
+            continue
+        cause = decided.cause
+        for index, event in enumerate(decided.events):
+            headers = messages[len(result)].headers
+            envelope = Envelope(
+                id=headers["ce-id"],
+                type=headers["ce-type"],
+                source=cause.source,
+                time=cause.time,
+                actor=cause.actor,
+                command_id=cause.command_id,
+                correlation_id=cause.correlation_id,
+                causation_id=cause.causation_id,
+                tx_index=index,
+                tx_count=len(decided.events),
+                traceparent=cause.traceparent,
+                tracestate=cause.tracestate,
+                chain=headers[CHAIN_HEADER],
+            )
+            result.append(Recorded(plan.base.sequence + len(result) + 1, envelope, event, recorded_at))
+    return result
 
 
 def _decide(

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from controlplane.evolve import evolve
 from controlplane.service.hooks import Changes
@@ -24,13 +25,20 @@ from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, StoredMessage, UnknownEvent, decode
 from events.errors import Unavailable, VerificationFailed
-from events.log import LogReader
+from events.log import LogReader, ReadBatch
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 EXPECTED_LIMIT = 50_000
 """Own events not yet met in the log, beyond which they are verified like anybody's."""
+
+
+LOOK_S = 1.0
+"""How often a resting leader looks whether somebody else has written."""
+
+GRACE_S = 0.25
+"""How long an own append may be stored and not yet acknowledged before that counts as somebody else's."""
 
 
 class _Sealed(NamedTuple):
@@ -65,6 +73,9 @@ class Replica:
         self._sealed: deque[tuple[int, bytes]] = deque()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._live = asyncio.Event()
+        self._alone = False
+        self._resting = False
+        self._noise = asyncio.Event()
         if self.head.sequence:
             self.remembered.start_after(self.head.sequence)
 
@@ -84,16 +95,66 @@ class Replica:
         ``event_malformed``. Runs until cancelled otherwise.
         """
         try:
-            async for batch in self._log.read(after=self._read.sequence, follow=True):
+            while True:
+                await self._read_on(on_progress)
+                await self._rest()
+        except BaseException as error:
+            self._fail_waiters(error)
+            raise
+
+    async def _read_on(self, on_progress: Callable[[int, int], None] | None) -> None:
+        """Read and fold, for ever, or until this controller may rest."""
+        reader = cast("AsyncGenerator[ReadBatch, None]", self._log.read(after=self._read.sequence, follow=True))
+        async with aclosing(reader) as batches:  # leaving it releases what it holds on the bus
+            async for batch in batches:
                 self.fold(batch.messages)
                 if batch.pending == 0:
                     self._live.set()
                     self._wake()
                 if on_progress is not None:
                     on_progress(self._read.sequence, batch.pending)
-        except BaseException as error:
-            self._fail_waiters(error)
-            raise
+                if self._alone and self.live and self._read.sequence == self.head.sequence:
+                    return
+
+    # --- resting: the leader need not be told what it wrote ----------------------------------------------
+
+    def rest(self, *, alone: bool) -> None:
+        """``alone``: this controller leads, and what comes into the log is its own.
+
+        Then it stops reading its own events back, which is a third of the work on each: the append's
+        condition proves that nobody else wrote, and everybody else verifies the chain. Should another
+        write all the same, an append or the look once a second finds out, and reading goes on.
+        """
+        self._alone = alone
+        if not alone:
+            self._noise.set()
+
+    async def _rest(self) -> None:
+        self._resting = True
+        self._noise.clear()
+        try:
+            while self._alone and not self._noise.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._noise.wait()
+                if not self._noise.is_set():
+                    await self._look()
+        finally:
+            self._resting = False
+
+    async def _look(self) -> None:
+        """Whether the log has grown by somebody else's hand."""
+        try:
+            found = await self._log.head()
+        except Unavailable:
+            return
+        if found.sequence > self.head.sequence:
+            # Perhaps an own append, whose acknowledgement is on its way.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_S):
+                    await self._noise.wait()
+            if found.sequence > self.head.sequence:
+                self._noise.set()
 
     def fold(self, messages: Sequence[StoredMessage]) -> None:
         """Verify consecutive messages and apply those that are new here."""
@@ -126,6 +187,8 @@ class Replica:
 
     def expect(self, base: Head, messages: Sequence[OutgoingMessage], events: Sequence[Recorded]) -> None:
         """These, sealed on ``base``, are about to be appended: met in the log unchanged, they are believed."""
+        if self._resting:
+            return
         if len(self._expected) > EXPECTED_LIMIT:
             self._expected.clear()
         previous = base.digest
@@ -159,7 +222,10 @@ class Replica:
         for recorded in fresh:
             evolve(self.state, recorded.sequence, recorded.event)
         self.head = head
-        self._sealed.append((head.sequence, head.digest))
+        if self._resting:
+            self._read = head
+        else:
+            self._sealed.append((head.sequence, head.digest))
         self._announce(fresh)
 
     async def reached(self, sequence: int, *, timeout_s: float) -> None:
@@ -178,6 +244,7 @@ class Replica:
     async def _wait(self, sequence: int, timeout_s: float, what: str) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (sequence, future)
+        self._noise.set()
         self._waiters.append(entry)
         try:
             async with asyncio.timeout(timeout_s):

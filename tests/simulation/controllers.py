@@ -65,6 +65,7 @@ class SimController:
             self,
             name=self.name,
             ready=lambda: replica.live,
+            on_turn=lambda leading: replica.rest(alone=leading),
             jitter=dice,
         )
         numbers = iter(range(10**9))
