@@ -1,0 +1,121 @@
+"""The operations guide is run, word by word: real server, controller and issuer; only systemd is stood in for.
+
+The stand-in for `systemctl` starts what the unit's ExecStart says, so that the units are proven too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from events.codes import CODES
+from events.server import free_ports
+
+pytestmark = [pytest.mark.bus, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "deploy" / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+
+SYSTEMCTL = r"""#!/usr/bin/env bash
+# systemctl enable --now | start | stop | restart | reload UNIT, by what the unit says.
+set -euo pipefail
+verb=$1; unit=${!#}
+file=$SANDBOX/etc/systemd/system/$unit
+pidfile=$SANDBOX/run/$unit.pid
+here() { sed "s#/opt/isthmus/bin/#$BIN/#; s#/etc/isthmus#$SANDBOX/etc/isthmus#g"; }
+run_of() { sed -n "s/^$1=//p" "$file" | head -1 | here; }
+start() {  # with a clean environment, as systemd does
+  environment=$(run_of EnvironmentFile)
+  setsid env -i PATH="$PATH" ISTHMUS_HTTP=off bash -c 'set -a; [ -z "$1" ] || . "$1"; set +a; exec $2' \
+    unit "$environment" "$(run_of ExecStart)" >>"$SANDBOX/run/$unit.log" 2>&1 </dev/null &
+  echo $! >"$pidfile"
+}
+stop() {
+  kill -TERM "$(cat "$pidfile")"
+  for _ in $(seq 100); do kill -0 "$(cat "$pidfile")" 2>/dev/null || { rm "$pidfile"; return; }; sleep 0.1; done
+  echo "$unit did not stop" >&2; exit 1
+}
+case $verb in
+  enable|start) start ;;
+  stop) stop ;;
+  restart) stop; start ;;
+  reload) kill -HUP "$(cat "$pidfile")" ;;
+  *) echo "systemctl $verb?" >&2; exit 1 ;;
+esac
+"""
+
+
+def script(sandbox: Path) -> str:
+    """All blocks as one script, with the places of this test in the place of the guide's."""
+    ports = free_ports(3, "127.0.0.1")
+    text = "".join(f"echo '== {number}'\n{block}\n" for number, block in enumerate(BLOCKS, 1))
+    text = text.replace("10.0.0.5:4222", f"127.0.0.1:{ports[0]}").replace("10.0.0.5", "127.0.0.1")
+    text = text.replace(
+        "--to out/bus-1",
+        f"--to out/bus-1 --listen 127.0.0.1 "
+        f"--at {sandbox}/etc/isthmus/nats --data {sandbox}/var/lib/isthmus/nats "
+        f"--port {ports[0]} --leaf-port {ports[1]} --monitor 127.0.0.1:{ports[2]}",
+    )
+    for folder in ("/etc/isthmus", "/etc/systemd", "/var/lib/isthmus"):
+        text = re.sub(rf"(?<![\w}}]){re.escape(folder)}(?!/nats --data)", f"{sandbox}{folder}", text)
+    return text.replace(f"{sandbox}{sandbox}", str(sandbox))
+
+
+def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "etc").mkdir()
+    shim = tmp_path / "bin" / "systemctl"
+    shim.write_text(SYSTEMCTL)
+    shim.chmod(0o755)
+    bin_dir = Path(sys.executable).parent
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")},
+        "SANDBOX": str(tmp_path),
+        "BIN": str(bin_dir),
+        "PATH": f"{tmp_path / 'bin'}:{bin_dir}:{os.environ['PATH']}",
+        "ISTHMUS_HTTP": "off",
+    }
+    try:
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script(tmp_path)],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    finally:
+        for pidfile in (tmp_path / "run").glob("*.pid"):
+            try:
+                os.killpg(int(pidfile.read_text()), signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+    logs = {file.name: file.read_text()[-1500:] for file in (tmp_path / "run").glob("*.log")}
+    assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}\n{logs}"
+    assert ran.stdout.count("== ") == len(BLOCKS) >= 12
+    assert "idc-7" in ran.stdout
+    everything = ran.stdout + ran.stderr + "".join(logs.values())
+    seeds = [file.read_text().strip() for file in (tmp_path / "authority" / "keys").iterdir()]
+    assert not [seed for seed in seeds if seed in everything]
+
+
+def test_the_table_of_failures_names_codes_and_conditions_that_exist() -> None:
+    table = GUIDE[GUIDE.index("## What one sees and does") :]
+    source = "".join(file.read_text() for file in (ROOT / "controlplane").rglob("*.py"))
+    for name in re.findall(r"`([a-z]+_[a-z_]+)`", table):
+        assert name in CODES or f'"{name}"' in source, name
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!#)([^)#]+)", GUIDE):
+        assert (ROOT / "deploy" / target).exists(), target
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^## (.+)$", GUIDE, re.MULTILINE)
+    }
+    for anchor in re.findall(r"\]\(#([^)]+)\)", GUIDE):
+        assert anchor in headings, anchor
