@@ -17,6 +17,7 @@ import functools
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def _hosts() -> None:
             "index = links.ensure_device(spec).index\\n"
             "assert reconcile(Engine(NetlinkChannel()), index, peer.rows()).clean\\n"
         ).replace("\\n", "\n")
-        subprocess.run(["ip", "netns", "exec", host, "python3", "-c", program], check=True)
+        subprocess.run(["ip", "netns", "exec", host, sys.executable, "-c", program], check=True)
 
 
 def _choose(way: str) -> None:

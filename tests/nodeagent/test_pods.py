@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Pod:
 
 def serve(place: str, kind: str, address: str, port: int) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        ["ip", "netns", "exec", place, "python3", "-c", LISTEN, kind, address, str(port)],
+        ["ip", "netns", "exec", place, sys.executable, "-c", LISTEN, kind, address, str(port)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stdout is not None
@@ -110,7 +111,7 @@ def serve(place: str, kind: str, address: str, port: int) -> subprocess.Popen[st
 
 def ask(place: str, kind: str, address: str, port: int = 80, source: str = "") -> str:
     """Who the server says we are ("address port"), or "none …" when nothing comes back."""
-    return sh(f"ip netns exec {place} python3 -c '{ASK}' {kind} {address} {port} {source}").strip()
+    return sh(f"ip netns exec {place} {sys.executable} -c '{ASK}' {kind} {address} {port} {source}").strip()
 
 
 def outside(place: Site) -> None:
@@ -174,9 +175,9 @@ def test_pods_and_the_firewall() -> None:
         assert "172.16.200.9" not in seen.communicate()[0]
         # VXLAN from an unknown VTEP is dropped: the same packet from a member's address is let in.
         drops = dropped(a, "chain vxlan")
-        sh(f"ip netns exec far python3 -c '{ASK}' udp {a.underlay} 8472")
+        sh(f"ip netns exec far {sys.executable} -c '{ASK}' udp {a.underlay} 8472")
         assert dropped(a, "chain vxlan") == drops + 1
-        sh(f"ip netns exec b python3 -c '{ASK}' udp {a.underlay} 8472")
+        sh(f"ip netns exec b {sys.executable} -c '{ASK}' udp {a.underlay} 8472")
         assert dropped(a, "chain vxlan") == drops + 1
         # An address of the own range that no pod has goes nowhere instead of around in circles.
         unused = a.vtep.rpartition(".")[0] + "." + str(int(a.vtep.rpartition(".")[2]) + 50)
