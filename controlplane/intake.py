@@ -84,7 +84,7 @@ class SpanIntake:
             return
         try:
             records = decode_spans(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused += 1
             return
         wanted = min(len(records), BATCH_LIMIT)

@@ -102,7 +102,7 @@ def decode_event(type_name: str, body: bytes, sequence: int) -> Event:
         return UnknownEvent(type=type_name, body=body)
     try:
         return decoder(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed(
             "event_malformed",
             f"event {sequence}: its body is no {type_name} ({error})",
@@ -122,6 +122,25 @@ def decode(message: StoredMessage) -> Recorded:
     )
 
 
+def _shared_headers(cause: Cause, count: int) -> dict[str, str]:
+    """The headers that a transaction's events have in common, with places for what they do not."""
+    return to_headers(
+        Envelope(
+            id="",
+            type="",
+            source=cause.source,
+            time=cause.time,
+            actor=cause.actor,
+            command_id=cause.command_id,
+            correlation_id=cause.correlation_id,
+            causation_id=cause.causation_id,
+            tx_count=count,
+            traceparent=cause.traceparent,
+            tracestate=cause.tracestate,
+        )
+    )
+
+
 def seal(
     cluster: str, head: Head, transactions: Iterable[tuple[Cause, Sequence[Event]]]
 ) -> tuple[list[OutgoingMessage], Head]:
@@ -133,24 +152,14 @@ def seal(
     sequence, digest = head
     messages: list[OutgoingMessage] = []
     for cause, events in transactions:
+        shared = _shared_headers(cause, len(events))
         for index, event in enumerate(events):
             sequence += 1
-            headers = to_headers(
-                Envelope(
-                    id=event_id(cause.command_id, index),
-                    type=event.type_name(),
-                    source=cause.source,
-                    time=cause.time,
-                    actor=cause.actor,
-                    command_id=cause.command_id,
-                    correlation_id=cause.correlation_id,
-                    causation_id=cause.causation_id,
-                    tx_index=index,
-                    tx_count=len(events),
-                    traceparent=cause.traceparent,
-                    tracestate=cause.tracestate,
-                )
-            )
+            name = event_id(cause.command_id, index)
+            headers = shared.copy()
+            headers["Nats-Msg-Id"] = headers["ce-id"] = name
+            headers["ce-type"] = event.type_name()
+            headers["ce-txindex"] = str(index)
             subject = subjects.event(cluster, event.aggregate, event.entity, event.verb)
             body = _encode(event)
             digest = link(digest, sequence, subject, headers, body)

@@ -63,7 +63,8 @@ def test_every_fault_is_told_at_once_with_its_line() -> None:
 
 
 def test_a_line_is_found_behind_arrays_and_long_strings() -> None:
-    text = 'tag = [\n "cluster = 1", # ]\n "b",\n]\nhttp-token = """\ncluster = no\n"""\ncluster = "UP"\nnope = 1\n'
+    text = 'tag = [\n "cluster = 1", # ]\n "b",\n]\nhttp-token = """\ncluster = no\n"""\n'
+    text += 'cluster = "UP"\nnope = 1\n'
     assert lines_of(text) == {"tag": 1, "http-token": 5, "cluster": 8, "nope": 9}
     assert [line for line, _ in faults(text)] == [8, 9]
 
