@@ -30,7 +30,7 @@ Protocol = Literal["tcp", "udp"]
 Affinity = Literal["none", "source"]
 """Whether a client's connections all go to one backend, by its address."""
 
-CheckKind = Literal["tcp", "http", "none"]
+CheckKind = Literal["tcp", "http", "https", "none"]
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events import subjects
@@ -28,10 +29,12 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.firewall import Rules
 from nodeagent.follower import Follower
+from nodeagent.gateway.keeper import BEAT_S, Gatekeeper
 from nodeagent.keeper import Keeper
 from nodeagent.local import LocalStatus, node_uid, only_one, prepare_directory, write_status
 from nodeagent.peers import Change
 from nodeagent.shield import Shield
+from nodeagent.underlay import Underlay
 from nodeagent.view import View
 
 log = logging.getLogger("isthmus.agent")
@@ -58,6 +61,7 @@ class Agent:
         self.conditions = Conditions()
         self.keeper = Keeper(config, self.conditions, on_applied=self._changed, telemetry=self._telemetry)
         self.shield = Shield(self.conditions, self._telemetry)
+        self.gatekeeper = Gatekeeper(config, self.conditions, self)
         self._report_due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -110,6 +114,7 @@ class Agent:
                 tasks.create_task(self.keeper.run(), name="keeper")
                 if config.firewall:
                     tasks.create_task(self.shield.run(), name="shield")
+                tasks.create_task(self.gatekeeper.run(), name="gateway")
                 tasks.create_task(self._report_for_ever(), name="report")
                 if self._outbox is not None:
                     tasks.create_task(self._outbox.run(self._ship_spans), name="spans")
@@ -148,7 +153,8 @@ class Agent:
         return underlay.address if underlay is not None else ""
 
     def _surroundings(self) -> None:
-        """Firewall and CNI follow the plan, the members and the MTU."""
+        """Firewall, CNI and held addresses follow the plan, the members, the log and the MTU."""
+        self.gatekeeper.wake()
         view, spec = self.view, self.keeper.spec
         if view.own is None or view.plan is None:
             return
@@ -204,11 +210,27 @@ class Agent:
         await self.report()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.heartbeat_s):
+                async with asyncio.timeout(self._interval_s()):
                     await self._report_due.wait()
             self._report_due.clear()
             await self.report()
             await asyncio.sleep(STATUS_GAP_S)
+
+    def _interval_s(self) -> float:
+        """A gateway is missed within seconds, so it reports every second."""
+        return min(self.config.heartbeat_s, BEAT_S) if self.gatekeeper.marked else self.config.heartbeat_s
+
+    def link(self) -> Underlay | None:
+        """The underlay, as last seen."""
+        return self.keeper.underlay
+
+    def bus(self) -> Client | None:
+        """The connection to the bus, if there is one."""
+        return self.follower.client if hasattr(self, "follower") else None
+
+    def caught_up(self) -> bool:
+        """Whether the view has reached the log's end in this life."""
+        return self.follower.caught_up.is_set()
 
     def state(self) -> str:
         """starting, ready, degraded, stopping or fenced."""
@@ -241,7 +263,8 @@ class Agent:
             conditions=self.conditions.sentences(),
             drift=self.keeper.drift,
             agent_version=our_version(),
-            interval_s=self.config.heartbeat_s,
+            interval_s=self._interval_s(),
+            gateway=self.config.gateway,
         )
         try:
             await client.publish(

@@ -8,6 +8,7 @@ from pathlib import Path
 from events.errors import Refused
 from nodeagent import cni, firewall
 from nodeagent.cache import Cache
+from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local import STATUS_FILE, only_one, prepare_directory
 from nodeagent.netlink import links
 from nodeagent.netlink.messages import Action, Operation
@@ -31,6 +32,7 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         except Refused as error:
             if error.code != "prerequisite_missing":
                 raise
+        removed += await gateway_remove()
         if cni.remove(cni_dir):
             removed.append(str(cni_dir / cni.FILE_NAME))
         Cache(state_dir).forget()

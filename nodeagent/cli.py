@@ -78,6 +78,8 @@ def agent() -> None:
               help="Receive offload on the tunnel; without it small packets pass faster.")  # fmt: skip
 @click.option("--firewall/--no-firewall", default=True, show_default=True,
               help="Shield pods by a nftables table of our own.")  # fmt: skip
+@click.option("--gateway", is_flag=True,
+              help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",
               help="Longest time between two comparisons with the kernel.")  # fmt: skip
 @click.option("--heartbeat", "heartbeat_s", type=float, default=5.0, show_default=True, metavar="SECONDS",
@@ -100,7 +102,7 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
 
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
-    keep_only_net_admin()
+    keep_only_net_admin(raw=config.gateway)
     outbox = Outbox(instance=config.node)
     telemetry = Telemetry.start(
         "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True

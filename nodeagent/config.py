@@ -41,6 +41,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     gro: bool = True
     firewall: bool = True
+    gateway: bool = False
+    """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0
     heartbeat_s: float = 5.0
     bus_patience_s: float = 3.0

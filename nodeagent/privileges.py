@@ -1,5 +1,7 @@
 """Least privilege: of all capabilities the agent keeps CAP_NET_ADMIN, for itself and for ``nft``.
 
+A gateway keeps CAP_NET_RAW too, for itself only.
+
 See capabilities(7). The bounding set is reduced too, so that not even a set-uid program started from
 here gets more. A uid of 0 remains where it was one (it owns the files), but without its powers.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 from events.errors import Refused
 
 CAP_NET_ADMIN = 12
+CAP_NET_RAW = 13
 CAP_SETPCAP = 8
 
 _PR_CAPBSET_DROP = 24
@@ -31,8 +34,12 @@ def effective() -> int:
     return 0
 
 
-def keep_only_net_admin() -> None:
-    """Drop every capability but CAP_NET_ADMIN, for ever. Raises Refused(not_permitted) if it is missing."""
+def keep_only_net_admin(*, raw: bool = False) -> None:
+    """Drop every capability but CAP_NET_ADMIN (and CAP_NET_RAW with ``raw``), for ever.
+
+    Raises Refused(not_permitted) if one that is needed is missing.
+    """
+    needed = {CAP_NET_ADMIN, CAP_NET_RAW} if raw else {CAP_NET_ADMIN}
     have = effective()
     if not have >> CAP_NET_ADMIN & 1:
         raise Refused(
@@ -41,13 +48,20 @@ def keep_only_net_admin() -> None:
             f"does not have: run it as root, as the shipped systemd unit, or with `setcap cap_net_admin+ep`",
             capability="CAP_NET_ADMIN",
         )
+    if raw and not have >> CAP_NET_RAW & 1:
+        raise Refused(
+            "not_permitted",
+            "a gateway announces addresses by ARP and needs CAP_NET_RAW besides CAP_NET_ADMIN: add it to the "
+            "unit (AmbientCapabilities, CapabilityBoundingSet), or run without --gateway",
+            capability="CAP_NET_RAW",
+        )
     libc = ctypes.CDLL(None, use_errno=True)
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     if have >> CAP_SETPCAP & 1:
         for number in range(last + 1):
-            if number != CAP_NET_ADMIN:
+            if number not in needed:
                 _prctl(libc, _PR_CAPBSET_DROP, number)
-    keep = 1 << CAP_NET_ADMIN
+    keep = sum(1 << number for number in needed)
     header = struct.pack("=Ii", _VERSION_3, 0)
     data = struct.pack(
         "=IIIIII", keep, keep, keep, 0, 0, 0

@@ -12,6 +12,7 @@ import msgspec
 
 from events.attestation import ClusterSum
 from events.chain import Head, genesis
+from events.clb import Traffic
 from events.snapshots import Snapshot
 from events.types import (
     CidrAppended,
@@ -25,6 +26,7 @@ from events.types import (
     RangeAllocated,
     RangeDraining,
 )
+from nodeagent.gateway.table import CONCERNED, TrafficTable
 from nodeagent.peers import Change, Peer, PeerTable
 
 NO_CHANGES: tuple[Change, ...] = ()
@@ -63,6 +65,7 @@ class Saved(msgspec.Struct, frozen=True):
     floors: dict[str, int]
     fenced: bool
     last_event_at: float = 0.0
+    traffic: Traffic = Traffic()
 
 
 class View:
@@ -86,6 +89,8 @@ class View:
         self.last_event_at = 0.0
         """When the controller decided the last event (Unix seconds, its clock)."""
         self._sum = ClusterSum()
+        self.traffic = TrafficTable()
+        """Holders of CLB addresses, backends and gateways."""
 
     @property
     def sequence(self) -> int:
@@ -99,6 +104,8 @@ class View:
 
     def apply(self, sequence: int, event: Event) -> tuple[Change, ...]:
         """Fold one event; return what it changed about the *other* nodes' rows."""
+        if isinstance(event, CONCERNED):
+            self.traffic.apply(sequence, event)
         if isinstance(event, NodeJoined):
             self.members[event.node] = Member(
                 event.node, event.uid, event.vtep_mac, event.announced, event.underlay
@@ -178,6 +185,7 @@ class View:
             for member in snapshot.members
         }
         self.deleted = snapshot.deleted
+        self.traffic = TrafficTable(snapshot.traffic)
         self.fenced = self.uid in snapshot.fenced
         held = {entry.cidr: entry.epoch for entry in snapshot.ranges}
         owners = [*self.peers, *([self.own] if self.own is not None else [])]
@@ -223,6 +231,7 @@ class View:
             self.peers.floors(),
             self.fenced,
             self.last_event_at,
+            self.traffic.save(),
         )
 
     @classmethod
@@ -239,6 +248,7 @@ class View:
         view.head = Head(saved.sequence, bytes.fromhex(saved.chain))
         view.fenced = saved.fenced
         view.last_event_at = saved.last_event_at
+        view.traffic = TrafficTable(saved.traffic)
         return view
 
 

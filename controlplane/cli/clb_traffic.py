@@ -51,7 +51,7 @@ def backend() -> None:
     """Where connections to the addresses of a pair go.
 
     \b
-    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check http --check-path /readyz
+    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check https --check-path /readyz
     isthmus clb backend add main public-services 53 10.0.1.20 --protocol udp --check-port 8080
     isthmus clb backend remove main apiserver 443 10.0.1.11:6443
     """
@@ -73,7 +73,7 @@ def _place(text: str, port: int) -> tuple[str, int]:
 @click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
 @click.option("--affinity", type=click.Choice(["none", "source"]), default="none", show_default=True,
               help="source: a client's connections all go to one backend.")  # fmt: skip
-@click.option("--check", type=click.Choice(["tcp", "http", "none"]), default=None,
+@click.option("--check", type=click.Choice(["tcp", "http", "https", "none"]), default=None,
               help="How its health is checked [tcp; none for UDP without --check-port].")  # fmt: skip
 @click.option("--check-path", default="/", show_default=True, help="With --check http: 2xx and 3xx are good.")
 @click.option("--check-port", type=click.IntRange(0, 65535), default=0, help="[the backend's own]")

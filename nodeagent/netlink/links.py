@@ -118,6 +118,7 @@ def addresses() -> list[tuple[int, str, int]]:
                 message["prefixlen"],
             )
             for message in socket.get_addr(family=2)
+            if not str(message.get_attr("IFA_LABEL") or "").endswith(":clb")  # a CLB's, not the node's
         ]
 
 

@@ -1,0 +1,289 @@
+"""Holds the addresses that the log gives to this node: rules, address, announcements, checks.
+
+Order of taking: rules, then the address, then the announcement; of giving up: the address first.
+Nothing is given up on a loss of the bus or at the end of the agent: the kernel goes on as it is, and
+yields by itself to whoever announces the address (:mod:`nodeagent.gateway.rules`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Protocol
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from events.clb import BackendKey, Holder
+from events.client import ControllerClient
+from events.commands import ReportHealth
+from events.errors import IsthmusError
+from nodeagent import firewall
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.gateway import link, rules
+from nodeagent.gateway.health import Health
+from nodeagent.gateway.rules import Listener
+from nodeagent.underlay import Underlay
+from nodeagent.view import View
+
+log = logging.getLogger("isthmus.agent.gateway")
+
+BEAT_S = 1.0
+"""Between two announcements, confirmations of the bus, and a gateway's heartbeats."""
+
+EAGER = (0.0, 0.1, 0.3)
+"""Seconds after taking an address at which it is announced besides."""
+
+REPORT_TIMEOUT_S = 3.0
+
+
+class Surroundings(Protocol):
+    """What the gateway's keeper needs of the agent around it."""
+
+    @property
+    def view(self) -> View: ...
+    def link(self) -> Underlay | None: ...
+    def bus(self) -> Client | None: ...
+    def caught_up(self) -> bool: ...
+
+
+class Gatekeeper:
+    """One node's part in CLB pairs. :meth:`run` does everything; :meth:`wake` says that the view changed."""
+
+    def __init__(self, config: AgentConfig, conditions: Conditions, around: Surroundings) -> None:
+        self._config = config
+        self._conditions = conditions
+        self._around = around
+        self._wake = asyncio.Event()
+        self._report_due = asyncio.Event()
+        self.health = Health(self._verdict_changed)
+        self._applied: tuple[object, ...] | None = None
+        self._held: dict[str, Holder] = {}
+        self._there: set[str] = set()  # held addresses that are on the link
+        self._eager: dict[str, float] = {}  # address → when it was taken
+        self._arp: tuple[str, link.ArpSocket] | None = None
+        self.takeovers = 0
+
+    def wake(self) -> None:
+        """Something that this depends on may have changed."""
+        self._wake.set()
+
+    def _verdict_changed(self) -> None:
+        self._report_due.set()
+        self._wake.set()
+
+    @property
+    def marked(self) -> bool:
+        """Whether the log says that this node is a gateway."""
+        return self._config.node in self._around.view.traffic.gateways
+
+    async def run(self) -> None:
+        """Until cancelled; everything stays in the kernel."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow(), name="gateway rules")
+                if self._config.gateway:
+                    tasks.create_task(self._beat(), name="gateway beat")
+                    tasks.create_task(self._report_for_ever(), name="gateway health")
+        finally:
+            await self.health.close()
+            self._drop_arp()
+
+    # ------------------------------------------------------------------ rules and addresses
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._step()
+                self._conditions.clear("gateway")
+            except (IsthmusError, OSError, TimeoutError) as error:
+                self._applied = None
+                self._conditions.set("gateway", getattr(error, "message", "") or str(error) or "timed out")
+                await asyncio.sleep(BEAT_S)
+                self._wake.set()
+
+    async def _step(self) -> None:
+        view = self._around.view
+        if self.marked and not self._config.gateway:
+            self._conditions.set(
+                "gateway mark", "this node is marked as a gateway, but its agent runs without --gateway"
+            )
+        else:
+            self._conditions.clear("gateway mark")
+        if not self._config.gateway or view.plan is None:
+            return
+        held = {holder.address: holder for holder in view.traffic.held_by(self._config.node, view.uid)}
+        present = await asyncio.to_thread(link.ours)
+        caught_up = self._around.caught_up()
+        if not caught_up and not held:
+            return  # a view that is still being read says nothing yet
+        for entry in present:
+            if entry.address not in held and caught_up:
+                await asyncio.to_thread(link.remove, entry.address, entry.ifindex)
+                self._eager.pop(entry.address, None)
+                log.info("address %s given up", entry.address)
+        backends = {key: b for holder in held.values() for key, b in view.traffic.behind(holder).items()}
+        await self.health.follow(backends)
+        self._held = held
+        await self._write(held, view.plan.port)
+        underlay = self._around.link()
+        if underlay is None or not underlay.present:
+            return
+        self._there = {
+            entry.address for entry in present if entry.ifindex == underlay.ifindex and entry.address in held
+        }
+        for address, holder in held.items():
+            if address not in self._there:
+                await self._take(holder, underlay, caught_up=caught_up)
+
+    async def _write(self, held: dict[str, Holder], vxlan_port: int) -> None:
+        """The tables as they have to be; a run of nft only when something changed."""
+        listeners = self._listeners(held)
+        wanted = (tuple(held), tuple(listeners), vxlan_port)
+        if wanted == self._applied:
+            return
+        if held:
+            await firewall.nft(rules.render(list(held), listeners, vxlan_port))
+        elif self._applied is None or self._applied[0]:
+            await firewall.nft(rules.render_removal())
+        self._applied = wanted
+        dead = [f"{item.protocol} {item.port} of {item.address}" for item in listeners if not item.targets]
+        self._conditions.set("gateway backends", f"no healthy backend behind {', '.join(dead)}" if dead else "")
+
+    def _listeners(self, held: dict[str, Holder]) -> list[Listener]:
+        found: list[Listener] = []
+        for address, holder in held.items():
+            behind = self._around.view.traffic.behind(holder)
+            ports = sorted({(key.protocol, key.port) for key in behind})
+            for protocol, port in ports:
+                keys = sorted(key for key in behind if (key.protocol, key.port) == (protocol, port))
+                newest = max(keys, key=lambda key: behind[key].added)
+                targets = tuple((k.address, k.backend_port) for k in keys if self._healthy(k))
+                found.append(Listener(address, protocol, port, behind[newest].affinity, targets))
+        return found
+
+    def _healthy(self, key: BackendKey) -> bool:
+        """By our own checks, and by the log's last word until there is a verdict of ours."""
+        verdict = self.health.verdict(key)
+        return verdict[0] if verdict is not None else self._around.view.traffic.backends[key].healthy
+
+    async def _take(self, holder: Holder, underlay: Underlay, *, caught_up: bool) -> None:
+        address = holder.address
+        arp = self._arp_socket(underlay.device)
+        if not caught_up:
+            # A remembered view after a restart of the machine: somebody else may hold it by now.
+            other = await asyncio.to_thread(arp.taken, address)
+            if other:
+                self._conditions.set("gateway yields", f"{address} is answered by {other}; the bus is away")
+                return
+        self._conditions.clear("gateway yields")
+        if caught_up:
+            await firewall.nft(rules.render_defence(list(self._held), rules.DEFENCE_S))
+        await asyncio.to_thread(link.add, address, underlay.ifindex, underlay.device)
+        arp.announce(address)
+        self._eager[address] = time.monotonic()
+        self._there.add(address)
+        self.takeovers += 1
+        log.info("address %s taken (epoch %d)", address, holder.epoch)
+
+    def _arp_socket(self, device: str) -> link.ArpSocket:
+        if self._arp is None or self._arp[0] != device:
+            self._drop_arp()
+            self._arp = device, link.ArpSocket(device)
+        return self._arp[1]
+
+    def _drop_arp(self) -> None:
+        if self._arp is not None:
+            self._arp[1].close()
+            self._arp = None
+
+    # ------------------------------------------------------------------ the beat
+
+    async def _beat(self) -> None:
+        """Once a second: is the view current? Then defend and announce. Also the eager announcements."""
+        while True:
+            await asyncio.sleep(self._pause())
+            held = sorted(self._there & self._held.keys())
+            if not held:
+                self._wake.set()
+                continue
+            started = time.monotonic()
+            try:
+                if await self._current():
+                    left_s = rules.DEFENCE_S - (time.monotonic() - started)
+                    if left_s > 0 and self._applied is not None:
+                        await firewall.nft(rules.render_defence(held, left_s))
+                        self._announce(held)
+            except (IsthmusError, OSError, TimeoutError) as error:
+                self._drop_arp()
+                log.warning("held addresses could not be defended: %s", error)
+            self._wake.set()  # look after addresses that somebody took away
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        due = [moment + after - now for moment in self._eager.values() for after in EAGER]
+        return max(0.02, min([BEAT_S, *(wait for wait in due if wait > 0)]))
+
+    def _announce(self, held: list[str]) -> None:
+        underlay = self._around.link()
+        if underlay is None or not underlay.present:
+            return
+        arp = self._arp_socket(underlay.device)
+        for address in held:
+            arp.announce(address)
+
+    async def _current(self) -> bool:
+        """Whether the bus answers now: only then may the view be called current."""
+        client = self._around.bus()
+        if client is None or not client.is_connected or not self._around.caught_up():
+            return False
+        try:
+            async with asyncio.timeout(BEAT_S):
+                await client.flush(timeout=1)
+        except (NatsError, OSError, TimeoutError):
+            return False
+        return True
+
+    # ------------------------------------------------------------------ health reports
+
+    async def _report_for_ever(self) -> None:
+        """Tell the controller whenever our verdict differs from the log's, until it does not."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._report_due.wait()
+            self._report_due.clear()
+            for holder in list(self._held.values()):
+                await self._report(holder)
+
+    async def _report(self, holder: Holder) -> None:
+        client = self._around.bus()
+        if client is None or not client.is_connected:
+            return
+        controller = ControllerClient(client, self._config.cluster, actor=f"node/{self._config.node}")
+        for key, backend in self._around.view.traffic.behind(holder).items():
+            verdict = self.health.verdict(key)
+            if verdict is None or verdict[0] == backend.healthy:
+                continue
+            command = ReportHealth(
+                node=holder.node,
+                uid=holder.uid,
+                epoch=holder.epoch,
+                reservation=key.name,
+                purpose=key.purpose,
+                protocol=key.protocol,
+                port=key.port,
+                address=key.address,
+                backend_port=key.backend_port,
+                healthy=verdict[0],
+                reason=verdict[1][:200],
+            )
+            try:
+                await controller.send(command, timeout_s=REPORT_TIMEOUT_S)
+            except IsthmusError as error:
+                log.info("health of %s not recorded: %s [%s]", key.address, error.message, error.code)

@@ -1,0 +1,23 @@
+"""Removes what a gateway leaves in the kernel: on purpose only."""
+
+from __future__ import annotations
+
+import asyncio
+
+from events.errors import Refused
+from nodeagent import firewall
+from nodeagent.gateway import link, rules
+
+
+async def gateway_remove() -> list[str]:
+    """What was removed, in words. Raises OSError."""
+    removed: list[str] = []
+    for entry in sorted(await asyncio.to_thread(link.ours)):
+        await asyncio.to_thread(link.remove, entry.address, entry.ifindex)
+        removed.append(f"CLB address {entry.address}")
+    try:
+        await firewall.nft(rules.render_removal())
+    except Refused as error:
+        if error.code != "prerequisite_missing":
+            raise
+    return removed

@@ -1,0 +1,145 @@
+"""What an agent knows of CLB pairs: the fold of the log into holders, backends and gateways.
+
+Deterministic; no clock, kernel or bus. It is part of the node's view and goes with it into the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from events.clb import Backend, BackendKey, Holder, Traffic
+from events.types import (
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    ClbReleased,
+    ClbReserved,
+    Event,
+    NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+    NodeLeft,
+)
+
+CONCERNED = (
+    ClbReserved,
+    ClbReleased,
+    ClbBackendAdded,
+    ClbBackendRemoved,
+    ClbBackendHealthChanged,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+    NodeLeft,
+    NodeFenced,
+)
+"""The events that change it."""
+
+
+class TrafficTable:
+    """Mutable counterpart of :class:`events.clb.Traffic`. ``version`` grows with every change."""
+
+    def __init__(self, traffic: Traffic | None = None) -> None:
+        traffic = traffic or Traffic()
+        self.reservations = {entry.name: entry for entry in traffic.reservations}
+        self.gateways = dict(traffic.gateways)
+        self.backends: dict[BackendKey, Backend] = dict(traffic.backends)
+        self.holders = {holder.address: holder for holder in traffic.holders}
+        self.version = 0
+
+    def save(self) -> Traffic:
+        """As a value."""
+        return Traffic(
+            reservations=tuple(self.reservations.values()),
+            gateways=dict(self.gateways),
+            backends=tuple(self.backends.items()),
+            holders=tuple(self.holders.values()),
+        )
+
+    def held_by(self, node: str, uid: str) -> Iterator[Holder]:
+        """What this installation of the node holds, in order of address."""
+        for address in sorted(self.holders):
+            holder = self.holders[address]
+            if (holder.node, holder.uid) == (node, uid):
+                yield holder
+
+    def behind(self, holder: Holder) -> dict[BackendKey, Backend]:
+        """The backends of a held address."""
+        return {
+            key: backend
+            for key, backend in self.backends.items()
+            if (key.name, key.purpose) == (holder.name, holder.purpose)
+        }
+
+    def apply(self, sequence: int, event: Event) -> None:
+        """Fold one event; others than :data:`CONCERNED` change nothing."""
+        match event:
+            case ClbReserved():
+                self.reservations[event.name] = event
+            case ClbReleased():
+                self._release(event)
+            case ClbBackendAdded():
+                self._add(sequence, event)
+            case ClbBackendRemoved():
+                self.backends.pop(_key(event), None)
+            case ClbBackendHealthChanged():
+                self._health(sequence, event)
+            case ClbHolderAssigned():
+                self._assign(sequence, event)
+            case ClbHolderWithdrawn():
+                held = self.holders.get(event.address)
+                if held is not None and held.epoch <= event.epoch:
+                    del self.holders[event.address]
+            case NodeGatewayMarked():
+                self.gateways[event.node] = sequence
+            case NodeGatewayUnmarked() | NodeLeft() | NodeFenced():
+                self.gateways.pop(event.node, None)
+            case _:
+                return
+        self.version += 1
+
+    def _assign(self, sequence: int, event: ClbHolderAssigned) -> None:
+        """The newer epoch counts, whatever came before."""
+        held = self.holders.get(event.address)
+        if held is None or held.epoch < sequence:
+            self.holders[event.address] = Holder(
+                event.name, event.purpose, event.address, event.node, event.uid, sequence
+            )
+
+    def _release(self, event: ClbReleased) -> None:
+        self.reservations.pop(event.name, None)
+        for key in [key for key in self.backends if key.name == event.name]:
+            del self.backends[key]
+        for item in event.addresses:
+            self.holders.pop(item.address, None)
+
+    def _add(self, sequence: int, event: ClbBackendAdded) -> None:
+        known = self.backends.get(_key(event))
+        self.backends[_key(event)] = Backend(
+            affinity=event.affinity,
+            check=event.check,
+            check_path=event.check_path,
+            check_port=event.check_port,
+            check_interval_s=event.check_interval_s,
+            check_timeout_s=event.check_timeout_s,
+            rise=event.rise,
+            fall=event.fall,
+            added=sequence,
+            healthy=known.healthy if known else True,
+        )
+
+    def _health(self, sequence: int, event: ClbBackendHealthChanged) -> None:
+        known = self.backends.get(_key(event))
+        if known is not None:
+            self.backends[_key(event)] = msgspec.structs.replace(
+                known, healthy=event.healthy, changed=sequence, reason=event.reason
+            )
+
+
+def _key(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
+    return BackendKey(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
