@@ -56,6 +56,14 @@ class _LabGroup(click.Group):
     help="With TLS, an account for everybody, credentials per node and join tokens for the external ones.",
 )  # fmt: skip
 @click.option(
+    "--bus-servers", type=click.Choice(["1", "3"]), default="1", show_default=True,
+    help="With 3: a JetStream cluster keeps the log; the server that leads it is killed under load.",
+)  # fmt: skip
+@click.option(
+    "--leaf", is_flag=True,
+    help="A leaf server at the data centre mirrors the log; its link is cut, a node starts from the mirror.",
+)  # fmt: skip
+@click.option(
     "--capsule", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
     help="Live an incident capsule again, step by step, in real kernels; with --keep each step waits.",
 )  # fmt: skip
@@ -68,7 +76,8 @@ class _LabGroup(click.Group):
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, capsule: Path | None, http: int, as_json: bool, name: str,
+    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, capsule: Path | None, http: int,
+    as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 
@@ -86,6 +95,9 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab down                    take it down
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
+    isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
+    isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
+    isthmus lab --bus-servers 3 --leaf --keep   both, and stay up
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
     """
     if ctx.invoked_subcommand is not None:
@@ -99,6 +111,11 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "usage",
             "--secure lets a node's own credentials alone report for it, so simulated nodes cannot: "
             "give --churn without --secure",
+        )
+    if secure and (leaf or bus_servers != "1"):
+        raise Usage(
+            "usage",
+            "the lab locks only the bus of `isthmus up`: give --bus-servers and --leaf without --secure",
         )
     from deploy.churn.trace import find_files
     from deploy.lab import rundir, sandbox, scenario, shell
@@ -123,6 +140,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     programme = scenario.Programme(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
+        bus_servers=int(bus_servers), leaf=leaf,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

@@ -26,6 +26,12 @@ def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
         "--http", f"127.0.0.1:{HTTP_PORT}", *extra]  # fmt: skip
 
 
+def controller(data: Path, replicas: int) -> list[str]:
+    """A controller on its own; the bus runs elsewhere."""
+    return [ISTHMUS, "controller", "--data", str(data), "--name", "controller", "--replicas", str(replicas),
+        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "warning"]  # fmt: skip
+
+
 def forward(descriptor: int) -> list[str]:
     """Carries connections of a socket of the host to the console on the controller's loopback."""
     return [sys.executable, "-m", "deploy.lab.forward", str(descriptor), str(HTTP_PORT)]

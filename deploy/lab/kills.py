@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.lab.report import ProofFailedError
+from events import subjects
 
 if TYPE_CHECKING:
+    from deploy.lab.buses import Buses
     from deploy.lab.runtime import Lab
 
 RECOVERY_LIMIT_S = 30.0
@@ -67,7 +69,9 @@ class Killer:
 
     async def _kill(self, victim: str) -> None:
         lab = self._lab
-        if victim == BUS:
+        if victim == BUS and lab.buses is not None:
+            await self._kill_one_of(lab.buses)
+        elif victim == BUS:
             os.kill(self._bus_process(), signal.SIGKILL)
             await lab.wait_until(
                 lab.controller_is_there, RECOVERY_LIMIT_S, "the controller after the bus's death"
@@ -85,6 +89,21 @@ class Killer:
                 lambda: lab.reports(victim, since_s=since_s),
                 RECOVERY_LIMIT_S,
                 f"the agent of {victim} to be back",
+            )
+
+    async def _kill_one_of(self, buses: Buses) -> None:
+        """The server that leads the log, or the only one; it is back and level when this returns."""
+        lab, stream = self._lab, subjects.stream(self._lab.log.cluster)
+        name = await buses.leader(lab.bus, stream)
+        server = buses.hub.get(name) or next(iter(buses.hub.values()))
+        await server.kill()
+        await server.start()
+        await lab.wait_until(lab.controller_is_there, RECOVERY_LIMIT_S, "the controller after a server's death")
+        if buses.replicas > 1:
+            await lab.wait_until(
+                lambda: buses.level(lab.bus, stream, server.name),
+                RECOVERY_LIMIT_S,
+                f"{server.name} to catch up",
             )
 
     def _bus_process(self) -> int:

@@ -17,8 +17,9 @@ from deploy.lab.shell import SEARCH_PATH, CommandFailedError, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Address
 
-    from deploy.lab.topology import Node, Topology
+    from deploy.lab.topology import Node, Site, Topology
 
 # A machine of its own: what it keeps in /run, its host name and its links are not those of the others.
 _BE_A_MACHINE = (
@@ -129,6 +130,21 @@ class Fabric:
         )
         # The lab's operator prepares a machine the way the README asks for it.
         await place.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        return place
+
+    async def add_server(
+        self, name: str, management: IPv4Address, site: Site | None = None, inside: IPv4Address | None = None
+    ) -> Place:
+        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
+        place = await open_place(name)
+        self.places[name] = place
+        cables = _cable(f"m-{name}", "br-mgmt", "mgmt0", place)
+        lines = [f"addr add {management}/24 dev mgmt0", "link set mgmt0 up"]
+        if site is not None:
+            cables += _cable(f"u-{name}", site.bridge, "eth0", place)
+            lines += [f"addr add {inside}/{site.subnet.prefixlen} dev eth0", "link set eth0 up"]
+        await _ip_batch([], cables)
+        await _ip_batch(place.inside(), lines)
         return place
 
     async def close(self) -> None:

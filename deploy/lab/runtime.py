@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
 
+    from deploy.lab.buses import Buses
     from deploy.lab.rundir import RunDirectory
     from events.log import LogReader
 
@@ -76,6 +77,7 @@ class Lab:
         *,
         quarantine_s: float,
         secure: bool = False,
+        buses: Buses | None = None,
     ) -> None:
         self.topology = topology
         self.directory = directory
@@ -84,6 +86,7 @@ class Lab:
         self.fabric = Fabric(topology)
         self.nodes: dict[str, LabNode] = {}
         self.members = Members()
+        self.buses = buses
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
         self._issuer: Daemon | None = None
         self._console: Daemon | None = None
@@ -98,6 +101,8 @@ class Lab:
 
     @property
     def bus_url(self) -> str:
+        if self.buses is not None:
+            return ",".join(self.buses.urls)
         return f"nats://{self.topology.controller}:{commands.BUS_PORT}"
 
     @property
@@ -163,20 +168,26 @@ class Lab:
                 await helper.stop()
         if self._controller is not None:
             await self._controller.stop()
+        if self.buses is not None:
+            await self.buses.stop()
         await self.fabric.close()
 
     # ------------------------------------------------------------------ the control plane
 
     async def start_controller(self) -> None:
         """Starts bus and controller, connects the operator and begins to follow the log."""
+        data = self.directory.path / "controller"
+        if self.buses is not None:
+            await self.buses.build(self.fabric)
+            await self._start_buses(self.buses)
+            line = commands.controller(data, self.buses.replicas)
+        else:
+            extra = self.security.up_arguments() if self.security else ()
+            line = commands.up(data, str(self.topology.controller), extra)
         self._controller = Daemon(
             "controller",
             self.fabric.places["controller"],
-            commands.up(
-                self.directory.path / "controller",
-                str(self.topology.controller),
-                self.security.up_arguments() if self.security else (),
-            ),
+            line,
             self.directory.log("controller"),
             self._environment(self.security.site.controllers[0] if self.security else None),
         )
@@ -187,6 +198,10 @@ class Lab:
             self._issuer = self.security.issuer(place, self.directory.log("issuer"))
             await self._issuer.start()
         self._follower = asyncio.create_task(self._follow(), name="lab: follow the log")
+
+    async def _start_buses(self, buses: Buses) -> None:
+        await buses.start()
+        await self.wait_until(buses.ready, START_LIMIT_S, "the bus servers to answer")
 
     async def open_console(self, descriptor: int) -> None:
         """Makes the controller's console reachable through a listening socket of the host."""
@@ -226,7 +241,7 @@ class Lab:
 
     def _bus_options(self) -> BusOptions:
         if self.security is None:
-            return BusOptions(servers=(self.bus_url,))
+            return BusOptions(servers=tuple(self.bus_url.split(",")))
         return self.security.site.options(self.security.site.operator, self.security.url)
 
     async def controller_is_there(self) -> bool:
@@ -264,11 +279,15 @@ class Lab:
         )
 
     async def stop_control_plane(self) -> None:
-        """SIGKILL for the process that holds bus and controller; the bus goes with it."""
+        """SIGKILL for the process that holds bus and controller; the bus goes with it (all its servers)."""
         await self.controller.kill()
+        if self.buses is not None:
+            await self.buses.kill_hub()
 
     async def restart_control_plane(self) -> None:
         """Starts it again on the same data, and waits until it and every agent are back."""
+        if self.buses is not None:
+            await self._start_buses(self.buses)
         await self.controller.start()
         await self.wait_until(self.controller_is_there, START_LIMIT_S, "the controller to answer again")
         await self.wait_until(self._all_report, START_LIMIT_S, "all agents to report again")
@@ -289,13 +308,11 @@ class Lab:
         directory = self.directory.node(node.name)
         directory.mkdir(parents=True)
         credentials = await self.security.admit(node, place, directory) if self.security else None
-        agent = Daemon(
-            node.name,
-            place,
-            commands.agent(node, directory),
-            self.directory.log(node.name),
-            self._environment(credentials),
-        )
+        environment = self._environment(credentials)
+        if self.buses is not None:
+            environment["ISTHMUS_BUS"] = self.buses.url_for(node.kind)
+        line = commands.agent(node, directory)
+        agent = Daemon(node.name, place, line, self.directory.log(node.name), environment)
         started = LabNode(node, place, agent, directory)
         self.nodes[node.name] = started
         await agent.start()
@@ -372,6 +389,12 @@ class Lab:
                     await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}") from error
+
+    async def timed(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> float:
+        """Seconds until the condition held. Raises as `wait_until` does."""
+        started = asyncio.get_running_loop().time()
+        await self.wait_until(condition, timeout_s, what)
+        return asyncio.get_running_loop().time() - started
 
     async def isthmus(self, *arguments: str, place: str = "controller") -> str:
         """What an operator types, on a machine of the lab: the command's output."""

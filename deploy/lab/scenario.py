@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.lab import proofs
+from deploy.lab import bus_proofs, leaf, proofs
+from deploy.lab.buses import Buses
 from deploy.lab.report import ProofFailedError, Report
 from deploy.lab.runtime import Lab
 from events.errors import IsthmusError
@@ -39,6 +40,8 @@ class Programme:
     seed: int = 1
     kills: int = 0
     secure: bool = False
+    bus_servers: int = 1
+    leaf: bool = False
     console: int = -1  # descriptor of a listening socket of the host, for the console
     console_url: str = ""
     quarantine_s: float = 1.0
@@ -76,8 +79,11 @@ async def _main(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
+    buses = None
+    if programme.bus_servers > 1 or programme.leaf:
+        buses = Buses(programme.bus_servers, leaf=programme.leaf, idc=topology.sites[1], directory=directory)
     async with Lab(
-        topology, directory, plugins, quarantine_s=programme.quarantine_s, secure=programme.secure
+        topology, directory, plugins, quarantine_s=programme.quarantine_s, secure=programme.secure, buses=buses
     ) as lab:
         proving = asyncio.create_task(_prove(lab, report, programme, directory, state), name="lab: prove")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
@@ -122,6 +128,10 @@ async def _prove(
     await proofs.newcomer(lab, report, freed)
     publish()
     await proofs.agent_killed(lab, report, lab.topology.nodes[0].name)
+    if lab.buses is not None and programme.bus_servers > 1:
+        await bus_proofs.server_killed(lab, report, lab.buses)
+    if lab.buses is not None and programme.leaf:
+        await leaf.link_cut(lab, report, lab.buses)
     await proofs.bus_stopped(lab, report)
     publish()
     if programme.churn:
@@ -152,6 +162,10 @@ async def _bring_up(lab: Lab, report: Report) -> bool:
         )
     if not check.ok:
         return False
+    if lab.buses is not None and lab.buses.leaf is not None:
+        await leaf.bring_up(lab, report, lab.buses)
+        if not report.ok:
+            return False
     with report.stage("Agents join, VXLAN devices and CNI configuration are there") as check:
         # One after another, so that the order of the ranges is the order of the nodes.
         started = [await lab.start_node(node) for node in lab.topology.nodes]
@@ -169,7 +183,7 @@ async def _bring_up(lab: Lab, report: Report) -> bool:
 
 def _show_logs(lab: Lab, report: Report) -> None:
     """The ends of the processes' logs: what a person needs who has to find out why."""
-    daemons = [node.agent for node in lab.nodes.values()]
+    daemons = [node.agent for node in lab.nodes.values()] + (lab.buses.daemons if lab.buses else [])
     try:
         daemons.insert(0, lab.controller)
     except RuntimeError:

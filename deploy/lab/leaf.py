@@ -1,0 +1,144 @@
+"""A leaf server at the IDC: it mirrors the log, and agents there start from it without the cloud.
+
+The link that is cut is the cable between the leaf's machine and the management network, the only way to
+the hub; the road that the pods' packets take between the sites is another one and stays.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from deploy.churn.trace import simulated_uid
+from deploy.lab.buses import LEAF
+from deploy.lab.commands import ISTHMUS
+from deploy.lab.kernel import OverlayRows
+from deploy.lab.measure import Flows
+from deploy.lab.report import ProofFailedError
+from deploy.lab.shell import run
+from events import subjects
+from events.commands import JoinNode, LeaveNode
+
+if TYPE_CHECKING:
+    from deploy.lab.buses import Buses
+    from deploy.lab.report import Report
+    from deploy.lab.runtime import Lab
+
+INIT_LIMIT_S = 60
+MIRROR_LIMIT_S = 30.0
+RESTORE_LIMIT_S = 60.0
+FIRST_ADDRESS = 220  # in the VPC's subnet, above every node and the load
+BEFORE, MEANWHILE = "before-the-cut", "during-the-cut"
+
+
+async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
+    """The mirrors are made the way an operator makes them. Runs before the first external node joins."""
+    with report.stage("A leaf server at the IDC mirrors the log") as check:
+        arguments = ("site", "init", "--bus", buses.leaf_url, "--wait", str(INIT_LIMIT_S), "--json")
+        command = lab.fabric.places[LEAF].inside(ISTHMUS, *arguments)
+        mirrors = json.loads(await run(command, env=lab.environment, timeout_s=INIT_LIMIT_S + 15))
+        check.measured = {"mirrors": mirrors}
+        check.detail = (
+            f"{LEAF} at {buses.leaf_url}, mirrors "
+            + ", ".join(f"{each['stream']} at {each['sequence']}" for each in mirrors)
+            + "; external nodes connect to it"
+        )
+
+
+async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
+    """Without the hub an agent at the IDC starts and learns from the mirror what it had missed."""
+    name = next(node.name for node in lab.topology.nodes if node.kind == "external")
+    title = f"Link to the hub cut: the agent of {name} starts from the mirror, no packet lost"
+    with report.stage(title) as check:
+        victim = lab.nodes[name]
+        async with Flows(lab, None) as flows:
+            await victim.agent.kill()
+            await _join(lab, BEFORE, 0)
+            at_cut = lab.members.sequence
+            stale = (await lab.rows([name]))[name]
+            wanted = OverlayRows.of(lab.peers_of(name))
+            if stale == wanted:
+                raise ProofFailedError(f"the kernel of {name} followed although its agent is dead")
+            await lab.wait_until(
+                lambda: _mirror_at(lab, buses, at_cut), MIRROR_LIMIT_S, f"the mirror to hold event {at_cut}"
+            )
+            await _link(up=False)
+            await _join(lab, MEANWHILE, 1)  # the hub goes on
+            await victim.agent.start()
+            started_s = victim.agent.started_at_s
+
+            async def caught_up() -> bool:
+                if not victim.agent.running:
+                    raise ProofFailedError(f"the agent of {name} ended:\n{victim.agent.last_words()}")
+                return (await lab.rows([name]))[name] == wanted
+
+            took_s = await lab.timed(caught_up, MIRROR_LIMIT_S, f"{name} to hold the rows of event {at_cut}")
+            mirror = await _mirror(lab, buses)
+            if lab.members.sequence <= at_cut or mirror != at_cut:
+                raise ProofFailedError(
+                    f"the link is not cut: hub at event {lab.members.sequence}, mirror at {mirror}, "
+                    f"cut at {at_cut}"
+                )
+            if await lab.reports(name, since_s=started_s):
+                raise ProofFailedError(f"a report of {name} came through the cut link")
+            missed = len(wanted) - len(stale)
+        flows.judge(check)
+        check.measured |= {
+            "node": name, "mirror": mirror, "hub": lab.members.sequence, "caught_up_s": round(took_s, 3),
+        }  # fmt: skip
+        check.detail += (
+            f"\n{missed} rows missed while it was dead are there {took_s:.1f} s after its start; "
+            f"the mirror at event {mirror}, the hub at {lab.members.sequence}"
+        )
+    await _restored(lab, report, buses)
+
+
+async def _restored(lab: Lab, report: Report, buses: Buses) -> None:
+    with report.stage("Link to the hub restored: the site learns what it missed and follows again") as check:
+        await _link(up=True)
+        missed_s = await lab.wait_converged(RESTORE_LIMIT_S)
+        for node in (BEFORE, MEANWHILE):
+            member = lab.members.live[node]
+            await lab.client.send(LeaveNode(node=node, uid=member.uid, reason="the lab's proof ends"))
+        gone = {BEFORE, MEANWHILE}
+        await lab.members.wait_for(lambda: not gone & set(lab.members.live), 10, "both nodes to have left")
+        follow_s = await lab.wait_converged(RESTORE_LIMIT_S)
+        sequence = lab.members.sequence
+        mirror_s = await lab.timed(
+            lambda: _mirror_at(lab, buses, sequence), RESTORE_LIMIT_S, f"the mirror to hold event {sequence}"
+        )
+        check.measured = {
+            "missed_s": round(missed_s, 3), "new_events_s": round(follow_s, 3), "mirror_s": round(mirror_s, 3),
+        }  # fmt: skip
+        check.detail = (
+            f"what was missed is in every kernel after {missed_s:.1f} s, new events {follow_s * 1e3:.0f} ms "
+            f"after they were stored, the mirror level at event {sequence}"
+        )
+
+
+async def _join(lab: Lab, node: str, number: int) -> None:
+    """A node that exists on paper only: its rows in the others' kernels tell who has heard of it."""
+    vpc = lab.topology.sites[0]
+    address = str(vpc.subnet[FIRST_ADDRESS + number])
+    await lab.client.send(
+        JoinNode(node=node, uid=simulated_uid(node), kind="cloud", underlay=address, site=vpc.name)
+    )
+    await lab.members.wait_for(
+        lambda: node in lab.members.live and bool(lab.members.live[node].range), 10, f"the join of {node}"
+    )
+
+
+async def _link(*, up: bool) -> None:
+    """The switch's end of the leaf's cable to the management network."""
+    await run(["ip", "link", "set", f"m-{LEAF}", "up" if up else "down"])
+
+
+async def _mirror(lab: Lab, buses: Buses) -> int:
+    """The last event in the mirror, asked on the leaf's own machine."""
+    arguments = ("site", "status", "--bus", buses.leaf_url, "--json")
+    states = json.loads(await lab.isthmus(*arguments, place=LEAF))
+    return next(int(each["sequence"]) for each in states if each["stream"] == subjects.stream(lab.log.cluster))
+
+
+async def _mirror_at(lab: Lab, buses: Buses, sequence: int) -> bool:
+    return await _mirror(lab, buses) >= sequence
