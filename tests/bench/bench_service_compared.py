@@ -158,7 +158,8 @@ async def flannel(directory: Path) -> float:
             async def lane(seed: int) -> None:
                 pick = random.Random(seed)
                 for number in pending:
-                    given.append(await _lease(http, f"192.168.{number >> 8}.{number & 255}", pick))
+                    subnet = await _lease(http, f"192.168.{number >> 8}.{number & 255}", pick)
+                    given.append(subnet)
 
             started = time.perf_counter()
             await asyncio.gather(*[lane(seed) for seed in range(CLIENTS)])

@@ -29,7 +29,7 @@ from events.server_config import ServerOptions
 from tests.bench.service_load import join
 
 JOINS = 12_000
-CONCURRENCY = 512
+CONCURRENCY = 1024
 IMPORTED = 10_000
 LINES = 400
 """Nodes per import request, as ``isthmus node import`` sends them."""
@@ -50,9 +50,7 @@ async def service(server: EmbeddedServer, cluster: str, data: Path) -> AsyncIter
         assert child.stdout is not None
         await child.stdout.readline()
         controller = ControllerClient(client, cluster, actor="bench")
-        await controller.send(
-            DefineCluster(container_cidr=CIDRS[cluster], pods_per_node=64, services=4096)
-        )
+        await controller.send(DefineCluster(container_cidr=CIDRS[cluster], pods_per_node=64, services=4096))
         yield controller
     finally:
         await client.close()

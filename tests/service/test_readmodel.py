@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator
@@ -233,7 +232,7 @@ async def test_a_rebuild_that_differs_is_not_switched_in(
         with pytest.raises(VerificationFailed):
             await rebuild(it.log, tmp_path)
         assert current_generation(tmp_path) == live
-        assert [name for name in os.listdir(tmp_path) if name.endswith(".db")] == ["gen-000001.db"]
+        assert [path.name for path in tmp_path.glob("gen-*.db")] == ["gen-000001.db"]  # noqa: ASYNC240
 
 
 async def test_the_checkpoint_moves_with_the_rows_or_not_at_all(tmp_path: Path) -> None:
