@@ -2,7 +2,8 @@
 # Everything goes into .venv/ and build/ in this checkout.
 
 BIN := .venv/bin
-PYTEST_ARGS ?=
+# One worker per core; a file stays on one worker, because its tests share servers.
+PYTEST_ARGS ?= -n auto --dist loadfile
 LAB_ARGS ?=
 
 .PHONY: lab test bench check format soak fuzz sbom setup clean
