@@ -1,0 +1,186 @@
+"""A site with gateways and backends in namespaces: real bus, controller, agents, real packets.
+
+The site's bridge is the VPC (10.0.0.0/24). Clients are the site's own namespace (the router), a
+machine in a data centre behind it, and an external node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.nodeagent.sandbox import sh
+from tests.nodeagent.site import Site, site, until
+
+HERE = Path(__file__).parent
+SUBNET = "10.0.0.64/28"
+PORT = 443
+BACKENDS = {"b1": "10.0.0.101", "b2": "10.0.0.102"}
+
+
+class Stream:
+    """A helper program that writes JSON lines [time, word] until it is stopped."""
+
+    def __init__(self, program: str, *arguments: str, within: str = "") -> None:
+        inside = ["ip", "netns", "exec", within] if within else []
+        self._process = subprocess.Popen(
+            [*inside, sys.executable, "-m", f"tests.clb.{program}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=HERE.parent.parent,
+        )
+        self.found: list[tuple[float, str]] = []
+
+    def stop(self) -> Stream:
+        """Stop it and take what it found, in order of time."""
+        self._process.send_signal(signal.SIGTERM)
+        out, _ = self._process.communicate(timeout=10)
+        self.found = sorted((moment, word) for moment, word in map(json.loads, out.splitlines()))
+        return self
+
+    @property
+    def silence_s(self) -> float:
+        """The longest time between two answers."""
+        good = [moment for moment, word in self.found if word]
+        assert len(good) > 1, f"nothing ever came back in {len(self.found)} tries"
+        return max(after - before for before, after in pairwise(good))
+
+    @property
+    def failed(self) -> int:
+        """Tries without an answer."""
+        return sum(not word for _, word in self.found)
+
+    @property
+    def words(self) -> set[str]:
+        """The first words of all answers: the backends."""
+        return {word.split()[0] for _, word in self.found if word}
+
+
+class Pair:
+    """The reserved pair on a running site."""
+
+    def __init__(self, place: Site) -> None:
+        self.place = place
+        self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.addresses: list[str] = []
+
+    def cli(self, *arguments: str) -> str:
+        """An operator's command that must succeed."""
+        done = self.place.isthmus(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def show(self) -> dict[str, Any]:
+        """What `isthmus clb show --json` says."""
+        shown: dict[str, Any] = json.loads(self.cli("clb", "show", "main", "--json"))
+        return shown
+
+    def holders(self) -> list[str]:
+        """Who holds the two addresses."""
+        return [holder["node"] for holder in self.show()["holders"]]
+
+    def serve(self, name: str) -> None:
+        """Start a backend's server, with its namespace at the first time."""
+        if name not in sh("ip netns list").split():
+            sh(
+                f"ip netns add {name} && ip -n {name} link set lo up && "
+                f"ip link add v-{name} type veth peer name eth0 netns {name} && "
+                f"ip link set v-{name} master wire up && ip -n {name} addr add {BACKENDS[name]}/24 dev eth0 && "
+                f"ip -n {name} link set eth0 up && ip -n {name} route add default via 10.0.0.254"
+            )
+        self.servers[name] = subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, str(HERE / "server.py"), name, str(PORT)]
+        )
+        until(lambda: f":{PORT}" in sh(f"ip netns exec {name} ss -ltn"), f"{name} listens")
+
+    def stop_server(self, name: str) -> None:
+        """A backend dies."""
+        self.servers[name].kill()
+        self.servers.pop(name).wait(timeout=5)
+
+    def ask(self, address: str, *, within: str = "", source: str = "", protocol: str = "tcp") -> str:
+        """One question from a namespace: the backend's name and who it thinks asked, or the error's name."""
+        kind = "SOCK_DGRAM" if protocol == "udp" else "SOCK_STREAM"
+        code = (
+            f"import socket\ns = socket.socket(socket.AF_INET, socket.{kind})\ns.settimeout(1)\n"
+            f"s.bind(({source!r}, 0))\n"
+            f"try:\n s.connect(({address!r}, {PORT}))\n s.send(b'?\\n')\n print(s.recv(100).decode().strip())\n"
+            f"except OSError as e:\n print(type(e).__name__)"
+        )
+        inside = ["ip", "netns", "exec", within] if within else []
+        return subprocess.run(
+            [*inside, sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    def wait_served(self, address: str) -> None:
+        """Until a connection to the address is answered."""
+        until(lambda: self.ask(address).split()[0] in BACKENDS, f"{address} is served", 15)
+
+
+@contextlib.contextmanager
+def pair(*external: str) -> Iterator[Pair]:
+    """Two gateways ``g1`` and ``g2``, a pair that they hold, two backends behind both addresses."""
+    with site("g1", "g2", start=False) as place:
+        made = Pair(place)
+        try:
+            for node in place.nodes.values():
+                node.start("--gateway", "--heartbeat", "5")
+            for node in [*place.nodes.values()]:
+                node.ready(1)
+            for node in place.add(*external):
+                node.start("--kind", "external")
+                node.ready(2)
+            for name in BACKENDS:
+                made.serve(name)
+            for name in ("g1", "g2"):
+                made.cli("clb", "gateway", "add", name)
+            made.cli("clb", "reserve", "main", "--subnet", SUBNET, "--provider", "gateway")
+            for purpose in ("apiserver", "public-services"):
+                for backend in BACKENDS.values():
+                    made.cli("clb", "backend", "add", "main", purpose, str(PORT), backend)
+            made.addresses = [item["address"] for item in made.show()["reservation"]["addresses"]]
+            until(lambda: all(made.holders()), "both addresses are held", 15)
+            for address in made.addresses:
+                made.wait_served(address)
+            yield made
+        finally:
+            for server in made.servers.values():
+                server.kill()
+                server.wait(timeout=5)
+
+
+def cut(place: Site, name: str) -> None:
+    """The machine vanishes: its cable is pulled and its agent is killed, its kernel keeps all it has."""
+    sh(f"ip link set v-{name} down")
+    place.nodes[name].stop(signal.SIGKILL)
+
+
+def back(place: Site, name: str) -> None:
+    """It comes back with everything it had."""
+    sh(f"ip link set v-{name} up")
+    place.nodes[name].start("--gateway", "--heartbeat", "5")
+
+
+def both_answered_s(answers: Stream) -> float:
+    """The length of the time in which two machines answered for one address."""
+    by_mac: dict[str, list[float]] = {}
+    for moment, mac in answers.found:
+        by_mac.setdefault(mac, []).append(moment)
+    if len(by_mac) < 2:
+        return 0.0
+    (_, old), (_, new) = sorted(by_mac.items(), key=lambda item: item[1][0])[:2]
+    return max(0.0, max(old) - min(new))
+
+
+def now() -> float:
+    """Wall clock, as the helpers write it."""
+    return time.time()

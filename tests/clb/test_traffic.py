@@ -1,0 +1,161 @@
+"""Real connections through gateways: reached from everywhere, failed over, healed, never held by two."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from tests.clb.place import BACKENDS, PORT, Stream, back, both_answered_s, cut, pair
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import until
+
+pytestmark = pytest.mark.slow
+
+FAILOVER_S = 5.0
+HANDOVER_S = 1.0
+FENCING_S = 3.0
+
+
+@inside
+def test_both_addresses_are_reached_from_everywhere_and_nothing_else_is() -> None:
+    with pair("e1") as made:
+        place = made.place
+        sh(
+            "ip netns add dc && ip link add v-dc type veth peer name eth0 netns dc && "
+            "ip addr add 10.1.0.1/24 dev v-dc && ip link set v-dc up && "
+            "ip -n dc addr add 10.1.0.2/24 dev eth0 && ip -n dc link set eth0 up && "
+            "ip -n dc route add default via 10.1.0.1"
+        )
+        assert sorted(made.holders()) == ["g1", "g2"], "spread over the gateways"
+        gateways = {"10.0.0.1", "10.0.0.2"}
+        for purpose in ("apiserver", "public-services"):
+            for backend in BACKENDS.values():
+                made.cli("clb", "backend", "add", "main", purpose, str(PORT), backend, "--protocol", "udp")
+        for address in made.addresses:
+            until(lambda: made.ask(address, protocol="udp").split()[0] in BACKENDS, "UDP too")  # noqa: B023
+            for protocol in ("tcp", "udp"):
+                for within, source in (("dc", ""), ("e1", ""), ("e1", place.nodes["e1"].vtep), ("", "")):
+                    name, seen = made.ask(address, within=within, source=source, protocol=protocol).split()
+                    assert name in BACKENDS
+                    assert seen in gateways, "replies return through the gateway"
+            answers = {made.ask(address, within="dc").split()[0] for _ in range(30)}
+            assert answers == set(BACKENDS), "balanced"
+            made.cli(
+                "clb", "backend", "add", "main", "apiserver", str(PORT), "10.0.0.101", "--affinity", "source"
+            )
+        until(lambda: len({made.ask(made.addresses[0]).split()[0] for _ in range(12)}) == 1, "affinity")
+        with socket.socket() as other:  # a port of the gateway itself, by the held address
+            other.settimeout(2)
+            holder = made.holders()[0]
+            listening = made.place.nodes[holder]
+            assert listening.run("ss -ltn")
+            with pytest.raises(ConnectionRefusedError):
+                other.connect((made.addresses[0], 22))
+        # Losing the bus and the controller takes nothing away.
+        place.down()
+        stream = Stream("client", made.addresses[0], str(PORT))
+        until(lambda: not place.nodes["g1"].status()["bus_connected"], "the loss is noticed")
+        assert made.ask(made.addresses[1], within="dc").split()[0] in BACKENDS
+        assert stream.stop().failed == 0
+
+
+@inside
+def test_planned_and_unplanned_failover_and_the_loss_of_a_backend() -> None:
+    with pair() as made:
+        first = made.addresses[0]
+        holder = made.holders()[0]
+        other = {"g1": "g2", "g2": "g1"}[holder]
+        # Planned: by an operator's word, under a stream of new connections.
+        stream = Stream("client", first, str(PORT))
+        until(lambda: made.ask(first).split()[0] in BACKENDS, "flows")
+        made.cli("clb", "gateway", "remove", holder)
+        assert made.holders() == [other, other]
+        until(lambda: f"inet {first}/" in made.place.nodes[other].run("ip addr show dev eth0"), "taken")
+        until(lambda: f"inet {first}/" not in made.place.nodes[holder].run("ip addr show dev eth0"), "given up")
+        made.wait_served(first)
+        assert stream.stop().silence_s < HANDOVER_S
+        made.cli("clb", "gateway", "add", holder)
+        # A backend dies: a connection to the other one goes on, new ones avoid the dead one soon.
+        for _ in range(20):
+            lasting = socket.create_connection((first, PORT), timeout=2)
+            lasting.sendall(b"?\n")
+            if lasting.recv(100).split()[0] == b"b1":
+                break
+            lasting.close()
+        made.stop_server("b2")
+        until(lambda: [b["healthy"] for b in made.show()["backends"]].count(False) == 2, "recorded", 15)
+        stream = Stream("client", first, str(PORT))
+        until(lambda: made.ask(first).split()[0] == "b1", "flows")
+        # The other backend is taken away on purpose: what is in progress stays with it.
+        made.serve("b2")
+        until(lambda: all(b["healthy"] for b in made.show()["backends"]), "healthy again", 30)
+        made.cli("clb", "backend", "remove", "main", "apiserver", str(PORT), BACKENDS["b1"])
+        until(lambda: made.ask(first).split()[0] == "b2", "new connections go elsewhere")
+        lasting.sendall(b"?\n")
+        assert lasting.recv(100).split()[0] == b"b1"
+        lasting.close()
+        assert stream.stop().failed == 0
+        # Unplanned: the machine is gone.
+        stream = Stream("client", first, str(PORT))
+        until(lambda: made.ask(first).split()[0] in BACKENDS, "flows")
+        cut(made.place, other)
+        until(lambda: made.holders() == [holder, holder], "reassigned", 10)
+        made.wait_served(first)
+        assert stream.stop().silence_s < FAILOVER_S
+        # The old holder comes back and does not fight.
+        back(made.place, other)
+        made.place.nodes[other].ready()
+        until(lambda: f"inet {first}/" not in made.place.nodes[other].run("ip addr show dev eth0"), "yields")
+        assert made.holders() == [holder, holder]
+        history = json.loads(made.cli("replay", "history", "clb", "main", "--json"))
+        held = [s for s in history["steps"] if s["stamp"]["type"].startswith("clb.holder-assigned")]
+        assert len(held) >= 4
+
+
+@inside
+def test_ten_failovers_in_a_row() -> None:
+    with pair() as made:
+        address = made.addresses[0]
+        stream = Stream("client", address, str(PORT))
+        for _ in range(10):
+            holder = made.holders()[0]
+            other = {"g1": "g2", "g2": "g1"}[holder]
+            made.cli("clb", "gateway", "remove", holder)
+            assert made.holders() == [other, other]
+            until(lambda: f"inet {address}/" in made.place.nodes[other].run("ip addr show dev eth0"), "taken")  # noqa: B023
+            made.wait_served(address)
+            made.cli("clb", "gateway", "add", holder)
+        assert stream.stop().silence_s < HANDOVER_S
+        assert made.cli("replay", "verify")
+
+
+@inside
+def test_a_split_is_over_within_the_fencing_time_and_epochs_decide() -> None:
+    """The holder loses the bus but not the wire: it still believes, and yields to the announcement."""
+    with pair() as made:
+        address = made.addresses[0]
+        holder = made.holders()[0]
+        other = {"g1": "g2", "g2": "g1"}[holder]
+        asking = Stream("arp", "wire", address)
+        stream = Stream("client", address, str(PORT))
+        old = made.place.nodes[holder]
+        old.run("nft add table ip cut")
+        old.run("nft 'add chain ip cut out { type filter hook output priority 0; }'".replace("'", '"'))
+        old.run("nft add rule ip cut out ip daddr 10.0.0.254 tcp dport 4222 drop")
+        old.run("nft 'add chain ip cut in { type filter hook input priority 0; }'")
+        old.run("nft add rule ip cut in ip saddr 10.0.0.254 tcp sport 4222 drop")
+        until(lambda: made.holders() == [other, other], "reassigned", 10)
+        until(lambda: f"inet {address}/" in made.place.nodes[other].run("ip addr show dev eth0"), "taken")
+        made.wait_served(address)
+        assert f"inet {address}/" in old.run("ip addr show dev eth0"), "the old one still believes"
+        until(lambda: address in old.run("nft list set arp isthmus_clb yielded"), "its kernel yields")
+        made.wait_served(address)
+        old.run("nft delete table ip cut")
+        until(lambda: f"inet {address}/" not in old.run("ip addr show dev eth0"), "it learns and gives up", 30)
+        assert made.holders() == [other, other]
+        asking.stop()
+        assert len({mac for _, mac in asking.found}) == 2
+        assert both_answered_s(asking) < FENCING_S
+        assert stream.stop().silence_s < FAILOVER_S
