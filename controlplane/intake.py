@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from controlplane.service.tasks import end
 from controlplane.spans import SourceLimit, SpanStore
 from events import subjects
 from events.telemetry_spans import (
@@ -68,9 +69,7 @@ class SpanIntake:
             with suppress(NatsError):
                 await self._subscription.unsubscribe()
         if self._writing is not None:
-            self._writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._writing
+            await end([self._writing])
         await self._store.add(list(self._waiting))
 
     async def _on_spans(self, message: Msg) -> None:

@@ -7,6 +7,7 @@ states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand ser
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -56,13 +57,16 @@ class ControllerMetrics(NullObserver):
         self._commands = meter.create_histogram(
             "isthmus.command.duration",
             unit="s",
-            description="From receipt of a command to its answer, by command and code (ok, or an error).",
+            description="From receipt to answer: the slowest of each group commit, by command and code.",
             explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._answers = meter.create_counter(
+            "isthmus.commands", description="Answered commands, by command and code (ok, or an error)."
         )
         self._queued = meter.create_histogram(
             "isthmus.command.queued",
             unit="s",
-            description="From receipt of a command to its decision.",
+            description="From receipt to decision: the longest wait of each group commit.",
             explicit_bucket_boundaries_advisory=SECONDS,
         )
         self._append = meter.create_histogram(
@@ -110,15 +114,19 @@ class ControllerMetrics(NullObserver):
         self._refusals.add(0, {"code": "no_free_range"})
         for alarm in ("chain", "projection"):
             self._alarms.add(0, {"name": alarm})
-        self._decisions: dict[int, int] = {}
+        self._seen: set[int] = set()
+        self._waited_s = 0.0
+        self._group: dict[tuple[str, str], list[float]] = {}  # command, code → count, slowest (seconds)
 
     # --- the observer's side ------------------------------------------------------------------------
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002
-        if id(request) in self._decisions:
+        number = id(request)
+        if number in self._seen:
             self._conflicts.add(1)
-        self._decisions[id(request)] = 1
-        self._queued.record(waited_s)
+        else:
+            self._seen.add(number)
+        self._waited_s = max(self._waited_s, waited_s)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
         self._append.record(took_s)
@@ -132,11 +140,29 @@ class ControllerMetrics(NullObserver):
         took_s: float,
         error: IsthmusError | None,
     ) -> None:
-        self._decisions.pop(id(request), None)
-        code = error.code if error else "ok"
-        self._commands.record(took_s, {"command": request.command.name, "code": code})
-        if error is not None:
-            self._refusals.add(1, {"code": code})
+        self._seen.discard(id(request))
+        key = (request.command.name, error.code if error else "ok")
+        entry = self._group.get(key)
+        if entry is not None:
+            entry[0] += 1
+            entry[1] = max(entry[1], took_s)
+            return
+        if not self._group:
+            # The answers of one group come in one turn of the loop; recording each would cost more
+            # than answering it.
+            asyncio.get_running_loop().call_soon(self._record_group)
+        self._group[key] = [1, took_s]
+
+    def _record_group(self) -> None:
+        self._queued.record(self._waited_s)
+        self._waited_s = 0.0
+        for (command, code), (count, slowest_s) in self._group.items():
+            labels = {"command": command, "code": code}
+            self._answers.add(int(count), labels)
+            self._commands.record(slowest_s, labels)
+            if code != "ok":
+                self._refusals.add(int(count), {"code": code})
+        self._group.clear()
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:  # noqa: ARG002
         self._project.record(took_s)

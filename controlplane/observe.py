@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -26,8 +26,9 @@ from controlplane.convergence import ConvergenceTracker
 from controlplane.intake import SpanIntake
 from controlplane.liveness import Liveness
 from controlplane.metrics import ControllerMetrics, Live
-from controlplane.service.hooks import Changes, Lagged, Observer, TraceContext
+from controlplane.service.hooks import Changes, Lagged, Observer
 from controlplane.service.requests import Request
+from controlplane.service.tasks import end
 from controlplane.spans import SPANS_MAX, SpanStore
 from controlplane.tracing import TracingObserver
 from events.codec import Recorded
@@ -39,36 +40,35 @@ from events.types import NodeFenced, NodeLeft
 
 log = logging.getLogger("isthmus.observe")
 
+SINGLY = 16
+"""Transactions of one run that are measured one by one; more are measured together."""
 
-class Fanout:
-    """One observer made of several; the first context that any of them returns counts."""
 
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
+class Both:
+    """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
-    def received(self, request: Request) -> TraceContext | None:
-        contexts = [observer.received(request) for observer in self._observers]
-        return next((context for context in contexts if context is not None), None)
+    def __init__(self, spans: TracingObserver, metrics: ControllerMetrics) -> None:
+        self._spans = spans
+        self._metrics = metrics
+        self.received = spans.received
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
-        for observer in self._observers:
-            observer.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+        self._spans.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+        self._metrics.decided(request, waited_s=waited_s, took_s=took_s, events=events)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
-        for observer in self._observers:
-            observer.appended(requests, first=first, last=last, took_s=took_s)
+        self._spans.appended(requests, first=first, last=last, took_s=took_s)
+        self._metrics.appended(requests, first=first, last=last, took_s=took_s)
 
     def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
-        for observer in self._observers:
-            observer.answered(request, sequence=sequence, took_s=took_s, error=error)
+        self._spans.answered(request, sequence=sequence, took_s=took_s, error=error)
+        self._metrics.answered(request, sequence=sequence, took_s=took_s, error=error)
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:
-        for observer in self._observers:
-            observer.projected(last=last, count=count, took_s=took_s)
+        self._metrics.projected(last=last, count=count, took_s=took_s)
 
     def alarmed(self, name: str, error: IsthmusError) -> None:
-        for observer in self._observers:
-            observer.alarmed(name, error)
+        self._metrics.alarmed(name, error)
 
 
 class Observability:
@@ -82,7 +82,7 @@ class Observability:
         self.convergence = ConvergenceTracker(
             on_applied=self.metrics.agent_applied, on_converged=self.metrics.all_applied
         )
-        self.observer: Observer = Fanout(TracingObserver(telemetry, cluster), self.metrics)
+        self.observer: Observer = Both(TracingObserver(telemetry, cluster), self.metrics)
         self._outbox = outbox
 
     @classmethod
@@ -113,9 +113,7 @@ class Observability:
             try:
                 yield cls(cluster, telemetry, outbox, spans)
             finally:
-                shipping.cancel()
-                with suppress(asyncio.CancelledError):
-                    await shipping
+                await end([shipping])
                 await telemetry.close()
 
     @asynccontextmanager
@@ -135,9 +133,7 @@ class Observability:
             if intake is not None:
                 await intake.close()
             liveness.listeners.remove(self._on_report)
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
+            await end([following])
 
     def _on_report(self, status: AgentStatus) -> None:
         self.convergence.reported(status.node, status.applied, time.monotonic())
@@ -158,11 +154,18 @@ class Observability:
         now = time.monotonic()
         self.metrics.stored(run)
         for recorded in run:
+            if isinstance(recorded.event, (NodeLeft, NodeFenced)):
+                self.convergence.gone(recorded.event.node)
+        ends = [r for r in run if r.envelope.tx_index == r.envelope.tx_count - 1]
+        if len(ends) > SINGLY:
+            # A storm is one thing that happens to the agents; measuring each part would tell no more.
+            last = ends[-1]
+            summary = f"{len(ends):,} transactions"
+            self.convergence.stored(run[0].sequence, last.sequence, now, summary, last.envelope.time)
+            return
+        for recorded in ends:
             envelope, event = recorded.envelope, recorded.event
-            if isinstance(event, (NodeLeft, NodeFenced)):
-                self.convergence.gone(event.node)
-            if envelope.tx_index == envelope.tx_count - 1:
-                first = recorded.sequence - envelope.tx_index
-                more = f" and {envelope.tx_index} more" if envelope.tx_index > 1 else ""
-                summary = f"{event.verb.replace('-', ' ')} {event.entity}{more}"
-                self.convergence.stored(first, recorded.sequence, now, summary, envelope.time)
+            more = f" and {envelope.tx_index} more" if envelope.tx_index > 1 else ""
+            summary = f"{event.verb.replace('-', ' ')} {event.entity}{more}"
+            first = recorded.sequence - envelope.tx_index
+            self.convergence.stored(first, recorded.sequence, now, summary, envelope.time)

@@ -26,7 +26,7 @@ from events.telemetry import MESSAGING_SYSTEM, Telemetry, extract, mark_error
 
 OPEN_MAX = 8192
 """Commands followed at once; more than the committer's queue holds. The oldest is given up beyond it."""
-LINKS_MAX = 32
+LINKS_MAX = 8
 OWN_ACTOR = "controller/"
 """How the actor of a controller's own commands begins (see the ticker)."""
 
@@ -51,6 +51,7 @@ class TracingObserver(NullObserver):
     """Turns what the committer says into spans of ``telemetry``."""
 
     def __init__(self, telemetry: Telemetry, cluster: str) -> None:
+        self._telemetry = telemetry
         self._tracer = telemetry.tracer
         self._cluster = cluster
         self._stream = subjects.stream(cluster)
@@ -58,6 +59,10 @@ class TracingObserver(NullObserver):
         self._counts: dict[int, int] = {}  # events of each decided command, to know each one's sequences
 
     def received(self, request: Request) -> TraceContext | None:
+        written = request.traceparent
+        if self._telemetry.would_drop(written):
+            # The events must not claim a trace that nobody records.
+            return TraceContext(f"{written[:-2]}00", request.tracestate) if written else None
         command = request.command
         parent = extract({"traceparent": request.traceparent, "tracestate": request.tracestate})
         context = trace.set_span_in_context(trace.NonRecordingSpan(parent), _ROOT) if parent else _ROOT

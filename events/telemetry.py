@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.sampling import Sampler
     from prometheus_client import CollectorRegistry
+
+    from events.telemetry_sampling import Sampling
 
 __all__ = ["INVALID_SPAN", "Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
 
@@ -105,12 +108,14 @@ class Telemetry:
         instance: str,
         *,
         tracers: TracerProvider | None = None,
+        sampling: Sampling | None = None,
         meters: MeterProvider | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self.role = role
         self.instance = instance
         self._tracers = tracers
+        self._sampling = sampling
         self._meters = meters
         self._registry = registry
         name = f"isthmus.{role}"
@@ -121,6 +126,21 @@ class Telemetry:
     def tracing(self) -> bool:
         """Whether spans go anywhere; callers may skip work that only a recorded span needs."""
         return self._tracers is not None
+
+    def would_drop(self, traceparent: str) -> bool:
+        """Whether a span continuing this trace (empty: beginning one) would surely not be recorded now.
+
+        Costs a fraction of starting one; for paths that see thousands of messages a second.
+        """
+        if self._tracers is None:
+            return True
+        if self._sampling is None:
+            return False
+        if traceparent:
+            return traceparent.endswith("0") or (
+                self._sampling.continued is not None and self._sampling.continued.spent()
+            )
+        return self._sampling.root is not None and self._sampling.root.spent()
 
     @classmethod
     def off(cls, role: str = "none", instance: str = "") -> Telemetry:
@@ -148,14 +168,18 @@ class Telemetry:
             return cls.off(role, instance)
         spans_to = _exporter_choice("TRACES", environ)
         metrics_to = _exporter_choice("METRICS", environ)
-        tracers = meters = registry = None
+        if sink is None and spans_to == "none" and not metrics and metrics_to == "none":
+            return cls.off(role, instance)
+        tracers = sampling = meters = registry = None
+        resource = _resource(role, instance, cluster, environ)
         if sink is not None or spans_to != "none":
-            tracers = _tracer_provider(
-                role, _resource(role, instance, cluster, environ), sink, spans_to, environ
-            )
+            from events.telemetry_sampling import choose_sampler
+
+            sampling = choose_sampler(role, environ)
+            tracers = _tracer_provider(resource, sampling.sampler, sink, spans_to)
         if metrics or metrics_to != "none":
-            meters, registry = _meter_provider(_resource(role, instance, cluster, environ), metrics, metrics_to)
-        return cls(role, instance, tracers=tracers, meters=meters, registry=registry)
+            meters, registry = _meter_provider(resource, metrics, metrics_to)
+        return cls(role, instance, tracers=tracers, sampling=sampling, meters=meters, registry=registry)
 
     @contextmanager
     def span(
@@ -257,14 +281,12 @@ def _otlp_missing(error: ModuleNotFoundError) -> Usage:
 
 
 def _tracer_provider(
-    role: str, resource: Resource, sink: SpanProcessor | None, export: str, environ: Mapping[str, str]
+    resource: Resource, sampler: Sampler, sink: SpanProcessor | None, export: str
 ) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
-    from events.telemetry_sampling import choose_sampler
-
-    provider = TracerProvider(sampler=choose_sampler(role, environ), resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     if sink is not None:
         provider.add_span_processor(sink)
     if export == "console":

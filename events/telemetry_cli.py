@@ -52,5 +52,5 @@ class TracedClient(ControllerClient):
         with suppress(NatsError, TimeoutError, OSError):
             if records and self._nats.is_connected:
                 await self._nats.publish(subjects.spans(self.cluster, role="cli"), encode_spans(records))
-                await asyncio.wait_for(self._nats.flush(), timeout=1.0)
+                await self._nats.flush(timeout=1)
         await closing

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import (
@@ -36,8 +37,14 @@ class RateLimited(Sampler):
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_s = per_s
         self._clock = clock
-        self._tokens = max(1.0, per_s)
+        self._tokens = max(1.0, per_s) if per_s else 0.0
         self._filled_at = clock()
+
+    def spent(self) -> bool:
+        """Whether the next decision would surely be to drop."""
+        if self._tokens >= 1.0:
+            return False
+        return self._tokens + (self._clock() - self._filled_at) * self.per_s < 1.0
 
     def should_sample(  # noqa: PLR0917  the sampler's signature
         self,
@@ -62,7 +69,18 @@ class RateLimited(Sampler):
         return f"RateLimited{{{self.per_s:g}/s}}"
 
 
-def choose_sampler(role: str, environ: Mapping[str, str]) -> Sampler:
+class Sampling(NamedTuple):
+    """A sampler, and the buckets behind it when it has them: a caller in a hurry asks them first.
+
+    ``root`` decides about traces that begin here, ``continued`` about those that others sampled.
+    """
+
+    sampler: Sampler
+    root: RateLimited | None = None
+    continued: RateLimited | None = None
+
+
+def choose_sampler(role: str, environ: Mapping[str, str]) -> Sampling:
     """The sampler that ``OTEL_TRACES_SAMPLER`` names, or the default described above.
 
     ``OTEL_TRACES_SAMPLER_ARG`` is the ratio of ``traceidratio`` (0 … 1), or traces a second for
@@ -81,21 +99,25 @@ def choose_sampler(role: str, environ: Mapping[str, str]) -> Sampler:
     if base == "always_on":
         root: Sampler = ALWAYS_ON
     elif base == "always_off":
-        root = ALWAYS_OFF
+        nothing = RateLimited(0.0)
+        return Sampling(
+            ParentBased(ALWAYS_OFF) if parent_based else ALWAYS_OFF, nothing, None if parent_based else nothing
+        )
     elif base == "traceidratio":
         ratio = 1.0 if argument is None else argument
         if not 0.0 <= ratio <= 1.0:
             raise Usage("usage", f"OTEL_TRACES_SAMPLER_ARG={text}: a ratio lies between 0 and 1")
         root = TraceIdRatioBased(ratio)
     elif base == "ratelimited":
-        root = RateLimited(DEFAULT_ROOTS_PER_S if argument is None else argument)
-        if parent_based:
-            continued = DEFAULT_CONTINUED_PER_S if argument is None else 2 * argument
-            return ParentBased(root, remote_parent_sampled=RateLimited(continued))
+        limited = RateLimited(DEFAULT_ROOTS_PER_S if argument is None else argument)
+        if not parent_based:
+            return Sampling(limited, limited, limited)
+        continued = RateLimited(DEFAULT_CONTINUED_PER_S if argument is None else 2 * argument)
+        return Sampling(ParentBased(limited, remote_parent_sampled=continued), limited, continued)
     else:
         raise Usage(
             "usage",
             f"OTEL_TRACES_SAMPLER={name} is unknown: [parentbased_]always_on, always_off, "
             f"traceidratio or ratelimited",
         )
-    return ParentBased(root) if parent_based else root
+    return Sampling(ParentBased(root) if parent_based else root)

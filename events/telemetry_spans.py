@@ -179,7 +179,9 @@ class Outbox(SpanProcessor):
         if not batch:
             return
         try:
-            await asyncio.wait_for(ship(batch), timeout=1.0)
+            # Not wait_for: before Python 3.12 it can lose a cancellation, and this task would never end.
+            async with asyncio.timeout(1.0):
+                await ship(batch)
             self.shipped += len(batch)
         except Exception:  # any failure of the bus or the store: spans are expendable
             self.dropped += len(batch)

@@ -227,7 +227,8 @@ class LiveFeed:
             yield b"retry: 1500\nevent: hello\ndata: {}\n\n"
             while True:
                 try:
-                    data = await asyncio.wait_for(queue.get(), timeout=15)
+                    async with asyncio.timeout(15):
+                        data = await queue.get()
                 except TimeoutError:
                     yield b": still here\n\n"
                     continue

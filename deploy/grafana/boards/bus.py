@@ -18,7 +18,7 @@ def bus() -> dashboard.Dashboard:
                 "Answered a second, by answer.",
                 [
                     Query(
-                        per_second("isthmus_command_duration_seconds_count", by="code", window="1m"),
+                        per_second("isthmus_commands_total", by="code", window="1m"),
                         "{{code}}",
                     )
                 ],
@@ -29,7 +29,7 @@ def bus() -> dashboard.Dashboard:
         .with_panel(
             graph(
                 "Answer time",
-                "From receipt to answer, the append included.",
+                "From receipt to answer, the append included: the slowest command of each group commit.",
                 [
                     Query(quantile(share, "isthmus_command_duration_seconds"), name)
                     for share, name in ((0.5, "median"), (0.9, "p90"), (0.99, "p99"))

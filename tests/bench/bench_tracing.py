@@ -1,0 +1,128 @@
+"""What tracing costs the command path: the same joins with telemetry as shipped, and with none.
+
+One server, one load generator, fresh controllers in turn: telemetry off (``OTEL_SDK_DISABLED``), as
+shipped (the default sampler, the built-in store, the metrics), and every command traced. Throughput on
+a shared machine is noisy, so the pairs are interleaved and the best of each kind counts; the
+controller's own CPU time per command says the same with less noise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from events.bus import BusOptions, connect
+from events.client import ControllerClient
+from events.commands import DefineCluster
+from events.server import EmbeddedServer
+from events.server_config import ServerOptions
+
+JOINS = 6_000
+CONCURRENCY = 512
+ROUNDS = 4
+KINDS = {
+    "off": {"OTEL_SDK_DISABLED": "true"},
+    "default": {},
+    "all": {"OTEL_TRACES_SAMPLER": "always_on"},
+}
+PROGRAM = Path(sys.executable).parent / "isthmus"
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(
+    server: EmbeddedServer, cluster: str, cidr: str, data: Path, kind: str
+) -> tuple[float, float]:
+    """Joins per second, and the controller's CPU microseconds for each."""
+    environment = {**os.environ, **KINDS[kind]}
+    controller = await asyncio.create_subprocess_exec(
+        str(PROGRAM), "controller", "--bus", server.url, "--cluster", cluster, "--data", str(data),
+        "--json", "--log-level", "error", "--http", "off", stdout=subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    try:
+        assert controller.stdout is not None
+        await controller.stdout.readline()
+        client = await connect(BusOptions(servers=(server.url,)), name="bench")
+        await ControllerClient(client, cluster, actor="bench").send(
+            DefineCluster(container_cidr=cidr, pods_per_node=64, services=4096)
+        )
+        await client.close()
+        before = cpu_s(controller.pid)
+        command = [sys.executable, "-m", "tests.bench.service_load", server.url, cluster]
+        load = await asyncio.create_subprocess_exec(
+            *command, str(JOINS), str(CONCURRENCY), stdout=subprocess.PIPE
+        )
+        out, _ = await load.communicate()
+        if load.returncode:
+            raise RuntimeError("the load generator failed")
+        spent = cpu_s(controller.pid) - before
+    finally:
+        controller.terminate()
+        await controller.wait()
+    return json.loads(out)["joins_per_s"], spent / JOINS * 1e6
+
+
+async def _run() -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as directory:
+        base = Path(directory)
+        (base / "jetstream").mkdir()
+        async with EmbeddedServer(ServerOptions(store_dir=base / "jetstream")) as server:
+            number = 0
+            for turn in range(ROUNDS):
+                order = list(KINDS) if turn % 2 == 0 else list(reversed(KINDS))
+                for kind in order:
+                    cidr = f"10.{number * 16}.0.0/12"
+                    found[kind].append(await measure(server, f"c{number}", cidr, base / f"{number}", kind))
+                    print(kind, found[kind][-1], file=sys.stderr)
+                    number += 1
+    return found
+
+
+def run() -> list[dict[str, Any]]:
+    """Throughput and CPU, as shipped and with every command traced, against none."""
+    found = asyncio.run(_run())
+    rate = {kind: max(rate for rate, _ in rounds) for kind, rounds in found.items()}
+    cpu = {kind: min(cpu for _, cpu in rounds) for kind, rounds in found.items()}
+    rows: list[dict[str, Any]] = []
+    for kind, what, target in (
+        ("default", "telemetry as shipped", 0.95),
+        ("all", "every command traced", None),
+    ):
+        ratio = rate[kind] / rate["off"]
+        rows.append(
+            {
+                "name": f"joins with {what}, against none",
+                "ours": rate[kind],
+                "baseline": rate["off"],
+                "unit": "joins/s",
+                "ratio": ratio,
+                "target": target,
+                "better": "higher",
+                "ok": target is None or ratio >= target,
+            }
+        )
+        ratio = cpu[kind] / cpu["off"]
+        rows.append(
+            {
+                "name": f"controller's CPU per join with {what}",
+                "ours": cpu[kind],
+                "baseline": cpu["off"],
+                "unit": "µs",
+                "ratio": ratio,
+                "target": None,
+                "better": "lower",
+                "ok": True,
+            }
+        )
+    return rows
