@@ -26,8 +26,8 @@ from opentelemetry.util.types import Attributes
 
 from events.errors import Usage
 
-DEFAULT_ROOTS_PER_S = 20.0
-DEFAULT_CONTINUED_PER_S = 40.0
+DEFAULT_ROOTS_PER_S = 10.0
+DEFAULT_CONTINUED_PER_S = 20.0
 """Traces a second that one process starts, and that it continues for others, before it drops the rest."""
 
 
