@@ -240,6 +240,8 @@ def _holding(asked: Asked, held: Holding) -> list[tuple[str, str]]:
     rows = [("node", held.node), ("uid", held.uid)] if held.node else [("balancer", held.balancer)]
     if held.purpose:
         rows.append(("purpose", held.purpose))
+    if held.gateway:
+        rows.append(("held by gateway", f"{held.gateway}, epoch {held.epoch}"))
     if held.epoch:
         rows.append(("epoch", str(held.epoch)))
     rows.append(("from", f"event {held.since.sequence:,} · {asked.when(held.since)}"))

@@ -16,6 +16,8 @@ from events.codec import Recorded
 from events.errors import Usage
 from events.types import (
     CidrAppended,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
     ClbReleased,
     ClbReserved,
     ClusterDefined,
@@ -41,6 +43,9 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uid: str = ""
     balancer: str = ""
     purpose: str = ""
+    gateway: str = ""
+    """The gateway node that held the balancer's address at the moment; its epoch is in ``epoch``."""
+    gateway_since: Stamp | None = None
     range: str = ""
     epoch: int = 0
     since: Stamp
@@ -160,10 +165,14 @@ async def _pod(history: History, address: str, at: Point, cidr: str) -> WhoAnswe
 
 async def _fixed(history: History, address: str, at: Point) -> WhoAnswer:
     """A node's underlay address or a balancer's address."""
+    gateway: Recorded | None = None
     async for recorded in history.about("address", address, until=at.sequence, newest_first=True):
         event = recorded.event
+        if isinstance(event, ClbHolderAssigned | ClbHolderWithdrawn):
+            gateway = gateway or recorded  # the newest of them decides
+            continue
         if isinstance(event, ClbReserved | ClbReleased):
-            return await _balancer(history, address, at, recorded, event)
+            return await _balancer(history, address, at, recorded, gateway)
         if isinstance(event, NodeJoined | NodeUnderlayChanged):
             end = None
             async for later in history.about("node", event.node, after=recorded.sequence):
@@ -180,8 +189,11 @@ async def _fixed(history: History, address: str, at: Point) -> WhoAnswer:
 
 
 async def _balancer(
-    history: History, address: str, at: Point, recorded: Recorded, event: ClbReserved | ClbReleased
+    history: History, address: str, at: Point, recorded: Recorded, gateway: Recorded | None
 ) -> WhoAnswer:
+    event = recorded.event
+    if not isinstance(event, ClbReserved | ClbReleased):
+        raise TypeError(type(event).__name__)
     began, end = recorded, None
     if isinstance(event, ClbReleased):
         end = recorded
@@ -195,7 +207,17 @@ async def _balancer(
                 end = later
                 break
     purpose = next((item.purpose for item in event.addresses if item.address == address), "")
-    holding = Holding(balancer=event.name, purpose=purpose, since=stamp(began), to=stamp(end) if end else None)
+    held = gateway.event if gateway is not None else None
+    assigned = isinstance(held, ClbHolderAssigned) and gateway is not None and isinstance(event, ClbReserved)
+    holding = Holding(
+        balancer=event.name,
+        purpose=purpose,
+        gateway=held.node if assigned and isinstance(held, ClbHolderAssigned) else "",
+        gateway_since=stamp(gateway) if assigned and gateway is not None else None,
+        epoch=gateway.sequence if assigned and gateway is not None else 0,
+        since=stamp(began),
+        to=stamp(end) if end else None,
+    )
     return _held(address, at, "clb", event.subnet, holding)
 
 

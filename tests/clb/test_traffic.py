@@ -110,6 +110,12 @@ def test_planned_and_unplanned_failover_and_the_loss_of_a_backend() -> None:
         until(lambda: f"inet {first}/" not in made.place.nodes[other].run("ip addr show dev eth0"), "yields")
         assert made.holders() == [holder, holder]
         history = json.loads(made.cli("replay", "history", "clb", "main", "--json"))
+        told = json.loads(made.cli("replay", "who", "--ip", first, "--json"))
+        assert told["holder"]["gateway"] == holder
+        before = json.loads(
+            made.cli("replay", "who", "--ip", first, "--at", str(told["holder"]["epoch"] - 2), "--json")
+        )
+        assert before["holder"]["gateway"] == other
         held = [s for s in history["steps"] if s["stamp"]["type"].startswith("clb.holder-assigned")]
         assert len(held) >= 4
 

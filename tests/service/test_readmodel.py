@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.decision import AdvanceDrains, MarkLiveness
+from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness
 from controlplane.evolve import evolve
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
@@ -25,14 +25,18 @@ from controlplane.service.remembered import Remembered
 from controlplane.state import ClusterState, state_digest
 from events.codec import Cause, Recorded, decode, seal
 from events.commands import (
+    AddBackend,
     AppendCidr,
     ChangeUnderlay,
     DeclareNetwork,
     FenceNode,
     LeaveNode,
+    MarkGateway,
     Override,
     ReleaseClb,
+    RemoveBackend,
     RemoveNode,
+    ReportHealth,
     ReserveClb,
     WithdrawNetwork,
 )
@@ -51,6 +55,13 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
         number = pick.randrange(60)
         state = it.replica.state
         it.clock.forward(pick.choice((0.0, 0.5, 3.0)))
+        holder = next(iter(state.holders.values()), None)
+        place: dict[str, Any] = {
+            "reservation": "gw",
+            "purpose": "apiserver",
+            "address": f"10.21.0.{number % 3}",
+        }
+        heard = {uid: it.clock() - timedelta(seconds=pick.choice((0, 9))) for uid in state.by_uid}
         seen = {f"uid-{n}": it.clock() - timedelta(seconds=pick.choice((0, 100))) for n in range(60)}
         command: Any = pick.choice(
             (
@@ -63,6 +74,27 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
                 RemoveNode(node=f"n{number}", reason="test"),
                 FenceNode(node=f"n{number}", reason="test"),
                 ReserveClb(reservation=f"lb{number % 3}", subnet=f"10.20.{number % 2}.0/29"),
+                ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
+                ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
+                ReleaseClb(reservation="gw") if not step % 3 else RemoveBackend(**place, port=443),
+                MarkGateway(node=f"n{number}", on=number % 4 > 0),
+                MarkGateway(node=f"n{number}"),
+                AddBackend(**place, port=443),
+                AssignHolders(
+                    last_seen=heard,
+                    watching_since=it.clock() - timedelta(hours=1),
+                    able=frozenset(heard),
+                ),
+                ReportHealth(
+                    **place,
+                    port=443,
+                    backend_port=443,
+                    protocol="tcp",
+                    healthy=bool(step % 2),
+                    node=holder.node if holder else "n1",
+                    uid=holder.uid if holder else "",
+                    epoch=holder.epoch if holder else 0,
+                ),
                 ReserveClb(reservation="tiny", subnet="10.30.0.0/31"),
                 ReleaseClb(reservation=f"lb{number % 3}"),
                 DeclareNetwork(network=Network(cidr=f"10.{number}.0.0/16", kind="vpc")),
