@@ -72,8 +72,9 @@ def render(options: ServerOptions, *, port: int, ports_dir: Path) -> str:
     if options.leaf_port:
         lines.append(f"leafnodes {{ listen: {text(f'{options.host}:{options.leaf_port}')} }}")
     elif options.leaf_remotes:
-        remotes = ", ".join(f"{{ url: {text(url)} }}" for url in options.leaf_remotes)
-        lines.append(f"leafnodes {{ reconnect: 1s, remotes: [ {remotes} ] }}")
+        # One remote that names all: a remote each would be connected to all at the same time.
+        urls = json.dumps(list(options.leaf_remotes))
+        lines.append(f"leafnodes {{ reconnect: 1s, remotes: [ {{ urls: {urls} }} ] }}")
     if options.extra:
         lines.append(options.extra)
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""One of the three servers that keep the log dies: what was acknowledged stays, and it goes on."""
+"""Servers of the three that keep the log die: one is nothing, two are said in time, nothing is lost."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from deploy.churn.replay import simulated_fleet
-from deploy.lab.load import Load, compare
+from deploy.churn.trace import simulated_uid
+from deploy.lab.load import PATIENCE_S, Load, compare
 from deploy.lab.measure import Flows, judge_pairs, probe_all
 from deploy.lab.report import ProofFailedError
 from events import subjects
+from events.commands import JoinNode, LeaveNode
+from events.errors import Unavailable
+from events.ids import new_id
 
 if TYPE_CHECKING:
     from deploy.lab.buses import Buses
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 COMMANDS = 24
 """Acknowledged commands to wait for before the kill, between kill and restart, and after the restart."""
 LEVEL_LIMIT_S = 45.0
+ANSWER_LIMIT_S, MARGIN_S = 6.0, 2.0
+"""How long a command without a majority may wait, and how much later its refusal may come."""
+ADDRESS = 230  # in the VPC's subnet, above every node and the load
 FOLLOW_LIMIT_S = 60.0
 
 
@@ -76,4 +83,53 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
             f"{COMMANDS} more answers {answered_s:.1f} s after the kill, slowest command "
             f"{load.slowest_s:.1f} s; {victim} caught up {level_s:.1f} s after its start\n"
             f"{streams}\n{check.detail}"
+        )
+
+
+async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
+    """Two of three servers die: a command is told so in time, and repeated later it takes effect once."""
+    with report.stage(
+        "Two of three bus servers killed: commands are told so in time, pods still talk"
+    ) as check:
+        loop, members = asyncio.get_running_loop(), dict(lab.members.live)
+        victims = sorted(buses.hub)[:2]
+        vpc = lab.topology.sites[0]
+        node, command_id = "without-majority", new_id()
+        join = JoinNode(
+            node=node, uid=simulated_uid(node), kind="cloud", underlay=str(vpc.subnet[ADDRESS]), site=vpc.name
+        )
+        async with Flows(lab, None) as flows:
+            await asyncio.gather(*(buses.hub[name].kill() for name in victims))
+            asked_at = loop.time()
+            try:
+                await lab.client.send(join, command_id=command_id, timeout_s=ANSWER_LIMIT_S)
+            except Unavailable as error:
+                code, told_s = error.code, loop.time() - asked_at
+            else:
+                raise ProofFailedError("a command was acknowledged by one server of three")
+            if told_s > ANSWER_LIMIT_S + MARGIN_S:
+                raise ProofFailedError(f"the answer {code} took {told_s:.1f} s of {ANSWER_LIMIT_S:g} s")
+            results = await probe_all(lab)
+            if lab.members.live != members:
+                raise ProofFailedError("the log went on without a majority")
+            await asyncio.gather(*(buses.hub[name].start() for name in victims))
+            started_at = loop.time()
+            reply = await lab.client.send(join, command_id=command_id, timeout_s=PATIENCE_S)
+            again_s = loop.time() - started_at
+        await compare(lab.log, {command_id: reply})
+        await lab.client.send(LeaveNode(node=node, uid=join.uid, reason="the lab's proof ends"))
+        await lab.members.wait_for(lambda: set(lab.members.live) == set(members), 10, f"{node} to have left")
+        await lab.wait_converged(FOLLOW_LIMIT_S)
+        flows.judge(check)
+        streams = check.detail
+        judge_pairs(check, results)
+        check.measured |= {
+            "killed": victims,
+            "code": code,
+            "told_s": round(told_s, 3),
+            "answered_again_s": round(again_s, 3),
+        }
+        check.detail = (
+            f"{' and '.join(victims)} killed: a join got `{code}` after {told_s:.1f} s; repeated with its id "
+            f"it took effect once, {again_s:.1f} s after they were back\n{streams}\n{check.detail}"
         )

@@ -79,7 +79,7 @@ class Buses:
             })  # fmt: skip
         if self._with_leaf:
             inside = self._idc.subnet[LEAF_IN_SITE]
-            remotes = [{"url": f"nats-leaf://{each}:{LEAF_PORT}"} for each in self._members]
+            remotes = [{"urls": [f"nats-leaf://{each}:{LEAF_PORT}" for each in self._members]}]
             await fabric.add_server(LEAF, MANAGEMENT[LEAF_ADDRESS], self._idc, inside)
             self.leaf = self._server(fabric, LEAF, "site", {
                 "ISTHMUS_LISTEN": f"{inside}:{BUS_PORT}",

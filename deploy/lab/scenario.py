@@ -130,6 +130,7 @@ async def _prove(
     await proofs.agent_killed(lab, report, lab.topology.nodes[0].name)
     if lab.buses is not None and programme.bus_servers > 1:
         await bus_proofs.server_killed(lab, report, lab.buses)
+        await bus_proofs.majority_gone(lab, report, lab.buses)
     if lab.buses is not None and programme.leaf:
         await leaf.link_cut(lab, report, lab.buses)
     await proofs.bus_stopped(lab, report)

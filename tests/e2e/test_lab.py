@@ -58,10 +58,10 @@ def lab(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> str:
+def read_until(process: subprocess.Popen[str], text: str, *, seconds: float = DEADLINE_S) -> str:
     assert process.stdout is not None
     seen = ""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + seconds
     while text not in seen:
         ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
         assert ready, f"{text!r} did not come in time:\n{seen}"

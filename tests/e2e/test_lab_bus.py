@@ -1,0 +1,141 @@
+"""The lab on three bus servers and with a leaf at the data centre, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.lab.load import judge
+from events.chain import genesis
+from events.codec import Cause, Recorded, StoredMessage, decode, seal
+from events.commands import CommandReply, WrittenEvent
+from events.types import NodeLeft
+from tests.e2e.test_lab import CHURN, footprint, isthmus, lab, proven, read_until, remains
+
+DEADLINE_S = 240
+
+in_namespaces = [pytest.mark.netns, pytest.mark.bus, pytest.mark.slow]
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> dict[str, str]:
+    """Environment of a lab that cannot meet anybody else's: its directory is this test's own."""
+    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "150"}
+
+
+def prove(*arguments: str, env: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Checks by name of a lab that ran to its end; every one of them held."""
+    done = isthmus("lab", "--once", "--json", *arguments, env=env, timeout_s=DEADLINE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return proven(json.loads(done.stdout))
+
+
+def one(checks: dict[str, dict[str, Any]], beginning: str) -> dict[str, Any]:
+    (found,) = [check["measured"] for name, check in checks.items() if name.startswith(beginning)]
+    return dict(found)
+
+
+class TestInNamespaces:
+    pytestmark = in_namespaces
+
+    def test_three_servers_lose_no_acknowledged_command_when_their_leader_is_killed(
+        self, where: dict[str, str], tmp_path: Path
+    ) -> None:
+        before = footprint()
+        checks = prove("--bus-servers", "3", env=where)
+        killed = one(checks, "The log's leading bus server killed")
+        assert killed["killed"] in {"bus-1", "bus-2", "bus-3"}
+        assert killed["leader_after"] != killed["killed"]
+        assert killed["acknowledged_without_it"] >= 24
+        assert killed["acknowledged"] >= 72
+        assert killed["events"] >= killed["acknowledged"]
+        assert killed["flows"]["sent"] == killed["flows"]["received"] > 0
+        gone = one(checks, "Two of three bus servers killed")
+        assert gone["code"] in {"log_unavailable", "no_controller", "outcome_unknown", "bus_unreachable"}
+        assert gone["told_s"] < 8
+        assert footprint() == before
+        assert remains(tmp_path) == []
+
+    def test_a_site_with_a_leaf_starts_its_agents_while_the_link_is_cut(
+        self, where: dict[str, str], tmp_path: Path
+    ) -> None:
+        checks = prove("--leaf", env=where)
+        cut = one(checks, "Link to the hub cut")
+        assert cut["node"] == "idc-1"
+        assert cut["hub"] > cut["mirror"]
+        assert cut["flows"]["sent"] == cut["flows"]["received"] > 0
+        assert "new_events_s" in one(checks, "Link to the hub restored")
+        assert remains(tmp_path) == []
+
+    def test_both_together_stay_up_for_exploring(self, where: dict[str, str], tmp_path: Path) -> None:
+        with lab("--bus-servers", "3", "--leaf", "--keep", "--http", "0", env=where) as process:
+            shown = read_until(process, "The lab stays up", seconds=DEADLINE_S)
+            assert "proofs hold" in shown
+            assert " not  (" not in shown
+            mirror = isthmus(
+                "lab", "exec", "idc-bus", "isthmus", "site", "status", "--bus", "nats://192.168.50.5:4222",
+                "--json", env=where,
+            )  # fmt: skip
+            assert {each["lag"] for each in json.loads(mirror.stdout)} == {0}, mirror.stderr
+            assert isthmus("lab", "exec", "bus-3", "hostname", env=where).stdout == "bus-3\n"
+            nodes = isthmus("lab", "exec", "controller", "isthmus", "node", "list", "--json", env=where)
+            assert "cloud-4" in nodes.stdout, nodes.stderr
+            assert isthmus("lab", "down", env=where).returncode == 0
+            assert process.wait(timeout=30) == 0
+        assert remains(tmp_path) == []
+
+    def test_recorded_churn_survives_killed_servers_of_three(self, where: dict[str, str]) -> None:
+        checks = prove("--bus-servers", "3", "--churn", str(CHURN), "--kills", "3", env=where)
+        churn = one(checks, "Recorded churn")
+        assert len(churn["killed"]) == 3
+        assert {"bus", "controller"} <= set(churn["killed"])
+        assert (churn["joins"], churn["leaves"]) == (77, 75)
+
+
+def stored(command_id: str, count: int, first: int = 1) -> tuple[CommandReply, list[Recorded]]:
+    """A command's answer and its events in the log, as they should be."""
+    cause = Cause(command_id=command_id, actor="a", time=datetime.now(UTC), source="test")
+    events = [NodeLeft(node=f"n-{i}", uid="u") for i in range(count)]
+    messages, _ = seal("lab", genesis("lab"), [(cause, events)])
+    records = [
+        decode(StoredMessage(first + i, each.subject, each.headers, each.body, recorded_ns=1))
+        for i, each in enumerate(messages)
+    ]
+    told = tuple(WrittenEvent(sequence=r.sequence, type=r.envelope.type, event={}) for r in records)
+    return CommandReply(sequence=first + count - 1, events=told), records
+
+
+def test_answers_that_agree_with_the_log_are_not_complained_about() -> None:
+    reply, records = stored("c1", 2)
+    assert judge({"c1": reply}, {"c1": records}) == []
+
+
+def test_an_acknowledged_command_that_is_missing_doubled_or_different_is_named() -> None:
+    reply, records = stored("c1", 2)
+    _, later = stored("c1", 2, first=9)
+    silent = CommandReply(sequence=reply.sequence)
+    for found, answer in (([], reply), (records[:1], reply), (later, reply), (records + later, silent)):
+        (line,) = judge({"c1": answer}, {"c1": found})
+        assert "c1" in line
+
+
+@pytest.mark.parametrize("option", [["--leaf"], ["--bus-servers", "3"]])
+def test_locks_and_servers_of_their_own_exclude_each_other(where: dict[str, str], option: list[str]) -> None:
+    done = isthmus("lab", "--secure", *option, env=where)
+    assert (done.returncode, "without --secure" in done.stderr) == (2, True), done.stderr
+
+
+def test_help_shows_how_both_are_used() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("isthmus")), "lab", "--help"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "isthmus lab --bus-servers 3 " in done.stdout
+    assert "isthmus lab --leaf " in done.stdout
