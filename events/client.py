@@ -21,6 +21,7 @@ from events.bus import was_denied
 from events.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
 from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Refused, Unavailable, from_wire
 from events.ids import new_id
+from events.jetstream_api import heed_cancellation
 from events.queries import Query
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class ControllerClient:
                 continue
             except NatsError as error:
                 raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
+            heed_cancellation()
             return _understand(message.data, message.headers or {}, shape)
 
     def _check_permitted(self, subject: str) -> None:
@@ -181,6 +183,7 @@ class ControllerClient:
 
     async def _once(self, subject: str, body: bytes, head: dict[str, str], timeout_s: float) -> CommandReply:
         message = await self._nats.request(subject, body, timeout=timeout_s, headers=dict(head))
+        heed_cancellation()
         try:
             reply = _reply.decode(message.data)
         except msgspec.MsgspecError as error:
