@@ -130,10 +130,15 @@ def test_history_and_batches_are_linked_and_never_continue_an_old_trace() -> Non
                 lambda: len(found := receiver.find("isthmus clb reserve")) == 2 and found, "the CLI's spans"
             )
             assert all((span.parent, span.service) == ("", "isthmus-cli") for span in roots)
-            commands = [only(receiver.find("process command.reserve-clb", trace=root.trace)) for root in roots]
-            assert [only(receiver.find("send command.reserve-clb", trace=r.trace)).parent for r in roots] == [
-                r.id for r in roots
-            ]
+            sends, commands = (
+                [
+                    until(lambda: receiver.find(f"{verb} command.reserve-clb", trace=root.trace), verb)[0]  # noqa: B023
+                    for root in roots
+                ]
+                for verb in ("send", "process")
+            )
+            assert [span.parent for span in sends] == [root.id for root in roots]
+            assert [span.parent for span in commands] == [span.id for span in sends]
 
             b.start().ready(1)
             wanted = {(command.trace, command.id) for command in commands}
@@ -157,4 +162,5 @@ def test_a_refusal_sets_status_and_code() -> None:
             process = until(lambda: receiver.find("process command.release-clb"), "the refused command")[0]
             assert process.failed
             assert process.attributes["isthmus.error.code"] == "clb_unknown"
-            assert only(receiver.find("isthmus clb release", trace=process.trace)).failed
+            root = until(lambda: receiver.find("isthmus clb release", trace=process.trace), "the root")[0]
+            assert root.failed
