@@ -1,0 +1,159 @@
+"""Through a gateway against straight to the backend, in one run: TCP throughput and rate of new connections.
+
+A client, a gateway and two backends as namespaces on one bridge. The gateway's rules are the agent's
+own. The two ways alternate, and each figure is the median of ROUNDS. A connection is opened, asked one
+byte, answered and reset, one after another from one process: the client's and the server's own work is
+in both figures.
+
+The targets hold on links of LINK_MBIT (shaped at every machine), as between real machines. Without
+shaping, throughput is the processors': client, gateway and backend share this machine's few, and one more
+machine on the way costs its share; that figure is reported without a target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.bench.agent_place import row, run_inside
+
+ROUNDS = 3
+TCP_S = 1
+LINK_MBIT = 1000
+CONNECTIONS = 1500
+HELD, PORT, RATE_PORT = "10.0.0.9", 5201, 5300
+BACKENDS = ("10.0.0.3", "10.0.0.4")
+
+_SERVER = f"""
+import socket
+s = socket.create_server(("0.0.0.0", {RATE_PORT}), backlog=1024)
+while True:
+    c, _ = s.accept()
+    with c:
+        try:
+            c.sendall(c.recv(1))
+        except OSError:
+            pass
+"""
+_CLIENT = f"""
+import socket, struct, sys, time
+started = time.perf_counter()
+for _ in range({CONNECTIONS}):
+    with socket.create_connection((sys.argv[1], {RATE_PORT}), timeout=5) as c:
+        c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        c.sendall(b"?")
+        assert c.recv(1)
+print({CONNECTIONS} / (time.perf_counter() - started))
+"""
+
+
+def run() -> list[dict[str, Any]]:
+    """Throughput (at least 0.8 of the direct way) and connection rate (at least 0.5)."""
+    found = run_inside(__name__)
+    return [
+        row(f"CLB, gateway / direct: TCP, links of {LINK_MBIT} Mbit/s", found["gateway"]["link"],
+            found["direct"]["link"], "Gbit/s", 0.8, better="higher"),
+        row("CLB, gateway / direct: TCP, links without limit", found["gateway"]["tcp"],
+            found["direct"]["tcp"], "Gbit/s", None, better="higher"),
+        row("CLB, gateway / direct: new connections", found["gateway"]["rate"], found["direct"]["rate"], "1/s",
+            0.5, better="higher"),
+    ]  # fmt: skip
+
+
+def body() -> dict[str, dict[str, float]]:
+    """Runs inside the namespaces."""
+    _machines()
+    samples: dict[str, dict[str, list[float]]] = {}
+    with _servers():
+        for shaped in (False, True):
+            if shaped:
+                _shape()
+            for number in range(ROUNDS):
+                ways = [("direct", BACKENDS[0]), ("gateway", HELD)]
+                for way, address in ways if number % 2 == 0 else reversed(ways):
+                    figures = samples.setdefault(way, {"tcp": [], "rate": [], "link": []})
+                    if shaped:
+                        figures["link"].append(_tcp(address))
+                    else:
+                        figures["tcp"].append(_tcp(address))
+                        figures["rate"].append(_rate(address))
+    return {
+        way: {name: statistics.median(values) for name, values in figures.items()}
+        for way, figures in samples.items()
+    }
+
+
+def _sh(command: str) -> str:
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _machines() -> None:
+    _sh("ip link add wire type bridge && ip link set wire up")
+    for name, address in (("c", "10.0.0.1"), ("g", "10.0.0.2"), *zip(("b1", "b2"), BACKENDS, strict=True)):
+        _sh(f"""
+            ip netns add {name}; ip -n {name} link set lo up
+            ip link add v-{name} type veth peer name eth0 netns {name}
+            ip link set v-{name} master wire up
+            ip -n {name} addr add {address}/24 dev eth0; ip -n {name} link set eth0 up
+        """)
+    program = (
+        "import asyncio, socket\n"
+        "from nodeagent import firewall\n"
+        "from nodeagent.gateway import link, rules\n"
+        f"targets = lambda port: tuple((a, port) for a in {BACKENDS!r})\n"
+        f"one = rules.Listener({HELD!r}, 'tcp', {PORT}, 'source', targets({PORT}))\n"
+        f"two = rules.Listener({HELD!r}, 'tcp', {RATE_PORT}, 'none', targets({RATE_PORT}))\n"
+        f"asyncio.run(firewall.nft(rules.render([{HELD!r}], [one, two], 8472)))\n"
+        f"link.add({HELD!r}, socket.if_nametoindex('eth0'), 'eth0')\n"
+    )
+    _sh("ip netns exec g sysctl -qw net.ipv4.ip_forward=1")
+    subprocess.run(["ip", "netns", "exec", "g", sys.executable, "-c", program], check=True)
+
+
+@contextlib.contextmanager
+def _servers() -> Iterator[None]:
+    servers = [
+        subprocess.Popen(["ip", "netns", "exec", name, *command], stdout=subprocess.DEVNULL)
+        for name in ("b1", "b2")
+        for command in (["iperf3", "-s"], [sys.executable, "-c", _SERVER])
+    ]
+    try:
+        deadline = time.monotonic() + 10
+        for name in ("b1", "b2"):
+            for port in (PORT, RATE_PORT):
+                while f":{port}" not in _sh(f"ip netns exec {name} ss -ltn") and time.monotonic() < deadline:
+                    pass
+        yield
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+
+
+def _shape() -> None:
+    """Limit what each machine sends."""
+    for name in ("c", "g", "b1", "b2"):
+        _sh(
+            f"ip netns exec {name} tc qdisc add dev eth0 root tbf rate {LINK_MBIT}mbit burst 256kb latency 20ms"
+        )
+
+
+def _tcp(address: str) -> float:
+    found = json.loads(
+        _sh(f"ip netns exec c iperf3 -J --connect-timeout 5000 -c {address} -p {PORT} -t {TCP_S}")
+    )["end"]
+    return float(found["sum_received"]["bits_per_second"]) / 1e9
+
+
+def _rate(address: str) -> float:
+    done = subprocess.run(
+        ["ip", "netns", "exec", "c", sys.executable, "-c", _CLIENT, address],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return float(done.stdout)
