@@ -124,6 +124,14 @@ class Buses:
 
     # ------------------------------------------------------------------ the log's replicas
 
+    async def exists(self, client: Client, stream: str) -> bool:
+        """Whether the hub has that stream and somebody answers for it."""
+        try:
+            await call(client, f"$JS.API.STREAM.INFO.{stream}", timeout_s=ASK_S)
+        except (Unavailable, ApiError):
+            return False
+        return True
+
     async def leader(self, client: Client, stream: str) -> str:
         """The server that leads the stream; "" while there is none, or nobody answers."""
         return str((await _cluster_of(client, stream)).get("leader", ""))

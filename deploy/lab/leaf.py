@@ -7,6 +7,7 @@ the hub; the road that the pods' packets take between the sites is another one a
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deploy.churn.trace import simulated_uid
@@ -36,6 +37,11 @@ BEFORE, MEANWHILE = "before-the-cut", "during-the-cut"
 async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
     """The mirrors are made the way an operator makes them. Runs before the first external node joins."""
     with report.stage("A leaf server at the IDC mirrors the log") as check:
+        cluster = lab.log.cluster
+        for stream in (subjects.stream(cluster), subjects.snapshot_stream(cluster)):
+            # A mirror of a stream that is not there yet asks again ever more slowly.
+            there = partial(buses.exists, lab.bus, stream)
+            await lab.wait_until(there, START_LIMIT_S, f"{stream} at the hub")
         arguments = ("site", "init", "--bus", buses.leaf_url, "--wait", str(INIT_LIMIT_S), "--json")
         command = lab.fabric.places[LEAF].inside(ISTHMUS, *arguments)
         mirrors = json.loads(await run(command, env=lab.environment, timeout_s=INIT_LIMIT_S + 15))
