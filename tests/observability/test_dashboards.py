@@ -139,6 +139,7 @@ def ask(base: str, path: str, **query: str) -> Any:
 @inside
 def test_every_selector_meets_a_series_of_a_real_scrape_and_a_healthy_site_raises_no_alert() -> None:
     with site(start=False) as place, tempfile.TemporaryDirectory() as name:
+        until(lambda: place.isthmus("cluster", "show").returncode == 0, "the cluster is defined", 30)
         for node in place.add("a", "b", "c"):
             node.start("--metrics", f"{node.underlay}:7481")
         for node in place.nodes.values():

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import site, until
+from tests.nodeagent.site import Site, site, until
 from tests.observability.otlp import Receiver, Span, receiving
 
 pytestmark = [pytest.mark.slow, pytest.mark.bus]
@@ -27,6 +29,18 @@ def export_to(port: int) -> None:
         OTEL_BSP_SCHEDULE_DELAY="100",
         OTEL_METRIC_EXPORT_INTERVAL="500",
     )
+
+
+@contextmanager
+def running_site(*names: str) -> Iterator[Site]:
+    """A site whose agents start when the cluster is defined: one that asks too early waits long."""
+    with site(start=False) as place:
+        until(lambda: place.isthmus("cluster", "show").returncode == 0, "the cluster is defined", 30)
+        for node in place.add(*names):
+            node.start()
+        for node in place.nodes.values():
+            node.ready(len(names) - 1)
+        yield place
 
 
 def only(spans: list[Span]) -> Span:
@@ -45,7 +59,7 @@ def followed(receiver: Receiver, trace: str, node: str) -> tuple[Span, Span, Spa
 def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() -> None:
     with receiving() as receiver:
         export_to(receiver.port)
-        with site("a", "b", "c") as place:
+        with running_site("a", "b", "c") as place:
             (newcomer,) = place.add("d")
             newcomer.start()
             newcomer.ready(3)
@@ -120,7 +134,7 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
 def test_history_and_batches_are_linked_and_never_continue_an_old_trace() -> None:
     with receiving() as receiver:
         export_to(receiver.port)
-        with site("a", "b") as place:
+        with running_site("a", "b") as place:
             b = place.nodes["b"]
             b.stop()
             for name in ("one", "two"):
@@ -155,8 +169,7 @@ def test_history_and_batches_are_linked_and_never_continue_an_old_trace() -> Non
 def test_a_refusal_sets_status_and_code() -> None:
     with receiving() as receiver:
         export_to(receiver.port)
-        with site() as place:
-            until(lambda: place.isthmus("cluster", "show").returncode == 0, "the controller answers", 20)
+        with running_site() as place:
             done = place.isthmus("clb", "release", "nothing")
             assert done.returncode == 1
             process = until(lambda: receiver.find("process command.release-clb"), "the refused command")[0]
