@@ -60,6 +60,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = QUEUE_LIMIT
     group_messages: int = BATCH_LIMIT
     group_time_s: float = GROUP_TIME_S
+    sending_s: float = 0.005
     append_timeout_s: float = 5.0
     commit_deadline_s: float = 15.0
     catch_up_s: float = 10.0
@@ -229,6 +230,8 @@ class Committer:
                 if batch is not None and batch.messages:
                     flown = batch
                     flying = asyncio.create_task(self._append(batch))
+                    # Deciding holds the loop: first let the batch get out, so that the two overlap.
+                    await asyncio.wait({flying}, timeout=self._limits.sending_s)
                 elif batch is not None:
                     self._answering.settle(batch.plan, ())
                 if not self._waiting and flying is None:

@@ -18,7 +18,7 @@ from controlplane.service.requests import Request
 from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head
 from events.codec import Cause, OutgoingMessage, Recorded
-from events.commands import CommandReply
+from events.commands import CommandReply, ImportNodes
 from events.envelope import Envelope
 from events.errors import IsthmusError, Refused
 from events.types import Event
@@ -94,7 +94,8 @@ def plan_group(
     decided: list[Decided] = []
     for position, pending in enumerate(group):
         before = clock()
-        if decided and before - started > time_limit_s:
+        too_long = before - started > time_limit_s
+        if decided and (too_long or count + _least_events(pending.request) > messages_limit):
             return Plan(base, decided, count, list(group[position:]))
         if fresh:
             fork = fork or state.fork()
@@ -171,6 +172,12 @@ def _decide(
         defect = Refused("internal", f"deciding the command failed ({type(error).__name__}: {error})")
         return Decided(pending, cause, (), {}, defect)
     return Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
+
+
+def _least_events(request: Request) -> int:
+    """How many events the command will cause if it is granted: not worth deciding if they cannot fit."""
+    command = request.command
+    return 2 * len(command.nodes) if isinstance(command, ImportNodes) else 1
 
 
 def _too_many(count: int, limit: int) -> IsthmusError:
