@@ -60,6 +60,10 @@ class _LabGroup(click.Group):
     help="With 3: a JetStream cluster keeps the log; the server that leads it is killed under load.",
 )  # fmt: skip
 @click.option(
+    "--clb", is_flag=True,
+    help="Also: a CLB pair on two gateways, an API server stand-in behind it; a gateway and a backend die.",
+)  # fmt: skip
+@click.option(
     "--leaf", is_flag=True,
     help="A leaf server at the data centre mirrors the log; its link is cut, a node starts from the mirror.",
 )  # fmt: skip
@@ -76,8 +80,8 @@ class _LabGroup(click.Group):
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, capsule: Path | None, http: int,
-    as_json: bool, name: str,
+    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
+    capsule: Path | None, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
 
@@ -96,6 +100,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
+    isthmus lab --clb                   … and a CLB pair carries traffic, whatever dies
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --keep   both, and stay up
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
@@ -140,7 +145,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     programme = scenario.Programme(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
-        bus_servers=int(bus_servers), leaf=leaf,
+        bus_servers=int(bus_servers), leaf=leaf, clb=clb,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

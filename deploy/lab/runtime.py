@@ -87,6 +87,10 @@ class Lab:
         self.nodes: dict[str, LabNode] = {}
         self.members = Members()
         self.buses = buses
+        self.gateways = False
+        """Whether the cloud nodes' agents run with --gateway."""
+        self.stand_ins: list[Daemon] = []
+        """Other people's programs, for the proofs of the CLB pair."""
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
         self._issuer: Daemon | None = None
         self._console: Daemon | None = None
@@ -163,7 +167,7 @@ class Lab:
         await self._stack.aclose()
         await asyncio.gather(*(pod.kill() for pod in self.pods))
         await asyncio.gather(*(node.agent.stop() for node in self.nodes.values()))
-        for helper in (self._issuer, self._console):
+        for helper in (self._issuer, self._console, *self.stand_ins):
             if helper is not None:
                 await helper.stop()
         if self._controller is not None:
@@ -312,6 +316,8 @@ class Lab:
         if self.buses is not None:
             environment["ISTHMUS_BUS"] = self.buses.url_for(node.kind)
         line = commands.agent(node, directory)
+        if self.gateways and node.kind == "cloud":
+            line.append("--gateway")
         agent = Daemon(node.name, place, line, self.directory.log(node.name), environment)
         started = LabNode(node, place, agent, directory)
         self.nodes[node.name] = started
@@ -331,8 +337,9 @@ class Lab:
         return bool(member and member.range) and commands.conflist(node.directory) is not None
 
     def _check_follower(self) -> None:
-        if self._follower is not None and self._follower.done():
-            self._follower.result()
+        for task in (self._follower, self._watcher):
+            if task is not None and task.done():
+                task.result()
 
     async def start_pods(self, node: LabNode) -> None:
         """Starts the node's pods by the CNI configuration that its agent wrote."""

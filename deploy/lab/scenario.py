@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.lab import bus_proofs, leaf, proofs
+from deploy.lab import bus_proofs, clb_proofs, leaf, proofs
 from deploy.lab.buses import Buses
 from deploy.lab.report import ProofFailedError, Report
 from deploy.lab.runtime import Lab
@@ -42,6 +42,7 @@ class Programme:
     secure: bool = False
     bus_servers: int = 1
     leaf: bool = False
+    clb: bool = False
     console: int = -1  # descriptor of a listening socket of the host, for the console
     console_url: str = ""
     quarantine_s: float = 1.0
@@ -85,6 +86,7 @@ async def _main(
     async with Lab(
         topology, directory, plugins, quarantine_s=programme.quarantine_s, secure=programme.secure, buses=buses
     ) as lab:
+        lab.gateways = programme.clb
         proving = asyncio.create_task(_prove(lab, report, programme, directory, state), name="lab: prove")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({proving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +124,9 @@ async def _prove(
     await proofs.cyclic_ranges(lab, report)
     await proofs.every_pair(lab, report, name="Every pod reaches every pod on every other node")
     await proofs.full_size(lab, report)
+    if programme.clb:
+        await clb_proofs.pair(lab, report)
+        publish()
     leaver = lab.topology.nodes[-1].name
     freed = lab.members.live[leaver].range
     await proofs.leave(lab, report, leaver)
