@@ -31,9 +31,10 @@ from tests.bench.service_load import join
 JOINS = 12_000
 CONCURRENCY = 1024
 IMPORTED = 10_000
-LINES = 400
-"""Nodes per import request, as ``isthmus node import`` sends them."""
-PIPELINE = 4
+LINES = 250
+"""Nodes per import request: two of them fill one append of 1,000 events."""
+PIPELINE = 8
+"""Requests on their way at once."""
 CIDRS = {"joins": "10.0.0.0/9", "bulk": "10.128.0.0/9"}
 
 
