@@ -77,7 +77,7 @@ class Killer:
                 lab.controller_is_there, RECOVERY_LIMIT_S, "the controller after the bus's death"
             )
         elif victim == CONTROLLER:
-            await lab.stop_control_plane()
+            await lab.controller.kill()
             await lab.controller.start()
             await lab.wait_until(lab.controller_is_there, RECOVERY_LIMIT_S, "the controller to be back")
         else:
