@@ -39,6 +39,7 @@ from controlplane.service.replica import Replica
 from controlplane.service.tasks import end, failure
 from controlplane.service.ticker import TICK_S, Ticker
 from controlplane.snapshots import Rhythm, SnapshotPublisher
+from controlplane.status_keeper import StatusKeeper
 from events import subjects
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
@@ -127,6 +128,7 @@ class Controller:
             on_turn=lambda leading: replica.rest(alone=leading),
         )
         self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
+        self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
         self._ticker = Ticker(
             self.committer,
             replica,
@@ -179,7 +181,7 @@ class Controller:
                 trust=not options.verify_log,
             )
             self = cls(options, client, event_log, replica, observer=observer, lock=lock)
-            reconnected.append(self.liveness.restart)
+            reconnected += [self.liveness.restart, self._status_keeper.look]
         except BaseException:
             if client is not None:
                 await client.close()
@@ -220,6 +222,7 @@ class Controller:
             "ticker": self._ticker.run(),
             "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
             "statuses": self._watch_statuses(),
+            "status stream": self._status_keeper.run(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),
         }

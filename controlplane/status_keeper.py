@@ -1,0 +1,54 @@
+"""Keeping the status stream in being.
+
+It lives in the servers' memory (:func:`events.jetstream_stream.status_stream_settings`), so a single
+server that was killed comes back without it, while the controller that made it lives on. Agents repeat
+their reports; there only has to be a stream again that takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from nats.aio.client import Client
+
+from events.errors import IsthmusError
+from events.jetstream_api import heed_cancellation
+from events.jetstream_stream import ensure_stream, status_stream_settings
+
+log = logging.getLogger("isthmus.controller")
+
+LOOK_AGAIN_S = 30.0
+"""A restart of the server that we are connected to is noticed at once; one elsewhere within this time."""
+
+RETRY_S = 1.0
+
+
+class StatusKeeper:
+    """Makes the cluster's status stream again whenever it is gone. :meth:`look` says: look now."""
+
+    def __init__(self, client: Client, cluster: str, *, replicas: int | None) -> None:
+        self._client = client
+        self._settings = status_stream_settings(cluster)
+        self._replicas = replicas
+        self._wake = asyncio.Event()
+
+    def look(self) -> None:
+        """The connection was restored: the server may be a new one."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. What goes wrong is logged and tried again."""
+        while True:
+            heed_cancellation()
+            self._wake.clear()
+            pause_s = LOOK_AGAIN_S
+            try:
+                await ensure_stream(self._client, self._settings, replicas=self._replicas)
+            except IsthmusError as error:
+                log.warning("the agents' reports cannot be kept: %s", error.message)
+                pause_s = RETRY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
