@@ -174,7 +174,9 @@ class Follower:
                     self._conditions.set("join", error.message)
                     if error.code in HOPELESS and not self.view.joined:
                         raise
-                    pause_s = REFUSED_RETRY_S
+                    # A cluster that is about to be defined is a matter of moments, other refusals are not.
+                    soon = error.code == "cluster_not_defined"
+                    pause_s = min(RETRY_LONGEST_S, pause_s * 2) if soon else REFUSED_RETRY_S
                 else:
                     self._conditions.clear("join")
                     self.contact.joined = True
