@@ -202,6 +202,8 @@ class _Append:
             )
         if actual >= self._end and self._messages and await self._stands(timeout_s):
             return True
+        if repeated and actual < self._expected:
+            return False  # it knows our ids and shows a log without them: a replica that lags; ask again
         raise Refused(
             "wrong_last_sequence",
             f"the decision was made on sequence {self._expected}, the log is at {actual}",
