@@ -200,8 +200,12 @@ class _Append:
                 actual=actual,
                 repeated=True,
             )
-        if actual >= self._end and self._messages and await self._stands(timeout_s):
-            return True
+        if actual >= self._end and self._messages:
+            stands = await self._stands(timeout_s)
+            if stands is None:
+                return False  # the log goes that far, yet this replica does not show it: ask again
+            if stands:
+                return True
         if repeated and actual < self._expected:
             return False  # it knows our ids and shows a log without them: a replica that lags; ask again
         raise Refused(
@@ -211,15 +215,17 @@ class _Append:
             actual=actual,
         )
 
-    async def _stands(self, timeout_s: float) -> bool:
+    async def _stands(self, timeout_s: float) -> bool | None:
         """Whether our last message stands at its place, and with it (by its chain digest) all before it.
+
+        None when the answering replica has nothing at that place.
 
         The id alone would not do: another controller that decides the same command at the same place
         gives its events the same ids, and other contents.
         """
         found = await message_at(self._client, self._prefix, self._stream, self._end, timeout_s=timeout_s)
         if found is None:
-            return False
+            return None
         wanted = self._messages[-1]
         return all(found[1].get(name) == wanted.headers.get(name) for name in ("ce-id", CHAIN_HEADER))
 
