@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from events.log import LogReader
 
 CLUSTER = "lab"
-START_LIMIT_S = 20.0
+START_LIMIT_S = 60.0  # a mirror at a site may take the server a quarter of a minute to begin
 CONVERGE_LIMIT_S = 15.0
 POLL_S = 0.02
 WATCH_S = 0.1
