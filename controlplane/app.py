@@ -43,7 +43,7 @@ from controlplane.status_keeper import StatusKeeper
 from events import subjects
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.snapshots import SnapshotBucket
 from events.status_stream import StatusReader
 

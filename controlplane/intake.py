@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 from controlplane.service.tasks import end
 from controlplane.spans import SourceLimit, SpanStore
 from events import subjects
-from events.telemetry_spans import (
+from events.telemetry.spans import (
     BATCH_LIMIT,
     LINK_LIMIT,
     TEXT_LIMIT,

@@ -16,8 +16,8 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events.errors import Refused, Unavailable
-from events.jetstream_api import DEFAULT_PREFIX, ApiError, call, error_in
-from events.jetstream_stream import ensure_stream
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in
+from events.jetstream.stream import ensure_stream
 
 LEASE_TTL_S = 2.0
 """A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""

@@ -19,7 +19,7 @@ from controlplane.service.requests import Request
 from controlplane.state import ClusterState
 from events.codec import Recorded
 from events.errors import IsthmusError
-from events.telemetry import Telemetry
+from events.telemetry.role import Telemetry
 from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

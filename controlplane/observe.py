@@ -34,8 +34,8 @@ from controlplane.tracing import TracingObserver
 from events.codec import Recorded
 from events.errors import IsthmusError
 from events.status import AgentStatus
-from events.telemetry import Telemetry
-from events.telemetry_spans import Outbox
+from events.telemetry.role import Telemetry
+from events.telemetry.spans import Outbox
 from events.types import NodeFenced, NodeLeft
 
 log = logging.getLogger("isthmus.observe")

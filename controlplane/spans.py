@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from events.telemetry_spans import SpanLink, SpanRecord
+from events.telemetry.spans import SpanLink, SpanRecord
 
 SPANS_MAX = 100_000
 """Spans kept by default: about 60 MB on disk, and at human pace several days."""

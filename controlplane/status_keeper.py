@@ -1,6 +1,6 @@
 """Keeping the status stream in being.
 
-It lives in the servers' memory (:func:`events.jetstream_stream.status_stream_settings`), so a single
+It lives in the servers' memory (:func:`events.jetstream.stream.status_stream_settings`), so a single
 server that was killed comes back without it, while the controller that made it lives on. Agents repeat
 their reports; there only has to be a stream again that takes them.
 """
@@ -14,8 +14,8 @@ import logging
 from nats.aio.client import Client
 
 from events.errors import IsthmusError
-from events.jetstream_api import heed_cancellation
-from events.jetstream_stream import ensure_stream, status_stream_settings
+from events.jetstream.api import heed_cancellation
+from events.jetstream.stream import ensure_stream, status_stream_settings
 
 log = logging.getLogger("isthmus.controller")
 

@@ -22,7 +22,7 @@ from controlplane.service.hooks import NullObserver, TraceContext
 from controlplane.service.requests import Request
 from events import subjects
 from events.errors import IsthmusError
-from events.telemetry import MESSAGING_SYSTEM, Telemetry, extract, mark_error
+from events.telemetry.role import MESSAGING_SYSTEM, Telemetry, extract, mark_error
 
 OPEN_MAX = 8192
 """Commands followed at once; more than the committer's queue holds. The oldest is given up beyond it."""

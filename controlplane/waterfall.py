@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from events.telemetry_spans import SpanRecord
+from events.telemetry.spans import SpanRecord
 
 DEPTH_MAX = 40
 

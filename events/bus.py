@@ -24,7 +24,7 @@ import msgspec
 from nats.aio.client import Client, Server
 from nats.errors import Error as NatsError
 
-from events import credentials as creds
+from events.access import creds
 from events.errors import IsthmusError, Refused, Unavailable
 from events.wire import FastHeaders
 
@@ -70,7 +70,7 @@ class _Patient(FastHeaders):
     """Subjects that the server let this client not publish to, lower case, the latest last."""
     public_key = ""
     api_prefix = "$JS.API"
-    """Where these credentials find JetStream's API; :func:`events.jetstream_api.prefix_of` asks."""
+    """Where these credentials find JetStream's API; :func:`events.jetstream.api.prefix_of` asks."""
 
     def _connect_command(self) -> bytes:
         """Name the public key beside the JWT: a server with a plain configuration knows only that."""

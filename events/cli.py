@@ -105,7 +105,7 @@ def json_option(function: Function) -> Function:
 async def controller(context: BusContext) -> AsyncIterator[ControllerClient]:
     """A connection to the cluster's controllers, closed behind the block. Raises Unavailable."""
     from events.bus import connect
-    from events.telemetry_cli import TracedClient
+    from events.telemetry.cli import TracedClient
 
     client = await connect(context.bus, name=f"isthmus-cli/{context.actor}")
     traced = TracedClient(client, context.cluster, actor=context.actor)

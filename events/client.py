@@ -21,11 +21,11 @@ from events.bus import was_denied
 from events.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
 from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Refused, Unavailable, from_wire
 from events.ids import new_id
-from events.jetstream_api import heed_cancellation
+from events.jetstream.api import heed_cancellation
 from events.queries import Query
 
 if TYPE_CHECKING:
-    from events.telemetry import Telemetry
+    from events.telemetry.role import Telemetry
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -74,7 +74,7 @@ class ControllerClient:
         telemetry = self._telemetry
         if telemetry is None or not telemetry.tracing:
             return await self._deliver(command, head, timeout_s, try_timeout_s)
-        from events.telemetry import MESSAGING_SYSTEM, SpanKind, inject
+        from events.telemetry.role import MESSAGING_SYSTEM, SpanKind, inject
 
         attributes = {
             "messaging.system": MESSAGING_SYSTEM,

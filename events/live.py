@@ -25,10 +25,10 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.chain import Head
 from events.codec import StoredMessage
-from events.direct import DirectAnswer, DirectReader, carried_message
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, heed_cancellation, pauses, prefix_of
-from events.jetstream_read import log_head
+from events.jetstream.api import DEFAULT_PREFIX, heed_cancellation, pauses, prefix_of
+from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
+from events.jetstream.read import log_head
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.live")

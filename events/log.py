@@ -1,6 +1,6 @@
 """The port to the log: the only truth, append-only, gap-free, one total order per cluster.
 
-Implementations: :mod:`events.memory` (one process), :mod:`events.jetstream` (production), and the
+Implementations: :mod:`events.memory` (one process), :mod:`events.jetstream.log` (production), and the
 replay tool's archive file (reading only). ``tests/contract`` runs one suite against all of them.
 """
 

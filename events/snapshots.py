@@ -28,10 +28,10 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.clb import Traffic
-from events.direct import DirectReader
 from events.errors import Unavailable, VerificationFailed
-from events.jetstream_api import DEFAULT_PREFIX, error_in, pauses, prefix_of
-from events.jetstream_stream import ensure_stream
+from events.jetstream.api import DEFAULT_PREFIX, error_in, pauses, prefix_of
+from events.jetstream.direct import DirectReader
+from events.jetstream.stream import ensure_stream
 from events.types import ClusterDefined
 
 FORMAT = 1

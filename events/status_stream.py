@@ -20,9 +20,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.direct import DirectReader
 from events.errors import Unavailable
-from events.jetstream_api import DEFAULT_PREFIX, heed_cancellation
+from events.jetstream.api import DEFAULT_PREFIX, heed_cancellation
+from events.jetstream.direct import DirectReader
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.status")

@@ -21,8 +21,8 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.errors import IsthmusError
 from events.status import AgentStatus
-from events.telemetry import Telemetry, our_version
-from events.telemetry_spans import Outbox, SpanRecord, encode_spans
+from events.telemetry.role import Telemetry, our_version
+from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent import cni
 from nodeagent.cache import Cache
 from nodeagent.conditions import Conditions

@@ -93,9 +93,9 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
     Example:
       isthmus agent --bus nats://10.0.0.2:4222 --cluster prod --underlay eth0
     """
-    from events.telemetry import Telemetry
-    from events.telemetry_logs import configure_logging
-    from events.telemetry_spans import Outbox
+    from events.telemetry.logs import configure_logging
+    from events.telemetry.role import Telemetry
+    from events.telemetry.spans import Outbox
     from nodeagent.agent import Agent
     from nodeagent.metrics import bind
     from nodeagent.privileges import keep_only_net_admin
@@ -114,7 +114,7 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
 
 
 async def _until_stopped(agent_: Any, telemetry: Any, metrics: str) -> None:
-    from events.telemetry_http import serve_where
+    from events.telemetry.http import serve_where
 
     loop = asyncio.get_running_loop()
     main = asyncio.create_task(agent_.run(), name="agent")

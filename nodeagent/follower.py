@@ -17,17 +17,17 @@ from pathlib import Path
 import msgspec
 from nats.aio.client import Client
 
+from events.access.enrolment import keep_fresh
 from events.bus import connect
 from events.chain import CHAIN_HEADER, verify_link
 from events.client import ControllerClient
 from events.codec import StoredMessage, UnknownEvent, decode_event
 from events.commands import JoinNode
-from events.enrolment import keep_fresh
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
 from events.snapshots import SnapshotBucket
-from events.telemetry import Telemetry
+from events.telemetry.role import Telemetry
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig

@@ -20,7 +20,7 @@ import msgspec
 from events.attestation import text
 from events.errors import IsthmusError
 from events.status import DRIFT_SHOWN
-from events.telemetry import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
+from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
 from nodeagent import tuning
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig

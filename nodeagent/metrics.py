@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from events.telemetry import Telemetry
+from events.telemetry.role import Telemetry
 
 if TYPE_CHECKING:
     from nodeagent.agent import Agent

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from events.errors import IsthmusError
-from events.telemetry import SpanKind, Telemetry
+from events.telemetry.role import SpanKind, Telemetry
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.firewall import Rules

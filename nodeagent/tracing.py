@@ -16,7 +16,7 @@ from opentelemetry.util.types import AttributeValue
 
 from events import subjects
 from events.codec import StoredMessage
-from events.telemetry import MESSAGING_SYSTEM, Telemetry, extract, link
+from events.telemetry.role import MESSAGING_SYSTEM, Telemetry, extract, link
 
 LINKS_MAX = 64
 

@@ -260,7 +260,7 @@ class History:
 
 def _lookup(log: LogReader) -> LiveLookup | None:
     """The server's index, for a log on a server."""
-    if type(log).__module__ != "events.jetstream":
+    if type(log).__module__ != "events.jetstream.log":
         return None
     from replay.live import LiveLookup
 

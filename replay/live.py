@@ -9,8 +9,8 @@ import msgspec
 
 from events import subjects
 from events.codec import StoredMessage
-from events.direct import BATCH_MAX, DirectReader
-from events.jetstream import JetStreamLog
+from events.jetstream.direct import BATCH_MAX, DirectReader
+from events.jetstream.log import JetStreamLog
 from events.status import AgentStatus
 
 _status = msgspec.json.Decoder(AgentStatus)

@@ -144,7 +144,7 @@ def rebuild(context: BusContext, data: Path, as_json: bool) -> None:
     from controlplane.readmodel.rebuild import rebuild as work
     from events.bus import connect
     from events.cli import console, print_json
-    from events.jetstream import JetStreamLog
+    from events.jetstream.log import JetStreamLog
 
     async def main() -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -47,7 +47,7 @@ async def _tail(
     from events.bus import connect
     from events.chain import CHAIN_HEADER, Head, verify_link
     from events.codec import decode
-    from events.jetstream import JetStreamLog
+    from events.jetstream.log import JetStreamLog
 
     client = await connect(context.bus, name="isthmus-tail")
     try:

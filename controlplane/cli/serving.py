@@ -29,7 +29,7 @@ that hardly exist here; memory for this many is some ten megabytes."""
 
 def setup_logging(level: str, *, instance: str = "") -> None:
     """Log lines on standard error; ISTHMUS_LOG_LEVEL beats ``level``. Raises Usage(usage)."""
-    from events.telemetry_logs import configure_logging
+    from events.telemetry.logs import configure_logging
 
     configure_logging("controller", instance=instance, environ={"ISTHMUS_LOG_LEVEL": level, **os.environ})
 

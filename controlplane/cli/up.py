@@ -140,8 +140,8 @@ async def _up(
     from events.bus import BusOptions, connect
     from events.cli import print_json
     from events.client import ControllerClient
-    from events.server import EmbeddedServer
-    from events.server_config import ServerOptions
+    from events.server.config import ServerOptions
+    from events.server.process import EmbeddedServer
 
     store = data / "jetstream"
     store.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ from controlplane.state import ClusterState
 from controlplane.waterfall import Waterfall, waterfall
 from events.errors import BadRequest
 from events.queries import PAGE_LIMIT
-from events.telemetry_http import CONTENT_TYPE
+from events.telemetry.http import CONTENT_TYPE
 
 PRESENT = -1
 NODES_MAX = 20_000

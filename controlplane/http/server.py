@@ -28,7 +28,7 @@ from controlplane.http.live import LiveFeed
 from controlplane.http.security import COOKIE, HEADERS, Gate, check_exposure
 from controlplane.http.source import Source
 from events.errors import IsthmusError, Unavailable
-from events.telemetry import our_version
+from events.telemetry.role import our_version
 
 STATIC = Path(__file__).parent / "static"
 BODY_LIMIT_BYTES = 16 * 1024

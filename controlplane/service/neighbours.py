@@ -18,7 +18,7 @@ from controlplane.decision import Surroundings, Tick
 from events import subjects
 from events.commands import AppendCidr, Command, DefineCluster
 from events.errors import Unavailable
-from events.jetstream_api import DEFAULT_PREFIX, NO_MESSAGE, STREAM_NOT_FOUND, ApiError, call
+from events.jetstream.api import DEFAULT_PREFIX, NO_MESSAGE, STREAM_NOT_FOUND, ApiError, call
 from events.types import CidrAppended, ClusterDefined
 
 FRESH_S = 30.0

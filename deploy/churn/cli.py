@@ -81,7 +81,7 @@ async def _churn(
     from events.bus import connect
     from events.client import ControllerClient
     from events.commands import DefineCluster
-    from events.jetstream import JetStreamLog
+    from events.jetstream.log import JetStreamLog
 
     traces = load(find_files(files), external)
     bus = await connect(context.bus, name=f"isthmus-churn/{context.actor}")

@@ -25,10 +25,10 @@ from deploy.credentials.jwt import encode
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Book, Principal, Store, UserRecord
 from events import subjects
-from events.credentials import API_TAG, render, write_secret
-from events.enrolment import RENEW_TAG
+from events.access.creds import API_TAG, render, write_secret
+from events.access.enrolment import RENEW_TAG
+from events.access.nkeys import KeyPair, generate
 from events.errors import BadRequest, Refused
-from events.nkeys import KeyPair, generate
 
 DAY_S = 86_400
 LIFETIME_DAYS: dict[Role, int] = {

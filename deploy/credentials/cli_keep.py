@@ -218,8 +218,8 @@ def show(file: Path, as_json: bool) -> None:
     \b
     Example: isthmus credentials show /etc/isthmus/agent.creds
     """
-    from events.credentials import load
-    from events.enrolment import renewal_due
+    from events.access.creds import load
+    from events.access.enrolment import renewal_due
 
     found = load(file)
     due = renewal_due(found)

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from events.credentials import decode_claims
+from events.access.creds import decode_claims
+from events.access.nkeys import KeyPair, verify
 from events.errors import Refused
-from events.nkeys import KeyPair, verify
 
 _HEADER = msgspec.json.encode({"typ": "JWT", "alg": "ed25519-nkey"})
 

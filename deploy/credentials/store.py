@@ -24,9 +24,9 @@ from pathlib import Path
 import msgspec
 
 from deploy.credentials.layout import Role
-from events.credentials import write_secret
+from events.access.creds import write_secret
+from events.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
-from events.nkeys import KeyPair, from_seed
 
 BOOK_VERSION = 1
 

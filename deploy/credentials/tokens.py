@@ -8,9 +8,9 @@ from pathlib import Path
 from deploy.credentials.authority import Authority
 from deploy.credentials.claims import scoped_user
 from deploy.credentials.jwt import encode
-from events.enrolment import JoinToken
+from events.access.enrolment import JoinToken
+from events.access.nkeys import generate
 from events.errors import BadRequest, Refused
-from events.nkeys import generate
 
 MINUTES = 60
 MINUTES_MAX = 7 * 24 * 60

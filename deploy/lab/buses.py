@@ -21,8 +21,8 @@ from deploy.lab.report import ProofFailedError
 from deploy.lab.topology import MANAGEMENT, Site
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
-from events.jetstream_api import ApiError, call
-from events.server import find_binary
+from events.jetstream.api import ApiError, call
+from events.server.process import find_binary
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address

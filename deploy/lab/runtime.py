@@ -30,7 +30,7 @@ from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.commands import LeaveNode
 from events.errors import Refused, Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.status import AgentStatus
 from events.status_stream import StatusReader
 

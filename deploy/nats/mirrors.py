@@ -10,8 +10,8 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.errors import Unavailable
-from events.jetstream_api import STREAM_NOT_FOUND, ApiError, call, pauses
-from events.jetstream_stream import ensure_stream, event_stream_settings, mirror_settings
+from events.jetstream.api import STREAM_NOT_FOUND, ApiError, call, pauses
+from events.jetstream.stream import ensure_stream, event_stream_settings, mirror_settings
 from events.snapshots import snapshot_stream_settings
 
 SILENT_MAX_S = 5.0

@@ -124,7 +124,7 @@ async def _import(
     archives: tuple[str, ...], context: BusContext, replicas: int | None, *, as_json: bool
 ) -> None:
     from events.bus import connect
-    from events.jetstream import JetStreamLog
+    from events.jetstream.log import JetStreamLog
     from replay.archive.reader import ArchiveLog
     from replay.transfer import import_archive
 

@@ -147,7 +147,7 @@ async def opened(source: Source) -> AsyncIterator[Asked]:
         return
     from events.bus import connect
     from events.errors import VerificationFailed
-    from events.jetstream import JetStreamLog
+    from events.jetstream.log import JetStreamLog
 
     client = await connect(source.context.bus, name="isthmus-replay")
     try:

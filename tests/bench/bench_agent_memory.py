@@ -62,7 +62,7 @@ async def _agent(directory: Path) -> float:
     from events.codec import Cause, StoredMessage, seal
     from events.ids import new_id
     from events.log import ReadBatch
-    from events.telemetry import Telemetry
+    from events.telemetry.role import Telemetry
     from events.types import ClusterDefined, Event, NodeJoined, RangeAllocated
     from nodeagent.cache import Cache
     from nodeagent.conditions import Conditions

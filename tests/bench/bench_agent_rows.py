@@ -244,7 +244,7 @@ def _join(_: int) -> tuple[float, float]:
 async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]:
     from events.bus import BusOptions
     from events.log import ReadBatch
-    from events.telemetry import Telemetry
+    from events.telemetry.role import Telemetry
     from nodeagent.cache import Cache
     from nodeagent.conditions import Conditions
     from nodeagent.config import AgentConfig

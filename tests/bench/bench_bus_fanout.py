@@ -19,9 +19,9 @@ from typing import Any
 
 from events import subjects
 from events.bus import BusOptions, connect
-from events.jetstream import JetStreamLog
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.jetstream.log import JetStreamLog
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.bench.bus_fleet import PLAIN, Fleet
 from tests.contract.samples import CLUSTER, sealed
 

@@ -23,11 +23,11 @@ from events import subjects
 from events.bus import BusOptions, connect
 from events.chain import genesis, verify_link
 from events.codec import decode
-from events.jetstream import JetStreamLog
-from events.jetstream_api import call
+from events.jetstream.api import call
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, fill
 
 EVENTS = 40_000

@@ -23,9 +23,9 @@ from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.codec import OutgoingMessage
 from events.commands import DefineCluster, ImportNodes
-from events.jetstream import JetStreamLog
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.jetstream.log import JetStreamLog
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.bench.service_load import join
 
 JOINS = 12_000

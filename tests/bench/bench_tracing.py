@@ -20,8 +20,8 @@ from typing import Any
 from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.commands import DefineCluster
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 
 JOINS = 6_000
 CONCURRENCY = 512

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from events import subjects
 from events.bus import BusOptions, connect
 from events.live import LiveReader
-from events.server import EmbeddedServer
+from events.server.process import EmbeddedServer
 
 PLAIN = "bench.plain"
 

@@ -12,13 +12,13 @@ from events import subjects
 from events.bus import BusOptions, connect
 from events.chain import Head
 from events.codec import OutgoingMessage
-from events.jetstream import JetStreamLog
-from events.jetstream_api import call
+from events.jetstream.api import call
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
 from events.log import EventLog, LogReader, ReadBatch
-from events.server import EmbeddedServer
-from events.server_cluster import ServerCluster
-from events.server_config import ServerOptions
+from events.server.cluster import ServerCluster
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, fill
 from tests.contract.suite import LogContract, ReaderOver
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from events.codes import CODES
-from events.server import free_ports
+from events.server.process import free_ports
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 

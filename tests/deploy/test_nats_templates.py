@@ -24,10 +24,10 @@ from events.bus import BusOptions, connect
 from events.chain import genesis
 from events.codec import Cause, seal
 from events.errors import Refused, Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer, free_ports
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer, free_ports
 from events.snapshots import SnapshotBucket
 from events.types import NodeLeft
 

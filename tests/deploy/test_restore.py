@@ -20,8 +20,8 @@ from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.commands import DefineCluster, JoinNode
 from events.live import LiveReader
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 
 pytestmark = pytest.mark.bus
 

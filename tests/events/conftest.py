@@ -9,9 +9,9 @@ import pytest
 from nats.aio.client import Client
 
 from events.bus import BusOptions, connect
-from events.jetstream import JetStreamLog
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.jetstream.log import JetStreamLog
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER
 
 

@@ -17,10 +17,10 @@ from nats.aio.client import Client
 from deploy.nats.mirrors import make_mirrors, mirror_states, wait_caught_up
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer, free_ports
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer, free_ports
 from events.snapshots import SnapshotBucket
 from tests.contract.samples import CLUSTER, everything, fill, verified
 from tests.events.test_live import Following

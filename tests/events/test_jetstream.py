@@ -15,10 +15,10 @@ from events import subjects
 from events.bus import BusOptions, connect
 from events.codec import OutgoingMessage
 from events.errors import BadRequest, OutcomeUnknown, Refused, Unavailable, VerificationFailed
-from events.jetstream import JetStreamLog
-from events.jetstream_api import call, parse_headers
-from events.jetstream_stream import differences, event_stream_settings
-from events.server import EmbeddedServer
+from events.jetstream.api import call, parse_headers
+from events.jetstream.log import JetStreamLog
+from events.jetstream.stream import differences, event_stream_settings
+from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.waiting import until
 

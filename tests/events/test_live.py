@@ -13,11 +13,11 @@ from nats.aio.client import Client
 from events import subjects
 from events.bus import BusOptions, connect
 from events.chain import CHAIN_HEADER, genesis
-from events.direct import recorded_ns
 from events.errors import Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.direct import recorded_ns
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer
+from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.lossy import LossyClient
 from tests.events.waiting import until

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from events import subjects
 from events.chain import Head, genesis
 from events.errors import VerificationFailed
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.snapshots import Snapshot, SnapshotBucket, SnapshotMember, SnapshotRange, pack, unpack
 from tests.contract.samples import CLUSTER, fill
 

@@ -9,8 +9,8 @@ import pytest
 from nats.aio.client import Client
 
 from events import subjects
-from events.jetstream import JetStreamLog
-from events.server import EmbeddedServer
+from events.jetstream.log import JetStreamLog
+from events.server.process import EmbeddedServer
 from events.status import AgentStatus
 from events.status_stream import StatusReader, publish
 from tests.contract.samples import CLUSTER

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 
 from events.bus import BusOptions, connect
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from events.wire import parse_header_lines
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)

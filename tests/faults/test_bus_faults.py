@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from events import server as server_module
+from events.server import process as server_module
 from tests.faults.schedule import schedule
 from tests.faults.world import report, run, world
 

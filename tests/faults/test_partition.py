@@ -20,13 +20,13 @@ PROGRAM = r"""
 import asyncio, json, subprocess, sys
 from pathlib import Path
 
-from events import server as server_module
+from events.server import process as server_module
 from events.bus import BusOptions, connect
 from events.errors import OutcomeUnknown, Unavailable
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer, find_binary
-from events.server_config import ClusterMember, ServerOptions
+from events.server.process import EmbeddedServer, find_binary
+from events.server.config import ClusterMember, ServerOptions
 from tests.contract.samples import CLUSTER, everything, sealed, verified
 from tests.events.test_live import Following
 

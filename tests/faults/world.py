@@ -28,11 +28,11 @@ from events.codec import decode
 from events.commands import Command, DefineCluster, JoinNode, LeaveNode
 from events.errors import OutcomeUnknown, Overloaded, Refused, Unavailable
 from events.ids import event_id
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
-from events.server import EmbeddedServer
-from events.server_cluster import ServerCluster
-from events.server_config import ServerOptions
+from events.server.cluster import ServerCluster
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from nodeagent.view import View
 from tests.events.waiting import until
 from tests.faults.checker import Answers, Verdict, examine

@@ -19,15 +19,16 @@ from controlplane.queries import answer
 from controlplane.service.requests import parse
 from controlplane.state import ClusterState
 from deploy.credentials.jwt import check, encode
-from events import credentials, subjects
+from events import subjects
+from events.access import creds as credentials
+from events.access.enrolment import JoinToken, read_token
+from events.access.nkeys import from_seed, generate, kind_of
 from events.chain import genesis
 from events.codec import Cause, StoredMessage, decode, seal
 from events.commands import COMMAND_ID, COMMANDS, SCHEMA
 from events.config import add_config, read
-from events.enrolment import JoinToken, read_token
 from events.errors import IsthmusError
-from events.jetstream_api import parse_headers
-from events.nkeys import from_seed, generate, kind_of
+from events.jetstream.api import parse_headers
 from events.status_stream import StatusReader
 from events.types import ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
 from replay.archive.reader import ArchiveLog

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.spans import TRACE_SPANS_MAX, SourceLimit, SpanStore
 from controlplane.waterfall import waterfall
-from events.telemetry_spans import SpanLink, SpanRecord
+from events.telemetry.spans import SpanLink, SpanRecord
 
 
 def span(

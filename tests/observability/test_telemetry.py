@@ -14,11 +14,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 from controlplane.intake import SpanIntake
 from controlplane.spans import SpanStore
 from events.errors import Refused, Unavailable, Usage
-from events.telemetry import Telemetry, extract, inject
-from events.telemetry_http import serve_metrics, serve_where
-from events.telemetry_logs import at_sequence, configure_logging
-from events.telemetry_sampling import RateLimited, choose_sampler
-from events.telemetry_spans import (
+from events.telemetry.http import serve_metrics, serve_where
+from events.telemetry.logs import at_sequence, configure_logging
+from events.telemetry.role import Telemetry, extract, inject
+from events.telemetry.sampling import RateLimited, choose_sampler
+from events.telemetry.spans import (
     BATCH_LIMIT,
     QUEUE_LIMIT,
     REPORTERS,

@@ -361,7 +361,7 @@ def test_a_thawed_state_is_the_state_and_goes_on_like_it(messages, data):
 
 def test_spans_tell_the_moment_of_each_agents_write() -> None:
     """The first batch that reached the event counts; catching up later, and other services, do not."""
-    from events.telemetry_spans import SpanRecord
+    from events.telemetry.spans import SpanRecord
     from replay.queries.explain import from_spans
 
     def span(service: str, node: str, last: int, end_ns: int, **more: Any) -> SpanRecord:

@@ -19,9 +19,9 @@ from controlplane.checkpoints import FILE_NAME, SigningKey, check_signature, rea
 from events.bus import BusOptions, connect
 from events.commands import ChangeUnderlay, DefineCluster, JoinNode, LeaveNode, ReserveClb
 from events.errors import IsthmusError, Refused
-from events.jetstream import JetStreamLog
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.jetstream.log import JetStreamLog
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from events.status import AgentStatus
 from events.subjects import status as status_subject
 from replay.archive.reader import ArchiveLog

@@ -27,17 +27,17 @@ from deploy.credentials.prepare import SecureSite, prepare
 from deploy.credentials.push import push_accounts
 from deploy.credentials.servers import jwt_block, limits_block, plain_block, tls_block
 from deploy.credentials.tokens import make_token
-from events import credentials as creds
 from events import subjects
+from events.access import creds
+from events.access.enrolment import EnrolReply, JoinToken, keep_fresh, read_token, redeem, renew, request
+from events.access.nkeys import generate
 from events.bus import BusOptions, connect
 from events.client import ControllerClient
 from events.commands import SCHEMA, DefineCluster, JoinNode
-from events.enrolment import EnrolReply, JoinToken, keep_fresh, read_token, redeem, renew, request
 from events.errors import Refused
 from events.live import LiveReader
-from events.nkeys import generate
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 from tests.security.conftest import CLUSTER, eventually
 
 pytestmark = pytest.mark.bus

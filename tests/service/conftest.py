@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from events.bus import BusOptions
-from events.server import EmbeddedServer
-from events.server_config import ServerOptions
+from events.server.config import ServerOptions
+from events.server.process import EmbeddedServer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from events.bus import BusOptions, connect
 from events.chain import genesis
 from events.codec import Cause, OutgoingMessage, seal
 from events.errors import Refused
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from events.log import EventLog
 from events.memory import MemoryLog
 from events.types import NodeLeft

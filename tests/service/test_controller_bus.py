@@ -18,7 +18,7 @@ from events import subjects
 from events.bus import BusOptions
 from events.commands import PAYLOAD_LIMIT_BYTES, LeaveNode
 from events.errors import IsthmusError, Refused
-from events.server import EmbeddedServer
+from events.server.process import EmbeddedServer
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join
 

@@ -22,7 +22,7 @@ from controlplane.state import ClusterState, state_digest
 from events.bus import BusOptions, connect
 from events.chain import genesis, verify_link
 from events.codec import decode
-from events.jetstream import JetStreamLog
+from events.jetstream.log import JetStreamLog
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, Rig, join, running
 

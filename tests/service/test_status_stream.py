@@ -13,7 +13,7 @@ import pytest
 from events import subjects
 from events.bus import BusOptions, connect
 from events.errors import Unavailable
-from events.server import EmbeddedServer
+from events.server.process import EmbeddedServer
 from events.status import AgentStatus
 from events.status_stream import StatusReader
 from tests.service.onbus import CLUSTER, controller

@@ -30,7 +30,7 @@ from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
-from events.jetstream_api import (
+from events.jetstream.api import (
     STREAM_NOT_FOUND,
     ApiError,
     call,

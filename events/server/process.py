@@ -30,7 +30,7 @@ from typing import Self
 import msgspec
 
 from events.errors import Refused, Unavailable
-from events.server_config import ServerOptions, render
+from events.server.config import ServerOptions, render
 
 log = logging.getLogger("isthmus.server")
 

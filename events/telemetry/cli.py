@@ -28,8 +28,8 @@ class TracedClient(ControllerClient):
     ) -> CommandReply:
         import click
 
-        from events.telemetry import Telemetry
-        from events.telemetry_spans import Outbox
+        from events.telemetry.role import Telemetry
+        from events.telemetry.spans import Outbox
 
         if self._telemetry is None:
             self._outbox = Outbox(instance=self.actor)
@@ -45,7 +45,7 @@ class TracedClient(ControllerClient):
         """Deliver the spans; at most about two seconds, and only when a collector is slow."""
         if self._telemetry is None:
             return
-        from events.telemetry_spans import encode_spans
+        from events.telemetry.spans import encode_spans
 
         closing = asyncio.create_task(self._telemetry.close())
         records = self._outbox.take()

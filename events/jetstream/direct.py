@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 
 from events.codec import StoredMessage
 from events.errors import Unavailable
-from events.jetstream_api import DEFAULT_PREFIX, prefix_of
+from events.jetstream.api import DEFAULT_PREFIX, prefix_of
 
 BATCH_MAX = 500
 _BYTES_MAX = 2 * 1024 * 1024
@@ -82,7 +82,7 @@ class _Question:
 
 
 class DirectReader:
-    """Direct gets on one stream. ``prefix`` as for :class:`events.jetstream.JetStreamLog`.
+    """Direct gets on one stream. ``prefix`` as for :class:`events.jetstream.log.JetStreamLog`.
 
     Keeps one inbox for as long as the connection lives: a subscription that comes and goes with
     each question would have to be told to every server and leaf node around.

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
+from events.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
-from events.nkeys import KeyPair, from_seed
 
 _BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>\S+)\s+-+END (?P=what)-+")
 _LIMIT_BYTES = 64 * 1024

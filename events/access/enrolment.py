@@ -20,11 +20,11 @@ import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from events import credentials as creds
 from events import subjects
+from events.access import creds
+from events.access.nkeys import KeyPair, generate
 from events.bus import BusOptions, connect
 from events.errors import IsthmusError, Refused, Unavailable, from_wire
-from events.nkeys import KeyPair, generate
 
 TOKEN_PREFIX = "isthmus1."  # noqa: S105  how a token begins, not one
 _TOKEN_LIMIT = 16 * 1024

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from events.server import EmbeddedServer, free_ports
-from events.server_config import ClusterMember, ServerOptions
+from events.server.config import ClusterMember, ServerOptions
+from events.server.process import EmbeddedServer, free_ports
 
 
 class ServerCluster:

@@ -26,7 +26,7 @@ from events import subjects
 from events.chain import CHAIN_HEADER
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
-from events.jetstream_api import (
+from events.jetstream.api import (
     DUPLICATE_IN_BATCH,
     PAYLOAD_TOO_LARGE,
     PING_S,

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.errors import IsthmusError, Refused, Unavailable
-from events.jetstream_api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses
+from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses
 
 DUPLICATE_WINDOW_S = 120
 """How long the server recognises a repeated event id. Correctness does not rest on it (the expected

@@ -1,7 +1,7 @@
 """The log in a NATS JetStream stream: one stream per cluster, the only truth (production).
 
-The parts: :mod:`events.jetstream_stream` (settings), :mod:`events.jetstream_append`,
-:mod:`events.jetstream_read`, :mod:`events.jetstream_api` (requests and error codes).
+The parts: :mod:`events.jetstream.stream` (settings), :mod:`events.jetstream.append`,
+:mod:`events.jetstream.read`, :mod:`events.jetstream.api` (requests and error codes).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from nats.aio.client import Client
 from events import subjects
 from events.chain import Head
 from events.codec import OutgoingMessage
-from events.jetstream_api import DEFAULT_PREFIX, prefix_of
-from events.jetstream_append import append
-from events.jetstream_read import PullReader, log_head
-from events.jetstream_stream import ensure_stream, event_stream_settings, status_stream_settings
+from events.jetstream.api import DEFAULT_PREFIX, prefix_of
+from events.jetstream.append import append
+from events.jetstream.read import PullReader, log_head
+from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.log import ReadBatch
 
 

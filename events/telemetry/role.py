@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
     from prometheus_client import CollectorRegistry
 
-    from events.telemetry_sampling import Sampling
+    from events.telemetry.sampling import Sampling
 
 __all__ = ["INVALID_SPAN", "Link", "Span", "SpanKind", "Telemetry", "extract", "inject", "link", "mark_error"]
 
@@ -173,7 +173,7 @@ class Telemetry:
         tracers = sampling = meters = registry = None
         resource = _resource(role, instance, cluster, environ)
         if sink is not None or spans_to != "none":
-            from events.telemetry_sampling import choose_sampler
+            from events.telemetry.sampling import choose_sampler
 
             sampling = choose_sampler(role, environ)
             tracers = _tracer_provider(resource, sampling.sampler, sink, spans_to)

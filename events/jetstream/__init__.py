@@ -1,0 +1,1 @@
+"""The log on NATS JetStream: the stream and its settings, appending, reading, the API beneath."""

@@ -1,0 +1,1 @@
+"""Traces, metrics and logs of every role, and their ways out of the process."""
