@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -55,6 +56,18 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             raise _missing(error) from error
         return _configurable(cmd_name, command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            # click suggests only among commands that are loaded; here none is before its call.
+            near = get_close_matches(args[0], self._entries())
+            if near and near[0] not in error.message:
+                error.message += f" Did you mean {' or '.join(map(repr, near))}?"
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []

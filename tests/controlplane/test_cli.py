@@ -168,6 +168,7 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("nod", "list"), 2, "Did you mean 'node'?"),
         (("plan",), 2, "give --cidr"),
         (("plan", "--cidr", "10.0.0.0/16", "--pods", "x"), 2, "not a valid integer"),
         (("cluster", "define"), 2, "--cidr"),
