@@ -65,9 +65,11 @@ class Commands(click.Group):
         except click.UsageError as error:
             # click suggests only among commands that are loaded; here none is before its call.
             near = get_close_matches(args[0], self._entries())
-            if near and near[0] not in error.message:
-                error.message += f" Did you mean {' or '.join(map(repr, near))}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(
+                f"{error.message} Did you mean {' or '.join(map(repr, near))}?", ctx=ctx
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
