@@ -91,8 +91,12 @@ class Buses:
     def _members(self) -> list[IPv4Address]:
         return list(self._addresses.values())
 
+    def store(self, name: str) -> Path:
+        """The directory of that server's streams."""
+        return self._directory.path / "buses" / name
+
     def _server(self, fabric: Fabric, name: str, form: str, variables: dict[str, str]) -> Daemon:
-        store = self._directory.path / "buses" / name
+        store = self.store(name)
         store.mkdir(parents=True, mode=0o700)
         common = {"ISTHMUS_SERVER_NAME": name, "ISTHMUS_STORE": str(store), "ISTHMUS_MONITOR": MONITOR}
         arguments = [str(find_binary()), "--config", str(TEMPLATES / f"{form}.conf")]

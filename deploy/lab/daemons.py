@@ -64,6 +64,12 @@ class Daemon:
         """SIGKILL: no chance to clean up. Returns when the process is gone."""
         await self._signal(signal.SIGKILL)
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal that does not end the process, if it runs (SIGSTOP, SIGCONT, SIGHUP)."""
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
     async def stop(self) -> float:
         """SIGTERM; returns the seconds it took. SIGKILL after STOP_LIMIT_S."""
         loop = asyncio.get_running_loop()
@@ -78,9 +84,7 @@ class Daemon:
     async def _signal(self, number: signal.Signals) -> None:
         if self.process is None:
             return
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                self.process.send_signal(number)
+        self.send(number)
         await self.process.wait()
 
     def last_words(self, lines: int = 12) -> str:

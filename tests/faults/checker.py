@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from controlplane.attestation import Attestor
 from controlplane.evolve import evolve
 from controlplane.invariants import check, violation
 from controlplane.state import ClusterState
@@ -27,11 +28,12 @@ class Answers:
 
 @dataclass
 class Verdict:
-    """The log's end, the folded state, and everything that is wrong (nothing, one hopes)."""
+    """The log's end, the folded state, what kernels must attest, and everything that is wrong (nothing, one
+    hopes)."""
 
     head: Head
     state: ClusterState
-    events: int
+    attestor: Attestor
     wrong: list[str]
 
 
@@ -40,7 +42,7 @@ async def examine(log: LogReader, answers: Answers) -> Verdict:
 
     Raises VerificationFailed for a broken chain, a gap, or two owners of one range.
     """
-    head, state, ledger = genesis(log.cluster), ClusterState(log.cluster), Ledger()
+    head, state, ledger, attestor = genesis(log.cluster), ClusterState(log.cluster), Ledger(), Attestor()
     by_command: dict[str, list[Recorded]] = defaultdict(list)
     wrong: list[str] = []
     async for batch in log.read():
@@ -52,16 +54,17 @@ async def examine(log: LogReader, answers: Answers) -> Verdict:
                 wrong.append(f"event {found.sequence}: invariant {found.invariant}: {found.message}")
             evolve(state, recorded.sequence, recorded.event)
             ledger.take(recorded)
+            attestor.fold((recorded,))
             by_command[recorded.envelope.command_id].append(recorded)
     wrong += [f"at the end: invariant {each.invariant}: {each.message}" for each in check(state)]
     for command_id, events in by_command.items():
-        wrong += _doubled(command_id, events)
+        wrong += doubled(command_id, events)
     for command_id, reply in answers.acknowledged.items():
         wrong += _lost(command_id, reply, by_command.get(command_id, []))
-    return Verdict(head, state, head.sequence, wrong)
+    return Verdict(head, state, attestor, wrong)
 
 
-def _doubled(command_id: str, events: list[Recorded]) -> list[str]:
+def doubled(command_id: str, events: list[Recorded]) -> list[str]:
     """A command's events are one transaction: each index once, side by side."""
     indices = [event.envelope.tx_index for event in events]
     if indices != list(range(events[0].envelope.tx_count)):
@@ -73,6 +76,8 @@ def _doubled(command_id: str, events: list[Recorded]) -> list[str]:
 
 
 def _lost(command_id: str, reply: CommandReply, events: list[Recorded]) -> list[str]:
+    if not events:  # each command of the load changes something
+        return [f"command {command_id} was acknowledged and is not in the log"]
     stated = [(written.sequence, written.type) for written in reply.events]
     stored = [(event.sequence, event.envelope.type) for event in events]
     if stated and stated != stored:

@@ -6,50 +6,61 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill server", "pause server", "kill controller", "pause controller", "cut link"]
+Kind = Literal["kill", "pause", "cut off", "fill the disk of"]
+Role = Literal[
+    "an agent", "the leading controller", "a following controller", "the leading server", "a following server"
+]
+
+EVERY_S = 0.75
+LASTS_MAX_S = 2.5
+"""Long enough for the lease (2 s) to be lost."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``at_s`` after the load began; ``target`` counts servers, controllers or links from 0.
+    """``at_s`` after the load began ``role`` is hit; who has the role is found out at that moment.
 
-    ``lasts_s`` is how long a pause or cut holds; a killed server or controller is started again
-    after it.
+    ``pick`` chooses among several of one role. ``lasts_s`` is how long a pause, a cut or a full disk holds;
+    what was killed is started again after it.
     """
 
     at_s: float
     kind: Kind
-    target: int
+    role: Role
+    pick: int
     lasts_s: float
 
     def __str__(self) -> str:
-        return f"{self.at_s:6.2f} s  {self.kind} {self.target} for {self.lasts_s:.2f} s"
+        return f"{self.at_s:7.2f} s  {self.kind} {self.role} for {self.lasts_s:.2f} s"
 
 
-def schedule(
-    seed: int, duration_s: float, *, servers: int, controllers: int, links: int, every_s: float = 1.2
-) -> list[Fault]:
-    """Faults about ``every_s`` apart, in the order of time; two may overlap."""
+def deck(servers: int) -> list[tuple[Kind, Role]]:
+    """Everything that can happen to whom."""
+    server_roles: list[Role] = ["the leading server", *(["a following server"] if servers > 1 else [])]  # type: ignore[list-item]
+    roles: list[Role] = ["an agent", "the leading controller", "a following controller", *server_roles]
+    kinds: list[Kind] = ["kill", "pause", "cut off"]
+    return [*((kind, role) for role in roles for kind in kinds), ("fill the disk of", server_roles[-1])]
+
+
+def schedule(seed: int, duration_s: float, *, servers: int) -> list[Fault]:
+    """Faults about EVERY_S apart, in the order of time; two may overlap.
+
+    The deck is shuffled and dealt, again and again: however short the run, everything happens once.
+    """
     chance = random.Random(f"isthmus faults {seed}")
-    targets: dict[Kind, int] = {
-        "kill server": servers,
-        "pause server": servers,
-        "kill controller": controllers,
-        "pause controller": controllers,
-        "cut link": links,
-    }
-    kinds = [kind for kind, count in targets.items() if count]
-    faults = []
-    at_s = chance.uniform(0.2, every_s)
-    while at_s < duration_s:
-        kind = chance.choice(kinds)
-        faults.append(
-            Fault(
-                at_s=round(at_s, 3),
-                kind=kind,
-                target=chance.randrange(targets[kind]),
-                lasts_s=round(chance.uniform(0.1, 2.5), 3),
-            )
+    cards = deck(servers)
+    count = max(len(cards), round(duration_s / EVERY_S))
+    dealt: list[tuple[Kind, Role]] = []
+    while len(dealt) < count:
+        dealt += chance.sample(cards, len(cards))
+    step_s = duration_s / count
+    return [
+        Fault(
+            at_s=round((index + chance.random()) * step_s, 3),
+            kind=kind,
+            role=role,
+            pick=chance.randrange(2**16),
+            lasts_s=round(chance.uniform(0.1, LASTS_MAX_S), 3),
         )
-        at_s += chance.uniform(0.3, 2 * every_s - 0.3)
-    return faults
+        for index, (kind, role) in enumerate(dealt[:count])
+    ]

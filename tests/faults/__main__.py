@@ -1,0 +1,183 @@
+"""One run: ``python -m tests.faults --seed N [--seconds S] [--servers 1|3] --directory DIR``.
+
+Real churn from the recorded files goes to real controllers on real servers, real agents write it into the
+kernels of their machines, and everything is killed, paused, cut off or left without a disk by a schedule
+that the seed alone makes. At the end the log is replayed and held against every answer that the clients
+got, and every kernel against the log. Exit code 0 when every promise was kept; what was not, the schedule
+and the seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+
+from deploy.churn.drive import Fleet
+from deploy.lab import commands, sandbox
+from deploy.lab.rundir import RunDirectory
+from events.bus import BusOptions, connect
+from events.client import ControllerClient
+from events.errors import Unavailable
+from events.jetstream.log import JetStreamLog
+from events.live import LiveReader
+from events.status_stream import StatusReader
+from tests.faults.checker import Verdict, examine
+from tests.faults.kernels import Recorder, differing, unattested
+from tests.faults.load import Clients, shares
+from tests.faults.schedule import Fault, schedule
+from tests.faults.site import CLUSTER, Site, build, stop
+
+CONTAINER_CIDR = IPv4Network("10.64.0.0/12")
+START_LIMIT_S = 60.0
+SETTLE_LIMIT_S = 60.0
+"""For elections, restarts and everything that waits behind them, once every fault is over."""
+POLL_S = 0.1
+
+
+async def live(seed: int, duration_s: float, servers: int, directory: RunDirectory) -> dict[str, Any]:
+    """The run from the first machine to the verdict."""
+    faults = schedule(seed, duration_s, servers=servers)
+    found: dict[str, Any] = {"seed": seed, "schedule": [str(fault) for fault in faults], "wrong": []}
+    made = await build(directory, servers=servers)
+    clients = Clients()
+    try:
+        async with asyncio.timeout(START_LIMIT_S):
+            await made.buses.start()
+            while not await made.buses.ready():  # noqa: ASYNC110  a server tells only who asks
+                await asyncio.sleep(POLL_S)
+        for part in (*made.controllers.values(), *made.agents.values()):
+            await part.daemon.start()
+        client = await connect(BusOptions(servers=made.buses.urls), name="clients")
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(client.close)
+            await _run(made, client, clients, faults, seed, duration_s, found)
+    except (AssertionError, TimeoutError, Unavailable) as error:
+        found["wrong"].append(f"{type(error).__name__}: {error}")
+    finally:
+        found["happened"] = made.events
+        found["wrong"] += made.wrong
+        found["acknowledged"] = len(clients.answers.acknowledged)
+        found["refused"] = sorted(set(clients.answers.refused.values()))
+        found["unknown"] = len(clients.answers.unknown)
+        found["slowest_s"] = round(clients.slowest_s, 3)
+        await stop(made)
+    return found
+
+
+async def _run(
+    made: Site, client: Client, clients: Clients, faults: list[Fault], seed: int, duration_s: float, found: Any
+) -> None:
+    loop = asyncio.get_running_loop()
+    operator = ControllerClient(client, CLUSTER, actor="operator")
+    sites = {node.site.name: node.site for node in made.nodes.values()}.values()
+    await clients.settle(operator, commands.define(CONTAINER_CIDR, 64, 256, sites, 0.5), "define")
+    event_log, reader = JetStreamLog(client, CLUSTER, patience_s=30), StatusReader(client, CLUSTER)
+    places = {name: part.daemon.place for name, part in made.agents.items()}
+    recorder = Recorder(places, made.logs)
+    await _settled(made, event_log, reader, clients)
+    await recorder.start()
+    fleet = Fleet(client, LiveReader(client, CLUSTER, check_s=1.0), {})
+    lanes = [ControllerClient(client, CLUSTER, actor=f"lane-{number}") for number in range(6)]
+    async with beside(fleet.run(0), "fleet"), beside(made.watch(client), "watch"):
+        ends = loop.time() + duration_s
+        suffering = asyncio.create_task(made.suffer(faults), name="faults")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_through(suffering))
+            for lane, work in enumerate(shares(seed)):
+                group.create_task(
+                    clients.lane(
+                        lanes[lane], fleet, work, lane, lambda: loop.time() >= ends and suffering.done()
+                    )
+                )
+        verdict = await _settled(made, event_log, reader, clients)
+    await recorder.stop()
+    found["events"] = verdict.head.sequence
+    found["wrong"] += [*verdict.wrong, *recorder.taken_away(verdict.state)]
+    found["wrong"] += await differing(places, verdict.state)
+
+
+async def _through(task: asyncio.Task[None]) -> None:
+    """Part of the group: a defect of the faults themselves ends the run."""
+    await task
+
+
+async def _settled(made: Site, log: JetStreamLog, reader: StatusReader, clients: Clients) -> Verdict:
+    """The verdict on the log, once every agent attests what it demands at its end. Raises AssertionError."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + SETTLE_LIMIT_S
+    while True:
+        open_ = ["the log cannot be read"]
+        with contextlib.suppress(Unavailable):
+            verdict = await examine(log, clients.answers)
+            statuses = {reported.status.node: reported.status for reported in await reader.all()}
+            if set(made.nodes) <= set(verdict.state.owned):
+                open_ = unattested(verdict.attestor, verdict.state, statuses, list(made.nodes))
+            else:
+                open_ = [f"{name} has no range" for name in sorted(set(made.nodes) - set(verdict.state.owned))]
+            if not open_:
+                return verdict
+        if loop.time() > deadline_s:
+            raise AssertionError(f"{SETTLE_LIMIT_S:g} s after the last fault: {'; '.join(open_)}")
+        await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Something that runs for as long as the block; its failure is the block's."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def told(found: dict[str, Any]) -> str:
+    """What a person needs to know of a run."""
+    begin = (
+        f"seed {found['seed']}: {found.get('events', 0):,} events, {found['acknowledged']:,} commands "
+        f"acknowledged (the slowest after {found['slowest_s']:.1f} s), {found['unknown']} without an answer"
+    )
+    lines = [begin, *found["happened"]]
+    if not found["wrong"]:
+        return "\n".join([*lines, "every promise was kept"])
+    return "\n".join([*lines, "the whole schedule:", *found["schedule"], "wrong:", *found["wrong"][:20]])
+
+
+def main() -> int:
+    """Returns the exit code."""
+    about = (__doc__ or "").split("\n\n")[1]
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=about)
+    parser.add_argument("--seed", type=int, required=True, help="makes the schedule")
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long faults and load last")
+    parser.add_argument("--servers", type=int, choices=(1, 3), default=3, help="bus servers")
+    parser.add_argument("--directory", type=Path, required=True, help="for logs and state; has to be empty")
+    parser.add_argument("--json", action="store_true", help="the result as JSON")
+    arguments = parser.parse_args()
+    directory = RunDirectory(arguments.directory.absolute())
+
+    def work() -> int:
+        logging.basicConfig(filename=directory.log("clients"), format="%(asctime)s %(name)s: %(message)s")
+        found = asyncio.run(live(arguments.seed, arguments.seconds, arguments.servers, directory))
+        print(json.dumps(found) if arguments.json else told(found))
+        return 1 if found["wrong"] else 0
+
+    directory.prepare()
+    return sandbox.run(work, lambda *_: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Recorded churn as clients send it, and everything that they were told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from deploy.churn.drive import Fleet
+from deploy.churn.trace import Change, changes, find_files, load, simulated_uid
+from events.client import ControllerClient
+from events.commands import Command, JoinNode, LeaveNode
+from events.errors import OutcomeUnknown, Overloaded, Refused, Unavailable
+from events.ids import event_id
+from tests.faults.checker import Answers
+
+CHURN = Path(__file__).parents[1] / "data" / "node-churn"
+TRY_S = 4.0
+"""How long a client lets one command hang before it asks again with the same id."""
+PATIENCE_S = 60.0
+
+
+def shares(seed: int) -> list[list[Change]]:
+    """The joins and leaves of each recorded site: one client's work each."""
+    traces = load(find_files([CHURN]))
+    recorded = list(changes(traces, run="f", order="longest-lived", seed=seed))
+    return [[change for change in recorded if change.instance.site == trace.site] for trace in traces]
+
+
+def endlessly(work: list[Change]) -> Iterator[Change]:
+    """The trace, then everybody left leaves, then the trace again with new instances, and so on."""
+    for turn in count():
+        left: dict[str, Change] = {}
+        for change in work:
+            name = f"{change.instance.name}-{turn}"
+            instance = replace(change.instance, name=name, uid=simulated_uid(name))
+            made = replace(change, instance=instance)
+            if made.joins:
+                left[name] = replace(made, joins=False)
+            else:
+                del left[name]
+            yield made
+        yield from left.values()
+
+
+class Clients:
+    """Callers that keep a command's id over all tries and write down every answer."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+        self.slowest_s = 0.0
+
+    async def settle(self, client: ControllerClient, command: Command, command_id: str) -> None:
+        """Send until there is an answer; remember it. Raises AssertionError without one in PATIENCE_S."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while loop.time() < began_s + PATIENCE_S:
+            try:
+                reply = await client.send(command, command_id=command_id, timeout_s=TRY_S, try_timeout_s=1.5)
+            except (OutcomeUnknown, Unavailable, Overloaded):
+                self.answers.unknown.add(command_id)
+                continue
+            except Refused as refusal:
+                self.answers.refused[command_id] = refusal.code
+            else:
+                self.answers.acknowledged[command_id] = reply
+            self.answers.unknown.discard(command_id)
+            self.slowest_s = max(self.slowest_s, loop.time() - began_s)
+            return
+        raise AssertionError(f"no answer to {command} for {PATIENCE_S:g} s")
+
+    async def lane(
+        self, client: ControllerClient, fleet: Fleet, work: list[Change], lane: int, stopped: Callable[[], bool]
+    ) -> None:
+        """One command after the other, joins and leaves in the trace's order, until ``stopped``."""
+        for number, change in enumerate(endlessly(work)):
+            if stopped():
+                return
+            instance = change.instance
+            command: Command
+            if change.joins:
+                command = JoinNode(
+                    node=instance.name,
+                    uid=instance.uid,
+                    kind=instance.kind,
+                    underlay=instance.underlay,
+                    site=instance.site,
+                )
+            else:
+                command = LeaveNode(node=instance.name, uid=instance.uid, reason="reclaimed")
+            await self.settle(client, command, event_id(f"lane-{lane}", number))
+            if change.joins:
+                fleet.live[instance.name] = instance.uid
+            else:
+                fleet.live.pop(instance.name, None)
