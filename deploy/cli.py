@@ -42,7 +42,7 @@ def deploy() -> None:
 @click.option("--hub", multiple=True, help="With site: a host of the hub.")
 @click.option("--site", default="", help="With site: its name; becomes the JetStream domain.")
 @click.option("--form", type=click.Choice(get_args(Form)), default="jwt", show_default=True,
-              help="Accounts as signed JWTs, or all in the file; for a site: as the hub has it.")  # fmt: skip
+              help="Accounts as signed JWTs, or all in the file; a site's server: as the hub.")  # fmt: skip
 @click.option("--at", type=click.Path(path_type=Path), default=Path("/etc/isthmus/nats"),
               show_default=True, help="Where the files will be on the server.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), default=Path("/var/lib/isthmus/nats"),
@@ -84,7 +84,7 @@ def nats(
     (to / "tls").mkdir(exist_ok=True)
     for source, target in ((files.ca, "ca.pem"), (files.certificate, "server.pem"), (files.key, "server.key")):
         write_secret(to / "tls" / target, source.read_bytes())
-    (to / "nats-server.conf").write_text(configuration(server))
+    (to / "nats-server.conf").write_text(configuration(server, authority))
     (to / "auth.conf").write_text(rules(server, authority))
     variables = environment(server)
     if shape == "site":

@@ -102,7 +102,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
     isthmus lab --clb                   … and a CLB pair carries traffic, whatever dies
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
-    isthmus lab --bus-servers 3 --leaf --keep   both, and stay up
+    isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
     """
     if ctx.invoked_subcommand is not None:
@@ -116,11 +116,6 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "usage",
             "--secure lets a node's own credentials alone report for it, so simulated nodes cannot: "
             "give --churn without --secure",
-        )
-    if secure and (leaf or bus_servers != "1"):
-        raise Usage(
-            "usage",
-            "the lab locks only the bus of `isthmus up`: give --bus-servers and --leaf without --secure",
         )
     from deploy.churn.trace import find_files
     from deploy.lab import rundir, sandbox, scenario, shell

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from deploy.churn.trace import simulated_uid
 from deploy.lab.buses import LEAF
-from deploy.lab.commands import ISTHMUS
 from deploy.lab.kernel import OverlayRows
 from deploy.lab.measure import Flows
 from deploy.lab.report import ProofFailedError
@@ -43,8 +42,7 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
             there = partial(buses.exists, lab.bus, stream)
             await lab.wait_until(there, START_LIMIT_S, f"{stream} at the hub")
         arguments = ("site", "init", "--bus", buses.leaf_url, "--wait", str(INIT_LIMIT_S), "--json")
-        command = lab.fabric.places[LEAF].inside(ISTHMUS, *arguments)
-        mirrors = json.loads(await run(command, env=lab.environment, timeout_s=INIT_LIMIT_S + 15))
+        mirrors = json.loads(await lab.isthmus(*arguments, place=LEAF, as_controller=True))
         check.measured = {"mirrors": mirrors}
         check.detail = (
             f"{LEAF} at {buses.leaf_url}, mirrors "

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 CLUSTER = "lab"
 START_LIMIT_S = 60.0  # a mirror at a site may take the server a quarter of a minute to begin
+COMMAND_LIMIT_S = 75.0  # `site init` waits a minute for a level mirror
 CONVERGE_LIMIT_S = 15.0
 POLL_S = 0.02
 WATCH_S = 0.1
@@ -113,6 +114,11 @@ class Lab:
     def environment(self) -> dict[str, str]:
         """What makes every isthmus command of the lab find its cluster."""
         return self._environment(self.security.site.operator if self.security else None)
+
+    @property
+    def controllers_environment(self) -> dict[str, str]:
+        """The same with a controller's credentials."""
+        return self._environment(self.security.site.controllers[0] if self.security else None)
 
     def _environment(self, credentials: Path | None) -> dict[str, str]:
         found = {"ISTHMUS_BUS": self.bus_url, "ISTHMUS_CLUSTER": CLUSTER}
@@ -182,8 +188,13 @@ class Lab:
         """Starts bus and controller, connects the operator and begins to follow the log."""
         data = self.directory.path / "controller"
         if self.buses is not None:
-            await self.buses.build(self.fabric)
+            await self.buses.build(self.fabric, self.security)
             await self._start_buses(self.buses)
+            if self.security is not None:
+                self.security.urls = self.buses.urls
+                if self.buses.leaf is not None:
+                    self.security.leaf = self.buses.leaf.place, self.buses.leaf_url
+                await self.security.announce_people()
             line = commands.controller(data, self.buses.replicas)
         else:
             extra = self.security.up_arguments() if self.security else ()
@@ -193,7 +204,7 @@ class Lab:
             self.fabric.places["controller"],
             line,
             self.directory.log("controller"),
-            self._environment(self.security.site.controllers[0] if self.security else None),
+            self.controllers_environment,
         )
         await self._controller.start()
         await self.wait_until(self._connect, START_LIMIT_S, "the controller to answer")
@@ -246,7 +257,7 @@ class Lab:
     def _bus_options(self) -> BusOptions:
         if self.security is None:
             return BusOptions(servers=tuple(self.bus_url.split(",")))
-        return self.security.site.options(self.security.site.operator, self.security.url)
+        return self.security.site.options(self.security.site.operator, *self.security.urls)
 
     async def controller_is_there(self) -> bool:
         """A question that changes nothing tells whether a controller answers."""
@@ -403,11 +414,15 @@ class Lab:
         await self.wait_until(condition, timeout_s, what)
         return asyncio.get_running_loop().time() - started
 
-    async def isthmus(self, *arguments: str, place: str = "controller") -> str:
-        """What an operator types, on a machine of the lab: the command's output."""
+    async def isthmus(self, *arguments: str, place: str = "controller", as_controller: bool = False) -> str:
+        """What an operator types, on a machine of the lab: the command's output.
+
+        `as_controller`: with a controller's credentials, which may make streams.
+        """
         return await run(
             self.fabric.places[place].inside(commands.ISTHMUS, *arguments),
-            env=self.environment,
+            env=self.controllers_environment if as_controller else self.environment,
+            timeout_s=COMMAND_LIMIT_S,
         )
 
 

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.errors import Unavailable
-from events.jetstream.api import STREAM_NOT_FOUND, ApiError, call, pauses
+from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses, prefix_of
 from events.jetstream.stream import ensure_stream, event_stream_settings, mirror_settings
 from events.snapshots import snapshot_stream_settings
 
@@ -70,7 +70,7 @@ async def wait_caught_up(client: Client, cluster: str, *, timeout_s: float) -> l
 
 async def _state(client: Client, stream: str) -> MirrorState:
     try:
-        info = await call(client, f"$JS.API.STREAM.INFO.{stream}", timeout_s=3)
+        info = await call(client, f"{prefix_of(client, DEFAULT_PREFIX)}.STREAM.INFO.{stream}", timeout_s=3)
     except ApiError as error:
         if error.err_code == STREAM_NOT_FOUND:
             return MirrorState(stream=stream, exists=False, error="no such stream: run `isthmus site init`")

@@ -40,7 +40,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     site: str = ""
     hub: tuple[str, ...] = ()
     form: Form = "jwt"
-    """How the servers know their users; for a site: how the hub does."""
+    """How the servers know their users; a site's server and the hub have the same form."""
 
 
 def files_of(server: Server) -> ServerFiles:
@@ -73,7 +73,7 @@ def _port(host: str, port: int) -> str:
     return host if ":" in host else f"{host}:{port}"
 
 
-def configuration(server: Server) -> str:
+def configuration(server: Server, store: Store) -> str:
     """The template with TLS in every block, ending with the accounts (``auth.conf`` beside it)."""
     text = (TEMPLATES / f"{server.shape}.conf").read_text()
     files = files_of(server)
@@ -81,25 +81,26 @@ def configuration(server: Server) -> str:
     if server.shape == "cluster":
         text = text.replace("cluster {\n", f"cluster {{\n{mutual}", 1)
     if server.shape == "site":
-        text = text.replace("  remotes: $ISTHMUS_HUB\n", _remotes(server, files), 1)
+        text = text.replace("  remotes: $ISTHMUS_HUB\n", _remotes(server, files, store), 1)
     else:
         text = text.replace("leafnodes {\n", f"leafnodes {{\n{mutual}", 1)
     return f'{text}\ninclude "auth.conf"\n'
 
 
-def _remotes(server: Server, files: ServerFiles) -> str:
-    """A site speaks for its agents in CONTROL and ISSUER, as far as its own credentials let it."""
+def _remotes(server: Server, files: ServerFiles, store: Store) -> str:
+    """A site speaks for its agents in CONTROL, as far as its own credentials let it."""
     tls = tls_block(files, mutual=True, indent="      ").replace("      tls {", "      tls: {", 1)
     tls = tls.replace("        verify: true\n", "")
     urls = json.dumps([f"tls://{_port(host, LEAF_PORT)}" for host in server.hub])
-    # A hub with a plain configuration knows keys, not JWTs.
+    # A plain configuration knows accounts by name and users by key, the other both by JWT.
     if server.form == "jwt":
+        account = store.load().keys["control"]
         identity = f"credentials: {json.dumps(str(server.at / 'site.creds'))}"
     else:
-        identity = "nkey: $ISTHMUS_SITE_SEED"
+        account, identity = "CONTROL", "nkey: $ISTHMUS_SITE_SEED"
     return (
         "  remotes: [\n"
-        f"    {{\n      urls: {urls}\n      account: CONTROL\n"
+        f"    {{\n      urls: {urls}\n      account: {account}\n"
         f"      {identity}\n{tls}    }}\n"
         "  ]\n"
     )
@@ -112,7 +113,7 @@ def rules(server: Server, store: Store) -> str:
         f"max_connections: {CONNECTIONS_MAX}\nmax_control_line: {CONTROL_LINE_BYTES_MAX}\n"
         f"{tls_block(files_of(server))}"
     )
-    if server.form == "plain" or server.shape == "site":
+    if server.form == "plain":
         return head + plain_block(store)
     keys = store.load().keys
     preload = "".join(f"  {keys[name]}: {store.jwt(keys[name])}\n" for name in ("system", "control", "issuer"))

@@ -165,6 +165,10 @@ async def test_site(form: str, tmp_path: Path, stack: AsyncExitStack) -> None:
             )
         )
     )  # fmt: skip
+    if form == "jwt":  # each server by itself: accounts do not travel over the leaf connection
+        for url in (hub.url, leaf.url):
+            system = made.options(made.creds["system"], url)
+            assert await push_accounts(system, made.authority.store, [made.node.account]) == 1
     control = await connect(made.options(made.creds["controller"], hub.url), name="controller")
     stack.push_async_callback(control.close)
     log = await JetStreamLog.open(control, "prod", create=True)
