@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events.access import creds
@@ -60,6 +61,12 @@ _DENIED = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IG
 _DENIED_MAX = 32
 _CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
+
+
+def _asked_to_end() -> int:
+    """How often this task was cancelled and has not taken it back."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 class _Patient(FastHeaders):
@@ -114,6 +121,31 @@ class _Patient(FastHeaders):
             raise
         finally:
             transport.readline = readline
+
+    # A cancellation that arrives inside these two is lost: nats-py's flushing swallows it, and so does
+    # ``asyncio.wait_for`` up to Python 3.11 when its result arrives in the same turn (CPython issue 86296).
+    # A task that goes on for ever would never end.
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        asked = _asked_to_end()
+        result = await super()._flush_pending(force_flush)
+        if _asked_to_end() > asked:
+            raise asyncio.CancelledError
+        return result
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,  # noqa: ASYNC109  nats-py's own signature
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        asked = _asked_to_end()
+        message = await super().request(subject, payload, timeout, old_style, headers)
+        if _asked_to_end() > asked:
+            raise asyncio.CancelledError
+        return message
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("' ").lower()

@@ -63,14 +63,18 @@ class TestInNamespaces:
         assert footprint() == before
         assert remains(tmp_path) == []
 
+    @pytest.mark.parametrize("locks", [[], ["--secure"]], ids=["open", "secure"])
     def test_a_site_with_a_leaf_starts_its_agents_while_the_link_is_cut(
-        self, where: dict[str, str], tmp_path: Path
+        self, where: dict[str, str], tmp_path: Path, locks: list[str]
     ) -> None:
-        checks = prove("--leaf", env=where)
+        checks = prove("--leaf", *locks, env=where)
         cut = one(checks, "Link to the hub cut")
         assert cut["node"] == "idc-1"
         assert cut["hub"] > cut["mirror"]
         assert cut["flows"]["sent"] == cut["flows"]["received"] > 0
+        rebooted = one(checks, "Link still cut: idc-1 reboots")
+        assert rebooted["rows"] > 9
+        assert rebooted["sent"] == rebooted["received"] > 0
         assert "new_events_s" in one(checks, "Link to the hub restored")
         assert remains(tmp_path) == []
 
@@ -124,12 +128,6 @@ def test_an_acknowledged_command_that_is_missing_doubled_or_different_is_named()
     for found, answer in (([], reply), (records[:1], reply), (later, reply), (records + later, silent)):
         (line,) = judge({"c1": answer}, {"c1": found})
         assert "c1" in line
-
-
-@pytest.mark.parametrize("option", [["--leaf"], ["--bus-servers", "3"]])
-def test_locks_and_servers_of_their_own_exclude_each_other(where: dict[str, str], option: list[str]) -> None:
-    done = isthmus("lab", "--secure", *option, env=where)
-    assert (done.returncode, "without --secure" in done.stderr) == (2, True), done.stderr
 
 
 def test_help_shows_how_both_are_used() -> None:

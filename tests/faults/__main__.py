@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -43,10 +44,13 @@ START_LIMIT_S = 60.0
 SETTLE_LIMIT_S = 60.0
 """For elections, restarts and everything that waits behind them, once every fault is over."""
 POLL_S = 0.1
+HANGS_S = 150.0
+"""Beyond the load's duration: by then every deadline of this program has passed."""
 
 
 async def live(seed: int, duration_s: float, servers: int, directory: RunDirectory) -> dict[str, Any]:
     """The run from the first machine to the verdict."""
+    asyncio.get_running_loop().call_later(duration_s + HANGS_S, _hangs)
     faults = schedule(seed, duration_s, servers=servers)
     found: dict[str, Any] = {"seed": seed, "schedule": [str(fault) for fault in faults], "wrong": []}
     made = await build(directory, servers=servers)
@@ -143,6 +147,14 @@ async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[No
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _hangs() -> None:
+    """What every task waits for, and the end."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(3)
 
 
 def told(found: dict[str, Any]) -> str:
