@@ -38,6 +38,7 @@ CONTROLLERS = ("controller-1", "controller-2")
 FIRST_CONTROLLER = 230  # in the management network, above every node and below the servers
 DISK_BYTES = 1 << 30
 WATCH_S = 0.2
+EXIT_UNREACHABLE = 3
 
 
 @dataclass(slots=True)
@@ -75,7 +76,10 @@ class Site:
     # --- who is who --------------------------------------------------------------------------------
 
     async def watch(self, client: Client) -> None:
-        """Follow who leads, and start again what ends by itself (which is wrong). Runs until cancelled."""
+        """Follow who leads, and start again what ends by itself, as a supervisor does. Runs until cancelled.
+
+        What is started while no bus answers ends and says so; any other end is wrong.
+        """
         while True:
             leader = await self.buses.leader(client, subjects.stream(CLUSTER))
             if leader:
@@ -91,7 +95,8 @@ class Site:
             for part in self.parts:
                 if not part.hurt and not part.daemon.running:
                     code = part.daemon.process.returncode if part.daemon.process else None
-                    self.wrong.append(f"{part.name} ended by itself ({code}): {part.daemon.last_words(5)}")
+                    if code != EXIT_UNREACHABLE:
+                        self.wrong.append(f"{part.name} ended by itself ({code}): {part.daemon.last_words(5)}")
                     await part.daemon.start()
             await asyncio.sleep(WATCH_S)
 
