@@ -12,7 +12,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,3 +174,23 @@ def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
             raise Usage("usage", f"{what} {value!r} is not of the form NAME=VALUE")
         pairs[key] = rest
     return pairs
+
+
+def fields_line(fields: Mapping[str, Any], *, hidden: Collection[str] = ()) -> str:
+    """An event's fields in one line for a person: ``key=value``, nested ones as ``{key=value}``.
+
+    Empty values and the ``hidden`` keys, which other columns show, are left out.
+    """
+    return " ".join(
+        f"{key}={_plain(value)}"
+        for key, value in fields.items()
+        if key not in hidden and value not in ("", (), [], {}, None)
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + fields_line(value) + "}"
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value))
+    return str(value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import BusContext, bus_options, console, json_option, run
+from events.cli import BusContext, bus_options, console, fields_line, json_option, run
 
 if TYPE_CHECKING:
     from events.codec import Recorded
@@ -108,12 +108,12 @@ class _Printer:
         from rich.text import Text
 
         envelope = recorded.envelope
-        hidden = {"node", "uid", "cluster", "cidr", "name"}
-        detail = " ".join(
-            f"{key}={value}"
-            for key, value in _body(recorded).items()
-            if value not in ("", (), [], None) and not (key in hidden and value == recorded.event.entity)
-        )
+        body = _body(recorded)
+        # The entity has a column of its own.
+        shown = [
+            key for key in ("node", "uid", "cluster", "cidr", "name") if body.get(key) == recorded.event.entity
+        ]
+        detail = fields_line(body, hidden=shown)
         line = Text.assemble(
             (f"{recorded.sequence:>7} ", "bold"),
             (f"{envelope.time:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z ", "dim"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import json_option, print_json, print_table, run
+from events.cli import fields_line, json_option, print_json, print_table, run
 from replay.cli.source import Asked, Source, at_option, opened, progress, source_options
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ def _row(asked: Asked, entry: Entry) -> tuple[str, ...]:
 def brief(entry: Entry) -> str:
     """The event's fields in a line, without those that other columns show."""
     hidden = {"node", "cluster", "name"} if not entry.stamp.type.startswith("range") else {"cidr", "index"}
-    return " ".join(
-        f"{key}={value}"
-        for key, value in entry.event.items()
-        if key not in hidden and value not in ("", [], None)
-    )
+    return fields_line(entry.event, hidden=hidden)
 
 
 def _line(asked: Asked, entry: Entry, *, as_json: bool) -> None:
