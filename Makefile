@@ -13,7 +13,8 @@ lab: setup
 	$(BIN)/isthmus lab --once $(LAB_ARGS)
 
 ## every test: unit, property, contract, integration, end to end, fault
-test: setup
+test:
+	@bash deploy/setup.sh test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 ## the benchmarks: prints a table and writes build/bench.json

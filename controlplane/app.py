@@ -263,8 +263,7 @@ class Controller:
                     now = datetime.now(UTC)
                     for status, arrived_ns in reports:
                         arrived = datetime.fromtimestamp(arrived_ns / 1e9, UTC)
-                        self.liveness.observe(status, arrived=min(arrived, now))
-                        self.liveness.attestor.judge(self.replica.state, status)
+                        self.liveness.observe(status, arrived=min(arrived, now), state=self.replica.state)
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
                 await asyncio.sleep(1.0)

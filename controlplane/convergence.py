@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 
@@ -20,13 +21,21 @@ import msgspec
 WINDOW = 256
 """Transactions remembered."""
 BEHIND_LISTED = 50
+SLOWEST_LISTED = 8
+
+
+class Confirmed(msgspec.Struct, frozen=True):
+    """An agent that has a transaction in its kernel, so many seconds after it was stored."""
+
+    node: str
+    seconds: float
 
 
 class Convergence(msgspec.Struct, frozen=True, kw_only=True):
     """One transaction's way to the agents. Latencies are seconds; None until known.
 
     ``expected`` agents were live when it was stored or have reported since; ``applied`` of them have
-    confirmed. ``last`` is set once all have.
+    confirmed. ``last`` is set once all have; ``slowest`` are those that confirmed last, in order.
     """
 
     first_sequence: int
@@ -40,10 +49,23 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
     p99: float | None = None
     last: float | None = None
     behind: list[str] = []
+    slowest: list[Confirmed] = []
 
 
-class _Transaction:
-    __slots__ = ("at", "decided_at", "first", "last", "latencies", "summary", "waiting")
+class Transaction:
+    """One transaction that is followed; ``written`` while nothing has changed since somebody recorded it."""
+
+    __slots__ = (
+        "at",
+        "decided_at",
+        "first",
+        "last",
+        "latencies",
+        "slowest",
+        "summary",
+        "waiting",
+        "written",
+    )
 
     def __init__(self, first: int, last: int, at: float, summary: str, decided_at: datetime | None) -> None:
         self.first = first
@@ -52,7 +74,9 @@ class _Transaction:
         self.summary = summary
         self.decided_at = decided_at
         self.latencies = array("f")
+        self.slowest: deque[tuple[str, float]] = deque(maxlen=SLOWEST_LISTED)
         self.waiting = 0
+        self.written = False
 
 
 class ConvergenceTracker:
@@ -72,16 +96,17 @@ class ConvergenceTracker:
         self._on_applied = on_applied
         self._on_converged = on_converged
         self._window = window
-        self._transactions: list[_Transaction] = []
+        self._transactions: list[Transaction] = []
         self._lasts: list[int] = []
         self._applied: dict[str, int] = {}
         self._furthest = 0
+        self._left: deque[Transaction] = deque(maxlen=window)  # out of the window before they were recorded
 
     def stored(
         self, first: int, last: int, at: float, summary: str, decided_at: datetime | None = None
     ) -> None:
         """A transaction's events are in the log. Sequences only grow; ``at`` is this controller's clock."""
-        transaction = _Transaction(first, last, at, summary, decided_at)
+        transaction = Transaction(first, last, at, summary, decided_at)
         transaction.waiting = len(self._applied)
         if self._furthest >= last:
             # An agent can be faster than the news that its report answers.
@@ -91,6 +116,8 @@ class ConvergenceTracker:
         self._transactions.append(transaction)
         self._lasts.append(last)
         if len(self._transactions) > self._window:
+            if not self._transactions[0].written:
+                self._left.append(self._transactions[0])
             del self._transactions[0], self._lasts[0]
 
     def reported(self, node: str, applied: int, at: float) -> None:
@@ -107,12 +134,14 @@ class ConvergenceTracker:
             # What it had applied before it was first heard is no latency of anything seen here.
             for transaction in self._after(applied):
                 transaction.waiting += 1
+                transaction.written = False
             return
         for transaction in self._transactions[bisect_right(self._lasts, known) :]:
             if transaction.last > applied:
                 break
             seconds = max(0.0, at - transaction.at)
             transaction.latencies.append(seconds)
+            transaction.slowest.append((node, seconds))
             self._on_applied(seconds)
             self._less(transaction)
 
@@ -123,13 +152,27 @@ class ConvergenceTracker:
             for transaction in self._after(known):
                 self._less(transaction)
 
-    def _after(self, sequence: int) -> list[_Transaction]:
+    def _after(self, sequence: int) -> list[Transaction]:
         return self._transactions[bisect_right(self._lasts, sequence) :]
 
-    def _less(self, transaction: _Transaction) -> None:
+    def _less(self, transaction: Transaction) -> None:
         transaction.waiting -= 1
+        transaction.written = False
         if transaction.waiting == 0 and transaction.latencies:
             self._on_converged(max(transaction.latencies))
+
+    def unwritten(self, limit: int) -> list[Transaction]:
+        """Transactions that have changed since they were last given out here, the oldest first."""
+        found: list[Transaction] = []
+        while self._left and len(found) < limit:
+            found.append(self._left.popleft())
+        for transaction in self._transactions:
+            if len(found) >= limit:
+                break
+            if not transaction.written:
+                transaction.written = True
+                found.append(transaction)
+        return found
 
     @property
     def agents(self) -> int:
@@ -157,7 +200,7 @@ class ConvergenceTracker:
         transaction = self._transactions[place]
         return self._view(transaction, self.behind(transaction.last)[:BEHIND_LISTED])
 
-    def _view(self, transaction: _Transaction, behind: list[str] | None = None) -> Convergence:
+    def _view(self, transaction: Transaction, behind: list[str] | None = None) -> Convergence:
         ordered = sorted(transaction.latencies)
         count = len(ordered)
 
@@ -176,4 +219,5 @@ class ConvergenceTracker:
             p99=at(0.99),
             last=at(1.0) if count and not transaction.waiting else None,
             behind=behind or [],
+            slowest=[Confirmed(node, round(seconds, 6)) for node, seconds in transaction.slowest],
         )

@@ -59,11 +59,14 @@ class Liveness:
         self.observe(status, arrived=arrived)
         return status
 
-    def observe(self, status: AgentStatus, *, arrived: datetime | None = None) -> None:
+    def observe(
+        self, status: AgentStatus, *, arrived: datetime | None = None, state: ClusterState | None = None
+    ) -> None:
         """Take one report. Late and repeated ones are harmless: applied sequences only grow.
 
-        An agent that says it is stopping is alive no longer than its silence says; one that starts
-        anew (lower ``applied``) keeps what it had: its kernel has it still.
+        With ``state`` what it says about the kernel is judged, before the listeners hear of it. An agent
+        that says it is stopping is alive no longer than its silence says; one that starts anew (lower
+        ``applied``) keeps what it had: its kernel has it still.
         """
         uid = status.uid
         known = self._last_seen.get(uid) if uid in self._status else None
@@ -77,6 +80,8 @@ class Liveness:
         if status.applied > self._applied.get(uid, 0):
             self._applied[uid] = status.applied
             self.moved.set()
+        if state is not None:
+            self.attestor.judge(state, status)
         for listener in self.listeners:
             listener(status)
 

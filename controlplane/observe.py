@@ -23,6 +23,8 @@ from pathlib import Path
 from nats.aio.client import Client
 
 from controlplane.convergence import ConvergenceTracker
+from controlplane.history.recorder import Recorder
+from controlplane.history.store import REPORTS_MAX, HistoryStore
 from controlplane.intake import SpanIntake
 from controlplane.liveness import Liveness
 from controlplane.metrics import ControllerMetrics, Live
@@ -32,7 +34,7 @@ from controlplane.service.tasks import end
 from controlplane.spans import SPANS_MAX, SpanStore
 from controlplane.tracing import TracingObserver
 from events.codec import Recorded
-from events.errors import IsthmusError
+from events.errors import IsthmusError, Usage
 from events.status import AgentStatus
 from events.telemetry.role import Telemetry
 from events.telemetry.spans import Outbox
@@ -47,9 +49,10 @@ SINGLY = 16
 class Both:
     """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
-    def __init__(self, spans: TracingObserver, metrics: ControllerMetrics) -> None:
+    def __init__(self, spans: TracingObserver, metrics: ControllerMetrics, recorder: Recorder) -> None:
         self._spans = spans
         self._metrics = metrics
+        self._recorder = recorder
         self.received = spans.received
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
@@ -69,12 +72,15 @@ class Both:
 
     def alarmed(self, name: str, error: IsthmusError) -> None:
         self._metrics.alarmed(name, error)
+        self._recorder.alarmed(name, error)
 
 
 class Observability:
     """The watching half of one controller. Made by :meth:`open`."""
 
-    def __init__(self, cluster: str, telemetry: Telemetry, outbox: Outbox, spans: SpanStore) -> None:
+    def __init__(
+        self, cluster: str, telemetry: Telemetry, outbox: Outbox, spans: SpanStore, history: HistoryStore
+    ) -> None:
         self.cluster = cluster
         self.telemetry = telemetry
         self.spans = spans
@@ -82,7 +88,9 @@ class Observability:
         self.convergence = ConvergenceTracker(
             on_applied=self.metrics.agent_applied, on_converged=self.metrics.all_applied
         )
-        self.observer: Observer = Both(TracingObserver(telemetry, cluster), self.metrics)
+        self.history = history
+        self.recorder = Recorder(history, self.convergence)
+        self.observer: Observer = Both(TracingObserver(telemetry, cluster), self.metrics, self.recorder)
         self._outbox = outbox
 
     @classmethod
@@ -95,23 +103,29 @@ class Observability:
         *,
         environ: Mapping[str, str] = os.environ,
     ) -> AsyncIterator[Observability]:
-        """Open the span store in ``directory`` (in memory without one) and start telemetry.
+        """Open the stores of spans and reports in ``directory`` (in memory without one); start telemetry.
 
-        ``ISTHMUS_SPANS_MAX`` sets how many spans the store keeps.
+        ``ISTHMUS_SPANS_MAX`` and ``ISTHMUS_REPORTS_MAX`` set how many spans and changes of agents are
+        kept. Raises Usage(usage) when one of them is no positive number.
         """
-        limit = int(environ.get("ISTHMUS_SPANS_MAX") or SPANS_MAX)
-        path: Path | str = ":memory:"
+        spans_max = _limit(environ, "ISTHMUS_SPANS_MAX", SPANS_MAX)
+        reports_max = _limit(environ, "ISTHMUS_REPORTS_MAX", REPORTS_MAX)
+        spans_at: Path | str = ":memory:"
+        history_at: Path | str = ":memory:"
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
-            path = directory / "spans.db"
+            spans_at, history_at = directory / "spans.db", directory / "reports.db"
         outbox = Outbox()
-        async with SpanStore.open(path, limit=limit) as spans:
+        async with (
+            SpanStore.open(spans_at, limit=spans_max) as spans,
+            HistoryStore.open(history_at, limit=reports_max) as history,
+        ):
             telemetry = Telemetry.start(
                 "controller", instance=instance, cluster=cluster, sink=outbox, metrics=True, environ=environ
             )
             shipping = asyncio.create_task(outbox.run(spans.add), name="spans")
             try:
-                yield cls(cluster, telemetry, outbox, spans)
+                yield cls(cluster, telemetry, outbox, spans, history)
             finally:
                 await end([shipping])
                 await telemetry.close()
@@ -123,7 +137,9 @@ class Observability:
         """Follow the events and the reports until the block is left; ``client`` brings others' spans."""
         self.metrics.bind(live)
         liveness.listeners.append(self._on_report)
+        self.recorder.watch(liveness)
         following = asyncio.create_task(self._follow(changes), name="convergence")
+        recording = asyncio.create_task(self.recorder.run(), name="reports")
         intake = SpanIntake(client, self.cluster, self.spans) if client is not None else None
         try:
             if intake is not None:
@@ -134,9 +150,11 @@ class Observability:
                 await intake.close()
             liveness.listeners.remove(self._on_report)
             await end([following])
+            await end([recording])
 
     def _on_report(self, status: AgentStatus) -> None:
         self.convergence.reported(status.node, status.applied, time.monotonic())
+        self.recorder.reported(status)
 
     async def _follow(self, changes: Changes) -> None:
         while True:
@@ -156,6 +174,7 @@ class Observability:
         for recorded in run:
             if isinstance(recorded.event, (NodeLeft, NodeFenced)):
                 self.convergence.gone(recorded.event.node)
+                self.recorder.gone(recorded.event.uid, recorded.envelope.time)
         ends = [r for r in run if r.envelope.tx_index == r.envelope.tx_count - 1]
         if len(ends) > SINGLY:
             # A storm is one thing that happens to the agents; measuring each part would tell no more.
@@ -169,3 +188,10 @@ class Observability:
             summary = f"{event.verb.replace('-', ' ')} {event.entity}{more}"
             first = recorded.sequence - envelope.tx_index
             self.convergence.stored(first, recorded.sequence, now, summary, envelope.time)
+
+
+def _limit(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip()
+    if text and not (text.isdigit() and int(text)):
+        raise Usage("usage", f"{name}={text} is not a positive number")
+    return int(text or default)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv/ in this checkout ready for the make targets, and sees to it that the system tools the
-# lab needs are there. Quick when there is nothing to do. Touches nothing outside the checkout except,
-# as root on Debian or Ubuntu, by apt-get.
+# lab needs are there; with the argument `test` also what the tests of console and dashboards look with
+# (Chromium, Prometheus: without them those tests are skipped, and say so). Quick when there is nothing to
+# do. Touches nothing outside the checkout except, as root on Debian or Ubuntu, by apt-get.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -44,6 +45,12 @@ missing_packages() {
     "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
 }
 
+# What only tests need. Ubuntu's chromium is no package but a pointer to a snap: there it is left out.
+missing_test_packages() {
+  has_tool chromium || [ -n "${ISTHMUS_CHROMIUM:-}" ] || grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null || echo "chromium fonts-dejavu-core"
+  has_tool promtool && has_tool prometheus || echo prometheus
+}
+
 install_packages() {
   local packages="$*" command
   command="apt-get update && apt-get install -y --no-install-recommends $packages"
@@ -66,6 +73,16 @@ python=$(find_python) || fail "needs Python $python_minimum or newer; found: $(p
 missing=$(missing_packages | tr '\n' ' ')
 missing=${missing% }
 [ -z "$missing" ] || install_packages "$missing"
+if [ "${1:-}" = test ]; then
+  missing=$(missing_test_packages | tr '\n' ' ')
+  missing=${missing% }
+  if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    # They bring services along that nobody asked for; the tests start their own.
+    install_packages "$missing" || say "not installed: $missing; the tests that need them are skipped"
+  elif [ -n "$missing" ]; then
+    say "not there: $missing; the tests that need them are skipped (sudo apt-get install -y $missing)"
+  fi
+fi
 
 # The editable install binds the environment to this place, so a moved or copied checkout is set up anew.
 fingerprint=$({ pwd -P; "$python" --version; cat pyproject.toml deploy/constraints.txt deploy/setup.sh; } | sha256sum)

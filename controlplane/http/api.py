@@ -1,14 +1,13 @@
 """The routes of the API. Thin: check the question, read the source, shape the answer.
 
-``at`` on most routes is a sequence: the answer is the overlay as it was directly after that event.
-Without it the answer is the present. Handlers run on the controller's event loop and never block it.
+``at`` on most routes is a sequence, ``time`` a moment: the answer is the overlay as it was then, agents
+included as far as they were recorded. Without either the answer is the present. Handlers run on the
+controller's event loop and never block it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,13 +18,16 @@ from litestar.params import Body, PathParameter, SkipValidation
 from litestar.params import QueryParameter as Query
 from litestar.response import Stream
 
-from controlplane.convergence import Convergence
+from controlplane.convergence import BEHIND_LISTED, Convergence
 from controlplane.http import build
+from controlplane.http.clb import clb_detail
 from controlplane.http.errors import NotFound, failures
 from controlplane.http.live import LiveFeed
+from controlplane.http.looking import PRESENT, look, parse_moment
 from controlplane.http.security import Gate
 from controlplane.http.source import Source
 from controlplane.http.views import (
+    ClbDetail,
     Credentials,
     EventPage,
     EventRow,
@@ -34,21 +36,20 @@ from controlplane.http.views import (
     NodeDetail,
     NodeList,
     Overview,
-    Position,
     Session,
     Space,
     Timeline,
 )
 from controlplane.spans import TRACE_SPANS_MAX, TraceSummary
-from controlplane.state import ClusterState
 from controlplane.waterfall import Waterfall, waterfall
-from events.errors import BadRequest
 from events.queries import PAGE_LIMIT
 from events.telemetry.http import CONTENT_TYPE
 
-PRESENT = -1
 NODES_MAX = 20_000
 EVENTS_MAX = 500
+ALARMS_SHOWN = 20
+TENURES_MAX = 100
+HEALTH_MAX = 60
 
 From = NamedDependency[SkipValidation[Source]]
 """The controller; checking a protocol at run time would read all of it for each request."""
@@ -58,63 +59,50 @@ At = Annotated[
     Query(
         ge=PRESENT,
         le=2**53,
-        description="Show everything as it was directly after this sequence; -1 is the present.",
+        description="Show everything as it was after this sequence, before the next; -1 is the present.",
         examples=[Example(value=1)],
     ),
 ]
+Time = Annotated[
+    str | None,
+    Query(
+        description="Show everything as it was at this moment (RFC 3339; without an offset it is UTC). "
+        "It goes before `at`.",
+        max_length=64,
+        schema_extra={"format": "date-time"},
+    ),
+]
+ClbName = Annotated[str, PathParameter(description="A reservation's name.", min_length=1, max_length=63)]
 NodeName = Annotated[str, PathParameter(description="A node's name.", min_length=1, max_length=253)]
 TraceId = Annotated[str, PathParameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
 
 
-async def _state(source: Source, at: int) -> tuple[ClusterState, Position, build.Reports]:
-    """The state asked for and where it stands; reports only for the present. Reports belong to the present."""
-    head = source.state.sequence
-    if at in {PRESENT, head}:
-        return (
-            source.state,
-            Position(sequence=head, head=head, live=True, at=source.head_time),
-            source.reports(),
-        )
-    if at > head:
-        raise NotFound(f"there is no event {at} yet; the log ends at {head}")
-    state = await source.state_at(at)
-    moment = await source.time_of(at) if at else None
-    return state, Position(sequence=at, head=head, live=False, at=moment), build.Reports()
-
-
 class OverlayController(Controller):
-    """The overlay itself, now or at any sequence."""
+    """The overlay itself, now or at any sequence or time."""
 
     path = "/api/v1"
     tags = ("overlay",)
 
     @get("/overview", summary="The whole overlay at a glance", responses=failures(400, 404))
-    async def overview(self, source: From, at: At = PRESENT) -> Overview:
-        """Pool, nodes by site, CLB reservations, networks and conditions."""
-        state, position, reports = await _state(source, at)
-        view = build.overview(state, position, source.cluster, reports)
-        if not position.live:
-            return view
-        applied = source.convergence.applied()
-        return msgspec.structs.replace(
-            view,
-            leading=source.leading,
-            watermark=source.watermark,
-            agents=build.agents_by_state(state, reports),
-            agents_behind=sum(value < position.head for value in applied.values()),
-        )
+    async def overview(self, source: From, at: At = PRESENT, time: Time = None) -> Overview:
+        """Pool, nodes by site, CLB reservations, networks, agents, alarms and conditions."""
+        looked = await look(source, at, time)
+        view = build.overview(looked.state, looked.position, source.cluster, looked.reports)
+        alarms = await source.alarms(looked.moment, ALARMS_SHOWN)
+        return msgspec.structs.replace(view, leading=looked.position.live and source.leading, alarms=alarms)
 
     @get("/space", summary="The address space", responses=failures(400, 404))
-    async def space(self, source: From, at: At = PRESENT) -> Space:
+    async def space(self, source: From, at: At = PRESENT, time: Time = None) -> Space:
         """Every range that is not free, in columns; a hundred thousand fit one answer."""
-        state, position, _ = await _state(source, at)
-        return build.space(state, position)
+        looked = await look(source, at, time)
+        return build.space(looked.state, looked.position)
 
     @get("/nodes", summary="Members", responses=failures(400, 404))
     async def nodes(  # noqa: PLR0917  query parameters, passed by name
         self,
         source: From,
         at: At = PRESENT,
+        time: Time = None,
         text: Annotated[
             str,
             Query(max_length=253, description="Only members whose name, address or range contains this."),
@@ -127,18 +115,42 @@ class OverlayController(Controller):
         offset: Annotated[int, Query(ge=0, le=2**31, description="Skip so many of the matches.")] = 0,
     ) -> NodeList:
         """Members by name, with what their agents last reported."""
-        state, position, reports = await _state(source, at)
+        state, position, reports = await look(source, at, time)
         found = build.matching(state, text=text, kind=kind, site=site)
-        page = [build.node_row(state, node, reports, position.head) for node in found[offset : offset + limit]]
+        page = [
+            build.node_row(state, node, reports, position.sequence) for node in found[offset : offset + limit]
+        ]
         return NodeList(position=position, total=len(found), nodes=page)
 
     @get("/nodes/{name:str}", summary="One node", responses=failures(400, 404))
-    async def node(self, source: From, name: NodeName, at: At = PRESENT) -> NodeDetail:
+    async def node(self, source: From, name: NodeName, at: At = PRESENT, time: Time = None) -> NodeDetail:
         """Its addresses, range, agent and refusals."""
-        state, position, reports = await _state(source, at)
+        state, position, reports = await look(source, at, time)
         detail = build.node_detail(state, name, position, reports)
         if detail is None:
             raise NotFound(f"no node is named {name!r} at sequence {position.sequence}")
+        return detail
+
+    @get("/clb/{name:str}", summary="One CLB reservation", responses=failures(400, 404))
+    async def clb(self, source: From, name: ClbName, at: At = PRESENT, time: Time = None) -> ClbDetail:
+        """Its addresses, who holds them since when, the backends and their health, and how that came about."""
+        asked = (await look(source, at, time)).position.sequence
+        tenures = await source.clb_events(name, until=asked, kind="holder-", limit=TENURES_MAX)
+        health = await source.clb_events(name, until=asked, kind="backend-health-changed.", limit=HEALTH_MAX)
+        reserved = await source.clb_events(name, until=asked, kind="reserved.", limit=1)
+        state, position, reports = await look(source, at, time)
+        detail = clb_detail(
+            state,
+            name,
+            position,
+            reports,
+            reserved=(reserved[0].sequence, reserved[0].envelope.time) if reserved else (0, None),
+            times={recorded.sequence: recorded.envelope.time for recorded in tenures},
+            tenures=tenures,
+            health=health,
+        )
+        if detail is None:
+            raise NotFound(f"no CLB reservation is named {name!r} at sequence {position.sequence}")
         return detail
 
 
@@ -192,7 +204,8 @@ class HistoryController(Controller):
         buckets: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 200,
     ) -> Timeline:
         """What happened when, for the time slider."""
-        return Timeline(head=source.state.sequence, buckets=list(await source.timeline(buckets=buckets)))
+        found = list(await source.timeline(buckets=buckets))
+        return Timeline(head=source.state.sequence, begins=await source.time_of(1), buckets=found)
 
     @get("/moment", summary="The sequence at a moment", responses=failures(400))
     async def moment(
@@ -212,25 +225,42 @@ class HistoryController(Controller):
         sequence = await source.sequence_at(when) if when is not None else 0
         return Moment(sequence=sequence, at=await source.time_of(sequence) if sequence else None)
 
-    @get("/convergence", summary="How the agents follow", responses=failures(400))
+    @get("/convergence", summary="How the agents follow", responses=failures(400, 404))
     async def convergence(
         self,
         source: From,
+        at: At = PRESENT,
+        time: Time = None,
         limit: Annotated[int, Query(ge=1, le=256, description="At most so many.")] = 50,
     ) -> list[Convergence]:
-        """The latest transactions, newest first: how long until each agent had applied them."""
-        return source.convergence.latest(limit)
+        """The latest transactions, newest first: how long until each agent had applied them.
+
+        Of the past: as it was known then; empty when nobody recorded it.
+        """
+        if at == PRESENT and time is None:
+            return source.convergence.latest(limit)
+        looked = await look(source, at, time)
+        return await source.convergence_at(looked.position.sequence, looked.moment, limit)
 
     @get("/convergence/{sequence:int}", summary="Who is behind", responses=failures(400, 404))
     async def convergence_of(
         self,
         source: From,
         sequence: Annotated[int, PathParameter(ge=1, le=2**53, description="An event's sequence.")],
+        at: At = PRESENT,
+        time: Time = None,
     ) -> Convergence:
-        """One transaction, with the agents that have not applied it yet."""
-        found = source.convergence.of(sequence)
+        """One transaction, with the agents that had not applied it yet."""
+        if at == PRESENT and time is None:
+            found = await source.convergence_of(sequence, None)
+        else:
+            looked = await look(source, at, time)
+            found = await source.convergence_of(sequence, looked.moment)
+            if found is not None and looked.position.recorded:
+                late = build.late(looked.state, looked.reports, found.last_sequence)
+                found = msgspec.structs.replace(found, behind=late[:BEHIND_LISTED])
         if found is None:
-            raise NotFound(f"the convergence of event {sequence} is not remembered")
+            raise NotFound(f"the convergence of event {sequence} was not recorded")
         return found
 
 
@@ -314,29 +344,3 @@ class SessionController(Controller):
         cookie = gate.open_session_for(data.token)
         answer = Session(allowed=True, token_required=gate.token_required)
         return Response(answer, status_code=201, cookies=[cookie] if cookie else [])
-
-
-_MOMENT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)?", re.ASCII | re.IGNORECASE
-)
-
-
-def parse_moment(text: str) -> datetime | None:
-    """A moment in RFC 3339; None for one outside the calendar of this program (before any log).
-
-    A leap second is read as the end of its minute. Raises BadRequest(bad_request) for anything else.
-    """
-    found = _MOMENT.fullmatch(text.strip())
-    if found is None:
-        raise BadRequest("bad_request", f"time={text!r} is no moment like 2026-01-31T12:00:00Z", field="time")
-    day, minute, second, fraction, offset = found.groups()
-    fraction = (fraction or "0")[:6].ljust(6, "0")
-    if second == "60":
-        second, fraction = "59", "999999"
-    zone = "+00:00" if offset is None or offset in "Zz" else offset
-    try:
-        return datetime.fromisoformat(f"{day}T{minute}:{second}.{fraction}{zone}").astimezone(UTC)
-    except (ValueError, OverflowError):
-        if day.startswith("0000") or not zone.startswith("+00"):
-            return None
-        raise BadRequest("bad_request", f"time={text!r}: there is no such day or time", field="time") from None

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from controlplane.convergence import ConvergenceTracker
+from controlplane.convergence import Convergence, ConvergenceTracker
 from controlplane.decisions.time import watermark
-from controlplane.http.build import Reports, agents_by_state
+from controlplane.history.records import Alarm
+from controlplane.history.store import Coverage, HistoryStore, as_moment, microseconds
+from controlplane.http import questions
+from controlplane.http.build import agents_by_state
 from controlplane.http.views import TimelineBucket
 from controlplane.liveness import Liveness
 from controlplane.metrics import Live
 from controlplane.observe import Observability
+from controlplane.observed import LiveReports, PastReports, Reports
 from controlplane.readmodel.asof import load_state, moment, sequence_at
 from controlplane.readmodel.projector import Projector
 from controlplane.service.hooks import Changes
@@ -22,18 +26,11 @@ from controlplane.spans import SpanStore
 from controlplane.state import ClusterState
 from events.codec import Recorded, decode
 from events.log import LogReader
+from events.status import AgentStatus
 
 T = TypeVar("T")
-READ_OVER = 64
 PROJECTED_WITHIN_S = 3.0
 """How long a question about the very recent past waits for the read model."""
-
-_TIMELINE = """
-SELECT max(sequence), max(time_us),
-  sum(type LIKE 'node.joined.%'), sum(type LIKE 'node.left.%' OR type LIKE 'node.fenced.%'),
-  sum(type LIKE '%.refused.%' OR type LIKE '%-refused.%'), count(*)
-FROM event GROUP BY (sequence - 1) * ?1 / ?2 ORDER BY 1
-"""
 
 
 class AttachedSource:
@@ -91,8 +88,18 @@ class AttachedSource:
         return self._observability.spans
 
     def reports(self) -> Reports:
-        live = self._liveness
-        return Reports(statuses=live.statuses, last_seen=live.last_seen, applied=live.applied, now=self._now())
+        return LiveReports(self._liveness, self._now())
+
+    def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        def listener(status: AgentStatus) -> None:
+            callback(status.uid)
+
+        self._liveness.listeners.append(listener)
+        return lambda: self._liveness.listeners.remove(listener)
+
+    @property
+    def alarms_raised(self) -> int:
+        return self._observability.recorder.alarms_raised
 
     def trouble(self) -> str:
         if self._projector.stalled is not None:
@@ -144,14 +151,19 @@ class AttachedSource:
         if not entity and not aggregate:
             wanted: Sequence[int] = range(max(1, before - limit), before)
         else:
-            wanted = await self._query(lambda c: _matching(c, before, limit, entity, aggregate))
-        found: list[Recorded] = []
-        asked = set(wanted)
-        for first, last in _runs(wanted):
-            found.extend(one for one in await self._read(first, last) if one.sequence in asked)
-        found.reverse()
+            wanted = await self._query(lambda c: questions.matching(c, before, limit, entity, aggregate))
+        found = await self._pick(wanted)
         complete = len(wanted) < limit or (found and found[-1].sequence <= 1)
         return found, 0 if complete or not found else found[-1].sequence
+
+    async def _pick(self, wanted: Sequence[int]) -> list[Recorded]:
+        """Those events (given in ascending order), newest first."""
+        found: list[Recorded] = []
+        asked = set(wanted)
+        for first, last in questions.runs(wanted):
+            found.extend(one for one in await self._read(first, last) if one.sequence in asked)
+        found.reverse()
+        return found
 
     async def _read(self, first: int, last: int) -> list[Recorded]:
         return [
@@ -166,58 +178,49 @@ class AttachedSource:
         return next(iter(await self._read(sequence, sequence)), None)
 
     async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
-        def question(connection: sqlite3.Connection) -> list[TimelineBucket]:
-            (last,) = connection.execute("SELECT max(sequence) FROM event").fetchone()
-            if not last:
-                return []
-            found = []
-            for sequence, time_us, joins, leaves, refusals, total in connection.execute(
-                _TIMELINE, (min(buckets, last), last)
-            ):
-                at = moment(time_us)
-                if at is not None:
-                    others = total - joins - leaves - refusals
-                    found.append(
-                        TimelineBucket(
-                            sequence=sequence,
-                            at=at,
-                            joins=joins,
-                            leaves=leaves,
-                            refusals=refusals,
-                            others=others,
-                        )
-                    )
-            return found
+        return await self._query(lambda connection: questions.timeline(connection, buckets))
 
-        return await self._query(question)
+    # --- the agents' past ----------------------------------------------------------------------------
 
+    @property
+    def _history(self) -> HistoryStore:
+        return self._observability.history
 
-def _matching(
-    connection: sqlite3.Connection, before: int, limit: int, entity: str, aggregate: str
-) -> list[int]:
-    """Sequences of the newest events below ``before`` that match, ascending."""
-    conditions = ["sequence < ?"]
-    values: list[object] = [before]
-    if aggregate:
-        conditions.append("type >= ? AND type < ?")
-        values += [f"{aggregate}.", f"{aggregate}/"]
-    if entity:
-        # A node's history includes its ranges': they name it, but are events of the range.
-        conditions.append("(entity = ? OR sequence IN (SELECT valid_from FROM range WHERE node = ?))")
-        values += [entity, entity]
-    rows = connection.execute(
-        f"SELECT sequence FROM event WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?",  # noqa: S608
-        (*values, limit),
-    ).fetchall()
-    return [row[0] for row in reversed(rows)]
+    async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
+        await self._observability.recorder.settle(moment)
+        return PastReports(await self._history.agents(state.by_uid, microseconds(moment)), moment)
 
+    async def recorded(self, moment: datetime) -> Coverage:
+        await self._observability.recorder.settle(moment)
+        return await self._history.coverage(microseconds(moment))
 
-def _runs(sequences: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending sequences as stretches that are read at once; small gaps are read over."""
-    runs: list[tuple[int, int]] = []
-    for sequence in sequences:
-        if runs and sequence - runs[-1][1] <= READ_OVER:
-            runs[-1] = (runs[-1][0], sequence)
-        else:
-            runs.append((sequence, sequence))
-    return runs
+    async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
+        await self._observability.recorder.settle(moment)
+        found = await self._history.transits(sequence, limit)
+        return [transit.seen_at(microseconds(moment)) for transit in found]
+
+    async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
+        if moment is None:
+            known = self.convergence.of(sequence)
+            if known is not None:
+                return known
+        await self._observability.recorder.settle(moment or self._now())
+        found = await self._history.transit(sequence)
+        return found.seen_at(microseconds(moment or self._now())) if found is not None else None
+
+    async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
+        await self._observability.recorder.settle(moment)
+        return await self._history.alarms(microseconds(moment), limit)
+
+    async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
+        await self._projector.reached(until, timeout_s=PROJECTED_WITHIN_S)
+        wanted = await self._query(lambda c: questions.of_kind(c, name, f"clb.{kind}", until, limit))
+        return await self._pick(wanted)
+
+    async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
+        found = await self._query(lambda connection: questions.times(connection, sequences))
+        return {sequence: as_moment(us) for sequence, us in found.items()}
+
+    async def until(self, sequence: int) -> datetime | None:
+        us = await self._query(lambda connection: questions.first_time(connection, sequence))
+        return as_moment(us) if us is not None else None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-
 import msgspec
 
 from controlplane.addresses import address_text
-from controlplane.conditions import conditions
+from controlplane.conditions import conditions, kernel_conditions
 from controlplane.counts import range_counts
+from controlplane.decisions.time import watermark
+from controlplane.http.clb import clb_views
 from controlplane.http.sentences import sentence
 from controlplane.http.views import (
     CidrView,
-    ClbAddressView,
-    ClbView,
     EventRow,
     NetworkView,
     NodeDetail,
@@ -26,27 +23,14 @@ from controlplane.http.views import (
     SiteView,
     Space,
 )
+from controlplane.observed import Reports
 from controlplane.plan import PODS_UNUSABLE, range_cidr
 from controlplane.state import ClusterState, Node, Range, asker_node
 from events.codec import Recorded
-from events.queries import RefusalView
-from events.status import AgentStatus
-
-SILENT_INTERVALS = 3.0
-"""An agent is shown as silent after this many of its own heartbeat intervals without a report."""
-
+from events.queries import Condition, RefusalView
 
 FROM_REPORTS = frozenset({"drain_waiting"})
-"""Conditions that say something about agents; of the past nobody knows what they had applied."""
-
-
-class Reports(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agents last said, by uid: statuses, arrival and highest applied sequence. Empty for the past."""
-
-    statuses: Mapping[str, AgentStatus] = {}
-    last_seen: Mapping[str, datetime] = {}
-    applied: Mapping[str, int] = {}
-    now: datetime | None = None
+"""Conditions that say something about agents: not known of a past that nobody recorded."""
 
 
 def cidr_views(state: ClusterState) -> list[CidrView]:
@@ -125,27 +109,46 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
             NetworkView(cidr=network.cidr, kind=network.kind, name=network.name)
             for network in state.networks.values()
         ],
-        conditions=[
-            condition
-            for condition in conditions(state, reports.applied)
-            if position.live or condition.code not in FROM_REPORTS
-        ],
+        conditions=all_conditions(state, reports),
+        watermark=(watermark(state, reports.applied) or 0) if reports.recorded else 0,
+        agents=agents_by_state(state, reports) if reports.recorded else {},
+        agents_behind=behind(state, reports, position.settled) if reports.recorded else 0,
+        kernels=kernels(state, reports) if reports.recorded else {},
     )
 
 
-def clb_views(state: ClusterState) -> list[ClbView]:
-    """The reservations by name."""
-    return [
-        ClbView(
-            name=entry.name,
-            subnet=entry.subnet,
-            gateway=entry.gateway,
-            provider=entry.provider,
-            addresses=[ClbAddressView(purpose=a.purpose, address=a.address) for a in entry.addresses],
-            excluded=len(entry.excluded),
-        )
-        for _, entry in sorted(state.clb.items())
+def all_conditions(state: ClusterState, reports: Reports) -> list[Condition]:
+    """What a person should know, from the log and from the agents' reports."""
+    found = [
+        condition
+        for condition in conditions(state, reports.applied)
+        if reports.recorded or condition.code not in FROM_REPORTS
     ]
+    members = (named for uid, named in reports.differing.items() if state.by_uid.get(uid) is not None)
+    return [*found, *kernel_conditions(members)]
+
+
+def behind(state: ClusterState, reports: Reports, settled: int) -> int:
+    """Members whose agent lacks an event that has been there for a while (up to ``settled``)."""
+    applied = reports.applied
+    return sum(0 < applied.get(node.uid, 0) < settled for node in state.nodes.values())
+
+
+def late(state: ClusterState, reports: Reports, sequence: int) -> list[str]:
+    """Members whose agent lacks a sequence, the furthest behind first. Agents never heard are not counted."""
+    applied = reports.applied
+    found = [(applied[n.uid], n.name) for n in state.nodes.values() if 0 < applied.get(n.uid, 0) < sequence]
+    return [name for _, name in sorted(found)]
+
+
+def kernels(state: ClusterState, reports: Reports) -> dict[str, int]:
+    """Members counted by what the attestation of their kernel says; ``unreported`` when it says nothing."""
+    counts: dict[str, int] = {}
+    for node in state.nodes.values():
+        observed = reports.of(node.uid)
+        verdict = (observed.kernel if observed is not None else "") or "unreported"
+        counts[verdict] = counts.get(verdict, 0) + 1
+    return counts
 
 
 def space(state: ClusterState, position: Position) -> Space:
@@ -188,24 +191,15 @@ def range_view(state: ClusterState, entry: Range) -> RangeView:
 
 
 def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
-    """What is known of a member's agent: its own word, or unreachable, silent, unknown."""
-    if node.name in state.unreachable:
-        return "unreachable"
-    status = reports.statuses.get(node.uid)
-    seen = reports.last_seen.get(node.uid)
-    if status is None or seen is None or reports.now is None:
-        return "unknown"
-    silent = (reports.now - seen).total_seconds() > SILENT_INTERVALS * status.interval_s
-    return "silent" if silent else status.state
+    """What is known of a member's agent: unreachable by the log, else as it reported, else unknown."""
+    return "unreachable" if node.name in state.unreachable else reports.state_of(node.uid)
 
 
 def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> NodeRow:
-    """One member's row."""
+    """One member's row; ``head`` is the sequence that is shown."""
     owned = state.owned.get(node.name)
-    status = reports.statuses.get(node.uid)
-    seen = reports.last_seen.get(node.uid)
+    observed = reports.of(node.uid)
     applied = reports.applied.get(node.uid, 0)
-    age_s = (reports.now - seen).total_seconds() if seen and reports.now else -1.0
     return NodeRow(
         name=node.name,
         kind=node.kind,
@@ -217,9 +211,10 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         state=agent_state(state, node, reports),
         applied=applied,
         behind=max(0, head - applied) if applied else 0,
-        age_s=round(age_s, 1),
-        attested=bool(status and status.kernel_digest),
-        conditions=list(status.conditions) if status else [],
+        age_s=round(reports.age_s(observed), 1) if observed is not None else -1.0,
+        kernel=observed.kernel if observed is not None else "",
+        kernel_at=observed.kernel_at if observed is not None else 0,
+        conditions=list(observed.conditions) if observed is not None else [],
     )
 
 
@@ -259,21 +254,25 @@ def node_detail(state: ClusterState, name: str, position: Position, reports: Rep
         if not (ranges or refusals or fenced):
             return None
         return NodeDetail(position=position, name=name, ranges=ranges, refusals=refusals, fenced=fenced)
-    status = reports.statuses.get(node.uid)
+    observed = reports.of(node.uid)
     owned = state.owned.get(name)
     return NodeDetail(
         position=position,
         name=name,
-        member=node_row(state, node, reports, position.head),
+        member=node_row(state, node, reports, position.sequence),
         uid=node.uid,
         underlay=node.underlay,
         vtep_mac=node.vtep_mac,
         joined=node.joined,
         gateway=_gateway(owned.cidr) if owned else "",
         usable_pods=(state.definition.range_size - PODS_UNUSABLE) if state.definition else 0,
-        kernel_digest=status.kernel_digest if status else "",
-        agent_version=status.agent_version if status else "",
-        peers=status.peers if status else 0,
+        kernel_digest=observed.digest if observed else "",
+        kernel_rows=list(observed.rows) if observed else [],
+        agent_version=observed.version if observed else "",
+        peers=observed.peers if observed else 0,
+        gateway_able=bool(observed and observed.gateway),
+        gateway_marked=state.gateways.get(name, 0),
+        holds=[h.address for h in state.holders.values() if h.node == name],
         unreachable_since=state.unreachable.get(name),
         ranges=ranges,
         refusals=refusals,

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
 import msgspec
 
-from controlplane.conditions import conditions
 from controlplane.convergence import Convergence
-from controlplane.http.build import event_row, node_row, pool_view
+from controlplane.history.records import Kernel
+from controlplane.http.build import agent_state, all_conditions, behind, event_row, node_row, pool_view
+from controlplane.http.looking import SETTLED_S
 from controlplane.http.source import Source
 from controlplane.http.views import EventRow, NodeRow, PoolView
+from controlplane.observed import Reports
 from controlplane.service.hooks import Lagged
 from events.codec import Recorded
 from events.queries import Condition
@@ -34,13 +38,18 @@ TOUCHED_MAX = 2000
 """Most changed nodes or ranges of one frame; beyond it the listener is told to fetch everything again."""
 EVENTS_SHOWN = 40
 CONVERGENCE_SHOWN = 24
+SWEEP_S = 5.0
+
+
+Moved = tuple[str, str, int, Kernel, int]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """What changed up to ``head``. ``ranges`` are [index, letter (f for free), node, epoch].
 
     With ``resync`` too much changed for a frame: fetch overview, space and nodes again.
-    ``agents`` are [node, state, applied] of those whose reports changed.
+    ``agents`` are [node, state, applied, kernel, kernel_at] of those whose reports changed. ``conditions``
+    and ``alarms`` are there when they changed.
     """
 
     head: int
@@ -53,9 +62,11 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     events: list[EventRow] = []
     conditions: list[Condition] | None = None
     convergence: list[Convergence] = []
-    agents: list[tuple[str, str, int]] = []
+    agents: list[Moved] = []
     agents_behind: int = 0
     watermark: int = 0
+    settled: int = 0
+    alarmed: bool = False
     clb_changed: bool = False
 
 
@@ -65,7 +76,13 @@ class LiveFeed:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
-        self._known: dict[str, tuple[str, int]] = {}
+        self._known: dict[str, tuple[str, int, Kernel, int]] = {}
+        self._heard: dict[str, None] = {}  # uids that have reported since the last frame
+        self._swept_s = float("-inf")
+        self._heads: deque[tuple[float, int]] = deque()
+        self._told = 0
+        self._conditions: list[Condition] = []
+        self._alarms = 0
         self._joined = asyncio.Event()
 
     @property
@@ -97,6 +114,8 @@ class LiveFeed:
     async def _follow(self) -> None:
         """Frames from now on, as long as anybody listens."""
         subscription = self._source.changes.subscribe()
+        stop_hearing = self._source.hear(self._hear)
+        self._swept_s = float("-inf")
         reader = asyncio.create_task(anext(subscription), name="console-changes")
         try:
             while self._listeners:
@@ -110,27 +129,42 @@ class LiveFeed:
                     await asyncio.sleep(1 / FRAMES_PER_S)
             self._joined.clear()
         finally:
+            stop_hearing()
             subscription.close()
             reader.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration, Lagged):
                 await reader
 
+    def _hear(self, uid: str) -> None:
+        self._heard[uid] = None
+
     def _frame(self, events: list[Recorded]) -> Frame | None:
         source, state = self._source, self._source.state
-        agents = self._moved_agents()
+        reports = source.reports()
+        agents = self._moved_agents(reports)
         convergence = source.convergence.latest(CONVERGENCE_SHOWN)
-        behind = sum(1 for applied in source.convergence.applied().values() if applied < state.sequence)
+        settled = self._settled()
         moment = source.head_time
+        alarmed = source.alarms_raised != self._alarms
+        self._alarms = source.alarms_raised
+        found = all_conditions(state, reports) if agents or events or alarmed else self._conditions
+        changed = found != self._conditions
+        self._conditions = found
         common = {
             "head": state.sequence,
             "at": moment.isoformat() if moment else "",
             "convergence": convergence,
             "agents": agents,
-            "agents_behind": behind,
+            "agents_behind": behind(state, reports, settled),
             "watermark": source.watermark,
+            "settled": settled,
+            "alarmed": alarmed,
+            "conditions": found if changed or events else None,
         }
         if not events:
-            return Frame(**common) if agents else None  # type: ignore[arg-type]  # one dict for all frames
+            tell = agents or changed or alarmed or settled != self._told
+            self._told = settled
+            return Frame(**common) if tell else None  # type: ignore[arg-type]  # one dict for all frames
         nodes: dict[str, None] = {}
         ranges: dict[int, None] = {}
         clb = False
@@ -147,7 +181,6 @@ class LiveFeed:
             or len(ranges) > TOUCHED_MAX
             or any(e.event.aggregate == "cluster" for e in events)
         )
-        reports = source.reports()
         rows, gone, cells = [], [], []
         if not resync:
             for name in nodes:
@@ -170,29 +203,48 @@ class LiveFeed:
             gone=gone,
             ranges=cells,
             events=[event_row(recorded, with_data=False) for recorded in reversed(events[-EVENTS_SHOWN:])],
-            conditions=list(conditions(state, reports.applied)),
             clb_changed=clb,
         )
 
-    def _moved_agents(self) -> list[tuple[str, str, int]]:
-        """Agents whose state or applied sequence differs from what listeners were last told."""
-        source, state = self._source, self._source.state
-        reports, known = source.reports(), self._known
-        moved: list[tuple[str, str, int]] = []
-        for uid, status in reports.statuses.items():
-            name = status.node
-            node = state.nodes.get(name)
-            if node is None or node.uid != uid:
+    def _moved_agents(self, reports: Reports) -> list[Moved]:
+        """Agents whose state, applied sequence or kernel differs from what listeners were last told.
+
+        Looked at are those that have reported since; every :data:`SWEEP_S` all, for who fell silent.
+        """
+        state, known = self._source.state, self._known
+        uids: Iterable[str] = self._heard
+        if time.monotonic() - self._swept_s > SWEEP_S:
+            self._swept_s = time.monotonic()
+            uids = list(state.by_uid)
+        self._heard = {}
+        moved: list[Moved] = []
+        later: dict[str, None] = {}
+        for uid in uids:
+            node = state.nodes.get(state.by_uid.get(uid, ""))
+            observed = reports.of(uid)
+            if node is None or observed is None:
                 continue
-            row = node_row(state, node, reports, state.sequence)
-            if known.get(name) != (row.state, row.applied):
-                known[name] = (row.state, row.applied)
-                moved.append((name, row.state, row.applied))
-                if len(moved) >= TOUCHED_MAX:
-                    break
+            if len(moved) >= TOUCHED_MAX:
+                later[uid] = None
+                continue
+            says = agent_state(state, node, reports), observed.applied, observed.kernel, observed.kernel_at
+            if known.get(node.name) != says:
+                known[node.name] = says
+                moved.append((node.name, *says))
+        self._heard.update(later)
         if len(known) > 2 * len(state.nodes) + TOUCHED_MAX:
             self._known = {name: said for name, said in known.items() if name in state.nodes}
         return moved
+
+    def _settled(self) -> int:
+        """The head as it was :data:`SETTLED_S` ago."""
+        now, head = time.monotonic(), self._source.state.sequence
+        heads = self._heads
+        if not heads or heads[-1][1] != head:
+            heads.append((now, head))
+        while len(heads) > 1 and heads[1][0] < now - SETTLED_S:
+            heads.popleft()
+        return heads[0][1] if heads[0][0] < now - SETTLED_S else 0
 
     def _send(self, frame: Frame | None) -> None:
         if frame is None:

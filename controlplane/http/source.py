@@ -6,13 +6,15 @@ blocks the event loop, and raises only :class:`events.errors.IsthmusError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from controlplane.convergence import ConvergenceTracker
-from controlplane.http.build import Reports
+from controlplane.convergence import Convergence, ConvergenceTracker
+from controlplane.history.records import Alarm
+from controlplane.history.store import Coverage
 from controlplane.http.views import TimelineBucket
+from controlplane.observed import Reports
 from controlplane.service.hooks import Changes
 from controlplane.spans import SpanStore
 from controlplane.state import ClusterState
@@ -66,6 +68,15 @@ class Source(Protocol):
         """What the agents last said."""
         ...
 
+    def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Call with the uid of each agent that reports, until the function returned is called."""
+        ...
+
+    @property
+    def alarms_raised(self) -> int:
+        """Alarms since this controller's start."""
+        ...
+
     def trouble(self) -> str:
         """Why this controller does not do its work; empty when it does."""
         ...
@@ -80,6 +91,38 @@ class Source(Protocol):
 
     async def time_of(self, sequence: int) -> datetime | None:
         """When the event was decided; None when there is no such event (yet) in the read model."""
+        ...
+
+    async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
+        """What was known of that state's members then."""
+        ...
+
+    async def recorded(self, moment: datetime) -> Coverage:
+        """Whether the agents' reports were recorded at that moment."""
+        ...
+
+    async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
+        """The latest transactions up to a sequence as they were known then, newest first."""
+        ...
+
+    async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
+        """The transaction that contains a sequence, at that moment (None: now); None when not recorded."""
+        ...
+
+    async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
+        """The latest alarms up to a moment, newest first."""
+        ...
+
+    async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
+        """Events of a reservation whose verb begins with ``kind``, at most so many, newest first."""
+        ...
+
+    async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
+        """When those events were decided, as far as the read model knows them."""
+        ...
+
+    async def until(self, sequence: int) -> datetime | None:
+        """When the next event was decided; None when there is none yet."""
         ...
 
     async def sequence_at(self, moment: datetime) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from controlplane.history.records import Alarm, Kernel
 from events.queries import Condition, RefusalView
 
 
@@ -54,15 +55,42 @@ class PoolView(View, frozen=True, kw_only=True):
     cidrs: list[CidrView]
 
 
+class Position(View, frozen=True, kw_only=True):
+    """Where in the log an answer stands: ``sequence`` of ``head``; ``live`` when it is the present.
+
+    ``at`` is when that event was decided. ``moment`` is the moment that everything else is of: the
+    last before the next event, unless a time was asked for. Whether the agents' reports were
+    ``recorded`` then is said; the record begins at ``recorded_from``. ``settled`` is the last sequence
+    that was there two seconds before: an agent that lacks it is behind.
+    """
+
+    sequence: int
+    head: int
+    live: bool
+    at: datetime | None = None
+    moment: datetime | None = None
+    recorded: bool = True
+    recorded_from: datetime | None = None
+    settled: int = 0
+
+
 class ClbAddressView(View, frozen=True, kw_only=True):
-    """One of a reservation's two addresses."""
+    """One of a reservation's two addresses.
+
+    Where our gateways serve it, ``holder`` is the node that holds it since the sequence ``epoch``
+    (empty: nobody does), and ``backends`` of all its ports are counted.
+    """
 
     purpose: str
     address: str
+    holder: str = ""
+    epoch: int = 0
+    backends: int = 0
+    healthy: int = 0
 
 
 class ClbView(View, frozen=True, kw_only=True):
-    """A CLB reservation."""
+    """A CLB reservation. The ``provider`` ``gateway`` is ours; any other realises the addresses elsewhere."""
 
     name: str
     subnet: str
@@ -70,6 +98,83 @@ class ClbView(View, frozen=True, kw_only=True):
     provider: str
     addresses: list[ClbAddressView]
     excluded: int
+
+
+class ClbBackendView(View, frozen=True, kw_only=True):
+    """A backend of one port. ``since`` is the sequence of its last change of health; 0: it counts as healthy.
+
+    ``check`` says in full what is asked, how often, and how many answers decide.
+    """
+
+    purpose: str
+    protocol: str
+    port: int
+    address: str
+    backend_port: int
+    affinity: str
+    check: str
+    healthy: bool
+    since: int = 0
+    since_at: datetime | None = None
+    reason: str = ""
+    added: int = 0
+
+
+class ClbGatewayView(View, frozen=True, kw_only=True):
+    """A node that may hold addresses, marked so at ``since``. ``holds`` are the addresses that it has."""
+
+    node: str
+    since: int
+    state: str
+    able: bool
+    holds: list[str]
+
+
+class ClbTenure(View, frozen=True, kw_only=True):
+    """One stretch of time in which a gateway held an address. ``until`` 0: it still did.
+
+    ``cause`` says why it ended; ``gap_s`` is how long nobody held the address before (0 for a handover).
+    """
+
+    purpose: str
+    address: str
+    node: str
+    epoch: int
+    at: datetime | None
+    until: int = 0
+    until_at: datetime | None = None
+    cause: str = ""
+    gap_s: float = 0.0
+
+
+class ClbHealthChange(View, frozen=True, kw_only=True):
+    """A backend was found healthy or not, by the gateway that held the address."""
+
+    sequence: int
+    at: datetime
+    purpose: str
+    backend: str
+    healthy: bool
+    node: str
+    reason: str
+
+
+class ClbDetail(View, frozen=True, kw_only=True):
+    """Everything about one reservation at one sequence, with the history of its holders and backends.
+
+    The histories are the latest entries up to that sequence, newest first.
+    """
+
+    position: Position
+    reservation: ClbView
+    reserved: int
+    reserved_at: datetime | None
+    excluded: list[str]
+    held_since: dict[str, datetime | None]
+    backends: list[ClbBackendView]
+    gateways: list[ClbGatewayView]
+    tenures: list[ClbTenure]
+    health: list[ClbHealthChange]
 
 
 class NetworkView(View, frozen=True, kw_only=True):
@@ -87,15 +192,6 @@ class SiteView(View, frozen=True, kw_only=True):
     kind: str
     nodes: int
     unreachable: int
-
-
-class Position(View, frozen=True, kw_only=True):
-    """Where in the log an answer stands: ``sequence`` of ``head``; ``live`` when it is the present."""
-
-    sequence: int
-    head: int
-    live: bool
-    at: datetime | None = None
 
 
 class Overview(View, frozen=True, kw_only=True):
@@ -121,6 +217,8 @@ class Overview(View, frozen=True, kw_only=True):
     watermark: int = 0
     agents: dict[str, int] = {}
     agents_behind: int = 0
+    kernels: dict[str, int] = {}
+    alarms: list[Alarm] = []
 
 
 class Space(View, frozen=True, kw_only=True):
@@ -145,9 +243,10 @@ class Space(View, frozen=True, kw_only=True):
 class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     """One member. ``state`` is its agent's: ready, degraded, starting, stopping, silent, or unknown.
 
-    ``applied`` is the last sequence that its kernel holds; ``age_s`` how long ago it last reported;
-    ``behind`` how many events it lacks. They are only known for the present. ``attested`` says
-    whether it reported a digest of its kernel rows.
+    ``applied`` is the last sequence that its kernel holds; ``age_s`` how long ago it last reported (of
+    the past: the longest that it can have been; -1: unknown); ``behind`` how many events it lacks.
+    ``kernel`` is the attestation of its kernel rows compared with the log at sequence ``kernel_at``:
+    agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported.
     """
 
     name: str
@@ -161,7 +260,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     applied: int = 0
     behind: int = 0
     age_s: float = -1.0
-    attested: bool = False
+    kernel: Kernel = ""
+    kernel_at: int = 0
     conditions: list[str] = []
 
 
@@ -203,8 +303,12 @@ class NodeDetail(View, frozen=True, kw_only=True):
     gateway: str = ""
     usable_pods: int = 0
     kernel_digest: str = ""
+    kernel_rows: list[str] = []
     agent_version: str = ""
     peers: int = 0
+    gateway_able: bool = False
+    gateway_marked: int = 0
+    holds: list[str] = []
     unreachable_since: datetime | None = None
     ranges: list[RangeView] = []
     refusals: list[RefusalView] = []
@@ -245,9 +349,10 @@ class TimelineBucket(View, frozen=True, kw_only=True):
 
 
 class Timeline(View, frozen=True, kw_only=True):
-    """The log from its beginning to its head, in at most the number of buckets asked for."""
+    """The log from its beginning (``begins``) to its head, in at most the number of buckets asked for."""
 
     head: int
+    begins: datetime | None
     buckets: list[TimelineBucket]
 
 

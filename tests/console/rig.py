@@ -12,18 +12,32 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
+from controlplane.history.recorder import Recorder
 from controlplane.http.attached import AttachedSource
 from controlplane.http.live import LiveFeed
 from controlplane.http.server import serve
-from controlplane.liveness import Liveness
+from controlplane.liveness import Liveness, watch_members
 from controlplane.observe import Observability
 from controlplane.readmodel.projector import Projector
 from controlplane.service.committer import Committer
 from controlplane.service.replica import Replica
 from controlplane.service.requests import Request
 from controlplane.service.ticker import Ticker
-from events.commands import Command, CommandReply, DefineCluster, ImportNodes, JoinNode, LeaveNode, ReserveClb
+from events.attestation import ClusterSum
+from events.commands import (
+    AddBackend,
+    Command,
+    CommandReply,
+    DefineCluster,
+    ImportNodes,
+    JoinNode,
+    LeaveNode,
+    MarkGateway,
+    ReportHealth,
+    ReserveClb,
+)
 from events.ids import new_id
 from events.memory import MemoryLog
 from events.status import AgentStatus
@@ -44,6 +58,8 @@ class Rig:
         liveness: Liveness,
         source: AttachedSource,
         feed: LiveFeed,
+        ticker: Ticker,
+        recorder: Recorder,
     ) -> None:
         self.url = url
         self.committer = committer
@@ -51,6 +67,10 @@ class Rig:
         self.liveness = liveness
         self.source = source
         self.feed = feed
+        self.ticker = ticker
+        self.recorder = recorder
+        self._sum = ClusterSum()
+        self._summed_at = -1
 
     async def send(self, command: Command, **extra) -> CommandReply:
         return await self.committer.submit(
@@ -86,27 +106,105 @@ class Rig:
             await self.send(ImportNodes(nodes=tuple(joins[start : start + 400])))
         self.report_all()
 
-    def report_all(self, *, behind: tuple[str, ...] = ()) -> None:
+    def report_all(
+        self,
+        *,
+        behind: tuple[str, ...] = (),
+        wrong: tuple[str, ...] = (),
+        gateways: tuple[str, ...] = (),
+    ) -> None:
+        """Every agent reports; those ``behind`` lack three events, the kernels of those ``wrong`` a row."""
         state = self.replica.state
         for node in state.nodes.values():
-            self.report(node.name, state.sequence - (3 if node.name in behind else 0))
+            self.report(
+                node.name,
+                state.sequence - (3 if node.name in behind else 0),
+                wrong=node.name in wrong,
+                gateway=node.name in gateways,
+            )
+
+    async def serve_clb(self) -> None:
+        """A pair that two of our gateways hold, with three backends of which one is down."""
+        await self.send(ReserveClb(reservation="edge", subnet="192.168.8.0/28", provider="gateway"))
+        for node in ("vm-1", "vm-5"):
+            await self.send(MarkGateway(node=node))
+        self.report_all(gateways=("vm-1", "vm-5"))
+        await self.ticker.holders()
+        for purpose, port, address in (
+            ("apiserver", 6443, "192.168.100.11"),
+            ("apiserver", 6443, "192.168.100.12"),
+            ("public-services", 443, "192.168.100.13"),
+        ):
+            await self.send(AddBackend(reservation="edge", purpose=purpose, port=port, address=address))
+        await self.find_health("192.168.100.12", healthy=False, reason="connection refused")
+        self.report_all(gateways=("vm-1", "vm-5"))
+
+    async def find_health(self, address: str, *, healthy: bool, reason: str) -> None:
+        """The holder says how its check of a backend went."""
+        state = self.replica.state
+        key = next(key for key in state.backends if key.address == address)
+        holder = next(
+            held for held in state.holders.values() if (held.name, held.purpose) == (key.name, key.purpose)
+        )
+        await self.send(
+            ReportHealth(
+                node=holder.node,
+                uid=holder.uid,
+                epoch=holder.epoch,
+                reservation=key.name,
+                purpose=key.purpose,
+                protocol=key.protocol,
+                port=key.port,
+                address=key.address,
+                backend_port=key.backend_port,
+                healthy=healthy,
+                reason=reason,
+            )
+        )
+
+    async def record(self) -> None:
+        """Have written down what the agents say now: it is done once a second only."""
+        await self.recorder.flush(budget=100_000)
 
     def drop_listeners(self) -> None:
         """As if the connection had broken: every open stream ends."""
         self.feed.drop()
 
-    def report(self, name: str, applied: int) -> None:
-        node = self.replica.state.nodes[name]
+    def report(
+        self,
+        name: str,
+        applied: int,
+        *,
+        wrong: bool = False,
+        agent_state: Literal["starting", "ready", "degraded", "stopping"] = "ready",
+        gateway: bool = False,
+    ) -> None:
+        """One agent's report with the digest that its kernel would have; none of an earlier sequence."""
+        state = self.replica.state
+        node, definition = state.nodes[name], state.definition
+        if self._summed_at != state.sequence:
+            self._sum, self._summed_at = ClusterSum(), state.sequence
+            for owner, owned in state.owned.items():
+                self._sum.put(owned.cidr, state.nodes[owner].vtep_mac, state.nodes[owner].announced)
+        digest = ""
+        if applied == state.sequence and definition is not None:
+            owned = state.owned[name]
+            digest = self._sum.expected(owned.cidr, node.vtep_mac, definition.vni, definition.vxlan_port)
         self.liveness.observe(
             AgentStatus(
                 node=name,
                 uid=node.uid,
                 applied=applied,
                 sent_at=datetime.now(UTC),
-                kernel_digest=f"{applied:016x}",
-                peers=len(self.replica.state.nodes) - 1,
+                state=agent_state,
+                kernel_digest="0" * 64 if wrong else digest,
+                drift=("wanted route 172.16.0.64/26 via 172.16.0.64 metric 2886729792",) if wrong else (),
+                conditions=("the kernel refused 1 rows",) if agent_state == "degraded" else (),
+                peers=len(state.nodes) - 1,
                 agent_version="0.1.0",
-            )
+                gateway=gateway,
+            ),
+            state=state,
         )
 
 
@@ -142,19 +240,26 @@ async def running(
         ticker = Ticker(
             committer, replica, liveness, actor="controller/rig", active=lambda: ticking, tick_s=0.5
         )
+        by_hand = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True)
         source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
         feed = LiveFeed(source)
         live = source.live(waiting=lambda: committer.statistics()["waiting"])
         tasks = [
             asyncio.create_task(part)
-            for part in (replica.follow(), committer.run(), projector.run(), ticker.run())
+            for part in (
+                replica.follow(),
+                committer.run(),
+                projector.run(),
+                ticker.run(),
+                watch_members(liveness, replica.changes, lambda: replica.state),
+            )
         ]
         try:
             async with (
                 observability.watching(replica.changes, liveness, live, None),
                 serve(source, port=port, token=token, feed=feed) as url,
             ):
-                yield Rig(url, committer, replica, liveness, source, feed)
+                yield Rig(url, committer, replica, liveness, source, feed, by_hand, observability.recorder)
         finally:
             for task in tasks:
                 task.cancel()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from controlplane.http.security import COOKIE, HEADERS, Gate, check_exposure
+from events.commands import MarkGateway
 from events.errors import Usage
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -41,7 +42,7 @@ def fuzz(background: Background, directory: Path, *options: str) -> None:
         cwd=directory, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "Tested: 16" in done.stdout, done.stdout[-2000:]
+    assert "Tested: 17" in done.stdout, done.stdout[-2000:]
 
 
 @pytest.mark.slow
@@ -51,14 +52,16 @@ def test_the_api_withstands_a_fuzzer_that_knows_its_document(small, tmp_path):
 
 @pytest.mark.slow
 def test_the_guarded_api_withstands_it_too_and_demands_the_token(guarded, tmp_path):
-    fuzz(guarded, tmp_path, "--header", f"Authorization: Bearer {TOKEN}")
+    fuzz(
+        guarded, tmp_path, "--header", f"Authorization: Bearer {TOKEN}", "--phases", "examples,fuzzing,stateful"
+    )
 
 
 GUARDED = (
     "/api/v1/overview", "/api/v1/space", "/api/v1/nodes", "/api/v1/nodes/vm-1", "/api/v1/events",
     "/api/v1/events/1", "/api/v1/timeline", "/api/v1/moment?time=2026-01-01T00:00:00Z",
-    "/api/v1/convergence", "/api/v1/convergence/3", "/api/v1/traces", "/api/v1/live", "/metrics",
-    "/api/openapi.json",
+    "/api/v1/convergence", "/api/v1/convergence/3", "/api/v1/clb/apiserver", "/api/v1/traces", "/api/v1/live",
+    "/metrics", "/api/openapi.json",
 )  # fmt: skip
 
 
@@ -160,7 +163,9 @@ def test_the_past_is_shown_as_it_was(started):
     assert (now["nodes"], before["nodes"]) == (5, 5)
     sequence = before["position"]["sequence"]
     then = get(started, f"/api/v1/overview?at={sequence}").json()
-    assert then["position"] == {**before["position"], "live": False, "head": now["position"]["head"]}
+    assert (then["position"]["live"], then["position"]["head"]) == (False, now["position"]["head"])
+    for field in ("sequence", "at"):
+        assert then["position"][field] == before["position"][field]
     assert then["pool"] == before["pool"]
     assert then["sites"] == before["sites"]
     names = [node["name"] for node in get(started, f"/api/v1/nodes?at={sequence}").json()["nodes"]]
@@ -173,6 +178,119 @@ def test_the_past_is_shown_as_it_was(started):
     assert get(started, f"/api/v1/nodes/idc-3?at={sequence}").json()["member"]["range"] == "172.16.0.128/26"
     assert get(started, "/api/v1/overview?at=0").json()["defined"] is False
     assert get(started, "/api/v1/overview?at=99999").status_code == 404
+
+
+def kernels(answer: httpx.Response) -> dict[str, tuple[str, int]]:
+    return {node["name"]: (node.get("kernel", ""), node.get("kernel_at", 0)) for node in answer.json()["nodes"]}
+
+
+def test_a_digest_is_not_believed_but_compared(started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    head = rig.replica.state.sequence
+    started.call(rig.report, "vm-1", head, wrong=True)
+    found = kernels(get(started, "/api/v1/nodes"))
+    assert found == {
+        **dict.fromkeys(("idc-2", "idc-3", "vm-4", "vm-5"), ("agrees", head)),
+        "vm-1": ("differs", head),
+    }
+    view = get(started, "/api/v1/overview").json()
+    assert view["kernels"] == {"agrees": 4, "differs": 1}
+    assert [c["code"] for c in view["conditions"]] == ["kernel_differs"]
+    assert get(started, "/api/v1/nodes/vm-1").json()["kernel_rows"][0].startswith("wanted route")
+    started.do(rig.send(join(6)))
+    assert kernels(get(started, "/api/v1/nodes"))["idc-6"] == ("", 0), "it has reported nothing"
+    started.call(rig.report, "vm-1", rig.replica.state.sequence)
+    assert get(started, "/api/v1/overview").json()["kernels"] == {"agrees": 5, "unreported": 1}
+
+
+def test_the_agents_and_the_convergence_are_shown_as_they_were(started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.send(join(6)))
+    middle = rig.replica.state.sequence
+    started.call(rig.report_all, behind=("idc-3",), wrong=("vm-5",))
+    started.call(rig.report, "vm-4", middle, agent_state="degraded")
+    started.do(rig.record())
+    started.do(rig.send(join(7)))
+    started.call(rig.report_all)
+    then = {node["name"]: node for node in get(started, f"/api/v1/nodes?at={middle}").json()["nodes"]}
+    assert then["idc-3"]["applied"] == middle - 2
+    assert then["idc-3"]["behind"] == 2
+    assert (then["vm-5"]["kernel"], then["vm-5"]["kernel_at"]) == ("differs", middle)
+    assert then["vm-4"]["state"] == "degraded"
+    assert then["vm-4"]["conditions"]
+    assert then["vm-1"]["state"] == "ready"
+    now = get(started, "/api/v1/nodes").json()["nodes"]
+    assert {node["applied"] for node in now} == {middle + 2}
+    # The transaction had reached four of five then; now all.
+    reached = get(started, f"/api/v1/convergence/{middle}?at={middle}").json()
+    assert (reached["applied"], reached["expected"], reached["last"]) == (4, 5, None)
+    assert reached["behind"] == ["idc-3"]
+    done = get(started, f"/api/v1/convergence/{middle}").json()
+    assert (done["applied"], done["behind"]) == (5, [])
+    assert get(started, f"/api/v1/convergence?at={middle}").json()[0]["last_sequence"] == middle
+    overview = get(started, f"/api/v1/overview?at={middle}").json()
+    assert overview["watermark"] == middle - 2
+    assert overview["kernels"]["differs"] == 1
+    assert "kernel_differs" in {condition["code"] for condition in overview["conditions"]}
+
+
+def test_a_moment_shows_the_same_as_its_sequence_and_nothing_is_guessed_before_the_record(started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.send(join(6)))
+    event = get(started, "/api/v1/events/5").json()
+    by_time = get(started, "/api/v1/overview", params={"time": event["time"]}).json()
+    by_sequence = get(started, f"/api/v1/overview?at={by_time['position']['sequence']}").json()
+    assert by_time["pool"] == by_sequence["pool"]
+    assert (
+        get(started, "/api/v1/overview", params={"at": 3, "time": event["time"]}).json()["pool"]
+        == by_time["pool"]
+    )
+    assert get(started, "/api/v1/overview?time=yesterday").status_code == 400
+    assert get(started, "/api/v1/overview", params={"time": "2999-01-01T00:00:00Z"}).json()["position"]["live"]
+    early = get(started, "/api/v1/overview", params={"time": "2001-01-01T00:00:00Z"}).json()
+    assert early["position"]["recorded"] is False
+    assert early["position"]["recorded_from"]
+    assert early["agents"] == early["kernels"] == {}
+
+
+def test_a_reservation_shows_who_holds_it_and_how_that_came_about(started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.serve_clb())
+    served = rig.replica.state.sequence
+    page = get(started, "/api/v1/clb/edge").json()
+    addresses = {a["purpose"]: a for a in page["reservation"]["addresses"]}
+    assert {a["holder"] for a in addresses.values()} == {"vm-1", "vm-5"}
+    assert (addresses["apiserver"]["backends"], addresses["apiserver"]["healthy"]) == (2, 1)
+    assert all(page["held_since"].values())
+    down = next(b for b in page["backends"] if not b["healthy"])
+    assert (down["address"], down["reason"], down["check"]) == (
+        "192.168.100.12", "connection refused", "tcp every 1 s, up after 2, down after 2",
+    )  # fmt: skip
+    assert [(g["node"], g["able"], len(g["holds"])) for g in page["gateways"]] == [
+        ("vm-1", True, 1),
+        ("vm-5", True, 1),
+    ]
+    assert [(h["healthy"], h["node"]) for h in page["health"]] == [(False, addresses["apiserver"]["holder"])]
+    started.do(rig.send(MarkGateway(node="vm-1", on=False)))
+    moved = get(started, "/api/v1/clb/edge").json()
+    assert {a["holder"] for a in moved["reservation"]["addresses"]} == {"vm-5"}
+    ended = [t for t in moved["tenures"] if t["until"]]
+    assert [(t["node"], t["cause"], t["gap_s"]) for t in ended] == [("vm-1", "unmarked", 0.0)]
+    assert len(moved["tenures"]) == 3
+    # As it was before, and before there was anything.
+    then = get(started, f"/api/v1/clb/edge?at={served}").json()
+    assert then["reservation"] == page["reservation"]
+    assert then["backends"] == page["backends"]
+    assert get(started, "/api/v1/clb/edge?at=3").status_code == 404
+    assert get(started, "/api/v1/clb/nothing").status_code == 404
 
 
 def test_events_are_paged_and_filtered_without_gaps(small):

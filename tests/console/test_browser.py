@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from events.commands import MarkGateway
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 VIEWS = {
     "/": "Overlay", "/#/nodes": "Nodes", "/#/nodes/idc-3": "idc-3", "/#/events": "Events",
-    "/#/events/4": "Event 4", "/#/traces": "Traces", "/#/plan": "Plan",
+    "/#/events/4": "Event 4", "/#/traces": "Traces", "/#/plan": "Plan", "/#/clb": "CLB",
+    "/#/clb/apiserver": "apiserver",
 }  # fmt: skip
 
 
@@ -118,6 +120,86 @@ def test_the_slider_shows_everything_as_it_was_and_finds_back(browser, started):
     with page_on(browser, rig.url, f"/#/nodes?at={sequence}") as page:
         expect(page.locator("tbody tr")).to_have_count(5)
         assert violations(page) == []
+
+
+def test_the_past_shows_agents_kernels_and_convergence_as_they_were(browser, started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.record())
+    started.do(rig.send(join(6)))
+    middle = rig.replica.state.sequence
+    started.call(rig.report_all, behind=("idc-3",), wrong=("vm-5",))
+    started.do(rig.record())
+    started.do(rig.send(join(7)))
+    started.call(rig.report_all)
+    with page_on(browser, rig.url, f"/#/?at={middle}") as page:
+        expect(page.locator(".conditions")).to_contain_text("kernel differs")
+        expect(tile(page, "Kernels agree")).to_have_text("5 of 6")
+        expect(page.locator(".conv li").first).to_contain_text("4/5")
+        page.get_by_role("link", name="Nodes", exact=True).click()
+        row = page.locator("tbody tr", has=page.get_by_role("link", name="vm-5"))
+        expect(row).to_contain_text("✕ differs")
+        expect(page.locator("tbody tr", has=page.get_by_role("link", name="idc-3"))).to_contain_text("✓ agrees")
+        row.get_by_role("link").click()
+        expect(page.locator(".rows")).to_contain_text("wanted route 172.16.0.64/26")
+        assert violations(page) == []
+        page.get_by_role("button", name="Live").click()
+        expect(page.locator(".kernel").first).to_have_text("✓ agrees")
+        # By the clock instead of a number; before there was a record nothing is made up.
+        page.get_by_role("link", name="Overlay", exact=True).click()
+        page.get_by_label("Go to an event's number or a time").fill("2001-01-01 12:00")
+        page.keyboard.press("Enter")
+        expect(page.locator("#past")).to_contain_text("not recorded; the record begins")
+        expect(tile(page, "Agents behind")).to_have_text("–")
+        expect(page.locator(".conv .empty, .panel .empty").first).to_be_visible()
+        assert "time=2001-01-01" in page.url
+        assert violations(page) == []
+        page.get_by_label("Go to an event's number or a time").fill(f"#{middle}")
+        page.keyboard.press("Enter")
+        expect(page.locator("#past")).to_contain_text(f"event {middle}")
+        page.get_by_role("button", name="time", exact=True).click()
+        page.locator("#slider").press("End")
+        expect(page.locator("#past")).to_be_hidden()
+
+
+def test_a_reservation_shows_its_holders_and_follows_a_failover(browser, started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.serve_clb())
+    served = rig.replica.state.sequence
+    with page_on(browser, rig.url, "/#/clb") as page:
+        page.get_by_role("link", name="edge").click()
+        cards = page.locator(".address")
+        expect(cards.first).to_contain_text("vm-1 holds it since")
+        expect(cards.first).to_contain_text("1 of 2 healthy")
+        expect(page.get_by_role("table", name="Backends")).to_contain_text("connection refused")
+        assert violations(page) == []
+        started.do(rig.send(MarkGateway(node="vm-1", on=False)))
+        expect(cards.first).to_contain_text("vm-5 holds it since")
+        expect(page.get_by_role("table", name="Holders")).to_contain_text("unmarked, handed over")
+        page.get_by_label("Go to an event's number or a time").fill(str(served))
+        page.keyboard.press("Enter")
+        expect(cards.first).to_contain_text("vm-1 holds it since")
+        expect(page.get_by_role("table", name="Holders")).not_to_contain_text("handed over")
+
+
+def test_on_a_phone_nothing_runs_out_of_the_page(browser, started):
+    rig = started.rig
+    started.do(rig.define(5))
+    started.do(rig.fill(5))
+    started.do(rig.serve_clb())
+    for path in ("/", "/#/nodes", "/#/nodes/vm-1", "/#/clb/edge", "/#/events", "/#/plan", "/#/traces"):
+        with page_on(browser, rig.url, path, width=390, height=844) as page:
+            settled(page)
+            page.wait_for_timeout(150)
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            inner = page.evaluate(
+                "document.querySelector('main').scrollWidth - document.querySelector('main').clientWidth"
+            )
+            assert (wide, inner) == (0, 0), path
+            assert violations(page) == []
 
 
 def test_the_map_can_be_walked_by_keyboard_and_speaks(browser, small):

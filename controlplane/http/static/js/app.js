@@ -1,6 +1,7 @@
 // The frame of the console: routes, theme, link state, time travel.
 
 import { $, ago, forgetColours, h, moment, n } from "./dom.js";
+import { ClbListPage, ClbPage } from "./clb.js";
 import { EventPage, EventsPage } from "./events.js";
 import { NodePage, NodesPage } from "./nodes.js";
 import { OverviewPage } from "./overview.js";
@@ -17,6 +18,8 @@ const ROUTES = [
   [/^\/events\/(\d+)$/, EventPage, "Event", "#/events"],
   [/^\/traces$/, TracesPage, "Traces", "#/traces"],
   [/^\/traces\/([0-9a-f]{32})$/, TracePage, "Trace", "#/traces"],
+  [/^\/clb$/, ClbListPage, "CLB", "#/clb"],
+  [/^\/clb\/(.+)$/, ClbPage, "CLB", "#/clb"],
   [/^\/plan$/, PlanPage, "Plan", "#/plan"],
 ];
 
@@ -25,19 +28,20 @@ let shown = "";
 
 function where() {
   const [path, query = ""] = (location.hash.slice(1) || "/").split("?");
-  const at = new URLSearchParams(query).get("at");
-  return { path, at: at === null || at === "" ? null : Number(at) };
+  const asked = new URLSearchParams(query);
+  const at = asked.get("at");
+  return { path, at: at === null || at === "" || Number.isNaN(Number(at)) ? null : Number(at), time: asked.get("time") };
 }
 
-// The address holds the page and the sequence shown, so that a link shows somebody else the same.
-function go(path, at = store.at) {
-  const target = `#${path}${at === null ? "" : `?at=${at}`}`;
+// The address holds the page and the moment shown, so that a link shows somebody else the same.
+function go(path, { at = null, time = null } = { at: store.at, time: store.time }) {
+  const target = `#${path}${time !== null ? `?time=${time}` : at === null ? "" : `?at=${at}`}`;
   if (location.hash !== target) location.hash = target;
 }
 
 function route() {
-  const { path, at } = where();
-  if ((at === null) !== store.live || (at !== null && at !== store.at)) store.travel(at);
+  const { path, at, time } = where();
+  if (time !== store.time || (time === null && at !== store.at)) store.travel(at, { time });
   if (path === shown) return;
   shown = path;
   page?.close?.();
@@ -58,11 +62,14 @@ function showPosition() {
   past.hidden = store.live;
   const chip = $("live");
   chip.dataset.state = store.link === "lost" ? "lost" : store.live ? store.link : "past";
-  chip.textContent = store.link === "lost" ? "connection lost, trying again" : store.live ? (store.link === "live" ? "Live" : "connecting") : `As of ${n(store.at)}`;
-  if (store.live) return;
-  const at = store.overview?.position.sequence === store.at ? store.overview.position.at : null;
-  past.replaceChildren(h("b", {}, `You are looking at event ${n(store.at)}`), h("span", {}, at ? `${moment(at, true)}, ${ago(at)}` : ""), h("span.muted", {}, `${n(store.head - store.at)} events before the present`), h("div.spacer", {}),
-    h("button.plain", { type: "button", onclick: () => go(where().path, null) }, "Back to the present"));
+  chip.textContent = store.link === "lost" ? "connection lost, trying again" : store.live ? (store.link === "live" ? "Live" : "connecting") : store.at === null ? "in the past" : `As of ${n(store.at)}`;
+  if (store.live || store.at === null) return;
+  const position = store.overview?.position.sequence === store.at ? store.overview.position : null;
+  const shown = position && (store.time ?? position.at);
+  const unknown = position && !position.recorded;
+  past.replaceChildren(h("b", {}, `You are looking at event ${n(store.at)}`), h("span", {}, shown ? `${moment(shown, true)}, ${ago(shown)}` : ""), h("span.muted", {}, `${n(store.head - store.at)} events before the present`),
+    unknown && h("span.unrecorded", {}, position.recorded_from && position.moment < position.recorded_from ? `Agents and convergence: not recorded; the record begins ${moment(position.recorded_from, true)}` : "Agents and convergence: not recorded then (no controller was watching)") || "", h("div.spacer", {}),
+    h("button.plain", { type: "button", onclick: () => go(where().path, {}) }, "Back to the present"));
 }
 
 function theme() {
@@ -115,7 +122,7 @@ async function letIn() {
 async function start() {
   theme();
   await letIn();
-  const timeline = new Timeline((at) => go(where().path, at));
+  const timeline = new Timeline((when) => go(where().path, when));
   let parts = new Set();
   let frame = 0;
   const flush = () => {
@@ -142,6 +149,8 @@ async function start() {
     go(href.slice(1));
   });
   store.at = where().at;
+  store.time = where().time;
+  if (store.time !== null) store.at = null;
   store.travel = store.travel.bind(store);
   route();
   store.listen();

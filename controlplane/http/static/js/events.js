@@ -37,6 +37,7 @@ export class EventsPage {
   }
 
   async load() {
+    if (!store.live && store.at === null) return;
     const page = await this.query(store.live ? 0 : store.at + 1).catch(() => ({ events: [], before: 0 }));
     this.rows = page.events;
     this.before = page.before;
@@ -69,7 +70,7 @@ export class EventPage {
     this.load();
   }
 
-  update(parts) { if (parts.has("convergence")) this.measure(); }
+  update(parts) { if (parts.has("convergence") || parts.has("all")) this.measure(); }
 
   async load() {
     try {
@@ -86,7 +87,7 @@ export class EventPage {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
     this.top.replaceChildren(h("h1", {}, `Event ${n(event.sequence)}`), eventBadge(event.type), h("span", {}, event.summary), h("div.spacer", {}),
-      h("button.plain", { type: "button", onclick: () => this.go("/", event.sequence) }, "Show everything as of here"));
+      h("button.plain", { type: "button", onclick: () => this.go("/", { at: event.sequence }) }, "Show everything as of here"));
     this.convergence = panel("Convergence", h("p.muted", {}, "…"));
     const node = event.data.node;
     this.content.replaceChildren(
@@ -98,13 +99,14 @@ export class EventPage {
   async measure() {
     if (!this.convergence) return;
     let found;
-    try { found = await store.get(`convergence/${this.sequence}`); } catch (error) {
+    try { found = await store.get(`convergence/${this.sequence}${store.suffix()}`); } catch (error) {
       this.convergence.replaceChildren(h("header", {}, h("h2", {}, "Convergence")), h("p.muted", {}, error.message));
       return;
     }
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd.num", {}, value));
     this.convergence.replaceChildren(h("header", {}, h("h2", {}, "Convergence"), h("span.muted", {}, `${n(found.applied)} of ${n(found.expected)} agents`)),
       h("dl.facts", {}, fact("First agent", took(found.first)), fact("Median", took(found.median)), fact("p99", took(found.p99)), fact("Last agent", took(found.last))),
+      ...(found.slowest.length ? [h("p.muted", {}, "Last to confirm: ", found.slowest.slice(-5).reverse().map(({ node: name, seconds }, i) => [i ? ", " : "", link(`/nodes/${encodeURIComponent(name)}`, name), ` ${took(seconds)}`]))] : []),
       ...(found.behind.length ? [h("p", {}, h("b", {}, "Behind: "), found.behind.map((name, i) => [i ? ", " : "", link(`/nodes/${encodeURIComponent(name)}`, name)]))] : []));
   }
 }

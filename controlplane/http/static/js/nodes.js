@@ -1,16 +1,16 @@
 // All nodes in a table that draws only what is in view, and one page for each node.
 
-import { ago, eventBadge, h, kindLabel, link, moment, mono, n, stateLabel, took } from "./dom.js";
+import { ago, eventBadge, h, kernelLabel, kindLabel, link, moment, mono, n, stateLabel, took } from "./dom.js";
 import { store } from "./store.js";
 
 const ROW = 36;
 const COLUMNS = [
   ["name", "Node"], ["state", "State"], ["kind", "Kind"], ["site", "Site"], ["announced", "Reached at"],
-  ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["attested", "Kernel"],
+  ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["kernel", "Kernel"],
 ];
 
-export const behind = (node) => Math.max(0, store.head - node.applied);
-const seen = (node) => (node.age_s < 0 ? "–" : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
+export const behind = (node) => Math.max(0, (store.at ?? store.head) - node.applied);
+const seen = (node) => ((node.age_s ?? -1) < 0 ? "–" : !store.live ? `${node.state === "silent" ? "" : "within "}${took(node.age_s)}${node.state === "silent" ? " before" : ""}` : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
 
 export function shownState(node) {
   return node.state === "ready" && store.late(node) ? "behind" : node.state;
@@ -93,7 +93,7 @@ export class NodesPage {
     return h("tr", { "aria-rowindex": place + 2 },
       h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td", {}, kindLabel(node.kind)), h("td", {}, node.site || "–"),
       h("td", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.right.num", {}, node.applied ? n(node.applied) : "–"),
-      h("td.right.num", {}, store.live && node.applied ? n(behind(node)) : "–"), h("td", {}, seen(node)), h("td", {}, node.attested ? "attested" : "–"));
+      h("td.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"));
   }
 }
 
@@ -115,11 +115,12 @@ export class NodePage {
 
   async load() {
     const path = encodeURIComponent(this.name);
-    const [node, history, traces] = await Promise.all([
+    const [node, traces] = await Promise.all([
       store.get(`nodes/${path}${store.suffix()}`).catch((error) => ({ error })),
-      store.get(`events?limit=40&entity=${path}${store.live ? "" : `&before=${store.at + 1}`}`).catch(() => ({ events: [] })),
       store.get(`traces?limit=12&node=${path}`).catch(() => []),
     ]);
+    const at = store.live ? null : node.position?.sequence ?? store.at;
+    const history = await store.get(`events?limit=40&entity=${path}${at === null ? "" : `&before=${at + 1}`}`).catch(() => ({ events: [] }));
     this.show(node, history.events, traces);
   }
 
@@ -136,9 +137,14 @@ export class NodePage {
       if (row) panels.push(panel("Network", h("dl.facts", {},
         fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods at most", n(node.usable_pods)), fact("Reached at", mono(row.announced)),
         fact("Own address", mono(node.underlay)), fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
-      if (row && store.live) panels.push(panel("Agent", h("dl.facts", {},
-        fact("State", row.state), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(behind(row))} events` : "–"), fact("Last report", seen(row)),
-        fact("Peers", n(node.peers)), fact("Version", node.agent_version), fact("Kernel digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 20)) : "–"), fact("Complains of", (row.conditions ?? []).join(", ") || "nothing"))));
+      if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
+      else if (row) panels.push(panel("Agent", h("dl.facts", {},
+        fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
+        fact("Peers", n(node.peers)), fact("Version", node.agent_version), fact("Complains of", (row.conditions ?? []).join(", ") || "nothing"),
+        node.gateway_able || node.gateway_marked ? fact("Gateway", node.holds.length ? ["holds ", node.holds.map((a, i) => [i ? ", " : "", mono(a)])] : node.gateway_marked ? "marked, holds nothing" : "able, not marked") : "")));
+      if (row && node.position.recorded) panels.push(panel("Kernel", h("dl.facts", {},
+        fact("Against the log", kernelLabel(row)), fact("Compared at", row.kernel_at ? link(`/events/${row.kernel_at}`, n(row.kernel_at)) : "–"), fact("Digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 16), "…") : "not reported")),
+        node.kernel_rows.length ? h("ul.rows", { "aria-label": "Rows that differ" }, node.kernel_rows.map((text) => h("li.mono", {}, text))) : row.kernel === "differs" ? h("p.muted", {}, "The agent names no row: isthmus agent status on that node shows its own view.") : ""));
       const others = node.ranges.filter((range) => range.phase !== "allocated");
       if (others.length) panels.push(panel("Ranges on their way back", h("ul.feed", {}, others.map((range) => h("li", {}, mono(range.cidr), range.phase, h("span.muted", {}, range.until ? `until ${moment(range.until)}` : `since ${n(range.draining_since)}`))))));
       if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));

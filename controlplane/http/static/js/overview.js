@@ -1,13 +1,24 @@
 // The first page: is all well, where are the ranges, who lags, what just happened.
 
-import { ago, announce, eventBadge, h, link, n, took } from "./dom.js";
+import { ago, announce, eventBadge, h, link, moment, n, took } from "./dom.js";
 import { Sites } from "./sites.js";
 import { Cells, Ring } from "./space.js";
 import { store } from "./store.js";
 
 const SLOWEST_S = 30;
+const ALARM_SHOWN_S = 3600;
 const FASTEST_S = 0.001;
 const place = (seconds) => Math.max(0, Math.min(1, Math.log(Math.max(seconds, FASTEST_S) / FASTEST_S) / Math.log(SLOWEST_S / FASTEST_S))) * 100;
+
+// The first thing to know of the reservations: an address without a holder, backends that are down, else the addresses.
+function clbLine(list) {
+  const addresses = list.flatMap((clb) => clb.addresses.map((address) => ({ ...address, ours: clb.provider === "gateway" })));
+  const lost = addresses.filter((a) => a.ours && !a.holder).length;
+  const dead = addresses.filter((a) => a.backends && !a.healthy).length;
+  if (!list.length) return "no pair reserved";
+  if (lost || dead) return h("b.error-text", {}, [lost && `${n(lost)} not held`, dead && `${n(dead)} without a healthy backend`].filter(Boolean).join(" · "));
+  return link("/clb", addresses.slice(0, 2).map((a) => a.address).join(" · "));
+}
 
 export class OverviewPage {
   constructor(go) {
@@ -59,14 +70,17 @@ export class OverviewPage {
     if (!store.ready) return;
     const all = parts.has("all") || parts.has("theme");
     if (all || parts.has("overlay") || parts.has("agents")) this.paint();
-    if (all || parts.has("overlay")) { this.showConditions(); this.showLegend(); }
+    if (all || parts.has("overlay") || parts.has("conditions")) this.showConditions();
+    if (all || parts.has("overlay")) this.showLegend();
     if (all || parts.has("events")) this.showFeed();
     if (all || parts.has("convergence") || parts.has("position")) this.showConvergence();
     this.showTiles();
   }
 
   showConditions() {
-    const list = store.overview.conditions;
+    const raised = Date.parse(store.overview.position.moment ?? "") - ALARM_SHOWN_S * 1000;
+    const alarms = (store.overview.alarms ?? []).filter((alarm) => Date.parse(alarm.at) > raised);
+    const list = [...alarms.map((a) => ({ severity: "critical", code: `alarm ${a.name}`, message: `${a.message} (${moment(a.at)})` })), ...store.overview.conditions];
     if (!store.overview.defined) {
       this.conditions.replaceChildren(h("li.info", {}, h("b", {}, "No cluster yet"), h("span", {}, "Define one: isthmus cluster define --cidr 172.16.0.0/16 --pods 64 --services 256")));
       return;
@@ -80,21 +94,28 @@ export class OverviewPage {
     const latest = store.convergence.find((c) => c.applied);
     const share = (count) => `${(100 * count) / Math.max(1, o.pool.capacity)}%`;
     const bar = (...pieces) => h("div.meter", { "aria-hidden": "true" }, pieces.map(([width, name]) => h("i", { css: { width, background: `var(--${name})` } })));
-    const tile = (label, value, sub, extra) => h("div.panel.tile", {}, h("span.label", {}, label), h("span.value", {}, value), extra, h("span.sub", {}, sub));
+    const differing = o.kernels.differs ?? 0;
+    const agreeing = o.kernels.agrees ?? 0;
+    const others = o.nodes - differing - agreeing;
+    const unheard = o.agents.unknown ?? 0;
+    const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", {}, value), extra, h("span.sub", {}, sub));
     const done = latest && latest.last !== null;
     this.tiles.replaceChildren(
       tile("Nodes", n(o.nodes), [h("span.k-cloud", {}, `${n(o.cloud)} cloud`), " · ", h("span.k-external", {}, `${n(o.external)} external`)],
         bar([`${(100 * o.cloud) / Math.max(1, o.nodes)}%`, "cloud"], [`${(100 * o.external) / Math.max(1, o.nodes)}%`, "external"])),
       tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], `${n(o.pool.draining)} draining · ${n(o.pool.quarantined)} quarantined`,
         bar([share(o.pool.allocated), "allocated"], [share(o.pool.draining), "draining"], [share(o.pool.quarantined), "quarantined"])),
-      store.live
+      store.recorded
         ? tile("Latest convergence", latest ? (done ? took(latest.last) : `${n(latest.applied)}/${n(latest.expected)}`) : "–", latest ? (done ? `median ${took(latest.median)}, ${n(latest.applied)} agents` : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
-        : tile("Shown as of", ago(o.position.at) || "start", "convergence is measured live only"),
-      store.live
-        ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : o.nodes ? "every agent is current" : "no agents yet")
-        : tile("Unreachable", n(o.unreachable), "as recorded in the log"),
+        : tile("Latest convergence", "–", "not recorded"),
+      store.recorded
+        ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")
+        : tile("Agents behind", "–", "not recorded"),
+      store.recorded
+        ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], [differing ? h("b.error-text", {}, `${n(differing)} differ`) : "", differing && others ? " · " : "", others ? `${n(others)} not compared` : differing ? "" : o.nodes ? "each digest agrees" : "no agents yet"], null, differing ? "bad" : "")
+        : tile("Kernels agree", "–", "not recorded"),
       tile("Log", n(o.position.sequence), o.position.at ? `last event ${ago(o.position.at)}` : "empty"),
-      tile("CLB pairs", n(o.clb.length), o.clb.length ? o.clb[0].addresses.map((a) => a.address).join(" · ") : "none reserved"));
+      tile("CLB", n(o.clb.length), clbLine(o.clb)));
   }
 
   showLegend() {
@@ -115,9 +136,9 @@ export class OverviewPage {
   }
 
   showConvergence() {
-    this.convPanel.hidden = !store.live;
+    if (!store.recorded) { this.conv.replaceChildren(h("p.empty", {}, "Not recorded at this moment")); return; }
     const list = store.convergence.filter((c) => c.expected).slice(0, 9);
-    if (!list.length) { this.conv.replaceChildren(h("p.empty", {}, "Measured from the next event on")); return; }
+    if (!list.length) { this.conv.replaceChildren(h("p.empty", {}, store.live ? "Measured from the next event on" : "Nothing was measured up to here")); return; }
     const ticks = [[0.001, "1 ms"], [0.01, "10 ms"], [0.1, "0.1 s"], [1, "1 s"], [10, "10 s"]];
     this.conv.replaceChildren(
       h("div.axis", { "aria-hidden": "true" }, ticks.map(([s, text]) => h("span", { css: { left: `${place(s)}%` } }, text))),

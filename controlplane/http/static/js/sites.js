@@ -92,7 +92,7 @@ export class Sites {
   hover(card, event) {
     const node = this.at(card, event);
     if (!node) { tip(""); return; }
-    const age = node.age_s >= 0 ? `, view ${node.applied < store.head ? `${n(store.head - node.applied)} events behind` : "current"}` : "";
-    tip(`${node.name}  ·  ${node.state}${age}\n${node.announced}\n${node.range || "no range"}${node.attested ? "\nkernel attested" : ""}`, event);
+    const age = node.age_s >= 0 ? `, view ${node.applied < (store.at ?? store.head) ? `${n((store.at ?? store.head) - node.applied)} events behind` : "current"}` : "";
+    tip(`${node.name}  ·  ${node.state}${age}\n${node.announced}\n${node.range || "no range"}\nkernel ${{ agrees: "agrees with the log", differs: "DIFFERS from the log", unchecked: "not compared yet", "": "not reported" }[node.kernel ?? ""]}`, event);
   }
 }

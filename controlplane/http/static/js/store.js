@@ -6,6 +6,7 @@ const FEED = 80;
 
 class Store extends EventTarget {
   at = null; // the sequence shown; null is the present
+  time = null; // the moment asked for (ISO), when it was a moment and not a sequence
   head = 0;
   link = "connecting";
   overview = null;
@@ -30,12 +31,15 @@ class Store extends EventTarget {
   }
 
   late(node) {
-    return this.live && node.applied > 0 && node.applied < this.settled;
+    return node.applied > 0 && node.applied < (this.live ? this.settled : this.overview?.position.settled ?? 0);
   }
 
-  get live() { return this.at === null; }
+  get live() { return this.at === null && this.time === null; }
 
-  suffix(join = "?") { return this.live ? "" : `${join}at=${this.at}`; }
+  // Whether anything is known of the agents at the moment shown.
+  get recorded() { return this.live || (this.overview?.position.recorded ?? true); }
+
+  suffix(join = "?") { return this.live ? "" : this.time !== null ? `${join}time=${encodeURIComponent(this.time)}` : `${join}at=${this.at}`; }
 
   async get(path, options = {}) {
     const response = await fetch(`/api/v1/${path}`, { headers: { accept: "application/json" }, ...options });
@@ -52,21 +56,24 @@ class Store extends EventTarget {
     const options = { signal: control.signal };
     const at = this.suffix();
     try {
-      const before = this.live ? "" : `&before=${this.at + 1}`;
-      const [overview, space, nodes, events] = await Promise.all([
+      const and = this.suffix("&");
+      const [overview, space, nodes, convergence] = await Promise.all([
         this.get(`overview${at}`, options),
         this.get(`space${at}`, options),
-        brief ? null : this.get(`nodes?limit=20000${this.suffix("&")}`, options),
-        brief ? null : this.get(`events?limit=${FEED}${before}`, options),
+        brief ? null : this.get(`nodes?limit=20000${and}`, options),
+        brief ? null : this.get(`convergence?limit=24${and}`, options),
       ]);
+      const before = this.live ? "" : `&before=${overview.position.sequence + 1}`;
+      const events = brief ? null : await this.get(`events?limit=${FEED}${before}`, options);
       if (control.signal.aborted) return;
+      if (!this.live) this.at = overview.position.sequence;
       this.overview = overview;
       this.head = overview.position.head;
       if (this.heads.at(-1)[1] !== this.head) this.heads.push([overview.position.at ? Date.parse(overview.position.at) : 0, this.head]);
       this.space = unpack(space);
       if (nodes) this.nodes = new Map(nodes.nodes.map((node) => [node.name, node]));
       if (events) this.events = events.events;
-      if (this.live && !brief) this.convergence = await this.get("convergence?limit=24", options);
+      if (convergence) this.convergence = convergence;
       this.ready = true;
       this.changed("all");
     } catch (error) {
@@ -79,11 +86,12 @@ class Store extends EventTarget {
     this.changed("error");
   }
 
-  // Go to a sequence (null: the present). While a slider moves, only the picture follows.
-  async travel(at, { brief = false } = {}) {
-    const target = at === null || at >= this.head ? null : Math.max(0, at);
-    if (target === this.at && !brief && !this.partial) return;
+  // Go to a sequence or a moment (both null: the present). While a slider moves, only the picture follows.
+  async travel(at, { brief = false, time = null } = {}) {
+    const target = time !== null || at === null || (this.ready && at >= this.head) ? null : Math.max(0, at);
+    if (time === this.time && (time !== null || target === this.at) && !brief && !this.partial) return;
     this.at = target;
+    this.time = time;
     this.changed("position");
     this.partial = brief;
     if (!brief) { await this.load(); return; }
@@ -112,22 +120,22 @@ class Store extends EventTarget {
     const grown = frame.head > this.head;
     this.head = Math.max(this.head, frame.head);
     if (grown) this.heads.push([Date.now(), this.head]);
-    this.convergence = frame.convergence;
     if (!this.live || !this.ready) { if (grown) this.changed("head"); return; }
-    if (frame.resync) { this.load(); return; }
+    this.convergence = frame.convergence;
+    if (frame.resync || frame.alarmed) { this.load(); return; }
     const overview = this.overview;
     overview.position = { ...overview.position, sequence: frame.head, head: frame.head, at: frame.at || overview.position.at };
     overview.agents_behind = frame.agents_behind;
     overview.watermark = frame.watermark;
     const parts = ["convergence"];
-    for (const [name, state, applied] of frame.agents) {
+    for (const [name, state, applied, kernel, kernel_at] of frame.agents) {
       const node = this.nodes.get(name);
-      if (node) Object.assign(node, { state, applied, age_s: 0, attested: true });
+      if (node) Object.assign(node, { state, applied, kernel, kernel_at, age_s: 0 });
     }
-    if (frame.agents.length) parts.push("agents");
+    if (frame.agents.length) { this.countAgents(); parts.push("agents"); }
+    if (frame.conditions) { overview.conditions = frame.conditions; parts.push("conditions"); }
     if (frame.pool) {
       overview.pool = frame.pool;
-      overview.conditions = frame.conditions ?? overview.conditions;
       for (const [index, letter, node, epoch] of frame.ranges) put(this.space, index, CODE[letter], node, epoch);
       this.space.cursor = frame.pool.cursor;
       for (const name of frame.gone) this.nodes.delete(name);
@@ -137,11 +145,24 @@ class Store extends EventTarget {
       for (const event of fresh) event.fresh = true;
       this.events = [...fresh, ...this.events].slice(0, FEED);
       this.count();
+      this.countAgents();
       parts.push("overlay", "events");
       if (frame.clb_changed) this.load();
     }
     if (grown) parts.push("head");
     this.changed(...parts);
+  }
+
+  countAgents() {
+    const kernels = {};
+    const agents = {};
+    for (const node of this.nodes.values()) {
+      agents[node.state ?? "unknown"] = (agents[node.state ?? "unknown"] ?? 0) + 1;
+      const verdict = node.kernel || "unreported";
+      kernels[verdict] = (kernels[verdict] ?? 0) + 1;
+    }
+    this.overview.kernels = kernels;
+    this.overview.agents = agents;
   }
 
   count() {

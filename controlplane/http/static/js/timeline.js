@@ -1,22 +1,51 @@
 // The time slider: the whole log as small bars (joins up, leaves and refusals down), and where we stand in it.
+// It runs over events or over time, and takes an event's number or a moment by keyboard.
 
 import { $, ago, colour, context, h, moment, n } from "./dom.js";
 import { store } from "./store.js";
+
+const HEIGHT = 44;
+
+// What a person types: "812", "14:05", "14:05:30", "2026-11-25 14:05" (local time), or RFC 3339.
+export function parse(text) {
+  const typed = text.trim().replace(/^#/, "");
+  if (/^\d+$/.test(typed)) return { at: Number(typed) };
+  const clock = typed.match(/^(\d{1,2}):(\d\d)(?::(\d\d))?$/);
+  const date = clock ? new Date() : new Date(typed.replace(/^(\d{4}-\d\d-\d\d) (\d)/, "$1T$2"));
+  if (clock) {
+    if (Number(clock[1]) > 23 || Number(clock[2]) > 59) return null;
+    date.setHours(Number(clock[1]), Number(clock[2]), Number(clock[3] ?? 0), 0);
+    if (date > new Date()) date.setDate(date.getDate() - 1);
+  }
+  return /\d{4}|:/.test(typed) && !Number.isNaN(date.getTime()) ? { time: date.toISOString() } : null;
+}
 
 export class Timeline {
   constructor(go) {
     this.go = go;
     this.buckets = [];
     this.head = 0;
+    this.byTime = localStorage.getItem("isthmus.timeline") === "time";
     this.canvas = h("canvas", { "aria-hidden": "true" });
-    this.slider = h("input", { type: "range", id: "slider", min: 0, step: 1, "aria-label": "Sequence shown",
-      oninput: () => this.slide(), onchange: () => this.settle() });
+    this.slider = h("input", { type: "range", id: "slider", min: 0, step: 1, oninput: () => this.slide(), onchange: () => this.settle() });
     this.where = h("div.where", {});
-    this.liveButton = h("button.plain", { type: "button", onclick: () => go(null) }, "Live");
+    this.liveButton = h("button.plain", { type: "button", onclick: () => go({}) }, "Live");
     this.back = h("button.icon", { type: "button", "aria-label": "One event back", title: "One event back", onclick: () => this.step(-1) }, "◀");
     this.forth = h("button.icon", { type: "button", "aria-label": "One event forward", title: "One event forward", onclick: () => this.step(1) }, "▶");
-    $("time").append(h("div.steps", {}, this.back, this.forth, this.liveButton), h("div.track", {}, this.canvas, this.slider), this.where);
+    this.jump = h("input", { type: "text", id: "jump", placeholder: "812 or 14:05", "aria-label": "Go to an event's number or a time", autocomplete: "off", spellcheck: false, oninput: () => this.jump.setCustomValidity("") });
+    const form = h("form.jump", { onsubmit: (event) => { event.preventDefault(); this.leap(); } }, this.jump, h("button.plain", { type: "submit" }, "Go"));
+    this.axis = h("div.seg", { role: "group", "aria-label": "Slide over" }, this.choice("events", false), this.choice("time", true));
+    $("time").append(h("div.steps", {}, this.back, this.forth, this.liveButton, this.axis), h("div.track", {}, this.canvas, this.slider), h("div.right", {}, this.where, form));
     new ResizeObserver(() => this.draw()).observe($("time"));
+  }
+
+  choice(text, byTime) {
+    return h("button", { type: "button", "aria-pressed": String(this.byTime === byTime), onclick: (event) => {
+      this.byTime = byTime;
+      localStorage.setItem("isthmus.timeline", text);
+      for (const other of event.target.parentElement.children) other.setAttribute("aria-pressed", String(other === event.target));
+      this.show();
+    } }, text);
   }
 
   async load() {
@@ -24,7 +53,7 @@ export class Timeline {
       const timeline = await store.get("timeline?buckets=300");
       this.buckets = timeline.buckets;
       this.head = timeline.head;
-      this.stale = Date.now();
+      this.begins = timeline.begins ? Date.parse(timeline.begins) : 0;
       this.show();
     } catch { /* the link's state says it */ }
   }
@@ -37,28 +66,60 @@ export class Timeline {
     this.show();
   }
 
-  step(by) { this.go(Math.max(0, (store.at ?? store.head) + by)); }
+  step(by) { this.go({ at: Math.max(0, (store.at ?? store.head) + by) }); }
+
+  leap() {
+    const when = parse(this.jump.value);
+    if (!when) {
+      this.jump.setCustomValidity("An event's number, a time like 14:05, or 2026-11-25 14:05");
+      this.jump.reportValidity();
+      return;
+    }
+    this.go(when.at >= store.head || (when.time && Date.parse(when.time) >= Date.now()) ? {} : when);
+    this.jump.value = "";
+  }
+
+  // Where the slider stands, as the place to go to.
+  pointed() {
+    const value = Number(this.slider.value);
+    if (value >= Number(this.slider.max)) return {};
+    return this.byTime ? { time: new Date(this.begins + value * 1000).toISOString() } : { at: value };
+  }
 
   slide() {
-    const at = Number(this.slider.value);
-    store.travel(at >= store.head ? null : at, { brief: true });
+    const { at = null, time = null } = this.pointed();
+    store.travel(at, { brief: true, time });
   }
 
   settle() {
-    const at = Number(this.slider.value);
-    store.travel(at >= store.head ? null : at);
-    this.go(store.at);
+    const { at = null, time = null } = this.pointed();
+    store.travel(at, { time });
+    this.go({ at, time });
+  }
+
+  // The moment shown: the one asked for, else that of the event.
+  get moment() {
+    const position = store.overview?.position;
+    if (store.live || !position) return Date.now();
+    return Date.parse(store.time ?? position.at ?? position.moment);
   }
 
   show() {
     const at = store.at ?? store.head;
-    this.slider.max = store.head;
-    this.slider.value = at;
-    const time = store.overview?.position.sequence === at ? store.overview?.position.at : null;
+    const shown = store.overview?.position.sequence === at ? store.overview.position.at : null;
+    if (this.byTime && this.begins) {
+      this.slider.max = Math.max(1, Math.ceil((Date.now() - this.begins) / 1000));
+      this.slider.value = store.live ? this.slider.max : (this.moment - this.begins) / 1000;
+    } else {
+      this.slider.max = store.head;
+      this.slider.value = at;
+    }
+    const time = store.live ? shown : store.time ?? shown;
+    this.slider.setAttribute("aria-label", this.byTime ? "Time shown" : "Sequence shown");
     this.slider.setAttribute("aria-valuetext", store.live ? `Live, sequence ${at}` : `Sequence ${at}, ${moment(time, true)}`);
     this.where.replaceChildren(
       h("div", {}, "Event ", h("b", {}, n(at)), h("span.muted", {}, ` of ${n(store.head)}`)),
-      h("div.muted", {}, store.live ? (time ? `last ${ago(time)}` : "live") : time ? `${moment(time, true)}` : "…"),
+      h("div.muted", {}, store.live ? (time ? `last ${ago(time)}` : "live") : time ? moment(time, true) : "…"),
     );
     this.liveButton.disabled = store.live;
     this.liveButton.classList.toggle("primary", !store.live);
@@ -70,20 +131,23 @@ export class Timeline {
   draw() {
     const box = this.canvas.parentElement.getBoundingClientRect();
     if (!box.width) return;
-    const drawing = context(this.canvas, box.width, 44);
-    drawing.clearRect(0, 0, box.width, 44);
+    const drawing = context(this.canvas, box.width, HEIGHT);
+    drawing.clearRect(0, 0, box.width, HEIGHT);
     const inset = 6;
     const width = box.width - 2 * inset;
-    const x = (sequence) => inset + (sequence / Math.max(1, store.head)) * width;
+    const byTime = this.byTime && this.begins;
+    const span = byTime ? Math.max(1000, Date.now() - this.begins) : Math.max(1, store.head);
+    const x = (value) => inset + Math.min(1, Math.max(0, (byTime ? value - this.begins : value) / span)) * width;
     drawing.fillStyle = colour("line");
     drawing.fillRect(inset, 26, width, 1);
-    const sum = (b) => b.joins + b.others;
-    const top = Math.max(1, ...this.buckets.map(sum));
+    const top = Math.max(1, ...this.buckets.map((b) => b.joins + b.others));
     const low = Math.max(1, ...this.buckets.map((b) => b.leaves + b.refusals));
-    let from = 0;
+    let from = byTime ? this.begins : 0;
     for (const bucket of this.buckets) {
-      const left = x(from);
-      const bar = Math.max(1, x(bucket.sequence) - left - (width / this.buckets.length > 4 ? 1 : 0.3));
+      const to = byTime ? Date.parse(bucket.at) : bucket.sequence;
+      // Over time a quiet stretch stays empty: a bar stands where its last event was, no wider than needed.
+      const left = byTime ? Math.max(x(from), x(to) - 4) : x(from);
+      const bar = Math.max(1, x(to) - left - (!byTime && width / this.buckets.length > 4 ? 1 : 0.3));
       const up = (bucket.joins / top) * 22;
       const other = (bucket.others / top) * 22;
       drawing.fillStyle = colour("allocated");
@@ -96,13 +160,13 @@ export class Timeline {
       drawing.fillRect(left, 28, bar, down);
       drawing.fillStyle = colour("bad");
       drawing.fillRect(left, 28 + down, bar, (bucket.refusals / low) * 13);
-      from = bucket.sequence;
+      from = to;
     }
-    if (!store.live) {
-      drawing.fillStyle = colour("bg");
-      drawing.globalAlpha = 0.6;
-      drawing.fillRect(x(store.at), 0, box.width - x(store.at), 44);
-      drawing.globalAlpha = 1;
-    }
+    if (store.live) return;
+    const here = x(byTime ? this.moment : store.at ?? store.head);
+    drawing.fillStyle = colour("bg");
+    drawing.globalAlpha = 0.6;
+    drawing.fillRect(here, 0, box.width - here, HEIGHT);
+    drawing.globalAlpha = 1;
   }
 }
