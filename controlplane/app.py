@@ -46,6 +46,7 @@ from events.errors import Unavailable
 from events.jetstream.log import JetStreamLog
 from events.snapshots import SnapshotBucket
 from events.status_stream import StatusReader
+from events.telemetry.logs import follow_position
 
 log = logging.getLogger("isthmus.controller")
 
@@ -160,6 +161,8 @@ class Controller:
         subjects.check_label(options.cluster, "cluster")
         observer = observer or NullObserver()
         lock = lock_directory(options.data / "readmodel")
+        replicas: list[Replica] = []  # the one of this controller, once it is there
+        follow_position(lambda: replicas[0].state.sequence if replicas else 0)
         client: Client | None = None
         reconnected: list[Callable[[], None]] = []
 
@@ -180,6 +183,7 @@ class Controller:
                 remembered=remembered,
                 trust=not options.verify_log,
             )
+            replicas.append(replica)
             self = cls(options, client, event_log, replica, observer=observer, lock=lock)
             reconnected += [self.liveness.restart, self._status_keeper.look]
         except BaseException:

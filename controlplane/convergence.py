@@ -192,6 +192,11 @@ class ConvergenceTracker:
         """The latest transactions, newest first."""
         return [self._view(transaction) for transaction in reversed(self._transactions[-limit:])]
 
+    def newest(self) -> Convergence | None:
+        """The latest transaction that an agent has confirmed."""
+        found = next((one for one in reversed(self._transactions) if one.latencies), None)
+        return self._view(found) if found is not None else None
+
     def of(self, sequence: int) -> Convergence | None:
         """The transaction that contains ``sequence``, with agents that are behind; None when not remembered."""
         place = bisect_right(self._lasts, sequence - 1)

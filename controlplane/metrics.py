@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from controlplane.convergence import Convergence
 from controlplane.counts import range_counts
 from controlplane.service.hooks import NullObserver
 from controlplane.service.requests import Request
@@ -32,7 +33,8 @@ class Live(NamedTuple):
     ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
     the lowest applied sequence of the live agents. ``agents`` counts agents by reported state.
     ``chain_verified`` is the sequence up to which the hash chain was checked; ``healthy`` is false
-    after an alarm. ``spans`` counts what the built-in store keeps.
+    after an alarm. ``spans`` and ``reports`` count what the built-in stores keep. ``latest`` is the way
+    of the latest transaction that an agent has confirmed.
     """
 
     state: Callable[[], ClusterState]
@@ -46,6 +48,8 @@ class Live(NamedTuple):
     waiting: Callable[[], int]
     spans: Callable[[], int] = lambda: 0
     subscribers: Callable[[], int] = lambda: 0
+    reports: Callable[[], int] = lambda: 0
+    latest: Callable[[], Convergence | None] = lambda: None
 
 
 class ControllerMetrics(NullObserver):
@@ -232,6 +236,13 @@ class ControllerMetrics(NullObserver):
         one("isthmus.watermark.lag", "Events that the slowest live agent is behind.", lambda: _lag(live))
         one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
         one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
+        one("isthmus.reports.kept", "Changes of agents in the record of the past.", live.reports)
+        gauge(
+            "isthmus.convergence.latest",
+            "The latest transaction: until the first, the median, the 99th of 100 and the last agent had it.",
+            lambda: latest_convergence(live.latest()),
+            "s",
+        )
         one("isthmus.changes.subscribers", "Readers of the stored events in this process.", live.subscribers)
         gauge(
             "isthmus.agents",
@@ -244,6 +255,14 @@ def _lag(live: Live) -> int:
     """Zero without a live agent: nobody is behind."""
     watermark = live.watermark()
     return max(0, live.head() - watermark) if watermark else 0
+
+
+def latest_convergence(found: Convergence | None) -> list[Observation]:
+    """One series for each share of the agents; ``last`` is there once all have it."""
+    if found is None:
+        return []
+    values = {"first": found.first, "median": found.median, "p99": found.p99, "last": found.last}
+    return [Observation(value, {"agent": name}) for name, value in values.items() if value is not None]
 
 
 def pool_by_cidr(state: ClusterState) -> list[Observation]:

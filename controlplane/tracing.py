@@ -10,6 +10,7 @@ It may never slow the command path down: what is not sampled costs one decision 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ from controlplane.service.requests import Request
 from events import subjects
 from events.errors import IsthmusError
 from events.telemetry.role import MESSAGING_SYSTEM, Telemetry, extract, mark_error
+
+log = logging.getLogger("isthmus.commands")
 
 OPEN_MAX = 8192
 """Commands followed at once; more than the committer's queue holds. The oldest is given up beyond it."""
@@ -126,12 +129,13 @@ class TracingObserver(NullObserver):
             entry.span.set_attributes(places)
             own = entry.span.get_span_context()
             others = [context for context in contexts[: LINKS_MAX + 1] if context is not own]
+            decided = entry.decision[0] if entry.decision is not None else start
             self._tracer.start_span(
                 f"send {self._stream}",
                 entry.context,
                 kind=SpanKind.PRODUCER,
                 links=[Link(context, {"isthmus.link": "same append"}) for context in others],
-                start_time=start,
+                start_time=max(start, decided),  # two clocks: an append never begins before its decision
                 attributes={
                     "messaging.system": MESSAGING_SYSTEM,
                     "messaging.operation.name": "send",
@@ -147,8 +151,8 @@ class TracingObserver(NullObserver):
         self,
         request: Request,
         *,
-        sequence: int,  # noqa: ARG002  the observer's signature
-        took_s: float,  # noqa: ARG002
+        sequence: int,
+        took_s: float,
         error: IsthmusError | None,
     ) -> None:
         self._counts.pop(id(request), None)
@@ -169,3 +173,34 @@ class TracingObserver(NullObserver):
         if error is not None:
             mark_error(entry.span, error)
         entry.span.end()
+        _tell(request, entry, sequence, took_s, error)
+
+
+def _tell(request: Request, entry: _Open, sequence: int, took_s: float, error: IsthmusError | None) -> None:
+    """One line for a recorded command, so that the logs lead to its trace and its events; never one more."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    events = entry.decision[3] if entry.decision is not None else 0
+    if error is not None:
+        outcome = f"{error.code}: {error.message}"
+    elif request.dry_run:
+        outcome = f"would write {events} events"
+    else:
+        outcome = f"{events} events up to {sequence}" if events else "nothing to write"
+    context = entry.span.get_span_context()
+    log.info(
+        "%s by %s: %s",
+        request.command.name,
+        request.actor,
+        outcome,
+        extra={
+            "isthmus": {
+                "trace_id": f"{context.trace_id:032x}",
+                "span_id": f"{context.span_id:016x}",
+                "sequence": sequence,
+                "command_id": request.command_id,
+                "code": error.code if error is not None else "ok",
+                "took_ms": round(took_s * 1000, 3),
+            }
+        },
+    )

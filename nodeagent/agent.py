@@ -21,6 +21,7 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.errors import IsthmusError
 from events.status import AgentStatus
+from events.telemetry.logs import follow_position
 from events.telemetry.role import Telemetry, our_version
 from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent import cni
@@ -87,6 +88,7 @@ class Agent:
         uid = node_uid(config.state_dir, self._wished_uid)
         self._cache = Cache(config.state_dir)
         self.view = self._cache.load(config.cluster, config.node, uid)
+        follow_position(lambda: self.view.sequence)
         member = self.view.members.get(config.node)
         if self.view.joined and member is not None:
             self.keeper.assume_underlay(member.underlay)

@@ -27,6 +27,7 @@ from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
 from events.snapshots import SnapshotBucket
+from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
@@ -263,15 +264,20 @@ class Follower:
         """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
         self.contact.last_at = time.time()
         self.contact.pending = batch.pending
-        if batch.messages and not self._telemetry.tracing:
-            await self._fold(batch.messages)  # without spans a join costs a few dozen microseconds
-        elif batch.messages:
-            cluster, live = self._config.cluster, self.contact.caught_up
-            with processing(self._telemetry, cluster, self._config.node, batch.messages, live=live):
-                await self._fold(batch.messages)
+        if batch.messages:
+            with at_sequence(batch.messages[-1].sequence):
+                await self._process(batch.messages)
         if batch.pending == 0:
             self.contact.caught_up = True
             self.caught_up.set()
+
+    async def _process(self, messages: Sequence[StoredMessage]) -> None:
+        if not self._telemetry.tracing:
+            await self._fold(messages)  # without spans a join costs a few dozen microseconds
+            return
+        cluster, live = self._config.cluster, self.contact.caught_up
+        with processing(self._telemetry, cluster, self._config.node, messages, live=live):
+            await self._fold(messages)
 
     async def _fold(self, messages: Sequence[StoredMessage]) -> None:
         if not self._telemetry.tracing:
@@ -280,8 +286,11 @@ class Follower:
         else:
             with receiving(self._telemetry, self._config.cluster, len(messages)):
                 changes, failure = self._take_in(messages)
-            with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}):
+            with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}) as span:
                 await self._apply(self.view, changes)
+                if changes and span.is_recording():  # no more lines than traces: a storm is not logged in full
+                    first, last = messages[0].sequence, messages[-1].sequence
+                    log.info("events %d to %d: %d changes of peers handed on", first, last, len(changes))
         if failure is not None:
             raise failure
 
@@ -304,7 +313,10 @@ class Follower:
             if isinstance(event, UnknownEvent):
                 # A newer controller's event: rows of members come from types that this agent knows.
                 log.info(
-                    "event %d has the type %s, which this agent does not know", message.sequence, type_name
+                    "event %d has the type %s, which this agent does not know",
+                    message.sequence,
+                    type_name,
+                    extra={"isthmus": {"sequence": message.sequence}},
                 )
             changes.extend(view.apply(message.sequence, event))
             chain = message.headers[CHAIN_HEADER]

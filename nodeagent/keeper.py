@@ -64,6 +64,21 @@ class Figures(msgspec.Struct):
     last_resync_s: float = 0.0
     last_resync_at: float = 0.0
     last_direct_s: float = 0.0
+    found_neighbour: int = 0
+    found_fdb: int = 0
+    found_route: int = 0
+    found_link: int = 0
+    healed_neighbour: int = 0
+    healed_fdb: int = 0
+    healed_route: int = 0
+    healed_link: int = 0
+
+    def drifted(self, found: Sequence[int], left: Sequence[int]) -> None:
+        """Rows that something else changed were found, and all but those ``left`` healed; by kind."""
+        for kind, before, after in zip(Kind, found, left, strict=True):
+            name = kind.name.lower()
+            setattr(self, f"found_{name}", getattr(self, f"found_{name}") + before)
+            setattr(self, f"healed_{name}", getattr(self, f"healed_{name}") + max(0, before - after))
 
 
 class Keeper:
@@ -312,12 +327,16 @@ class Keeper:
         took_s: float,
     ) -> None:
         figures = self.figures
+        if device.actions and figures.resyncs:
+            figures.found_link += 1
+            figures.healed_link += 1
         figures.resyncs += 1
         figures.last_resync_s, figures.last_resync_at = took_s, time.time()
         figures.written += outcome.written
         figures.removed += outcome.removed
         if not on_purpose:
             figures.repaired += outcome.written + outcome.removed
+            figures.drifted(outcome.found, outcome.left)
         self.clean = not outcome.refusals and len(outcome.remaining) <= len(outcome.withheld)
         self._refused(outcome.refusals)
         contested = [describe(op.kind, op.key, op.value) for op in outcome.withheld]

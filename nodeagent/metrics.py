@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from events.telemetry.role import Telemetry
+from nodeagent.rows import Kind
 
 if TYPE_CHECKING:
     from nodeagent.agent import Agent
     from nodeagent.follower import Contact
+    from nodeagent.keeper import Figures
+    from nodeagent.shield import Shield
 
 STATES = ("starting", "ready", "degraded", "stopping", "fenced")
 Read = Callable[[], Iterable[Observation]]
@@ -107,14 +111,12 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
             Observation(figures.refused, {"change": "refused"}),
         ],
     )
-    counters(
-        "isthmus.agent.drift.healed",
-        "Differences that others made and the agent healed, by what.",
-        lambda: [
-            Observation(figures.repaired, {"kind": "rows"}),
-            Observation(shield.repairs, {"kind": "firewall"}),
-        ],
-    )
+    for done, what in (("found", "found"), ("healed", "found and healed")):
+        counters(
+            f"isthmus.agent.drift.{done}",
+            f"Differences that others made and the agent {what}: rows by kind, the device, the firewall.",
+            partial(_drift, done, figures, shield),
+        )
     counter(
         "isthmus.agent.monitor.overflows",
         "Losses of the kernel's change monitor.",
@@ -123,9 +125,19 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
 
 
 def rows_by_kind(agent: Agent) -> list[Observation]:
-    """The desired rows: one neighbour, one FDB row and one route for each peer."""
-    peers = len(agent.view.peers) if agent.keeper.desired is not None else 0
-    return [Observation(peers, {"kind": kind}) for kind in ("neighbour", "fdb", "route")]
+    """The desired rows: a neighbour, an FDB row and a route for each peer, and the own range's blackhole."""
+    desired = agent.keeper.desired
+    counts = [len(table) for table in desired.rows] if desired is not None else [0] * len(Kind)
+    return [Observation(count, {"kind": kind.name.lower()}) for kind, count in zip(Kind, counts, strict=True)]
+
+
+def _drift(done: str, figures: Figures, shield: Shield) -> list[Observation]:
+    """One series for each kind of thing; a changed firewall is always healed whole."""
+    rows = [
+        Observation(getattr(figures, f"{done}_{kind}"), {"kind": kind})
+        for kind in ("neighbour", "fdb", "route", "link")
+    ]
+    return [*rows, Observation(shield.repairs, {"kind": "firewall"})]
 
 
 def _guarded(agent: Agent, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:

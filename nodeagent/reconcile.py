@@ -27,7 +27,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """What a reconciliation did and what is still different (read back).
 
     ``written`` and ``removed`` count rows; ``withheld`` are operations that the guard did not let
-    through; ``digest_shift`` is kernel − desired as a sum of row hashes (0: equal).
+    through; ``digest_shift`` is kernel − desired as a sum of row hashes (0: equal). ``found`` and
+    ``left`` count the rows that differed before and after, by :class:`~nodeagent.rows.Kind`.
     """
 
     written: int
@@ -36,6 +37,8 @@ class Outcome(msgspec.Struct, frozen=True):
     remaining: tuple[Operation, ...]
     withheld: tuple[Operation, ...]
     digest_shift: int
+    found: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -56,8 +59,10 @@ def reconcile(
     withheld: dict[tuple[Kind, bytes], Operation] = {}
     permitted: set[tuple[Kind, bytes]] = set()
     kernel = engine.read(ifindex)
+    found: tuple[int, ...] | None = None
     for _ in range(ROUNDS):
         pending = difference(desired, kernel)
+        found = _by_kind(pending) if found is None else found
         operations = []
         for operation in pending:
             row = (operation.kind, operation.key)
@@ -81,7 +86,16 @@ def reconcile(
         tuple(remaining),
         tuple(withheld.values()),
         digest_shift(kernel, remaining),
+        found or (),
+        _by_kind(remaining),
     )
+
+
+def _by_kind(operations: Sequence[Operation]) -> tuple[int, ...]:
+    counts = [0] * len(Kind)
+    for operation in operations:
+        counts[operation.kind] += 1
+    return tuple(counts)
 
 
 def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]) -> list[KernelRefusal]:

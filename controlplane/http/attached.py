@@ -122,6 +122,8 @@ class AttachedSource:
             healthy=lambda: not self.trouble(),
             waiting=waiting,
             spans=lambda: self.spans.count,
+            reports=lambda: self._history.count,
+            latest=self.convergence.newest,
             subscribers=lambda: self.changes.statistics()["subscribers"],
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
@@ -74,7 +74,7 @@ class Answering:
         self._observer.answered(
             request,
             sequence=self._replica.head.sequence,
-            took_s=asyncio.get_running_loop().time() - request.received_s,
+            took_s=time.monotonic() - request.received_s,
             error=outcome if isinstance(outcome, IsthmusError) else None,
         )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -277,7 +278,7 @@ class Committer:
             source=self._source,
             messages_limit=self._limits.group_messages,
             time_limit_s=self._limits.group_time_s,
-            clock=asyncio.get_running_loop().time,
+            clock=time.monotonic,
             observer=self._observer,
             surroundings=surroundings,
         )
@@ -318,8 +319,8 @@ class Committer:
         Raises _Raced, and OutcomeUnknown or Unavailable after the deadline.
         """
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        deadline = started + self._limits.commit_deadline_s
+        started = time.monotonic()
+        deadline = loop.time() + self._limits.commit_deadline_s
         expected = batch.plan.base.sequence
         self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
         pause_s, unknown = 0.05, False
@@ -350,7 +351,7 @@ class Committer:
             [d.pending.request for d in batch.plan.decided if d.writes],
             first=expected + 1,
             last=batch.head.sequence,
-            took_s=loop.time() - started,
+            took_s=time.monotonic() - started,
         )
 
     # --- endings ---------------------------------------------------------------------------------------

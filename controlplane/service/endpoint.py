@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -102,7 +103,7 @@ class Endpoint:
     # --- requests -------------------------------------------------------------------------------------
 
     async def _on_command(self, message: Msg) -> None:
-        started = asyncio.get_running_loop().time()
+        started = time.monotonic()
         answer = self._answerer(message.reply)
         try:
             request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)

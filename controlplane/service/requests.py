@@ -39,7 +39,7 @@ _ACTOR_LIMIT = 256
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One checked command (or one of the controller's own) and who asks.
 
-    ``received_s`` is the event loop's clock.
+    ``received_s`` is of the steady clock (``time.monotonic``; uvloop's own counts whole milliseconds).
     """
 
     command: Command | Tick

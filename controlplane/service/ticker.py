@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -114,7 +115,7 @@ class Ticker:
             command=tick,
             command_id=f"tick-{self._new_id()}",
             actor=self._actor,
-            received_s=asyncio.get_running_loop().time(),
+            received_s=time.monotonic(),
         )
         try:
             await self._committer.submit(request)

@@ -1,7 +1,8 @@
 """Logs of every role: one JSON object a line for machines, one plain line for a terminal.
 
-Each line carries the trace and span it was written under and, where one is being handled, the
-sequence of the event, so that a log line, a trace and the log of events can be joined.
+Each line carries the trace and span it was written under and the sequence of the event that is being
+handled, or else of the last one that its role had taken in, so that a log line, a trace and the log of
+events can be joined.
 
 Fields: ``time`` (RFC 3339, UTC, microseconds), ``level``, ``logger``, ``message``, ``role``,
 ``instance``; when known ``trace_id``, ``span_id``, ``sequence``; plus whatever the call passes in
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from opentelemetry import trace
 from events.errors import Usage
 
 _sequence: ContextVar[int] = ContextVar("isthmus_sequence", default=0)
+_position: ContextVar[Callable[[], int]] = ContextVar("isthmus_position", default=int)
+_OWN = frozenset({"time", "level", "logger", "message", "role", "instance"})
 _FORMATS = ("json", "text")
 
 
@@ -37,6 +40,15 @@ def at_sequence(sequence: int) -> Iterator[None]:
         yield
     finally:
         _sequence.reset(token)
+
+
+def follow_position(read: Callable[[], int]) -> None:
+    """Lines of this task, and of those that it starts from now on, carry ``read()`` (0: none).
+
+    It is asked for each line and must return at once: the last sequence that this role has taken in.
+    Several roles in one process have one each, since every task inherits it from the one that began it.
+    """
+    _position.set(read)
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,9 +68,7 @@ class JsonFormatter(logging.Formatter):
             **self._base,
             **_correlation(),
         }
-        extra = getattr(record, "isthmus", None)
-        if isinstance(extra, Mapping):
-            line.update({str(key): value for key, value in extra.items() if key not in line})
+        line.update({key: value for key, value in _extra(record).items() if key not in _OWN})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             line["error"] = f"{type(error).__name__}: {error}"
@@ -75,12 +85,17 @@ class TextFormatter(logging.Formatter):
         parts = [f"{clock} {record.levelname:<7} {record.name}  {record.getMessage()}"]
         if record.exc_info and record.exc_info[1] is not None:
             parts.append(f"({type(record.exc_info[1]).__name__}: {record.exc_info[1]})")
-        found = _correlation()
+        found = {**_correlation(), **_extra(record)}
         if "trace_id" in found:
             parts.append(f"trace={str(found['trace_id'])[:8]}")
         if "sequence" in found:
             parts.append(f"seq={found['sequence']}")
         return "  ".join(parts)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    extra = getattr(record, "isthmus", None)
+    return {str(key): value for key, value in extra.items()} if isinstance(extra, Mapping) else {}
 
 
 def _correlation() -> dict[str, str | int]:
@@ -89,7 +104,7 @@ def _correlation() -> dict[str, str | int]:
     if context.is_valid:
         found["trace_id"] = f"{context.trace_id:032x}"
         found["span_id"] = f"{context.span_id:016x}"
-    sequence = _sequence.get()
+    sequence = _sequence.get() or _position.get()()
     if sequence:
         found["sequence"] = sequence
     return found

@@ -66,6 +66,10 @@ def test_rows_deleted_or_changed_by_hand() -> None:
         ):
             break_and_watch(place, command)
         until(lambda: a.status()["counters"]["repaired"] >= 10, "each repair is counted")
+        counters = a.status()["counters"]
+        for kind, least in (("neighbour", 3), ("fdb", 3), ("route", 4)):
+            assert counters[f"found_{kind}"] >= least, kind
+            assert counters[f"healed_{kind}"] >= least, kind
 
 
 @inside

@@ -172,9 +172,51 @@ def test_every_selector_meets_a_series_of_a_real_scrape_and_a_healthy_site_raise
                 ("a", "1"), ("b", "1"), ("c", "1"),
             }  # fmt: skip
             assert ask(base, "alerts")["alerts"] == []
+            absent = [
+                f"{what}: {selector}"
+                for what, wanted in PROMISED.items()
+                for selector in wanted
+                if not ask(base, "series", **{"match[]": selector})
+            ]
+            assert not absent, "\n".join(absent)
             # The same numbers by another way: the pool adds up.
             pool = ask(base, "query", query="sum(isthmus_pool_ranges) == max(isthmus_pool_capacity)")["result"]
             assert pool, "the four states do not add up to the capacity"
+
+
+_POOL = [
+    f'isthmus_pool_ranges{{state="{state}"}}' for state in ("allocated", "draining", "quarantined", "free")
+]
+_DRIFT = [
+    f'isthmus_agent_drift_{done}_total{{kind="{kind}"}}'
+    for done in ("found", "healed")
+    for kind in ("neighbour", "fdb", "route", "link", "firewall")
+]
+PROMISED: dict[str, list[str]] = {
+    "pool by state and per CIDR": [*_POOL, 'isthmus_pool_ranges{cidr!=""}'],
+    "capacity": ["isthmus_pool_capacity"],
+    "cursor": ["isthmus_pool_cursor"],
+    "joins": ['isthmus_events_total{type="node.joined.v1"}'],
+    "leaves": ['isthmus_events_total{type="node.left.v1"}', 'isthmus_events_total{type="node.fenced.v1"}'],
+    "refusals by code": ['isthmus_refusals_total{code="clb_unknown"}'],
+    "command latency": ['isthmus_command_duration_seconds_bucket{command="join",code="ok"}'],
+    "batch size": ["isthmus_append_events_bucket"],
+    "append conflicts": ["isthmus_append_conflicts_total"],
+    "projection lag": ["isthmus_projection_lag"],
+    "leader state": ["isthmus_leader"],
+    "agents by state": ['isthmus_agents{state="ready"}', 'isthmus_agent_state{state="ready"}'],
+    "convergence time": [
+        "isthmus_convergence_agent_seconds_bucket",
+        "isthmus_convergence_all_seconds_bucket",
+        *(f'isthmus_convergence_latest_seconds{{agent="{one}"}}' for one in ("first", "median", "p99", "last")),
+    ],
+    "drift found and healed by kind": _DRIFT,
+    "resync time": ["isthmus_agent_resync_duration_seconds"],
+    "rows by kind": [f'isthmus_agent_rows{{kind="{kind}"}}' for kind in ("neighbour", "fdb", "route")],
+    "tunnel MTU": ["isthmus_agent_mtu_bytes"],
+    "chain verification": ["isthmus_chain_verified", "isthmus_healthy"],
+}
+"""Every metric that the product promises, by what it is for → the series that a scrape must have."""
 
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
@@ -233,8 +275,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ['isthmus_agent_kernel_agrees{service_instance_id="a",C}|1'],
     ),
     "IsthmusDrift": (
-        ['isthmus_agent_drift_healed_total{kind="rows",C}|0+30'],
-        ['isthmus_agent_drift_healed_total{kind="rows",C}|3'],
+        ['isthmus_agent_drift_healed_total{kind="route",C}|0+30'],
+        ['isthmus_agent_drift_healed_total{kind="route",C}|3'],
     ),
     "IsthmusAgentWithoutBus": (
         ['isthmus_agent_bus_connected{service_instance_id="a",C}|0'],

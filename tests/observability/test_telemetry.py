@@ -15,7 +15,7 @@ from controlplane.intake import SpanIntake
 from controlplane.spans import SpanStore
 from events.errors import Refused, Unavailable, Usage
 from events.telemetry.http import serve_metrics, serve_where
-from events.telemetry.logs import at_sequence, configure_logging
+from events.telemetry.logs import at_sequence, configure_logging, follow_position
 from events.telemetry.role import Telemetry, extract, inject
 from events.telemetry.sampling import RateLimited, choose_sampler
 from events.telemetry.spans import (
@@ -304,6 +304,32 @@ def test_a_log_line_carries_trace_and_sequence():
     assert first["trace_id"] == box.take()[0].trace_id
     assert second["error"].startswith("ValueError: invalid literal")
     assert "Traceback" in second["stack"]
+
+
+async def test_a_line_outside_of_any_event_carries_the_last_one_that_its_role_took_in():
+    async def role(log: logging.Logger, name: str, sequence: int) -> None:
+        follow_position(lambda: sequence)
+        await asyncio.create_task(later(log, name))
+
+    async def later(log: logging.Logger, name: str) -> None:
+        log.info(name)
+        log.info(name, extra={"isthmus": {"sequence": 7, "level": "made up"}})
+
+    def write(log: logging.Logger) -> None:
+        with asyncio.Runner() as runner:
+            runner.run(both(log))
+
+    async def both(log: logging.Logger) -> None:
+        await asyncio.gather(role(log, "a", 3), role(log, "b", 5))
+        log.info("neither")
+
+    text = await asyncio.to_thread(logged, {"ISTHMUS_LOG": "json"}, write)
+    lines = [json.loads(line) for line in text.splitlines() if "isthmus.test" in line]
+    told = sorted((line["message"], line.get("sequence", 0)) for line in lines)
+    assert told == [
+        ("a", 3), ("a", 7), ("b", 5), ("b", 7), ("neither", 0),
+    ]  # fmt: skip
+    assert {line["level"] for line in lines} == {"info"}
 
 
 def test_text_logs_hold_one_line_per_record_and_no_traceback():

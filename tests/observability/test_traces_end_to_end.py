@@ -28,6 +28,7 @@ def export_to(port: int) -> None:
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://10.0.0.254:{port}",
         OTEL_BSP_SCHEDULE_DELAY="100",
         OTEL_METRIC_EXPORT_INTERVAL="500",
+        ISTHMUS_LOG_LEVEL="info",
     )
 
 
@@ -97,7 +98,8 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
             assert (append.parent, append.kind) == (process.id, "PRODUCER")
             assert append.attributes["messaging.destination.name"] == STREAM
             assert append.attributes["messaging.batch.message_count"] >= 2
-            assert root.start <= process.start <= append.start <= append.end <= root.end
+            moments = [root.start, process.start, append.start, append.end, root.end]
+            assert moments == sorted(moments), [moment - root.start for moment in moments]
 
             for node in "abc":
                 taken, applied, netlink = followed(receiver, root.trace, node)
@@ -114,6 +116,18 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
                 assert netlink.attributes["isthmus.netlink.refused"] == 0
                 assert applied.start <= netlink.start <= netlink.end <= applied.end
                 assert not taken.failed
+
+            # The logs lead to the same trace and the same events.
+            lines = [
+                line
+                for text in (place.directory / "up.log").read_text().splitlines()
+                if text.startswith("{") and (line := json.loads(text)).get("trace_id") == root.trace
+            ]
+            told = next(line for line in lines if line["logger"] == "isthmus.commands")
+            assert (told["role"], told["sequence"], told["code"]) == ("controller", first + 1, "ok")
+            assert told["command_id"] == process.attributes["isthmus.command.id"]
+            for node in "abc":
+                assert f"trace={root.trace[:8]}  seq={first + 1}" in place.nodes[node].log(), node
 
             until(
                 lambda: {"isthmus.pool.capacity", "isthmus.agent.applied"} <= receiver.metrics,

@@ -62,9 +62,12 @@ def agents() -> dashboard.Dashboard:
         .with_row(dashboard.Row("Kernel"))
         .with_panel(
             graph(
-                "Drift healed",
-                "Differences that something else made, and the agent healed.",
-                [Query(per_second("isthmus_agent_drift_healed_total", by="kind"), "{{kind}}")],
+                "Drift found and healed",
+                "Differences that something else made, and those of them that the agent healed.",
+                [
+                    Query(per_second("isthmus_agent_drift_found_total", by="kind"), "{{kind}} found"),
+                    Query(per_second("isthmus_agent_drift_healed_total", by="kind"), "{{kind}} healed"),
+                ],
                 unit="eps",
             )
         )
