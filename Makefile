@@ -18,7 +18,8 @@ test:
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 ## the benchmarks: prints a table and writes build/bench.json
-bench: setup
+bench:
+	@bash deploy/setup.sh test
 	$(BIN)/python -m tests.bench
 
 ## the property tests with new seeds and a large budget, and a long lab with processes killed under churn

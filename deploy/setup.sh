@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes .venv/ in this checkout ready for the make targets, and sees to it that the system tools the
-# lab needs are there; with the argument `test` also what the tests of console and dashboards look with
-# (Chromium, Prometheus: without them those tests are skipped, and say so). Quick when there is nothing to
-# do. Touches nothing outside the checkout except, as root on Debian or Ubuntu, by apt-get.
+# lab needs are there; with the argument `test` also what the tests look with (without Chromium and
+# Prometheus the tests of console and dashboards are skipped, and say so; packet tests need the rest).
+# Quick when there is nothing to do. Touches nothing outside the checkout except, as root on Debian or
+# Ubuntu, by apt-get.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -49,6 +50,9 @@ missing_packages() {
 missing_test_packages() {
   has_tool chromium || [ -n "${ISTHMUS_CHROMIUM:-}" ] || grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null || echo "chromium fonts-dejavu-core"
   has_tool promtool && has_tool prometheus || echo prometheus
+  has_tool ethtool || echo ethtool
+  has_tool iperf3 || echo iperf3
+  has_tool tcpdump || echo tcpdump
 }
 
 install_packages() {

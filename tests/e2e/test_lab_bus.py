@@ -82,7 +82,7 @@ class TestInNamespaces:
         with lab("--bus-servers", "3", "--leaf", "--keep", "--http", "0", env=where) as process:
             shown = read_until(process, "The lab stays up", seconds=DEADLINE_S)
             assert "proofs hold" in shown
-            assert " not  (" not in shown
+            assert " not  (" not in shown, shown
             mirror = isthmus(
                 "lab", "exec", "idc-bus", "isthmus", "site", "status", "--bus", "nats://192.168.50.5:4222",
                 "--json", env=where,
