@@ -32,6 +32,7 @@ from controlplane.readmodel.start import restore
 from controlplane.readmodel.store import lock_directory
 from controlplane.service.committer import Committer, Limits
 from controlplane.service.endpoint import Endpoint
+from controlplane.service.gateways import WithGateways
 from controlplane.service.hooks import Changes, NullObserver, Observer
 from controlplane.service.neighbours import BusNeighbourhood
 from controlplane.service.remembered import Place, Remembered
@@ -117,7 +118,7 @@ class Controller:
             source=source,
             observer=observer,
             history=_History(self.projector),
-            neighbourhood=BusNeighbourhood(client, cluster),
+            neighbourhood=WithGateways(BusNeighbourhood(client, cluster), lambda: replica.state, self.liveness),
             limits=options.limits,
         )
         self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)

@@ -27,9 +27,14 @@ class Decision(NamedTuple):
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the world outside this log: ``clusters`` on the same bus → their container CIDRs."""
+    """What is known of the world outside this log.
+
+    ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
+    heard just now and say that they can hold addresses.
+    """
 
     clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    gateways: frozenset[str] = frozenset()
 
 
 ALONE = Surroundings()
@@ -73,13 +78,14 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     """Give every CLB address that gateways serve a holder that is heard.
 
     ``last_seen`` and ``watching_since`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
-    say that they can be gateways.
+    say that they can hold addresses, ``unable`` those that say that they cannot.
     """
 
     name: ClassVar[str] = "assign-holders"
     last_seen: Mapping[str, datetime]
     watching_since: datetime
     able: frozenset[str]
+    unable: frozenset[str] = frozenset()
 
 
 def definition_of(state: ClusterState) -> ClusterDefined:

@@ -64,9 +64,13 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that a gateway needs to know, in a snapshot. ``gateways``: node → sequence of its mark."""
+    """Everything that a gateway needs to know, in a snapshot. ``gateways``: node → sequence of its mark.
+
+    ``former``: held address → the node that held it just before, kept by agents only.
+    """
 
     reservations: tuple[ClbReserved, ...] = ()
     gateways: dict[str, int] = {}
     backends: tuple[tuple[BackendKey, Backend], ...] = ()
     holders: tuple[Holder, ...] = ()
+    former: dict[str, str] = {}

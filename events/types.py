@@ -423,11 +423,14 @@ class ClbHolderAssigned(_HolderEvent, frozen=True, kw_only=True, gc=False):
 
 
 class ClbHolderWithdrawn(_HolderEvent, frozen=True, kw_only=True, gc=False):
-    """This gateway, since ``epoch`` the holder, holds the address no longer."""
+    """This gateway, since ``epoch`` the holder, holds the address no longer.
+
+    ``unable``: its agent is heard and says that it cannot hold addresses.
+    """
 
     verb: ClassVar[str] = "holder-withdrawn"
     epoch: int
-    cause: Literal["left", "unmarked", "silent", "fenced", "released"]
+    cause: Literal["left", "unmarked", "silent", "unable", "fenced", "released"]
 
 
 # --- credentials ---------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ class Agent:
             drift=self.keeper.drift,
             agent_version=our_version(),
             interval_s=self._interval_s(),
-            gateway=self.config.gateway,
+            gateway=self.gatekeeper.able,
         )
         try:
             await client.publish(
@@ -322,6 +322,8 @@ class Agent:
                 "firewall_repairs": self.shield.repairs,
             },
             conditions=self.conditions.sentences(),
+            gateway=self.gatekeeper.says(),
+            held=self.gatekeeper.held(),
         )
 
     async def _last_words(self) -> None:

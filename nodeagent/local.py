@@ -49,6 +49,10 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     kernel_digest: str = ""
     counters: dict[str, float] = {}
     conditions: tuple[str, ...] = ()
+    gateway: str = ""
+    """This node's part in CLB pairs, in words; empty where it has none."""
+    held: tuple[str, ...] = ()
+    """The CLB addresses that it holds, in words."""
 
 
 def prepare_directory(directory: Path) -> None:

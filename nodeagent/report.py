@@ -54,6 +54,9 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
         ("work", work(status.counters)),
         ("written", ago(status.written_at, now)),
     ]
+    if status.gateway:
+        found.append(("gateway", status.gateway))
+    found += [("holds", address) for address in status.held]
     return [*found, *(("condition", condition) for condition in status.conditions)]
 
 

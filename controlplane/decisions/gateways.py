@@ -41,7 +41,7 @@ SETTINGS = (
 
 def mark(state: ClusterState, command: MarkGateway, now: datetime, surroundings: Surroundings) -> Decision:
     """Let a cloud node be a gateway, or no more; what it holds is handed over first."""
-    del now, surroundings
+    del now
     definition_of(state)
     member = state.nodes.get(command.node)
     if member is None:
@@ -63,7 +63,7 @@ def mark(state: ClusterState, command: MarkGateway, now: datetime, surroundings:
                 kind=member.kind,
             )
         return Decision((NodeGatewayMarked(node=member.name, uid=member.uid),), result)
-    moved = hand_over(state, member.name, "unmarked")
+    moved = hand_over(state, member.name, "unmarked", surroundings)
     return Decision((*moved, NodeGatewayUnmarked(node=member.name, uid=member.uid)), result)
 
 

@@ -1,8 +1,9 @@
 """Which gateway holds which CLB address: a deterministic choice, spread, sticky, and never two.
 
 An address is withdrawn and assigned in one atomic batch, so that no reader ever sees two holders. A
-silent holder is replaced only by a gateway that is heard: without one its packets may well flow, and
-the address stays where it is.
+holder that is silent, or says that it cannot hold (its link is down, its kernel refuses the rules), is
+replaced only by a gateway that is heard and can: without one its packets may well flow, and the address
+stays where it is.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
-from controlplane.decision import AssignHolders, Decision, Surroundings
+from controlplane.decision import ALONE, AssignHolders, Decision, Surroundings
 from controlplane.state import ClusterState
 from events.clb import Holder
 from events.types import ClbHolderAssigned, ClbHolderWithdrawn, Event
 
-Cause = Literal["left", "unmarked", "silent", "fenced", "released"]
+Cause = Literal["left", "unmarked", "silent", "unable", "fenced", "released"]
 
 PROVIDER = "gateway"
 """The provider of reservations whose addresses are held by our own gateways."""
@@ -30,7 +31,7 @@ FRESH_S = 2.0
 
 
 def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundings: Surroundings) -> Decision:
-    """Give addresses without a holder, and those of a silent one, to gateways that are heard."""
+    """Give addresses without a holder, and those of a silent or unable one, to gateways that are heard."""
     del surroundings
     if not state.gateways or state.deleted:
         return Decision()
@@ -38,37 +39,47 @@ def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundi
     fresh = now - timedelta(seconds=FRESH_S)
     heard: dict[str, datetime] = {}
     able: set[str] = set()
+    unable: set[str] = set()
     for name in state.gateways:
         uid = state.nodes[name].uid
         heard[name] = command.last_seen.get(uid, command.watching_since)
-        if uid in command.last_seen and uid in command.able and heard[name] >= fresh:
+        if uid not in command.last_seen or heard[name] < fresh:
+            continue
+        if uid in command.able:
             able.add(name)
+        elif uid in command.unable:
+            unable.add(name)
     load = _load(state)
     events: list[Event] = []
     for reservation, purpose, address in gateway_addresses(state):
         if len(events) + 2 > command.limit:
             break
         holder = state.holders.get(address)
-        if holder is not None and heard.get(holder.node, silent) >= silent:
+        cause: Cause = "unable" if holder is not None and holder.node in unable else "silent"
+        if holder is not None and cause == "silent" and heard.get(holder.node, silent) >= silent:
             continue
         chosen = _choose(load, able - {holder.node} if holder else able)
         if chosen is None:
             continue
         if holder is not None:
-            events.append(withdrawn(holder, "silent"))
+            events.append(withdrawn(holder, cause))
             load[holder.node] -= 1
         events.append(_assigned(state, reservation, purpose, address, chosen, holder))
         load[chosen] += 1
     return Decision(tuple(events), {"changed": len(events)})
 
 
-def hand_over(state: ClusterState, node: str, cause: Cause) -> list[Event]:
-    """Before ``node`` goes: what it holds is withdrawn and given to the other gateways that are reachable."""
+def hand_over(state: ClusterState, node: str, cause: Cause, surroundings: Surroundings = ALONE) -> list[Event]:
+    """Before ``node`` goes: what it holds is withdrawn and given to the other gateways.
+
+    To those that are heard and able, or, if there is none, to those that the log does not call unreachable.
+    """
     held = [h for h in state.holders.values() if h.node == node] if state.holders else []
     if not held:
         return []
     load = _load(state)
     others = {name for name in state.gateways if name != node and name not in state.unreachable}
+    others = others & surroundings.gateways or others
     events: list[Event] = []
     for holder in sorted(held, key=lambda h: (h.name, h.address)):
         events.append(withdrawn(holder, cause))

@@ -61,7 +61,7 @@ def join(state: ClusterState, command: JoinNode, now: datetime, surroundings: Su
     events: list[Event] = [*accepted]
     leaving = 0 if member is None else 1
     if member is not None:
-        events += hand_over(state, name, "fenced")
+        events += hand_over(state, name, "fenced", surroundings)
         events.append(NodeFenced(node=name, uid=member.uid, cause="rejoin", by_uid=uid))
         events.append(drain(state.owned[name]))
     index = state.pool.next_free(state.pool.cursor)
@@ -327,10 +327,12 @@ def change_underlay(
     return _move(state, command, member, _addresses(command), surroundings)
 
 
-def _out(state: ClusterState, member: Node, event: Event, cause: Cause = "left") -> Decision:
+def _out(
+    state: ClusterState, member: Node, event: Event, surroundings: Surroundings, cause: Cause = "left"
+) -> Decision:
     owned = state.owned[member.name]
     return Decision(
-        (*hand_over(state, member.name, cause), event, drain(owned)),
+        (*hand_over(state, member.name, cause, surroundings), event, drain(owned)),
         {
             "node": member.name,
             "uid": member.uid,
@@ -343,24 +345,24 @@ def _out(state: ClusterState, member: Node, event: Event, cause: Cause = "left")
 
 def leave(state: ClusterState, command: LeaveNode, now: datetime, surroundings: Surroundings) -> Decision:
     """The node goes by its own wish; its range drains."""
-    del now, surroundings
+    del now
     member = _own(state, command.node, command.uid)
     reason = text(command.reason, "reason")
-    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason))
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
 
 
 def remove(state: ClusterState, command: RemoveNode, now: datetime, surroundings: Surroundings) -> Decision:
     """An operator takes the node out; it may join again."""
-    del now, surroundings
+    del now
     member = _live(state, command.node)
     reason = text(command.reason, "reason") or "removed by an operator"
-    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason))
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
 
 
 def fence(state: ClusterState, command: FenceNode, now: datetime, surroundings: Surroundings) -> Decision:
     """An operator declares the node dead: its uid is barred and nothing waits for it any more."""
-    del now, surroundings
+    del now
     member = _live(state, command.node)
     reason = text(command.reason, "reason")
     event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
-    return _out(state, member, event, "fenced")
+    return _out(state, member, event, surroundings, "fenced")

@@ -31,7 +31,6 @@ def mark_liveness(
     With ``remove_after_s`` > 0 a node that has been unreachable for that long is fenced and its
     range drains.
     """
-    del surroundings
     definition = state.definition
     if definition is None or state.deleted:
         return Decision()
@@ -52,7 +51,7 @@ def mark_liveness(
             events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=seen))
         elif dead_before is not None and seen < dead_before:
             reason = f"no report for {(now - seen).total_seconds():.0f} s"
-            held = hand_over(state, name, "fenced")
+            held = hand_over(state, name, "fenced", surroundings)
             if len(events) + len(held) + 2 > command.limit:
                 break
             events += held

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness, Tick
+from controlplane.decision import AdvanceDrains, MarkLiveness, Tick
 from controlplane.liveness import Liveness
 from controlplane.service.committer import Committer
+from controlplane.service.gateways import look
 from controlplane.service.replica import Replica
 from controlplane.service.requests import Request
 from events.errors import IsthmusError
@@ -90,15 +91,7 @@ class Ticker:
         state = self._replica.state
         if not self._due() or not state.gateways:
             return
-        statuses, last_seen = self._liveness.statuses, self._liveness.last_seen
-        uids = [state.nodes[name].uid for name in state.gateways if name in state.nodes]
-        await self._submit(
-            AssignHolders(
-                last_seen={uid: last_seen[uid] for uid in uids if uid in last_seen},
-                watching_since=self._liveness.watching_since,
-                able=frozenset(uid for uid in uids if uid in statuses and statuses[uid].gateway),
-            )
-        )
+        await self._submit(look(state, self._liveness))
 
     async def drains(self) -> None:
         """Look at drains and quarantines."""

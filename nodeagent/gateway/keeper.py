@@ -1,6 +1,7 @@
 """Holds the addresses that the log gives to this node: rules, address, announcements, checks.
 
-Order of taking: rules, then the address, then the announcement; of giving up: the address first.
+Order of taking: rules, then the way to the former holder (:mod:`nodeagent.gateway.former`), then the
+address, then the announcement; of giving up: the address first.
 Nothing is given up on a loss of the bus or at the end of the agent: the kernel goes on as it is, and
 yields by itself to whoever announces the address (:mod:`nodeagent.gateway.rules`).
 """
@@ -24,6 +25,7 @@ from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.gateway import link, rules
+from nodeagent.gateway.former import Candidate, FormerHolders
 from nodeagent.gateway.health import Health
 from nodeagent.gateway.rules import Listener
 from nodeagent.underlay import Underlay
@@ -38,6 +40,12 @@ EAGER = (0.0, 0.1, 0.3)
 """Seconds after taking an address at which it is announced besides."""
 
 REPORT_TIMEOUT_S = 3.0
+
+FAILURES = 2
+"""Failures in a row after which this node says that it cannot be a gateway, so that another one is chosen."""
+
+UNABLE_REST_S = 60.0
+"""How long it says so after the last failure: gateways that all fail must not pass an address around."""
 
 
 class Surroundings(Protocol):
@@ -65,6 +73,10 @@ class Gatekeeper:
         self._there: set[str] = set()  # held addresses that are on the link
         self._eager: dict[str, float] = {}  # address → when it was taken
         self._arp: tuple[str, link.ArpSocket] | None = None
+        self._failures = 0
+        self._failed_at = float("-inf")
+        self._carrier = True
+        self.former = FormerHolders(conditions)
         self.takeovers = 0
 
     def wake(self) -> None:
@@ -80,6 +92,40 @@ class Gatekeeper:
         """Whether the log says that this node is a gateway."""
         return self._config.node in self._around.view.traffic.gateways
 
+    @property
+    def able(self) -> bool:
+        """Whether addresses given to this node would be held: its agent says so to the controller."""
+        return self._config.gateway and not self._hindrance()
+
+    def _hindrance(self) -> str:
+        """Why addresses given to this node would not be held; empty when they would."""
+        underlay = self._around.link()
+        if underlay is None or not underlay.present or not self._carrier:
+            return "the underlay link is down"
+        if self._rests():
+            return f"it failed {self._failures} times, and says so for {UNABLE_REST_S:.0f} s"
+        return ""
+
+    def _rests(self) -> bool:
+        return self._failures >= FAILURES and time.monotonic() - self._failed_at < UNABLE_REST_S
+
+    def says(self) -> str:
+        """This node's part in one line, for its status; empty where gateways do not matter."""
+        if not self._config.gateway:
+            return "marked, but the agent runs without --gateway" if self.marked else ""
+        hindrance = self._hindrance()
+        if hindrance:
+            return f"UNABLE: {hindrance}"
+        return "ready" if self.marked else f"not marked yet: isthmus clb gateway add {self._config.node}"
+
+    def held(self) -> tuple[str, ...]:
+        """What this node holds, in words for its status."""
+        return tuple(
+            f"{h.address} ({h.purpose} of {h.name}, epoch {h.epoch})"
+            + ("" if h.address in self._there else " NOT on the link")
+            for h in self._held.values()
+        )
+
     async def run(self) -> None:
         """Until cancelled; everything stays in the kernel."""
         try:
@@ -91,6 +137,7 @@ class Gatekeeper:
         finally:
             await self.health.close()
             self._drop_arp()
+            self.former.close()
 
     # ------------------------------------------------------------------ rules and addresses
 
@@ -101,11 +148,17 @@ class Gatekeeper:
             try:
                 await self._step()
                 self._conditions.clear("gateway")
+                self._failures = self._failures if self._rests() else 0
             except (IsthmusError, OSError, TimeoutError) as error:
                 self._applied = None
+                self._failed()
                 self._conditions.set("gateway", getattr(error, "message", "") or str(error) or "timed out")
                 await asyncio.sleep(BEAT_S)
                 self._wake.set()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._failed_at = time.monotonic()
 
     async def _step(self) -> None:
         view = self._around.view
@@ -134,6 +187,8 @@ class Gatekeeper:
         underlay = self._around.link()
         if underlay is None or not underlay.present:
             return
+        self._carrier = await asyncio.to_thread(link.carrier, underlay.ifindex)
+        await self.former.look(self._candidates(held), underlay.device)
         self._there = {
             entry.address for entry in present if entry.ifindex == underlay.ifindex and entry.address in held
         }
@@ -147,13 +202,20 @@ class Gatekeeper:
         wanted = (tuple(held), tuple(listeners), vxlan_port)
         if wanted == self._applied:
             return
-        if held:
-            await firewall.nft(rules.render(list(held), listeners, vxlan_port))
-        elif self._applied is None or self._applied[0]:
-            await firewall.nft(rules.render_removal())
+        await firewall.nft(rules.render(list(held), listeners, vxlan_port))
         self._applied = wanted
         dead = [f"{item.protocol} {item.port} of {item.address}" for item in listeners if not item.targets]
         self._conditions.set("gateway backends", f"no healthy backend behind {', '.join(dead)}" if dead else "")
+
+    def _candidates(self, held: dict[str, Holder]) -> list[Candidate]:
+        """The former holders that are still members, and where they are."""
+        view = self._around.view
+        known = {address: view.members.get(view.traffic.former.get(address, "")) for address in held}
+        return [
+            Candidate(address, held[address].epoch, member.underlay)
+            for address, member in known.items()
+            if member is not None and member.node != self._config.node
+        ]
 
     def _listeners(self, held: dict[str, Holder]) -> list[Listener]:
         found: list[Listener] = []
@@ -221,6 +283,7 @@ class Gatekeeper:
                         self._announce(held)
             except (IsthmusError, OSError, TimeoutError) as error:
                 self._drop_arp()
+                self._failed()
                 log.warning("held addresses could not be defended: %s", error)
             self._wake.set()  # look after addresses that somebody took away
 

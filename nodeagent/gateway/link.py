@@ -6,6 +6,7 @@ need CAP_NET_RAW.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -23,6 +24,10 @@ _LABEL_BYTES = 15  # IFNAMSIZ − 1
 _ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _REQUEST, _REPLY = 1, 2
+_RUNNING = 0x40  # IFF_RUNNING
+
+ASK_AGAIN_S = 0.1
+"""Between two questions for one address: either may be lost."""
 
 
 class OnLink(NamedTuple):
@@ -65,6 +70,15 @@ def remove(address: str, ifindex: int) -> None:
                 raise OSError(error.code, f"address {address}: {error}") from error
 
 
+def carrier(ifindex: int) -> bool:
+    """Whether the link has another end: up, and its cable is in. Raises OSError."""
+    with IPRoute() as route:
+        try:
+            return bool(route.get_links(ifindex)[0]["flags"] & _RUNNING)
+        except (NetlinkError, IndexError):
+            return False
+
+
 class ArpSocket:
     """Sends and hears ARP on one device. Raises OSError (EPERM without CAP_NET_RAW)."""
 
@@ -91,19 +105,26 @@ class ArpSocket:
 
     def taken(self, address: str, *, patience_s: float = 0.3) -> str:
         """Ask who has the address; the MAC of another machine that answers, or empty. Blocks that long."""
+        self._forget()
         wanted = IPv4Address(address).packed
         deadline = time.monotonic() + patience_s
         asked_at = 0.0
         while (now := time.monotonic()) < deadline:
-            if now - asked_at >= 0.1:
+            if now - asked_at >= ASK_AGAIN_S:
                 asked_at = now
                 self._socket.send(_frame(self.mac, _REQUEST, b"\0" * 4, b"\0" * 6, wanted))
-            ready, _, _ = select.select([self._socket], [], [], min(0.1, deadline - now))
+            ready, _, _ = select.select([self._socket], [], [], min(ASK_AGAIN_S, deadline - now))
             if ready:
                 frame = self._socket.recv(128)
                 if len(frame) >= 42 and frame[28:32] == wanted and frame[22:28] != self.mac:
                     return frame[22:28].hex(":")
         return ""
+
+    def _forget(self) -> None:
+        """Drop what was heard before a question: it answers an older one."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(128)
 
     def close(self) -> None:
         """Release the socket."""

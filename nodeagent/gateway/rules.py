@@ -1,4 +1,4 @@
-"""A gateway's two nftables tables ``isthmus_clb``: balancing (family ip), and who answers ARP (family arp).
+"""A gateway's nftables tables ``isthmus_clb``: balancing (family ip), and who answers ARP (family arp).
 
 Balancing: a new connection to a port of a held address goes to one of its healthy backends, with the
 gateway's own address as its source, so that replies return. The kernel's connection tracking keeps
@@ -9,6 +9,13 @@ ARP: the kernel itself yields. Whoever announces a held address (ARP with that s
 it for :data:`YIELD_S`, unless the address is in ``defended``. The agent puts it there for
 :data:`DEFENCE_S` at a time while the log, currently read, says that this node holds it. So an agent
 that is dead or cut off changes nothing (the address keeps working), but cannot fight either.
+
+Carrying on (family ip, ``isthmus_clb_former``): connections that began at the holder before this one are
+known to its kernel only. Their packets (TCP without SYN, of no connection known here) go on to that machine
+as they are; its connection tracking still has the backend and the source port, and the backend's replies
+never left it. That works as long as it lives and keeps its tables, which is why a gateway that holds
+nothing any more keeps the empty ones. A packet that comes back from it (it does not know the connection
+either) is balanced here like any other, and the backend resets it.
 """
 
 from __future__ import annotations
@@ -21,6 +28,8 @@ from events.types import Affinity, Protocol
 from nodeagent.firewall import source_ports
 
 TABLE = "isthmus_clb"
+FORMER_TABLE = "isthmus_clb_former"
+"""A table of its own: a kernel without the ``dup`` statement refuses this transaction and no other."""
 
 DEFENCE_S = 2.0
 """How long a confirmed view lets us defend an address. Less than the controller's patience with a silent
@@ -44,33 +53,32 @@ class Listener(NamedTuple):
     targets: tuple[tuple[str, int], ...]
 
 
+class Former(NamedTuple):
+    """A held address, and the machine that held it just before: its underlay address and MAC."""
+
+    address: str
+    underlay: str
+    mac: str
+
+
 def render(addresses: Sequence[str], listeners: Sequence[Listener], vxlan_port: int) -> str:
-    """The transaction that brings both tables to their wanted form, whatever they hold now."""
-    held = ", ".join(addresses)
+    """The transaction that brings both tables to their wanted form, whatever they hold now.
+
+    With nothing held the tables rest: no rule is left, but the kernel goes on translating the connections
+    that it knows.
+    """
+    held = f"elements = {{ {', '.join(addresses)} }}" if addresses else ""
     ports = source_ports(vxlan_port)
     balance = "\n    ".join(_rule(listener) for listener in listeners if listener.targets)
     return f"""\
-table arp {TABLE} {{
-  set held {{ type ipv4_addr; }}
-  set defended {{ type ipv4_addr; flags timeout; }}
-  set yielded {{ type ipv4_addr; size 1024; flags dynamic,timeout; timeout {YIELD_S:.0f}s; }}
-}}
-flush table arp {TABLE}
-flush set arp {TABLE} held
-table arp {TABLE} {{
-  set held {{ type ipv4_addr; elements = {{ {held} }} }}
-  chain heard {{
-    type filter hook input priority filter; policy accept;
-    arp saddr ip @held arp saddr ip != @defended update @yielded {{ arp saddr ip }}
-  }}
-  chain said {{
-    type filter hook output priority filter; policy accept;
-    arp saddr ip @yielded counter drop
-  }}
-}}
-table ip {TABLE} {{}}
-flush table ip {TABLE}
+{_arp(held)}\
 table ip {TABLE} {{
+  set held {{ type ipv4_addr; }}
+}}
+flush table ip {TABLE}
+flush set ip {TABLE} held
+table ip {TABLE} {{
+  set held {{ type ipv4_addr; {held} }}
   chain balance {{
     type nat hook prerouting priority dstnat - 5; policy accept;
     {balance}
@@ -81,7 +89,7 @@ table ip {TABLE} {{
   }}
   chain source {{
     type nat hook postrouting priority srcnat - 5; policy accept;
-    ct status dnat ct original ip daddr {{ {held} }} jump outward
+    ct status dnat ct original ip daddr @held jump outward
   }}
   chain outward {{
     meta l4proto tcp counter masquerade to :{ports} fully-random
@@ -89,7 +97,7 @@ table ip {TABLE} {{
   }}
   chain guard {{
     type filter hook input priority filter - 6; policy accept;
-    ip daddr {{ {held} }} jump refuse
+    ip daddr @held jump refuse
   }}
   chain refuse {{
     icmp type echo-request accept
@@ -100,9 +108,52 @@ table ip {TABLE} {{
 """
 
 
+def _arp(held: str) -> str:
+    return f"""\
+table arp {TABLE} {{
+  set held {{ type ipv4_addr; }}
+  set defended {{ type ipv4_addr; flags timeout; }}
+  set yielded {{ type ipv4_addr; size 1024; flags dynamic,timeout; timeout {YIELD_S:.0f}s; }}
+}}
+flush table arp {TABLE}
+flush set arp {TABLE} held
+table arp {TABLE} {{
+  set held {{ type ipv4_addr; {held} }}
+  chain heard {{
+    type filter hook input priority filter; policy accept;
+    arp saddr ip @held arp saddr ip != @defended update @yielded {{ arp saddr ip }}
+  }}
+  chain said {{
+    type filter hook output priority filter; policy accept;
+    arp saddr ip @yielded counter drop
+  }}
+}}
+"""
+
+
+def render_former(formers: Sequence[Former], device: str) -> str:
+    """The transaction after which what began at these machines is sent on to them, and nothing else."""
+    lines = "\n    ".join(
+        f"ip daddr {f.address} tcp flags & syn == 0 ct state {{ new, invalid }} ether saddr != {f.mac} "
+        f'counter dup to {f.underlay} device "{device}" drop'
+        for f in formers
+    )
+    return f"""\
+table ip {FORMER_TABLE} {{}}
+flush table ip {FORMER_TABLE}
+table ip {FORMER_TABLE} {{
+  chain carried {{
+    type filter hook prerouting priority mangle; policy accept;
+    {lines}
+  }}
+}}
+"""
+
+
 def render_removal() -> str:
-    """The transaction after which neither table exists."""
-    return "".join(f"table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n" for family in ("arp", "ip"))
+    """The transaction after which none of the tables exists."""
+    tables = (("arp", TABLE), ("ip", TABLE), ("ip", FORMER_TABLE))
+    return "".join(f"table {family} {name} {{}}\ndelete table {family} {name}\n" for family, name in tables)
 
 
 def render_defence(addresses: Sequence[str], for_s: float) -> str:

@@ -50,6 +50,8 @@ class TrafficTable:
         self.gateways = dict(traffic.gateways)
         self.backends: dict[BackendKey, Backend] = dict(traffic.backends)
         self.holders = {holder.address: holder for holder in traffic.holders}
+        self.former = dict(traffic.former)
+        """Held address → the node that held it just before, where this view saw the change."""
         self.version = 0
 
     def save(self) -> Traffic:
@@ -59,6 +61,7 @@ class TrafficTable:
             gateways=dict(self.gateways),
             backends=tuple(self.backends.items()),
             holders=tuple(self.holders.values()),
+            former=dict(self.former),
         )
 
     def held_by(self, node: str, uid: str) -> Iterator[Holder]:
@@ -110,6 +113,10 @@ class TrafficTable:
             self.holders[event.address] = Holder(
                 event.name, event.purpose, event.address, event.node, event.uid, sequence
             )
+            if event.previous and event.previous != event.node:
+                self.former[event.address] = event.previous
+            else:
+                self.former.pop(event.address, None)
 
     def _release(self, event: ClbReleased) -> None:
         self.reservations.pop(event.name, None)
@@ -117,6 +124,7 @@ class TrafficTable:
             del self.backends[key]
         for item in event.addresses:
             self.holders.pop(item.address, None)
+            self.former.pop(item.address, None)
 
     def _add(self, sequence: int, event: ClbBackendAdded) -> None:
         known = self.backends.get(_key(event))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,6 +64,27 @@ class Stream:
     def words(self) -> set[str]:
         """The first words of all answers: the backends."""
         return {word.split()[0] for _, word in self.found if word}
+
+
+class Lasting:
+    """One connection that stays open, from the site's own namespace."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.create_connection((address, PORT), timeout=2)
+        self._socket.settimeout(3)
+        self.backend = self.ask()
+
+    def ask(self) -> str:
+        """One more question over it: the backend's name. Raises OSError when it is broken."""
+        self._socket.sendall(b"?\n")
+        answer = self._socket.recv(100).split()
+        if not answer:
+            raise ConnectionResetError("closed by the other side")
+        return answer[0].decode()
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._socket.close()
 
 
 class Pair:

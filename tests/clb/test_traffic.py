@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.clb.place import BACKENDS, PORT, Stream, back, both_answered_s, cut, pair
+from tests.clb.place import BACKENDS, PORT, Lasting, Stream, back, both_answered_s, cut, pair
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import until
 
@@ -70,12 +70,15 @@ def test_planned_and_unplanned_failover_and_the_loss_of_a_backend() -> None:
         # Planned: by an operator's word, under a stream of new connections.
         stream = Stream("client", first, str(PORT))
         until(lambda: made.ask(first).split()[0] in BACKENDS, "flows")
+        in_progress = [Lasting(first) for _ in range(4)]
         made.cli("clb", "gateway", "remove", holder)
         assert made.holders() == [other, other]
         until(lambda: f"inet {first}/" in made.place.nodes[other].run("ip addr show dev eth0"), "taken")
         until(lambda: f"inet {first}/" not in made.place.nodes[holder].run("ip addr show dev eth0"), "given up")
         made.wait_served(first)
         assert stream.stop().silence_s < HANDOVER_S
+        for connection in in_progress:
+            assert connection.ask() == connection.backend, "connections in progress go on through the former"
         made.cli("clb", "gateway", "add", holder)
         # A backend dies: a connection to the other one goes on, new ones avoid the dead one soon.
         for _ in range(20):

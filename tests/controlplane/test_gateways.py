@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlplane.decide import AssignHolders, MarkLiveness
+from controlplane.decide import AssignHolders, MarkLiveness, Surroundings
 from controlplane.digest import canonical
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check, violation
@@ -47,8 +47,6 @@ def gateways(*numbers: int) -> World:
 
 def tick(world: World, *heard: int, ages: dict[int, float] | None = None, able: bool = True) -> list[str]:
     """Time looks at the gateways; ``heard`` were heard just now. Who holds the two addresses afterwards."""
-    from datetime import timedelta
-
     seen = {f"uid-{number}": world.now for number in heard}
     seen |= {f"uid-{number}": world.now - timedelta(seconds=age) for number, age in (ages or {}).items()}
     since = world.now - timedelta(hours=1)
@@ -98,6 +96,32 @@ def test_who_says_it_cannot_be_a_gateway_gets_nothing() -> None:
     world = gateways(1, 2)
     assert tick(world, 1, 2, able=False) == ["", ""]
     assert tick(world, 1, 2) == ["n1", "n2"]
+
+
+def test_a_holder_that_says_it_cannot_is_replaced_once_there_is_somebody_who_can() -> None:
+    world = gateways(1, 2)
+    tick(world, 1, 2)
+    seen = {"uid-1": world.now, "uid-2": world.now}
+    look = {"last_seen": seen, "watching_since": world.now - timedelta(hours=1)}
+    both = frozenset(seen)
+    world.ok(AssignHolders(**look, able=frozenset(), unable=both))
+    assert holders(world) == ["n1", "n2"], "its kernel may well hold it still, and nobody does better"
+    world.ok(AssignHolders(**look, able=frozenset({"uid-2"})))
+    assert holders(world) == ["n1", "n2"], "nothing is known of n1's ability: it was only seen to join"
+    world.ok(AssignHolders(**look, able=frozenset({"uid-2"}), unable=frozenset({"uid-1"})))
+    assert holders(world) == ["n2", "n2"]
+    assert world.log[-2].cause == "unable"  # type: ignore[attr-defined]
+    world.ok(AssignHolders(**look, able=both))
+    assert holders(world) == ["n2", "n2"], "sticky"
+
+
+def test_a_handover_prefers_who_is_heard_and_able() -> None:
+    for heard, expected in ((frozenset({"n3"}), "n3"), (frozenset(), "n0")):
+        world = gateways(0, 1, 3)
+        tick(world, 1)
+        world.surroundings = Surroundings(gateways=heard)
+        world.ok(MarkGateway(node="n1", on=False))
+        assert holders(world)[0] == expected
 
 
 def test_whoever_goes_hands_over_first() -> None:
@@ -251,6 +275,7 @@ class Gateways(RuleBasedStateMachine):
         self.members = {f"n{number}" for number in range(4)}
         self.beat: dict[str, datetime] = {}
         self.held: dict[str, str] = {}
+        self.unable: set[str] = set()
         self.reserved = True
 
     def uid(self, name: str) -> str:
@@ -261,7 +286,17 @@ class Gateways(RuleBasedStateMachine):
         for address in ADDRESSES:
             if self.held.get(address) == name:
                 del self.held[address]
-                self.choose(address, self.marked)
+                self.choose(address, self.marked & self.heard() or self.marked)
+
+    def heard(self) -> set[str]:
+        return {name for name in self.marked - self.unable if self.age(name) <= 2}
+
+    def age(self, name: str) -> float:
+        return (self.world.now - self.beat[name]).total_seconds() if name in self.beat else 1e9
+
+    def around(self) -> None:
+        """What a controller knows of its gateways when a command comes."""
+        self.world.surroundings = Surroundings(gateways=frozenset(self.heard()))
 
     def choose(self, address: str, among: set[str]) -> None:
         loads = sorted((sum(h == name for h in self.held.values()), name) for name in among)
@@ -270,6 +305,7 @@ class Gateways(RuleBasedStateMachine):
 
     @rule(name=nodes, on=st.booleans())
     def mark(self, name: str, on: bool) -> None:
+        self.around()
         if name not in self.members:
             assert self.world.refused(MarkGateway(node=name, on=on)) == "node_unknown"
             return
@@ -281,6 +317,7 @@ class Gateways(RuleBasedStateMachine):
 
     @rule(name=nodes, fence=st.booleans())
     def go(self, name: str, fence: bool) -> None:
+        self.around()
         if name in self.members and not fence:
             self.world.ok(RemoveNode(node=name))
             self.hand_over(name)
@@ -290,6 +327,10 @@ class Gateways(RuleBasedStateMachine):
     def come(self, name: str) -> None:
         self.world.ok(joining(int(name[1:])))
         self.members.add(name)
+
+    @rule(name=nodes)
+    def breaks_or_mends(self, name: str) -> None:
+        self.unable ^= {name}
 
     @rule(name=nodes)
     def heartbeat(self, name: str) -> None:
@@ -310,19 +351,19 @@ class Gateways(RuleBasedStateMachine):
     def tick(self) -> None:
         seen = {self.uid(name): moment for name, moment in self.beat.items()}
         start = self.world.now.replace(year=2020)
-        self.world.ok(AssignHolders(last_seen=seen, watching_since=start, able=frozenset(seen)))
-
-        def age(name: str) -> float:
-            return (self.world.now - self.beat[name]).total_seconds() if name in self.beat else 1e9
-
-        fresh = {name for name in self.marked if age(name) <= 2}
+        unable = frozenset(map(self.uid, self.unable))
+        able = frozenset(seen) - unable
+        self.world.ok(AssignHolders(last_seen=seen, watching_since=start, able=able, unable=unable))
+        heard = self.heard()
         for address in ADDRESSES if self.reserved and self.marked else ():
             holder = self.held.get(address)
-            if holder is not None and age(holder) <= 3:
-                continue
-            if fresh:
+            if holder is not None:
+                broken = holder in self.unable and self.age(holder) <= 2
+                if self.age(holder) <= 3 and not broken:
+                    continue
+            if heard - {holder}:
                 self.held.pop(address, None)
-                self.choose(address, fresh)
+                self.choose(address, heard - {str(holder)})
 
     @rule()
     def release_or_reserve(self) -> None:
