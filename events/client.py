@@ -25,6 +25,7 @@ from events.jetstream.api import heed_cancellation
 from events.queries import Query
 
 if TYPE_CHECKING:
+    from events.codec import Recorded
     from events.telemetry.role import Telemetry
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -132,6 +133,16 @@ class ControllerClient:
             f"--command-id {head[COMMAND_ID]} to learn its outcome",
             command_id=head[COMMAND_ID],
         )
+
+    async def history(self, aggregate: str, entity: str) -> list[Recorded]:
+        """Every event about one thing, in order, from the log itself. Raises Unavailable."""
+        from events.codec import decode
+        from events.jetstream.direct import DirectReader
+
+        reader = DirectReader(self._nats, subjects.stream(self.cluster))
+        found = await reader.every(subjects.event(self.cluster, aggregate, entity, ">"))
+        await reader.close()
+        return [decode(message) for message in found]
 
     async def ask(
         self, query: Query, shape: type[A], *, timeout_s: float = 10.0, try_timeout_s: float = 3.0

@@ -9,7 +9,7 @@ import msgspec
 
 from events import subjects
 from events.codec import StoredMessage
-from events.jetstream.direct import BATCH_MAX, DirectReader
+from events.jetstream.direct import DirectReader
 from events.jetstream.log import JetStreamLog
 from events.status import AgentStatus
 
@@ -32,24 +32,14 @@ class LiveLookup:
 
     async def matching(self, subject: str, *, after: int = 0) -> list[StoredMessage]:
         """All events on ``subject`` (wildcards allowed) after a sequence, in order. Raises Unavailable."""
-        return await _all(self._events, subject, after)
+        return await self._events.every(subject, after=after)
 
     async def statuses(self) -> list[AgentStatus]:
         """The last report of every agent. Raises Unavailable."""
         found = []
-        for message in await _all(self._status, subjects.status_wildcard(self._cluster), 0):
+        for message in await self._status.every(subjects.status_wildcard(self._cluster)):
             try:
                 found.append(_status.decode(message.body))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # a newer agent's report
                 continue
         return found
-
-
-async def _all(reader: DirectReader, subject: str, after: int) -> list[StoredMessage]:
-    found: list[StoredMessage] = []
-    while True:
-        answer = await reader.after(after, subject, count=BATCH_MAX)
-        found.extend(answer.messages)
-        if not answer.messages or not answer.pending:
-            return found
-        after = answer.messages[-1].sequence

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
+from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import override_option, send, show_written, write_options
 from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.commands import Override, ReleaseClb, ReserveClb
 from events.errors import Usage
 from events.queries import ClbList, ClbView, ListClb, ShowClb
+
+if TYPE_CHECKING:
+    from events.codec import Recorded
 
 
 @click.group()
@@ -124,54 +129,31 @@ def list_(*, context: BusContext, as_json: bool) -> None:
 
 @clb.command()
 @click.argument("name")
+@click.option(
+    "--history", "lines", type=click.IntRange(0, 1000), default=10, show_default=True,
+    help="How many of its last events; 0 for none.",
+)  # fmt: skip
 @json_option
 @bus_options
-def show(*, context: BusContext, name: str, as_json: bool) -> None:
-    """Show one reservation."""
+def show(*, context: BusContext, name: str, lines: int, as_json: bool) -> None:
+    """Show one reservation: who holds its addresses, the backends and their health, what happened to it.
 
-    async def main() -> ClbView:
+    \b
+    isthmus clb show main
+    isthmus clb show main --history 50
+    isthmus replay who --ip 10.0.8.4 --at -2h      who held an address then
+    """
+
+    async def main() -> tuple[ClbView, list[Recorded]]:
         async with controller(context) as client:
-            return await client.ask(ShowClb(reservation=name), ClbView)
+            view = await client.ask(ShowClb(reservation=name), ClbView)
+            return view, await client.history("clb", name) if lines else []
 
-    answer = run(main())
+    view, events = run(main())
     if as_json:
-        print_json(answer)
+        print_json({**msgspec.to_builtins(view), "history": [clb_view.told(r) for r in events[-lines:]]})
         return
-    item = answer.reservation
-    print_table(
-        (f"reservation {item.name}", ""),
-        [
-            ("subnet", item.subnet),
-            *((a.purpose, a.address) for a in item.addresses),
-            ("gateway", item.gateway or "none"),
-            ("excluded", ", ".join(item.excluded) or "none"),
-            ("provider", item.provider),
-            *(
-                (f"holder of {h.address}", f"{h.node} since event {h.epoch}" if h.node else "nobody")
-                for h in answer.holders
-            ),
-            *((("gateways", ", ".join(answer.gateways) or "none"),) if answer.holders else ()),
-        ],
-    )
-    if answer.holders:
-        print_table(
-            ("purpose", "port", "backend", "affinity", "check", "health", "since event"),
-            [
-                (
-                    b.purpose,
-                    f"{b.protocol} {b.port}",
-                    f"{b.address}:{b.backend_port}",
-                    b.affinity,
-                    b.check,
-                    "healthy" if b.healthy else f"UNHEALTHY: {b.reason}",
-                    b.since or "–",
-                )
-                for b in answer.backends
-            ],
-            title="backends",
-            empty=f"no backend: isthmus clb backend add {item.name} PURPOSE PORT ADDRESS",
-        )
-        click.echo(f"its past: isthmus replay history clb {item.name}")
+    clb_view.show(view, events, lines)
 
 
 clb.add_command(gateway)

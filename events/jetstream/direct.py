@@ -107,6 +107,16 @@ class DirectReader:
         request = {"seq": sequence + 1, "batch": count, "max_bytes": _BYTES_MAX, "next_by_subj": wildcard}
         return await self._ask(request, timeout_s)
 
+    async def every(self, wildcard: str, *, after: int = 0) -> list[StoredMessage]:
+        """All messages behind ``after`` on subjects that match ``wildcard``, in order. Raises Unavailable."""
+        found: list[StoredMessage] = []
+        while True:
+            answer = await self.after(after, wildcard)
+            found.extend(answer.messages)
+            if not answer.messages or not answer.pending:
+                return found
+            after = answer.messages[-1].sequence
+
     async def last(self, subject: str, *, timeout_s: float = 3.0) -> StoredMessage | None:
         """The last message on a subject or wildcard. Raises Unavailable."""
         answer = await self._ask({"last_by_subj": subject}, timeout_s)

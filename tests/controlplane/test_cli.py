@@ -124,6 +124,23 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert isthmus("clb", "release", "main").code == 0
     assert isthmus("clb", "release", "main").code == 1
 
+    # one that our gateways serve: holders, backends and what happened to it
+    assert isthmus("clb", "reserve", "ours", "--subnet", "10.0.9.0/28", "--provider", "gateway").code == 0
+    for address in ("10.0.1.5", "10.0.1.6"):
+        assert isthmus("clb", "backend", "add", "ours", "apiserver", "443", address).code == 0
+    shown = isthmus("clb", "show", "ours", "--history", "2")
+    for part in ("nobody: isthmus clb gateway add", "10.0.1.6:443", "unknown: no holder checks it"):
+        assert part in shown.out
+    assert "its last 2 of 3 events" in shown.out
+    assert "reserved for CLB" not in shown.out
+    told = isthmus("clb", "show", "ours", "--json").json
+    assert [holder["node"] for holder in told["holders"]] == ["", ""]
+    assert [e["type"] for e in told["history"]] == ["clb.reserved.v1"] + ["clb.backend-added.v1"] * 2
+    assert [e["event"].get("address") for e in told["history"]] == [None, "10.0.1.5", "10.0.1.6"]
+    assert isthmus("clb", "show", "ours", "--json", "--history", "0").json["history"] == []
+    assert isthmus("clb", "release", "ours").code == 0
+    assert "[clb_unknown]" in isthmus("clb", "show", "ours").err
+
     # growth and networks
     assert "4 more ranges from index 7" in isthmus("cluster", "append", "10.200.1.0/25").out
     assert isthmus("cluster", "network", "add", "10.200.0.0/16", "--kind", "idc").code == 1
