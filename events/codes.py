@@ -421,7 +421,8 @@ CODES: dict[str, Code] = {
     "log_replaced": Code(
         "VerificationFailed",
         "The log on the bus is not the one that this node followed before.",
-        "If the cluster was made anew on purpose, remove the node's state: `isthmus agent clean`.",
+        "If the log was restored from a backup: stop the agent, `isthmus agent forget`, start it; the rows "
+        "stay. If the cluster was made anew on purpose: `isthmus agent clean`.",
     ),
     "not_permitted": Code(
         "Refused",

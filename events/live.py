@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from nats.aio.client import Client
@@ -23,10 +23,17 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.chain import Head
+from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream.api import DEFAULT_PREFIX, heed_cancellation, pauses, prefix_of
+from events.jetstream.api import (
+    DEFAULT_PREFIX,
+    ApiError,
+    heed_cancellation,
+    message_at,
+    pauses,
+    prefix_of,
+)
 from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
 from events.jetstream.read import log_head
 from events.log import ReadBatch
@@ -38,6 +45,8 @@ HELD_MAX = 4096
 GAP_WAIT_S = 0.03
 """How long a late event may be late before the stream is asked; doubled at random, so that a loss
 that hits all agents does not make all of them ask at once."""
+MIRROR_WAIT_S = 5.0
+"""How long a mirror may lack an event that came over the bus already, before the log counts as another one."""
 _TICK_S = 1.0
 _FRUITLESS_MAX = 6
 
@@ -58,7 +67,9 @@ class LiveReader:
 
     ``check_s`` is the mean time between two questions to the stream whether something was missed
     (a connection that lives does not lose messages; a restored one is asked about at once).
-    ``patience_s`` bounds a read that does not follow.
+    ``patience_s`` bounds a read that does not follow. ``recheck`` is awaited by a read that follows
+    after each reconnection, before it goes on: behind the same address there may be a bus whose log
+    was lost, or restored from a backup. What it raises ends the read.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class LiveReader:
         check_s: float = 60.0,
         patience_s: float = 10.0,
         gap_wait_s: float = GAP_WAIT_S,
+        recheck: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
@@ -79,6 +91,7 @@ class LiveReader:
         self._check_s = check_s
         self._patience_s = patience_s
         self._gap_wait_s = gap_wait_s
+        self._recheck = recheck
         self.statistics = LiveStatistics()
 
     @property
@@ -88,6 +101,35 @@ class LiveReader:
     async def head(self) -> Head:
         # Asked of the leader: a replica that lags would say that the log ends before our position.
         return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
+
+    async def check_same(self, known: Head) -> None:
+        """Pass if the log holds at ``known.sequence`` the event that was folded there.
+
+        Raises VerificationFailed(log_replaced) when it holds another or none, Unavailable.
+        """
+        if known.sequence == 0:
+            return
+        found: tuple[int, dict[str, str]] | None = None
+        async for left_s in pauses(asyncio.get_running_loop().time() + MIRROR_WAIT_S):
+            stream = self._direct.stream
+            try:
+                found = await message_at(
+                    self._client, self._prefix, stream, known.sequence, timeout_s=min(3.0, left_s)
+                )
+            except ApiError as error:
+                raise Unavailable("log_unavailable", f"stream {stream}: {error}", stream=stream) from error
+            if found is not None:
+                break
+        theirs = found[1].get(CHAIN_HEADER, "") if found is not None else ""
+        if theirs == known.hex:
+            return
+        there = f"another event there ({theirs[:12] or 'no digest'}…)" if found is not None else "no such event"
+        raise VerificationFailed(
+            "log_replaced",
+            f"the log was followed up to event {known.sequence} ({known.hex[:12]}…), the bus has {there}: "
+            f"it was replaced or restored",
+            sequence=known.sequence,
+        )
 
     def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False
@@ -121,6 +163,10 @@ class LiveReader:
                     continue
                 if not await window.wait(check_at, self._gap_wait_s):
                     continue
+                if window.reconnected:
+                    window.reconnected = False
+                    if self._recheck is not None:
+                        await self._recheck()
                 self.statistics.checks += 1
                 if window.newest > position:
                     self.statistics.gaps += 1
@@ -194,6 +240,8 @@ class _Window:
         self._late_at: float | None = None
         self._fruitless = 0  # questions in a row that brought nothing: the mirror lags
         self.newest = position
+        self.reconnected = False
+        """Whether the connection was restored since the last question to the stream."""
 
     async def open(self, wildcard: str) -> None:
         """Raises Unavailable(bus_unreachable) when the connection was closed for good."""
@@ -256,6 +304,7 @@ class _Window:
             if self._client.is_connected:
                 if self._client.stats["reconnects"] != self._reconnects:
                     self._reconnects = self._client.stats["reconnects"]
+                    self.reconnected = True
                     return True
                 if now >= check_at:
                     return True

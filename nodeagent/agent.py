@@ -254,13 +254,15 @@ class Agent:
         client = self.follower.client
         if client is None or not client.is_connected:
             return
+        # Sequences of a log that is gone say nothing about this one: nobody's range may be freed on them.
+        replaced = self.follower.contact.replaced
         status = AgentStatus(
             node=self.config.node,
             uid=self.view.uid,
-            applied=self.keeper.applied,
+            applied=0 if replaced else self.keeper.applied,
             sent_at=datetime.now(UTC),
             state=self.state(),  # type: ignore[arg-type]
-            kernel_digest=self.keeper.digest(),
+            kernel_digest="" if replaced else self.keeper.digest(),
             peers=len(self.view.peers),
             conditions=self.conditions.sentences(),
             drift=self.keeper.drift,

@@ -119,11 +119,13 @@ class Cache:
             self._file.close()
             self._file = None
 
-    def forget(self) -> None:
-        """Remove both files: on purpose only."""
+    def forget(self) -> bool:
+        """Remove both files: on purpose only. Whether there were any."""
         self.close()
+        there = self._snapshot.exists() or self._journal.exists()
         self._snapshot.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
+        return there
 
 
 def _frames(data: bytes) -> Iterator[bytes]:

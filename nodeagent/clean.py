@@ -1,4 +1,4 @@
-"""Removes everything of ours from a node. Nothing else in this package ever does."""
+"""Removes everything of ours from a node, or only what it remembers. Nothing else in this package ever does."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
                 path.unlink()
                 removed.append(str(path))
     return removed
+
+
+def forget(state_dir: Path) -> bool:
+    """Remove the memory of the log, and nothing else; whether there was one.
+
+    Raises Refused(agent_running, not_permitted), OSError.
+    """
+    if not state_dir.is_dir():
+        return False
+    prepare_directory(state_dir)
+    with only_one(state_dir):
+        return Cache(state_dir).forget()
 
 
 def _remove_routes() -> int:

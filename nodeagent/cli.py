@@ -174,6 +174,30 @@ def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_jso
         click.echo("\n".join(f"removed {what}" for what in removed) or "nothing of ours was here")
 
 
+@agent.command("forget")
+@state_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def forget_command(state_dir: Path, yes: bool) -> None:
+    """Forget the log that was followed; keep every row, the firewall and the node's identity.
+
+    For `log_replaced`: the bus was restored from a backup that misses what this node has seen. Stop the
+    agent, forget, start it: it reads the log that the bus has now and writes only what differs.
+
+    \b
+    Example: systemctl stop isthmus-agent && isthmus agent forget && systemctl start isthmus-agent
+    """
+    from nodeagent.clean import forget
+
+    if not yes:
+        click.confirm("The log on the bus becomes the truth for this node. Go on?", abort=True)
+    there = forget(state_dir)
+    click.echo(
+        "the followed log is forgotten; the rows are as they were"
+        if there
+        else f"no log was followed in {state_dir}"
+    )
+
+
 @agent.command("leave")
 @bus_options
 @state_option

@@ -50,13 +50,17 @@ HOPELESS = frozenset(
 
 
 class Contact(msgspec.Struct):
-    """How the connection to the bus is doing. ``pending``: events known to be in the log and not yet read."""
+    """How the connection to the bus is doing. ``pending``: events known to be in the log and not yet read.
+
+    ``replaced``: the bus has another log than the one that the rows are from.
+    """
 
     connected: bool = False
     last_at: float = 0.0
     pending: int = 0
     caught_up: bool = False
     joined: bool = False
+    replaced: bool = False
 
 
 class Follower:
@@ -200,40 +204,43 @@ class Follower:
     # ------------------------------------------------------------------ reading
 
     async def _read_for_ever(self, client: Client) -> None:
-        stream = LiveReader(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+        stream = LiveReader(
+            client,
+            self._config.cluster,
+            prefix=self._config.bus.api_prefix,
+            recheck=lambda: self._check_same(stream),
+        )
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                await self._check_identity(stream)
+                await self._check_same(stream)
                 await self._leap(client, stream)
                 async for batch in stream.read(after=self.view.sequence, follow=True):
                     self._conditions.clear("log")
+                    self.contact.replaced = False
                     pause_s = RETRY_FIRST_S
                     await self.take(batch)
             except VerificationFailed as error:
                 # Our rows are right up to here; nothing that follows can be trusted.
                 self._conditions.set("log", error.message)
+                self.contact.replaced = error.code == "log_replaced"
                 pause_s = REFUSED_RETRY_S
             except Unavailable as error:
                 self._conditions.set("log", error.message)
                 pause_s = min(RETRY_LONGEST_S, pause_s * 2)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
 
-    async def _check_identity(self, stream: LogReader) -> None:
-        """Raises VerificationFailed(log_replaced) when the log is shorter or another than the one followed."""
-        known = self.view.head
-        if known.sequence == 0:
-            return
-        head = await stream.head()
-        if head.sequence < known.sequence or (head.sequence == known.sequence and head.digest != known.digest):
+    async def _check_same(self, stream: LiveReader) -> None:
+        """Raises VerificationFailed(log_replaced) when the log is not the one followed, Unavailable."""
+        try:
+            await stream.check_same(self.view.head)
+        except VerificationFailed as error:
             raise VerificationFailed(
-                "log_replaced",
-                f"this node has followed the log up to event {known.sequence} ({known.hex[:12]}…), the bus has "
-                f"one of {head.sequence} events ({head.hex[:12]}…): it was replaced or restored. The rows stay "
-                f"as they are; `isthmus agent clean` lets the node start over",
-                ours=known.sequence,
-                theirs=head.sequence,
-            )
+                error.code,
+                f"{error.message}. The rows stay as they are. If that log is the right one: stop the agent, "
+                f"`isthmus agent forget`, start it",
+                **error.details,
+            ) from error
 
     async def _leap(self, client: Client, stream: LogReader) -> None:
         """Far behind, take the latest snapshot instead of everything since; without one, read it all."""
