@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv/ in this checkout ready for the make targets, and sees to it that the system tools the
 # lab needs are there; with the argument `test` also what the tests look with (without Chromium and
-# Prometheus the tests of console and dashboards are skipped, and say so; packet tests need the rest).
+# Prometheus the tests of console and dashboards are skipped, and say so; other tests need the rest).
 # Quick when there is nothing to do. Touches nothing outside the checkout except, as root on Debian or
 # Ubuntu, by apt-get.
 set -euo pipefail
@@ -53,6 +53,7 @@ missing_test_packages() {
   has_tool ethtool || echo ethtool
   has_tool iperf3 || echo iperf3
   has_tool tcpdump || echo tcpdump
+  has_tool zstd || echo zstd
 }
 
 install_packages() {

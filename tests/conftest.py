@@ -20,3 +20,6 @@ settings.load_profile(os.environ.get("ISTHMUS_HYPOTHESIS", "ci"))
 # tests that press Ctrl-C need it as it is in a terminal.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tables are as wide as where there is no terminal, whoever runs the tests: pytest-xdist tells its workers 80.
+os.environ["COLUMNS"] = "120"
