@@ -23,8 +23,8 @@ from controlplane.checkpoints import (
     append_checkpoints,
     read_checkpoints,
 )
+from controlplane.digest import state_digest
 from controlplane.service.replica import Replica
-from controlplane.state import state_digest
 from events.errors import IsthmusError
 from events.queries import Query
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-if TYPE_CHECKING:
-    from controlplane.state import ClusterState
+from controlplane.state import ClusterState
 
 FORMAT = "isthmus-state/1"
 """Changes whenever the canonical text does; digests of different formats are not comparable."""

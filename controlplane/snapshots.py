@@ -14,8 +14,9 @@ from typing import Protocol
 
 import msgspec
 
+from controlplane.digest import state_digest
 from controlplane.service.replica import Replica
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.chain import Head
 from events.clb import Traffic
 from events.errors import IsthmusError

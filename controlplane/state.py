@@ -15,7 +15,6 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.digest import state_digest
 from controlplane.overlay import Overlay
 from controlplane.pool import Pool
 from events.clb import Backend, BackendKey, Holder
@@ -32,7 +31,6 @@ __all__ = [
     "asker_clb",
     "asker_command",
     "asker_node",
-    "state_digest",
 ]
 
 Phase = Literal["allocated", "draining", "quarantined"]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from controlplane.decide import AssignHolders, MarkLiveness, Surroundings
-from controlplane.digest import canonical
+from controlplane.digest import canonical, state_digest
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check, violation
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import (
     AddBackend,
     FenceNode,

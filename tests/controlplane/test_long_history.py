@@ -7,9 +7,10 @@ import random
 import pytest
 
 from controlplane.decide import AdvanceDrains
+from controlplane.digest import state_digest
 from controlplane.evolve import fold
 from controlplane.invariants import check
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, LeaveNode, RemoveNode
 from events.types import RangeAllocated, RangeDraining
 from tests.controlplane.model import Model

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from controlplane.decide import AdvanceDrains, Decision, MarkLiveness
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import (
     AppendCidr,
     ChangeUnderlay,

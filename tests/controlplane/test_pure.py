@@ -23,10 +23,11 @@ from typing import Any
 import pytest
 
 from controlplane.decide import RULES, AdvanceDrains, AssignHolders, MarkLiveness, Surroundings, decide
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check
 from controlplane.queries import ask
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import (
     COMMANDS,
     AddBackend,

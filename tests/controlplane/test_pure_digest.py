@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.decide import AdvanceDrains, MarkLiveness, decide
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, RemoveNode, ReserveClb
 from events.types import Network
 

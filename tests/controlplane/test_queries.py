@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from controlplane.decide import AdvanceDrains, MarkLiveness
+from controlplane.digest import state_digest
 from controlplane.queries import SILENCE, answer, ask
-from controlplane.state import state_digest
 from events.commands import (
     AppendCidr,
     DeclareNetwork,

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.decide import ALONE, Decision, Surroundings, Tick, decide
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve
 from controlplane.invariants import violation
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.commands import Command, DefineCluster, JoinNode
 from events.types import Event
 

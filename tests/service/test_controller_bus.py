@@ -12,8 +12,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from controlplane.digest import state_digest
 from controlplane.service.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
-from controlplane.state import state_digest
 from events import subjects
 from events.bus import BusOptions
 from events.commands import PAYLOAD_LIMIT_BYTES, LeaveNode

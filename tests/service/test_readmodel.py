@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
@@ -22,7 +23,7 @@ from controlplane.readmodel.start import restore
 from controlplane.readmodel.store import Store, current_generation
 from controlplane.service.hooks import Changes, NullObserver
 from controlplane.service.remembered import Remembered
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.codec import Cause, Recorded, decode, seal
 from events.commands import (
     AddBackend,

@@ -17,8 +17,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controlplane.digest import state_digest
 from controlplane.lease import BusLease
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.bus import BusOptions, connect
 from events.chain import genesis, verify_link
 from events.codec import decode

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controlplane.digest import state_digest
 from controlplane.snapshots import Rhythm, snapshot_of
-from controlplane.state import state_digest
 from events.bus import BusOptions
 from events.client import ControllerClient
 from events.commands import FenceNode, LeaveNode

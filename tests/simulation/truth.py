@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from controlplane.digest import state_digest
 from controlplane.evolve import evolve
 from controlplane.invariants import check, violation
-from controlplane.state import ClusterState, state_digest
+from controlplane.state import ClusterState
 from events.chain import Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, decode
 from events.commands import CommandReply

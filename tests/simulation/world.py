@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from controlplane.digest import state_digest
 from controlplane.lease import MemoryLease
-from controlplane.state import state_digest
 from events.commands import (
     Command,
     CommandReply,
