@@ -205,6 +205,7 @@ async def connect(
             tls.load_cert_chain(options.certificate, options.key or None)
 
     said: list[str] = []
+    connected = False
 
     async def on_error(error: Exception) -> None:
         if not client.is_connected and len(said) < 8:
@@ -212,7 +213,8 @@ async def connect(
         denied = _DENIED.search(str(error))
         if denied:
             client.denied.append(denied[1])
-        log.warning("bus: %s", str(error) or type(error).__name__)
+        # What the first connection meets is in the error that its caller gets.
+        log.log(logging.WARNING if connected else logging.DEBUG, "bus: %s", str(error) or type(error).__name__)
 
     async def on_lost() -> None:
         log.info("bus: disconnected")
@@ -247,6 +249,7 @@ async def connect(
                 max_outstanding_pings=2,
                 pending_size=8 * 1024 * 1024,
             )
+        connected = True
     except (
         Exception
     ) as error:  # nats-py raises OSError, NoServersError, TimeoutError, ssl errors and bare Exception

@@ -62,5 +62,6 @@ def test_a_bus_that_is_not_there_is_exit_code_3_and_bad_usage_is_2(tmp_path: Pat
         done = isthmus(*command, *nowhere)
         assert done.returncode == 3, done.stderr
         assert "bus_unreachable" in done.stderr
+        assert "bus: " not in done.stderr, "the message says it once"
         assert "Traceback" not in done.stderr
     assert isthmus("up", "--data", str(tmp_path), "--cidr", "10.0.0.0/8", "--network", "x").returncode == 2
