@@ -7,9 +7,14 @@ second would feel.
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from events.errors import Refused
+
+_QUAD = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
+"""Four decimal numbers without leading zeros (which would mean octal), each perhaps above 255."""
 
 
 class Net(NamedTuple):
@@ -51,20 +56,15 @@ def address_text(value: int) -> str:
 
 def address_value(text: str) -> int | None:
     """``10.0.0.1`` → its integer; None when it is no dotted quad (a leading zero would mean octal)."""
-    parts = text.split(".")
-    if len(parts) != 4:
+    if not _QUAD.fullmatch(text):
         return None
-    value = 0
-    for part in parts:
-        if not (part.isascii() and part.isdigit()) or len(part) > 3 or (part[0] == "0" and len(part) > 1):
-            return None
-        octet = int(part)
-        if octet > 255:
-            return None
-        value = value << 8 | octet
-    return value
+    a, b, c, d = map(int, text.split("."))
+    if a > 255 or b > 255 or c > 255 or d > 255:
+        return None
+    return a << 24 | b << 16 | c << 8 | d
 
 
+@lru_cache(maxsize=1024)  # a cluster's own few are asked about at every join
 def network(text: str, what: str = "CIDR") -> Net:
     """Parse ``10.3.0.0/16``. ``what`` names the field in the message.
 

@@ -19,11 +19,15 @@ from events.types import ClusterDefined, Event
 
 
 class Decision(NamedTuple):
-    """``events`` to append (perhaps none), ``result`` for the caller, ``refusal`` when the answer is no."""
+    """``events`` to append (perhaps none), ``result`` for the caller, ``refusal`` when the answer is no.
+
+    ``after`` is a fork of the state with the events in it, if deciding has made one anyway.
+    """
 
     events: tuple[Event, ...] = ()
     result: dict[str, Any] = {}  # noqa: RUF012  a field's default, replaced and never written to
     refusal: Refused | None = None
+    after: ClusterState | None = None
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):

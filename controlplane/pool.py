@@ -84,7 +84,7 @@ class Pool:
         return (number << _SHIFT) + found
 
     def fork(self) -> Pool:
-        """A pool that starts equal and diverges; this one must not change while the fork is in use."""
+        """A pool that starts equal and diverges; meanwhile this one may only catch up with it."""
         return _ForkedPool(self)
 
 

@@ -178,7 +178,8 @@ class ClusterState:
     def fork(self) -> ClusterState:
         """A state that starts equal and may be changed or thrown away; costs the same at any size.
 
-        This state must not change while a fork of it is in use.
+        While a fork is in use, this state may only catch up with it: fold the events that the fork
+        has folded, in their order.
         """
         fork = ClusterState.__new__(ClusterState)
         for field in _PLAIN:
@@ -187,6 +188,14 @@ class ClusterState:
             setattr(fork, field, Overlay(getattr(self, field)))
         fork.pool = self.pool.fork()
         return fork
+
+    def absorb(self, fork: ClusterState) -> None:
+        """Become equal to ``fork``, made of this state, which is a fork itself; O(what was folded into it)."""
+        for field in _PLAIN:
+            setattr(self, field, getattr(fork, field))
+        for field in _MAPS:
+            getattr(self, field).absorb(getattr(fork, field))
+        self.pool = fork.pool
 
 
 _PLAIN = (

@@ -27,7 +27,7 @@ from nats.errors import Error as NatsError
 
 from events.access import creds
 from events.errors import IsthmusError, Refused, Unavailable
-from events.wire import FastHeaders
+from events.wire import FastClient
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -69,7 +69,7 @@ def _asked_to_end() -> int:
     return task.cancelling() if task is not None else 0
 
 
-class _Patient(FastHeaders):
+class _Patient(FastClient):
     """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
 
     refused = False

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from events import subjects
-from events.chain import CHAIN_HEADER, Head, link
+from events.chain import CHAIN_HEADER, Head, Linker
 from events.envelope import Envelope, from_headers, to_headers
 from events.errors import VerificationFailed
 from events.ids import event_id
@@ -153,16 +153,20 @@ def seal(
     messages: list[OutgoingMessage] = []
     for cause, events in transactions:
         shared = _shared_headers(cause, len(events))
+        chained = Linker(shared).link
         for index, event in enumerate(events):
             sequence += 1
-            name = event_id(cause.command_id, index)
-            headers = shared.copy()
-            headers["Nats-Msg-Id"] = headers["ce-id"] = name
-            headers["ce-type"] = event.type_name()
-            headers["ce-txindex"] = str(index)
+            name, type_name, place = event_id(cause.command_id, index), event.type_name(), str(index)
             subject = subjects.event(cluster, event.aggregate, event.entity, event.verb)
             body = _encode(event)
-            digest = link(digest, sequence, subject, headers, body)
-            headers[CHAIN_HEADER] = digest.hex()
+            digest = chained(digest, sequence, subject, name, type_name, place, body)
+            headers = {
+                **shared,
+                "Nats-Msg-Id": name,
+                "ce-id": name,
+                "ce-type": type_name,
+                "ce-txindex": place,
+                CHAIN_HEADER: digest.hex(),
+            }
             messages.append(OutgoingMessage(subject, headers, body))
     return messages, Head(sequence, digest)

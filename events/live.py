@@ -37,6 +37,7 @@ from events.jetstream.api import (
 from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
 from events.jetstream.read import log_head
 from events.log import ReadBatch
+from events.wire import inline
 
 log = logging.getLogger("isthmus.live")
 
@@ -246,8 +247,10 @@ class _Window:
     async def open(self, wildcard: str) -> None:
         """Raises Unavailable(bus_unreachable) when the connection was closed for good."""
         try:
-            self._subscription = await self._client.subscribe(
-                wildcard, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+            self._subscription = inline(
+                await self._client.subscribe(
+                    wildcard, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+                )
             )
         except NatsError as error:
             raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error

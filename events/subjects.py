@@ -27,7 +27,8 @@ import re
 
 from events.errors import BadRequest
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 
 
 def check_label(name: str, what: str) -> str:
@@ -49,7 +50,7 @@ def check_node_name(name: str) -> str:
 
     Raises BadRequest(node_name_invalid) otherwise.
     """
-    if not 1 <= len(name) <= 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+    if len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
         raise BadRequest(
             "node_name_invalid",
             f"node name {name[:80]!r} is not a DNS-1123 subdomain: labels of a-z, 0-9 and '-' joined by '.', "

@@ -15,6 +15,7 @@ definition, so that a fold need not parse an address. Moments are UTC.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import ClassVar, Literal
 
 import msgspec
@@ -54,6 +55,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         raise NotImplementedError
 
     @classmethod
+    @cache
     def type_name(cls) -> str:
         """For example ``range.allocated.v1``."""
         return f"{cls.aggregate}.{cls.verb}.v{cls.version}"

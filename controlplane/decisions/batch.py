@@ -60,4 +60,5 @@ def import_nodes(
             limit=BATCH_LIMIT,
         )
     joined = sum(1 for line in lines if line["status"] == "joined")
-    return Decision(tuple(events), {"joined": joined, "unchanged": len(lines) - joined, "lines": lines})
+    result = {"joined": joined, "unchanged": len(lines) - joined, "lines": lines}
+    return Decision(tuple(events), result, after=fork)

@@ -26,7 +26,7 @@ import msgspec
 from controlplane.decision import ALONE, Surroundings, Tick
 from controlplane.service.answering import Answering, History
 from controlplane.service.hooks import NullObserver, Observer
-from controlplane.service.planner import Answer, Pending, Plan, plan_group, recorded_of
+from controlplane.service.planner import Answer, Line, Pending, Plan, plan_group, recorded_of
 from controlplane.service.replica import Replica
 from controlplane.service.requests import Request
 from controlplane.service.tasks import end
@@ -50,6 +50,9 @@ QUEUE_LIMIT = 4096
 
 GROUP_TIME_S = 0.05
 """Longest time spent deciding one group: it bounds the pause of everything else on the event loop."""
+
+LINE_LIMIT = 20_000
+"""Events that one fork carries before another is made of the state, so that it stays small."""
 
 RACES_LIMIT = 20
 """Times a group is decided again because another controller wrote first."""
@@ -143,6 +146,7 @@ class Committer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._unsure = True
+        self._line: Line | None = None
         self._races = 0
         self._groups = 0
         self._committed = 0
@@ -269,11 +273,15 @@ class Committer:
             return None
         replica = self._replica
         ahead = _ahead(flown, replica.head) if flown else []
+        base = flown.head if flown and ahead else replica.head
+        if not (self._line and self._line.forked and flown and base == flown.head):
+            self._line = None
+        if self._line is None or self._line.written > LINE_LIMIT:
+            self._line = Line(replica.state, ahead)
         plan = plan_group(
-            replica.state,
-            flown.head if flown and ahead else replica.head,
+            self._line,
+            base,
             group,
-            ahead=ahead,
             time=max(self._now(), replica.last_time, *(r.envelope.time for r in ahead[-1:])),
             source=self._source,
             messages_limit=self._limits.group_messages,

@@ -32,6 +32,7 @@ from controlplane.service.requests import parse
 from events import subjects
 from events.commands import CommandReply
 from events.errors import IsthmusError, Unavailable
+from events.wire import Outgoing, inline, publish_all
 
 log = logging.getLogger("isthmus.controller")
 
@@ -55,7 +56,7 @@ class Endpoint:
         self._query = query
         self._discovery = Discovery(client, cluster, instance=instance)
         self._subscriptions: list[Subscription] = []
-        self._answers: deque[tuple[str, bytes, dict[str, str] | None]] = deque(maxlen=ANSWERS_LIMIT)
+        self._answers: deque[Outgoing] = deque(maxlen=ANSWERS_LIMIT)
         self._wake = asyncio.Event()
         self._sent = asyncio.Event()
         self._sent.set()
@@ -66,7 +67,7 @@ class Endpoint:
             return
         base = f"isthmus.{self._cluster}"
         self._subscriptions = [
-            await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=self._on_command),
+            inline(await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=self._on_command)),
             await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query),
         ]
         await self._discovery.open()
@@ -93,12 +94,12 @@ class Endpoint:
                 self._sent.set()
                 self._wake.clear()
                 await self._wake.wait()
-            subject, body, headers = self._answers.popleft()
+            answers, self._answers = self._answers, deque(maxlen=ANSWERS_LIMIT)
             try:
-                await self._nats.publish(subject, body, headers=headers)
+                await publish_all(self._nats, answers)
             except NatsError as error:
-                # The caller hears nothing and asks again by its command id.
-                log.warning("an answer could not be sent: %s", error)
+                # The callers hear nothing and ask again by their command ids.
+                log.warning("answers (at most %d) could not be sent: %s", len(answers), error)
 
     # --- requests -------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Endpoint:
                 "log_unavailable", f"the answer has {len(body):,} bytes, the bus carries {limit:,}"
             )
             body, headers = encode_error(error)
-        self._answers.append((reply, body, headers))
+        self._answers.append(Outgoing(reply, body, headers))
         self._sent.clear()
         self._wake.set()
 

@@ -64,12 +64,51 @@ class Plan(NamedTuple):
     left: list[Pending]
 
 
+class Line:
+    """The state as it will be when everything that was decided so far has landed: a fork that is carried on.
+
+    A batch is decided while the one before it is on its way, and made on the same fork, so that no event
+    is folded again for each batch. It ends when something that was decided does not land.
+    """
+
+    def __init__(self, state: ClusterState, ahead: Sequence[Recorded] = ()) -> None:
+        """``ahead`` are events on their way that ``state`` lacks."""
+        self._state = state
+        self._fork: ClusterState | None = None
+        self.written = 0
+        """Events that the fork carries."""
+        if ahead:
+            self.add(tuple(recorded.event for recorded in ahead))
+
+    @property
+    def state(self) -> ClusterState:
+        """Not to be changed, but by :meth:`add`."""
+        return self._fork or self._state
+
+    @property
+    def forked(self) -> bool:
+        """Whether it can be carried on; a line without a fork is its state and nothing else."""
+        return self._fork is not None
+
+    def add(self, events: Sequence[Event], after: ClusterState | None = None) -> None:
+        """Fold decided events. ``after`` is a fork of :attr:`state` with these events in it, if any."""
+        self.written += len(events)
+        if after is not None:
+            if self._fork is None:
+                self._fork = after
+            else:
+                self._fork.absorb(after)
+            return
+        fork = self._fork = self._fork or self._state.fork()
+        for event in events:
+            evolve(fork, fork.sequence + 1, event)
+
+
 def plan_group(
-    state: ClusterState,
+    line: Line,
     base: Head,
     group: Sequence[Pending],
     *,
-    ahead: Sequence[Recorded] = (),
     time: datetime,
     source: str,
     messages_limit: int,
@@ -80,45 +119,44 @@ def plan_group(
 ) -> Plan:
     """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
 
-    ``state`` is not changed. ``ahead`` are events on their way that it lacks; with them it is at
-    ``base``. At least one command is always decided.
+    ``line`` stands at ``base``; what is decided is added to it, unless it is a single command on no fork
+    (making one costs more than such a command). At least one command is always decided.
     """
-    fork: ClusterState | None = None
-    if ahead:
-        fork = state.fork()
-        for recorded in ahead:
-            evolve(fork, recorded.sequence, recorded.event)
-    fresh: tuple[Event, ...] = ()  # decided, and not yet in the fork: nobody may build on them
-    sequence, count = base.sequence, 0
-    started = clock()
+    fresh: tuple[Event, ...] = ()  # decided, and not yet in the line: nobody may build on them
+    after: ClusterState | None = None
+    count = 0
+    started = before = clock()
     decided: list[Decided] = []
+    left: list[Pending] = []
     for position, pending in enumerate(group):
-        before = clock()
         too_long = before - started > time_limit_s
         if decided and (too_long or count + _least_events(pending.request) > messages_limit):
-            return Plan(base, decided, count, list(group[position:]))
+            left = list(group[position:])
+            break
         if fresh:
-            fork = fork or state.fork()
-            for event in fresh:
-                sequence += 1
-                evolve(fork, sequence, event)
-            fresh = ()
-        one = _decide(pending, fork or state, time, source, surroundings)
+            line.add(fresh, after)
+            fresh, after = (), None
+        one, fork = _decide(pending, line.state, time, source, surroundings)
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
         if one.writes:
             if count + len(one.events) > messages_limit:
-                return Plan(base, decided, count, list(group[position:]))
-            fresh = one.events
-            count += len(one.events)
+                left = list(group[position:])
+                break
+            fresh, after = one.events, fork
+            count += len(fresh)
         decided.append(one)
+        now = clock()
         observer.decided(
             pending.request,
             waited_s=before - pending.request.received_s,
-            took_s=clock() - before,
+            took_s=now - before,
             events=len(one.events),
         )
-    return Plan(base, decided, count, [])
+        before = now
+    if fresh and (line.forked or after is not None):
+        line.add(fresh, after)
+    return Plan(base, decided, count, left)
 
 
 def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
@@ -151,7 +189,8 @@ def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: da
 
 def _decide(
     pending: Pending, state: ClusterState, time: datetime, source: str, surroundings: Surroundings
-) -> Decided:
+) -> tuple[Decided, ClusterState | None]:
+    """The command's part, and the state behind it if deciding has made one."""
     request = pending.request
     cause = Cause(
         command_id=request.command_id,
@@ -166,12 +205,13 @@ def _decide(
     try:
         decision = decide(state, request.command, time, surroundings)
     except IsthmusError as error:
-        return Decided(pending, cause, (), {}, error)
+        return Decided(pending, cause, (), {}, error), None
     except Exception as error:  # a defect of the rules must not take the whole group down
         log.exception("deciding %s failed", type(request.command).__name__)
         defect = Refused("internal", f"deciding the command failed ({type(error).__name__}: {error})")
-        return Decided(pending, cause, (), {}, defect)
-    return Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
+        return Decided(pending, cause, (), {}, defect), None
+    one = Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
+    return one, decision.after
 
 
 def _least_events(request: Request) -> int:

@@ -40,8 +40,10 @@ from events.jetstream.api import (
     pauses,
 )
 from events.log import BATCH_LIMIT
+from events.wire import Outgoing, publish_all
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
+_NOTHING: dict[str, str] = {}
 _HEADER_ROOM_BYTES = 256
 """For the protocol line and the headers that an append adds."""
 _TRY_S = 2.0
@@ -105,6 +107,7 @@ class _Append:
         self._messages = messages
         self._expected = expected
         self._end = expected + len(messages)
+        self._condition = {_EXPECTED: str(expected)}
         self._maybe_stored = False
         self._repeated = 0
 
@@ -231,7 +234,7 @@ class _Append:
 
     async def _single(self, timeout_s: float) -> dict[str, Any]:
         message = self._messages[0]
-        headers = {**message.headers, _EXPECTED: str(self._expected)}
+        headers = {**message.headers, **self._condition}
         reply = await self._client.request(message.subject, message.body, timeout=timeout_s, headers=headers)
         answer: dict[str, Any] = _decode(reply.data)
         return answer
@@ -239,22 +242,33 @@ class _Append:
     async def _batch(self, timeout_s: float) -> dict[str, Any]:
         """Send all and ask for the commit. No answer to the first message is asked for: it would cost a
         round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
-        batch, last = uuid4().hex, len(self._messages)
-        for index, message in enumerate(self._messages, 1):
-            headers = {**message.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index)}
-            if index == 1:
-                headers[_EXPECTED] = str(self._expected)
-            if index == last:
-                headers["Nats-Batch-Commit"] = "1"
-            if index < last:
-                await self._client.publish(message.subject, message.body, headers=headers)
-                continue
-            reply = await self._client.request(
-                message.subject, message.body, timeout=timeout_s, headers=headers
-            )
-            answer: dict[str, Any] = _decode(reply.data)
-            return answer
-        raise AssertionError("a batch has a last message")
+        batch = {"Nats-Batch-Id": uuid4().hex}
+        last = self._messages[-1]
+        await publish_all(
+            self._client,
+            [
+                Outgoing(
+                    message.subject,
+                    message.body,
+                    {
+                        **message.headers,
+                        **batch,
+                        "Nats-Batch-Sequence": str(index),
+                        **(self._condition if index == 1 else _NOTHING),
+                    },
+                )
+                for index, message in enumerate(self._messages[:-1], 1)
+            ],
+        )
+        headers = {
+            **last.headers,
+            **batch,
+            "Nats-Batch-Sequence": str(len(self._messages)),
+            "Nats-Batch-Commit": "1",
+        }
+        reply = await self._client.request(last.subject, last.body, timeout=timeout_s, headers=headers)
+        answer: dict[str, Any] = _decode(reply.data)
+        return answer
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable("log_unavailable", f"stream {self._stream}: {why}", stream=self._stream)

@@ -23,6 +23,7 @@ from nats.errors import Error as NatsError
 from events.codec import StoredMessage
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
+from events.wire import inline
 
 BATCH_MAX = 500
 _BYTES_MAX = 2 * 1024 * 1024
@@ -154,8 +155,10 @@ class DirectReader:
         return DirectAnswer(question.messages, pending)
 
     async def _subscribe(self) -> Subscription:
-        return await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        return inline(
+            await self._client.subscribe(
+                f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+            )
         )
 
     async def _on_message(self, message: Msg) -> None:

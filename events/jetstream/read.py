@@ -40,6 +40,7 @@ from events.jetstream.api import (
     pauses,
 )
 from events.log import ReadBatch
+from events.wire import inline
 
 log = logging.getLogger("isthmus.log")
 
@@ -192,12 +193,14 @@ class _Session:
         """Raises ApiError, NatsError or Unavailable."""
         if not self._client.is_connected:
             raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
-        self._subscription = await self._client.subscribe(
-            # The bound on what is buffered is what we ask for, never a silent drop by the client.
-            self._inbox,
-            cb=self._on_message,
-            pending_msgs_limit=0,
-            pending_bytes_limit=0,
+        self._subscription = inline(
+            await self._client.subscribe(
+                # The bound on what is buffered is what we ask for, never a silent drop by the client.
+                self._inbox,
+                cb=self._on_message,
+                pending_msgs_limit=0,
+                pending_bytes_limit=0,
+            )
         )
         await call(
             self._client,

@@ -125,3 +125,34 @@ def test_an_overlay_behaves_as_its_dict_would_and_leaves_it_alone(
         assert len(overlay) == len(expected)
     assert list(overlay.items()) == list(expected.items())
     assert base == before
+
+
+@given(base=st.dictionaries(st.integers(0, 5), st.integers()), data=st.data())
+def test_an_overlay_does_not_show_that_its_base_catches_up(base: dict[int, int], data: st.DataObject) -> None:
+    """Its base repeats the overlay's writes at any distance behind; others are absorbed on the way."""
+    expected = dict(base)
+    overlay: Overlay[int, int] = Overlay(base)
+    writes: list[tuple[int, int | None]] = []
+    for _ in range(data.draw(st.integers(0, 12))):
+        top = Overlay(overlay) if data.draw(st.booleans()) else overlay
+        for _ in range(data.draw(st.integers(1, 4))):
+            key = data.draw(st.integers(0, 5))
+            value = data.draw(st.integers()) if key not in expected or data.draw(st.booleans()) else None
+            writes.append((key, value))
+            for target in (top, expected):
+                if value is None:
+                    del target[key]
+                else:
+                    target[key] = value
+        if top is not overlay:
+            overlay.absorb(top)
+        for _ in range(data.draw(st.integers(0, len(writes)))):
+            key, value = writes.pop(0)
+            if value is None:
+                del base[key]
+            else:
+                base[key] = value
+            assert len(overlay) == len(expected)
+            assert list(overlay.items()) == list(expected.items())
+            assert [k in overlay for k in range(6)] == [k in expected for k in range(6)]
+            assert [overlay.get(k) for k in range(6)] == [expected.get(k) for k in range(6)]

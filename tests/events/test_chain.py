@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.chain import CHAIN_HEADER, CHAINED_HEADERS, genesis, link, verify_link
+from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Linker, genesis, link, verify_link
 from events.codec import StoredMessage
 from events.errors import VerificationFailed
 from events.memory import MemoryLog
@@ -100,3 +100,23 @@ def test_the_digest_is_pinned() -> None:
     assert link(genesis("prod").digest, 1, "isthmus.prod.events.node.a.joined", headers, b"{}").hex() == (
         "a480d64d17617ae2a2a32881576bf2b380cc31eac49277317252cd7211c2df26"
     )
+
+
+async def test_linking_a_transaction_at_once_is_linking_its_events() -> None:
+    digest = genesis(CLUSTER).digest
+    for sequence, message in enumerate(await stored(), 1):
+        headers = message.headers
+        linked = link(digest, sequence, message.subject, headers, message.body)
+        assert linked == Linker(headers).link(
+            digest,
+            sequence,
+            message.subject,
+            headers["ce-id"],
+            headers["ce-type"],
+            headers["ce-txindex"],
+            message.body,
+        )
+        assert linked.hex() == headers[CHAIN_HEADER]
+        digest = linked
+    with pytest.raises(VerificationFailed):
+        Linker({"ce-actor": "two\nlines"}).link(digest, 7, "subject", "id", "type", "0", b"")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError, MaxPayloadError
 
 from events.bus import BusOptions, connect
 from events.server.config import ServerOptions
 from events.server.process import EmbeddedServer
-from events.wire import parse_header_lines
+from events.wire import Outgoing, inline, parse_header_lines, publish_all
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
 
@@ -55,3 +59,50 @@ async def test_what_is_sent_arrives_whatever_the_values_hold(tmp_path: object) -
                     }
         finally:
             await client.close()
+
+
+@pytest.mark.bus
+async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_path: object) -> None:
+    from pathlib import Path
+
+    store = Path(str(tmp_path)) / "js"
+    store.mkdir()
+    messages = [
+        Outgoing("many.1", b""),
+        Outgoing("many.2", b"body", {"a": "1"}),
+        Outgoing("many.3", "ünï".encode(), {"a": "2", "b%s": "100 %"}),
+        Outgoing("many.4", b"\r\n", {"a": "line\r\nbreak"}),
+        *[Outgoing(f"many.{n}", b"x" * n, {"a": str(n)}) for n in range(5, 200)],
+    ]
+    async with EmbeddedServer(ServerOptions(store_dir=store)) as server:
+        client = await connect(BusOptions(servers=(server.url,)), name="test")
+        try:
+            called: list[Msg] = []
+            done = asyncio.Event()
+
+            async def take(message: Msg) -> None:
+                called.append(message)
+                if message.subject == "many.3":
+                    raise ValueError("a failing callback stops nothing")
+                if len(called) == 2 * len(messages):
+                    done.set()
+
+            inline(await client.subscribe("many.*", cb=take))
+            queued = await client.subscribe("many.*")
+            for message in messages:
+                await client.publish(
+                    message.subject, message.body, headers=dict(message.headers) if message.headers else None
+                )
+            await publish_all(client, messages)
+            await asyncio.wait_for(done.wait(), 10)
+            seen = [(m.subject, m.data, m.headers) for m in called]
+            assert seen[: len(messages)] == seen[len(messages) :]
+            assert [(m.subject, m.body) for m in messages] == [(s, d) for s, d, _ in seen[: len(messages)]]
+            plain = [await queued.next_msg(timeout=5) for _ in called]
+            assert seen == [(m.subject, m.data, m.headers) for m in plain]
+            with pytest.raises(MaxPayloadError):
+                await publish_all(client, [Outgoing("many.1", b"x" * (client.max_payload + 1))])
+        finally:
+            await client.close()
+        with pytest.raises(ConnectionClosedError):
+            await publish_all(client, messages)
