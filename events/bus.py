@@ -217,7 +217,8 @@ async def connect(
         log.log(logging.WARNING if connected else logging.DEBUG, "bus: %s", str(error) or type(error).__name__)
 
     async def on_lost() -> None:
-        log.info("bus: disconnected")
+        # A lost first try is told by the command itself; only a connection that stood is news.
+        log.log(logging.INFO if connected else logging.DEBUG, "bus: disconnected")
         if on_disconnect is not None:
             await on_disconnect()
 
