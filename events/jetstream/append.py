@@ -64,10 +64,15 @@ async def append(
     *,
     expected: int,
     timeout_s: float,
+    lag_s: float,
 ) -> int:
-    """See :meth:`events.log.EventLog.append`."""
+    """See :meth:`events.log.EventLog.append`.
+
+    A log that answers with a sequence before ``expected`` is asked again for ``lag_s``: a server that was
+    cut off takes itself for the leader until it hears the others, and answers for the log as it was.
+    """
     check_sizes(messages, client.max_payload)
-    asker = _Append(client, prefix, cluster, messages, expected)
+    asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s)
     return await asker.run(timeout_s)
 
 
@@ -98,7 +103,14 @@ class _Append:
     """One append over all its tries."""
 
     def __init__(
-        self, client: Client, prefix: str, cluster: str, messages: Sequence[OutgoingMessage], expected: int
+        self,
+        client: Client,
+        prefix: str,
+        cluster: str,
+        messages: Sequence[OutgoingMessage],
+        *,
+        expected: int,
+        lag_s: float,
     ) -> None:
         self._client = client
         self._prefix = prefix
@@ -110,6 +122,8 @@ class _Append:
         self._condition = {_EXPECTED: str(expected)}
         self._maybe_stored = False
         self._repeated = 0
+        self._lag_s = lag_s
+        self._lags_since: float | None = None
 
     async def run(self, timeout_s: float) -> int:
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -209,14 +223,25 @@ class _Append:
                 return False  # the log goes that far, yet this replica does not show it: ask again
             if stands:
                 return True
-        if repeated and actual < self._expected:
-            return False  # it knows our ids and shows a log without them: a replica that lags; ask again
+        if actual < self._expected and self._may_lag():
+            return False
         raise Refused(
             "wrong_last_sequence",
             f"the decision was made on sequence {self._expected}, the log is at {actual}",
             expected=self._expected,
             actual=actual,
         )
+
+    def _may_lag(self) -> bool:
+        """Whether a log that ends before the expected sequence may be a replica's that was cut off.
+
+        Then the real leader may have heard the same message and have stored it.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._lags_since is None:
+            self._lags_since = now
+        self._maybe_stored = self._maybe_stored or bool(self._messages)
+        return now - self._lags_since < self._lag_s
 
     async def _stands(self, timeout_s: float) -> bool | None:
         """Whether our last message stands at its place, and with it (by its chain digest) all before it.

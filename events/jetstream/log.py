@@ -26,7 +26,8 @@ class JetStreamLog:
 
     ``prefix`` is the JetStream API's subject prefix: another one reaches another domain
     (``$JS.hub.API``) or an imported API. ``patience_s`` bounds how long a read that does not follow
-    waits for a log that cannot be reached.
+    waits for a log that cannot be reached, ``lag_s`` how long an append that was decided further up waits
+    for a log that is behind it (a server that was cut off steps down after about 10 s).
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class JetStreamLog:
         prefix: str = DEFAULT_PREFIX,
         batch_size: int = 1000,
         patience_s: float = 10.0,
+        lag_s: float = 12.0,
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
         self._prefix = prefix_of(client, prefix)
         self._patience_s = patience_s
+        self._lag_s = lag_s
         self._reader = PullReader(client, self._prefix, cluster, batch_size=batch_size, patience_s=patience_s)
         # Credentials that may not make consumers (an auditor's, an operator's) read without one.
         self._may_consume = self._prefix == prefix
@@ -57,6 +60,7 @@ class JetStreamLog:
         prefix: str = DEFAULT_PREFIX,
         batch_size: int = 1000,
         patience_s: float = 10.0,
+        lag_s: float = 12.0,
     ) -> Self:
         """Open the cluster's log.
 
@@ -67,7 +71,7 @@ class JetStreamLog:
         Raises Refused(log_settings_differ), Unavailable(log_missing, log_unavailable or
         bus_unreachable), BadRequest for a cluster name that is no DNS-1123 label.
         """
-        self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s)
+        self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s, lag_s=lag_s)
         if create:
             for settings in (event_stream_settings(cluster), status_stream_settings(cluster)):
                 await ensure_stream(client, settings, replicas=replicas, prefix=prefix)
@@ -91,7 +95,13 @@ class JetStreamLog:
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:
         return await append(
-            self._client, self._prefix, self._cluster, messages, expected=expected, timeout_s=timeout_s
+            self._client,
+            self._prefix,
+            self._cluster,
+            messages,
+            expected=expected,
+            timeout_s=timeout_s,
+            lag_s=self._lag_s,
         )
 
     def read(

@@ -44,7 +44,7 @@ async def empty_log(urls: tuple[str, ...], replicas: int) -> AsyncIterator[JetSt
     """A log on these servers; its streams are deleted afterwards."""
     client = await connect(BusOptions(servers=urls), name="contract")
     try:
-        yield await JetStreamLog.open(client, CLUSTER, create=True, replicas=replicas)
+        yield await JetStreamLog.open(client, CLUSTER, create=True, replicas=replicas, lag_s=0.3)
         for stream in (subjects.stream(CLUSTER), subjects.status_stream(CLUSTER)):
             await call(client, f"$JS.API.STREAM.DELETE.{stream}", timeout_s=5)
     finally:

@@ -301,6 +301,17 @@ async def test_a_log_that_lags_behind_the_readers_position_is_waited_for(
         assert [message.sequence for message in (await following).messages] in ([], [6])
 
 
+async def test_a_log_that_lags_behind_an_append_is_waited_for(log: JetStreamLog) -> None:
+    head = await fill(log, 2)
+    others, further = sealed(head, 3, salt="others-")
+    mine, end = sealed(further, 2, salt="mine-")
+    appending = asyncio.ensure_future(log.append(mine, expected=further.sequence, timeout_s=10))
+    await asyncio.wait({appending}, timeout=0.2)
+    await log.append(others, expected=head.sequence)
+    assert await appending == end.sequence
+    assert await log.head() == end
+
+
 async def test_an_event_written_past_the_controller_is_named(client: Client, log: JetStreamLog) -> None:
     await client.jetstream().publish(subjects.event(CLUSTER, "node", "x", "joined"), b"{}")
     with pytest.raises(VerificationFailed, match="past the controller") as alarm:
