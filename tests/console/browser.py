@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-expect.set_options(timeout=8000)
+expect.set_options(timeout=30_000)
 
 
 @contextmanager
@@ -52,15 +52,26 @@ class Watch:
 
 @contextmanager
 def page_on(
-    browser: Browser, url: str, path: str = "/", *, theme: str = "light", width: int = 1440, height: int = 960
+    browser: Browser,
+    url: str,
+    path: str = "/",
+    *,
+    theme: str = "light",
+    width: int = 1440,
+    height: int = 960,
+    before: Callable[[Page], object] = lambda _page: None,
 ) -> Iterator[Page]:
-    """A page on the console; leaving the block fails when it complained or asked an outside host."""
+    """A page on the console; leaving the block fails when it complained or asked an outside host.
+
+    ``before`` may prepare the page, for instance hold back an answer, before it asks for anything.
+    """
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
     )
     page = context.new_page()
     watch = Watch(page, url)
     try:
+        before(page)
         page.goto(f"{url}{path}")
         yield page
         assert not watch.complaints, watch.complaints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -202,16 +203,43 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser, started):
             assert violations(page) == []
 
 
+def walkable(page: Page):
+    """The map of the ranges, once it has been drawn: it says then how many there are."""
+    canvas = page.locator(".cells canvas")
+    expect(canvas).to_have_attribute("aria-label", re.compile(r"^Map of [\d,]+ ranges: 5 allocated"))
+    return canvas
+
+
 def test_the_map_can_be_walked_by_keyboard_and_speaks(browser, small):
     with page_on(browser, small.rig.url) as page:
-        settled(page)
-        page.locator(".cells canvas").focus()
+        walkable(page).focus()
         for _ in range(3):
             page.keyboard.press("n")
         expect(page.locator("#announce")).to_contain_text("allocated to")
         expect(page.locator("#tip")).to_contain_text("172.16.0.128/26")
         page.keyboard.press("Enter")
         expect(page.locator("main h1").first).to_have_text("idc-3")
+
+
+def test_a_map_focused_before_its_ranges_came_says_so_and_is_walkable_when_they_are_there(browser, small):
+    held = []
+
+    def hold(page: Page) -> None:
+        page.route("**/api/v1/space*", lambda route: held.append(route))  # noqa: PLW0108 (playwright marks what it is given, and a method of a list takes no marks)
+
+    with page_on(browser, small.rig.url, before=hold) as page:
+        settled(page)
+        canvas = page.locator(".cells canvas")
+        canvas.focus()
+        for key in ("n", "ArrowRight", "Enter"):
+            page.keyboard.press(key)
+        canvas.click()
+        expect(page.locator("#announce")).to_have_text("The map is not loaded yet")
+        for route in held:
+            route.continue_()
+        walkable(page)
+        page.keyboard.press("n")
+        expect(page.locator("#announce")).to_contain_text("172.16.0.0/26")
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser, small):

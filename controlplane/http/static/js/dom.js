@@ -80,13 +80,15 @@ export function tip(text, event) {
   box.style.top = `${event.clientY + 18 + height > innerHeight ? event.clientY - height - 10 : event.clientY + 18}px`;
 }
 
+// What a screen reader says: at once for an answer to a key, and for what happens by itself a sentence now and
+// then, not every event of a storm, and none over such an answer.
 let said = 0;
-export function announce(text) {
-  // A screen reader gets a sentence now and then, not every event of a storm.
-  const now = Date.now();
-  if (now - said < 8000) return;
-  said = now;
+export function speak(text) {
+  said = Date.now();
   $("announce").textContent = text;
+}
+export function announce(text) {
+  if (Date.now() - said >= 8000) speak(text);
 }
 
 export function address(text) {

@@ -1,11 +1,12 @@
 // The address space: a ring that shows where in the container network ranges are taken, where the cursor
 // stands and where the Service range lies; and a map with one cell for each range, in rows like a hex dump.
 
-import { address, colour, context, dotted, h, n, tip } from "./dom.js";
+import { address, colour, context, dotted, h, n, speak, tip } from "./dom.js";
 import { PHASES, store } from "./store.js";
 
 const FULL = 2 * Math.PI;
 const TOP = -Math.PI / 2;
+const KEYS = new Set(["ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "Home", "End", "n", "N", "Enter"]);
 const HEIGHT = 400; // of the map, in pixels, where cells of two pixels allow it
 
 export function rangeText(space, index) {
@@ -293,12 +294,16 @@ export class Cells {
   leave() { this.hovered = -1; tip(""); this.draw(this.mode); }
 
   click(event) {
-    const node = store.space.node.get(this.indexAt(event));
+    const node = store.space?.node.get(this.indexAt(event));
     if (node) this.open(node);
   }
 
   key(event) {
-    const { columns } = this.g ?? { columns: 1 };
+    // Focus may come before the ranges do: whoever is fast, or on a slow link, is told so.
+    if (!KEYS.has(event.key)) return;
+    if (!store.space || !this.g) { event.preventDefault(); speak("The map is not loaded yet"); return; }
+    if (!store.space.capacity) { event.preventDefault(); speak("There are no ranges yet"); return; }
+    const { columns } = this.g;
     const last = store.space.capacity - 1;
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -Infinity, End: Infinity };
     let index = this.focused < 0 ? 0 : this.focused;
@@ -306,14 +311,13 @@ export class Cells {
     else if (event.key === "n" || event.key === "N") {
       for (let i = 1; i <= last + 1; i += 1) if (store.space.phase[(this.focused + i) % (last + 1)]) { index = (this.focused + i) % (last + 1); break; }
     } else if (event.key === "Enter" && this.focused >= 0) { const node = store.space.node.get(this.focused); if (node) this.open(node); return; }
-    else return;
     event.preventDefault();
     this.focused = index;
     this.draw(this.mode);
     const box = this.canvas.getBoundingClientRect();
     const g = this.g;
     tip(this.describe(index), { clientX: box.left + g.label + (index % g.columns) * g.cell, clientY: box.top + Math.floor(index / g.columns) * g.cell });
-    document.getElementById("announce").textContent = this.describe(index).replaceAll("\n", ", ");
+    speak(this.describe(index).replaceAll("\n", ", "));
   }
 }
 
