@@ -157,8 +157,8 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
     is deleted and made anew. Raises Refused as `nft` does.
     """
     wanted = list(vteps)
-    stale = await _elements_of("vteps", "vteps6") - set(wanted)
-    other_cidrs = await _elements_of("containers") - set(rules.cidrs)
+    stale = await elements_of("vteps", "vteps6") - set(wanted)
+    other_cidrs = await elements_of("containers") - set(rules.cidrs)
     try:
         if not other_cidrs:
             await nft(render(rules, wanted, stale=stale))
@@ -169,20 +169,25 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
     await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted))
 
 
-async def _elements_of(*names: str) -> set[str]:
-    """What the named sets hold; nothing for one that is not there."""
+async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> set[str]:
+    """What the named sets of a table hold; nothing for one that is not there. Raises Refused as `nft` does."""
     found: set[str] = set()
     for name in names:
         try:
-            text = await _run("--json", "list", "set", "inet", TABLE, name)
+            text = await _run("--json", "list", "set", family, table, name)
         except Refused as error:
             if error.code == "prerequisite_missing":
                 raise
             continue
         for entry in msgspec.json.decode(text)["nftables"]:
             for element in entry.get("set", {}).get("elem", ()):
-                prefix = element.get("prefix") if isinstance(element, dict) else None
-                found.add(f"{prefix['addr']}/{prefix['len']}" if prefix else str(element))
+                match element:
+                    case {"prefix": prefix}:
+                        found.add(f"{prefix['addr']}/{prefix['len']}")
+                    case {"elem": timed}:
+                        found.add(str(timed["val"]))
+                    case _:
+                        found.add(str(element))
     return found
 
 

@@ -1,5 +1,7 @@
 """Carries on what began at the former holder of an address, as long as that machine lives.
 
+And what arrives here for an address that another gateway holds by now goes on to that one.
+
 The rules are in :mod:`nodeagent.gateway.rules`; here is only who it is and whether it still answers ARP.
 Without an answer its connections are lost, and their packets take the usual way: a backend that does not
 know them resets them, so that clients connect anew at once instead of waiting for a dead machine.
@@ -61,8 +63,10 @@ class FormerHolders:
         """Underlay addresses of the machines that packets are sent on to now."""
         return tuple(sorted({candidate.underlay for candidate in self._known}))
 
-    async def look(self, candidates: Iterable[Candidate], device: str) -> None:
+    async def look(self, candidates: Iterable[Candidate], elsewhere: Sequence[str], device: str) -> None:
         """Ask each machine whether it lives, and write the rules accordingly.
+
+        ``elsewhere`` are the addresses that other gateways hold.
 
         What fails here costs connections that began elsewhere and never the holding of the address: it
         becomes a condition.
@@ -77,7 +81,9 @@ class FormerHolders:
             for candidate in wanted:
                 await self._ask(candidate, device)
             await self._write(
-                [Former(c.address, c.underlay, self._known[c]) for c in wanted if c in self._known], device
+                [Former(c.address, c.underlay, self._known[c]) for c in wanted if c in self._known],
+                elsewhere,
+                device,
             )
             self._conditions.clear("gateway former")
         except (OSError, IsthmusError) as error:
@@ -101,8 +107,8 @@ class FormerHolders:
             del self._known[candidate]
             log.info("the former holder %s of %s is gone", candidate.underlay, candidate.address)
 
-    async def _write(self, formers: Sequence[Former], device: str) -> None:
-        script = rules.render_former(formers, device)
+    async def _write(self, formers: Sequence[Former], elsewhere: Sequence[str], device: str) -> None:
+        script = rules.render_former(formers, elsewhere, device)
         if script == self._applied:
             return
         await firewall.nft(script)

@@ -1,7 +1,8 @@
 """Holds the addresses that the log gives to this node: rules, address, announcements, checks.
 
 Order of taking: rules, then the way to the former holder (:mod:`nodeagent.gateway.former`), then the
-address, then the announcement; of giving up: the address first.
+address, then the announcement. What another gateway was given stays until that one is there
+(:mod:`nodeagent.gateway.leaving`), and then the address goes first.
 Nothing is given up on a loss of the bus or at the end of the agent: the kernel goes on as it is, and
 yields by itself to whoever announces the address (:mod:`nodeagent.gateway.rules`).
 """
@@ -17,7 +18,7 @@ from typing import Protocol
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from events.clb import BackendKey, Holder
+from events.clb import Backend, BackendKey, Holder
 from events.client import ControllerClient
 from events.commands import ReportHealth
 from events.errors import IsthmusError
@@ -27,6 +28,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.gateway import link, rules
 from nodeagent.gateway.former import Candidate, FormerHolders
 from nodeagent.gateway.health import Health
+from nodeagent.gateway.leaving import LOOK_S, Leaving, Served
 from nodeagent.gateway.rules import Listener
 from nodeagent.underlay import Underlay
 from nodeagent.view import View
@@ -71,12 +73,15 @@ class Gatekeeper:
         self._applied: tuple[object, ...] | None = None
         self._held: dict[str, Holder] = {}
         self._there: set[str] = set()  # held addresses that are on the link
+        self._taken: dict[str, int] = {}  # address → the epoch for which it was announced
         self._eager: dict[str, float] = {}  # address → when it was taken
         self._arp: tuple[str, link.ArpSocket] | None = None
         self._failures = 0
         self._failed_at = float("-inf")
         self._carrier = True
+        self._served: dict[str, Served] = {}  # held, or until their new holder is there
         self.former = FormerHolders(conditions)
+        self.leaving = Leaving()
         self.takeovers = 0
 
     def wake(self) -> None:
@@ -170,69 +175,79 @@ class Gatekeeper:
             self._conditions.clear("gateway mark")
         if not self._config.gateway or view.plan is None:
             return
-        held = {holder.address: holder for holder in view.traffic.held_by(self._config.node, view.uid)}
-        present = await asyncio.to_thread(link.ours)
-        caught_up = self._around.caught_up()
+        # One moment of the view for the whole step: it goes on while the kernel is being written.
+        traffic, caught_up, vxlan_port = view.traffic, self._around.caught_up(), view.plan.port
+        held = {holder.address: holder for holder in traffic.held_by(self._config.node, view.uid)}
         if not caught_up and not held:
             return  # a view that is still being read says nothing yet
+        served = {address: Served(holder, self._former(holder)) for address, holder in held.items()}
+        elsewhere = traffic.holders.keys() - held.keys()
+        leaving = await self.leaving.follow(self._served, held, elsewhere) if caught_up else {}
+        served |= leaving
+        behind = {one.holder: traffic.behind(one.holder) for one in served.values()}
+        present = await asyncio.to_thread(link.ours)
         for entry in present:
-            if entry.address not in held and caught_up:
+            if entry.address not in served and caught_up:
                 await asyncio.to_thread(link.remove, entry.address, entry.ifindex)
                 self._eager.pop(entry.address, None)
+                self._taken.pop(entry.address, None)
                 log.info("address %s given up", entry.address)
-        backends = {key: b for holder in held.values() for key, b in view.traffic.behind(holder).items()}
-        await self.health.follow(backends)
-        self._held = held
-        await self._write(held, view.plan.port)
+        self._held, self._served = held, served
+        if leaving:
+            asyncio.get_running_loop().call_later(LOOK_S, self._wake.set)
+        await self.health.follow({key: b for backends in behind.values() for key, b in backends.items()})
+        await self._write(behind, vxlan_port)
         underlay = self._around.link()
         if underlay is None or not underlay.present:
             return
         self._carrier = await asyncio.to_thread(link.carrier, underlay.ifindex)
-        await self.former.look(self._candidates(held), underlay.device)
+        formers = [one.former for one in served.values() if one.former is not None]
+        await self.former.look(formers, sorted(elsewhere - leaving.keys()), underlay.device)
+        here = {entry.address for entry in present if entry.ifindex == underlay.ifindex}
         self._there = {
-            entry.address for entry in present if entry.ifindex == underlay.ifindex and entry.address in held
+            address
+            for address, holder in held.items()
+            if address in here and self._taken.get(address, holder.epoch) == holder.epoch
         }
         for address, holder in held.items():
-            if address not in self._there:
+            if address not in self._there and traffic.holders.get(address) == holder:
                 await self._take(holder, underlay, caught_up=caught_up)
 
-    async def _write(self, held: dict[str, Holder], vxlan_port: int) -> None:
+    async def _write(self, behind: dict[Holder, dict[BackendKey, Backend]], vxlan_port: int) -> None:
         """The tables as they have to be; a run of nft only when something changed."""
-        listeners = self._listeners(held)
-        wanted = (tuple(held), tuple(listeners), vxlan_port)
+        addresses = [holder.address for holder in behind]
+        listeners = self._listeners(behind)
+        wanted = (tuple(addresses), tuple(listeners), vxlan_port)
         if wanted == self._applied:
             return
-        await firewall.nft(rules.render(list(held), listeners, vxlan_port))
+        await firewall.nft(rules.render(addresses, listeners, vxlan_port))
         self._applied = wanted
         dead = [f"{item.protocol} {item.port} of {item.address}" for item in listeners if not item.targets]
         self._conditions.set("gateway backends", f"no healthy backend behind {', '.join(dead)}" if dead else "")
 
-    def _candidates(self, held: dict[str, Holder]) -> list[Candidate]:
-        """The former holders that are still members, and where they are."""
+    def _former(self, holder: Holder) -> Candidate | None:
+        """The machine that held the address before, if that is still a member."""
         view = self._around.view
-        known = {address: view.members.get(view.traffic.former.get(address, "")) for address in held}
-        return [
-            Candidate(address, held[address].epoch, member.underlay)
-            for address, member in known.items()
-            if member is not None and member.node != self._config.node
-        ]
+        member = view.members.get(view.traffic.former.get(holder.address, ""))
+        if member is None or member.node == self._config.node:
+            return None
+        return Candidate(holder.address, holder.epoch, member.underlay)
 
-    def _listeners(self, held: dict[str, Holder]) -> list[Listener]:
+    def _listeners(self, behind: dict[Holder, dict[BackendKey, Backend]]) -> list[Listener]:
         found: list[Listener] = []
-        for address, holder in held.items():
-            behind = self._around.view.traffic.behind(holder)
-            ports = sorted({(key.protocol, key.port) for key in behind})
+        for holder, backends in behind.items():
+            ports = sorted({(key.protocol, key.port) for key in backends})
             for protocol, port in ports:
-                keys = sorted(key for key in behind if (key.protocol, key.port) == (protocol, port))
-                newest = max(keys, key=lambda key: behind[key].added)
-                targets = tuple((k.address, k.backend_port) for k in keys if self._healthy(k))
-                found.append(Listener(address, protocol, port, behind[newest].affinity, targets))
+                keys = sorted(key for key in backends if (key.protocol, key.port) == (protocol, port))
+                newest = max(keys, key=lambda key: backends[key].added)
+                targets = tuple((k.address, k.backend_port) for k in keys if self._healthy(k, backends[k]))
+                found.append(Listener(holder.address, protocol, port, backends[newest].affinity, targets))
         return found
 
-    def _healthy(self, key: BackendKey) -> bool:
+    def _healthy(self, key: BackendKey, backend: Backend) -> bool:
         """By our own checks, and by the log's last word until there is a verdict of ours."""
         verdict = self.health.verdict(key)
-        return verdict[0] if verdict is not None else self._around.view.traffic.backends[key].healthy
+        return verdict[0] if verdict is not None else backend.healthy
 
     async def _take(self, holder: Holder, underlay: Underlay, *, caught_up: bool) -> None:
         address = holder.address
@@ -250,6 +265,7 @@ class Gatekeeper:
         arp.announce(address)
         self._eager[address] = time.monotonic()
         self._there.add(address)
+        self._taken[address] = holder.epoch
         self.takeovers += 1
         log.info("address %s taken (epoch %d)", address, holder.epoch)
 

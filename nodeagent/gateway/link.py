@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 LABEL = ":clb"
 _LABEL_BYTES = 15  # IFNAMSIZ − 1
 
-_ARP = 0x0806
+ETHERTYPE_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _REQUEST, _REPLY = 1, 2
 _RUNNING = 0x40  # IFF_RUNNING
@@ -84,10 +84,12 @@ class ArpSocket:
 
     def __init__(self, device: str) -> None:
         self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.htons(_ARP)
+            socket.AF_PACKET,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            socket.htons(ETHERTYPE_ARP),
         )
         try:
-            self._socket.bind((device, _ARP))
+            self._socket.bind((device, ETHERTYPE_ARP))
             self.mac: bytes = self._socket.getsockname()[4]
         except OSError:
             self._socket.close()
@@ -101,7 +103,7 @@ class ArpSocket:
         own = IPv4Address(address).packed
         for operation in (_REQUEST, _REPLY):
             target = _BROADCAST if operation == _REPLY else b"\0" * 6
-            self._socket.send(_frame(self.mac, operation, own, target, own))
+            self._socket.send(frame(self.mac, operation, own, target, own))
 
     def taken(self, address: str, *, patience_s: float = 0.3) -> str:
         """Ask who has the address; the MAC of another machine that answers, or empty. Blocks that long."""
@@ -112,12 +114,12 @@ class ArpSocket:
         while (now := time.monotonic()) < deadline:
             if now - asked_at >= ASK_AGAIN_S:
                 asked_at = now
-                self._socket.send(_frame(self.mac, _REQUEST, b"\0" * 4, b"\0" * 6, wanted))
+                self._socket.send(frame(self.mac, _REQUEST, b"\0" * 4, b"\0" * 6, wanted))
             ready, _, _ = select.select([self._socket], [], [], min(ASK_AGAIN_S, deadline - now))
             if ready:
-                frame = self._socket.recv(128)
-                if len(frame) >= 42 and frame[28:32] == wanted and frame[22:28] != self.mac:
-                    return frame[22:28].hex(":")
+                heard = self._socket.recv(128)
+                if len(heard) >= 42 and heard[28:32] == wanted and heard[22:28] != self.mac:
+                    return heard[22:28].hex(":")
         return ""
 
     def _forget(self) -> None:
@@ -131,7 +133,7 @@ class ArpSocket:
         self._socket.close()
 
 
-def _frame(mac: bytes, operation: int, sender: bytes, target_mac: bytes, target: bytes) -> bytes:
+def frame(mac: bytes, operation: int, sender: bytes, target_mac: bytes, target: bytes) -> bytes:
     """An ARP packet for Ethernet and IPv4 (RFC 826) to everybody."""
-    header = _BROADCAST + mac + struct.pack("!H", _ARP)
+    header = _BROADCAST + mac + struct.pack("!H", ETHERTYPE_ARP)
     return header + struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + mac + sender + target_mac + target

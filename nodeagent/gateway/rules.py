@@ -11,11 +11,14 @@ it for :data:`YIELD_S`, unless the address is in ``defended``. The agent puts it
 that is dead or cut off changes nothing (the address keeps working), but cannot fight either.
 
 Carrying on (family ip, ``isthmus_clb_former``): connections that began at the holder before this one are
-known to its kernel only. Their packets (TCP without SYN, of no connection known here) go on to that machine
+known to its kernel only. Their packets (TCP without SYN, of no connection balanced here) go on to that machine
 as they are; its connection tracking still has the backend and the source port, and the backend's replies
 never left it. That works as long as it lives and keeps its tables, which is why a gateway that holds
 nothing any more keeps the empty ones. A packet that comes back from it (it does not know the connection
 either) is balanced here like any other, and the backend resets it.
+
+What still arrives for an address that another gateway holds now goes on there, untracked: tracked as it is
+it would be a connection without a backend, and be taken for that once the address comes back here.
 """
 
 from __future__ import annotations
@@ -131,13 +134,22 @@ table arp {TABLE} {{
 """
 
 
-def render_former(formers: Sequence[Former], device: str) -> str:
-    """The transaction after which what began at these machines is sent on to them, and nothing else."""
-    lines = "\n    ".join(
-        f"ip daddr {f.address} tcp flags & syn == 0 ct state {{ new, invalid }} ether saddr != {f.mac} "
+def render_former(formers: Sequence[Former], elsewhere: Sequence[str], device: str) -> str:
+    """The transaction after which what began at these machines is sent on to them, and nothing else.
+
+    ``elsewhere``: addresses that other gateways hold; what comes for them by ``device`` goes on to them.
+    """
+    rules = [
+        f"ip daddr {f.address} tcp flags & syn == 0 ct status & dnat == 0 ether saddr != {f.mac} "
         f'counter dup to {f.underlay} device "{device}" drop'
         for f in formers
-    )
+    ]
+    rules += [
+        f'iifname "{device}" ip daddr {address} ct status & dnat == 0 counter '
+        f'dup to {address} device "{device}" drop'
+        for address in elsewhere
+    ]
+    lines = "\n    ".join(rules)
     return f"""\
 table ip {FORMER_TABLE} {{}}
 flush table ip {FORMER_TABLE}
@@ -160,9 +172,20 @@ def render_defence(addresses: Sequence[str], for_s: float) -> str:
     """Defend these addresses for ``for_s`` seconds from now, and answer for them if we were silenced."""
     elements = ", ".join(f"{address} timeout {max(1, int(for_s * 1000))}ms" for address in addresses)
     return (
-        f"flush set arp {TABLE} defended\nflush set arp {TABLE} yielded\n"
+        f"{_without('defended', addresses)}{_without('yielded', addresses)}"
         f"add element arp {TABLE} defended {{ {elements} }}\n"
     )
+
+
+def render_undefended(addresses: Sequence[str]) -> str:
+    """Defend these no longer: from the next announcement of another machine on, we are silent."""
+    return _without("defended", addresses)
+
+
+def _without(name: str, addresses: Sequence[str]) -> str:
+    """Lines after which a set does not hold these, whether it did or not: deleting what is not there fails."""
+    elements = ", ".join(addresses)
+    return "".join(f"{verb} element arp {TABLE} {name} {{ {elements} }}\n" for verb in ("add", "delete"))
 
 
 def _rule(listener: Listener) -> str:

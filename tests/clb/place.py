@@ -6,20 +6,28 @@ machine in a data centre behind it, and an external node.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import nats
+
+from events.client import ControllerClient
+from events.commands import MarkGateway
+from events.queries import ClbView, ShowClb
+from tests.clb import question
 from tests.nodeagent.sandbox import sh
-from tests.nodeagent.site import Site, site, until
+from tests.nodeagent.site import BUS, Site, site, until
+
+A = TypeVar("A")
 
 HERE = Path(__file__).parent
 SUBNET = "10.0.0.64/28"
@@ -33,7 +41,7 @@ class Stream:
     def __init__(self, program: str, *arguments: str, within: str = "") -> None:
         inside = ["ip", "netns", "exec", within] if within else []
         self._process = subprocess.Popen(
-            [*inside, sys.executable, "-m", f"tests.clb.{program}", *arguments],
+            [*inside, sys.executable, "-m", program, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -108,7 +116,24 @@ class Pair:
 
     def holders(self) -> list[str]:
         """Who holds the two addresses."""
-        return [holder["node"] for holder in self.show()["holders"]]
+        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbView))
+        return [holder.node for holder in view.holders]
+
+    def mark(self, node: str, *, on: bool) -> None:
+        """What `isthmus clb gateway add|remove` sends, without its start."""
+        self.talk(lambda client: client.send(MarkGateway(node=node, on=on)))
+
+    def talk(self, what: Callable[[ControllerClient], Awaitable[A]]) -> A:
+        """With the controller, by a connection of its own."""
+
+        async def main() -> A:
+            connection = await nats.connect(BUS)
+            try:
+                return await what(ControllerClient(connection, "default", actor="tester"))
+            finally:
+                await connection.close()
+
+        return asyncio.run(main())
 
     def serve(self, name: str) -> None:
         """Start a backend's server, with its namespace at the first time."""
@@ -131,16 +156,11 @@ class Pair:
 
     def ask(self, address: str, *, within: str = "", source: str = "", protocol: str = "tcp") -> str:
         """One question from a namespace: the backend's name and who it thinks asked, or the error's name."""
-        kind = "SOCK_DGRAM" if protocol == "udp" else "SOCK_STREAM"
-        code = (
-            f"import socket\ns = socket.socket(socket.AF_INET, socket.{kind})\ns.settimeout(1)\n"
-            f"s.bind(({source!r}, 0))\n"
-            f"try:\n s.connect(({address!r}, {PORT}))\n s.send(b'?\\n')\n print(s.recv(100).decode().strip())\n"
-            f"except OSError as e:\n print(type(e).__name__)"
-        )
-        inside = ["ip", "netns", "exec", within] if within else []
+        if not within:
+            return question.ask(address, PORT, source, protocol)
+        program = [sys.executable, "-S", question.__file__, address, str(PORT), source, protocol]
         return subprocess.run(
-            [*inside, sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=10
+            ["ip", "netns", "exec", within, *program], capture_output=True, text=True, check=True, timeout=30
         ).stdout.strip()
 
     def wait_served(self, address: str) -> None:
@@ -190,19 +210,3 @@ def back(place: Site, name: str) -> None:
     """It comes back with everything it had."""
     sh(f"ip link set v-{name} up")
     place.nodes[name].start("--gateway", "--heartbeat", "5")
-
-
-def both_answered_s(answers: Stream) -> float:
-    """The length of the time in which two machines answered for one address."""
-    by_mac: dict[str, list[float]] = {}
-    for moment, mac in answers.found:
-        by_mac.setdefault(mac, []).append(moment)
-    if len(by_mac) < 2:
-        return 0.0
-    (_, old), (_, new) = sorted(by_mac.items(), key=lambda item: item[1][0])[:2]
-    return max(0.0, max(old) - min(new))
-
-
-def now() -> float:
-    """Wall clock, as the helpers write it."""
-    return time.time()
