@@ -1,8 +1,14 @@
 """A stand-in for what hides behind the CLB pair, and its client. Runs inside namespaces; standard library only.
 
     web.py serve NAME PORT [CERTIFICATE KEY]    answers each GET with its name, by TLS if it has a certificate
-    web.py ask ADDRESS PORT [CERTIFICATE]       asks every 20 ms by a new connection until its input ends;
-                                                a line of JSON per request: when, who answered (or nobody)
+    web.py ask ADDRESS PORT PATIENCE [CERTIFICATE]    asks every 20 ms by a new connection until its input ends,
+                                                      and every 100 ms by each of a few that stay open
+
+A new connection is given up after PATIENCE seconds without an answer: a short one measures outages, a long
+one asks only whether an answer comes at all.
+
+`ask` writes a line of JSON per new connection, [when, who answered or ""], and one per lasting connection:
+{"server": who, "answered": how often, "broken": why or ""}.
 
 It must never import anything of ours: it stands for other people's programs.
 """
@@ -16,7 +22,12 @@ import sys
 import time
 
 PAUSE_S = 0.02
-PATIENCE_S = 0.5
+LASTING = 4
+LASTING_PAUSE_S = 0.1
+LASTING_PATIENCE_S = 3.0
+"""How long a connection in progress may stall: TCP sends again after 0.2, 0.6, 1.4 s (as Linux starts)."""
+
+IDLE_S = 30.0
 
 
 async def serve(name: str, port: int, certificate: str = "", key: str = "") -> None:
@@ -25,15 +36,19 @@ async def serve(name: str, port: int, certificate: str = "", key: str = "") -> N
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
+    body = name.encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(10):
-                await reader.readline()
-                body = name.encode()
-                writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-                await writer.drain()
-        except (OSError, TimeoutError):
+            lasting = True
+            while lasting:
+                async with asyncio.timeout(IDLE_S):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    lasting = b"\r\nconnection: close" not in request.lower()
+                    writer.write(reply)
+                    await writer.drain()
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             return
         finally:
             writer.close()
@@ -44,26 +59,53 @@ async def serve(name: str, port: int, certificate: str = "", key: str = "") -> N
     await server.serve_forever()
 
 
-async def _once(address: str, port: int, context: ssl.SSLContext | None) -> None:
+def _tell(what: object) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+
+
+async def _question(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, last: bool) -> str:
+    """The name that a server answers. Raises OSError or EOFError."""
+    writer.write(b"GET / HTTP/1.1\r\nHost: pair\r\n" + (b"Connection: close\r\n" if last else b"") + b"\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+    return (await reader.readexactly(length)).decode()
+
+
+async def _once(address: str, port: int, context: ssl.SSLContext | None, patience_s: float) -> None:
     started, name = time.time(), ""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             reader, writer = await asyncio.open_connection(address, port, ssl=context)
-            writer.write(b"GET / HTTP/1.0\r\n\r\n")
-            name = (await reader.read()).rpartition(b"\r\n\r\n")[2].decode()
+            name = await _question(reader, writer, last=True)
             writer.transport.abort()
-    except (OSError, TimeoutError):
+    except (OSError, EOFError, TimeoutError):
         name = ""
-    sys.stdout.write(json.dumps([started, name]) + "\n")
+    _tell([started, name])
 
 
-async def ask(address: str, port: int, certificate: str = "") -> None:
+async def _lasting(address: str, port: int, context: ssl.SSLContext | None, ended: asyncio.Task[str]) -> None:
+    server, answered, broken = "", 0, ""
+    try:
+        async with asyncio.timeout(LASTING_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(address, port, ssl=context)
+        while not ended.done():
+            async with asyncio.timeout(LASTING_PATIENCE_S):
+                server = await _question(reader, writer, last=False)
+            answered += 1
+            await asyncio.sleep(LASTING_PAUSE_S)
+        writer.transport.abort()
+    except (OSError, EOFError, TimeoutError) as error:
+        broken = str(error) or type(error).__name__
+    _tell({"server": server, "answered": answered, "broken": broken})
+
+
+async def ask(address: str, port: int, patience: str, certificate: str = "") -> None:
     """Until the standard input ends."""
     context = ssl.create_default_context(cafile=certificate) if certificate else None
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
-    under_way: set[asyncio.Task[None]] = set()
+    under_way = {asyncio.create_task(_lasting(address, port, context, ended)) for _ in range(LASTING)}
     while not ended.done():
-        task = asyncio.create_task(_once(address, port, context))
+        task = asyncio.create_task(_once(address, port, context, float(patience)))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
         await asyncio.sleep(PAUSE_S)
