@@ -8,8 +8,8 @@ import uuid
 from hashlib import sha1
 
 # A namespace of our own, so that our UUIDv5 never meet anybody else's. Fixed for ever.
-_EVENT_NAMESPACE = uuid.UUID("5f2b6c8e-9d0a-5e5f-8a43-0f6f3f0f7d31")
-_NAMESPACE_BYTES = _EVENT_NAMESPACE.bytes
+EVENT_NAMESPACE = uuid.UUID("5f2b6c8e-9d0a-5e5f-8a43-0f6f3f0f7d31")
+_NAMESPACE_BYTES = EVENT_NAMESPACE.bytes
 _VARIANT = {digit: f"{int(digit, 16) & 0x3 | 0x8:x}" for digit in "0123456789abcdef"}
 """A hexadecimal digit with its upper two bits as RFC 9562 wants them in the variant's place."""
 

@@ -16,6 +16,7 @@ from replay.archive.directory import ArchiveFile, decompress
 from replay.archive.format import Manifest, Segment, signed_text
 from replay.verification.findings import Finding
 from replay.verification.lines_check import LinesResult, check_lines
+from replay.verification.plain_lines import Transaction
 
 
 class Note(Protocol):
@@ -124,8 +125,6 @@ def check_segment(path: str, segment: Segment, cluster: str, before: bytes, afte
 
 def lost(segment: Segment, before: bytes, findings: list[Finding]) -> LinesResult:
     """The result for a segment that cannot be read: the check goes on behind it by its description."""
-    from replay.verification.lines_check import Transaction
-
     try:
         digest = bytes.fromhex(segment.head)
     except ValueError:

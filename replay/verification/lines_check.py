@@ -4,15 +4,16 @@ A pure function of the lines and of the digest that the lines before them state,
 checked in any order and in other processes. Behind a broken link the check goes on from what the
 event states of itself: one changed event is one finding, not an avalanche.
 
-The hot loop repeats :func:`events.chain.link` in a faster form (a test holds the two together).
+Here is the careful judge, who looks at each line and says what is wrong with it. It is asked only
+where the fast one (:mod:`replay.verification.plain_lines`) saw something unusual.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from hashlib import sha1, sha256
+from hashlib import sha256
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -22,15 +23,15 @@ from events.envelope import from_headers
 from events.errors import VerificationFailed
 from events.ids import event_id
 from events.subjects import event as subject_of
-from events.types import EVENT_TYPES, Event
+from events.types import Event
 from replay.archive.lines import ChainLine, decode_chain_lines, line_body
 from replay.verification.findings import FINDINGS_LIMIT, Finding
+from replay.verification.plain_lines import STRETCH, Position, Transaction, plain
 
 _COUNT = len(CHAINED_HEADERS)
 _FRAME_BREAKS = _COUNT + 2
-_Raw = msgspec.Raw
-_NAMESPACE = UUID("5f2b6c8e-9d0a-5e5f-8a43-0f6f3f0f7d31").bytes
-_TIME_LENGTH = len("2026-03-02T08:00:00.000000Z")
+_HEADERS = (*CHAINED_HEADERS, "ce-chain", "Nats-Msg-Id")
+_astuple: Any = msgspec.structs.astuple
 
 CLOCKS = "clocks"
 """The check whose findings are only counted: an imported log has the times of its import throughout."""
@@ -38,13 +39,7 @@ CLOCKS = "clocks"
 CLOCK_TOLERANCE_NS = 60 * 10**9
 """Server time and event time further apart are worth a word: a clock is off, or was set."""
 
-
-class Transaction(NamedTuple):
-    """Where a transaction stands at the edge of some lines: the event at ``place`` of ``size``."""
-
-    command: str
-    place: int
-    size: int
+_NOWHERE = Transaction("", 0, 1)
 
 
 class LinesResult(NamedTuple):
@@ -71,114 +66,103 @@ def check_lines(data: bytes, cluster: str, before: bytes, after: int) -> LinesRe
 
     Raises VerificationFailed(archive_damaged) when the text is no event lines at all.
     """
+    findings: list[Finding] = []
+    position = Position(before, after)
+    first = first_ns = count = 0
+    for part in _stretches(data):
+        lines = _decoded(part, position.sequence)
+        if not lines:
+            continue
+        if not count:
+            first, first_ns = lines[0].seq, lines[0].recorded_ns
+        count += len(lines)
+        due = plain(part, lines, cluster, position)
+        if due is None:
+            judge_carefully(lines, cluster, position, findings)
+        else:
+            findings.extend(_clocks([lines[index] for index in due]))
+        if len(findings) > FINDINGS_LIMIT:
+            break
+    return LinesResult(
+        first,
+        position.sequence,
+        count,
+        position.digest,
+        position.opening or _NOWHERE,
+        position.closing or _NOWHERE,
+        b"".join([_short(given) for given in position.begun]),
+        first_ns,
+        position.last_ns,
+        findings,
+    )
+
+
+def _stretches(data: bytes) -> Iterator[bytes]:
+    """``data`` in parts of whole lines."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + STRETCH) + 1 or len(data)
+        yield data[start:end]
+        start = end
+
+
+def _decoded(data: bytes, after: int) -> Sequence[ChainLine]:
     try:
-        lines = decode_chain_lines(data)
+        return decode_chain_lines(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed(
             "archive_damaged", f"the lines behind event {after} are unreadable ({error})", sequence=after + 1
         ) from error
-    findings: list[Finding] = []
-    astuple: Any = msgspec.structs.astuple
-    forms = _forms(cluster)
-    fromisoformat = datetime.fromisoformat
-    previous, sequence, last_ns = before, after, 0
-    command, index, count = "", -1, 0
-    opening = Transaction("", 0, 1)
-    begun: list[str] = []
-    minute = ""  # the time stamp's shape is read slowly once for each minute, and compared in between
+
+
+def judge_carefully(
+    lines: Sequence[ChainLine], cluster: str, position: Position, findings: list[Finding]
+) -> None:
+    """Judge each line for itself and move ``position`` behind them."""
     for line in lines:
-        seq = line.seq
-        subject = line.subject
-        headers = astuple(line.headers)
-        (
-            spec,
-            given,
-            event_type,
-            _,
-            time,
-            content,
-            _,
-            this,
-            _,
-            _,
-            place_text,
-            of_text,
-            *_,
-            stated,
-            message_id,
-        ) = headers
-        raw = line.body
-        body = bytes(raw) if type(raw) is _Raw else line_body(line)
-        frame = "\n".join((str(seq), subject, *headers[:_COUNT], str(len(body))))
-        digest = sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
+        headers: tuple[str, ...] = _astuple(line.headers)
+        stated = headers[_COUNT]
+        body = line_body(line)
+        frame = "\n".join((str(line.seq), line.subject, *headers[:_COUNT], str(len(body))))
+        digest = sha256(b"%b%b\n%b" % (position.digest, frame.encode(), body)).digest()
         if digest.hex() != stated or frame.count("\n") != _FRAME_BREAKS:
             findings.append(_broken(line, digest, stated))
             digest = _as_digest(stated) or digest
-        previous = digest
-        if seq != sequence + 1:
-            findings.append(_gap(sequence, seq))
-        sequence = seq
+        position.digest = digest
+        if line.seq != position.sequence + 1:
+            findings.append(_gap(position.sequence, line.seq))
+        position.sequence = line.seq
 
-        # Its place in its transaction: the events of one command stand together, 0 … count − 1.
-        try:
-            place, of = int(place_text), int(of_text)
-            fromisoformat(time)
-            odd = False
-        except ValueError:
-            place, of, odd = 0, 1, True
-        if index < 0:
-            opening = Transaction(this, place, of)
-        elif place != index + 1 if (index + 1 < count and this == command) else (place or index + 1 != count):
-            findings.append(_torn(seq, Transaction(command, index, count), Transaction(this, place, of)))
-        if not place:
-            begun.append(given)
-        command, index, count = this, place, of
+        named = dict(zip(_HEADERS, headers, strict=True))
+        this = _place(named)
+        if position.opening is None:
+            position.opening = this
+        elif position.closing is not None and not _follows(position.closing, this):
+            findings.append(_torn(line.seq, position.closing, this))
+        position.closing = this
+        if not this.place:
+            position.begun.append(named["ce-id"])
 
-        # Its form, as far as it is cheap to see (of the id, a UUIDv5, the first 32 bits); whatever is
-        # unusual goes to the slow judges.
-        recorded_ns = line.recorded_ns
-        if (
-            odd
-            or line.type != event_type
-            or sha1(_NAMESPACE + f"{this}/{place_text}".encode()).hexdigest()[:8] != given[:8]  # noqa: S324
-            or recorded_ns < last_ns
-            or (message_id and message_id != given)
-            or len(time) != _TIME_LENGTH
-            or spec != "1.0"
-            or not content
-            or time[:16] != minute
-        ):
-            minute = time[:16]
-            findings.extend(_form(line, headers, cluster, last_ns))
-        last_ns = max(last_ns, recorded_ns)
-        form = forms.get(event_type)
-        try:
-            if form is None:
-                fits = False
-            else:
-                decoder, entity, prefix, suffix = form
-                name = entity(decoder(body))
-                fits = subject == prefix + name + suffix or subject == (
-                    prefix + name.replace(".", "_").replace("/", "-") + suffix
-                )
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            fits = False
-        if not fits:
-            findings.extend(_content(line, event_type, body, cluster))
+        findings.extend(_form(line, named, cluster, position.last_ns))
+        position.last_ns = max(position.last_ns, line.recorded_ns)
+        findings.extend(_content(line, named["ce-type"], body, cluster))
         if len(findings) > FINDINGS_LIMIT:
-            break
-    return LinesResult(
-        lines[0].seq if lines else 0,
-        sequence,
-        len(lines),
-        previous,
-        opening,
-        Transaction(command, max(index, 0), max(count, 1)),
-        b"".join([_short(given) for given in begun]),
-        lines[0].recorded_ns if lines else 0,
-        last_ns,
-        findings,
-    )
+            return
+
+
+def _place(named: dict[str, str]) -> Transaction:
+    """Where an event says that it stands; alone, when it does not say it properly (its form is judged)."""
+    try:
+        return Transaction(named["ce-commandid"], int(named["ce-txindex"]), int(named["ce-txcount"]))
+    except ValueError:
+        return Transaction(named["ce-commandid"], 0, 1)
+
+
+def _follows(before: Transaction, this: Transaction) -> bool:
+    """Whether an event may stand behind another: the events of one command stand together, in order."""
+    if before.left > 0:
+        return this == before._replace(place=before.place + 1)
+    return before.left == 0 and this.place == 0
 
 
 def _short(given: str) -> bytes:
@@ -189,23 +173,22 @@ def _short(given: str) -> bytes:
         return sha256(given.encode()).digest()[:8]
 
 
-_FORMS: dict[str, dict[str, tuple[Any, Any, str, str]]] = {}
+def _clocks(lines: Sequence[ChainLine]) -> list[Finding]:
+    """The lines whose own time is far from the server's."""
+    return [
+        _apart(line.seq)
+        for line in lines
+        if _are_apart(datetime.fromisoformat(_astuple(line.headers)[4]), line.recorded_ns)
+    ]
 
 
-def _forms(cluster: str) -> dict[str, tuple[Any, Any, str, str]]:
-    """Type name → its decoder, the getter of its entity, and the subject before and behind the entity."""
-    forms = _FORMS.get(cluster)
-    if forms is None:
-        forms = _FORMS[cluster] = {
-            cls.type_name(): (
-                msgspec.json.Decoder(cls).decode,
-                cls.entity.fget,  # type: ignore[attr-defined]  # a property, read without the descriptor
-                f"isthmus.{cluster}.events.{cls.aggregate}.",
-                f".{cls.verb}",
-            )
-            for cls in EVENT_TYPES
-        }
-    return forms
+def _are_apart(moment: datetime, recorded_ns: int) -> bool:
+    return abs(moment.timestamp() * 1e9 - recorded_ns) > CLOCK_TOLERANCE_NS
+
+
+def _apart(sequence: int) -> Finding:
+    message = f"its own time and the server's are more than {CLOCK_TOLERANCE_NS // 10**9} s apart"
+    return Finding(check=CLOCKS, code="clock", message=message, sequence=sequence, level="warning")
 
 
 def _content(line: ChainLine, event_type: str, body: bytes, cluster: str) -> list[Finding]:
@@ -235,8 +218,8 @@ def _content(line: ChainLine, event_type: str, body: bytes, cluster: str) -> lis
     return []
 
 
-def _form(line: ChainLine, headers: tuple[str, ...], cluster: str, last_ns: int) -> list[Finding]:
-    """The slow judge of an envelope that looks unusual."""
+def _form(line: ChainLine, named: dict[str, str], cluster: str, last_ns: int) -> list[Finding]:
+    """What is wrong with an envelope."""
     found: list[Finding] = []
 
     def note(message: str, code: str = "event_malformed", level: Any = "error") -> None:
@@ -250,7 +233,6 @@ def _form(line: ChainLine, headers: tuple[str, ...], cluster: str, last_ns: int)
             )
         )
 
-    named = dict(zip((*CHAINED_HEADERS, "ce-chain", "Nats-Msg-Id"), headers, strict=True))
     present = {name: value for name, value in named.items() if value}
     try:
         envelope = from_headers(present, line.seq)
@@ -258,9 +240,8 @@ def _form(line: ChainLine, headers: tuple[str, ...], cluster: str, last_ns: int)
         return [Finding(check="envelope", code=error.code, message=error.message, sequence=line.seq)]
     if envelope.time.tzinfo is None:
         note("its ce-time has no zone")
-    elif abs(envelope.time.timestamp() * 1e9 - line.recorded_ns) > CLOCK_TOLERANCE_NS:
-        message = f"its own time and the server's are more than {CLOCK_TOLERANCE_NS // 10**9} s apart"
-        found.append(Finding(check=CLOCKS, code="clock", message=message, sequence=line.seq, level="warning"))
+    elif _are_apart(envelope.time, line.recorded_ns):
+        found.append(_apart(line.seq))
     if line.type != envelope.type:
         note(f"the line says {line.type!r}, the header ce-type {envelope.type!r}")
     if named["Nats-Msg-Id"] and named["Nats-Msg-Id"] != envelope.id:
@@ -307,11 +288,7 @@ def _torn(seq: int, before: Transaction, this: Transaction) -> Finding:
 
 def joins(before: Transaction, this: Transaction, seq: int) -> list[Finding]:
     """Whether the transaction at the end of some lines goes on properly in the next."""
-    if before.place + 1 < before.size and this.command == before.command:
-        fine = this.place == before.place + 1
-    else:
-        fine = this.place == 0 and before.place + 1 == before.size
-    return [] if fine else [_torn(seq, before, this)]
+    return [] if _follows(before, this) else [_torn(seq, before, this)]
 
 
 def _as_digest(stated: str) -> bytes | None:
