@@ -26,7 +26,7 @@ _SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
 _UNSAFE = re.compile(r"""[^!#$&-~]""")
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The identity of one event. ``time`` is when the decision was made, by the controller's clock (UTC)."""
 
     id: str

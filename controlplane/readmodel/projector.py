@@ -8,6 +8,7 @@ and a rebuild that is switched in is picked up here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
-from controlplane.service.hooks import Changes, Lagged, Observer
+from controlplane.service.hooks import Changes, Lagged, Observer, Subscription
 from controlplane.service.remembered import Remembered
 from events.chain import verify_link
 from events.codec import Recorded, decode
@@ -26,6 +27,18 @@ log = logging.getLogger("isthmus.controller")
 
 BATCH = 2000
 """Events of one transaction: large enough that its fixed cost vanishes, small enough to be live."""
+
+BURST = 500
+"""Events at once from which on more are likely to follow: half of a full append."""
+
+GATHER = 20_000
+"""Events of a burst that are left waiting while more come in."""
+
+GATHER_S = 0.5
+"""Longest time that they are left waiting."""
+
+GAP_S = 0.1
+"""A burst is over when nothing has come for this long."""
 
 LOOK_S = 1.0
 """How often a rebuilt generation is looked for."""
@@ -57,6 +70,8 @@ class Projector:
         self._remembered = remembered
         self._policy = policy
         self._moved = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._askers = 0
         self._opening = asyncio.Lock()
         self.store: Store | None = None
         self.stalled: IsthmusError | None = None
@@ -86,6 +101,10 @@ class Projector:
 
         Raises the reason when the projection has stopped, and Unavailable(log_unavailable) in time.
         """
+        if self.sequence >= sequence:
+            return
+        self._askers += 1
+        self._asked.set()
         try:
             async with asyncio.timeout(timeout_s):
                 while self.sequence < sequence:
@@ -99,6 +118,10 @@ class Projector:
                 f"the read model is at {self.sequence}, it did not reach {sequence} within {timeout_s:g} s",
                 sequence=self.sequence,
             ) from None
+        finally:
+            self._askers -= 1
+            if not self._askers:
+                self._asked.clear()
 
     async def run(self) -> None:
         """Project for ever."""
@@ -151,6 +174,7 @@ class Projector:
                 except StopAsyncIteration:
                     await asyncio.Event().wait()  # the controller is stopping and will cancel this task
                     continue
+                run = await self._gather(subscription, run)
                 done = store.checkpoint.sequence
                 fresh = [recorded for recorded in run if recorded.sequence > done]
                 if fresh and fresh[0].sequence != done + 1:
@@ -158,6 +182,24 @@ class Projector:
                 await self._apply(store, fresh)
         finally:
             subscription.close()
+
+    async def _gather(self, subscription: Subscription, run: list[Recorded]) -> list[Recorded]:
+        """The rest of a burst, unless somebody waits for what has come of it.
+
+        Deciding and projecting share one interpreter: in a burst of commands their answers come first.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + GATHER_S
+        while BURST <= len(run) < GATHER and loop.time() < until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(GAP_S, until - loop.time())):
+                    await self._asked.wait()
+                return run
+            more = subscription.take()
+            if not more:
+                return run
+            run += more
+        return run
 
     async def _catch_up(self, store: Store) -> None:
         """Everything that the log holds now. The next batch is verified and decoded while one is written."""

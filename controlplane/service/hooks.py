@@ -134,6 +134,10 @@ class Subscription:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
+        return self.take()
+
+    def take(self) -> list[Recorded]:
+        """What has come by now, perhaps nothing."""
         run = list(self._waiting)
         self._waiting.clear()
         return run

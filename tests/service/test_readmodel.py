@@ -16,6 +16,7 @@ import pytest
 from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness
 from controlplane.digest import state_digest
 from controlplane.evolve import evolve
+from controlplane.readmodel import projector as projector_module
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.rebuild import rebuild
@@ -31,6 +32,7 @@ from events.commands import (
     ChangeUnderlay,
     DeclareNetwork,
     FenceNode,
+    ImportNodes,
     LeaveNode,
     MarkGateway,
     Override,
@@ -151,6 +153,23 @@ async def test_the_rows_say_at_every_sequence_what_the_fold_says(tmp_path: Path,
         for moment, sequence in moments.items():
             assert await store.run(lambda c, moment=moment: sequence_at(c, moment)) == sequence
         assert len(types) >= 15
+
+
+async def test_a_burst_waits_for_its_end_unless_somebody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector_module, "GATHER_S", 300.0)
+    monkeypatch.setattr(projector_module, "GAP_S", 300.0)
+    async with rig() as it, projecting(it, tmp_path) as projector:
+        await it.send(join(0))
+        await projector.reached(3)
+        await it.send(ImportNodes(nodes=tuple(join(number) for number in range(1, 300))))
+        await it.send(join(300))  # no burst, but it comes behind one
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert projector.sequence == 3
+        await projector.reached(it.replica.head.sequence, timeout_s=30)
+        assert (await projector.open()).checkpoint == it.replica.head
 
 
 async def test_a_restored_replica_goes_on_exactly_as_the_one_that_folded_everything(tmp_path: Path) -> None:
