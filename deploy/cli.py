@@ -98,14 +98,17 @@ def nats(
 
 
 @deploy.command()
+@click.option("--gateway", is_flag=True, help="Also what lets this machine's agent hold CLB addresses.")
 @to_option
-def systemd(to: Path) -> None:
+def systemd(to: Path, *, gateway: bool) -> None:
     """The systemd units of agent, controller, issuer and bus.
 
     \b
     Example: isthmus deploy systemd --to /etc/systemd/system
     """
     _copy("systemd", "*.service", to)
+    if gateway:
+        _copy("systemd", "gateway.conf", to / "isthmus-agent.service.d")
 
 
 @deploy.command()

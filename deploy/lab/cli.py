@@ -61,7 +61,7 @@ class _LabGroup(click.Group):
 )  # fmt: skip
 @click.option(
     "--clb", is_flag=True,
-    help="Also: a CLB pair on two gateways, an API server stand-in behind it; a gateway and a backend die.",
+    help="Also: a CLB pair on two gateways, an API server stand-in behind it; backends and gateways fail.",
 )  # fmt: skip
 @click.option(
     "--leaf", is_flag=True,

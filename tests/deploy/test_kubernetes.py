@@ -77,10 +77,29 @@ def test_no_container_can_gain_more_than_it_is_given(workload: dict[str, Any]) -
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"]["drop"] == ["ALL"]
-        assert context["capabilities"].get("add", []) == (["NET_ADMIN"] if container["name"] == "agent" else [])
+        added = ["NET_ADMIN"] if container["name"] == "agent" else []
+        if "--gateway" in container.get("args", ()):
+            added.append("NET_RAW")
+        assert context["capabilities"].get("add", []) == added
         assert "memory" in container["resources"]["limits"]
     if workload["kind"] == "Deployment":
         assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_has_one_of_them() -> None:
+    changes = (
+        ("name: isthmus-agent\n  namespace", "name: isthmus-agent-gateway\n  namespace"),
+        ("kubernetes.io/name: isthmus-agent\n", "kubernetes.io/name: isthmus-agent-gateway\n"),
+        ("isthmus/gateway, operator: DoesNotExist", "isthmus/gateway, operator: Exists"),
+        ("- --ca=/etc/isthmus/ca.pem\n", "- --ca=/etc/isthmus/ca.pem\n            - --gateway\n"),
+        ("add: [NET_ADMIN]", "add: [NET_ADMIN, NET_RAW]"),
+        ("maxUnavailable: 10%", "maxUnavailable: 1"),
+    )
+    text = (FOLDER / "agent.yaml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    assert yaml.safe_load(text) == yaml.safe_load((FOLDER / "gateway.yaml").read_text())
 
 
 def test_the_command_writes_them_all(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from deploy.cli import deploy
 from events.config import ROLES
 from events.config_cli import command_of
 
+GATEWAY = Path("isthmus-agent.service.d", "gateway.conf")
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
 EXPOSURE_MAX = {"isthmus-agent.service": 2.0}
 """By `systemd-analyze security`, 0 closed … 10 open; the agent needs netlink and a capability."""
@@ -64,3 +67,31 @@ def test_no_unit_but_the_agents_has_a_capability() -> None:
         granted = re.findall(r"^(?:Ambient|CapabilityBounding)\w*=(.+)$", unit.read_text(), re.MULTILINE)
         assert granted == (["CAP_NET_ADMIN"] * 2 if "agent" in unit.name else []), unit.name
         assert "User=isthmus" in unit.read_text()
+
+
+@needs_systemd
+def test_a_gateways_agent_gets_one_capability_and_one_kind_of_socket_more(tmp_path: Path) -> None:
+    for arguments in ([], ["--gateway"]):
+        result = CliRunner().invoke(deploy, ["systemd", "--to", str(tmp_path), *arguments])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / GATEWAY).exists() == bool(arguments)
+    unit = tmp_path / "isthmus-agent.service"
+    unit.write_text(re.sub(r"/opt/isthmus/bin/\S+", "/bin/true", unit.read_text()))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert [line for line in verified.stderr.splitlines() if "gateway.conf" in line] == []
+    exposed = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(unit)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    score = re.search(r"exposure level for \S+: ([0-9.]+)", exposed.stdout)
+    assert score, exposed.stdout + exposed.stderr
+    assert float(score[1]) <= EXPOSURE_MAX[unit.name] + 0.2
+    settings = dict(re.findall(r"^(\w+)=(.+)$", (tmp_path / GATEWAY).read_text(), re.MULTILINE))
+    assert settings == {
+        "AmbientCapabilities": "CAP_NET_RAW",
+        "CapabilityBoundingSet": "CAP_NET_RAW",
+        "RestrictAddressFamilies": "AF_PACKET",
+    }, "systemd adds these to what the unit has"
