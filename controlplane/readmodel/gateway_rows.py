@@ -7,23 +7,16 @@ reservation that it was added to stands (:mod:`controlplane.readmodel.asof` read
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from controlplane.readmodel.rows import Handlers, Rows
 from events.types import (
     ClbBackendAdded,
     ClbBackendHealthChanged,
     ClbBackendRemoved,
     ClbHolderAssigned,
     ClbHolderWithdrawn,
-    Event,
     NodeGatewayMarked,
     NodeGatewayUnmarked,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from controlplane.readmodel.rows import Rows
 
 
 def part_of(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> str:
@@ -62,7 +55,7 @@ def _unmarked(rows: Rows, sequence: int, time_us: int, event: NodeGatewayUnmarke
     rows.facts.close(("gateway", event.node, ""), sequence, time_us)
 
 
-HANDLERS: dict[type[Event], Callable[[Rows, int, int, Any], None]] = {
+HANDLERS: Handlers = {
     ClbBackendAdded: _backend_added,
     ClbBackendRemoved: _backend_removed,
     ClbBackendHealthChanged: _health_changed,

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 
+from controlplane.readmodel import cluster_rows, gateway_rows
 from controlplane.readmodel.rows import Contradiction, Rows, microseconds
 from controlplane.readmodel.schema import SCHEMA, VERSION
 from controlplane.service.remembered import Place
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 CURRENT = "current"
 CACHE_KIB = 32 * 1024
+_HANDLERS = {**cluster_rows.HANDLERS, **gateway_rows.HANDLERS}
 
 
 def generation_file(directory: Path, number: int) -> Path:
@@ -152,7 +154,7 @@ class Store:
 
         def work(connection: sqlite3.Connection) -> tuple[int, int, Exception | None]:
             if self._rows is None:
-                self._rows = Rows(connection)
+                self._rows = Rows(connection, _HANDLERS)
             return _apply(connection, self._rows, events, park)
 
         applied, parked, error = await self.run(work)

@@ -23,7 +23,7 @@ from events.commands import DefineCluster
 from events.server.config import ServerOptions
 from events.server.process import EmbeddedServer
 
-JOINS = 6_000
+JOINS = 12_000
 CONCURRENCY = 512
 ROUNDS = 4
 KINDS = {

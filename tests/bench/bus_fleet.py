@@ -1,12 +1,13 @@
 """Many agents' connections in a few processes: the other end of the bus benchmarks.
 
-    python -m tests.bench.bus_fleet URL CLUSTER COUNT live|both|ordered|plain
+    python -m tests.bench.bus_fleet URL CLUSTER COUNT connected|plain|live|both|ordered
 
 Prints ``ready`` when all are connected and level with the log. ``live`` agents read as ours do,
 ``both`` ones also hear plain messages on ``bench.plain``; ``ordered`` ones have nats-py's ordered
-consumer each; ``plain`` ones only subscribe to the republished events. On a line on standard input
-it prints what arrived since the last: ``{"live": [[sequence, nanoseconds], …], "plain": …}`` by the
-system's monotonic clock, which is one for all processes of a machine.
+consumer each; ``plain`` ones only subscribe to the republished events, ``connected`` ones to nothing.
+On a line on standard input it prints what arrived since the last:
+``{"live": [[sequence, nanoseconds], …], "plain": …}`` by the system's monotonic clock, which is one
+for all processes of a machine.
 """
 
 from __future__ import annotations

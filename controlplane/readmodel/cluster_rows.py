@@ -1,0 +1,178 @@
+"""The rows of members, ranges, plan, networks, reservations and refusals.
+
+With :mod:`controlplane.readmodel.gateway_rows` the projection's whole knowledge of what events mean.
+Written independently of :mod:`controlplane.evolve`, so that comparing the two digests says something.
+"""
+
+from __future__ import annotations
+
+from controlplane.readmodel.rows import Handlers, Rows, microseconds
+from events.types import (
+    AllocationRefused,
+    CidrAppended,
+    ClbRefused,
+    ClbReleased,
+    ClbReserved,
+    ClusterDefined,
+    ClusterDeleted,
+    ConflictOverridden,
+    ConflictRefused,
+    JoinTokenUsed,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+
+
+def _joined(rows: Rows, sequence: int, time_us: int, event: NodeJoined) -> None:
+    name = event.node
+    rows.nodes.open(
+        name,
+        [
+            name, event.uid, event.kind, event.underlay, event.announced, event.vtep_mac, event.site,
+            sequence, sequence, 0, None,
+        ],
+        sequence,
+        time_us,
+    )  # fmt: skip
+    rows.cleared(sequence, time_us, f"node/{name}")
+
+
+def _out(rows: Rows, sequence: int, time_us: int, event: NodeLeft) -> None:
+    rows.nodes.close(event.node, sequence, time_us)
+
+
+def _fenced(rows: Rows, sequence: int, time_us: int, event: NodeFenced) -> None:
+    rows.nodes.close(event.node, sequence, time_us)
+    rows.fact(sequence, time_us, ("fenced", event.uid, ""), event)
+
+
+def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: NodeUnderlayChanged) -> None:
+    new = rows.nodes.current(event.node)
+    new[3:5] = event.underlay, event.announced
+    new[8] = sequence
+    rows.nodes.replace(event.node, new, sequence, time_us)
+    rows.cleared(sequence, time_us, f"node/{event.node}")
+
+
+def _unreachable(rows: Rows, sequence: int, time_us: int, event: NodeUnreachable) -> None:
+    new = rows.nodes.current(event.node)
+    new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
+    rows.nodes.replace(event.node, new, sequence, time_us)
+
+
+def _recovered(rows: Rows, sequence: int, time_us: int, event: NodeRecovered) -> None:
+    new = rows.nodes.current(event.node)
+    new[9:11] = 0, None
+    rows.nodes.replace(event.node, new, sequence, time_us)
+
+
+def _allocated(rows: Rows, sequence: int, time_us: int, event: RangeAllocated) -> None:
+    index = event.index
+    row = [index, event.cidr, "allocated", event.node, event.uid, sequence, None, 0, event.cursor_after]
+    rows.ranges.open(index, row, sequence, time_us)
+
+
+def _draining(rows: Rows, sequence: int, time_us: int, event: RangeDraining) -> None:
+    index = event.index
+    row = [index, event.cidr, "draining", event.node, event.uid, event.epoch, None, 0, None]
+    rows.ranges.replace(index, row, sequence, time_us)
+
+
+def _quarantined(rows: Rows, sequence: int, time_us: int, event: RangeQuarantined) -> None:
+    new = rows.ranges.current(event.index)
+    new[2] = "quarantined"
+    new[6:9] = microseconds(event.until), event.watermark, None
+    rows.ranges.replace(event.index, new, sequence, time_us)
+
+
+def _freed(rows: Rows, sequence: int, time_us: int, event: RangeFreed) -> None:
+    rows.ranges.close(event.index, sequence, time_us)
+
+
+def _defined(rows: Rows, sequence: int, time_us: int, event: ClusterDefined) -> None:
+    rows.fact(sequence, time_us, ("definition", event.cluster, ""), event)
+    for network in event.networks:
+        rows.fact(sequence, time_us, ("network", network.cidr, ""), network)
+
+
+def _deleted(rows: Rows, sequence: int, time_us: int, event: ClusterDeleted) -> None:
+    rows.fact(sequence, time_us, ("deleted", event.cluster, ""), event)
+
+
+def _appended(rows: Rows, sequence: int, time_us: int, event: CidrAppended) -> None:
+    rows.fact(sequence, time_us, ("cidr", event.cidr, ""), event)
+    rows.cleared(sequence, time_us, "command/append-cidr")
+
+
+def _declared(rows: Rows, sequence: int, time_us: int, event: NetworkDeclared) -> None:
+    rows.fact(sequence, time_us, ("network", event.network.cidr, ""), event.network)
+    rows.cleared(sequence, time_us, "command/declare-network")
+
+
+def _withdrawn(rows: Rows, sequence: int, time_us: int, event: NetworkWithdrawn) -> None:
+    rows.facts.close(("network", event.cidr, ""), sequence, time_us)
+
+
+def _overridden(rows: Rows, sequence: int, time_us: int, event: ConflictOverridden) -> None:
+    rows.fact(sequence, time_us, ("override", event.code, f"{event.ours} {event.theirs}"), event)
+
+
+def _reserved(rows: Rows, sequence: int, time_us: int, event: ClbReserved) -> None:
+    rows.fact(sequence, time_us, ("clb", event.name, ""), event)
+    rows.cleared(sequence, time_us, f"clb/{event.name}")
+
+
+def _released(rows: Rows, sequence: int, time_us: int, event: ClbReleased) -> None:
+    rows.facts.close(("clb", event.name, ""), sequence, time_us)
+
+
+def _allocation_refused(rows: Rows, sequence: int, time_us: int, event: AllocationRefused) -> None:
+    rows.refusal(sequence, time_us, f"node/{event.node}", event.code, event)
+
+
+def _clb_refused(rows: Rows, sequence: int, time_us: int, event: ClbRefused) -> None:
+    rows.refusal(sequence, time_us, f"clb/{event.name}", event.code, event)
+
+
+def _conflict_refused(rows: Rows, sequence: int, time_us: int, event: ConflictRefused) -> None:
+    rows.refusal(sequence, time_us, f"command/{event.command}", event.code, event)
+
+
+def _token_used(rows: Rows, sequence: int, time_us: int, event: JoinTokenUsed) -> None:
+    rows.fact(sequence, time_us, ("token", event.token, event.node), event)
+
+
+HANDLERS: Handlers = {
+    NodeJoined: _joined,
+    NodeLeft: _out,
+    NodeFenced: _fenced,
+    NodeUnderlayChanged: _underlay_changed,
+    NodeUnreachable: _unreachable,
+    NodeRecovered: _recovered,
+    RangeAllocated: _allocated,
+    RangeDraining: _draining,
+    RangeQuarantined: _quarantined,
+    RangeFreed: _freed,
+    ClusterDefined: _defined,
+    ClusterDeleted: _deleted,
+    CidrAppended: _appended,
+    NetworkDeclared: _declared,
+    NetworkWithdrawn: _withdrawn,
+    ConflictOverridden: _overridden,
+    ConflictRefused: _conflict_refused,
+    ClbReserved: _reserved,
+    ClbReleased: _released,
+    ClbRefused: _clb_refused,
+    AllocationRefused: _allocation_refused,
+    JoinTokenUsed: _token_used,
+}
