@@ -66,7 +66,7 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a gateway needs to know, in a snapshot. ``gateways``: node → sequence of its mark.
 
-    ``former``: held address → the node that held it just before, kept by agents only.
+    ``former``: held address → underlay address of the machine that held it before, kept by agents only.
     """
 
     reservations: tuple[ClbReserved, ...] = ()

@@ -16,6 +16,7 @@ from events.clb import Traffic
 from events.snapshots import Snapshot
 from events.types import (
     CidrAppended,
+    ClbHolderAssigned,
     ClusterDefined,
     ClusterDeleted,
     Event,
@@ -105,7 +106,8 @@ class View:
     def apply(self, sequence: int, event: Event) -> tuple[Change, ...]:
         """Fold one event; return what it changed about the *other* nodes' rows."""
         if isinstance(event, CONCERNED):
-            self.traffic.apply(sequence, event)
+            before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
+            self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):
             self.members[event.node] = Member(
                 event.node, event.uid, event.vtep_mac, event.announced, event.underlay

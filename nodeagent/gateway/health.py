@@ -86,7 +86,7 @@ async def check(key: BackendKey, backend: Backend) -> str:
     try:
         async with asyncio.timeout(backend.check_timeout_s):
             tls = _lenient() if backend.check == "https" else None
-            reader, writer = await asyncio.open_connection(key.address, port, ssl=tls)
+            reader, writer = await asyncio.open_connection(key.address, port, ssl=tls, limit=ANSWER_LIMIT_BYTES)
             try:
                 return (
                     ""
@@ -107,7 +107,10 @@ async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: isthmus\r\nConnection: close\r\n\r\n"
     writer.write(request.encode("ascii", "replace"))
     await writer.drain()
-    line = (await reader.readline())[:ANSWER_LIMIT_BYTES].decode("latin-1").split(" ", 2)
+    try:
+        line = (await reader.readline()).decode("latin-1").split(maxsplit=2)
+    except ValueError:  # a line beyond the reader's limit
+        line = []
     if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdecimal():
         return f"{host} does not speak HTTP"
     return "" if 200 <= int(line[1]) < 400 else f"{host} answers {line[1]} to {path}"

@@ -25,7 +25,7 @@ from events.errors import IsthmusError
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
-from nodeagent.gateway import link, rules
+from nodeagent.gateway import link, rules, tracked
 from nodeagent.gateway.former import Candidate, FormerHolders
 from nodeagent.gateway.health import Health
 from nodeagent.gateway.leaving import LOOK_S, Leaving, Served
@@ -222,16 +222,30 @@ class Gatekeeper:
             return
         await firewall.nft(rules.render(addresses, listeners, vxlan_port))
         self._applied = wanted
+        await self._forget_datagrams(behind)
         dead = [f"{item.protocol} {item.port} of {item.address}" for item in listeners if not item.targets]
         self._conditions.set("gateway backends", f"no healthy backend behind {', '.join(dead)}" if dead else "")
 
+    async def _forget_datagrams(self, behind: dict[Holder, dict[BackendKey, Backend]]) -> None:
+        """What fails here costs flows to dead backends, never the holding of the address."""
+        try:
+            for holder, backends in behind.items():
+                flows = {key: backend for key, backend in backends.items() if key.protocol == "udp"}
+                if flows:
+                    dead = {(k.address, k.backend_port) for k, b in flows.items() if not self._healthy(k, b)}
+                    count = await asyncio.to_thread(tracked.forget_datagrams, holder.address, dead)
+                    if count:
+                        log.info("%d UDP flows to %s are balanced anew", count, holder.address)
+            self._conditions.clear("gateway flows")
+        except OSError as error:
+            self._conditions.set("gateway flows", f"UDP flows to dead backends stay with them: {error}")
+
     def _former(self, holder: Holder) -> Candidate | None:
-        """The machine that held the address before, if that is still a member."""
-        view = self._around.view
-        member = view.members.get(view.traffic.former.get(holder.address, ""))
-        if member is None or member.node == self._config.node:
+        """The machine that held the address before."""
+        machine, underlay = self._around.view.traffic.former.get(holder.address, ""), self._around.link()
+        if not machine or underlay is None or machine == underlay.address:
             return None
-        return Candidate(holder.address, holder.epoch, member.underlay)
+        return Candidate(holder.address, holder.epoch, machine)
 
     def _listeners(self, behind: dict[Holder, dict[BackendKey, Backend]]) -> list[Listener]:
         found: list[Listener] = []

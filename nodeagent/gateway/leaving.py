@@ -16,8 +16,8 @@ from nodeagent import firewall
 from nodeagent.gateway import rules
 from nodeagent.gateway.former import Candidate
 
-STAY_S = 1.0
-"""How long at most. A new holder that never comes is the controller's to find out, not ours."""
+STAY_S = 3.0
+"""How long at most: a new holder that is silent for longer is replaced by the controller."""
 
 LOOK_S = 0.03
 """Between two looks whether the new holder was heard."""

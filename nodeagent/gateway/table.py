@@ -51,7 +51,7 @@ class TrafficTable:
         self.backends: dict[BackendKey, Backend] = dict(traffic.backends)
         self.holders = {holder.address: holder for holder in traffic.holders}
         self.former = dict(traffic.former)
-        """Held address → the node that held it just before, where this view saw the change."""
+        """Held address → underlay address of the machine that held it just before, where this view saw it."""
         self.version = 0
 
     def save(self) -> Traffic:
@@ -79,8 +79,12 @@ class TrafficTable:
             if (key.name, key.purpose) == (holder.name, holder.purpose)
         }
 
-    def apply(self, sequence: int, event: Event) -> None:
-        """Fold one event; others than :data:`CONCERNED` change nothing."""
+    def apply(self, sequence: int, event: Event, former: str = "") -> None:
+        """Fold one event; others than :data:`CONCERNED` change nothing.
+
+        ``former``: at a change of the holder, the underlay address of the one before. It is taken down at
+        that moment, since a gateway that leaves is no member any more when its connections still go on.
+        """
         match event:
             case ClbReserved():
                 self.reservations[event.name] = event
@@ -93,7 +97,7 @@ class TrafficTable:
             case ClbBackendHealthChanged():
                 self._health(sequence, event)
             case ClbHolderAssigned():
-                self._assign(sequence, event)
+                self._assign(sequence, event, former)
             case ClbHolderWithdrawn():
                 held = self.holders.get(event.address)
                 if held is not None and held.epoch <= event.epoch:
@@ -106,15 +110,15 @@ class TrafficTable:
                 return
         self.version += 1
 
-    def _assign(self, sequence: int, event: ClbHolderAssigned) -> None:
+    def _assign(self, sequence: int, event: ClbHolderAssigned, former: str) -> None:
         """The newer epoch counts, whatever came before."""
         held = self.holders.get(event.address)
         if held is None or held.epoch < sequence:
             self.holders[event.address] = Holder(
                 event.name, event.purpose, event.address, event.node, event.uid, sequence
             )
-            if event.previous and event.previous != event.node:
-                self.former[event.address] = event.previous
+            if former and event.previous != event.node:
+                self.former[event.address] = former
             else:
                 self.former.pop(event.address, None)
 

@@ -25,7 +25,7 @@ from events.commands import MarkGateway
 from events.queries import ClbView, ShowClb
 from tests.clb import question
 from tests.nodeagent.sandbox import sh
-from tests.nodeagent.site import BUS, Site, site, until
+from tests.nodeagent.site import BUS, Node, Site, site, until
 
 A = TypeVar("A")
 
@@ -95,6 +95,27 @@ class Lasting:
         self._socket.close()
 
 
+class Flow:
+    """Datagrams from one port, as one flow."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.settimeout(0.3)
+        self._socket.connect((address, PORT))
+
+    def ask(self) -> str:
+        """The name of the backend that answers, or empty."""
+        try:
+            self._socket.send(b"?\n")
+            return self._socket.recv(100).split()[0].decode()
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._socket.close()
+
+
 class Pair:
     """The reserved pair on a running site."""
 
@@ -118,6 +139,26 @@ class Pair:
         """Who holds the two addresses."""
         view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbView))
         return [holder.node for holder in view.holders]
+
+    def health(self, purpose: str) -> dict[str, bool]:
+        """Backend → what the log says of its health."""
+        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbView))
+        names = {address: name for name, address in BACKENDS.items()}
+        return {
+            names[b.address]: b.healthy for b in view.backends if (b.purpose, b.protocol) == (purpose, "tcp")
+        }
+
+    @contextlib.contextmanager
+    def listening(self, node: Node, port: int) -> Iterator[None]:
+        """A service of the node's own on all its addresses."""
+        program = [sys.executable, "-S", str(HERE / "server.py"), node.name, str(port)]
+        server = subprocess.Popen(["ip", "netns", "exec", node.name, *program])
+        try:
+            until(lambda: f":{port}" in node.run("ss -ltn"), f"port {port} is listened on")
+            yield
+        finally:
+            server.kill()
+            server.wait(timeout=5)
 
     def mark(self, node: str, *, on: bool) -> None:
         """What `isthmus clb gateway add|remove` sends, without its start."""

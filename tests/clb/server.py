@@ -1,19 +1,29 @@
-"""A backend of the tests: says its name per line (TCP), per datagram (UDP) and to any HTTP request."""
+"""A backend of the tests: says its name per line (TCP), per datagram (UDP) and to any HTTP request.
+
+SIGUSR1 makes it answer HTTP with 503 from then on, SIGUSR2 with 200 again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 
 
 async def serve(name: str, port: int) -> None:
+    status = ["200 OK"]
+    loop = asyncio.get_running_loop()
+    for number, said in ((signal.SIGUSR1, "503 Service Unavailable"), (signal.SIGUSR2, "200 OK")):
+        loop.add_signal_handler(number, status.__setitem__, 0, said)
+
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
                 peer = writer.get_extra_info("peername")[0]
                 if line.startswith(b"GET "):
                     body = f"{name} {peer}\n".encode()
-                    writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    head = f"HTTP/1.0 {status[0]}\r\nContent-Length: {len(body)}\r\n\r\n"
+                    writer.write(head.encode() + body)
                     await writer.drain()
                     break
                 writer.write(f"{name} {peer}\n".encode())
