@@ -19,7 +19,7 @@ test:
 
 ## the benchmarks: prints a table and writes build/bench.json
 bench:
-	@bash deploy/setup.sh test
+	@bash deploy/setup.sh bench
 	$(BIN)/python -m tests.bench
 
 ## the property tests with new seeds and a large budget, and a long lab with processes killed under churn

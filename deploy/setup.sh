@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv/ in this checkout ready for the make targets, and sees to it that the system tools the
 # lab needs are there; with the argument `test` also what the tests look with (without Chromium and
-# Prometheus the tests of console and dashboards are skipped, and say so; other tests need the rest).
+# Prometheus the tests of console and dashboards are skipped, and say so; other tests need the rest),
+# with `bench` also what the benchmarks compare with (without it those rows are left out, and say so).
 # Quick when there is nothing to do. Touches nothing outside the checkout except, as root on Debian or
 # Ubuntu, by apt-get.
 set -euo pipefail
@@ -54,6 +55,7 @@ missing_test_packages() {
   has_tool iperf3 || echo iperf3
   has_tool tcpdump || echo tcpdump
   has_tool zstd || echo zstd
+  [ "${1:-}" != bench ] || has_tool etcd || echo etcd-server
 }
 
 install_packages() {
@@ -78,14 +80,14 @@ python=$(find_python) || fail "needs Python $python_minimum or newer; found: $(p
 missing=$(missing_packages | tr '\n' ' ')
 missing=${missing% }
 [ -z "$missing" ] || install_packages "$missing"
-if [ "${1:-}" = test ]; then
-  missing=$(missing_test_packages | tr '\n' ' ')
+if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
+  missing=$(missing_test_packages "$1" | tr '\n' ' ')
   missing=${missing% }
   if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     # They bring services along that nobody asked for; the tests start their own.
-    install_packages "$missing" || say "not installed: $missing; the tests that need them are skipped"
+    install_packages "$missing" || say "not installed: $missing; what needs them is skipped"
   elif [ -n "$missing" ]; then
-    say "not there: $missing; the tests that need them are skipped (sudo apt-get install -y $missing)"
+    say "not there: $missing; what needs them is skipped (sudo apt-get install -y $missing)"
   fi
 fi
 
