@@ -402,9 +402,11 @@ def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterS
 
 def contradiction(sequence: int, event: Event, error: Exception) -> VerificationFailed:
     """The error that names an event which cannot follow the state before it."""
+    # A handler that misses what it expects meets the bare key.
+    why = f"it has no {error} where this event needs one" if isinstance(error, KeyError) else str(error)
     return VerificationFailed(
         "invariant_violated",
-        f"event {sequence} ({event.type_name()} of {event.entity}) contradicts the state before it: {error}",
+        f"event {sequence} ({event.type_name()} of {event.entity}) contradicts the state before it: {why}",
         sequence=sequence,
         type=event.type_name(),
         entity=event.entity,

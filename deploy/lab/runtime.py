@@ -250,7 +250,8 @@ class Lab:
             self._stack.push_async_callback(_close, bus)
             self._bus = bus
             self._client = ControllerClient(bus, CLUSTER, actor="lab")
-            self._log = JetStreamLog(bus, CLUSTER)
+            # The lab kills bus servers itself: a new leader may take longer than a person should wait.
+            self._log = JetStreamLog(bus, CLUSTER, patience_s=30.0)
             self._watcher = asyncio.create_task(self._watch(bus), name="lab: watch the reports")
         return await self.controller_is_there()
 
