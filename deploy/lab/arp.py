@@ -16,21 +16,30 @@ import sys
 import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 from nodeagent.gateway.link import ETHERTYPE_ARP, frame
 
 PAUSE_S = 0.05
+APART_S = 1.0
+"""An announcement is due every second: answers of both that are rarer are not one dispute."""
 
 
 def both_answered_s(answers: Iterable[tuple[float, str]]) -> float:
-    """How long two machines answered for one address: from the newer one's first to the older one's last."""
-    by_mac: dict[str, list[float]] = {}
-    for moment, mac in answers:
-        by_mac.setdefault(mac, []).append(moment)
-    if len(by_mac) < 2:
-        return 0.0
-    old, new = sorted(by_mac.values(), key=min)[:2]
-    return max(0.0, max(old) - min(new))
+    """The longest time during which two machines kept answering for one address, seconds.
+
+    Both answered at a moment when two answers within one question's time came from different machines;
+    such moments belong together when they are less than :data:`APART_S` apart.
+    """
+    longest, began, last = 0.0, 0.0, float("-inf")
+    for (before, one), (after, other) in pairwise(sorted(answers)):
+        if one == other or after - before > PAUSE_S:
+            continue
+        if after - last > APART_S:
+            began = before
+        last = after
+        longest = max(longest, last - began)
+    return longest
 
 
 def main(device: str, address: str) -> None:

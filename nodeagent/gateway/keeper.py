@@ -182,7 +182,7 @@ class Gatekeeper:
             return  # a view that is still being read says nothing yet
         served = {address: Served(holder, self._former(holder)) for address, holder in held.items()}
         elsewhere = traffic.holders.keys() - held.keys()
-        leaving = await self.leaving.follow(self._served, held, elsewhere) if caught_up else {}
+        leaving = await self.leaving.follow(self._served, held, elsewhere, self._ask) if caught_up else {}
         served |= leaving
         behind = {one.holder: traffic.behind(one.holder) for one in served.values()}
         present = await asyncio.to_thread(link.ours)
@@ -289,6 +289,12 @@ class Gatekeeper:
             self._arp = device, link.ArpSocket(device)
         return self._arp[1]
 
+    def _ask(self, address: str) -> None:
+        """Ask on the underlay's link who has the address."""
+        underlay = self._around.link()
+        if underlay is not None and underlay.present:
+            self._arp_socket(underlay.device).ask(address)
+
     def _drop_arp(self) -> None:
         if self._arp is not None:
             self._arp[1].close()
@@ -306,7 +312,9 @@ class Gatekeeper:
                 continue
             started = time.monotonic()
             try:
-                if await self._current():
+                current = await self._current()
+                held = sorted(self._there & self._held.keys())  # the log may have moved on meanwhile
+                if current and held:
                     left_s = rules.DEFENCE_S - (time.monotonic() - started)
                     if left_s > 0 and self._applied is not None:
                         await firewall.nft(rules.render_defence(held, left_s))

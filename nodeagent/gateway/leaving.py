@@ -1,20 +1,24 @@
 """Addresses that the log has given to another gateway, and that stay here until it is there.
 
 A planned handover must not lose new connections: whoever is to give an address up serves it on until the
-new holder's announcement is heard, which is when neighbours learn of it, too. The address is not defended
-meanwhile, so the kernel is silent from that announcement on (:mod:`nodeagent.gateway.rules`).
+new holder is heard. The address is not defended meanwhile, so the kernel is silent from the new holder's
+first word on (:mod:`nodeagent.gateway.rules`), be that its announcement or the answer to our question.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from events.clb import Holder
+from events.errors import Refused
 from nodeagent import firewall
 from nodeagent.gateway import rules
 from nodeagent.gateway.former import Candidate
+
+log = logging.getLogger("isthmus.agent.gateway")
 
 STAY_S = 3.0
 """How long at most: a new holder that is silent for longer is replaced by the controller."""
@@ -42,26 +46,30 @@ class Leaving:
         self._going: dict[str, _Going] = {}
 
     async def follow(
-        self, before: Mapping[str, Served], held: Collection[str], elsewhere: Collection[str]
+        self,
+        before: Mapping[str, Served],
+        held: Collection[str],
+        elsewhere: Collection[str],
+        ask: Callable[[str], None],
     ) -> dict[str, Served]:
-        """What is still to be served though it is not held. Raises as :func:`nodeagent.firewall.nft`.
+        """What is still to be served though it is not held.
 
-        ``before`` was served until now, ``held`` is held by the log, ``elsewhere`` others hold.
+        ``before`` was served until now, ``held`` is held by the log, ``elsewhere`` others hold; ``ask`` asks
+        the link who has an address. An address that cannot be looked after any more does not stay.
         """
         now = time.monotonic()
-        fresh = [a for a in before if a not in self._going and a not in held and a in elsewhere]
-        for address in fresh:
-            self._going[address] = _Going(before[address], now + STAY_S)
-        if fresh:
-            await firewall.nft(rules.render_undefended(fresh))
-        heard = await firewall.elements_of("yielded", family="arp", table=rules.TABLE) if self._going else set()
-        self._going = {
-            address: going
-            for address, going in self._going.items()
-            if address in before
-            and address not in held
-            and address in elsewhere
-            and address not in heard
-            and now < going.until
-        }
-        return {address: going.served for address, going in self._going.items()}
+        going = {a: self._going.get(a) or _Going(served, now + STAY_S) for a, served in before.items()}
+        self._going = {a: g for a, g in going.items() if a in elsewhere and a not in held and now < g.until}
+        if not self._going:
+            return {}
+        try:
+            # Every time: a defence that was under way when the log moved on may have come after the first.
+            await firewall.nft(rules.render_undefended(list(self._going)))
+            heard = await firewall.elements_of("yielded", family="arp", table=rules.TABLE)
+            for address in self._going.keys() - heard:
+                ask(address)
+        except (Refused, OSError) as error:
+            log.warning("given up before the new holder is heard: %s", error)
+            heard = set(self._going)
+        self._going = {address: g for address, g in self._going.items() if address not in heard}
+        return {address: g.served for address, g in self._going.items()}

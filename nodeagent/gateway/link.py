@@ -105,6 +105,10 @@ class ArpSocket:
             target = _BROADCAST if operation == _REPLY else b"\0" * 6
             self._socket.send(frame(self.mac, operation, own, target, own))
 
+    def ask(self, address: str) -> None:
+        """Ask who has the address, without claiming anything (sender of zeros, RFC 5227)."""
+        self._socket.send(frame(self.mac, _REQUEST, b"\0" * 4, b"\0" * 6, IPv4Address(address).packed))
+
     def taken(self, address: str, *, patience_s: float = 0.3) -> str:
         """Ask who has the address; the MAC of another machine that answers, or empty. Blocks that long."""
         self._forget()
@@ -114,7 +118,7 @@ class ArpSocket:
         while (now := time.monotonic()) < deadline:
             if now - asked_at >= ASK_AGAIN_S:
                 asked_at = now
-                self._socket.send(frame(self.mac, _REQUEST, b"\0" * 4, b"\0" * 6, wanted))
+                self.ask(address)
             ready, _, _ = select.select([self._socket], [], [], min(ASK_AGAIN_S, deadline - now))
             if ready:
                 heard = self._socket.recv(128)
