@@ -42,6 +42,10 @@ class Reports(Protocol):
         """Its own word, ``silent`` or ``unknown``."""
         ...
 
+    def kernel_of(self, uid: str) -> Kernel:
+        """What the attestation of its kernel says, compared with the log."""
+        ...
+
     def of(self, uid: str) -> Observed | None:
         """All that is known of it; None when it has never been heard."""
         ...
@@ -75,6 +79,10 @@ class LiveReports:
             return "unknown"
         silent = (self._now - seen).total_seconds() > SILENT_INTERVALS * status.interval_s
         return "silent" if silent else status.state
+
+    def kernel_of(self, uid: str) -> Kernel:
+        status = self._liveness.statuses.get(uid)
+        return self._kernel(uid, bool(status and status.kernel_digest))[0]
 
     def of(self, uid: str) -> Observed | None:
         live = self._liveness
@@ -147,6 +155,10 @@ class PastReports:
         found = self._agents.get(uid)
         return found.state if found is not None else "unknown"
 
+    def kernel_of(self, uid: str) -> Kernel:
+        found = self._agents.get(uid)
+        return found.kernel if found is not None else ""
+
     def of(self, uid: str) -> Observed | None:
         return self._agents.get(uid)
 
@@ -166,6 +178,9 @@ class NoReports:
 
     def state_of(self, uid: str) -> str:  # noqa: ARG002  the port's
         return "unknown"
+
+    def kernel_of(self, uid: str) -> Kernel:  # noqa: ARG002
+        return ""
 
     def of(self, uid: str) -> Observed | None:  # noqa: ARG002
         return None

@@ -145,8 +145,7 @@ def kernels(state: ClusterState, reports: Reports) -> dict[str, int]:
     """Members counted by what the attestation of their kernel says; ``unreported`` when it says nothing."""
     counts: dict[str, int] = {}
     for node in state.nodes.values():
-        observed = reports.of(node.uid)
-        verdict = (observed.kernel if observed is not None else "") or "unreported"
+        verdict = reports.kernel_of(node.uid) or "unreported"
         counts[verdict] = counts.get(verdict, 0) + 1
     return counts
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -240,7 +241,11 @@ class LiveFeed:
         """The head as it was :data:`SETTLED_S` ago."""
         now, head = time.monotonic(), self._source.state.sequence
         heads = self._heads
-        if not heads or heads[-1][1] != head:
+        if not heads:
+            moment = self._source.head_time  # nobody listened: the head may have been there for long
+            age_s = (datetime.now(UTC) - moment).total_seconds() if moment is not None else 0.0
+            heads.append((now - max(0.0, age_s), head))
+        elif heads[-1][1] != head:
             heads.append((now, head))
         while len(heads) > 1 and heads[1][0] < now - SETTLED_S:
             heads.popleft()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from events.commands import MarkGateway
+from events.commands import AppendCidr, MarkGateway
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -184,6 +184,34 @@ def test_a_reservation_shows_its_holders_and_follows_a_failover(browser, started
         page.keyboard.press("Enter")
         expect(cards.first).to_contain_text("vm-1 holds it since")
         expect(page.get_by_role("table", name="Holders")).not_to_contain_text("handed over")
+
+
+def test_each_cidr_has_its_stretch_of_the_ring_and_nothing_runs_around_it(browser, started):
+    """A range that the gap between two CIDRs swallows once painted the whole ring."""
+    rig = started.rig
+    started.do(rig.define(10_000))
+    started.do(rig.fill(200))
+    started.do(rig.send(AppendCidr(cidr="10.128.0.0/14")))
+    spy = """(() => {
+        const own = CanvasRenderingContext2D.prototype.arc;
+        window.turns = [];
+        CanvasRenderingContext2D.prototype.arc = function (x, y, radius, from, to) {
+            window.turns.push(to - from);
+            return own.call(this, x, y, radius, from, to);
+        };
+    })()"""
+    with page_on(browser, rig.url) as page:
+        page.add_init_script(spy)
+        page.reload()
+        settled(page)
+        expect(page.locator(".ring b")).to_have_text("20,216")
+        turns = page.evaluate("window.turns")
+        assert turns
+        assert min(turns) > 0
+        free, used = max(turns), 2 * 3.1416 * 0.8
+        assert free < used + 0.05, "the first CIDR is four fifths of the ring"
+        page.goto(f"{rig.url}/#/plan")
+        expect(page.get_by_role("table", name="Container CIDRs").locator("tbody tr")).to_have_count(2)
 
 
 def test_on_a_phone_nothing_runs_out_of_the_page(browser, started):

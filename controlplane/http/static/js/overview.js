@@ -106,7 +106,7 @@ export class OverviewPage {
       tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], `${n(o.pool.draining)} draining · ${n(o.pool.quarantined)} quarantined`,
         bar([share(o.pool.allocated), "allocated"], [share(o.pool.draining), "draining"], [share(o.pool.quarantined), "quarantined"])),
       store.recorded
-        ? tile("Latest convergence", latest ? (done ? took(latest.last) : `${n(latest.applied)}/${n(latest.expected)}`) : "–", latest ? (done ? `median ${took(latest.median)}, ${n(latest.applied)} agents` : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
+        ? tile("Latest convergence", latest ? (done ? took(latest.last) : [n(latest.applied), h("small", {}, `/${n(latest.expected)}`)]) : "–", latest ? (done ? `median ${took(latest.median)}, ${n(latest.applied)} agents` : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
         : tile("Latest convergence", "–", "not recorded"),
       store.recorded
         ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")

@@ -78,6 +78,7 @@ export class Ring {
     const gap = stretches.length > 1 ? 0.02 : 0.006;
     const turn = (value) => TOP + (value / total) * FULL;
     const arc = (from, to, radius, thick, style) => {
+      if (to <= from) return; // swallowed by the gap between CIDRs: a canvas would draw the whole circle
       drawing.beginPath();
       drawing.arc(middle, middle, radius, from, to);
       drawing.lineWidth = thick;
