@@ -24,6 +24,7 @@ from nats.aio.client import Client
 
 from controlplane.convergence import ConvergenceTracker
 from controlplane.history.recorder import Recorder
+from controlplane.history.records import Transit
 from controlplane.history.store import REPORTS_MAX, HistoryStore
 from controlplane.intake import SpanIntake
 from controlplane.liveness import Liveness
@@ -42,6 +43,7 @@ from events.types import NodeFenced, NodeLeft
 
 log = logging.getLogger("isthmus.observe")
 
+RECALLED = 50
 SINGLY = 16
 """Transactions of one run that are measured one by one; more are measured together."""
 
@@ -90,6 +92,8 @@ class Observability:
         )
         self.history = history
         self.recorder = Recorder(history, self.convergence)
+        self.recalled: list[Transit] = []
+        """The latest transactions that an earlier process of this directory recorded, newest first."""
         self.observer: Observer = Both(TracingObserver(telemetry, cluster), self.metrics, self.recorder)
         self._outbox = outbox
 
@@ -125,7 +129,9 @@ class Observability:
             )
             shipping = asyncio.create_task(outbox.run(spans.add), name="spans")
             try:
-                yield cls(cluster, telemetry, outbox, spans, history)
+                observability = cls(cluster, telemetry, outbox, spans, history)
+                observability.recalled = await history.transits(2**53, RECALLED)
+                yield observability
             finally:
                 await end([shipping])
                 await telemetry.close()

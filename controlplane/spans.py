@@ -26,6 +26,8 @@ SPANS_MAX = 100_000
 """Spans kept by default: about 60 MB on disk, and at human pace several days."""
 TRACE_SPANS_MAX = 2_000
 """Spans of one picture; a person reads no more, and a trace that reached every agent may hold more."""
+LINK_HOPS = 2
+"""How far a picture follows links: to the agent that catches up, and to the comparison that this brings."""
 PRUNE_SLACK = 0.02
 
 T = TypeVar("T")
@@ -158,16 +160,18 @@ class SpanStore:
     async def trace(self, trace_id: str) -> list[SpanRecord]:
         """The spans of a trace and of those that link into it, oldest start first; empty when unknown.
 
-        At most :data:`TRACE_SPANS_MAX`.
+        Links are followed for :data:`LINK_HOPS`. At most :data:`TRACE_SPANS_MAX`.
         """
         return await self._run(lambda: self._trace(trace_id))
 
     def _trace(self, trace_id: str) -> list[SpanRecord]:
         rows = self._rows(
-            f"SELECT {_COLUMNS} FROM spans WHERE trace_id = ?1 OR trace_id IN "  # noqa: S608  constants only
-            "(SELECT o.trace_id FROM links JOIN spans o ON o.id = links.span WHERE links.trace_id = ?1) "
+            "WITH RECURSIVE picture (trace_id, hops) AS (VALUES (?1, 0) UNION "  # noqa: S608  constants only
+            "SELECT o.trace_id, hops + 1 FROM picture p JOIN links l ON l.trace_id = p.trace_id "
+            "JOIN spans o ON o.id = l.span WHERE hops < ?3) "
+            f"SELECT {_COLUMNS} FROM spans WHERE trace_id IN (SELECT trace_id FROM picture) "
             "ORDER BY start_ns, id LIMIT ?2",
-            (trace_id, TRACE_SPANS_MAX),
+            (trace_id, TRACE_SPANS_MAX, LINK_HOPS),
         )
         links: dict[int, list[SpanLink]] = {}
         marks = ",".join("?" * len(rows))

@@ -146,6 +146,7 @@ class Agent:
 
     async def _apply(self, view: View, changes: Sequence[Change]) -> None:
         if not self._handed_on:
+            self.keeper.because()
             return  # the first comparison covers everything up to here
         await self.keeper.follow(view, changes)
         self._surroundings()

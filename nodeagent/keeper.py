@@ -147,6 +147,10 @@ class Keeper:
         """The address that the cluster knows, until the link that should have it is there again."""
         self.underlay = Underlay(address, "", 0, ETHERNET_MTU, up=False)
 
+    def because(self) -> None:
+        """What is being taken in now is a cause of the next comparison: their traces are joined."""
+        self._causes.note()
+
     def request(self, reason: str) -> None:
         """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
         self._reasons.add(reason)

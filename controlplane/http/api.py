@@ -238,7 +238,7 @@ class HistoryController(Controller):
         Of the past: as it was known then; empty when nobody recorded it.
         """
         if at == PRESENT and time is None:
-            return source.convergence.latest(limit)
+            return source.latest_convergence(limit)
         looked = await look(source, at, time)
         return await source.convergence_at(looked.position.sequence, looked.moment, limit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TypeVar
 
 from controlplane.convergence import Convergence, ConvergenceTracker
@@ -82,6 +83,13 @@ class AttachedSource:
     @property
     def convergence(self) -> ConvergenceTracker:
         return self._observability.convergence
+
+    def latest_convergence(self, limit: int) -> list[Convergence]:
+        found = self.convergence.latest(limit)
+        before = found[-1].first_sequence if found else self.state.sequence + 1
+        now_us = microseconds(self._now())
+        recalled = (one.seen_at(now_us) for one in self._observability.recalled if one.last < before)
+        return [*found, *islice(recalled, limit - len(found))]
 
     @property
     def spans(self) -> SpanStore:

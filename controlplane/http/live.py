@@ -143,7 +143,7 @@ class LiveFeed:
         source, state = self._source, self._source.state
         reports = source.reports()
         agents = self._moved_agents(reports)
-        convergence = source.convergence.latest(CONVERGENCE_SHOWN)
+        convergence = source.latest_convergence(CONVERGENCE_SHOWN)
         settled = self._settled()
         moment = source.head_time
         alarmed = source.alarms_raised != self._alarms

@@ -59,6 +59,10 @@ class Source(Protocol):
         """How the agents follow."""
         ...
 
+    def latest_convergence(self, limit: int) -> list[Convergence]:
+        """The latest transactions, newest first; before this process' own those that were recorded."""
+        ...
+
     @property
     def spans(self) -> SpanStore:
         """Recent traces."""

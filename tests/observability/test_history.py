@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from controlplane.history.recorder import Recorder, transit
 from controlplane.history.records import SPREAD_MAX, Batch, Observed, Transit
 from controlplane.history.store import HistoryStore, as_moment
 from controlplane.liveness import Liveness
-from events.errors import Unavailable
+from controlplane.observe import Observability
+from events.errors import Unavailable, Usage
 from events.status import AgentStatus
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -216,6 +218,18 @@ def test_a_selection_of_latencies_tells_the_same_as_all(latencies, passed):
     slack = 0 if len(latencies) <= SPREAD_MAX else 2 * len(latencies) / SPREAD_MAX + 1
     assert surely - slack <= found.applied <= perhaps + slack
     assert (found.first is None) == (found.applied == 0) or len(latencies) > SPREAD_MAX
+
+
+async def test_what_an_earlier_process_measured_is_still_listed(tmp_path):
+    async with Observability.open("c", "one", tmp_path, environ={}) as first:
+        row = Transit(1, 2, 1_000_000, 0, "join", 1, 1, array("f", [0.5]), (("a", 0.5),))
+        await first.history.write(Batch(2_000_000, [], [], [], [row], []))
+        assert first.recalled == []
+    async with Observability.open("c", "two", tmp_path, environ={}) as second:
+        assert [(found.last, list(found.spread)) for found in second.recalled] == [(2, [0.5])]
+    with pytest.raises(Usage, match="ISTHMUS_REPORTS_MAX"):
+        async with Observability.open("c", "x", tmp_path, environ={"ISTHMUS_REPORTS_MAX": "many"}):
+            pass
 
 
 async def test_rows_of_many_agents_are_found_by_their_uids():

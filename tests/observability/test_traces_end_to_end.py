@@ -117,6 +117,20 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
                 assert applied.start <= netlink.start <= netlink.end <= applied.end
                 assert not taken.failed
 
+            # The newcomer itself catches up: its own trace, linked, and what it writes hangs below or links on.
+            def own_writes() -> bool:
+                mine = [
+                    s
+                    for s in receiver.find(f"process {STREAM}", instance="d")
+                    if (root.trace, process.id) in s.links
+                ]
+                reached = {span.trace for span in mine}
+                wrote = receiver.find("netlink resync", instance="d")
+                return any(s.trace in reached or reached & {trace for trace, _ in s.links} for s in wrote)
+
+            until(own_writes, "the newcomer's own rows, joined to its command")
+            assert receiver.find("cni write", instance="d")
+
             # The logs lead to the same trace and the same events.
             lines = [
                 line
