@@ -26,7 +26,7 @@ ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 BUS = "nats://10.0.0.254:4222"
 
 
-def until(condition: Callable[[], Any], what: str, limit_s: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
     """Wait for a condition with a deadline; an assertion or a missing thing inside counts as not yet."""
     deadline = time.monotonic() + limit_s
     last: BaseException | None = None
@@ -127,7 +127,7 @@ class Node:
             return fresh and status["state"] == "ready" and peers in {None, status["peers"]}
 
         try:
-            until(check, f"{self.name} is ready with {peers} peers", 15)
+            until(check, f"{self.name} is ready with {peers} peers", 40)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}\n{self.site.log()}") from error
         return self

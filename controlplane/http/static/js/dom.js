@@ -103,7 +103,7 @@ export function eventBadge(type) {
   const marks = { "holder-assigned": "⇄", "holder-withdrawn": "⇄", "backend-health-changed": "♥", "backend-added": "+", "backend-removed": "−", "gateway-marked": "G", "gateway-unmarked": "G", defined: "◎", "cidr-appended": "+", joined: "+", left: "−", fenced: "×", unreachable: "?", recovered: "✓", allocated: "▣", draining: "◐", quarantined: "◑", freed: "○", refused: "!", reserved: "⇄", released: "⇄" };
   const short = verb.includes("refused") ? "refused" : verb;
   const alike = { "holder-assigned": "reserved", "holder-withdrawn": "left" };
-  const kind = alike[verb] ?? ["joined", "allocated", "recovered", "reserved", "left", "draining", "released", "quarantined", "fenced", "unreachable", "refused"].includes(short) ? short : "other";
+  const kind = alike[verb] ?? (["joined", "allocated", "recovered", "reserved", "left", "draining", "released", "quarantined", "fenced", "unreachable", "refused"].includes(short) ? short : "other");
   return h(`span.badge.${kind}`, { title: `${aggregate} ${verb}`, "aria-hidden": "true" }, marks[short] || "•");
 }
 
