@@ -1,7 +1,7 @@
 """Decisions about CLB reservations: two addresses of a subnet, together or not at all.
 
 The pair is the lowest two usable addresses: never the network or broadcast address, the gateway,
-an address that the cloud already uses (the exclusion list), a member's, or another reservation's.
+an address that the cloud already uses (the exclusion list), a member's, a backend's, or another reservation's.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _taken(state: ClusterState, subnet: Net, gateway: int | None, excluded: list
     taken = [Net(subnet.first, 1), Net(subnet.last, 1), *(n for n in excluded if n.overlaps(subnet))]
     if gateway is not None:
         taken.append(Net(gateway, 1))
-    used = [*state.clb_addresses]
+    used = [*state.clb_addresses, *(backend.address for backend in state.backends)]
     for node in state.nodes.values():
         used += (node.underlay, node.announced)
     for address in used:

@@ -74,6 +74,12 @@ def add(state: ClusterState, command: AddBackend, now: datetime, surroundings: S
     reservation = _reservation(state, command.reservation, command.purpose)
     _check(command)
     key = key_of(command)
+    if key.address in state.clb_addresses:
+        raise BadRequest(
+            "bad_request",
+            f"{key.address} is reserved for a CLB itself: its connections would go round in circles",
+            field="address",
+        )
     existing = state.backends.get(key)
     if existing is not None and all(getattr(existing, f) == getattr(command, f) for f in SETTINGS):
         return Decision((), _described(key, existing.healthy))

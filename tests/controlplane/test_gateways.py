@@ -200,6 +200,7 @@ def test_backends_come_change_and_go() -> None:
         ({"check_path": "x"}, "bad_request"),
         ({"check_path": "/ HTTP/1.1\r\nX:"}, "bad_request"),
         ({"rise": 0}, "bad_request"),
+        *(({"address": address}, "bad_request") for address in ADDRESSES),
     ):
         assert world.refused(AddBackend(**{**BACKEND, **change})) == code, change
     world.ok(AddBackend(**BACKEND))
@@ -210,6 +211,13 @@ def test_backends_come_change_and_go() -> None:
     assert [backend.affinity for backend in world.state.backends.values()] == ["source"]
     world.ok(RemoveBackend(**BACKEND))
     assert world.refused(RemoveBackend(**BACKEND)) == "clb_backend_unknown"
+
+
+def test_a_backends_address_is_in_use_for_the_next_pair() -> None:
+    world = gateways(1)
+    world.ok(AddBackend(**{**BACKEND, "address": "10.0.8.34"}))
+    pair = world.ok(ReserveClb(reservation="next", subnet="10.0.8.32/28"))["addresses"]
+    assert [item["address"] for item in pair] == ["10.0.8.35", "10.0.8.36"]
 
 
 def health(world: World, healthy: bool, **changes: Any) -> ReportHealth:
