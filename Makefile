@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format soak fuzz sbom setup clean
+.PHONY: lab test bench check format soak fuzz sbom image setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -37,6 +37,11 @@ sbom: setup
 	$(BIN)/python -m deploy.supply sbom --to build/sbom.json
 	$(BIN)/python -m deploy.supply licences
 	$(BIN)/python -m deploy.supply check
+
+## the container image, by buildah on a base made from Debian's packages, built twice, compared and run
+image:
+	@bash deploy/setup.sh
+	ISTHMUS_IMAGE=1 $(BIN)/pytest -v tests/deploy/test_image.py
 
 ## lint, format, types, and who may import whom
 check: setup

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from events.errors import Refused, Usage
+from events.errors import IsthmusError, Refused, Usage
 from events.types import (
     CidrAppended,
     ClusterDefined,
@@ -114,7 +114,14 @@ async def draw(wish: Wish, kind: Kind, path: str | Path) -> Drawn:
 
 
 def _pyplot() -> Any:
-    import matplotlib as mpl
+    """Raises IsthmusError(prerequisite_missing) where the extra is not installed."""
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError as error:
+        raise IsthmusError(
+            "prerequisite_missing",
+            "drawing needs matplotlib, which is not installed here: pip install 'isthmus[plots]'",
+        ) from error
 
     mpl.use("agg")
     mpl.rcParams.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def test_a_wrong_document_is_noticed() -> None:
 
 def test_every_file_is_in_the_kustomization() -> None:
     assert {file.name for file in FOLDER.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+
+
+def test_the_image_is_the_one_of_this_release() -> None:
+    assert [image["newTag"] for image in KUSTOMIZATION["images"]] == [version("isthmus")]
 
 
 def named(kind: str) -> set[str]:
