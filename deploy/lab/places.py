@@ -26,6 +26,10 @@ _BE_A_MACHINE = (
     'mount -t tmpfs isthmus /run && hostname "$1" && ip link set lo up && echo ready && exec sleep infinity'
 )
 
+BRIDGE_MAC = "02:00:00:00:00:fe"
+"""A bridge without an address of its own takes the lowest of its ports': a machine plugged in could change
+it, and for some seconds everybody's neighbour entry for the operator would be wrong. One per segment."""
+
 
 @dataclass(slots=True)
 class Place:
@@ -85,7 +89,7 @@ class Fabric:
         sites = self.topology.sites
         lines = ["link set lo up"]
         for bridge in (*(site.bridge for site in sites), "br-mgmt"):
-            lines += [f"link add {bridge} type bridge", f"link set {bridge} up"]
+            lines += [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"]
         lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
         for site in sites:
             lines += _cable(f"r-{site.name}", site.bridge, site.name, router)

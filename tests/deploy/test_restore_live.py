@@ -7,77 +7,20 @@ addresses, neighbours, FDB, routes, firewall) written down meanwhile.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from events.server.config import ServerOptions
 from events.server.process import EmbeddedServer
+from tests.deploy.watch import watching
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
-
-ROWS = ("ip -o monitor link address neigh route", "bridge monitor fdb")
-FIREWALL = "nft monitor"
-
-
-class Watch:
-    """What the kernel of one node announces about anything of ours, until stopped."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self._files: dict[str, IO[bytes]] = {
-            watch: (node.directory / f"{watch.split()[0]}.log").open("w+b") for watch in (*ROWS, FIREWALL)
-        }
-        self._processes = [
-            subprocess.Popen(["ip", "netns", "exec", node.name, *watch.split()], stdout=file, stderr=file)
-            for watch, file in self._files.items()
-        ]
-        until(self._listening, "the watches listen")
-
-    def _listening(self) -> bool:
-        """The kernel lists a socket for each of them."""
-        owners = self.node.run("cat /proc/net/netlink").split()
-        return all(str(process.pid) in owners for process in self._processes)
-
-    def rows(self) -> list[str]:
-        """Device, addresses, neighbours, FDB and routes of ours that came, changed or went."""
-        return [
-            line for watch in ROWS for line in self._lines(watch) if "isthmus" in line or "proto 84" in line
-        ]
-
-    def everything(self) -> list[str]:
-        """The rows, and whatever happened to a firewall: there is none here but ours."""
-        return [*self.rows(), *self._lines(FIREWALL)]
-
-    def _lines(self, watch: str) -> list[str]:
-        file = self._files[watch]
-        file.seek(0)
-        return [line.strip() for line in file.read().decode().splitlines()]
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        for file in self._files.values():
-            file.close()
-
-
-@contextlib.contextmanager
-def watching(*nodes: Node) -> Iterator[list[Watch]]:
-    watches = [Watch(node) for node in nodes]
-    try:
-        yield watches
-    finally:
-        for watch in watches:
-            watch.stop()
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -99,10 +42,10 @@ def restore(place: Site, archive: Path) -> None:
         store.mkdir(parents=True)
         async with EmbeddedServer(ServerOptions(store_dir=store, host="10.0.0.254", port=4222)):
             for node in place.nodes.values():
-                await asyncio.to_thread(until, lambda: node.status()["bus_connected"], "it is found", 30)  # noqa: B023
+                await asyncio.to_thread(until, lambda: node.status()["bus_connected"], "it is found")  # noqa: B023
             await asyncio.to_thread(lambda: said(place.isthmus("replay", "import", "--archive", str(archive))))
 
-    asyncio.run(asyncio.wait_for(fill(), 30))
+    asyncio.run(asyncio.wait_for(fill(), 90))
     place.up()
 
 
@@ -137,7 +80,7 @@ def nothing_is_touched_when_all_was_saved(place: Site, a: Node, b: Node, archive
         until(lambda: not a.status()["bus_connected"], "the loss is noticed")
         restore(place, archive)
         for node in (a, b):
-            until(lambda: connected(node), f"{node.name} follows the restored log", 30)  # noqa: B023
+            until(lambda: connected(node), f"{node.name} follows the restored log")  # noqa: B023
         assert [watch.everything() for watch in watches] == [[], []]
     assert (a.rows(), b.rows()) == rows
     assert [node.status()["counters"]["written"] for node in (a, b)] == written
@@ -154,7 +97,7 @@ def who_saw_more_keeps_the_rows_until_told_to_forget(
     until(lambda: not a.status()["bus_connected"], "the loss is noticed")
     restore(place, archive)
     for node in (a, b, c):
-        until(lambda: "was replaced or restored" in str(node.status()["conditions"]), "it is said", 30)  # noqa: B023
+        until(lambda: "was replaced or restored" in str(node.status()["conditions"]), "it is said")  # noqa: B023
     assert (a.rows(), b.rows()) == rows
     refused = forget(a)
     assert refused.returncode == 1
@@ -164,7 +107,7 @@ def who_saw_more_keeps_the_rows_until_told_to_forget(
             node.stop()
             said(forget(node))
             node.start().ready(2)
-        until(lambda: all(connected(node) for node in (a, b, c)), "all follow", 30)
+        until(lambda: all(connected(node) for node in (a, b, c)), "all follow")
         # Any start of an agent writes its firewall whole, in one transaction; rows it compares first.
         untouched = [line for watch in watches for line in watch.rows() if a.vtep in line or b.vtep in line]
         assert untouched == [], "the rows between a and b were right all along"
@@ -176,5 +119,5 @@ def who_saw_more_keeps_the_rows_until_told_to_forget(
 def forget(node: Node) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [ISTHMUS, "agent", "forget", "--yes", "--state-dir", str(node.directory / "state")],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

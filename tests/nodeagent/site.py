@@ -106,11 +106,11 @@ class Node:
         """A shell line in this node's namespace."""
         return sh(f"ip netns exec {self.name} {command}")
 
-    def start(self, *options: str, underlay: str = "eth0", by: str = "") -> Node:
-        """Start the agent, through the command line ``by`` if one is given."""
+    def start(self, *options: str, underlay: str = "eth0", by: str = "", program: str = ISTHMUS) -> Node:
+        """Start the agent (of the release ``program``), through the command line ``by`` if one is given."""
         with (self.directory / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *by.split(), ISTHMUS, "agent", "--bus", BUS,
+                ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", BUS,
                  "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
                  "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5", *options],
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
@@ -127,7 +127,7 @@ class Node:
             return fresh and status["state"] == "ready" and peers in {None, status["peers"]}
 
         try:
-            until(check, f"{self.name} is ready with {peers} peers", 40)
+            until(check, f"{self.name} is ready with {peers} peers", 60)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}\n{self.site.log()}") from error
         return self
@@ -181,15 +181,19 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.nodes: dict[str, Node] = {}
+        self._made = 0
         self.controller: subprocess.Popen[bytes] | None = None
-        sh("ip link add wire type bridge && ip addr add 10.0.0.254/24 dev wire && ip link set wire up")
+        # A bridge without an address of its own takes the lowest of its ports': a further node could change
+        # it, and everybody's neighbour entry for the bus would be wrong for some seconds.
+        sh("ip link add wire address 02:00:00:00:00:fe type bridge")
+        sh("ip addr add 10.0.0.254/24 dev wire && ip link set wire up")
         sh("sysctl -qw net.ipv4.ip_forward=1")
 
-    def up(self) -> None:
-        """Start bus and controller; the cluster is defined at the first time."""
+    def up(self, program: str = ISTHMUS) -> None:
+        """Start bus and controller (of one release); the cluster is defined at the first time."""
         with (self.directory / "up.log").open("ab") as log:
             self.controller = subprocess.Popen(
-                [ISTHMUS, "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254",
+                [program, "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254",
                  "--cidr", "172.16.0.0/16", "--pods", "64", "--services", "256", "--quarantine", "0"],
                 stdout=log, stderr=log,
             )  # fmt: skip
@@ -208,27 +212,28 @@ class Site:
     def add(self, *names: str) -> list[Node]:
         """Further nodes, without agents."""
         for name in names:
-            self.nodes[name] = Node(self, name, len(self.nodes) + 1)
+            self._made += 1
+            self.nodes[name] = Node(self, name, self._made)
         return [self.nodes[name] for name in names]
 
     def isthmus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """An operator's command against this site's bus."""
         return subprocess.run(
-            [ISTHMUS, *arguments, "--bus", BUS], capture_output=True, text=True, timeout=30, check=False
+            [ISTHMUS, *arguments, "--bus", BUS], capture_output=True, text=True, timeout=60, check=False
         )
 
 
 @contextlib.contextmanager
-def site(*names: str, start: bool = True) -> Iterator[Site]:
-    """A site with these nodes, their agents ready and knowing each other."""
+def site(*names: str, start: bool = True, program: str = ISTHMUS) -> Iterator[Site]:
+    """A site with these nodes, their agents (of the release ``program``) ready and knowing each other."""
     with tempfile.TemporaryDirectory() as name:
         place = Site(Path(name))
         try:
-            place.up()
+            place.up(program)
             nodes = place.add(*names)
             if start:
                 for node in nodes:
-                    node.start()
+                    node.start(program=program)
                 for node in nodes:
                     node.ready(len(nodes) - 1)
                 for node in nodes:

@@ -1,0 +1,129 @@
+"""Controllers and agents of the previous release and of this one, together, in every order that an upgrade has.
+
+Real processes of both releases, in namespaces, with packets that must not stop meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from events import subjects
+from events.bus import BusOptions, connect
+from tests.deploy import previous
+from tests.deploy.watch import watching
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
+
+pytestmark = [pytest.mark.bus, pytest.mark.slow]
+
+CLUSTER = "default"
+NOW = version("isthmus")
+PREVIOUS = "ISTHMUS_TEST_PREVIOUS"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The command of the previous release, for the processes in the sandbox."""
+    previous.skip_without_history()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PREVIOUS, previous.install(tmp_path_factory.mktemp("previous")))
+        yield
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def reported(place: Site) -> dict[str, str]:
+    """The release of each agent, from its last report to the controllers."""
+
+    async def ask() -> dict[str, str]:
+        client = await connect(BusOptions(servers=(BUS,)), name="test")
+        try:
+            stream = client.jetstream()
+            return {
+                node: json.loads(
+                    (
+                        await stream.get_last_msg(
+                            subjects.status_stream(CLUSTER), subjects.status(CLUSTER, node)
+                        )
+                    ).data
+                    or b"{}"
+                )["agent_version"]
+                for node in place.nodes
+            }
+        finally:
+            await client.close()
+
+    return asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def follow(place: Site) -> None:
+    """Every agent is connected, and has nothing to complain about."""
+    for node in place.nodes.values():
+        until(lambda: content(node), f"{node.name} follows")  # noqa: B023
+
+
+def content(node: Node) -> bool:
+    status = node.status()
+    return bool(status["bus_connected"]) and status["state"] == "ready" and not status["conditions"]
+
+
+def takes_in(place: Site, name: str, program: str) -> None:
+    """A further node with an agent of that release joins, and all others learn of it."""
+    others = len(place.nodes)
+    (node,) = place.add(name)
+    node.start(program=program).ready(others)
+    for other in place.nodes.values():
+        until(lambda: other.status()["peers"] == others, f"{other.name} knows {name}")  # noqa: B023
+    first = next(iter(place.nodes.values()))
+    until(lambda: first.run(f"ping -c1 -W1 -I {first.vtep} {node.vtep}"), f"packets pass to {name}")
+
+
+def replace(place: Site, program: str, *nodes: Node) -> None:
+    """Agents one by one, as a package manager does it; no row is touched."""
+    with watching(*nodes) as watches:
+        for node in nodes:
+            node.stop()
+            node.start(program=program).ready(len(place.nodes) - 1)
+        follow(place)
+        assert [watch.rows() for watch in watches] == [[] for _ in nodes]
+
+
+@inside
+def test_controllers_first_then_agents_and_all_the_way_back() -> None:
+    old = os.environ[PREVIOUS]
+    with site("a", "b", program=old) as place:
+        a, b = place.nodes.values()
+        flow = a.flow(b)
+
+        place.down()
+        place.up()
+        follow(place)
+        takes_in(place, "c", old)
+        assert reported(place) == dict.fromkeys("abc", previous.VERSION)
+
+        replace(place, ISTHMUS, a, b)
+        until(lambda: reported(place) == {"a": NOW, "b": NOW, "c": previous.VERSION}, "they say so")
+        takes_in(place, "d", ISTHMUS)
+        said(place.isthmus("node", "remove", "d"))
+        until(lambda: [n.status()["peers"] for n in (a, b, place.nodes["c"])] == [2, 2, 2], "d is gone")
+        place.nodes.pop("d").stop()
+
+        place.down()
+        place.up(old)
+        follow(place)
+        takes_in(place, "e", ISTHMUS)
+
+        replace(place, old, a, b)
+        takes_in(place, "f", old)
+        assert flow.stop().lost == 0
+        said(place.isthmus("replay", "verify"))
