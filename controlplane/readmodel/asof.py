@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import datetime, timedelta
+from itertools import starmap
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -32,6 +34,10 @@ from events.types import (
     NodeFenced,
     RangeQuarantined,
 )
+
+_decode_fenced = msgspec.json.Decoder(list[NodeFenced]).decode
+_BARRED = attrgetter("uid", "node", "cause", "by_uid")
+_decode_numbers = msgspec.json.Decoder(list[int]).decode
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -89,37 +95,38 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
     state = ClusterState(cluster)
     state.sequence = sequence
     _facts(connection, state, sequence)
+    _fenced(connection, state, sequence)
     _nodes(connection, state, sequence)
     _ranges(connection, state, sequence)
     _gateways(connection, state, sequence)
     return state
 
 
-def _alive(table: str, columns: str, order: str) -> str:
-    """The query for the rows of a temporal table that were true at ``:at``: open, short-lived, long-lived."""
+def _alive(table: str, columns: str) -> str:
+    """The query for the rows of a temporal table that were true at ``:at``: open, short-lived, long-lived.
+
+    In no order: Python sorts a few thousand tuples several times faster than SQLite merges the parts.
+    """
     return (
         f"SELECT {columns} FROM {table} WHERE valid_to = {OPEN} AND valid_from <= :at "  # noqa: S608  constants
         f"UNION ALL SELECT {columns} FROM {table} INDEXED BY {table}_span WHERE valid_to > :at"
         f" AND valid_to <= :at + {LONG} AND valid_from <= :at AND valid_to - valid_from <= {LONG} "
         f"UNION ALL SELECT {columns} FROM {table} INDEXED BY {table}_long WHERE valid_to < {OPEN}"
-        f" AND valid_to - valid_from > {LONG} AND valid_to > :at AND valid_from <= :at ORDER BY {order}"
+        f" AND valid_to - valid_from > {LONG} AND valid_to > :at AND valid_from <= :at"
     )
 
 
 _NODES_ALIVE = _alive(
     "node",
     "name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable, last_seen_us",
-    "joined",
 )
-_RANGES_ALIVE = _alive(
-    "range", "idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from", "valid_from"
-)
+_RANGES_ALIVE = _alive("range", "idx, cidr, node, uid, epoch, phase, until_us, watermark, valid_from")
 
 
 def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
     rows = connection.execute(
         "SELECT kind, key, part, value, valid_from FROM fact WHERE valid_from <= ? AND valid_to > ?"
-        " ORDER BY valid_from, rowid",
+        " AND +kind <> 'fenced' ORDER BY valid_from, rowid",  # + : the index over the span, not over kinds
         (at, at),
     ).fetchall()
     parts: dict[str, list[tuple[str, str, Any, int]]] = {}
@@ -145,14 +152,27 @@ def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
         state.networks[key] = item
     for _, _, event, _ in each("override", ConflictOverridden):
         state.overrides[event.code, event.ours, event.theirs] = event
-    for uid, _, event, since in each("fenced", NodeFenced):
-        state.fenced[uid] = Fenced(event.node, since, event.cause, event.by_uid)
     for name, _, event, _ in each("clb", ClbReserved):
         state.clb[name] = event
         for item in event.addresses:
             state.clb_addresses[item.address] = name
     for asker, code, event, since in each("refusal", dict[str, Any]):
         state.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
+
+
+def _fenced(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+    """Barred uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
+    events, since = connection.execute(
+        "SELECT '[' || group_concat(value) || ']', '[' || group_concat(valid_from) || ']' FROM ("
+        " SELECT value, valid_from FROM fact WHERE valid_from <= ? AND valid_to > ? AND +kind = 'fenced'"
+        " ORDER BY valid_to, valid_from)",  # as the index has them: nothing is sorted
+        (at, at),
+    ).fetchone()
+    if events is None:
+        return
+    uids, nodes, causes, successors = zip(*map(_BARRED, _decode_fenced(events)), strict=True)
+    barred = map(Fenced, nodes, _decode_numbers(since), causes, successors)
+    state.fenced.update(zip(uids, barred, strict=True))
 
 
 def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
@@ -197,47 +217,40 @@ def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> N
 
 
 def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
-    for (
-        name,
-        uid,
-        kind,
-        underlay,
-        announced,
-        mac,
-        site,
-        joined,
-        changed,
-        unreachable,
-        seen_us,
-    ) in connection.execute(_NODES_ALIVE, {"at": at}):
-        state.nodes[name] = Node(name, uid, kind, underlay, announced, mac, site, joined, changed)
-        state.by_uid[uid] = name
-        state.by_address[announced] = name
-        state.by_mac[mac] = name
-        state.external += kind == "external"
-        if unreachable:
-            state.unreachable[name] = moment(seen_us)
+    rows = connection.execute(_NODES_ALIVE, {"at": at}).fetchall()
+    if not rows:
+        return
+    rows.sort(key=itemgetter(7))  # joined
+    names, uids, kinds, _, announced, macs, _, _, _, unreachable, _ = zip(*rows, strict=True)
+    state.nodes.update(zip(names, starmap(Node, map(itemgetter(*range(9)), rows)), strict=True))
+    state.by_uid.update(zip(uids, names, strict=True))
+    state.by_address.update(zip(announced, names, strict=True))
+    state.by_mac.update(zip(macs, names, strict=True))
+    state.external += kinds.count("external")
+    if any(unreachable):
+        state.unreachable.update((row[0], moment(row[10])) for row in rows if row[9])
 
 
 def _ranges(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
-    for index, cidr, phase, node, uid, epoch, until_us, watermark, since in connection.execute(
-        _RANGES_ALIVE, {"at": at}
-    ):
-        held = Range(index, cidr, node, uid, epoch)
-        state.ranges[index] = held
-        state.pool.take(index)
+    rows = connection.execute(_RANGES_ALIVE, {"at": at}).fetchall()
+    rows.sort(key=itemgetter(8))  # valid_from
+    ranges, owned, take = state.ranges, state.owned, state.pool.take
+    for row in rows:
+        index, phase = row[0], row[5]
+        held = ranges[index] = Range(*row[:5])
+        take(index)
         if phase == "allocated":
-            state.owned[node] = held
+            owned[held.node] = held
         elif phase == "draining":
-            state.draining[index] = since
+            state.draining[index] = row[8]
         else:
-            until = moment(until_us) or _EPOCH
+            until = moment(row[6]) or _EPOCH
             last = state.quarantine_last
             if last is not None and until < last:
                 state.quarantine_ordered = False
             state.quarantine_last = until
             state.quarantined[index] = RangeQuarantined(
-                cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
+                cidr=held.cidr, index=index, epoch=held.epoch, watermark=row[7], until=until
             )
     row = connection.execute(
         "SELECT cursor_after FROM range WHERE cursor_after IS NOT NULL AND valid_from <= ?"
