@@ -113,7 +113,8 @@ def _members(state: ClusterState) -> Iterator[Condition]:
         yield Condition(
             code="no_clb",
             severity="info",
-            message=f"{state.external:,} external nodes, no CLB pair: isthmus clb reserve NAME --subnet CIDR",
+            message=f"{state.external:,} external node{'' if state.external == 1 else 's'}, no CLB pair: "
+            "isthmus clb reserve NAME --subnet CIDR",
         )
 
 

@@ -88,8 +88,15 @@ class AttachedSource:
         found = self.convergence.latest(limit)
         before = found[-1].first_sequence if found else self.state.sequence + 1
         now_us = microseconds(self._now())
-        recalled = (one.seen_at(now_us) for one in self._observability.recalled if one.last < before)
-        return [*found, *islice(recalled, limit - len(found))]
+        recalled = self._observability.recalled
+        if any(one.applied < one.expected for one in recalled):
+            # The measuring broke off with the process. What every agent has applied since is not on its way
+            # any more, and when the last of them had it nobody saw: it is no line of this list.
+            reached = self.watermark
+            recalled = [one for one in recalled if one.applied >= one.expected or one.last > reached]
+            self._observability.recalled = recalled
+        earlier = (one.seen_at(now_us) for one in recalled if one.last < before)
+        return [*found, *islice(earlier, limit - len(found))]
 
     @property
     def spans(self) -> SpanStore:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import httpx
 import pytest
 
+from controlplane.history.records import Transit
 from controlplane.http.security import COOKIE, HEADERS, Gate, check_exposure
 from events.commands import MarkGateway
 from events.errors import Usage
@@ -203,6 +205,27 @@ def test_a_digest_is_not_believed_but_compared(started):
     assert kernels(get(started, "/api/v1/nodes"))["idc-6"] == ("", 0), "it has reported nothing"
     started.call(rig.report, "vm-1", rig.replica.state.sequence)
     assert get(started, "/api/v1/overview").json()["kernels"] == {"agrees": 5, "unreported": 1}
+
+
+def test_a_measurement_that_an_earlier_process_broke_off_is_listed_only_while_somebody_lacks_the_event(started):
+    rig = started.rig
+    started.do(rig.define(5))
+    whole = Transit(1, 1, 1_000_000, 0, "whole", 2, 2, array("f", [0.5]), (("a", 0.5),))
+    broken = Transit(2, 2, 2_000_000, 0, "broken off", 2, 1, array("f", [0.5]), (("a", 0.5),))
+    for number in (1, 2):
+        started.do(rig.send(join(number)))
+    # As in a process that has started since: nothing measured by itself yet, this read from the record.
+    rig.source.convergence._transactions.clear()
+    rig.source.convergence._lasts.clear()
+    rig.source._observability.recalled = [broken, whole]
+
+    def summaries() -> list[str]:
+        return [one["summary"] for one in get(started, "/api/v1/convergence").json()]
+
+    started.call(rig.report, "vm-1", 1)
+    assert summaries() == ["broken off", "whole"]
+    started.call(rig.report_all)
+    assert summaries() == ["whole"]
 
 
 def test_the_agents_and_the_convergence_are_shown_as_they_were(started):

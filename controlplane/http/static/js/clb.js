@@ -25,7 +25,7 @@ function card(title, address, ours, since, extra) {
     h("header", {}, h("h2", {}, title), h("div.spacer", {}), health(address, ours)),
     h("p.big.mono", {}, address.address),
     ours
-      ? h("p", {}, address.holder ? [node(address.holder), " holds it ", since ? [since === true ? "" : `since ${moment(since, true)} (${ago(since)}), `] : "", "epoch ", event(address.epoch)] : h("b.error-text", {}, "No gateway holds this address"))
+      ? h("p", {}, address.holder ? [node(address.holder), " holds it", since && since !== true ? ` since ${moment(since, true)} (${ago(since)})` : "", ", epoch ", event(address.epoch)] : h("b.error-text", {}, "No gateway holds this address"))
       : h("p.muted", {}, "Held outside of Isthmus"),
     extra);
 }

@@ -17,8 +17,11 @@ function clbLine(list) {
   const dead = addresses.filter((a) => a.backends && !a.healthy).length;
   if (!list.length) return "no pair reserved";
   if (lost || dead) return h("b.error-text", {}, [lost && `${n(lost)} not held`, dead && `${n(dead)} without a healthy backend`].filter(Boolean).join(" · "));
-  return link("/clb", addresses.slice(0, 2).map((a) => a.address).join(" · "));
+  return link("/clb", phrases(...addresses.slice(0, 2).map((a) => a.address)));
 }
+
+// Short phrases in a row, each unbroken: a narrow tile breaks between them.
+const phrases = (...list) => list.filter(Boolean).map((phrase, i) => [i ? " · " : "", h("span", {}, phrase)]);
 
 export class OverviewPage {
   constructor(go) {
@@ -98,21 +101,21 @@ export class OverviewPage {
     const agreeing = o.kernels.agrees ?? 0;
     const others = o.nodes - differing - agreeing;
     const unheard = o.agents.unknown ?? 0;
-    const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", {}, value), extra, h("span.sub", {}, sub));
+    const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", { class: [value].flat().map((part) => part.textContent ?? part).join("").length > 12 ? "long" : "" }, value), extra, h("span.sub", {}, sub));
     const done = latest && latest.last !== null;
     this.tiles.replaceChildren(
       tile("Nodes", n(o.nodes), [h("span.k-cloud", {}, `${n(o.cloud)} cloud`), " · ", h("span.k-external", {}, `${n(o.external)} external`)],
         bar([`${(100 * o.cloud) / Math.max(1, o.nodes)}%`, "cloud"], [`${(100 * o.external) / Math.max(1, o.nodes)}%`, "external"])),
-      tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], `${n(o.pool.draining)} draining · ${n(o.pool.quarantined)} quarantined`,
+      tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], phrases(`${n(o.pool.draining)} draining`, `${n(o.pool.quarantined)} quarantined`),
         bar([share(o.pool.allocated), "allocated"], [share(o.pool.draining), "draining"], [share(o.pool.quarantined), "quarantined"])),
       store.recorded
-        ? tile("Latest convergence", latest ? (done ? took(latest.last) : [n(latest.applied), h("small", {}, `/${n(latest.expected)}`)]) : "–", latest ? (done ? `median ${took(latest.median)}, ${n(latest.applied)} agents` : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
+        ? tile("Latest convergence", latest ? (done ? took(latest.last) : [n(latest.applied), h("small", {}, `/${n(latest.expected)}`)]) : "–", latest ? (done ? phrases(`median ${took(latest.median)}`, `${n(latest.applied)} agents`) : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
         : tile("Latest convergence", "–", "not recorded"),
       store.recorded
         ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")
         : tile("Agents behind", "–", "not recorded"),
       store.recorded
-        ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], [differing ? h("b.error-text", {}, `${n(differing)} differ`) : "", differing && others ? " · " : "", others ? `${n(others)} not compared` : differing ? "" : o.nodes ? "each digest agrees" : "no agents yet"], null, differing ? "bad" : "")
+        ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], phrases(differing && h("b.error-text", {}, `${n(differing)} ${differing === 1 ? "differs" : "differ"}`), others ? `${n(others)} not compared` : differing ? "" : o.nodes ? "each digest agrees" : "no agents yet"), null, differing ? "bad" : "")
         : tile("Kernels agree", "–", "not recorded"),
       tile("Log", n(o.position.sequence), o.position.at ? `last event ${ago(o.position.at)}` : "empty"),
       tile("CLB", n(o.clb.length), clbLine(o.clb)));

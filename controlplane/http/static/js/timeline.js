@@ -54,16 +54,20 @@ export class Timeline {
       this.buckets = timeline.buckets;
       this.head = timeline.head;
       this.begins = timeline.begins ? Date.parse(timeline.begins) : 0;
-      this.show();
+      this.grown();
     } catch { /* the link's state says it */ }
   }
 
   // The stream says that the log has grown: the bars follow every few seconds, the end at once.
   grown() {
-    if (!this.timer && store.head > (this.buckets.at(-1)?.sequence ?? 0)) {
-      this.timer = setTimeout(() => { this.timer = 0; this.load(); }, 3000);
-    }
+    this.again();
     this.show();
+  }
+
+  // Bars that end before the log does: it has grown, or the read model was still behind when it was asked.
+  again() {
+    if (this.timer || Math.max(this.head, store.head) <= (this.buckets.at(-1)?.sequence ?? 0)) return;
+    this.timer = setTimeout(() => { this.timer = 0; this.load(); }, 3000);
   }
 
   step(by) { this.go({ at: Math.max(0, (store.at ?? store.head) + by) }); }
