@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,12 +25,24 @@ from tests.contract.suite import LogContract, ReaderOver
 # The servers serve all tests of the module (three take seconds to elect), hence one event loop.
 pytestmark = [pytest.mark.bus, pytest.mark.asyncio(loop_scope="module")]
 
+ACCOUNTS = 200
+"""More than there are tests on one server."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def one_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, ...]]:
-    options = ServerOptions(store_dir=tmp_path_factory.mktemp("one"))
+async def one_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Iterator[tuple[str, ...]]]:
+    """URLs of one server: each taken leads to an account of its own.
+
+    A stream made anew under the name of one just deleted held an event too many, once in some hundred
+    runs on a busy machine (the cause was not found); nobody but tests would delete one.
+    """
+    accounts = "".join(
+        f"  test{n} {{ jetstream: enabled, users: [ {{ user: test{n}, password: test }} ] }}\n"
+        for n in range(ACCOUNTS)
+    )
+    options = ServerOptions(store_dir=tmp_path_factory.mktemp("one"), extra=f"accounts {{\n{accounts}}}\n")
     async with EmbeddedServer(options) as server:
-        yield (server.url,)
+        yield iter([(server.url.replace("//", f"//test{n}:test@"),) for n in range(ACCOUNTS)])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,8 +98,8 @@ class TestOneServer(LogContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
-    async def log(self, one_server: tuple[str, ...]) -> AsyncIterator[EventLog]:
-        async with empty_log(one_server, 1) as log:
+    async def log(self, one_server: Iterator[tuple[str, ...]]) -> AsyncIterator[EventLog]:
+        async with empty_log(next(one_server), 1) as log:
             yield log
 
 
@@ -104,6 +116,6 @@ class TestLiveOnOneServer(LogContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
-    async def log(self, one_server: tuple[str, ...]) -> AsyncIterator[EventLog]:
-        async with empty_log(one_server, 1) as log:
+    async def log(self, one_server: Iterator[tuple[str, ...]]) -> AsyncIterator[EventLog]:
+        async with empty_log(next(one_server), 1) as log:
             yield LiveLog(log)
