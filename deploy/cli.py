@@ -101,12 +101,12 @@ def nats(
 @click.option("--gateway", is_flag=True, help="Also what lets this machine's agent hold CLB addresses.")
 @to_option
 def systemd(to: Path, *, gateway: bool) -> None:
-    """The systemd units of agent, controller, issuer and bus.
+    """The systemd units of agent, controller, issuer and bus, and what makes their account and folders.
 
     \b
     Example: isthmus deploy systemd --to /etc/systemd/system
     """
-    _copy("systemd", "*.service", to)
+    _copy("systemd", "isthmus-*", to)
     if gateway:
         _copy("systemd", "gateway.conf", to / "isthmus-agent.service.d")
 

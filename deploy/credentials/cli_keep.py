@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,46 @@ def show(file: Path, as_json: bool) -> None:
         return
     for name, value in result.items():
         click.echo(f"{name.replace('_', ' '):<12} {value}")
+
+
+@credentials.command()
+@click.argument("file", metavar="AUTH_CONF", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+def prune(file: Path, as_json: bool) -> None:
+    """Take users whose credentials have ended out of a plain configuration; then reload the server.
+
+    In the plain form the server knows keys, not their end; the file says it behind each user. The unit
+    isthmus-nats-expiry.timer runs this every five minutes and reloads the server, which closes the
+    connections of who was taken out. (In the JWT form the servers do it by themselves.)
+
+    \b
+    Example: isthmus credentials prune /etc/isthmus/nats/auth.conf && systemctl reload isthmus-nats
+    """
+    from deploy.credentials.expiry import prune as pruned
+    from events.access.creds import write_secret
+
+    try:
+        text, before = file.read_text(), file.stat()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused("credentials_missing", f"{file} cannot be read: {error}") from error
+    result = pruned(text, datetime.now(UTC))
+    if not result.marks:
+        raise Refused(
+            "credentials_invalid",
+            f"{file} says of no user until when: it is no plain configuration, or one of a release before "
+            f"0.2.0; `isthmus deploy nats … --form plain` renders it anew",
+        )
+    if result.ended:
+        write_secret(file, result.text, like=before)
+    if as_json:
+        print_json({"ended": result.ended, "left": result.marks - len(result.ended), "next": result.next})
+        return
+    for user in result.ended:
+        click.echo(f"{user.public}: ended at {user.until:%Y-%m-%d %H:%M} UTC, taken out")
+    click.echo(
+        f"{result.marks - len(result.ended)} users left"
+        + (f", the next one ends at {result.next:%Y-%m-%d %H:%M} UTC" if result.next else "")
+    )
 
 
 @credentials.command()

@@ -9,13 +9,15 @@ holds a secret: both name public keys only.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deploy.credentials import layout
 from deploy.credentials.certificates import ServerFiles
+from deploy.credentials.expiry import mark
 from deploy.credentials.layout import Permissions, Role, Share, Tenant
-from deploy.credentials.store import Store
+from deploy.credentials.store import Store, UserRecord
 from events.errors import Refused
 
 CONNECTIONS_MAX = 65_536
@@ -84,14 +86,20 @@ def jwt_block(store: Store, *, accounts_dir: Path, operator_jwt: Path | None = N
 # --- the plain form ----------------------------------------------------------------------------------
 
 
-def _user(public: str, permissions: Permissions | None) -> str:
-    if permissions is None:
-        return f"{{ nkey: {public} }}"
-    return (
-        f"{{ nkey: {public}, permissions: {{ publish: {{ allow: {json.dumps(permissions.publish)}, "
+def _user(user: UserRecord, permissions: Permissions | None) -> str:
+    """One user on a line of its own, with its end behind it (see :mod:`deploy.credentials.expiry`)."""
+    rights = (
+        f", permissions: {{ publish: {{ allow: {json.dumps(permissions.publish)}, "
         f"deny: {json.dumps(permissions.never_publish)} }}, "
-        f"subscribe: {{ allow: {json.dumps(permissions.subscribe)} }} }} }}"
+        f"subscribe: {{ allow: {json.dumps(permissions.subscribe)} }} }}"
+        if permissions
+        else ""
     )
+    return f"      {{ nkey: {user.public}{rights} }} {mark(user.expires)}\n"
+
+
+def _users(users: Iterable[str]) -> str:
+    return f"    users: [\n{''.join(users)}    ]\n"
 
 
 def _exports(shares: Iterable[Share]) -> str:
@@ -118,7 +126,7 @@ def _imports(pairs: Iterable[tuple[str, Share]]) -> str:
     return "    imports: [\n" + "\n".join(lines) + "\n    ]\n"
 
 
-def _tenant(tenant: Tenant, users: Sequence[str]) -> str:
+def _tenant(tenant: Tenant, users: Sequence[UserRecord]) -> str:
     limits = tenant.limits
     imports = [
         *(("CONTROL", share) for share in tenant.control),
@@ -126,7 +134,7 @@ def _tenant(tenant: Tenant, users: Sequence[str]) -> str:
     ]
     return (
         f"  {_text(tenant.name)} {{\n"
-        f"    users: [ {', '.join(_user(user, tenant.permissions) for user in users)} ]\n"
+        f"{_users(_user(user, tenant.permissions) for user in users)}"
         f"{_imports(imports)}"
         f"    limits {{ max_connections: {limits.connections}, max_subscriptions: {limits.subscriptions}, "
         f"max_payload: {limits.payload_bytes}, max_leafnodes: 0 }}\n"
@@ -134,13 +142,17 @@ def _tenant(tenant: Tenant, users: Sequence[str]) -> str:
     )
 
 
-def plain_block(store: Store) -> str:
-    """All accounts as plain configuration. Raises Refused without a controller's credentials."""
-    core: dict[Role, list[str]] = {"system": [], "controller": [], "issuer": []}
-    sites = []
+def plain_block(store: Store, *, now: float | None = None) -> str:
+    """All accounts as plain configuration, without users whose time was over at ``now`` (Unix seconds).
+
+    Raises Refused without a controller's credentials.
+    """
+    moment = time.time() if now is None else now
+    core: dict[Role, list[UserRecord]] = {"system": [], "controller": [], "issuer": []}
+    sites: list[UserRecord] = []
     tenants = []
     for principal in store.principals():
-        users = [user.public for user in principal.users]
+        users = [user for user in principal.users if user.expires > moment]
         if principal.role in core:
             core[principal.role] += users
         elif principal.role == "site":
@@ -151,21 +163,15 @@ def plain_block(store: Store) -> str:
     if not core["controller"]:
         raise Refused(
             "credentials_missing",
-            "no controller has credentials yet: a server with this configuration would serve nobody; "
+            "no controller has valid credentials: a server with this configuration would serve nobody; "
             "make some with `isthmus credentials controller NAME`",
         )
-    system = f"  SYSTEM {{ users: [ {', '.join(_user(u, None) for u in core['system'])} ] }}\n"
-    members = ", ".join(
-        [*(_user(public, None) for public in core["controller"]), *(_user(p, layout.SITE) for p in sites)]
-    )
-    control = (
-        f"  CONTROL {{\n    jetstream: enabled\n"
-        f"    users: [ {members} ]\n"
-        f"{_exports(layout.CONTROL_EXPORTS)}  }}\n"
-    )
-    issuers = ", ".join(_user(public, layout.ISSUER.permissions) for public in core["issuer"])
+    system = f"  SYSTEM {{\n{_users(_user(user, None) for user in core['system'])}  }}\n"
+    members = [*(_user(u, None) for u in core["controller"]), *(_user(u, layout.SITE) for u in sites)]
+    control = f"  CONTROL {{\n    jetstream: enabled\n{_users(members)}{_exports(layout.CONTROL_EXPORTS)}  }}\n"
+    issuers = _users(_user(user, layout.ISSUER.permissions) for user in core["issuer"])
     issuer = (
-        f"  ISSUER {{\n    users: [ {issuers} ]\n"
+        f"  ISSUER {{\n{issuers}"
         f"{_exports(layout.ISSUER_EXPORTS)}"
         f"{_imports(('CONTROL', share) for share in layout.ISSUER.control)}  }}\n"
     )

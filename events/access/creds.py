@@ -8,6 +8,7 @@ and nothing here grants anything. The seed is never part of a message, a log lin
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import tempfile
@@ -119,14 +120,21 @@ def render(jwt: str, seed: str) -> str:
     )
 
 
-def write_secret(path: Path, text: str | bytes) -> None:
-    """Replace ``path`` atomically with a file of mode 0600, so that a reader sees the old or the new one."""
+def write_secret(path: Path, text: str | bytes, *, like: os.stat_result | None = None) -> None:
+    """Replace ``path`` atomically with a file of mode 0600, so that a reader sees the old or the new one.
+
+    With ``like`` it has that file's mode and, where that is allowed, its owner.
+    """
     data = text.encode() if isinstance(text, str) else text
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            if like is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(file.fileno(), like.st_mode & 0o777)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

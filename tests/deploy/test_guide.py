@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from controlplane.cli.main import root
 from events.codes import CODES
 from events.server.process import free_ports
 
@@ -52,6 +54,11 @@ esac
 """
 
 
+# These two make an account and folders of the machine; here they only have to find their files
+# (tests/deploy/test_systemd.py runs the real ones in a root of its own).
+FINDS_ITS_FILE = '#!/bin/sh\ntest -s "$(eval echo "\\${$#}")"\n'
+
+
 def script(sandbox: Path) -> str:
     """All blocks as one script, with the places of this test in the place of the guide's."""
     ports = free_ports(3, "127.0.0.1")
@@ -75,6 +82,9 @@ def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
     shim = tmp_path / "bin" / "systemctl"
     shim.write_text(SYSTEMCTL)
     shim.chmod(0o755)
+    for name in ("systemd-sysusers", "systemd-tmpfiles"):
+        (tmp_path / "bin" / name).write_text(FINDS_ITS_FILE)
+        (tmp_path / "bin" / name).chmod(0o755)
     bin_dir = Path(sys.executable).parent
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")},
@@ -101,6 +111,38 @@ def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
     everything = ran.stdout + ran.stderr + "".join(logs.values())
     seeds = [file.read_text().strip() for file in (tmp_path / "authority" / "keys").iterdir()]
     assert not [seed for seed in seeds if seed in everything]
+
+
+def test_no_block_of_the_guide_is_left_out() -> None:
+    """Whatever is fenced is run: a block of another kind, or an indented one, would not be."""
+    fences = re.findall(r"^([ \t>]*)(`{3,}|~{3,})(.*)$", GUIDE, re.MULTILINE)
+    assert [fence for fence in fences if fence[0] or fence[1] != "```"] == []
+    assert [kind for _, _, kind in fences] == ["sh", ""] * len(BLOCKS)
+
+
+def test_commands_within_the_text_exist_with_their_options() -> None:
+    """What is not run (it would end the guide's own cluster, or needs Kubernetes) is at least spelled right."""
+    prose = re.sub(r"```sh\n.*?```", "", GUIDE, flags=re.DOTALL)
+    spoken = [part.strip() for span in re.findall(r"`([^`]+)`", prose) for part in span.split("&&")]
+    found = 0
+    for line in spoken:
+        words = line.split()
+        if words[0] != "isthmus" or len(words) < 2:
+            continue
+        found += 1
+        command: click.Command = root
+        context = click.Context(command)
+        rest = words[1:]
+        while rest and isinstance(command, click.Group):
+            if rest[0].startswith("-"):  # the group's own, or those of what it runs without a command
+                command = command.commands.get("run", command)
+                break
+            following = command.get_command(context, rest.pop(0))
+            assert following is not None, line
+            command, context = following, click.Context(following, parent=context)
+        options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= options, line
+    assert found >= 10
 
 
 def test_the_table_of_failures_names_codes_and_conditions_that_exist() -> None:

@@ -108,7 +108,7 @@ def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_h
 
 
 def test_the_command_writes_them_all(tmp_path: Path) -> None:
-    for kind, pattern in (("kubernetes", "*.yaml"), ("systemd", "*.service")):
+    for kind, pattern in (("kubernetes", "*.yaml"), ("systemd", "isthmus-*")):
         result = CliRunner().invoke(deploy, [kind, "--to", str(tmp_path / kind)])
         assert result.exit_code == 0, result.output
         source = FOLDER.parent / kind

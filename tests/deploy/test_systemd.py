@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli import deploy
+from deploy.credentials.cli_keep import credentials
 from events.config import ROLES
 from events.config_cli import command_of
 
@@ -57,6 +59,10 @@ def test_the_units_run_roles_that_read_a_file() -> None:
             assert start[1] == "nats-server"
             continue
         words = start[2].split()
+        if "--config" not in words:  # a job, not a role
+            assert words[:2] == ["credentials", "prune"]
+            assert "prune" in credentials.commands
+            continue
         path = tuple(words[: words.index("--config")])
         role = next(role for role, known in ROLES.items() if known == path)
         assert any(param.name == "config" for param in command_of(role).params)
@@ -67,6 +73,44 @@ def test_no_unit_but_the_agents_has_a_capability() -> None:
         granted = re.findall(r"^(?:Ambient|CapabilityBounding)\w*=(.+)$", unit.read_text(), re.MULTILINE)
         assert granted == (["CAP_NET_ADMIN"] * 2 if "agent" in unit.name else []), unit.name
         assert "User=isthmus" in unit.read_text()
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None or os.geteuid() != 0, reason="needs systemd-sysusers, and root"
+)
+def test_account_and_folders_are_made_for_the_units(tmp_path: Path) -> None:
+    source = UNITS[0].parent
+    (tmp_path / "etc").mkdir()
+    for command in (
+        ["systemd-sysusers", f"--root={tmp_path}", str(source / "isthmus-sysusers.conf")],
+        ["systemd-tmpfiles", f"--root={tmp_path}", "--create", str(source / "isthmus-tmpfiles.conf")],
+    ):
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
+    group = re.search(r"^isthmus:[^:]*:(\d+):", (tmp_path / "etc" / "group").read_text(), re.MULTILINE)
+    assert group
+    for folder, mode in (("etc/isthmus", 0o770), ("etc/cni/net.d", 0o775)):
+        found = (tmp_path / folder).stat()
+        assert (found.st_gid, found.st_mode & 0o777) == (int(group[1]), mode)
+
+
+def test_each_unit_takes_over_the_files_that_an_administrator_put_there() -> None:
+    """Keys and credentials have mode 0600 and were copied by root; the units' account has to read them."""
+    for unit in UNITS:
+        assert "ExecStartPre=+/bin/chown -R --no-dereference isthmus:isthmus /etc/isthmus\n" in unit.read_text()
+
+
+@needs_systemd
+def test_the_timer_is_valid_and_starts_its_unit(tmp_path: Path) -> None:
+    timer = UNITS[0].parent / "isthmus-nats-expiry.timer"
+    assert timer.with_suffix(".service") in UNITS
+    shutil.copy(timer, tmp_path)
+    unit = timer.with_suffix(".service")
+    (tmp_path / unit.name).write_text(re.sub(r"/opt/isthmus/bin/\S+", "/bin/true", unit.read_text()))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / timer.name)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert [line for line in verified.stderr.splitlines() if "isthmus-nats-expiry" in line] == []
 
 
 @needs_systemd
