@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,44 @@ def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_h
         assert old in text
         text = text.replace(old, new)
     assert yaml.safe_load(text) == yaml.safe_load((FOLDER / "gateway.yaml").read_text())
+
+
+KUBECTL = shutil.which("kubectl")
+KUSTOMIZE = shutil.which("kustomize")
+
+
+@pytest.mark.skipif(not (KUBECTL or KUSTOMIZE), reason="neither kubectl nor kustomize is installed")
+def test_kustomize_renders_what_follows_the_schema(tmp_path: Path) -> None:
+    """By the real tool, from what `isthmus deploy kubernetes` writes, and with an overlay on it."""
+    written = CliRunner().invoke(deploy, ["kubernetes", "--to", str(tmp_path / "base")])
+    assert written.exit_code == 0, written.output
+    (tmp_path / "site").mkdir()
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["../base"],
+        "images": [{"name": "isthmus", "newName": "images.example/net/isthmus", "newTag": "9"}],
+    }
+    (tmp_path / "site" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    command = [KUSTOMIZE, "build"] if KUSTOMIZE else [str(KUBECTL), "kustomize"]
+    for folder, image in (
+        ("base", f"isthmus:{version('isthmus')}"),
+        ("site", "images.example/net/isthmus:9"),
+    ):
+        done = subprocess.run(
+            [*command, str(tmp_path / folder)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr, done.stderr
+        rendered = list(yaml.safe_load_all(done.stdout))
+        assert len(rendered) == len(DOCUMENTS)
+        for document in rendered:
+            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+            assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "isthmus"
+            if document["kind"] in {"DaemonSet", "Deployment"}:
+                pod = document["spec"]["template"]["spec"]
+                for container in (*pod["containers"], *pod.get("initContainers", ())):
+                    assert container["image"] == image
 
 
 def test_the_command_writes_them_all(tmp_path: Path) -> None:
