@@ -37,6 +37,7 @@ CHAINED_HEADERS: tuple[str, ...] = (
 """The identity headers, in hashing order; an absent one counts as empty. Never reordered, never shortened."""
 
 _NEWLINES = len(CHAINED_HEADERS) + 2
+_ABSENT = ("",) * len(CHAINED_HEADERS)
 _BEFORE = CHAINED_HEADERS[CHAINED_HEADERS.index("ce-type") + 1 : CHAINED_HEADERS.index("ce-txindex")]
 _AFTER = CHAINED_HEADERS[CHAINED_HEADERS.index("ce-txindex") + 1 :]
 
@@ -64,8 +65,8 @@ def link(previous: bytes, sequence: int, subject: str, headers: Mapping[str, str
     Raises VerificationFailed(chain_broken) when a header value holds a newline: it could be read
     as two values.
     """
-    get = headers.get
-    frame = "\n".join((str(sequence), subject, *[get(name, "") for name in CHAINED_HEADERS], str(len(body))))
+    values = map(headers.get, CHAINED_HEADERS, _ABSENT)
+    frame = "\n".join((str(sequence), subject, *values, str(len(body))))
     return _digest(previous, sequence, frame, body)
 
 

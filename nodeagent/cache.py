@@ -94,7 +94,7 @@ class Cache:
             self._pending += 1
 
     def append(self, entries: list[Entry]) -> None:
-        """Remember events before their rows are written. Raises OSError."""
+        """Remember events. Raises OSError."""
         if self._file is None:
             self._file = self._journal.open("ab", buffering=0)
         frames = [_encode_entry(entry) for entry in entries]

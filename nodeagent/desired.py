@@ -12,6 +12,9 @@ from nodeagent.netlink.messages import Action, Operation
 from nodeagent.peers import Change, Peer
 from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key
 
+_PUT = Action.PUT
+_NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly
+
 
 class Desired:
     """The desired rows of one node, kept up to date.
@@ -55,20 +58,16 @@ class Desired:
 
     def _newcomer(self, peer: Peer) -> list[Operation]:
         """The short way for a peer none of whose rows is there yet, the common case of a join; else nothing."""
-        rows = peer.rows()
-        ((address, mac),) = rows.neighbours.items()
-        ((route, gateway),) = rows.routes.items()
-        mine = self.rows
-        if mac in self._claims or route in mine.routes or address in mine.neighbours:
+        address, mac, destination, route = peer.packed()
+        neighbours, fdb, routes = self.rows
+        if mac in self._claims or route in routes or address in neighbours:
             return []
-        destination = rows.fdb[mac]
-        mine.neighbours[address], mine.fdb[mac], mine.routes[route] = mac, destination, gateway
+        neighbours[address], fdb[mac], routes[route] = mac, destination, address
         self._claims[mac] = peer.epoch
-        put = Action.PUT
         return [
-            Operation(put, Kind.NEIGHBOUR, address, mac),
-            Operation(put, Kind.FDB, mac, destination),
-            Operation(put, Kind.ROUTE, route, gateway),
+            Operation(_PUT, _NEIGHBOUR, address, mac),
+            Operation(_PUT, _FDB, mac, destination),
+            Operation(_PUT, _ROUTE, route, address),
         ]
 
     def _enter(self, peer: Peer, rows: Rows) -> None:

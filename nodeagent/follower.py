@@ -287,17 +287,25 @@ class Follower:
             await self._fold(messages)
 
     async def _fold(self, messages: Sequence[StoredMessage]) -> None:
-        if not self._telemetry.tracing:
-            changes, failure = self._take_in(messages)
-            await self._apply(self.view, changes)
-        else:
-            with receiving(self._telemetry, self._config.cluster, len(messages)):
+        """The rows first, the journal behind them: a packet waits for the rows only.
+
+        A process killed between the two starts with a journal that is one batch short; the log has it.
+        """
+        before = self.view.sequence
+        try:
+            if not self._telemetry.tracing:
                 changes, failure = self._take_in(messages)
-            with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}) as span:
                 await self._apply(self.view, changes)
-                if changes and span.is_recording():  # no more lines than traces: a storm is not logged in full
-                    first, last = messages[0].sequence, messages[-1].sequence
-                    log.info("events %d to %d: %d changes of peers handed on", first, last, len(changes))
+            else:
+                with receiving(self._telemetry, self._config.cluster, len(messages)):
+                    changes, failure = self._take_in(messages)
+                with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}) as span:
+                    await self._apply(self.view, changes)
+                    if changes and span.is_recording():  # no more lines than traces: no storm in full
+                        first, last = messages[0].sequence, messages[-1].sequence
+                        log.info("events %d to %d: %d changes of peers handed on", first, last, len(changes))
+        finally:
+            self._remember(messages[: self.view.sequence - before])
         if failure is not None:
             raise failure
 
@@ -305,37 +313,38 @@ class Follower:
         """Fold the messages up to the first that is not sound."""
         view = self.view
         changes: list[Change] = []
-        entries: list[Entry] = []
-        head = view.head
-        decided_at = _decided_at(messages[-1])
-        failure: VerificationFailed | None = None
         for message in messages:
+            sequence, subject, headers, body, _ = message
             try:
-                head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                type_name = message.headers["ce-type"]
-                event = decode_event(type_name, message.body, message.sequence)
+                head = verify_link(view.head, sequence, subject, headers, body)
+                type_name = headers["ce-type"]
+                event = decode_event(type_name, body, sequence)
             except VerificationFailed as error:
-                failure = error  # what came before it is sound, and is applied
-                break
+                return changes, error  # what came before it is sound, and is applied
             if isinstance(event, UnknownEvent):
                 # A newer controller's event: rows of members come from types that this agent knows.
                 log.info(
                     "event %d has the type %s, which this agent does not know",
-                    message.sequence,
+                    sequence,
                     type_name,
-                    extra={"isthmus": {"sequence": message.sequence}},
+                    extra={"isthmus": {"sequence": sequence}},
                 )
-            changes.extend(view.apply(message.sequence, event))
-            chain = message.headers[CHAIN_HEADER]
-            entries.append(Entry(message.sequence, chain, type_name, message.body, decided_at))
+            changes += view.apply(sequence, event)
             view.head = head
-        view.last_event_at = decided_at
-        self._remember(entries)
-        return changes, failure
+        return changes, None
 
-    def _remember(self, entries: list[Entry]) -> None:
+    def _remember(self, messages: Sequence[StoredMessage]) -> None:
+        """Append to the journal what has become part of the view."""
+        if not messages:
+            return
+        self.view.last_event_at = decided_at = _decided_at(messages[-1])
         try:
-            self._cache.append(entries)
+            self._cache.append(
+                [
+                    Entry(m.sequence, m.headers[CHAIN_HEADER], m.headers["ce-type"], m.body, decided_at)
+                    for m in messages
+                ]
+            )
             if self._cache.full:
                 self._cache.snapshot(self.view)
             self._conditions.clear("cache")

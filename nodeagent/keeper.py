@@ -159,33 +159,39 @@ class Keeper:
 
     async def follow(self, view: View, changes: Sequence[Change]) -> None:
         """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
-        async with self._lock:
-            self._view = view
-            if self._rebuild(view):
-                self.request("membership")
-                return
-            desired = self._desired
-            if desired is None:
-                self.applied = view.sequence  # without a range there is nothing to have
-                self._on_applied()
-                return
-            operations = [operation for change in changes for operation in desired.apply(change)]
-            if not operations:
-                self._note_applied(view)
-                return
-            if not self.clean or len(changes) > DIRECT_LIMIT or self._engine is None:
-                self._fresh = True
-                self.request("changes")
-                return
-            if not self._telemetry.tracing:
-                self._directly(self._engine, view, operations, INVALID_SPAN)
-                return
-            with self._telemetry.span(
-                "netlink batch",
-                kind=SpanKind.CLIENT,
-                attributes={"isthmus.netlink.operations": len(operations)},
-            ) as span:
-                self._directly(self._engine, view, operations, span)
+        if self._lock.locked():
+            async with self._lock:
+                self._follow(view, changes)
+        else:
+            self._follow(view, changes)  # nothing in it waits, so nobody can come between
+
+    def _follow(self, view: View, changes: Sequence[Change]) -> None:
+        self._view = view
+        if self._rebuild(view):
+            self.request("membership")
+            return
+        desired = self._desired
+        if desired is None:
+            self.applied = view.sequence  # without a range there is nothing to have
+            self._on_applied()
+            return
+        operations = [operation for change in changes for operation in desired.apply(change)]
+        if not operations:
+            self._note_applied(view)
+            return
+        if not self.clean or len(changes) > DIRECT_LIMIT or self._engine is None:
+            self._fresh = True
+            self.request("changes")
+            return
+        if not self._telemetry.tracing:
+            self._directly(self._engine, view, operations, INVALID_SPAN)
+            return
+        with self._telemetry.span(
+            "netlink batch",
+            kind=SpanKind.CLIENT,
+            attributes={"isthmus.netlink.operations": len(operations)},
+        ) as span:
+            self._directly(self._engine, view, operations, span)
 
     def _directly(self, engine: Engine, view: View, operations: list[Operation], span: Span) -> None:
         started = time.perf_counter()

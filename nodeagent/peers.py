@@ -33,9 +33,13 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
         The first address of the range is the peer's VTEP address: next hop of its route and key of
         its neighbour entry.
         """
+        first, mac, underlay, route = self.packed()
+        return Rows({first: mac}, {mac: underlay}, {route: first})
+
+    def packed(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """What the rows are made of: VTEP address, VTEP MAC, underlay address, route key."""
         first, length = split_cidr(self.cidr)
-        mac = mac_bytes(self.vtep_mac)
-        return Rows({first: mac}, {mac: address_bytes(self.underlay)}, {route_key(first, length): first})
+        return first, mac_bytes(self.vtep_mac), address_bytes(self.underlay), route_key(first, length)
 
 
 class Change(NamedTuple):

@@ -20,6 +20,7 @@ from nodeagent.rows import Kind, Rows, split_route_key
 ROUNDS = 3
 """Attempts to make the kernel agree in one reconciliation; what is left then is reported."""
 
+_DROP = Action.DROP
 _ABSENT = frozenset({errno.ENOENT, errno.ESRCH})
 
 
@@ -104,9 +105,11 @@ def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]
     The kernel's silence proves a write; an FDB removal is read back, because with a wrong
     destination it succeeds and deletes nothing. Raises Lost when a row is still there, OSError.
     """
-    refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]
+    refusals = engine.execute(operations, ifindex)
+    if refusals:
+        refusals = [refusal for refusal in refusals if _matters(refusal)]
     for action, kind, key, _ in operations:
-        if action is Action.DROP and kind is Kind.FDB and engine.read_one(kind, key, ifindex) is not None:
+        if action is _DROP and kind is Kind.FDB and engine.read_one(kind, key, ifindex) is not None:
             raise Lost(errno.EAGAIN, "an FDB row survived its removal")
     return refusals
 

@@ -31,6 +31,7 @@ from nodeagent.gateway.table import CONCERNED, TrafficTable
 from nodeagent.peers import Change, Peer, PeerTable
 
 NO_CHANGES: tuple[Change, ...] = ()
+_TRAFFIC_TYPES = frozenset(CONCERNED)
 
 
 class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -105,7 +106,7 @@ class View:
 
     def apply(self, sequence: int, event: Event) -> tuple[Change, ...]:
         """Fold one event; return what it changed about the *other* nodes' rows."""
-        if isinstance(event, CONCERNED):
+        if type(event) in _TRAFFIC_TYPES:
             before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):

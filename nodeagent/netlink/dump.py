@@ -25,6 +25,7 @@ from nodeagent.netlink.constants import (
     NDA_SRC_VNI,
     NDA_VNI,
     NLM_F_CAPPED,
+    NLMSG_ERROR,
     NLMSG_HEADER,
     NLMSGERR_ATTR_MSG,
     NTF_SELF,
@@ -76,6 +77,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _U32 = struct.Struct("=I")
+_ACKNOWLEDGEMENT = struct.Struct("=IHHI4xi16x")  # header without port id, errno, the request's header
 
 # Fixed layouts. An "s" field holds the constants of several kernel fields at once, to compare as bytes.
 _NEIGHBOUR = struct.Struct("=6s10x10s2x4s4s4s6s30x5s3x")
@@ -258,6 +260,17 @@ def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[start + _ATTRIBUTE.size : start + length]
         start += (length + 3) & ~3
     return found
+
+
+def acknowledges(data: bytes, sequence: int) -> bool:
+    """Whether a datagram is nothing but the plain acknowledgement of that message (the usual answer)."""
+    return len(data) == _ACKNOWLEDGEMENT.size and _ACKNOWLEDGEMENT.unpack(data) == (
+        _ACKNOWLEDGEMENT.size,
+        NLMSG_ERROR,
+        NLM_F_CAPPED,
+        sequence,
+        0,
+    )
 
 
 def error(data: bytes, offset: int, header: Header) -> Failure:

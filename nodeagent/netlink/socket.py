@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 from nodeagent.netlink import dump, messages
@@ -141,28 +141,35 @@ class Engine:
         Raises Lost when answers were lost, and then nobody knows without reading back; OSError
         when the socket is broken.
         """
+        if len(operations) <= CHUNK_MESSAGES:
+            return self._chunk(operations, ifindex)
         refusals: list[KernelRefusal] = []
         for start in range(0, len(operations), CHUNK_MESSAGES):
-            refusals.extend(self._chunk(operations[start : start + CHUNK_MESSAGES], ifindex))
+            refusals += self._chunk(operations[start : start + CHUNK_MESSAGES], ifindex)
         return refusals
 
-    def _chunk(self, operations: Sequence[Operation], ifindex: int) -> Iterable[KernelRefusal]:
-        first = self._take(len(operations) + 1)
+    def _chunk(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
+        first = sequence = self._take(len(operations) + 1)
         encoders = ENCODERS
-        parts = [
-            encoders[action, kind](ifindex, sequence, key, value)
-            for sequence, (action, kind, key, value) in enumerate(operations, first)
-        ]
-        last = first + len(operations)
-        parts.append(messages.barrier(last))
+        parts = []
+        for action, kind, key, value in operations:
+            parts.append(encoders[action, kind](ifindex, sequence, key, value))
+            sequence += 1
+        parts.append(messages.barrier(sequence))
         self._channel.send(b"".join(parts))
-        for failure in self._answers(last):
-            yield KernelRefusal(operations[failure.sequence - first], failure.errno, failure.text)
+        data = self._receive()
+        if dump.acknowledges(data, sequence):
+            return []
+        return [
+            KernelRefusal(operations[failure.sequence - first], failure.errno, failure.text)
+            for failure in self._failures(data, first, sequence)
+        ]
 
-    def _answers(self, last: int) -> list[dump.Failure]:
+    def _failures(self, data: bytes, first: int, last: int) -> list[dump.Failure]:
+        """What was refused of the messages from ``first`` on; ``last`` is the barrier, ``data`` the answer
+        that has come already."""
         failures: list[dump.Failure] = []
         while True:
-            data = self._receive()
             for header, offset in _parsed(data):
                 if header.type == NLMSG_OVERRUN:
                     raise Lost(errno.ENOBUFS, "the kernel reported an overrun")
@@ -171,8 +178,9 @@ class Engine:
                 failure = dump.error(data, offset, header)
                 if failure.sequence == last:
                     return failures
-                if failure.errno and last - CHUNK_MESSAGES <= failure.sequence < last:
+                if failure.errno and first <= failure.sequence < last:  # not an abandoned exchange's
                     failures.append(failure)
+            data = self._receive()
 
     def read(self, ifindex: int) -> Rows:
         """All rows of the device and all routes of our protocol. Raises Lost, OSError."""

@@ -185,3 +185,25 @@ def test_an_interrupted_dump_is_repeated() -> None:
         kernel.neighbours[key] = row
     assert Engine(kernel).read(5) == Rows(rows_of(7).neighbours, {}, {})
     assert kernel.attempts == 3
+
+
+def test_a_refusal_from_an_exchange_that_was_given_up_is_no_refusal_of_the_next() -> None:
+    class Overflowing(MemoryKernel):
+        overflows = 1
+
+        def receive(self) -> bytes:
+            if self.overflows:
+                self.overflows -= 1
+                raise OSError(105, "No buffer space available")
+            return super().receive()
+
+    kernel = Overflowing()
+    kernel.add_device(5)
+    engine = Engine(kernel)
+    operations = [put(Kind.NEIGHBOUR, address(i), mac(i)) for i in range(3)]
+    with pytest.raises(Lost):
+        engine.execute(operations, 6)  # no such device: its refusals stay unread
+    assert engine.execute(operations, 5) == []
+    assert engine.read(5).neighbours == {address(i): mac(i) for i in range(3)}
+    (refused,) = engine.execute([put(Kind.FDB, mac(0), underlay(0))], 6)
+    assert refused.operation.kind is Kind.FDB
