@@ -24,7 +24,7 @@ from typing import Any
 from nodeagent.rows import route_key
 from tests.bench.agent_place import row, run_inside
 
-RUNS = 5
+RUNS = 9
 JOINS = 400
 PEERS = 10_000
 MANY = 50_000
