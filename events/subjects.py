@@ -90,6 +90,11 @@ def events_wildcard(cluster: str) -> str:
     return f"isthmus.{cluster}.events.>"
 
 
+def aggregate_wildcard(cluster: str, aggregate: str) -> str:
+    """Matches every event about one kind of thing."""
+    return f"isthmus.{cluster}.events.{aggregate}.>"
+
+
 def live_wildcard(cluster: str) -> str:
     """Matches every republished event of the cluster."""
     return f"isthmus.{cluster}.live.>"

@@ -24,8 +24,8 @@ from nodeagent.gateway.rules import Former
 
 log = logging.getLogger("isthmus.agent.gateway")
 
-PATIENCE_S = 0.15
-"""How long an answer may take. A taking of an address waits so long for a machine that is dead."""
+PATIENCE_S = 0.3
+"""How long an answer may take. A taking of addresses waits so long for a machine that is dead."""
 
 ASK_EVERY_S = 0.9
 
@@ -54,6 +54,7 @@ class FormerHolders:
         self._misses: dict[Candidate, int] = {}
         self._asked_at: dict[Candidate, float] = {}
         self._known: dict[Candidate, str] = {}  # → the MAC by its last answer
+        self._answers: dict[str, tuple[float, str]] = {}  # underlay address → when it was asked, the MAC
         self._applied: str | None = None
         self._able = True
         self._arp: tuple[str, ArpSocket] | None = None
@@ -77,6 +78,7 @@ class FormerHolders:
         for gone in set(self._misses) - set(wanted):
             del self._misses[gone], self._asked_at[gone]
             self._known.pop(gone, None)
+        self._answers = {u: a for u, a in self._answers.items() if any(c.underlay == u for c in wanted)}
         try:
             for candidate in wanted:
                 await self._ask(candidate, device)
@@ -96,8 +98,7 @@ class FormerHolders:
         if self._misses.setdefault(candidate, 0) >= MISSES or not due:
             return
         self._asked_at[candidate] = time.monotonic()
-        socket = self._socket(device)
-        mac = await asyncio.to_thread(socket.taken, candidate.underlay, patience_s=PATIENCE_S)
+        mac = await self._answer(candidate.underlay, device)
         if mac:
             self._misses[candidate] = 0
             self._known[candidate] = mac
@@ -106,6 +107,15 @@ class FormerHolders:
         if self._misses[candidate] >= MISSES and candidate in self._known:
             del self._known[candidate]
             log.info("the former holder %s of %s is gone", candidate.underlay, candidate.address)
+
+    async def _answer(self, underlay: str, device: str) -> str:
+        """The machine's MAC, or empty. One that held several addresses is asked once for all of them."""
+        asked_at, mac = self._answers.get(underlay, (float("-inf"), ""))
+        if time.monotonic() - asked_at > ASK_EVERY_S / 2:
+            socket = self._socket(device)
+            mac = await asyncio.to_thread(socket.taken, underlay, patience_s=PATIENCE_S)
+            self._answers[underlay] = time.monotonic(), mac
+        return mac
 
     async def _write(self, formers: Sequence[Former], elsewhere: Sequence[str], device: str) -> None:
         script = rules.render_former(formers, elsewhere, device)

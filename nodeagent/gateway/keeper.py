@@ -16,12 +16,13 @@ import time
 from typing import Protocol
 
 from nats.aio.client import Client
-from nats.errors import Error as NatsError
 
+from events import subjects
 from events.clb import Backend, BackendKey, Holder
 from events.client import ControllerClient
 from events.commands import ReportHealth
-from events.errors import IsthmusError
+from events.errors import IsthmusError, Unavailable
+from events.jetstream.api import last_sequence
 from nodeagent import firewall
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -339,16 +340,21 @@ class Gatekeeper:
             arp.announce(address)
 
     async def _current(self) -> bool:
-        """Whether the bus answers now: only then may the view be called current."""
+        """Whether the view has the log's last word about CLB pairs: only then may it be defended.
+
+        Asked of the log itself: a connection that is just there again says nothing about what was missed.
+        """
         client = self._around.bus()
         if client is None or not client.is_connected or not self._around.caught_up():
             return False
+        cluster = self._config.cluster
         try:
-            async with asyncio.timeout(BEAT_S):
-                await client.flush(timeout=1)
-        except (NatsError, OSError, TimeoutError):
+            last = await last_sequence(
+                client, subjects.stream(cluster), subjects.aggregate_wildcard(cluster, "clb"), timeout_s=BEAT_S
+            )
+        except Unavailable:
             return False
-        return True
+        return last <= self._around.view.sequence
 
     # ------------------------------------------------------------------ health reports
 

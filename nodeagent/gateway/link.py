@@ -114,17 +114,21 @@ class ArpSocket:
         self._forget()
         wanted = IPv4Address(address).packed
         deadline = time.monotonic() + patience_s
-        asked_at = 0.0
-        while (now := time.monotonic()) < deadline:
-            if now - asked_at >= ASK_AGAIN_S:
+        asked_at = float("-inf")
+        while True:
+            now = time.monotonic()
+            if now < deadline and now - asked_at >= ASK_AGAIN_S:
                 asked_at = now
                 self.ask(address)
-            ready, _, _ = select.select([self._socket], [], [], min(ASK_AGAIN_S, deadline - now))
+            ready, _, _ = select.select([self._socket], [], [], max(0.0, min(ASK_AGAIN_S, deadline - now)))
             if ready:
                 heard = self._socket.recv(128)
                 if len(heard) >= 42 and heard[28:32] == wanted and heard[22:28] != self.mac:
                     return heard[22:28].hex(":")
-        return ""
+            elif (
+                now >= deadline
+            ):  # and not before: an answer may lie there since we were last given the processor
+                return ""
 
     def _forget(self) -> None:
         """Drop what was heard before a question: it answers an older one."""

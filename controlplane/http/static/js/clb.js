@@ -7,7 +7,7 @@ import { store } from "./store.js";
 const page = (name) => `/clb/${encodeURIComponent(name)}`;
 const node = (name) => link(`/nodes/${encodeURIComponent(name)}`, name);
 const event = (sequence) => link(`/events/${sequence}`, `#${n(sequence)}`);
-const CAUSES = { left: "left, handed over", unmarked: "unmarked, handed over", silent: "fell silent", fenced: "was fenced", released: "reservation released" };
+const CAUSES = { left: "left, handed over", unmarked: "unmarked, handed over", silent: "fell silent", unable: "said that it cannot hold it", fenced: "was fenced", released: "reservation released" };
 const PROVIDERS = { gateway: "Isthmus gateways hold the addresses", "reserve-only": "The cloud's own load balancer takes the addresses" };
 
 // How an address is: held or not, and whether anything answers behind it.
