@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import click
 
 from events.errors import IsthmusError, Usage
-from events.subjects import check_label
+from events.subjects import check_label, check_node_name
 
 ROLES: dict[str, tuple[str, ...]] = {
     "agent": ("agent", "run"),
@@ -123,7 +123,9 @@ def read(text: str, command: click.Command) -> tuple[dict[str, Any], list[Fault]
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+)", str(error))
-        return {}, [Fault(int(place[1]) if place else 0, f"no TOML: {str(error).partition(' (at')[0]}")]
+        # Without a place the text ended too early: in its last line.
+        line = int(place[1]) if place else max(1, len(text.splitlines()))
+        return {}, [Fault(line, f"no TOML: {str(error).partition(' (at line')[0]}")]
     except RecursionError:
         return {}, [Fault(0, "no TOML: nested too deeply")]
     lines, options = lines_of(text), options_of(command)
@@ -195,6 +197,11 @@ def cross_checks(values: dict[str, Any], options: dict[str, click.Option]) -> It
             check_label(str(cluster), "cluster")
         except IsthmusError as error:
             yield "cluster", f"cluster: {error.message}"
+    if "node" in values:
+        try:
+            check_node_name(str(values["node"]))
+        except IsthmusError as error:
+            yield "node", f"node: {error.message}"
     for url in str(bus).split(",") if bus else ():
         fault = _bad_url(url.strip())
         if fault:

@@ -74,7 +74,7 @@ def init(store: Path, name: str, hosts: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"  {role:<11} {path}")
     if not hosts:
         click.echo("  No server certificate yet: isthmus credentials tls server --host ADDRESS")
-    click.echo("Next: isthmus deploy nats secure   and   isthmus credentials node NAME")
+    click.echo("Next: isthmus deploy nats single|cluster|site   and   isthmus credentials node NAME")
 
 
 def _role_command(role: Role, summary: str, example: str) -> click.Command:

@@ -259,8 +259,10 @@ def prune(file: Path, as_json: bool) -> None:
 
     try:
         text, before = file.read_text(), file.stat()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("credentials_missing", f"{file} cannot be read: {error}") from error
+    except OSError as error:
+        raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused("credentials_invalid", f"{file} is no text: {error}") from error
     result = pruned(text, datetime.now(UTC))
     if not result.marks:
         raise Refused(

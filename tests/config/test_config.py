@@ -71,6 +71,13 @@ def test_a_line_is_found_behind_arrays_and_long_strings() -> None:
 
 def test_a_syntax_fault_has_its_line() -> None:
     assert faults('cluster = "a"\ncount = = 3\n')[0][0] == 2
+    assert faults('cluster = "a"\ntag = [\n')[0] == (2, "no TOML: Invalid value (at end of document)")
+
+
+def test_a_nodes_name_is_checked_with_the_rest() -> None:
+    found = read('buss = "x"\nnode = "A B"\n', command_of("agent"))[1]
+    assert [fault.line for fault in found] == [1, 2]
+    assert "node name 'A B'" in found[1].message
 
 
 def test_related_settings_are_checked_together(tmp_path: Path) -> None:
