@@ -8,18 +8,26 @@ is indexed too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from events.codec import StoredMessage
 from replay.archive.format import IndexLine
+from replay.archive.lines import messages
 
 KEYS_PER_SEGMENT = 1024
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 _decode_line = msgspec.json.Decoder(IndexLine).decode
 _encode_key = msgspec.json.Encoder().encode
+
+
+def encode_postings(lines: Sequence[IndexLine]) -> bytes:
+    """Index lines as text, each ended by a line feed."""
+    text = _encode_lines(lines)
+    return text if text.endswith(b"\n") else text + b"\n"
 
 
 def find(lines: bytes, key: str) -> list[int]:
@@ -52,20 +60,35 @@ class _Names(msgspec.Struct, gc=False):
 _names = msgspec.json.Decoder(_Names).decode
 
 
+class _NamesLine(msgspec.Struct, gc=False):
+    """An event line, as far as the index goes; all lines of a segment are decoded by one call."""
+
+    seq: int
+    subject: str
+    body: _Names
+
+
+_names_lines = msgspec.json.Decoder(_NamesLine).decode_lines
+
+
 def keys_of(message: StoredMessage) -> list[str]:
     """The keys of one stored event; nothing for a body that is no JSON object of the usual fields."""
     try:
         names = _names(message.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
-    keys = []
-    if names.node:
-        keys.append(f"node/{names.node}")
-    parts = message.subject.split(".", 4)
+    return _keys(message.subject, names)
+
+
+def _keys(subject: str, names: _Names) -> list[str]:
+    keys = [f"node/{names.node}"] if names.node else []
+    parts = subject.split(".", 4)
     aggregate = parts[3] if len(parts) > 3 else ""
-    if aggregate == "range" and names.cidr:
-        keys.append(f"range/{names.cidr}")
-    elif aggregate == "clb" and names.name:
+    if aggregate == "range":
+        if names.cidr:
+            keys.append(f"range/{names.cidr}")
+        return keys
+    if aggregate == "clb" and names.name:
         keys.append(f"clb/{names.name}")
     elif aggregate == "cluster" and names.cluster:
         keys.append(f"cluster/{names.cluster}")
@@ -82,22 +105,37 @@ class Postings:
 
     def __init__(self) -> None:
         # key → ascending sequences
-        self._sequences: dict[str, list[int]] = {}
+        self._sequences: defaultdict[str, list[int]] = defaultdict(list)
 
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """Take note of some events, in order."""
         for message in messages:
             for key in keys_of(message):
-                self._sequences.setdefault(key, []).append(message.sequence)
+                self._sequences[key].append(message.sequence)
+
+    def add_lines(self, data: bytes) -> None:
+        """Take note of the events of a segment, by its lines. Raises msgspec.MsgspecError, ValueError."""
+        try:
+            decoded = _names_lines(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.add(messages(data))  # somewhere in it is a body of unusual fields, or one that is no JSON
+            return
+        collected = self._sequences
+        for line in decoded:
+            for key in _keys(line.subject, line.body):
+                collected[key].append(line.seq)
 
     def __bool__(self) -> bool:
         return bool(self._sequences)
 
+    def lines(self) -> list[IndexLine]:
+        """The index lines, sorted by key."""
+        return [IndexLine(key=key, sequences=self._sequences[key]) for key in sorted(self._sequences)]
+
     def blocks(self) -> Iterable[tuple[str, str, bytes]]:
         """The index lines in blocks sorted by key: first key, last key, lines. Empties the collection."""
-        names = sorted(self._sequences)
-        for start in range(0, len(names), KEYS_PER_SEGMENT):
-            part = names[start : start + KEYS_PER_SEGMENT]
-            lines = _encode_lines([IndexLine(key=key, sequences=self._sequences[key]) for key in part])
-            yield part[0], part[-1], lines if lines.endswith(b"\n") else lines + b"\n"
+        lines = self.lines()
+        for start in range(0, len(lines), KEYS_PER_SEGMENT):
+            part = lines[start : start + KEYS_PER_SEGMENT]
+            yield part[0].key, part[-1].key, encode_postings(part)
         self._sequences.clear()

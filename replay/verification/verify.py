@@ -25,6 +25,7 @@ from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
+from replay.verification.index_check import check_run, check_spans, runs
 from replay.verification.lines_check import CLOCK_TOLERANCE_NS, CLOCKS, LinesResult, check_lines, joins
 from replay.verification.workers import Workers
 
@@ -168,6 +169,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     if archive is not None:
         for file in archive.files:
             findings.extend(check_file(file, public_key=wanted.public_key))
+            findings.extend(check_spans(file))
     begin = _beginning(history, archive)
     if begin.sequence == 0 and begin != genesis(history.cluster):
         findings.add(_foreign_start(history.cluster))
@@ -212,6 +214,12 @@ async def _over_archive(
     archive: ArchiveLog, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
+    due = {
+        (file.path, events[-1].last): (blocks, events)
+        for file in archive.files
+        for blocks, events in runs(file)
+        if events
+    }
     for place in archive.places:
         segment = place.segment
         await workers.put(tracks.take, check_segment, place.file.path, segment, archive.cluster, before, after)
@@ -225,6 +233,8 @@ async def _over_archive(
                 _meaning(folding, place.file.data(segment), segment.last)
             except VerificationFailed:
                 folding.stop(segment.first, "its segment is damaged")  # the form check reports the damage
+        if index := due.pop((place.file.path, segment.last), None):
+            await workers.beside(tracks.findings.extend, check_run, place.file.path, *index)
         if progress:
             progress(segment.last)
 
