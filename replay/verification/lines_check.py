@@ -258,11 +258,12 @@ def _form(line: ChainLine, named: dict[str, str], cluster: str, last_ns: int) ->
 
 
 def _gap(sequence: int, seq: int) -> Finding:
-    what = (
-        f"events {sequence + 1} to {seq - 1} are missing"
-        if seq > sequence + 1
-        else f"event {seq} stands behind event {sequence}"
-    )
+    if seq == sequence + 2:
+        what = f"event {sequence + 1} is missing"
+    elif seq > sequence:
+        what = f"events {sequence + 1} to {seq - 1} are missing"
+    else:
+        what = f"event {seq} stands behind event {sequence}"
     return Finding(check="gap", code="sequence_gap", message=what, sequence=sequence + 1)
 
 

@@ -23,7 +23,9 @@ from events.jetstream.log import JetStreamLog
 from events.server.config import ServerOptions
 from events.server.process import EmbeddedServer
 from events.status import AgentStatus
+from events.subjects import events_wildcard
 from events.subjects import status as status_subject
+from events.subjects import stream as event_stream
 from replay.archive.reader import ArchiveLog
 from replay.history import History
 from replay.queries.things import life
@@ -205,6 +207,26 @@ async def test_a_forged_event_on_the_live_stream_is_found_and_located(bus: BusOp
     report = await isthmus(*arguments, code=1)
     assert {last, last + 1} <= {f["sequence"] for f in report["findings"]}
     await nats.close()
+
+
+async def test_every_hole_in_the_live_stream_is_told_and_what_lies_behind_is_read(bus: BusOptions) -> None:
+    """A stream whose owner could delete: ours deny it, a copy that somebody made need not."""
+    messages = history(7, 60)
+    nats = await connect(bus, name="test")
+    try:
+        stream = nats.jetstream()
+        await stream.add_stream(name=event_stream(PAST), subjects=[events_wildcard(PAST)])
+        for message in messages:
+            await stream.publish(message.subject, message.body, headers=dict(message.headers))
+        for sequence in (20, 21, 22, 40):
+            await stream.delete_msg(event_stream(PAST), sequence)
+        report = await verify(await History.open(JetStreamLog(nats, PAST)), Wanted())
+    finally:
+        await nats.close()
+    gaps = [(f.sequence, f.message) for f in report.findings if f.check == "gap"]
+    assert gaps == [(20, "events 20 to 22 are missing"), (40, "event 40 is missing")]
+    assert report.events == len(messages) - 4
+    assert report.last == len(messages)
 
 
 async def test_an_exported_log_is_restored_into_an_empty_stream_byte_for_byte(
