@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 """Called now and then with the last sequence that was worked on."""
 
+OnHole = Callable[[int, int], None]
+"""Called with the first and the last sequence that are missing."""
+
 
 class Point(msgspec.Struct, frozen=True):
     """A place in the log. ``recorded_at`` is the server's time of that event; None before the first."""
@@ -119,13 +122,38 @@ class History:
                     progress(read.messages[-1].sequence)
 
     async def messages(
-        self, *, after: int = 0, until: int | None = None, follow: bool = False
+        self,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        follow: bool = False,
+        on_hole: OnHole | None = None,
     ) -> AsyncIterator[Sequence[StoredMessage]]:
-        """Stored messages of ``(after, until]`` in batches; with ``follow`` also what comes later."""
+        """Stored messages of ``(after, until]`` in batches; with ``follow`` also what comes later.
+
+        A live stream in which events are missing is read on behind each hole once ``on_hole`` was told of it.
+        Raises Unavailable; VerificationFailed(sequence_gap) at a hole without ``on_hole``, and where the
+        log offers nothing to go on with.
+        """
         stop = until if follow else self.end if until is None else min(until, self.end)
-        async for batch in self.log.read(after=after, until=stop, follow=follow):
-            if batch.messages:
-                yield batch.messages
+        while True:
+            try:
+                async for batch in self.log.read(after=after, until=stop, follow=follow):
+                    if batch.messages:
+                        after = batch.messages[-1].sequence
+                        yield batch.messages
+            except VerificationFailed as error:
+                found = error.details.get("found")
+                if on_hole is None or error.code != "sequence_gap" or not isinstance(found, int):
+                    raise
+                if found <= after + 1:
+                    raise  # no hole: the log was replaced under the reader
+                gone = found - 1 if stop is None else min(found - 1, stop)
+                on_hole(after + 1, gone)
+                after = gone
+                if stop is None or after < stop:
+                    continue
+            return
 
     async def reports(self) -> list[AgentStatus]:
         """The agents' last reports: of the live bus, or those that a capsule carries."""

@@ -69,12 +69,16 @@ async def _log(
 
     from replay.queries.entries import entries
 
+    def hole(first: int, last: int) -> None:
+        what = f"events {first:,} to {last:,} are missing" if last > first else f"event {first:,} is missing"
+        click.echo(f"note: {what} from the stream; isthmus replay verify judges the rest", err=True)
+
     async with opened(source) as asked:
         after = (await asked.point(since)).sequence if since else asked.history.start
         stop = (await asked.point(until)).sequence
         kept: deque[Entry] | list[Entry] = deque(maxlen=lines) if lines else []
         with progress("reading", stop, start=after) as tick:
-            async for batch in entries(asked.history, wanted, after=after, until=stop):
+            async for batch in entries(asked.history, wanted, after=after, until=stop, on_hole=hole):
                 kept.extend(batch)
                 if batch:
                     tick(batch[-1].stamp.sequence)
@@ -89,7 +93,9 @@ async def _log(
                 empty="no such event",
             )
         if follow:
-            async for batch in entries(asked.history, wanted, after=asked.history.end, follow=True):
+            async for batch in entries(
+                asked.history, wanted, after=asked.history.end, follow=True, on_hole=hole
+            ):
                 for entry in batch:
                     _line(asked, entry, as_json=as_json)
 

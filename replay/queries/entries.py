@@ -11,7 +11,7 @@ import msgspec
 from events.codec import Recorded, StoredMessage, decode
 from events.errors import Usage, VerificationFailed
 from replay.archive.postings import keys_of
-from replay.history import History
+from replay.history import History, OnHole
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.things import fields
 
@@ -86,11 +86,18 @@ class Matcher:
 
 
 async def entries(
-    history: History, wanted: Filter, *, after: int = 0, until: int | None = None, follow: bool = False
+    history: History,
+    wanted: Filter,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    follow: bool = False,
+    on_hole: OnHole | None = None,
 ) -> AsyncIterator[list[Entry]]:
     """Matching events of ``(after, until]`` in batches, in order; with ``follow`` also what comes later.
 
-    One node's or one range's events come through the log's index.
+    One node's or one range's events come through the log's index. ``on_hole`` as for
+    :meth:`replay.history.History.messages`.
     """
     matcher = Matcher(wanted)
     kind, name = ("node", wanted.node) if wanted.node else ("range", wanted.range)
@@ -100,7 +107,7 @@ async def entries(
             if matcher.fits(message):
                 yield [entry(recorded)]
         return
-    async for batch in history.messages(after=after, until=until, follow=follow):
+    async for batch in history.messages(after=after, until=until, follow=follow, on_hole=on_hole):
         found = [_entry(message) for message in batch if matcher.fits(message)]
         if found or follow:
             yield found

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +18,6 @@ import msgspec
 
 from controlplane.checkpoints import Checkpoint
 from events.chain import CHAIN_HEADER, Head, genesis
-from events.codec import StoredMessage
 from events.errors import VerificationFailed
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog
@@ -245,7 +243,12 @@ async def _over_stream(
     history: History, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
-    async for batch in _past_holes(history, after):
+
+    def hole(first: int, last: int) -> None:
+        # The check of the lines behind it reports it; a state without these events would be none.
+        folding.stop(first, f"events {first} to {last} are missing" if last > first else "it is missing")
+
+    async for batch in history.messages(after=after, on_hole=hole):
         data = lines.encode_messages(batch)
         await workers.put(tracks.take, check_lines, data, history.cluster, before, after)
         last = batch[-1]
@@ -257,26 +260,6 @@ async def _over_stream(
         _meaning(folding, data, after)
         if progress:
             progress(after)
-
-
-async def _past_holes(history: History, after: int) -> AsyncIterator[Sequence[StoredMessage]]:
-    """The stream's messages behind ``after``, also those behind a hole.
-
-    A reader stops at a hole, rightly; here it is what is looked for. The lines behind it tell of it.
-    """
-    position = after
-    while position < history.end:
-        try:
-            async for batch in history.messages(after=position):
-                yield batch
-                position = batch[-1].sequence
-        except VerificationFailed as error:
-            found = error.details.get("found")
-            if error.code != "sequence_gap" or not isinstance(found, int) or found <= position + 1:
-                raise
-            position = found - 1
-        else:
-            return
 
 
 def _meaning(folding: Folding, data: bytes, last: int) -> None:

@@ -215,7 +215,7 @@ async def test_every_hole_in_the_live_stream_is_told_and_what_lies_behind_is_rea
     nats = await connect(bus, name="test")
     try:
         stream = nats.jetstream()
-        await stream.add_stream(name=event_stream(PAST), subjects=[events_wildcard(PAST)])
+        await stream.add_stream(name=event_stream(PAST), subjects=[events_wildcard(PAST)], allow_direct=True)
         for message in messages:
             await stream.publish(message.subject, message.body, headers=dict(message.headers))
         for sequence in (20, 21, 22, 40):
@@ -223,6 +223,15 @@ async def test_every_hole_in_the_live_stream_is_told_and_what_lies_behind_is_rea
         report = await verify(await History.open(JetStreamLog(nats, PAST)), Wanted())
     finally:
         await nats.close()
+    assert not next(check for check in report.checks if check.name == "invariants").done
+    process = await asyncio.create_subprocess_exec(
+        EXECUTABLE, "replay", "log", "--bus", bus.servers[0], "--cluster", PAST, "-n", "0", "--json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    shown = [json.loads(line)["stamp"]["sequence"] for line in out.splitlines()]
+    assert (process.returncode, len(shown), shown[-1]) == (0, len(messages) - 4, len(messages))
+    assert b"events 20 to 22 are missing" in err
     gaps = [(f.sequence, f.message) for f in report.findings if f.check == "gap"]
     assert gaps == [(20, "events 20 to 22 are missing"), (40, "event 40 is missing")]
     assert report.events == len(messages) - 4
