@@ -50,6 +50,8 @@ missing_packages() {
 # What only tests need. Ubuntu's chromium is no package but a pointer to a snap: there it is left out.
 missing_test_packages() {
   has_tool chromium || [ -n "${ISTHMUS_CHROMIUM:-}" ] || grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null || echo "chromium fonts-dejavu-core"
+  # The browser's driver is a node program; minimal systems lack this library of its.
+  ldconfig -p 2>/dev/null | grep -q 'libatomic\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libatomic\.so\.1' || echo libatomic1
   has_tool promtool && has_tool prometheus || echo prometheus
   has_tool ethtool || echo ethtool
   has_tool iperf3 || echo iperf3

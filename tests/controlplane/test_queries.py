@@ -268,7 +268,7 @@ def test_a_drain_that_waits_names_whom_it_waits_for(world: World) -> None:
 
 
 def test_silence_overrides_and_a_missing_clb_are_conditions(world: World) -> None:
-    assert "1 external nodes" in conditions(world)["no_clb"]
+    assert "1 external node," in conditions(world)["no_clb"]
     world.ok(ReserveClb(reservation="main", subnet="198.51.100.0/29"))
     assert "no_clb" not in conditions(world)
     world.forward(100)
