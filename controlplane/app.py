@@ -28,7 +28,7 @@ from controlplane.lease import LEASE_TTL_S, BusLease
 from controlplane.liveness import Liveness, watch_members
 from controlplane.queries import answer
 from controlplane.readmodel.projector import Policy, Projector
-from controlplane.readmodel.start import restore
+from controlplane.readmodel.start import remembered_events, restore
 from controlplane.readmodel.store import lock_directory
 from controlplane.service.committer import Committer, Limits
 from controlplane.service.endpoint import Endpoint
@@ -175,7 +175,13 @@ class Controller:
             client = await connect(
                 options.bus, name=f"isthmus-controller/{options.name}", on_reconnect=on_reconnect
             )
-            event_log = await JetStreamLog.open(client, options.cluster, create=True, replicas=options.replicas)
+            event_log = await JetStreamLog.open(
+                client,
+                options.cluster,
+                create=True,
+                replicas=options.replicas,
+                remembered=await remembered_events(options.data / "readmodel", options.cluster),
+            )
             changes, remembered = Changes(), Remembered()
             replica = await restore(
                 event_log,

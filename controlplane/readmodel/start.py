@@ -58,6 +58,20 @@ async def restore(
     return Replica(event_log, changes=changes, remembered=remembered, head=genesis(event_log.cluster))
 
 
+async def remembered_events(directory: Path, cluster: str) -> int:
+    """Up to which event this controller has seen the cluster's log; 0 when it does not remember any."""
+    if not current_generation(directory):
+        return 0
+    try:
+        store = await Store.open(directory, cluster)
+    except IsthmusError:  # said by `restore`
+        return 0
+    try:
+        return store.checkpoint.sequence
+    finally:
+        await store.close()
+
+
 async def _agrees(event_log: LogReader, store: Store) -> bool:
     """Whether the log's event at the checkpoint carries the checkpoint's digest."""
     at = store.checkpoint.sequence

@@ -196,6 +196,10 @@ async def log_holds(lab: Lab, report: Report) -> None:
 
     with report.stage("The log proves it: no address ever had two owners, the hash chain is whole") as check:
         proof = await verify_log(lab.log)
+        if proof.ledger.sequence < lab.members.sequence:
+            raise ProofFailedError(
+                f"the log ends at event {proof.ledger.sequence}; {lab.members.sequence} events were seen"
+            )
         pool = proof.ledger.pool()
         check.measured = {"events": proof.ledger.sequence, "pool": pool}
         check.detail = (

@@ -20,6 +20,9 @@ from events.jetstream.read import PullReader, log_head
 from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.log import ReadBatch
 
+CERTAIN_S = 3.0
+"""How long the servers of a cluster have to say that there is no log before one is made."""
+
 
 class JetStreamLog:
     """An EventLog over an open connection, which it does not own.
@@ -61,11 +64,13 @@ class JetStreamLog:
         batch_size: int = 1000,
         patience_s: float = 10.0,
         lag_s: float = 12.0,
+        remembered: int = 0,
     ) -> Self:
         """Open the cluster's log.
 
         With ``create`` (controllers) the event and the status stream are made when missing and
-        their settings checked otherwise; ``replicas`` is 1 or 3 (None: as it is, 1 when new).
+        their settings checked otherwise; ``replicas`` is 1 or 3 (None: as it is, 1 when new). A log
+        that is known to hold events up to ``remembered`` is not made when missing.
         Without it (readers) the log only has to exist.
 
         Raises Refused(log_settings_differ), Unavailable(log_missing, log_unavailable or
@@ -73,8 +78,12 @@ class JetStreamLog:
         """
         self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s, lag_s=lag_s)
         if create:
-            for settings in (event_stream_settings(cluster), status_stream_settings(cluster)):
-                await ensure_stream(client, settings, replicas=replicas, prefix=prefix)
+            events, status = event_stream_settings(cluster), status_stream_settings(cluster)
+            certain_s = CERTAIN_S if _clustered(client) else 0.0
+            await ensure_stream(
+                client, events, replicas=replicas, prefix=prefix, remembered=remembered, certain_s=certain_s
+            )
+            await ensure_stream(client, status, replicas=replicas, prefix=prefix)
         else:
             await self.head()
         return self
@@ -113,3 +122,8 @@ class JetStreamLog:
             reader = LiveReader(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
             return reader.read(after=after, until=until, follow=follow)
         return self._reader.read(after, until, follow=follow)
+
+
+def _clustered(client: Client) -> bool:
+    """Whether the server that the connection is to is one of several."""
+    return bool(client._server_info.get("cluster"))  # noqa: SLF001  the server's greeting has no public way

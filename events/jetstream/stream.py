@@ -111,16 +111,24 @@ async def ensure_stream(
     replicas: int | None = None,
     prefix: str = DEFAULT_PREFIX,
     timeout_s: float = 15.0,
+    remembered: int = 0,
+    certain_s: float = 0.0,
 ) -> dict[str, Any]:
     """Make the stream if it is missing, else check its settings; return what the server says of it.
 
     ``replicas`` None takes whatever an existing stream has, and 1 for a new one. Waits for a
-    leader within ``timeout_s``. Raises Refused(log_settings_differ) when an existing stream differs,
-    and Unavailable(log_unavailable or bus_unreachable).
+    leader within ``timeout_s``. A stream that the caller knows to hold events up to ``remembered`` is
+    never made: servers that all start anew may say for a moment that they have none, and one made
+    then is empty and takes the place of the old. ``certain_s`` is how long they have to keep saying so.
+
+    Raises Refused(log_settings_differ) when an existing stream differs, and Unavailable(log_missing,
+    log_unavailable or bus_unreachable).
     """
     name = settings["name"]
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
     last: IsthmusError | None = None
+    missing_since: float | None = None
     async for left_s in pauses(deadline):
         try:
             try:
@@ -128,10 +136,17 @@ async def ensure_stream(
             except ApiError as error:
                 if error.err_code != STREAM_NOT_FOUND:
                     raise
+                if remembered:
+                    last = _lost(name, remembered)
+                    continue
+                missing_since = missing_since or loop.time()
+                if loop.time() - missing_since < certain_s:
+                    last = Unavailable("log_unavailable", f"stream {name}: {error}", stream=name)
+                    continue
                 body = {**settings, "num_replicas": replicas or 1}
                 info = await call(client, f"{prefix}.STREAM.CREATE.{name}", body, timeout_s=min(5.0, left_s))
         except Unavailable as error:
-            last = error
+            last, missing_since = error, None
             continue
         except ApiError as error:
             if not error.passing:
@@ -143,6 +158,17 @@ async def ensure_stream(
         _check(name, settings, replicas, info["config"])
         return info
     raise last or Unavailable("log_unavailable", f"stream {name} did not answer within {timeout_s:g} s")
+
+
+def _lost(name: str, remembered: int) -> Unavailable:
+    return Unavailable(
+        "log_missing",
+        f"the bus has no stream {name}, but this controller's read model was made from its events up to "
+        f"{remembered}: it is not made anew. If the servers have lost it, restore it from an archive "
+        f"(isthmus replay import FILE); if it was deleted on purpose, remove the read model's directory",
+        stream=name,
+        remembered=remembered,
+    )
 
 
 def _check(name: str, settings: Mapping[str, Any], replicas: int | None, found: Mapping[str, Any]) -> None:

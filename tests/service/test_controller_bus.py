@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
 
 from controlplane.digest import state_digest
+from controlplane.readmodel.start import remembered_events
 from controlplane.service.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
 from events import subjects
-from events.bus import BusOptions
+from events.bus import BusOptions, connect
 from events.commands import PAYLOAD_LIMIT_BYTES, LeaveNode
-from events.errors import IsthmusError, Refused
+from events.errors import IsthmusError, Refused, Unavailable
+from events.jetstream.stream import ensure_stream, event_stream_settings
 from events.server.process import EmbeddedServer
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join
@@ -191,3 +194,32 @@ async def test_a_full_queue_answers_overloaded_and_the_repeated_command_succeeds
         await asyncio.gather(*[one(number) for number in range(60)])
         assert "overloaded" in codes
         assert len(running.replica.state.nodes) == 60
+
+
+async def test_a_log_that_is_remembered_is_never_made_anew_when_servers_say_they_have_none(
+    bus: BusOptions, tmp_path: Path
+) -> None:
+    """Servers that all start again may say so for a moment; an empty stream would take the log's place."""
+    data = tmp_path / "a"
+    assert await remembered_events(data / "readmodel", CLUSTER) == 0
+    async with controller(bus, data) as running, client(bus) as operator:
+        await operator.send(DEFINE)
+        sequence = (await operator.send(join(1))).sequence
+        await until(lambda: running.projector.sequence >= sequence)
+    assert await remembered_events(data / "readmodel", CLUSTER) == sequence
+
+    nats = await connect(bus, name="test")
+    try:
+        await nats.jetstream().delete_stream(subjects.stream(CLUSTER))
+        settings = event_stream_settings(CLUSTER)
+        with pytest.raises(Unavailable, match=rf"up to {sequence}.*isthmus replay import") as lost:
+            await ensure_stream(nats, settings, remembered=sequence, timeout_s=0.5)
+        assert lost.value.code == "log_missing"
+        with pytest.raises(Unavailable):  # one that is not remembered: they have to keep saying so
+            await ensure_stream(nats, settings, certain_s=5.0, timeout_s=0.5)
+        with pytest.raises(NotFoundError):
+            await nats.jetstream().stream_info(subjects.stream(CLUSTER))
+        made = await ensure_stream(nats, settings, certain_s=0.3, timeout_s=30.0)
+        assert made["state"]["messages"] == 0
+    finally:
+        await nats.close()
