@@ -24,6 +24,8 @@ from tests.nodeagent.sandbox import sh
 
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 BUS = "nats://10.0.0.254:4222"
+PLAN = ("172.16.0.0/16", 64, 256)
+"""Container CIDR, addresses of a node's range, addresses for Services."""
 
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
@@ -178,11 +180,12 @@ def _family(pid: int) -> set[int]:
 class Site:
     """The bridge, bus and controller, and the nodes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, plan: tuple[str, int, int] = PLAN) -> None:
         self.directory = directory
         self.nodes: dict[str, Node] = {}
         self._made = 0
         self.controller: subprocess.Popen[bytes] | None = None
+        self._plan = plan
         # A bridge without an address of its own takes the lowest of its ports': a further node could change
         # it, and everybody's neighbour entry for the bus would be wrong for some seconds.
         sh("ip link add wire address 02:00:00:00:00:fe type bridge")
@@ -191,10 +194,11 @@ class Site:
 
     def up(self, program: str = ISTHMUS) -> None:
         """Start bus and controller (of one release); the cluster is defined at the first time."""
+        cidr, pods, services = self._plan
         with (self.directory / "up.log").open("ab") as log:
             self.controller = subprocess.Popen(
                 [program, "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254",
-                 "--cidr", "172.16.0.0/16", "--pods", "64", "--services", "256", "--quarantine", "0"],
+                 "--cidr", cidr, "--pods", str(pods), "--services", str(services), "--quarantine", "0"],
                 stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -224,10 +228,12 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(*names: str, start: bool = True, program: str = ISTHMUS) -> Iterator[Site]:
+def site(
+    *names: str, start: bool = True, program: str = ISTHMUS, plan: tuple[str, int, int] = PLAN
+) -> Iterator[Site]:
     """A site with these nodes, their agents (of the release ``program``) ready and knowing each other."""
     with tempfile.TemporaryDirectory() as name:
-        place = Site(Path(name))
+        place = Site(Path(name), plan)
         try:
             place.up(program)
             nodes = place.add(*names)

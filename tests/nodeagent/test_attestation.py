@@ -26,8 +26,6 @@ from nodeagent.peers import Peer
 from nodeagent.reconcile import row_digest
 from nodeagent.rows import Kind
 from nodeagent.view import View
-from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import site, until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVELOPE = Envelope(id="i", type="t", source="s", time=NOW, actor="a", command_id="c")
@@ -124,22 +122,3 @@ def test_the_expected_digest_is_the_sum_over_the_rows(indices: list[int]) -> Non
         for kind, table in zip(Kind, peer.rows(), strict=True):
             total += sum(row_digest(kind, key, value) for key, value in table.items())
     assert int(view.expected_digest(), 16) == (alone + total) % (1 << 256)
-
-
-@inside
-def test_a_node_that_differs_is_shown_with_its_rows() -> None:
-    with site("a", "b") as place:
-        a, b = place.nodes.values()
-        until(lambda: "as the log says" in place.isthmus("node", "show", "a").stdout, "both agree")
-
-        def contested() -> bool:
-            a.run(f"ip neigh replace {b.vtep} lladdr 66:66:66:66:66:66 dev isthmus nud permanent")
-            return "DIFFERS" in place.isthmus("node", "show", "a").stdout
-
-        until(contested, "the controller sees the difference", 20)
-        shown = place.isthmus("node", "show", "a").stdout
-        assert f"neighbour {b.vtep}" in shown
-        assert "kernel_differs" in place.isthmus("cluster", "show", "--json").stdout
-        assert "as the log says" in place.isthmus("node", "show", "b").stdout
-        until(lambda: "as the log says" in place.isthmus("node", "show", "a").stdout, "peace", 30)
-        assert "kernel_differs" not in place.isthmus("cluster", "show", "--json").stdout
