@@ -4,7 +4,9 @@ Live events come over plain subjects (the stream republishes what it has stored)
 lose, and reconnects do; so the reader knows its position and takes only the next sequence. A later
 one than the next waits a moment for what is late, then what is missing is read from the stream by
 direct get; an earlier one is a repetition and is dropped. A loss that nothing follows is found by
-asking the stream at jittered intervals, and after each reconnection.
+asking the stream at jittered intervals: short ones at first and after each reconnection, because the
+servers of a cluster and a site's leaf tell each other of a new subscription only after the subscriber
+was told that it stands, and what is published meanwhile does not come.
 
 The stream may be a mirror at the site: what a lagging mirror does not hold yet is asked for again.
 """
@@ -48,6 +50,8 @@ GAP_WAIT_S = 0.03
 that hits all agents does not make all of them ask at once."""
 MIRROR_WAIT_S = 5.0
 """How long a mirror may lack an event that came over the bus already, before the log counts as another one."""
+SETTLING_S = 0.5
+"""The first interval between two questions to the stream; each is twice the one before, up to ``check_s``."""
 _TICK_S = 1.0
 _FRUITLESS_MAX = 6
 
@@ -67,7 +71,8 @@ class LiveReader:
     """A LogReader that leaves nothing on the server.
 
     ``check_s`` is the mean time between two questions to the stream whether something was missed
-    (a connection that lives does not lose messages; a restored one is asked about at once).
+    (a connection that lives does not lose messages, but the link of the leaf behind it does, unseen; a
+    restored one is asked about at once).
     ``patience_s`` bounds a read that does not follow. ``recheck`` is awaited by a read that follows
     after each reconnection, before it goes on: behind the same address there may be a bus whose log
     was lost, or restored from a backup. What it raises ends the read.
@@ -79,7 +84,7 @@ class LiveReader:
         cluster: str,
         *,
         prefix: str = DEFAULT_PREFIX,
-        check_s: float = 60.0,
+        check_s: float = 20.0,
         patience_s: float = 10.0,
         gap_wait_s: float = GAP_WAIT_S,
         recheck: Callable[[], Awaitable[None]] | None = None,
@@ -94,6 +99,14 @@ class LiveReader:
         self._gap_wait_s = gap_wait_s
         self._recheck = recheck
         self.statistics = LiveStatistics()
+        self._heard = 0
+        self._window: _Window | None = None
+
+    def heard_of(self, sequence: int) -> None:
+        """Somebody who knows says that the log has come this far: a read that follows looks for it soon."""
+        self._heard = max(self._heard, sequence)
+        if self._window is not None:
+            self._window.heard_of(sequence)
 
     @property
     def cluster(self) -> str:
@@ -148,8 +161,9 @@ class LiveReader:
                 yield ReadBatch(answer.messages, stop - position)
 
     async def _follow(self, after: int, until: int | None) -> AsyncIterator[ReadBatch]:
-        window = _Window(self._client, after, self.statistics)
-        position, told = after, False
+        window = self._window = _Window(self._client, after, self.statistics)
+        window.heard_of(self._heard)
+        position, told, pause_s = after, False, SETTLING_S
         loop = asyncio.get_running_loop()
         try:
             # Subscribe first, then catch up: nothing can fall between.
@@ -165,7 +179,7 @@ class LiveReader:
                 if not await window.wait(check_at, self._gap_wait_s):
                     continue
                 if window.reconnected:
-                    window.reconnected = False
+                    window.reconnected, pause_s = False, SETTLING_S
                     if self._recheck is not None:
                         await self._recheck()
                 self.statistics.checks += 1
@@ -182,7 +196,9 @@ class LiveReader:
                 elif not told and window.newest <= position:
                     told = True
                     yield ReadBatch((), 0)
-                check_at = loop.time() + self._check_s * random.uniform(0.5, 1.5)  # noqa: S311
+                pause_s = min(pause_s, self._check_s)
+                check_at = loop.time() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311  jitter
+                pause_s *= 2
         finally:
             await window.close()
             await self._direct.close()
@@ -271,6 +287,12 @@ class _Window:
         if len(self._held) < HELD_MAX or stored.sequence == self._position + 1:
             self._held[stored.sequence] = stored
         self._arrived.set()
+
+    def heard_of(self, sequence: int) -> None:
+        """The log has come this far."""
+        if sequence > self.newest:
+            self.newest = sequence
+            self._arrived.set()
 
     def take(self, until: int | None) -> list[StoredMessage]:
         """The events that follow the position without a gap, removed from the window."""

@@ -88,6 +88,32 @@ async def test_a_lost_last_message_is_found_by_asking(client: Client, log: JetSt
     await following.end()
 
 
+async def test_a_message_lost_before_the_servers_knew_of_the_subscription_is_found_soon(
+    client: Client, log: JetStreamLog
+) -> None:
+    """At a site's leaf the last event before a silence was missed for up to a minute and a half."""
+    deaf = LossyClient(client, LIVE, 1, lose=1.0)
+    following = Following(LiveReader(cast("Any", deaf), CLUSTER, check_s=3600))
+    await asyncio.wait_for(following.live.wait(), 10)
+    await fill(log, 1)
+    await following.reaches(1)
+    await following.end()
+
+
+async def test_who_hears_how_far_the_log_has_come_looks_for_it(client: Client, log: JetStreamLog) -> None:
+    deaf = LossyClient(client, LIVE, 1, lose=1.0)
+    reader = LiveReader(cast("Any", deaf), CLUSTER, check_s=3600)
+    reader.heard_of(2)
+    following = Following(reader)
+    await fill(log, 2)
+    await following.reaches(2)
+    assert reader.statistics.gaps > 0
+    reader.heard_of(5)
+    await fill(log, 3)
+    await following.reaches(5)
+    await following.end()
+
+
 async def test_a_message_that_never_was_in_the_log_cannot_confuse_it(client: Client, log: JetStreamLog) -> None:
     await fill(log, 3)
     following = Following(LiveReader(client, CLUSTER, gap_wait_s=0.005))
