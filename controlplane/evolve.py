@@ -2,7 +2,8 @@
 
 Pure but for changing the state it is given: no clock, no I/O, no randomness, and no decision. An
 event is a fact; a fact that contradicts the state (a range freed that nobody held) stops the fold
-loudly instead of being bent to fit.
+loudly instead of being bent to fit, and leaves the state as it was before it: each handler looks before
+it writes.
 
 A million events pass here on every replay, so each handler is a handful of dict operations: events
 carry indices, and no address is parsed for a node or a range.
@@ -106,7 +107,10 @@ def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> Non
 
 def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001
     name = event.node
-    node = state.nodes.pop(name)
+    node = state.nodes[name]
+    if not (node.uid in state.by_uid and node.announced in state.by_address and node.vtep_mac in state.by_mac):
+        raise _Contradiction(f"another member has taken the uid or an address of {name}")
+    del state.nodes[name]
     del state.by_uid[node.uid]
     del state.by_address[node.announced]
     del state.by_mac[node.vtep_mac]
@@ -143,6 +147,8 @@ def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) ->
 
 def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # noqa: ARG001
     index = event.index
+    if index not in state.ranges:
+        raise _Contradiction(f"nobody held range {index}")
     del state.quarantined[index]
     del state.ranges[index]
     state.pool.release(index)
@@ -150,7 +156,7 @@ def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # no
 
 def _underlay_changed(state: ClusterState, sequence: int, event: NodeUnderlayChanged) -> None:
     old = state.nodes[event.node]
-    del state.by_address[old.announced]
+    del state.by_address[old.announced]  # which fails before anything is written
     state.by_address[event.announced] = event.node
     state.nodes[event.node] = Node(
         old.name,
@@ -185,9 +191,9 @@ def _defined(state: ClusterState, sequence: int, event: ClusterDefined) -> None:
         raise _Contradiction(f"the cluster was defined before as {state.definition.container_cidr}")
     if state.name not in {"", event.cluster}:
         raise _Contradiction(f"this is the log of cluster {state.name}")
+    first = network(event.container_cidr).first
     state.name = event.cluster
     state.definition = event
-    first = network(event.container_cidr).first
     state.cidrs = (Cidr(event.container_cidr, 0, event.capacity, first, sequence),)
     state.pool.grow(event.capacity)
     for item in event.networks:
@@ -233,8 +239,12 @@ def _reserved(state: ClusterState, sequence: int, event: ClbReserved) -> None:  
 
 
 def _released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  # noqa: ARG001
-    for item in state.clb.pop(event.name).addresses:
-        del state.clb_addresses[item.address]
+    addresses = {item.address for item in state.clb[event.name].addresses}
+    if not addresses <= state.clb_addresses.keys():
+        raise _Contradiction(f"another reservation has taken addresses of {event.name}")
+    del state.clb[event.name]
+    for address in addresses:
+        del state.clb_addresses[address]
     for key in [key for key in state.backends if key.name == event.name]:
         del state.backends[key]
 
@@ -375,7 +385,7 @@ def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
     """Fold the event stored at ``sequence`` into ``state`` and return it.
 
     Raises VerificationFailed: ``event_unknown`` for a type that this version cannot fold,
-    ``invariant_violated`` for an event that contradicts the state. The state is then unusable.
+    ``invariant_violated`` for an event that contradicts the state. The state is then as it was before.
     """
     try:
         HANDLERS[type(event)](state, sequence, event)
@@ -386,7 +396,10 @@ def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
 
 
 def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterState:
-    """Fold many events, given with their sequences; the same as :func:`evolve` on each, faster."""
+    """Fold many events, given with their sequences; the same as :func:`evolve` on each, faster.
+
+    Raises as it does; the state is then that before the event which the error names.
+    """
     handlers = HANDLERS
     sequence, event = state.sequence, None
     try:
@@ -395,7 +408,11 @@ def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterS
     except _STOPS as error:
         if event is None:
             raise
+        state.sequence = sequence - 1
         raise contradiction(sequence, event, error) from error
+    except VerificationFailed:
+        state.sequence = sequence - 1
+        raise
     state.sequence = sequence
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -231,3 +232,55 @@ def test_a_contradiction_names_the_event() -> None:
         evolve(fold(ClusterState("prod"), enumerate(log, 1)), len(log) + 1, log[0])
     with pytest.raises(VerificationFailed, match="this is the log of cluster stage"):
         evolve(ClusterState("stage"), 1, log[0])
+
+
+def _contents(state: ClusterState) -> dict[str, Any]:
+    """Everything that a state holds, copied, with the order of its maps."""
+    found: dict[str, Any] = {}
+    for slot in ClusterState.__slots__:
+        value = getattr(state, slot)
+        if slot == "pool":
+            value = (value.capacity, value.cursor, value.free, [value.taken(i) for i in range(value.capacity)])
+        found[slot] = list(value.items()) if isinstance(value, dict) else value
+    return found
+
+
+def test_an_event_that_is_refused_changes_nothing() -> None:
+    """At every position: every event of the log once more, every forged one, and one of an unknown type."""
+    log = history().log
+    candidates: list[Event] = [*log, UnknownEvent(type="node.teleported.v9", body=b"{}")]
+    for _, kind, position, forge in FORGERIES:
+        honest = [event for event in log if type(event) is kind][position]
+        candidates.append(forge(honest))
+    # Also behind logs that are wrong already without a contradiction: two members of one uid, and the like.
+    pasts = [log[:end] for end in range(0, len(log) + 1, 3)]
+    pasts += [[*log[:20], forged, *log[20:]] for forged in candidates[len(log) :]]
+    refused: set[type[Event]] = set()
+    for past in pasts:
+        state = _as_far_as_it_goes(past)
+        before = _contents(state)
+        for event in candidates:
+            try:
+                evolve(state, state.sequence + 1, event)
+            except VerificationFailed:
+                assert _contents(state) == before
+                refused.add(type(event))
+            else:
+                state = _as_far_as_it_goes(past)
+    assert {RangeFreed, RangeAllocated, NodeLeft, ClusterDefined, CidrAppended, UnknownEvent} <= refused
+
+
+def _as_far_as_it_goes(events: list[Event]) -> ClusterState:
+    state = ClusterState("prod")
+    for event in events:
+        with suppress(VerificationFailed):
+            evolve(state, state.sequence + 1, event)
+    return state
+
+
+def test_a_fold_that_is_stopped_stands_before_the_event_that_it_names() -> None:
+    log = history().log
+    state = ClusterState("prod")
+    with pytest.raises(VerificationFailed, match="event 8 "):
+        fold(state, enumerate([*log[:7], log[0], *log[7:]], 1))
+    assert _contents(state) == _contents(fold(ClusterState("prod"), enumerate(log[:7], 1)))
