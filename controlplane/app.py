@@ -2,8 +2,9 @@
 
 :class:`Controller` runs the replica, the committer, leadership, the read model and the rest as tasks
 of one group: any that fails ends the controller with its reason, and stopping ends all of them within
-:data:`STOP_S`. The HTTP console and the metrics attach to its ``replica``, ``changes``, ``liveness``
-and ``projector``; nothing here knows them.
+:data:`STOP_S`. An event of the log that cannot be followed ends nothing
+(:mod:`controlplane.service.standstill`). The HTTP console and the metrics attach to its ``replica``,
+``changes``, ``liveness`` and ``projector``; nothing here knows them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from nats.aio.client import Client
 
 from controlplane.checkpointer import Checkpointer, ListCheckpoints, SigningRhythm
+from controlplane.conditions import poisoned
 from controlplane.leader import Handover, Leadership
 from controlplane.lease import LEASE_TTL_S, BusLease
 from controlplane.liveness import Liveness, watch_members
@@ -37,13 +39,14 @@ from controlplane.service.hooks import Changes, NullObserver, Observer
 from controlplane.service.neighbours import BusNeighbourhood
 from controlplane.service.remembered import Place, Remembered
 from controlplane.service.replica import Replica
+from controlplane.service.standstill import Standstill
 from controlplane.service.tasks import end, failure
 from controlplane.service.ticker import TICK_S, Ticker
 from controlplane.snapshots import Rhythm, SnapshotPublisher
 from controlplane.status_keeper import StatusKeeper
 from events import subjects
 from events.bus import BusOptions, connect
-from events.errors import Unavailable
+from events.errors import Unavailable, VerificationFailed
 from events.jetstream.log import JetStreamLog
 from events.snapshots import SnapshotBucket
 from events.status_stream import StatusReader
@@ -126,17 +129,19 @@ class Controller:
             BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
             _Led(self.endpoint),
             name=self.name,
-            ready=lambda: replica.live,
+            ready=lambda: replica.live and replica.halted is None,
+            halted=lambda: replica.halted is not None,
             on_turn=lambda leading: replica.rest(alone=leading),
         )
         self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
+        self._standstill = Standstill(replica, observer, make_way=self._handover.make_way)
         self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
         self._ticker = Ticker(
             self.committer,
             replica,
             self.liveness,
             actor=f"controller/{self.name}",
-            active=lambda: self.leadership.leading,
+            active=lambda: self.leadership.leading and replica.halted is None,
             tick_s=options.tick_s,
         )
 
@@ -225,7 +230,7 @@ class Controller:
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, object]]:
         return {
-            "replica": self.replica.follow(),
+            "replica": self._standstill.run(),
             "committer": self.committer.run(),
             "answers": self.endpoint.run(),
             "projector": self.projector.run(),
@@ -239,8 +244,14 @@ class Controller:
         }
 
     async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
-        """Wait until the fold has met the end of the log (and until this controller leads)."""
-        await self.replica.caught_up(timeout_s=timeout_s)
+        """Wait until the fold has met the end of the log (and until this controller leads).
+
+        A controller whose fold has halted is ready at once: it answers questions, and says why no more.
+        """
+        try:
+            await self.replica.caught_up(timeout_s=timeout_s)
+        except VerificationFailed:
+            return
         if leading:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -264,7 +275,9 @@ class Controller:
         further = self.queries.get(name)
         if further is not None:
             return await further(body)
-        return answer(self.replica.state, name, body, self.liveness)
+        halted = self.replica.halted
+        own = (poisoned(halted),) if halted is not None else ()
+        return answer(self.replica.state, name, body, self.liveness, further=own)
 
     async def _watch_statuses(self) -> None:
         """Take the agents' reports, first the last one of each, then as they come."""

@@ -13,6 +13,7 @@ from controlplane.decisions.holders import gateway_addresses
 from controlplane.decisions.time import laggards
 from controlplane.exhaustion import earliest_free
 from controlplane.state import ClusterState
+from events.errors import IsthmusError
 from events.queries import Condition
 
 LOW_FRACTION = 0.1
@@ -38,6 +39,16 @@ def conditions(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Cond
             message=f"{override.code}: {override.ours} overlaps {override.theirs}, accepted because: "
             f"{override.reason}",
         )
+
+
+def poisoned(halted: IsthmusError) -> Condition:
+    """That the fold stands still before the event which the error names."""
+    return Condition(
+        code="log_poisoned",
+        severity="critical",
+        message=f"this is the state before an event that cannot be followed, commands are refused: "
+        f"{halted.message}",
+    )
 
 
 def kernel_conditions(differing: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Condition]:

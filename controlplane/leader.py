@@ -31,6 +31,12 @@ log = logging.getLogger("isthmus.controller")
 POLLS_PER_TTL = 5
 """How often within the lease's lifetime a follower looks, and three of five renewals may fail."""
 
+RELUCTANT_TTLS = 2.0
+"""Lifetimes of the lease that a controller which cannot decide leaves between two tries to lead."""
+
+ASIDE_TTLS = 4.0
+"""Lifetimes of the lease for which a controller that stepped aside does not try to lead."""
+
 PROMISE_S = 5.0
 """How long a successor that said "ready" stays subscribed without holding the lease."""
 
@@ -48,7 +54,11 @@ class Led(Protocol):
 
 
 class Leadership:
-    """Holds the lease while it can, and tells ``led``. ``ready`` says whether this controller is warm."""
+    """Holds the lease while it can, and tells ``led``. ``ready`` says whether this controller is warm.
+
+    ``halted`` says that it will not be, for its fold stands still: then it leads only where nobody else
+    does, so that questions are answered, and steps aside for whoever can decide.
+    """
 
     def __init__(
         self,
@@ -58,17 +68,20 @@ class Leadership:
         name: str,
         ready: Callable[[], bool],
         on_turn: Callable[[bool], None] = lambda _leading: None,
+        halted: Callable[[], bool] = lambda: False,
         jitter: random.Random | None = None,
     ) -> None:
         self._lease = lease
         self._led = led
         self._name = name
         self.ready = ready
+        self._halted = halted
         self._on_turn = on_turn
         self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
         self._promised_until_s = 0.0
         self._hurry = asyncio.Event()
         self._stepping_down = False
+        self._aside_until_s = 0.0
         self.leading = False
         """Whether this controller believes to hold the lease."""
         self.serving = False
@@ -106,6 +119,13 @@ class Leadership:
         self._turn(False)
         await self._lease.release()
 
+    async def step_aside(self) -> None:
+        """The same, but lead again some time later if nobody else does."""
+        self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
+        await self._led.end()
+        self._turn(False)
+        await self._lease.release()
+
     def promise(self) -> None:
         """The leader is about to step down: look more often for a while."""
         self._promised_until_s = asyncio.get_running_loop().time() + PROMISE_S
@@ -123,8 +143,12 @@ class Leadership:
 
     async def _until_acquired(self) -> None:
         loop = asyncio.get_running_loop()
+        began_s = loop.time()
         while True:
-            if self.ready() and not self._stepping_down:
+            reluctant_s = max(self._aside_until_s, began_s + RELUCTANT_TTLS * self._lease.ttl_s)
+            willing = self.ready() or (self._halted() and loop.time() >= reluctant_s)
+            if willing and not self._stepping_down:
+                began_s = loop.time()
                 with suppress(Unavailable):
                     if await self._lease.acquire():
                         self._promised_until_s = 0.0
@@ -143,8 +167,10 @@ class Leadership:
         """Renew until that fails. The lifetime counts from before the renewal was sent."""
         loop = asyncio.get_running_loop()
         held_until_s = loop.time() + self._lease.ttl_s
-        while not self._stepping_down:
+        while True:
             await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+            if not self.leading:  # it was given up meanwhile: renewing would take it again
+                return
             asked_s = loop.time()
             try:
                 if not await self._lease.renew():
@@ -176,6 +202,17 @@ class Handover:
     async def open(self) -> None:
         """Listen for leaders that are about to stop."""
         self._subscription = await self._nats.subscribe(self._subject, cb=self._on_request)
+
+    async def make_way(self, *, timeout_s: float = 1.0) -> bool:
+        """Step aside if another is ready to lead; whether one was."""
+        if not self._leadership.leading:
+            return False
+        with suppress(NatsError, TimeoutError, Unavailable):
+            reply = await self._nats.request(self._subject, self._name.encode(), timeout=timeout_s)
+            log.info("controller %s makes way for %s", self._name, reply.data.decode(errors="replace"))
+            await self._leadership.step_aside()
+            return True
+        return False
 
     async def leave(self, *, timeout_s: float = 1.0) -> None:
         """Before stopping: find a successor that is subscribed already, then step down.

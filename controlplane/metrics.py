@@ -24,6 +24,9 @@ from events.telemetry.role import Telemetry
 from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ALARMS = ("log", "projection", "parked", "disk")
+"""Every alarm that a controller can raise; each is there from the start, with 0."""
+
 COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 
 
@@ -116,7 +119,7 @@ class ControllerMetrics(NullObserver):
         for event in (NodeJoined, NodeLeft, NodeFenced, RangeAllocated, RangeFreed, AllocationRefused):
             self._events.add(0, {"type": event.type_name()})
         self._refusals.add(0, {"code": "no_free_range"})
-        for alarm in ("chain", "projection"):
+        for alarm in ALARMS:
             self._alarms.add(0, {"name": alarm})
         self._seen: set[int] = set()
         self._waited_s = 0.0

@@ -7,7 +7,7 @@ each member at most once even while the state moves on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +33,7 @@ from events.queries import (
     ClbList,
     ClbView,
     ClusterView,
+    Condition,
     Holder,
     HolderView,
     ListClb,
@@ -349,8 +350,17 @@ def ask(state: ClusterState, query: Query, reports: Reports = SILENCE) -> Answer
     return _ANSWERERS[type(query)](state, query, reports)
 
 
-def answer(state: ClusterState, name: str, body: bytes, reports: Reports = SILENCE) -> bytes:
+def answer(
+    state: ClusterState,
+    name: str,
+    body: bytes,
+    reports: Reports = SILENCE,
+    *,
+    further: Sequence[Condition] = (),
+) -> bytes:
     """Answer the request ``body`` to query ``name`` (an empty body counts as ``{}``) with JSON.
+
+    ``further`` are conditions of the controller itself, named before the cluster's own.
 
     Raises Refused and BadRequest (``unknown_command``, ``bad_request``).
     """
@@ -365,4 +375,7 @@ def answer(state: ClusterState, name: str, body: bytes, reports: Reports = SILEN
         query = decoder.decode(body or b"{}")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error
-    return _encode(ask(state, query, reports))
+    found = ask(state, query, reports)
+    if further and isinstance(found, ClusterView):
+        found = msgspec.structs.replace(found, conditions=(*further, *found.conditions))
+    return _encode(found)

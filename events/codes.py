@@ -418,6 +418,13 @@ CODES: dict[str, Code] = {
         "No agent answers on this node.",
         "Start it (`systemctl start isthmus-agent`), or point --state-dir at its state directory.",
     ),
+    "log_poisoned": Code(
+        "VerificationFailed",
+        "The log holds an event that this controller cannot follow; the message names it. Questions are "
+        "answered from the state before it, commands are refused, packets flow.",
+        "`isthmus replay verify` says what is wrong; a newer release may know the event. Else: "
+        "the part on poison events in deploy/README.md.",
+    ),
     "log_replaced": Code(
         "VerificationFailed",
         "The log on the bus is not the one that this node followed before.",

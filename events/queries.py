@@ -42,6 +42,8 @@ CONDITIONS: dict[str, str] = {
     "joins_refused": "Nodes have asked for a range in vain; the message names them and the cause.",
     "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
     "Their agents say which rows, and repair them unless another program keeps rewriting them.",
+    "log_poisoned": "The log holds an event that the controller cannot follow; the message names it. Answers "
+    "are of the state before it, commands are refused.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
 }
 """Condition code → what it means; the documentation's table is generated from it."""

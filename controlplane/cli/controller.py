@@ -93,7 +93,7 @@ async def _controller(
     as_json: bool,
 ) -> None:
     from controlplane.app import ControllerOptions
-    from controlplane.cli.serving import console_lines, say, serve
+    from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.watched import watched
     from events.cli import print_json
 
@@ -110,7 +110,7 @@ async def _controller(
         controller = running.controller
 
         async def on_ready() -> None:
-            sequence = controller.replica.head.sequence
+            sequence, halted = controller.replica.head.sequence, controller.replica.halted
             if as_json:
                 print_json(
                     {
@@ -118,12 +118,14 @@ async def _controller(
                         "controller": controller.name,
                         "sequence": sequence,
                         "console": running.address,
+                        "halted": halted.message if halted is not None else "",
                     }
                 )
             else:
                 say(f"controller  {controller.name}")
                 say(f"cluster     {context.cluster} (event {sequence})")
                 console_lines(running)
+                standstill_line(controller)
 
         await serve(controller, on_ready, leading=False)
 

@@ -101,6 +101,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def standstill_line(controller: Controller) -> None:
+    """That the log cannot be followed, if so; the controller runs all the same and answers questions."""
+    if controller.replica.halted is not None:
+        say(f"stands still  {controller.replica.halted.message}; commands are refused")
+
+
 def console_lines(running: Watched) -> None:
     """Where the console is, or why it is not."""
     if running.address:

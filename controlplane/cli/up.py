@@ -135,7 +135,7 @@ async def _up(
     as_json: bool,
 ) -> None:
     from controlplane.app import ControllerOptions
-    from controlplane.cli.serving import console_lines, say, serve
+    from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.watched import watched
     from events.bus import BusOptions, connect
     from events.cli import print_json
@@ -153,7 +153,8 @@ async def _up(
             controller = running.controller
 
             async def on_ready() -> None:
-                if define is not None:
+                halted = controller.replica.halted
+                if define is not None and halted is None:
                     client = await connect(bus, name="isthmus-up")
                     try:
                         await ControllerClient(client, cluster, actor=default_actor()).send(define)
@@ -166,6 +167,7 @@ async def _up(
                     "defined": controller.replica.state.definition is not None,
                     "console": running.address,
                     "data": where,
+                    "halted": halted.message if halted is not None else "",
                 }
                 if as_json:
                     print_json(facts)
@@ -174,6 +176,7 @@ async def _up(
                 say(f"cluster     {cluster} (event {facts['sequence']})")
                 console_lines(running)
                 say(f"data        {facts['data']}")
+                standstill_line(controller)
                 if not facts["defined"]:
                     say(f"next        isthmus cluster define --bus {server.url} --cidr 172.16.0.0/16 --pods 64")
 

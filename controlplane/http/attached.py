@@ -117,6 +117,8 @@ class AttachedSource:
         return self._observability.recorder.alarms_raised
 
     def trouble(self) -> str:
+        if self._replica.halted is not None:
+            return f"the log cannot be followed: {self._replica.halted.message}"
         if self._projector.stalled is not None:
             return f"the projection stopped: {self._projector.stalled.message}"
         return "" if self._replica.live else "the log has not been read to its end yet"

@@ -146,7 +146,7 @@ class Projector:
                     f"{self.sequence} and is tried again",
                 )
                 self._moved.set()
-                self._observer.alarmed("projection waits for its disk", self.stalled)
+                self._observer.alarmed("disk", self.stalled)
                 await self.close()
                 await asyncio.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
@@ -154,7 +154,7 @@ class Projector:
             except VerificationFailed as error:
                 self.stalled = error
                 self._moved.set()
-                self._observer.alarmed("projection stopped", error)
+                self._observer.alarmed("projection", error)
                 await self._until_switched()
                 await self._reopen()
             pause_s = 0.1
@@ -230,7 +230,7 @@ class Projector:
             if parked:
                 self.parked += parked
                 self._observer.alarmed(
-                    "event parked",
+                    "parked",
                     VerificationFailed(
                         "event_malformed",
                         f"{parked} event(s) between {part[0].sequence} and {part[-1].sequence} could not be "

@@ -167,8 +167,9 @@ class Store:
             raise VerificationFailed(
                 error.code if isinstance(error, VerificationFailed) else "invariant_violated",
                 f"the projection stops before event {poison.sequence} ({poison.envelope.type} of "
-                f"{poison.event.entity}): {error}",
+                f"{poison.event.entity}, id {poison.envelope.id}): {error}",
                 sequence=poison.sequence,
+                id=poison.envelope.id,
                 type=poison.envelope.type,
                 entity=poison.event.entity,
             ) from error

@@ -106,6 +106,15 @@ def _ahead(flown: _Batch, head: Head) -> list[Recorded]:
     return []
 
 
+def _undecidable(error: VerificationFailed) -> VerificationFailed:
+    """The answer to a command that cannot be decided, for want of the state to decide it on."""
+    return VerificationFailed(
+        "log_poisoned",
+        f"no command is taken, nothing was written: the log cannot be followed [{error.code}]. {error.message}",
+        **{**error.details, "reason": error.code},
+    )
+
+
 class _Raced(Exception):
     """Another writer was first: nothing of the batch is stored."""
 
@@ -211,7 +220,8 @@ class Committer:
     async def run(self) -> None:
         """Commit for ever. On cancellation every waiting command is answered ``outcome_unknown``.
 
-        Raises VerificationFailed when the replica cannot be trusted any more.
+        While the replica stands still before an event that it cannot follow, commands that happened before
+        are answered again, and all others with ``log_poisoned``.
         """
         flying: asyncio.Task[None] | None = None
         flown: _Batch | None = None
@@ -259,15 +269,18 @@ class Committer:
     async def _prepare(self, group: list[Pending], flown: _Batch | None) -> _Batch | None:
         """Decide a group on the state with ``flown`` in it. None when nothing is left to do for it."""
         try:
-            if self._unsure and flown is None:
+            if self._unsure and flown is None and self._replica.halted is None:
                 await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
                 self._unsure = False
             group = await self._answering.repeat_known(group)
             if not group:
                 return None
             surroundings = await self._neighbourhood.around([p.request.command for p in group])
-        except VerificationFailed:
-            raise
+            if self._replica.halted is not None:
+                raise self._replica.halted.with_traceback(None)
+        except VerificationFailed as error:
+            self._fail(group, _undecidable(error))
+            return None
         except IsthmusError as error:
             self._fail(group, error)
             return None

@@ -5,8 +5,9 @@ log, and by adopting what this controller itself has appended (so that the next 
 wait for the bus to hand the own events back). The read loop later meets those events again and
 checks that the log stores what was sealed.
 
-It stops at the first message that it cannot trust or understand: a controller must not decide on
-a guess.
+It stops at the first message that it cannot trust, understand or follow (:attr:`Replica.halted`): a
+controller must not decide on a guess. The state is then that before this message, and questions are
+answered from it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from controlplane.service.hooks import Changes
 from controlplane.service.remembered import Remembered
 from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis, verify_link
-from events.codec import OutgoingMessage, Recorded, StoredMessage, UnknownEvent, decode
+from events.codec import OutgoingMessage, Recorded, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
 
@@ -68,6 +69,8 @@ class Replica:
         self.head = head or genesis(log.cluster)
         self.state = state or ClusterState(log.cluster)
         self.last_time = _EPOCH
+        self.halted: VerificationFailed | None = None
+        """Why the fold stands before the next event, while it does: the error names that event."""
         self._read = self.head
         self._expected: dict[int, _Sealed] = {}
         self._sealed: deque[tuple[int, bytes]] = deque()
@@ -92,12 +95,19 @@ class Replica:
         """Fold the log for ever. ``on_progress(sequence, pending)`` is called after each batch.
 
         Raises VerificationFailed: ``chain_broken``, ``sequence_gap``, ``event_unknown``,
-        ``event_malformed``. Runs until cancelled otherwise.
+        ``event_malformed``, ``invariant_violated``; :attr:`halted` then says the same until following
+        again has brought a further event. Runs until cancelled otherwise.
         """
         try:
             while True:
                 await self._read_on(on_progress)
                 await self._rest()
+        except VerificationFailed as error:
+            self.halted = error
+            if self._read.sequence > self.head.sequence:
+                self._read = self.head  # what was read and not followed is read again
+            self._fail_waiters(error)
+            raise
         except BaseException as error:
             self._fail_waiters(error)
             raise
@@ -171,17 +181,12 @@ class Replica:
                     self._check_own(message.sequence)
                     continue
                 recorded = own or decode(message)
-                if isinstance(recorded.event, UnknownEvent):
-                    raise VerificationFailed(
-                        "event_unknown",
-                        f"event {message.sequence} is of type {recorded.event.type!r}, which this controller "
-                        f"does not know: a newer release wrote it",
-                        sequence=message.sequence,
-                        type=recorded.event.type,
-                    )
                 evolve(state, message.sequence, recorded.event)
                 self.head = self._read
                 fresh.append(recorded)
+                self.halted = None
+        except VerificationFailed as error:
+            raise _named(message, error) from error
         finally:
             self._announce(fresh)
 
@@ -229,19 +234,27 @@ class Replica:
         self._announce(fresh)
 
     async def reached(self, sequence: int, *, timeout_s: float) -> None:
-        """Wait until everything up to ``sequence`` is folded. Raises Unavailable(log_unavailable) in time."""
+        """Wait until everything up to ``sequence`` is folded.
+
+        Raises Unavailable(log_unavailable) in time, and VerificationFailed when the fold has halted before it.
+        """
         if self.head.sequence >= sequence:
             return
         await self._wait(sequence, timeout_s, f"event {sequence} (this controller has {self.head.sequence})")
 
     async def caught_up(self, *, timeout_s: float) -> None:
-        """Wait until the fold has met the end of the log, as the log itself states it now."""
+        """Wait until the fold has met the end of the log, as the log itself states it now.
+
+        Raises as :meth:`reached` does.
+        """
         head = await self._log.head()
         await self.reached(head.sequence, timeout_s=timeout_s)
         if not self.live:
             await self._wait(-1, timeout_s, "the end of the log")
 
     async def _wait(self, sequence: int, timeout_s: float, what: str) -> None:
+        if self.halted is not None:
+            raise self.halted.with_traceback(None)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (sequence, future)
         self._noise.set()
@@ -297,3 +310,17 @@ class Replica:
                     future.set_exception(error)
                 else:
                     future.cancel()
+
+
+def _named(message: StoredMessage, error: VerificationFailed) -> VerificationFailed:
+    """The error with everything by which the message can be found again."""
+    details = {
+        "sequence": message.sequence,
+        "id": message.headers.get("ce-id", ""),
+        "type": message.headers.get("ce-type", ""),
+        "subject": message.subject,
+        "source": message.headers.get("ce-source", ""),
+        **error.details,
+    }
+    text = f"{error.message} [event id {details['id'] or 'none'}, written by {details['source'] or 'nobody'}]"
+    return VerificationFailed(error.code, text, **details)
