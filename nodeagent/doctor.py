@@ -20,13 +20,13 @@ import msgspec
 from events import subjects
 from events.bus import BusOptions, connect
 from events.errors import IsthmusError
-from nodeagent import local, preflight, privileges, tuning
+from nodeagent import local, preflight, privileges, probe, tuning
 from nodeagent.cache import Cache
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.netlink import links
-from nodeagent.probe import probe_path
+from nodeagent.peers import Peer
 from nodeagent.underlay import overlay_mtu, resolve
-from nodeagent.view import View, first_address
+from nodeagent.view import View
 
 Level = Literal["ok", "info", "warning", "problem"]
 
@@ -292,36 +292,39 @@ def _log_findings(cluster: str, body: bytes, before: float, after: float) -> Ite
 
 
 async def _paths(patient: Patient, view: View | None) -> list[Finding]:
-    """Full-size packets that must not be fragmented, to some peers: past the tunnel and through it."""
+    """How large packets may be on the way to some peers, by the tunnel's own kind of packet."""
     link = await asyncio.to_thread(links.find, patient.device)
-    if view is None or link is None or not len(view.peers):
+    if view is None or view.own is None or link is None or not len(view.peers):
         return [Finding("path", "info", "no peers are known here yet")]
-    peers = sorted(view.peers, key=lambda peer: peer.epoch)[:: max(1, len(view.peers) // PROBED_PEERS)][
-        :PROBED_PEERS
-    ]
-    results = await asyncio.gather(*(probe_path(first_address(peer.cidr), link.mtu) for peer in peers))
-    findings = []
-    for peer, result in zip(peers, results, strict=True):
-        name = f"{peer.node} ({peer.underlay})"
-        if result == "full":
-            findings.append(Finding("path", "ok", f"{name}: {link.mtu} bytes pass through the tunnel"))
-        elif result == "small":
-            findings.append(
-                Finding(
-                    "path",
-                    "problem",
-                    f"{name}: small packets pass, {link.mtu} bytes do not: the path's "
-                    "MTU is less than the link's",
-                    "start the agent with a smaller --mtu",
-                )
-            )
-        else:
-            findings.append(
-                Finding(
-                    "path",
-                    "warning",
-                    f"{name}: no answer through the tunnel",
-                    f"is UDP port {view.plan.port if view.plan else 8472} open on the way?",
-                )
-            )
-    return findings
+    try:
+        underlay = await asyncio.to_thread(resolve, patient.underlay)
+        wanted = link.mtu + links.VXLAN_OVERHEAD_V4
+        ways = [
+            (peer, way)
+            for peer in probe.sample(view.peers, PROBED_PEERS)
+            if (way := probe.path_to(peer, view, underlay.address)) is not None
+        ]
+        passed = await asyncio.gather(*(probe.measure(way, wanted) for _, way in ways))
+    except (IsthmusError, OSError) as error:
+        return [Finding("path", "info", f"cannot be checked: {error}")]
+    return [_path(peer, wanted, size, way.port) for (peer, way), size in zip(ways, passed, strict=True)]
+
+
+def _path(peer: Peer, wanted: int, passed: int, port: int) -> Finding:
+    name, overhead = f"{peer.node} ({peer.underlay})", links.VXLAN_OVERHEAD_V4
+    if passed == wanted:
+        return Finding("path", "ok", f"{name}: {wanted} bytes pass in one piece, {wanted - overhead} inside")
+    if not passed:
+        return Finding(
+            "path",
+            "warning",
+            f"{name}: no answer through the tunnel",
+            f"is its agent up, and UDP port {port} open on the way?",
+        )
+    return Finding(
+        "path",
+        "problem",
+        f"{name}: at most {passed} bytes pass in one piece, the tunnel sends {wanted}: what is larger is cut "
+        "into pieces on the way, or lost",
+        f"raise the MTU on the way, or start the agents of both ends with --mtu {passed - overhead}",
+    )

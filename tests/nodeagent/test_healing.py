@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import Node, Site, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
 
 HEAL_S = 1.0
 
@@ -170,6 +170,17 @@ def test_the_underlay_mtu_changes() -> None:
             with pytest.raises(AssertionError, match="too long"):
                 a.run(f"ping -c1 -W1 -M do -s {size + 1} -I {a.vtep} {b.vtep}")
         assert flow.stop().lost == 0
+        # What the link's MTU does not say is the doctor's to find: a way to one peer that passes less.
+        assert "1300 bytes pass in one piece, 1250 inside" in doctor(a, 0)
+        a.run(f"ip route add {b.underlay}/32 dev eth0 mtu 1200")
+        found = doctor(a, 1)
+        assert "at most 1200 bytes pass in one piece, the tunnel sends 1300" in found
+        assert "--mtu 1150" in found
+
+
+def doctor(node: Node, code: int) -> str:
+    place = f"--bus {BUS} --state-dir {node.directory}/state --underlay eth0"
+    return node.run(f"sh -c '{ISTHMUS} doctor {place}; test $? -eq {code}'")
 
 
 def conflist(node: Node) -> str:

@@ -19,7 +19,8 @@ from nodeagent.guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuar
 from nodeagent.netlink import links
 from nodeagent.netlink.links import Link
 from nodeagent.preflight import ForeignRoute
-from nodeagent.probe import probe_path
+from nodeagent.probe import Path as Path_
+from nodeagent.probe import measure
 from nodeagent.rows import Kind, describe, mac_bytes, route_key, split_route_key
 from nodeagent.underlay import Underlay, overlay_mtu, resolve
 from tests.nodeagent.sandbox import inside, sh
@@ -215,30 +216,57 @@ def test_checksum_offload_and_gro_are_switched() -> None:
     assert "generic-receive-offload: on" in sh("ethtool -k one")
 
 
+PATH = Path_(
+    vni=100, port=8472, underlay="10.0.1.1", vtep="172.16.0.0", mac="66:00:00:00:00:01",
+    peer_underlay="10.0.2.1", peer_vtep="172.16.0.64", peer_mac="66:00:00:00:00:02",
+)  # fmt: skip
+
+
+def far_apart() -> None:
+    """Two tunnel ends, here and in ``b``, with a router ``r`` between them."""
+    for step in (
+        "ip netns add r; ip netns add b",
+        "ip link add a0 type veth peer name r0 netns r; ip -n r link add r1 type veth peer name b0 netns b",
+        "ip addr add 10.0.1.1/24 dev a0; ip link set a0 up; ip route add default via 10.0.1.2",
+        "ip -n r addr add 10.0.1.2/24 dev r0; ip -n r link set r0 up",
+        "ip -n r addr add 10.0.2.2/24 dev r1; ip -n r link set r1 up",
+        "ip -n b addr add 10.0.2.1/24 dev b0; ip -n b link set b0 up; ip -n b route add default via 10.0.2.2",
+        "ip netns exec r sysctl -qw net.ipv4.ip_forward=1",
+        "ip netns exec b sysctl -qw net.ipv4.icmp_ratelimit=0",
+    ):
+        sh(step)
+    tunnel_end(
+        "", "10.0.1.1", "172.16.0.0", "66:00:00:00:00:01", "10.0.2.1", "172.16.0.64", "66:00:00:00:00:02"
+    )
+    tunnel_end(
+        "-n b", "10.0.2.1", "172.16.0.64", "66:00:00:00:00:02", "10.0.1.1", "172.16.0.0", "66:00:00:00:00:01"
+    )
+
+
+def tunnel_end(place: str, own: str, vtep: str, mac: str, peer: str, peer_vtep: str, peer_mac: str) -> None:
+    sh(f"ip {place} link add isthmus address {mac} type vxlan id 100 dstport 8472 local {own} nolearning")
+    sh(f"ip {place} addr add {vtep}/32 dev isthmus && ip {place} link set isthmus up mtu 1450")
+    sh(f"ip {place} neigh add {peer_vtep} lladdr {peer_mac} dev isthmus nud permanent")
+    sh(f"bridge {place} fdb add {peer_mac} dev isthmus dst {peer} self permanent")
+    sh(f"ip {place} route add {peer_vtep}/26 via {peer_vtep} dev isthmus onlink")
+
+
 @inside
-async def test_a_path_that_swallows_large_packets_is_told_from_a_dead_one() -> None:
-    """A router with a smaller MTU behind it, and no word from it: the black hole of path MTU discovery."""
-    sh("ip netns add r; ip netns add b")
-    sh("ip link add a0 type veth peer name r0 netns r; ip -n r link add r1 type veth peer name b0 netns b")
-    sh("ip addr add 10.0.1.1/24 dev a0")
-    sh("ip link set a0 up")
-    sh("ip -n r addr add 10.0.1.2/24 dev r0")
-    sh("ip -n r link set r0 up")
-    sh("ip -n r addr add 10.0.2.2/24 dev r1")
-    sh("ip -n r link set r1 up")
-    sh("ip -n b addr add 10.0.2.1/24 dev b0")
-    sh("ip -n b link set b0 up")
-    sh("ip route add default via 10.0.1.2")
-    sh("ip -n b route add default via 10.0.2.2")
-    sh("ip netns exec r sysctl -qw net.ipv4.ip_forward=1")
-    sh("ip netns exec b sysctl -qw net.ipv4.icmp_ratelimit=0")
-    assert await probe_path("10.0.2.1", 1500) == "full"
-    sh("ip -n r link set r1 mtu 1400")
-    rule = "add rule ip t o icmp type destination-unreachable drop"
-    chain = "add chain ip t o { type filter hook output priority 0; }"
-    sh(f"ip netns exec r nft 'add table ip t; {chain}; {rule}'")
-    assert await probe_path("10.0.2.1", 1500) == "small"
-    assert await probe_path("10.0.2.77", 1500) == "none"
+async def test_the_way_to_a_peer_is_measured_with_packets_that_are_not_cut() -> None:
+    """A router that says what it passes, one that swallows the rest in silence, and nobody at all."""
+    far_apart()
+    assert await measure(PATH, 1500) == 1500
+    narrow = "ip -n r route change 10.0.2.0/24 dev r1 mtu lock"
+    sh(f"{narrow} 1400")
+    sh("ping -c1 -W2 -M do -s 1422 -I 172.16.0.0 172.16.0.64")  # cut on the way, and put together again
+    assert await measure(PATH, 1500) == 1400
+    sh("ip route flush cache; ip netns exec r nft 'add table ip t; "
+       "add chain ip t o { type filter hook output priority 0; }; "
+       "add rule ip t o icmp type destination-unreachable drop'")  # fmt: skip
+    sh(f"{narrow} 151")
+    assert await measure(PATH, 160, wait_s=0.3) == 151
+    sh("ip -n b link set isthmus down")
+    assert await measure(PATH, 1500, wait_s=0.1) == 0
 
 
 @inside
