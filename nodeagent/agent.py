@@ -91,8 +91,8 @@ class Agent:
         follow_position(lambda: self.view.sequence)
         member = self.view.members.get(config.node)
         if self.view.joined and member is not None:
-            self.keeper.assume_underlay(member.underlay)
-        underlay = await asyncio.to_thread(self.keeper.find_underlay)
+            self.keeper.ground.assume_underlay(member.underlay)
+        underlay = await asyncio.to_thread(self.keeper.ground.find_underlay)
         log.info(
             "agent of %s starts: underlay %s on %s, view at event %d",
             config.node,
@@ -152,13 +152,13 @@ class Agent:
         self._surroundings()
 
     def _underlay_address(self) -> str:
-        underlay = self.keeper.underlay
+        underlay = self.keeper.ground.underlay
         return underlay.address if underlay is not None else ""
 
     def _surroundings(self) -> None:
         """Firewall, CNI and held addresses follow the plan, the members, the log and the MTU."""
         self.gatekeeper.wake()
-        view, spec = self.view, self.keeper.spec
+        view, spec = self.view, self.keeper.ground.spec
         if view.own is None or view.plan is None:
             return
         rules = Rules(
@@ -201,7 +201,7 @@ class Agent:
             self.shield.verify()  # announcements can be lost: look at every comparison, too
         if self.keeper.clean:
             self._surroundings()
-        underlay, own = self.keeper.underlay, self.view.own
+        underlay, own = self.keeper.ground.underlay, self.view.own
         if underlay is not None and own is not None and underlay.present:
             member = self.view.members.get(self.config.node)
             stale = member is not None and member.underlay != underlay.address
@@ -225,7 +225,7 @@ class Agent:
 
     def link(self) -> Underlay | None:
         """The underlay, as last seen."""
-        return self.keeper.underlay
+        return self.keeper.ground.underlay
 
     def bus(self) -> Client | None:
         """The connection to the bus, if there is one."""
@@ -291,7 +291,7 @@ class Agent:
     def status(self) -> LocalStatus:
         """Everything about this agent, as it is now."""
         view, keeper = self.view, self.keeper
-        own, plan, underlay, spec = view.own, view.plan, keeper.underlay, keeper.spec
+        own, plan, underlay, spec = view.own, view.plan, keeper.ground.underlay, keeper.ground.spec
         contact = self.follower.contact
         return LocalStatus(
             node=self.config.node,

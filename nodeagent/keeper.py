@@ -13,30 +13,25 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network
-
-import msgspec
 
 from events.attestation import text
 from events.errors import IsthmusError
 from events.status import DRIFT_SHOWN
 from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
-from nodeagent import tuning
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.desired import Desired
+from nodeagent.figures import Figures
+from nodeagent.ground import Ground
 from nodeagent.guard import FightGuard
-from nodeagent.netlink import links
-from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
+from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.socket import Engine, KernelRefusal, Lost, NetlinkChannel
+from nodeagent.netlink.socket import KernelRefusal, Lost
 from nodeagent.peers import Change, Peer
-from nodeagent.preflight import ForeignRoute, foreign_routes, overlapping, refuse_harm
-from nodeagent.reconcile import Outcome, apply_directly, reconcile
-from nodeagent.rows import Kind, describe, split_route_key
+from nodeagent.reconcile import Outcome
+from nodeagent.rows import describe
 from nodeagent.tracing import Causes
-from nodeagent.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
-from nodeagent.view import Plan, View, first_address
+from nodeagent.view import Plan, View
 from nodeagent.watcher import FOREIGN_ROUTE, Watcher
 
 log = logging.getLogger("isthmus.agent.keeper")
@@ -49,36 +44,6 @@ HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
 
 GAP_S = 0.02
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
-
-
-class Figures(msgspec.Struct):
-    """Counters and last values, for the status and the metrics. Durations are seconds."""
-
-    resyncs: int = 0
-    direct: int = 0
-    repaired: int = 0
-    written: int = 0
-    removed: int = 0
-    refused: int = 0
-    overflows: int = 0
-    last_resync_s: float = 0.0
-    last_resync_at: float = 0.0
-    last_direct_s: float = 0.0
-    found_neighbour: int = 0
-    found_fdb: int = 0
-    found_route: int = 0
-    found_link: int = 0
-    healed_neighbour: int = 0
-    healed_fdb: int = 0
-    healed_route: int = 0
-    healed_link: int = 0
-
-    def drifted(self, found: Sequence[int], left: Sequence[int]) -> None:
-        """Rows that something else changed were found, and all but those ``left`` healed; by kind."""
-        for kind, before, after in zip(Kind, found, left, strict=True):
-            name = kind.name.lower()
-            setattr(self, f"found_{name}", getattr(self, f"found_{name}") + before)
-            setattr(self, f"healed_{name}", getattr(self, f"healed_{name}") + max(0, before - after))
 
 
 class Keeper:
@@ -103,17 +68,12 @@ class Keeper:
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._reasons: set[str] = set()
-        self._engine: Engine | None = None
-        self._port = 0
         self._desired: Desired | None = None
         self._built_for: tuple[str, Plan] | None = None
-        self._existed = True  # whether our device was there when we started
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
         self._view: View | None = None
         self.guard = FightGuard()
-        self.underlay: Underlay | None = None
-        self.spec: DeviceSpec | None = None
-        self.ifindex = 0
+        self.ground = Ground(config, conditions)
         self.applied = 0
         """The last sequence whose rows have been read back from the kernel."""
         self.drift: tuple[str, ...] = ()
@@ -130,6 +90,16 @@ class Keeper:
         """The rows to have; None before the node holds a range."""
         return self._desired
 
+    @property
+    def view(self) -> View | None:
+        """What the rows are made from; None before the first look at the log."""
+        return self._view
+
+    @property
+    def ifindex(self) -> int:
+        """The tunnel device's index; 0 before it is there."""
+        return self.ground.ifindex
+
     def digest(self) -> str:
         """The kernel's digest at ``applied``; empty when it is not known."""
         view = self._view
@@ -137,15 +107,6 @@ class Keeper:
             return ""
         expected = view.expected_digest()
         return text(int(expected, 16) + self._digest_shift) if expected else ""
-
-    def find_underlay(self) -> Underlay:
-        """Resolve the underlay now (blocking, milliseconds). Raises Usage, OSError."""
-        self.underlay = resolve(self._config.underlay, self.underlay)
-        return self.underlay
-
-    def assume_underlay(self, address: str) -> None:
-        """The address that the cluster knows, until the link that should have it is there again."""
-        self.underlay = Underlay(address, "", 0, ETHERNET_MTU, up=False)
 
     def because(self) -> None:
         """What is being taken in now is a cause of the next comparison: their traces are joined."""
@@ -179,24 +140,24 @@ class Keeper:
         if not operations:
             self._note_applied(view)
             return
-        if not self.clean or len(changes) > DIRECT_LIMIT or self._engine is None:
+        if not self.clean or len(changes) > DIRECT_LIMIT or not self.ground.open:
             self._fresh = True
             self.request("changes")
             return
         if not self._telemetry.tracing:
-            self._directly(self._engine, view, operations, INVALID_SPAN)
+            self._directly(view, operations, INVALID_SPAN)
             return
         with self._telemetry.span(
             "netlink batch",
             kind=SpanKind.CLIENT,
             attributes={"isthmus.netlink.operations": len(operations)},
         ) as span:
-            self._directly(self._engine, view, operations, span)
+            self._directly(view, operations, span)
 
-    def _directly(self, engine: Engine, view: View, operations: list[Operation], span: Span) -> None:
+    def _directly(self, view: View, operations: list[Operation], span: Span) -> None:
         started = time.perf_counter()
         try:
-            refusals = apply_directly(engine, self.ifindex, operations)
+            refusals = self.ground.apply(operations)
         except Lost as error:
             mark_error(span, error)
             self._fresh = True
@@ -204,7 +165,7 @@ class Keeper:
             return
         except OSError as error:
             mark_error(span, error)
-            self._drop_engine()
+            self._close()
             self._fresh = True
             self.request(f"socket: {error}")
             return
@@ -241,7 +202,7 @@ class Keeper:
     async def run(self) -> None:
         """Compare whenever there is a reason, at least every ``resync_s`` (jittered), until cancelled."""
         self.watcher.start()
-        self._existed = await asyncio.to_thread(links.find, self._config.device) is not None
+        await asyncio.to_thread(self.ground.look)
         failures = 0
         try:
             while True:
@@ -253,7 +214,7 @@ class Keeper:
                 await asyncio.sleep(max(GAP_S, 2 * self.figures.last_resync_s))
         finally:
             self.watcher.stop()
-            self._drop_engine()
+            self._close()
 
     async def _wait(self, failures: int) -> None:
         pause = self._config.resync_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
@@ -298,12 +259,12 @@ class Keeper:
             except IsthmusError as error:
                 mark_error(span, error)
                 self._failed(error.message)
-                if error.code in HARMFUL and not self.figures.resyncs and not self._existed:
+                if error.code in HARMFUL and not self.figures.resyncs and not self.ground.existed:
                     raise  # nothing of ours works here yet: starting would do harm, stopping does none
                 return False
             except OSError as error:
                 mark_error(span, error)
-                self._drop_engine()
+                self._close()
                 self._failed(f"netlink: {error}")
                 return False
             span.set_attributes(
@@ -341,6 +302,7 @@ class Keeper:
             figures.found_link += 1
             figures.healed_link += 1
         figures.resyncs += 1
+        self.ground.settled()
         figures.last_resync_s, figures.last_resync_at = took_s, time.time()
         figures.written += outcome.written
         figures.removed += outcome.removed
@@ -383,94 +345,23 @@ class Keeper:
             f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
         )
 
-    # ------------------------------------------------------------------ in a worker thread
-
     def _prepare(self, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
-        """Bring the device into its specified state. Raises IsthmusError, OSError."""
-        underlay = self.find_underlay()
-        mtu = overlay_mtu(underlay, self._config.mtu)
-        spec = DeviceSpec(
-            name=self._config.device,
-            vni=plan.vni,
-            port=plan.port,
-            mac=own.vtep_mac,
-            local=underlay.address,
-            address=first_address(own.cidr),
-            mtu=mtu,
-        )
-        first = not self.figures.resyncs
-        if first and not self._existed:
-            refuse_harm(plan.cidrs, own.cidr, self._own_index())
-        elif first or look_around or self._conditions.has("routes"):
-            self._note_foreign_routes(plan, own)
-        outcome = links.ensure_device(spec)
-        self._conditions.set(
-            "underlay",
-            ""
-            if underlay.present
-            else f"the underlay address {underlay.address} is not on any device that is up",
-        )
-        if self._engine is None:
-            channel = NetlinkChannel()
-            self._engine, self._port = Engine(channel), channel.port
-        if outcome.index != self.ifindex or outcome.actions:
-            _, failed = tuning.prepare_host(spec.name, behind_nat=self._config.behind_nat, gro=self._config.gro)
-            self._conditions.set("host", "; ".join(failed))
-        self.ifindex, self.spec = outcome.index, spec
-        self.watcher.watch(self.ifindex, self._port)
+        """In a worker thread. Raises IsthmusError, OSError."""
+        outcome = self.ground.prepare(own, plan, look_around=look_around)
+        self.watcher.watch(self.ground.ifindex, self.ground.port)
         return outcome
 
     def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
-        engine = self._engine
-        if engine is None:
-            raise OSError("the netlink socket is closed")
+        """In a worker thread. Raises Lost, OSError."""
         now = time.monotonic()
-        allow: Callable[[Operation], bool] = lambda operation: (  # noqa: E731
-            on_purpose or self.guard.allow((operation.kind, operation.key), now)
+        return self.ground.compare(
+            desired,
+            lambda operation: on_purpose or self.guard.allow((operation.kind, operation.key), now),
         )
-        return reconcile(engine, self.ifindex, desired.rows, allow=allow)
 
-    def _drop_engine(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+    def _close(self) -> None:
+        self.ground.close()
         self.clean = False
-
-    def first_time_contested(self, kind: Kind, key: bytes) -> str:
-        """The reason to look once at a row that is held back and was rewritten; empty after that."""
-        return "contested" if self.guard.tell((kind, key)) else ""
-
-    def _note_foreign_routes(self, plan: Plan, own: Peer) -> None:
-        """Routes that are not ours and win over ours cannot be repaired by us, only told."""
-        found = overlapping(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
-        self._conditions.set(
-            "routes",
-            f"{len(found)} routes of others draw container traffic away, the first: {found[0][0].network}. "
-            f"Remove it: ip route del {found[0][0].network}"
-            if found
-            else "",
-        )
-
-    def concerns_containers(self, key: bytes) -> bool:
-        """Whether a route's key meets the container network outside this node's own range."""
-        view = self._view
-        if view is None or view.plan is None or view.own is None:
-            return False
-        network, length, _ = split_route_key(key)
-        route = ForeignRoute(IPv4Network((network, length)), 0, 0)
-        return length > 0 and bool(overlapping([route], view.plan.cidrs, view.own.cidr))
-
-    def _own_index(self) -> int:
-        link = links.find(self._config.device)
-        return link.index if link is not None else 0
-
-    def contested(self, kind: Kind, key: bytes) -> bool:
-        """Whether repairs of a row are held back, because another program keeps rewriting it."""
-        return self.guard.contested((kind, key), time.monotonic())
-
-    def known(self, kind: Kind, key: bytes) -> bytes | None:
-        """The desired value of a row."""
-        return self._desired.rows[kind].get(key) if self._desired is not None else None
 
 
 def desired_of(own: Peer, view: View) -> Desired:

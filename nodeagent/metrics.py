@@ -18,8 +18,8 @@ from nodeagent.rows import Kind
 
 if TYPE_CHECKING:
     from nodeagent.agent import Agent
+    from nodeagent.figures import Figures
     from nodeagent.follower import Contact
-    from nodeagent.keeper import Figures
     from nodeagent.shield import Shield
 
 STATES = ("starting", "ready", "degraded", "stopping", "fenced")
@@ -75,7 +75,7 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
     one(
         "isthmus.agent.mtu",
         "MTU of the tunnel device.",
-        lambda: keeper.spec.mtu if keeper.spec else 0,
+        lambda: keeper.ground.spec.mtu if keeper.ground.spec else 0,
         "By",
     )
     one(

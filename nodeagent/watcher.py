@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
+import time
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
 
+from nodeagent.desired import Desired
+from nodeagent.figures import Figures
+from nodeagent.ground import Ground
+from nodeagent.guard import FightGuard
 from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
-from nodeagent.rows import STRAY, address_bytes, describe, mac_text
-
-if TYPE_CHECKING:
-    from nodeagent.keeper import Keeper
+from nodeagent.preflight import ForeignRoute, overlapping
+from nodeagent.rows import STRAY, Kind, address_bytes, describe, mac_text, split_route_key
+from nodeagent.view import View
 
 log = logging.getLogger("isthmus.agent.watcher")
 
@@ -23,10 +27,29 @@ FOREIGN_ROUTE = "foreign route"
 """The reason of a resync that also looks for routes of others that draw container traffic away."""
 
 
+class RowKeeper(Protocol):
+    """Who compares, and what a notice is held against."""
+
+    ground: Ground
+    guard: FightGuard
+    figures: Figures
+
+    @property
+    def desired(self) -> Desired | None:
+        """The rows to have; None before the node holds a range."""
+
+    @property
+    def view(self) -> View | None:
+        """What they are made from."""
+
+    def request(self, reason: str) -> None:
+        """Ask for a comparison."""
+
+
 class Watcher:
     """Between the monitor's socket and the keeper's reasons."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: RowKeeper) -> None:
         self._keeper = keeper
         self._monitor: Monitor | None = None
         self._watched = (0, 0)
@@ -81,22 +104,33 @@ class Watcher:
         return "overflow"
 
     def _row(self, notice: RowChange) -> str:
-        keeper = self._keeper
-        wanted = keeper.known(notice.kind, notice.key)
-        if notice.value == wanted or keeper.desired is None:
+        desired, guard, row = self._keeper.desired, self._keeper.guard, (notice.kind, notice.key)
+        if desired is None:
+            return ""
+        wanted = desired.rows[notice.kind].get(notice.key)
+        if notice.value == wanted:
             return ""
         if wanted is None and notice.value == STRAY:
             return ""
         if wanted is None and notice.value == FOREIGN:
-            return FOREIGN_ROUTE if keeper.concerns_containers(notice.key) else ""
-        if keeper.contested(notice.kind, notice.key):
-            return keeper.first_time_contested(notice.kind, notice.key)
+            return FOREIGN_ROUTE if self._draws_containers_away(notice) else ""
+        if guard.contested(row, time.monotonic()):
+            return "contested" if guard.tell(row) else ""
         return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
 
+    def _draws_containers_away(self, notice: RowChange) -> bool:
+        """Whether a route of somebody else meets the container network outside this node's own range."""
+        view = self._keeper.view
+        if view is None or view.plan is None or view.own is None or notice.kind is not Kind.ROUTE:
+            return False
+        network, length, _ = split_route_key(notice.key)
+        route = ForeignRoute(IPv4Network((network, length)), 0, 0)
+        return length > 0 and bool(overlapping([route], view.plan.cidrs, view.own.cidr))
+
     def _link(self, notice: LinkChange) -> str:
-        keeper = self._keeper
-        spec, underlay = keeper.spec, keeper.underlay
-        if spec is not None and (notice.ifindex == keeper.ifindex or notice.name == spec.name):
+        ground = self._keeper.ground
+        spec, underlay = ground.spec, ground.underlay
+        if spec is not None and (notice.ifindex == ground.ifindex or notice.name == spec.name):
             if notice.gone:
                 return "device gone"
             present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name, notice.local)
@@ -108,12 +142,12 @@ class Watcher:
         return ""
 
     def _address(self, notice: AddressChange) -> str:
-        keeper = self._keeper
-        spec, underlay = keeper.spec, keeper.underlay
+        ground = self._keeper.ground
+        spec, underlay = ground.spec, ground.underlay
         if len(notice.address) != 4:
             return ""
         address = str(IPv4Address(notice.address))
-        if spec is not None and notice.ifindex == keeper.ifindex:
+        if spec is not None and notice.ifindex == ground.ifindex:
             return "" if (address == spec.address) != notice.gone else "device address"
         if underlay is None:
             return ""
