@@ -32,7 +32,7 @@ class _RunByDefault(click.Group):
     """`isthmus agent --node a …` means `isthmus agent run --node a …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in {"-h", "--help"}):
+        if not args or (args[0].startswith("-") and args[0] not in {"-h", "--help"}):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

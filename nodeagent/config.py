@@ -16,6 +16,7 @@ DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
 DEFAULT_CNI_DIR = "/etc/cni/net.d"
 DEFAULT_DEVICE = "isthmus"
 DEVICE_NAME_LIMIT = 15  # IFNAMSIZ − 1
+IPV4_ONLY = "the tunnels run over IPv4 only"
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,9 @@ def check(config: AgentConfig) -> AgentConfig:
         try:
             IPv4Address(config.announced)
         except ValueError as error:
-            raise Usage("usage", f"--announced {config.announced!r} is no IPv4 address") from error
+            raise Usage(
+                "usage", f"--announced {config.announced!r} is no IPv4 address, and {IPV4_ONLY}"
+            ) from error
     if config.mtu and not 576 <= config.mtu <= 65485:
         raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
     if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:

@@ -19,7 +19,8 @@ import msgspec
 
 from events import subjects
 from events.bus import BusOptions, connect
-from events.errors import IsthmusError
+from events.codes import CODES
+from events.errors import IsthmusError, Usage
 from nodeagent import local, preflight, privileges, probe, tuning
 from nodeagent.cache import Cache
 from nodeagent.config import DEFAULT_DEVICE
@@ -63,7 +64,7 @@ async def examine(patient: Patient) -> list[Finding]:
         try:
             findings += await asyncio.to_thread(lambda: list(check(patient, view)))  # noqa: B023  awaited at once
         except IsthmusError as error:
-            findings.append(Finding(check.__name__[1:], "problem", error.message))
+            findings.append(Finding(check.__name__[1:], "problem", error.message, CODES[error.code].remedy))
         except OSError as error:
             findings.append(Finding(check.__name__[1:], "info", f"cannot be checked: {error}"))
     findings += await _bus(patient)
@@ -145,7 +146,12 @@ def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
 
 
 def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
-    underlay = resolve(patient.underlay)
+    try:
+        underlay = resolve(_underlay_of(patient, view))
+    except Usage as error:
+        fix = "give --underlay DEVICE or ADDRESS, here and to the agent"
+        yield Finding("underlay", "problem", error.message, fix)
+        return
     if not underlay.present:
         yield Finding(
             "underlay",
@@ -178,6 +184,19 @@ def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
                 )
 
 
+def _underlay_of(patient: Patient, view: View | None) -> str:
+    """Whatever was asked for; else the address that the agent joined with."""
+    member = view.members.get(view.node) if view is not None else None
+    return member.underlay if patient.underlay == "auto" and member is not None else patient.underlay
+
+
+def _port_owner(port: int) -> bool:
+    """Whether a UDP socket is bound to the port, for IPv4 or for all. Raises OSError."""
+    tables = (Path("/proc/net/udp"), Path("/proc/net/udp6"))
+    lines = [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    return any(int(line.split()[1].rpartition(":")[2], 16) == port for line in lines)
+
+
 def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
     present = links.links()
     vni, port = (view.plan.vni, view.plan.port) if view is not None and view.plan is not None else (100, 8472)
@@ -190,7 +209,16 @@ def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
             f"{', for all VNIs' if link.metadata else ''}: ours cannot be up beside it",
             f"ip link del {link.name}, or define the cluster with another port",
         )
-    if not conflicts:
+    # A vxlan device that is up has the port's socket; without one, the socket is some program's.
+    tunnels = any(link.kind == "vxlan" and link.port == port and link.up for link in present)
+    if not tunnels and _port_owner(port):
+        yield Finding(
+            "vxlan",
+            "problem",
+            f"UDP port {port} is bound by a program: the tunnel cannot be up beside it",
+            f"stop it (`ss -lunp sport = :{port}` names it), or define the cluster with another port",
+        )
+    elif not conflicts:
         yield Finding("vxlan", "ok", f"vni {vni} on UDP port {port} is free for {patient.device}")
     for link, name in preflight.other_overlays(present, patient.device):
         yield Finding(
@@ -281,14 +309,19 @@ def _log_findings(cluster: str, body: bytes, before: float, after: float) -> Ite
     yield Finding("log", "ok", f"the log of cluster {cluster!r} is there")
     stamp = info.get("ts")
     if isinstance(stamp, str):
-        skew = (before + after) / 2 - msgspec.convert(stamp, datetime).timestamp()
-        bad = abs(skew) > CLOCK_SKEW_LIMIT_S
-        yield Finding(
-            "clock",
-            "warning" if bad else "ok",
-            f"{skew:+.2f} s against the bus",
-            "start a time service (chrony, systemd-timesyncd)" if bad else "",
-        )
+        yield clock(msgspec.convert(stamp, datetime), before, after)
+
+
+def clock(there: datetime, before: float, after: float) -> Finding:
+    """This node's clock against the bus's, which was asked between ``before`` and ``after`` (Unix seconds)."""
+    skew = (before + after) / 2 - there.timestamp()
+    bad = abs(skew) > CLOCK_SKEW_LIMIT_S
+    return Finding(
+        "clock",
+        "warning" if bad else "ok",
+        f"{skew:+.2f} s against the bus",
+        "start a time service (chrony, systemd-timesyncd)" if bad else "",
+    )
 
 
 async def _paths(patient: Patient, view: View | None) -> list[Finding]:
@@ -297,7 +330,7 @@ async def _paths(patient: Patient, view: View | None) -> list[Finding]:
     if view is None or view.own is None or link is None or not len(view.peers):
         return [Finding("path", "info", "no peers are known here yet")]
     try:
-        underlay = await asyncio.to_thread(resolve, patient.underlay)
+        underlay = await asyncio.to_thread(resolve, _underlay_of(patient, view))
         wanted = link.mtu + links.VXLAN_OVERHEAD_V4
         ways = [
             (peer, way)

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 import msgspec
 
 from events.errors import Usage
+from nodeagent.config import IPV4_ONLY
 from nodeagent.netlink import links
 from nodeagent.netlink.links import MTU_MINIMUM, VXLAN_OVERHEAD_V4
 
@@ -52,11 +53,19 @@ def resolve(wish: str, last: Underlay | None = None) -> Underlay:
             return Underlay(address, link.name, link.index, link.mtu, link.up)
     if last is not None:
         return msgspec.structs.replace(last, ifindex=0, up=False)
-    if wish == "auto":
-        raise Usage(
-            "usage", "no default route tells the underlay: start with --underlay ADDRESS or --underlay DEVICE"
+    raise Usage("usage", _why_not(wish, found=link is not None))
+
+
+def _why_not(wish: str, *, found: bool) -> str:
+    if ":" in wish:
+        return f"--underlay {wish}: {IPV4_ONLY}. Give the node's IPv4 address, or its device"
+    if found:
+        return (
+            f"--underlay {wish}: the device has no IPv4 address, and {IPV4_ONLY}. Give it one, or name another"
         )
-    raise Usage("usage", f"--underlay {wish}: there is no such device, or it has no IPv4 address")
+    if wish == "auto":
+        return "no IPv4 default route tells the underlay: start with --underlay ADDRESS or --underlay DEVICE"
+    return f"--underlay {wish}: there is no such device (see `ip link`), and it is no IPv4 address"
 
 
 def _by_address(address: str, last: Underlay | None) -> Underlay:

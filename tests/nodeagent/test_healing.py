@@ -242,6 +242,7 @@ def test_a_foreign_route_that_draws_traffic_away_is_told() -> None:
         cidr = b.status()["range"]
         a.run(f"ip route add {cidr} via 10.0.0.254")
         until(lambda: any(cidr in text for text in a.status()["conditions"]), "it is told", 3)
+        assert f"the route {cidr} overlaps the container network" in doctor(a, 1)
         a.run(f"ip route del {cidr} via 10.0.0.254")
         a.run("ip link set isthmus mtu 1300")  # any reason to look again; the timer is another
         until(lambda: not a.status()["conditions"], "it is over", 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from events.bus import BusOptions
 from events.errors import Refused, Usage
 from nodeagent import cni, firewall, preflight, tuning
 from nodeagent.config import AgentConfig, check
-from nodeagent.doctor import Patient, examine
+from nodeagent.doctor import Patient, clock, examine
 from nodeagent.guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
 from nodeagent.netlink import links
 from nodeagent.netlink.links import Link
@@ -174,6 +176,10 @@ def test_resolving_the_underlay() -> None:
     with pytest.raises(Usage, match="no such device"):
         resolve("eth7")
     sh("ip link add eth7 type veth peer name eth8")
+    sh("ip -6 addr add fd00::1/64 dev eth7 nodad")
+    for wish, words in (("eth7", "has no IPv4 address"), ("fd00::1", "over IPv4 only")):
+        with pytest.raises(Usage, match=words):
+            resolve(wish)
     sh("ip addr add 10.1.1.1/24 dev eth7")
     sh("ip link set eth7 up mtu 1400")
     sh("ip link set eth8 up")
@@ -287,9 +293,25 @@ async def test_the_doctor_finds_what_is_wrong_and_says_what_to_do() -> None:
     findings = {finding.check: finding for finding in await examine(patient)}
     assert findings["vxlan"].level == "problem"
     assert "theirs" in findings["vxlan"].text
+    sh("ip link del theirs")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("0.0.0.0", 8472))
+        assert any("bound by a program" in finding.text for finding in await examine(patient))
+    assert any("is free for isthmus" in finding.text for finding in await examine(patient))
     assert findings["other overlay"].text.startswith("device flannel.1 belongs to flannel")
     assert findings["forwarding"].level == "warning"
     assert findings["rp_filter"].level == "info"
     assert findings["underlay"].level == "ok"
     assert findings["bus"].level == "problem"
     assert all(finding.fix for finding in findings.values() if finding.level == "problem")
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "level"), [(0.0, "ok"), (1.5, "ok"), (-3.0, "warning"), (3600.0, "warning")]
+)
+def test_a_clock_that_is_wrong_is_told_with_its_sign(skew_s: float, level: str) -> None:
+    there = datetime(2026, 1, 1, tzinfo=UTC)
+    here = there.timestamp() + skew_s
+    finding = clock(there, here - 0.1, here + 0.1)
+    assert (finding.level, bool(finding.fix)) == (level, level == "warning")
+    assert finding.text.startswith(f"{skew_s:+.2f} s")
