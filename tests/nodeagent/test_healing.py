@@ -6,6 +6,8 @@ the one that must not.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -14,6 +16,8 @@ from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
 
 HEAL_S = 1.0
+NOTICES = 20_000
+"""Changes of routes whose notices do not fit the monitor's buffer (2 MiB, about 0.8 KiB each)."""
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +90,31 @@ def test_rows_added_by_hand_go() -> None:
             a.run(command)
             healed(a, before)
         assert flow.stop().lost == 0
+
+
+@inside
+def test_damage_whose_notice_is_lost_is_found() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        before = a.rows()
+        lose_notices(a, f"ip neigh del {b.vtep} dev isthmus")
+        healed(a, before)
+        until(lambda: a.status()["counters"]["overflows"] >= 1, "the loss was noticed")
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass")
+
+
+def lose_notices(node: Node, damage: str) -> None:
+    """Hold the agent while more happens in its kernel than its socket can remember, and damage at the end."""
+    pid = int(node.status()["pid"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        batch = node.directory / "routes"
+        networks = [f"198.{18 + n // 65536}.{n // 256 % 256}.{n % 256}/32" for n in range(NOTICES)]
+        batch.write_text("".join(f"route add blackhole {network} proto 99\n" for network in networks))
+        node.run(f"ip -batch {batch}")
+        node.run(damage)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @inside

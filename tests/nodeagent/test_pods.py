@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.nodeagent.pods import ASK, OUTSIDE, Pod, ask, outside, serve
+from nodeagent.probe import Path
+from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside, serve
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, Site, site, until
 
 pytestmark = pytest.mark.slow
+
+SEND = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+s.sendto(bytes.fromhex(sys.argv[4]), (sys.argv[2], int(sys.argv[3])))
+"""
 
 
 @inside
@@ -62,11 +72,20 @@ def test_pods_and_the_firewall() -> None:
             assert ask(place_name, "udp", "172.16.200.9").startswith("none")
         assert "172.16.200.9" not in seen.communicate()[0]
         # VXLAN from an unknown VTEP is dropped: the same packet from a member's address is let in.
-        drops = dropped(a, "chain vxlan")
-        sh(f"ip netns exec far {sys.executable} -c '{ASK}' udp {a.underlay} 8472")
-        assert dropped(a, "chain vxlan") == drops + 1
-        sh(f"ip netns exec b {sys.executable} -c '{ASK}' udp {a.underlay} 8472")
-        assert dropped(a, "chain vxlan") == drops + 1
+        with counted(a, "vxlan", 0):
+            ask("far", "udp", a.underlay, 8472)
+        with counted(a, "vxlan", 0, packets=0):
+            ask("b", "udp", a.underlay, 8472)
+        check_what_comes_out_of_the_tunnel(a, b, one, two)
+        # A pod that takes another pod's address is heard by nobody.
+        with counted(a, "forwarded", 0):
+            sh(f"ip -n {one.name} addr add {two.address}/32 dev lo")
+            assert ask(one.name, "udp", three.address, 80, two.address).startswith("none")
+            sh(f"ip -n {one.name} addr del {two.address}/32 dev lo")
+        # Pods ping the outside, masqueraded, too. What masquerading leaves alone keeps its pod address inside.
+        sh(f"ip netns exec {one.name} ping -c1 -W5 {OUTSIDE}")
+        with counted(a, "leaving", 0):
+            assert ask("a", "udp", "224.0.0.251", 5353, a.vtep).startswith("none")
         # An address of the own range that no pod has goes nowhere instead of around in circles.
         unused = a.vtep.rpartition(".")[0] + "." + str(int(a.vtep.rpartition(".")[2]) + 50)
         assert ask(three.name, "udp", unused).startswith("none")
@@ -79,9 +98,34 @@ def test_pods_and_the_firewall() -> None:
         assert Pod(a, "pod-4").address.startswith("172.16.")
 
 
-def dropped(node: Node, chain: str) -> int:
-    text = node.run("nft list table inet isthmus").partition(chain)[2].partition("}")[0]
-    return int(text.partition("counter packets ")[2].split()[0])
+@contextlib.contextmanager
+def counted(node: Node, chain: str, rule: int, packets: int = 1) -> Iterator[None]:
+    """Within it, that many packets meet the chain's counting rule of that number."""
+    before = met(node, chain, rule)
+    yield
+    until(lambda: met(node, chain, rule) == before + packets, f"{packets} packets at rule {rule} of {chain}")
+
+
+def met(node: Node, chain: str, rule: int) -> int:
+    text = node.run(f"nft list chain inet isthmus {chain}")
+    return int(text.split("counter packets ")[rule + 1].split()[0])
+
+
+def check_what_comes_out_of_the_tunnel(a: Node, b: Node, one: Pod, two: Pod) -> None:
+    """A member's packets with a sender that cannot be behind it: no pod, the receiver's own, nobody's."""
+    mac = {node: str(node.status()["vtep_mac"]) for node in (a, b)}
+    for sender, target, chain, rule in (
+        (OUTSIDE, one.address, "received", 0),
+        (two.address, one.address, "forwarded", 0),
+        ("172.16.200.9", one.address, "forwarded", 2),
+        (two.address, a.vtep, "delivered", 0),
+        ("172.16.200.9", a.vtep, "delivered", 2),
+    ):
+        way = Path(vni=100, port=8472, underlay=b.underlay, vtep=sender, mac=mac[b],
+                   peer_underlay=a.underlay, peer_vtep=target, peer_mac=mac[a])  # fmt: skip
+        payload = way.packet(40000, 128).hex()
+        with counted(a, chain, rule):
+            b.run(f"{sys.executable} -c '{SEND}' {b.underlay} {a.underlay} 8472 {payload}")
 
 
 def check_conflist_changes(place: Site, a: Node, one: Pod, three: Pod) -> None:
