@@ -40,6 +40,11 @@ from nodeagent.view import View
 
 log = logging.getLogger("isthmus.agent")
 
+LEFT = (
+    "this node was taken off the cluster's list, and its range goes to others; its rows stay, cut off. "
+    "Restart the agent to join again, or stop it and `isthmus agent clean`"
+)
+
 STATUS_GAP_S = 0.1
 """Shortest time between two reports; a burst of changes makes one."""
 
@@ -196,6 +201,7 @@ class Agent:
         self._report_due.set()
         if self._stopping:
             return
+        self.conditions.set("membership", LEFT if self.view.left and not self.view.fenced else "")
         if self.keeper.figures.resyncs != self._verified_at:
             self._verified_at = self.keeper.figures.resyncs
             self.shield.verify()  # announcements can be lost: look at every comparison, too
@@ -241,6 +247,8 @@ class Agent:
             return "stopping"
         if self.view.fenced or self.view.deleted:
             return "fenced"
+        if self.view.left:
+            return "degraded"
         if not self.view.joined or not self.keeper.figures.resyncs:
             return "starting"
         return "ready" if self.keeper.clean and not self.conditions.has("contested") else "degraded"

@@ -73,8 +73,8 @@ class Saved(msgspec.Struct, frozen=True):
 class View:
     """The cluster as seen by one node (``node``, ``uid``) behind ``head``.
 
-    ``own`` is this node as a peer, once it holds a range; ``fenced`` says that this uid lost its
-    membership for good. ``peers`` are the others.
+    ``own`` is this node as a peer, once it holds a range; ``left`` says that it was a member and was
+    taken off the list, ``fenced`` that this uid lost its membership for good. ``peers`` are the others.
     """
 
     def __init__(self, cluster: str, node: str, uid: str) -> None:
@@ -87,6 +87,7 @@ class View:
         self.peers = PeerTable()
         self.own: Peer | None = None
         self.fenced = False
+        self.left = False
         self.deleted = False
         self.last_event_at = 0.0
         """When the controller decided the last event (Unix seconds, its clock)."""
@@ -140,7 +141,7 @@ class View:
         peer = Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced)
         if node == self.node and uid == self.uid:
             self.own = peer
-            self.fenced = False
+            self.fenced = self.left = False
             return self._dropped(self.peers.remove(cidr, epoch))
         change = self.peers.put(peer)
         if change.after is None:
@@ -151,6 +152,7 @@ class View:
     def _ended(self, cidr: str, epoch: int) -> tuple[Change, ...]:
         if self.own is not None and (self.own.cidr, self.own.epoch) == (cidr, epoch):
             self.own = None
+            self.left = True
         return self._dropped(self.peers.remove(cidr, epoch))
 
     def _dropped(self, change: Change) -> tuple[Change, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import ISTHMUS, Node, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, site, until
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +143,10 @@ def test_stop_keeps_and_clean_removes_everything_of_ours_and_nothing_else() -> N
         a, _ = place.nodes.values()
         a.run("ip route add 198.51.100.0/24 dev eth0 proto 99")
         a.run("nft add table inet theirs")
+        left = a.run(f"{ISTHMUS} agent leave --bus {BUS} --state-dir {a.directory}/state")
+        assert "has left" in left
+        until(lambda: any("taken off the cluster's list" in text for text in a.status()["conditions"]), "told")
+        assert a.status()["state"] == "degraded"
         refused = _clean(a)
         assert refused.returncode == 1
         assert "agent_running" in refused.stdout + refused.stderr
