@@ -36,6 +36,8 @@ CHAINED_HEADERS: tuple[str, ...] = (
 )
 """The identity headers, in hashing order; an absent one counts as empty. Never reordered, never shortened."""
 
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
 _NEWLINES = len(CHAINED_HEADERS) + 2
 _ABSENT = ("",) * len(CHAINED_HEADERS)
 _BEFORE = CHAINED_HEADERS[CHAINED_HEADERS.index("ce-type") + 1 : CHAINED_HEADERS.index("ce-txindex")]
@@ -98,7 +100,7 @@ def _digest(previous: bytes, sequence: int, frame: str, body: bytes) -> bytes:
         raise VerificationFailed(
             "chain_broken", f"event {sequence}: an identity header contains a line break", sequence=sequence
         )
-    return sha256(b"%b%b\n%b" % (previous, frame.encode(), body)).digest()
+    return sha256(b"".join((previous, frame.encode(), b"\n", body))).digest()
 
 
 def verify_link(head: Head, sequence: int, subject: str, headers: Mapping[str, str], body: bytes) -> Head:
@@ -125,4 +127,4 @@ def verify_link(head: Head, sequence: int, subject: str, headers: Mapping[str, s
             computed=digest.hex(),
             stated=stated,
         )
-    return Head(sequence, digest)
+    return _new(Head, (sequence, digest))

@@ -7,6 +7,7 @@ returns the ordered operations for exactly that change.
 from __future__ import annotations
 
 from ipaddress import IPv4Network
+from itertools import repeat
 
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.peers import Change, Peer
@@ -14,6 +15,7 @@ from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key
 
 _PUT = Action.PUT
 _NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 class Desired:
@@ -65,9 +67,9 @@ class Desired:
         neighbours[address], fdb[mac], routes[route] = mac, destination, address
         self._claims[mac] = peer.epoch
         return [
-            Operation(_PUT, _NEIGHBOUR, address, mac),
-            Operation(_PUT, _FDB, mac, destination),
-            Operation(_PUT, _ROUTE, route, address),
+            _new(Operation, (_PUT, _NEIGHBOUR, address, mac)),
+            _new(Operation, (_PUT, _FDB, mac, destination)),
+            _new(Operation, (_PUT, _ROUTE, route, address)),
         ]
 
     def _enter(self, peer: Peer, rows: Rows) -> None:
@@ -117,10 +119,13 @@ def difference(desired: Rows, kernel: Rows) -> list[Operation]:
     fresh: list[Operation] = []
     changed: list[Operation] = []
     known = kernel.neighbours
-    for key, value in desired.neighbours.items():
-        there = known.get(key)
-        if there != value:
-            (fresh if there is None else changed).append(Operation(Action.PUT, Kind.NEIGHBOUR, key, value))
+    if not known:
+        fresh = _all(Action.PUT, Kind.NEIGHBOUR, desired.neighbours)
+    elif known != desired.neighbours:
+        for key, value in desired.neighbours.items():
+            there = known.get(key)
+            if there != value:
+                (fresh if there is None else changed).append(Operation(_PUT, _NEIGHBOUR, key, value))
     operations = [
         *fresh,
         *_writes(Kind.FDB, desired.fdb, kernel.fdb),
@@ -138,8 +143,16 @@ def difference(desired: Rows, kernel: Rows) -> list[Operation]:
 def _writes(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:
     if desired == kernel:
         return []
+    if not kernel:
+        return _all(_PUT, kind, desired)
     get, put = kernel.get, Action.PUT
     return [Operation(put, kind, key, value) for key, value in desired.items() if get(key) != value]
+
+
+def _all(action: Action, kind: Kind, table: Table) -> list[Operation]:
+    """Every row of a table as an operation, without a step of Python for each: a cold start has 150,000."""
+    fields = zip(repeat(action), repeat(kind), table, table.values())
+    return list(map(_new, repeat(Operation), fields))
 
 
 def _removals(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:

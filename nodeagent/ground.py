@@ -22,6 +22,8 @@ from nodeagent.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.view import Plan, first_address
 
+CLOSED = "the netlink socket is closed"
+
 
 class Ground:
     """The node's own side of the tunnel. ``port`` is the netlink port id of what writes our rows."""
@@ -36,11 +38,6 @@ class Ground:
         self.spec: DeviceSpec | None = None
         self.ifindex = 0
         self.port = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether rows can be written."""
-        return self._engine is not None
 
     def look(self) -> None:
         """See whether our device is there already. Raises OSError."""
@@ -95,18 +92,17 @@ class Ground:
         """Device and rows were right once: what would stop a first start only earns a complaint from now on."""
         self._settled = True
 
-    def compare(self, desired: Desired, allow: Callable[[Operation], bool]) -> Outcome:
-        """Make the rows agree, as far as ``allow`` lets operations through. Raises Lost, OSError."""
-        return reconcile(self._socket(), self.ifindex, desired.rows, allow=allow)
+    def compare(self, desired: Desired, allow: Callable[[Operation], bool] | None) -> Outcome:
+        """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises Lost."""
+        if self._engine is None:
+            raise OSError(CLOSED)
+        return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
 
     def apply(self, operations: Sequence[Operation]) -> list[KernelRefusal]:
         """Write one change at once. Raises Lost, OSError."""
-        return apply_directly(self._socket(), self.ifindex, operations)
-
-    def _socket(self) -> Engine:
         if self._engine is None:
-            raise OSError("the netlink socket is closed")
-        return self._engine
+            raise OSError(CLOSED)
+        return apply_directly(self._engine, self.ifindex, operations)
 
     def close(self) -> None:
         """Close the socket; the next preparation opens another."""

@@ -140,7 +140,7 @@ class Keeper:
         if not operations:
             self._note_applied(view)
             return
-        if not self.clean or len(changes) > DIRECT_LIMIT or not self.ground.open:
+        if not self.clean or len(changes) > DIRECT_LIMIT:
             self._fresh = True
             self.request("changes")
             return
@@ -353,10 +353,11 @@ class Keeper:
 
     def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
         """In a worker thread. Raises Lost, OSError."""
+        if on_purpose:
+            return self.ground.compare(desired, None)
         now = time.monotonic()
         return self.ground.compare(
-            desired,
-            lambda operation: on_purpose or self.guard.allow((operation.kind, operation.key), now),
+            desired, lambda operation: self.guard.allow((operation.kind, operation.key), now)
         )
 
     def _close(self) -> None:

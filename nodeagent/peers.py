@@ -50,6 +50,7 @@ class Change(NamedTuple):
 
 
 NOTHING = Change(None, None)
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 class PeerTable:
@@ -97,7 +98,7 @@ class PeerTable:
             self._forget_name(before)
         self._by_range[peer.cidr] = peer
         self._by_node[peer.node] = peer.cidr
-        return Change(before, peer)
+        return _new(Change, (before, peer))
 
     def remove(self, cidr: str, epoch: int) -> Change:
         """End one epoch of a range; a newer owner of the same range stays."""

@@ -52,9 +52,12 @@ def reconcile(
     ifindex: int,
     desired: Rows,
     *,
-    allow: Callable[[Operation], bool] = lambda _: True,
+    allow: Callable[[Operation], bool] | None = None,
 ) -> Outcome:
-    """Make the kernel agree with ``desired``. Raises Lost and OSError of the engine."""
+    """Make the kernel agree with ``desired``, as far as ``allow`` lets operations through.
+
+    Raises Lost and OSError of the engine.
+    """
     written = removed = 0
     refusals: list[KernelRefusal] = []
     withheld: dict[tuple[Kind, bytes], Operation] = {}
@@ -64,14 +67,16 @@ def reconcile(
     for _ in range(ROUNDS):
         pending = difference(desired, kernel)
         found = _by_kind(pending) if found is None else found
-        operations = []
-        for operation in pending:
-            row = (operation.kind, operation.key)
-            if row in permitted or (row not in withheld and allow(operation)):
-                permitted.add(row)
-                operations.append(operation)
-            else:
-                withheld[row] = operation
+        operations = pending
+        if allow is not None:
+            operations = []
+            for operation in pending:
+                row = (operation.kind, operation.key)
+                if row in permitted or (row not in withheld and allow(operation)):
+                    permitted.add(row)
+                    operations.append(operation)
+                else:
+                    withheld[row] = operation
         if not operations:
             break
         refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]

@@ -40,6 +40,8 @@ class Kind(IntEnum):
     FDB = 1
     ROUTE = 2
 
+    __hash__ = int.__hash__  # an enumeration's own is written in Python, and rows are looked up by kind
+
 
 class Rows(NamedTuple):
     """All rows of one node, or some of them."""

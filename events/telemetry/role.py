@@ -115,17 +115,14 @@ class Telemetry:
         self.role = role
         self.instance = instance
         self._tracers = tracers
+        self.tracing = tracers is not None
+        """Whether spans go anywhere; callers may skip work that only a recorded span needs."""
         self._sampling = sampling
         self._meters = meters
         self._registry = registry
         name = f"isthmus.{role}"
         self.tracer: trace.Tracer = (tracers or NoOpTracerProvider()).get_tracer(name)
         self.meter: Meter = (meters or NoOpMeterProvider()).get_meter(name)
-
-    @property
-    def tracing(self) -> bool:
-        """Whether spans go anywhere; callers may skip work that only a recorded span needs."""
-        return self._tracers is not None
 
     def would_drop(self, traceparent: str) -> bool:
         """Whether a span continuing this trace (empty: beginning one) would surely not be recorded now.

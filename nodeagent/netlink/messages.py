@@ -234,18 +234,17 @@ def _encode_drop_neighbour(ifindex: int, sequence: int, key: bytes, value: bytes
     return drop_neighbour(ifindex, sequence, key)
 
 
-ENCODERS: dict[tuple[Action, Kind], Callable[[int, int, bytes, bytes], bytes]] = {
-    (Action.PUT, Kind.NEIGHBOUR): put_neighbour,
-    (Action.PUT, Kind.FDB): put_fdb,
-    (Action.PUT, Kind.ROUTE): put_route,
-    (Action.DROP, Kind.NEIGHBOUR): _encode_drop_neighbour,
-    (Action.DROP, Kind.FDB): drop_fdb,
-    (Action.DROP, Kind.ROUTE): _encode_drop_route,
-}
-"""(action, kind) → encoder(ifindex, sequence, key, value)."""
+Encoder = Callable[[int, int, bytes, bytes], bytes]
+"""(ifindex, sequence, key, value) → message."""
+
+ENCODERS: tuple[tuple[Encoder, Encoder, Encoder], ...] = (
+    (put_neighbour, put_fdb, put_route),
+    (_encode_drop_neighbour, drop_fdb, _encode_drop_route),
+)
+"""By action, then by kind."""
 
 
 def encode(operation: Operation, ifindex: int, sequence: int) -> bytes:
     """One operation as a message for the device ``ifindex``."""
     action, kind, key, value = operation
-    return ENCODERS[action, kind](ifindex, sequence, key, value)
+    return ENCODERS[action][kind](ifindex, sequence, key, value)

@@ -153,7 +153,7 @@ class Engine:
         encoders = ENCODERS
         parts = []
         for action, kind, key, value in operations:
-            parts.append(encoders[action, kind](ifindex, sequence, key, value))
+            parts.append(encoders[action][kind](ifindex, sequence, key, value))
             sequence += 1
         parts.append(messages.barrier(sequence))
         self._channel.send(b"".join(parts))
