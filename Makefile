@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format soak fuzz sbom image setup clean
+.PHONY: lab test bench check format soak fuzz sbom image pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -42,6 +42,11 @@ sbom: setup
 image:
 	@bash deploy/setup.sh
 	ISTHMUS_IMAGE=1 $(BIN)/pytest -v tests/deploy/test_image.py
+
+## the pictures of the console in deploy/docs/, taken anew from a lab under churn
+pictures:
+	@bash deploy/setup.sh test
+	$(BIN)/python -m tests.console.pictures
 
 ## lint, format, types, and who may import whom
 check: setup

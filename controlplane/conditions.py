@@ -99,7 +99,7 @@ def _drains(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Conditi
         yield Condition(
             code="drain_waiting",
             severity="warning",
-            message=f"{len(state.draining):,} ranges wait for agents to apply sequence {oldest} and later: "
+            message=f"{_ranges(len(state.draining))} for agents to apply sequence {oldest:,} and later: "
             f"{_some(waiting)}",
         )
 
@@ -116,8 +116,8 @@ def _members(state: ClusterState) -> Iterator[Condition]:
         yield Condition(
             code="nodes_unreachable",
             severity="warning",
-            message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes do not report: "
-            f"{_some(state.unreachable)}",
+            message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes "
+            f"{'does' if len(state.unreachable) == 1 else 'do'} not report: {_some(state.unreachable)}",
         )
     yield from _traffic(state)
     if state.external and not state.clb:
@@ -150,6 +150,10 @@ def _traffic(state: ClusterState) -> Iterator[Condition]:
         yield Condition(
             code="clb_no_backend", severity="critical", message=f"no healthy backend behind {_some(dead)}"
         )
+
+
+def _ranges(count: int) -> str:
+    return "1 range waits" if count == 1 else f"{count:,} ranges wait"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """How fast the overlay follows: for each recent transaction, when each agent reported that it applied it.
 
-Measured by this controller's own clock, from the moment it learnt of the stored events to the arrival
-of an agent's report: the agents' clocks play no part, the report's way back is included. Only what
-happened while this controller watched is measured; history that it reads at its start is not.
+Measured by this controller's own clock, from the moment it sent the events to the log (of another
+controller's events: from when it learnt of them) to the arrival of an agent's report: the agents' clocks
+play no part, the write and the report's way back are included. Only what happened while this controller
+watched is measured; history that it reads at its start is not.
 
 Costs one dictionary write per report and a step per transaction that the report newly covers. Nothing
 here is the truth about ranges: the drain watermark is computed elsewhere.
@@ -11,7 +12,7 @@ here is the truth about ranges: the drain watermark is computed elsewhere.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -78,6 +79,15 @@ class Transaction:
         self.waiting = 0
         self.written = False
 
+    def begins(self, at: float) -> None:
+        """It began earlier than was known when it was noted down."""
+        earlier = self.at - at
+        if earlier > 0:
+            self.at = at
+            self.latencies = array("f", [seconds + earlier for seconds in self.latencies])
+            self.slowest = deque(((node, s + earlier) for node, s in self.slowest), maxlen=SLOWEST_LISTED)
+            self.written = False
+
 
 class ConvergenceTracker:
     """Told of stored transactions, of reports and of agents that count no more.
@@ -99,26 +109,40 @@ class ConvergenceTracker:
         self._transactions: list[Transaction] = []
         self._lasts: list[int] = []
         self._applied: dict[str, int] = {}
+        self._heard: dict[str, float] = {}  # when the agent reported what it has applied
         self._furthest = 0
+        self._sent: deque[tuple[int, int, float]] = deque(maxlen=window)  # first, last, when
         self._left: deque[Transaction] = deque(maxlen=window)  # out of the window before they were recorded
+
+    def sent(self, first: int, last: int, at: float) -> None:
+        """This controller began at ``at`` to write these. May be told after :meth:`stored`."""
+        self._sent.append((first, last, at))
+        for transaction in self._transactions[bisect_left(self._lasts, first) :]:
+            if transaction.first <= last:
+                transaction.begins(at)
+
+    def _began(self, first: int, last: int, at: float) -> float:
+        while self._sent and self._sent[0][1] < first:
+            self._sent.popleft()
+        return min(at, self._sent[0][2]) if self._sent and self._sent[0][0] <= last else at
 
     def stored(
         self, first: int, last: int, at: float, summary: str, decided_at: datetime | None = None
     ) -> None:
         """A transaction's events are in the log. Sequences only grow; ``at`` is this controller's clock."""
-        transaction = Transaction(first, last, at, summary, decided_at)
+        transaction = Transaction(first, last, self._began(first, last, at), summary, decided_at)
         transaction.waiting = len(self._applied)
-        if self._furthest >= last:
-            # An agent can be faster than the news that its report answers.
-            early = sum(applied >= last for applied in self._applied.values())
-            transaction.waiting -= early
-            transaction.latencies.extend([0.0] * early)
         self._transactions.append(transaction)
         self._lasts.append(last)
         if len(self._transactions) > self._window:
             if not self._transactions[0].written:
                 self._left.append(self._transactions[0])
             del self._transactions[0], self._lasts[0]
+        if self._furthest >= last:
+            # An agent can be faster than the news that its report answers.
+            early = [node for node, applied in self._applied.items() if applied >= last]
+            for node in sorted(early, key=self._heard.__getitem__):
+                self._confirmed(transaction, node, self._heard[node])
 
     def reported(self, node: str, applied: int, at: float) -> None:
         """The agent of ``node`` has everything up to ``applied`` in its kernel.
@@ -129,6 +153,7 @@ class ConvergenceTracker:
         if known is not None and applied <= known:
             return
         self._applied[node] = applied
+        self._heard[node] = at
         self._furthest = max(self._furthest, applied)
         if known is None:
             # What it had applied before it was first heard is no latency of anything seen here.
@@ -139,15 +164,19 @@ class ConvergenceTracker:
         for transaction in self._transactions[bisect_right(self._lasts, known) :]:
             if transaction.last > applied:
                 break
-            seconds = max(0.0, at - transaction.at)
-            transaction.latencies.append(seconds)
-            transaction.slowest.append((node, seconds))
-            self._on_applied(seconds)
-            self._less(transaction)
+            self._confirmed(transaction, node, at)
+
+    def _confirmed(self, transaction: Transaction, node: str, at: float) -> None:
+        seconds = max(0.0, at - transaction.at)
+        transaction.latencies.append(seconds)
+        transaction.slowest.append((node, seconds))
+        self._on_applied(seconds)
+        self._less(transaction)
 
     def gone(self, node: str) -> None:
         """The node left, was fenced, or its agent is silent: nothing waits for it any more."""
         known = self._applied.pop(node, None)
+        self._heard.pop(node, None)
         if known is not None:
             for transaction in self._after(known):
                 self._less(transaction)

@@ -8,13 +8,14 @@ states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand ser
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from controlplane.convergence import Convergence
 from controlplane.counts import range_counts
+from controlplane.decision import Tick
 from controlplane.service.hooks import NullObserver
 from controlplane.service.requests import Request
 from controlplane.state import ClusterState
@@ -27,6 +28,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 ALARMS = ("log", "projection", "parked", "disk")
 """Every alarm that a controller can raise; each is there from the start, with 0."""
 
+STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", "unknown")
 COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 
 
@@ -34,10 +36,10 @@ class Live(NamedTuple):
     """The live numbers that a scrape reads; each is called then and returns at once.
 
     ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
-    the lowest applied sequence of the live agents. ``agents`` counts agents by reported state.
-    ``chain_verified`` is the sequence up to which the hash chain was checked; ``healthy`` is false
-    after an alarm. ``spans`` and ``reports`` count what the built-in stores keep. ``latest`` is the way
-    of the latest transaction that an agent has confirmed.
+    the lowest sequence that a member's agent has applied (the head without members). ``agents`` counts
+    agents by reported state. ``chain_verified`` is the sequence up to which the hash chain was checked;
+    ``healthy`` is false after an alarm. ``spans`` and ``reports`` count what the built-in stores keep.
+    ``latest`` is the way of the latest transaction that an agent has confirmed.
     """
 
     state: Callable[[], ClusterState]
@@ -68,7 +70,9 @@ class ControllerMetrics(NullObserver):
             explicit_bucket_boundaries_advisory=SECONDS,
         )
         self._answers = meter.create_counter(
-            "isthmus.commands", description="Answered commands, by command and code (ok, or an error)."
+            "isthmus.commands",
+            description="Answered commands, by command and code (ok, or an error); without the looks of the "
+            "controller itself that found nothing to do.",
         )
         self._queued = meter.create_histogram(
             "isthmus.command.queued",
@@ -105,13 +109,13 @@ class ControllerMetrics(NullObserver):
         self._applied = meter.create_histogram(
             "isthmus.convergence.agent",
             unit="s",
-            description="From a stored transaction to one agent's report that the kernel holds it.",
+            description="From sending a transaction to the log to one agent's report that its kernel holds it.",
             explicit_bucket_boundaries_advisory=SECONDS,
         )
         self._converged = meter.create_histogram(
             "isthmus.convergence.all",
             unit="s",
-            description="From a stored transaction to the report of the last agent.",
+            description="From sending a transaction to the log to the report of the last agent.",
             explicit_bucket_boundaries_advisory=SECONDS,
         )
         # Series that an alert or a dashboard reads exist from the start, at zero.
@@ -122,17 +126,22 @@ class ControllerMetrics(NullObserver):
         for alarm in ALARMS:
             self._alarms.add(0, {"name": alarm})
         self._seen: set[int] = set()
+        self._idle: set[int] = set()  # the controller's own looks that found nothing to do
         self._waited_s = 0.0
         self._group: dict[tuple[str, str], list[float]] = {}  # command, code → count, slowest (seconds)
 
     # --- the observer's side ------------------------------------------------------------------------
 
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002
+    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002  the observer's signature
         number = id(request)
         if number in self._seen:
             self._conflicts.add(1)
         else:
             self._seen.add(number)
+        if not events and isinstance(request.command, Tick):
+            self._idle.add(number)
+            return
+        self._idle.discard(number)
         self._waited_s = max(self._waited_s, waited_s)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
@@ -147,7 +156,14 @@ class ControllerMetrics(NullObserver):
         took_s: float,
         error: IsthmusError | None,
     ) -> None:
-        self._seen.discard(id(request))
+        number = id(request)
+        self._seen.discard(number)
+        if number in self._idle:
+            # Every second the leader looks whether time has brought anything. To count that as commands
+            # would hide how long those take that somebody waits for.
+            self._idle.discard(number)
+            if error is None:
+                return
         key = (request.command.name, error.code if error else "ok")
         entry = self._group.get(key)
         if entry is not None:
@@ -235,8 +251,16 @@ class ControllerMetrics(NullObserver):
         one("isthmus.leader", "1 when this controller leads.", lambda: int(live.leading()))
         one("isthmus.healthy", "0 after an alarm that needs a person.", lambda: int(live.healthy()))
         one("isthmus.chain.verified", "Sequence up to which the hash chain was checked.", live.chain_verified)
-        one("isthmus.watermark", "Lowest applied sequence of the live agents.", live.watermark)
-        one("isthmus.watermark.lag", "Events that the slowest live agent is behind.", lambda: _lag(live))
+        one(
+            "isthmus.watermark",
+            "Lowest sequence that a member's agent has applied: 0 while one was never heard.",
+            live.watermark,
+        )
+        one(
+            "isthmus.watermark.lag",
+            "Events that the slowest member's agent is behind; draining ranges wait for it.",
+            lambda: max(0, live.head() - live.watermark()),
+        )
         one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
         one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
         one("isthmus.reports.kept", "Changes of agents in the record of the past.", live.reports)
@@ -249,15 +273,16 @@ class ControllerMetrics(NullObserver):
         one("isthmus.changes.subscribers", "Readers of the stored events in this process.", live.subscribers)
         gauge(
             "isthmus.agents",
-            "Agents by reported state; silent ones as unreachable.",
-            lambda: [Observation(count, {"state": name}) for name, count in live.agents().items()],
+            "Members by their agent's state: as reported; silent or unreachable; unknown when never heard.",
+            lambda: agents_in_each(live.agents()),
         )
 
 
-def _lag(live: Live) -> int:
-    """Zero without a live agent: nobody is behind."""
-    watermark = live.watermark()
-    return max(0, live.head() - watermark) if watermark else 0
+def agents_in_each(counts: Mapping[str, int]) -> list[Observation]:
+    """Every state has its series, at zero, too: an alert must not wait for the first agent in trouble."""
+    return [
+        Observation(count, {"state": name}) for name, count in {**dict.fromkeys(STATES, 0), **counts}.items()
+    ]
 
 
 def latest_convergence(found: Convergence | None) -> list[Observation]:

@@ -51,9 +51,16 @@ SINGLY = 16
 class Both:
     """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
-    def __init__(self, spans: TracingObserver, metrics: ControllerMetrics, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        spans: TracingObserver,
+        metrics: ControllerMetrics,
+        convergence: ConvergenceTracker,
+        recorder: Recorder,
+    ) -> None:
         self._spans = spans
         self._metrics = metrics
+        self._convergence = convergence
         self._recorder = recorder
         self.received = spans.received
 
@@ -64,6 +71,7 @@ class Both:
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         self._spans.appended(requests, first=first, last=last, took_s=took_s)
         self._metrics.appended(requests, first=first, last=last, took_s=took_s)
+        self._convergence.sent(first, last, time.monotonic() - took_s)
 
     def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
         self._spans.answered(request, sequence=sequence, took_s=took_s, error=error)
@@ -94,7 +102,9 @@ class Observability:
         self.recorder = Recorder(history, self.convergence)
         self.recalled: list[Transit] = []
         """The latest transactions that an earlier process of this directory recorded, newest first."""
-        self.observer: Observer = Both(TracingObserver(telemetry, cluster), self.metrics, self.recorder)
+        self.observer: Observer = Both(
+            TracingObserver(telemetry, cluster), self.metrics, self.convergence, self.recorder
+        )
         self._outbox = outbox
 
     @classmethod

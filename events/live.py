@@ -76,6 +76,8 @@ class LiveReader:
     ``patience_s`` bounds a read that does not follow. ``recheck`` is awaited by a read that follows
     after each reconnection, before it goes on: behind the same address there may be a bus whose log
     was lost, or restored from a backup. What it raises ends the read.
+
+    A read that follows yields an empty batch whenever the stream has confirmed that nothing is missing.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class LiveReader:
     async def _follow(self, after: int, until: int | None) -> AsyncIterator[ReadBatch]:
         window = self._window = _Window(self._client, after, self.statistics)
         window.heard_of(self._heard)
-        position, told, pause_s = after, False, SETTLING_S
+        position, pause_s = after, SETTLING_S
         loop = asyncio.get_running_loop()
         try:
             # Subscribe first, then catch up: nothing can fall between.
@@ -173,7 +175,7 @@ class LiveReader:
                 heed_cancellation()
                 run = window.take(until)
                 if run:
-                    position, told = run[-1].sequence, True
+                    position = run[-1].sequence
                     yield ReadBatch(run, window.newest - position)
                     continue
                 if not await window.wait(check_at, self._gap_wait_s):
@@ -189,13 +191,11 @@ class LiveReader:
                 if answer.messages:
                     position = answer.messages[-1].sequence
                     window.advance(position)
-                    told = True
                     yield ReadBatch(answer.messages, max(answer.pending, window.newest - position))
                     if answer.pending:
                         continue  # check again at once: more is stored
-                elif not told and window.newest <= position:
-                    told = True
-                    yield ReadBatch((), 0)
+                elif window.newest <= position:
+                    yield ReadBatch((), 0)  # the stream says that nothing is missing
                 pause_s = min(pause_s, self._check_s)
                 check_at = loop.time() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311  jitter
                 pause_s *= 2

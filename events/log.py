@@ -20,7 +20,7 @@ class ReadBatch(NamedTuple):
     """Consecutive messages, and how many more the log is known to hold behind them (0: caught up).
 
     A following reader gets an empty batch with ``pending`` 0 when it first catches up with an
-    already known end, so that it knows that it is live.
+    already known end, so that it knows that it is live; perhaps again whenever the log has confirmed that.
     """
 
     messages: Sequence[StoredMessage]

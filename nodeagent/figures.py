@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nodeagent.netlink.messages import Action, Operation
 from nodeagent.rows import Kind
 
 
@@ -30,6 +31,15 @@ class Figures(msgspec.Struct):
     healed_fdb: int = 0
     healed_route: int = 0
     healed_link: int = 0
+
+    def took(self, operations: Sequence[Operation], refused: int, seconds: float) -> None:
+        """A direct change; of refused ones it is not known which, and a comparison follows that counts."""
+        self.direct += 1
+        self.last_direct_s = seconds
+        if not refused:
+            puts = sum(operation.action is Action.PUT for operation in operations)
+            self.written += puts
+            self.removed += len(operations) - puts
 
     def drifted(self, found: Sequence[int], left: Sequence[int]) -> None:
         """Rows that something else changed were found, and all but those ``left`` healed; by kind."""

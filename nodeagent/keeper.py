@@ -30,7 +30,7 @@ from nodeagent.netlink.socket import KernelRefusal, Lost
 from nodeagent.peers import Change, Peer
 from nodeagent.reconcile import Outcome
 from nodeagent.rows import describe
-from nodeagent.tracing import Causes
+from nodeagent.tracing import Causes, mark_refused
 from nodeagent.view import Plan, View
 from nodeagent.watcher import FOREIGN_ROUTE, Watcher
 
@@ -169,10 +169,9 @@ class Keeper:
             self._fresh = True
             self.request(f"socket: {error}")
             return
-        span.set_attribute("isthmus.netlink.refused", len(refusals))
+        mark_refused(span, refusals)
         self.guard.forget({(operation.kind, operation.key) for operation in operations})
-        self.figures.direct += 1
-        self.figures.last_direct_s = time.perf_counter() - started
+        self.figures.took(operations, len(refusals), time.perf_counter() - started)
         if refusals:
             self._fresh = True
             self._refused(refusals)
@@ -271,11 +270,11 @@ class Keeper:
                 {
                     "isthmus.netlink.written": outcome.written,
                     "isthmus.netlink.removed": outcome.removed,
-                    "isthmus.netlink.refused": len(outcome.refusals),
                     "isthmus.sequence.first": view.sequence,
                     "isthmus.sequence.last": view.sequence,
                 }
             )
+            mark_refused(span, outcome.refusals)
             self._conditions.clear("kernel")
             took_s = time.perf_counter() - started
             self._account(view, device, outcome, reasons, on_purpose=on_purpose, took_s=took_s)

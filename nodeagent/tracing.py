@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from events import subjects
 from events.codec import StoredMessage
 from events.telemetry.role import MESSAGING_SYSTEM, Telemetry, extract, link
+from nodeagent.netlink.socket import KernelRefusal
 
 LINKS_MAX = 64
 
@@ -82,6 +83,13 @@ def receiving(telemetry: Telemetry, cluster: str, count: int) -> Iterator[Span]:
         },
     ) as span:
         yield span
+
+
+def mark_refused(span: Span, refusals: Sequence[KernelRefusal]) -> None:
+    """How many rows the kernel refused, and the first of them as the span's status."""
+    span.set_attribute("isthmus.netlink.refused", len(refusals))
+    if refusals:
+        span.set_status(Status(StatusCode.ERROR, f"the kernel refused {len(refusals)}: {refusals[0]}"[:400]))
 
 
 class Causes:

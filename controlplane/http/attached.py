@@ -92,7 +92,8 @@ class AttachedSource:
         if any(one.applied < one.expected for one in recalled):
             # The measuring broke off with the process. What every agent has applied since is not on its way
             # any more, and when the last of them had it nobody saw: it is no line of this list.
-            reached = self.watermark
+            heard = (self._liveness.applied.get(uid, 0) for uid in self.state.by_uid)
+            reached = min((applied for applied in heard if applied), default=0)
             recalled = [one for one in recalled if one.applied >= one.expected or one.last > reached]
             self._observability.recalled = recalled
         earlier = (one.seen_at(now_us) for one in recalled if one.last < before)

@@ -273,7 +273,7 @@ def test_silence_overrides_and_a_missing_clb_are_conditions(world: World) -> Non
     assert "no_clb" not in conditions(world)
     world.forward(100)
     world.do(MarkLiveness(last_seen={"uid-1": world.now}, watching_since=START))
-    assert "1 of 2 nodes do not report: n2" in conditions(world)["nodes_unreachable"]
+    assert "1 of 2 nodes does not report: n2" in conditions(world)["nodes_unreachable"]
     accepted = (Override(code="cidr_conflict_with_idc", reason="a summary route"),)
     world.ok(DeclareNetwork(network=Network(cidr="10.0.0.0/8", kind="idc"), overrides=accepted))
     assert "a summary route" in conditions(world)["conflict_overridden"]

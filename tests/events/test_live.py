@@ -17,6 +17,7 @@ from events.errors import Unavailable
 from events.jetstream.direct import recorded_ns
 from events.jetstream.log import JetStreamLog
 from events.live import LiveReader
+from events.log import ReadBatch
 from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.lossy import LossyClient
@@ -185,6 +186,19 @@ async def test_a_position_ahead_of_the_log_waits_for_its_future(client: Client, 
     await following.reaches(6)
     assert following.seen == [5, 6]
     await following.end()
+
+
+async def test_a_follower_hears_from_time_to_time_that_it_misses_nothing(
+    client: Client, log: JetStreamLog
+) -> None:
+    await fill(log, 2)
+    reading = LiveReader(client, CLUSTER, check_s=0.05).read(follow=True)
+    async with asyncio.timeout(30):
+        first = await anext(reading)
+        heard = [await anext(reading) for _ in range(3)]
+    await reading.aclose()  # type: ignore[attr-defined]
+    assert [message.sequence for message in first.messages] == [1, 2]
+    assert heard == [ReadBatch((), 0)] * 3
 
 
 async def test_every_reader_gives_the_same_message(client: Client, log: JetStreamLog) -> None:

@@ -59,6 +59,37 @@ def test_a_report_may_overtake_the_news_of_its_event():
     assert (view.applied, view.expected, view.behind) == (1, 2, ["n1"])
 
 
+def test_what_this_controller_wrote_counts_from_the_sending_even_when_a_report_overtakes_the_news():
+    applied: list[float] = []
+    tracker = tracker_with(2, on_applied=applied.append)
+    tracker.sent(5, 8, 0.75)
+    tracker.reported("n0", 6, 1.0)
+    tracker.stored(5, 6, 1.5, "x")
+    tracker.stored(7, 8, 1.5, "y")
+    tracker.reported("n1", 8, 1.75)
+    first, second = tracker.of(5), tracker.of(7)
+    assert first is not None
+    assert second is not None
+    assert (first.first, first.last, [one.node for one in first.slowest]) == (0.25, 1.0, ["n0", "n1"])
+    assert (second.first, second.applied, second.expected) == (1.0, 1, 2)
+    assert applied == [0.25, 1.0, 1.0], "the metrics get what the page shows"
+    tracker.stored(9, 9, 3.0, "another controller's")
+    tracker.reported("n1", 9, 3.5)
+    other = tracker.of(9)
+    assert other is not None
+    assert other.first == 0.5, "of what others sent, the news is the beginning"
+
+
+def test_the_sending_may_become_known_after_the_events():
+    tracker = tracker_with(1)
+    tracker.stored(1, 1, 2.0, "x")
+    tracker.reported("n0", 1, 2.25)
+    tracker.sent(1, 1, 1.75)
+    view = tracker.of(1)
+    assert view is not None
+    assert (view.last, view.slowest[0].seconds) == (0.5, 0.5)
+
+
 def test_the_window_is_bounded():
     tracker = ConvergenceTracker(window=10)
     for sequence in range(1, 101):

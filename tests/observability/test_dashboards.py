@@ -182,6 +182,14 @@ def test_every_selector_meets_a_series_of_a_real_scrape_and_a_healthy_site_raise
             # The same numbers by another way: the pool adds up.
             pool = ask(base, "query", query="sum(isthmus_pool_ranges) == max(isthmus_pool_capacity)")["result"]
             assert pool, "the four states do not add up to the capacity"
+            # Every row that a kernel holds was written by its agent, in whichever way.
+            rows = ask(
+                base,
+                "query",
+                query="sum by (service_instance_id) (isthmus_agent_rows) == sum by (service_instance_id) "
+                '(isthmus_agent_rows_changed_total{change="written"})',
+            )["result"]
+            assert len(rows) == 3, "rows written are not rows there"
 
 
 _POOL = [

@@ -44,7 +44,7 @@ def agents() -> dashboard.Dashboard:
         .with_panel(
             graph(
                 "Age of views",
-                "Time since the agent last heard the bus: the worst and the usual one.",
+                "Since the log last brought an event or said that there is none; asked every 10 to 30 s.",
                 [
                     Query(f"max(isthmus_agent_view_age_seconds{{{SELECT}}})", "oldest"),
                     Query(f"quantile(0.5, isthmus_agent_view_age_seconds{{{SELECT}}})", "median"),

@@ -8,12 +8,12 @@ export class EventsPage {
     this.rows = [];
     this.aggregate = h("select", { "aria-label": "Kind of event", onchange: () => this.load() }, h("option", { value: "" }, "Every kind"),
       ["node", "range", "allocation", "clb", "cluster"].map((value) => h("option", { value }, value)));
-    this.entity = h("input", { type: "search", placeholder: "Node, range (CIDR) or reservation", "aria-label": "Filter by node, range or reservation", onchange: () => this.load() });
+    this.entity = h("input.wide", { type: "search", placeholder: "Node, range (CIDR) or reservation", "aria-label": "Filter by node, range or reservation", onchange: () => this.load() });
     this.body = h("tbody", {});
     this.older = h("button.plain", { type: "button", onclick: () => this.more() }, "Older");
     this.count = h("span.muted", { role: "status" });
     this.element = h("div.page", {}, h("div.head", {}, h("h1", {}, "Events"), this.count, h("div.spacer", {}), h("div.tools", {}, this.entity, this.aggregate)),
-      h("div.grid", { tabindex: "0", role: "region", "aria-label": "Events, scrollable" }, h("table", { "aria-label": "Events" }, h("thead", {}, h("tr", {}, ["Sequence", "Time", "Event", "Who asked", "Trace"].map((label) => h("th", { scope: "col" }, label)))), this.body)),
+      h("div.grid", { tabindex: "0", role: "region", "aria-label": "Events, scrollable" }, h("table", { "aria-label": "Events" }, h("thead", {}, h("tr", {}, [["Sequence"], ["Time"], ["Event"], ["Who asked", "c-actor"], ["Trace", "c-trace"]].map(([label, name]) => h("th", { scope: "col", class: name }, label)))), this.body)),
       h("div", {}, this.older));
     this.load();
   }
@@ -55,7 +55,7 @@ export class EventsPage {
     this.count.textContent = this.rows.length ? `${n(this.rows.length)} shown` : "";
     this.older.hidden = !this.before;
     this.body.replaceChildren(...this.rows.map((event) => h("tr", {}, h("td.num", {}, link(`/events/${event.sequence}`, n(event.sequence))), h("td", { title: event.time }, moment(event.time)),
-      h("td", {}, h("span.state", {}, eventBadge(event.type), event.summary)), h("td.muted", {}, event.actor), h("td", {}, event.trace_id ? link(`/traces/${event.trace_id}`, mono(event.trace_id.slice(0, 8))) : "–"))));
+      h("td.c-event", {}, h("span.state", {}, eventBadge(event.type), h("span", {}, event.summary))), h("td.c-actor.muted", {}, event.actor), h("td.c-trace", {}, event.trace_id ? link(`/traces/${event.trace_id}`, mono(event.trace_id.slice(0, 8))) : "–"))));
     if (!this.rows.length) this.body.replaceChildren(h("tr", {}, h("td.empty", { colSpan: 5 }, "No events")));
   }
 }

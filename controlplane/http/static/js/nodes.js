@@ -24,7 +24,7 @@ export class NodesPage {
     this.kind = this.select("Kind", ["cloud", "external"]);
     this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unknown"]);
     this.count = h("span.muted", { role: "status" });
-    this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: key === "applied" || key === "behind" ? "right" : "" },
+    this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: `c-${key}${key === "applied" || key === "behind" ? " right" : ""}` },
       h("button", { type: "button", onclick: () => this.sortBy(key) }, label)));
     this.body = h("tbody", {});
     this.table = h("table", { "aria-label": "Nodes" }, h("thead", {}, h("tr", {}, this.heads)), this.body);
@@ -91,9 +91,9 @@ export class NodesPage {
   row(node, place) {
     const state = shownState(node);
     return h("tr", { "aria-rowindex": place + 2 },
-      h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td", {}, kindLabel(node.kind)), h("td", {}, node.site || "–"),
-      h("td", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.right.num", {}, node.applied ? n(node.applied) : "–"),
-      h("td.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"));
+      h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td.c-kind", {}, kindLabel(node.kind)), h("td.c-site", {}, node.site || "–"),
+      h("td.c-announced", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
+      h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"));
   }
 }
 
@@ -150,7 +150,7 @@ export class NodePage {
       if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));
     }
     panels.push(panel("History", events.length ? h("ol.feed", {}, events.map((event) => h("li", {}, eventBadge(event.type), h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when", {}, ago(event.time))))) : h("p.empty", {}, "No events")));
-    panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, trace.name)), h("span.when", {}, took(trace.duration_ms / 1000))))) : h("p.empty", {}, "No trace kept")));
+    panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, trace.name)), h("span.when", {}, `${moment(trace.start_ns / 1e6)} · ${took(trace.duration_ms / 1000)}`)))) : h("p.empty", {}, "No trace kept")));
     this.content.replaceChildren(...panels);
   }
 }

@@ -33,14 +33,16 @@ export class OverviewPage {
     this.conditions = h("ul.conditions", { "aria-label": "Conditions" });
     this.tiles = h("section.tiles", { "aria-label": "Numbers" });
     this.legend = h("ul.legend", { "aria-label": "Legend" });
+    this.space = h("div.space", {}, this.ring.element, this.cells.element);
+    this.nowhere = h("p.empty", { hidden: true }, "No container CIDR is defined at this moment");
     this.feed = h("ol.feed", { "aria-label": "Latest events" });
     this.conv = h("div", {});
-    this.convPanel = this.panel("Convergence", h("span.muted", {}, "stored → in every kernel"), this.conv);
+    this.convPanel = this.panel("Convergence", h("span.muted", {}, "decided → in every kernel"), this.conv);
     this.element = h("div.page", {},
       h("h1.hidden", {}, "Overlay"), this.conditions, this.tiles,
       h("div.split", {},
         h("div.stack", {},
-          this.panel("Address space", this.toggle(), h("div.space", {}, this.ring.element, this.cells.element), this.legend),
+          this.panel("Address space", this.toggle(), this.space, this.legend, this.nowhere),
           this.panel("Sites", h("span.muted", {}, "one mark per node"), this.sites.element)),
         h("div.stack", {}, this.convPanel,
           this.panel("Events", link("/events", "all"), this.feed))));
@@ -100,7 +102,8 @@ export class OverviewPage {
     const differing = o.kernels.differs ?? 0;
     const agreeing = o.kernels.agrees ?? 0;
     const others = o.nodes - differing - agreeing;
-    const unheard = o.agents.unknown ?? 0;
+    const unheard = (o.agents.unknown ?? 0) + (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
+    const slowest = o.watermark ? `slowest has applied ${n(o.watermark)}` : `${n(unheard)} not heard`;
     const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", { class: [value].flat().map((part) => part.textContent ?? part).join("").length > 12 ? "long" : "" }, value), extra, h("span.sub", {}, sub));
     const done = latest && latest.last !== null;
     this.tiles.replaceChildren(
@@ -112,7 +115,7 @@ export class OverviewPage {
         ? tile("Latest convergence", latest ? (done ? took(latest.last) : [n(latest.applied), h("small", {}, `/${n(latest.expected)}`)]) : "–", latest ? (done ? phrases(`median ${took(latest.median)}`, `${n(latest.applied)} agents`) : `event ${n(latest.last_sequence)} on its way`) : "no event measured yet")
         : tile("Latest convergence", "–", "not recorded"),
       store.recorded
-        ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? `slowest has applied ${n(o.watermark)}` : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")
+        ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? slowest : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")
         : tile("Agents behind", "–", "not recorded"),
       store.recorded
         ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], phrases(differing && h("b.error-text", {}, `${n(differing)} ${differing === 1 ? "differs" : "differ"}`), others ? `${n(others)} not compared` : differing ? "" : o.nodes ? "each digest agrees" : "no agents yet"), null, differing ? "bad" : "")
@@ -122,7 +125,9 @@ export class OverviewPage {
   }
 
   showLegend() {
-    const { pool } = store.overview;
+    const { pool, defined } = store.overview;
+    this.space.hidden = this.legend.hidden = !defined;
+    this.nowhere.hidden = defined;
     const item = (name, label, count) => h("li", {}, h("i", { css: { background: `var(--${name})` } }), label, count !== undefined && h("b", {}, n(count)));
     const taken = this.mode === "kind" ? [item("cloud", "of cloud nodes"), item("external", "of external nodes")] : [item("allocated", "allocated", pool.allocated)];
     this.legend.replaceChildren(...taken, item("draining", "draining", pool.draining), item("quarantined", "quarantined", pool.quarantined), item("free", "free", pool.free),

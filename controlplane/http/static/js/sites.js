@@ -38,7 +38,7 @@ export class Sites {
     const count = h("span.num", {});
     const canvas = h("canvas", { role: "img", onmousemove: (e) => this.hover(card, e), onmouseleave: () => tip(""), onclick: (e) => { const node = this.at(card, e); if (node) this.open(node.name); } });
     const card = { kind, site, count, canvas, nodes: [], names: h("ul.names", {}) };
-    card.element = h("div.site", {}, h("h3", {}, h("span", { class: `k-${kind}` }, kind === "cloud" ? "☁" : "▦"), site || "no site", count), canvas, card.names);
+    card.element = h("div.site", {}, h("h3", {}, h("span", { class: `k-${kind}` }, kind === "cloud" ? "☁" : "▦"), h("span.nowrap", {}, site || "no site"), count), canvas, card.names);
     return card;
   }
 

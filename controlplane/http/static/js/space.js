@@ -44,6 +44,20 @@ function hatch(drawing, fill) {
   return drawing.createPattern(tile, "repeat");
 }
 
+// Of the ranges from one index up to another: one of the most frequent taken kind (-1: all are free), and the
+// share that is taken, in quarters.
+function most(space, from, to) {
+  const counts = [0, 0, 0, 0];
+  const firsts = [-1, -1, -1, -1];
+  for (let index = from; index < to; index += 1) {
+    const code = space.phase[index];
+    if (!counts[code]) firsts[code] = index;
+    counts[code] += 1;
+  }
+  const code = [1, 2, 3].reduce((best, next) => (counts[next] > counts[best] ? next : best));
+  return { at: firsts[code], share: Math.ceil((4 * (to - from - counts[0])) / (to - from)) / 4 };
+}
+
 export class Ring {
   constructor() {
     this.canvas = h("canvas", { "aria-hidden": "true" });
@@ -77,13 +91,15 @@ export class Ring {
     const { stretches, total } = this.layout(space);
     const gap = stretches.length > 1 ? 0.02 : 0.006;
     const turn = (value) => TOP + (value / total) * FULL;
-    const arc = (from, to, radius, thick, style) => {
+    const arc = (from, to, radius, thick, style, alpha = 1) => {
       if (to <= from) return; // swallowed by the gap between CIDRs: a canvas would draw the whole circle
+      drawing.globalAlpha = alpha;
       drawing.beginPath();
       drawing.arc(middle, middle, radius, from, to);
       drawing.lineWidth = thick;
       drawing.strokeStyle = style;
       drawing.stroke();
+      drawing.globalAlpha = 1;
     };
     const fill = paint(space, mode);
     const free = colour("free");
@@ -93,34 +109,31 @@ export class Ring {
       const to = turn(start + addresses) - gap / 2;
       arc(from, to, radius, width, free);
       arc(from, to, outer + 1, 2, colour("line"));
-      // Neighbours of one colour become one arc; at most one arc for each half pixel of the ring.
+      // Neighbours of one colour become one arc; at most one arc for each half pixel of the ring. Where several
+      // ranges share that, most of the taken ones decide its colour, and how many are taken its strength.
       const bins = Math.min(cidr.capacity, Math.ceil((to - from) * radius * 2));
       const per = cidr.capacity / bins;
       const place = (bin) => turn(start + Math.min(addresses, bin * per * space.size));
       let open = 0;
       let style = null;
+      let strength = 0;
       for (let bin = 0; bin <= bins; bin += 1) {
-        let own = null;
-        if (bin < bins) {
-          const end = Math.ceil((bin + 1) * per);
-          let worst = 0;
-          let at = -1;
-          for (let i = Math.floor(bin * per); i < end; i += 1) {
-            const code = space.phase[cidr.first_index + i];
-            if (code > worst || at < 0) { worst = code; at = cidr.first_index + i; }
-          }
-          own = worst ? fill(at) : null;
-        }
-        if (own !== style) {
-          if (style) arc(Math.max(from, place(open)), Math.min(to, place(bin)), radius, width, style);
+        const { at, share } = bin < bins ? most(space, cidr.first_index + Math.floor(bin * per), cidr.first_index + Math.ceil((bin + 1) * per)) : { at: -1, share: 0 };
+        const own = at < 0 ? null : fill(at);
+        if (own !== style || share !== strength) {
+          if (style) arc(Math.max(from, place(open)), Math.min(to, place(bin)), radius, width, style, 0.25 + 0.75 * strength);
           open = bin;
           style = own;
+          strength = share;
         }
       }
+      // What is rare is seen, too: a mark at the rim, where its own stretch is too short for an eye.
       for (const [index] of space.node) {
         if (space.phase[index] < 2 || index < cidr.first_index || index >= cidr.first_index + cidr.capacity) continue;
         const at = turn(start + (index - cidr.first_index) * space.size);
-        arc(at, Math.max(at + 2.5 / radius, turn(start + (index + 1 - cidr.first_index) * space.size)), radius, width, fill(index));
+        const end = turn(start + (index + 1 - cidr.first_index) * space.size);
+        if ((end - at) * radius >= 2) arc(at, end, radius, width, fill(index));
+        else arc(at, Math.max(end, at + 1 / radius), radius + width * 0.35, width * 0.3, fill(index));
       }
       if (service) arc(turn(start + addresses - service), to, radius, width, hatch(drawing, colour("service")));
     }
@@ -240,7 +253,7 @@ export class Cells {
     drawing.fillStyle = colour("muted");
     drawing.font = "10.5px ui-monospace, Menlo, 'DejaVu Sans Mono', monospace";
     drawing.textBaseline = "middle";
-    for (let row = 0; row < g.rows; row += every) {
+    for (let row = 0; row < g.rows && row * g.cell + 10 <= height; row += every) {
       drawing.fillText(rangeText(space, row * g.columns).split("/")[0], 0, row * g.cell + Math.max(6, g.cell / 2));
     }
     this.mark(drawing, space.cursor, colour("cursor"), 2);

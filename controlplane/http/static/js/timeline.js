@@ -32,7 +32,7 @@ export class Timeline {
     this.liveButton = h("button.plain", { type: "button", onclick: () => go({}) }, "Live");
     this.back = h("button.icon", { type: "button", "aria-label": "One event back", title: "One event back", onclick: () => this.step(-1) }, "◀");
     this.forth = h("button.icon", { type: "button", "aria-label": "One event forward", title: "One event forward", onclick: () => this.step(1) }, "▶");
-    this.jump = h("input", { type: "text", id: "jump", placeholder: "812 or 14:05", "aria-label": "Go to an event's number or a time", autocomplete: "off", spellcheck: false, oninput: () => this.jump.setCustomValidity("") });
+    this.jump = h("input", { type: "text", id: "jump", placeholder: "812, 14:05", "aria-label": "Go to an event's number or a time", autocomplete: "off", spellcheck: false, oninput: () => this.jump.setCustomValidity("") });
     const form = h("form.jump", { onsubmit: (event) => { event.preventDefault(); this.leap(); } }, this.jump, h("button.plain", { type: "submit" }, "Go"));
     this.axis = h("div.seg", { role: "group", "aria-label": "Slide over" }, this.choice("events", false), this.choice("time", true));
     $("time").append(h("div.steps", {}, this.back, this.forth, this.liveButton, this.axis), h("div.track", {}, this.canvas, this.slider), h("div.right", {}, this.where, form));
