@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 COLOURS = {"isthmus-cli": "yellow", "isthmus-controller": "cyan", "isthmus-agent": "green"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+BEGINNINGS = " ▕▕▐▐▐▐██"
+"""A cell that is filled from its right: there are few such characters."""
+NAME_MIN = 12
+"""Columns that a span's name keeps in a narrow terminal."""
 
 
 @click.group()
@@ -62,7 +66,7 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
 @click.option("--node", default="", help="Only traces that touched this node.")
 @json_option
 def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_json: bool) -> None:
-    """The latest traces, newest first.
+    """The latest traces, newest first: how many spans of how many processes (on).
 
     \b
     isthmus trace list --errors
@@ -80,21 +84,21 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
         print_json(answer)
         return
     print_table(
-        ("started", "trace", "begun by", "spans", "processes", "took ms", "errors", "id"),
+        ("started", "trace", "begun by", "spans", "on", "took ms", "errors", "id"),
         [
             (
-                f"{datetime.fromtimestamp(t.start_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S}",
+                f"{datetime.fromtimestamp(t.start_ns / 1e9).astimezone():%m-%d %H:%M:%S}",
                 t.name,
                 f"{t.service.removeprefix('isthmus-')} {t.instance}",
                 t.spans,
                 t.services,
                 f"{t.duration_ms:.1f}",
                 t.errors or "",
-                t.trace_id[:16],
+                t.trace_id[:8],
             )
             for t in answer.traces
         ],
-        right=("spans", "processes", "took ms", "errors"),
+        right=("spans", "on", "took ms", "errors"),
         empty="no trace is kept yet; every command leaves one",
     )
 
@@ -136,8 +140,12 @@ def line(row: WaterfallRow, total_ms: float, label_width: int, lane_width: int) 
     style = "red" if span.status == "ERROR" else COLOURS.get(span.service, "magenta")
     indent = "  " * min(row.depth, 12) + ("↪ " if row.joined == "link" else "")
     who = f"{span.service.removeprefix('isthmus-')} {span.instance}".strip()
+    if len(indent) + len(span.name) + 2 + len(who) > label_width:
+        who = span.instance or who  # of five agents that do the same, one wants to know which is which
+    name = Text(span.name)
+    name.truncate(max(NAME_MIN, label_width - len(indent) - 2 - len(who)), overflow="ellipsis")
     text = Text(indent)
-    text.append(span.name, style="bold" if row.depth == 0 else "")
+    text.append(name.plain, style="bold" if row.depth == 0 else "")
     text.append(f"  {who}", style="dim")
     text.truncate(label_width, overflow="ellipsis", pad=True)
     text.append(" ")
@@ -156,7 +164,7 @@ def bar(offset_ms: float, duration_ms: float, total_ms: float, width: int) -> st
     cells = [" "] * width
     for place in range(first, last + 1):
         filled = min(end - place * 8, 8) - max(start - place * 8, 0)
-        cells[place] = EIGHTHS[filled]
+        cells[place] = (BEGINNINGS if place == first < last else EIGHTHS)[filled]
     return "".join(cells)
 
 

@@ -29,7 +29,7 @@ def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
 def controller(data: Path, replicas: int) -> list[str]:
     """A controller on its own; the bus runs elsewhere."""
     return [ISTHMUS, "controller", "--data", str(data), "--name", "controller", "--replicas", str(replicas),
-        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "warning"]  # fmt: skip
+        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "info"]  # fmt: skip
 
 
 def forward(descriptor: int) -> list[str]:
