@@ -152,7 +152,14 @@ class Observability:
     ) -> AsyncIterator[None]:
         """Follow the events and the reports until the block is left; ``client`` brings others' spans."""
         self.metrics.bind(live)
-        liveness.listeners.append(self._on_report)
+
+        def on_report(status: AgentStatus) -> None:
+            # An agent whose node was taken out goes on reporting; nothing waits for it.
+            if status.uid in live.state().by_uid:
+                self.convergence.reported(status.node, status.applied, time.monotonic())
+            self.recorder.reported(status)
+
+        liveness.listeners.append(on_report)
         self.recorder.watch(liveness)
         following = asyncio.create_task(self._follow(changes), name="convergence")
         recording = asyncio.create_task(self.recorder.run(), name="reports")
@@ -164,13 +171,9 @@ class Observability:
         finally:
             if intake is not None:
                 await intake.close()
-            liveness.listeners.remove(self._on_report)
+            liveness.listeners.remove(on_report)
             await end([following])
             await end([recording])
-
-    def _on_report(self, status: AgentStatus) -> None:
-        self.convergence.reported(status.node, status.applied, time.monotonic())
-        self.recorder.reported(status)
 
     async def _follow(self, changes: Changes) -> None:
         while True:

@@ -23,7 +23,7 @@ ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
     """Bus and controller in one process."""
     return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT),
-        "--http", f"127.0.0.1:{HTTP_PORT}", *extra]  # fmt: skip
+        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "info", *extra]  # fmt: skip
 
 
 def controller(data: Path, replicas: int) -> list[str]:

@@ -67,12 +67,17 @@ class RealLab:
     def pid(self, node: str) -> int:
         """The agent's process, seen from here."""
         found = subprocess.run(
-            ["pgrep", "-f", f"isthmus agent --node {node} .*/{LAB}/"],
+            ["pgrep", "-f", rf"^\S+ \S+isthmus agent --node {node} .*/{LAB}/"],
             check=True,
             capture_output=True,
             text=True,
         )
         return int(found.stdout.split()[0])
+
+    def _gone(self, pid: int) -> bool:
+        for agent in self._agents:
+            agent.poll()  # one of ours that has ended stays in the list of processes until it is asked
+        return not Path(f"/proc/{pid}").exists()
 
     def come_again(self, node: str) -> None:
         """The node leaves for good and comes again, with the same agent as before: it gets the next range."""
@@ -80,7 +85,7 @@ class RealLab:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
         state = line[line.index("--state-dir") + 1]
         kill(pid, signal.SIGTERM)
-        self.wait(f"the agent of {node} to stop", lambda: not Path(f"/proc/{pid}").exists())
+        self.wait(f"the agent of {node} to stop", lambda: self._gone(pid))
         self.on(node, "isthmus", "agent", "leave", "--state-dir", state, "--reason", "replaced")
         again = [ISTHMUS, "lab", "exec", "--name", LAB, node, *line]
         quiet = subprocess.DEVNULL
@@ -125,7 +130,7 @@ def real_lab() -> Iterator[RealLab]:
             running.end()
     finally:
         lab.terminate()
-        lab.communicate(timeout=30)
+        lab.wait(timeout=120)
 
 
 def take(page: Page, name: str) -> None:
@@ -175,9 +180,7 @@ def pictures(lab: RealLab, browser: Browser) -> None:
     kill(held, signal.SIGSTOP)
     try:
         lab.on("controller", "isthmus", "node", "remove", names[3], "--reason", "returned to the vendor")
-        lab.wait(
-            "the others", lambda: any(c["applied"] >= len(names) - 2 for c in lab.ask("convergence?limit=1"))
-        )
+        lab.wait("one to be behind", lambda: lab.ask("overview")["agents_behind"] == 1)
         for theme in ("dark", "light"):
             with opened(browser, lab.url, "/", theme=theme) as page:
                 take(page, f"console-overlay-{theme}.png")

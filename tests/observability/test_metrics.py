@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from events.commands import AppendCidr, ReleaseClb
 from events.errors import Refused
+from events.status import AgentStatus
 from tests.console.rig import Rig, join, leave, running
 
 
@@ -53,6 +56,20 @@ async def test_a_member_that_was_never_heard_is_what_the_watermark_waits_for(rig
     assert of(after, "isthmus_agents", state="unknown") == 1
     assert of(after, "isthmus_watermark") == 0
     assert of(after, "isthmus_watermark_lag") == rig.replica.state.sequence
+
+
+async def test_an_agent_whose_node_was_taken_out_is_not_waited_for_however_long_it_reports(rig: Rig) -> None:
+    await rig.fill(3)
+    node = rig.replica.state.nodes["vm-1"]
+    await rig.send(leave(rig, 1))
+    status = AgentStatus(node=node.name, uid=node.uid, applied=0, sent_at=datetime.now(UTC))
+    for applied in (5, 6):
+        rig.liveness.observe(msgspec.structs.replace(status, applied=applied), state=rig.replica.state)
+    await rig.send(join(4))
+    rig.report_all()
+    measured = rig.source.latest_convergence(1)[0]
+    assert measured.expected == measured.applied == 2
+    assert measured.last is not None
 
 
 async def test_a_look_that_finds_nothing_is_no_command_and_one_that_decides_something_is(rig: Rig) -> None:
