@@ -117,6 +117,7 @@ class LiveFeed:
         subscription = self._source.changes.subscribe()
         stop_hearing = self._source.hear(self._hear)
         self._swept_s = float("-inf")
+        self._heads.clear()  # what was noted when somebody last listened says nothing of the meantime
         reader = asyncio.create_task(anext(subscription), name="console-changes")
         try:
             while self._listeners:

@@ -99,6 +99,7 @@ class RealLab:
 
     def end(self) -> None:
         for agent in self._agents:
+            agent.send_signal(signal.SIGCONT)  # nsenter stops with the agent that was held still
             agent.terminate()
         for agent in self._agents:
             with suppress(subprocess.TimeoutExpired):
