@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from events.codec import StoredMessage
+from events.types import Event
 from replay.archive.format import IndexLine
 from replay.archive.lines import messages
 
@@ -58,6 +59,7 @@ class _Names(msgspec.Struct, gc=False):
 
 
 _names = msgspec.json.Decoder(_Names).decode
+_NAMES = frozenset(_Names.__struct_fields__)
 
 
 class _NamesLine(msgspec.Struct, gc=False):
@@ -73,17 +75,34 @@ _names_lines = msgspec.json.Decoder(_NamesLine).decode_lines
 
 def keys_of(message: StoredMessage) -> list[str]:
     """The keys of one stored event; nothing for a body that is no JSON object of the usual fields."""
+    return keys_in(message.subject, message.body)
+
+
+def keys_in(subject: str, body: bytes) -> list[str]:
+    """The keys of the event with this body on this subject."""
     try:
-        names = _names(message.body)
+        names = _names(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
-    return _keys(message.subject, names)
+    return _keys(subject, names)
+
+
+def keys_of_event(event: Event) -> list[str]:
+    """The keys of an event on the subject where it belongs."""
+    fields = {name: getattr(event, name) for name in _NAMES.intersection(event.__struct_fields__)}
+    if "addresses" in fields:
+        fields["addresses"] = tuple(_Address(address=item.address) for item in fields["addresses"])
+    return _keys_by(event.aggregate, event.verb, _Names(**fields))
 
 
 def _keys(subject: str, names: _Names) -> list[str]:
-    keys = [f"node/{names.node}"] if names.node else []
     parts = subject.split(".", 4)
-    aggregate = parts[3] if len(parts) > 3 else ""
+    return _keys_by(parts[3] if len(parts) > 3 else "", parts[-1], names)
+
+
+def _keys_by(aggregate: str, verb: str, names: _Names) -> list[str]:
+    """The keys; ``verb`` is the end of the subject, from the thing's name on or only the last word."""
+    keys = [f"node/{names.node}"] if names.node else []
     if aggregate == "range":
         if names.cidr:
             keys.append(f"range/{names.cidr}")
@@ -94,7 +113,7 @@ def _keys(subject: str, names: _Names) -> list[str]:
         keys.append(f"cluster/{names.cluster}")
     if aggregate in ("node", "clb"):
         used = {names.underlay, names.announced, *(item.address for item in names.addresses)} - {""}
-        if parts[-1].endswith(("holder-assigned", "holder-withdrawn")):
+        if verb.endswith(("holder-assigned", "holder-withdrawn")):
             used |= {names.address}
         keys.extend(f"address/{address}" for address in sorted(used))
     return keys

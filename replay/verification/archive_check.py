@@ -113,7 +113,7 @@ def check_segment(path: str, segment: Segment, cluster: str, before: bytes, afte
             raw = file.read(segment.length)
         if sha256(raw).hexdigest() != segment.sha256:
             findings.append(_damage(path, segment, "has another SHA-256 than it states"))
-        result = check_lines(decompress(path, segment, raw), cluster, before, after)
+        result = check_lines(decompress(path, segment, raw), cluster, before, after, tells=True)
     except VerificationFailed as error:
         findings.append(_damage(path, segment, f"is unreadable ({error.message})"))
         return lost(segment, before, findings)

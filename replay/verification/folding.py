@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from replay.verification.verify import Check, Wanted
 
 
+# Type → its check and its handler.
+_JUDGED = {cls: (CHECKS.get(cls), handler) for cls, handler in HANDLERS.items()}
+
+
 class Folding:
     """Folds lines as they come. ``alive`` until an event cannot be folded."""
 
@@ -117,19 +121,21 @@ class Folding:
                 )
 
     def _fold(self, facts: Sequence[lines.Fact]) -> None:
-        state, handlers, checks = self.state, HANDLERS, CHECKS
+        state, judged = self.state, _JUDGED
         stop = self._stops[-1] if self._stops else 0
         for fact in facts:
             sequence, event = fact.seq, fact.body
-            judge = checks.get(type(event))
-            broken = judge(state, event) if judge is not None else None
-            if broken is None and type(event) is RangeFreed:
-                broken = _too_early(state, fact, event)
-            if broken is not None:
-                message = f"invariant {broken[0]} at event {sequence}: {broken[1]}"
-                self._note("invariants", "invariant_violated", message, sequence)
+            judge, handle = judged[type(event)]
+            broken = None
+            if judge is not None:
+                broken = judge(state, event)
+                if broken is None and type(event) is RangeFreed:
+                    broken = _too_early(state, fact, event)
+                if broken is not None:
+                    message = f"invariant {broken[0]} at event {sequence}: {broken[1]}"
+                    self._note("invariants", "invariant_violated", message, sequence)
             try:
-                handlers[type(event)](state, sequence, event)
+                handle(state, sequence, event)
             except Exception:  # a contradiction has several shapes; evolve gives it its one name
                 self._unfoldable(sequence, event, noted=broken is not None)
                 return

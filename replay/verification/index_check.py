@@ -2,7 +2,8 @@
 
 The answers about one thing (``history``, ``who``, ``blame``) trust the index: a forged one would hide
 an event that is in the file, or show one that has nothing to do with the question, while chain and
-checksums are whole. So each run of index segments is built anew from its events and compared.
+checksums are whole. So each run of index segments is compared with its events: by the digests of what
+both say (:mod:`replay.verification.spoken`), and where these differ, by building it anew.
 
 What the reader does with an index is what counts here: it takes the span ``first`` … ``last`` as
 indexed, looks only into blocks whose ``keys`` enclose the wanted one, and finds the line by its text.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, pairwise
+from operator import lt
 
 import msgspec
 
@@ -20,6 +22,7 @@ from replay.archive.directory import ArchiveFile
 from replay.archive.format import INDEX_EVERY, IndexLine, Segment
 from replay.archive.postings import Postings, encode_postings
 from replay.verification.findings import Finding
+from replay.verification.spoken import digest_of
 
 _decode_lines = msgspec.json.Decoder(IndexLine).decode_lines
 
@@ -61,6 +64,45 @@ def check_spans(file: ArchiveFile) -> list[Finding]:
             found.append(_finding(file.path, message, first))
         indexed = max(indexed, last)
     return found
+
+
+def stated_digests(path: str, blocks: Sequence[Segment], events: Sequence[Segment]) -> list[bytes]:
+    """What each segment of ``events`` speaks of, as the index ``blocks`` tell it; in any process.
+
+    Nothing when the index is not exactly as one is written, or cannot be read.
+    """
+    first, last = events[0].first, events[-1].last
+    if any(later.first != earlier.last + 1 for earlier, later in pairwise(events)):
+        return []
+    told = [""] * (last - first + 1)
+    before = ""
+    with ArchiveFile(path, by_manifest=False) as file:
+        for block in blocks:
+            try:
+                text = file.data(block)
+                lines = _decode_lines(text)
+            except (VerificationFailed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return []
+            keys = [line.key for line in lines]
+            if (
+                not keys
+                or block.keys != (keys[0], keys[-1])
+                or not all(map(lt, [before, *keys], keys))
+                or b"\\" in text  # a tab in a key, it may be, which would tell of two
+                or encode_postings(lines) != text
+            ):
+                return []
+            before = keys[-1]
+            for line in lines:
+                sequences, key = line.sequences, "\t" + line.key
+                if not sequences or sequences[0] < first or sequences[-1] > last:
+                    return []
+                if not all(map(lt, sequences, sequences[1:])):
+                    return []
+                for sequence in sequences:
+                    told[sequence - first] += key
+    lines_of = ("\n".join([*told[s.first - first : s.last - first + 1], ""]) for s in events)
+    return [digest_of([text]) for text in lines_of]
 
 
 def check_run(path: str, blocks: Sequence[Segment], events: Sequence[Segment]) -> list[Finding]:

@@ -26,7 +26,8 @@ from events.subjects import event as subject_of
 from events.types import Event
 from replay.archive.lines import ChainLine, decode_chain_lines, line_body
 from replay.verification.findings import FINDINGS_LIMIT, Finding
-from replay.verification.plain_lines import STRETCH, Position, Transaction, plain
+from replay.verification.plain_lines import STRETCH, Position, Transaction, plain, short_id
+from replay.verification.spoken import digest_of, spoken_in
 
 _COUNT = len(CHAINED_HEADERS)
 _FRAME_BREAKS = _COUNT + 2
@@ -47,6 +48,7 @@ class LinesResult(NamedTuple):
 
     ``opening`` is the first line's place in its transaction, ``closing`` the last line's;
     ``commands`` has eight bytes for each transaction that begins here: a hash of its first event's id.
+    ``spoken`` is the digest of what the events speak of, where it was wanted.
     """
 
     first: int
@@ -59,15 +61,18 @@ class LinesResult(NamedTuple):
     first_ns: int
     last_ns: int
     findings: list[Finding]
+    spoken: bytes = b""
 
 
-def check_lines(data: bytes, cluster: str, before: bytes, after: int) -> LinesResult:
+def check_lines(data: bytes, cluster: str, before: bytes, after: int, *, tells: bool = False) -> LinesResult:
     """Judge the event lines in ``data``, which follow sequence ``after`` with digest ``before``.
+
+    With ``tells`` the result says what the events speak of.
 
     Raises VerificationFailed(archive_damaged) when the text is no event lines at all.
     """
     findings: list[Finding] = []
-    position = Position(before, after)
+    position = Position(before, after, tells=tells)
     first = first_ns = count = 0
     for part in _stretches(data):
         lines = _decoded(part, position.sequence)
@@ -90,10 +95,11 @@ def check_lines(data: bytes, cluster: str, before: bytes, after: int) -> LinesRe
         position.digest,
         position.opening or _NOWHERE,
         position.closing or _NOWHERE,
-        b"".join([_short(given) for given in position.begun]),
+        bytes(position.begun),
         first_ns,
         position.last_ns,
         findings,
+        digest_of(position.told) if position.told is not None else b"",
     )
 
 
@@ -141,11 +147,13 @@ def judge_carefully(
             findings.append(_torn(line.seq, position.closing, this))
         position.closing = this
         if not this.place:
-            position.begun.append(named["ce-id"])
+            position.begun += short_id(named["ce-id"])
 
         findings.extend(_form(line, named, cluster, position.last_ns))
         position.last_ns = max(position.last_ns, line.recorded_ns)
         findings.extend(_content(line, named["ce-type"], body, cluster))
+        if position.told is not None:
+            position.told.append(spoken_in(line.subject, body))
         if len(findings) > FINDINGS_LIMIT:
             return
 
@@ -163,14 +171,6 @@ def _follows(before: Transaction, this: Transaction) -> bool:
     if before.left > 0:
         return this == before._replace(place=before.place + 1)
     return before.left == 0 and this.place == 0
-
-
-def _short(given: str) -> bytes:
-    """Eight bytes of an event id, to find repeated ones in little memory."""
-    try:
-        return bytes.fromhex(given[:8] + given[24:32])
-    except ValueError:
-        return sha256(given.encode()).digest()[:8]
 
 
 def _clocks(lines: Sequence[ChainLine]) -> list[Finding]:

@@ -12,12 +12,13 @@ is looked at; longer ones are slower.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha1, sha256
-from itertools import repeat
-from operator import le, methodcaller
+from itertools import compress, repeat
+from operator import itemgetter, le, ne
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from events.log import BATCH_LIMIT
 from events.subjects import token
 from events.types import EVENT_TYPES
 from replay.archive.lines import ChainLine
+from replay.verification.spoken import SPEAKERS, Speaker, tell
 
 STRETCH = 128 * 1024
 """Bytes of lines that are judged together."""
@@ -40,11 +42,10 @@ _ID_LENGTH = 36
 _DASHES = (8, 13, 18, 23)
 _VERSION_5 = bytes(value & 0x0F | 0x50 for value in range(256))
 _VARIANT = bytes(value & 0x3F | 0x80 for value in range(256))
-_PLACES = tuple(str(place) for place in range(BATCH_LIMIT))
-_SIZES = {str(size): size for size in range(1, BATCH_LIMIT + 1)}
+_NUMBERS = {str(number): number for number in range(BATCH_LIMIT + 1)}
 
 _astuple: Any = msgspec.structs.astuple
-_digest_of: Any = methodcaller("digest")
+_minute: Any = itemgetter(slice(len("2026-03-02T08:00")))
 
 
 class Transaction(NamedTuple):
@@ -64,19 +65,22 @@ class Position:
     """What the judges carry from line to line.
 
     ``digest`` is what the last line states (32 bytes); ``opening`` is the first line's place in its
-    transaction and ``closing`` the last line's (None before the first); ``begun`` has the id of each
-    transaction's first event; ``last_ns`` is the latest server time so far.
+    transaction and ``closing`` the last line's (None before the first); ``begun`` has eight bytes for
+    each transaction's first event (:func:`short_id`); ``last_ns`` is the latest server time so far.
+    ``told`` collects what the events speak of (:mod:`replay.verification.spoken`), or is None when
+    nobody wants to know.
     """
 
-    __slots__ = ("begun", "closing", "digest", "last_ns", "opening", "sequence")
+    __slots__ = ("begun", "closing", "digest", "last_ns", "opening", "sequence", "told")
 
-    def __init__(self, digest: bytes, sequence: int) -> None:
+    def __init__(self, digest: bytes, sequence: int, *, tells: bool = False) -> None:
         self.digest = digest
         self.sequence = sequence
         self.last_ns = 0
         self.opening: Transaction | None = None
         self.closing: Transaction | None = None
-        self.begun: list[str] = []
+        self.begun = bytearray()
+        self.told: list[str] | None = [] if tells else None
 
 
 def plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Position) -> list[int] | None:
@@ -112,12 +116,18 @@ def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Posi
         and all(map(le, recorded, recorded[1:]))
     ):
         return None
-    begun = _transactions(position.closing, commands, places, sizes, ids)
-    if begun is None or not _ids_follow(ids, commands, places) or not _are_times(times):
+    starts = _transactions(position.closing, commands, places, sizes)
+    if starts is None or not _are_times(times):
+        return None
+    hashed = _ids(commands, places)
+    if not _are_ids(ids, hashed):
         return None
 
     bodies = list(map(bytes, raws))
-    if subjects != _subjects(_forms(cluster), types, bodies):
+    forms = [_forms(cluster)[name] for name in types]
+    events = [form.decode(body) for form, body in zip(forms, bodies, strict=True)]
+    names = [form.entity(event) for form, event in zip(forms, events, strict=True)]
+    if subjects != _subjects(forms, names):
         return None
 
     lengths = map(str, map(len, bodies))
@@ -131,84 +141,85 @@ def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Posi
     digests = list(map(bytes.fromhex, stated))
     before = [position.digest, *digests[:-1]]
     texts = map(b"".join, zip(before, map(str.encode, frames), repeat(b"\n"), bodies))
-    if list(map(_digest_of, map(sha256, texts))) != digests or "".join(stated) != b"".join(digests).hex():
+    if [sha256(text).digest() for text in texts] != digests or "".join(stated) != b"".join(digests).hex():
         return None
 
     if position.opening is None:
         position.opening = Transaction(commands[0], int(places[0]), int(sizes[0]))
     position.closing = Transaction(commands[-1], int(places[-1]), int(sizes[-1]))
-    position.begun.extend(begun)
+    position.begun += _short_ids(hashed, starts)
+    if position.told is not None:
+        position.told.append(tell([form.speaks for form in forms], events, names, data))
     position.digest, position.sequence, position.last_ns = digests[-1], seqs[-1], recorded[-1]
-    minutes = [time[:16] for time in times]
+    minutes = list(map(_minute, times))
     return [minutes.index(minute) for minute in dict.fromkeys(minutes)]
 
 
+class _Successors(dict[str, str]):
+    """``place/size`` of an event → that of the next, or nothing where its transaction ends.
+
+    Raises KeyError for a number that is not written as one, ValueError for a place beyond the size.
+    """
+
+    def __missing__(self, pair: str) -> str:
+        place, size = map(_NUMBERS.__getitem__, pair.split("/"))
+        if place >= size:
+            raise ValueError(pair)
+        behind = f"{place + 1}/{size}" if place + 1 < size else ""
+        self[pair] = behind
+        return behind
+
+
+_behind = _Successors().__getitem__
+
+
 def _transactions(
-    closing: Transaction | None,
-    commands: tuple[str, ...],
-    places: tuple[str, ...],
-    sizes: tuple[str, ...],
-    ids: tuple[str, ...],
-) -> list[str] | None:
-    """The ids of the first events of the transactions that begin here; None when one is torn or mixed."""
-    begun: list[str] = []
-    at = 0
-    if closing is None or closing.left:
-        # The lines begin inside a transaction, or with one; after it, whole ones follow.
-        if closing is None:
-            this = Transaction(commands[0], int(places[0]), int(sizes[0]))
-        else:
-            this = Transaction(closing.command, closing.place + 1, closing.size)
-        stop = this.size - this.place
-        wanted = _PLACES[this.place : this.size][: len(places)]
-        if (
-            stop < 1
-            or places[:stop] != wanted
-            or set(commands[:stop]) != {this.command}
-            or set(sizes[:stop]) != {str(this.size)}
-        ):
-            return None
-        if not this.place:
-            begun.append(ids[0])
-        at = stop
-    end = len(places)
-    while at < end:
-        begun.append(ids[at])
-        size = sizes[at]
-        if size == "1":
-            if places[at] != "0":
-                return None
-            at += 1
-            continue
-        stop = at + _SIZES[size]
-        if (
-            places[at:stop] != _PLACES[: min(stop, end) - at]
-            or set(commands[at:stop]) != {commands[at]}
-            or set(sizes[at:stop]) != {size}
-        ):
-            return None
-        at = stop
-    return begun
+    closing: Transaction | None, commands: tuple[str, ...], places: tuple[str, ...], sizes: tuple[str, ...]
+) -> list[bool] | None:
+    """For each line, whether a transaction begins with it; None when one is torn or mixed."""
+    pairs = list(map("/".join, zip(places, sizes, strict=True)))
+    starts = list(map("0".__eq__, places))
+    first = Transaction(commands[0], int(places[0]), int(sizes[0]))
+    inside = ["" if start else pair for start, pair in zip(starts, pairs, strict=True)]
+    *behind, _ = map(_behind, pairs)
+    if behind != inside[1:] or list(map(ne, commands, commands[1:])) != starts[1:]:
+        return None
+    if closing is not None and closing.left:
+        return starts if first == closing._replace(place=closing.place + 1) else None
+    return starts if closing is None or starts[0] else None
 
 
-def _ids_follow(ids: tuple[str, ...], commands: tuple[str, ...], places: tuple[str, ...]) -> bool:
-    """Whether each id is the UUIDv5 of its command and place (:func:`events.ids.event_id`, for many)."""
-    hashed = bytearray(
-        b"".join(
-            [
-                sha1(_NAMESPACE + f"{command}/{place}".encode()).digest()[:16]  # noqa: S324  UUIDv5 is SHA-1
-                for command, place in zip(commands, places, strict=True)
-            ]
-        )
-    )
+def _ids(commands: tuple[str, ...], places: tuple[str, ...]) -> bytearray:
+    """The UUIDv5 of each command and place, 16 bytes each (:func:`events.ids.event_id`, for many)."""
+    named = map(_NAMESPACE.__add__, map(str.encode, map("/".join, zip(commands, places, strict=True))))
+    hashed = bytearray(b"".join([sha1(name).digest()[:16] for name in named]))  # noqa: S324  UUIDv5 is SHA-1
     hashed[6::16] = hashed[6::16].translate(_VERSION_5)
     hashed[8::16] = hashed[8::16].translate(_VARIANT)
+    return hashed
+
+
+def _are_ids(ids: tuple[str, ...], hashed: bytearray) -> bool:
+    """Whether the texts are these UUIDs."""
     text, dashes = "".join(ids), "-" * len(ids)
     return (
         set(map(len, ids)) == {_ID_LENGTH}
         and all(text[at::_ID_LENGTH] == dashes for at in _DASHES)
         and text.replace("-", "") == hashed.hex()
     )
+
+
+def short_id(text: str) -> bytes:
+    """Eight bytes of an event's id, to find repeated ones in little memory; of any text."""
+    try:
+        return bytes.fromhex(text.replace("-", "")[:16]).ljust(8)
+    except ValueError:
+        return sha256(text.encode()).digest()[:8]
+
+
+def _short_ids(hashed: bytearray, wanted: list[bool]) -> bytes:
+    """:func:`short_id` of those ids that are wanted."""
+    halves = memoryview(hashed).cast("Q")[::2]
+    return array("Q", compress(halves, wanted)).tobytes()
 
 
 def _are_times(times: tuple[str, ...]) -> bool:
@@ -221,25 +232,32 @@ def _are_times(times: tuple[str, ...]) -> bool:
     return True
 
 
-def _subjects(
-    forms: Mapping[str, tuple[Any, Any, str, str]], types: tuple[str, ...], bodies: list[bytes]
-) -> tuple[str, ...]:
-    """The subjects on which the bodies belong. Raises KeyError for an unknown type, msgspec.MsgspecError."""
-    found = [forms[name] for name in types]
-    names = [entity(decode(body)) for (decode, entity, _, _), body in zip(found, bodies, strict=True)]
+class _Form(NamedTuple):
+    """What is known of a type: its decoder, the getter of its entity, the subject around the entity."""
+
+    decode: Any
+    entity: Any
+    before: str
+    behind: str
+    speaks: Speaker
+
+
+def _subjects(forms: Sequence[_Form], names: Sequence[str]) -> tuple[str, ...]:
+    """The subjects on which events with these entities belong."""
     tokens = token("\n".join(names)).split("\n")
-    return tuple([before + name + behind for (_, _, before, behind), name in zip(found, tokens, strict=True)])
+    return tuple([form.before + name + form.behind for form, name in zip(forms, tokens, strict=True)])
 
 
 @lru_cache(maxsize=8)
-def _forms(cluster: str) -> Mapping[str, tuple[Any, Any, str, str]]:
-    """Type name → its decoder, the getter of its entity, and the subject before and behind the entity."""
+def _forms(cluster: str) -> Mapping[str, _Form]:
+    """By type name; a KeyError is an unknown type."""
     return {
-        cls.type_name(): (
+        cls.type_name(): _Form(
             msgspec.json.Decoder(cls).decode,
             cls.entity.fget,  # type: ignore[attr-defined]  # a property, read without the descriptor
             f"isthmus.{cluster}.events.{cls.aggregate}.",
             f".{cls.verb}",
+            SPEAKERS[cls],
         )
         for cls in EVENT_TYPES
     }

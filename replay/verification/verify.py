@@ -12,6 +12,7 @@ import os
 import time
 from array import array
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,14 +21,18 @@ from controlplane.checkpoints import Checkpoint
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.errors import VerificationFailed
 from replay.archive import lines
+from replay.archive.format import Segment
 from replay.archive.reader import ArchiveLog
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
-from replay.verification.index_check import check_run, check_spans, runs
+from replay.verification.index_check import check_run, check_spans, runs, stated_digests
 from replay.verification.lines_check import CLOCK_TOLERANCE_NS, CLOCKS, LinesResult, check_lines, joins
 from replay.verification.workers import Workers
+
+Run = tuple[str, tuple[Segment, ...], tuple[Segment, ...]]
+"""A file, index segments in it, and the event segments that they speak of."""
 
 INLINE_EVENTS = 60_000
 """A log up to this long is checked in this process: starting others would take longer."""
@@ -102,6 +107,19 @@ class _Tracks:
         self.apart = 0
         self._closing: Any = None
         self.commands: array[int] = array("Q")
+        self.spoken: dict[tuple[str, int], bytes] = {}
+        self.suspects: list[Run] = []
+
+    def take_segment(self, place: tuple[str, int], result: LinesResult) -> None:
+        """The next result, of the segment in this file at this byte."""
+        self.take(result)
+        self.spoken[place] = result.spoken
+
+    def hold(self, run: Run, stated: list[bytes]) -> None:
+        """Compare what an index says with what its events said, whose results were taken before."""
+        path, _, events = run
+        if stated != [self.spoken.pop((path, segment.offset), b"") for segment in events]:
+            self.suspects.append(run)
 
     def take(self, result: LinesResult) -> None:
         """The next result, in order."""
@@ -149,9 +167,7 @@ class _Tracks:
                     level="warning",
                 )
             )
-        ordered = sorted(self.commands)
-        repeated = sum(1 for i in range(1, len(ordered)) if ordered[i] == ordered[i - 1])
-        if repeated:
+        if repeated := len(self.commands) - len(set(self.commands)):
             self.findings.add(
                 Finding(
                     check="transactions",
@@ -188,6 +204,9 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
             findings.add(
                 Finding(check="gap", code=error.code, message=error.message, sequence=tracks.head.sequence + 1)
             )
+    async with Workers(jobs if len(tracks.suspects) > 1 else 0) as workers:
+        for run in tracks.suspects:
+            await workers.put(findings.extend, check_run, *run)
     tracks.finish()
     folding.finish(tracks.head)
     return Report(
@@ -215,14 +234,16 @@ async def _over_archive(
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
     due = {
-        (file.path, events[-1].last): (blocks, events)
+        (file.path, events[-1].last): (file.path, blocks, events)
         for file in archive.files
         for blocks, events in runs(file)
         if events
     }
     for place in archive.places:
         segment = place.segment
-        await workers.put(tracks.take, check_segment, place.file.path, segment, archive.cluster, before, after)
+        path = place.file.path
+        take = partial(tracks.take_segment, (path, segment.offset))
+        await workers.put(take, check_segment, path, segment, archive.cluster, before, after)
         try:
             before = bytes.fromhex(segment.head)
         except ValueError:
@@ -233,8 +254,8 @@ async def _over_archive(
                 _meaning(folding, place.file.data(segment), segment.last)
             except VerificationFailed:
                 folding.stop(segment.first, "its segment is damaged")  # the form check reports the damage
-        if index := due.pop((place.file.path, segment.last), None):
-            await workers.beside(tracks.findings.extend, check_run, place.file.path, *index)
+        if run := due.pop((path, segment.last), None):
+            await workers.put(partial(tracks.hold, run), stated_digests, *run)
         if progress:
             progress(segment.last)
 

@@ -25,7 +25,6 @@ class Workers:
     def __init__(self, jobs: int) -> None:
         self._limit = 8 * jobs + 8
         self._waiting: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
-        self._beside: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
         self._pool: ProcessPoolExecutor | None = None
         if jobs:
             # Spawned, not forked: a fork would copy threads' locks (progress bars) in any state.
@@ -39,9 +38,6 @@ class Workers:
         try:
             while self._waiting and kind is None:
                 await self._take_first()
-            while self._beside and kind is None:
-                take, future = self._beside.popleft()
-                take(await asyncio.wrap_future(future))
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -59,16 +55,6 @@ class Workers:
         while self._waiting and (len(self._waiting) > self._limit or self._waiting[0][1].done()):
             await self._take_first()
         await asyncio.sleep(0)
-
-    async def beside(self, take: Callable[[Any], None], work: Callable[..., Any], *arguments: Any) -> None:
-        """As :meth:`put`, with the result taken at the end: a long piece that holds up no short one.
-
-        What waits is bounded by the short ones, which are given out in the same order.
-        """
-        if self._pool is None:
-            await self.put(take, work, *arguments)
-        else:
-            self._beside.append((take, self._pool.submit(work, *arguments)))
 
     async def _take_first(self) -> None:
         take, future = self._waiting.popleft()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from hashlib import sha256
 from itertools import product
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -14,10 +15,14 @@ from hypothesis import strategies as st
 from events.chain import CHAIN_HEADER, CHAINED_HEADERS, genesis
 from events.codec import StoredMessage
 from events.ids import event_id
+from events.subjects import event as subject_of
+from events.types import EVENT_TYPES
 from replay.archive.lines import decode_chain_lines, encode_messages
+from replay.archive.postings import keys_in, keys_of_event
 from replay.verification.findings import Finding
 from replay.verification.lines_check import CLOCKS, judge_carefully
 from replay.verification.plain_lines import Position, plain
+from replay.verification.spoken import SPEAKERS, spoken_in, tell
 from tests.replay.histories import CLUSTER, history
 
 MESSAGES = history(23, 240)
@@ -48,7 +53,7 @@ def before(first: int) -> Position:
     position = Position(genesis(CLUSTER).digest, 0)
     for name, value in reached(first).items():
         setattr(position, name, value)
-    position.begun = list(position.begun)
+    position.begun = bytearray(position.begun)
     return position
 
 
@@ -76,7 +81,7 @@ def test_sound_lines_are_plain_from_wherever_to_wherever_and_leave_both_judges_a
     if alone:  # a segment by itself knows the digest before it, and not the command
         for position in (fast, slow):
             position.opening = position.closing = None
-            position.begun = []
+            position.begun = bytearray()
             position.last_ns = 0
     found: list[Finding] = []
     due = plain(data, lines, CLUSTER, fast)
@@ -191,3 +196,44 @@ def test_a_line_that_calls_its_event_something_else_is_not_plain(label):
     name = f'"type":"{MESSAGES[43].headers["ce-type"]}"'.encode()
     assert name in text
     assert compare(40, text.replace(name, f'"type":"{label}"'.encode(), 1))
+
+
+NAMES = st.sampled_from(["", "a", "b", "10.0.0.1", "10.0.0.2", "10.9.0.0/26", "a\tnode/b", "a\nb", "ü", "a\\b"])
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of a field, its texts out of a few that meet each other."""
+    if hint is str:
+        return NAMES
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        hints = get_type_hints(hint)
+        return st.builds(hint, **{name: values_of(hints[name]) for name in hint.__struct_fields__})
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        if parts[-1] is Ellipsis:
+            return st.lists(values_of(parts[0]), max_size=2).map(tuple)
+        return st.tuples(*map(values_of, parts))
+    return st.from_type(hint)
+
+
+EVENTS = st.lists(st.sampled_from(EVENT_TYPES).flatmap(values_of), min_size=1, max_size=8)
+
+
+@given(EVENTS)
+def test_events_speak_of_what_the_index_has_them_under(events):
+    """The short ways to say it, for each type, against the keys that a writer takes from the JSON."""
+    bodies = [msgspec.json.encode(event) for event in events]
+    told = tell([SPEAKERS[type(e)] for e in events], events, [e.entity for e in events], b"\n".join(bodies))
+    said = [
+        spoken_in(subject_of(CLUSTER, event.aggregate, event.entity, event.verb), body)
+        for event, body in zip(events, bodies, strict=True)
+    ]
+    assert told == "".join(said)
+
+
+@pytest.mark.parametrize("cls", EVENT_TYPES, ids=lambda cls: cls.type_name())
+@given(data=st.data())
+def test_no_type_speaks_of_anything_else(cls, data):
+    event = data.draw(values_of(cls))
+    keys = keys_in(subject_of(CLUSTER, event.aggregate, event.entity, event.verb), msgspec.json.encode(event))
+    assert sorted(keys_of_event(event)) == sorted(keys)
