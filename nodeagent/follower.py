@@ -7,6 +7,7 @@ Membership is read from the log only; the join command merely asks for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -29,6 +30,7 @@ from events.log import LogReader, ReadBatch
 from events.snapshots import SnapshotBucket
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
+from events.types import CidrAppended
 from nodeagent.cache import Cache, Entry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -40,6 +42,9 @@ log = logging.getLogger("isthmus.agent.bus")
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
 REFUSED_RETRY_S = 15.0
+ROOM_SPREAD_S = 0.5
+"""Nodes that wait for a range all see that there is room at the same moment: they ask within this time."""
+
 LEAP_EVENTS = 2000
 """Events behind from which a snapshot is worth its transfer."""
 
@@ -94,6 +99,7 @@ class Follower:
         self.caught_up = asyncio.Event()
         """Set once the view has reached the log's end as it was known."""
         self._rejoin = asyncio.Event()
+        self._room = asyncio.Event()
         self._moved = False
 
     def rejoin(self) -> None:
@@ -171,6 +177,7 @@ class Follower:
                 await client.force_reconnect()
             pause_s = RETRY_FIRST_S
             while True:
+                self._room.clear()
                 try:
                     await self._join(controller)
                 except Unavailable as error:
@@ -187,7 +194,14 @@ class Follower:
                     self._conditions.clear("join")
                     self.contact.joined = True
                     break
-                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+                await self._wait_for_room(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _wait_for_room(self, pause_s: float) -> None:
+        """Until it is time to ask again, or the container network has grown."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._room.wait()
+                await asyncio.sleep(random.uniform(0, ROOM_SPREAD_S))  # noqa: S311  jitter, not a secret
 
     async def _join(self, controller: ControllerClient) -> None:
         underlay = self._underlay()
@@ -334,6 +348,8 @@ class Follower:
                 )
             changes += view.apply(sequence, event)
             view.head = head
+            if type(event) is CidrAppended:
+                self._room.set()
         return changes, None
 
     def _remember(self, messages: Sequence[StoredMessage]) -> None:
