@@ -146,7 +146,7 @@ def judge_carefully(
         elif position.closing is not None and not _follows(position.closing, this):
             findings.append(_torn(line.seq, position.closing, this))
         position.closing = this
-        if not this.place:
+        if not this.place and named["ce-id"]:
             position.begun += short_id(named["ce-id"])
 
         findings.extend(_form(line, named, cluster, position.last_ns))
