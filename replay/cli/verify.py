@@ -13,7 +13,7 @@ from replay.cli.source import Asked, Source, opened, progress, source_options
 
 if TYPE_CHECKING:
     from controlplane.checkpoints import Checkpoint
-    from replay.verification.verify import Report, Wanted
+    from replay.verification.outcome import Report, Wanted
 
 _SHOWN = 40
 
@@ -77,8 +77,9 @@ async def _verify(  # noqa: PLR0917  the options, passed on
 ) -> bool:
     from controlplane.checkpoints import load_public_key, read_checkpoints
     from replay.verification.others import head_of, heads_of, read_model_says
+    from replay.verification.outcome import Wanted
     from replay.verification.report import html
-    from replay.verification.verify import Wanted, verify
+    from replay.verification.verify import verify
 
     key = load_public_key(public_key) if public_key else ""
     checkpoints: list[Checkpoint] = [item for file in files for item in read_checkpoints(file)]

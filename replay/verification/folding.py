@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from replay.history import History
-    from replay.verification.verify import Check, Wanted
+    from replay.verification.outcome import Check, Wanted
 
 
 # Type → its check and its handler.

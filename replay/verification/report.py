@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, tzinfo
 from html import escape
 
-from replay.verification.verify import Report
+from replay.verification.outcome import Report
 from replay.when import show
 
 _STYLE = """

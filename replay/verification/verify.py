@@ -10,171 +10,25 @@ from __future__ import annotations
 
 import os
 import time
-from array import array
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
-import msgspec
-
-from controlplane.checkpoints import Checkpoint
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.errors import VerificationFailed
 from replay.archive import lines
-from replay.archive.format import Segment
 from replay.archive.reader import ArchiveLog
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
 from replay.verification.index_check import check_run, check_spans, runs, stated_digests
-from replay.verification.lines_check import CLOCK_TOLERANCE_NS, CLOCKS, LinesResult, check_lines, joins
+from replay.verification.lines_check import check_lines
+from replay.verification.outcome import Check, Report, Wanted
+from replay.verification.tracks import Tracks
 from replay.verification.workers import Workers
-
-Run = tuple[str, tuple[Segment, ...], tuple[Segment, ...]]
-"""A file, index segments in it, and the event segments that they speak of."""
 
 INLINE_EVENTS = 60_000
 """A log up to this long is checked in this process: starting others would take longer."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the report. ``looked_at`` counts what ``unit`` says."""
-
-    name: str
-    title: str
-    looked_at: int
-    unit: str
-    errors: int
-    done: bool
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Done, and nothing found."""
-        return self.done and not self.errors
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome. ``state_digest`` is empty when the fold could not reach the end."""
-
-    cluster: str
-    source: str
-    first: int
-    last: int
-    events: int
-    head: str
-    state_digest: str
-    recorded_from: datetime | None
-    recorded_to: datetime | None
-    began: datetime
-    took_s: float
-    checks: list[Check]
-    findings: list[Finding]
-    errors: int
-    warnings: int
-    program: str
-
-    @property
-    def sound(self) -> bool:
-        """Whether no error was found."""
-        return self.errors == 0
-
-
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What to compare the log with, beside itself.
-
-    ``states`` are digests that others state: (who, sequence, state digest). ``heads`` are ends or
-    middles of the same log that are known from elsewhere: (who, head).
-    """
-
-    checkpoints: tuple[Checkpoint, ...] = ()
-    public_key: str = ""
-    states: tuple[tuple[str, int, str], ...] = ()
-    heads: tuple[tuple[str, int, str], ...] = ()
-    jobs: int = 0
-    """Worker processes; 0: as many as there are processors, at most 8."""
-
-
-class _Tracks:
-    """What the form check carries from one segment to the next."""
-
-    def __init__(self, findings: Findings, head: Head) -> None:
-        self.findings = findings
-        self.head = head
-        self.events = 0
-        self.first_ns = self.last_ns = 0
-        self.apart = 0
-        self._closing: Any = None
-        self.commands: array[int] = array("Q")
-        self.spoken: dict[tuple[str, int], bytes] = {}
-        self.suspects: list[Run] = []
-
-    def take_segment(self, place: tuple[str, int], result: LinesResult) -> None:
-        """The next result, of the segment in this file at this byte."""
-        self.take(result)
-        self.spoken[place] = result.spoken
-
-    def hold(self, run: Run, stated: list[bytes]) -> None:
-        """Compare what an index says with what its events said, whose results were taken before."""
-        path, _, events = run
-        if stated != [self.spoken.pop((path, segment.offset), b"") for segment in events]:
-            self.suspects.append(run)
-
-    def take(self, result: LinesResult) -> None:
-        """The next result, in order."""
-        apart = [finding for finding in result.findings if finding.check == CLOCKS]
-        if apart:
-            self.apart = self.apart or apart[0].sequence
-            self.findings.extend([finding for finding in result.findings if finding.check != CLOCKS])
-        else:
-            self.findings.extend(result.findings)
-        if not result.lines:
-            self._closing = None
-        else:
-            if self._closing is not None:
-                self.findings.extend(joins(self._closing, result.opening, result.first))
-            elif self.events == 0 and result.opening.place:
-                self.findings.add(_cut_transaction(result))
-            self._closing = result.closing
-            self.first_ns = self.first_ns or result.first_ns
-            self.last_ns = result.last_ns
-        self.head = Head(result.last, result.digest)
-        self.events += result.lines
-        self.commands.frombytes(result.commands)
-
-    def finish(self) -> None:
-        """What only shows at the end."""
-        closing = self._closing
-        if closing is not None and closing.place + 1 < closing.size:
-            self.findings.add(
-                Finding(
-                    check="transactions",
-                    code="log_truncated",
-                    message=f"the log ends inside a batch: number {closing.place} of {closing.size} of command "
-                    f"{closing.command[:40]} is its last event",
-                    sequence=self.head.sequence,
-                )
-            )
-        if self.apart:
-            self.findings.add(
-                Finding(
-                    check=CLOCKS,
-                    code="clock",
-                    message=f"from event {self.apart} on, the server's time and the events' own are more than "
-                    f"{CLOCK_TOLERANCE_NS // 10**9} s apart in places: a clock was off, or it was imported",
-                    sequence=self.apart,
-                    level="warning",
-                )
-            )
-        if repeated := len(self.commands) - len(set(self.commands)):
-            self.findings.add(
-                Finding(
-                    check="transactions",
-                    code="event_malformed",
-                    message=f"{repeated} commands stand in the log twice: a command had a second effect",
-                )
-            )
 
 
 async def verify(history: History, wanted: Wanted, progress: Progress | None = None) -> Report:
@@ -189,7 +43,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     begin = _beginning(history, archive)
     if begin.sequence == 0 and begin != genesis(history.cluster):
         findings.add(_foreign_start(history.cluster))
-    tracks = _Tracks(findings, begin)
+    tracks = Tracks(findings, begin)
     folding = Folding(history, findings, wanted)
     jobs = wanted.jobs or min(8, os.cpu_count() or 1)
     if history.end - history.start <= INLINE_EVENTS:
@@ -230,7 +84,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
 
 
 async def _over_archive(
-    archive: ArchiveLog, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
+    archive: ArchiveLog, tracks: Tracks, folding: Folding, workers: Workers, progress: Progress | None
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
     due = {
@@ -261,7 +115,7 @@ async def _over_archive(
 
 
 async def _over_stream(
-    history: History, tracks: _Tracks, folding: Folding, workers: Workers, progress: Progress | None
+    history: History, tracks: Tracks, folding: Folding, workers: Workers, progress: Progress | None
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
 
@@ -309,17 +163,7 @@ def _foreign_start(cluster: str) -> Finding:
     )
 
 
-def _cut_transaction(result: LinesResult) -> Finding:
-    return Finding(
-        check="transactions",
-        code="event_malformed",
-        message=f"the first event is number {result.opening.place} of {result.opening.size} of its command: "
-        "the start of a batch is missing",
-        sequence=result.first,
-    )
-
-
-def _checks(findings: Findings, tracks: _Tracks, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
+def _checks(findings: Findings, tracks: Tracks, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
     def check(
         name: str, title: str, looked_at: int, unit: str, *, done: bool = True, detail: str = ""
     ) -> Check:

@@ -109,7 +109,8 @@ async def _run() -> list[dict[str, Any]]:
     from replay.history import History, Point
     from replay.queries.states import ReadModel, States
     from replay.queries.who import who
-    from replay.verification.verify import Wanted, verify
+    from replay.verification.outcome import Wanted
+    from replay.verification.verify import verify
 
     path = archive()
     log = ArchiveLog(path)

@@ -22,7 +22,8 @@ from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.history import History
 from replay.queries.states import States
-from replay.verification.verify import Wanted, verify
+from replay.verification.outcome import Wanted
+from replay.verification.verify import verify
 from tests.replay.histories import CLUSTER, history
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -31,7 +31,8 @@ from replay.history import History
 from replay.queries.things import life
 from replay.queries.who import who
 from replay.transfer import as_published, export, import_archive
-from replay.verification.verify import Wanted, verify
+from replay.verification.outcome import Wanted
+from replay.verification.verify import verify
 from tests.contract.samples import everything
 from tests.replay import brute
 from tests.replay.histories import CLUSTER as PAST

@@ -37,8 +37,9 @@ from replay.archive.writer import ArchiveWriter
 from replay.history import History
 from replay.verification import verify as verifying
 from replay.verification.lines_check import check_lines
+from replay.verification.outcome import Report, Wanted
 from replay.verification.report import html
-from replay.verification.verify import Report, Wanted, verify
+from replay.verification.verify import verify
 from tests.replay.histories import CLUSTER, ListLog, history
 
 MESSAGES = history(11, 160)
