@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,15 +147,16 @@ def print_table(
     right: Iterable[str] = (),
     empty: str = "nothing to show",
 ) -> None:
-    """A table for people. ``right`` names the columns of numbers; cells are plain text, never markup."""
+    """A table for people. ``right`` names the columns of numbers; cells are plain text, never markup.
+
+    Columns that all have no name make a list of facts, without a head.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     aligned = set(right)
-    table = Table(
-        box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False
-    )
+    table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in aligned else "left", overflow="fold")
     count = 0
@@ -162,7 +164,19 @@ def print_table(
         count += 1
         table.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
     target = console()
+    if title:  # by itself, not as the table's: there it would be wrapped to the width of the table
+        target.print(Text(title, style="bold"), soft_wrap=True)
     target.print(table if count else Text(empty, style="dim"))
+
+
+def suggesting(
+    error: click.UsageError, given: str, known: Iterable[str], ctx: click.Context | None
+) -> click.UsageError:
+    """The same error with the nearest of the known words, if any is near."""
+    near = get_close_matches(given, list(known))
+    if not near:
+        return error
+    return click.UsageError(f"{error.message} Did you mean {' or '.join(map(repr, near))}?", ctx=ctx)
 
 
 def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.history import History, Point, Progress
-from replay.queries.states import States
+from replay.queries.states import States, base
 from replay.when import When
 
 _encode = msgspec.json.Encoder().encode
@@ -142,7 +142,7 @@ class Capsule:
 
     async def begin(self) -> ClusterState:
         """The state before the first event. Raises VerificationFailed(digest_mismatch)."""
-        return await States(await History.open(self.archive)).base()
+        return base(await History.open(self.archive))
 
     async def steps(self) -> AsyncIterator[Step]:
         """Each command in order, with the state behind it. The same state object moves on from step to step."""

@@ -39,13 +39,20 @@ Progress = Callable[[int], None]
 OnHole = Callable[[int, int], None]
 """Called with the first and the last sequence that are missing."""
 
+NAMES_LIMIT = 20_000
+"""Events, or index entries, that are looked through for names to suggest."""
+
 
 class Point(msgspec.Struct, frozen=True):
-    """A place in the log. ``recorded_at`` is the server's time of that event; None before the first."""
+    """A place in the log. ``recorded_at`` is the server's time of that event; None before the first.
+
+    ``asked`` is the WHEN as it was written, ``moment`` what it was read as (UTC) if it was a time.
+    """
 
     sequence: int
     recorded_at: datetime | None
     asked: str
+    moment: datetime | None = None
 
 
 class History:
@@ -191,19 +198,19 @@ class History:
     async def resolve(self, when: When) -> Point:
         """The state that was current then: the last event recorded at or before the moment.
 
-        Raises Refused(not_in_history) for a sequence beyond the end.
+        Zero is the beginning of what there is. Raises Refused(not_in_history) for a sequence outside of it.
         """
         if when.sequence is not None:
-            if not self.start <= when.sequence <= self.end:
-                raise self._outside(f"event {when.sequence}")
-            sequence = when.sequence
+            sequence = when.sequence or self.start
+            if not self.start <= sequence <= self.end:
+                raise self._outside(f"event {sequence}")
         elif when.moment is None:
             sequence = self.end
         else:
             sequence = await self._before(when.moment)
         if sequence <= self.start:
-            return Point(sequence, None, when.text)
-        return Point(sequence, from_ns((await self.message(sequence)).recorded_ns), when.text)
+            return Point(sequence, None, when.text, when.moment)
+        return Point(sequence, from_ns((await self.message(sequence)).recorded_ns), when.text, when.moment)
 
     async def _before(self, moment: datetime) -> int:
         """The number of the last event recorded at or before ``moment``."""
@@ -260,6 +267,30 @@ class History:
         for message in reversed(found) if newest_first else found:
             yield decode(message)
 
+    async def last_about_node(self, name: str) -> Recorded | None:
+        """The node's newest event of its own (joined, left, unreachable …); None when there is none."""
+        if self._live is not None:
+            found = await self._live.last(subjects.event(self.cluster, "node", name, "*"))
+            return None if found is None or found.sequence > self.end else decode(found)
+        async for recorded in self.about("node", name, newest_first=True):
+            if recorded.event.aggregate == "node":
+                return recorded
+        return None
+
+    async def names(self, kind: str) -> list[str]:
+        """Names of ``node`` or ``clb`` that the log speaks of, to suggest one: of very many not all."""
+        if self._archive is not None:
+            keys = self._archive.keys(f"{kind}/", limit=NAMES_LIMIT)
+        else:
+            after = max(self.start, self.end - NAMES_LIMIT)
+            keys = {
+                key
+                async for batch in self.messages(after=after, on_hole=_unheard)
+                for m in batch
+                for key in keys_of(m)
+            }
+        return sorted(key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/"))
+
     def _picked(self, archive: ArchiveLog, sequence: int) -> StoredMessage:
         place = archive.place_of(sequence)
         if place is None:
@@ -284,6 +315,10 @@ class History:
                         if f"node/{name}" in keys_of(sibling):
                             found[sequence] = sibling
         return [found[sequence] for sequence in sorted(found)]
+
+
+def _unheard(first: int, last: int) -> None:
+    """Holes do not matter to a suggestion."""
 
 
 def _lookup(log: LogReader) -> LiveLookup | None:

@@ -34,6 +34,10 @@ class LiveLookup:
         """All events on ``subject`` (wildcards allowed) after a sequence, in order. Raises Unavailable."""
         return await self._events.every(subject, after=after)
 
+    async def last(self, subject: str) -> StoredMessage | None:
+        """The newest event on ``subject`` (wildcards allowed). Raises Unavailable."""
+        return await self._events.last(subject)
+
     async def statuses(self) -> list[AgentStatus]:
         """The last report of every agent. Raises Unavailable."""
         found = []

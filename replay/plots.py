@@ -27,6 +27,7 @@ from events.types import (
     RangeQuarantined,
 )
 from replay.history import History, Point, Progress
+from replay.queries.states import base
 from replay.when import from_ns
 
 Kind = Literal["pool", "churn", "ring"]
@@ -164,7 +165,13 @@ async def _pool(pyplot: Any, wish: Wish) -> Any:
     history, begin, end, tz, progress = wish
     begin_ns, end_ns = await _bounds(history, begin, end)
     series = _Series(begin_ns, end_ns, (*_STATES, "capacity"))
-    now = dict.fromkeys((*_STATES, "capacity"), 0)
+    before = base(history)
+    now = {
+        "allocated": len(before.owned),
+        "draining": len(before.draining),
+        "quarantined": len(before.quarantined),
+        "capacity": before.capacity,
+    }
     async for batch in history.facts(until=end.sequence, progress=progress):
         for fact in batch:
             if fact.seq > begin.sequence:
@@ -209,7 +216,7 @@ async def _churn(pyplot: Any, wish: Wish) -> Any:
     history, begin, end, tz, progress = wish
     begin_ns, end_ns = await _bounds(history, begin, end)
     series = _Series(begin_ns, end_ns, ("joins", "leaves", "nodes"))
-    now = dict.fromkeys(("joins", "leaves", "nodes"), 0)
+    now = {"joins": 0, "leaves": 0, "nodes": len(base(history).nodes)}
 
     def anew() -> None:
         now["joins"] = now["leaves"] = 0
@@ -259,8 +266,9 @@ async def _ring(pyplot: Any, wish: Wish) -> Any:
     history, begin, end, tz, progress = wish
     begin_ns, end_ns = await _bounds(history, begin, end)
     points: list[tuple[int, int]] = []
-    held: dict[int, str] = {}
-    capacity, seen, keep = 0, 0, 1
+    before = base(history)
+    held: dict[int, str] = {index: before.phase_of(index) or "" for index in before.ranges}
+    capacity, seen, keep = before.capacity, 0, 1
     async for batch in history.facts(until=end.sequence, progress=progress):
         for fact in batch:
             match fact.body:

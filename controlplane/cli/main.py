@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import os
 import sys
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
 import msgspec
 
+from events.cli import suggesting
 from events.codes import CODES
 from events.errors import IsthmusError
 
@@ -64,12 +64,7 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             # click suggests only among commands that are loaded; here none is before its call.
-            near = get_close_matches(args[0], self._entries())
-            if not near:
-                raise
-            raise click.UsageError(
-                f"{error.message} Did you mean {' or '.join(map(repr, near))}?", ctx=ctx
-            ) from None
+            raise suggesting(error, args[0], self._entries(), ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []

@@ -8,7 +8,9 @@ This module never decides whether the content is right: that is :mod:`replay.ver
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +48,9 @@ class ArchiveFile:
         self.path = str(path)
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            if stat.S_ISDIR(os.fstat(self._fd).st_mode):
+                os.close(self._fd)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
             raise Refused(
                 "archive_foreign", f"cannot open archive {self.path}: {error.strerror}", path=self.path

@@ -43,6 +43,12 @@ def find(lines: bytes, key: str) -> list[int]:
     return _decode_line(lines[place : lines.find(b"\n", place)]).sequences
 
 
+def names_in(lines: bytes, prefix: str) -> list[str]:
+    """The keys in an index segment that begin with ``prefix``. Raises msgspec.MsgspecError."""
+    start = b'["' + prefix.encode()
+    return [_decode_line(line).key for line in lines.split(b"\n") if line.startswith(start)]
+
+
 class _Address(msgspec.Struct, gc=False):
     address: str = ""
 

@@ -23,7 +23,7 @@ from events.log import BATCH_LIMIT, ReadBatch
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
 from replay.archive.format import Note, Segment, damaged
-from replay.archive.postings import find, keys_of
+from replay.archive.postings import find, keys_of, names_in
 
 _decode_notes = msgspec.json.Decoder(Note).decode_lines
 
@@ -204,6 +204,25 @@ class ArchiveLog:
                 if segment.last > indexed:
                     place = Place(file, segment)
                     found.extend(m.sequence for m in self.messages(place) if key in keys_of(m))
+        return found
+
+    def keys(self, prefix: str, *, limit: int) -> set[str]:
+        """Keys of the index that begin with ``prefix``, from the newest part back, about ``limit`` at most."""
+        found: set[str] = set()
+        for file in reversed(self.files):
+            indexed = file.index[-1].last if file.index else file.header.after
+            for segment in file.events:
+                if segment.last > indexed:
+                    place = Place(file, segment)
+                    found.update(
+                        key for m in self.messages(place) for key in keys_of(m) if key.startswith(prefix)
+                    )
+            for segment in reversed(file.index):
+                if len(found) >= limit:
+                    return found
+                low, high = segment.keys
+                if low < prefix + "\U0010ffff" and high >= prefix:
+                    found.update(names_in(file.data(segment), prefix))
         return found
 
     def notes(self, kind: str) -> list[bytes]:

@@ -10,8 +10,10 @@ from importlib import import_module
 
 import click
 
+from events.cli import suggesting
+
 _COMMANDS = {
-    "log": "replay.cli.look",
+    "log": "replay.cli.log",
     "state": "replay.cli.look",
     "who": "replay.cli.look",
     "history": "replay.cli.things",
@@ -44,6 +46,15 @@ class _Lazy(click.Group):
             return None
         command: click.Command = getattr(import_module(module), f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            # click suggests only among commands that are loaded; here none is before its call.
+            raise suggesting(error, args[0], _ORDER, ctx) from None
 
 
 @click.group(cls=_Lazy)

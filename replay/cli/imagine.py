@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from events.cli import json_option, print_json, print_table, run
+from events.cli import fields_line, json_option, print_json, print_table, run
 from replay.cli.source import Source, opened, progress, source_options
 
 _ROWS = 30
@@ -52,6 +52,12 @@ def whatif_command(  # noqa: PLR0917  click passes options by name
     run(_whatif(source, fork, until, cidr, pods, services, appended, commands, as_json=as_json))
 
 
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return fields_line(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 async def _whatif(  # noqa: PLR0917  the options, passed on
     source: Source,
     fork: str,
@@ -78,7 +84,7 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
             print_json(answer)
             return
         rows: list[tuple[str, object, object]] = [
-            (key, answer.recorded_plan.get(key, "–"), answer.plan.get(key, "–"))
+            (key, _text(answer.recorded_plan.get(key, "–")), _text(answer.plan.get(key, "–")))
             for key in answer.plan or answer.recorded_plan
             if key != "capacity"
         ]
@@ -96,7 +102,7 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
             ("other ranges", f"{answer.differing:,} nodes"),
         ]
         facts += [
-            (f"extra: {item['command']}", item["refused"] or str(item["result"])) for item in answer.extra
+            (f"extra: {item['command']}", item["refused"] or _text(item["result"])) for item in answer.extra
         ]
         print_table(("", ""), facts)
         if answer.unserved:

@@ -1,4 +1,4 @@
-"""``replay log``, ``state``, ``who`` and ``diff``."""
+"""``replay state``, ``who`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -6,118 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import fields_line, json_option, print_json, print_table, run
-from replay.cli.source import Asked, Source, at_option, opened, progress, source_options
+from events.cli import json_option, print_json, print_table, run
+from replay.cli.source import Asked, Source, TimesAsArguments, at_option, opened, progress, source_options
 
 if TYPE_CHECKING:
-    from replay.queries.entries import Entry, Filter
     from replay.queries.who import Holding, WhoAnswer
-
-_LOG_LINES = 50
-
-
-@click.command("log")
-@source_options
-@click.option("--node", default="", help="Only what speaks of this node.")
-@click.option("--range", "range_", default="", metavar="CIDR", help="Only what speaks of this range.")
-@click.option(
-    "--ip", "address", default="", metavar="ADDR", help="Only what speaks of this address or its range."
-)
-@click.option("--type", "types", multiple=True, metavar="PREFIX", help="Only types that begin so. Repeatable.")
-@click.option("--by", "by", default="", metavar="TEXT", help="Only events whose actor contains this.")
-@click.option("--command-id", "command", default="", help="Only this command's events.")
-@click.option("--trace", default="", help="Only this trace's events.")
-@click.option("--from", "since", default="", metavar="WHEN", help="Begin behind this moment.")
-@click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
-@click.option("-n", "--lines", default=_LOG_LINES, show_default=True, help="The last so many; 0 for all.")
-@click.option("-f", "--follow", is_flag=True, help="Wait for more, until Ctrl-C.")
-@json_option
-def log_command(  # noqa: PLR0917  click passes options by name
-    source: Source,
-    node: str,
-    range_: str,
-    address: str,
-    types: tuple[str, ...],
-    by: str,
-    command: str,
-    trace: str,
-    since: str,
-    until: str,
-    lines: int,
-    follow: bool,
-    as_json: bool,
-) -> None:
-    """The events, filtered. With --json one object per line.
-
-    \b
-    isthmus replay log --node idc-7
-    isthmus replay log --type range. --from -2h
-    isthmus replay log --by ops@ --from 'yesterday 14:00' --to 'yesterday 15:00' -n 0
-    """
-    from replay.queries.entries import Filter
-
-    wanted = Filter(
-        node=node, range=range_, address=address, types=types, actor=by, command=command, trace=trace
-    )
-    run(_log(source, wanted, since, until, lines, follow=follow, as_json=as_json))
-
-
-async def _log(
-    source: Source, wanted: Filter, since: str, until: str, lines: int, *, follow: bool, as_json: bool
-) -> None:
-    from collections import deque
-
-    from replay.queries.entries import entries
-
-    def hole(first: int, last: int) -> None:
-        what = f"events {first:,} to {last:,} are missing" if last > first else f"event {first:,} is missing"
-        click.echo(f"note: {what} from the stream; isthmus replay verify judges the rest", err=True)
-
-    async with opened(source) as asked:
-        after = (await asked.point(since)).sequence if since else asked.history.start
-        stop = (await asked.point(until)).sequence
-        kept: deque[Entry] | list[Entry] = deque(maxlen=lines) if lines else []
-        with progress("reading", stop, start=after) as tick:
-            async for batch in entries(asked.history, wanted, after=after, until=stop, on_hole=hole):
-                kept.extend(batch)
-                if batch:
-                    tick(batch[-1].stamp.sequence)
-        if follow or as_json:
-            for entry in kept:
-                _line(asked, entry, as_json=as_json)
-        else:
-            print_table(
-                ("seq", "recorded", "type", "about", "by", "details"),
-                [_row(asked, entry) for entry in kept],
-                right=("seq",),
-                empty="no such event",
-            )
-        if follow:
-            async for batch in entries(
-                asked.history, wanted, after=asked.history.end, follow=True, on_hole=hole
-            ):
-                for entry in batch:
-                    _line(asked, entry, as_json=as_json)
-
-
-def _row(asked: Asked, entry: Entry) -> tuple[str, ...]:
-    stamp = entry.stamp
-    return (str(stamp.sequence), asked.when(stamp), stamp.type, entry.entity, stamp.actor, brief(entry))
-
-
-def brief(entry: Entry) -> str:
-    """The event's fields in a line, without those that other columns show."""
-    hidden = {"node", "cluster", "name"} if not entry.stamp.type.startswith("range") else {"cidr", "index"}
-    return fields_line(entry.event, hidden=hidden)
-
-
-def _line(asked: Asked, entry: Entry, *, as_json: bool) -> None:
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(entry).decode())
-    else:
-        click.echo("  ".join(_row(asked, entry)))
 
 
 @click.command("state")
@@ -229,32 +122,39 @@ def _who_rows(asked: Asked, answer: WhoAnswer) -> list[tuple[str, str]]:
     if answer.range:
         rows.append(("range", answer.range + (f" ({answer.range_state})" if answer.range_state else "")))
     if answer.holder is not None:
-        rows += _holding(asked, answer.holder)
+        rows += _holding(asked, answer.holder, current=True)
     else:
         rows.append(("held by", "nobody" + (f": {answer.note}" if answer.note else "")))
         if answer.last is not None:
             rows.append(("the last one", ""))
-            rows += _holding(asked, answer.last)
+            rows += _holding(asked, answer.last, current=False)
     return rows
 
 
-def _holding(asked: Asked, held: Holding) -> list[tuple[str, str]]:
+def _holding(asked: Asked, held: Holding, *, current: bool) -> list[tuple[str, str]]:
     rows = [("node", held.node), ("uid", held.uid)] if held.node else [("balancer", held.balancer)]
     if held.purpose:
         rows.append(("purpose", held.purpose))
     if held.gateway:
-        rows.append(("held by gateway", f"{held.gateway}, epoch {held.epoch}"))
+        rows += [("held by gateway", held.gateway), ("its uid", held.gateway_uid)]
     if held.epoch:
         rows.append(("epoch", str(held.epoch)))
-    rows.append(("from", f"event {held.since.sequence:,} · {asked.when(held.since)}"))
-    rows.append(("to", f"event {held.to.sequence:,} · {asked.when(held.to)}" if held.to else "still"))
-    rows.append(("asked for by", f"{held.since.actor}, command {held.since.command_id}"))
-    if held.since.trace_id:
-        rows.append(("trace", held.since.trace_id))
+    if held.gateway_since is not None:
+        rows.append(
+            ("gateway since", f"event {held.gateway_since.sequence:,} · {asked.when(held.gateway_since)}")
+        )
+    before = f"before event {asked.history.start + 1:,}, the first one here"
+    rows.append(("from", f"event {held.since.sequence:,} · {asked.when(held.since)}" if held.since else before))
+    over = "still" if current else before
+    rows.append(("to", f"event {held.to.sequence:,} · {asked.when(held.to)}" if held.to else over))
+    if held.since is not None:
+        rows.append(("asked for by", f"{held.since.actor}, command {held.since.command_id}"))
+        if held.since.trace_id:
+            rows.append(("trace", held.since.trace_id))
     return rows
 
 
-@click.command("diff")
+@click.command("diff", cls=TimesAsArguments)
 @source_options
 @click.argument("a", metavar="WHEN")
 @click.argument("b", metavar="WHEN", default="now")

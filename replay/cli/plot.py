@@ -7,12 +7,12 @@ from typing import Any, cast
 import click
 
 from events.cli import json_option, print_json, run
-from replay.cli.source import Source, opened, progress, source_options
+from replay.cli.source import Source, Word, opened, progress, source_options
 
 
 @click.command("plot")
 @source_options
-@click.argument("kind", type=click.Choice(["pool", "churn", "ring"]))
+@click.argument("kind", type=Word(["pool", "churn", "ring"]))
 @click.option("--from", "since", default="start", metavar="WHEN", help="Begin with this moment.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from events.cli import BusContext, bus_options
+from events.cli import BusContext, bus_options, suggesting
 
 if TYPE_CHECKING:
     from replay.history import History, Point
@@ -70,6 +70,38 @@ def source_options(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 
 
+class Word(click.Choice[str]):
+    """A choice that names the nearest word when none fits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise click.BadParameter(
+                suggesting(error, str(value), self.choices, ctx).message, ctx=ctx, param=param
+            ) from None
+
+
+class TimesAsArguments(click.Command):
+    """A command whose arguments are moments: ``-2h`` is one, not an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        takes = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag and not param.count
+            for name in param.opts
+        }
+        # With a blank before it, which no WHEN minds, it is no option to click.
+        return super().parse_args(
+            ctx,
+            [
+                f" {text}" if text[:1] == "-" and text[1:2].isdigit() and before not in takes else text
+                for before, text in zip(["", *args], args, strict=False)
+            ],
+        )
+
+
 def at_option(function: Function) -> Function:
     """Add ``--at WHEN``; the command receives ``at: str``."""
     return click.option(
@@ -87,10 +119,29 @@ class Asked:
         self.now = datetime.now(UTC)
 
     async def point(self, text: str) -> Point:
-        """A WHEN as a place in this history. Raises Usage, Refused(not_in_history)."""
+        """A WHEN as a place in this history; says on standard error when it lies outside of what is known.
+
+        Raises Usage, Refused(not_in_history).
+        """
         from replay.when import parse
 
-        return await self.history.resolve(parse(text, now=self.now, tz=self.tz))
+        when = parse(text, now=self.now, tz=self.tz)
+        point = await self.history.resolve(when)
+        if when.moment is not None:
+            asked = f"note: {when.text!r} is {self.show(when.moment)}, "
+            if point.sequence <= self.history.start:
+                click.echo(f"{asked}before event {self.history.start + 1:,}, the first one here", err=True)
+            elif when.moment > self.now:
+                click.echo(
+                    f"{asked}still to come: answered as of event {point.sequence:,}, the last one", err=True
+                )
+            elif self.source.archives and point.sequence == self.history.end:
+                click.echo(
+                    f"{asked}and {self.history.source} ends with event {point.sequence:,} of "
+                    f"{self.show(point.recorded_at)}: what came after it is not known here",
+                    err=True,
+                )
+        return point
 
     def states(self) -> States:
         """States of the history, by the read model where one was named."""
@@ -117,9 +168,11 @@ class Asked:
         return text
 
     def at(self, point: Point) -> str:
-        """A point for the eye: ``event 4711 · 2026-03-02 14:00:00.000+08:00``."""
-        moment = f" · {self.show(point.recorded_at)}" if point.recorded_at else ""
-        return f"event {point.sequence:,}{moment}"
+        """A point for the eye: ``event 4,711 · 2026-03-02 14:00:00.000+08:00``, and the time asked for."""
+        if point.recorded_at is None:
+            return f"the beginning, before event {point.sequence + 1:,}"
+        asked = f", the last one by {self.show(point.moment)}" if point.moment else ""
+        return f"event {point.sequence:,} · {self.show(point.recorded_at)}{asked}"
 
 
 @asynccontextmanager
@@ -139,6 +192,12 @@ async def opened(source: Source) -> AsyncIterator[Asked]:
                 click.echo(
                     f"note: {history.source} has no end (an interrupted export?); "
                     f"read up to event {history.end:,}",
+                    err=True,
+                )
+            if history.start:
+                click.echo(
+                    f"note: {history.source} holds events {history.start + 1:,} to {history.end:,} only"
+                    + (", and the state before them" if history.base is not None else ""),
                     err=True,
                 )
             yield Asked(history, source, tz)

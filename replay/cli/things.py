@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from events.cli import json_option, print_json, print_table, run
-from replay.cli.look import brief
-from replay.cli.source import Asked, Source, at_option, opened, source_options
+from events.cli import fields_line, json_option, print_json, print_table, run
+from replay.cli.log import brief
+from replay.cli.source import Asked, Source, Word, at_option, opened, source_options
 
 if TYPE_CHECKING:
     from replay.queries.explain import Applied, Explanation
@@ -18,7 +18,7 @@ _AGENTS_SHOWN = 30
 
 @click.command("history")
 @source_options
-@click.argument("kind", type=click.Choice(["node", "range", "clb", "cluster"]))
+@click.argument("kind", type=Word(["node", "range", "clb", "cluster"]))
 @click.argument("name", default="")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @json_option
@@ -30,6 +30,8 @@ def history_command(source: Source, kind: str, name: str, until: str, as_json: b
     isthmus replay history range 10.200.7.0/26
     isthmus replay history clb apiserver
     """
+    if not name and kind != "cluster":
+        raise click.UsageError(f"Missing argument 'NAME': which {kind}?")
     run(_history(source, kind, name, until, as_json=as_json))
 
 
@@ -45,9 +47,7 @@ async def _history(source: Source, kind: str, name: str, until: str, *, as_json:
             return
         rows = []
         for step in steps:
-            fields = " ".join(
-                f"{key}={value}" for key, value in step.event.items() if value not in (name, "", [], None)
-            )
+            fields = fields_line({key: value for key, value in step.event.items() if value != name})
             rows.append(
                 (step.stamp.sequence, asked.when(step.stamp), step.stamp.type, step.stamp.actor, fields)
             )
@@ -61,7 +61,7 @@ async def _history(source: Source, kind: str, name: str, until: str, *, as_json:
 
 @click.command("blame")
 @source_options
-@click.argument("kind", type=click.Choice(["node"]))
+@click.argument("kind", type=Word(["node"]))
 @click.argument("name")
 @at_option
 @json_option
@@ -96,7 +96,7 @@ async def _blame(source: Source, kind: str, name: str, at: str, *, as_json: bool
 
 @click.command("explain")
 @source_options
-@click.argument("kind", type=click.Choice(["node", "range", "command", "sequence"]))
+@click.argument("kind", type=Word(["node", "range", "command", "sequence"]))
 @click.argument("name")
 @click.option("--all", "every", is_flag=True, help="Every command that concerned it, not only the last.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="As it was known at this moment.")
@@ -230,5 +230,5 @@ def _print(asked: Asked, item: Explanation) -> None:
             + (f"; the first {_AGENTS_SHOWN}, those behind first" if len(item.applied) > _AGENTS_SHOWN else ""),
             right=("up to",),
         )
-    elif item.note:
+    if item.note:
         click.echo(item.note)

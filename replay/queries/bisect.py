@@ -20,7 +20,7 @@ from events.errors import Usage, VerificationFailed
 from replay.history import History, Progress
 from replay.queries.expression import Expression, Moment, compile_expression
 from replay.queries.stamp import Stamp, stamp
-from replay.queries.states import States
+from replay.queries.states import States, base
 from replay.queries.things import fields
 
 READY: dict[str, tuple[str, int]] = {
@@ -108,7 +108,7 @@ async def _answer(
 async def _every_event(
     states: States, expression: Expression, after: int, end: int, progress: Progress | None
 ) -> BisectAnswer:
-    state = await states.base()
+    state = base(states.history)
     kinds = {kind: name for name, kind in expression.totals.items()}
     totals = dict.fromkeys(expression.totals, 0)
     moment = Moment(state, totals)
@@ -174,7 +174,7 @@ async def _invariant(
     states: States, condition: str, after: int, end: int, progress: Progress | None
 ) -> BisectAnswer:
     number = READY[condition][1]
-    state: ClusterState = await states.base()
+    state: ClusterState = base(states.history)
     looked = 0
     async for batch in states.history.facts(after=state.sequence, until=end, progress=progress):
         for fact in batch:

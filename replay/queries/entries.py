@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Any
@@ -11,9 +12,12 @@ import msgspec
 from events.codec import Recorded, StoredMessage, decode
 from events.errors import Usage, VerificationFailed
 from replay.archive.postings import keys_of
-from replay.history import History, OnHole
+from replay.history import History, OnHole, Progress
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.things import fields
+
+FIRST_STRETCH = 1000
+"""Events that are looked through first for the newest; each further stretch is four times as long."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +97,7 @@ async def entries(
     until: int | None = None,
     follow: bool = False,
     on_hole: OnHole | None = None,
+    progress: Progress | None = None,
 ) -> AsyncIterator[list[Entry]]:
     """Matching events of ``(after, until]`` in batches, in order; with ``follow`` also what comes later.
 
@@ -111,6 +116,42 @@ async def entries(
         found = [_entry(message) for message in batch if matcher.fits(message)]
         if found or follow:
             yield found
+        if progress:
+            progress(batch[-1].sequence)
+
+
+async def newest(
+    history: History,
+    wanted: Filter,
+    count: int,
+    *,
+    after: int,
+    until: int,
+    on_hole: OnHole | None = None,
+    progress: Progress | None = None,
+) -> list[Entry]:
+    """The last ``count`` matching events of ``(after, until]``, in order; reads no more than it must."""
+    kind, name = ("node", wanted.node) if wanted.node else ("range", wanted.range)
+    found: list[Entry] = []
+    if name:
+        matcher = Matcher(wanted)
+        async for recorded in history.about(kind, name, after=after, until=until, newest_first=True):
+            if matcher.fits(await history.message(recorded.sequence)):
+                found.append(entry(recorded))
+                if len(found) == count:
+                    break
+        return found[::-1]
+    high, size = until, max(FIRST_STRETCH, count)
+    while high > after and len(found) < count:
+        low = max(after, high - size)
+        stretch: deque[Entry] = deque(maxlen=count - len(found))
+        async for batch in entries(history, wanted, after=low, until=high, on_hole=on_hole):
+            stretch.extend(batch)
+        found = [*stretch, *found]
+        high, size = low, size * 4
+        if progress:
+            progress(after + until - low)
+    return found
 
 
 def _entry(message: StoredMessage) -> Entry:

@@ -7,18 +7,24 @@ the span store, if one is at hand (the moment of each agent's netlink batch).
 
 from __future__ import annotations
 
+import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
 from events.codec import Recorded, decode
-from events.errors import Refused
+from events.errors import Usage
 from events.status import AgentStatus
-from events.types import RangeAllocated, RangeQuarantined
+from events.types import NodeFenced, NodeLeft, RangeAllocated, RangeQuarantined
 from replay.history import History
 from replay.queries.entries import Entry, entry
 from replay.queries.stamp import Stamp, stamp
+from replay.queries.unknown import unknown
+
+_AT_ONCE = 16
+"""Look-ups under way at once."""
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +74,9 @@ async def explain(
     stop = history.end if until is None else until
     commands: dict[str, list[Recorded]] = {}
     if kind == "sequence":
-        await _gather(history, commands, decode(await history.message(int(target))))
+        if not re.fullmatch(r"#?\d{1,18}", target):
+            raise Usage("usage", f"{target!r} is no sequence: write a whole number, for example 4711")
+        await _gather(history, commands, decode(await history.message(int(target.lstrip("#")))))
     elif kind == "command":
         async for batch in history.messages(until=stop):
             for message in batch:
@@ -79,8 +87,26 @@ async def explain(
             if recorded.envelope.command_id not in commands:
                 await _gather(history, commands, recorded)
     if not commands:
-        raise Refused("not_in_history", f"{history.source} knows no {kind} {target!r}", kind=kind, name=target)
-    return [await _explain(history, events, reports or [], spans or []) for events in commands.values()]
+        raise await unknown(history, kind, target, stop)
+    newest = max(events[-1].sequence for events in commands.values())
+    gone = await _gone(history, [report for report in reports or [] if report.applied < newest])
+    return [await _explain(history, events, reports or [], spans or [], gone) for events in commands.values()]
+
+
+async def _gone(history: History, behind: list[AgentStatus]) -> set[str]:
+    """Uids of agents that are behind and will stay so: their nodes have left, were fenced, or joined anew."""
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def left(report: AgentStatus) -> bool:
+        async with room:
+            newest = await history.last_about_node(report.node)
+        if newest is None:
+            return False
+        event = newest.event
+        return isinstance(event, NodeLeft | NodeFenced) or getattr(event, "uid", report.uid) != report.uid
+
+    answers = await asyncio.gather(*(left(report) for report in behind))
+    return {report.uid for report, answer in zip(behind, answers, strict=True) if answer}
 
 
 async def _gather(history: History, commands: dict[str, list[Recorded]], recorded: Recorded) -> None:
@@ -94,7 +120,7 @@ async def _gather(history: History, commands: dict[str, list[Recorded]], recorde
 
 
 async def _explain(
-    history: History, events: list[Recorded], reports: list[AgentStatus], spans: list[Applied]
+    history: History, events: list[Recorded], reports: list[AgentStatus], spans: list[Applied], gone: set[str]
 ) -> Explanation:
     envelope, last = events[0].envelope, events[-1].sequence
     later: list[Recorded] = []
@@ -122,10 +148,13 @@ async def _explain(
             state=report.state,
         )
         for report in reports
-        if report.node not in traced
+        if report.node not in traced and (report.applied >= last or report.uid not in gone)
     ]
+    silent = sum(report.uid in gone and report.applied < last for report in reports)
     applied = sorted([*traced.values(), *reported], key=lambda item: (item.done, item.at, item.node))
-    note = "" if applied else "no agents' reports at hand: they are on the live bus, or in a capsule"
+    note = "" if applied or silent else "no agents' reports at hand: they are on the live bus, or in a capsule"
+    if silent:
+        note = f"not counted: {silent:,} whose nodes have left or were fenced since"
     first_stamp = stamp(events[0])
     return Explanation(
         command_id=envelope.command_id,

@@ -41,7 +41,13 @@ class ReadModel:
         from controlplane.readmodel.store import current_generation, generation_file
 
         path = Path(place)
+        if not path.exists():
+            raise Refused(
+                "not_in_history", f"there is no read model at {path}: name a controller's data directory"
+            )
         if path.is_dir():
+            if (path / "readmodel").is_dir():  # a controller's data directory
+                path /= "readmodel"
             path = generation_file(path, current_generation(path))
         try:
             connection = sqlite3.connect(
@@ -92,28 +98,30 @@ class States:
         model = self.read_model
         if model is not None and sequence <= model.checkpoint:
             return model.state(sequence), Origin(method="read model", file=str(model.path))
-        state = await self.base()
+        state = base(self.history)
         begun = state.sequence
         await advance(self.history, state, sequence, progress)
         return state, Origin(method="fold", folded=state.sequence - begun)
 
-    async def base(self) -> ClusterState:
-        """The state before the first event of the history: empty, or what a capsule carries.
 
-        Raises Refused(not_in_history) for an incremental archive on its own.
-        """
-        if self.history.start == 0:
-            return ClusterState(self.history.cluster)
-        if self.history.base is None:
-            raise Refused(
-                "not_in_history",
-                f"{self.history.source} begins behind event {self.history.start}: "
-                f"give the archive that it continues, too",
-                start=self.history.start,
-            )
-        from replay.thaw import thaw
+def base(history: History) -> ClusterState:
+    """The state before the first event of the history: empty, or what a capsule carries.
 
-        return thaw(self.history.base)
+    Raises Refused(not_in_history) for an incremental archive on its own.
+    """
+    if history.start == 0:
+        return ClusterState(history.cluster)
+    text = history.base
+    if text is None:
+        raise Refused(
+            "not_in_history",
+            f"{history.source} begins behind event {history.start}, and this question needs what came before: "
+            f"give the archive that it continues, too (--archive, once more)",
+            start=history.start,
+        )
+    from replay.thaw import thaw
+
+    return thaw(text)
 
 
 async def advance(history: History, state: ClusterState, until: int, progress: Progress | None = None) -> None:

@@ -13,6 +13,7 @@ from statistics import fmean
 
 import msgspec
 
+from controlplane.state import ClusterState
 from events.types import (
     AllocationRefused,
     CidrAppended,
@@ -26,6 +27,7 @@ from events.types import (
     RangeQuarantined,
 )
 from replay.history import History, Progress
+from replay.queries.states import base
 from replay.when import from_ns
 
 
@@ -98,8 +100,12 @@ class _Trend:
 async def stats(
     history: History, *, after: int = 0, until: int | None = None, progress: Progress | None = None
 ) -> Stats:
-    """Count. Raises VerificationFailed for events that cannot be decoded."""
-    c = _Counting(after)
+    """Count; in a capsule from the state that it carries.
+
+    What began before a capsule has no known beginning and counts in no spread. Raises VerificationFailed for
+    events that cannot be decoded, Refused(not_in_history) for an incremental archive on its own.
+    """
+    c = _Counting(after, base(history))
     async for batch in history.facts(until=until, progress=progress):
         for fact in batch:
             c.take(fact.seq, fact.recorded_ns, fact.body)
@@ -107,15 +113,18 @@ async def stats(
 
 
 class _Counting:
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, before: ClusterState) -> None:
         self.after = after
         self.first = self.last = self.first_ns = self.last_ns = 0
         self.types: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
-        self.born: dict[str, int] = {}  # uid → ns of joining
-        self.most = 0
+        self.born: dict[str, int | None] = {
+            node.uid: None for node in before.nodes.values()
+        }  # uid → ns of joining
+        self.most = len(self.born)
         self.given: dict[int, int] = {}  # index → number of its last allocation
-        self.allocations = self.in_use = self.capacity = 0
+        self.allocations = 0
+        self.in_use, self.capacity = len(before.ranges), before.capacity
         self.since: dict[int, int] = {}  # index → ns of the last change of phase
         self.lives, self.reuse = array("d"), array("d")
         self.drains, self.rests = array("d"), array("d")

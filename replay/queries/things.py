@@ -7,7 +7,6 @@ from typing import Any, Literal
 import msgspec
 
 from events.codec import Recorded
-from events.errors import Refused
 from events.types import (
     NodeFenced,
     NodeJoined,
@@ -22,6 +21,7 @@ from events.types import (
 )
 from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
+from replay.queries.unknown import unknown
 
 Thing = Literal["node", "range", "clb", "cluster"]
 
@@ -48,12 +48,7 @@ async def life(history: History, kind: Thing, name: str, *, until: int | None = 
     """
     found = [recorded async for recorded in history.about(kind, name, until=until)]
     if not found:
-        raise Refused(
-            "not_in_history",
-            f"{history.source} never speaks of {kind} {name!r} up to event {until or history.end}",
-            kind=kind,
-            name=name,
-        )
+        raise await unknown(history, kind, name, until)
     if kind == "node":
         epochs = {r.sequence: r.event.cidr for r in found if isinstance(r.event, RangeAllocated)}
         for cidr in dict.fromkeys(epochs.values()):
@@ -106,13 +101,9 @@ async def blame(history: History, node: str, at: Point) -> list[Attribute]:
                 put(recorded, range=e.cidr, epoch=recorded.sequence)
             case RangeDraining() as e:
                 if "uid" in known and e.uid == known["uid"].value:
-                    put(recorded, range=f"none ({e.cidr} is draining)", epoch="")
+                    put(recorded, range=f"none (gave back {e.cidr})", epoch="")
             case other:
                 put(recorded, **{f"last {other.aggregate} {other.verb}": getattr(other, "code", "yes")})
     if not known:
-        raise Refused(
-            "not_in_history",
-            f"{history.source} never speaks of node {node!r} up to event {at.sequence}",
-            node=node,
-        )
+        raise await unknown(history, "node", node, at.sequence)
     return list(known.values())

@@ -2,16 +2,18 @@
 
 Any address is understood: a pod's (the node whose range held it), a Service's, a node's underlay
 address, a reserved balancer address. "Nobody" is an answer too, and names the last one.
-Reads a handful of events through the log's index; it never folds the log.
+Reads a handful of events through the log's index; it never folds the log. What a capsule's events do
+not say is taken from the state that it carries; what not even that says is said to be unknown.
 """
 
 from __future__ import annotations
 
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from controlplane.state import ClusterState
 from events.codec import Recorded
 from events.errors import Usage
 from events.types import (
@@ -32,12 +34,17 @@ from events.types import (
 )
 from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
+from replay.queries.states import base
 
 Kind = Literal["pod", "service", "underlay", "clb", "outside"]
+RangeState = Literal["", "allocated", "draining", "quarantined", "free"]
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One ownership. ``epoch`` is the sequence of the allocation (pod addresses only); ``to`` None: still."""
+    """One ownership. ``epoch`` is the sequence of the allocation (pod addresses) or of the assignment.
+
+    ``to`` None: still. ``since`` None, in a capsule only: it began before the capsule's first event.
+    """
 
     node: str = ""
     uid: str = ""
@@ -45,10 +52,11 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     purpose: str = ""
     gateway: str = ""
     """The gateway node that held the balancer's address at the moment; its epoch is in ``epoch``."""
+    gateway_uid: str = ""
     gateway_since: Stamp | None = None
     range: str = ""
     epoch: int = 0
-    since: Stamp
+    since: Stamp | None = None
     to: Stamp | None = None
 
 
@@ -62,41 +70,67 @@ class WhoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     at: Point
     kind: Kind
     range: str
-    range_state: Literal["", "allocated", "draining", "quarantined", "free"]
+    range_state: RangeState
     holder: Holding | None
     last: Holding | None
     note: str = ""
 
 
-async def who(history: History, address: str, at: Point) -> WhoAnswer:
-    """Answer for ``address`` at ``at``. Raises Usage(usage) for a text that is no IPv4 address."""
-    try:
-        wanted = IPv4Address(address)
-    except (AddressValueError, ValueError) as error:
-        raise Usage("usage", f"{address!r} is no IPv4 address", address=address) from error
-    definition: ClusterDefined | None = None
-    pools: list[tuple[IPv4Network, int]] = []
-    async for recorded in history.about("cluster", history.cluster, until=at.sequence):
+class Plan(NamedTuple):
+    """How the addresses were divided: the Service range, addresses per range, and each pool's capacity."""
+
+    service_cidr: str
+    range_size: int
+    pools: list[tuple[IPv4Network, int]]
+
+    def range_of(self, address: IPv4Address) -> str | None:
+        """The CIDR of the range that holds ``address``; empty for a stranded one, None outside of all pools."""
+        for pool, capacity in self.pools:
+            if address in pool:
+                position = (int(address) - int(pool.network_address)) // self.range_size
+                if position >= capacity:
+                    return ""
+                first = IPv4Address(int(pool.network_address) + position * self.range_size)
+                return f"{first}/{33 - self.range_size.bit_length()}"
+        return None
+
+
+async def plan_of(history: History, until: int, before: ClusterState | None) -> Plan | None:
+    """The cluster's plan behind ``until``; None when none is defined. ``before``: a capsule's state."""
+    definition = before.definition if before is not None else None
+    pools = [(IPv4Network(c.cidr), c.capacity) for c in before.cidrs] if before is not None else []
+    async for recorded in history.about("cluster", history.cluster, until=until):
         event = recorded.event
         if isinstance(event, ClusterDefined):
             definition = event
             pools.append((IPv4Network(event.container_cidr), event.capacity))
         elif isinstance(event, CidrAppended):
             pools.append((IPv4Network(event.cidr), event.capacity))
-    if definition is not None:
-        if wanted in IPv4Network(definition.service_cidr):
-            return _empty(
-                str(wanted), at, "service", definition.service_cidr, "the Service range; no node holds it"
-            )
-        for pool, capacity in pools:
-            if wanted in pool:
-                position = (int(wanted) - int(pool.network_address)) // definition.range_size
-                if position >= capacity:
-                    return _empty(str(wanted), at, "outside", "", f"a stranded address of {pool}: in no range")
-                first = IPv4Address(int(pool.network_address) + position * definition.range_size)
-                cidr = f"{first}/{33 - definition.range_size.bit_length()}"
-                return await _pod(history, str(wanted), at, cidr)
-    return await _fixed(history, str(wanted), at)
+    return Plan(definition.service_cidr, definition.range_size, pools) if definition is not None else None
+
+
+async def who(history: History, address: str, at: Point) -> WhoAnswer:
+    """Answer for ``address`` at ``at``.
+
+    Raises Usage(usage) for a text that is no IPv4 address, Refused(not_in_history) for an incremental
+    archive on its own: it cannot know who held what before.
+    """
+    try:
+        wanted = IPv4Address(address.strip())
+    except (AddressValueError, ValueError) as error:
+        raise Usage("usage", f"{address!r} is no IPv4 address", address=address) from error
+    before = base(history) if history.start else None
+    plan = await plan_of(history, at.sequence, before)
+    if plan is not None:
+        if wanted in IPv4Network(plan.service_cidr):
+            return _empty(str(wanted), at, "service", plan.service_cidr, "the Service range; no node holds it")
+        cidr = plan.range_of(wanted)
+        if cidr == "":
+            pool = next(pool for pool, _ in plan.pools if wanted in pool)
+            return _empty(str(wanted), at, "outside", "", f"a stranded address of {pool}: in no range")
+        if cidr:
+            return await _pod(history, str(wanted), at, cidr, before)
+    return await _fixed(history, str(wanted), at, before, defined=plan is not None)
 
 
 def _empty(address: str, at: Point, kind: Kind, cidr: str, note: str) -> WhoAnswer:
@@ -105,119 +139,168 @@ def _empty(address: str, at: Point, kind: Kind, cidr: str, note: str) -> WhoAnsw
     )
 
 
-async def _pod(history: History, address: str, at: Point, cidr: str) -> WhoAnswer:
-    state: Literal["allocated", "draining", "quarantined", "free"] = "free"
+_PHASES: dict[type, RangeState] = {
+    RangeAllocated: "allocated",
+    RangeDraining: "draining",
+    RangeQuarantined: "quarantined",
+    RangeFreed: "free",
+}
+
+
+async def _pod(history: History, address: str, at: Point, cidr: str, before: ClusterState | None) -> WhoAnswer:
+    state: RangeState = ""
     ended: Recorded | None = None
     allocation: Recorded | None = None
-    decided = False
     async for recorded in history.about("range", cidr, until=at.sequence, newest_first=True):
-        event = recorded.event
-        if not decided:
-            decided = True
-            if isinstance(event, RangeAllocated):
-                state = "allocated"
-            elif isinstance(event, RangeDraining):
-                state = "draining"
-            elif isinstance(event, RangeQuarantined):
-                state = "quarantined"
-            elif isinstance(event, RangeFreed):
-                state = "free"
-        if isinstance(event, RangeDraining):
+        state = state or _PHASES.get(type(recorded.event), "")
+        if isinstance(recorded.event, RangeDraining):
             ended = recorded
-        if isinstance(event, RangeAllocated):
+        if isinstance(recorded.event, RangeAllocated):
             allocation = recorded
             break
-    if allocation is None or not isinstance(allocation.event, RangeAllocated):
-        return WhoAnswer(
-            address=address,
-            at=at,
-            kind="pod",
-            range=cidr,
-            range_state="free",
-            holder=None,
-            last=None,
-            note="no node has ever held this range",
+    holding: Holding | None = None
+    if allocation is not None and isinstance(allocation.event, RangeAllocated):
+        event = allocation.event
+        holding = Holding(
+            node=event.node, uid=event.uid, range=cidr, epoch=allocation.sequence, since=stamp(allocation)
         )
-    if ended is None:
-        async for recorded in history.about("range", cidr, after=allocation.sequence):
-            if isinstance(recorded.event, RangeDraining):
-                ended = recorded
-                break
-    holding = Holding(
-        node=allocation.event.node,
-        uid=allocation.event.uid,
-        range=cidr,
-        epoch=allocation.sequence,
-        since=stamp(allocation),
-        to=stamp(ended) if ended else None,
-    )
-    held = state == "allocated"
+    elif before is not None:
+        held = next((held for held in before.ranges.values() if held.cidr == cidr), None)
+        if held is not None:
+            state = state or before.phase_of(held.index) or "free"
+            holding = Holding(node=held.node, uid=held.uid, range=cidr, epoch=held.epoch)
+    note = ""
+    if holding is None:
+        note = "no node has ever held this range"
+        if before is not None:
+            note = f"no node held this range since event {history.start}, where this capsule begins"
+    else:
+        if ended is None:
+            ended = await _drained(history, cidr, max(holding.epoch, history.start))
+        holding = msgspec.structs.replace(holding, to=stamp(ended) if ended else None)
+    holds = state == "allocated"
     return WhoAnswer(
         address=address,
         at=at,
         kind="pod",
         range=cidr,
-        range_state=state,
-        holder=holding if held else None,
-        last=None if held else holding,
+        range_state=state or "free",
+        holder=holding if holds else None,
+        last=None if holds else holding,
+        note=note,
     )
 
 
-async def _fixed(history: History, address: str, at: Point) -> WhoAnswer:
+async def _drained(history: History, cidr: str, after: int) -> Recorded | None:
+    """The first draining of the range behind ``after``."""
+    async for recorded in history.about("range", cidr, after=after):
+        if isinstance(recorded.event, RangeDraining):
+            return recorded
+        if isinstance(recorded.event, RangeAllocated):
+            return None  # in a capsule: the draining lies before it
+    return None
+
+
+async def _fixed(
+    history: History, address: str, at: Point, before: ClusterState | None, *, defined: bool
+) -> WhoAnswer:
     """A node's underlay address or a balancer's address."""
     gateway: Recorded | None = None
     async for recorded in history.about("address", address, until=at.sequence, newest_first=True):
         event = recorded.event
         if isinstance(event, ClbHolderAssigned | ClbHolderWithdrawn):
             gateway = gateway or recorded  # the newest of them decides
-            continue
-        if isinstance(event, ClbReserved | ClbReleased):
-            return await _balancer(history, address, at, recorded, gateway)
-        if isinstance(event, NodeJoined | NodeUnderlayChanged):
-            end = None
-            async for later in history.about("node", event.node, after=recorded.sequence):
-                if isinstance(later.event, NodeLeft | NodeFenced | NodeUnderlayChanged) and (
-                    later.event.uid == event.uid
-                ):
-                    end = later
-                    break
-            holding = Holding(
-                node=event.node, uid=event.uid, since=stamp(recorded), to=stamp(end) if end else None
-            )
-            return _held(address, at, "underlay", "", holding)
+        elif isinstance(event, ClbReserved | ClbReleased):
+            return await _balancer(history, address, at, recorded, gateway, before)
+        elif isinstance(event, NodeJoined | NodeUnderlayChanged):
+            holding = Holding(node=event.node, uid=event.uid, since=stamp(recorded))
+            return await _member(history, address, at, holding, recorded.sequence)
+    if before is not None:
+        name = before.clb_addresses.get(address)
+        if name is not None:
+            end = await _released(history, name, history.start)
+            return _balanced(address, at, before.clb[name], gateway, before, since=None, to=end)
+        for node in before.nodes.values():
+            if address in (node.underlay, node.announced):
+                holding = Holding(node=node.name, uid=node.uid)
+                return await _member(history, address, at, holding, history.start)
+        note = f"in no container network; since event {history.start} no underlay or balancer address"
+        return _empty(address, at, "outside", "", note)
+    if not defined:
+        return _empty(address, at, "outside", "", "no cluster was defined yet")
     return _empty(address, at, "outside", "", "in no container network; never an underlay or balancer address")
 
 
-async def _balancer(
-    history: History, address: str, at: Point, recorded: Recorded, gateway: Recorded | None
+async def _member(history: History, address: str, at: Point, holding: Holding, after: int) -> WhoAnswer:
+    """A node's own address, with the event behind ``after`` that ended it."""
+    end = None
+    async for later in history.about("node", holding.node, after=after):
+        if (
+            isinstance(later.event, NodeLeft | NodeFenced | NodeUnderlayChanged)
+            and later.event.uid == holding.uid
+        ):
+            end = stamp(later)
+            break
+    return _held(address, at, "underlay", "", msgspec.structs.replace(holding, to=end))
+
+
+async def _balancer(  # noqa: PLR0917  what is known of the address so far
+    history: History,
+    address: str,
+    at: Point,
+    recorded: Recorded,
+    gateway: Recorded | None,
+    before: ClusterState | None,
 ) -> WhoAnswer:
     event = recorded.event
-    if not isinstance(event, ClbReserved | ClbReleased):
+    if isinstance(event, ClbReserved):
+        end = await _released(history, event.name, recorded.sequence)
+        return _balanced(address, at, event, gateway, before, since=stamp(recorded), to=end)
+    if not isinstance(event, ClbReleased):
         raise TypeError(type(event).__name__)
-    began, end = recorded, None
-    if isinstance(event, ClbReleased):
-        end = recorded
-        async for earlier in history.about("clb", event.name, until=recorded.sequence, newest_first=True):
-            if isinstance(earlier.event, ClbReserved):
-                began = earlier
-                break
-    else:
-        async for later in history.about("clb", event.name, after=recorded.sequence):
-            if isinstance(later.event, ClbReleased):
-                end = later
-                break
-    purpose = next((item.purpose for item in event.addresses if item.address == address), "")
-    held = gateway.event if gateway is not None else None
-    assigned = isinstance(held, ClbHolderAssigned) and gateway is not None and isinstance(event, ClbReserved)
+    began: Stamp | None = None
+    async for earlier in history.about("clb", event.name, until=recorded.sequence, newest_first=True):
+        if isinstance(earlier.event, ClbReserved):
+            began = stamp(earlier)
+            break
+    return _balanced(address, at, event, None, None, since=began, to=stamp(recorded))
+
+
+async def _released(history: History, name: str, after: int) -> Stamp | None:
+    async for later in history.about("clb", name, after=after):
+        if isinstance(later.event, ClbReleased):
+            return stamp(later)
+    return None
+
+
+def _balanced(
+    address: str,
+    at: Point,
+    event: ClbReserved | ClbReleased,
+    gateway: Recorded | None,
+    before: ClusterState | None,
+    *,
+    since: Stamp | None,
+    to: Stamp | None,
+) -> WhoAnswer:
+    """The reservation, and the gateway that held the address at the moment."""
     holding = Holding(
         balancer=event.name,
-        purpose=purpose,
-        gateway=held.node if assigned and isinstance(held, ClbHolderAssigned) else "",
-        gateway_since=stamp(gateway) if assigned and gateway is not None else None,
-        epoch=gateway.sequence if assigned and gateway is not None else 0,
-        since=stamp(began),
-        to=stamp(end) if end else None,
+        purpose=next((item.purpose for item in event.addresses if item.address == address), ""),
+        since=since,
+        to=to,
     )
+    held = before.holders.get(address) if before is not None and since is None else None
+    if gateway is not None and isinstance(gateway.event, ClbHolderAssigned):
+        holding = msgspec.structs.replace(
+            holding,
+            gateway=gateway.event.node,
+            gateway_uid=gateway.event.uid,
+            gateway_since=stamp(gateway),
+            epoch=gateway.sequence,
+        )
+    elif gateway is None and held is not None:
+        holding = msgspec.structs.replace(holding, gateway=held.node, gateway_uid=held.uid, epoch=held.epoch)
     return _held(address, at, "clb", event.subnet, holding)
 
 

@@ -21,6 +21,7 @@ from replay.archive.writer import ArchiveWriter
 from replay.capsule import Capsule, make_capsule
 from replay.history import History, Point
 from replay.queries.states import States
+from replay.queries.who import who
 from tests.replay.churned import churn_history
 from tests.replay.churned import write as write_churn
 from tests.replay.histories import CLUSTER, ListLog, history
@@ -56,6 +57,33 @@ async def test_a_capsule_carries_the_state_before_and_every_command_whole(tmp_pa
             assert state_digest(step.state) == state_digest(expected)
         assert seen == list(range(first + 1, last + 1))
         capsule.close()
+
+
+async def test_a_capsule_knows_who_had_an_address_before_it_began(tmp_path: Path) -> None:
+    past = await History.open(ListLog(MESSAGES))
+    await make(tmp_path / "cut", 50, 120)
+    log = ArchiveLog(tmp_path / "cut")
+    cut = await History.open(log)
+    known = 0
+    for sequence in (cut.start + 1, 80, cut.end):
+        for offset in range(0, 256, 8):
+            address = f"10.8.0.{offset}"
+            told, expected = await who(cut, address, at(sequence)), await who(past, address, at(sequence))
+            assert (told.kind, told.range, told.range_state) == (
+                expected.kind,
+                expected.range,
+                expected.range_state,
+            )
+            assert (told.holder is None) == (expected.holder is None)
+            if told.holder is None or expected.holder is None:
+                continue
+            known += 1
+            held, whole = told.holder, expected.holder
+            assert (held.node, held.uid, held.epoch) == (whole.node, whole.uid, whole.epoch)
+            assert whole.since is not None
+            assert (held.since is None) == (whole.since.sequence <= cut.start)
+    assert known > 10
+    log.close()
 
 
 async def test_an_empty_stretch_and_a_plain_archive_are_refused(tmp_path: Path) -> None:

@@ -133,8 +133,12 @@ def _moment(recorded_ns: int) -> Any:
 async def test_agents_reports_show_who_has_applied_a_command(site: Controller, bus: BusOptions) -> None:
     past = await History.open(site.log)
     nats = site.client
-    for node, applied in (("gz-0", past.end), ("idc.rack-3", 3)):
-        report = AgentStatus(node=node, uid="uid-0", applied=applied, sent_at=datetime.now(UTC))
+    for node, uid, applied in (
+        ("gz-0", "uid-0", past.end),
+        ("idc.rack-3", "uid-3", 3),
+        ("idc.rack-1", "uid-1", 3),
+    ):
+        report = AgentStatus(node=node, uid=uid, applied=applied, sent_at=datetime.now(UTC))
         await nats.request(status_subject(CLUSTER, node), msgspec.json.encode(report), timeout=5)
     found = await isthmus(
         "replay", "explain", "node", "idc.rack-1", "--bus", bus.servers[0], "--cluster", CLUSTER
@@ -145,6 +149,7 @@ async def test_agents_reports_show_who_has_applied_a_command(site: Controller, b
     applied = {agent["node"]: (agent["done"], agent["applied"]) for agent in explanation["applied"]}
     assert applied["gz-0"] == (True, past.end)
     assert applied["idc.rack-3"] == (False, 3)
+    assert "idc.rack-1" not in applied, "it has left: it is not behind"
 
 
 async def test_the_controller_signs_and_verify_holds_the_log_and_itself_to_it(
