@@ -7,6 +7,7 @@ is not a log, and one without atomic batches would show half decisions.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,20 @@ from events import subjects
 from events.errors import IsthmusError, Refused, Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses
 
+log = logging.getLogger("isthmus.log")
+
 DUPLICATE_WINDOW_S = 120
 """How long the server recognises a repeated event id. Correctness does not rest on it (the expected
 sequence and a look into the log do); it only makes the common repetition cheap."""
+
+
+UNCOMPRESSED = "none"
+"""The log is not compressed on disk. nats-server (seen with 2.15.1) appends raw records to the block that it
+has compressed while cutting off a replica's unacknowledged end, and cannot read that block again: in a cluster
+whose servers are killed again and again, one replica after the other is lost, and at last the log."""
+
+TOLERATED = {"compression": frozenset({"s2"})}
+"""Settings of earlier releases that an existing stream may keep; a controller warns of them."""
 
 
 def event_stream_settings(cluster: str) -> dict[str, Any]:
@@ -34,7 +46,7 @@ def event_stream_settings(cluster: str) -> dict[str, Any]:
         "max_bytes": -1,
         "max_age": 0,
         "max_msgs_per_subject": -1,
-        "compression": "s2",
+        "compression": UNCOMPRESSED,
         "duplicate_window": DUPLICATE_WINDOW_S * 1_000_000_000,
         "deny_delete": True,
         "deny_purge": True,
@@ -86,7 +98,9 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
     return [
         f"{name}: found {found.get(name, _zero(value))!r}, needed {value!r}"
         for name, value in wanted.items()
-        if name != "description" and not _same(name, value, found.get(name))
+        if name != "description"
+        and not _same(name, value, found.get(name))
+        and found.get(name) not in TOLERATED.get(name, ())
     ]
 
 
@@ -185,4 +199,12 @@ def _check(name: str, settings: Mapping[str, Any], replicas: int | None, found: 
             f"correct them with `nats stream edit {name}`, or use another bus",
             stream=name,
             differences=wrong,
+        )
+    if settings.get("compression") == UNCOMPRESSED and found.get("compression", UNCOMPRESSED) != UNCOMPRESSED:
+        log.warning(
+            "stream %s is compressed (%s): a replica of it can become unreadable when its server is killed. "
+            "Switch it off: nats stream edit %s --compression none",
+            name,
+            found["compression"],
+            name,
         )

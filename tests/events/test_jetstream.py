@@ -60,6 +60,21 @@ async def test_a_stream_with_other_settings_is_refused_by_name(
     assert len(refusal.value.details["differences"]) == 1
 
 
+async def test_the_log_is_not_compressed_and_one_of_an_earlier_release_that_is_is_taken_with_a_warning(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compressed one became unreadable when servers of a cluster were killed; see events.jetstream.stream."""
+    await JetStreamLog.open(client, CLUSTER, create=True)
+    info = await call(client, f"$JS.API.STREAM.INFO.{STREAM}", timeout_s=5)
+    assert info["config"]["compression"] == "none"
+    assert "compressed" not in caplog.text
+    await call(client, f"$JS.API.STREAM.DELETE.{STREAM}", timeout_s=5)
+    settings = {**event_stream_settings(CLUSTER), "compression": "s2"}
+    await call(client, f"$JS.API.STREAM.CREATE.{STREAM}", settings, timeout_s=5)
+    await JetStreamLog.open(client, CLUSTER, create=True)
+    assert f"nats stream edit {STREAM} --compression none" in caplog.text
+
+
 async def test_another_number_of_replicas_is_refused_with_the_command_that_changes_it(
     client: Client, log: JetStreamLog
 ) -> None:
