@@ -16,6 +16,7 @@ import ctypes
 import fcntl
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -35,8 +36,9 @@ from events.server.config import ServerOptions, render
 log = logging.getLogger("isthmus.server")
 
 RESTARTS_MAX = 5
-"""Restarts within RESTART_WINDOW_S after which the server counts as broken."""
-RESTART_WINDOW_S = 60.0
+"""Restarts in a row that brought no steady server, after which it counts as broken."""
+STEADY_S = 5.0
+"""A server that answered for so long was a good one: its end is an accident, however many there are."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -75,8 +77,8 @@ def _die_with_parent() -> Callable[[], None]:
 class EmbeddedServer:
     """One nats-server process. Use as ``async with``, or ``start`` and ``stop``.
 
-    A crash is repaired by a restart on the same port (at most RESTARTS_MAX within
-    RESTART_WINDOW_S, with growing jittered pauses); ``failed`` says when that did not help.
+    A crash is repaired by a restart on the same port, with growing jittered pauses; ``failed`` says when
+    RESTARTS_MAX in a row did not bring one that answered for STEADY_S.
     With ``config`` the server runs an existing configuration file instead of one made from the
     options; ``environment`` is added for the variables that the file uses.
     """
@@ -99,6 +101,7 @@ class EmbeddedServer:
         self._stopping = False
         self._lock: int | None = None
         self._ready = asyncio.Event()
+        self._ready_at_s = math.inf
         self._failed: asyncio.Future[Unavailable] | None = None
 
     # --- what a caller needs to know ---------------------------------------------------------------
@@ -260,26 +263,27 @@ class EmbeddedServer:
     async def _watch(self, binary: Path) -> None:
         """Announce readiness, and restart after every end that we did not ask for."""
         loop = asyncio.get_running_loop()
-        recent: list[float] = []
+        quick = 0
         while True:
             process = self._process
             assert process is not None  # noqa: S101  _launch set it
+            self._ready_at_s = math.inf
             readiness = asyncio.create_task(self._announce_ready(process))
             try:
                 code = await process.wait()
             finally:
                 readiness.cancel()
                 await asyncio.gather(readiness, return_exceptions=True)
+            steady = loop.time() - self._ready_at_s >= STEADY_S
             self._ready.clear()
             if self._stopping:
                 return
-            now = loop.time()
-            recent = [moment for moment in recent if moment > now - RESTART_WINDOW_S] + [now]
+            quick = 1 if steady else quick + 1
             log.warning("nats-server ended by itself (%s): %s", code, self._last_words() or "no message")
-            if len(recent) > RESTARTS_MAX:
+            if quick > RESTARTS_MAX:
                 reason = Unavailable(
                     "bus_unreachable",
-                    f"nats-server at {self.url} ended {len(recent)} times within {RESTART_WINDOW_S:g} s; "
+                    f"nats-server at {self.url} ended {quick} times, never up for {STEADY_S:g} s; "
                     f"its last words: {self._last_words() or 'none'} (log: {store_log(self.options)})",
                 )
                 if self._failed is None:
@@ -287,7 +291,7 @@ class EmbeddedServer:
                 if not self._failed.done():
                     self._failed.set_result(reason)
                 return
-            await asyncio.sleep(min(5.0, 0.05 * 3 ** (len(recent) - 1)) * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(min(5.0, 0.05 * 3 ** (quick - 1)) * random.uniform(0.5, 1.0))  # noqa: S311
             self.restarts += 1
             await self._launch(binary)
 
@@ -306,6 +310,7 @@ class EmbeddedServer:
     async def _announce_ready(self, process: asyncio.subprocess.Process) -> None:
         while True:
             if self._read_ports(process.pid) and await self._greets():
+                self._ready_at_s = asyncio.get_running_loop().time()
                 self._ready.set()
                 return
             await asyncio.sleep(0.02)  # the process ends or start()'s deadline passes

@@ -106,6 +106,20 @@ async def test_restarts_are_bounded_and_the_end_is_told(
         await server.stop()
 
 
+async def test_a_steady_server_is_started_again_however_often_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "RESTARTS_MAX", 1)
+    monkeypatch.setattr(server_module, "STEADY_S", 0.0)
+    async with EmbeddedServer(ServerOptions(store_dir=tmp_path)) as server:
+        for _ in range(4):
+            pid = server.pid
+            server.signal(signal.SIGKILL)
+            await until(lambda pid=pid: server.pid not in {0, pid})
+            await server.wait_ready()
+        assert server.restarts == 4
+
+
 async def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
