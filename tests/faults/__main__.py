@@ -48,6 +48,14 @@ HANGS_S = 150.0
 """Beyond the load's duration: by then every deadline of this program has passed."""
 
 
+BROKEN = (AssertionError, TimeoutError, Unavailable)
+"""What a promise that was not kept looks like; anything else is a defect of this program."""
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 async def live(seed: int, duration_s: float, servers: int, directory: RunDirectory) -> dict[str, Any]:
     """The run from the first machine to the verdict."""
     asyncio.get_running_loop().call_later(duration_s + HANGS_S, _hangs)
@@ -66,8 +74,13 @@ async def live(seed: int, duration_s: float, servers: int, directory: RunDirecto
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(client.close)
             await _run(made, client, clients, faults, seed, duration_s, found)
-    except (AssertionError, TimeoutError, Unavailable) as error:
-        found["wrong"].append(f"{type(error).__name__}: {error}")
+    except BROKEN as error:
+        found["wrong"].append(_named(error))
+    except BaseExceptionGroup as group:  # what ended a client
+        mine, defects = group.split(BROKEN)
+        if defects is not None:
+            raise
+        found["wrong"] += [_named(error) for error in (mine.exceptions if mine is not None else ())]
     finally:
         found["happened"] = made.events
         found["wrong"] += made.wrong
