@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from nats.aio.client import Client
@@ -29,7 +29,7 @@ from controlplane.leader import Handover, Leadership
 from controlplane.lease import LEASE_TTL_S, BusLease
 from controlplane.liveness import Liveness, watch_members
 from controlplane.queries import answer
-from controlplane.readmodel.projector import Policy, Projector
+from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.start import remembered_events, restore
 from controlplane.readmodel.store import lock_directory
 from controlplane.service.committer import Committer, Limits
@@ -37,6 +37,7 @@ from controlplane.service.endpoint import Endpoint
 from controlplane.service.gateways import WithGateways
 from controlplane.service.hooks import Changes, NullObserver, Observer
 from controlplane.service.neighbours import BusNeighbourhood
+from controlplane.service.parking import Parker
 from controlplane.service.remembered import Place, Remembered
 from controlplane.service.replica import Replica
 from controlplane.service.standstill import Standstill
@@ -54,6 +55,9 @@ from events.telemetry.logs import follow_position
 
 log = logging.getLogger("isthmus.controller")
 
+OnPoison = Literal["stop", "park"]
+"""At an event that cannot be followed: stand still, or say in the log that it does not count."""
+
 STOP_S = 4.0
 """Longest clean stop: handover, draining and closing together."""
 
@@ -62,7 +66,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """One controller of one cluster. ``data`` is a directory of this controller alone.
 
     ``replicas`` is how many servers keep the log (None: as it is, 1 when new). ``verify_log`` folds
-    the whole log at start instead of trusting the own read model up to its checkpoint.
+    the whole log at start instead of trusting the own read model up to its checkpoint. ``on_poison`` says
+    what a leading controller does at an event that it cannot follow.
     """
 
     cluster: str
@@ -71,7 +76,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     replicas: int | None = None
     verify_log: bool = False
-    projection: Policy = "stop"
+    on_poison: OnPoison = "stop"
     lease_ttl_s: float = LEASE_TTL_S
     tick_s: float = TICK_S
     limits: Limits = Limits()
@@ -113,7 +118,6 @@ class Controller:
             self.changes,
             observer=observer,
             remembered=replica.remembered,
-            policy=options.projection,
         )
         self.committer = Committer(
             event_log,
@@ -134,7 +138,13 @@ class Controller:
             on_turn=lambda leading: replica.rest(alone=leading),
         )
         self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
-        self._standstill = Standstill(replica, observer, make_way=self._handover.make_way)
+        self._parker = Parker(event_log, replica, source=source, actor=f"controller/{self.name}")
+        self._standstill = Standstill(
+            replica,
+            observer,
+            make_way=self._handover.make_way,
+            park=self._park if options.on_poison == "park" else None,
+        )
         self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
         self._ticker = Ticker(
             self.committer,
@@ -270,6 +280,13 @@ class Controller:
     def stopping(self) -> None:
         """Ask for the stop without waiting (for signal handlers)."""
         self._stopping.set()
+
+    async def _park(self, poison: VerificationFailed) -> bool:
+        """Park what the fold has halted at, if this controller leads."""
+        event = await self._parker.park(poison) if self.leadership.leading else None
+        if event is not None:
+            self.observer.alarmed("parked", poison)
+        return event is not None
 
     async def _ask(self, name: str, body: bytes) -> bytes:
         further = self.queries.get(name)

@@ -29,8 +29,9 @@ from controlplane.state import (
     asker_node,
 )
 from events.clb import Backend, BackendKey, Holder
-from events.codec import UnknownEvent
+from events.codec import SkippedEvent, UnknownEvent
 from events.errors import Refused, VerificationFailed
+from events.parking import events_followed
 from events.types import (
     AllocationRefused,
     CidrAppended,
@@ -47,6 +48,7 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     Event,
+    EventsParked,
     JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
@@ -346,6 +348,15 @@ def _token_used(state: ClusterState, sequence: int, event: JoinTokenUsed) -> Non
     """Nothing that a later decision rests on: the command's id keeps a token from a second use."""
 
 
+def _skipped(state: ClusterState, sequence: int, event: SkippedEvent) -> None:  # noqa: ARG001
+    state.parked |= {sequence}
+
+
+def _events_parked(state: ClusterState, sequence: int, event: EventsParked) -> None:
+    if not state.parked.issuperset(range(event.first, event.last + 1)):
+        raise events_followed(sequence, event)
+
+
 HANDLERS: dict[type[Event], Handler] = {
     ClusterDefined: _defined,
     ClusterDeleted: _deleted,
@@ -376,6 +387,8 @@ HANDLERS: dict[type[Event], Handler] = {
     NodeGatewayMarked: _marked,
     NodeGatewayUnmarked: _unmarked,
     JoinTokenUsed: _token_used,
+    EventsParked: _events_parked,
+    SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }
 """Event type → its handler; a test keeps it complete."""

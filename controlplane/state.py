@@ -120,6 +120,7 @@ class ClusterState:
         "nodes",
         "overrides",
         "owned",
+        "parked",
         "pool",
         "quarantine_last",
         "quarantine_ordered",
@@ -159,6 +160,8 @@ class ClusterState:
         self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
+        self.parked: frozenset[int] = frozenset()
+        """Sequences that were left out, because the log says so."""
         self.external = 0
         """How many members are external."""
 
@@ -206,6 +209,7 @@ _PLAIN = (
     "cidrs",
     "quarantine_last",
     "quarantine_ordered",
+    "parked",
     "external",
 )
 _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")

@@ -59,6 +59,10 @@ class UnknownEvent(Event, frozen=True, kw_only=True, gc=False):
         return self.type
 
 
+class SkippedEvent(UnknownEvent, frozen=True, kw_only=True, gc=False):
+    """An event that the log says is parked: it stands in its place in the chain, and means nothing."""
+
+
 class Recorded(NamedTuple):
     """A decoded event with its place in the log."""
 
@@ -111,8 +115,39 @@ def decode_event(type_name: str, body: bytes, sequence: int) -> Event:
         ) from error
 
 
-def decode(message: StoredMessage) -> Recorded:
-    """Decode envelope and event of a stored message. Raises VerificationFailed(event_malformed)."""
+def skipped(message: StoredMessage) -> Recorded:
+    """A parked message: whatever is in it, it is no event and cannot be unreadable."""
+    recorded_at = datetime.fromtimestamp(message.recorded_ns / 1e9, UTC)
+    try:
+        envelope = from_headers(message.headers, message.sequence)
+    except VerificationFailed:
+        envelope = Envelope(
+            id=message.headers.get("ce-id", ""),
+            type=message.headers.get("ce-type", ""),
+            source="",
+            time=recorded_at,
+            actor="",
+            command_id="",
+            chain=message.headers.get(CHAIN_HEADER, ""),
+        )
+    event = SkippedEvent(type=envelope.type, body=message.body)
+    return Recorded(message.sequence, envelope, event, recorded_at)
+
+
+def event_of(type_name: str, body: bytes, sequence: int, parked: frozenset[int]) -> Event:
+    """:func:`decode_event`, but a skipped event for a parked sequence."""
+    if sequence in parked:
+        return SkippedEvent(type=type_name, body=body)
+    return decode_event(type_name, body, sequence)
+
+
+def decode(message: StoredMessage, parked: frozenset[int] = frozenset()) -> Recorded:
+    """Decode envelope and event of a stored message; those of ``parked`` sequences are skipped events.
+
+    Raises VerificationFailed(event_malformed).
+    """
+    if message.sequence in parked:
+        return skipped(message)
     envelope = from_headers(message.headers, message.sequence)
     return Recorded(
         message.sequence,

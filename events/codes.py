@@ -425,6 +425,11 @@ CODES: dict[str, Code] = {
         "`isthmus replay verify` says what is wrong; a newer release may know the event. Else: "
         "the part on poison events in deploy/README.md.",
     ),
+    "events_parked": Code(
+        "VerificationFailed",
+        "The log says that events are parked which this reader has followed; it begins anew without them.",
+        "Nothing: it is done by itself. An archive that lacks the parking event is an older one.",
+    ),
     "log_replaced": Code(
         "VerificationFailed",
         "The log on the bus is not the one that this node followed before.",

@@ -39,6 +39,7 @@ from events.jetstream.api import (
 from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
 from events.jetstream.read import log_head
 from events.log import ReadBatch
+from events.parking import parking_subjects
 from events.wire import inline
 
 log = logging.getLogger("isthmus.live")
@@ -146,6 +147,10 @@ class LiveReader:
             f"it was replaced or restored",
             sequence=known.sequence,
         )
+
+    async def parkings(self) -> list[StoredMessage]:
+        """See :class:`events.parking.Indexed`."""
+        return await self._direct.every(parking_subjects(self._cluster))
 
     def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False

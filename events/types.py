@@ -457,6 +457,31 @@ class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
         return self.token
 
 
+# --- the log itself ------------------------------------------------------------------------------
+
+
+class EventsParked(Event, frozen=True, kw_only=True, gc=False):
+    """The events ``first`` … ``last`` count as if they had never been written: everybody leaves them out.
+
+    They are what one command wrote (half a decision is none), and one of them, ``poison``, could not be
+    followed: its id and type, and the error's code and words as ``code`` and ``reason``.
+    """
+
+    aggregate: ClassVar[str] = "event"
+    verb: ClassVar[str] = "parked"
+    first: int
+    last: int
+    poison: int
+    poison_id: str
+    poison_type: str
+    code: str
+    reason: str
+
+    @property
+    def entity(self) -> str:
+        return str(self.first)
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     ClusterDefined,
     ClusterDeleted,
@@ -487,5 +512,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ClbHolderAssigned,
     ClbHolderWithdrawn,
     JoinTokenUsed,
+    EventsParked,
 )
 """The whole set, in the order of the documentation."""

@@ -11,9 +11,11 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from nats.aio.client import Client
@@ -22,11 +24,12 @@ from events.access.enrolment import keep_fresh
 from events.bus import connect
 from events.chain import CHAIN_HEADER, verify_link
 from events.client import ControllerClient
-from events.codec import StoredMessage, UnknownEvent, decode_event
+from events.codec import StoredMessage, UnknownEvent, event_of
 from events.commands import JoinNode
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.live import LiveReader
 from events.log import LogReader, ReadBatch
+from events.parking import parked_in
 from events.snapshots import SnapshotBucket
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
@@ -98,6 +101,7 @@ class Follower:
         self._stream: LiveReader | None = None
         self.caught_up = asyncio.Event()
         """Set once the view has reached the log's end as it was known."""
+        self._parked = view.parked
         self._rejoin = asyncio.Event()
         self._room = asyncio.Event()
         self._moved = False
@@ -232,12 +236,18 @@ class Follower:
             try:
                 await self._check_same(stream)
                 await self._leap(client, stream)
-                async for batch in stream.read(after=self.view.sequence, follow=True):
-                    self._conditions.clear("log")
-                    self.contact.replaced = False
-                    pause_s = RETRY_FIRST_S
-                    await self.take(batch)
+                reader = cast(
+                    "AsyncGenerator[ReadBatch, None]", stream.read(after=self.view.sequence, follow=True)
+                )
+                async with aclosing(reader) as batches:  # it is closed before anything else is asked
+                    async for batch in batches:
+                        self._conditions.clear("log")
+                        self.contact.replaced = False
+                        pause_s = RETRY_FIRST_S
+                        await self.take(batch)
             except VerificationFailed as error:
+                if await self._leave_out(stream):
+                    continue
                 # Our rows are right up to here; nothing that follows can be trusted.
                 self._conditions.set("log", error.message)
                 self.contact.replaced = error.code == "log_replaced"
@@ -246,6 +256,37 @@ class Follower:
                 self._conditions.set("log", error.message)
                 pause_s = min(RETRY_LONGEST_S, pause_s * 2)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _leave_out(self, stream: LogReader) -> bool:
+        """Whether the log says of more events than are known here that they are parked.
+
+        If the view was made with some of them, it is made again without.
+        """
+        try:
+            parked = await parked_in(stream)
+            if parked <= self._parked:
+                return False
+            if any(sequence <= self.view.sequence for sequence in parked - self.view.parked):
+                changes = self.view.become(await self._view_without(stream, parked))
+                self._snapshot_cache()
+                await self._apply(self.view, changes)
+        except (Unavailable, VerificationFailed) as error:
+            log.warning("the parked events cannot be left out yet: %s", error.message)
+            return False
+        self._parked = parked
+        log.warning("left out of the view, for the log says that they are parked: events %s", sorted(parked))
+        return True
+
+    async def _view_without(self, stream: LogReader, parked: frozenset[int]) -> View:
+        """The view as it would be now, made of the log without the parked events."""
+        fresh = View(self._config.cluster, self._config.node, self.view.uid)
+        async for batch in stream.read(until=self.view.sequence):
+            for sequence, subject, headers, body, _ in batch.messages:
+                head = verify_link(fresh.head, sequence, subject, headers, body)
+                fresh.apply(sequence, event_of(headers.get("ce-type", ""), body, sequence, parked))
+                fresh.head = head
+        fresh.last_event_at = self.view.last_event_at
+        return fresh
 
     async def _check_same(self, stream: LiveReader) -> None:
         """Raises VerificationFailed(log_replaced) when the log is not the one followed, Unavailable."""
@@ -334,8 +375,9 @@ class Follower:
             sequence, subject, headers, body, _ = message
             try:
                 head = verify_link(view.head, sequence, subject, headers, body)
-                type_name = headers["ce-type"]
-                event = decode_event(type_name, body, sequence)
+                type_name = headers.get("ce-type", "")
+                event = event_of(type_name, body, sequence, self._parked)
+                changes += view.apply(sequence, event)
             except VerificationFailed as error:
                 return changes, error  # what came before it is sound, and is applied
             if isinstance(event, UnknownEvent):
@@ -346,7 +388,6 @@ class Follower:
                     type_name,
                     extra={"isthmus": {"sequence": sequence}},
                 )
-            changes += view.apply(sequence, event)
             view.head = head
             if type(event) is CidrAppended:
                 self._room.set()
@@ -360,8 +401,9 @@ class Follower:
         try:
             self._cache.append(
                 [
-                    Entry(m.sequence, m.headers[CHAIN_HEADER], m.headers["ce-type"], m.body, decided_at)
+                    Entry(m.sequence, m.headers[CHAIN_HEADER], m.headers.get("ce-type", ""), m.body, decided_at)
                     for m in messages
+                    if m.sequence not in self._parked  # the journal then ends here; the log goes on
                 ]
             )
             if self._cache.full:

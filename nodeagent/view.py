@@ -13,6 +13,8 @@ import msgspec
 from events.attestation import ClusterSum
 from events.chain import Head, genesis
 from events.clb import Traffic
+from events.codec import SkippedEvent
+from events.parking import events_followed
 from events.snapshots import Snapshot
 from events.types import (
     CidrAppended,
@@ -20,6 +22,7 @@ from events.types import (
     ClusterDefined,
     ClusterDeleted,
     Event,
+    EventsParked,
     NodeFenced,
     NodeJoined,
     NodeLeft,
@@ -68,6 +71,7 @@ class Saved(msgspec.Struct, frozen=True):
     fenced: bool
     last_event_at: float = 0.0
     traffic: Traffic = Traffic()
+    parked: tuple[int, ...] = ()
 
 
 class View:
@@ -91,6 +95,8 @@ class View:
         self.deleted = False
         self.last_event_at = 0.0
         """When the controller decided the last event (Unix seconds, its clock)."""
+        self.parked: frozenset[int] = frozenset()
+        """Sequences that were left out, because the log says so."""
         self._sum = ClusterSum()
         self.traffic = TrafficTable()
         """Holders of CLB addresses, backends and gateways."""
@@ -106,7 +112,10 @@ class View:
         return self.own is not None
 
     def apply(self, sequence: int, event: Event) -> tuple[Change, ...]:
-        """Fold one event; return what it changed about the *other* nodes' rows."""
+        """Fold one event; return what it changed about the *other* nodes' rows.
+
+        Raises VerificationFailed(events_parked) when the log parks events that this view has followed.
+        """
         if type(event) in _TRAFFIC_TYPES:
             before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
@@ -132,6 +141,10 @@ class View:
             self.plan = msgspec.structs.replace(self.plan, cidrs=(*self.plan.cidrs, event.cidr))
         elif isinstance(event, ClusterDeleted):
             self.deleted = True
+        elif isinstance(event, SkippedEvent):
+            self.parked |= {sequence}
+        elif isinstance(event, EventsParked) and not self.parked.issuperset(range(event.first, event.last + 1)):
+            raise events_followed(sequence, event)
         return NO_CHANGES
 
     def _allocated(self, cidr: str, epoch: int, node: str, uid: str) -> tuple[Change, ...]:
@@ -203,6 +216,17 @@ class View:
         self.head = snapshot.head
         return tuple(changes)
 
+    def become(self, other: View) -> tuple[Change, ...]:
+        """Take over another view of the same node; return what that changed about the other nodes' rows."""
+        before = {peer.cidr: peer for peer in self.peers}
+        after = {peer.cidr: peer for peer in other.peers}
+        self.__dict__.update(other.__dict__)
+        return tuple(
+            Change(before.get(cidr), after.get(cidr))
+            for cidr in [*before, *(after.keys() - before.keys())]
+            if before.get(cidr) != after.get(cidr)
+        )
+
     def expected_digest(self) -> str:
         """What this node publishes when its kernel is as it should be; empty before it has a range."""
         if self.own is None or self.plan is None:
@@ -237,6 +261,7 @@ class View:
             self.fenced,
             self.last_event_at,
             self.traffic.save(),
+            tuple(sorted(self.parked)),
         )
 
     @classmethod
@@ -254,6 +279,7 @@ class View:
         view.fenced = saved.fenced
         view.last_event_at = saved.last_event_at
         view.traffic = TrafficTable(saved.traffic)
+        view.parked = frozenset(saved.parked)
         return view
 
 

@@ -20,6 +20,7 @@ from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import Recorded, decode
 from events.errors import Refused, Usage
+from events.parking import parked_in
 from events.status import AgentStatus
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
@@ -149,9 +150,10 @@ class Capsule:
         state = await self.begin()
         waiting: list[Recorded] = []
         number = 0
+        parked = await parked_in(self.archive)
         async for batch in self.archive.read():
             for message in batch.messages:
-                recorded = decode(message)
+                recorded = decode(message, parked)
                 evolve(state, recorded.sequence, recorded.event)
                 waiting.append(recorded)
                 if recorded.envelope.tx_index + 1 >= recorded.envelope.tx_count:

@@ -24,6 +24,7 @@ from events.chain import Head
 from events.codec import Recorded, StoredMessage, decode
 from events.errors import Refused, VerificationFailed
 from events.log import LogReader
+from events.parking import parked_in
 from events.status import AgentStatus
 from replay.archive.lines import Fact, facts_of
 from replay.archive.postings import keys_of
@@ -58,11 +59,15 @@ class Point(msgspec.Struct, frozen=True):
 class History:
     """The log up to its end as it was when this was opened. Use :meth:`open`."""
 
-    def __init__(self, log: LogReader, head: Head) -> None:
+    def __init__(self, log: LogReader, head: Head, parked: frozenset[int] = frozenset()) -> None:
         self.log = log
         self.head = head
+        self.parked = parked
+        """Sequences that the log says are parked: no part of any state."""
         self._archive = log if isinstance(log, ArchiveLog) else None
         self._live = _lookup(log)
+        if self._archive is not None:
+            self._archive.parked = parked
 
     @classmethod
     async def open(cls, log: LogReader) -> Self:
@@ -78,7 +83,7 @@ class History:
             if error.code != "chain_broken" or not isinstance(sequence, int):
                 raise
             head = Head(sequence, bytes(32))
-        return cls(log, head)
+        return cls(log, head, await _parked(log))
 
     @property
     def cluster(self) -> str:
@@ -124,7 +129,7 @@ class History:
             return
         async for read in self.log.read(after=after, until=stop):
             if read.messages:
-                yield facts_of(read.messages)
+                yield facts_of(read.messages, self.parked)
                 if progress:
                     progress(read.messages[-1].sequence)
 
@@ -319,6 +324,14 @@ class History:
 
 def _unheard(first: int, last: int) -> None:
     """Holes do not matter to a suggestion."""
+
+
+async def _parked(log: LogReader) -> frozenset[int]:
+    """What is parked. A damaged log says nothing reliable: its readers find the damage where it is."""
+    try:
+        return await parked_in(log)
+    except VerificationFailed:
+        return frozenset()
 
 
 def _lookup(log: LogReader) -> LiveLookup | None:

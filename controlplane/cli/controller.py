@@ -34,7 +34,8 @@ _data = click.option(
     type=click.Choice(["stop", "park"]),
     default="stop",
     show_default=True,
-    help="What the read model does at an event that it cannot apply.",
+    help="What to do at an event that contradicts the log before it, or is damaged: stand still and refuse "
+    "commands, or write into the log that it is parked, with what its command wrote: then all leave it out.",
 )
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
@@ -104,7 +105,7 @@ async def _controller(
         name=name,
         replicas=replicas,
         verify_log=verify_log,
-        projection=on_poison,
+        on_poison=on_poison,
     )
     async with watched(options, http=http) as running:
         controller = running.controller

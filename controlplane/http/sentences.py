@@ -18,6 +18,7 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     Event,
+    EventsParked,
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
@@ -100,6 +101,10 @@ def sentence(event: Event) -> str:
             return f"overlap of {event.ours} with {event.theirs} accepted: {event.reason}"
         case ConflictRefused():
             return f"{event.command} was refused: {event.message}"
+        case EventsParked():
+            several = event.first < event.last
+            what = f"events {event.first} to {event.last}" if several else f"event {event.first}"
+            return f"{what} parked: {event.reason}"
         case _:
             return f"{event.aggregate} {event.entity} {event.verb.replace('-', ' ')}"
 

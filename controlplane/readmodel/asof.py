@@ -2,7 +2,7 @@
 
 What comes out equals the fold of the log to that sequence, digest and all; so an as-of question can
 be asked of the same pure queries as the present, and a controller can start without folding a
-million events. Parked events break that equality: then the rows are refused.
+million events. Parked events have no rows, as they are no part of the fold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.schema import LONG, OPEN
 from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
 from events.clb import Backend, BackendKey, Holder
-from events.errors import Refused, VerificationFailed
+from events.errors import Refused
 from events.types import (
     CidrAppended,
     ClbBackendAdded,
@@ -59,8 +59,7 @@ def sequence_at(connection: sqlite3.Connection, when: datetime) -> int:
 def load_state(connection: sqlite3.Connection, at: int | None = None) -> ClusterState:
     """The state as of sequence ``at`` (None: the checkpoint). One consistent read.
 
-    Raises Refused(bad_request) for a sequence beyond the checkpoint, and
-    VerificationFailed(event_malformed) when events are parked.
+    Raises Refused(bad_request) for a sequence beyond the checkpoint.
     """
     own_transaction = not connection.in_transaction
     if own_transaction:
@@ -82,24 +81,21 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
             asked=sequence,
             checkpoint=checkpoint,
         )
-    parked = connection.execute("SELECT min(sequence) FROM parked WHERE sequence <= ?", (sequence,)).fetchone()[
-        0
-    ]
-    if parked is not None:
-        raise VerificationFailed(
-            "event_malformed",
-            f"event {parked} is parked: the read model does not equal the log from there on",
-            sequence=parked,
-        )
     (cluster,) = connection.execute("SELECT value FROM meta WHERE key = 'cluster'").fetchone()
     state = ClusterState(cluster)
     state.sequence = sequence
+    state.parked = parked_rows(connection, sequence)
     _facts(connection, state, sequence)
     _fenced(connection, state, sequence)
     _nodes(connection, state, sequence)
     _ranges(connection, state, sequence)
     _gateways(connection, state, sequence)
     return state
+
+
+def parked_rows(connection: sqlite3.Connection, at: int) -> frozenset[int]:
+    """The events up to ``at`` that were left out."""
+    return frozenset(n for (n,) in connection.execute("SELECT sequence FROM parked WHERE sequence <= ?", (at,)))
 
 
 def _alive(table: str, columns: str) -> str:

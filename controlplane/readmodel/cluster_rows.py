@@ -7,6 +7,7 @@ Written independently of :mod:`controlplane.evolve`, so that comparing the two d
 from __future__ import annotations
 
 from controlplane.readmodel.rows import Handlers, Rows, microseconds
+from events.codec import SkippedEvent
 from events.types import (
     AllocationRefused,
     CidrAppended,
@@ -17,6 +18,7 @@ from events.types import (
     ClusterDeleted,
     ConflictOverridden,
     ConflictRefused,
+    EventsParked,
     JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
@@ -152,6 +154,14 @@ def _token_used(rows: Rows, sequence: int, time_us: int, event: JoinTokenUsed) -
     rows.fact(sequence, time_us, ("token", event.token, event.node), event)
 
 
+def _skipped(rows: Rows, sequence: int, time_us: int, event: SkippedEvent) -> None:
+    rows.skip(sequence, time_us, event)
+
+
+def _events_parked(rows: Rows, sequence: int, time_us: int, event: EventsParked) -> None:  # noqa: ARG001
+    rows.parked(sequence, event)
+
+
 HANDLERS: Handlers = {
     NodeJoined: _joined,
     NodeLeft: _out,
@@ -175,4 +185,6 @@ HANDLERS: Handlers = {
     ClbRefused: _clb_refused,
     AllocationRefused: _allocation_refused,
     JoinTokenUsed: _token_used,
+    EventsParked: _events_parked,
+    SkippedEvent: _skipped,
 }

@@ -1,8 +1,9 @@
 """Feeds the read model: from the log until it has caught up, then from this process's own broadcast.
 
-A poison event (one that cannot be applied) either stops the projection with an alarm that names it,
-or is parked and named, by policy. A stopped projection does not stop the controller: commands go on,
-and a rebuild that is switched in is picked up here.
+A poison event (one that cannot be applied) stops the projection with an alarm that names it, unless the log
+says that it is parked (:mod:`events.parking`): then it is left out. Where its rows were written before that
+was known, the read model is made anew without it. A stopped projection does not stop the controller:
+commands go on, and a rebuild that is switched in is picked up here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from controlplane.readmodel.asof import parked_rows
+from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
 from controlplane.service.hooks import Changes, Lagged, Observer, Subscription
 from controlplane.service.remembered import Remembered
@@ -22,6 +24,7 @@ from events.chain import verify_link
 from events.codec import Recorded, decode
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
+from events.parking import parked_in
 
 log = logging.getLogger("isthmus.controller")
 
@@ -43,8 +46,6 @@ GAP_S = 0.1
 LOOK_S = 1.0
 """How often a rebuilt generation is looked for."""
 
-Policy = Literal["stop", "park"]
-
 
 class _Switched(Exception):
     """Another generation is current."""
@@ -61,14 +62,13 @@ class Projector:
         *,
         observer: Observer,
         remembered: Remembered | None = None,
-        policy: Policy = "stop",
     ) -> None:
         self._directory = directory
         self._log = event_log
         self._changes = changes
         self._observer = observer
         self._remembered = remembered
-        self._policy = policy
+        self._parked: frozenset[int] = frozenset()
         self._moved = asyncio.Event()
         self._asked = asyncio.Event()
         self._askers = 0
@@ -76,7 +76,6 @@ class Projector:
         self.store: Store | None = None
         self.stalled: IsthmusError | None = None
         """Why the projection has stopped, while it has."""
-        self.parked = 0
 
     @property
     def sequence(self) -> int:
@@ -152,6 +151,8 @@ class Projector:
                 pause_s = min(5.0, pause_s * 2)
                 continue
             except VerificationFailed as error:
+                if await self._leave_out():
+                    continue
                 self.stalled = error
                 self._moved.set()
                 self._observer.alarmed("projection", error)
@@ -210,7 +211,7 @@ class Projector:
                 recorded: list[Recorded] = []
                 for message in batch.messages:
                     head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                    recorded.append(decode(message))
+                    recorded.append(decode(message, self._parked))
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(self._apply(store, recorded))
@@ -226,24 +227,31 @@ class Projector:
         for start in range(0, len(events), BATCH):
             part = events[start : start + BATCH]
             before = clock()
-            parked = await store.apply(part, park=self._policy == "park")
-            if parked:
-                self.parked += parked
-                self._observer.alarmed(
-                    "parked",
-                    VerificationFailed(
-                        "event_malformed",
-                        f"{parked} event(s) between {part[0].sequence} and {part[-1].sequence} could not be "
-                        f"projected and were parked (table `parked` of {store.path.name})",
-                        first=part[0].sequence,
-                        last=part[-1].sequence,
-                    ),
-                )
+            await store.apply(part)
             if self._remembered is not None:
                 self._remembered.projected(store.checkpoint.sequence)
             self.stalled = None
             self._moved.set()
             self._observer.projected(last=store.checkpoint.sequence, count=len(part), took_s=clock() - before)
+
+    async def _leave_out(self) -> bool:
+        """Whether the log says of more events than are known here that they are parked."""
+        try:
+            parked = await parked_in(self._log)
+            if parked <= self._parked:
+                return False
+            self._parked = parked
+            store = await self.open()
+            done = store.checkpoint.sequence
+            left_out = await store.run(lambda connection: parked_rows(connection, done))
+            if any(sequence <= done for sequence in parked - left_out):
+                report = await rebuild(self._log, self._directory)
+                log.info("the read model was made anew without the parked events: %s", report.file)
+                await self._reopen()
+        except (IsthmusError, sqlite3.Error) as error:
+            log.warning("the parked events cannot be left out yet: %s", error)
+            return False
+        return True
 
     def _look(self) -> None:
         number = current_generation(self._directory)
@@ -262,5 +270,6 @@ class Projector:
         await self.close()
         self.stalled = None
         store = await self.open()
+        self._moved.set()
         prune(self._directory, current_generation(self._directory))
         log.info("the read model is now %s, at %d", store.path.name, store.checkpoint.sequence)

@@ -22,6 +22,7 @@ from events.chain import verify_link
 from events.codec import decode
 from events.errors import VerificationFailed
 from events.log import LogReader
+from events.parking import parked_in
 
 BATCH = 4000
 
@@ -41,7 +42,7 @@ async def rebuild(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Rebuilt:
-    """Project the whole log into a new generation, compare, switch.
+    """Project the whole log, without what is parked in it, into a new generation, compare, switch.
 
     Raises VerificationFailed when the log's chain is broken, an event cannot be applied, or the
     digests differ; the live generation then stays as it is and the new file is removed.
@@ -53,12 +54,13 @@ async def rebuild(
     store = await Store.create(path, event_log.cluster)
     try:
         state = ClusterState(event_log.cluster)
+        parked = await parked_in(event_log)
         async for batch in event_log.read():
             head = store.checkpoint
             recorded = []
             for message in batch.messages:
                 head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                one = decode(message)
+                one = decode(message, parked)
                 evolve(state, one.sequence, one.event)
                 recorded.append(one)
             for start in range(0, len(recorded), BATCH):

@@ -20,9 +20,10 @@ import msgspec
 
 from controlplane.readmodel.schema import OPEN
 from controlplane.readmodel.tables import Contradiction, Fact, Node, Range, Table, bulk
-from events.codec import Recorded, UnknownEvent
+from events.codec import Recorded, SkippedEvent, UnknownEvent
 from events.errors import VerificationFailed
-from events.types import Event, RangeQuarantined
+from events.parking import events_followed
+from events.types import Event, EventsParked, RangeQuarantined
 
 __all__ = ["Contradiction", "Handlers", "Rows", "microseconds"]
 
@@ -75,6 +76,8 @@ class Rows:
                 raise _unknown(sequence, event)
             handler(self, sequence, time_us, event)
             index.append((sequence, time_us, envelope.type, event.entity))
+            if type(event) is SkippedEvent:
+                continue  # its command has not happened
             command_id = envelope.command_id
             known = commands.get(command_id)
             if known is None:
@@ -95,6 +98,22 @@ class Rows:
         if self.facts.is_open(key):
             self.facts.close(key, sequence, time_us)
         self.facts.open(key, [*key, _json(value).decode()], sequence, time_us)
+
+    def skip(self, sequence: int, time_us: int, event: SkippedEvent) -> None:
+        """Take note of a parked event."""
+        self._execute(
+            "INSERT INTO parked (sequence, type, entity, error, time_us) VALUES (?, ?, ?, '', ?)",
+            (sequence, event.type, event.entity, time_us),
+        )
+
+    def parked(self, sequence: int, event: EventsParked) -> None:
+        """Say why they are parked. Raises VerificationFailed(events_parked) when their rows were written."""
+        told = self._execute(
+            "UPDATE parked SET error = ? WHERE sequence BETWEEN ? AND ?",
+            (event.reason, event.first, event.last),
+        )
+        if told.rowcount != event.last - event.first + 1:
+            raise events_followed(sequence, event)
 
     def refusal(self, sequence: int, time_us: int, asker: str, code: str, event: Event) -> None:
         self._refusals().add(asker)

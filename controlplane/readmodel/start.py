@@ -2,7 +2,7 @@
 
 Folding a million events takes many seconds; reading the rows of ten thousand nodes takes a fraction
 of one. The read model is believed only if the log holds the same chain digest at its checkpoint
-(so it is of this very log, and the log was not rewritten), if nothing is parked, and if nobody asked
+(so it is of this very log, and the log was not rewritten), and if nobody asked
 to verify everything.
 """
 

@@ -134,16 +134,15 @@ class Store:
         """Run a function on the connection in its thread: one hop."""
         return await _hop(self._connection, function)
 
-    async def apply(self, events: Sequence[Recorded], *, park: bool = False) -> int:
-        """Project consecutive events and move the checkpoint, in one transaction. Returns how many were parked.
+    async def apply(self, events: Sequence[Recorded]) -> None:
+        """Project consecutive events and move the checkpoint, in one transaction.
 
-        An event that cannot be applied is parked when ``park`` is set. Otherwise everything before it
-        is kept, and VerificationFailed names it. Raises VerificationFailed(sequence_gap) when the
-        events do not follow the checkpoint.
+        At an event that cannot be applied everything before it is kept, and VerificationFailed names it.
+        Raises VerificationFailed(sequence_gap) when the events do not follow the checkpoint.
         """
         if not events:
-            return 0
-        first, last = events[0].sequence, events[-1]
+            return
+        first = events[0].sequence
         if first != self.checkpoint.sequence + 1:
             raise VerificationFailed(
                 "sequence_gap",
@@ -152,12 +151,12 @@ class Store:
                 found=first,
             )
 
-        def work(connection: sqlite3.Connection) -> tuple[int, int, Exception | None]:
+        def work(connection: sqlite3.Connection) -> tuple[int, Exception | None]:
             if self._rows is None:
                 self._rows = Rows(connection, _HANDLERS)
-            return _apply(connection, self._rows, events, park)
+            return _apply(connection, self._rows, events)
 
-        applied, parked, error = await self.run(work)
+        applied, error = await self.run(work)
         if applied:
             last = events[applied - 1]
             self.checkpoint = Head(last.sequence, bytes.fromhex(last.envelope.chain))
@@ -173,7 +172,6 @@ class Store:
                 type=poison.envelope.type,
                 entity=poison.event.entity,
             ) from error
-        return parked
 
     async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
         """Where the events of those commands are that are known."""
@@ -243,32 +241,26 @@ def _prepare(connection: sqlite3.Connection, cluster: str, fresh: bool) -> tuple
 
 
 def _apply(
-    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded], park: bool
-) -> tuple[int, int, Exception | None]:
-    """How many events are dealt with, how many of them parked, and what stopped it."""
+    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded]
+) -> tuple[int, Exception | None]:
+    """How many events are dealt with, and what stopped it."""
     try:
         _transaction(connection, events[-1], partial(rows.apply, events))
     except (Contradiction, VerificationFailed, sqlite3.IntegrityError):
-        pass  # found and named below
-    else:
-        return len(events), 0, None
-    return _apply_singly(connection, rows, events, park)
+        return _apply_singly(connection, rows, events)
+    return len(events), None
 
 
 def _apply_singly(
-    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded], park: bool
-) -> tuple[int, int, Exception | None]:
-    """One of the events is poison: find it, keep what is before it, park it or stop."""
-    parked = 0
+    connection: sqlite3.Connection, rows: Rows, events: Sequence[Recorded]
+) -> tuple[int, Exception | None]:
+    """One of the events is poison: find it, keep what is before it."""
     for position, recorded in enumerate(events):
         try:
             _transaction(connection, recorded, partial(rows.apply, [recorded]))
         except (Contradiction, VerificationFailed, sqlite3.IntegrityError) as error:
-            if not park:
-                return position, parked, error
-            _transaction(connection, recorded, _parking(connection, recorded, error))
-            parked += 1
-    return len(events), parked, None
+            return position, error
+    return len(events), None
 
 
 def _transaction(connection: sqlite3.Connection, last: Recorded, write: Callable[[], object]) -> None:
@@ -285,15 +277,3 @@ def _transaction(connection: sqlite3.Connection, last: Recorded, write: Callable
         if connection.in_transaction:  # a full disk has rolled it back already
             connection.execute("ROLLBACK")
         raise
-
-
-def _parking(connection: sqlite3.Connection, recorded: Recorded, error: Exception) -> Callable[[], object]:
-    row = (
-        recorded.sequence,
-        recorded.envelope.type,
-        recorded.event.entity,
-        str(error),
-        microseconds(recorded.envelope.time),
-    )
-    statement = "INSERT INTO parked (sequence, type, entity, error, time_us) VALUES (?, ?, ?, ?, ?)"
-    return lambda: connection.execute(statement, row)

@@ -111,6 +111,12 @@ class Subscription:
             self._waiting.extend(events)
         self._wake.set()
 
+    def lag(self) -> None:
+        """Lose the place."""
+        self._lagged = True
+        self._waiting.clear()
+        self._wake.set()
+
     @property
     def behind(self) -> int:
         """Events waiting."""
@@ -159,6 +165,11 @@ class Changes:
         """Hand the events on."""
         for subscriber in tuple(self._subscribers):
             subscriber.offer(events)
+
+    def lag(self) -> None:
+        """What was broadcast is not what the state was made of: everybody must catch up from it anew."""
+        for subscriber in tuple(self._subscribers):
+            subscriber.lag()
 
     def forget(self, subscription: Subscription) -> None:
         """Used by :meth:`Subscription.close`."""

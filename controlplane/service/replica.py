@@ -13,6 +13,7 @@ answered from it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -24,9 +25,12 @@ from controlplane.service.hooks import Changes
 from controlplane.service.remembered import Remembered
 from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis, verify_link
-from events.codec import OutgoingMessage, Recorded, StoredMessage, decode
+from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
+from events.parking import parked_in
+
+log = logging.getLogger("isthmus.controller")
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -71,6 +75,7 @@ class Replica:
         self.last_time = _EPOCH
         self.halted: VerificationFailed | None = None
         """Why the fold stands before the next event, while it does: the error names that event."""
+        self._parked = self.state.parked
         self._read = self.head
         self._expected: dict[int, _Sealed] = {}
         self._sealed: deque[tuple[int, bytes]] = deque()
@@ -100,14 +105,15 @@ class Replica:
         """
         try:
             while True:
-                await self._read_on(on_progress)
-                await self._rest()
-        except VerificationFailed as error:
-            self.halted = error
-            if self._read.sequence > self.head.sequence:
-                self._read = self.head  # what was read and not followed is read again
-            self._fail_waiters(error)
-            raise
+                try:
+                    await self._read_on(on_progress)
+                    await self._rest()
+                except VerificationFailed as error:
+                    if self._read.sequence > self.head.sequence:
+                        self._read = self.head  # what was read and not followed is read again
+                    if not await self._leave_out():
+                        self.halted = error
+                        raise
         except BaseException as error:
             self._fail_waiters(error)
             raise
@@ -125,6 +131,26 @@ class Replica:
                     on_progress(self._read.sequence, batch.pending)
                 if self._alone and self.live and self._read.sequence == self.head.sequence:
                     return
+
+    async def _leave_out(self) -> bool:
+        """Whether the log says of more events than are known here that they are parked.
+
+        If the state was made with some of them, it is made again without.
+        """
+        try:
+            parked = await parked_in(self._log)
+            if parked <= self._parked:
+                return False
+            if any(sequence <= self.head.sequence for sequence in parked - self.state.parked):
+                state, head = await _fold_without(self._log, parked, until=self.head.sequence)
+                self.state, self.head, self._read = state, head, head
+                self.changes.lag()
+        except (Unavailable, VerificationFailed) as error:
+            log.warning("the parked events cannot be left out yet: %s", error.message)
+            return False
+        self._parked = parked
+        log.warning("left out of the state, for the log says that they are parked: events %s", sorted(parked))
+        return True
 
     # --- resting: the leader need not be told what it wrote ----------------------------------------------
 
@@ -180,7 +206,7 @@ class Replica:
                 if message.sequence <= self.head.sequence:
                     self._check_own(message.sequence)
                     continue
-                recorded = own or decode(message)
+                recorded = decode(message, self._parked) if own is None else own
                 evolve(state, message.sequence, recorded.event)
                 self.head = self._read
                 fresh.append(recorded)
@@ -291,7 +317,7 @@ class Replica:
         if not events:
             return
         self.last_time = max(self.last_time, events[-1].envelope.time)
-        self.remembered.learn(events)
+        self.remembered.learn([one for one in events if type(one.event) is not SkippedEvent])
         self.changes.publish(events)
         self._wake()
 
@@ -310,6 +336,16 @@ class Replica:
                     future.set_exception(error)
                 else:
                     future.cancel()
+
+
+async def _fold_without(log_: LogReader, parked: frozenset[int], *, until: int) -> tuple[ClusterState, Head]:
+    """The state at ``until`` (or at the end before it) without the parked events; the chain verified again."""
+    state, head = ClusterState(log_.cluster), genesis(log_.cluster)
+    async for batch in log_.read(until=until):
+        for message in batch.messages:
+            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+            evolve(state, message.sequence, decode(message, parked).event)
+    return state, head
 
 
 def _named(message: StoredMessage, error: VerificationFailed) -> VerificationFailed:

@@ -6,7 +6,8 @@ answered from the state before it, commands are refused with ``log_poisoned``. E
 supervisor start the controller again and again, each time up to the same event.
 
 Another controller may be able to follow (a newer release in the middle of an upgrade): one that stands still
-makes way for it. And the log may be mended, so it is read again from time to time.
+makes way for it. And the log may be mended, so it is read again from time to time. By policy (``park``) the
+leading one says in the log that the event is parked, and everybody goes on without it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Awaitable, Callable
 
 from controlplane.service.hooks import Observer
 from controlplane.service.replica import Replica
-from controlplane.service.tasks import end
 from events.errors import VerificationFailed
 
 log = logging.getLogger("isthmus.controller")
@@ -31,19 +31,25 @@ AGAIN_S = 5.0
 
 
 class Standstill:
-    """Follows the log with a replica. ``make_way`` is awaited again and again while it stands still."""
+    """Follows the log with a replica.
+
+    While it stands still, ``make_way`` is awaited again and again (it tells whether another has taken the
+    lead), and then ``park``, with the error that names the event: it tells whether to read on at once.
+    """
 
     def __init__(
         self,
         replica: Replica,
         observer: Observer,
         *,
-        make_way: Callable[[], Awaitable[object]],
+        make_way: Callable[[], Awaitable[bool]],
+        park: Callable[[VerificationFailed], Awaitable[bool]] | None = None,
         again_s: float = AGAIN_S,
     ) -> None:
         self._replica = replica
         self._observer = observer
         self._make_way = make_way
+        self._park = park
         self._again_s = again_s
 
     async def run(self) -> None:
@@ -56,13 +62,13 @@ class Standstill:
                 if error.message != said:
                     said = error.message
                     self._observer.alarmed(ALARM, error)
-                leaving = asyncio.create_task(self._leave(), name="make way")
-                try:
-                    await asyncio.sleep(self._again_s)
-                finally:
-                    await end([leaving])
+                await self._stand(error)
 
-    async def _leave(self) -> None:
-        while True:
-            await self._make_way()
+    async def _stand(self, error: VerificationFailed) -> None:
+        """Return when the log is to be read again."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._again_s
+        while loop.time() < until_s:
+            if not await self._make_way() and self._park is not None and await self._park(error):
+                return
             await asyncio.sleep(MAKE_WAY_S)

@@ -13,12 +13,14 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.chain import Head
-from events.codec import OutgoingMessage
+from events.codec import OutgoingMessage, StoredMessage
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
 from events.jetstream.append import append
+from events.jetstream.direct import DirectReader
 from events.jetstream.read import PullReader, log_head
 from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.log import ReadBatch
+from events.parking import parking_subjects
 
 CERTAIN_S = 3.0
 """How long the servers of a cluster have to say that there is no log before one is made."""
@@ -45,7 +47,7 @@ class JetStreamLog:
     ) -> None:
         self._client = client
         self._cluster = subjects.check_label(cluster, "cluster")
-        self._prefix = prefix_of(client, prefix)
+        self._given_prefix, self._prefix = prefix, prefix_of(client, prefix)
         self._patience_s = patience_s
         self._lag_s = lag_s
         self._reader = PullReader(client, self._prefix, cluster, batch_size=batch_size, patience_s=patience_s)
@@ -112,6 +114,14 @@ class JetStreamLog:
             timeout_s=timeout_s,
             lag_s=self._lag_s,
         )
+
+    async def parkings(self) -> list[StoredMessage]:
+        """See :class:`events.parking.Indexed`."""
+        reader = DirectReader(self._client, subjects.stream(self._cluster), prefix=self._given_prefix)
+        try:
+            return await reader.every(parking_subjects(self._cluster))
+        finally:
+            await reader.close()
 
     def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False

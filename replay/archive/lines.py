@@ -20,7 +20,7 @@ from typing import Any, Protocol, Union
 import msgspec
 
 from events.chain import CHAINED_HEADERS
-from events.codec import StoredMessage, decode_event
+from events.codec import SkippedEvent, StoredMessage, event_of
 from events.types import EVENT_TYPES, Event, RangeFreed
 from replay.archive.format import EventLine
 
@@ -155,8 +155,8 @@ def messages(data: bytes) -> list[StoredMessage]:
     ]
 
 
-def facts(data: bytes) -> Sequence[Fact]:
-    """All lines of an event segment as typed events.
+def facts(data: bytes, parked: frozenset[int] = frozenset()) -> Sequence[Fact]:
+    """All lines of an event segment as typed events; those of ``parked`` sequences as skipped events.
 
     Old or unknown types and unusual bodies take a slower path through :func:`events.codec.decode_event`.
     Raises VerificationFailed(event_malformed) when a body does not fit its type, and
@@ -166,15 +166,26 @@ def facts(data: bytes) -> Sequence[Fact]:
         fast: Sequence[Fact] = _decode_facts(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return [
-            PlainFact(line.seq, line.recorded_ns, decode_event(line.type, line_body(line), line.seq))
+            PlainFact(line.seq, line.recorded_ns, event_of(line.type, line_body(line), line.seq, parked))
             for line in _decode_lines(data)
         ]
-    return fast
+    return without(fast, parked)
 
 
-def facts_of(batch: Iterable[StoredMessage]) -> list[PlainFact]:
+def without(found: Sequence[Fact], parked: frozenset[int]) -> Sequence[Fact]:
+    """The same facts, with skipped events in the place of parked ones."""
+    if not parked or not any(fact.seq in parked for fact in found):
+        return found
+    return [_left_out(fact) if fact.seq in parked else fact for fact in found]
+
+
+def _left_out(fact: Fact) -> PlainFact:
+    return PlainFact(fact.seq, fact.recorded_ns, SkippedEvent(type=fact.body.type_name(), body=b""))
+
+
+def facts_of(batch: Iterable[StoredMessage], parked: frozenset[int] = frozenset()) -> list[PlainFact]:
     """Stored messages of any source as facts. Raises VerificationFailed(event_malformed)."""
     return [
-        PlainFact(m.sequence, m.recorded_ns, decode_event(m.headers.get("ce-type", ""), m.body, m.sequence))
+        PlainFact(m.sequence, m.recorded_ns, event_of(m.headers.get("ce-type", ""), m.body, m.sequence, parked))
         for m in batch
     ]

@@ -2,8 +2,8 @@
 
 Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``cluster/<name>`` and
 ``address/<ip>`` (a node's underlay, a reserved balancer address); an allocation counts for its node
-and its range. Keys come from the JSON of the body, so that an event of an unknown type
-is indexed too.
+and its range. ``event/parked`` are the events that park others. Keys come from the JSON of the body, so
+that an event of an unknown type is indexed too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from events.codec import StoredMessage
-from events.types import Event
+from events.types import Event, EventsParked
 from replay.archive.format import IndexLine
 from replay.archive.lines import messages
+
+PARKINGS = "event/parked"
+"""The key of all events that park others."""
 
 KEYS_PER_SEGMENT = 1024
 
@@ -115,6 +118,8 @@ def _keys_by(aggregate: str, verb: str, names: _Names) -> list[str]:
         return keys
     if aggregate == "clb" and names.name:
         keys.append(f"clb/{names.name}")
+    elif aggregate == EventsParked.aggregate:
+        keys.append(PARKINGS)
     elif aggregate == "cluster" and names.cluster:
         keys.append(f"cluster/{names.cluster}")
     if aggregate in ("node", "clb"):

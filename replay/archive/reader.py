@@ -23,7 +23,7 @@ from events.log import BATCH_LIMIT, ReadBatch
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
 from replay.archive.format import Note, Segment, damaged
-from replay.archive.postings import find, keys_of, names_in
+from replay.archive.postings import PARKINGS, find, keys_of, names_in
 
 _decode_notes = msgspec.json.Decoder(Note).decode_lines
 
@@ -66,6 +66,8 @@ class ArchiveLog:
         self._lasts = [place.segment.last for place in self.places]
         self._rows: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._cache: OrderedDict[tuple[str, int], Sequence[lines.Fact]] = OrderedDict()
+        self.parked: frozenset[int] = frozenset()
+        """The sequences whose facts are skipped; see :meth:`parkings`."""
 
     @property
     def cluster(self) -> str:
@@ -148,7 +150,7 @@ class ArchiveLog:
     def facts(self, place: Place) -> Sequence[lines.Fact]:
         """The typed events of a segment, by the fast path. Raises VerificationFailed."""
         try:
-            found = lines.facts(place.file.data(place.segment))
+            found = lines.facts(place.file.data(place.segment), self.parked)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise damaged(
                 place.file.path, f"an event line is unreadable ({error})", place.segment.offset
@@ -223,6 +225,14 @@ class ArchiveLog:
                 low, high = segment.keys
                 if low < prefix + "\U0010ffff" and high >= prefix:
                     found.update(names_in(file.data(segment), prefix))
+        return found
+
+    async def parkings(self) -> list[StoredMessage]:
+        """See :class:`events.parking.Indexed`; by the index."""
+        found: list[StoredMessage] = []
+        for sequence in self.sequences(PARKINGS):
+            place = self.place_of(sequence)
+            found.extend(self.pick(place, [sequence]) if place is not None else [])
         return found
 
     def notes(self, kind: str) -> list[bytes]:

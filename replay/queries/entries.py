@@ -19,6 +19,9 @@ from replay.queries.things import fields
 FIRST_STRETCH = 1000
 """Events that are looked through first for the newest; each further stretch is four times as long."""
 
+UNREADABLE_SHOWN = 500
+"""Bytes that are shown of an event's body which is no event."""
+
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """All that are given must fit. ``types`` match as prefixes (``range``, ``range.freed``).
@@ -172,7 +175,11 @@ def _entry(message: StoredMessage) -> Entry:
                 command_id=message.headers.get("ce-commandid", "?"),
             ),
             entity=message.subject,
-            event={"unreadable": error.message},
+            event={
+                "unreadable": error.message,
+                "id": message.headers.get("ce-id", "?"),
+                "stored": message.body[:UNREADABLE_SHOWN].decode(errors="replace"),
+            },
         )
 
 

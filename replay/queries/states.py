@@ -121,7 +121,9 @@ def base(history: History) -> ClusterState:
         )
     from replay.thaw import thaw
 
-    return thaw(text)
+    state = thaw(text)
+    state.parked = frozenset(n for n in history.parked if n <= history.start)
+    return state
 
 
 async def advance(history: History, state: ClusterState, until: int, progress: Progress | None = None) -> None:

@@ -136,7 +136,7 @@ async def whatif(
     world.begin()
     async for batch in states.history.messages(after=fork.sequence, until=until.sequence):
         for message in batch:
-            recorded = decode(message)
+            recorded = decode(message, states.history.parked)
             evolve(real, recorded.sequence, recorded.event)
             world.take(recorded)
         if progress:

@@ -9,6 +9,9 @@ import msgspec
 FINDINGS_LIMIT = 1000
 """Most findings kept of one run; a log that is foreign from end to end need not fill the memory."""
 
+PARDONED = frozenset({"schema", "envelope"})
+"""Checks whose findings at a parked event are its reason for being parked."""
+
 Level = Literal["error", "warning"]
 
 
@@ -25,13 +28,18 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Findings:
     """A bounded collection that still counts what it does not keep."""
 
-    def __init__(self) -> None:
+    def __init__(self, parked: frozenset[int] = frozenset()) -> None:
+        """What one of the ``parked`` events is wrong with is known, and no error any more."""
+        self._parked = parked
         self.kept: list[Finding] = []
         self.errors = 0
         self.warnings = 0
 
     def add(self, finding: Finding) -> None:
         """Take note of a finding."""
+        if finding.sequence in self._parked and finding.check in PARDONED:
+            message = f"{finding.message} (it is parked)"
+            finding = msgspec.structs.replace(finding, level="warning", message=message)
         if finding.level == "error":
             self.errors += 1
         else:

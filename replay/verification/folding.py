@@ -36,6 +36,7 @@ class Folding:
     def __init__(self, history: History, findings: Findings, wanted: Wanted) -> None:
         self._findings = findings
         self.state = ClusterState(history.cluster)
+        self._parked = history.parked
         self.alive, self.stopped, self.why = True, 0, ""
         if history.start:
             self._begin(history)
@@ -61,6 +62,7 @@ class Folding:
             text = history.base
             if text is not None:
                 self.state = thaw(text)
+                self.state.parked = frozenset(n for n in self._parked if n <= history.start)
                 return
             why = f"the file begins behind event {history.start}: give the earlier ones, too"
         except VerificationFailed as error:
@@ -90,7 +92,7 @@ class Folding:
     def take(self, data: bytes) -> None:
         """The next lines, while the fold is alive."""
         try:
-            facts: Sequence[lines.Fact] = lines.facts(data)
+            facts: Sequence[lines.Fact] = lines.facts(data, self._parked)
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._carefully(data)
         else:
@@ -155,12 +157,14 @@ class Folding:
 
     def _carefully(self, data: bytes) -> None:
         """Lines of which at least one cannot be decoded: fold what stands before it."""
-        from events.codec import decode_event
+        from events.codec import event_of
 
         sound: list[lines.Fact] = []
         try:
             for message in lines.messages(data):
-                body = decode_event(message.headers.get("ce-type", ""), message.body, message.sequence)
+                body = event_of(
+                    message.headers.get("ce-type", ""), message.body, message.sequence, self._parked
+                )
                 sound.append(lines.PlainFact(message.sequence, message.recorded_ns, body))
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._fold(sound)
@@ -206,6 +210,7 @@ class Folding:
         """The report's lines about meaning."""
         reached = self.state.sequence
         stopped = "" if self.alive else f"stopped at event {self.stopped}: {self.why}"
+        left_out = _runs(self._parked)
         rows: list[Any] = [
             check(
                 "invariants",
@@ -213,7 +218,7 @@ class Folding:
                 reached,
                 "events",
                 done=self.alive,
-                detail=stopped,
+                detail=stopped or (f"left out, as the log says: events {left_out}" if left_out else ""),
             )
         ]
         if self._chains:
@@ -240,6 +245,17 @@ class Folding:
                 )
             )
         return rows
+
+
+def _runs(sequences: frozenset[int]) -> str:
+    """``4, 7-9``; empty for none."""
+    runs: list[list[int]] = []
+    for sequence in sorted(sequences):
+        if runs and runs[-1][1] == sequence - 1:
+            runs[-1][1] = sequence
+        else:
+            runs.append([sequence, sequence])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _too_early(state: ClusterState, fact: lines.Fact, event: RangeFreed) -> tuple[int, str] | None:

@@ -34,7 +34,7 @@ INLINE_EVENTS = 60_000
 async def verify(history: History, wanted: Wanted, progress: Progress | None = None) -> Report:
     """Check the whole history. Raises Unavailable when a live log cannot be read to its end."""
     began, started = datetime.now(UTC), time.perf_counter()
-    findings = Findings()
+    findings = Findings(history.parked)
     archive = history.log if isinstance(history.log, ArchiveLog) else None
     if archive is not None:
         for file in archive.files:

@@ -14,7 +14,7 @@ from controlplane.decide import AdvanceDrains
 from controlplane.evolve import HANDLERS, evolve, fold
 from controlplane.invariants import CHECKS, check, violation
 from controlplane.state import ClusterState
-from events.codec import UnknownEvent
+from events.codec import SkippedEvent, UnknownEvent
 from events.commands import AppendCidr, ChangeUnderlay, FenceNode, RemoveNode, ReserveClb
 from events.errors import VerificationFailed
 from events.types import (
@@ -186,7 +186,7 @@ def test_a_damaged_state_is_found_as_a_whole(change: Callable[[ClusterState], ob
 
 
 def test_every_event_type_has_a_handler_and_every_check_a_type() -> None:
-    assert set(HANDLERS) == {*EVENT_TYPES, UnknownEvent}
+    assert set(HANDLERS) == {*EVENT_TYPES, SkippedEvent, UnknownEvent}
     assert set(CHECKS) <= set(EVENT_TYPES)
 
 

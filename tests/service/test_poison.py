@@ -60,14 +60,14 @@ def newer(head: object) -> list[OutgoingMessage]:
 
 
 async def write(bus: BusOptions, make: object, *, expected: int | None = None) -> OutgoingMessage:
-    """Write past the controllers, as somebody with their credentials can; the first message written."""
+    """Write past the controllers, as somebody with their credentials can; the last message written."""
     nats = await connect(bus, name="somebody")
     try:
         log = await JetStreamLog.open(nats, CLUSTER)
         head = await log.head()
         messages: Sequence[OutgoingMessage] = make(head)  # type: ignore[operator]
         await log.append(messages, expected=head.sequence)
-        return messages[0]
+        return messages[-1]
     finally:
         await nats.close()
 

@@ -7,7 +7,7 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.start import restore
 from controlplane.readmodel.store import Store, current_generation
 from controlplane.service.hooks import Changes, NullObserver
-from controlplane.service.remembered import Remembered
+from controlplane.service.remembered import Place, Remembered
 from controlplane.state import ClusterState
 from events.codec import Cause, Recorded, decode, seal
 from events.commands import (
@@ -45,7 +45,7 @@ from events.commands import (
 )
 from events.errors import IsthmusError, VerificationFailed
 from events.memory import MemoryLog
-from events.types import Network, RangeFreed
+from events.types import EventsParked, Network, RangeFreed
 from tests.service.onbus import until
 from tests.service.rig import CLUSTER, DEFINE, Rig, join, rig, running
 
@@ -234,21 +234,62 @@ async def test_a_poison_event_stops_the_projection_before_it_and_names_it(tmp_pa
             await projector.reached(4)
 
 
-async def test_a_poison_event_is_parked_by_policy_and_the_rows_then_refuse_to_be_the_state(
-    tmp_path: Path,
-) -> None:
+async def park(log: MemoryLog, first: int, last: int) -> None:
+    """What a controller with that policy writes; see tests/service/test_parking.py for the real one."""
+    head = await log.head()
+    cause = Cause(command_id="park", actor="controller/a", time=datetime(2026, 1, 2, tzinfo=UTC), source="test")
+    event = EventsParked(
+        first=first, last=last, poison=first, poison_id="x", poison_type="y", code="z", reason="no such range"
+    )
+    await log.append(seal(CLUSTER, head, [(cause, [event])])[0], expected=head.sequence)
+
+
+async def test_a_stopped_projection_goes_on_when_the_log_says_that_the_event_is_parked(tmp_path: Path) -> None:
     log = await poisoned()
-    it = Rig(log)
-    async with projecting(it, tmp_path, policy="park") as projector:
-        await projector.reached(5)
+    async with projecting(Rig(log), tmp_path) as projector:
+        await until(lambda: projector.stalled is not None)
+    await park(log, 4, 4)
+    async with projecting(Rig(log), tmp_path) as projector:
+        await projector.reached(6, timeout_s=30)
         store = await projector.open()
-        rows = await store.run(lambda c: c.execute("SELECT sequence, type, entity FROM parked").fetchall())
-        assert rows == [(4, "range.freed.v1", "172.16.40.0/26")]
-        names = await store.run(lambda c: c.execute("SELECT name FROM node ORDER BY name").fetchall())
-        assert names == [("n1",), ("n5",)]
-        with pytest.raises(VerificationFailed):
-            await store.run(load_state)
-        assert (await store.run(lambda c: load_state(c, 3))).sequence == 3
+        rows = await store.run(lambda c: c.execute("SELECT sequence, type, error FROM parked").fetchall())
+        assert rows == [(4, "range.freed.v1", "no such range")]
+        assert projector.stalled is None
+        assert await store.places(["poison"]) == {"poison": Place(5, 5)}
+        left_out = await fold_of(log, frozenset({4}))
+        assert state_digest(await store.run(load_state)) == state_digest(left_out)
+        assert (await store.run(load_state)).parked == {4}
+        assert (await store.run(lambda c: load_state(c, 3))).parked == frozenset()
+
+
+async def test_rows_that_were_written_of_events_parked_later_are_made_anew_without_them(tmp_path: Path) -> None:
+    """Whoever could follow the event finds out at its parking."""
+    log = MemoryLog(CLUSTER)
+    async with rig(log) as it, projecting(it, tmp_path) as projector:
+        await it.send(join(1))
+        last = (await it.send(join(2))).sequence
+        await projector.reached(last)
+        before = (await projector.open()).path
+        await park(log, last - 1, last)
+        await until(lambda: it.replica.head.sequence == last + 1, timeout_s=30)
+        assert set(it.replica.state.nodes) == {"n1"}
+        await projector.reached(last + 1, timeout_s=30)
+        store = await projector.open()
+        assert store.path != before
+        assert state_digest(await store.run(load_state)) == state_digest(it.replica.state)
+        again = await it.send(join(3))  # on a state that no longer knows of the parked join
+        assert again.result["index"] == 1
+        report = await rebuild(log, tmp_path)
+        await projector.reached(again.sequence)
+        assert report.digest == state_digest(it.replica.state)
+
+
+async def fold_of(log: MemoryLog, parked: frozenset[int]) -> ClusterState:
+    state = ClusterState(CLUSTER)
+    async for batch in log.read():
+        for message in batch.messages:
+            evolve(state, message.sequence, decode(message, parked).event)
+    return state
 
 
 async def test_a_rebuild_is_switched_in_under_a_running_projection(tmp_path: Path) -> None:
@@ -275,10 +316,9 @@ async def test_a_rebuild_that_differs_is_not_switched_in(
         live = current_generation(tmp_path)
 
         class Forgetful(Store):
-            async def apply(self, events: Any, *, park: bool = False) -> int:
-                done = await super().apply(events, park=park)
+            async def apply(self, events: Any) -> None:
+                await super().apply(events)
                 await self.run(lambda c: c.execute("UPDATE node SET site = 'elsewhere'"))
-                return done
 
         monkeypatch.setattr("controlplane.readmodel.rebuild.Store", Forgetful)
         with pytest.raises(VerificationFailed):
@@ -302,8 +342,8 @@ async def test_the_checkpoint_moves_with_the_rows_or_not_at_all(tmp_path: Path) 
         )
 
     await store.run(cut)
-    with pytest.raises(sqlite3.IntegrityError):
-        await store.apply(recorded[1:], park=True)
+    with pytest.raises(VerificationFailed, match="cut"):
+        await store.apply(recorded[1:])
     assert await store.run(lambda c: c.execute("SELECT count(*) FROM node").fetchone()) == (0,)
     await store.close()
     again = await Store.open(tmp_path, CLUSTER)
