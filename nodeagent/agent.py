@@ -37,6 +37,7 @@ from nodeagent.peers import Change
 from nodeagent.shield import Shield
 from nodeagent.underlay import Underlay
 from nodeagent.view import View
+from nodeagent.ways import Surveyor
 
 log = logging.getLogger("isthmus.agent")
 
@@ -68,6 +69,9 @@ class Agent:
         self.keeper = Keeper(config, self.conditions, on_applied=self._changed, telemetry=self._telemetry)
         self.shield = Shield(self.conditions, self._telemetry)
         self.gatekeeper = Gatekeeper(config, self.conditions, self)
+        self._surveyor = Surveyor(
+            self.conditions, scene=self._scene, known=lambda: self.keeper.mtus, apply=self.keeper.narrow
+        )
         self._report_due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -121,6 +125,7 @@ class Agent:
                 tasks.create_task(self.keeper.run(), name="keeper")
                 if config.firewall:
                     tasks.create_task(self.shield.run(), name="shield")
+                tasks.create_task(self._surveyor.run(), name="surveyor")
                 tasks.create_task(self.gatekeeper.run(), name="gateway")
                 tasks.create_task(self._report_for_ever(), name="report")
                 if self._outbox is not None:
@@ -155,6 +160,15 @@ class Agent:
             return  # the first comparison covers everything up to here
         await self.keeper.follow(view, changes)
         self._surroundings()
+
+    def _scene(self) -> tuple[View, str, int] | None:
+        """For the surveyor: where packets leave from; None while they cannot."""
+        ground = self.keeper.ground
+        underlay, spec = ground.underlay, ground.spec
+        ready = self.keeper.clean and self.view.own is not None
+        if not ready or underlay is None or spec is None or not underlay.present:
+            return None
+        return self.view, underlay.address, spec.mtu
 
     def _underlay_address(self) -> str:
         underlay = self.keeper.ground.underlay

@@ -11,7 +11,7 @@ from itertools import repeat
 
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.peers import Change, Peer
-from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key
+from nodeagent.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key, route_value
 
 _PUT = Action.PUT
 _NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly
@@ -25,6 +25,9 @@ class Desired:
     uid holds a new range while the removal of the old one is still under way); the FDB row then
     belongs to the newest epoch and outlives the older one. ``_shared`` holds, per such MAC, the
     destination of every claimant by its epoch.
+
+    What was measured on the way to a peer (:meth:`narrow`) is part of its route for as long as that
+    peer, at that address, has the range.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,15 @@ class Desired:
         """Swallow what is addressed to an unused pod address of the own range instead of sending it on."""
         network = IPv4Network(cidr)
         self.rows.routes[route_key(network.network_address.packed, network.prefixlen)] = BLACKHOLE
+
+    def narrow(self, peer: Peer, mtu: int) -> list[Operation]:
+        """The way to a peer passes inner packets of ``mtu`` bytes at most (0: what the device passes)."""
+        first, _, _, route = peer.packed()
+        value, there = route_value(first, mtu), self.rows.routes.get(route)
+        if there is None or there == value:
+            return []
+        self.rows.routes[route] = value
+        return [Operation(_PUT, _ROUTE, route, value)]
 
     def apply(self, change: Change) -> list[Operation]:
         """Follow one change of the peer table; return its writes, then its removals, in safe order."""

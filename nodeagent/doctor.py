@@ -338,12 +338,17 @@ async def _paths(patient: Patient, view: View | None) -> list[Finding]:
             if (way := probe.path_to(peer, view, underlay.address)) is not None
         ]
         passed = await asyncio.gather(*(probe.measure(way, wanted) for _, way in ways))
+        mtus = await asyncio.to_thread(lambda: [links.route_mtu(way.peer_vtep) for _, way in ways])
     except (IsthmusError, OSError) as error:
         return [Finding("path", "info", f"cannot be checked: {error}")]
-    return [_path(peer, wanted, size, way.port) for (peer, way), size in zip(ways, passed, strict=True)]
+    return [
+        _path(peer, wanted, size, mtu, way.port)
+        for (peer, way), size, mtu in zip(ways, passed, mtus, strict=True)
+    ]
 
 
-def _path(peer: Peer, wanted: int, passed: int, port: int) -> Finding:
+def _path(peer: Peer, wanted: int, passed: int, mtu: int, port: int) -> Finding:
+    """``mtu`` is the inner MTU that the peer's route has, 0 for the device's."""
     name, overhead = f"{peer.node} ({peer.underlay})", links.VXLAN_OVERHEAD_V4
     if passed == wanted:
         return Finding("path", "ok", f"{name}: {wanted} bytes pass in one piece, {wanted - overhead} inside")
@@ -354,10 +359,18 @@ def _path(peer: Peer, wanted: int, passed: int, port: int) -> Finding:
             f"{name}: no answer through the tunnel",
             f"is its agent up, and UDP port {port} open on the way?",
         )
+    if mtu and mtu + overhead <= passed:
+        return Finding(
+            "path",
+            "info",
+            f"{name}: at most {passed} bytes pass in one piece, and its route says so: {mtu} inside",
+            f"raise the MTU on the way, if {wanted} bytes should pass",
+        )
     return Finding(
         "path",
         "problem",
         f"{name}: at most {passed} bytes pass in one piece, the tunnel sends {wanted}: what is larger is cut "
         "into pieces on the way, or lost",
-        f"raise the MTU on the way, or start the agents of both ends with --mtu {passed - overhead}",
+        "a running agent gives the peer's route that MTU within minutes; else start it with "
+        f"--mtu {passed - overhead}, or raise the MTU on the way",
     )

@@ -104,6 +104,11 @@ class Ground:
             raise OSError(CLOSED)
         return apply_directly(self._engine, self.ifindex, operations)
 
+    def mtus(self) -> dict[bytes, int]:
+        """The MTU of our routes that have one of their own, by route key. Raises Lost, OSError."""
+        routes = self._engine.read(self.ifindex).routes if self._engine is not None else {}
+        return {key: int.from_bytes(value[4:], "big") for key, value in routes.items() if len(value) == 8}
+
     def close(self) -> None:
         """Close the socket; the next preparation opens another."""
         if self._engine is not None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from events.attestation import text
 from events.errors import IsthmusError
@@ -27,6 +26,7 @@ from nodeagent.guard import FightGuard
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import KernelRefusal, Lost
+from nodeagent.occasions import Occasions
 from nodeagent.peers import Change, Peer
 from nodeagent.reconcile import Outcome
 from nodeagent.rows import describe
@@ -43,7 +43,6 @@ QUIET = frozenset({"timer", "retry"})
 HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
 
 GAP_S = 0.02
-RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
 
 class Keeper:
@@ -66,12 +65,13 @@ class Keeper:
         self._conditions = conditions
         self._on_applied = on_applied
         self._lock = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._reasons: set[str] = set()
+        self._occasions = Occasions(config.resync_s)
         self._desired: Desired | None = None
         self._built_for: tuple[str, Plan] | None = None
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
         self._view: View | None = None
+        self.mtus: dict[Peer, int] = {}
+        """The inner MTU of each peer whose way is narrower than the device, in bytes."""
         self.guard = FightGuard()
         self.ground = Ground(config, conditions)
         self.applied = 0
@@ -101,7 +101,10 @@ class Keeper:
         return self.ground.ifindex
 
     def digest(self) -> str:
-        """The kernel's digest at ``applied``; empty when it is not known."""
+        """The kernel's digest at ``applied``; empty when it is not known.
+
+        The MTU of a route is this node's own finding: a route that has it right counts as the log's.
+        """
         view = self._view
         if view is None or self._digest_shift is None or not self.clean or self.applied != view.sequence:
             return ""
@@ -114,9 +117,8 @@ class Keeper:
 
     def request(self, reason: str) -> None:
         """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
-        self._reasons.add(reason)
         self._causes.note()
-        self._wake.set()
+        self._occasions.add(reason)
 
     async def follow(self, view: View, changes: Sequence[Change]) -> None:
         """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
@@ -125,6 +127,36 @@ class Keeper:
                 self._follow(view, changes)
         else:
             self._follow(view, changes)  # nothing in it waits, so nobody can come between
+
+    async def narrow(self, mtus: Mapping[Peer, int]) -> None:
+        """The whole of what is known of ways narrower than the device: the inner MTU by peer, in bytes.
+
+        It is written at once; peers that are not in it any more get the device's MTU back.
+        """
+        async with self._lock:
+            before, self.mtus = self.mtus, dict(mtus)
+            view, desired = self._view, self._desired
+            if view is None or desired is None:
+                return
+            operations = [
+                operation
+                for peer in {**before, **mtus}
+                if view.peers.get(peer.cidr) == peer
+                for operation in desired.narrow(peer, mtus.get(peer, 0))
+            ]
+            if operations:
+                self._write(view, operations)
+
+    def _narrow(self, view: View, desired: Desired) -> None:
+        for peer, mtu in self.mtus.items():
+            if view.peers.get(peer.cidr) == peer:
+                desired.narrow(peer, mtu)
+
+    def _adopt(self, view: View, desired: Desired) -> None:
+        """In a worker thread, at the start: what an earlier life found of narrow ways stands in the routes."""
+        found = self.ground.mtus()
+        self.mtus = {peer: mtu for peer in view.peers if (mtu := found.get(peer.packed()[3]))} if found else {}
+        self._narrow(view, desired)
 
     def _follow(self, view: View, changes: Sequence[Change]) -> None:
         self._view = view
@@ -140,7 +172,15 @@ class Keeper:
         if not operations:
             self._note_applied(view)
             return
-        if not self.clean or len(changes) > DIRECT_LIMIT:
+        if len(changes) > DIRECT_LIMIT:
+            self._fresh = True
+            self.request("changes")
+            return
+        self._write(view, operations)
+
+    def _write(self, view: View, operations: list[Operation]) -> None:
+        """The direct way, if the rows were right before; else by the next comparison."""
+        if not self.clean:
             self._fresh = True
             self.request("changes")
             return
@@ -193,6 +233,7 @@ class Keeper:
         self._desired = None
         if view.own is not None:
             self._desired = desired_of(view.own, view)
+            self._narrow(view, self._desired)
         self.clean, self._fresh = False, True
         return True
 
@@ -205,8 +246,7 @@ class Keeper:
         failures = 0
         try:
             while True:
-                await self._wait(failures)
-                reasons, self._reasons = self._reasons, set()
+                reasons = await self._occasions.next(failures, self.guard.next_release(time.monotonic()))
                 if self._view is None or (self._desired is None and self._built_for is None):
                     continue
                 failures = 0 if await self.resync(reasons) else failures + 1
@@ -214,20 +254,6 @@ class Keeper:
         finally:
             self.watcher.stop()
             self._close()
-
-    async def _wait(self, failures: int) -> None:
-        pause = self._config.resync_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
-        if failures:
-            pause = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2**failures) * random.uniform(0.7, 1.3)  # noqa: S311
-        release = self.guard.next_release(time.monotonic())
-        if release is not None:
-            pause = min(pause, max(0.0, release - time.monotonic()) + 0.01)
-        try:
-            async with asyncio.timeout(pause):
-                await self._wake.wait()
-        except TimeoutError:
-            self._reasons.add("retry" if failures else "timer")
-        self._wake.clear()
 
     async def resync(self, reasons: set[str]) -> bool:
         """Device, rows, read-back; True when the kernel is as it should be (but for contested rows)."""
@@ -253,6 +279,8 @@ class Keeper:
             started = time.perf_counter()
             try:
                 device = await asyncio.to_thread(self._prepare, view.own, view.plan, FOREIGN_ROUTE in reasons)
+                if not self.figures.resyncs and self.ground.existed:
+                    await asyncio.to_thread(self._adopt, view, self._desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
                 outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
             except IsthmusError as error:

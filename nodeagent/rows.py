@@ -8,7 +8,8 @@ table           key                                         value
 ==============  ==========================================  =============================
 ``neighbours``  address (4)                                 MAC (6)
 ``fdb``         MAC (6)                                     underlay address (4 or 16)
-``routes``      network (4), prefix length (1), metric (4)  next hop (4); empty: blackhole
+``routes``      network (4), prefix length (1), metric (4)  next hop (4), and the MTU (4) where the way is
+                                                            narrower than the device; empty: blackhole
 ==============  ==========================================  =============================
 
 A row that the kernel holds in another form than we write it (not permanent, other device, other
@@ -27,7 +28,7 @@ from typing import NamedTuple
 Table = dict[bytes, bytes]
 
 ODD = b"!"
-"""First byte of a value that is no plain row of ours. Its length is not 0, 4, 6 or 16."""
+"""First byte of a value that is no plain row of ours. Its length is not 0, 4, 6, 8 or 16."""
 
 STRAY = b"!stray-entry"
 """An entry on our device that is not permanent: the kernel's own business unless we want its key."""
@@ -78,6 +79,11 @@ def route_key(network: bytes, prefix_length: int, priority: int | None = None) -
     return _ROUTE_KEY.pack(network, prefix_length, priority)
 
 
+def route_value(next_hop: bytes, mtu: int = 0) -> bytes:
+    """The value of a route; ``mtu`` in bytes is the largest inner packet, 0 the device's own."""
+    return next_hop + mtu.to_bytes(4, "big") if mtu else next_hop
+
+
 def split_route_key(key: bytes) -> tuple[bytes, int, int]:
     """Network, prefix length and metric of a route's key."""
     network, length, priority = _ROUTE_KEY.unpack(key)
@@ -122,6 +128,8 @@ def describe(kind: Kind, key: bytes, value: bytes) -> str:
 def _value(value: bytes, *, mac: bool = False) -> str:
     if not value:
         return "nothing"
+    if len(value) == 8:
+        return f"{ip_address(value[:4])} mtu {int.from_bytes(value[4:], 'big')}"
     if value.startswith(ODD) and len(value) not in (4, 6, 16):
         return f"(foreign form: {value[1:].decode('ascii', 'replace')})"
     return mac_text(value) if mac else str(ip_address(value))

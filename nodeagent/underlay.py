@@ -12,6 +12,8 @@ from nodeagent.netlink import links
 from nodeagent.netlink.links import MTU_MINIMUM, VXLAN_OVERHEAD_V4
 
 ETHERNET_MTU = 1500
+IPV4_LARGEST = 65535
+"""Bytes of an IP packet, of which the loopback device would take one more."""
 
 
 class Underlay(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ def resolve(wish: str, last: Underlay | None = None) -> Underlay:
     if link is not None:
         address = next((text for index, text, _ in links.addresses() if index == link.index), "")
         if address:
-            return Underlay(address, link.name, link.index, link.mtu, link.up)
+            return Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
     if last is not None:
         return msgspec.structs.replace(last, ifindex=0, up=False)
     raise Usage("usage", _why_not(wish, found=link is not None))
@@ -74,7 +76,7 @@ def _by_address(address: str, last: Underlay | None) -> Underlay:
     if link is None:
         mtu = last.mtu if last is not None else ETHERNET_MTU
         return Underlay(address, last.device if last is not None else "", 0, mtu, up=False)
-    return Underlay(address, link.name, link.index, min(link.mtu, 65535), link.up)
+    return Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
 
 
 def _is_address(text: str) -> bool:

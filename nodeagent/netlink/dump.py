@@ -38,13 +38,14 @@ from nodeagent.netlink.constants import (
     RTA_OIF,
     RTA_PRIORITY,
     RTA_TABLE,
+    RTAX_MTU,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
     RTN_BLACKHOLE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
-from nodeagent.rows import BLACKHOLE, ODD, STRAY, Table, route_key
+from nodeagent.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
 
 
 class MalformedMessage(ValueError):
@@ -222,8 +223,13 @@ def route_row(data: bytes, offset: int, header: Header, ifindex: int) -> Row | N
         return key, BLACKHOLE
     gateway = found.get(RTA_GATEWAY, b"")
     plain = kind == RTN_UNICAST and tos == 0 and len(gateway) == 4 and flags == RTNH_F_ONLINK
-    if plain and found.get(RTA_OIF) == _U32.pack(ifindex) and RTA_METRICS not in found:
-        return key, gateway
+    if plain and found.get(RTA_OIF) == _U32.pack(ifindex):
+        metrics = attributes(found.get(RTA_METRICS, b""), 0, len(found.get(RTA_METRICS, b"")))
+        if not metrics:
+            return key, gateway
+        mtu = metrics.pop(RTAX_MTU, b"")
+        if len(mtu) == _U32.size and any(mtu) and not metrics:
+            return key, route_value(gateway, _U32.unpack(mtu)[0])
     return key, _odd("via", gateway, "flags", flags)
 
 

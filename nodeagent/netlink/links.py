@@ -136,6 +136,14 @@ def default_device() -> str:
         return str(found[0].get_attr("IFLA_IFNAME"))
 
 
+def route_mtu(address: str) -> int:
+    """The MTU of the route to an address, if it has one of its own; else 0. Raises OSError (NetlinkError)."""
+    with _route_socket() as socket:
+        (found,) = socket.route("get", dst=address)
+        metrics = found.get_attr("RTA_METRICS")
+        return int((metrics.get_attr("RTAX_MTU") if metrics else 0) or 0)
+
+
 def ensure_device(spec: DeviceSpec) -> DeviceOutcome:
     """Make our device be as specified, changing as little as possible.
 

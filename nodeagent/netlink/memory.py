@@ -20,6 +20,7 @@ from typing import Any
 
 from nodeagent.netlink import constants as c
 from nodeagent.netlink.dump import Header, attributes, messages
+from nodeagent.rows import route_value
 
 _NDMSG = struct.Struct("=BxxxiHBB")
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -183,7 +184,9 @@ class MemoryKernel:
             return errno.ENETDOWN
         if not flags & c.RTNH_F_ONLINK:
             return errno.ENETUNREACH
-        self.routes[key] = (ifindex, protocol, found[c.RTA_GATEWAY], kind, flags)
+        metrics = found.get(c.RTA_METRICS, b"")
+        (mtu,) = struct.unpack("=I", attributes(metrics, 0, len(metrics)).get(c.RTAX_MTU, bytes(4)))
+        self.routes[key] = (ifindex, protocol, route_value(found[c.RTA_GATEWAY], mtu), kind, flags)
         return 0
 
     # ------------------------------------------------------------------ dumps
@@ -236,7 +239,11 @@ class MemoryKernel:
             body += _attribute(c.RTA_TABLE, struct.pack("=I", c.RT_TABLE_MAIN)) + _attribute(c.RTA_DST, network)
             body += _attribute(c.RTA_PRIORITY, struct.pack("=I", metric))
             if kind != c.RTN_BLACKHOLE:
-                body += _attribute(c.RTA_GATEWAY, gateway) + _attribute(c.RTA_OIF, struct.pack("=I", ifindex))
+                if len(gateway) == 8:
+                    mtu = struct.pack("=I", int.from_bytes(gateway[4:], "big"))
+                    body += _attribute(c.RTA_METRICS, _attribute(c.RTAX_MTU, mtu))
+                body += _attribute(c.RTA_GATEWAY, gateway[:4])
+                body += _attribute(c.RTA_OIF, struct.pack("=I", ifindex))
             rows.append(_HEADER.pack(16 + len(body), c.RTM_NEWROUTE, 0, 0, 1) + body)
         return rows
 

@@ -34,8 +34,10 @@ from nodeagent.netlink.constants import (
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_GATEWAY,
+    RTA_METRICS,
     RTA_OIF,
     RTA_PRIORITY,
+    RTAX_MTU,
     RTM_DELNEIGH,
     RTM_DELROUTE,
     RTM_GETNEIGH,
@@ -84,6 +86,9 @@ _ROUTE_START = _START.pack(_ROUTE_PUT.size, RTM_NEWROUTE, _PUT)
 _ROUTE_FIXED = struct.pack(
     "=BBBBBBI", 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK
 ) + _ATTRIBUTE.pack(8, RTA_DST)
+_ROUTE_PUT_MTU = struct.Struct(_ROUTE_PUT.format + "8sI")
+_ROUTE_START_MTU = _START.pack(_ROUTE_PUT_MTU.size, RTM_NEWROUTE, _PUT)
+_MTU = _ATTRIBUTE.pack(12, RTA_METRICS) + _ATTRIBUTE.pack(8, RTAX_MTU)
 _GATEWAY, _OIF, _PRIORITY = (_ATTRIBUTE.pack(8, kind) for kind in (RTA_GATEWAY, RTA_OIF, RTA_PRIORITY))
 
 
@@ -173,7 +178,10 @@ def get_fdb(ifindex: int, sequence: int, mac: bytes) -> bytes:
 
 
 def put_route(ifindex: int, sequence: int, key: bytes, gateway: bytes) -> bytes:
-    """``ip route replace RANGE via GATEWAY dev … onlink proto 84 metric M``; without gateway a blackhole."""
+    """``ip route replace RANGE via GATEWAY dev … onlink proto 84 metric M [mtu N]``.
+
+    ``gateway`` is a route's value as :mod:`nodeagent.rows` defines it: without one it is a blackhole.
+    """
     network, length, priority = split_route_key(key)
     if gateway == BLACKHOLE:
         return _ROUTE_PLAIN.pack(
@@ -181,9 +189,14 @@ def put_route(ifindex: int, sequence: int, key: bytes, gateway: bytes) -> bytes:
             AF_INET, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_BLACKHOLE, 0,
             8, RTA_DST, network, 8, RTA_PRIORITY, priority,
         )  # fmt: skip
-    return _ROUTE_PUT.pack(
-        _ROUTE_START, sequence, AF_INET, length, _ROUTE_FIXED, network, _GATEWAY, gateway, _OIF, ifindex,
-        _PRIORITY, priority,
+    if len(gateway) == 4:
+        return _ROUTE_PUT.pack(
+            _ROUTE_START, sequence, AF_INET, length, _ROUTE_FIXED, network, _GATEWAY, gateway, _OIF, ifindex,
+            _PRIORITY, priority,
+        )  # fmt: skip
+    return _ROUTE_PUT_MTU.pack(
+        _ROUTE_START_MTU, sequence, AF_INET, length, _ROUTE_FIXED, network, _GATEWAY, gateway[:4],
+        _OIF, ifindex, _PRIORITY, priority, _MTU, int.from_bytes(gateway[4:], "big"),
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ async def _agent(directory: Path) -> float:
     from nodeagent.follower import Follower
     from nodeagent.keeper import Keeper
     from nodeagent.view import View
+    from nodeagent.ways import Ways
 
     config = AgentConfig(
         cluster="bench", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450
@@ -106,6 +107,8 @@ async def _agent(directory: Path) -> float:
         await follower.take(batch(events))
     for _ in range(2):
         assert await keeper.resync({"bench"})
+    ways = Ways()
+    ways.follow(view.peers, 1500, {}, 0.0)
     assert len(view.peers) == PEERS
     assert keeper.digest() == view.expected_digest()
     gc.collect()

@@ -12,7 +12,7 @@ from typing import Protocol
 from nodeagent.desired import difference
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, drop, put
-from nodeagent.rows import BLACKHOLE, Kind, Rows, Table, route_key
+from nodeagent.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 
 
 class Place(Protocol):
@@ -76,6 +76,17 @@ def a_put_replaces(place: Place) -> None:
     changed.fdb[mac(1)] = underlay(99)
     write(place, changed)
     assert place.engine.read(place.ifindex) == changed
+
+
+def a_route_carries_the_mtu_of_a_narrower_way_and_loses_it_again(place: Place) -> None:
+    write(place, rows_of(3))
+    narrow = rows_of(3)
+    narrow.routes[route_key(address(1), 26)] = route_value(address(1), 1350)
+    for wanted in (narrow, rows_of(3), narrow):
+        write(place, wanted)
+        assert place.engine.read(place.ifindex) == wanted
+    gone = [drop(Kind.ROUTE, route_key(address(1), 26), route_value(address(1), 1350))]
+    assert place.engine.execute(gone, place.ifindex) == []
 
 
 def removals_of_absent_rows_are_refused_one_by_one(place: Place) -> None:
@@ -164,6 +175,7 @@ SUITE = (
     what_is_written_is_read_back,
     writing_twice_changes_nothing,
     a_put_replaces,
+    a_route_carries_the_mtu_of_a_narrower_way_and_loses_it_again,
     removals_of_absent_rows_are_refused_one_by_one,
     an_fdb_removal_with_a_wrong_destination_succeeds_and_deletes_nothing,
     an_fdb_removal_without_destination_removes_the_row,

@@ -85,6 +85,10 @@ class Pod:
             result = json.loads(done.stdout) if command == "ADD" else result
         return result or {}
 
+    def run(self, command: str) -> str:
+        """A command in the pod; raises with its words when it fails."""
+        return sh(f"ip netns exec {self.name} {command}")
+
     def delete(self) -> None:
         """As a container runtime would."""
         for server in self.servers:

@@ -13,7 +13,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from nodeagent.netlink import constants as c
 from nodeagent.netlink import messages
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.rows import Kind, mac_text, route_key
+from nodeagent.rows import Kind, mac_text, route_key, route_value
 
 ifindexes = st.integers(1, 2**31 - 1)
 sequences = st.integers(0, 2**32 - 1)
@@ -104,6 +104,25 @@ def test_put_route(
         family=2, dst_len=length, table=254, proto=84, scope=0, type=1, flags=4,
     )  # fmt: skip
     assert messages.put_route(ifindex, sequence, route_key(network, length, metric), gateway) == expected
+
+
+@given(ifindexes, sequences, addresses, lengths, metrics, addresses, st.integers(1, 65535))
+def test_put_route_of_a_narrower_way(
+    ifindex: int, sequence: int, network: bytes, length: int, metric: int, gateway: bytes, mtu: int
+) -> None:
+    attrs = [
+        ("RTA_DST", v4(network)),
+        ("RTA_GATEWAY", v4(gateway)),
+        ("RTA_OIF", ifindex),
+        ("RTA_PRIORITY", metric),
+        ("RTA_METRICS", {"attrs": [("RTAX_MTU", mtu)]}),
+    ]
+    expected = reference(
+        rtmsg, c.RTM_NEWROUTE, PUT, sequence, attrs,
+        family=2, dst_len=length, table=254, proto=84, scope=0, type=1, flags=4,
+    )  # fmt: skip
+    value = route_value(gateway, mtu)
+    assert messages.put_route(ifindex, sequence, route_key(network, length, metric), value) == expected
 
 
 @given(ifindexes, sequences, addresses, lengths, metrics)

@@ -1,0 +1,43 @@
+"""When the kernel is compared with the log, and why: reasons collect until somebody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
+
+
+class Occasions:
+    """Reasons for a comparison; without any there is one every ``period_s`` (jittered)."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._reasons: set[str] = set()
+        self._wake = asyncio.Event()
+
+    def add(self, reason: str) -> None:
+        """A reason; those of one turn are handled together."""
+        self._reasons.add(reason)
+        self._wake.set()
+
+    async def next(self, failures: int, release: float | None) -> set[str]:
+        """Wait for a reason, or until it is time; take all there are.
+
+        After ``failures`` in a row the time is short and grows; ``release`` is another moment (of the
+        monotonic clock) at which to look.
+        """
+        pause = self._period_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
+        if failures:
+            pause = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2**failures) * random.uniform(0.7, 1.3)  # noqa: S311
+        if release is not None:
+            pause = min(pause, max(0.0, release - time.monotonic()) + 0.01)
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            self._reasons.add("retry" if failures else "timer")
+        self._wake.clear()
+        reasons, self._reasons = self._reasons, set()
+        return reasons
