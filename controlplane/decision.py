@@ -82,14 +82,14 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     """Give every CLB address that gateways serve a holder that is heard.
 
     ``last_seen`` and ``watching_since`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
-    say that they can hold addresses, ``unable`` those that say that they cannot.
+    say that they can hold addresses, ``unable`` those that say that they cannot, with why.
     """
 
     name: ClassVar[str] = "assign-holders"
     last_seen: Mapping[str, datetime]
     watching_since: datetime
     able: frozenset[str]
-    unable: frozenset[str] = frozenset()
+    unable: Mapping[str, str] = {}
 
 
 def definition_of(state: ClusterState) -> ClusterDefined:

@@ -4,7 +4,7 @@ Decoding has two steps: the ``ce-type`` header names the type, then that type's 
 body. A type that this program does not know (a newer release wrote it) comes back as
 :class:`UnknownEvent`, and what to do about it is the reader's explicit decision.
 
-Old versions are lifted to the newest by :data:`UPCASTERS` at decoding; stored bytes never change.
+Old versions are lifted to the newest by :mod:`events.upcasters` at decoding; stored bytes never change.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from events.envelope import Envelope, from_headers, to_headers
 from events.errors import VerificationFailed
 from events.ids import event_id
 from events.types import EVENT_TYPES, Event
+from events.upcasters import UPCASTERS
 
 
 class StoredMessage(NamedTuple):
@@ -84,9 +85,6 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
     tracestate: str = ""
 
-
-UPCASTERS: dict[str, Callable[[bytes], Event]] = {}
-"""Old type name → a function that reads its body into today's struct. Golden files prove each."""
 
 _DECODERS: dict[str, Callable[[bytes], Event]] = {
     **{cls.type_name(): msgspec.json.Decoder(cls).decode for cls in EVENT_TYPES},

@@ -37,3 +37,5 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The agent's own heartbeat interval; silence is judged against it."""
     gateway: bool = False
     """Whether this agent is able to hold CLB addresses (it was started with ``--gateway``)."""
+    gateway_hindrance: str = ""
+    """Why it is not, in words."""

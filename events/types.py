@@ -4,8 +4,10 @@ The body of a message is one of these as JSON; which one is said by the ``ce-typ
 (``<aggregate>.<verb>.v<version>``), so that a reader can decide about a type that it does not know
 before it decodes anything.
 
-Rules for change: a new field gets a default; a field never changes its type or meaning; anything
-else is a new version of the type and an upcaster in :mod:`events.codec`. Nothing is ever removed.
+Rules for change: a new field gets a default; a field never changes its type or meaning, and a ``Literal``
+takes no further value, since an earlier release refuses the whole event for it; anything else is a new
+version of the type and an upcaster in :mod:`events.upcasters`. Nothing is ever removed. The tests hold the
+types against the schemas of earlier releases (``tests/replay/released``).
 
 Addresses and networks are text (``10.3.7.0/26``), so that a person can read the log; ``index`` is
 the position of a range in the pool, counted over all container CIDRs in the order of their
@@ -427,12 +429,14 @@ class ClbHolderAssigned(_HolderEvent, frozen=True, kw_only=True, gc=False):
 class ClbHolderWithdrawn(_HolderEvent, frozen=True, kw_only=True, gc=False):
     """This gateway, since ``epoch`` the holder, holds the address no longer.
 
-    ``unable``: its agent is heard and says that it cannot hold addresses.
+    ``silent``: nothing was heard of it as a holder. With a ``reason`` its agent is heard, but says that it
+    cannot hold addresses, and why.
     """
 
     verb: ClassVar[str] = "holder-withdrawn"
     epoch: int
-    cause: Literal["left", "unmarked", "silent", "unable", "fenced", "released"]
+    cause: Literal["left", "unmarked", "silent", "fenced", "released"]
+    reason: str = ""
 
 
 # --- credentials ---------------------------------------------------------------------------------

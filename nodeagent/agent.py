@@ -292,6 +292,7 @@ class Agent:
             agent_version=our_version(),
             interval_s=self._interval_s(),
             gateway=self.gatekeeper.able,
+            gateway_hindrance=self.gatekeeper.hindrance(),
         )
         try:
             await client.publish(

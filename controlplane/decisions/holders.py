@@ -18,13 +18,17 @@ from controlplane.state import ClusterState
 from events.clb import Holder
 from events.types import ClbHolderAssigned, ClbHolderWithdrawn, Event
 
-Cause = Literal["left", "unmarked", "silent", "unable", "fenced", "released"]
+Cause = Literal["left", "unmarked", "silent", "fenced", "released"]
 
 PROVIDER = "gateway"
 """The provider of reservations whose addresses are held by our own gateways."""
 
 SILENCE_S = 3.0
 """A holder that was not heard for so long is replaced. Its agent beats every second."""
+
+REASON_CHARACTERS = 200
+UNEXPLAINED = "it said that it cannot hold addresses"
+"""The reason of an agent that gives none: one of an earlier release."""
 
 FRESH_S = 2.0
 """A replacement must have been heard within it: proof that it lives, and that this controller hears at all."""
@@ -39,7 +43,7 @@ def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundi
     fresh = now - timedelta(seconds=FRESH_S)
     heard: dict[str, datetime] = {}
     able: set[str] = set()
-    unable: set[str] = set()
+    unable: dict[str, str] = {}
     for name in state.gateways:
         uid = state.nodes[name].uid
         heard[name] = command.last_seen.get(uid, command.watching_since)
@@ -48,21 +52,21 @@ def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundi
         if uid in command.able:
             able.add(name)
         elif uid in command.unable:
-            unable.add(name)
+            unable[name] = (command.unable[uid] or UNEXPLAINED)[:REASON_CHARACTERS]
     load = _load(state)
     events: list[Event] = []
     for reservation, purpose, address in gateway_addresses(state):
         if len(events) + 2 > command.limit:
             break
         holder = state.holders.get(address)
-        cause: Cause = "unable" if holder is not None and holder.node in unable else "silent"
-        if holder is not None and cause == "silent" and heard.get(holder.node, silent) >= silent:
+        reason = unable.get(holder.node, "") if holder is not None else ""
+        if holder is not None and not reason and heard.get(holder.node, silent) >= silent:
             continue
         chosen = _choose(load, able - {holder.node} if holder else able)
         if chosen is None:
             continue
         if holder is not None:
-            events.append(withdrawn(holder, cause))
+            events.append(withdrawn(holder, "silent", reason))
             load[holder.node] -= 1
         events.append(_assigned(state, reservation, purpose, address, chosen, holder))
         load[chosen] += 1
@@ -99,7 +103,7 @@ def gateway_addresses(state: ClusterState) -> Iterator[tuple[str, str, str]]:
                 yield name, item.purpose, item.address
 
 
-def withdrawn(holder: Holder, cause: Cause) -> ClbHolderWithdrawn:
+def withdrawn(holder: Holder, cause: Cause, reason: str = "") -> ClbHolderWithdrawn:
     """The event by which a holder loses its address."""
     return ClbHolderWithdrawn(
         name=holder.name,
@@ -109,6 +113,7 @@ def withdrawn(holder: Holder, cause: Cause) -> ClbHolderWithdrawn:
         uid=holder.uid,
         epoch=holder.epoch,
         cause=cause,
+        reason=reason,
     )
 
 

@@ -181,6 +181,7 @@ def tenures_of(events: Sequence[Recorded]) -> list[ClbTenure]:
                     until=recorded.sequence,
                     until_at=at,
                     cause=event.cause,
+                    reason=event.reason,
                     gap_s=began[2] if began is not None else 0.0,
                 )
             )

@@ -76,7 +76,7 @@ def sentence(event: Event) -> str:
             before = f" after {event.previous}" if event.previous else ""
             return f"{event.node} holds {event.address} ({event.purpose} of {event.name}){before}"
         case ClbHolderWithdrawn():
-            return f"{event.address} taken from {event.node}: {event.cause}"
+            return f"{event.address} taken from {event.node}: {event.reason or event.cause}"
         case ClbBackendAdded():
             return f"{event.purpose} of {event.name}: {_backend(event)} added"
         case ClbBackendRemoved():

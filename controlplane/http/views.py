@@ -133,7 +133,8 @@ class ClbGatewayView(View, frozen=True, kw_only=True):
 class ClbTenure(View, frozen=True, kw_only=True):
     """One stretch of time in which a gateway held an address. ``until`` 0: it still did.
 
-    ``cause`` says why it ended; ``gap_s`` is how long nobody held the address before (0 for a handover).
+    ``cause`` says why it ended, with a ``reason`` if the holder itself gave one; ``gap_s`` is how long nobody
+    held the address before (0 for a handover).
     """
 
     purpose: str
@@ -144,6 +145,7 @@ class ClbTenure(View, frozen=True, kw_only=True):
     until: int = 0
     until_at: datetime | None = None
     cause: str = ""
+    reason: str = ""
     gap_s: float = 0.0
 
 

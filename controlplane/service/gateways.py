@@ -19,12 +19,12 @@ def look(state: ClusterState, liveness: Liveness) -> AssignHolders:
     """The gateways as they were last heard."""
     statuses, last_seen = liveness.statuses, liveness.last_seen
     uids = [state.nodes[name].uid for name in state.gateways if name in state.nodes]
-    said = {uid: statuses[uid].gateway for uid in uids if uid in statuses}
+    said = {uid: statuses[uid] for uid in uids if uid in statuses}
     return AssignHolders(
         last_seen={uid: last_seen[uid] for uid in uids if uid in last_seen},
         watching_since=liveness.watching_since,
-        able=frozenset(uid for uid, able in said.items() if able),
-        unable=frozenset(uid for uid, able in said.items() if not able),
+        able=frozenset(uid for uid, status in said.items() if status.gateway),
+        unable={uid: status.gateway_hindrance for uid, status in said.items() if not status.gateway},
     )
 
 

@@ -101,10 +101,12 @@ class Gatekeeper:
     @property
     def able(self) -> bool:
         """Whether addresses given to this node would be held: its agent says so to the controller."""
-        return self._config.gateway and not self._hindrance()
+        return not self.hindrance()
 
-    def _hindrance(self) -> str:
+    def hindrance(self) -> str:
         """Why addresses given to this node would not be held; empty when they would."""
+        if not self._config.gateway:
+            return "the agent runs without --gateway"
         underlay = self._around.link()
         if underlay is None or not underlay.present or not self._carrier:
             return "the underlay link is down"
@@ -119,7 +121,7 @@ class Gatekeeper:
         """This node's part in one line, for its status; empty where gateways do not matter."""
         if not self._config.gateway:
             return "marked, but the agent runs without --gateway" if self.marked else ""
-        hindrance = self._hindrance()
+        hindrance = self.hindrance()
         if hindrance:
             return f"UNABLE: {hindrance}"
         return "ready" if self.marked else f"not marked yet: isthmus clb gateway add {self._config.node}"

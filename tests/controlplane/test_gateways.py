@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from controlplane.decide import AssignHolders, MarkLiveness, Surroundings
+from controlplane.decisions.holders import REASON_CHARACTERS
 from controlplane.digest import canonical, state_digest
 from controlplane.evolve import evolve, fold
 from controlplane.invariants import check, violation
@@ -104,13 +105,16 @@ def test_a_holder_that_says_it_cannot_is_replaced_once_there_is_somebody_who_can
     seen = {"uid-1": world.now, "uid-2": world.now}
     look = {"last_seen": seen, "watching_since": world.now - timedelta(hours=1)}
     both = frozenset(seen)
-    world.ok(AssignHolders(**look, able=frozenset(), unable=both))
+    world.ok(AssignHolders(**look, able=frozenset(), unable=dict.fromkeys(seen, "")))
     assert holders(world) == ["n1", "n2"], "its kernel may well hold it still, and nobody does better"
     world.ok(AssignHolders(**look, able=frozenset({"uid-2"})))
     assert holders(world) == ["n1", "n2"], "nothing is known of n1's ability: it was only seen to join"
-    world.ok(AssignHolders(**look, able=frozenset({"uid-2"}), unable=frozenset({"uid-1"})))
+    world.ok(AssignHolders(**look, able=frozenset({"uid-2"}), unable={"uid-1": "the link is down" * 99}))
     assert holders(world) == ["n2", "n2"]
-    assert world.log[-2].cause == "unable"  # type: ignore[attr-defined]
+    withdrawn = world.log[-2]
+    assert isinstance(withdrawn, ClbHolderWithdrawn)
+    assert withdrawn.cause == "silent", "what every release knows"
+    assert withdrawn.reason == ("the link is down" * 99)[:REASON_CHARACTERS]
     world.ok(AssignHolders(**look, able=both))
     assert holders(world) == ["n2", "n2"], "sticky"
 
@@ -359,8 +363,8 @@ class Gateways(RuleBasedStateMachine):
     def tick(self) -> None:
         seen = {self.uid(name): moment for name, moment in self.beat.items()}
         start = self.world.now.replace(year=2020)
-        unable = frozenset(map(self.uid, self.unable))
-        able = frozenset(seen) - unable
+        unable = dict.fromkeys(map(self.uid, self.unable), "")
+        able = frozenset(seen) - unable.keys()
         self.world.ok(AssignHolders(last_seen=seen, watching_since=start, able=able, unable=unable))
         heard = self.heard()
         for address in ADDRESSES if self.reserved and self.marked else ():

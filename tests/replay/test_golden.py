@@ -1,22 +1,27 @@
 """Every version of every event type that was ever released can still be read, from bytes written then.
 
 The files under ``golden/`` are bodies as they were stored. They are never edited: a new version of a type
-gets a new file and an upcaster for the old one, and the old file stays.
+gets a new file and an upcaster for the old one, a new field a further file, and the old file stays. Those
+under ``released/`` are the schemas of a release: what it can read of what is written today.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from events import codec
 from events.chain import genesis
-from events.codec import UPCASTERS, Cause, StoredMessage, decode_event, seal
+from events.codec import Cause, StoredMessage, decode_event, seal
 from events.errors import VerificationFailed
-from events.types import EVENT_TYPES, Event, NodeJoined
+from events.types import EVENT_TYPES, ClbHolderWithdrawn, Event, NodeJoined
+from events.upcasters import UPCASTERS
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
@@ -25,38 +30,93 @@ from replay.queries.states import States
 from replay.verification.outcome import Wanted
 from replay.verification.verify import verify
 from tests.replay.histories import CLUSTER, history
+from tests.replay.make_golden import GOLDEN, RELEASED, fields_in, files, shapes
 
-GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.json"))
+HOW = "python -m tests.replay.make_golden"
+UNABLE = GOLDEN / "clb.holder-withdrawn.v1-unable.json"
+
+
+def type_of(file: Path) -> str:
+    """A file is named after its type, and what is particular about it."""
+    found = re.match(r"[a-z.-]+\.v\d+", file.stem)
+    assert found, file
+    return found[0]
 
 
 def test_every_version_that_can_be_read_has_a_file_and_the_other_way_round() -> None:
     readable = {cls.type_name() for cls in EVENT_TYPES} | set(UPCASTERS)
-    files = {file.stem for file in FILES}
-    assert files == readable, "a new type or version: python -m tests.replay.make_golden"
+    assert {type_of(file) for file in FILES} == readable, f"a new type or version: {HOW}"
+    for cls in EVENT_TYPES:
+        fields = {field.name for field in msgspec.structs.fields(cls)}
+        assert fields_in(files(cls.type_name())[-1]) == fields, f"a new field: {HOW}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_stored_body_still_says_what_it_said(file: Path) -> None:
     body = file.read_bytes().rstrip(b"\n")
-    event = decode_event(file.stem, body, 1)
+    event = decode_event(type_of(file), body, 1)
     stored = msgspec.json.decode(body)
     seen = msgspec.json.decode(msgspec.json.encode(event))
-    assert {name: seen.get(name) for name in stored} == stored
-    if event.type_name() == file.stem:
+    if file != UNABLE:
+        assert {name: seen.get(name) for name in stored} == stored
+    if file == files(event.type_name())[-1]:
         assert msgspec.json.encode(event) == body, "today's writer writes the same bytes"
+
+
+def test_a_withdrawal_written_before_0_2_is_read_as_what_a_release_knows() -> None:
+    event = decode_event(type_of(UNABLE), UNABLE.read_bytes(), 1)
+    assert isinstance(event, ClbHolderWithdrawn)
+    assert (event.cause, event.reason) == ("silent", "it said that it cannot hold addresses")
+    with pytest.raises(VerificationFailed, match="'bored'"):
+        decode_event(type_of(UNABLE), UNABLE.read_bytes().replace(b"unable", b"bored"), 1)
+
+
+def narrower(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Why a reader of a type as it was ``then`` might refuse or misread what is written ``now``."""
+    wrong = [f"{name} is gone" for name in then.keys() - now.keys()]
+    for name in then.keys() & now.keys():
+        old, new = then[name], now[name]
+        wrong += [
+            f"{name}.{field}: {was}, now {new['properties'].get(field, 'gone')}"
+            for field, was in old["properties"].items()
+            if new["properties"].get(field) != was
+        ]
+        needed = set(new.get("required", ())) ^ set(old.get("required", ()))
+        wrong += [f"{name}.{field} is needed" for field in needed]
+    return wrong
+
+
+@pytest.mark.parametrize("release", sorted(RELEASED.glob("*.json")), ids=lambda file: file.stem)
+def test_a_release_reads_what_is_written_today(release: Path) -> None:
+    """The rule of :mod:`events.types`, held against what was really released."""
+    now = json.loads(shapes())
+    for type_name, then in json.loads(release.read_bytes()).items():
+        if type_name in now:  # else a newer version took its place: nobody writes it any more
+            assert narrower(then, now[type_name]) == []
+
+
+def test_a_widened_literal_or_a_field_without_a_default_breaks_the_rule() -> None:
+    then = json.loads(shapes())["clb.holder-withdrawn.v1"]
+    widened = json.loads(json.dumps(then))
+    widened["ClbHolderWithdrawn"]["properties"]["cause"]["enum"].append("unable")
+    (why,) = narrower(then, widened)
+    assert "unable" in why
+    needed = json.loads(json.dumps(then))
+    needed["ClbHolderWithdrawn"]["required"].append("reason")
+    assert narrower(then, needed) == ["ClbHolderWithdrawn.reason is needed"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_body_with_a_field_of_the_future_or_without_a_needed_one_is_decided_not_guessed(file: Path) -> None:
     stored = msgspec.json.decode(file.read_bytes())
-    assert decode_event(file.stem, msgspec.json.encode({**stored, "later": 1}), 1) == decode_event(
-        file.stem, file.read_bytes(), 1
+    assert decode_event(type_of(file), msgspec.json.encode({**stored, "later": 1}), 1) == decode_event(
+        type_of(file), file.read_bytes(), 1
     )
-    needed = next(f.name for f in msgspec.structs.fields(_newest(file.stem)) if f.required)
+    needed = next(f.name for f in msgspec.structs.fields(_newest(type_of(file))) if f.required)
     del stored[needed]
     with pytest.raises(VerificationFailed) as refused:
-        decode_event(file.stem, msgspec.json.encode(stored), 7)
+        decode_event(type_of(file), msgspec.json.encode(stored), 7)
     assert (refused.value.code, refused.value.details["sequence"]) == ("event_malformed", 7)
 
 

@@ -7,7 +7,7 @@ import { store } from "./store.js";
 const page = (name) => `/clb/${encodeURIComponent(name)}`;
 const node = (name) => link(`/nodes/${encodeURIComponent(name)}`, name);
 const event = (sequence) => link(`/events/${sequence}`, `#${n(sequence)}`);
-const CAUSES = { left: "left, handed over", unmarked: "unmarked, handed over", silent: "fell silent", unable: "said that it cannot hold it", fenced: "was fenced", released: "reservation released" };
+const CAUSES = { left: "left, handed over", unmarked: "unmarked, handed over", silent: "fell silent", fenced: "was fenced", released: "reservation released" };
 const PROVIDERS = { gateway: "Isthmus gateways hold the addresses", "reserve-only": "The cloud's own load balancer takes the addresses" };
 
 // How an address is: held or not, and whether anything answers behind it.
@@ -105,7 +105,7 @@ export class ClbPage {
     const failovers = tenures.filter((one) => one.until && one.cause !== "released").length;
     return panel("Holders", h("span.muted", {}, failovers ? `${n(failovers)} handed over or failed over` : "no failover"), this.table("Holders", ["Address", "Held by", "From", "Until", "For", "Why it ended", "Without a holder before"], tenures.map((one) => h("tr", {},
       h("td", {}, mono(one.address), h("small.muted", {}, ` ${one.purpose}`)), h("td", {}, node(one.node)), h("td", {}, event(one.epoch), one.at ? ` ${moment(one.at)}` : ""), h("td", {}, one.until ? [event(one.until), ` ${moment(one.until_at)}`] : stateLabel("ready", "holds it")),
-      h("td.num", {}, one.at ? took((Date.parse(one.until_at ?? new Date()) - Date.parse(one.at)) / 1000) : "–"), h("td", {}, one.cause ? h("span", { class: one.cause === "silent" || one.cause === "fenced" ? "error-text" : "" }, CAUSES[one.cause] ?? one.cause) : "–"), h("td.num", {}, one.gap_s ? took(one.gap_s) : "–"))),
+      h("td.num", {}, one.at ? took((Date.parse(one.until_at ?? new Date()) - Date.parse(one.at)) / 1000) : "–"), h("td", {}, one.cause ? h("span", { class: one.cause === "silent" || one.cause === "fenced" ? "error-text" : "" }, one.reason || (CAUSES[one.cause] ?? one.cause)) : "–"), h("td.num", {}, one.gap_s ? took(one.gap_s) : "–"))),
     "No gateway has held an address yet"));
   }
 
