@@ -30,7 +30,8 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.firewall import Rules
 from nodeagent.follower import Follower
-from nodeagent.gateway.keeper import BEAT_S, Gatekeeper
+from nodeagent.gateway.keeper import Gatekeeper
+from nodeagent.gateway.voice import BEAT_S
 from nodeagent.keeper import Keeper
 from nodeagent.local import LocalStatus, node_uid, only_one, prepare_directory, write_status
 from nodeagent.peers import Change
@@ -291,8 +292,8 @@ class Agent:
             drift=self.keeper.drift,
             agent_version=our_version(),
             interval_s=self._interval_s(),
-            gateway=self.gatekeeper.able,
-            gateway_hindrance=self.gatekeeper.hindrance(),
+            gateway=not self.gatekeeper.fitness.hindrance(),
+            gateway_hindrance=self.gatekeeper.fitness.hindrance(),
         )
         try:
             await client.publish(

@@ -144,20 +144,6 @@ async def last_message(
     return await _message(client, prefix, stream, {"last_by_subj": subject}, timeout_s)
 
 
-async def last_sequence(client: Client, stream: str, subject: str, *, timeout_s: float) -> int:
-    """Sequence of the last message on ``subject``, asked of the stream's leader; 0 if there is none.
-
-    Raises Unavailable.
-    """
-    try:
-        found = await last_message(
-            client, prefix_of(client, DEFAULT_PREFIX), stream, subject, timeout_s=timeout_s
-        )
-    except ApiError as error:
-        raise Unavailable("log_unavailable", f"stream {stream} answers: {error}") from error
-    return found[0] if found else 0
-
-
 async def message_at(
     client: Client, prefix: str, stream: str, sequence: int, *, timeout_s: float
 ) -> tuple[int, dict[str, str]] | None:

@@ -13,9 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import nats
@@ -25,7 +26,7 @@ from events.commands import MarkGateway
 from events.queries import ClbView, ShowClb
 from tests.clb import question
 from tests.nodeagent.sandbox import sh
-from tests.nodeagent.site import BUS, Node, Site, site, until
+from tests.nodeagent.site import Node, Site, site, until
 
 A = TypeVar("A")
 
@@ -168,7 +169,7 @@ class Pair:
         """With the controller, by a connection of its own."""
 
         async def main() -> A:
-            connection = await nats.connect(BUS)
+            connection = await nats.connect(self.place.bus.split(","))
             try:
                 return await what(ControllerClient(connection, "default", actor="tester"))
             finally:
@@ -210,13 +211,18 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(*external: str) -> Iterator[Pair]:
-    """Two gateways ``g1`` and ``g2``, a pair that they hold, two backends behind both addresses."""
-    with site("g1", "g2", start=False) as place:
+def pair(
+    *external: str, kind: type[Site] = Site, options: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> Iterator[Pair]:
+    """Two gateways ``g1`` and ``g2``, a pair that they hold, two backends behind both addresses.
+
+    ``options`` are further ones of a gateway's agent.
+    """
+    with site("g1", "g2", start=False, kind=kind) as place:
         made = Pair(place)
         try:
             for node in place.nodes.values():
-                node.start("--gateway", "--heartbeat", "5")
+                node.start("--gateway", "--heartbeat", "5", *options.get(node.name, ()))
             for node in [*place.nodes.values()]:
                 node.ready(1)
             for node in place.add(*external):

@@ -112,7 +112,7 @@ class Node:
         """Start the agent (of the release ``program``), through the command line ``by`` if one is given."""
         with (self.directory / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", BUS,
+                ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", self.site.bus,
                  "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
                  "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5", *options],
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
@@ -180,6 +180,8 @@ def _family(pid: int) -> set[int]:
 class Site:
     """The bridge, bus and controller, and the nodes."""
 
+    bus = BUS
+
     def __init__(self, directory: Path, plan: tuple[str, int, int] = PLAN) -> None:
         self.directory = directory
         self.nodes: dict[str, Node] = {}
@@ -223,17 +225,21 @@ class Site:
     def isthmus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """An operator's command against this site's bus."""
         return subprocess.run(
-            [ISTHMUS, *arguments, "--bus", BUS], capture_output=True, text=True, timeout=60, check=False
+            [ISTHMUS, *arguments, "--bus", self.bus], capture_output=True, text=True, timeout=60, check=False
         )
 
 
 @contextlib.contextmanager
 def site(
-    *names: str, start: bool = True, program: str = ISTHMUS, plan: tuple[str, int, int] = PLAN
+    *names: str,
+    start: bool = True,
+    program: str = ISTHMUS,
+    plan: tuple[str, int, int] = PLAN,
+    kind: type[Site] = Site,
 ) -> Iterator[Site]:
     """A site with these nodes, their agents (of the release ``program``) ready and knowing each other."""
     with tempfile.TemporaryDirectory() as name:
-        place = Site(Path(name), plan)
+        place = kind(Path(name), plan)
         try:
             place.up(program)
             nodes = place.add(*names)

@@ -1,0 +1,74 @@
+"""Whether what is known is a stream's last word, and since when that is certain.
+
+A leader that was cut off from the other servers goes on answering for about ten seconds with what it
+knew, while the others elect a new one after four and take appends (measured with nats-server 2.15.1,
+three servers, the leader's links to the other two cut). It says, though, when it last heard each of them,
+and until then there was no other leader.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nats.aio.client import Client
+
+from events.errors import Unavailable
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, last_message, prefix_of
+
+CERTAIN_S = 3.0
+"""How long after the last answer of a majority nothing can have been appended elsewhere: a follower waits
+for at least 4 s before it stands for election (minElectionTimeout of the server's raft.go), less a second
+for clocks and pauses. A mirror's word is taken for as long after its last contact with its source."""
+
+
+class LastWord(NamedTuple):
+    """``sequence`` was the last one ``age_s`` seconds ago, at most; infinite when nobody can say so."""
+
+    sequence: int
+    age_s: float
+
+    @property
+    def certain_s(self) -> float:
+        """For how many seconds from now it may be relied on."""
+        return max(0.0, CERTAIN_S - self.age_s)
+
+
+async def last_word(client: Client, stream: str, subject: str, *, known: int, timeout_s: float) -> LastWord:
+    """The last message's sequence on ``subject``, or of the whole stream where that is not beyond ``known``.
+
+    Raises Unavailable.
+    """
+    prefix, started = prefix_of(client, DEFAULT_PREFIX), time.monotonic()
+    try:
+        info = await call(client, f"{prefix}.STREAM.INFO.{stream}", timeout_s=timeout_s)
+        sequence = int(info["state"]["last_seq"])
+        if sequence > known:
+            found = await last_message(client, prefix, stream, subject, timeout_s=timeout_s)
+            sequence = found[0] if found else 0
+    except ApiError as error:
+        raise Unavailable("log_unavailable", f"stream {stream} answers: {error}", stream=stream) from error
+    return LastWord(sequence, evidence_age_s(info) + time.monotonic() - started)
+
+
+def evidence_age_s(info: Mapping[str, Any]) -> float:
+    """How long before its answer (STREAM.INFO) a server certainly had the last word, seconds."""
+    mirror = info.get("mirror")
+    if mirror is not None:
+        return math.inf if mirror.get("error") or mirror.get("lag") else _ago_s(mirror)
+    cluster = info.get("cluster") or {}
+    replicas = cluster.get("replicas") or ()
+    if not replicas:
+        return 0.0  # one server, or one copy
+    if not cluster.get("leader"):
+        return math.inf
+    majority_without_the_leader = (len(replicas) + 1) // 2
+    return sorted(map(_ago_s, replicas))[majority_without_the_leader - 1]
+
+
+def _ago_s(peer: Mapping[str, Any]) -> float:
+    """``active`` is in nanoseconds; −1 or 0 where there was no contact yet."""
+    active_ns = int(peer.get("active", 0))
+    return active_ns / 1e9 if active_ns > 0 else math.inf

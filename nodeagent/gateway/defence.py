@@ -1,0 +1,89 @@
+"""Defends what this node holds, for as long as the log's last word certainly says that it does.
+
+A gateway that reaches only a server without a majority sees a bus that answers, and the address may have
+been given to another one behind its back. So each defence lasts no longer than the evidence
+(:mod:`events.jetstream.lastword`), and without any the kernel yields to whoever announces the address
+(:mod:`nodeagent.gateway.rules`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from nats.aio.client import Client
+
+from events import subjects
+from events.errors import IsthmusError, Unavailable
+from events.jetstream.lastword import last_word
+from nodeagent import firewall
+from nodeagent.gateway import rules
+from nodeagent.gateway.fitness import Fitness
+from nodeagent.gateway.voice import BEAT_S, Voice
+from nodeagent.view import View
+
+log = logging.getLogger("isthmus.agent.gateway")
+
+
+class Bus(Protocol):
+    """What this needs of the agent around it."""
+
+    @property
+    def view(self) -> View: ...
+    def bus(self) -> Client | None: ...
+    def caught_up(self) -> bool: ...
+
+
+class Defence:
+    """:meth:`run` repeats it once a second. ``standing`` says which held addresses are on the link now."""
+
+    def __init__(
+        self, cluster: str, around: Bus, voice: Voice, fitness: Fitness, standing: Callable[[], list[str]]
+    ) -> None:
+        self._cluster = cluster
+        self._around = around
+        self._voice = voice
+        self._fitness = fitness
+        self._standing = standing
+
+    async def run(self, wake: Callable[[], None]) -> None:
+        """Until cancelled: defend and announce while that is right. ``wake`` is called after each turn."""
+        while True:
+            await asyncio.sleep(self._voice.pause_s())
+            if self._standing():
+                try:
+                    await self._turn()
+                except (IsthmusError, OSError, TimeoutError) as error:
+                    self._voice.close()
+                    self._fitness.failed()
+                    log.warning("held addresses could not be defended: %s", error)
+            wake()  # look after addresses that somebody took away
+
+    async def _turn(self) -> None:
+        left_s = await self.certain_s()
+        held = self._standing()  # the log may have moved on meanwhile
+        if left_s > 0 and held:
+            await firewall.nft(rules.render_defence(held, left_s))
+            self._voice.announce(held)
+
+    async def certain_s(self) -> float:
+        """For how long the view certainly is the log's last word about CLB pairs; 0 when nobody says so.
+
+        Asked of the log itself: a connection that is just there again says nothing about what was missed.
+        """
+        client = self._around.bus()
+        if client is None or not client.is_connected or not self._around.caught_up():
+            return 0.0
+        known = self._around.view.sequence
+        wildcard = subjects.aggregate_wildcard(self._cluster, "clb")
+        try:
+            found = await last_word(
+                client, subjects.stream(self._cluster), wildcard, known=known, timeout_s=BEAT_S
+            )
+        except Unavailable:
+            return 0.0
+        if found.sequence > self._around.view.sequence:
+            return 0.0
+        return min(rules.DEFENCE_S, found.certain_s)
