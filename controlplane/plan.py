@@ -11,6 +11,8 @@ Nothing here looks at a cluster's state; proposals live in :mod:`controlplane.pr
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from controlplane.addresses import Net, address_text, network
@@ -62,6 +64,7 @@ def prefix_of(size: int) -> int:
     return 33 - size.bit_length()
 
 
+@lru_cache(maxsize=65_536)  # ranges go round: the same ones are named again and again
 def range_cidr(first: int, size: int, position: int) -> str:
     """The CIDR of the ``position``-th range of ``size`` addresses counted from address ``first``."""
     return f"{address_text(first + position * size)}/{prefix_of(size)}"

@@ -13,7 +13,7 @@ This module never judges content: a body that does not fit its type is reported 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, Union
 
@@ -58,7 +58,7 @@ class PlainFact(msgspec.Struct, frozen=True, gc=False):
     headers: OwnTime | None = None
 
 
-def own_time(fact: Fact) -> datetime | None:
+def own_time(fact: object) -> datetime | None:
     """The event's own time, where the fact carries it (a range's freeing)."""
     headers: OwnTime | None = getattr(fact, "headers", None)
     return headers.time if headers is not None else None
@@ -84,27 +84,55 @@ _FACT_TYPES = tuple(
 _decode_facts: Any = msgspec.json.Decoder(Union[_FACT_TYPES]).decode_lines  # noqa: UP007  built at run time
 
 _HEADER_NAMES = (*CHAINED_HEADERS, "ce-chain", "Nats-Msg-Id")
-ChainHeaders: Any = msgspec.defstruct(
-    "ChainHeaders",
-    [(f"h{i}", str, "") for i in range(len(_HEADER_NAMES))],
-    rename={f"h{i}": name for i, name in enumerate(_HEADER_NAMES)},
-    gc=False,
-)
 
 
-class ChainLine(msgspec.Struct, frozen=True, gc=False):
+class ChainLine(Protocol):
     """A line for verification: the chained headers in hashing order, the body's bytes untouched."""
 
     type: str
     seq: int
     recorded_ns: int
     subject: str
-    headers: ChainHeaders
-    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    body64: str = ""
+    headers: Any
+    body: msgspec.Raw | msgspec.UnsetType
+    body64: str
 
 
-decode_chain_lines = msgspec.json.Decoder(ChainLine).decode_lines
+def chain_line(known: Mapping[str, Any]) -> Any:
+    """The type of a :class:`ChainLine` whose headers of these names must be there and of these types."""
+    headers = msgspec.defstruct(
+        "ChainHeaders",
+        [
+            (f"h{i}", known[name]) if name in known else (f"h{i}", str, "")
+            for i, name in enumerate(_HEADER_NAMES)
+        ],
+        rename={f"h{i}": name for i, name in enumerate(_HEADER_NAMES)},
+        kw_only=True,
+        gc=False,
+    )
+    return msgspec.defstruct(
+        "ChainLine",
+        [
+            ("type", known.get("ce-type", str)),
+            ("seq", int),
+            ("recorded_ns", int),
+            ("subject", str),
+            ("headers", headers),
+            ("body", msgspec.Raw | msgspec.UnsetType, msgspec.UNSET),
+            ("body64", str, ""),
+        ],
+        frozen=True,
+        gc=False,
+    )
+
+
+_decode_chain_lines = msgspec.json.Decoder(chain_line({})).decode_lines
+
+
+def decode_chain_lines(data: bytes) -> Sequence[ChainLine]:
+    """All lines, whatever their headers say. Raises msgspec.MsgspecError for what is no line."""
+    found: Sequence[ChainLine] = _decode_chain_lines(data)
+    return found
 
 
 def is_plain_json(body: bytes) -> bool:

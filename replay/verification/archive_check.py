@@ -15,6 +15,7 @@ from events.errors import VerificationFailed
 from replay.archive.directory import ArchiveFile, decompress
 from replay.archive.format import Manifest, Segment, signed_text
 from replay.verification.findings import Finding
+from replay.verification.handover import Slot, leave
 from replay.verification.lines_check import LinesResult, check_lines
 from replay.verification.plain_lines import Transaction
 
@@ -104,8 +105,20 @@ def _check_signature(file: ArchiveFile, public_key: str, note: Note) -> None:
         note("its signature does not hold: it was altered after signing", code="checkpoint_mismatch")
 
 
-def check_segment(path: str, segment: Segment, cluster: str, before: bytes, after: int) -> LinesResult:
-    """Judge one event segment of a file, in any process. Damage comes back as findings."""
+def check_segment(  # noqa: PLR0917  what names a segment's content
+    path: str, segment: Segment, cluster: str, before: bytes, after: int, slot: Slot | None
+) -> tuple[LinesResult, int]:
+    """Judge one event segment of a file, in any process. Damage comes back as findings.
+
+    What the fold needs is left in ``slot``; the second result is how many bytes of it are used.
+    """
+    result = _judge(path, segment, cluster, before, after, strips=slot is not None)
+    return result._replace(bare=b""), leave(slot, result.bare) if slot is not None else 0
+
+
+def _judge(
+    path: str, segment: Segment, cluster: str, before: bytes, after: int, *, strips: bool
+) -> LinesResult:
     findings: list[Finding] = []
     try:
         with Path(path).open("rb") as file:
@@ -113,7 +126,7 @@ def check_segment(path: str, segment: Segment, cluster: str, before: bytes, afte
             raw = file.read(segment.length)
         if sha256(raw).hexdigest() != segment.sha256:
             findings.append(_damage(path, segment, "has another SHA-256 than it states"))
-        result = check_lines(decompress(path, segment, raw), cluster, before, after, tells=True)
+        result = check_lines(decompress(path, segment, raw), cluster, before, after, tells=True, strips=strips)
     except VerificationFailed as error:
         findings.append(_damage(path, segment, f"is unreadable ({error.message})"))
         return lost(segment, before, findings)

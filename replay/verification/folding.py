@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,14 +19,17 @@ from events.errors import VerificationFailed
 from events.types import Event, RangeFreed
 from replay.archive import lines
 from replay.thaw import thaw
+from replay.verification import bare
 from replay.verification.findings import Finding, Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from replay.history import History
     from replay.verification.outcome import Check, Wanted
 
+
+_seq: Any = attrgetter("seq")
 
 # Type → its check and its handler.
 _JUDGED = {cls: (CHECKS.get(cls), handler) for cls, handler in HANDLERS.items()}
@@ -96,7 +101,15 @@ class Folding:
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._carefully(data)
         else:
-            self._fold(facts)
+            self._fold(map(_seq, facts), facts)
+
+    def take_bare(self, first: int, text: bytes) -> None:
+        """Events that were judged (:mod:`replay.verification.bare`), in unbroken order from ``first`` on."""
+        self._fold(count(first), bare.decode(text))
+
+    def parks(self, first: int, last: int) -> bool:
+        """Whether an event in ``first`` … ``last`` is to be left out."""
+        return any(first <= sequence <= last for sequence in self._parked)
 
     def wants(self, last: int) -> bool:
         """Whether a digest of the chain is to be compared at or before ``last``."""
@@ -122,11 +135,11 @@ class Folding:
                     sequence,
                 )
 
-    def _fold(self, facts: Sequence[lines.Fact]) -> None:
+    def _fold(self, sequences: Iterable[int], facts: Sequence[lines.Fact] | Sequence[bare.Bare]) -> None:
         state, judged = self.state, _JUDGED
         stop = self._stops[-1] if self._stops else 0
-        for fact in facts:
-            sequence, event = fact.seq, fact.body
+        for sequence, fact in zip(sequences, facts, strict=False):
+            event = fact.body
             judge, handle = judged[type(event)]
             broken = None
             if judge is not None:
@@ -167,10 +180,10 @@ class Folding:
                 )
                 sound.append(lines.PlainFact(message.sequence, message.recorded_ns, body))
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
-            self._fold(sound)
+            self._fold(map(_seq, sound), sound)
             self.stop(sound[-1].seq + 1 if sound else self.state.sequence + 1, "it cannot be decoded")
             return
-        self._fold(sound)
+        self._fold(map(_seq, sound), sound)
 
     def _compare_states(self, sequence: int) -> None:
         digest = state_digest(self.state)
@@ -258,7 +271,7 @@ def _runs(sequences: frozenset[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _too_early(state: ClusterState, fact: lines.Fact, event: RangeFreed) -> tuple[int, str] | None:
+def _too_early(state: ClusterState, fact: lines.Fact | bare.Bare, event: RangeFreed) -> tuple[int, str] | None:
     """Whether a range came back before its quarantine was over, by the event's own time."""
     time = lines.own_time(fact)
     until = state.quarantined[event.index].until

@@ -12,7 +12,7 @@ indexed, looks only into blocks whose ``keys`` enclose the wanted one, and finds
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice, pairwise
+from itertools import accumulate, chain, groupby, islice, pairwise, repeat
 from operator import lt
 
 import msgspec
@@ -93,14 +93,18 @@ def stated_digests(path: str, blocks: Sequence[Segment], events: Sequence[Segmen
             ):
                 return []
             before = keys[-1]
-            for line in lines:
-                sequences, key = line.sequences, "\t" + line.key
-                if not sequences or sequences[0] < first or sequences[-1] > last:
-                    return []
-                if not all(map(lt, sequences, sequences[1:])):
-                    return []
-                for sequence in sequences:
-                    told[sequence - first] += key
+            counts = [len(line.sequences) for line in lines]
+            sequences = list(chain.from_iterable([line.sequences for line in lines]))
+            if not all(counts) or min(sequences) < first or max(sequences) > last:
+                return []
+            rising = bytearray(map(lt, sequences, sequences[1:]))
+            for end in accumulate(counts[:-1]):
+                rising[end - 1] = True  # another key begins here
+            if not all(rising):
+                return []
+            tabbed = map(repeat, ["\t" + key for key in keys], counts)
+            for sequence, key in zip(sequences, chain.from_iterable(tabbed), strict=True):
+                told[sequence - first] += key
     lines_of = ("\n".join([*told[s.first - first : s.last - first + 1], ""]) for s in events)
     return [digest_of([text]) for text in lines_of]
 

@@ -48,7 +48,8 @@ class LinesResult(NamedTuple):
 
     ``opening`` is the first line's place in its transaction, ``closing`` the last line's;
     ``commands`` has eight bytes for each transaction that begins here: a hash of its first event's id.
-    ``spoken`` is the digest of what the events speak of, where it was wanted.
+    ``spoken`` is the digest of what the events speak of, where it was wanted, and ``bare`` what the fold
+    needs of them (:mod:`replay.verification.bare`), where it was wanted and no line is unusual.
     """
 
     first: int
@@ -62,30 +63,35 @@ class LinesResult(NamedTuple):
     last_ns: int
     findings: list[Finding]
     spoken: bytes = b""
+    bare: bytes = b""
 
 
-def check_lines(data: bytes, cluster: str, before: bytes, after: int, *, tells: bool = False) -> LinesResult:
+def check_lines(
+    data: bytes, cluster: str, before: bytes, after: int, *, tells: bool = False, strips: bool = False
+) -> LinesResult:
     """Judge the event lines in ``data``, which follow sequence ``after`` with digest ``before``.
 
-    With ``tells`` the result says what the events speak of.
+    With ``tells`` the result says what the events speak of, with ``strips`` what the fold needs of them.
 
     Raises VerificationFailed(archive_damaged) when the text is no event lines at all.
     """
     findings: list[Finding] = []
-    position = Position(before, after, tells=tells)
+    position = Position(before, after, tells=tells, strips=strips)
     first = first_ns = count = 0
     for part in _stretches(data):
-        lines = _decoded(part, position.sequence)
-        if not lines:
+        behind = position.sequence
+        lines: Sequence[ChainLine] | None = plain(part, cluster, position)
+        if lines is not None:
+            findings.extend(_clocks(lines))
+            found = position.sequence - behind
+        elif lines := _decoded(part, behind):
+            judge_carefully(lines, cluster, position, findings)
+            found = len(lines)
+        else:
             continue
         if not count:
             first, first_ns = lines[0].seq, lines[0].recorded_ns
-        count += len(lines)
-        due = plain(part, lines, cluster, position)
-        if due is None:
-            judge_carefully(lines, cluster, position, findings)
-        else:
-            findings.extend(_clocks([lines[index] for index in due]))
+        count += found
         if len(findings) > FINDINGS_LIMIT:
             break
     return LinesResult(
@@ -100,6 +106,7 @@ def check_lines(data: bytes, cluster: str, before: bytes, after: int, *, tells: 
         position.last_ns,
         findings,
         digest_of(position.told) if position.told is not None else b"",
+        b"".join(position.bare or ()),
     )
 
 
@@ -125,6 +132,7 @@ def judge_carefully(
     lines: Sequence[ChainLine], cluster: str, position: Position, findings: list[Finding]
 ) -> None:
     """Judge each line for itself and move ``position`` behind them."""
+    position.bare = None
     for line in lines:
         headers: tuple[str, ...] = _astuple(line.headers)
         stated = headers[_COUNT]

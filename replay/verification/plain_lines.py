@@ -19,7 +19,7 @@ from functools import lru_cache
 from hashlib import sha1, sha256
 from itertools import compress, repeat
 from operator import itemgetter, le, ne
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,8 @@ from events.ids import EVENT_NAMESPACE
 from events.log import BATCH_LIMIT
 from events.subjects import token
 from events.types import EVENT_TYPES
-from replay.archive.lines import ChainLine
+from replay.archive.lines import ChainLine, chain_line
+from replay.verification import bare
 from replay.verification.spoken import SPEAKERS, Speaker, tell
 
 STRETCH = 128 * 1024
@@ -44,6 +45,17 @@ _VERSION_5 = bytes(value & 0x0F | 0x50 for value in range(256))
 _VARIANT = bytes(value & 0x3F | 0x80 for value in range(256))
 _NUMBERS = {str(number): number for number in range(BATCH_LIMIT + 1)}
 
+
+_KNOWN: dict[str, Any] = {
+    "ce-specversion": Literal["1.0"],
+    "ce-type": Literal[tuple(cls.type_name() for cls in EVENT_TYPES)],
+    "ce-datacontenttype": Literal["application/json"],
+    "ce-txindex": Literal[tuple(_NUMBERS)],
+    "ce-txcount": Literal[tuple(_NUMBERS)],
+}
+"""Headers of few values. Named beforehand, they are no new string in each line; another one is unusual."""
+
+_decode_lines: Any = msgspec.json.Decoder(chain_line(_KNOWN)).decode_lines
 _astuple: Any = msgspec.structs.astuple
 _minute: Any = itemgetter(slice(len("2026-03-02T08:00")))
 
@@ -68,12 +80,13 @@ class Position:
     transaction and ``closing`` the last line's (None before the first); ``begun`` has eight bytes for
     each transaction's first event (:func:`short_id`); ``last_ns`` is the latest server time so far.
     ``told`` collects what the events speak of (:mod:`replay.verification.spoken`), or is None when
-    nobody wants to know.
+    nobody wants to know; ``bare`` collects what the fold needs (:mod:`replay.verification.bare`), or is
+    None when nobody wants it or some line is unusual.
     """
 
-    __slots__ = ("begun", "closing", "digest", "last_ns", "opening", "sequence", "told")
+    __slots__ = ("bare", "begun", "closing", "digest", "last_ns", "opening", "sequence", "told")
 
-    def __init__(self, digest: bytes, sequence: int, *, tells: bool = False) -> None:
+    def __init__(self, digest: bytes, sequence: int, *, tells: bool = False, strips: bool = False) -> None:
         self.digest = digest
         self.sequence = sequence
         self.last_ns = 0
@@ -81,34 +94,33 @@ class Position:
         self.closing: Transaction | None = None
         self.begun = bytearray()
         self.told: list[str] | None = [] if tells else None
+        self.bare: list[bytes] | None = [] if strips else None
 
 
-def plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Position) -> list[int] | None:
-    """Whether each of ``lines`` (the decoded ``data``) is exactly as it must be behind ``position``.
+def plain(data: bytes, cluster: str, position: Position) -> list[ChainLine] | None:
+    """Whether each line of ``data`` is exactly as it must be behind ``position``.
 
-    If so, moves ``position`` behind them and returns the indices of the lines whose clocks are to be
-    compared (the first of each minute); otherwise None, and ``position`` is as it was.
+    If so, moves ``position`` behind them and returns the lines whose clocks are to be compared (the first
+    of each minute, and so the first of all); otherwise None, and ``position`` is as it was.
     """
     try:
-        return _plain(data, lines, cluster, position)
+        return _plain(data, _decode_lines(data), cluster, position)
     except (TypeError, ValueError, KeyError, RecursionError, msgspec.MsgspecError):
         # A body that is no JSON or not of its type, a digest, time or number that is none, an unknown type.
         return None
 
 
-def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Position) -> list[int] | None:
+def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Position) -> list[ChainLine] | None:
     count = len(lines)
     kinds, seqs, recorded, subjects, headers, raws, _ = zip(*map(_astuple, lines), strict=True)
     columns = tuple(zip(*map(_astuple, headers), strict=True))
-    spec, ids, types, source, times, content, actor, commands = columns[:8]
+    _, ids, types, source, times, _, actor, commands = columns[:8]
     places, sizes = columns[10:12]
     stated, copies = columns[_COUNT:]
     if not (
         seqs == tuple(range(position.sequence + 1, position.sequence + 1 + count))
         and kinds == types
         and copies in (ids, ("",) * count)
-        and set(spec) == {"1.0"}
-        and all(content)
         and all(source)
         and all(actor)
         and all(commands)
@@ -124,7 +136,7 @@ def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Posi
         return None
 
     bodies = list(map(bytes, raws))
-    forms = [_forms(cluster)[name] for name in types]
+    forms = list(map(_forms(cluster).__getitem__, types))
     events = [form.decode(body) for form, body in zip(forms, bodies, strict=True)]
     names = [form.entity(event) for form, event in zip(forms, events, strict=True)]
     if subjects != _subjects(forms, names):
@@ -150,22 +162,27 @@ def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Posi
     position.begun += _short_ids(hashed, starts)
     if position.told is not None:
         position.told.append(tell([form.speaks for form in forms], events, names, data))
+    if position.bare is not None:
+        position.bare.append(bare.encode(types, bodies, times))
     position.digest, position.sequence, position.last_ns = digests[-1], seqs[-1], recorded[-1]
     minutes = list(map(_minute, times))
-    return [minutes.index(minute) for minute in dict.fromkeys(minutes)]
+    return [lines[minutes.index(minute)] for minute in dict.fromkeys(minutes)]
 
 
-class _Successors(dict[str, str]):
-    """``place/size`` of an event → that of the next, or nothing where its transaction ends.
+_Place = tuple[str, str]
+
+
+class _Successors(dict[_Place, _Place | None]):
+    """Place and size of an event → those of the next, or None where its transaction ends.
 
     Raises KeyError for a number that is not written as one, ValueError for a place beyond the size.
     """
 
-    def __missing__(self, pair: str) -> str:
-        place, size = map(_NUMBERS.__getitem__, pair.split("/"))
+    def __missing__(self, pair: _Place) -> _Place | None:
+        place, size = map(_NUMBERS.__getitem__, pair)
         if place >= size:
             raise ValueError(pair)
-        behind = f"{place + 1}/{size}" if place + 1 < size else ""
+        behind = (str(place + 1), pair[1]) if place + 1 < size else None
         self[pair] = behind
         return behind
 
@@ -177,10 +194,10 @@ def _transactions(
     closing: Transaction | None, commands: tuple[str, ...], places: tuple[str, ...], sizes: tuple[str, ...]
 ) -> list[bool] | None:
     """For each line, whether a transaction begins with it; None when one is torn or mixed."""
-    pairs = list(map("/".join, zip(places, sizes, strict=True)))
+    pairs = list(zip(places, sizes, strict=True))
     starts = list(map("0".__eq__, places))
     first = Transaction(commands[0], int(places[0]), int(sizes[0]))
-    inside = ["" if start else pair for start, pair in zip(starts, pairs, strict=True)]
+    inside = [None if start else pair for start, pair in zip(starts, pairs, strict=True)]
     *behind, _ = map(_behind, pairs)
     if behind != inside[1:] or list(map(ne, commands, commands[1:])) != starts[1:]:
         return None
@@ -191,8 +208,13 @@ def _transactions(
 
 def _ids(commands: tuple[str, ...], places: tuple[str, ...]) -> bytearray:
     """The UUIDv5 of each command and place, 16 bytes each (:func:`events.ids.event_id`, for many)."""
-    named = map(_NAMESPACE.__add__, map(str.encode, map("/".join, zip(commands, places, strict=True))))
-    hashed = bytearray(b"".join([sha1(name).digest()[:16] for name in named]))  # noqa: S324  UUIDv5 is SHA-1
+    space = _NAMESPACE
+    hashed = bytearray().join(
+        [
+            sha1(space + f"{command}/{place}".encode()).digest()[:16]  # noqa: S324  UUIDv5 is SHA-1
+            for command, place in zip(commands, places, strict=True)
+        ]
+    )
     hashed[6::16] = hashed[6::16].translate(_VERSION_5)
     hashed[8::16] = hashed[8::16].translate(_VARIANT)
     return hashed

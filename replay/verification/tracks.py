@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 from events.chain import Head
@@ -24,20 +23,26 @@ class Tracks:
         self.first_ns = self.last_ns = 0
         self.apart = 0
         self._closing: Any = None
-        self.commands: array[int] = array("Q")
-        self.spoken: dict[tuple[str, int], bytes] = {}
+        self.commands = 0
+        self._begun: set[int] = set()
+        self._spoken: dict[tuple[str, int], bytes] = {}
+        self._due: dict[tuple[str, int], tuple[Run, list[bytes]]] = {}
         self.suspects: list[Run] = []
 
     def take_segment(self, place: tuple[str, int], result: LinesResult) -> None:
         """The next result, of the segment in this file at this byte."""
         self.take(result)
-        self.spoken[place] = result.spoken
+        self._spoken[place] = result.spoken
+        if place in self._due:
+            run, stated = self._due.pop(place)
+            path, _, events = run
+            if stated != [self._spoken.pop((path, segment.offset), b"") for segment in events]:
+                self.suspects.append(run)
 
     def hold(self, run: Run, stated: list[bytes]) -> None:
-        """Compare what an index says with what its events said, whose results were taken before."""
+        """Compare what an index says with what its events will have said when the last of them is taken."""
         path, _, events = run
-        if stated != [self.spoken.pop((path, segment.offset), b"") for segment in events]:
-            self.suspects.append(run)
+        self._due[path, events[-1].offset] = run, stated
 
     def take(self, result: LinesResult) -> None:
         """The next result, in order."""
@@ -59,7 +64,8 @@ class Tracks:
             self.last_ns = result.last_ns
         self.head = Head(result.last, result.digest)
         self.events += result.lines
-        self.commands.frombytes(result.commands)
+        self.commands += len(result.commands) // 8
+        self._begun.update(memoryview(result.commands).cast("Q"))
 
     def finish(self) -> None:
         """What only shows at the end."""
@@ -85,7 +91,7 @@ class Tracks:
                     level="warning",
                 )
             )
-        if repeated := len(self.commands) - len(set(self.commands)):
+        if repeated := self.commands - len(self._begun):
             self.findings.add(
                 Finding(
                     check="transactions",

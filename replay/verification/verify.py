@@ -16,13 +16,14 @@ from functools import partial
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.errors import VerificationFailed
 from replay.archive import lines
-from replay.archive.reader import ArchiveLog
+from replay.archive.reader import ArchiveLog, Place
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
+from replay.verification.handover import Handover, Slot
 from replay.verification.index_check import check_run, check_spans, runs, stated_digests
-from replay.verification.lines_check import check_lines
+from replay.verification.lines_check import LinesResult, check_lines
 from replay.verification.outcome import Check, Report, Wanted
 from replay.verification.tracks import Tracks
 from replay.verification.workers import Workers
@@ -36,33 +37,38 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     began, started = datetime.now(UTC), time.perf_counter()
     findings = Findings(history.parked)
     archive = history.log if isinstance(history.log, ArchiveLog) else None
-    if archive is not None:
-        for file in archive.files:
-            findings.extend(check_file(file, public_key=wanted.public_key))
-            findings.extend(check_spans(file))
     begin = _beginning(history, archive)
-    if begin.sequence == 0 and begin != genesis(history.cluster):
-        findings.add(_foreign_start(history.cluster))
-    tracks = Tracks(findings, begin)
-    folding = Folding(history, findings, wanted)
     jobs = wanted.jobs or min(8, os.cpu_count() or 1)
     if history.end - history.start <= INLINE_EVENTS:
         jobs = 0
-    async with Workers(jobs) as workers:
-        try:
+    with Handover(active=jobs > 0) as handover:  # closed when the workers have ended
+        async with Workers(jobs) as workers:
             if archive is not None:
-                await _over_archive(archive, tracks, folding, workers, progress)
-            else:
-                await _over_stream(history, tracks, folding, workers, progress)
-        except VerificationFailed as error:
-            findings.add(
-                Finding(check="gap", code=error.code, message=error.message, sequence=tracks.head.sequence + 1)
-            )
-    async with Workers(jobs if len(tracks.suspects) > 1 else 0) as workers:
-        for run in tracks.suspects:
-            await workers.put(findings.extend, check_run, *run)
-    tracks.finish()
-    folding.finish(tracks.head)
+                for file in archive.files:
+                    findings.extend(check_file(file, public_key=wanted.public_key))
+                    findings.extend(check_spans(file))
+            if begin.sequence == 0 and begin != genesis(history.cluster):
+                findings.add(_foreign_start(history.cluster))
+            tracks = Tracks(findings, begin)
+            folding = Folding(history, findings, wanted)
+            try:
+                if archive is not None:
+                    await _over_archive(archive, tracks, folding, workers, handover, progress)
+                else:
+                    await _over_stream(history, tracks, folding, workers, progress)
+                await workers.settle()
+            except VerificationFailed as error:
+                findings.add(
+                    Finding(
+                        check="gap", code=error.code, message=error.message, sequence=tracks.head.sequence + 1
+                    )
+                )
+            for run in tracks.suspects:
+                await workers.put(findings.extend, check_run, *run)
+            await workers.settle()
+            workers.dismiss()
+            tracks.finish()
+            folding.finish(tracks.head)
     return Report(
         cluster=history.cluster,
         source=history.source,
@@ -83,35 +89,50 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     )
 
 
-async def _over_archive(
-    archive: ArchiveLog, tracks: Tracks, folding: Folding, workers: Workers, progress: Progress | None
+async def _over_archive(  # noqa: PLR0917  what a run is made of
+    archive: ArchiveLog,
+    tracks: Tracks,
+    folding: Folding,
+    workers: Workers,
+    handover: Handover,
+    progress: Progress | None,
 ) -> None:
     before, after = tracks.head.digest, tracks.head.sequence
     due = {
-        (file.path, events[-1].last): (file.path, blocks, events)
+        (file.path, events[0].first): (file.path, blocks, events)
         for file in archive.files
         for blocks, events in runs(file)
         if events
     }
-    for place in archive.places:
+
+    def take(place: Place, slot: Slot | None, judged: tuple[LinesResult, int]) -> None:
+        result, left = judged
         segment = place.segment
-        path = place.file.path
-        take = partial(tracks.take_segment, (path, segment.offset))
-        await workers.put(take, check_segment, path, segment, archive.cluster, before, after)
+        tracks.take_segment((place.file.path, segment.offset), result)
+        text = handover.fetch(slot, left) if slot is not None else b""
+        if text and not folding.wants(segment.last) and not folding.parks(segment.first, segment.last):
+            if folding.alive:
+                folding.take_bare(result.first, text)
+        elif folding.alive or folding.wants(segment.last):
+            try:
+                _meaning(folding, place.file.data(segment), segment.last)
+            except VerificationFailed:
+                folding.stop(segment.first, "its segment is damaged")  # the form check reports the damage
+        if progress:
+            progress(segment.last)
+
+    for place in archive.places:
+        path, segment = place.file.path, place.segment
+        if run := due.pop((path, segment.first), None):
+            await workers.put(partial(tracks.hold, run), stated_digests, *run)
+        slot = handover.lend()
+        job = (path, segment, archive.cluster, before, after, slot)
+        await workers.put(partial(take, place, slot), check_segment, *job)
         try:
             before = bytes.fromhex(segment.head)
         except ValueError:
             before = bytes(32)
         after = segment.last
-        if folding.alive or folding.wants(segment.last):
-            try:
-                _meaning(folding, place.file.data(segment), segment.last)
-            except VerificationFailed:
-                folding.stop(segment.first, "its segment is damaged")  # the form check reports the damage
-        if run := due.pop((path, segment.last), None):
-            await workers.put(partial(tracks.hold, run), stated_digests, *run)
-        if progress:
-            progress(segment.last)
 
 
 async def _over_stream(
@@ -185,7 +206,7 @@ def _checks(findings: Findings, tracks: Tracks, folding: Folding, archive: Archi
         check(
             "transactions",
             "Transactions: each command's events stand together, once",
-            len(tracks.commands),
+            tracks.commands,
             "commands",
         ),
         check("schema", "Schema: each body is of its type, on its subject", count, "events"),

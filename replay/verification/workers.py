@@ -30,14 +30,15 @@ class Workers:
             # Spawned, not forked: a fork would copy threads' locks (progress bars) in any state.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
+            self._pool.submit(_quiet)  # they start now, beside what is done before the first work is put
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while self._waiting and kind is None:
-                await self._take_first()
+            if kind is None:
+                await self.settle()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -55,6 +56,16 @@ class Workers:
         while self._waiting and (len(self._waiting) > self._limit or self._waiting[0][1].done()):
             await self._take_first()
         await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Take all results that are still to come."""
+        while self._waiting:
+            await self._take_first()
+
+    def dismiss(self) -> None:
+        """Let the workers go when they have nothing left to do, without waiting: the block's end does."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
 
     async def _take_first(self) -> None:
         take, future = self._waiting.popleft()
