@@ -7,18 +7,20 @@ and import; the bus's own time does neither.
 
 The state as of sequence ``s`` is ``valid_from <= s AND valid_to > s``. An index over both alone would
 scan everything that ended after ``s``; so rows that lived longer than :data:`LONG` sequences have an index
-of their own, and for the others only those that ended within LONG after ``s`` come into question.
+of their own, and so have those that lived longer than :data:`LONGER`: of the others only those that ended
+within LONG (or LONGER) after ``s`` come into question.
 """
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 """Of these tables. A file with another version is rebuilt, never altered."""
 
 OPEN = 9223372036854775807
 """``valid_to`` of what is still true: the largest SQLite integer."""
 
 LONG = 16_384
+LONGER = 131_072
 """Sequences; see above. Part of the partial indices, hence of the version."""
 
 _VALID = """
@@ -65,7 +67,9 @@ CREATE TABLE node (
 CREATE UNIQUE INDEX node_now ON node (name) WHERE valid_to = {OPEN};
 CREATE INDEX node_span ON node (valid_to, valid_from);
 CREATE INDEX node_long ON node (valid_to, valid_from)
-    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONG};
+    WHERE valid_to - valid_from > {LONG} AND valid_to - valid_from <= {LONGER};
+CREATE INDEX node_longer ON node (valid_to, valid_from)
+    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONGER};
 CREATE INDEX node_address ON node (announced, valid_from);
 
 CREATE TABLE range (
@@ -77,7 +81,9 @@ CREATE TABLE range (
 CREATE UNIQUE INDEX range_now ON range (idx) WHERE valid_to = {OPEN};
 CREATE INDEX range_span ON range (valid_to, valid_from);
 CREATE INDEX range_long ON range (valid_to, valid_from)
-    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONG};
+    WHERE valid_to - valid_from > {LONG} AND valid_to - valid_from <= {LONGER};
+CREATE INDEX range_longer ON range (valid_to, valid_from)
+    WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONGER};
 CREATE INDEX range_node ON range (node, valid_from);
 CREATE INDEX range_cursor ON range (valid_from) WHERE cursor_after IS NOT NULL;
 
@@ -86,11 +92,15 @@ CREATE TABLE fact (
     PRIMARY KEY (kind, key, part, valid_from)
 );
 CREATE UNIQUE INDEX fact_now ON fact (kind, key, part) WHERE valid_to = {OPEN};
-CREATE INDEX fact_span ON fact (valid_to, valid_from);
+CREATE INDEX fact_fenced ON fact (valid_to, valid_from) WHERE kind = 'fenced';
+CREATE INDEX fact_rare ON fact (valid_to, valid_from) WHERE kind <> 'fenced';
 
 CREATE TABLE parked (
     sequence INTEGER PRIMARY KEY, type TEXT NOT NULL, entity TEXT NOT NULL,
     error TEXT NOT NULL, time_us INTEGER NOT NULL
 );
 """
-"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted."""
+"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted.
+
+Barred uids are the ones of which a long history has thousands.
+"""

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from controlplane.readmodel.schema import VERSION
+
 EVENTS = 1_000_000
 BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 ARCHIVE = BUILD / "million-3.isthmus"
-READ_MODEL = BUILD / "million-3-read-model"
+READ_MODEL = BUILD / f"million-3-read-model-{VERSION}"
 
 
 def row(
