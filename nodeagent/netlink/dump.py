@@ -78,7 +78,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _U32 = struct.Struct("=I")
-_ACKNOWLEDGEMENT = struct.Struct("=IHHI4xi16x")  # header without port id, errno, the request's header
+_ACKNOWLEDGEMENT = struct.Struct("=8sI4xi16x")  # length, type, flags; sequence; errno; the request's header
+_ACKNOWLEDGED = struct.pack("=IHH", _ACKNOWLEDGEMENT.size, NLMSG_ERROR, NLM_F_CAPPED)
+_acknowledgement = _ACKNOWLEDGEMENT.unpack
 
 # Fixed layouts. An "s" field holds the constants of several kernel fields at once, to compare as bytes.
 _NEIGHBOUR = struct.Struct("=6s10x10s2x4s4s4s6s30x5s3x")
@@ -270,13 +272,7 @@ def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
 
 def acknowledges(data: bytes, sequence: int) -> bool:
     """Whether a datagram is nothing but the plain acknowledgement of that message (the usual answer)."""
-    return len(data) == _ACKNOWLEDGEMENT.size and _ACKNOWLEDGEMENT.unpack(data) == (
-        _ACKNOWLEDGEMENT.size,
-        NLMSG_ERROR,
-        NLM_F_CAPPED,
-        sequence,
-        0,
-    )
+    return len(data) == 36 and _acknowledgement(data) == (_ACKNOWLEDGED, sequence, 0)
 
 
 def error(data: bytes, offset: int, header: Header) -> Failure:
