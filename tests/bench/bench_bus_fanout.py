@@ -31,6 +31,12 @@ AGENTS = 1000
 EVENTS = 40
 COST_EVENTS = 150
 IDLE_S = 10
+ROUNDS = 3
+"""Of the CPU's cost, in turn; the least of each counts, since another program can only add."""
+
+SETTLED_S = 35
+"""After it, our readers ask for the log's end as seldom as they do for the rest of their lives."""
+
 KINDS = ("connected", "plain", "ordered", "live")
 PAUSE_S = 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -57,7 +63,10 @@ def _memory_bytes(pid: int) -> int:
 async def _run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         fan_out = await _fan_out(Path(directory) / "fan-out")
-        cpu_s = {kind: await _cpu(Path(directory) / f"cpu-{kind}", kind) for kind in KINDS}
+        cpu_s = dict.fromkeys(KINDS, float("inf"))
+        for turn in range(ROUNDS):
+            for kind in KINDS:
+                cpu_s[kind] = min(cpu_s[kind], await _cpu(Path(directory) / f"cpu-{kind}-{turn}", kind))
         memory = {kind: await _memory(Path(directory) / f"memory-{kind}", kind) for kind in KINDS}
     return [
         *fan_out,
@@ -181,6 +190,8 @@ async def _cpu(directory: Path, kind: str) -> float:
         fleet = Fleet(server)
         try:
             await fleet.launch(CLUSTER, kind, AGENTS)
+            if kind == "live":
+                await asyncio.sleep(SETTLED_S)
             before_s = _cpu_s(server.pid)
             for number in range(1, COST_EVENTS + 1):
                 messages, head = sealed(head, 1)
