@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from deploy.nats.secure import Form, Server, Shape, configuration, environment, rules
-from events.access.creds import load, write_secret
+from events.bus.access.creds import load, write_secret
 from events.errors import Refused, Usage
 
 HERE = Path(__file__).parent

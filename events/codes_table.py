@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from events.codes import CODES
-from events.queries import CONDITIONS
+from events.protocol.queries import CONDITIONS
 
 _EXIT = {"Usage": 2, "Unavailable": 3, "Overloaded": 3, "OutcomeUnknown": 3}
 """Class of the error → exit code of a command that meets it; 1 for all others."""
@@ -16,7 +16,8 @@ _EXIT = {"Usage": 2, "Unavailable": 3, "Overloaded": 3, "OutcomeUnknown": 3}
 _HEAD = """\
 # Codes
 
-Generated from `events/codes.py` and `events/queries.py` by `python -m events.codes_table`; do not edit.
+Generated from `events/codes.py` and `events/protocol/queries.py` by `python -m events.codes_table`;
+do not edit.
 
 Every error that reaches a person or a program carries one of these codes. A code is never renamed or
 reused; programs test the code, people read the message. The kind says what happened: **BadRequest**

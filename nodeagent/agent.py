@@ -25,20 +25,20 @@ from events.telemetry.logs import follow_position
 from events.telemetry.role import Telemetry, our_version
 from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent import cni
-from nodeagent.cache import Cache
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
-from nodeagent.firewall import Rules
-from nodeagent.follower import Follower
-from nodeagent.gateway.keeper import Gatekeeper
-from nodeagent.gateway.voice import BEAT_S
-from nodeagent.keeper import Keeper
-from nodeagent.local import LocalStatus, node_uid, only_one, prepare_directory, write_status
-from nodeagent.peers import Change
-from nodeagent.shield import Shield
-from nodeagent.underlay import Underlay
-from nodeagent.view import View
-from nodeagent.ways import Surveyor
+from nodeagent.dataplane.reconciler import Keeper
+from nodeagent.dataplane.underlay import Underlay
+from nodeagent.firewall.reconciler import Shield
+from nodeagent.firewall.ruleset import Rules
+from nodeagent.gateway.arp_announcer import BEAT_S
+from nodeagent.gateway.reconciler import Gatekeeper
+from nodeagent.local_files import LocalStatus, node_uid, only_one, prepare_directory, write_status
+from nodeagent.membership.cache import Cache
+from nodeagent.membership.log_follower import Follower
+from nodeagent.membership.peers import Change
+from nodeagent.membership.view import View
+from nodeagent.path_mtu.tracker import Surveyor
 
 log = logging.getLogger("isthmus.agent")
 

@@ -6,14 +6,15 @@ import asyncio
 from pathlib import Path
 
 from events.errors import Refused
-from nodeagent import cni, firewall
-from nodeagent.cache import Cache
+from nodeagent import cni
+from nodeagent.dataplane.rows import Kind
+from nodeagent.firewall import ruleset
 from nodeagent.gateway.remove import gateway_remove
-from nodeagent.local import STATUS_FILE, only_one, prepare_directory
+from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
+from nodeagent.membership.cache import Cache
 from nodeagent.netlink import links
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, NetlinkChannel
-from nodeagent.rows import Kind
 
 
 async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
@@ -27,8 +28,8 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         if routes:
             removed.append(f"{routes} routes")
         try:
-            if await firewall.remove():
-                removed.append(f"nftables table inet {firewall.TABLE}")
+            if await ruleset.remove():
+                removed.append(f"nftables table inet {ruleset.TABLE}")
         except Refused as error:
             if error.code != "prerequisite_missing":
                 raise

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli import BusContext, bus_options, console, json_option, print_json, run
+from events.cli.options import BusContext, bus_options, console, json_option, print_json, run
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
 
@@ -138,11 +138,11 @@ def status_command(state_dir: Path, as_json: bool) -> None:
     Example:
       isthmus agent status --json
     """
-    from nodeagent import local
-    from nodeagent.report import show
+    from nodeagent import local_files
+    from nodeagent.status_text import show
 
-    status = local.read_status(state_dir)
-    running = local.running(state_dir)
+    status = local_files.read_status(state_dir)
+    running = local_files.running(state_dir)
     if as_json:
         print_json({**msgspec.to_builtins(status), "running": running})
     else:
@@ -207,11 +207,11 @@ def leave_command(context: BusContext, state_dir: Path, reason: str) -> None:
 
     Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`.
     """
-    from events.cli import controller
-    from events.commands import LeaveNode
-    from nodeagent import local
+    from events.cli.options import controller
+    from events.protocol.commands import LeaveNode
+    from nodeagent import local_files
 
-    status = local.read_status(state_dir)
+    status = local_files.read_status(state_dir)
 
     async def leave() -> None:
         async with controller(context) as client:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nodeagent.cache import write_atomically
+from nodeagent.membership.cache import write_atomically
 
 CniPlugin = Literal["ptp", "bridge"]
 FILE_NAME = "10-isthmus.conflist"

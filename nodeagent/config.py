@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from events.bus import BusOptions
+from events.bus.connection import BusOptions
 from events.errors import Usage
 from events.types import NodeKind
 from nodeagent.cni import CniPlugin

@@ -18,16 +18,18 @@ from typing import Literal
 import msgspec
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
-from nodeagent import local, preflight, privileges, probe, tuning
-from nodeagent.cache import Cache
+from nodeagent import local_files, preflight, privileges
 from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.dataplane import host_settings
+from nodeagent.dataplane.underlay import overlay_mtu, resolve
+from nodeagent.membership.cache import Cache
+from nodeagent.membership.peers import Peer
+from nodeagent.membership.view import View
 from nodeagent.netlink import links
-from nodeagent.peers import Peer
-from nodeagent.underlay import overlay_mtu, resolve
-from nodeagent.view import View
+from nodeagent.path_mtu import probe
 
 Level = Literal["ok", "info", "warning", "problem"]
 
@@ -75,7 +77,7 @@ async def examine(patient: Patient) -> list[Finding]:
 def _known_view(patient: Patient) -> View | None:
     """The view that the agent last kept, if there is one."""
     try:
-        status = local.read_status(patient.state_dir)
+        status = local_files.read_status(patient.state_dir)
     except IsthmusError:
         return None
     view = Cache(patient.state_dir).load(status.cluster, status.node, status.uid)
@@ -119,7 +121,7 @@ def _programs(_: Patient, __: View | None) -> Iterator[Finding]:
 
 
 def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
-    if tuning.read_sysctl("net/ipv4/ip_forward") == "1":
+    if host_settings.read_sysctl("net/ipv4/ip_forward") == "1":
         yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
     else:
         yield Finding(
@@ -129,7 +131,9 @@ def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
             "sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d",
         )
     strict = [
-        name for name in ("all", patient.device) if tuning.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"
+        name
+        for name in ("all", patient.device)
+        if host_settings.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"
     ]
     if strict:
         yield Finding(
@@ -141,7 +145,7 @@ def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
         )
     else:
         yield Finding("rp_filter", "ok", "not strict")
-    if tuning.needs_software_checksum(behind_nat=False):
+    if host_settings.needs_software_checksum(behind_nat=False):
         yield Finding("checksum", "info", "this kernel needs TX checksum offload off; the agent does that")
 
 
@@ -248,9 +252,9 @@ def _routes(patient: Patient, view: View | None) -> Iterator[Finding]:
 
 
 def _agent(patient: Patient, _: View | None) -> Iterator[Finding]:
-    running = local.running(patient.state_dir)
+    running = local_files.running(patient.state_dir)
     try:
-        status = local.read_status(patient.state_dir)
+        status = local_files.read_status(patient.state_dir)
     except IsthmusError:
         yield Finding("agent", "info", "no agent has run with this state directory yet")
         return

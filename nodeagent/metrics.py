@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from events.telemetry.role import Telemetry
-from nodeagent.rows import Kind
+from nodeagent.dataplane.rows import Kind
 
 if TYPE_CHECKING:
     from nodeagent.agent import Agent
-    from nodeagent.figures import Figures
-    from nodeagent.follower import Contact
-    from nodeagent.shield import Shield
+    from nodeagent.dataplane.counters import Figures
+    from nodeagent.firewall.reconciler import Shield
+    from nodeagent.membership.log_follower import Contact
 
 STATES = ("starting", "ready", "degraded", "stopping", "fenced")
 Read = Callable[[], Iterable[Observation]]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from controlplane.digest import canonical, state_digest
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.digest import canonical, state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import Recorded, decode
 from events.errors import Refused, Usage

@@ -32,7 +32,7 @@ from replay.archive.reader import ArchiveLog
 from replay.when import When, from_ns
 
 if TYPE_CHECKING:
-    from replay.live import LiveLookup
+    from replay.live_lookup import LiveLookup
 
 Progress = Callable[[int], None]
 """Called now and then with the last sequence that was worked on."""
@@ -338,6 +338,6 @@ def _lookup(log: LogReader) -> LiveLookup | None:
     """The server's index, for a log on a server."""
     if type(log).__module__ != "events.jetstream.log":
         return None
-    from replay.live import LiveLookup
+    from replay.live_lookup import LiveLookup
 
     return LiveLookup(log)  # type: ignore[arg-type]  # the module says that it is a JetStreamLog

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.checkpoints import Checkpoint
+from controlplane.controller.publishing.checkpoints import Checkpoint
 from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Head, genesis, verify_link
 from events.codec import OutgoingMessage, StoredMessage
 from events.errors import Refused, VerificationFailed

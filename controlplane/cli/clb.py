@@ -10,10 +10,10 @@ import msgspec
 from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import override_option, send, show_written, write_options
-from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
-from events.commands import Override, ReleaseClb, ReserveClb
+from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.errors import Usage
-from events.queries import ClbList, ClbView, ListClb, ShowClb
+from events.protocol.commands import Override, ReleaseClb, ReserveClb
+from events.protocol.queries import ClbList, ClbView, ListClb, ShowClb
 
 if TYPE_CHECKING:
     from events.codec import Recorded

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from controlplane.cli.common import send, show_written, write_options
-from events.cli import BusContext, bus_options, json_option
-from events.commands import AddBackend, MarkGateway, RemoveBackend
+from events.cli.options import BusContext, bus_options, json_option
 from events.errors import Usage
+from events.protocol.commands import AddBackend, MarkGateway, RemoveBackend
 
 
 @click.group()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from controlplane.http.sentences import sentence
-from events.cli import print_table
+from controlplane.console.event_text import sentence
+from events.cli.options import print_table
 
 if TYPE_CHECKING:
     from events.codec import Recorded
-    from events.queries import BackendView, ClbView, HolderView
+    from events.protocol.queries import BackendView, ClbView, HolderView
 
 
 def told(recorded: Recorded) -> dict[str, Any]:

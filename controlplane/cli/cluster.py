@@ -14,10 +14,17 @@ from controlplane.cli.common import (
     show_written,
     write_options,
 )
-from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
-from events.commands import AppendCidr, DeclareNetwork, DefineCluster, DeleteCluster, Override, WithdrawNetwork
+from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.errors import Usage
-from events.queries import ClusterView, Holder, ListRanges, RangePage, RangeView, ShowCluster, WhoHas
+from events.protocol.commands import (
+    AppendCidr,
+    DeclareNetwork,
+    DefineCluster,
+    DeleteCluster,
+    Override,
+    WithdrawNetwork,
+)
+from events.protocol.queries import ClusterView, Holder, ListRanges, RangePage, RangeView, ShowCluster, WhoHas
 from events.types import Network
 
 KINDS = ("vpc", "idc", "clb", "route")

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from events.cli import BusContext, console, controller, parse_pairs, print_json, print_table, run
-from events.commands import Command, CommandReply, Override
+from events.cli.options import BusContext, console, controller, parse_pairs, print_json, print_table, run
+from events.protocol.commands import Command, CommandReply, Override
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from controlplane.cli.common import http_option
-from events.cli import BusContext, bus_options, json_option
+from events.cli.options import BusContext, bus_options, json_option
 
 _data = click.option(
     "--data",
@@ -93,10 +93,10 @@ async def _controller(
     http: str,
     as_json: bool,
 ) -> None:
-    from controlplane.app import ControllerOptions
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
-    from controlplane.watched import watched
-    from events.cli import print_json
+    from controlplane.controller.controller import ControllerOptions
+    from controlplane.controller.process import watched
+    from events.cli.options import print_json
 
     options = ControllerOptions(
         cluster=context.cluster,
@@ -145,8 +145,8 @@ def rebuild(context: BusContext, data: Path, as_json: bool) -> None:
     """
     from controlplane.cli.serving import run
     from controlplane.readmodel.rebuild import rebuild as work
-    from events.bus import connect
-    from events.cli import console, print_json
+    from events.bus.connection import connect
+    from events.cli.options import console, print_json
     from events.jetstream.log import JetStreamLog
 
     async def main() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import BusContext, bus_options, console, fields_line, json_option, run
+from events.cli.options import BusContext, bus_options, console, fields_line, json_option, run
 
 if TYPE_CHECKING:
     from events.codec import Recorded
@@ -44,7 +44,7 @@ def tail(  # noqa: PLR0917  click passes options by name
 async def _tail(
     context: BusContext, lines: int, after: int | None, prefix: str, *, follow: bool, as_json: bool
 ) -> None:
-    from events.bus import connect
+    from events.bus.connection import connect
     from events.chain import CHAIN_HEADER, Head, verify_link
     from events.codec import decode
     from events.jetstream.log import JetStreamLog

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli import suggesting
+from events.cli.options import suggesting
 from events.codes import CODES
 from events.errors import IsthmusError
 
@@ -82,7 +82,7 @@ class Commands(click.Group):
 
 def _configurable(name: str, command: click.Command) -> click.Command:
     """Give the long-running roles their ``--config``."""
-    from events.config import ROLES, add_config
+    from events.cli.config import ROLES, add_config
 
     for role, (first, *rest) in ROLES.items():
         if first == name:

@@ -9,12 +9,12 @@ from typing import Any, TextIO
 import click
 
 from controlplane.cli.common import send, show_written, write_options
-from controlplane.importing import Line, parse
-from events.cli import BusContext, bus_options, controller, json_option, print_json, print_table, run
-from events.client import ControllerClient
-from events.commands import FenceNode, ImportNodes, RemoveNode
+from controlplane.cli.node_file import Line, parse
+from events.bus.client import ControllerClient
+from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
 from events.errors import Refused
-from events.queries import ListNodes, NodePage, NodeView, ShowNode
+from events.protocol.commands import FenceNode, ImportNodes, RemoveNode
+from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
 
 BATCH = 400
 """Nodes per request of an import: two events each fit the 1,000 of one atomic batch, twins included."""
@@ -205,7 +205,7 @@ def import_(
     async def main() -> list[dict[str, Any]]:
         from rich.progress import Progress
 
-        from events.cli import console
+        from events.cli.options import console
 
         report: list[dict[str, Any]] = []
         async with controller(context) as client:

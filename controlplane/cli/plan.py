@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import click
 
-from controlplane.addresses import network
-from controlplane.plan import MAX_SERVICES, MIN_PODS_PER_NODE, MIN_SERVICES, Plan, formula, make_plan, prefix_of
-from controlplane.proposal import Proposal, propose
-from events.cli import json_option, print_json, print_table
+from controlplane.cluster.addressing.addresses import network
+from controlplane.cluster.addressing.plan import (
+    MAX_SERVICES,
+    MIN_PODS_PER_NODE,
+    MIN_SERVICES,
+    Plan,
+    formula,
+    make_plan,
+    prefix_of,
+)
+from controlplane.cluster.addressing.proposal import Proposal, propose
+from events.cli.options import json_option, print_json, print_table
 from events.errors import Refused
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from controlplane.app import Controller
+from controlplane.controller.controller import Controller
 
 if TYPE_CHECKING:
-    from controlplane.watched import Watched
+    from controlplane.controller.process import Watched
 
 T = TypeVar("T")
 

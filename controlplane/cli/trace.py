@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli import BusContext, bus_options, console, controller, json_option, print_json, print_table, run
+from events.cli.options import (
+    BusContext,
+    bus_options,
+    console,
+    controller,
+    json_option,
+    print_json,
+    print_table,
+    run,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from controlplane.waterfall import Waterfall, WaterfallRow
+    from controlplane.controller.observability.waterfall import Waterfall, WaterfallRow
 
 COLOURS = {"isthmus-cli": "yellow", "isthmus-controller": "cyan", "isthmus-agent": "green"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -45,7 +54,7 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
     isthmus trace show idc-7           the latest trace that touched node idc-7
     isthmus trace show 0190a3c2-…      a command, by its id
     """
-    from controlplane.tracequery import TraceAnswer, TraceQuery
+    from controlplane.controller.observability.trace_query import TraceAnswer, TraceQuery
 
     async def ask() -> TraceAnswer:
         async with controller(context) as client:
@@ -72,7 +81,7 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
     isthmus trace list --errors
     isthmus trace list --node idc-7
     """
-    from controlplane.tracequery import TracesAnswer, TracesQuery
+    from controlplane.controller.observability.trace_query import TracesAnswer, TracesQuery
 
     async def ask() -> TracesAnswer:
         async with controller(context) as client:

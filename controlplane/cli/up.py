@@ -9,10 +9,10 @@ import click
 
 from controlplane.cli.common import http_option
 from events import subjects
-from events.cli import default_actor, json_option
+from events.cli.options import default_actor, json_option
 
 if TYPE_CHECKING:
-    from events.commands import DefineCluster
+    from events.protocol.commands import DefineCluster
 
 
 class Lock(NamedTuple):
@@ -95,7 +95,7 @@ def up(  # noqa: PLR0917  click passes options by name
     {"bus": "nats://127.0.0.1:4222", "cluster": "default", "sequence": 0, …}
     """
     from controlplane.cli.serving import run, setup_logging
-    from events.commands import DefineCluster
+    from events.protocol.commands import DefineCluster
     from events.types import Network
 
     subjects.check_label(cluster, "cluster")
@@ -134,14 +134,14 @@ async def _up(
     http: str,
     as_json: bool,
 ) -> None:
-    from controlplane.app import ControllerOptions
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
-    from controlplane.watched import watched
-    from events.bus import BusOptions, connect
-    from events.cli import print_json
-    from events.client import ControllerClient
-    from events.server.config import ServerOptions
-    from events.server.process import EmbeddedServer
+    from controlplane.controller.controller import ControllerOptions
+    from controlplane.controller.process import watched
+    from events.bus.client import ControllerClient
+    from events.bus.connection import BusOptions, connect
+    from events.bus.server.config import ServerOptions
+    from events.bus.server.process import EmbeddedServer
+    from events.cli.options import print_json
 
     store = data / "jetstream"
     store.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
-from controlplane.addresses import network
-from controlplane.decisions.gateways import SETTINGS
+from controlplane.cluster.addressing.addresses import network
+from controlplane.cluster.decisions.gateways import SETTINGS
+from controlplane.cluster.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.schema import LONG, LONGER, OPEN
-from controlplane.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
-from events.clb import Backend, BackendKey, Holder
 from events.errors import Refused
+from events.protocol.clb import Backend, BackendKey, Holder
 from events.types import (
     CidrAppended,
     ClbBackendAdded,

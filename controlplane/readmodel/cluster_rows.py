@@ -1,7 +1,7 @@
 """The rows of members, ranges, plan, networks, reservations and refusals.
 
 With :mod:`controlplane.readmodel.gateway_rows` the projection's whole knowledge of what events mean.
-Written independently of :mod:`controlplane.evolve`, so that comparing the two digests says something.
+Written independently of :mod:`controlplane.cluster.evolve`, so that comparing the two digests says something.
 """
 
 from __future__ import annotations

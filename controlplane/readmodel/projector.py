@@ -15,11 +15,11 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from controlplane.controller.hooks import Changes, Lagged, Observer, Subscription
+from controlplane.controller.replication.command_dedup import Remembered
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
-from controlplane.service.hooks import Changes, Lagged, Observer, Subscription
-from controlplane.service.remembered import Remembered
 from events.chain import verify_link
 from events.codec import Recorded, decode
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from controlplane.readmodel.asof import load_state
 from controlplane.readmodel.store import Store, generation_file, next_generation, switch
-from controlplane.state import ClusterState
 from events.chain import verify_link
 from events.codec import decode
 from events.errors import VerificationFailed

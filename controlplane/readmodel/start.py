@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from controlplane.controller.hooks import Changes
+from controlplane.controller.replication.command_dedup import Remembered
+from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.asof import load_state, moment
 from controlplane.readmodel.store import Store, current_generation
-from controlplane.service.hooks import Changes
-from controlplane.service.remembered import Remembered
-from controlplane.service.replica import Replica
 from events.chain import CHAIN_HEADER, genesis
 from events.errors import IsthmusError, VerificationFailed
 from events.log import LogReader

@@ -22,10 +22,10 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 
+from controlplane.controller.replication.command_dedup import Place
 from controlplane.readmodel import cluster_rows, gateway_rows
 from controlplane.readmodel.rows import Contradiction, Rows, microseconds
 from controlplane.readmodel.schema import SCHEMA, VERSION
-from controlplane.service.remembered import Place
 from events.chain import Head, genesis
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, VerificationFailed

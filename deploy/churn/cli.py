@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from events.cli import BusContext, bus_options, console, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, console, json_option, print_json, print_table, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,10 +78,10 @@ async def _churn(
     from deploy.churn.replay import drive, plan_changes, read_ledger, settled, simulated_fleet
     from deploy.churn.trace import find_files, load
     from deploy.churn.verify import verify_log
-    from events.bus import connect
-    from events.client import ControllerClient
-    from events.commands import DefineCluster
+    from events.bus.client import ControllerClient
+    from events.bus.connection import connect
     from events.jetstream.log import JetStreamLog
+    from events.protocol.commands import DefineCluster
 
     traces = load(find_files(files), external)
     bus = await connect(context.bus, name=f"isthmus-churn/{context.actor}")

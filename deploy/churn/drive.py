@@ -19,8 +19,8 @@ import msgspec
 
 from deploy.churn.trace import simulated_uid
 from events import subjects
-from events.commands import JoinNode, LeaveNode
 from events.errors import Refused, Unavailable
+from events.protocol.commands import JoinNode, LeaveNode
 from events.status import AgentStatus
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from deploy.churn.trace import Change, Instance
-    from events.client import ControllerClient
+    from events.bus.client import ControllerClient
     from events.log import LogReader
 
 HEARTBEAT_S = 5.0

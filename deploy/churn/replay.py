@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deploy.churn.trace import Change, LeaveOrder
     from deploy.churn.verify import LogProof
-    from events.client import ControllerClient
+    from events.bus.client import ControllerClient
     from events.log import LogReader
 
 SETTLE_MARGIN_S = 15.0

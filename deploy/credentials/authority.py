@@ -25,9 +25,9 @@ from deploy.credentials.jwt import encode
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Book, Principal, Store, UserRecord
 from events import subjects
-from events.access.creds import API_TAG, render, write_secret
-from events.access.enrolment import RENEW_TAG
-from events.access.nkeys import KeyPair, generate
+from events.bus.access.creds import API_TAG, render, write_secret
+from events.bus.access.enrolment import RENEW_TAG
+from events.bus.access.nkeys import KeyPair, generate
 from events.errors import BadRequest, Refused
 
 DAY_S = 86_400

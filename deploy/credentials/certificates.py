@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from events.access.creds import write_secret
+from events.bus.access.creds import write_secret
 from events.errors import BadRequest, Refused
 
 CA_DAYS = 3650

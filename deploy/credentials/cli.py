@@ -18,7 +18,7 @@ from deploy.credentials.cli_common import (
     tell,
 )
 from deploy.credentials.layout import Role
-from events.cli import json_option, print_json, run
+from events.cli.options import json_option, print_json, run
 from events.errors import Usage
 
 
@@ -202,7 +202,7 @@ def redeem(word: str | None, token_file: Any, node: str, folder: Path, as_json: 
     \b
     Example: isthmus credentials redeem --token-file - < token.txt
     """
-    from events.access.enrolment import redeem as redeem_token
+    from events.bus.access.enrolment import redeem as redeem_token
 
     text = token_file.read(32 * 1024) if token_file is not None else word
     if not text:

@@ -12,7 +12,7 @@ import click
 from deploy.credentials.authority import TENANT_ROLES, Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
-from events.cli import print_json, run
+from events.cli.options import print_json, run
 
 ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "site", "issuer", "system")
 
@@ -50,7 +50,7 @@ def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int
     if not urls:
         return 0
     from deploy.credentials.push import push_accounts
-    from events.bus import BusOptions
+    from events.bus.connection import BusOptions
 
     ca = authority.store.path / "tls" / "ca.pem"
     system = authority.store.creds(authority.find("system", "", "system"))

@@ -26,7 +26,7 @@ from deploy.credentials.cli_common import (
     when,
 )
 from deploy.credentials.layout import Role
-from events.cli import BusContext, bus_options, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, print_json, print_table, run
 from events.errors import Refused
 
 
@@ -219,8 +219,8 @@ def show(file: Path, as_json: bool) -> None:
     \b
     Example: isthmus credentials show /etc/isthmus/agent.creds
     """
-    from events.access.creds import load
-    from events.access.enrolment import renewal_due
+    from events.bus.access.creds import load
+    from events.bus.access.enrolment import renewal_due
 
     found = load(file)
     due = renewal_due(found)
@@ -255,7 +255,7 @@ def prune(file: Path, as_json: bool) -> None:
     Example: isthmus credentials prune /etc/isthmus/nats/auth.conf && systemctl reload isthmus-nats
     """
     from deploy.credentials.expiry import prune as pruned
-    from events.access.creds import write_secret
+    from events.bus.access.creds import write_secret
 
     try:
         text, before = file.read_text(), file.stat()
@@ -306,7 +306,7 @@ async def _serve(store: Path, context: BusContext, days: float) -> None:
 
     from deploy.credentials.issuer import Issuer
     from deploy.credentials.store import Store
-    from events.bus import connect
+    from events.bus.connection import connect
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

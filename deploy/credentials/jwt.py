@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from events.access.creds import decode_claims
-from events.access.nkeys import KeyPair, verify
+from events.bus.access.creds import decode_claims
+from events.bus.access.nkeys import KeyPair, verify
 from events.errors import Refused
 
 _HEADER = msgspec.json.encode({"typ": "JWT", "alg": "ed25519-nkey"})

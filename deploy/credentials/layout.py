@@ -26,7 +26,7 @@ from typing import Literal
 import msgspec
 
 from events import subjects
-from events.commands import COMMANDS
+from events.protocol.commands import COMMANDS
 
 Role = Literal["node", "operator", "audit", "controller", "site", "issuer", "system"]
 Kind = Literal["service", "stream"]

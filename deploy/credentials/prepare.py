@@ -16,7 +16,7 @@ from deploy.credentials import certificates
 from deploy.credentials.authority import Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.servers import jwt_block, limits_block, plain_block, tls_block
-from events.bus import BusOptions
+from events.bus.connection import BusOptions
 
 
 class SecureSite(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 from nats.aio.client import Client
 
 from deploy.credentials.store import Store
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
 from events.errors import Refused, Unavailable
 
 UPDATE = "$SYS.REQ.CLAIMS.UPDATE"

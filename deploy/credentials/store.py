@@ -24,8 +24,8 @@ from pathlib import Path
 import msgspec
 
 from deploy.credentials.layout import Role
-from events.access.creds import write_secret
-from events.access.nkeys import KeyPair, from_seed
+from events.bus.access.creds import write_secret
+from events.bus.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
 
 BOOK_VERSION = 1

@@ -19,23 +19,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.kernel import OverlayRows, overlay_rows
-from deploy.lab.places import Place, open_place
-from deploy.lab.report import ProofFailedError, Report
-from deploy.lab.sandbox import CLONE_NEWNET
+from deploy.lab.checks.kernel import OverlayRows, overlay_rows
+from deploy.lab.machines.machine import Place, open_place
+from deploy.lab.machines.sandbox import CLONE_NEWNET
+from deploy.lab.reports.report import ProofFailedError, Report
 from events.types import NodeJoined
-from nodeagent.desired import Desired
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.reconcile import apply_directly, reconcile
+from nodeagent.membership.peers import Change
+from nodeagent.membership.view import Member, Plan, Saved, View, first_address
 from nodeagent.netlink.links import DeviceSpec, ensure_device
 from nodeagent.netlink.socket import Engine, NetlinkChannel
-from nodeagent.peers import Change
-from nodeagent.reconcile import apply_directly, reconcile
-from nodeagent.view import Member, Plan, Saved, View, first_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from controlplane.state import ClusterState
+    from controlplane.cluster.state import ClusterState
     from replay.capsule import Capsule, Step
 
 MACHINES_MAX = 6
@@ -245,7 +245,7 @@ def _hold(machines: dict[str, Machine], state: ClusterState) -> None:
 
 def work(path: Path, *, as_json: bool, pause: bool) -> int:
     """The sandbox's worker: exit code 0 when every kernel was right at every step."""
-    from events.cli import console, print_json
+    from events.cli.options import console, print_json
 
     report = Report(None if as_json else console())
     asyncio.run(rerun(path, report, pause=pause))

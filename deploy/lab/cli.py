@@ -16,7 +16,7 @@ import msgspec
 from events.errors import Refused, Usage
 
 if TYPE_CHECKING:
-    from deploy.lab.rundir import LabState, RunDirectory
+    from deploy.lab.reports.run_directory import LabState, RunDirectory
 
 DOWN_LIMIT_S = 20.0
 
@@ -118,14 +118,16 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "give --churn without --secure",
         )
     from deploy.churn.trace import find_files
-    from deploy.lab import rundir, sandbox, scenario, shell
-    from deploy.lab.topology import two_sites
+    from deploy.lab import scenario
+    from deploy.lab.machines import sandbox, shell
+    from deploy.lab.reports import run_directory
+    from deploy.lab.topology.layout import two_sites
 
     files = find_files(churn)
     if kills and not files:
         raise Usage("usage", "--kills needs --churn: processes are killed while recorded churn runs")
     plugins = shell.require_programs()
-    directory = rundir.for_lab(name)
+    directory = run_directory.for_lab(name)
     lock = directory.lock()
     if lock is None:
         running = directory.read()
@@ -145,7 +147,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip
     topology = two_sites(cloud, external, pods)
-    state = rundir.LabState(name=name, main=os.getpid())
+    state = run_directory.LabState(name=name, main=os.getpid())
     try:
         code = sandbox.run(
             lambda: scenario.work(programme, topology, directory, plugins, directory.read() or state),
@@ -160,7 +162,8 @@ def lab(  # noqa: PLR0917 - click passes every option by name
 
 
 def _live_again(file: Path, *, as_json: bool, pause: bool) -> int:
-    from deploy.lab import capsule, sandbox, shell
+    from deploy.lab import capsule
+    from deploy.lab.machines import sandbox, shell
     from replay.capsule import Capsule
 
     Capsule(file).close()  # a file that is none is refused before anything is made
@@ -189,9 +192,9 @@ def exec(place: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001
     isthmus lab exec idc-1-a ping -c 3 10.200.0.2
     isthmus lab exec router                          (a shell)
     """
-    from deploy.lab import rundir
+    from deploy.lab.reports import run_directory
 
-    state = rundir.running(name)
+    state = run_directory.running(name)
     pid = state.places.get(place)
     if pid is None:
         raise Usage("usage", f"the lab has no {place!r}; it has: {', '.join(sorted(state.places))}")
@@ -215,9 +218,9 @@ def exec(place: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001
 @_name
 def down(name: str) -> None:
     """Take the running lab down, or clear away what a crashed one left."""
-    from deploy.lab import rundir
+    from deploy.lab.reports import run_directory
 
-    directory = rundir.for_lab(name)
+    directory = run_directory.for_lab(name)
     lock = directory.lock()
     if lock is not None:
         remains = directory.path.exists()
@@ -250,9 +253,9 @@ def _stop(directory: RunDirectory, state: LabState | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(name: str, as_json: bool) -> None:
     """What runs: the lab's machines and pods. Exit code 2 when no lab runs."""
-    from deploy.lab import rundir
+    from deploy.lab.reports import run_directory
 
-    state = rundir.running(name)
+    state = run_directory.running(name)
     if as_json:
         click.echo(msgspec.json.encode(state).decode())
         return

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from events.commands import DefineCluster
+from events.protocol.commands import DefineCluster
 from events.types import Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Network
 
-    from deploy.lab.topology import Node, Site
+    from deploy.lab.topology.layout import Node, Site
 
 BUS_PORT = 4222
 HTTP_PORT = 7480
@@ -34,7 +34,7 @@ def controller(data: Path, replicas: int) -> list[str]:
 
 def forward(descriptor: int) -> list[str]:
     """Carries connections of a socket of the host to the console on the controller's loopback."""
-    return [sys.executable, "-m", "deploy.lab.forward", str(descriptor), str(HTTP_PORT)]
+    return [sys.executable, "-m", "deploy.lab.machines.forward", str(descriptor), str(HTTP_PORT)]
 
 
 def agent(node: Node, directory: Path) -> list[str]:

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Self
 from nats.errors import Error as NatsError
 
 from deploy.lab import commands
-from deploy.lab.daemons import Daemon
-from deploy.lab.kernel import OverlayRows, overlay_rows
-from deploy.lab.members import Member, Members
-from deploy.lab.places import Fabric, Place
-from deploy.lab.pods import Pod, start_pod
-from deploy.lab.report import ProofFailedError
-from deploy.lab.secure import Security
-from deploy.lab.shell import run
-from deploy.lab.topology import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
-from events.commands import LeaveNode
+from deploy.lab.checks.kernel import OverlayRows, overlay_rows
+from deploy.lab.checks.members import Member, Members
+from deploy.lab.machines.daemons import Daemon
+from deploy.lab.machines.machine import Fabric, Place
+from deploy.lab.machines.secure import Security
+from deploy.lab.machines.shell import run
+from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.topology.layout import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
+from deploy.lab.traffic.pods import Pod, start_pod
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
 from events.errors import Refused, Unavailable
 from events.jetstream.log import JetStreamLog
+from events.jetstream.status_stream import StatusReader
+from events.protocol.commands import LeaveNode
 from events.status import AgentStatus
-from events.status_stream import StatusReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
 
-    from deploy.lab.buses import Buses
-    from deploy.lab.rundir import RunDirectory
+    from deploy.lab.machines.buses import Buses
+    from deploy.lab.reports.run_directory import RunDirectory
     from events.log import LogReader
 
 CLUSTER = "lab"

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.lab import bus_proofs, clb_proofs, leaf, proofs
-from deploy.lab.buses import Buses
-from deploy.lab.report import ProofFailedError, Report
+from deploy.lab.checks import bus, overlay
+from deploy.lab.checks import clb as clb_proofs
+from deploy.lab.machines import leaf
+from deploy.lab.machines.buses import Buses
+from deploy.lab.reports.report import ProofFailedError, Report
 from deploy.lab.runtime import Lab
 from events.errors import IsthmusError
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from deploy.lab.rundir import LabState, RunDirectory
-    from deploy.lab.topology import Topology
+    from deploy.lab.reports.run_directory import LabState, RunDirectory
+    from deploy.lab.topology.layout import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def work(
 async def _main(
     programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
-    from events.cli import console
+    from events.cli.options import console
 
     # What the bus client has to say about outages that the lab makes belongs in a file.
     logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -121,30 +123,30 @@ async def _prove(
         await lab.open_console(programme.console)
         report.note(f"The console is at {programme.console_url}")
     publish()
-    await proofs.cyclic_ranges(lab, report)
-    await proofs.every_pair(lab, report, name="Every pod reaches every pod on every other node")
-    await proofs.full_size(lab, report)
+    await overlay.cyclic_ranges(lab, report)
+    await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")
+    await overlay.full_size(lab, report)
     if programme.clb:
         await clb_proofs.pair(lab, report)
         publish()
     leaver = lab.topology.nodes[-1].name
     freed = lab.members.live[leaver].range
-    await proofs.leave(lab, report, leaver)
-    await proofs.newcomer(lab, report, freed)
+    await overlay.leave(lab, report, leaver)
+    await overlay.newcomer(lab, report, freed)
     publish()
-    await proofs.agent_killed(lab, report, lab.topology.nodes[0].name)
+    await overlay.agent_killed(lab, report, lab.topology.nodes[0].name)
     if lab.buses is not None and programme.bus_servers > 1:
-        await bus_proofs.server_killed(lab, report, lab.buses)
-        await bus_proofs.majority_gone(lab, report, lab.buses)
+        await bus.server_killed(lab, report, lab.buses)
+        await bus.majority_gone(lab, report, lab.buses)
     if lab.buses is not None and programme.leaf:
         await leaf.link_cut(lab, report, lab.buses)
-    await proofs.bus_stopped(lab, report)
+    await overlay.bus_stopped(lab, report)
     publish()
     if programme.churn:
-        from deploy.lab.churning import churn
+        from deploy.lab.traffic.churn import churn
 
         await churn(lab, report, programme.churn, seed=programme.seed, kills=programme.kills)
-    await proofs.log_holds(lab, report)
+    await overlay.log_holds(lab, report)
 
 
 async def _bring_up(lab: Lab, report: Report) -> bool:

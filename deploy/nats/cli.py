@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli import BusContext, bus_options, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, print_json, print_table, run
 
 if TYPE_CHECKING:
     from deploy.nats.mirrors import MirrorState
@@ -49,7 +49,7 @@ def status(context: BusContext, as_json: bool) -> None:
 
 async def _init(context: BusContext, hub_domain: str, wait_s: float, *, as_json: bool) -> None:
     from deploy.nats.mirrors import make_mirrors, wait_caught_up
-    from events.bus import connect
+    from events.bus.connection import connect
 
     client = await connect(context.bus, name="isthmus-site")
     try:
@@ -61,7 +61,7 @@ async def _init(context: BusContext, hub_domain: str, wait_s: float, *, as_json:
 
 async def _status(context: BusContext, *, as_json: bool) -> None:
     from deploy.nats.mirrors import mirror_states
-    from events.bus import connect
+    from events.bus.connection import connect
 
     client = await connect(context.bus, name="isthmus-site")
     try:

@@ -11,8 +11,8 @@ from nats.aio.client import Client
 from events import subjects
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses, prefix_of
+from events.jetstream.snapshots import snapshot_stream_settings
 from events.jetstream.stream import ensure_stream, event_stream_settings, mirror_settings
-from events.snapshots import snapshot_stream_settings
 
 SILENT_MAX_S = 5.0
 """A mirror hears from its source at least every second; beyond this the link counts as down."""

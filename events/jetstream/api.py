@@ -27,7 +27,7 @@ def prefix_of(client: Client, prefix: str) -> str:
     """The API prefix to use: what the caller names, else where the client's credentials have it.
 
     Credentials of nodes, operators and auditors find the read-only part of the API under a name of
-    their own, because their accounts hold no streams (:mod:`events.bus`).
+    their own, because their accounts hold no streams (:mod:`events.bus.connection`).
     """
     return str(getattr(client, "api_prefix", prefix)) if prefix == DEFAULT_PREFIX else prefix
 

@@ -23,6 +23,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
+from events.bus.nats_fastpath import Outgoing, publish_all
 from events.chain import CHAIN_HEADER
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
@@ -40,7 +41,6 @@ from events.jetstream.api import (
     pauses,
 )
 from events.log import BATCH_LIMIT
-from events.wire import Outgoing, publish_all
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
 _NOTHING: dict[str, str] = {}

@@ -20,10 +20,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from events.bus.nats_fastpath import inline
 from events.codec import StoredMessage
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
-from events.wire import inline
 
 BATCH_MAX = 500
 _BYTES_MAX = 2 * 1024 * 1024

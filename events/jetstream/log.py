@@ -127,7 +127,7 @@ class JetStreamLog:
         self, *, after: int = 0, until: int | None = None, follow: bool = False
     ) -> AsyncIterator[ReadBatch]:
         if not self._may_consume:
-            from events.live import LiveReader
+            from events.jetstream.live import LiveReader
 
             reader = LiveReader(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
             return reader.read(after=after, until=until, follow=follow)

@@ -26,6 +26,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.bus.nats_fastpath import inline
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
@@ -40,7 +41,6 @@ from events.jetstream.api import (
     pauses,
 )
 from events.log import ReadBatch
-from events.wire import inline
 
 log = logging.getLogger("isthmus.log")
 

@@ -14,8 +14,8 @@ from typing import Any
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.client import ControllerClient
-from events.commands import Command, CommandReply
+from events.bus.client import ControllerClient
+from events.protocol.commands import Command, CommandReply
 
 
 class TracedClient(ControllerClient):

@@ -2,7 +2,7 @@
 
 A gateway that reaches only a server without a majority sees a bus that answers, and the address may have
 been given to another one behind its back. So each defence lasts no longer than the evidence
-(:mod:`events.jetstream.lastword`), and without any the kernel yields to whoever announces the address
+(:mod:`events.jetstream.freshness`), and without any the kernel yields to whoever announces the address
 (:mod:`nodeagent.gateway.rules`).
 """
 
@@ -17,12 +17,12 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.errors import IsthmusError, Unavailable
-from events.jetstream.lastword import last_word
-from nodeagent import firewall
+from events.jetstream.freshness import last_word
+from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
+from nodeagent.gateway.arp_announcer import BEAT_S, Voice
 from nodeagent.gateway.fitness import Fitness
-from nodeagent.gateway.voice import BEAT_S, Voice
-from nodeagent.view import View
+from nodeagent.membership.view import View
 
 log = logging.getLogger("isthmus.agent.gateway")
 
@@ -65,7 +65,7 @@ class Defence:
         left_s = await self.certain_s()
         held = self._standing()  # the log may have moved on meanwhile
         if left_s > 0 and held:
-            await firewall.nft(rules.render_defence(held, left_s))
+            await ruleset.nft(rules.render_defence(held, left_s))
             self._voice.announce(held)
 
     async def certain_s(self) -> float:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from nodeagent.config import AgentConfig
-from nodeagent.underlay import Underlay
+from nodeagent.dataplane.underlay import Underlay
 
 FAILURES = 2
 """Failures in a row after which this node says that it cannot be a gateway, so that another one is chosen."""

@@ -13,7 +13,7 @@ import random
 import ssl
 from collections.abc import Callable, Mapping
 
-from events.clb import Backend, BackendKey
+from events.protocol.clb import Backend, BackendKey
 
 CHECKS_AT_ONCE = 64
 ANSWER_LIMIT_BYTES = 4096

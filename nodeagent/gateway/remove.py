@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from events.errors import Refused
-from nodeagent import firewall
+from nodeagent.firewall import ruleset
 from nodeagent.gateway import link, rules
 
 
@@ -16,7 +16,7 @@ async def gateway_remove() -> list[str]:
         await asyncio.to_thread(link.remove, entry.address, entry.ifindex)
         removed.append(f"CLB address {entry.address}")
     try:
-        await firewall.nft(rules.render_removal())
+        await ruleset.nft(rules.render_removal())
     except Refused as error:
         if error.code != "prerequisite_missing":
             raise

@@ -10,14 +10,14 @@ from typing import Protocol
 
 from nats.aio.client import Client
 
-from events.clb import Holder
-from events.client import ControllerClient
-from events.commands import ReportHealth
+from events.bus.client import ControllerClient
 from events.errors import IsthmusError
+from events.protocol.clb import Holder
+from events.protocol.commands import ReportHealth
 from nodeagent.config import AgentConfig
+from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.health import Health
-from nodeagent.gateway.voice import BEAT_S
-from nodeagent.view import View
+from nodeagent.membership.view import View
 
 log = logging.getLogger("isthmus.agent.gateway")
 

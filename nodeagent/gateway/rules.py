@@ -28,7 +28,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from events.types import Affinity, Protocol
-from nodeagent.firewall import source_ports
+from nodeagent.firewall.ruleset import source_ports
 
 TABLE = "isthmus_clb"
 FORMER_TABLE = "isthmus_clb_former"
@@ -36,8 +36,8 @@ FORMER_TABLE = "isthmus_clb_former"
 
 DEFENCE_S = 2.0
 """How long a confirmed view lets us defend an address. Less than the controller's patience with a silent
-gateway (:data:`controlplane.decisions.holders.SILENCE_S`), so that the old holder yields to the new one's
-first announcement."""
+gateway (:data:`controlplane.cluster.decisions.holders.SILENCE_S`), so that the old holder yields to the new
+one's first announcement."""
 
 YIELD_S = 10.0
 """How long an announcement silences us. The true holder repeats its own every second."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from events.clb import Backend, BackendKey, Holder, Traffic
+from events.protocol.clb import Backend, BackendKey, Holder, Traffic
 from events.types import (
     ClbBackendAdded,
     ClbBackendHealthChanged,
@@ -42,7 +42,7 @@ CONCERNED = (
 
 
 class TrafficTable:
-    """Mutable counterpart of :class:`events.clb.Traffic`. ``version`` grows with every change."""
+    """Mutable counterpart of :class:`events.protocol.clb.Traffic`. ``version`` grows with every change."""
 
     def __init__(self, traffic: Traffic | None = None) -> None:
         traffic = traffic or Traffic()

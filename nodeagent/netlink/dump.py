@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nodeagent.dataplane.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -45,7 +46,6 @@ from nodeagent.netlink.constants import (
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
-from nodeagent.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
 
 
 class MalformedMessage(ValueError):

@@ -14,6 +14,7 @@ import struct
 import sys
 from typing import NamedTuple
 
+from nodeagent.dataplane.rows import ODD, Kind, route_key
 from nodeagent.netlink import dump
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
@@ -39,7 +40,6 @@ from nodeagent.netlink.constants import (
     SOL_NETLINK,
 )
 from nodeagent.netlink.socket import DATAGRAM_BYTES, force_buffers
-from nodeagent.rows import ODD, Kind, route_key
 
 BUFFER_BYTES = 2 << 20
 READS_LIMIT = 4096

@@ -48,7 +48,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Signer(Protocol):
-    """Something that signs (:mod:`controlplane.checkpoints` has one for Ed25519 keys)."""
+    """Something that signs (:mod:`controlplane.controller.publishing.checkpoints` has one for Ed25519 keys)."""
 
     @property
     def public_hex(self) -> str: ...

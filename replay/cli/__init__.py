@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-from events.cli import suggesting
+from events.cli.options import suggesting
 
 _COMMANDS = {
     "log": "replay.cli.log",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from events.cli import fields_line, json_option, print_json, print_table, run
+from events.cli.options import fields_line, json_option, print_json, print_table, run
 from replay.cli.source import Source, opened, progress, source_options
 
 _ROWS = 30

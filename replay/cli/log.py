@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli import fields_line, json_option, print_table, run
+from events.cli.options import fields_line, json_option, print_table, run
 from replay.cli.source import Asked, Source, opened, progress, source_options
 
 if TYPE_CHECKING:

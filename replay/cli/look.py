@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import json_option, print_json, print_table, run
+from events.cli.options import json_option, print_json, print_table, run
 from replay.cli.source import Asked, Source, TimesAsArguments, at_option, opened, progress, source_options
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def state_command(source: Source, at: str, list_nodes: bool, list_ranges: bool, 
 
 
 async def _state(source: Source, at: str, *, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
-    from controlplane.queries import SILENCE, node_view, range_view, show_cluster
-    from events.queries import ShowCluster
+    from controlplane.controller.answers import SILENCE, node_view, range_view, show_cluster
+    from events.protocol.queries import ShowCluster
 
     async with opened(source) as asked:
         point = await asked.point(at)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli import BusContext, bus_options, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, print_json, print_table, run
 from replay.cli.source import Source, opened, progress, source_options
 
 if TYPE_CHECKING:
-    from controlplane.checkpoints import Checkpoint
+    from controlplane.controller.publishing.checkpoints import Checkpoint
 
 
 @click.command("export")
@@ -49,7 +49,7 @@ def export_command(  # noqa: PLR0917  click passes options by name
 async def _export(
     source: Source, file: str, since: str, sign: str, checkpoints: str, *, resume: bool, as_json: bool
 ) -> None:
-    from controlplane.checkpoints import SigningKey, read_checkpoints
+    from controlplane.controller.publishing.checkpoints import SigningKey, read_checkpoints
     from replay.transfer import export
 
     signer = SigningKey.load(sign) if sign else None
@@ -90,8 +90,8 @@ async def _export(
 
 async def _told(source: Source) -> list[Checkpoint]:
     """The live controller's signed checkpoints; none when no controller answers."""
-    from controlplane.checkpointer import ListCheckpoints, ToldCheckpoints
-    from events.cli import controller
+    from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
+    from events.cli.options import controller
     from events.errors import Unavailable
 
     try:
@@ -123,7 +123,7 @@ def import_command(archives: tuple[str, ...], context: BusContext, replicas: str
 async def _import(
     archives: tuple[str, ...], context: BusContext, replicas: int | None, *, as_json: bool
 ) -> None:
-    from events.bus import connect
+    from events.bus.connection import connect
     from events.jetstream.log import JetStreamLog
     from replay.archive.reader import ArchiveLog
     from replay.transfer import import_archive

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import click
 
-from events.cli import json_option, print_json, run
+from events.cli.options import json_option, print_json, run
 from replay.cli.source import Source, Word, opened, progress, source_options
 
 

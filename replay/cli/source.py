@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from events.cli import BusContext, bus_options, suggesting
+from events.cli.options import BusContext, bus_options, suggesting
 
 if TYPE_CHECKING:
     from replay.history import History, Point
@@ -204,7 +204,7 @@ async def opened(source: Source) -> AsyncIterator[Asked]:
         finally:
             archive.close()
         return
-    from events.bus import connect
+    from events.bus.connection import connect
     from events.errors import VerificationFailed
     from events.jetstream.log import JetStreamLog
 

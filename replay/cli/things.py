@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from events.cli import fields_line, json_option, print_json, print_table, run
+from events.cli.options import fields_line, json_option, print_json, print_table, run
 from replay.cli.log import brief
 from replay.cli.source import Asked, Source, Word, at_option, opened, source_options
 
@@ -36,7 +36,7 @@ def history_command(source: Source, kind: str, name: str, until: str, as_json: b
 
 
 async def _history(source: Source, kind: str, name: str, until: str, *, as_json: bool) -> None:
-    from replay.queries.things import life
+    from replay.queries.lives import life
 
     async with opened(source) as asked:
         stop = (await asked.point(until)).sequence
@@ -75,7 +75,7 @@ def blame_command(source: Source, kind: str, name: str, at: str, as_json: bool) 
 
 
 async def _blame(source: Source, kind: str, name: str, at: str, *, as_json: bool) -> None:
-    from replay.queries.things import blame
+    from replay.queries.lives import blame
 
     async with opened(source) as asked:
         point = await asked.point(at)
@@ -156,7 +156,7 @@ async def _stored(file: str, trace_id: str) -> list[Any]:
     """The spans of a trace in a span store's file."""
     from pathlib import Path
 
-    from controlplane.spans import SpanStore
+    from controlplane.controller.observability.span_store import SpanStore
     from events.errors import Usage
 
     if not Path(file).is_file():  # noqa: ASYNC240  a local file, once
@@ -169,8 +169,8 @@ async def _kept(asked: Asked, trace_id: str) -> list[Any]:
     """The spans of a trace that the live controller keeps; none offline, or when it keeps none."""
     if asked.source.archives:
         return []
-    from controlplane.tracequery import TraceAnswer, TraceQuery
-    from events.cli import controller
+    from controlplane.controller.observability.trace_query import TraceAnswer, TraceQuery
+    from events.cli.options import controller
     from events.errors import IsthmusError
 
     try:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli import json_option, print_json, print_table, run
+from events.cli.options import json_option, print_json, print_table, run
 from replay.cli.source import Asked, Source, opened, progress, source_options
 
 if TYPE_CHECKING:
-    from controlplane.checkpoints import Checkpoint
+    from controlplane.controller.publishing.checkpoints import Checkpoint
     from replay.verification.outcome import Report, Wanted
 
 _SHOWN = 40
@@ -75,8 +75,8 @@ async def _verify(  # noqa: PLR0917  the options, passed on
     *,
     as_json: bool,
 ) -> bool:
-    from controlplane.checkpoints import load_public_key, read_checkpoints
-    from replay.verification.others import head_of, heads_of, read_model_says
+    from controlplane.controller.publishing.checkpoints import load_public_key, read_checkpoints
+    from replay.verification.external_digests import head_of, heads_of, read_model_says
     from replay.verification.outcome import Wanted
     from replay.verification.report import html
     from replay.verification.verify import verify
@@ -142,7 +142,7 @@ def _tolerant(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202  
 
 def _carried(asked: Asked) -> tuple[Checkpoint, ...]:
     """The signed checkpoints that an archive carries."""
-    from controlplane.checkpoints import parse_checkpoints
+    from controlplane.controller.publishing.checkpoints import parse_checkpoints
     from events.errors import VerificationFailed
     from replay.archive.reader import ArchiveLog
 
@@ -157,10 +157,10 @@ def _carried(asked: Asked) -> tuple[Checkpoint, ...]:
 
 async def _controller(source: Source) -> tuple[list[tuple[str, int, str]], tuple[Checkpoint, ...]]:
     """What the live controller says of its state, and its signed checkpoints; nothing when none answers."""
-    from controlplane.checkpointer import ListCheckpoints, ToldCheckpoints
-    from events.cli import controller
+    from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
+    from events.cli.options import controller
     from events.errors import Unavailable
-    from events.queries import ClusterView, ShowCluster
+    from events.protocol.queries import ClusterView, ShowCluster
 
     try:
         async with controller(source.context) as client:

@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from controlplane.evolve import evolve
-from controlplane.invariants import violation
-from controlplane.state import ClusterState
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.invariants import violation
+from controlplane.cluster.state import ClusterState
 from events.errors import Usage, VerificationFailed
 from replay.history import History, Progress
 from replay.queries.expression import Expression, Moment, compile_expression
+from replay.queries.lives import fields
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.states import States, base
-from replay.queries.things import fields
 
 READY: dict[str, tuple[str, int]] = {
     "invariants": ("every invariant that events can break", 0),

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from replay.history import Point, Progress
 from replay.queries.states import States, advance
 

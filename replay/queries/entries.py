@@ -13,8 +13,8 @@ from events.codec import Recorded, StoredMessage, decode
 from events.errors import Usage, VerificationFailed
 from replay.archive.postings import keys_of
 from replay.history import History, OnHole, Progress
+from replay.queries.lives import fields
 from replay.queries.stamp import Stamp, stamp
-from replay.queries.things import fields
 
 FIRST_STRETCH = 1000
 """Events that are looked through first for the newest; each further stretch is four times as long."""

@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from events.errors import Usage
 
 LENGTH_LIMIT = 500

@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.evolve import evolve, fold
-from controlplane.state import ClusterState
+from controlplane.cluster.evolve import evolve, fold
+from controlplane.cluster.state import ClusterState
 from events.errors import Refused, VerificationFailed
 from replay.history import History, Progress
 
@@ -119,7 +119,7 @@ def base(history: History) -> ClusterState:
             f"give the archive that it continues, too (--archive, once more)",
             start=history.start,
         )
-    from replay.thaw import thaw
+    from controlplane.cluster.state_decoder import thaw
 
     state = thaw(text)
     state.parked = frozenset(n for n in history.parked if n <= history.start)

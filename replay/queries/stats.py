@@ -13,7 +13,7 @@ from statistics import fmean
 
 import msgspec
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from events.types import (
     AllocationRefused,
     CidrAppended,

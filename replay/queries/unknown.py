@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from events.errors import IsthmusError, Refused
 from events.types import EVENT_TYPES
 from replay.history import History

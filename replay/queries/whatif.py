@@ -17,12 +17,13 @@ from typing import Any
 
 import msgspec
 
-from controlplane.decide import decide
-from controlplane.decisions.nodes import drain
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.decide import decide
+from controlplane.cluster.decisions.nodes import drain
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from events.codec import Recorded, decode
-from events.commands import (
+from events.errors import Refused, Usage
+from events.protocol.commands import (
     COMMANDS,
     AppendCidr,
     ChangeUnderlay,
@@ -37,7 +38,6 @@ from events.commands import (
     ReserveClb,
     WithdrawNetwork,
 )
-from events.errors import Refused, Usage
 from events.types import (
     CidrAppended,
     ClbReleased,
@@ -194,8 +194,8 @@ class _World:
             if self.plan.replans:
                 self._replan(real.definition)
             else:
-                from controlplane.digest import canonical
-                from replay.thaw import thaw
+                from controlplane.cluster.digest import canonical
+                from controlplane.cluster.state_decoder import thaw
 
                 self.state = thaw(canonical(real))
                 self.sequence = real.sequence

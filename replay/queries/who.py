@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from events.codec import Recorded
 from events.errors import Usage
 from events.types import (

@@ -1,6 +1,6 @@
 """Judging an archive file as a file: descriptions, manifest, tail, hidden bytes, index, signature.
 
-The content of the event segments is judged by :mod:`replay.verification.lines_check`.
+The content of the event segments is judged by :mod:`replay.verification.full_check`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import msgspec
 from events.errors import VerificationFailed
 from replay.archive.directory import ArchiveFile, decompress
 from replay.archive.format import Manifest, Segment, signed_text
+from replay.verification.fast_check import Transaction
 from replay.verification.findings import Finding
-from replay.verification.handover import Slot, leave
-from replay.verification.lines_check import LinesResult, check_lines
-from replay.verification.plain_lines import Transaction
+from replay.verification.full_check import LinesResult, check_lines
+from replay.verification.shared_memory import Slot, leave
 
 
 class Note(Protocol):
@@ -95,7 +95,7 @@ def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Note) -> Non
 def _check_signature(file: ArchiveFile, public_key: str, note: Note) -> None:
     if file.tail is None:
         return
-    from controlplane.checkpoints import signature_holds
+    from controlplane.controller.publishing.checkpoints import signature_holds
 
     if public_key and file.tail.key != public_key:
         note(

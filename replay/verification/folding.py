@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.checkpoints import Checkpoint, check_signature
-from controlplane.digest import state_digest
-from controlplane.evolve import HANDLERS, evolve
-from controlplane.invariants import CHECKS, check
-from controlplane.state import ClusterState
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import HANDLERS, evolve
+from controlplane.cluster.invariants import CHECKS, check
+from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state_decoder import thaw
+from controlplane.controller.publishing.checkpoints import Checkpoint, check_signature
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.errors import VerificationFailed
 from events.types import Event, RangeFreed
 from replay.archive import lines
-from replay.thaw import thaw
-from replay.verification import bare
+from replay.verification import fold_payload
 from replay.verification.findings import Finding, Findings
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Folding:
             self._fold(map(_seq, facts), facts)
 
     def take_bare(self, first: int, text: bytes) -> None:
-        """Events that were judged (:mod:`replay.verification.bare`), in unbroken order from ``first`` on."""
-        self._fold(count(first), bare.decode(text))
+        """Judged events (:mod:`replay.verification.fold_payload`), in unbroken order from ``first``."""
+        self._fold(count(first), fold_payload.decode(text))
 
     def parks(self, first: int, last: int) -> bool:
         """Whether an event in ``first`` … ``last`` is to be left out."""
@@ -135,7 +135,9 @@ class Folding:
                     sequence,
                 )
 
-    def _fold(self, sequences: Iterable[int], facts: Sequence[lines.Fact] | Sequence[bare.Bare]) -> None:
+    def _fold(
+        self, sequences: Iterable[int], facts: Sequence[lines.Fact] | Sequence[fold_payload.Bare]
+    ) -> None:
         state, judged = self.state, _JUDGED
         stop = self._stops[-1] if self._stops else 0
         for sequence, fact in zip(sequences, facts, strict=False):
@@ -271,7 +273,9 @@ def _runs(sequences: frozenset[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _too_early(state: ClusterState, fact: lines.Fact | bare.Bare, event: RangeFreed) -> tuple[int, str] | None:
+def _too_early(
+    state: ClusterState, fact: lines.Fact | fold_payload.Bare, event: RangeFreed
+) -> tuple[int, str] | None:
     """Whether a range came back before its quarantine was over, by the event's own time."""
     time = lines.own_time(fact)
     until = state.quarantined[event.index].until

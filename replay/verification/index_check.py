@@ -3,7 +3,7 @@
 The answers about one thing (``history``, ``who``, ``blame``) trust the index: a forged one would hide
 an event that is in the file, or show one that has nothing to do with the question, while chain and
 checksums are whole. So each run of index segments is compared with its events: by the digests of what
-both say (:mod:`replay.verification.spoken`), and where these differ, by building it anew.
+both say (:mod:`replay.verification.index_digest`), and where these differ, by building it anew.
 
 What the reader does with an index is what counts here: it takes the span ``first`` … ``last`` as
 indexed, looks only into blocks whose ``keys`` enclose the wanted one, and finds the line by its text.
@@ -22,7 +22,7 @@ from replay.archive.directory import ArchiveFile
 from replay.archive.format import INDEX_EVERY, IndexLine, Segment
 from replay.archive.postings import Postings, encode_postings
 from replay.verification.findings import Finding
-from replay.verification.spoken import digest_of
+from replay.verification.index_digest import digest_of
 
 _decode_lines = msgspec.json.Decoder(IndexLine).decode_lines
 

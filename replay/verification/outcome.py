@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from controlplane.checkpoints import Checkpoint
+from controlplane.controller.publishing.checkpoints import Checkpoint
 from replay.verification.findings import Finding
 
 

@@ -19,13 +19,13 @@ from replay.archive import lines
 from replay.archive.reader import ArchiveLog, Place
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
+from replay.verification.chain_state import Tracks
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
-from replay.verification.handover import Handover, Slot
+from replay.verification.full_check import LinesResult, check_lines
 from replay.verification.index_check import check_run, check_spans, runs, stated_digests
-from replay.verification.lines_check import LinesResult, check_lines
 from replay.verification.outcome import Check, Report, Wanted
-from replay.verification.tracks import Tracks
+from replay.verification.shared_memory import Handover, Slot
 from replay.verification.workers import Workers
 
 INLINE_EVENTS = 60_000

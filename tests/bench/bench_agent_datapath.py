@@ -123,11 +123,11 @@ def _tunnel(host: str, number: int, other: int, net: int, *, gro: bool) -> None:
     """A device and a peer's rows by the agent's own parts."""
     program = "\n".join((
         "from nodeagent import tuning",
-        "from nodeagent.desired import difference",
+        "from nodeagent.dataplane.desired import difference",
         "from nodeagent.netlink import links",
         "from nodeagent.netlink.socket import Engine, NetlinkChannel",
-        "from nodeagent.peers import Peer",
-        "from nodeagent.rows import Rows",
+        "from nodeagent.membership.peers import Peer",
+        "from nodeagent.dataplane.rows import Rows",
         f"mac = '66:00:00:00:{net:02x}:0'",
         f"peer = Peer('n', 'u', 1, '172.{net}.{other}.0/24', mac + '{other}', '10.0.0.{other}')",
         f"spec = links.DeviceSpec(name='vx{net}', vni={net}, port=8472, mac=mac + '{number}',",

@@ -57,20 +57,20 @@ def body() -> dict[str, float]:
 
 
 async def _agent(directory: Path) -> float:
-    from events.bus import BusOptions
+    from events.bus.connection import BusOptions
     from events.chain import genesis
     from events.codec import Cause, StoredMessage, seal
     from events.ids import new_id
     from events.log import ReadBatch
     from events.telemetry.role import Telemetry
     from events.types import ClusterDefined, Event, NodeJoined, RangeAllocated
-    from nodeagent.cache import Cache
     from nodeagent.conditions import Conditions
     from nodeagent.config import AgentConfig
-    from nodeagent.follower import Follower
-    from nodeagent.keeper import Keeper
-    from nodeagent.view import View
-    from nodeagent.ways import Ways
+    from nodeagent.dataplane.reconciler import Keeper
+    from nodeagent.membership.cache import Cache
+    from nodeagent.membership.log_follower import Follower
+    from nodeagent.membership.view import View
+    from nodeagent.path_mtu.tracker import Ways
 
     config = AgentConfig(
         cluster="bench", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from nodeagent.rows import route_key
+from nodeagent.dataplane.rows import route_key
 from tests.bench.agent_place import row, run_inside
 
 RUNS = 9
@@ -104,7 +104,7 @@ def _fresh(measure: Callable[[int], Any]) -> Any:
 
 def peers(count: int) -> Any:
     """The same peers as the C program's."""
-    from nodeagent.rows import Rows
+    from nodeagent.dataplane.rows import Rows
 
     rows = Rows.empty()
     for i in range(count):
@@ -117,8 +117,8 @@ def peers(count: int) -> Any:
 
 
 def _ours(count: int, index: int) -> float:
+    from nodeagent.dataplane.reconcile import reconcile
     from nodeagent.netlink.socket import Engine, NetlinkChannel
-    from nodeagent.reconcile import reconcile
 
     desired = peers(count)
     with Engine(NetlinkChannel()) as engine:
@@ -183,8 +183,8 @@ def _pyroute2(index: int) -> float:
 
 
 def _resync(index: int) -> tuple[float, float]:
+    from nodeagent.dataplane.reconcile import reconcile
     from nodeagent.netlink.socket import Engine, NetlinkChannel
-    from nodeagent.reconcile import reconcile
 
     desired = peers(PEERS)
     ours, theirs = [], []
@@ -245,16 +245,16 @@ def _join(_: int) -> tuple[float, float]:
 
 
 async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]:
-    from events.bus import BusOptions
+    from events.bus.connection import BusOptions
     from events.log import ReadBatch
     from events.telemetry.role import Telemetry
-    from nodeagent.cache import Cache
     from nodeagent.conditions import Conditions
     from nodeagent.config import AgentConfig
-    from nodeagent.follower import Follower
-    from nodeagent.keeper import Keeper
+    from nodeagent.dataplane.reconciler import Keeper
+    from nodeagent.membership.cache import Cache
+    from nodeagent.membership.log_follower import Follower
+    from nodeagent.membership.view import View
     from nodeagent.netlink.socket import Engine
-    from nodeagent.view import View
 
     confirmed: list[float] = []
     execute = Engine.execute

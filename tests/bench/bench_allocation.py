@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from controlplane.decide import AdvanceDrains, decide
-from controlplane.evolve import HANDLERS, evolve
-from controlplane.invariants import CHECKS
-from controlplane.liveness import Liveness
-from controlplane.mac import vtep_mac
-from controlplane.state import ClusterState
+from controlplane.cluster.addressing.mac import vtep_mac
+from controlplane.cluster.decide import AdvanceDrains, decide
+from controlplane.cluster.evolve import HANDLERS, evolve
+from controlplane.cluster.invariants import CHECKS
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.liveness import Liveness
 from events.codec import decode_event
-from events.commands import AppendCidr, DefineCluster, JoinNode, LeaveNode
+from events.protocol.commands import AppendCidr, DefineCluster, JoinNode, LeaveNode
 from events.status import AgentStatus
 from events.types import Event, NodeJoined, RangeAllocated
 

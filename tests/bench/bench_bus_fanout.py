@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.jetstream.log import JetStreamLog
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 from tests.bench.bus_fleet import PLAIN, Fleet
 from tests.contract.samples import CLUSTER, sealed
 

@@ -20,14 +20,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.chain import genesis, verify_link
 from events.codec import decode
 from events.jetstream.api import call
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, fill
 
 EVENTS = 40_000

@@ -105,8 +105,8 @@ def run() -> list[dict[str, Any]]:
 
 
 async def _run() -> list[dict[str, Any]]:
-    from controlplane.evolve import fold
-    from controlplane.state import ClusterState
+    from controlplane.cluster.evolve import fold
+    from controlplane.cluster.state import ClusterState
     from replay.archive.reader import ArchiveLog
     from replay.history import History, Point
     from replay.queries.states import ReadModel, States
@@ -176,7 +176,7 @@ async def _run() -> list[dict[str, Any]]:
     middle = count // 2
     plain, _ = await States(history).at(middle)
     modelled, origin = await states.at(middle)
-    from controlplane.digest import state_digest
+    from controlplane.cluster.digest import state_digest
 
     assert origin.method == "read model"
     assert state_digest(modelled) == state_digest(plain)

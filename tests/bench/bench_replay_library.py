@@ -23,8 +23,8 @@ import msgspec
 
 def run() -> list[dict[str, Any]]:
     """Two rows: churns replayed a second, against the same events and against the lean model."""
-    from controlplane.evolve import fold
-    from controlplane.state import ClusterState
+    from controlplane.cluster.evolve import fold
+    from controlplane.cluster.state import ClusterState
     from replay.archive.reader import ArchiveLog
     from tests.replay.churned import CLUSTER, churn_history, write
 

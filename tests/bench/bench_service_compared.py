@@ -30,8 +30,8 @@ from uuid import uuid4
 
 import httpx
 
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer, free_ports
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer, free_ports
 from tests.bench.bench_service_joins import service
 
 NODES = 1_000

@@ -19,13 +19,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.codec import OutgoingMessage
-from events.commands import DefineCluster, ImportNodes
 from events.jetstream.log import JetStreamLog
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.protocol.commands import DefineCluster, ImportNodes
 from tests.bench.service_load import join
 
 JOINS = 12_000

@@ -16,18 +16,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from controlplane.decide import decide
-from controlplane.decision import AdvanceDrains
-from controlplane.evolve import evolve
+from controlplane.cluster.decide import decide
+from controlplane.cluster.decision import AdvanceDrains
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.hooks import Changes, NullObserver
 from controlplane.readmodel.projector import BATCH, Projector
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.store import Store, _prepare
-from controlplane.service.hooks import Changes, NullObserver
-from controlplane.state import ClusterState
 from events.chain import genesis
 from events.codec import Cause, StoredMessage, decode, seal
-from events.commands import DefineCluster, LeaveNode
 from events.memory import MemoryLog
+from events.protocol.commands import DefineCluster, LeaveNode
 from events.types import (
     ClusterDefined,
     NodeJoined,

@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
-from events.commands import DefineCluster
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
+from events.protocol.commands import DefineCluster
 
 JOINS = 12_000
 CONCURRENCY = 512

@@ -23,9 +23,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects
-from events.bus import BusOptions, connect
-from events.live import LiveReader
-from events.server.process import EmbeddedServer
+from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
+from events.jetstream.live import LiveReader
 
 PLAIN = "bench.plain"
 

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from events import subjects
-from events.commands import COMMAND_ID, JoinNode
 from events.ids import new_id
+from events.protocol.commands import COMMAND_ID, JoinNode
 
 GIVE_UP_S = 300
 INBOX = "_INBOX.load"

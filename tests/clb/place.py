@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 import nats
 
-from events.client import ControllerClient
-from events.commands import MarkGateway
-from events.queries import ClbView, ShowClb
+from events.bus.client import ControllerClient
+from events.protocol.commands import MarkGateway
+from events.protocol.queries import ClbView, ShowClb
 from tests.clb import question
 from tests.nodeagent.sandbox import sh
 from tests.nodeagent.site import Node, Site, site, until

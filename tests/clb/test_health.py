@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from deploy.lab.certificate import self_signed
-from events.clb import Backend, BackendKey
+from deploy.lab.machines.certificate import self_signed
+from events.protocol.clb import Backend, BackendKey
 from nodeagent.gateway.health import RISE_LONGEST, Health, check
 
 LIMIT_S = 60.0

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.arp import both_answered_s
+from deploy.lab.traffic.arp import both_answered_s
 from events import subjects
-from events.server.process import find_binary
+from events.bus.server.process import find_binary
 from tests.clb.place import PORT, Stream, pair
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Site, until
@@ -114,7 +114,7 @@ def test_a_holder_on_the_minoritys_side_yields_within_the_fencing_time() -> None
         assert made.holders()[0] == "g1"
         until(lambda: place.leads(1), "the first server leads the log")
         old, new = place.nodes["g1"], place.nodes["g2"]
-        asking = Stream("deploy.lab.arp", "wire", address)
+        asking = Stream("deploy.lab.traffic.arp", "wire", address)
         stream = Stream("tests.clb.client", address, str(PORT))
         others = f"{{ {server(2)}, {server(3)} }}"
         cut = ["table ip cut"]

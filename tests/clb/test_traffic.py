@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from deploy.lab.arp import both_answered_s
+from deploy.lab.traffic.arp import both_answered_s
 from tests.clb.place import BACKENDS, PORT, Lasting, Stream, back, cut, pair
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import until
@@ -153,7 +153,7 @@ def test_a_split_is_over_within_the_fencing_time_and_epochs_decide() -> None:
         address = made.addresses[0]
         holder = made.holders()[0]
         other = {"g1": "g2", "g2": "g1"}[holder]
-        asking = Stream("deploy.lab.arp", "wire", address)
+        asking = Stream("deploy.lab.traffic.arp", "wire", address)
         stream = Stream("tests.clb.client", address, str(PORT))
         old = made.place.nodes[holder]
         old.run("nft add table ip cut")

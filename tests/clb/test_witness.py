@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.lab.arp import both_answered_s
+from deploy.lab.traffic.arp import both_answered_s
 
 
 def answers(mac: str, start: float, end: float, offset: float = 0.0) -> list[tuple[float, str]]:

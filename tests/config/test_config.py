@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.config import MASK, ROLES, add_config, effective, lines_of, load, options_of, read
-from events.config_cli import command_of, example_text
+from events.cli.config import MASK, ROLES, add_config, effective, lines_of, load, options_of, read
+from events.cli.config_command import command_of, example_text
 from events.errors import Usage
 
 

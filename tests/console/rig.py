@@ -14,19 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from controlplane.history.recorder import Recorder
-from controlplane.http.attached import AttachedSource
-from controlplane.http.live import LiveFeed
-from controlplane.http.server import serve
-from controlplane.liveness import Liveness, watch_members
-from controlplane.observe import Observability
+from controlplane.console.inspector import AttachedSource
+from controlplane.console.live_feed import LiveFeed
+from controlplane.console.server import serve
+from controlplane.controller.agents.agent_history.recorder import Recorder
+from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.commands.committer import Committer
+from controlplane.controller.commands.requests import Request
+from controlplane.controller.commands.ticker import Ticker
+from controlplane.controller.observability.setup import Observability
+from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
-from controlplane.service.committer import Committer
-from controlplane.service.replica import Replica
-from controlplane.service.requests import Request
-from controlplane.service.ticker import Ticker
 from events.attestation import ClusterSum
-from events.commands import (
+from events.ids import new_id
+from events.memory import MemoryLog
+from events.protocol.commands import (
     AddBackend,
     Command,
     CommandReply,
@@ -38,8 +40,6 @@ from events.commands import (
     ReportHealth,
     ReserveClb,
 )
-from events.ids import new_id
-from events.memory import MemoryLog
 from events.status import AgentStatus
 from events.types import Network
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controlplane.history.records import Transit
-from controlplane.http.security import COOKIE, HEADERS, Gate, check_exposure
-from events.commands import MarkGateway
+from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
+from controlplane.controller.agents.agent_history.records import Transit
 from events.errors import Usage
+from events.protocol.commands import MarkGateway
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from events.commands import AppendCidr, MarkGateway
+from events.protocol.commands import AppendCidr, MarkGateway
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -395,7 +395,7 @@ def test_ten_thousand_nodes_in_the_past(browser, many):
 
 
 def test_every_part_of_the_console_is_small_and_ours():
-    static = Path(__file__).parents[2] / "controlplane" / "http" / "static"
+    static = Path(__file__).parents[2] / "controlplane" / "console" / "static"
     for path in static.rglob("*"):
         if path.is_file():
             text = path.read_text()

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.http import live
-from controlplane.http.live import Frame
+from controlplane.console import live_feed
+from controlplane.console.live_feed import Frame
 from tests.console.rig import Rig, join, running
 from tests.events.waiting import until
 
@@ -27,7 +27,7 @@ async def frames(rig: Rig) -> AsyncIterator[Frame]:
 async def test_who_was_behind_while_nobody_listened_is_behind_in_the_first_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "SETTLED_S", 0.2)
+    monkeypatch.setattr(live_feed, "SETTLED_S", 0.2)
     async with running(tmp_path) as rig, asyncio.timeout(30):
         await rig.define(5)
         await rig.fill(5)

@@ -9,16 +9,16 @@ import pytest
 import pytest_asyncio
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.cluster import ServerCluster
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.chain import Head
 from events.codec import OutgoingMessage
 from events.jetstream.api import call
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
 from events.log import EventLog, LogReader, ReadBatch
-from events.server.cluster import ServerCluster
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, fill
 from tests.contract.suite import LogContract, ReaderOver
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.decide import Surroundings
-from events.commands import Override, ReleaseClb, ReserveClb
+from controlplane.cluster.decide import Surroundings
+from events.protocol.commands import Override, ReleaseClb, ReserveClb
 from events.types import Network
 from tests.controlplane.world import World, names
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.decide import Surroundings
-from controlplane.overlap import CODE_OF_KIND, next_free_network
-from events.commands import (
+from controlplane.cluster.addressing.overlap import CODE_OF_KIND, next_free_network
+from controlplane.cluster.decide import Surroundings
+from events.protocol.commands import (
     AppendCidr,
     DeclareNetwork,
     DefineCluster,
@@ -114,7 +114,7 @@ def test_the_proposed_way_out_works() -> None:
 
 
 def test_when_nothing_is_free_nothing_is_proposed() -> None:
-    from controlplane.addresses import network
+    from controlplane.cluster.addressing.addresses import network
 
     everything = [network("10.0.0.0/8"), network("172.16.0.0/12"), network("192.168.0.0/16")]
     assert next_free_network(256, everything) is None
@@ -277,7 +277,7 @@ def test_a_cluster_with_live_nodes_cannot_be_deleted() -> None:
 
 
 def test_a_deleted_cluster_gives_its_addresses_back_and_takes_no_command() -> None:
-    from events.commands import RemoveNode
+    from events.protocol.commands import RemoveNode
 
     world = World(container_cidr="10.0.0.0/24", pods_per_node=16)
     world.join(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from events import errors
 from events.codes import CODES
 from events.codes_table import table
-from events.queries import CONDITIONS
+from events.protocol.queries import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("events", "controlplane", "nodeagent", "replay", "deploy")

@@ -9,13 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlplane.decide import AssignHolders, MarkLiveness, Surroundings
-from controlplane.decisions.holders import REASON_CHARACTERS
-from controlplane.digest import canonical, state_digest
-from controlplane.evolve import evolve, fold
-from controlplane.invariants import check, violation
-from controlplane.state import ClusterState
-from events.commands import (
+from controlplane.cluster.decide import AssignHolders, MarkLiveness, Surroundings
+from controlplane.cluster.decisions.holders import REASON_CHARACTERS
+from controlplane.cluster.digest import canonical, state_digest
+from controlplane.cluster.evolve import evolve, fold
+from controlplane.cluster.invariants import check, violation
+from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state_decoder import thaw
+from events.protocol.commands import (
     AddBackend,
     FenceNode,
     LeaveNode,
@@ -27,7 +28,6 @@ from events.commands import (
     ReserveClb,
 )
 from events.types import ClbHolderAssigned, ClbHolderWithdrawn, NodeLeft
-from replay.thaw import thaw
 from tests.controlplane.world import World, joining, names
 
 ADDRESSES = ("198.51.100.2", "198.51.100.3")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.importing import parse
-from events.commands import JoinNode
+from controlplane.cli.node_file import parse
 from events.errors import BadRequest
+from events.protocol.commands import JoinNode
 
 CSV = """\
 # racks of row 4

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from controlplane.decide import AdvanceDrains
-from controlplane.evolve import HANDLERS, evolve, fold
-from controlplane.invariants import CHECKS, check, violation
-from controlplane.state import ClusterState
+from controlplane.cluster.decide import AdvanceDrains
+from controlplane.cluster.evolve import HANDLERS, evolve, fold
+from controlplane.cluster.invariants import CHECKS, check, violation
+from controlplane.cluster.state import ClusterState
 from events.codec import SkippedEvent, UnknownEvent
-from events.commands import AppendCidr, ChangeUnderlay, FenceNode, RemoveNode, ReserveClb
 from events.errors import VerificationFailed
+from events.protocol.commands import AppendCidr, ChangeUnderlay, FenceNode, RemoveNode, ReserveClb
 from events.types import (
     EVENT_TYPES,
     CidrAppended,

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from controlplane.decide import AdvanceDrains
-from controlplane.digest import state_digest
-from controlplane.evolve import fold
-from controlplane.invariants import check
-from controlplane.state import ClusterState
-from events.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, LeaveNode, RemoveNode
+from controlplane.cluster.decide import AdvanceDrains
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import fold
+from controlplane.cluster.invariants import check
+from controlplane.cluster.state import ClusterState
+from events.protocol.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, LeaveNode, RemoveNode
 from events.types import RangeAllocated, RangeDraining
 from tests.controlplane.model import Model
 from tests.controlplane.world import World

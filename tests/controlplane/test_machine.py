@@ -8,12 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from controlplane.decide import AdvanceDrains, Decision, MarkLiveness
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve, fold
-from controlplane.invariants import check
-from controlplane.state import ClusterState
-from events.commands import (
+from controlplane.cluster.decide import AdvanceDrains, Decision, MarkLiveness
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve, fold
+from controlplane.cluster.invariants import check
+from controlplane.cluster.state import ClusterState
+from events.protocol.commands import (
     AppendCidr,
     ChangeUnderlay,
     DefineCluster,

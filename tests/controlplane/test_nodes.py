@@ -6,9 +6,9 @@ from itertools import permutations
 
 import pytest
 
-from controlplane.decide import AdvanceDrains, Surroundings
-from controlplane.mac import vtep_mac
-from events.commands import (
+from controlplane.cluster.addressing.mac import vtep_mac
+from controlplane.cluster.decide import AdvanceDrains, Surroundings
+from events.protocol.commands import (
     ChangeUnderlay,
     FenceNode,
     ImportNodes,
@@ -241,7 +241,7 @@ def test_the_vtep_mac_is_unicast_local_and_never_shared(world: World, monkeypatc
     assert vtep_mac("some-uid") == vtep_mac("some-uid") != vtep_mac("some-uid", 1)
     # Two uids whose hashes meet: the second takes the next of its series.
     monkeypatch.setattr(
-        "controlplane.decisions.nodes.vtep_mac", lambda uid, attempt=0: f"66:00:00:00:00:0{attempt}"
+        "controlplane.cluster.decisions.nodes.vtep_mac", lambda uid, attempt=0: f"66:00:00:00:00:0{attempt}"
     )
     macs = [world.join(number)["vtep_mac"] for number in range(3)]
     assert macs == ["66:00:00:00:00:00", "66:00:00:00:00:01", "66:00:00:00:00:02"]

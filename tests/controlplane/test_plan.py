@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.plan import make_plan, range_cidr, round_up
-from controlplane.proposal import propose
+from controlplane.cluster.addressing.plan import make_plan, range_cidr, round_up
+from controlplane.cluster.addressing.proposal import propose
 from events.errors import Refused
 
 # reference/networking.md, section 1.2: cidr, pods, services → size, Service range, nodes, first, last,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from controlplane.overlay import Overlay
-from controlplane.pool import Pool
+from controlplane.cluster.addressing.pool import Pool
+from controlplane.cluster.layered_dict import Overlay
 
 
 class PoolAgainstSet(RuleBasedStateMachine):

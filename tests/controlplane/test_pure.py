@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from controlplane.decide import RULES, AdvanceDrains, AssignHolders, MarkLiveness, Surroundings, decide
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve, fold
-from controlplane.invariants import check
-from controlplane.queries import ask
-from controlplane.state import ClusterState
-from events.commands import (
+from controlplane.cluster.decide import RULES, AdvanceDrains, AssignHolders, MarkLiveness, Surroundings, decide
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve, fold
+from controlplane.cluster.invariants import check
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.answers import ask
+from events.protocol.commands import (
     COMMANDS,
     AddBackend,
     AppendCidr,
@@ -49,7 +49,7 @@ from events.commands import (
     UseToken,
     WithdrawNetwork,
 )
-from events.queries import ListNodes, ListRanges, ShowCluster
+from events.protocol.queries import ListNodes, ListRanges, ShowCluster
 from events.types import EVENT_TYPES, Event, EventsParked, Network
 from tests.controlplane.world import START, World, joining
 
@@ -188,7 +188,10 @@ def test_deciding_and_folding_touch_no_clock_no_randomness_and_no_io(forbidden: 
     assert forbidden == []
 
 
-CORE = "controlplane.decide, controlplane.evolve, controlplane.invariants, controlplane.queries"
+CORE = (
+    "controlplane.cluster.decide, controlplane.cluster.evolve, controlplane.cluster.invariants, "
+    "controlplane.controller.answers"
+)
 
 ALLOWED = {
     "__future__", "collections", "datetime", "functools", "hashlib", "heapq", "itertools", "math", "re",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlplane.decide import AdvanceDrains, MarkLiveness, decide
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
-from events.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, RemoveNode, ReserveClb
+from controlplane.cluster.decide import AdvanceDrains, MarkLiveness, decide
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from events.protocol.commands import AppendCidr, DefineCluster, FenceNode, JoinNode, RemoveNode, ReserveClb
 from events.types import Network
 
 GOLDEN = "4ea447d5b92bfd65"
-"""The first digits of the last digest. It changes only together with controlplane.digest.FORMAT."""
+"""The first digits of the last digest. It changes only together with controlplane.cluster.digest.FORMAT."""
 
 
 def digests() -> str:

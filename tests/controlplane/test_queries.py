@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from controlplane.decide import AdvanceDrains, MarkLiveness
-from controlplane.digest import state_digest
-from controlplane.queries import SILENCE, answer, ask
-from events.commands import (
+from controlplane.cluster.decide import AdvanceDrains, MarkLiveness
+from controlplane.cluster.digest import state_digest
+from controlplane.controller.answers import SILENCE, answer, ask
+from events.errors import BadRequest, IsthmusError, Refused
+from events.protocol.commands import (
     AppendCidr,
     DeclareNetwork,
     DeleteCluster,
@@ -21,8 +22,7 @@ from events.commands import (
     RemoveNode,
     ReserveClb,
 )
-from events.errors import BadRequest, IsthmusError, Refused
-from events.queries import (
+from events.protocol.queries import (
     ANSWERS,
     CONDITIONS,
     QUERIES,

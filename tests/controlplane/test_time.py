@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from controlplane.decide import AdvanceDrains, MarkLiveness
-from controlplane.decisions.time import laggards, watermark
-from events.commands import FenceNode, RemoveNode
+from controlplane.cluster.decide import AdvanceDrains, MarkLiveness
+from controlplane.cluster.decisions.time import laggards, watermark
+from events.protocol.commands import FenceNode, RemoveNode
 from events.types import NodeFenced, NodeUnreachable, RangeQuarantined
 from tests.controlplane.world import START, World, names
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlplane.decide import ALONE, Decision, Surroundings, Tick, decide
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
-from controlplane.invariants import violation
-from controlplane.state import ClusterState
-from events.commands import Command, DefineCluster, JoinNode
+from controlplane.cluster.decide import ALONE, Decision, Surroundings, Tick, decide
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.invariants import violation
+from controlplane.cluster.state import ClusterState
+from events.protocol.commands import Command, DefineCluster, JoinNode
 from events.types import Event
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

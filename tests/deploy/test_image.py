@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from tests.nodeagent.site import until
 
 pytestmark = [pytest.mark.slow]

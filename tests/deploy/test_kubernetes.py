@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner
 
 from deploy.cli import deploy
-from events.config import options_of
-from events.config_cli import command_of
+from events.cli.config import options_of
+from events.cli.config_command import command_of
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())

@@ -20,15 +20,15 @@ from deploy.credentials.certificates import create_authority
 from deploy.credentials.push import push_accounts
 from deploy.nats.mirrors import make_mirrors, wait_caught_up
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer, free_ports
 from events.chain import genesis
 from events.codec import Cause, seal
 from events.errors import Refused, Unavailable
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer, free_ports
-from events.snapshots import SnapshotBucket
+from events.jetstream.snapshots import SnapshotBucket
 from events.types import NodeLeft
 
 pytestmark = pytest.mark.bus

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.app import Controller, ControllerOptions
+from controlplane.controller.controller import Controller, ControllerOptions
 from deploy.credentials.prepare import SecureSite, prepare
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
-from events.commands import DefineCluster, JoinNode
-from events.live import LiveReader
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
+from events.jetstream.live import LiveReader
+from events.protocol.commands import DefineCluster, JoinNode
 
 pytestmark = pytest.mark.bus
 

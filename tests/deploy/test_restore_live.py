@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from tests.deploy.watch import watching
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import ISTHMUS, Node, Site, site, until

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
 from tests.deploy import previous
 from tests.deploy.watch import watching
 from tests.nodeagent.sandbox import inside

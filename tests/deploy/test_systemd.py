@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from deploy.cli import deploy
 from deploy.credentials.cli_keep import credentials
-from events.config import ROLES
-from events.config_cli import command_of
+from events.cli.config import ROLES
+from events.cli.config_command import command_of
 
 GATEWAY = Path("isthmus-agent.service.d", "gateway.conf")
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))

@@ -13,18 +13,18 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
-from controlplane.decide import decide
-from controlplane.evolve import evolve
-from controlplane.service.requests import parse
-from controlplane.state import ClusterState
+from controlplane.cluster.decide import decide
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.commands.requests import parse
 from events import codec, subjects
 from events.chain import CHAIN_HEADER, genesis, verify_link
 from events.codec import Cause, OutgoingMessage, UnknownEvent, decode_event, seal
-from events.commands import DefineCluster, JoinNode
 from events.errors import IsthmusError, VerificationFailed
-from events.status_stream import StatusReader
+from events.jetstream.status_stream import StatusReader
+from events.protocol.commands import DefineCluster, JoinNode
 from events.types import EVENT_TYPES, Event
-from nodeagent.view import View
+from nodeagent.membership.view import View
 
 CLUSTER = "prod"
 NOW = datetime(2026, 3, 2, 14, tzinfo=UTC)

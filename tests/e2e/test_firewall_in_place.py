@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.firewall import Rules
+from nodeagent.firewall.ruleset import Rules
 
 pytestmark = pytest.mark.netns
 

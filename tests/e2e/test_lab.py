@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from deploy.lab.kills import schedule
+from deploy.lab.traffic.kills import schedule
 
 pytestmark = [pytest.mark.netns, pytest.mark.bus]
 

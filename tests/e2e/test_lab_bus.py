@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from deploy.lab.load import judge
+from deploy.lab.traffic.load import judge
 from events.chain import genesis
 from events.codec import Cause, Recorded, StoredMessage, decode, seal
-from events.commands import CommandReply, WrittenEvent
+from events.protocol.commands import CommandReply, WrittenEvent
 from events.types import NodeLeft
 from tests.e2e.test_lab import CHURN, footprint, isthmus, lab, proven, read_until, remains
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.jetstream.log import JetStreamLog
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from events.bus import _Patient
+from events.bus.connection import _Patient
 
 
 async def test_a_cancellation_in_a_full_flush_queue_is_not_lost() -> None:

@@ -15,13 +15,13 @@ import pytest
 from nats.aio.client import Client
 
 from deploy.nats.mirrors import make_mirrors, mirror_states, wait_caught_up
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer, free_ports
 from events.errors import Unavailable
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer, free_ports
-from events.snapshots import SnapshotBucket
+from events.jetstream.snapshots import SnapshotBucket
 from tests.contract.samples import CLUSTER, everything, fill, verified
 from tests.events.test_live import Following
 from tests.events.test_snapshots import snapshot

@@ -12,13 +12,13 @@ from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.codec import OutgoingMessage
 from events.errors import BadRequest, OutcomeUnknown, Refused, Unavailable, VerificationFailed
 from events.jetstream.api import call, parse_headers
 from events.jetstream.log import JetStreamLog
 from events.jetstream.stream import differences, event_stream_settings
-from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.waiting import until
 

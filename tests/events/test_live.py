@@ -11,14 +11,14 @@ import pytest
 from nats.aio.client import Client
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.chain import CHAIN_HEADER, genesis
 from events.errors import Unavailable
 from events.jetstream.direct import recorded_ns
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
 from events.log import ReadBatch
-from events.server.process import EmbeddedServer
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.lossy import LossyClient
 from tests.events.waiting import until

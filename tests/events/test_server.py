@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server import process as server_module
+from events.bus.server.cluster import ServerCluster
+from events.bus.server.config import ServerOptions, render
+from events.bus.server.process import EmbeddedServer, find_binary, free_ports
 from events.errors import Refused, Unavailable
-from events.server import process as server_module
-from events.server.cluster import ServerCluster
-from events.server.config import ServerOptions, render
-from events.server.process import EmbeddedServer, find_binary, free_ports
 from tests.contract.samples import everything, fill
 from tests.events.waiting import until
 
@@ -124,8 +124,8 @@ async def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from events.server.process import EmbeddedServer\n"
-        "from events.server.config import ServerOptions\n"
+        "from events.bus.server.process import EmbeddedServer\n"
+        "from events.bus.server.config import ServerOptions\n"
         "async def main():\n"
         "    server = EmbeddedServer(ServerOptions(store_dir=Path(sys.argv[1])))\n"
         "    await server.start()\n"

@@ -13,7 +13,7 @@ from events import subjects
 from events.chain import Head, genesis
 from events.errors import VerificationFailed
 from events.jetstream.log import JetStreamLog
-from events.snapshots import Snapshot, SnapshotBucket, SnapshotMember, SnapshotRange, pack, unpack
+from events.jetstream.snapshots import Snapshot, SnapshotBucket, SnapshotMember, SnapshotRange, pack, unpack
 from tests.contract.samples import CLUSTER, fill
 
 

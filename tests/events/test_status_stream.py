@@ -9,10 +9,10 @@ import pytest
 from nats.aio.client import Client
 
 from events import subjects
+from events.bus.server.process import EmbeddedServer
 from events.jetstream.log import JetStreamLog
-from events.server.process import EmbeddedServer
+from events.jetstream.status_stream import StatusReader, publish
 from events.status import AgentStatus
-from events.status_stream import StatusReader, publish
 from tests.contract.samples import CLUSTER
 from tests.events.waiting import until
 

@@ -11,10 +11,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, MaxPayloadError
 
-from events.bus import BusOptions, connect
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
-from events.wire import Outgoing, inline, parse_header_lines, publish_all
+from events.bus.connection import BusOptions, connect
+from events.bus.nats_fastpath import Outgoing, inline, parse_header_lines, publish_all
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
 

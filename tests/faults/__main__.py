@@ -25,14 +25,15 @@ from typing import Any
 from nats.aio.client import Client
 
 from deploy.churn.drive import Fleet
-from deploy.lab import commands, sandbox
-from deploy.lab.rundir import RunDirectory
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
+from deploy.lab import commands
+from deploy.lab.machines import sandbox
+from deploy.lab.reports.run_directory import RunDirectory
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
 from events.errors import Unavailable
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.status_stream import StatusReader
+from events.jetstream.status_stream import StatusReader
 from tests.faults.checker import Verdict, examine
 from tests.faults.kernels import Recorder, differing, unattested
 from tests.faults.load import Clients, shares

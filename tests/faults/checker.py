@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from controlplane.attestation import Attestor
-from controlplane.evolve import evolve
-from controlplane.invariants import check, violation
-from controlplane.state import ClusterState
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.invariants import check, violation
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.attestation import Attestor
 from deploy.churn.proof import Ledger
 from events.chain import Head, genesis, verify_link
 from events.codec import Recorded, decode
-from events.commands import CommandReply
 from events.log import LogReader
+from events.protocol.commands import CommandReply
 from events.types import RangeAllocated
 
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from controlplane.attestation import Attestor
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.attestation import Attestor
 from deploy.lab.capsule import expected
-from deploy.lab.daemons import Daemon
-from deploy.lab.kernel import overlay_rows
-from deploy.lab.places import Place
+from deploy.lab.checks.kernel import overlay_rows
+from deploy.lab.machines.daemons import Daemon
+from deploy.lab.machines.machine import Place
 from events.status import AgentStatus
 
 MONITORS = (("ip", "-o", "monitor", "route", "neigh"), ("bridge", "-o", "monitor", "fdb"))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from deploy.churn.drive import Fleet
 from deploy.churn.trace import Change, changes, find_files, load, simulated_uid
-from events.client import ControllerClient
-from events.commands import Command, JoinNode, LeaveNode
+from events.bus.client import ControllerClient
 from events.errors import OutcomeUnknown, Overloaded, Refused, Unavailable
 from events.ids import event_id
+from events.protocol.commands import Command, JoinNode, LeaveNode
 from tests.faults.checker import Answers
 
 CHURN = Path(__file__).parents[1] / "data" / "node-churn"

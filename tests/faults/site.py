@@ -20,14 +20,14 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from controlplane.lease import lease_stream
+from controlplane.controller.leadership.lease import lease_stream
 from deploy.lab import commands
-from deploy.lab.buses import Buses
-from deploy.lab.daemons import Daemon
-from deploy.lab.places import Fabric, Place
-from deploy.lab.rundir import RunDirectory
-from deploy.lab.shell import CommandFailedError, run
-from deploy.lab.topology import MANAGEMENT, Node, two_sites
+from deploy.lab.machines.buses import Buses
+from deploy.lab.machines.daemons import Daemon
+from deploy.lab.machines.machine import Fabric, Place
+from deploy.lab.machines.shell import CommandFailedError, run
+from deploy.lab.reports.run_directory import RunDirectory
+from deploy.lab.topology.layout import MANAGEMENT, Node, two_sites
 from events import subjects
 from events.errors import Unavailable
 from events.jetstream.api import ApiError, call

@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.decide import decide
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
-from deploy.lab.places import Place
+from controlplane.cluster.decide import decide
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from deploy.lab.machines.machine import Place
 from events.attestation import ClusterSum
 from events.chain import genesis
 from events.codec import Cause, Recorded, decode, seal
-from events.commands import Command, CommandReply, DefineCluster, JoinNode, WrittenEvent
 from events.memory import MemoryLog
+from events.protocol.commands import Command, CommandReply, DefineCluster, JoinNode, WrittenEvent
 from events.status import AgentStatus
 from tests.faults.checker import Answers, Verdict, doubled, examine
 from tests.faults.kernels import Recorder, unattested

@@ -23,12 +23,12 @@ from pathlib import Path
 store = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(store)], check=True)
 
-from events.server import process as server_module
-from events.bus import BusOptions, connect
+from events.bus.server import process as server_module
+from events.bus.connection import BusOptions, connect
 from events.errors import IsthmusError, OutcomeUnknown, Unavailable
 from events.jetstream.log import JetStreamLog
-from events.server.process import EmbeddedServer
-from events.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
+from events.bus.server.config import ServerOptions
 from tests.contract.samples import CLUSTER, everything, sealed, verified
 
 server_module.RESTARTS_MAX = 10**6

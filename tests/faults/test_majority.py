@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server import process as server_module
+from events.bus.server.cluster import ServerCluster
 from events.chain import Head
 from events.errors import OutcomeUnknown, Refused, Unavailable
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.server import process as server_module
-from events.server.cluster import ServerCluster
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.test_live import Following
 from tests.events.waiting import until

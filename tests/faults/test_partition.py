@@ -22,13 +22,13 @@ from pathlib import Path
 
 from nats.errors import Error as NatsError
 
-from events.server import process as server_module
-from events.bus import BusOptions, connect
+from events.bus.server import process as server_module
+from events.bus.connection import BusOptions, connect
 from events.errors import OutcomeUnknown, Unavailable
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
-from events.server.process import EmbeddedServer, find_binary
-from events.server.config import ClusterMember, ServerOptions
+from events.jetstream.live import LiveReader
+from events.bus.server.process import EmbeddedServer, find_binary
+from events.bus.server.config import ClusterMember, ServerOptions
 from tests.contract.samples import CLUSTER, everything, sealed, verified
 from tests.events.test_live import Following
 

@@ -15,21 +15,21 @@ from typing import NamedTuple
 import click
 from nats.aio.client import Client
 
-from controlplane.queries import answer
-from controlplane.service.requests import parse
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.answers import answer
+from controlplane.controller.commands.requests import parse
 from deploy.credentials.jwt import check, encode
 from events import subjects
-from events.access import creds as credentials
-from events.access.enrolment import JoinToken, read_token
-from events.access.nkeys import from_seed, generate, kind_of
+from events.bus.access import creds as credentials
+from events.bus.access.enrolment import JoinToken, read_token
+from events.bus.access.nkeys import from_seed, generate, kind_of
 from events.chain import genesis
+from events.cli.config import add_config, read
 from events.codec import Cause, StoredMessage, decode, seal
-from events.commands import COMMAND_ID, COMMANDS, SCHEMA
-from events.config import add_config, read
 from events.errors import IsthmusError
 from events.jetstream.api import parse_headers
-from events.status_stream import StatusReader
+from events.jetstream.status_stream import StatusReader
+from events.protocol.commands import COMMAND_ID, COMMANDS, SCHEMA
 from events.types import ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from nodeagent.desired import difference
+from nodeagent.dataplane.desired import difference
+from nodeagent.dataplane.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, drop, put
-from nodeagent.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 
 
 class Place(Protocol):

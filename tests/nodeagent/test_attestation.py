@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.attestation import Attestor
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.attestation import Attestor
 from events.codec import Recorded
 from events.envelope import Envelope
 from events.status import AgentStatus
@@ -22,10 +22,10 @@ from events.types import (
     RangeAllocated,
     RangeDraining,
 )
-from nodeagent.peers import Peer
-from nodeagent.reconcile import row_digest
-from nodeagent.rows import Kind
-from nodeagent.view import View
+from nodeagent.dataplane.reconcile import row_digest
+from nodeagent.dataplane.rows import Kind
+from nodeagent.membership.peers import Peer
+from nodeagent.membership.view import View
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVELOPE = Envelope(id="i", type="t", source="s", time=NOW, actor="a", command_id="c")

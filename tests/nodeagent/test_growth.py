@@ -8,8 +8,8 @@ from collections.abc import Callable
 import nats
 import pytest
 
-from events.client import ControllerClient
-from events.commands import JoinNode
+from events.bus.client import ControllerClient
+from events.protocol.commands import JoinNode
 from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, Node, site, until

@@ -12,19 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.bus import BusOptions
+from events.bus.connection import BusOptions
 from events.errors import Refused, Usage
-from nodeagent import cni, firewall, preflight, tuning
+from nodeagent import cni, preflight
 from nodeagent.config import AgentConfig, check
+from nodeagent.dataplane import host_settings
+from nodeagent.dataplane.fight_guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
+from nodeagent.dataplane.rows import Kind, describe, mac_bytes, route_key, split_route_key
+from nodeagent.dataplane.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.doctor import Patient, clock, examine
-from nodeagent.guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
+from nodeagent.firewall import ruleset
 from nodeagent.netlink import links
 from nodeagent.netlink.links import Link
+from nodeagent.path_mtu.probe import Path as Path_
+from nodeagent.path_mtu.probe import measure
 from nodeagent.preflight import ForeignRoute
-from nodeagent.probe import Path as Path_
-from nodeagent.probe import measure
-from nodeagent.rows import Kind, describe, mac_bytes, route_key, split_route_key
-from nodeagent.underlay import Underlay, overlay_mtu, resolve
 from tests.nodeagent.sandbox import inside, sh
 
 ROW = (Kind.FDB, b"\x66\0\0\0\0\1")
@@ -93,8 +95,8 @@ def test_rows_are_described_in_the_words_of_the_tools() -> None:
     ("release", "old"), [("4.18.0-553.el8", True), ("5.6.19", True), ("5.7.0", False), ("6.18.44-fc", False)]
 )
 def test_old_kernels_need_the_checksum_in_software(release: str, old: bool) -> None:
-    assert tuning.needs_software_checksum(behind_nat=False, release=release) is old
-    assert tuning.needs_software_checksum(behind_nat=True, release=release)
+    assert host_settings.needs_software_checksum(behind_nat=False, release=release) is old
+    assert host_settings.needs_software_checksum(behind_nat=True, release=release)
 
 
 def route(cidr: str) -> ForeignRoute:
@@ -129,9 +131,9 @@ def test_vxlan_conflicts_are_the_same_vni_and_port_or_the_whole_port() -> None:
     ("port", "expected"), [(8472, "8473-65535"), (4789, "4790-65535"), (40000, "1024-39999")]
 )
 def test_masquerading_keeps_clear_of_the_vxlan_port(port: int, expected: str) -> None:
-    assert firewall.source_ports(port) == expected
-    rules = firewall.Rules(device="isthmus", port=port, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
-    assert f"masquerade to :{expected}" in firewall.render(rules, ["10.0.0.2"])
+    assert ruleset.source_ports(port) == expected
+    rules = ruleset.Rules(device="isthmus", port=port, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
+    assert f"masquerade to :{expected}" in ruleset.render(rules, ["10.0.0.2"])
 
 
 def test_the_cni_file_gives_every_address_but_three_to_pods(tmp_path: Path) -> None:
@@ -215,10 +217,10 @@ def test_a_device_name_that_is_taken_is_refused_and_left() -> None:
 @inside
 def test_checksum_offload_and_gro_are_switched() -> None:
     sh("ip link add one type veth peer name two")
-    assert tuning.set_tx_checksum("one", on=False)
-    assert not tuning.set_tx_checksum("one", on=False)
+    assert host_settings.set_tx_checksum("one", on=False)
+    assert not host_settings.set_tx_checksum("one", on=False)
     assert "tx-checksumming: off" in sh("ethtool -k one")
-    assert tuning.set_gro("one", on=True) in {True, False}
+    assert host_settings.set_gro("one", on=True) in {True, False}
     assert "generic-receive-offload: on" in sh("ethtool -k one")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.desired import Desired, difference
+from nodeagent.dataplane.desired import Desired, difference
+from nodeagent.dataplane.reconcile import apply_directly, digest_shift, reconcile, row_digest
+from nodeagent.dataplane.rows import STRAY, Kind, Rows, mac_bytes
+from nodeagent.membership.peers import Change, Peer, PeerTable
 from nodeagent.netlink.memory import MemoryKernel
 from nodeagent.netlink.messages import Action
 from nodeagent.netlink.socket import Engine
-from nodeagent.peers import Change, Peer, PeerTable
-from nodeagent.reconcile import apply_directly, digest_shift, reconcile, row_digest
-from nodeagent.rows import STRAY, Kind, Rows, mac_bytes
 from tests.nodeagent.kernel_suite import address, mac, underlay
 
 RANGES = [f"172.16.0.{64 * n}/26" for n in range(4)]

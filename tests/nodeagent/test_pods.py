@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nodeagent.probe import Path
+from nodeagent.path_mtu.probe import Path
 from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside, serve
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, Site, site, until

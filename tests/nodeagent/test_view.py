@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.chain import Head
-from events.snapshots import Snapshot, SnapshotMember, SnapshotRange
+from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
 from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced
-from nodeagent.cache import Cache, Entry
-from nodeagent.desired import Desired
-from nodeagent.keeper import desired_of
-from nodeagent.view import View
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.reconciler import desired_of
+from nodeagent.membership.cache import Cache, Entry
+from nodeagent.membership.view import View
 from tests.nodeagent.test_attestation import joined, logs
 
 

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.peers import Peer
-from nodeagent.ways import AT_ONCE, CONFIRM_S, FIRST_PER_S, NARROW_PERIOD_S, PERIOD_S, SETTLE_S, Ways
+from nodeagent.membership.peers import Peer
+from nodeagent.path_mtu.tracker import (
+    AT_ONCE,
+    CONFIRM_S,
+    FIRST_PER_S,
+    NARROW_PERIOD_S,
+    PERIOD_S,
+    SETTLE_S,
+    Ways,
+)
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import Node, site, until

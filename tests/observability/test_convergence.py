@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.convergence import ConvergenceTracker
+from controlplane.controller.agents.convergence import ConvergenceTracker
 
 
 def tracker_with(agents: int, applied: int = 0, **callbacks) -> ConvergenceTracker:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.convergence import ConvergenceTracker
-from controlplane.history import recorder as recording
-from controlplane.history.recorder import Recorder, transit
-from controlplane.history.records import SPREAD_MAX, Batch, Observed, Transit
-from controlplane.history.store import HistoryStore, as_moment
-from controlplane.liveness import Liveness
-from controlplane.observe import Observability
+from controlplane.controller.agents.agent_history import recorder as recording
+from controlplane.controller.agents.agent_history.recorder import Recorder, transit
+from controlplane.controller.agents.agent_history.records import SPREAD_MAX, Batch, Observed, Transit
+from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
+from controlplane.controller.agents.convergence import ConvergenceTracker
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.observability.setup import Observability
 from events.errors import Unavailable, Usage
 from events.status import AgentStatus
 

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from events.commands import AppendCidr, ReleaseClb
 from events.errors import Refused
+from events.protocol.commands import AppendCidr, ReleaseClb
 from events.status import AgentStatus
 from tests.console.rig import Rig, join, leave, running
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.spans import TRACE_SPANS_MAX, SourceLimit, SpanStore
-from controlplane.waterfall import waterfall
+from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, SourceLimit, SpanStore
+from controlplane.controller.observability.waterfall import waterfall
 from events.telemetry.spans import SpanLink, SpanRecord
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from controlplane.intake import SpanIntake
-from controlplane.spans import SpanStore
+from controlplane.controller.observability.span_intake import SpanIntake
+from controlplane.controller.observability.span_store import SpanStore
 from events.errors import Refused, Unavailable, Usage
 from events.telemetry.http import serve_metrics, serve_where
 from events.telemetry.logs import at_sequence, configure_logging, follow_position

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from controlplane.decide import AdvanceDrains, decide
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.decide import AdvanceDrains, decide
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from deploy.churn.trace import changes, find_files, load
 from events.chain import genesis
 from events.codec import Cause, StoredMessage, seal
-from events.commands import Command, DefineCluster, JoinNode, LeaveNode
+from events.protocol.commands import Command, DefineCluster, JoinNode, LeaveNode
 from events.types import Event
 from replay.archive.writer import ArchiveWriter
 

@@ -6,12 +6,13 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from controlplane.decide import AdvanceDrains, MarkLiveness, decide
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.decide import AdvanceDrains, MarkLiveness, decide
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import Cause, StoredMessage, seal
-from events.commands import (
+from events.log import ReadBatch
+from events.protocol.commands import (
     AppendCidr,
     ChangeUnderlay,
     Command,
@@ -24,7 +25,6 @@ from events.commands import (
     RemoveNode,
     ReserveClb,
 )
-from events.log import ReadBatch
 from events.types import Network
 
 CLUSTER = "past"

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state_decoder import thaw
 from events.chain import genesis
 from events.codec import decode
 from events.errors import Refused
@@ -28,12 +29,11 @@ from replay.queries.bisect import bisect
 from replay.queries.difference import difference, picture
 from replay.queries.entries import Filter, entries
 from replay.queries.explain import explain
+from replay.queries.lives import blame, life
 from replay.queries.states import States
 from replay.queries.stats import stats
-from replay.queries.things import blame, life
 from replay.queries.whatif import OtherPlan, whatif
 from replay.queries.who import who
-from replay.thaw import thaw
 from replay.when import When, from_ns
 from tests.replay import brute
 from tests.replay.histories import CLUSTER, NAMES, ListLog, history
@@ -341,7 +341,7 @@ def test_living_the_past_again_unchanged_changes_nothing(messages, data):
 @fixture_ok
 @given(histories, st.data())
 def test_a_thawed_state_is_the_state_and_goes_on_like_it(messages, data):
-    from controlplane.digest import canonical
+    from controlplane.cluster.digest import canonical
 
     cut = data.draw(st.integers(0, len(messages)))
     state = ClusterState(CLUSTER)

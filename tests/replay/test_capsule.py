@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.digest import state_digest
+from controlplane.cluster.digest import state_digest
 from events.chain import genesis
 from events.errors import Refused, Usage
 from events.status import AgentStatus

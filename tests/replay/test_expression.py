@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.state import ClusterState
+from controlplane.cluster.state import ClusterState
 from events.errors import Usage
 from replay.queries.expression import FUNCTIONS, VARIABLES, Moment, compile_expression
 

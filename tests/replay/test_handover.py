@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.digest import state_digest
-from controlplane.state import ClusterState
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.state import ClusterState
 from events.chain import CHAIN_HEADER, genesis, link
 from events.codec import StoredMessage, decode
 from events.types import RangeAllocated, RangeFreed
@@ -23,11 +23,11 @@ from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.history import History
-from replay.verification import bare
+from replay.verification import fold_payload
 from replay.verification import verify as verifying
-from replay.verification.handover import SLOT_SIZE, Handover, leave
-from replay.verification.lines_check import check_lines
+from replay.verification.full_check import check_lines
 from replay.verification.outcome import Report, Wanted
+from replay.verification.shared_memory import SLOT_SIZE, Handover, leave
 from replay.verification.verify import verify
 from tests.replay.histories import CLUSTER, history
 
@@ -42,7 +42,7 @@ def test_what_is_handed_over_is_what_the_lines_say(first, count):
     data = lines.encode_messages(part)
     before = bytes.fromhex(MESSAGES[first - 1].headers[CHAIN_HEADER]) if first else genesis(CLUSTER).digest
     result = check_lines(data, CLUSTER, before, first, strips=True)
-    handed, facts = bare.decode(result.bare), lines.facts(data)
+    handed, facts = fold_payload.decode(result.bare), lines.facts(data)
     assert [item.body for item in handed] == [fact.body for fact in facts]
     assert [lines.own_time(item) for item in handed] == [lines.own_time(fact) for fact in facts]
 

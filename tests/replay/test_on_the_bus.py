@@ -13,22 +13,32 @@ from typing import Any
 import msgspec
 import pytest
 
-from controlplane.app import Controller
-from controlplane.checkpointer import KEY_NAME, ListCheckpoints, SigningRhythm, ToldCheckpoints
-from controlplane.checkpoints import FILE_NAME, SigningKey, check_signature, read_checkpoints
-from events.bus import BusOptions, connect
-from events.commands import ChangeUnderlay, DefineCluster, JoinNode, LeaveNode, ReserveClb
+from controlplane.controller.controller import Controller
+from controlplane.controller.publishing.checkpointer import (
+    KEY_NAME,
+    ListCheckpoints,
+    SigningRhythm,
+    ToldCheckpoints,
+)
+from controlplane.controller.publishing.checkpoints import (
+    FILE_NAME,
+    SigningKey,
+    check_signature,
+    read_checkpoints,
+)
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.errors import IsthmusError, Refused
 from events.jetstream.log import JetStreamLog
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.protocol.commands import ChangeUnderlay, DefineCluster, JoinNode, LeaveNode, ReserveClb
 from events.status import AgentStatus
 from events.subjects import events_wildcard
 from events.subjects import status as status_subject
 from events.subjects import stream as event_stream
 from replay.archive.reader import ArchiveLog
 from replay.history import History
-from replay.queries.things import life
+from replay.queries.lives import life
 from replay.queries.who import who
 from replay.transfer import as_published, export, import_archive
 from replay.verification.outcome import Wanted

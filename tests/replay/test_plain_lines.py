@@ -19,10 +19,10 @@ from events.subjects import event as subject_of
 from events.types import EVENT_TYPES
 from replay.archive.lines import decode_chain_lines, encode_messages
 from replay.archive.postings import keys_in, keys_of_event
+from replay.verification.fast_check import Position, plain
 from replay.verification.findings import Finding
-from replay.verification.lines_check import CLOCKS, judge_carefully
-from replay.verification.plain_lines import Position, plain
-from replay.verification.spoken import SPEAKERS, spoken_in, tell
+from replay.verification.full_check import CLOCKS, judge_carefully
+from replay.verification.index_digest import SPEAKERS, spoken_in, tell
 from tests.replay.histories import CLUSTER, history
 
 MESSAGES = history(23, 240)

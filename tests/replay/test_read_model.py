@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
 from controlplane.readmodel import asof, schema, store
 from controlplane.readmodel.store import Store
-from controlplane.state import ClusterState
 from events.codec import decode
 from events.errors import Refused
 from replay.history import History

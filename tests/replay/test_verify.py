@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.checkpoints import (
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.publishing.checkpoints import (
     SigningKey,
     append_checkpoints,
     check_signature,
     load_public_key,
     read_checkpoints,
 )
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
-from controlplane.state import ClusterState
 from events.chain import CHAIN_HEADER, CHAINED_HEADERS, genesis, link
 from events.codec import Cause, StoredMessage, decode, seal
 from events.envelope import from_headers
@@ -36,7 +36,7 @@ from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.history import History
 from replay.verification import verify as verifying
-from replay.verification.lines_check import check_lines
+from replay.verification.full_check import check_lines
 from replay.verification.outcome import Report, Wanted
 from replay.verification.report import html
 from replay.verification.verify import verify
@@ -379,7 +379,7 @@ def test_an_unfinished_archive_is_not_called_sound(tmp_path):
 
 
 def test_another_archive_of_the_same_log_locates_a_rewriting(tmp_path):
-    from replay.verification.others import heads_of
+    from replay.verification.external_digests import heads_of
 
     write(tmp_path / "old", MESSAGES[:80])
     body = MESSAGES[69].body.replace(b"node-", b"nude-")

@@ -13,10 +13,10 @@ from nats.aio.client import Client
 
 from deploy.credentials.prepare import SecureSite, prepare
 from events import subjects
-from events.bus import connect
+from events.bus.connection import connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 
 CLUSTER = "prod"
 NODES = ("idc-1", "idc-2", "rack-7.idc.example")

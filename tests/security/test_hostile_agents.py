@@ -19,7 +19,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from deploy.credentials import layout
 from events import subjects
-from events.bus import connect
+from events.bus.connection import connect
 from events.errors import Refused
 from tests.security.conftest import CLUSTER, NODES, Site, eventually, stored
 

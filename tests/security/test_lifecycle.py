@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
-from controlplane.app import Controller, ControllerOptions
+from controlplane.controller.controller import Controller, ControllerOptions
 from deploy.credentials.authority import DAY_S
 from deploy.credentials.certificates import issue_server
 from deploy.credentials.issuer import Issuer
@@ -28,16 +28,16 @@ from deploy.credentials.push import push_accounts
 from deploy.credentials.servers import jwt_block, limits_block, plain_block, tls_block
 from deploy.credentials.tokens import make_token
 from events import subjects
-from events.access import creds
-from events.access.enrolment import EnrolReply, JoinToken, keep_fresh, read_token, redeem, renew, request
-from events.access.nkeys import generate
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
-from events.commands import SCHEMA, DefineCluster, JoinNode
+from events.bus.access import creds
+from events.bus.access.enrolment import EnrolReply, JoinToken, keep_fresh, read_token, redeem, renew, request
+from events.bus.access.nkeys import generate
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.errors import Refused
-from events.live import LiveReader
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.jetstream.live import LiveReader
+from events.protocol.commands import SCHEMA, DefineCluster, JoinNode
 from tests.security.conftest import CLUSTER, eventually
 
 pytestmark = pytest.mark.bus

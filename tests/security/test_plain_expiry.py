@@ -18,10 +18,10 @@ from deploy.credentials.cli_keep import credentials
 from deploy.credentials.expiry import mark, prune
 from deploy.credentials.prepare import prepare
 from deploy.credentials.servers import limits_block, plain_block
-from events.bus import connect
+from events.bus.connection import connect
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 from events.errors import Refused
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
 from tests.security.conftest import CLUSTER, eventually
 
 NOW = datetime(2026, 3, 2, 14, tzinfo=UTC)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from events.bus import BusOptions
-from events.server.config import ServerOptions
-from events.server.process import EmbeddedServer
+from events.bus.connection import BusOptions
+from events.bus.server.config import ServerOptions
+from events.bus.server.process import EmbeddedServer
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from controlplane.app import Controller, ControllerOptions
-from events.bus import BusOptions, connect
-from events.client import ControllerClient
+from controlplane.controller.controller import Controller, ControllerOptions
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
 
 CLUSTER = "prod"
 

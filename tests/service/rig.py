@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlplane.service.committer import Committer
-from controlplane.service.replica import Replica
-from controlplane.service.requests import Request
-from events.commands import Command, CommandReply, DefineCluster, JoinNode
+from controlplane.controller.commands.committer import Committer
+from controlplane.controller.commands.requests import Request
+from controlplane.controller.replication.replica import Replica
 from events.ids import new_id
 from events.log import EventLog
 from events.memory import MemoryLog
+from events.protocol.commands import Command, CommandReply, DefineCluster, JoinNode
 
 CLUSTER = "prod"
 DEFINE = DefineCluster(container_cidr="172.16.0.0/16", pods_per_node=64, services=256, quarantine_s=0.0)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
 from events.chain import genesis
 from events.codec import Cause, OutgoingMessage, seal
 from events.errors import Refused

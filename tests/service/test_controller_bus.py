@@ -13,15 +13,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
-from controlplane.digest import state_digest
+from controlplane.cluster.digest import state_digest
+from controlplane.controller.commands.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
 from controlplane.readmodel.start import remembered_events
-from controlplane.service.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
 from events import subjects
-from events.bus import BusOptions, connect
-from events.commands import PAYLOAD_LIMIT_BYTES, LeaveNode
+from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.errors import IsthmusError, Refused, Unavailable
 from events.jetstream.stream import ensure_stream, event_stream_settings
-from events.server.process import EmbeddedServer
+from events.protocol.commands import PAYLOAD_LIMIT_BYTES, LeaveNode
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join
 
@@ -177,7 +177,7 @@ async def test_two_processes_cannot_share_a_data_directory(bus: BusOptions, tmp_
 async def test_a_full_queue_answers_overloaded_and_the_repeated_command_succeeds(
     bus: BusOptions, tmp_path: Path
 ) -> None:
-    from controlplane.service.committer import Limits
+    from controlplane.controller.commands.committer import Limits
 
     limits = Limits(queue=4, group_messages=4)
     async with controller(bus, tmp_path / "a", limits=limits) as running, client(bus) as operator:

@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.app import Controller
-from controlplane.digest import state_digest
+from controlplane.cluster.digest import state_digest
+from controlplane.controller.controller import Controller
 from controlplane.readmodel.asof import load_state
 from controlplane.readmodel.rebuild import rebuild
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
-from events.live import LiveReader
 from events.parking import parked_in
-from events.queries import ClusterView, ShowCluster
+from events.protocol.queries import ClusterView, ShowCluster
 from events.telemetry.role import Telemetry
 from events.types import NodeJoined, RangeAllocated
-from nodeagent.cache import Cache
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
-from nodeagent.follower import Follower
-from nodeagent.peers import Change
-from nodeagent.view import View
+from nodeagent.membership.cache import Cache
+from nodeagent.membership.log_follower import Follower
+from nodeagent.membership.peers import Change
+from nodeagent.membership.view import View
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join
 from tests.service.test_poison import damaged, newer, sealed, write

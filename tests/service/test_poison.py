@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.digest import state_digest
-from events.bus import BusOptions, connect
+from controlplane.cluster.digest import state_digest
+from events.bus.connection import BusOptions, connect
 from events.codec import Cause, OutgoingMessage, seal
 from events.errors import VerificationFailed
 from events.jetstream.log import JetStreamLog
-from events.queries import ClusterView, ListNodes, NodePage, ShowCluster
+from events.protocol.queries import ClusterView, ListNodes, NodePage, ShowCluster
 from events.types import Event, NodeLeft, RangeDraining, RangeFreed
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join

@@ -13,20 +13,22 @@ from typing import Any
 
 import pytest
 
-from controlplane.decision import AdvanceDrains, AssignHolders, MarkLiveness
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
+from controlplane.cluster.decision import AdvanceDrains, AssignHolders, MarkLiveness
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.hooks import Changes, NullObserver
+from controlplane.controller.replication.command_dedup import Place, Remembered
 from controlplane.readmodel import projector as projector_module
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.start import restore
 from controlplane.readmodel.store import Store, current_generation
-from controlplane.service.hooks import Changes, NullObserver
-from controlplane.service.remembered import Place, Remembered
-from controlplane.state import ClusterState
 from events.codec import Cause, Recorded, decode, seal
-from events.commands import (
+from events.errors import IsthmusError, VerificationFailed
+from events.memory import MemoryLog
+from events.protocol.commands import (
     AddBackend,
     AppendCidr,
     ChangeUnderlay,
@@ -43,8 +45,6 @@ from events.commands import (
     ReserveClb,
     WithdrawNetwork,
 )
-from events.errors import IsthmusError, VerificationFailed
-from events.memory import MemoryLog
 from events.types import EventsParked, Network, RangeFreed
 from tests.service.onbus import until
 from tests.service.rig import CLUSTER, DEFINE, Rig, join, rig, running

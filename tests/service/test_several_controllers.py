@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.digest import state_digest
-from controlplane.lease import BusLease
-from controlplane.state import ClusterState
-from events.bus import BusOptions, connect
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.leadership.lease import BusLease
+from events.bus.connection import BusOptions, connect
 from events.chain import genesis, verify_link
 from events.codec import decode
 from events.jetstream.log import JetStreamLog
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.bus
 
 async def folded(bus: BusOptions) -> tuple[ClusterState, Counter[str]]:
     """The log read from its beginning by somebody else: chain verified, folded, events per command."""
-    from controlplane.evolve import evolve
+    from controlplane.cluster.evolve import evolve
 
     nats = await connect(bus, name="witness")
     try:

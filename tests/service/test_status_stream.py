@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from events import subjects
-from events.bus import BusOptions, connect
+from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.errors import Unavailable
-from events.server.process import EmbeddedServer
+from events.jetstream.status_stream import StatusReader
 from events.status import AgentStatus
-from events.status_stream import StatusReader
 from tests.service.onbus import CLUSTER, controller
 
 pytestmark = pytest.mark.bus

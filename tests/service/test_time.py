@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlplane.digest import state_digest
-from controlplane.snapshots import Rhythm, snapshot_of
-from events.bus import BusOptions
-from events.client import ControllerClient
-from events.commands import FenceNode, LeaveNode
-from events.snapshots import SnapshotBucket
+from controlplane.cluster.digest import state_digest
+from controlplane.controller.publishing.snapshots import Rhythm, snapshot_of
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions
+from events.jetstream.snapshots import SnapshotBucket
+from events.jetstream.status_stream import publish
+from events.protocol.commands import FenceNode, LeaveNode
 from events.status import AgentStatus
-from events.status_stream import publish
 from tests.service.onbus import CLUSTER, client, controller, until
 from tests.service.rig import DEFINE, join
 
@@ -87,7 +87,7 @@ async def test_agents_find_a_snapshot_of_the_live_state(bus: BusOptions, tmp_pat
 async def test_a_cluster_may_not_take_the_container_cidr_of_another_on_the_same_bus(
     bus: BusOptions, tmp_path: Path
 ) -> None:
-    from controlplane.app import Controller, ControllerOptions
+    from controlplane.controller.controller import Controller, ControllerOptions
     from events.errors import IsthmusError
     from tests.service.onbus import run_controller
 

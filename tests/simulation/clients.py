@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from events import subjects
-from events.commands import COMMAND_ID, Command, CommandReply
 from events.errors import IsthmusError, Unavailable
+from events.protocol.commands import COMMAND_ID, Command, CommandReply
 from tests.simulation.controllers import SimController
 from tests.simulation.faults import Weather
 from tests.simulation.truth import Wrong

@@ -7,15 +7,15 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlplane.leader import Leadership
-from controlplane.lease import MemoryLease
-from controlplane.liveness import Liveness, watch_members
-from controlplane.service.committer import Committer, Limits
-from controlplane.service.planner import Answer
-from controlplane.service.replica import Replica
-from controlplane.service.requests import parse
-from controlplane.service.tasks import end
-from controlplane.service.ticker import Ticker
+from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.commands.committer import Committer, Limits
+from controlplane.controller.commands.planner import Answer
+from controlplane.controller.commands.requests import parse
+from controlplane.controller.commands.ticker import Ticker
+from controlplane.controller.leadership.leader import Leadership
+from controlplane.controller.leadership.lease import MemoryLease
+from controlplane.controller.replication.replica import Replica
+from controlplane.controller.tasks import end
 from events.errors import IsthmusError, VerificationFailed
 from events.status import AgentStatus
 from tests.simulation.faults import Weather
@@ -111,7 +111,7 @@ class SimController:
                 wrong = wrong or f"controller {self.name} ended: {task.exception()!r}"
         return wrong
 
-    # --- leading means serving (controlplane.leader.Led) ------------------------------------------------
+    # --- leading means serving (controlplane.controller.leadership.leader.Led) ----------------------
 
     async def begin(self) -> None:
         self.serving = True

@@ -7,10 +7,10 @@ from typing import Any
 
 from events.chain import verify_link
 from events.codec import decode
-from events.commands import JoinNode, LeaveNode
+from events.protocol.commands import JoinNode, LeaveNode
 from events.status import AgentStatus
-from nodeagent.peers import Change
-from nodeagent.view import View
+from nodeagent.membership.peers import Change
+from nodeagent.membership.view import View
 from tests.simulation.clients import GIVE_UP_S, Client
 from tests.simulation.controllers import SimController, now
 from tests.simulation.faults import Weather

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from controlplane.decisions import time as time_rules
-from controlplane.service import planner
-from controlplane.service.answering import Answering
+from controlplane.cluster.decisions import time as time_rules
+from controlplane.controller.commands import planner
+from controlplane.controller.commands.pending_replies import Answering
 from events.memory import MemoryLog
 from tests.simulation import virtual
 from tests.simulation.faults import Fault, shrink

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from controlplane.digest import state_digest
-from controlplane.evolve import evolve
-from controlplane.invariants import check, violation
-from controlplane.state import ClusterState
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.invariants import check, violation
+from controlplane.cluster.state import ClusterState
 from events.chain import Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, decode
-from events.commands import CommandReply
 from events.errors import IsthmusError
 from events.memory import MemoryLog
+from events.protocol.commands import CommandReply
 from events.types import RangeAllocated, RangeDraining
 
 Kernel = dict[str, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from controlplane.lease import MemoryLease
+from controlplane.controller.leadership.lease import MemoryLease
 from events.chain import Head
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Unavailable

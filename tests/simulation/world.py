@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from controlplane.digest import state_digest
-from controlplane.lease import MemoryLease
-from events.commands import (
+from controlplane.cluster.digest import state_digest
+from controlplane.controller.leadership.lease import MemoryLease
+from events.errors import IsthmusError
+from events.protocol.commands import (
     Command,
     CommandReply,
     DefineCluster,
@@ -17,7 +18,6 @@ from events.commands import (
     RemoveNode,
     ReserveClb,
 )
-from events.errors import IsthmusError
 from tests.simulation import virtual
 from tests.simulation.clients import Client
 from tests.simulation.controllers import SimController

@@ -1,0 +1,161 @@
+"""What a person should know about the present state: exhaustion, silence, drains that wait, exceptions.
+
+Conditions are computed, never stored: they go away with their cause. Their codes are listed in
+:data:`events.protocol.queries.CONDITIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from controlplane.cluster.addressing.exhaustion import earliest_free
+from controlplane.cluster.decisions.holders import gateway_addresses
+from controlplane.cluster.decisions.time import laggards
+from controlplane.cluster.state import ClusterState
+from events.errors import IsthmusError
+from events.protocol.queries import Condition
+
+LOW_FRACTION = 0.1
+"""Free fraction of the pool under which it counts as low."""
+
+SHOWN = 5
+
+
+def conditions(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+    """All conditions of the state; ``applied`` is uid → applied sequence, as the agents reported."""
+    if state.definition is None:
+        return
+    if state.deleted:
+        yield Condition(code="cluster_deleted", severity="info", message=f"deleted at sequence {state.deleted}")
+        return
+    yield from _pool(state)
+    yield from _drains(state, applied)
+    yield from _members(state)
+    for override in state.overrides.values():
+        yield Condition(
+            code="conflict_overridden",
+            severity="warning",
+            message=f"{override.code}: {override.ours} overlaps {override.theirs}, accepted because: "
+            f"{override.reason}",
+        )
+
+
+def poisoned(halted: IsthmusError) -> Condition:
+    """That the fold stands still before the event which the error names."""
+    return Condition(
+        code="log_poisoned",
+        severity="critical",
+        message=f"this is the state before an event that cannot be followed, commands are refused: "
+        f"{halted.message}",
+    )
+
+
+def kernel_conditions(differing: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Condition]:
+    """Nodes, each with the rows its agent names, whose kernel is not as the log says."""
+    found = sorted(differing)
+    if found:
+        shown = "; ".join(f"{node}{f' ({rows[0]})' if rows else ''}" for node, rows in found[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        yield Condition(
+            code="kernel_differs",
+            severity="warning",
+            message=f"kernel rows differ from the log on {shown}{more}",
+        )
+
+
+def _pool(state: ClusterState) -> Iterator[Condition]:
+    free, capacity = state.pool.free, state.capacity
+    numbers = (
+        f"{len(state.owned):,} allocated, {len(state.draining):,} draining, "
+        f"{len(state.quarantined):,} quarantined of {capacity:,}"
+    )
+    if free == 0:
+        moment = earliest_free(state)
+        when = f"the next range is free at {moment.isoformat(timespec='seconds')}" if moment else "none is due"
+        yield Condition(
+            code="pool_exhausted", severity="critical", message=f"no free range ({numbers}); {when}"
+        )
+    elif free < capacity * LOW_FRACTION:
+        yield Condition(
+            code="pool_low", severity="warning", message=f"{free:,} of {capacity:,} ranges free ({numbers})"
+        )
+    refused = [asker.removeprefix("node/") for asker in state.refusals if asker.startswith("node/")]
+    if refused:
+        codes = sorted({code for asker in refused for code in state.refusals[f"node/{asker}"]})
+        yield Condition(
+            code="joins_refused",
+            severity="warning",
+            message=f"{len(refused):,} nodes asked in vain ({_some(refused)}): {', '.join(codes)}",
+        )
+
+
+def _drains(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+    if not state.draining:
+        return
+    oldest = next(iter(state.draining.values()))
+    waiting = laggards(state, applied, oldest, SHOWN + 1)
+    if waiting:
+        yield Condition(
+            code="drain_waiting",
+            severity="warning",
+            message=f"{_ranges(len(state.draining))} for agents to apply sequence {oldest:,} and later: "
+            f"{_some(waiting)}",
+        )
+
+
+def _members(state: ClusterState) -> Iterator[Condition]:
+    if state.nodes and not state.external:
+        yield Condition(
+            code="no_external_node",
+            severity="warning",
+            message=f"all {len(state.nodes):,} nodes are cloud nodes; this network mode is for clusters with "
+            f"external ones",
+        )
+    if state.unreachable:
+        yield Condition(
+            code="nodes_unreachable",
+            severity="warning",
+            message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes "
+            f"{'does' if len(state.unreachable) == 1 else 'do'} not report: {_some(state.unreachable)}",
+        )
+    yield from _traffic(state)
+    if state.external and not state.clb:
+        yield Condition(
+            code="no_clb",
+            severity="info",
+            message=f"{state.external:,} external node{'' if state.external == 1 else 's'}, no CLB pair: "
+            "isthmus clb reserve NAME --subnet CIDR",
+        )
+
+
+def _traffic(state: ClusterState) -> Iterator[Condition]:
+    lost = [
+        f"{address} ({purpose})"
+        for _, purpose, address in gateway_addresses(state)
+        if address not in state.holders
+    ]
+    if lost:
+        yield Condition(
+            code="clb_no_holder",
+            severity="critical",
+            message=f"no gateway holds {_some(lost)}: isthmus clb gateway add NODE",
+        )
+    ports: dict[str, bool] = {}
+    for key, backend in state.backends.items():
+        port = f"{key.purpose} {key.protocol} {key.port} of {key.name}"
+        ports[port] = ports.get(port, False) or backend.healthy
+    dead = [port for port, healthy in ports.items() if not healthy]
+    if dead:
+        yield Condition(
+            code="clb_no_backend", severity="critical", message=f"no healthy backend behind {_some(dead)}"
+        )
+
+
+def _ranges(count: int) -> str:
+    return "1 range waits" if count == 1 else f"{count:,} ranges wait"
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(islice(names, SHOWN + 1))
+    return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")

@@ -1,0 +1,102 @@
+"""What a command means now: the events it causes, its answer, or its refusal.
+
+Pure: the state, the command, the moment and the surroundings go in, a Decision comes out. Nothing
+here reads a clock, a file, the network or a random number, and nothing changes the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from controlplane.cluster.decision import (
+    ALONE,
+    AdvanceDrains,
+    AssignHolders,
+    Decision,
+    MarkLiveness,
+    Surroundings,
+    Tick,
+)
+from controlplane.cluster.decisions import batch, clb, cluster, gateways, holders, nodes, time, tokens
+from controlplane.cluster.state import ClusterState
+from events.errors import Refused
+from events.protocol.commands import (
+    AddBackend,
+    AppendCidr,
+    ChangeUnderlay,
+    Command,
+    DeclareNetwork,
+    DefineCluster,
+    DeleteCluster,
+    FenceNode,
+    ImportNodes,
+    JoinNode,
+    LeaveNode,
+    MarkGateway,
+    ReleaseClb,
+    RemoveBackend,
+    RemoveNode,
+    ReportHealth,
+    ReserveClb,
+    UseToken,
+    WithdrawNetwork,
+)
+
+__all__ = [
+    "ALONE",
+    "AdvanceDrains",
+    "AssignHolders",
+    "Decision",
+    "MarkLiveness",
+    "Surroundings",
+    "Tick",
+    "decide",
+]
+
+Rule = Callable[[ClusterState, Any, datetime, Surroundings], Decision]
+
+RULES: dict[type[Command | Tick], Rule] = {
+    DefineCluster: cluster.define,
+    DeleteCluster: cluster.delete,
+    AppendCidr: cluster.append,
+    DeclareNetwork: cluster.declare,
+    WithdrawNetwork: cluster.withdraw,
+    JoinNode: nodes.join,
+    ChangeUnderlay: nodes.change_underlay,
+    LeaveNode: nodes.leave,
+    RemoveNode: nodes.remove,
+    FenceNode: nodes.fence,
+    ImportNodes: batch.import_nodes,
+    ReserveClb: clb.reserve,
+    ReleaseClb: clb.release,
+    MarkGateway: gateways.mark,
+    AddBackend: gateways.add,
+    RemoveBackend: gateways.remove,
+    ReportHealth: gateways.report,
+    UseToken: tokens.use,
+    MarkLiveness: time.mark_liveness,
+    AdvanceDrains: time.advance_drains,
+    AssignHolders: holders.assign,
+}
+"""Command → its rule; a test keeps it complete."""
+
+
+def decide(
+    state: ClusterState, command: Command | Tick, now: datetime, surroundings: Surroundings = ALONE
+) -> Decision:
+    """Decide ``command`` on ``state`` at the moment ``now`` (UTC).
+
+    Every refusal is returned, never raised; it comes with an event when it is one that the log
+    records. The events are right only directly behind ``state.sequence``.
+    """
+    rule = RULES.get(type(command))
+    if rule is None:
+        return Decision(
+            refusal=Refused("unknown_command", f"{type(command).__name__} is no command of this controller")
+        )
+    try:
+        return rule(state, command, now, surroundings)
+    except Refused as refusal:
+        return Decision(refusal=refusal)

@@ -1,0 +1,114 @@
+"""What a decision is, and what it may know besides the state.
+
+A decision changes nothing. Its events are facts once they are stored, in this order and all
+together; its refusal is the answer to the caller, and may come with an event that records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+
+from controlplane.cluster.state import ClusterState
+from events.errors import Refused
+from events.types import ClusterDefined, Event
+
+
+class Decision(NamedTuple):
+    """``events`` to append (perhaps none), ``result`` for the caller, ``refusal`` when the answer is no.
+
+    ``after`` is a fork of the state with the events in it, if deciding has made one anyway.
+    """
+
+    events: tuple[Event, ...] = ()
+    result: dict[str, Any] = {}  # noqa: RUF012  a field's default, replaced and never written to
+    refusal: Refused | None = None
+    after: ClusterState | None = None
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the world outside this log.
+
+    ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
+    heard just now and say that they can hold addresses.
+    """
+
+    clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    gateways: frozenset[str] = frozenset()
+
+
+ALONE = Surroundings()
+"""No other cluster on the bus."""
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the controller's own commands: decisions that time and reports bring. Never sent on the bus.
+
+    At most ``limit`` events come of one, to fit an atomic batch; the rest follows at the next tick.
+    """
+
+    name: ClassVar[str]
+    limit: int = 900
+
+
+class MarkLiveness(Tick, frozen=True, kw_only=True):
+    """Judge who has fallen silent and who is back, and remove the long silent if the cluster says so.
+
+    ``last_seen``: uid → arrival of its last report (UTC, this controller's clock; joining counts as
+    a report). A uid that is missing counts as seen at ``watching_since``, the moment from which this
+    controller has listened.
+    """
+
+    name: ClassVar[str] = "mark-liveness"
+    last_seen: Mapping[str, datetime]
+    watching_since: datetime
+
+
+class AdvanceDrains(Tick, frozen=True, kw_only=True):
+    """Move drained ranges to quarantine and rested ones back to the pool.
+
+    ``applied``: uid → last sequence that its agent has reported as applied; missing means none.
+    """
+
+    name: ClassVar[str] = "advance-drains"
+    applied: Mapping[str, int]
+
+
+class AssignHolders(Tick, frozen=True, kw_only=True):
+    """Give every CLB address that gateways serve a holder that is heard.
+
+    ``last_seen`` and ``watching_since`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
+    say that they can hold addresses, ``unable`` those that say that they cannot, with why.
+    """
+
+    name: ClassVar[str] = "assign-holders"
+    last_seen: Mapping[str, datetime]
+    watching_since: datetime
+    able: frozenset[str]
+    unable: Mapping[str, str] = {}
+
+
+def definition_of(state: ClusterState) -> ClusterDefined:
+    """The definition of a cluster that takes commands.
+
+    Raises Refused: ``cluster_not_defined``, ``cluster_deleted``.
+    """
+    if state.definition is None:
+        raise Refused(
+            "cluster_not_defined",
+            f"cluster {state.name!r} is not defined yet: "
+            f"`isthmus cluster define --cidr 10.200.0.0/16 --pods 64 --services 256` would do it",
+            cluster=state.name,
+        )
+    if state.deleted:
+        raise Refused(
+            "cluster_deleted",
+            f"cluster {state.name!r} was deleted at sequence {state.deleted}; its log takes no further command",
+            cluster=state.name,
+            sequence=state.deleted,
+        )
+    return state.definition

@@ -1,0 +1,368 @@
+"""Decisions about nodes: join, rejoin, address change, leave, removal, fencing, import.
+
+The allocation is next-fit: the first free range at or after the cursor, wrapping; the event carries
+the cursor after it. A name belongs to the uid that joined last: a reinstalled machine fences its
+predecessor and gets a new epoch, and the predecessor can never come back.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from controlplane.cluster.addressing.exhaustion import exhausted
+from controlplane.cluster.addressing.mac import vtep_mac
+from controlplane.cluster.addressing.overlap import address_conflicts, settle
+from controlplane.cluster.addressing.plan import range_cidr
+from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decisions.holders import Cause, hand_over
+from controlplane.cluster.input_checks import text, unicast
+from controlplane.cluster.state import ClusterState, Node, Range, asker_node
+from events.errors import Refused
+from events.protocol.commands import ChangeUnderlay, FenceNode, JoinNode, LeaveNode, RemoveNode
+from events.subjects import check_node_name
+from events.types import (
+    AllocationRefused,
+    ConflictOverridden,
+    Event,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    NodeUnderlayChanged,
+    RangeAllocated,
+    RangeDraining,
+)
+
+
+class Addresses(NamedTuple):
+    """Where a node is: the address on its own link and the one by which its peers reach it."""
+
+    underlay: str
+    announced: str
+    values: tuple[int, int]
+
+
+UID_LIMIT = 128
+SITE_LIMIT = 63
+
+
+def join(state: ClusterState, command: JoinNode, now: datetime, surroundings: Surroundings) -> Decision:
+    """Make the node a member and give it the next free range; repeating it writes nothing."""
+    definition = definition_of(state)
+    _check_join(command)
+    where = _addresses(command)
+    name, uid = command.node, command.uid
+    member = state.nodes.get(name)
+    if member is not None and member.uid == uid:
+        return _again(state, command, member, where, surroundings)
+    problem, accepted = _obstacle(state, command, where, surroundings)
+    if problem is not None:
+        return _refuse(state, name, uid, problem)
+    events: list[Event] = [*accepted]
+    leaving = 0 if member is None else 1
+    if member is not None:
+        events += hand_over(state, name, "fenced", surroundings)
+        events.append(NodeFenced(node=name, uid=member.uid, cause="rejoin", by_uid=uid))
+        events.append(drain(state.owned[name]))
+    index = state.pool.next_free(state.pool.cursor)
+    if index is None:
+        # The predecessor is gone all the same: were it kept, its own range could never come free for it.
+        return _refuse(state, name, uid, exhausted(state, now, f"node {name!r}", leaving), events)
+    cidr = cidr_of(state, definition.range_size, index)
+    mac = _mac(state, uid, name)
+    events.append(
+        NodeJoined(
+            node=name,
+            uid=uid,
+            kind=command.kind,
+            underlay=command.underlay,
+            announced=where.announced,
+            vtep_mac=mac,
+            site=command.site,
+        )
+    )
+    events.append(
+        RangeAllocated(
+            cidr=cidr, index=index, node=name, uid=uid, cursor_after=(index + 1) % state.pool.capacity
+        )
+    )
+    result = {
+        "node": name,
+        "uid": uid,
+        "cidr": cidr,
+        "index": index,
+        "epoch": state.sequence + len(events),
+        "vtep_mac": mac,
+        "underlay": where.underlay,
+        "announced": where.announced,
+    }
+    return Decision(tuple(events), result)
+
+
+def _check_join(command: JoinNode) -> None:
+    """Refuse what no state could make right. Raises Refused and BadRequest."""
+    check_node_name(command.node)
+    text(command.uid, "uid", limit=UID_LIMIT, empty=False)
+    text(command.site, "site", limit=SITE_LIMIT)
+    if command.range:
+        raise Refused(
+            "static_range_refused",
+            f"node {command.node!r} asks for range {command.range[:64]!r}: ranges are assigned cyclically and "
+            f"sequentially, nobody chooses; join without it",
+            node=command.node,
+            wished=command.range[:64],
+        )
+    if command.pod_ip:
+        raise Refused(
+            "static_pod_ip_refused",
+            f"node {command.node!r} asks for the pod address {command.pod_ip[:64]!r}: static pod addresses do "
+            f"not exist in this network mode; a Service gives a stable one",
+            node=command.node,
+            wished=command.pod_ip[:64],
+        )
+
+
+def _addresses(command: JoinNode | ChangeUnderlay) -> Addresses:
+    """The announced address defaults to the underlay's. Raises BadRequest(underlay_address_invalid)."""
+    announced = command.announced or command.underlay
+    value = unicast(command.underlay, "underlay address")
+    if announced == command.underlay:
+        return Addresses(command.underlay, announced, (value, value))
+    return Addresses(command.underlay, announced, (value, unicast(announced, "announced address")))
+
+
+def _again(
+    state: ClusterState, command: JoinNode, member: Node, where: Addresses, surroundings: Surroundings
+) -> Decision:
+    """The same name and uid again: the same range; nothing is written unless an address changed."""
+    if (member.kind, member.site) != (command.kind, command.site):
+        raise Refused(
+            "node_attribute_fixed",
+            f"node {member.name!r} is a member as kind {member.kind!r}, site {member.site!r}; it now says kind "
+            f"{command.kind!r}, site {command.site!r}. Let it leave first: isthmus node remove {member.name}",
+            node=member.name,
+            kind=member.kind,
+            site=member.site,
+        )
+    return _move(state, command, member, where, surroundings)
+
+
+def _move(
+    state: ClusterState,
+    command: JoinNode | ChangeUnderlay,
+    member: Node,
+    where: Addresses,
+    surroundings: Surroundings,
+) -> Decision:
+    """Reach the member at ``where``; writes nothing when it is there already."""
+    owned = state.owned[member.name]
+    result = _described(member, owned) | {"underlay": where.underlay, "announced": where.announced}
+    if (member.underlay, member.announced) == (where.underlay, where.announced):
+        return Decision((), result)
+    problem, accepted = _obstacle(state, command, where, surroundings)
+    if problem is not None:
+        return _refuse(state, member.name, member.uid, problem)
+    moved = NodeUnderlayChanged(
+        node=member.name, uid=member.uid, underlay=where.underlay, announced=where.announced
+    )
+    return Decision((*accepted, moved), result)
+
+
+def _obstacle(
+    state: ClusterState,
+    command: JoinNode | ChangeUnderlay,
+    where: Addresses,
+    surroundings: Surroundings,
+) -> tuple[Refused | None, list[ConflictOverridden]]:
+    """What keeps the node from these addresses, or the accepted overlaps."""
+    name, uid, announced = command.node, command.uid, where.announced
+    barred = state.fenced.get(uid)
+    if barred is not None:
+        because = f"uid {barred.by_uid!r} took the name" if barred.by_uid else f"cause: {barred.cause}"
+        return Refused(
+            "node_fenced",
+            f"uid {uid!r} (node {barred.node!r}) was fenced at sequence {barred.since} ({because}): "
+            f"join with a new uid",
+            node=name,
+            uid=uid,
+            sequence=barred.since,
+            by_uid=barred.by_uid,
+        ), []
+    other = state.by_uid.get(uid)
+    if other is not None and other != name:
+        return Refused(
+            "uid_in_use",
+            f"uid {uid!r} of node {name!r} is already the live node {other!r}: give a cloned machine a uid of "
+            f"its own, or remove {other!r} first",
+            node=name,
+            uid=uid,
+            other=other,
+        ), []
+    other = state.by_address.get(announced)
+    if other is not None and other != name:
+        return Refused(
+            "underlay_address_in_use",
+            f"node {name!r} announces {announced}, which the live node {other!r} (uid "
+            f"{state.nodes[other].uid!r}) already uses: remove it first (isthmus node remove {other}) or "
+            f"correct the address",
+            node=name,
+            address=announced,
+            other=other,
+        ), []
+    for address in {where.underlay, announced}:
+        reservation = state.clb_addresses.get(address)
+        if reservation is not None:
+            return Refused(
+                "underlay_address_in_use",
+                f"node {name!r} uses {address}, which CLB reservation {reservation!r} holds: release it first "
+                f"(isthmus clb release {reservation}) or correct the address",
+                node=name,
+                address=address,
+                reservation=reservation,
+            ), []
+    conflicts = address_conflicts(name, dict.fromkeys(where.values), state, surroundings)
+    overrides = command.overrides if isinstance(command, JoinNode) else ()
+    if not conflicts and not overrides:
+        return None, []
+    accepted, refused = settle(conflicts, overrides, state.name)
+    return (refused.refused() if refused is not None else None), accepted
+
+
+def _refuse(
+    state: ClusterState, node: str, uid: str, error: Refused, events: list[Event] | None = None
+) -> Decision:
+    """Refuse, and record it once per node and cause until the node gets what it asked for."""
+    before = tuple(events or ())
+    if error.code in state.refusals.get(asker_node(node), {}):
+        return Decision(before, refusal=error)
+    moment = error.details.get("earliest_free")
+    record = AllocationRefused(
+        node=node,
+        uid=uid,
+        code=error.code,
+        message=error.message,
+        capacity=state.capacity,
+        allocated=error.details.get("allocated", len(state.owned)),
+        draining=error.details.get("draining", len(state.draining)),
+        quarantined=len(state.quarantined),
+        earliest_free=datetime.fromisoformat(moment) if moment else None,
+    )
+    return Decision((*before, record), refusal=error)
+
+
+def _described(member: Node, owned: Range) -> dict[str, Any]:
+    return {
+        "node": member.name,
+        "uid": member.uid,
+        "cidr": owned.cidr,
+        "index": owned.index,
+        "epoch": owned.epoch,
+        "vtep_mac": member.vtep_mac,
+    }
+
+
+def _mac(state: ClusterState, uid: str, name: str) -> str:
+    """The VTEP MAC of the uid; the next one of its series should another member have it already."""
+    attempt = 0
+    while state.by_mac.get(mac := vtep_mac(uid, attempt), name) != name:
+        attempt += 1
+    return mac
+
+
+def cidr_of(state: ClusterState, range_size: int, index: int) -> str:
+    """The CIDR of the range with that index."""
+    for own in reversed(state.cidrs):
+        if index >= own.first_index:
+            return range_cidr(own.first, range_size, index - own.first_index)
+    raise LookupError(index)
+
+
+def drain(owned: Range) -> RangeDraining:
+    """The event by which a range loses its owner."""
+    return RangeDraining(cidr=owned.cidr, index=owned.index, node=owned.node, uid=owned.uid, epoch=owned.epoch)
+
+
+def _live(state: ClusterState, name: str) -> Node:
+    """The member of that name. Raises Refused(node_unknown)."""
+    definition_of(state)
+    member = state.nodes.get(name)
+    if member is None:
+        raise Refused(
+            "node_unknown",
+            f"no live node is named {name[:253]!r} ({len(state.nodes):,} live nodes)",
+            node=name[:253],
+        )
+    return member
+
+
+def _own(state: ClusterState, name: str, uid: str) -> Node:
+    """The member with that name and uid. Raises Refused: ``node_fenced``, ``node_unknown``."""
+    barred = state.fenced.get(uid)
+    if barred is not None:
+        raise Refused(
+            "node_fenced",
+            f"uid {uid!r} was fenced at sequence {barred.since}: it speaks for node {name!r} no more",
+            node=name,
+            uid=uid,
+            sequence=barred.since,
+        )
+    member = _live(state, name)
+    if member.uid != uid:
+        raise Refused(
+            "node_unknown",
+            f"node {name!r} is live with uid {member.uid!r}, not {uid[:UID_LIMIT]!r}",
+            node=name,
+            uid=uid[:UID_LIMIT],
+            live_uid=member.uid,
+        )
+    return member
+
+
+def change_underlay(
+    state: ClusterState, command: ChangeUnderlay, now: datetime, surroundings: Surroundings
+) -> Decision:
+    """Reach the node at another address; its range and epoch stay. The same addresses write nothing."""
+    del now
+    member = _own(state, command.node, command.uid)
+    return _move(state, command, member, _addresses(command), surroundings)
+
+
+def _out(
+    state: ClusterState, member: Node, event: Event, surroundings: Surroundings, cause: Cause = "left"
+) -> Decision:
+    owned = state.owned[member.name]
+    return Decision(
+        (*hand_over(state, member.name, cause, surroundings), event, drain(owned)),
+        {
+            "node": member.name,
+            "uid": member.uid,
+            "cidr": owned.cidr,
+            "index": owned.index,
+            "epoch": owned.epoch,
+        },
+    )
+
+
+def leave(state: ClusterState, command: LeaveNode, now: datetime, surroundings: Surroundings) -> Decision:
+    """The node goes by its own wish; its range drains."""
+    del now
+    member = _own(state, command.node, command.uid)
+    reason = text(command.reason, "reason")
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
+
+
+def remove(state: ClusterState, command: RemoveNode, now: datetime, surroundings: Surroundings) -> Decision:
+    """An operator takes the node out; it may join again."""
+    del now
+    member = _live(state, command.node)
+    reason = text(command.reason, "reason") or "removed by an operator"
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
+
+
+def fence(state: ClusterState, command: FenceNode, now: datetime, surroundings: Surroundings) -> Decision:
+    """An operator declares the node dead: its uid is barred and nothing waits for it any more."""
+    del now
+    member = _live(state, command.node)
+    reason = text(command.reason, "reason")
+    event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
+    return _out(state, member, event, surroundings, "fenced")

@@ -1,0 +1,128 @@
+"""Decisions that time and the agents' reports bring: silence, return, drains, quarantine.
+
+Called at every tick of the leading controller, so each costs what it changes, plus one pass over
+the members (never members times ranges). The clock comes in as ``now``; deadlines go out as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from controlplane.cluster.decision import AdvanceDrains, Decision, MarkLiveness, Surroundings
+from controlplane.cluster.decisions.holders import hand_over
+from controlplane.cluster.decisions.nodes import drain
+from controlplane.cluster.state import ClusterState
+from events.types import (
+    Event,
+    NodeFenced,
+    NodeRecovered,
+    NodeUnreachable,
+    RangeFreed,
+    RangeQuarantined,
+)
+
+
+def mark_liveness(
+    state: ClusterState, command: MarkLiveness, now: datetime, surroundings: Surroundings
+) -> Decision:
+    """Unreachable after ``unreachable_after_s`` of silence, recovered with the next report.
+
+    With ``remove_after_s`` > 0 a node that has been unreachable for that long is fenced and its
+    range drains.
+    """
+    definition = state.definition
+    if definition is None or state.deleted:
+        return Decision()
+    silent_before = now - timedelta(seconds=definition.unreachable_after_s)
+    removal_s = definition.unreachable_after_s + definition.remove_after_s
+    dead_before = now - timedelta(seconds=removal_s) if definition.remove_after_s > 0 else None
+    last_seen, since = command.last_seen, command.watching_since
+    unreachable = state.unreachable
+    events: list[Event] = []
+    for name, node in state.nodes.items():
+        if len(events) + 2 > command.limit:
+            break
+        seen = last_seen.get(node.uid, since)
+        if seen >= silent_before:
+            if unreachable and name in unreachable and node.uid in last_seen:
+                events.append(NodeRecovered(node=name, uid=node.uid))
+        elif name not in unreachable:
+            events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=seen))
+        elif dead_before is not None and seen < dead_before:
+            reason = f"no report for {(now - seen).total_seconds():.0f} s"
+            held = hand_over(state, name, "fenced", surroundings)
+            if len(events) + len(held) + 2 > command.limit:
+                break
+            events += held
+            events.append(NodeFenced(node=name, uid=node.uid, cause="unreachable", reason=reason))
+            events.append(drain(state.owned[name]))
+    return Decision(tuple(events), {"changed": len(events)})
+
+
+def watermark(state: ClusterState, applied: Mapping[str, int], floor: int = 0) -> int:
+    """The lowest applied sequence of the live agents; the state's own when there is none. O(members).
+
+    A report from beyond the state's sequence is not believed: it is about another log. Stops at the
+    first agent below ``floor``: whoever asks for at least so much need not know the rest.
+    """
+    lowest = state.sequence
+    for uid in state.by_uid:
+        value = applied.get(uid, 0)
+        if value > state.sequence:
+            return 0
+        if value < lowest:
+            lowest = value
+            if lowest < floor:
+                break
+    return lowest
+
+
+def laggards(state: ClusterState, applied: Mapping[str, int], sequence: int, limit: int = 8) -> list[str]:
+    """Names of live nodes whose agents have not reported ``sequence`` as applied: what a drain waits for."""
+    names: list[str] = []
+    for uid, name in state.by_uid.items():
+        if not sequence <= applied.get(uid, 0) <= state.sequence:
+            names.append(name)
+            if len(names) == limit:
+                break
+    return names
+
+
+def advance_drains(
+    state: ClusterState, command: AdvanceDrains, now: datetime, surroundings: Surroundings
+) -> Decision:
+    """Draining → quarantined when every live agent has applied it; quarantined → free when rested.
+
+    Both maps are in order of sequence, so each pass ends at the first range that is not due.
+    """
+    del surroundings
+    definition = state.definition
+    if definition is None or not (state.draining or state.quarantined):
+        return Decision()
+    events: list[Event] = []
+    _free_due(state, now, command.limit, events)
+    if state.draining and len(events) < command.limit:
+        oldest = next(iter(state.draining.values()))
+        mark = watermark(state, command.applied, oldest)
+        until = now + timedelta(seconds=definition.quarantine_s)
+        for index, drained in state.draining.items():
+            if drained > mark or len(events) + 2 > command.limit:
+                break
+            held = state.ranges[index]
+            events.append(
+                RangeQuarantined(cidr=held.cidr, index=index, epoch=held.epoch, watermark=mark, until=until)
+            )
+            if until <= now:
+                events.append(RangeFreed(cidr=held.cidr, index=index, epoch=held.epoch))
+    return Decision(tuple(events), {"changed": len(events)})
+
+
+def _free_due(state: ClusterState, now: datetime, limit: int, events: list[Event]) -> None:
+    for index, rest in state.quarantined.items():
+        if len(events) >= limit:
+            return
+        if rest.until <= now:
+            events.append(RangeFreed(cidr=rest.cidr, index=index, epoch=rest.epoch))
+        elif state.quarantine_ordered:
+            return

@@ -1,0 +1,443 @@
+"""The fold: one event into the state. The only writer of :class:`controlplane.cluster.state.ClusterState`.
+
+Pure but for changing the state it is given: no clock, no I/O, no randomness, and no decision. An
+event is a fact; a fact that contradicts the state (a range freed that nobody held) stops the fold
+loudly instead of being bent to fit, and leaves the state as it was before it: each handler looks before
+it writes.
+
+A million events pass here on every replay, so each handler is a handful of dict operations: events
+carry indices, and no address is parsed for a node or a range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from controlplane.cluster.addressing.addresses import network
+from controlplane.cluster.state import (
+    Cidr,
+    ClusterState,
+    Fenced,
+    Node,
+    Range,
+    Refusal,
+    asker_clb,
+    asker_command,
+    asker_node,
+)
+from events.codec import SkippedEvent, UnknownEvent
+from events.errors import Refused, VerificationFailed
+from events.parking import events_followed
+from events.protocol.clb import Backend, BackendKey, Holder
+from events.types import (
+    AllocationRefused,
+    CidrAppended,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    ClbRefused,
+    ClbReleased,
+    ClbReserved,
+    ClusterDefined,
+    ClusterDeleted,
+    ConflictOverridden,
+    ConflictRefused,
+    Event,
+    EventsParked,
+    JoinTokenUsed,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+
+Handler = Callable[[ClusterState, int, Any], None]
+
+
+class _Contradiction(Exception):
+    """An event that cannot follow this state; the text says why."""
+
+
+_STOPS = (LookupError, _Contradiction, Refused)
+"""What a handler raises for an event that cannot follow (Refused: a CIDR in it is none)."""
+
+
+# --- ranges and nodes: the hot ones ----------------------------------------------------------------
+
+
+def _joined(state: ClusterState, sequence: int, event: NodeJoined) -> None:
+    name = event.node
+    uid = event.uid
+    announced = event.announced
+    mac = event.vtep_mac
+    kind = event.kind
+    state.nodes[name] = Node(name, uid, kind, event.underlay, announced, mac, event.site, sequence, sequence)
+    state.by_uid[uid] = name
+    state.by_address[announced] = name
+    state.by_mac[mac] = name
+    if kind == "external":
+        state.external += 1
+    if state.refusals:
+        state.refusals.pop(asker_node(name), None)
+
+
+def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> None:
+    index = event.index
+    # The member's own strings are kept and the event's equal ones dropped: half the memory, warm caches.
+    member = state.nodes[event.node]
+    name = member.name
+    pool = state.pool
+    pool.take(index)
+    pool.cursor = event.cursor_after
+    state.owned[name] = state.ranges[index] = Range(index, event.cidr, name, member.uid, sequence)
+
+
+def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001
+    name = event.node
+    node = state.nodes[name]
+    if not (node.uid in state.by_uid and node.announced in state.by_address and node.vtep_mac in state.by_mac):
+        raise _Contradiction(f"another member has taken the uid or an address of {name}")
+    del state.nodes[name]
+    del state.by_uid[node.uid]
+    del state.by_address[node.announced]
+    del state.by_mac[node.vtep_mac]
+    if node.kind == "external":
+        state.external -= 1
+    if state.unreachable:
+        state.unreachable.pop(name, None)
+    if state.gateways:
+        state.gateways.pop(name, None)
+
+
+def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
+    _out(state, sequence, event)
+    state.fenced[event.uid] = Fenced(event.node, sequence, event.cause, event.by_uid)
+
+
+def _draining(state: ClusterState, sequence: int, event: RangeDraining) -> None:
+    del state.owned[event.node]
+    state.draining[event.index] = sequence
+
+
+def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) -> None:  # noqa: ARG001
+    index = event.index
+    until = event.until
+    del state.draining[index]
+    quarantined = state.quarantined
+    if not quarantined:
+        state.quarantine_ordered = True
+    elif until < state.quarantine_last:  # type: ignore[operator]  # set with the first entry
+        state.quarantine_ordered = False
+    state.quarantine_last = until
+    quarantined[index] = event
+
+
+def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # noqa: ARG001
+    index = event.index
+    if index not in state.ranges:
+        raise _Contradiction(f"nobody held range {index}")
+    del state.quarantined[index]
+    del state.ranges[index]
+    state.pool.release(index)
+
+
+def _underlay_changed(state: ClusterState, sequence: int, event: NodeUnderlayChanged) -> None:
+    old = state.nodes[event.node]
+    del state.by_address[old.announced]  # which fails before anything is written
+    state.by_address[event.announced] = event.node
+    state.nodes[event.node] = Node(
+        old.name,
+        old.uid,
+        old.kind,
+        event.underlay,
+        event.announced,
+        old.vtep_mac,
+        old.site,
+        old.joined,
+        sequence,
+    )
+    if state.refusals:
+        state.refusals.pop(asker_node(event.node), None)
+
+
+def _unreachable(state: ClusterState, sequence: int, event: NodeUnreachable) -> None:  # noqa: ARG001
+    if event.node not in state.nodes:
+        raise _Contradiction(f"{event.node} is no member")
+    state.unreachable[event.node] = event.last_seen
+
+
+def _recovered(state: ClusterState, sequence: int, event: NodeRecovered) -> None:  # noqa: ARG001
+    del state.unreachable[event.node]
+
+
+# --- the cluster -------------------------------------------------------------------------------------
+
+
+def _defined(state: ClusterState, sequence: int, event: ClusterDefined) -> None:
+    if state.definition is not None:
+        raise _Contradiction(f"the cluster was defined before as {state.definition.container_cidr}")
+    if state.name not in {"", event.cluster}:
+        raise _Contradiction(f"this is the log of cluster {state.name}")
+    first = network(event.container_cidr).first
+    state.name = event.cluster
+    state.definition = event
+    state.cidrs = (Cidr(event.container_cidr, 0, event.capacity, first, sequence),)
+    state.pool.grow(event.capacity)
+    for item in event.networks:
+        state.networks[item.cidr] = item
+
+
+def _deleted(state: ClusterState, sequence: int, event: ClusterDeleted) -> None:  # noqa: ARG001
+    state.deleted = sequence
+
+
+def _appended(state: ClusterState, sequence: int, event: CidrAppended) -> None:
+    if event.first_index != state.pool.capacity:
+        raise _Contradiction(
+            f"its ranges begin at index {event.first_index}, the pool ends at {state.pool.capacity}"
+        )
+    first = network(event.cidr).first
+    state.cidrs = (*state.cidrs, Cidr(event.cidr, event.first_index, event.capacity, first, sequence))
+    state.pool.grow(event.capacity)
+    state.refusals.pop(asker_command("append-cidr"), None)
+
+
+def _declared(state: ClusterState, sequence: int, event: NetworkDeclared) -> None:  # noqa: ARG001
+    state.networks[event.network.cidr] = event.network
+    state.refusals.pop(asker_command("declare-network"), None)
+
+
+def _withdrawn(state: ClusterState, sequence: int, event: NetworkWithdrawn) -> None:  # noqa: ARG001
+    del state.networks[event.cidr]
+
+
+def _overridden(state: ClusterState, sequence: int, event: ConflictOverridden) -> None:  # noqa: ARG001
+    state.overrides[event.code, event.ours, event.theirs] = event
+
+
+# --- CLB ---------------------------------------------------------------------------------------------
+
+
+def _reserved(state: ClusterState, sequence: int, event: ClbReserved) -> None:  # noqa: ARG001
+    state.clb[event.name] = event
+    for item in event.addresses:
+        state.clb_addresses[item.address] = event.name
+    state.refusals.pop(asker_clb(event.name), None)
+
+
+def _released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  # noqa: ARG001
+    addresses = {item.address for item in state.clb[event.name].addresses}
+    if not addresses <= state.clb_addresses.keys():
+        raise _Contradiction(f"another reservation has taken addresses of {event.name}")
+    del state.clb[event.name]
+    for address in addresses:
+        del state.clb_addresses[address]
+    for key in [key for key in state.backends if key.name == event.name]:
+        del state.backends[key]
+
+
+def _marked(state: ClusterState, sequence: int, event: NodeGatewayMarked) -> None:
+    if event.node not in state.nodes:
+        raise _Contradiction(f"{event.node} is no member")
+    state.gateways[event.node] = sequence
+
+
+def _unmarked(state: ClusterState, sequence: int, event: NodeGatewayUnmarked) -> None:  # noqa: ARG001
+    del state.gateways[event.node]
+
+
+def _backend(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
+    return BackendKey(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
+
+
+def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -> None:
+    key = _backend(event)
+    if event.name not in state.clb:
+        raise _Contradiction(f"there is no reservation {event.name}")
+    known = state.backends.get(key)
+    state.backends[key] = Backend(
+        affinity=event.affinity,
+        check=event.check,
+        check_path=event.check_path,
+        check_port=event.check_port,
+        check_interval_s=event.check_interval_s,
+        check_timeout_s=event.check_timeout_s,
+        rise=event.rise,
+        fall=event.fall,
+        added=sequence,
+        healthy=known.healthy if known else True,
+        changed=known.changed if known else 0,
+        changed_at=known.changed_at if known else None,
+        reason=known.reason if known else "",
+    )
+
+
+def _backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
+    del state.backends[_backend(event)]
+
+
+def _health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
+    key = _backend(event)
+    state.backends[key] = msgspec.structs.replace(
+        state.backends[key],
+        healthy=event.healthy,
+        changed=sequence,
+        changed_at=event.at,
+        reason=event.reason,
+    )
+
+
+def _assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> None:
+    held = state.holders.get(event.address)
+    if held is not None:
+        raise _Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
+    state.holders[event.address] = Holder(
+        event.name, event.purpose, event.address, event.node, event.uid, sequence
+    )
+
+
+def _holder_withdrawn(state: ClusterState, sequence: int, event: ClbHolderWithdrawn) -> None:  # noqa: ARG001
+    del state.holders[event.address]
+
+
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def _refuse(state: ClusterState, sequence: int, asker: str, code: str, message: str) -> None:
+    # A new dict each time: a fork may share the old one.
+    state.refusals[asker] = {**state.refusals.get(asker, {}), code: Refusal(sequence, code, message)}
+
+
+def _allocation_refused(state: ClusterState, sequence: int, event: AllocationRefused) -> None:
+    _refuse(state, sequence, asker_node(event.node), event.code, event.message)
+
+
+def _clb_refused(state: ClusterState, sequence: int, event: ClbRefused) -> None:
+    _refuse(state, sequence, asker_clb(event.name), event.code, event.message)
+
+
+def _conflict_refused(state: ClusterState, sequence: int, event: ConflictRefused) -> None:
+    _refuse(state, sequence, asker_command(event.command), event.code, event.message)
+
+
+def _unknown(state: ClusterState, sequence: int, event: UnknownEvent) -> None:  # noqa: ARG001
+    raise VerificationFailed(
+        "event_unknown",
+        f"event {sequence} is of type {event.type!r}, which this version cannot fold",
+        sequence=sequence,
+        type=event.type,
+    )
+
+
+def _token_used(state: ClusterState, sequence: int, event: JoinTokenUsed) -> None:
+    """Nothing that a later decision rests on: the command's id keeps a token from a second use."""
+
+
+def _skipped(state: ClusterState, sequence: int, event: SkippedEvent) -> None:  # noqa: ARG001
+    state.parked |= {sequence}
+
+
+def _events_parked(state: ClusterState, sequence: int, event: EventsParked) -> None:
+    if not state.parked.issuperset(range(event.first, event.last + 1)):
+        raise events_followed(sequence, event)
+
+
+HANDLERS: dict[type[Event], Handler] = {
+    ClusterDefined: _defined,
+    ClusterDeleted: _deleted,
+    CidrAppended: _appended,
+    NetworkDeclared: _declared,
+    NetworkWithdrawn: _withdrawn,
+    ConflictOverridden: _overridden,
+    ConflictRefused: _conflict_refused,
+    NodeJoined: _joined,
+    NodeUnderlayChanged: _underlay_changed,
+    NodeLeft: _out,
+    NodeUnreachable: _unreachable,
+    NodeRecovered: _recovered,
+    NodeFenced: _fenced,
+    RangeAllocated: _allocated,
+    RangeDraining: _draining,
+    RangeQuarantined: _quarantined,
+    RangeFreed: _freed,
+    AllocationRefused: _allocation_refused,
+    ClbReserved: _reserved,
+    ClbReleased: _released,
+    ClbRefused: _clb_refused,
+    ClbBackendAdded: _backend_added,
+    ClbBackendRemoved: _backend_removed,
+    ClbBackendHealthChanged: _health_changed,
+    ClbHolderAssigned: _assigned,
+    ClbHolderWithdrawn: _holder_withdrawn,
+    NodeGatewayMarked: _marked,
+    NodeGatewayUnmarked: _unmarked,
+    JoinTokenUsed: _token_used,
+    EventsParked: _events_parked,
+    SkippedEvent: _skipped,
+    UnknownEvent: _unknown,
+}
+"""Event type → its handler; a test keeps it complete."""
+
+
+def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
+    """Fold the event stored at ``sequence`` into ``state`` and return it.
+
+    Raises VerificationFailed: ``event_unknown`` for a type that this version cannot fold,
+    ``invariant_violated`` for an event that contradicts the state. The state is then as it was before.
+    """
+    try:
+        HANDLERS[type(event)](state, sequence, event)
+    except _STOPS as error:
+        raise contradiction(sequence, event, error) from error
+    state.sequence = sequence
+    return state
+
+
+def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterState:
+    """Fold many events, given with their sequences; the same as :func:`evolve` on each, faster.
+
+    Raises as it does; the state is then that before the event which the error names.
+    """
+    handlers = HANDLERS
+    sequence, event = state.sequence, None
+    try:
+        for sequence, event in recorded:
+            handlers[type(event)](state, sequence, event)
+    except _STOPS as error:
+        if event is None:
+            raise
+        state.sequence = sequence - 1
+        raise contradiction(sequence, event, error) from error
+    except VerificationFailed:
+        state.sequence = sequence - 1
+        raise
+    state.sequence = sequence
+    return state
+
+
+def contradiction(sequence: int, event: Event, error: Exception) -> VerificationFailed:
+    """The error that names an event which cannot follow the state before it."""
+    # A handler that misses what it expects meets the bare key.
+    why = f"it has no {error} where this event needs one" if isinstance(error, KeyError) else str(error)
+    return VerificationFailed(
+        "invariant_violated",
+        f"event {sequence} ({event.type_name()} of {event.entity}) contradicts the state before it: {why}",
+        sequence=sequence,
+        type=event.type_name(),
+        entity=event.entity,
+    )

@@ -1,0 +1,230 @@
+"""The cluster's state at one sequence: what the fold of the log accumulates.
+
+One fold owns a state and changes it in place (:mod:`controlplane.cluster.evolve` is the only writer).
+Whoever wants to try something out works on a :meth:`ClusterState.fork`. Values are frozen, so that
+they may be handed out; the containers are not.
+
+No clock, no I/O, and nothing that cannot be rebuilt from the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from controlplane.cluster.addressing.pool import Pool
+from controlplane.cluster.layered_dict import Overlay
+from events.protocol.clb import Backend, BackendKey, Holder
+from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
+
+__all__ = [
+    "Cidr",
+    "ClusterState",
+    "Fenced",
+    "Node",
+    "Phase",
+    "Range",
+    "Refusal",
+    "asker_clb",
+    "asker_command",
+    "asker_node",
+]
+
+Phase = Literal["allocated", "draining", "quarantined"]
+"""A range's state; a free range has no entry at all."""
+
+
+class Node(msgspec.Struct, frozen=True, gc=False):
+    """A member. ``joined`` is the sequence of its joining; ``changed`` of the last change of its addresses."""
+
+    name: str
+    uid: str
+    kind: str
+    underlay: str
+    announced: str
+    vtep_mac: str
+    site: str
+    joined: int
+    changed: int
+
+
+class Range(msgspec.Struct, frozen=True, gc=False):
+    """A range that is not free, and its owner: the last one, when it is draining or quarantined.
+
+    ``epoch`` is the sequence of its allocation. Its phase is said by the map that its index is in.
+    """
+
+    index: int
+    cidr: str
+    node: str
+    uid: str
+    epoch: int
+
+
+class Cidr(msgspec.Struct, frozen=True, gc=False):
+    """A container CIDR: ``capacity`` ranges from index ``first_index`` on.
+
+    ``first`` is its first address as an integer, ``appended`` the sequence that brought it.
+    """
+
+    cidr: str
+    first_index: int
+    capacity: int
+    first: int
+    appended: int
+
+
+class Fenced(msgspec.Struct, frozen=True, gc=False):
+    """A barred uid: which node it was, since which sequence, why, and who took its place."""
+
+    node: str
+    since: int
+    cause: str
+    by_uid: str
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A recorded refusal: the sequence at which it was first recorded, and what was said."""
+
+    since: int
+    code: str
+    message: str
+
+
+class ClusterState:
+    """Everything that decisions need, with the indices that make them O(1).
+
+    ``sequence`` is the last folded one (0: nothing). Keys and values of the maps are said beside them.
+    """
+
+    __slots__ = (
+        "backends",
+        "by_address",
+        "by_mac",
+        "by_uid",
+        "cidrs",
+        "clb",
+        "clb_addresses",
+        "definition",
+        "deleted",
+        "draining",
+        "external",
+        "fenced",
+        "gateways",
+        "holders",
+        "name",
+        "networks",
+        "nodes",
+        "overrides",
+        "owned",
+        "parked",
+        "pool",
+        "quarantine_last",
+        "quarantine_ordered",
+        "quarantined",
+        "ranges",
+        "refusals",
+        "sequence",
+        "unreachable",
+    )
+
+    def __init__(self, name: str = "") -> None:
+        """The empty state of the cluster ``name`` (which its definition must repeat; empty: any)."""
+        self.name = name
+        self.sequence = 0
+        self.definition: ClusterDefined | None = None
+        self.deleted = 0
+        """The sequence of the deletion; 0 while the cluster exists."""
+        self.cidrs: tuple[Cidr, ...] = ()
+        self.pool = Pool()
+        self.nodes: MutableMapping[str, Node] = {}  # name → member
+        self.by_uid: MutableMapping[str, str] = {}  # uid → name of a member
+        self.by_address: MutableMapping[str, str] = {}  # announced address → name of a member
+        self.by_mac: MutableMapping[str, str] = {}  # VTEP MAC → name of a member
+        self.owned: MutableMapping[str, Range] = {}  # name → its allocated range
+        self.ranges: MutableMapping[int, Range] = {}  # index → range that is not free
+        self.draining: MutableMapping[int, int] = {}  # index → sequence of draining, ascending
+        self.quarantined: MutableMapping[int, RangeQuarantined] = {}  # index → its event, in their order
+        self.quarantine_last: datetime | None = None  # deadline of the latest entry of quarantined
+        self.quarantine_ordered = True  # whether the deadlines ascend, so that a scan may stop early
+        self.unreachable: MutableMapping[str, datetime | None] = {}  # name → last seen
+        self.fenced: MutableMapping[str, Fenced] = {}  # uid → why it is barred
+        self.networks: MutableMapping[str, Network] = {}  # CIDR → declared network
+        self.overrides: MutableMapping[tuple[str, str, str], ConflictOverridden] = {}  # code, ours, theirs
+        self.clb: MutableMapping[str, ClbReserved] = {}  # name → reservation
+        self.clb_addresses: MutableMapping[str, str] = {}  # reserved address → name of the reservation
+        self.gateways: MutableMapping[str, int] = {}  # name of a member → sequence of its mark
+        self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
+        self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
+        self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
+        self.parked: frozenset[int] = frozenset()
+        """Sequences that were left out, because the log says so."""
+        self.external = 0
+        """How many members are external."""
+
+    @property
+    def capacity(self) -> int:
+        """Ranges in all container CIDRs."""
+        return self.pool.capacity
+
+    def phase_of(self, index: int) -> Phase | None:
+        """The phase of the range with that index; None when it is free."""
+        if index in self.quarantined:
+            return "quarantined"
+        if index in self.draining:
+            return "draining"
+        return "allocated" if index in self.ranges else None
+
+    def fork(self) -> ClusterState:
+        """A state that starts equal and may be changed or thrown away; costs the same at any size.
+
+        While a fork is in use, this state may only catch up with it: fold the events that the fork
+        has folded, in their order.
+        """
+        fork = ClusterState.__new__(ClusterState)
+        for field in _PLAIN:
+            setattr(fork, field, getattr(self, field))
+        for field in _MAPS:
+            setattr(fork, field, Overlay(getattr(self, field)))
+        fork.pool = self.pool.fork()
+        return fork
+
+    def absorb(self, fork: ClusterState) -> None:
+        """Become equal to ``fork``, made of this state, which is a fork itself; O(what was folded into it)."""
+        for field in _PLAIN:
+            setattr(self, field, getattr(fork, field))
+        for field in _MAPS:
+            getattr(self, field).absorb(getattr(fork, field))
+        self.pool = fork.pool
+
+
+_PLAIN = (
+    "name",
+    "sequence",
+    "definition",
+    "deleted",
+    "cidrs",
+    "quarantine_last",
+    "quarantine_ordered",
+    "parked",
+    "external",
+)
+_MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")
+
+
+def asker_node(node: str) -> str:
+    """The key of a node's refusals."""
+    return f"node/{node}"
+
+
+def asker_clb(reservation: str) -> str:
+    """The key of a reservation's refusals."""
+    return f"clb/{reservation}"
+
+
+def asker_command(command: str) -> str:
+    """The key of the refusals of a cluster-wide command."""
+    return f"command/{command}"

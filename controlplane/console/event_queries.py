@@ -1,0 +1,90 @@
+"""Questions to the read model that the API asks: which events, and the log in buckets. Pure SQL and shapes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from controlplane.console.schemas import TimelineBucket
+from controlplane.readmodel.asof import moment
+
+READ_OVER = 64
+
+_TIMELINE = """
+SELECT max(sequence), max(time_us),
+  sum(type LIKE 'node.joined.%'), sum(type LIKE 'node.left.%' OR type LIKE 'node.fenced.%'),
+  sum(type LIKE '%.refused.%' OR type LIKE '%-refused.%'), count(*)
+FROM event GROUP BY (sequence - 1) * ?1 / ?2 ORDER BY 1
+"""
+
+
+def timeline(connection: sqlite3.Connection, buckets: int) -> list[TimelineBucket]:
+    """The log from its beginning to the checkpoint, evenly cut by sequence."""
+    (last,) = connection.execute("SELECT max(sequence) FROM event").fetchone()
+    if not last:
+        return []
+    found = []
+    for sequence, time_us, joins, leaves, refusals, total in connection.execute(
+        _TIMELINE, (min(buckets, last), last)
+    ):
+        at = moment(time_us)
+        if at is not None:
+            others = total - joins - leaves - refusals
+            found.append(
+                TimelineBucket(
+                    sequence=sequence, at=at, joins=joins, leaves=leaves, refusals=refusals, others=others
+                )
+            )
+    return found
+
+
+def first_time(connection: sqlite3.Connection, after: int) -> int | None:
+    """When the event after a sequence was decided, Unix microseconds; None when there is none yet."""
+    row = connection.execute("SELECT time_us FROM event WHERE sequence = ?", (after + 1,)).fetchone()
+    return row[0] if row else None
+
+
+def times(connection: sqlite3.Connection, sequences: Sequence[int]) -> dict[int, int]:
+    """When those events were decided, Unix microseconds."""
+    marks = ",".join("?" * len(sequences))
+    query = f"SELECT sequence, time_us FROM event WHERE sequence IN ({marks})"  # noqa: S608  only marks
+    return dict(connection.execute(query, tuple(sequences)).fetchall())
+
+
+def of_kind(connection: sqlite3.Connection, entity: str, prefix: str, until: int, limit: int) -> list[int]:
+    """Sequences of the newest events of an entity whose type begins with ``prefix``, ascending."""
+    rows = connection.execute(
+        "SELECT sequence FROM event WHERE entity = ? AND sequence <= ? AND type >= ? AND type < ? "
+        "ORDER BY sequence DESC LIMIT ?",
+        (entity, until, prefix, f"{prefix}\U0010ffff", limit),
+    ).fetchall()
+    return [row[0] for row in reversed(rows)]
+
+
+def matching(connection: sqlite3.Connection, before: int, limit: int, entity: str, aggregate: str) -> list[int]:
+    """Sequences of the newest events below ``before`` that match, ascending."""
+    conditions = ["sequence < ?"]
+    values: list[object] = [before]
+    if aggregate:
+        conditions.append("type >= ? AND type < ?")
+        values += [f"{aggregate}.", f"{aggregate}/"]
+    if entity:
+        # A node's history includes its ranges': they name it, but are events of the range.
+        conditions.append("(entity = ? OR sequence IN (SELECT valid_from FROM range WHERE node = ?))")
+        values += [entity, entity]
+    rows = connection.execute(
+        f"SELECT sequence FROM event WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?",  # noqa: S608
+        (*values, limit),
+    ).fetchall()
+    return [row[0] for row in reversed(rows)]
+
+
+def runs(sequences: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending sequences as stretches that are read at once; small gaps are read over."""
+    found: list[tuple[int, int]] = []
+    for sequence in sequences:
+        if found and sequence - found[-1][1] <= READ_OVER:
+            found[-1] = (found[-1][0], sequence)
+        else:
+            found.append((sequence, sequence))
+    return found

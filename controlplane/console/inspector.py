@@ -1,0 +1,246 @@
+"""The API's source over the parts of a running controller. Reads only; owns nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TypeVar
+
+from controlplane.cluster.decisions.time import watermark
+from controlplane.cluster.state import ClusterState
+from controlplane.console import event_queries
+from controlplane.console.presenters import agents_by_state
+from controlplane.console.schemas import TimelineBucket
+from controlplane.controller.agents.agent_history.records import Alarm
+from controlplane.controller.agents.agent_history.store import Coverage, HistoryStore, as_moment, microseconds
+from controlplane.controller.agents.convergence import Convergence, ConvergenceTracker
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
+from controlplane.controller.hooks import Changes
+from controlplane.controller.observability.metrics import Live
+from controlplane.controller.observability.setup import Observability
+from controlplane.controller.observability.span_store import SpanStore
+from controlplane.controller.replication.replica import Replica
+from controlplane.readmodel.asof import load_state, moment, sequence_at
+from controlplane.readmodel.projector import Projector
+from events.codec import Recorded, decode
+from events.log import LogReader
+from events.status import AgentStatus
+
+T = TypeVar("T")
+PROJECTED_WITHIN_S = 3.0
+"""How long a question about the very recent past waits for the read model."""
+
+
+class AttachedSource:
+    """A :class:`controlplane.console.source.Source` over a controller's replica, read model and reports."""
+
+    def __init__(
+        self,
+        log: LogReader,
+        replica: Replica,
+        projector: Projector,
+        liveness: Liveness,
+        observability: Observability,
+        *,
+        leading: Callable[[], bool],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._log = log
+        self._replica = replica
+        self._projector = projector
+        self._liveness = liveness
+        self._observability = observability
+        self._leading = leading
+        self._now = now
+
+    @property
+    def cluster(self) -> str:
+        return self._replica.cluster
+
+    @property
+    def state(self) -> ClusterState:
+        return self._replica.state
+
+    @property
+    def head_time(self) -> datetime | None:
+        return self._replica.last_time if self._replica.state.sequence else None
+
+    @property
+    def leading(self) -> bool:
+        return self._leading()
+
+    @property
+    def watermark(self) -> int:
+        return watermark(self._replica.state, self._liveness.applied) or 0
+
+    @property
+    def changes(self) -> Changes:
+        return self._replica.changes
+
+    @property
+    def convergence(self) -> ConvergenceTracker:
+        return self._observability.convergence
+
+    def latest_convergence(self, limit: int) -> list[Convergence]:
+        found = self.convergence.latest(limit)
+        before = found[-1].first_sequence if found else self.state.sequence + 1
+        now_us = microseconds(self._now())
+        recalled = self._observability.recalled
+        if any(one.applied < one.expected for one in recalled):
+            # The measuring broke off with the process. What every agent has applied since is not on its way
+            # any more, and when the last of them had it nobody saw: it is no line of this list.
+            heard = (self._liveness.applied.get(uid, 0) for uid in self.state.by_uid)
+            reached = min((applied for applied in heard if applied), default=0)
+            recalled = [one for one in recalled if one.applied >= one.expected or one.last > reached]
+            self._observability.recalled = recalled
+        earlier = (one.seen_at(now_us) for one in recalled if one.last < before)
+        return [*found, *islice(earlier, limit - len(found))]
+
+    @property
+    def spans(self) -> SpanStore:
+        return self._observability.spans
+
+    def reports(self) -> Reports:
+        return LiveReports(self._liveness, self._now())
+
+    def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        def listener(status: AgentStatus) -> None:
+            callback(status.uid)
+
+        self._liveness.listeners.append(listener)
+        return lambda: self._liveness.listeners.remove(listener)
+
+    @property
+    def alarms_raised(self) -> int:
+        return self._observability.recorder.alarms_raised
+
+    def trouble(self) -> str:
+        if self._replica.halted is not None:
+            return f"the log cannot be followed: {self._replica.halted.message}"
+        if self._projector.stalled is not None:
+            return f"the projection stopped: {self._projector.stalled.message}"
+        return "" if self._replica.live else "the log has not been read to its end yet"
+
+    def metrics(self) -> bytes:
+        return self._observability.telemetry.prometheus()
+
+    def live(self, *, waiting: Callable[[], int]) -> Live:
+        """What the metrics read."""
+        return Live(
+            state=lambda: self._replica.state,
+            head=lambda: self._replica.state.sequence,
+            projected=lambda: self._projector.sequence,
+            leading=self._leading,
+            agents=lambda: agents_by_state(self._replica.state, self.reports()),
+            watermark=lambda: self.watermark,
+            chain_verified=lambda: self._replica.head.sequence,
+            healthy=lambda: not self.trouble(),
+            waiting=waiting,
+            spans=lambda: self.spans.count,
+            reports=lambda: self._history.count,
+            latest=self.convergence.newest,
+            subscribers=lambda: self.changes.statistics()["subscribers"],
+        )
+
+    async def _query(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        store = await self._projector.open()
+        return await store.run(question)
+
+    async def state_at(self, sequence: int) -> ClusterState:
+        if sequence == 0:
+            return ClusterState(self.cluster)
+        await self._projector.reached(sequence, timeout_s=PROJECTED_WITHIN_S)
+        return await self._query(lambda connection: load_state(connection, sequence))
+
+    async def time_of(self, sequence: int) -> datetime | None:
+        def question(connection: sqlite3.Connection) -> datetime | None:
+            row = connection.execute("SELECT time_us FROM event WHERE sequence = ?", (sequence,)).fetchone()
+            return moment(row[0]) if row else None
+
+        return await self._query(question)
+
+    async def sequence_at(self, moment_: datetime) -> int:
+        return await self._query(lambda connection: sequence_at(connection, moment_))
+
+    async def events(
+        self, *, before: int, limit: int, entity: str, aggregate: str
+    ) -> tuple[Sequence[Recorded], int]:
+        if not entity and not aggregate:
+            wanted: Sequence[int] = range(max(1, before - limit), before)
+        else:
+            wanted = await self._query(lambda c: event_queries.matching(c, before, limit, entity, aggregate))
+        found = await self._pick(wanted)
+        complete = len(wanted) < limit or (found and found[-1].sequence <= 1)
+        return found, 0 if complete or not found else found[-1].sequence
+
+    async def _pick(self, wanted: Sequence[int]) -> list[Recorded]:
+        """Those events (given in ascending order), newest first."""
+        found: list[Recorded] = []
+        asked = set(wanted)
+        for first, last in event_queries.runs(wanted):
+            found.extend(one for one in await self._read(first, last) if one.sequence in asked)
+        found.reverse()
+        return found
+
+    async def _read(self, first: int, last: int) -> list[Recorded]:
+        return [
+            decode(message)
+            async for batch in self._log.read(after=first - 1, until=last)
+            for message in batch.messages
+        ]
+
+    async def event(self, sequence: int) -> Recorded | None:
+        if not 1 <= sequence <= self.state.sequence:
+            return None
+        return next(iter(await self._read(sequence, sequence)), None)
+
+    async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
+        return await self._query(lambda connection: event_queries.timeline(connection, buckets))
+
+    # --- the agents' past ----------------------------------------------------------------------------
+
+    @property
+    def _history(self) -> HistoryStore:
+        return self._observability.history
+
+    async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
+        await self._observability.recorder.settle(moment)
+        return PastReports(await self._history.agents(state.by_uid, microseconds(moment)), moment)
+
+    async def recorded(self, moment: datetime) -> Coverage:
+        await self._observability.recorder.settle(moment)
+        return await self._history.coverage(microseconds(moment))
+
+    async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
+        await self._observability.recorder.settle(moment)
+        found = await self._history.transits(sequence, limit)
+        return [transit.seen_at(microseconds(moment)) for transit in found]
+
+    async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
+        if moment is None:
+            known = self.convergence.of(sequence)
+            if known is not None:
+                return known
+        await self._observability.recorder.settle(moment or self._now())
+        found = await self._history.transit(sequence)
+        return found.seen_at(microseconds(moment or self._now())) if found is not None else None
+
+    async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
+        await self._observability.recorder.settle(moment)
+        return await self._history.alarms(microseconds(moment), limit)
+
+    async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
+        await self._projector.reached(until, timeout_s=PROJECTED_WITHIN_S)
+        wanted = await self._query(lambda c: event_queries.of_kind(c, name, f"clb.{kind}", until, limit))
+        return await self._pick(wanted)
+
+    async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
+        found = await self._query(lambda connection: event_queries.times(connection, sequences))
+        return {sequence: as_moment(us) for sequence, us in found.items()}
+
+    async def until(self, sequence: int) -> datetime | None:
+        us = await self._query(lambda connection: event_queries.first_time(connection, sequence))
+        return as_moment(us) if us is not None else None

@@ -1,0 +1,303 @@
+"""Cluster state → answers of the API. Pure: the same for the live state and for any past one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.cluster.addressing.addresses import address_text
+from controlplane.cluster.addressing.plan import PODS_UNUSABLE, range_cidr
+from controlplane.cluster.conditions import conditions, kernel_conditions
+from controlplane.cluster.decisions.time import watermark
+from controlplane.cluster.range_counts import range_counts
+from controlplane.cluster.state import ClusterState, Node, Range, asker_node
+from controlplane.console.clb_presenters import clb_views
+from controlplane.console.event_text import sentence
+from controlplane.console.schemas import (
+    CidrView,
+    EventRow,
+    NetworkView,
+    NodeDetail,
+    NodeRow,
+    Overview,
+    PoolView,
+    Position,
+    RangeView,
+    SiteView,
+    Space,
+)
+from controlplane.controller.agents.reports import Reports
+from events.codec import Recorded
+from events.protocol.queries import Condition, RefusalView
+
+FROM_REPORTS = frozenset({"drain_waiting"})
+"""Conditions that say something about agents: not known of a past that nobody recorded."""
+
+
+def cidr_views(state: ClusterState) -> list[CidrView]:
+    """Each container CIDR with the counts of its ranges."""
+    return [
+        CidrView(
+            cidr=counts.cidr.cidr,
+            first_index=counts.cidr.first_index,
+            capacity=counts.cidr.capacity,
+            allocated=counts.allocated,
+            draining=counts.draining,
+            quarantined=counts.quarantined,
+            free=counts.free,
+        )
+        for counts in range_counts(state)
+    ]
+
+
+def cidr_of_index(state: ClusterState, index: int) -> str:
+    """The CIDR of a range by its index in the pool; empty when there is no such range."""
+    if state.definition is None:
+        return ""
+    for cidr in state.cidrs:
+        if cidr.first_index <= index < cidr.first_index + cidr.capacity:
+            return range_cidr(cidr.first, state.definition.range_size, index - cidr.first_index)
+    return ""
+
+
+def pool_view(state: ClusterState) -> PoolView:
+    """The pool's numbers."""
+    cidrs = cidr_views(state)
+    definition = state.definition
+    following = state.pool.next_free(state.pool.cursor) if state.pool.capacity else None
+    return PoolView(
+        capacity=state.pool.capacity,
+        allocated=sum(c.allocated for c in cidrs),
+        draining=sum(c.draining for c in cidrs),
+        quarantined=sum(c.quarantined for c in cidrs),
+        free=state.pool.free,
+        cursor=state.pool.cursor,
+        next_range=cidr_of_index(state, following) if following is not None else "",
+        range_size=definition.range_size if definition else 0,
+        pods_per_node=definition.range_size - PODS_UNUSABLE if definition else 0,
+        service_cidr=definition.service_cidr if definition else "",
+        cidrs=cidrs,
+    )
+
+
+def overview(state: ClusterState, position: Position, cluster: str, reports: Reports) -> Overview:
+    """The overlay at a glance; what only a live controller knows is added by its caller."""
+    definition = state.definition
+    sites: dict[tuple[str, str], list[int]] = {}
+    for node in state.nodes.values():
+        counts = sites.setdefault((node.site, node.kind), [0, 0])
+        counts[0] += 1
+        counts[1] += node.name in state.unreachable
+    return Overview(
+        cluster=cluster,
+        defined=definition is not None,
+        deleted=bool(state.deleted),
+        position=position,
+        pool=pool_view(state),
+        vni=definition.vni if definition else 0,
+        vxlan_port=definition.vxlan_port if definition else 0,
+        nodes=len(state.nodes),
+        cloud=len(state.nodes) - state.external,
+        external=state.external,
+        unreachable=len(state.unreachable),
+        fenced=len(state.fenced),
+        sites=[
+            SiteView(site=site, kind=kind, nodes=counts[0], unreachable=counts[1])
+            for (site, kind), counts in sorted(sites.items())
+        ],
+        clb=clb_views(state),
+        networks=[
+            NetworkView(cidr=network.cidr, kind=network.kind, name=network.name)
+            for network in state.networks.values()
+        ],
+        conditions=all_conditions(state, reports),
+        watermark=(watermark(state, reports.applied) or 0) if reports.recorded else 0,
+        agents=agents_by_state(state, reports) if reports.recorded else {},
+        agents_behind=behind(state, reports, position.settled) if reports.recorded else 0,
+        kernels=kernels(state, reports) if reports.recorded else {},
+    )
+
+
+def all_conditions(state: ClusterState, reports: Reports) -> list[Condition]:
+    """What a person should know, from the log and from the agents' reports."""
+    found = [
+        condition
+        for condition in conditions(state, reports.applied)
+        if reports.recorded or condition.code not in FROM_REPORTS
+    ]
+    members = (named for uid, named in reports.differing.items() if state.by_uid.get(uid) is not None)
+    return [*found, *kernel_conditions(members)]
+
+
+def behind(state: ClusterState, reports: Reports, settled: int) -> int:
+    """Members whose agent lacks an event that has been there for a while (up to ``settled``)."""
+    applied = reports.applied
+    return sum(0 < applied.get(node.uid, 0) < settled for node in state.nodes.values())
+
+
+def late(state: ClusterState, reports: Reports, sequence: int) -> list[str]:
+    """Members whose agent lacks a sequence, the furthest behind first. Agents never heard are not counted."""
+    applied = reports.applied
+    found = [(applied[n.uid], n.name) for n in state.nodes.values() if 0 < applied.get(n.uid, 0) < sequence]
+    return [name for _, name in sorted(found)]
+
+
+def kernels(state: ClusterState, reports: Reports) -> dict[str, int]:
+    """Members counted by what the attestation of their kernel says; ``unreported`` when it says nothing."""
+    counts: dict[str, int] = {}
+    for node in state.nodes.values():
+        verdict = reports.kernel_of(node.uid) or "unreported"
+        counts[verdict] = counts.get(verdict, 0) + 1
+    return counts
+
+
+def space(state: ClusterState, position: Position) -> Space:
+    """The address space in columns."""
+    entries = sorted(state.ranges.values(), key=lambda entry: entry.index)
+    definition = state.definition
+    return Space(
+        position=position,
+        cidrs=cidr_views(state),
+        range_size=definition.range_size if definition else 0,
+        service_cidr=definition.service_cidr if definition else "",
+        capacity=state.pool.capacity,
+        cursor=state.pool.cursor,
+        index=[entry.index for entry in entries],
+        phase="".join(_letter(state, entry.index) for entry in entries),
+        node=[entry.node for entry in entries],
+        epoch=[entry.epoch for entry in entries],
+    )
+
+
+def _letter(state: ClusterState, index: int) -> str:
+    if index in state.quarantined:
+        return "q"
+    return "d" if index in state.draining else "a"
+
+
+def range_view(state: ClusterState, entry: Range) -> RangeView:
+    """One range that is not free."""
+    resting = state.quarantined.get(entry.index)
+    return RangeView(
+        cidr=entry.cidr,
+        index=entry.index,
+        phase=state.phase_of(entry.index) or "allocated",
+        node=entry.node,
+        epoch=entry.epoch,
+        draining_since=state.draining.get(entry.index, 0),
+        until=resting.until if resting else None,
+        watermark=resting.watermark if resting else 0,
+    )
+
+
+def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
+    """What is known of a member's agent: unreachable by the log, else as it reported, else unknown."""
+    return "unreachable" if node.name in state.unreachable else reports.state_of(node.uid)
+
+
+def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> NodeRow:
+    """One member's row; ``head`` is the sequence that is shown."""
+    owned = state.owned.get(node.name)
+    observed = reports.of(node.uid)
+    applied = reports.applied.get(node.uid, 0)
+    return NodeRow(
+        name=node.name,
+        kind=node.kind,
+        site=node.site,
+        announced=node.announced,
+        range=owned.cidr if owned else "",
+        index=owned.index if owned else -1,
+        epoch=owned.epoch if owned else 0,
+        state=agent_state(state, node, reports),
+        applied=applied,
+        behind=max(0, head - applied) if applied else 0,
+        age_s=round(reports.age_s(observed), 1) if observed is not None else -1.0,
+        kernel=observed.kernel if observed is not None else "",
+        kernel_at=observed.kernel_at if observed is not None else 0,
+        conditions=list(observed.conditions) if observed is not None else [],
+    )
+
+
+def agents_by_state(state: ClusterState, reports: Reports) -> dict[str, int]:
+    """Members counted by their agent's state."""
+    counts: dict[str, int] = {}
+    for node in state.nodes.values():
+        name = agent_state(state, node, reports)
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def matching(state: ClusterState, *, text: str, kind: str | None, site: str | None) -> list[Node]:
+    """Members by name; those whose name, address or range contains ``text``."""
+    return [node for _, node in sorted(state.nodes.items()) if _fits(state, node, text, kind, site)]
+
+
+def _fits(state: ClusterState, node: Node, text: str, kind: str | None, site: str | None) -> bool:
+    if (kind is not None and node.kind != kind) or (site is not None and node.site != site):
+        return False
+    if not text or text in node.name or text in node.announced:
+        return True
+    owned = state.owned.get(node.name)
+    return owned is not None and text in owned.cidr
+
+
+def node_detail(state: ClusterState, name: str, position: Position, reports: Reports) -> NodeDetail | None:
+    """One node's page; None when this state has never heard of it."""
+    node = state.nodes.get(name)
+    ranges = [range_view(state, entry) for entry in state.ranges.values() if entry.node == name]
+    refusals = [
+        RefusalView(code=refusal.code, message=refusal.message, since=refusal.since)
+        for refusal in state.refusals.get(asker_node(name), {}).values()
+    ]
+    fenced = [uid for uid, entry in state.fenced.items() if entry.node == name]
+    if node is None:
+        if not (ranges or refusals or fenced):
+            return None
+        return NodeDetail(position=position, name=name, ranges=ranges, refusals=refusals, fenced=fenced)
+    observed = reports.of(node.uid)
+    owned = state.owned.get(name)
+    return NodeDetail(
+        position=position,
+        name=name,
+        member=node_row(state, node, reports, position.sequence),
+        uid=node.uid,
+        underlay=node.underlay,
+        vtep_mac=node.vtep_mac,
+        joined=node.joined,
+        gateway=_gateway(owned.cidr) if owned else "",
+        usable_pods=(state.definition.range_size - PODS_UNUSABLE) if state.definition else 0,
+        kernel_digest=observed.digest if observed else "",
+        kernel_rows=list(observed.rows) if observed else [],
+        agent_version=observed.version if observed else "",
+        peers=observed.peers if observed else 0,
+        gateway_able=bool(observed and observed.gateway),
+        gateway_marked=state.gateways.get(name, 0),
+        holds=[h.address for h in state.holders.values() if h.node == name],
+        unreachable_since=state.unreachable.get(name),
+        ranges=ranges,
+        refusals=refusals,
+        fenced=fenced,
+    )
+
+
+def _gateway(cidr: str) -> str:
+    """The first address of a range: the node's own, and its pods' gateway."""
+    a, b, c, d = (int(part) for part in cidr.partition("/")[0].split("."))
+    return address_text((a << 24 | b << 16 | c << 8 | d) + 1)
+
+
+def event_row(recorded: Recorded, *, with_data: bool) -> EventRow:
+    """One event for the feed."""
+    envelope = recorded.envelope
+    parts = envelope.traceparent.split("-")
+    body = msgspec.to_builtins(recorded.event) if with_data else {}
+    return EventRow(
+        sequence=recorded.sequence,
+        time=envelope.time,
+        type=envelope.type,
+        entity=recorded.event.entity,
+        actor=envelope.actor,
+        command_id=envelope.command_id,
+        summary=sentence(recorded.event),
+        trace_id=parts[1] if len(parts) == 4 else "",
+        data=body,
+    )

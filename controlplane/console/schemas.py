@@ -1,0 +1,385 @@
+"""The shapes of every answer of the HTTP API. They are its documentation: OpenAPI is made from them.
+
+Times are RFC 3339 in UTC, or Unix nanoseconds where a name ends in ``_ns``; other durations say
+their unit in the name. ``sequence`` is a position in the log; ``at`` the moment of that event.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from controlplane.controller.agents.agent_history.records import Alarm, Kernel
+from events.protocol.queries import Condition, RefusalView
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all answers."""
+
+
+class ErrorBody(View, frozen=True, kw_only=True):
+    """Why a request was not answered. ``code`` is stable; the message is for people."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class CidrView(View, frozen=True, kw_only=True):
+    """One container CIDR and the states of its ranges."""
+
+    cidr: str
+    first_index: int
+    capacity: int
+    allocated: int
+    draining: int
+    quarantined: int
+    free: int
+
+
+class PoolView(View, frozen=True, kw_only=True):
+    """The pool. ``next_range`` is what the next node would get; empty when the pool is exhausted."""
+
+    capacity: int
+    allocated: int
+    draining: int
+    quarantined: int
+    free: int
+    cursor: int
+    next_range: str
+    range_size: int
+    pods_per_node: int
+    service_cidr: str
+    cidrs: list[CidrView]
+
+
+class Position(View, frozen=True, kw_only=True):
+    """Where in the log an answer stands: ``sequence`` of ``head``; ``live`` when it is the present.
+
+    ``at`` is when that event was decided. ``moment`` is the moment that everything else is of: the
+    last before the next event, unless a time was asked for. Whether the agents' reports were
+    ``recorded`` then is said; the record begins at ``recorded_from``. ``settled`` is the last sequence
+    that was there two seconds before: an agent that lacks it is behind.
+    """
+
+    sequence: int
+    head: int
+    live: bool
+    at: datetime | None = None
+    moment: datetime | None = None
+    recorded: bool = True
+    recorded_from: datetime | None = None
+    settled: int = 0
+
+
+class ClbAddressView(View, frozen=True, kw_only=True):
+    """One of a reservation's two addresses.
+
+    Where our gateways serve it, ``holder`` is the node that holds it since the sequence ``epoch``
+    (empty: nobody does), and ``backends`` of all its ports are counted.
+    """
+
+    purpose: str
+    address: str
+    holder: str = ""
+    epoch: int = 0
+    backends: int = 0
+    healthy: int = 0
+
+
+class ClbView(View, frozen=True, kw_only=True):
+    """A CLB reservation. The ``provider`` ``gateway`` is ours; any other realises the addresses elsewhere."""
+
+    name: str
+    subnet: str
+    gateway: str
+    provider: str
+    addresses: list[ClbAddressView]
+    excluded: int
+
+
+class ClbBackendView(View, frozen=True, kw_only=True):
+    """A backend of one port. ``since`` is the sequence of its last change of health; 0: it counts as healthy.
+
+    ``check`` says in full what is asked, how often, and how many answers decide.
+    """
+
+    purpose: str
+    protocol: str
+    port: int
+    address: str
+    backend_port: int
+    affinity: str
+    check: str
+    healthy: bool
+    since: int = 0
+    since_at: datetime | None = None
+    reason: str = ""
+    added: int = 0
+
+
+class ClbGatewayView(View, frozen=True, kw_only=True):
+    """A node that may hold addresses, marked so at ``since``. ``holds`` are the addresses that it has."""
+
+    node: str
+    since: int
+    state: str
+    able: bool
+    holds: list[str]
+
+
+class ClbTenure(View, frozen=True, kw_only=True):
+    """One stretch of time in which a gateway held an address. ``until`` 0: it still did.
+
+    ``cause`` says why it ended, with a ``reason`` if the holder itself gave one; ``gap_s`` is how long nobody
+    held the address before (0 for a handover).
+    """
+
+    purpose: str
+    address: str
+    node: str
+    epoch: int
+    at: datetime | None
+    until: int = 0
+    until_at: datetime | None = None
+    cause: str = ""
+    reason: str = ""
+    gap_s: float = 0.0
+
+
+class ClbHealthChange(View, frozen=True, kw_only=True):
+    """A backend was found healthy or not, by the gateway that held the address."""
+
+    sequence: int
+    at: datetime
+    purpose: str
+    backend: str
+    healthy: bool
+    node: str
+    reason: str
+
+
+class ClbDetail(View, frozen=True, kw_only=True):
+    """Everything about one reservation at one sequence, with the history of its holders and backends.
+
+    The histories are the latest entries up to that sequence, newest first.
+    """
+
+    position: Position
+    reservation: ClbView
+    reserved: int
+    reserved_at: datetime | None
+    excluded: list[str]
+    held_since: dict[str, datetime | None]
+    backends: list[ClbBackendView]
+    gateways: list[ClbGatewayView]
+    tenures: list[ClbTenure]
+    health: list[ClbHealthChange]
+
+
+class NetworkView(View, frozen=True, kw_only=True):
+    """A routed network that the container network must stay clear of."""
+
+    cidr: str
+    kind: str
+    name: str
+
+
+class SiteView(View, frozen=True, kw_only=True):
+    """Nodes of one site and kind, counted."""
+
+    site: str
+    kind: str
+    nodes: int
+    unreachable: int
+
+
+class Overview(View, frozen=True, kw_only=True):
+    """The whole overlay at a glance."""
+
+    cluster: str
+    defined: bool
+    deleted: bool
+    position: Position
+    pool: PoolView
+    vni: int = 0
+    vxlan_port: int = 0
+    nodes: int = 0
+    cloud: int = 0
+    external: int = 0
+    unreachable: int = 0
+    fenced: int = 0
+    sites: list[SiteView] = []
+    clb: list[ClbView] = []
+    networks: list[NetworkView] = []
+    conditions: list[Condition] = []
+    leading: bool = False
+    watermark: int = 0
+    agents: dict[str, int] = {}
+    agents_behind: int = 0
+    kernels: dict[str, int] = {}
+    alarms: list[Alarm] = []
+
+
+class Space(View, frozen=True, kw_only=True):
+    """The address space, in columns: the ``i``-th entries of the lists belong together.
+
+    Only ranges that are not free are listed. ``phase`` has one letter a range: a(llocated),
+    d(raining), q(uarantined).
+    """
+
+    position: Position
+    cidrs: list[CidrView]
+    range_size: int
+    service_cidr: str
+    capacity: int
+    cursor: int
+    index: list[int]
+    phase: str
+    node: list[str]
+    epoch: list[int]
+
+
+class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
+    """One member. ``state`` is its agent's: ready, degraded, starting, stopping, silent, or unknown.
+
+    ``applied`` is the last sequence that its kernel holds; ``age_s`` how long ago it last reported (of
+    the past: the longest that it can have been; -1: unknown); ``behind`` how many events it lacks.
+    ``kernel`` is the attestation of its kernel rows compared with the log at sequence ``kernel_at``:
+    agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported.
+    """
+
+    name: str
+    kind: str
+    site: str
+    announced: str
+    range: str = ""
+    index: int = -1
+    epoch: int = 0
+    state: str = "unknown"
+    applied: int = 0
+    behind: int = 0
+    age_s: float = -1.0
+    kernel: Kernel = ""
+    kernel_at: int = 0
+    conditions: list[str] = []
+
+
+class NodeList(View, frozen=True, kw_only=True):
+    """Members by name. ``total`` counts all that match, ``nodes`` holds one page of them."""
+
+    position: Position
+    total: int
+    nodes: list[NodeRow]
+
+
+class RangeView(View, frozen=True, kw_only=True):
+    """A range that is not free. ``epoch`` is the sequence of its allocation.
+
+    ``draining_since`` is a sequence; ``until`` ends the quarantine that began when every live agent
+    had applied ``watermark``. All three are empty while the range is allocated.
+    """
+
+    cidr: str
+    index: int
+    phase: str
+    node: str
+    epoch: int
+    draining_since: int = 0
+    until: datetime | None = None
+    watermark: int = 0
+
+
+class NodeDetail(View, frozen=True, kw_only=True):
+    """Everything about one node. Without ``member`` it is none at this sequence, but history knows it."""
+
+    position: Position
+    name: str
+    member: NodeRow | None = None
+    uid: str = ""
+    underlay: str = ""
+    vtep_mac: str = ""
+    joined: int = 0
+    gateway: str = ""
+    usable_pods: int = 0
+    kernel_digest: str = ""
+    kernel_rows: list[str] = []
+    agent_version: str = ""
+    peers: int = 0
+    gateway_able: bool = False
+    gateway_marked: int = 0
+    holds: list[str] = []
+    unreachable_since: datetime | None = None
+    ranges: list[RangeView] = []
+    refusals: list[RefusalView] = []
+    fenced: list[str] = []
+
+
+class EventRow(View, frozen=True, kw_only=True):
+    """One event of the log. ``summary`` is a sentence for people; ``data`` the event's body as stored."""
+
+    sequence: int
+    time: datetime
+    type: str
+    entity: str
+    actor: str
+    command_id: str
+    summary: str
+    trace_id: str = ""
+    data: dict[str, Any] = {}
+
+
+class EventPage(View, frozen=True, kw_only=True):
+    """Events, newest first. ``before`` is what to ask for to get the next older page; 0 at the beginning."""
+
+    head: int
+    before: int
+    events: list[EventRow]
+
+
+class TimelineBucket(View, frozen=True, kw_only=True):
+    """A stretch of the log for the slider: up to and including ``sequence`` at ``at``, with counts."""
+
+    sequence: int
+    at: datetime
+    joins: int
+    leaves: int
+    refusals: int
+    others: int
+
+
+class Timeline(View, frozen=True, kw_only=True):
+    """The log from its beginning (``begins``) to its head, in at most the number of buckets asked for."""
+
+    head: int
+    begins: datetime | None
+    buckets: list[TimelineBucket]
+
+
+class Moment(View, frozen=True, kw_only=True):
+    """The last sequence at or before a moment; 0 when the log begins later."""
+
+    sequence: int
+    at: datetime | None
+
+
+class Health(View, frozen=True, kw_only=True):
+    """Whether this controller does its work. ``reason`` is empty when it does."""
+
+    ok: bool
+    reason: str = ""
+
+
+class Session(View, frozen=True, kw_only=True):
+    """Whether the caller is let in, and whether a token is needed at all."""
+
+    allowed: bool
+    token_required: bool
+
+
+class Credentials(View, frozen=True, kw_only=True):
+    """The token, given once for a session cookie."""
+
+    token: str

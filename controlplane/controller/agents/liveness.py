@@ -1,0 +1,152 @@
+"""What the agents' reports say: who is alive, who has applied what, who complains.
+
+Observations, not facts: kept in memory by every controller, leading or not, and gone with it. They
+become facts only through decisions (:class:`controlplane.cluster.decision.MarkLiveness`,
+:class:`~controlplane.cluster.decision.AdvanceDrains`). Arrival by this controller's clock is what counts; an
+agent's own clock is never trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import msgspec
+
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.attestation import Attestor, Difference
+from controlplane.controller.hooks import Changes, Lagged
+from events.status import AgentStatus
+from events.types import NodeFenced, NodeJoined, NodeLeft
+
+_decode = msgspec.json.Decoder(AgentStatus).decode
+
+UIDS_LIMIT = 200_000
+"""Agents remembered. Reports of more are dropped: somebody invents uids."""
+
+
+class Liveness:
+    """The last report of each agent, by uid. ``now`` is the wall clock (UTC)."""
+
+    def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+        self._last_seen: dict[str, datetime] = {}
+        self._applied: dict[str, int] = {}
+        self._status: dict[str, AgentStatus] = {}
+        self._dropped = 0
+        self.watching_since = now()
+        self.attestor = Attestor()
+        """Judges what the reports say about the kernels."""
+        self.moved = asyncio.Event()
+        """Set when an applied sequence has grown; whoever waits clears it."""
+        self.listeners: list[Callable[[AgentStatus], None]] = []
+        """Called with each report that was taken; each returns at once."""
+
+    def restart(self) -> None:
+        """Listening was interrupted (the bus was away): silence counts from now on only."""
+        self._last_seen.clear()
+        self.watching_since = self._now()
+
+    def observe_bytes(self, body: bytes, *, arrived: datetime | None = None) -> AgentStatus | None:
+        """Take one report as it came; None (and a count) when it is unreadable."""
+        try:
+            status = _decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._dropped += 1
+            return None
+        self.observe(status, arrived=arrived)
+        return status
+
+    def observe(
+        self, status: AgentStatus, *, arrived: datetime | None = None, state: ClusterState | None = None
+    ) -> None:
+        """Take one report. Late and repeated ones are harmless: applied sequences only grow.
+
+        With ``state`` what it says about the kernel is judged, before the listeners hear of it. An agent
+        that says it is stopping is alive no longer than its silence says; one that starts anew (lower
+        ``applied``) keeps what it had: its kernel has it still.
+        """
+        uid = status.uid
+        known = self._last_seen.get(uid) if uid in self._status else None
+        if uid not in self._last_seen and len(self._last_seen) >= UIDS_LIMIT:
+            self._dropped += 1
+            return
+        arrived = arrived or self._now()
+        if known is None or arrived > known:
+            self._last_seen[uid] = arrived
+            self._status[uid] = status
+        if status.applied > self._applied.get(uid, 0):
+            self._applied[uid] = status.applied
+            self.moved.set()
+        if state is not None:
+            self.attestor.judge(state, status)
+        for listener in self.listeners:
+            listener(status)
+
+    def joined(self, uid: str) -> None:
+        """The node has just become a member: that counts as a report, but says nothing of its kernel."""
+        self._last_seen.setdefault(uid, self._now())
+
+    def forget(self, uid: str) -> None:
+        """The node is no member any more."""
+        self._last_seen.pop(uid, None)
+        self._applied.pop(uid, None)
+        self._status.pop(uid, None)
+        self.attestor.forget(uid)
+
+    @property
+    def last_seen(self) -> Mapping[str, datetime]:
+        """uid → arrival of its last report."""
+        return self._last_seen
+
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """uid → highest sequence that its agent has applied."""
+        return self._applied
+
+    @property
+    def statuses(self) -> Mapping[str, AgentStatus]:
+        """uid → its last report."""
+        return self._status
+
+    @property
+    def differences(self) -> Mapping[str, Difference]:
+        """uid → how its kernel differs from what the log demands."""
+        return self.attestor.differences
+
+    @property
+    def agreeing(self) -> Mapping[str, int]:
+        """uid → the last sequence at which its kernel was as the log says."""
+        return self.attestor.agreeing
+
+    @property
+    def dropped(self) -> int:
+        """Reports that were unreadable or too many."""
+        return self._dropped
+
+
+async def watch_members(
+    liveness: Liveness, changes: Changes, state: Callable[[], ClusterState] | None = None
+) -> None:
+    """For ever: a joining counts as a report; whoever is out needs no watching.
+
+    With ``state`` the attestor follows too, so that reports about kernels can be judged.
+    """
+    while True:
+        subscription = changes.subscribe()
+        if state is not None:
+            liveness.attestor.load(state())
+        # A missed joining only means that the node's silence counts from when watching began.
+        with suppress(Lagged):
+            async for run in subscription:
+                if state is not None:
+                    liveness.attestor.fold(run)
+                for recorded in run:
+                    event = recorded.event
+                    if isinstance(event, NodeJoined):
+                        liveness.joined(event.uid)
+                    elif isinstance(event, NodeLeft | NodeFenced):
+                        liveness.forget(event.uid)
+            return

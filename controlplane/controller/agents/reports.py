@@ -1,0 +1,189 @@
+"""What is known of the agents at one moment: now, or at a moment that was recorded, or nothing.
+
+The same questions have the same answers for the present and the past, so that every view can be
+shown as it was. Nothing is guessed: what was not recorded is said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Protocol
+
+from controlplane.controller.agents.agent_history.records import Kernel, Observed
+from controlplane.controller.agents.liveness import Liveness
+
+SILENT_INTERVALS = 3.0
+"""An agent counts as silent after this many of its own heartbeat intervals without a report."""
+CONDITIONS_MAX, ROWS_MAX, TEXT_MAX = 10, 10, 300
+"""What is taken over of an agent's own words: nobody may fill the record with them."""
+
+
+class Reports(Protocol):
+    """The agents by uid."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything is known of this moment at all."""
+        ...
+
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """uid → the last sequence that its kernel holds."""
+        ...
+
+    @property
+    def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        """uid → node and rows, of those whose kernel was found to differ from the log."""
+        ...
+
+    def state_of(self, uid: str) -> str:
+        """Its own word, ``silent`` or ``unknown``."""
+        ...
+
+    def kernel_of(self, uid: str) -> Kernel:
+        """What the attestation of its kernel says, compared with the log."""
+        ...
+
+    def of(self, uid: str) -> Observed | None:
+        """All that is known of it; None when it has never been heard."""
+        ...
+
+    def age_s(self, observed: Observed) -> float:
+        """How old its last report was at this moment; in the past the most that it can have been."""
+        ...
+
+
+class LiveReports:
+    """The present."""
+
+    recorded = True
+
+    def __init__(self, liveness: Liveness, now: datetime) -> None:
+        self._liveness = liveness
+        self._now = now
+
+    @property
+    def applied(self) -> Mapping[str, int]:
+        return self._liveness.applied
+
+    @property
+    def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        return {uid: (found.node, found.rows) for uid, found in self._liveness.differences.items()}
+
+    def state_of(self, uid: str) -> str:
+        status = self._liveness.statuses.get(uid)
+        seen = self._liveness.last_seen.get(uid)
+        if status is None or seen is None:
+            return "unknown"
+        silent = (self._now - seen).total_seconds() > SILENT_INTERVALS * status.interval_s
+        return "silent" if silent else status.state
+
+    def kernel_of(self, uid: str) -> Kernel:
+        status = self._liveness.statuses.get(uid)
+        return self._kernel(uid, bool(status and status.kernel_digest))[0]
+
+    def of(self, uid: str) -> Observed | None:
+        live = self._liveness
+        status = live.statuses.get(uid)
+        if status is None:
+            return None
+        kernel, at = self._kernel(uid, bool(status.kernel_digest))
+        found = live.differences.get(uid)
+        rows = (found.rows if found is not None else status.drift)[:ROWS_MAX]
+        seen = live.last_seen.get(uid)
+        return Observed(
+            node=status.node,
+            uid=uid,
+            heard_us=int(seen.timestamp() * 1e6) if seen is not None else 0,
+            applied=live.applied.get(uid, 0),
+            state=self.state_of(uid),
+            kernel=kernel,
+            kernel_at=at,
+            digest=status.kernel_digest[:64],
+            rows=tuple(row[:TEXT_MAX] for row in rows),
+            conditions=tuple(text[:TEXT_MAX] for text in status.conditions[:CONDITIONS_MAX]),
+            peers=status.peers,
+            version=status.agent_version[:TEXT_MAX],
+            interval_s=status.interval_s,
+            gateway=status.gateway,
+        )
+
+    def _kernel(self, uid: str, reported: bool) -> tuple[Kernel, int]:
+        """What the last comparison said, and at which sequence."""
+        found = self._liveness.differences.get(uid)
+        if found is not None:
+            return "differs", found.sequence
+        agreed = self._liveness.agreeing.get(uid)
+        if agreed is not None:
+            return "agrees", agreed
+        return ("unchecked", 0) if reported else ("", 0)
+
+    def age_s(self, observed: Observed) -> float:
+        if not observed.heard_us:
+            return -1.0
+        return max(0.0, self._now.timestamp() - observed.heard_us / 1e6)
+
+    def changed_us(self, observed: Observed) -> int:
+        """From when on this is true of the agent: its report's arrival, or when its silence was noticeable."""
+        if not observed.heard_us:
+            return int(self._now.timestamp() * 1e6)
+        if observed.state == "silent":
+            return observed.heard_us + int(SILENT_INTERVALS * observed.interval_s * 1e6)
+        return observed.heard_us
+
+
+class PastReports:
+    """A moment that was recorded."""
+
+    recorded = True
+
+    def __init__(self, agents: Mapping[str, Observed], moment: datetime) -> None:
+        self._agents = agents
+        self._moment = moment
+
+    @property
+    def applied(self) -> Mapping[str, int]:
+        return {uid: found.applied for uid, found in self._agents.items()}
+
+    @property
+    def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        return {uid: (a.node, a.rows) for uid, a in self._agents.items() if a.kernel == "differs"}
+
+    def state_of(self, uid: str) -> str:
+        found = self._agents.get(uid)
+        return found.state if found is not None else "unknown"
+
+    def kernel_of(self, uid: str) -> Kernel:
+        found = self._agents.get(uid)
+        return found.kernel if found is not None else ""
+
+    def of(self, uid: str) -> Observed | None:
+        return self._agents.get(uid)
+
+    def age_s(self, observed: Observed) -> float:
+        passed = max(0.0, self._moment.timestamp() - observed.heard_us / 1e6)
+        if observed.state == "silent":
+            return passed + SILENT_INTERVALS * observed.interval_s
+        return min(passed, observed.interval_s)
+
+
+class NoReports:
+    """Nobody recorded."""
+
+    recorded = False
+    applied: Mapping[str, int] = MappingProxyType({})
+    differing: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
+
+    def state_of(self, uid: str) -> str:  # noqa: ARG002  the port's
+        return "unknown"
+
+    def kernel_of(self, uid: str) -> Kernel:  # noqa: ARG002
+        return ""
+
+    def of(self, uid: str) -> Observed | None:  # noqa: ARG002
+        return None
+
+    def age_s(self, observed: Observed) -> float:  # noqa: ARG002
+        return -1.0

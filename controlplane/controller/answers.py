@@ -1,0 +1,381 @@
+"""Answers to questions about the present: pure functions of the folded state and the agents' reports.
+
+Nothing here changes anything or waits. Pages are cut by key, so that a reader of many pages meets
+each member at most once even while the state moves on.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from controlplane.cluster.addressing.addresses import address_value, network
+from controlplane.cluster.addressing.exhaustion import earliest_free
+from controlplane.cluster.addressing.plan import range_cidr
+from controlplane.cluster.conditions import conditions, kernel_conditions
+from controlplane.cluster.decisions.holders import PROVIDER
+from controlplane.cluster.decisions.nodes import cidr_of
+from controlplane.cluster.decisions.time import watermark
+from controlplane.cluster.digest import state_digest
+from controlplane.cluster.state import ClusterState, Node, Range, asker_node
+from events.errors import BadRequest, Refused
+from events.protocol.queries import (
+    PAGE_LIMIT,
+    QUERIES,
+    Answer,
+    BackendView,
+    CidrView,
+    ClbList,
+    ClbView,
+    ClusterView,
+    Condition,
+    Holder,
+    HolderView,
+    ListClb,
+    ListNodes,
+    ListRanges,
+    NodePage,
+    NodeView,
+    PoolView,
+    Query,
+    RangePage,
+    RangeView,
+    RefusalView,
+    ShowClb,
+    ShowCluster,
+    ShowNode,
+    WhoHas,
+)
+from events.status import AgentStatus
+
+if TYPE_CHECKING:
+    from controlplane.controller.agents.attestation import Difference
+
+
+class Reports(Protocol):
+    """What the agents have said, by uid; :class:`controlplane.controller.agents.liveness.Liveness` is one."""
+
+    @property
+    def last_seen(self) -> Mapping[str, datetime]: ...
+    @property
+    def applied(self) -> Mapping[str, int]: ...
+    @property
+    def statuses(self) -> Mapping[str, AgentStatus]: ...
+    @property
+    def differences(self) -> Mapping[str, Difference]: ...
+    @property
+    def agreeing(self) -> Mapping[str, int]: ...
+
+
+class Silence:
+    """No report from anybody: for answers about a state that no agent follows (a replay, a test)."""
+
+    last_seen: Mapping[str, datetime] = MappingProxyType({})
+    applied: Mapping[str, int] = MappingProxyType({})
+    statuses: Mapping[str, AgentStatus] = MappingProxyType({})
+    differences: Mapping[str, Difference] = MappingProxyType({})
+    agreeing: Mapping[str, int] = MappingProxyType({})
+
+
+SILENCE = Silence()
+
+
+def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> ClusterView:  # noqa: ARG001
+    """The cluster in numbers. O(n log n), for its digest."""
+    return ClusterView(
+        cluster=state.name,
+        sequence=state.sequence,
+        digest=state_digest(state),
+        definition=state.definition,
+        cidrs=tuple(
+            CidrView(cidr=c.cidr, first_index=c.first_index, capacity=c.capacity, since=c.appended)
+            for c in state.cidrs
+        ),
+        pool=pool_view(state),
+        networks=tuple(state.networks[cidr] for cidr in sorted(state.networks)),
+        overrides=tuple(state.overrides[key] for key in sorted(state.overrides)),
+        nodes=len(state.nodes),
+        external=state.external,
+        unreachable=len(state.unreachable),
+        fenced_uids=len(state.fenced),
+        reservations=len(state.clb),
+        watermark=watermark(state, reports.applied),
+        conditions=(
+            *conditions(state, reports.applied),
+            *kernel_conditions((found.node, found.rows) for found in reports.differences.values()),
+        ),
+    )
+
+
+def pool_view(state: ClusterState) -> PoolView:
+    """The pool's numbers, and the range that the next node would get."""
+    following = state.pool.next_free(state.pool.cursor) if state.capacity else None
+    size = state.definition.range_size if state.definition else 0
+    return PoolView(
+        capacity=state.capacity,
+        allocated=len(state.owned),
+        draining=len(state.draining),
+        quarantined=len(state.quarantined),
+        free=state.pool.free,
+        cursor=state.pool.cursor,
+        next_range=cidr_of(state, size, following) if following is not None else "",
+        earliest_free=earliest_free(state),
+    )
+
+
+def _page(keys: list[Any], limit: int) -> tuple[list[Any], int, Any]:
+    """The ``limit`` smallest keys, how many there are, and the key to go on from (None at the end)."""
+    if not 1 <= limit <= PAGE_LIMIT:
+        raise BadRequest("bad_request", f"limit is {limit}; the bounds are 1 … {PAGE_LIMIT}", field="limit")
+    page = heapq.nsmallest(limit, keys)
+    return page, len(keys), page[-1] if len(keys) > limit else None
+
+
+def list_nodes(state: ClusterState, query: ListNodes, reports: Reports) -> NodePage:
+    """A page of members; ``total`` counts the matches from behind ``after`` on."""
+    names = [name for name in state.nodes if name > query.after]
+    if (query.kind, query.site, query.unreachable) != (None, None, None):
+        names = [name for name in names if _fits(state, name, query)]
+    page, total, following = _page(names, query.limit)
+    views = tuple(node_view(state, state.nodes[name], reports) for name in page)
+    return NodePage(sequence=state.sequence, nodes=views, total=total, next_after=following)
+
+
+def _fits(state: ClusterState, name: str, query: ListNodes) -> bool:
+    node = state.nodes[name]
+    return (
+        (query.kind is None or node.kind == query.kind)
+        and (query.site is None or node.site == query.site)
+        and (query.unreachable is None or (name in state.unreachable) == query.unreachable)
+    )
+
+
+def node_view(state: ClusterState, node: Node, reports: Reports = SILENCE) -> NodeView:
+    """One member with its range and its agent's last report."""
+    owned = state.owned.get(node.name)
+    status = reports.statuses.get(node.uid)
+    applied = reports.applied.get(node.uid)
+    return NodeView(
+        node=node.name,
+        uid=node.uid,
+        kind=node.kind,
+        site=node.site,
+        underlay=node.underlay,
+        announced=node.announced,
+        vtep_mac=node.vtep_mac,
+        cidr=owned.cidr if owned else "",
+        index=owned.index if owned else -1,
+        epoch=owned.epoch if owned else 0,
+        joined=node.joined,
+        changed=node.changed,
+        unreachable=node.name in state.unreachable,
+        last_seen=reports.last_seen.get(node.uid) or state.unreachable.get(node.name),
+        applied=applied,
+        lag=max(0, state.sequence - applied) if applied is not None else None,
+        agent_state=status.state if status else "",
+        agent_conditions=status.conditions if status else (),
+        kernel=kernel_verdict(reports, node.uid),
+        drift=status.drift if status else (),
+        refusals=_refusals(state, node.name),
+    )
+
+
+def kernel_verdict(reports: Reports, uid: str) -> str:
+    """``agrees``, ``differs`` or empty when nothing is known."""
+    if uid in reports.differences:
+        return "differs"
+    return "agrees" if uid in reports.agreeing else ""
+
+
+def _refusals(state: ClusterState, name: str) -> tuple[RefusalView, ...]:
+    known = state.refusals.get(asker_node(name), {})
+    return tuple(
+        RefusalView(code=item.code, message=item.message, since=item.since)
+        for item in sorted(known.values(), key=lambda item: item.since)
+    )
+
+
+def show_node(state: ClusterState, query: ShowNode, reports: Reports) -> NodeView:
+    """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
+    node = state.nodes.get(query.node)
+    if node is not None:
+        return node_view(state, node, reports)
+    refusals = _refusals(state, query.node)
+    if not refusals:
+        raise Refused(
+            "node_unknown",
+            f"no live node is named {query.node[:253]!r} ({len(state.nodes):,} live nodes); "
+            f"its past: isthmus replay history node {query.node[:253]}",
+            node=query.node[:253],
+        )
+    return NodeView(node=query.node, member=False, refusals=refusals)
+
+
+def list_ranges(state: ClusterState, query: ListRanges, reports: Reports) -> RangePage:  # noqa: ARG001
+    """A page of the ranges that are not free, in order of index."""
+    source: Iterable[int] = {
+        None: state.ranges,
+        "allocated": (owned.index for owned in state.owned.values()),
+        "draining": state.draining,
+        "quarantined": state.quarantined,
+    }[query.phase]
+    page, total, following = _page([index for index in source if index > query.after], query.limit)
+    views = tuple(range_view(state, state.ranges[index]) for index in page)
+    return RangePage(sequence=state.sequence, ranges=views, total=total, next_after=following)
+
+
+def range_view(state: ClusterState, held: Range) -> RangeView:
+    """A range with its phase."""
+    rest = state.quarantined.get(held.index)
+    return RangeView(
+        index=held.index,
+        cidr=held.cidr,
+        phase=state.phase_of(held.index) or "free",
+        node=held.node,
+        uid=held.uid,
+        epoch=held.epoch,
+        draining_since=state.draining.get(held.index),
+        watermark=rest.watermark if rest else None,
+        until=rest.until if rest else None,
+    )
+
+
+def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # noqa: ARG001
+    """Whose the address is now. Raises BadRequest(bad_request) when it is no address."""
+    value = address_value(query.address)
+    if value is None:
+        raise BadRequest("bad_request", f"{query.address[:64]!r} is not an IPv4 address", field="address")
+    reservation = state.clb_addresses.get(query.address)
+    if reservation is not None:
+        purpose = next(a.purpose for a in state.clb[reservation].addresses if a.address == query.address)
+        held = state.holders.get(query.address)
+        return Holder(
+            address=query.address,
+            kind="clb",
+            reservation=reservation,
+            purpose=purpose,
+            node=held.node if held else "",
+        )
+    name = state.by_address.get(query.address)
+    if name is not None:
+        return Holder(address=query.address, kind="node", node=name)
+    definition = state.definition
+    for own in state.cidrs:
+        if not network(own.cidr).has(value) or definition is None:
+            continue
+        position = (value - own.first) // definition.range_size
+        if position < own.capacity:
+            owned = state.ranges.get(own.first_index + position)
+            cidr = range_cidr(own.first, definition.range_size, position)
+            if owned is None:
+                return Holder(address=query.address, kind="free_range", cidr=cidr)
+            return Holder(
+                address=query.address, kind="range", cidr=cidr, node=owned.node, range=range_view(state, owned)
+            )
+        if own.first_index == 0 and network(definition.service_cidr).has(value):
+            return Holder(address=query.address, kind="service", cidr=definition.service_cidr)
+        return Holder(address=query.address, kind="stranded", cidr=own.cidr)
+    return Holder(address=query.address, kind="outside")
+
+
+def list_clb(state: ClusterState, query: ListClb, reports: Reports) -> ClbList:  # noqa: ARG001
+    """All reservations."""
+    return ClbList(sequence=state.sequence, reservations=tuple(state.clb[n] for n in sorted(state.clb)))
+
+
+def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbView:  # noqa: ARG001
+    """One reservation. Raises Refused(clb_unknown)."""
+    reservation = state.clb.get(query.reservation)
+    if reservation is None:
+        listed = ", ".join(sorted(state.clb)[:8]) or "none"
+        raise Refused(
+            "clb_unknown",
+            f"no CLB reservation is named {query.reservation[:63]!r}; reserved: {listed}",
+            reservation=query.reservation[:63],
+        )
+    served = reservation.provider == PROVIDER
+    held = {item.address: state.holders.get(item.address) for item in reservation.addresses}
+    return ClbView(
+        sequence=state.sequence,
+        reservation=reservation,
+        holders=tuple(
+            HolderView(
+                purpose=item.purpose,
+                address=item.address,
+                node=holder.node if (holder := held[item.address]) else "",
+                epoch=holder.epoch if holder else 0,
+            )
+            for item in (reservation.addresses if served else ())
+        ),
+        backends=tuple(
+            BackendView(
+                purpose=key.purpose,
+                protocol=key.protocol,
+                port=key.port,
+                address=key.address,
+                backend_port=key.backend_port,
+                affinity=backend.affinity,
+                check=backend.check,
+                healthy=backend.healthy,
+                since=backend.changed,
+                reason=backend.reason,
+            )
+            for key, backend in sorted(state.backends.items())
+            if key.name == reservation.name
+        ),
+        gateways=tuple(sorted(state.gateways)) if served else (),
+    )
+
+
+_ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, Reports], Answer]] = {
+    ShowCluster: show_cluster,
+    ListNodes: list_nodes,
+    ShowNode: show_node,
+    ListRanges: list_ranges,
+    WhoHas: who_has,
+    ListClb: list_clb,
+    ShowClb: show_clb,
+}
+_DECODERS = {query.name: msgspec.json.Decoder(query) for query in QUERIES}
+_encode = msgspec.json.Encoder().encode
+
+
+def ask(state: ClusterState, query: Query, reports: Reports = SILENCE) -> Answer:
+    """Answer a query. Raises Refused and BadRequest."""
+    return _ANSWERERS[type(query)](state, query, reports)
+
+
+def answer(
+    state: ClusterState,
+    name: str,
+    body: bytes,
+    reports: Reports = SILENCE,
+    *,
+    further: Sequence[Condition] = (),
+) -> bytes:
+    """Answer the request ``body`` to query ``name`` (an empty body counts as ``{}``) with JSON.
+
+    ``further`` are conditions of the controller itself, named before the cluster's own.
+
+    Raises Refused and BadRequest (``unknown_command``, ``bad_request``).
+    """
+    decoder = _DECODERS.get(name)
+    if decoder is None:
+        raise BadRequest(
+            "unknown_command",
+            f"no query is named {name[:64]!r}; there are {', '.join(sorted(_DECODERS))}",
+            name=name[:64],
+        )
+    try:
+        query = decoder.decode(body or b"{}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error
+    found = ask(state, query, reports)
+    if further and isinstance(found, ClusterView):
+        found = msgspec.structs.replace(found, conditions=(*further, *found.conditions))
+    return _encode(found)

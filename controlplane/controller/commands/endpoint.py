@@ -1,0 +1,163 @@
+"""The controller's subscriptions on the bus: commands, queries, service discovery.
+
+Only the leading controller subscribes, in a queue group, so that a planned handover can overlap:
+the successor subscribes before the predecessor drains. Answers go out through one task, in the
+order in which they became known.
+
+A reply subject is not checked by the server's permissions, so whoever may send a command could have
+the controller publish its answer *as an event*. Hence answers go to inboxes only: subjects that
+start with an underscore, which no stream of ours stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from controlplane.controller.commands.committer import Committer
+from controlplane.controller.commands.discovery import Discovery
+from controlplane.controller.commands.planner import Answer
+from controlplane.controller.commands.replies import encode_error, encode_reply
+from controlplane.controller.commands.requests import parse
+from events import subjects
+from events.bus.nats_fastpath import Outgoing, inline, publish_all
+from events.errors import IsthmusError, Unavailable
+from events.protocol.commands import CommandReply
+
+log = logging.getLogger("isthmus.controller")
+
+QUEUE_GROUP = "controllers"
+ANSWERS_LIMIT = 65_536
+"""Answers that may wait for the connection; beyond it they are dropped and the caller asks again by id."""
+
+Query = Callable[[str, bytes], Awaitable[bytes]]
+"""Name and request body → response body; raises IsthmusError."""
+
+
+class Endpoint:
+    """Takes requests off the bus for one committer, while it is open."""
+
+    def __init__(
+        self, client: Client, cluster: str, committer: Committer, query: Query, *, instance: str
+    ) -> None:
+        self._nats = client
+        self._cluster = cluster
+        self._committer = committer
+        self._query = query
+        self._discovery = Discovery(client, cluster, instance=instance)
+        self._subscriptions: list[Subscription] = []
+        self._answers: deque[Outgoing] = deque(maxlen=ANSWERS_LIMIT)
+        self._wake = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
+
+    async def open(self) -> None:
+        """Subscribe. Idempotent."""
+        if self._subscriptions:
+            return
+        base = f"isthmus.{self._cluster}"
+        self._subscriptions = [
+            inline(await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=self._on_command)),
+            await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query),
+        ]
+        await self._discovery.open()
+        await self._nats.flush()
+
+    async def close(self, *, timeout_s: float = 2.0) -> None:
+        """Stop taking requests, wait until those taken are answered and the answers are sent."""
+        open_, self._subscriptions = self._subscriptions, []
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        with suppress(NatsError, TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._discovery.close()
+                for subscription in open_:
+                    # The server stops sending; what it already sent is still handled.
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's gap
+                await self._committer.drained(timeout_s=timeout_s)
+                await self._sent.wait()
+                await self._nats.flush()
+
+    async def run(self) -> None:
+        """Send answers for ever."""
+        while True:
+            while not self._answers:
+                self._sent.set()
+                self._wake.clear()
+                await self._wake.wait()
+            answers, self._answers = self._answers, deque(maxlen=ANSWERS_LIMIT)
+            try:
+                await publish_all(self._nats, answers)
+            except NatsError as error:
+                # The callers hear nothing and ask again by their command ids.
+                log.warning("answers (at most %d) could not be sent: %s", len(answers), error)
+
+    # --- requests -------------------------------------------------------------------------------------
+
+    async def _on_command(self, message: Msg) -> None:
+        started = time.monotonic()
+        answer = self._answerer(message.reply)
+        try:
+            request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
+            self._committer.offer(request, answer)
+        except IsthmusError as error:
+            answer(error)
+        except Exception as error:  # whatever a request did, the next one must still be served
+            log.exception("a request on %s failed", message.subject)
+            answer(IsthmusError("internal", f"the request could not be handled: {type(error).__name__}"))
+        self._discovery.count("command")
+
+    async def _on_query(self, message: Msg) -> None:
+        name = message.subject.removeprefix(f"isthmus.{self._cluster}.query.")
+        try:
+            body, headers = await self._query(name, message.data), None
+        except IsthmusError as error:
+            body, headers = encode_error(error, now=datetime.now(UTC))
+            self._discovery.count("query", error=error)
+        except Exception as error:
+            log.exception("the query %s failed", name)
+            defect = IsthmusError("internal", f"the query {name[:64]!r} failed: {type(error).__name__}")
+            body, headers = encode_error(defect, now=datetime.now(UTC))
+        self._discovery.count("query")
+        self._send(message.reply, body, headers)
+
+    def _answerer(self, reply: str) -> Answer:
+        def answer(outcome: CommandReply | IsthmusError) -> None:
+            if isinstance(outcome, IsthmusError):
+                self._discovery.count("command", error=outcome)
+                body, headers = encode_error(outcome, now=datetime.now(UTC))
+                self._send(reply, body, headers)
+            else:
+                self._send(reply, encode_reply(outcome), None)
+
+        return answer
+
+    def _send(self, reply: str, body: bytes, headers: dict[str, str] | None) -> None:
+        if not reply:
+            return
+        if not reply.startswith("_"):
+            log.warning("a request wants its answer on %r, which is no inbox; it gets none", reply[:128])
+            return
+        limit = self._nats.max_payload or 1 << 20
+        if len(body) > limit - 1024:
+            error = Unavailable(
+                "log_unavailable", f"the answer has {len(body):,} bytes, the bus carries {limit:,}"
+            )
+            body, headers = encode_error(error)
+        self._answers.append(Outgoing(reply, body, headers))
+        self._sent.clear()
+        self._wake.set()
+
+
+def query_subject(cluster: str, name: str) -> str:
+    """The subject of a read-only question to the controller."""
+    return f"{subjects.command(cluster, name).replace('.command.', '.query.', 1)}"

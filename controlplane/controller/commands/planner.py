@@ -1,0 +1,229 @@
+"""A group of waiting commands, decided one after another on a fork of the state.
+
+No I/O and no waiting: in goes the state, out comes a plan of what to append and what to answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from controlplane.cluster.decide import decide
+from controlplane.cluster.decision import Surroundings
+from controlplane.cluster.evolve import evolve
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.commands.requests import Request
+from controlplane.controller.hooks import Observer
+from events.chain import CHAIN_HEADER, Head
+from events.codec import Cause, OutgoingMessage, Recorded
+from events.envelope import Envelope
+from events.errors import IsthmusError, Refused
+from events.protocol.commands import CommandReply, ImportNodes
+from events.types import Event
+
+log = logging.getLogger("isthmus.controller")
+
+Answer = Callable[[CommandReply | IsthmusError], None]
+"""Receives the outcome of one command, exactly once; returns at once."""
+
+
+class Pending:
+    """One command on its way, and everybody who waits for its answer (the same id may ask again)."""
+
+    __slots__ = ("answers", "request", "trace")
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        self.request = request
+        self.answers = [answer]
+        self.trace = (request.traceparent, request.tracestate)
+
+
+class Decided(NamedTuple):
+    """One command's part of a plan. A refusal may come with events (a recorded refusal)."""
+
+    pending: Pending
+    cause: Cause
+    events: tuple[Event, ...]
+    result: dict[str, Any]
+    refusal: IsthmusError | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether its events are to be stored."""
+        return bool(self.events) and not self.pending.request.dry_run
+
+
+class Plan(NamedTuple):
+    """What to append behind ``base`` (``written`` events), and who was left out."""
+
+    base: Head
+    decided: list[Decided]
+    written: int
+    left: list[Pending]
+
+
+class Line:
+    """The state as it will be when everything that was decided so far has landed: a fork that is carried on.
+
+    A batch is decided while the one before it is on its way, and made on the same fork, so that no event
+    is folded again for each batch. It ends when something that was decided does not land.
+    """
+
+    def __init__(self, state: ClusterState, ahead: Sequence[Recorded] = ()) -> None:
+        """``ahead`` are events on their way that ``state`` lacks."""
+        self._state = state
+        self._fork: ClusterState | None = None
+        self.written = 0
+        """Events that the fork carries."""
+        if ahead:
+            self.add(tuple(recorded.event for recorded in ahead))
+
+    @property
+    def state(self) -> ClusterState:
+        """Not to be changed, but by :meth:`add`."""
+        return self._fork or self._state
+
+    @property
+    def forked(self) -> bool:
+        """Whether it can be carried on; a line without a fork is its state and nothing else."""
+        return self._fork is not None
+
+    def add(self, events: Sequence[Event], after: ClusterState | None = None) -> None:
+        """Fold decided events. ``after`` is a fork of :attr:`state` with these events in it, if any."""
+        self.written += len(events)
+        if after is not None:
+            if self._fork is None:
+                self._fork = after
+            else:
+                self._fork.absorb(after)
+            return
+        fork = self._fork = self._fork or self._state.fork()
+        for event in events:
+            evolve(fork, fork.sequence + 1, event)
+
+
+def plan_group(
+    line: Line,
+    base: Head,
+    group: Sequence[Pending],
+    *,
+    time: datetime,
+    source: str,
+    messages_limit: int,
+    time_limit_s: float,
+    clock: Callable[[], float],
+    observer: Observer,
+    surroundings: Surroundings,
+) -> Plan:
+    """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
+
+    ``line`` stands at ``base``; what is decided is added to it, unless it is a single command on no fork
+    (making one costs more than such a command). At least one command is always decided.
+    """
+    fresh: tuple[Event, ...] = ()  # decided, and not yet in the line: nobody may build on them
+    after: ClusterState | None = None
+    count = 0
+    started = before = clock()
+    decided: list[Decided] = []
+    left: list[Pending] = []
+    for position, pending in enumerate(group):
+        too_long = before - started > time_limit_s
+        if decided and (too_long or count + _least_events(pending.request) > messages_limit):
+            left = list(group[position:])
+            break
+        if fresh:
+            line.add(fresh, after)
+            fresh, after = (), None
+        one, fork = _decide(pending, line.state, time, source, surroundings)
+        if len(one.events) > messages_limit:
+            one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
+        if one.writes:
+            if count + len(one.events) > messages_limit:
+                left = list(group[position:])
+                break
+            fresh, after = one.events, fork
+            count += len(fresh)
+        decided.append(one)
+        now = clock()
+        observer.decided(
+            pending.request,
+            waited_s=before - pending.request.received_s,
+            took_s=now - before,
+            events=len(one.events),
+        )
+        before = now
+    if fresh and (line.forked or after is not None):
+        line.add(fresh, after)
+    return Plan(base, decided, count, left)
+
+
+def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
+    """The plan's events, sealed as ``messages``, as a reader of the log will see them."""
+    result: list[Recorded] = []
+    for decided in plan.decided:
+        if not decided.writes:
+            continue
+        cause = decided.cause
+        for index, event in enumerate(decided.events):
+            headers = messages[len(result)].headers
+            envelope = Envelope(
+                id=headers["ce-id"],
+                type=headers["ce-type"],
+                source=cause.source,
+                time=cause.time,
+                actor=cause.actor,
+                command_id=cause.command_id,
+                correlation_id=cause.correlation_id,
+                causation_id=cause.causation_id,
+                tx_index=index,
+                tx_count=len(decided.events),
+                traceparent=cause.traceparent,
+                tracestate=cause.tracestate,
+                chain=headers[CHAIN_HEADER],
+            )
+            result.append(Recorded(plan.base.sequence + len(result) + 1, envelope, event, recorded_at))
+    return result
+
+
+def _decide(
+    pending: Pending, state: ClusterState, time: datetime, source: str, surroundings: Surroundings
+) -> tuple[Decided, ClusterState | None]:
+    """The command's part, and the state behind it if deciding has made one."""
+    request = pending.request
+    cause = Cause(
+        command_id=request.command_id,
+        actor=request.actor,
+        time=time,
+        source=source,
+        correlation_id=request.correlation_id,
+        causation_id=request.causation_id,
+        traceparent=pending.trace[0],
+        tracestate=pending.trace[1],
+    )
+    try:
+        decision = decide(state, request.command, time, surroundings)
+    except IsthmusError as error:
+        return Decided(pending, cause, (), {}, error), None
+    except Exception as error:  # a defect of the rules must not take the whole group down
+        log.exception("deciding %s failed", type(request.command).__name__)
+        defect = Refused("internal", f"deciding the command failed ({type(error).__name__}: {error})")
+        return Decided(pending, cause, (), {}, defect), None
+    one = Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
+    return one, decision.after
+
+
+def _least_events(request: Request) -> int:
+    """How many events the command will cause if it is granted: not worth deciding if they cannot fit."""
+    command = request.command
+    return 2 * len(command.nodes) if isinstance(command, ImportNodes) else 1
+
+
+def _too_many(count: int, limit: int) -> IsthmusError:
+    return Refused(
+        "event_too_large",
+        f"the command causes {count:,} events; one atomic append holds {limit:,}: split the request",
+        count=count,
+        limit=limit,
+    )

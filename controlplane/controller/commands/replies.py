@@ -1,0 +1,134 @@
+"""Decisions → answers, and answers → bytes and headers.
+
+A command that is repeated after its answer was forgotten gets an answer rebuilt from its stored
+events; :func:`recall` and the rules' own ``result`` must say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from controlplane.controller.commands.planner import Decided
+from events.codec import Recorded
+from events.errors import BadRequest, IsthmusError, Unavailable, from_wire
+from events.protocol.commands import CommandReply, WrittenEvent
+from events.types import (
+    AllocationRefused,
+    ClbRefused,
+    ConflictOverridden,
+    ConflictRefused,
+    NodeJoined,
+    RangeAllocated,
+)
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+SERVICE_ERROR = "Nats-Service-Error"
+SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
+
+
+def reply_to(decided: Decided, last: int, bodies: Sequence[bytes] | None, now: datetime) -> CommandReply:
+    """The answer to a decided command. ``last`` is the log's last sequence that it rests on.
+
+    ``bodies`` are its events as stored; None in a dry run, where sequences are provisional.
+    """
+    dry_run = decided.pending.request.dry_run
+    if bodies is None:
+        bodies = [_encode(event) for event in decided.events]
+        last_event = last + len(bodies)
+    else:
+        last_event = last
+    first = last_event - len(bodies) + 1
+    return CommandReply(
+        sequence=last,
+        events=tuple(
+            WrittenEvent(sequence=first + i, type=event.type_name(), event=msgspec.Raw(body))
+            for i, (event, body) in enumerate(zip(decided.events, bodies, strict=True))
+        ),
+        result=decided.result,
+        dry_run=dry_run,
+        answered_at=now,
+    )
+
+
+def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | IsthmusError:
+    """The first answer once more, from the events that the command is known to have stored."""
+    if not recorded:
+        return Unavailable(
+            "log_unavailable", "the command happened, but its events could not be read; ask again"
+        )
+    last = recorded[-1]
+    if isinstance(last.event, AllocationRefused | ClbRefused | ConflictRefused):
+        return from_wire(last.event.code, last.event.message)
+    joins = _joins(recorded)
+    result: dict[str, Any]
+    if len(joins) > 1:
+        lines = [{"line": number, "status": "joined", **join} for number, join in enumerate(joins, 1)]
+        result = {"joined": len(joins), "unchanged": 0, "lines": lines}
+    elif joins:
+        result = joins[0]
+    else:
+        # An accepted overlap stands beside what the command was for.
+        main = next((r for r in reversed(recorded) if not isinstance(r.event, ConflictOverridden)), last)
+        result = msgspec.to_builtins(main.event)
+    return CommandReply(
+        sequence=last.sequence,
+        events=tuple(
+            WrittenEvent(sequence=r.sequence, type=r.envelope.type, event=msgspec.Raw(_encode(r.event)))
+            for r in recorded
+        ),
+        result=result,
+        duplicate=True,
+        answered_at=now,
+    )
+
+
+def _joins(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """What each join among the events was answered with."""
+    joined = {r.event.uid: r.event for r in recorded if isinstance(r.event, NodeJoined)}
+    return [
+        {
+            "node": r.event.node,
+            "uid": r.event.uid,
+            "cidr": r.event.cidr,
+            "index": r.event.index,
+            "epoch": r.sequence,
+            "vtep_mac": joined[r.event.uid].vtep_mac,
+            "underlay": joined[r.event.uid].underlay,
+            "announced": joined[r.event.uid].announced,
+        }
+        for r in recorded
+        if isinstance(r.event, RangeAllocated) and r.event.uid in joined
+    ]
+
+
+def encode_reply(reply: CommandReply) -> bytes:
+    """The body of a good answer."""
+    return _encode(reply)
+
+
+def encode_error(
+    error: IsthmusError, *, sequence: int = 0, now: datetime | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of an answer that says no.
+
+    ``Nats-Service-Error-Code`` is the HTTP class that the NATS service convention uses: 400, 409,
+    503 or 500.
+    """
+    reply = CommandReply(
+        sequence=sequence, code=error.code, message=error.message, details=error.details, answered_at=now
+    )
+    if isinstance(error, BadRequest):
+        number = "400"
+    elif isinstance(error, Unavailable):
+        number = "503"
+    elif error.code == "internal":
+        number = "500"
+    else:
+        number = "409"
+    text = error.message.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
+    return _encode(reply), {SERVICE_ERROR: f"{error.code}: {text[:512]}", SERVICE_ERROR_CODE: number}

@@ -1,0 +1,164 @@
+"""A request's bytes and headers → a checked command, or a typed error. Pure; writes nothing.
+
+What is checked here is everything that can be said without the cluster's state: the subject's
+cluster and node, the schema version, the size, the JSON and its types. Whether the command makes
+sense is decided later, on the state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from controlplane.cluster.decision import Tick
+from events import subjects
+from events.errors import BadRequest, Refused
+from events.ids import new_id
+from events.protocol.commands import (
+    ACTOR,
+    COMMAND_ID,
+    COMMANDS,
+    DRY_RUN,
+    PAYLOAD_LIMIT_BYTES,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Command,
+)
+
+_DECODERS: dict[str, Callable[[bytes], Command]] = {
+    cls.name: msgspec.json.Decoder(cls).decode for cls in COMMANDS
+}
+_NODE_SCOPED = {cls.name for cls in COMMANDS if cls.node_scoped}
+_COMMAND_ID = re.compile(r"[!-~]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_ACTOR_LIMIT = 256
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One checked command (or one of the controller's own) and who asks.
+
+    ``received_s`` is of the steady clock (``time.monotonic``; uvloop's own counts whole milliseconds).
+    """
+
+    command: Command | Tick
+    command_id: str
+    actor: str
+    received_s: float
+    dry_run: bool = False
+    correlation_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+def parse(
+    cluster: str, subject: str, headers: Mapping[str, str] | None, body: bytes, *, received_s: float
+) -> Request:
+    """Check one request as it came from the bus.
+
+    Raises BadRequest (``wrong_cluster``, ``unknown_command``, ``unsupported_schema``,
+    ``payload_too_large``, ``bad_request``) or Refused(forbidden) when a node asks for another node.
+    """
+    headers = headers or {}
+    name, node = _address(cluster, subject)
+    decoder = _DECODERS.get(name)
+    if decoder is None:
+        raise BadRequest(
+            "unknown_command",
+            f"there is no command {name[:64]!r}; there are: {', '.join(sorted(_DECODERS))}",
+            command=name[:64],
+        )
+    stated = headers.get(SCHEMA, str(SCHEMA_VERSION))
+    if stated != str(SCHEMA_VERSION):
+        raise BadRequest(
+            "unsupported_schema",
+            f"the request speaks command schema {stated[:16]!r}, this controller speaks {SCHEMA_VERSION}",
+            stated=stated[:16],
+            supported=[SCHEMA_VERSION],
+        )
+    if len(body) > PAYLOAD_LIMIT_BYTES:
+        raise BadRequest(
+            "payload_too_large",
+            f"the request has {len(body):,} bytes; at most {PAYLOAD_LIMIT_BYTES:,} are accepted",
+            size=len(body),
+            limit=PAYLOAD_LIMIT_BYTES,
+        )
+    try:
+        command = decoder(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest("bad_request", f"{name}: {error}", command=name) from error
+    if node is not None and subjects.token(command.node) != node:  # type: ignore[attr-defined]
+        stated_node = command.node  # type: ignore[attr-defined]
+        raise Refused(
+            "forbidden",
+            f"a request on the subject of node {subjects.node_from_token(node)!r} names node {stated_node!r}: "
+            f"a node asks for itself only",
+            subject_node=subjects.node_from_token(node),
+            body_node=stated_node,
+        )
+    return Request(
+        command=command,
+        command_id=_command_id(headers),
+        actor=_actor(headers, node),
+        received_s=received_s,
+        dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
+        correlation_id=headers.get("ce-correlationid", "")[:128],
+        causation_id=headers.get("ce-causationid", "")[:128],
+        traceparent=_traceparent(headers),
+        tracestate=headers.get("tracestate", "")[:512],
+    )
+
+
+def _address(cluster: str, subject: str) -> tuple[str, str | None]:
+    """The command's name, and the node's token when the subject is node-scoped."""
+    tokens = subject.split(".")
+    if len(tokens) < 4 or tokens[0] != "isthmus" or tokens[2] != "command":
+        raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
+    if tokens[1] != cluster:
+        raise BadRequest(
+            "wrong_cluster",
+            f"the request is for cluster {tokens[1][:63]!r}, this controller serves {cluster!r}",
+            asked=tokens[1][:63],
+            served=cluster,
+        )
+    if tokens[3] == "node" and len(tokens) == 6:
+        if tokens[5] in _DECODERS and tokens[5] not in _NODE_SCOPED:
+            raise Refused(
+                "forbidden",
+                f"{tokens[5]!r} is an operator's command; a node's subject does not carry it",
+                command=tokens[5],
+            )
+        return tokens[5], tokens[4]
+    if len(tokens) != 4:
+        raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
+    return tokens[3], None
+
+
+def _command_id(headers: Mapping[str, str]) -> str:
+    stated = headers.get(COMMAND_ID, "")
+    if not stated:
+        return new_id()
+    if not _COMMAND_ID.fullmatch(stated):
+        raise BadRequest(
+            "bad_request",
+            f"{COMMAND_ID} must be 1 to 128 printable ASCII characters without spaces, not {stated[:40]!r}",
+            field=COMMAND_ID,
+        )
+    return stated
+
+
+def _actor(headers: Mapping[str, str], node: str | None) -> str:
+    """Who asks. On a node's own subject the node is always named: its credentials may reach no further."""
+    stated = headers.get(ACTOR, "")[:_ACTOR_LIMIT]
+    if node is None:
+        return stated or "anonymous"
+    proven = f"node/{subjects.node_from_token(node)}"
+    return proven if stated in {"", proven} else f"{stated} via {proven}"
+
+
+def _traceparent(headers: Mapping[str, str]) -> str:
+    """The W3C trace context, or nothing when it is malformed (the specification says: ignore it)."""
+    value = headers.get("traceparent", "")
+    return value if _TRACEPARENT.fullmatch(value) else ""

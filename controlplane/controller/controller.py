@@ -1,0 +1,340 @@
+"""One controller process, put together: the only place where the parts of the control plane meet.
+
+:class:`Controller` runs the replica, the committer, leadership, the read model and the rest as tasks
+of one group: any that fails ends the controller with its reason, and stopping ends all of them within
+:data:`STOP_S`. An event of the log that cannot be followed ends nothing
+(:mod:`controlplane.controller.replication.halted_log`). The HTTP console and the metrics attach to its
+``replica``, ``changes``, ``liveness`` and ``projector``; nothing here knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+from nats.aio.client import Client
+
+from controlplane.cluster.conditions import poisoned
+from controlplane.controller.agents.gateway_reports import WithGateways
+from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.status_keeper import StatusKeeper
+from controlplane.controller.answers import answer
+from controlplane.controller.commands.committer import Committer, Limits
+from controlplane.controller.commands.endpoint import Endpoint
+from controlplane.controller.commands.other_clusters import BusNeighbourhood
+from controlplane.controller.commands.ticker import TICK_S, Ticker
+from controlplane.controller.hooks import Changes, NullObserver, Observer
+from controlplane.controller.leadership.leader import Handover, Leadership
+from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
+from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningRhythm
+from controlplane.controller.publishing.snapshots import Rhythm, SnapshotPublisher
+from controlplane.controller.replication.command_dedup import Place, Remembered
+from controlplane.controller.replication.halted_log import Standstill
+from controlplane.controller.replication.parker import Parker
+from controlplane.controller.replication.replica import Replica
+from controlplane.controller.tasks import end, failure
+from controlplane.readmodel.projector import Projector
+from controlplane.readmodel.start import remembered_events, restore
+from controlplane.readmodel.store import lock_directory
+from events import subjects
+from events.bus.connection import BusOptions, connect
+from events.errors import Unavailable, VerificationFailed
+from events.jetstream.log import JetStreamLog
+from events.jetstream.snapshots import SnapshotBucket
+from events.jetstream.status_stream import StatusReader
+from events.telemetry.logs import follow_position
+
+log = logging.getLogger("isthmus.controller")
+
+OnPoison = Literal["stop", "park"]
+"""At an event that cannot be followed: stand still, or say in the log that it does not count."""
+
+STOP_S = 4.0
+"""Longest clean stop: handover, draining and closing together."""
+
+
+class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One controller of one cluster. ``data`` is a directory of this controller alone.
+
+    ``replicas`` is how many servers keep the log (None: as it is, 1 when new). ``verify_log`` folds
+    the whole log at start instead of trusting the own read model up to its checkpoint. ``on_poison`` says
+    what a leading controller does at an event that it cannot follow.
+    """
+
+    cluster: str
+    data: Path
+    bus: BusOptions = BusOptions()
+    name: str = ""
+    replicas: int | None = None
+    verify_log: bool = False
+    on_poison: OnPoison = "stop"
+    lease_ttl_s: float = LEASE_TTL_S
+    tick_s: float = TICK_S
+    limits: Limits = Limits()
+    snapshots: Rhythm = Rhythm()
+    checkpoints: SigningRhythm = SigningRhythm()
+
+
+class Controller:
+    """A running controller. Made by :meth:`start`; :meth:`run` until it fails or :meth:`stop` is called."""
+
+    def __init__(
+        self,
+        options: ControllerOptions,
+        client: Client,
+        event_log: JetStreamLog,
+        replica: Replica,
+        *,
+        observer: Observer,
+        lock: int,
+    ) -> None:
+        cluster = options.cluster
+        self.options = options
+        self.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.client = client
+        self.log = event_log
+        self.replica = replica
+        self.changes: Changes = replica.changes
+        self.liveness = Liveness()
+        self.observer = observer
+        self.queries: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
+        """Further questions by name, answered by what is attached to this controller."""
+        self._lock = lock
+        self._stopped = asyncio.Event()
+        self._stopping = asyncio.Event()
+        source = f"isthmus/{cluster}/controller/{self.name}"
+        self.projector = Projector(
+            options.data / "readmodel",
+            event_log,
+            self.changes,
+            observer=observer,
+            remembered=replica.remembered,
+        )
+        self.committer = Committer(
+            event_log,
+            replica,
+            source=source,
+            observer=observer,
+            history=_History(self.projector),
+            neighbourhood=WithGateways(BusNeighbourhood(client, cluster), lambda: replica.state, self.liveness),
+            limits=options.limits,
+        )
+        self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)
+        self.leadership = Leadership(
+            BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
+            _Led(self.endpoint),
+            name=self.name,
+            ready=lambda: replica.live and replica.halted is None,
+            halted=lambda: replica.halted is not None,
+            on_turn=lambda leading: replica.rest(alone=leading),
+        )
+        self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
+        self._parker = Parker(event_log, replica, source=source, actor=f"controller/{self.name}")
+        self._standstill = Standstill(
+            replica,
+            observer,
+            make_way=self._handover.make_way,
+            park=self._park if options.on_poison == "park" else None,
+        )
+        self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
+        self._ticker = Ticker(
+            self.committer,
+            replica,
+            self.liveness,
+            actor=f"controller/{self.name}",
+            active=lambda: self.leadership.leading and replica.halted is None,
+            tick_s=options.tick_s,
+        )
+
+        self.snapshots = SnapshotPublisher(
+            SnapshotBucket(client, cluster),
+            replica,
+            active=lambda: self.leadership.leading,
+            replicas=options.replicas,
+            rhythm=options.snapshots,
+        )
+        self.checkpointer = Checkpointer(
+            options.data, replica, active=lambda: self.leadership.leading, rhythm=options.checkpoints
+        )
+        self.queries[ListCheckpoints.name] = self.checkpointer.answer
+
+    @classmethod
+    async def start(cls, options: ControllerOptions, *, observer: Observer | None = None) -> Self:
+        """Lock the data directory, connect, open the log (making it if need be), restore the state.
+
+        Raises Refused (``data_in_use``, ``log_settings_differ``), Unavailable (``bus_unreachable``,
+        ``log_unavailable``), BadRequest for a bad name.
+        """
+        subjects.check_label(options.cluster, "cluster")
+        observer = observer or NullObserver()
+        lock = lock_directory(options.data / "readmodel")
+        replicas: list[Replica] = []  # the one of this controller, once it is there
+        follow_position(lambda: replicas[0].state.sequence if replicas else 0)
+        client: Client | None = None
+        reconnected: list[Callable[[], None]] = []
+
+        async def on_reconnect() -> None:
+            for callback in reconnected:
+                callback()
+
+        try:
+            client = await connect(
+                options.bus, name=f"isthmus-controller/{options.name}", on_reconnect=on_reconnect
+            )
+            event_log = await JetStreamLog.open(
+                client,
+                options.cluster,
+                create=True,
+                replicas=options.replicas,
+                remembered=await remembered_events(options.data / "readmodel", options.cluster),
+            )
+            changes, remembered = Changes(), Remembered()
+            replica = await restore(
+                event_log,
+                options.data / "readmodel",
+                changes=changes,
+                remembered=remembered,
+                trust=not options.verify_log,
+            )
+            replicas.append(replica)
+            self = cls(options, client, event_log, replica, observer=observer, lock=lock)
+            reconnected += [self.liveness.restart, self._status_keeper.look]
+        except BaseException:
+            if client is not None:
+                await client.close()
+            os.close(lock)
+            raise
+        return self
+
+    async def run(self) -> None:
+        """Run until stopped. Raises the IsthmusError that ended it otherwise."""
+        tasks = [asyncio.create_task(part, name=name) for name, part in self._parts().items()]
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await self._handover.open()
+            await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STOP_S):
+                        await self._handover.leave()
+        finally:
+            await end([*tasks, stop])
+            self.changes.close()
+            await self.projector.close()
+            with suppress(Exception):
+                await self.client.close()
+            os.close(self._lock)
+            self._stopped.set()
+        reason = failure(tasks)
+        if reason is not None:
+            raise reason
+
+    def _parts(self) -> dict[str, Coroutine[Any, Any, object]]:
+        return {
+            "replica": self._standstill.run(),
+            "committer": self.committer.run(),
+            "answers": self.endpoint.run(),
+            "projector": self.projector.run(),
+            "leadership": self.leadership.run(),
+            "ticker": self._ticker.run(),
+            "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
+            "statuses": self._watch_statuses(),
+            "status stream": self._status_keeper.run(),
+            "snapshots": self.snapshots.run(),
+            "checkpoints": self.checkpointer.run(),
+        }
+
+    async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
+        """Wait until the fold has met the end of the log (and until this controller leads).
+
+        A controller whose fold has halted is ready at once: it answers questions, and says why no more.
+        """
+        try:
+            await self.replica.caught_up(timeout_s=timeout_s)
+        except VerificationFailed:
+            return
+        if leading:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while not self.leadership.serving:
+                        await self.leadership.changed.wait()
+            except TimeoutError:
+                raise Unavailable(
+                    "no_controller", f"another controller leads cluster {self.options.cluster!r}"
+                ) from None
+
+    async def stop(self) -> None:
+        """Hand over, end every task, close everything. Returns when :meth:`run` has."""
+        self._stopping.set()
+        await self._stopped.wait()
+
+    def stopping(self) -> None:
+        """Ask for the stop without waiting (for signal handlers)."""
+        self._stopping.set()
+
+    async def _park(self, poison: VerificationFailed) -> bool:
+        """Park what the fold has halted at, if this controller leads."""
+        event = await self._parker.park(poison) if self.leadership.leading else None
+        if event is not None:
+            self.observer.alarmed("parked", poison)
+        return event is not None
+
+    async def _ask(self, name: str, body: bytes) -> bytes:
+        further = self.queries.get(name)
+        if further is not None:
+            return await further(body)
+        halted = self.replica.halted
+        own = (poisoned(halted),) if halted is not None else ()
+        return answer(self.replica.state, name, body, self.liveness, further=own)
+
+    async def _watch_statuses(self) -> None:
+        """Take the agents' reports, first the last one of each, then as they come."""
+        while True:
+            try:
+                async for reports in StatusReader(self.client, self.options.cluster).follow():
+                    now = datetime.now(UTC)
+                    for status, arrived_ns in reports:
+                        arrived = datetime.fromtimestamp(arrived_ns / 1e9, UTC)
+                        self.liveness.observe(status, arrived=min(arrived, now), state=self.replica.state)
+            except Unavailable as error:
+                log.warning("the agents' reports cannot be read: %s", error.message)
+                await asyncio.sleep(1.0)
+
+
+class _Led:
+    """Leading means: the endpoint is open."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def begin(self) -> None:
+        await self._endpoint.open()
+
+    async def end(self) -> None:
+        await self._endpoint.close()
+
+
+class _History:
+    """The commands table of whichever generation is current; nothing while the projection is stopped."""
+
+    def __init__(self, projector: Projector) -> None:
+        self._projector = projector
+
+    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
+        try:
+            store = await self._projector.open()
+            return await store.places(command_ids)
+        except (sqlite3.Error, ValueError) as error:  # ValueError: closed meanwhile, for a switch
+            raise Unavailable(
+                "log_unavailable",
+                f"the read model cannot tell whether these commands happened before: {error}",
+            ) from error

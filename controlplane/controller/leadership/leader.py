@@ -1,0 +1,240 @@
+"""Leadership: one of several controllers takes the requests, the others fold along, warm.
+
+A controller leads from when it holds the lease until it loses it, gives it up, or cannot renew it
+for the lease's lifetime by its own monotonic clock. Leading only means to be subscribed and to let
+time make decisions; who writes is settled by the append's condition, so two that both believe to
+lead disturb but never contradict each other.
+
+A planned handover overlaps: the leader asks for a successor; one that is warm subscribes first and
+says so; only then the leader drains its own subscriptions and gives up the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from controlplane.controller.leadership.lease import Lease
+from events.errors import Unavailable
+
+log = logging.getLogger("isthmus.controller")
+
+POLLS_PER_TTL = 5
+"""How often within the lease's lifetime a follower looks, and three of five renewals may fail."""
+
+RELUCTANT_TTLS = 2.0
+"""Lifetimes of the lease that a controller which cannot decide leaves between two tries to lead."""
+
+ASIDE_TTLS = 4.0
+"""Lifetimes of the lease for which a controller that stepped aside does not try to lead."""
+
+PROMISE_S = 5.0
+"""How long a successor that said "ready" stays subscribed without holding the lease."""
+
+
+class Led(Protocol):
+    """What leading switches on and off."""
+
+    async def begin(self) -> None:
+        """Take requests from now on. Idempotent."""
+        ...
+
+    async def end(self) -> None:
+        """Take no more requests; those taken are answered first. Idempotent."""
+        ...
+
+
+class Leadership:
+    """Holds the lease while it can, and tells ``led``. ``ready`` says whether this controller is warm.
+
+    ``halted`` says that it will not be, for its fold stands still: then it leads only where nobody else
+    does, so that questions are answered, and steps aside for whoever can decide.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        led: Led,
+        *,
+        name: str,
+        ready: Callable[[], bool],
+        on_turn: Callable[[bool], None] = lambda _leading: None,
+        halted: Callable[[], bool] = lambda: False,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._lease = lease
+        self._led = led
+        self._name = name
+        self.ready = ready
+        self._halted = halted
+        self._on_turn = on_turn
+        self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
+        self._promised_until_s = 0.0
+        self._hurry = asyncio.Event()
+        self._stepping_down = False
+        self._aside_until_s = 0.0
+        self.leading = False
+        """Whether this controller believes to hold the lease."""
+        self.serving = False
+        """Whether it leads and takes requests."""
+        self.changed = asyncio.Event()
+        """Set and replaced at every change of ``leading`` and ``serving``."""
+
+    async def run(self) -> None:
+        """Follow and lead, for ever. On cancellation it ends leading, and gives up the lease."""
+        try:
+            while True:
+                await self._until_acquired()
+                self._turn(True)
+                log.info("controller %s leads", self._name)
+                try:
+                    await self._led.begin()
+                    self._serve(True)
+                    await self._until_lost()
+                finally:
+                    self._turn(False)
+                log.warning("controller %s leads no longer", self._name)
+                await self._led.end()
+        finally:
+            if self.leading:
+                self._turn(False)
+            await self._led.end()
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._lease.release()
+
+    async def step_down(self) -> None:
+        """Give up the lease after the requests taken are answered, and do not ask for it again."""
+        self._stepping_down = True
+        await self._led.end()
+        self._turn(False)
+        await self._lease.release()
+
+    async def step_aside(self) -> None:
+        """The same, but lead again some time later if nobody else does."""
+        self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
+        await self._led.end()
+        self._turn(False)
+        await self._lease.release()
+
+    def promise(self) -> None:
+        """The leader is about to step down: look more often for a while."""
+        self._promised_until_s = asyncio.get_running_loop().time() + PROMISE_S
+        self._hurry.set()
+
+    def _turn(self, leading: bool) -> None:
+        self.leading = leading
+        self._on_turn(leading)
+        self._serve(False)
+
+    def _serve(self, serving: bool) -> None:
+        self.serving = serving
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def _until_acquired(self) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while True:
+            reluctant_s = max(self._aside_until_s, began_s + RELUCTANT_TTLS * self._lease.ttl_s)
+            willing = self.ready() or (self._halted() and loop.time() >= reluctant_s)
+            if willing and not self._stepping_down:
+                began_s = loop.time()
+                with suppress(Unavailable):
+                    if await self._lease.acquire():
+                        self._promised_until_s = 0.0
+                        return
+            promised = self._promised_until_s > loop.time()
+            if self._promised_until_s and not promised:
+                self._promised_until_s = 0.0
+                await self._led.end()  # somebody else got it
+            pause_s = 0.05 if promised else self._lease.ttl_s / POLLS_PER_TTL * self._jitter.uniform(0.8, 1.2)
+            self._hurry.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._hurry.wait()
+
+    async def _until_lost(self) -> None:
+        """Renew until that fails. The lifetime counts from before the renewal was sent."""
+        loop = asyncio.get_running_loop()
+        held_until_s = loop.time() + self._lease.ttl_s
+        while True:
+            await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+            if not self.leading:  # it was given up meanwhile: renewing would take it again
+                return
+            asked_s = loop.time()
+            try:
+                if not await self._lease.renew():
+                    return
+                held_until_s = asked_s + self._lease.ttl_s
+            except Unavailable as error:
+                if loop.time() >= held_until_s:
+                    log.warning("the lease ran out unrenewed: %s", error.message)
+                    return
+
+
+def handover_subject(cluster: str) -> str:
+    """Where a leader that is about to stop asks for a successor."""
+    return f"isthmus.{cluster}.controllers.handover"
+
+
+class Handover:
+    """Both sides of the planned handover, over plain requests on the bus."""
+
+    def __init__(self, client: Client, cluster: str, leadership: Leadership, led: Led, *, name: str) -> None:
+        self._nats = client
+        self._subject = handover_subject(cluster)
+        self._leadership = leadership
+        self._led = led
+        self._name = name
+        self._ready = leadership.ready
+        self._subscription: Subscription | None = None
+
+    async def open(self) -> None:
+        """Listen for leaders that are about to stop."""
+        self._subscription = await self._nats.subscribe(self._subject, cb=self._on_request)
+
+    async def make_way(self, *, timeout_s: float = 1.0) -> bool:
+        """Step aside if another is ready to lead; whether one was."""
+        if not self._leadership.leading:
+            return False
+        with suppress(NatsError, TimeoutError, Unavailable):
+            reply = await self._nats.request(self._subject, self._name.encode(), timeout=timeout_s)
+            log.info("controller %s makes way for %s", self._name, reply.data.decode(errors="replace"))
+            await self._leadership.step_aside()
+            return True
+        return False
+
+    async def leave(self, *, timeout_s: float = 1.0) -> None:
+        """Before stopping: find a successor that is subscribed already, then step down.
+
+        Without one within ``timeout_s`` the lease is given up all the same.
+        """
+        if not self._leadership.leading:
+            return
+        try:
+            if self._subscription is not None:
+                # Not listening itself, it hears at once when nobody else is there.
+                await self._subscription.unsubscribe()
+            reply = await self._nats.request(self._subject, self._name.encode(), timeout=timeout_s)
+            log.info("controller %s hands over to %s", self._name, reply.data.decode(errors="replace"))
+        except (NatsError, TimeoutError):
+            log.info("controller %s stops; no successor answered", self._name)
+        with suppress(Unavailable):
+            await self._leadership.step_down()
+
+    async def _on_request(self, message: Msg) -> None:
+        if self._leadership.leading or not self._ready() or message.data.decode() == self._name:
+            return
+        await self._led.begin()
+        self._leadership.promise()
+        await message.respond(self._name.encode())

@@ -1,0 +1,322 @@
+"""Every metric of a controller, in one place: names, units, buckets, and where each number comes from.
+
+Counters and histograms are fed by the committer (as an observer) and by the stored events; the
+gauges are read from the live state when somebody scrapes. Labels have few values: commands, codes,
+states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand series.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from controlplane.cluster.decision import Tick
+from controlplane.cluster.range_counts import range_counts
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.convergence import Convergence
+from controlplane.controller.commands.requests import Request
+from controlplane.controller.hooks import NullObserver
+from events.codec import Recorded
+from events.errors import IsthmusError
+from events.telemetry.role import Telemetry
+from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ALARMS = ("log", "projection", "parked", "disk")
+"""Every alarm that a controller can raise; each is there from the start, with 0."""
+
+STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", "unknown")
+COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+
+
+class Live(NamedTuple):
+    """The live numbers that a scrape reads; each is called then and returns at once.
+
+    ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
+    the lowest sequence that a member's agent has applied (the head without members). ``agents`` counts
+    agents by reported state. ``chain_verified`` is the sequence up to which the hash chain was checked;
+    ``healthy`` is false after an alarm. ``spans`` and ``reports`` count what the built-in stores keep.
+    ``latest`` is the way of the latest transaction that an agent has confirmed.
+    """
+
+    state: Callable[[], ClusterState]
+    head: Callable[[], int]
+    projected: Callable[[], int]
+    leading: Callable[[], bool]
+    agents: Callable[[], dict[str, int]]
+    watermark: Callable[[], int]
+    chain_verified: Callable[[], int]
+    healthy: Callable[[], bool]
+    waiting: Callable[[], int]
+    spans: Callable[[], int] = lambda: 0
+    subscribers: Callable[[], int] = lambda: 0
+    reports: Callable[[], int] = lambda: 0
+    latest: Callable[[], Convergence | None] = lambda: None
+
+
+class ControllerMetrics(NullObserver):
+    """The instruments. Attach it to the committer, feed it the stored events, and bind the live numbers."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        meter = telemetry.meter
+        self._meter = meter
+        self._commands = meter.create_histogram(
+            "isthmus.command.duration",
+            unit="s",
+            description="From receipt to answer: the slowest of each group commit, by command and code.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._answers = meter.create_counter(
+            "isthmus.commands",
+            description="Answered commands, by command and code (ok, or an error); without the looks of the "
+            "controller itself that found nothing to do.",
+        )
+        self._queued = meter.create_histogram(
+            "isthmus.command.queued",
+            unit="s",
+            description="From receipt to decision: the longest wait of each group commit.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._append = meter.create_histogram(
+            "isthmus.append.duration",
+            unit="s",
+            description="One atomic append to the log, with its condition.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._batch = meter.create_histogram(
+            "isthmus.append.events",
+            unit="{event}",
+            description="Events of one atomic append.",
+            explicit_bucket_boundaries_advisory=COUNTS,
+        )
+        self._conflicts = meter.create_counter(
+            "isthmus.append.conflicts", description="Appends lost to another controller and decided again."
+        )
+        self._project = meter.create_histogram(
+            "isthmus.projection.duration",
+            unit="s",
+            description="One transaction of the read model.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._events = meter.create_counter("isthmus.events", description="Stored events, by type.")
+        self._refusals = meter.create_counter(
+            "isthmus.refusals", description="Commands that were refused, by code."
+        )
+        self._alarms = meter.create_counter("isthmus.alarms", description="Alarms raised, by name.")
+        self._applied = meter.create_histogram(
+            "isthmus.convergence.agent",
+            unit="s",
+            description="From sending a transaction to the log to one agent's report that its kernel holds it.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        self._converged = meter.create_histogram(
+            "isthmus.convergence.all",
+            unit="s",
+            description="From sending a transaction to the log to the report of the last agent.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
+        # Series that an alert or a dashboard reads exist from the start, at zero.
+        self._conflicts.add(0)
+        for event in (NodeJoined, NodeLeft, NodeFenced, RangeAllocated, RangeFreed, AllocationRefused):
+            self._events.add(0, {"type": event.type_name()})
+        self._refusals.add(0, {"code": "no_free_range"})
+        for alarm in ALARMS:
+            self._alarms.add(0, {"name": alarm})
+        self._seen: set[int] = set()
+        self._idle: set[int] = set()  # the controller's own looks that found nothing to do
+        self._waited_s = 0.0
+        self._group: dict[tuple[str, str], list[float]] = {}  # command, code → count, slowest (seconds)
+
+    # --- the observer's side ------------------------------------------------------------------------
+
+    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002  the observer's signature
+        number = id(request)
+        if number in self._seen:
+            self._conflicts.add(1)
+        else:
+            self._seen.add(number)
+        if not events and isinstance(request.command, Tick):
+            self._idle.add(number)
+            return
+        self._idle.discard(number)
+        self._waited_s = max(self._waited_s, waited_s)
+
+    def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
+        self._append.record(took_s)
+        self._batch.record(last - first + 1)
+
+    def answered(
+        self,
+        request: Request,
+        *,
+        sequence: int,  # noqa: ARG002  the observer's signature
+        took_s: float,
+        error: IsthmusError | None,
+    ) -> None:
+        number = id(request)
+        self._seen.discard(number)
+        if number in self._idle:
+            # Every second the leader looks whether time has brought anything. To count that as commands
+            # would hide how long those take that somebody waits for.
+            self._idle.discard(number)
+            if error is None:
+                return
+        key = (request.command.name, error.code if error else "ok")
+        entry = self._group.get(key)
+        if entry is not None:
+            entry[0] += 1
+            entry[1] = max(entry[1], took_s)
+            return
+        if not self._group:
+            # The answers of one group come in one turn of the loop; recording each would cost more
+            # than answering it.
+            asyncio.get_running_loop().call_soon(self._record_group)
+        self._group[key] = [1, took_s]
+
+    def _record_group(self) -> None:
+        self._queued.record(self._waited_s)
+        self._waited_s = 0.0
+        for (command, code), (count, slowest_s) in self._group.items():
+            labels = {"command": command, "code": code}
+            self._answers.add(int(count), labels)
+            self._commands.record(slowest_s, labels)
+            if code != "ok":
+                self._refusals.add(int(count), {"code": code})
+        self._group.clear()
+
+    def projected(self, *, last: int, count: int, took_s: float) -> None:  # noqa: ARG002
+        self._project.record(took_s)
+
+    def alarmed(self, name: str, error: IsthmusError) -> None:
+        self._alarms.add(1, {"name": name})
+        super().alarmed(name, error)
+
+    # --- from the log and the agents ----------------------------------------------------------------
+
+    def stored(self, events: Sequence[Recorded]) -> None:
+        """Count stored events by type."""
+        counts: dict[str, int] = {}
+        for recorded in events:
+            name = recorded.envelope.type
+            counts[name] = counts.get(name, 0) + 1
+        for name, count in counts.items():
+            self._events.add(count, {"type": name})
+
+    def agent_applied(self, seconds: float) -> None:
+        """One agent has applied one transaction."""
+        self._applied.record(seconds)
+
+    def all_applied(self, seconds: float) -> None:
+        """A transaction has reached every live agent."""
+        self._converged.record(seconds)
+
+    # --- gauges --------------------------------------------------------------------------------------
+
+    def bind(self, live: Live) -> None:
+        """Start to read the live numbers at each scrape. Call once."""
+        state = live.state
+
+        def gauge(
+            name: str, description: str, read: Callable[[], Iterable[Observation]], unit: str = ""
+        ) -> None:
+            def callback(_options: CallbackOptions) -> Iterable[Observation]:
+                return read()
+
+            self._meter.create_observable_gauge(name, [callback], unit=unit, description=description)
+
+        def one(name: str, description: str, read: Callable[[], float], unit: str = "") -> None:
+            gauge(name, description, lambda: [Observation(read())], unit)
+
+        gauge("isthmus.pool.ranges", "Ranges by container CIDR and state.", lambda: pool_by_cidr(state()))
+        one("isthmus.pool.capacity", "Ranges in all container CIDRs.", lambda: state().capacity)
+        one(
+            "isthmus.pool.cursor",
+            "Index at which the next search for a free range starts.",
+            lambda: state().pool.cursor,
+        )
+        gauge(
+            "isthmus.nodes", "Members by kind and whether their reports arrive.", lambda: nodes_by_kind(state())
+        )
+        one("isthmus.clb.reservations", "CLB reservations.", lambda: len(state().clb))
+        one("isthmus.log.sequence", "Last known sequence of the log.", live.head)
+        one("isthmus.projection.sequence", "The read model's checkpoint.", live.projected)
+        one(
+            "isthmus.projection.lag",
+            "Events that the read model is behind.",
+            lambda: max(0, live.head() - live.projected()),
+        )
+        one("isthmus.leader", "1 when this controller leads.", lambda: int(live.leading()))
+        one("isthmus.healthy", "0 after an alarm that needs a person.", lambda: int(live.healthy()))
+        one("isthmus.chain.verified", "Sequence up to which the hash chain was checked.", live.chain_verified)
+        one(
+            "isthmus.watermark",
+            "Lowest sequence that a member's agent has applied: 0 while one was never heard.",
+            live.watermark,
+        )
+        one(
+            "isthmus.watermark.lag",
+            "Events that the slowest member's agent is behind; draining ranges wait for it.",
+            lambda: max(0, live.head() - live.watermark()),
+        )
+        one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
+        one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
+        one("isthmus.reports.kept", "Changes of agents in the record of the past.", live.reports)
+        gauge(
+            "isthmus.convergence.latest",
+            "The latest transaction: until the first, the median, the 99th of 100 and the last agent had it.",
+            lambda: latest_convergence(live.latest()),
+            "s",
+        )
+        one("isthmus.changes.subscribers", "Readers of the stored events in this process.", live.subscribers)
+        gauge(
+            "isthmus.agents",
+            "Members by their agent's state: as reported; silent or unreachable; unknown when never heard.",
+            lambda: agents_in_each(live.agents()),
+        )
+
+
+def agents_in_each(counts: Mapping[str, int]) -> list[Observation]:
+    """Every state has its series, at zero, too: an alert must not wait for the first agent in trouble."""
+    return [
+        Observation(count, {"state": name}) for name, count in {**dict.fromkeys(STATES, 0), **counts}.items()
+    ]
+
+
+def latest_convergence(found: Convergence | None) -> list[Observation]:
+    """One series for each share of the agents; ``last`` is there once all have it."""
+    if found is None:
+        return []
+    values = {"first": found.first, "median": found.median, "p99": found.p99, "last": found.last}
+    return [Observation(value, {"agent": name}) for name, value in values.items() if value is not None]
+
+
+def pool_by_cidr(state: ClusterState) -> list[Observation]:
+    """Counts of the four phases for each container CIDR."""
+    return [
+        Observation(count, {"cidr": counts.cidr.cidr, "state": phase})
+        for counts in range_counts(state)
+        for phase, count in (
+            ("allocated", counts.allocated),
+            ("draining", counts.draining),
+            ("quarantined", counts.quarantined),
+            ("free", counts.free),
+        )
+    ]
+
+
+def nodes_by_kind(state: ClusterState) -> list[Observation]:
+    """Members by kind; ``unreachable`` ones apart. O(unreachable)."""
+    silent = {"cloud": 0, "external": 0}
+    for name in state.unreachable:
+        node = state.nodes.get(name)
+        if node is not None:
+            silent[node.kind] += 1
+    members = {"external": state.external, "cloud": len(state.nodes) - state.external}
+    return [
+        Observation(count, {"kind": kind, "reachable": reachable})
+        for kind, total in members.items()
+        for reachable, count in (("yes", total - silent[kind]), ("no", silent[kind]))
+    ]

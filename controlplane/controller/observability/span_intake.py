@@ -1,0 +1,131 @@
+"""Other roles' spans, off the bus and into the built-in store: limited per source and in all.
+
+What a node's credentials let it publish is its own subject, so a span is filed under the node that
+the subject names, whatever the span says about itself. Whoever floods loses spans; nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from controlplane.controller.observability.span_store import SourceLimit, SpanStore
+from controlplane.controller.tasks import end
+from events import subjects
+from events.telemetry.spans import (
+    BATCH_LIMIT,
+    LINK_LIMIT,
+    TEXT_LIMIT,
+    SpanRecord,
+    decode_spans,
+    plain,
+)
+
+log = logging.getLogger("isthmus.spans")
+
+PER_SOURCE_S = 64.0
+ALL_S = 2000.0
+BURST_S = 4.0
+WAITING_MAX = 8192
+FLUSH_S = 0.25
+BODY_LIMIT_BYTES = 512 * 1024
+_HEX = frozenset("0123456789abcdef")
+
+
+class SpanIntake:
+    """Subscribes to everybody's spans. :meth:`open`, then :meth:`close`."""
+
+    def __init__(self, client: Client, cluster: str, store: SpanStore) -> None:
+        self._nats = client
+        self._cluster = cluster
+        self._store = store
+        self._prefix = subjects.spans_wildcard(cluster).removesuffix("*")
+        self._per_source = SourceLimit(PER_SOURCE_S, burst=PER_SOURCE_S * BURST_S)
+        self._all = SourceLimit(ALL_S, burst=ALL_S * BURST_S)
+        self._waiting: deque[SpanRecord] = deque(maxlen=WAITING_MAX)
+        self._wake = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self.refused = 0
+
+    async def open(self) -> None:
+        """Subscribe and start writing."""
+        self._subscription = await self._nats.subscribe(
+            subjects.spans_wildcard(self._cluster), cb=self._on_spans
+        )
+        self._writing = asyncio.create_task(self._write(), name="span-intake")
+
+    async def close(self) -> None:
+        """Stop, and keep what was taken."""
+        if self._subscription is not None:
+            with suppress(NatsError):
+                await self._subscription.unsubscribe()
+        if self._writing is not None:
+            await end([self._writing])
+        await self._store.add(list(self._waiting))
+
+    async def _on_spans(self, message: Msg) -> None:
+        self.take(message.subject, message.data)
+
+    def take(self, subject: str, body: bytes) -> None:
+        """File one message's spans; what is malformed or too much is counted and dropped."""
+        source = subject.removeprefix(self._prefix)
+        if len(body) > BODY_LIMIT_BYTES:
+            self.refused += 1
+            return
+        try:
+            records = decode_spans(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.refused += 1
+            return
+        wanted = min(len(records), BATCH_LIMIT)
+        granted = self._per_source.take(source, wanted)
+        granted = self._all.take("", granted)
+        self.refused += len(records) - granted
+        node = "" if source.startswith("_") else subjects.node_from_token(source)
+        for record in records[:granted]:
+            if not _sound(record):
+                self.refused += 1
+                continue
+            self._waiting.append(
+                msgspec.structs.replace(
+                    record,
+                    instance=node or record.instance[:TEXT_LIMIT],
+                    service="isthmus-agent" if node else record.service[:TEXT_LIMIT],
+                    name=record.name[:TEXT_LIMIT],
+                    message=record.message[:TEXT_LIMIT],
+                    attributes={
+                        k[:TEXT_LIMIT]: plain(v) for k, v in list(record.attributes.items())[:LINK_LIMIT]
+                    },
+                    links=record.links[:LINK_LIMIT],
+                )
+            )
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch = list(self._waiting)
+            self._waiting.clear()
+            try:
+                await self._store.add(batch)
+            except Exception:  # spans are expendable; a full disk must not end the controller
+                log.exception("%d spans could not be stored", len(batch))
+            await asyncio.sleep(FLUSH_S)
+
+
+def _sound(record: SpanRecord) -> bool:
+    """Whether the ids are ids and the times fit SQLite's integers."""
+    ids = (record.trace_id, 32), (record.span_id, 16), (record.parent_id or "0" * 16, 16)
+    return all(len(text) == length and _HEX.issuperset(text) for text, length in ids) and (
+        0 <= record.start_ns <= record.end_ns < 2**63
+    )

@@ -1,0 +1,122 @@
+"""Answers about traces over the bus, for ``isthmus trace``.
+
+A trace is asked for by whatever a person has at hand: an event's sequence, a command's id, a node's
+name, or the trace's own id.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+import msgspec
+
+from controlplane.console.source import Source
+from controlplane.controller.observability.span_store import TraceSummary
+from controlplane.controller.observability.waterfall import Waterfall, waterfall
+from events.errors import BadRequest, Refused
+from events.protocol.queries import Query
+
+ROWS_MAX = 500
+"""Rows of one answer: with the spans' attributes under the bus's largest message."""
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_PREFIX = re.compile(r"[0-9a-f]{8,31}")
+_COMMAND_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[a-z]+-[0-9a-f-]{36}")
+
+
+class TraceQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``reference`` is a sequence, a command's id, a node's name or a trace id; ``limit`` the most traces."""
+
+    name: ClassVar[str] = "trace"
+
+    reference: str
+    limit: int = 1
+
+
+class TracesQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The latest traces, newest first."""
+
+    name: ClassVar[str] = "traces"
+
+    limit: int = 20
+    errors: bool = False
+    node: str = ""
+
+
+class TraceAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The traces that were found, newest first."""
+
+    traces: list[Waterfall]
+
+
+class TracesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One line per trace."""
+
+    traces: list[TraceSummary]
+
+
+_trace = msgspec.json.Decoder(TraceQuery)
+_traces = msgspec.json.Decoder(TracesQuery)
+
+
+async def answer_trace(source: Source, body: bytes) -> bytes:
+    """Answer a :class:`TraceQuery`. Raises BadRequest(bad_request) and Refused(trace_unknown)."""
+    try:
+        query = _trace.decode(body or b"{}")
+    except msgspec.MsgspecError as error:
+        raise BadRequest("bad_request", f"query trace: {error}") from error
+    found = await find(source, query.reference, limit=max(1, min(query.limit, 10)))
+    pictures: list[Waterfall] = []
+    left = ROWS_MAX
+    for trace_id in found:
+        picture = waterfall(trace_id, await source.spans.trace(trace_id), limit=ROWS_MAX)
+        if picture.rows and left > 0:
+            cut = len(picture.rows) > left
+            pictures.append(
+                msgspec.structs.replace(picture, rows=picture.rows[:left], truncated=picture.truncated or cut)
+            )
+            left -= len(picture.rows)
+    if not pictures:
+        raise Refused(
+            "trace_unknown",
+            f"no span of {query.reference[:80]!r} is kept: it was not sampled, is too old for the built-in "
+            f"store ({source.spans.count:,} spans), or was never written",
+            reference=query.reference[:80],
+        )
+    return msgspec.json.encode(TraceAnswer(traces=pictures))
+
+
+async def answer_traces(source: Source, body: bytes) -> bytes:
+    """Answer a :class:`TracesQuery`. Raises BadRequest(bad_request)."""
+    try:
+        query = _traces.decode(body or b"{}")
+    except msgspec.MsgspecError as error:
+        raise BadRequest("bad_request", f"query traces: {error}") from error
+    found = await source.spans.recent(limit=max(1, min(query.limit, 500)), errors=query.errors, node=query.node)
+    return msgspec.json.encode(TracesAnswer(traces=found))
+
+
+async def find(source: Source, reference: str, *, limit: int) -> list[str]:
+    """Ids of the traces that belong to what ``reference`` names, newest first.
+
+    A trace's id may be cut to its first eight digits or more.
+    """
+    if _TRACE_ID.fullmatch(reference):
+        return [reference]
+    if reference.isdigit():
+        sequence = int(reference)
+        if sequence > source.state.sequence:
+            raise Refused(
+                "trace_unknown", f"there is no event {sequence}; the log ends at {source.state.sequence}"
+            )
+        recorded = await source.event(sequence)
+        written = recorded.envelope.traceparent.split("-") if recorded else []
+        if len(written) == 4:
+            return [written[1]]
+        return await source.spans.find("sequence", reference, limit=limit)
+    if _COMMAND_ID.fullmatch(reference):
+        return await source.spans.find("command", reference, limit=limit)
+    found = await source.spans.find("node", reference, limit=limit)
+    if not found and _PREFIX.fullmatch(reference):
+        found = await source.spans.beginning(reference, limit=limit)
+    return found

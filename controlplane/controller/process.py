@@ -1,0 +1,92 @@
+"""A controller with everything that watches it: spans, metrics, convergence, the console.
+
+Used by ``isthmus up`` and ``isthmus controller``. The console is optional in every sense: without its
+extra installed, or when its port is taken, the controller runs all the same and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+from controlplane.console.inspector import AttachedSource
+from controlplane.controller.controller import Controller, ControllerOptions
+from controlplane.controller.observability.setup import Observability
+from controlplane.controller.observability.trace_query import answer_trace, answer_traces
+from events.errors import Unavailable, Usage
+
+log = logging.getLogger("isthmus.http")
+
+DEFAULT_HTTP = "127.0.0.1:7480"
+
+
+class Watched(NamedTuple):
+    """``address`` is where the console is served; empty when it is not, and ``why_not`` says why."""
+
+    controller: Controller
+    address: str
+    why_not: str
+
+
+def parse_where(where: str) -> tuple[str, int]:
+    """``HOST:PORT`` → both. Raises Usage(usage)."""
+    host, colon, number = where.rpartition(":")
+    if not colon or not number.isdigit() or int(number) > 65535:
+        raise Usage("usage", f"--http {where!r} is not HOST:PORT or off")
+    return host.strip("[]") or "127.0.0.1", int(number)
+
+
+@asynccontextmanager
+async def watched(
+    options: ControllerOptions, *, http: str = DEFAULT_HTTP, environ: Mapping[str, str] = os.environ
+) -> AsyncIterator[Watched]:
+    """A started controller (its ``run`` is the caller's), watched and served until the block is left.
+
+    ``http`` is ``HOST:PORT`` or ``off``; the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
+    port is taken (another controller on this machine) any free one is used.
+
+    Raises what :meth:`Controller.start` raises, and Usage(usage) for an address that demands a token.
+    """
+    token = environ.get("ISTHMUS_HTTP_TOKEN", "")
+    async with AsyncExitStack() as stack:
+        observability = await stack.enter_async_context(
+            Observability.open(options.cluster, options.name or "controller", options.data, environ=environ)
+        )
+        controller = await Controller.start(options, observer=observability.observer)
+        source = AttachedSource(
+            controller.log,
+            controller.replica,
+            controller.projector,
+            controller.liveness,
+            observability,
+            leading=lambda: controller.leadership.leading,
+        )
+        live = source.live(waiting=lambda: controller.committer.statistics()["waiting"])
+        await stack.enter_async_context(
+            observability.watching(controller.changes, controller.liveness, live, controller.client)
+        )
+        controller.queries["trace"] = lambda body: answer_trace(source, body)
+        controller.queries["traces"] = lambda body: answer_traces(source, body)
+        address, why_not = "", "switched off"
+        if http != "off":
+            address, why_not = await _serve(stack, source, http, token)
+        yield Watched(controller, address, why_not)
+
+
+async def _serve(stack: AsyncExitStack, source: AttachedSource, where: str, token: str) -> tuple[str, str]:
+    try:
+        from controlplane.console.server import serve
+    except ModuleNotFoundError as error:
+        return "", f"needs {error.name!r}: pip install 'isthmus[console]'"
+    host, port = parse_where(where)
+    try:
+        address = await stack.enter_async_context(serve(source, host=host, port=port, token=token))
+    except Unavailable as error:
+        if where != DEFAULT_HTTP:
+            raise
+        log.info("%s; taking another port", error.message)
+        address = await stack.enter_async_context(serve(source, host=host, port=0, token=token))
+    return address, ""

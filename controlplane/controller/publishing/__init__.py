@@ -1,0 +1,1 @@
+"""What a leading controller publishes beside its events: snapshots for agents, signed checkpoints."""

@@ -1,0 +1,7 @@
+"""The cluster's state in this process: folded from the log, with its hash chain verified.
+
+``replica``        the fold, and waiting for a sequence
+``command_dedup``  which command ids have already happened
+``parker``         parks a poison event by saying so in the log
+``halted_log``     keeps a controller up whose log holds an event that cannot be followed
+"""

@@ -1,0 +1,112 @@
+"""Parks a poison event: says in the log that it, and what its command wrote with it, counts as never written.
+
+Only a leading controller whose fold has halted does it, only if its operator asked for it
+(``--on-poison park``), and only for an event that is damaged or contradicts the state. One of a newer release
+is never parked (that release can follow it), and a broken chain cannot be: nothing behind it can be trusted.
+
+What follows the poison in the log is not judged here: with the parking in the log everybody goes on, and what
+then contradicts is parked in its turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from controlplane.controller.replication.replica import Replica
+from events.chain import Head, verify_link
+from events.codec import Cause, StoredMessage, seal
+from events.errors import IsthmusError, VerificationFailed
+from events.ids import new_id
+from events.log import BATCH_LIMIT, EventLog
+from events.parking import is_parking, parked_by
+from events.types import EventsParked
+
+log = logging.getLogger("isthmus.controller")
+
+PARKABLE = frozenset({"invariant_violated", "event_malformed"})
+NEIGHBOURS = BATCH_LIMIT
+"""Events that may belong to the same command, before and behind the poison."""
+
+
+class Parker:
+    """Writes the parking event for what ``replica`` has halted at, as ``source`` and ``actor``."""
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        replica: Replica,
+        *,
+        source: str,
+        actor: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._log = event_log
+        self._replica = replica
+        self._source = source
+        self._actor = actor
+        self._now = now
+
+    async def park(self, poison: VerificationFailed) -> EventsParked | None:
+        """The event that was written, if it was. Raises nothing: what failed is tried again later."""
+        sequence = poison.details.get("sequence")
+        if poison.code not in PARKABLE or not isinstance(sequence, int):
+            return None
+        try:
+            return await self._park(sequence, poison)
+        except IsthmusError as error:
+            log.warning("event %d could not be parked: %s [%s]", sequence, error.message, error.code)
+            return None
+
+    async def _park(self, sequence: int, poison: VerificationFailed) -> EventsParked | None:
+        head, around, parkings = await self._read(sequence)
+        mine = around.get(sequence)
+        if mine is None or sequence in parked_by(parkings):
+            return None
+        first, last = _command(around, sequence)
+        event = EventsParked(
+            first=first,
+            last=last,
+            poison=sequence,
+            poison_id=mine.headers.get("ce-id", ""),
+            poison_type=mine.headers.get("ce-type", ""),
+            code=poison.code,
+            reason=poison.message,
+        )
+        cause = Cause(
+            command_id=f"park-{new_id()}",
+            actor=self._actor,
+            time=max(self._now(), self._replica.last_time),
+            source=self._source,
+        )
+        messages, _ = seal(self._log.cluster, head, [(cause, [event])])
+        await self._log.append(messages, expected=head.sequence)
+        return event
+
+    async def _read(self, sequence: int) -> tuple[Head, dict[int, StoredMessage], list[StoredMessage]]:
+        """The log's end with its chain verified, the poison and its neighbours, and the parkings behind it."""
+        head = self._replica.head
+        around: dict[int, StoredMessage] = {}
+        parkings: list[StoredMessage] = []
+        async for batch in self._log.read(after=max(0, sequence - 1 - NEIGHBOURS)):
+            for message in batch.messages:
+                if abs(message.sequence - sequence) <= NEIGHBOURS:
+                    around[message.sequence] = message
+                if message.sequence > head.sequence:
+                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                    if is_parking(message):
+                        parkings.append(message)
+        return head, around, parkings
+
+
+def _command(around: dict[int, StoredMessage], sequence: int) -> tuple[int, int]:
+    """The first and the last of the consecutive events that the same command wrote."""
+    command_id = around[sequence].headers.get("ce-commandid", "")
+    first = last = sequence
+    if command_id:
+        while first - 1 in around and around[first - 1].headers.get("ce-commandid") == command_id:
+            first -= 1
+        while last + 1 in around and around[last + 1].headers.get("ce-commandid") == command_id:
+            last += 1
+    return first, last

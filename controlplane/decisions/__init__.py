@@ -1,3 +1,0 @@
-"""The rules, one module per subject. Each function takes (state, command, now, surroundings),
-changes nothing, and returns a Decision or raises the refusal; :mod:`controlplane.decide` dispatches.
-"""

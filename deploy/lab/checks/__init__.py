@@ -1,0 +1,1 @@
+"""What the lab proves, with counted packets and real kernel tables."""

@@ -1,0 +1,167 @@
+"""Namespaces that stand for machines: each a network, mount and host name of its own, and their cables.
+
+    br-vpc ──┬── cloud-1 … cloud-4           br-idc ──┬── idc-1, idc-2          br-mgmt ── every node
+             └────────── router (Cloud Connect Network) ──────────┘                 └── controller
+
+The bridges are switches in the sandbox's own namespace; only the management network's has an address, the
+operator's. The router is the only way from the VPC to the IDC; the management network leads to the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deploy.lab.machines.shell import SEARCH_PATH, CommandFailedError, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Address
+
+    from deploy.lab.topology.layout import Node, Site, Topology
+
+# A machine of its own: what it keeps in /run, its host name and its links are not those of the others.
+_BE_A_MACHINE = (
+    'mount -t tmpfs isthmus /run && hostname "$1" && ip link set lo up && echo ready && exec sleep infinity'
+)
+
+BRIDGE_MAC = "02:00:00:00:00:fe"
+"""A bridge without an address of its own takes the lowest of its ports': a machine plugged in could change
+it, and for some seconds everybody's neighbour entry for the operator would be wrong. One per segment."""
+
+
+@dataclass(slots=True)
+class Place:
+    """A machine of the lab: the process that keeps its namespaces open."""
+
+    name: str
+    holder: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        return self.holder.pid
+
+    def inside(self, *arguments: str) -> list[str]:
+        """The command line that runs `arguments` on this machine."""
+        return ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "--", *arguments]
+
+    async def run(self, *arguments: str, stdin: str = "") -> str:
+        return await run(self.inside(*arguments), stdin=stdin)
+
+    async def close(self) -> None:
+        if self.holder.returncode is None:
+            self.holder.kill()
+        await self.holder.wait()
+
+
+async def open_place(name: str) -> Place:
+    """Raises CommandFailedError when the namespaces cannot be made."""
+    holder = await asyncio.create_subprocess_exec(
+        "unshare", "--net", "--mount", "--uts", "--propagation", "private",
+        "sh", "-c", _BE_A_MACHINE, "sh", name,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": SEARCH_PATH},
+        start_new_session=True,
+    )  # fmt: skip
+    if holder.stdout is None or holder.stderr is None:
+        raise RuntimeError("pipes were asked for")
+    if await holder.stdout.readline() != b"ready\n":
+        said = (await holder.stderr.read()).decode(errors="replace").strip()
+        await holder.wait()
+        raise CommandFailedError(f"no namespaces for {name}: {said}")
+    return Place(name, holder)
+
+
+@dataclass(slots=True)
+class Fabric:
+    """Every machine of the lab by name, and the links between them."""
+
+    topology: Topology
+    places: dict[str, Place] = field(default_factory=dict)
+
+    async def build(self) -> None:
+        """Lays the switches, the router and the controller's machine; nodes come by `add_node`."""
+        router, controller = await asyncio.gather(open_place("router"), open_place("controller"))
+        self.places |= {"router": router, "controller": controller}
+        sites = self.topology.sites
+        lines = ["link set lo up"]
+        for bridge in (*(site.bridge for site in sites), "br-mgmt"):
+            lines += [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"]
+        lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
+        for site in sites:
+            lines += _cable(f"r-{site.name}", site.bridge, site.name, router)
+        lines += _cable("m-controller", "br-mgmt", "mgmt0", controller)
+        await _ip_batch([], lines)
+        await _ip_batch(
+            router.inside(),
+            [
+                line
+                for site in sites
+                for line in (
+                    f"addr add {site.gateway}/{site.subnet.prefixlen} dev {site.name}",
+                    f"link set {site.name} up",
+                )
+            ],
+        )
+        await router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        await _ip_batch(
+            controller.inside(), [f"addr add {self.topology.controller}/24 dev mgmt0", "link set mgmt0 up"]
+        )
+
+    async def add_node(self, node: Node) -> Place:
+        """Makes the node's machine and connects it to its site and to the management network."""
+        place = await open_place(node.name)
+        self.places[node.name] = place
+        await _ip_batch(
+            [],
+            [
+                *_cable(f"u-{node.name}", node.site.bridge, "eth0", place),
+                *_cable(f"m-{node.name}", "br-mgmt", "mgmt0", place),
+            ],
+        )
+        await _ip_batch(
+            place.inside(),
+            [
+                f"addr add {node.underlay}/{node.site.subnet.prefixlen} dev eth0",
+                "link set eth0 up",
+                f"addr add {node.management}/24 dev mgmt0",
+                "link set mgmt0 up",
+                f"route add default via {node.site.gateway}",
+            ],
+        )
+        # The lab's operator prepares a machine the way the README asks for it.
+        await place.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        return place
+
+    async def add_server(
+        self, name: str, management: IPv4Address, site: Site | None = None, inside: IPv4Address | None = None
+    ) -> Place:
+        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
+        place = await open_place(name)
+        self.places[name] = place
+        cables = _cable(f"m-{name}", "br-mgmt", "mgmt0", place)
+        lines = [f"addr add {management}/24 dev mgmt0", "link set mgmt0 up"]
+        if site is not None:
+            cables += _cable(f"u-{name}", site.bridge, "eth0", place)
+            lines += [f"addr add {inside}/{site.subnet.prefixlen} dev eth0", "link set eth0 up"]
+        await _ip_batch([], cables)
+        await _ip_batch(place.inside(), lines)
+        return place
+
+    async def close(self) -> None:
+        await asyncio.gather(*(place.close() for place in self.places.values()))
+        self.places.clear()
+
+
+def _cable(switch_end: str, bridge: str, far_end: str, place: Place) -> list[str]:
+    return [
+        f"link add {switch_end} type veth peer name {far_end} netns {place.pid}",
+        f"link set {switch_end} master {bridge} up",
+    ]
+
+
+async def _ip_batch(prefix: Sequence[str], lines: Iterable[str]) -> None:
+    await run([*prefix, "ip", "-batch", "-"], stdin="\n".join(lines) + "\n")

@@ -1,0 +1,1 @@
+"""What the lab tells, and its directory on disk."""

@@ -1,0 +1,1 @@
+"""What the lab consists of: sites, nodes, addresses. Pure description."""

@@ -1,0 +1,210 @@
+"""What every ``isthmus`` command shares: bus options, output for people and machines, running async code.
+
+It lives at the bottom of the house because the agent's and the replay tool's commands need it too
+and may not import the control plane. Rich is imported only when something is drawn: ``--help`` and
+``--json`` stay fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from difflib import get_close_matches
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from events import subjects
+from events.errors import Usage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from events.bus.client import ControllerClient
+    from events.bus.connection import BusOptions
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class BusContext(msgspec.Struct, frozen=True, kw_only=True):
+    """Which cluster on which bus, as the options said."""
+
+    cluster: str
+    bus: BusOptions
+    actor: str
+
+
+def default_actor() -> str:
+    """Who is at the keyboard: ``user@host``. Stored with every event that a command causes."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def bus_options(function: Function) -> Function:
+    """Add ``--bus``, ``--cluster`` and credentials; the command receives one ``context: BusContext``."""
+
+    @click.option(
+        "--bus", envvar="ISTHMUS_BUS", metavar="URL[,URL…]", help="NATS servers [nats://127.0.0.1:4222]."
+    )
+    @click.option(
+        "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."
+    )
+    @click.option("--creds", envvar="ISTHMUS_CREDS", metavar="FILE", help="NATS credentials file.")
+    @click.option("--ca", envvar="ISTHMUS_CA", metavar="FILE", help="Certificate authority (PEM) of the bus.")
+    @click.option("--tls-cert", envvar="ISTHMUS_TLS_CERT", metavar="FILE", help="Client certificate (PEM).")
+    @click.option("--tls-key", envvar="ISTHMUS_TLS_KEY", metavar="FILE", help="Key of the client certificate.")
+    @click.option("--actor", envvar="ISTHMUS_ACTOR", help="Who asks, for the record [user@host].")
+    @wraps(function)
+    def wrapper(
+        *args: Any,
+        bus: str | None,
+        cluster: str,
+        creds: str | None,
+        ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        actor: str | None,
+        **rest: Any,
+    ) -> Any:
+        from events.bus.connection import DEFAULT_BUS, BusOptions
+
+        context = BusContext(
+            cluster=subjects.check_label(cluster, "cluster"),
+            bus=BusOptions(
+                servers=tuple(part.strip() for part in (bus or DEFAULT_BUS).split(",") if part.strip()),
+                credentials=creds or "",
+                ca=ca or "",
+                certificate=tls_cert or "",
+                key=tls_key or "",
+            ),
+            actor=actor or default_actor(),
+        )
+        return function(*args, context=context, **rest)
+
+    return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
+
+
+def json_option(function: Function) -> Function:
+    """Add ``--json``; the command receives ``as_json: bool``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")(
+        function
+    )
+
+
+@asynccontextmanager
+async def controller(context: BusContext) -> AsyncIterator[ControllerClient]:
+    """A connection to the cluster's controllers, closed behind the block. Raises Unavailable."""
+    from events.bus.connection import connect
+    from events.telemetry.cli import TracedClient
+
+    client = await connect(context.bus, name=f"isthmus-cli/{context.actor}")
+    traced = TracedClient(client, context.cluster, actor=context.actor)
+    try:
+        yield traced
+    finally:
+        await traced.hand_over()
+        await client.close()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine. Ctrl-C cancels it, waits for its cleanup and exits 130."""
+    return asyncio.run(main)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, indented when a person is likely to look."""
+    text = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        text = msgspec.json.format(text, indent=2)
+    click.echo(text.decode())
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console. Without a terminal it is plain text, 120 columns wide unless COLUMNS says otherwise."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", "120"))
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width)
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    right: Iterable[str] = (),
+    empty: str = "nothing to show",
+) -> None:
+    """A table for people. ``right`` names the columns of numbers; cells are plain text, never markup.
+
+    Columns that all have no name make a list of facts, without a head.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    aligned = set(right)
+    table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in aligned else "left", overflow="fold")
+    count = 0
+    for row in rows:
+        count += 1
+        table.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
+    target = console()
+    if title:  # by itself, not as the table's: there it would be wrapped to the width of the table
+        target.print(Text(title, style="bold"), soft_wrap=True)
+    target.print(table if count else Text(empty, style="dim"))
+
+
+def suggesting(
+    error: click.UsageError, given: str, known: Iterable[str], ctx: click.Context | None
+) -> click.UsageError:
+    """The same error with the nearest of the known words, if any is near."""
+    near = get_close_matches(given, list(known))
+    if not near:
+        return error
+    return click.UsageError(f"{error.message} Did you mean {' or '.join(map(repr, near))}?", ctx=ctx)
+
+
+def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
+    """``("code=reason", …)`` → a dict. Raises Usage(usage) when one has no ``=``."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not equals or not key or not rest:
+            raise Usage("usage", f"{what} {value!r} is not of the form NAME=VALUE")
+        pairs[key] = rest
+    return pairs
+
+
+def fields_line(fields: Mapping[str, Any], *, hidden: Collection[str] = ()) -> str:
+    """An event's fields in one line for a person: ``key=value``, nested ones as ``{key=value}``.
+
+    Empty values and the ``hidden`` keys, which other columns show, are left out.
+    """
+    return " ".join(
+        f"{key}={_plain(value)}"
+        for key, value in fields.items()
+        if key not in hidden and value not in ("", (), [], {}, None)
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + fields_line(value) + "}"
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value))
+    return str(value)

@@ -1,0 +1,49 @@
+"""What the agent's kernel side has done so far, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nodeagent.dataplane.rows import Kind
+from nodeagent.netlink.messages import Action, Operation
+
+
+class Figures(msgspec.Struct):
+    """Counters and last values, for the status and the metrics. Durations are seconds."""
+
+    resyncs: int = 0
+    direct: int = 0
+    repaired: int = 0
+    written: int = 0
+    removed: int = 0
+    refused: int = 0
+    overflows: int = 0
+    last_resync_s: float = 0.0
+    last_resync_at: float = 0.0
+    last_direct_s: float = 0.0
+    found_neighbour: int = 0
+    found_fdb: int = 0
+    found_route: int = 0
+    found_link: int = 0
+    healed_neighbour: int = 0
+    healed_fdb: int = 0
+    healed_route: int = 0
+    healed_link: int = 0
+
+    def took(self, operations: Sequence[Operation], refused: int, seconds: float) -> None:
+        """A direct change; of refused ones it is not known which, and a comparison follows that counts."""
+        self.direct += 1
+        self.last_direct_s = seconds
+        if not refused:
+            puts = sum(operation.action is Action.PUT for operation in operations)
+            self.written += puts
+            self.removed += len(operations) - puts
+
+    def drifted(self, found: Sequence[int], left: Sequence[int]) -> None:
+        """Rows that something else changed were found, and all but those ``left`` healed; by kind."""
+        for kind, before, after in zip(Kind, found, left, strict=True):
+            name = kind.name.lower()
+            setattr(self, f"found_{name}", getattr(self, f"found_{name}") + before)
+            setattr(self, f"healed_{name}", getattr(self, f"healed_{name}") + max(0, before - after))

@@ -1,0 +1,156 @@
+"""Listens to the kernel's notices and decides which of them are a reason to compare.
+
+It is quiet about what the agent itself writes: a notice that agrees with what is wanted is no news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
+
+from nodeagent.dataplane.counters import Figures
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.rows import STRAY, Kind, address_bytes, describe, mac_text, split_route_key
+from nodeagent.dataplane.tunnel_device import Ground
+from nodeagent.membership.view import View
+from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
+from nodeagent.preflight import ForeignRoute, overlapping
+
+log = logging.getLogger("isthmus.agent.watcher")
+
+FOREIGN_ROUTE = "foreign route"
+"""The reason of a resync that also looks for routes of others that draw container traffic away."""
+
+
+class RowKeeper(Protocol):
+    """Who compares, and what a notice is held against."""
+
+    ground: Ground
+    guard: FightGuard
+    figures: Figures
+
+    @property
+    def desired(self) -> Desired | None:
+        """The rows to have; None before the node holds a range."""
+
+    @property
+    def view(self) -> View | None:
+        """What they are made from."""
+
+    def request(self, reason: str) -> None:
+        """Ask for a comparison."""
+
+
+class Watcher:
+    """Between the monitor's socket and the keeper's reasons."""
+
+    def __init__(self, keeper: RowKeeper) -> None:
+        self._keeper = keeper
+        self._monitor: Monitor | None = None
+        self._watched = (0, 0)
+
+    def start(self) -> None:
+        """Begin to listen, on the running event loop. Raises OSError."""
+        self._monitor = Monitor()
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._ready)
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor.close()
+            self._monitor = None
+
+    def watch(self, ifindex: int, port: int) -> None:
+        """The device whose rows matter, and the port id whose own writes do not. From any thread."""
+        if self._monitor is not None and self._watched != (ifindex, port):
+            self._monitor.watch(ifindex, port)
+            self._watched = (ifindex, port)
+
+    def _ready(self) -> None:
+        monitor = self._monitor
+        if monitor is None:
+            return
+        try:
+            notices = monitor.read()
+        except OSError as error:
+            log.warning(
+                "the monitor's socket failed (%s) and is opened anew", errno.errorcode.get(error.errno or 0)
+            )
+            self.stop()
+            self._watched = (0, 0)
+            self.start()
+            self._keeper.request("monitor reopened")
+            return
+        for notice in notices:
+            reason = self.reason(notice)
+            if reason:
+                self._keeper.request(reason)
+
+    def reason(self, notice: Notice) -> str:
+        """Why this notice asks for a comparison; empty when it does not."""
+        if isinstance(notice, RowChange):
+            return self._row(notice)
+        if isinstance(notice, LinkChange):
+            return self._link(notice)
+        if isinstance(notice, AddressChange):
+            return self._address(notice)
+        self._keeper.figures.overflows += 1
+        return "overflow"
+
+    def _row(self, notice: RowChange) -> str:
+        desired, guard, row = self._keeper.desired, self._keeper.guard, (notice.kind, notice.key)
+        if desired is None:
+            return ""
+        wanted = desired.rows[notice.kind].get(notice.key)
+        if notice.value == wanted:
+            return ""
+        if wanted is None and notice.value == STRAY:
+            return ""
+        if wanted is None and notice.value == FOREIGN:
+            return FOREIGN_ROUTE if self._draws_containers_away(notice) else ""
+        if guard.contested(row, time.monotonic()):
+            return "contested" if guard.tell(row) else ""
+        return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
+
+    def _draws_containers_away(self, notice: RowChange) -> bool:
+        """Whether a route of somebody else meets the container network outside this node's own range."""
+        view = self._keeper.view
+        if view is None or view.plan is None or view.own is None or notice.kind is not Kind.ROUTE:
+            return False
+        network, length, _ = split_route_key(notice.key)
+        route = ForeignRoute(IPv4Network((network, length)), 0, 0)
+        return length > 0 and bool(overlapping([route], view.plan.cidrs, view.own.cidr))
+
+    def _link(self, notice: LinkChange) -> str:
+        ground = self._keeper.ground
+        spec, underlay = ground.spec, ground.underlay
+        if spec is not None and (notice.ifindex == ground.ifindex or notice.name == spec.name):
+            if notice.gone:
+                return "device gone"
+            present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name, notice.local)
+            wanted = (True, spec.mtu, spec.mac, spec.name, address_bytes(spec.local))
+            return "" if present == wanted else "device changed"
+        if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
+            there = (not notice.gone, notice.up, notice.mtu)
+            return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"
+        return ""
+
+    def _address(self, notice: AddressChange) -> str:
+        ground = self._keeper.ground
+        spec, underlay = ground.spec, ground.underlay
+        if len(notice.address) != 4:
+            return ""
+        address = str(IPv4Address(notice.address))
+        if spec is not None and notice.ifindex == ground.ifindex:
+            return "" if (address == spec.address) != notice.gone else "device address"
+        if underlay is None:
+            return ""
+        concerned = underlay.ifindex in {0, notice.ifindex} or address == underlay.address
+        as_known = address == underlay.address and underlay.present and not notice.gone
+        return "underlay address" if concerned and not as_known else ""

@@ -1,0 +1,146 @@
+"""Desired − kernel, written in a safe order, read back, and told as it is.
+
+Works on any :class:`~nodeagent.netlink.socket.Engine`; the decisions are the pure functions of
+:mod:`nodeagent.dataplane.desired`. It never removes a row of which it has not read the present value.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from events.attestation import MODULUS, fdb_hash, neighbour_hash, route_hash
+from nodeagent.dataplane.desired import difference
+from nodeagent.dataplane.rows import Kind, Rows, split_route_key
+from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.socket import Engine, KernelRefusal, Lost
+
+ROUNDS = 3
+"""Attempts to make the kernel agree in one reconciliation; what is left then is reported."""
+
+_DROP = Action.DROP
+_ABSENT = frozenset({errno.ENOENT, errno.ESRCH})
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a reconciliation did and what is still different (read back).
+
+    ``written`` and ``removed`` count rows; ``withheld`` are operations that the guard did not let
+    through; ``digest_shift`` is kernel − desired as a sum of row hashes (0: equal). ``found`` and
+    ``left`` count the rows that differed before and after, by :class:`~nodeagent.dataplane.rows.Kind`.
+    """
+
+    written: int
+    removed: int
+    refusals: tuple[KernelRefusal, ...]
+    remaining: tuple[Operation, ...]
+    withheld: tuple[Operation, ...]
+    digest_shift: int
+    found: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether the kernel has exactly the desired rows."""
+        return not self.remaining
+
+
+def reconcile(
+    engine: Engine,
+    ifindex: int,
+    desired: Rows,
+    *,
+    allow: Callable[[Operation], bool] | None = None,
+) -> Outcome:
+    """Make the kernel agree with ``desired``, as far as ``allow`` lets operations through.
+
+    Raises Lost and OSError of the engine.
+    """
+    written = removed = 0
+    refusals: list[KernelRefusal] = []
+    withheld: dict[tuple[Kind, bytes], Operation] = {}
+    permitted: set[tuple[Kind, bytes]] = set()
+    kernel = engine.read(ifindex)
+    found: tuple[int, ...] | None = None
+    for _ in range(ROUNDS):
+        pending = difference(desired, kernel)
+        found = _by_kind(pending) if found is None else found
+        operations = pending
+        if allow is not None:
+            operations = []
+            for operation in pending:
+                row = (operation.kind, operation.key)
+                if row in permitted or (row not in withheld and allow(operation)):
+                    permitted.add(row)
+                    operations.append(operation)
+                else:
+                    withheld[row] = operation
+        if not operations:
+            break
+        refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]
+        puts = sum(operation.action is Action.PUT for operation in operations)
+        written += puts
+        removed += len(operations) - puts
+        kernel = engine.read(ifindex)
+    remaining = difference(desired, kernel)
+    return Outcome(
+        written,
+        removed,
+        tuple(refusals) if remaining else (),
+        tuple(remaining),
+        tuple(withheld.values()),
+        digest_shift(kernel, remaining),
+        found or (),
+        _by_kind(remaining),
+    )
+
+
+def _by_kind(operations: Sequence[Operation]) -> tuple[int, ...]:
+    counts = [0] * len(Kind)
+    for operation in operations:
+        counts[operation.kind] += 1
+    return tuple(counts)
+
+
+def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]) -> list[KernelRefusal]:
+    """The short way for one change: its messages in one batch, and a look at the FDB rows that had to go.
+
+    The kernel's silence proves a write; an FDB removal is read back, because with a wrong
+    destination it succeeds and deletes nothing. Raises Lost when a row is still there, OSError.
+    """
+    refusals = engine.execute(operations, ifindex)
+    if refusals:
+        refusals = [refusal for refusal in refusals if _matters(refusal)]
+    for action, kind, key, _ in operations:
+        if action is _DROP and kind is Kind.FDB and engine.read_one(kind, key, ifindex) is not None:
+            raise Lost(errno.EAGAIN, "an FDB row survived its removal")
+    return refusals
+
+
+def _matters(refusal: KernelRefusal) -> bool:
+    """A row that was gone already is what we wanted."""
+    return not (refusal.operation.action is Action.DROP and refusal.errno in _ABSENT)
+
+
+def digest_shift(kernel: Rows, remaining: Sequence[Operation]) -> int:
+    """What to add to the expected digest to get the kernel's (modulo 2²⁵⁶)."""
+    shift = 0
+    for action, kind, key, value in remaining:
+        there = kernel[kind].get(key)
+        if there is not None:
+            shift += row_digest(kind, key, there)
+        if action is Action.PUT:
+            shift -= row_digest(kind, key, value)
+    return shift % MODULUS
+
+
+def row_digest(kind: Kind, key: bytes, value: bytes) -> int:
+    """The hash of one row, as :mod:`events.attestation` defines it."""
+    if kind is Kind.NEIGHBOUR:
+        return neighbour_hash(key, value)
+    if kind is Kind.FDB:
+        return fdb_hash(key, value)
+    network, length, metric = split_route_key(key)
+    return route_hash(network, length, metric, value)

@@ -1,0 +1,401 @@
+"""Owns the kernel side of a node: the device, the rows, and everything that keeps them right.
+
+Two ways lead to the kernel. A change of the log goes directly: the three messages of its peer. All
+else (start, a notice of the kernel, an error, the timer) ends in :meth:`Keeper.resync`, which makes
+the device be as specified, compares all rows with the desired ones, writes the difference and reads
+it back. One lock orders the two. Nothing is ever flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from events.attestation import text
+from events.errors import IsthmusError
+from events.status import DRIFT_SHOWN
+from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.dataplane.counters import Figures
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, Watcher
+from nodeagent.dataplane.reconcile import Outcome
+from nodeagent.dataplane.resync_triggers import Occasions
+from nodeagent.dataplane.rows import describe
+from nodeagent.dataplane.tunnel_device import Ground
+from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.view import Plan, View
+from nodeagent.netlink.links import DeviceOutcome
+from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.socket import KernelRefusal, Lost
+from nodeagent.tracing import Causes, mark_refused
+
+log = logging.getLogger("isthmus.agent.keeper")
+
+DIRECT_LIMIT = 64
+"""Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
+
+QUIET = frozenset({"timer", "retry"})
+HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
+
+GAP_S = 0.02
+
+
+class Keeper:
+    """Keeps the kernel as the view wants it.
+
+    ``on_applied`` is called after each step that changed what is applied or how healthy it is.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        conditions: Conditions,
+        *,
+        on_applied: Callable[[], None] = lambda: None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self._telemetry = telemetry or Telemetry.off("agent", config.node)
+        self._causes = Causes()
+        self._config = config
+        self._conditions = conditions
+        self._on_applied = on_applied
+        self._lock = asyncio.Lock()
+        self._occasions = Occasions(config.resync_s)
+        self._desired: Desired | None = None
+        self._built_for: tuple[str, Plan] | None = None
+        self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
+        self._view: View | None = None
+        self.mtus: dict[Peer, int] = {}
+        """The inner MTU of each peer whose way is narrower than the device, in bytes."""
+        self.guard = FightGuard()
+        self.ground = Ground(config, conditions)
+        self.applied = 0
+        """The last sequence whose rows have been read back from the kernel."""
+        self.drift: tuple[str, ...] = ()
+        """Rows that were still wrong after the last comparison, in words."""
+        self._digest_shift: int | None = None  # kernel − desired as sums of row hashes; None: not known
+        self.clean = False
+        self.figures = Figures()
+        self.watcher = Watcher(self)
+
+    # ------------------------------------------------------------------ what others ask of it
+
+    @property
+    def desired(self) -> Desired | None:
+        """The rows to have; None before the node holds a range."""
+        return self._desired
+
+    @property
+    def view(self) -> View | None:
+        """What the rows are made from; None before the first look at the log."""
+        return self._view
+
+    @property
+    def ifindex(self) -> int:
+        """The tunnel device's index; 0 before it is there."""
+        return self.ground.ifindex
+
+    def digest(self) -> str:
+        """The kernel's digest at ``applied``; empty when it is not known.
+
+        The MTU of a route is this node's own finding: a route that has it right counts as the log's.
+        """
+        view = self._view
+        if view is None or self._digest_shift is None or not self.clean or self.applied != view.sequence:
+            return ""
+        expected = view.expected_digest()
+        return text(int(expected, 16) + self._digest_shift) if expected else ""
+
+    def because(self) -> None:
+        """What is being taken in now is a cause of the next comparison: their traces are joined."""
+        self._causes.note()
+
+    def request(self, reason: str) -> None:
+        """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
+        self._causes.note()
+        self._occasions.add(reason)
+
+    async def follow(self, view: View, changes: Sequence[Change]) -> None:
+        """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
+        if self._lock.locked():
+            async with self._lock:
+                self._follow(view, changes)
+        else:
+            self._follow(view, changes)  # nothing in it waits, so nobody can come between
+
+    async def narrow(self, mtus: Mapping[Peer, int]) -> None:
+        """The whole of what is known of ways narrower than the device: the inner MTU by peer, in bytes.
+
+        It is written at once; peers that are not in it any more get the device's MTU back.
+        """
+        async with self._lock:
+            before, self.mtus = self.mtus, dict(mtus)
+            view, desired = self._view, self._desired
+            if view is None or desired is None:
+                return
+            operations = [
+                operation
+                for peer in {**before, **mtus}
+                if view.peers.get(peer.cidr) == peer
+                for operation in desired.narrow(peer, mtus.get(peer, 0))
+            ]
+            if operations:
+                self._write(view, operations)
+
+    def _narrow(self, view: View, desired: Desired) -> None:
+        for peer, mtu in self.mtus.items():
+            if view.peers.get(peer.cidr) == peer:
+                desired.narrow(peer, mtu)
+
+    def _adopt(self, view: View, desired: Desired) -> None:
+        """In a worker thread, at the start: what an earlier life found of narrow ways stands in the routes."""
+        found = self.ground.mtus()
+        self.mtus = {peer: mtu for peer in view.peers if (mtu := found.get(peer.packed()[3]))} if found else {}
+        self._narrow(view, desired)
+
+    def _follow(self, view: View, changes: Sequence[Change]) -> None:
+        self._view = view
+        if self._rebuild(view):
+            self.request("membership")
+            return
+        desired = self._desired
+        if desired is None:
+            self.applied = view.sequence  # without a range there is nothing to have
+            self._on_applied()
+            return
+        operations = [operation for change in changes for operation in desired.apply(change)]
+        if not operations:
+            self._note_applied(view)
+            return
+        if len(changes) > DIRECT_LIMIT:
+            self._fresh = True
+            self.request("changes")
+            return
+        self._write(view, operations)
+
+    def _write(self, view: View, operations: list[Operation]) -> None:
+        """The direct way, if the rows were right before; else by the next comparison."""
+        if not self.clean:
+            self._fresh = True
+            self.request("changes")
+            return
+        if not self._telemetry.tracing:
+            self._directly(view, operations, INVALID_SPAN)
+            return
+        with self._telemetry.span(
+            "netlink batch",
+            kind=SpanKind.CLIENT,
+            attributes={"isthmus.netlink.operations": len(operations)},
+        ) as span:
+            self._directly(view, operations, span)
+
+    def _directly(self, view: View, operations: list[Operation], span: Span) -> None:
+        started = time.perf_counter()
+        try:
+            refusals = self.ground.apply(operations)
+        except Lost as error:
+            mark_error(span, error)
+            self._fresh = True
+            self.request(f"lost: {error}")
+            return
+        except OSError as error:
+            mark_error(span, error)
+            self._close()
+            self._fresh = True
+            self.request(f"socket: {error}")
+            return
+        mark_refused(span, refusals)
+        self.guard.forget({(operation.kind, operation.key) for operation in operations})
+        self.figures.took(operations, len(refusals), time.perf_counter() - started)
+        if refusals:
+            self._fresh = True
+            self._refused(refusals)
+            self.request("refused")
+            return
+        self._note_applied(view)
+
+    def _note_applied(self, view: View) -> None:
+        if self.clean:
+            self.applied = view.sequence
+            self._on_applied()
+
+    def _rebuild(self, view: View) -> bool:
+        """Make the desired rows from scratch when the own range or the plan changed; say whether."""
+        built = (view.own.cidr, view.plan) if view.own is not None and view.plan is not None else None
+        if built == self._built_for:
+            return False
+        self._built_for = built
+        self._desired = None
+        if view.own is not None:
+            self._desired = desired_of(view.own, view)
+            self._narrow(view, self._desired)
+        self.clean, self._fresh = False, True
+        return True
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Compare whenever there is a reason, at least every ``resync_s`` (jittered), until cancelled."""
+        self.watcher.start()
+        await asyncio.to_thread(self.ground.look)
+        failures = 0
+        try:
+            while True:
+                reasons = await self._occasions.next(failures, self.guard.next_release(time.monotonic()))
+                if self._view is None or (self._desired is None and self._built_for is None):
+                    continue
+                failures = 0 if await self.resync(reasons) else failures + 1
+                await asyncio.sleep(max(GAP_S, 2 * self.figures.last_resync_s))
+        finally:
+            self.watcher.stop()
+            self._close()
+
+    async def resync(self, reasons: set[str]) -> bool:
+        """Device, rows, read-back; True when the kernel is as it should be (but for contested rows)."""
+        parent, links = self._causes.take()
+        if parent is None and not links and reasons <= QUIET:
+            return await self._resync(reasons, INVALID_SPAN)  # the timer's look is not worth a trace
+        attributes = {"isthmus.resync.reasons": sorted(reasons)[:8], "isthmus.node": self._config.node}
+        with self._telemetry.span(
+            "netlink resync",
+            kind=SpanKind.CLIENT,
+            parent=parent,
+            root=parent is None,
+            links=links,
+            attributes=attributes,
+        ) as span:
+            return await self._resync(reasons, span)
+
+    async def _resync(self, reasons: set[str], span: Span) -> bool:
+        async with self._lock:
+            view = self._view
+            if view is None or view.own is None or view.plan is None or self._desired is None:
+                return True
+            started = time.perf_counter()
+            try:
+                device = await asyncio.to_thread(self._prepare, view.own, view.plan, FOREIGN_ROUTE in reasons)
+                if not self.figures.resyncs and self.ground.existed:
+                    await asyncio.to_thread(self._adopt, view, self._desired)
+                on_purpose = self._fresh or not self.clean or bool(device.actions)
+                outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
+            except IsthmusError as error:
+                mark_error(span, error)
+                self._failed(error.message)
+                if error.code in HARMFUL and not self.figures.resyncs and not self.ground.existed:
+                    raise  # nothing of ours works here yet: starting would do harm, stopping does none
+                return False
+            except OSError as error:
+                mark_error(span, error)
+                self._close()
+                self._failed(f"netlink: {error}")
+                return False
+            span.set_attributes(
+                {
+                    "isthmus.netlink.written": outcome.written,
+                    "isthmus.netlink.removed": outcome.removed,
+                    "isthmus.sequence.first": view.sequence,
+                    "isthmus.sequence.last": view.sequence,
+                }
+            )
+            mark_refused(span, outcome.refusals)
+            self._conditions.clear("kernel")
+            took_s = time.perf_counter() - started
+            self._account(view, device, outcome, reasons, on_purpose=on_purpose, took_s=took_s)
+            return outcome.clean or len(outcome.remaining) <= len(outcome.withheld)
+
+    def _failed(self, what: str) -> None:
+        self.clean = False
+        self._digest_shift = None
+        self._conditions.set("kernel", what)
+        self._on_applied()
+
+    def _account(
+        self,
+        view: View,
+        device: DeviceOutcome,
+        outcome: Outcome,
+        reasons: set[str],
+        *,
+        on_purpose: bool,
+        took_s: float,
+    ) -> None:
+        figures = self.figures
+        if device.actions and figures.resyncs:
+            figures.found_link += 1
+            figures.healed_link += 1
+        figures.resyncs += 1
+        self.ground.settled()
+        figures.last_resync_s, figures.last_resync_at = took_s, time.time()
+        figures.written += outcome.written
+        figures.removed += outcome.removed
+        if not on_purpose:
+            figures.repaired += outcome.written + outcome.removed
+            figures.drifted(outcome.found, outcome.left)
+        self.clean = not outcome.refusals and len(outcome.remaining) <= len(outcome.withheld)
+        self._refused(outcome.refusals)
+        contested = [describe(op.kind, op.key, op.value) for op in outcome.withheld]
+        self._conditions.set(
+            "contested",
+            f"{len(contested)} rows are rewritten again and again by another program: "
+            f"{'; '.join(contested[:3])}"
+            if contested
+            else "",
+        )
+        self._fresh = False
+        if self.clean:
+            self.applied = view.sequence
+        self._digest_shift = outcome.digest_shift
+        self.drift = tuple(
+            f"{'wanted' if op.action is Action.PUT else 'unwanted'} {describe(op.kind, op.key, op.value)}"
+            for op in outcome.remaining[:DRIFT_SHOWN]
+        )
+        if device.actions or outcome.written or outcome.removed:
+            log.info(
+                "resync (%s): %d written, %d removed%s in %.0f ms",
+                ", ".join(sorted(reasons)),
+                outcome.written,
+                outcome.removed,
+                "".join(f", {action}" for action in device.actions),
+                took_s * 1000,
+            )
+        self._on_applied()
+
+    def _refused(self, refusals: Sequence[KernelRefusal]) -> None:
+        self.figures.refused += len(refusals)
+        self._conditions.set(
+            "refused",
+            f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
+        )
+
+    def _prepare(self, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
+        """In a worker thread. Raises IsthmusError, OSError."""
+        outcome = self.ground.prepare(own, plan, look_around=look_around)
+        self.watcher.watch(self.ground.ifindex, self.ground.port)
+        return outcome
+
+    def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
+        """In a worker thread. Raises Lost, OSError."""
+        if on_purpose:
+            return self.ground.compare(desired, None)
+        now = time.monotonic()
+        return self.ground.compare(
+            desired, lambda operation: self.guard.allow((operation.kind, operation.key), now)
+        )
+
+    def _close(self) -> None:
+        self.ground.close()
+        self.clean = False
+
+
+def desired_of(own: Peer, view: View) -> Desired:
+    """The desired rows of a node from scratch. The attestation's link row is not among them."""
+    desired = Desired()
+    desired.own_range(own.cidr)
+    for peer in view.peers:
+        desired.apply(Change(None, peer))
+    return desired

@@ -1,0 +1,133 @@
+"""What the rows stand on: the underlay, the tunnel device, the host's settings, the netlink socket.
+
+Everything here blocks for milliseconds and is called from a worker thread; the keeper's lock lets one
+call in at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.dataplane import host_settings
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
+from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
+from nodeagent.membership.peers import Peer
+from nodeagent.membership.view import Plan, first_address
+from nodeagent.netlink import links
+from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
+from nodeagent.netlink.messages import Operation
+from nodeagent.netlink.socket import Engine, KernelRefusal, NetlinkChannel
+from nodeagent.preflight import foreign_routes, overlapping, refuse_harm
+
+CLOSED = "the netlink socket is closed"
+
+
+class Ground:
+    """The node's own side of the tunnel. ``port`` is the netlink port id of what writes our rows."""
+
+    def __init__(self, config: AgentConfig, conditions: Conditions) -> None:
+        self._config, self._conditions = config, conditions
+        self._engine: Engine | None = None
+        self._settled = False
+        self.existed = True
+        """Whether our device was there when we started."""
+        self.underlay: Underlay | None = None
+        self.spec: DeviceSpec | None = None
+        self.ifindex = 0
+        self.port = 0
+
+    def look(self) -> None:
+        """See whether our device is there already. Raises OSError."""
+        self.existed = links.find(self._config.device) is not None
+
+    def find_underlay(self) -> Underlay:
+        """Resolve the underlay now. Raises Usage, OSError."""
+        self.underlay = resolve(self._config.underlay, self.underlay)
+        return self.underlay
+
+    def assume_underlay(self, address: str) -> None:
+        """The address that the cluster knows, until the link that should have it is there again."""
+        self.underlay = Underlay(address, "", 0, ETHERNET_MTU, up=False)
+
+    def prepare(self, own: Peer, plan: Plan, *, look_around: bool) -> DeviceOutcome:
+        """Bring the device into its specified state, and open the socket. Raises IsthmusError, OSError.
+
+        ``look_around``: look for routes of others that draw container traffic away, too.
+        """
+        underlay = self.find_underlay()
+        spec = DeviceSpec(
+            name=self._config.device,
+            vni=plan.vni,
+            port=plan.port,
+            mac=own.vtep_mac,
+            local=underlay.address,
+            address=first_address(own.cidr),
+            mtu=overlay_mtu(underlay, self._config.mtu),
+        )
+        first = not self._settled
+        if first and not self.existed:
+            refuse_harm(plan.cidrs, own.cidr, self._own_index())
+        elif first or look_around or self._conditions.has("routes"):
+            self._note_foreign_routes(plan, own)
+        outcome = links.ensure_device(spec)
+        self._conditions.set(
+            "underlay",
+            ""
+            if underlay.present
+            else f"the underlay address {underlay.address} is not on any device that is up",
+        )
+        if self._engine is None:
+            channel = NetlinkChannel()
+            self._engine, self.port = Engine(channel), channel.port
+        if outcome.index != self.ifindex or outcome.actions:
+            _, failed = host_settings.prepare_host(
+                spec.name, behind_nat=self._config.behind_nat, gro=self._config.gro
+            )
+            self._conditions.set("host", "; ".join(failed))
+        self.ifindex, self.spec = outcome.index, spec
+        return outcome
+
+    def settled(self) -> None:
+        """Device and rows were right once: what would stop a first start only earns a complaint from now on."""
+        self._settled = True
+
+    def compare(self, desired: Desired, allow: Callable[[Operation], bool] | None) -> Outcome:
+        """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises Lost."""
+        if self._engine is None:
+            raise OSError(CLOSED)
+        return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
+
+    def apply(self, operations: Sequence[Operation]) -> list[KernelRefusal]:
+        """Write one change at once. Raises Lost, OSError."""
+        if self._engine is None:
+            raise OSError(CLOSED)
+        return apply_directly(self._engine, self.ifindex, operations)
+
+    def mtus(self) -> dict[bytes, int]:
+        """The MTU of our routes that have one of their own, by route key. Raises Lost, OSError."""
+        routes = self._engine.read(self.ifindex).routes if self._engine is not None else {}
+        return {key: int.from_bytes(value[4:], "big") for key, value in routes.items() if len(value) == 8}
+
+    def close(self) -> None:
+        """Close the socket; the next preparation opens another."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _note_foreign_routes(self, plan: Plan, own: Peer) -> None:
+        """Routes that are not ours and win over ours cannot be repaired by us, only told."""
+        found = overlapping(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
+        self._conditions.set(
+            "routes",
+            f"{len(found)} routes of others draw container traffic away, the first: {found[0][0].network}. "
+            f"Remove it: ip route del {found[0][0].network}"
+            if found
+            else "",
+        )
+
+    def _own_index(self) -> int:
+        link = links.find(self._config.device)
+        return link.index if link is not None else 0

@@ -1,0 +1,140 @@
+"""Keeps the firewall table in step with the plan and the members, away from the path of the rows.
+
+Running ``nft`` takes milliseconds, a join's three messages microseconds: so this has a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from events.errors import IsthmusError
+from events.telemetry.role import SpanKind, Telemetry
+from nodeagent.conditions import Conditions
+from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.rows import Kind
+from nodeagent.firewall import ruleset
+from nodeagent.firewall.monitor import RulesetMonitor
+from nodeagent.firewall.ruleset import Rules
+from nodeagent.tracing import Causes
+
+log = logging.getLogger("isthmus.agent.firewall")
+
+RETRY_S = 5.0
+GAP_S = 0.02
+"""Shortest time between two runs: a burst of joins becomes one change of the set."""
+_TABLE_ROW = (Kind.ROUTE, b"nftables")
+INCREMENT_LIMIT = 500
+"""Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
+
+
+class Shield:
+    """Wanted rules and members against those applied."""
+
+    def __init__(self, conditions: Conditions, telemetry: Telemetry | None = None) -> None:
+        self._conditions = conditions
+        self._telemetry = telemetry or Telemetry.off("agent")
+        self._causes = Causes()
+        self._rules: Rules | None = None
+        self._members: Callable[[], set[str]] = set
+        self._applied: tuple[Rules, frozenset[str]] | None = None
+        self._listing = ""
+        self._wake = asyncio.Event()
+        self._verify = False
+        self.settled = asyncio.Event()
+        """Set while the kernel's table is the wanted one."""
+        self.repairs = 0
+        self._guard = FightGuard()
+
+    def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
+        """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""
+        self._rules, self._members = rules, members
+        self._causes.note()
+        self.settled.clear()
+        self._wake.set()
+
+    def verify(self) -> None:
+        """Somebody may have touched the table: compare it with what was written."""
+        if self._applied is not None:
+            self._verify = True
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Follow the wishes until cancelled; the table stays. Raises OSError when it cannot listen."""
+        monitor = RulesetMonitor(ruleset.TABLE)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(monitor.fileno(), lambda: self.verify() if monitor.touched() else None)
+        try:
+            await self._follow()
+        finally:
+            loop.remove_reader(monitor.fileno())
+            monitor.close()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._step()
+                self._conditions.clear("firewall")
+                await asyncio.sleep(GAP_S)
+            except IsthmusError as error:
+                self._conditions.set("firewall", error.message)
+                await self._pause()
+            except (OSError, TimeoutError) as error:
+                self._conditions.set("firewall", f"nft could not be run: {str(error) or type(error).__name__}")
+                await self._pause()
+
+    async def _patience(self) -> None:
+        """Repair at once, but a table that is changed again and again ever more rarely."""
+        loop = asyncio.get_running_loop()
+        while not self._guard.allow(_TABLE_ROW, loop.time()):
+            self._conditions.set(
+                "firewall contested", "another program changes our nftables table again and again"
+            )
+            release = self._guard.next_release(loop.time())
+            await asyncio.sleep(max(0.0, (release or 0.0) - loop.time()) + GAP_S)
+        self._conditions.clear("firewall contested")
+
+    async def _pause(self) -> None:
+        self._applied = None  # unknown: the next attempt writes all of it
+        await asyncio.sleep(RETRY_S)
+        self._wake.set()
+
+    async def _step(self) -> None:
+        if self._verify:
+            self._verify = False
+            if self._applied is not None and await ruleset.listing() != self._listing:
+                await self._patience()
+                self.repairs += 1
+                log.warning("the table inet %s was changed by somebody else and is made anew", ruleset.TABLE)
+                self._applied = None
+        if self._rules is None:
+            return
+        wanted = (self._rules, frozenset(self._members()))
+        parent, links = self._causes.take()
+        if wanted != self._applied:
+            with self._telemetry.span(
+                "firewall write",
+                kind=SpanKind.CLIENT,
+                parent=parent,
+                root=parent is None,
+                links=links,
+                attributes={"isthmus.firewall.members": len(wanted[1])},
+            ):
+                await self._write(wanted)
+                self._listing = await ruleset.listing()
+            self._applied = wanted
+        if not self._wake.is_set():
+            self.settled.set()
+
+    async def _write(self, wanted: tuple[Rules, frozenset[str]]) -> None:
+        rules, vteps = wanted
+        if self._applied is not None and self._applied[0] == rules:
+            before = self._applied[1]
+            added, removed = vteps - before, before - vteps
+            if len(added) + len(removed) <= INCREMENT_LIMIT:
+                await ruleset.nft(ruleset.render_members(added, removed))
+                return
+        await ruleset.replace(rules, vteps)

@@ -1,0 +1,126 @@
+"""The agent's files on its node: uid, lock, and the status that `isthmus agent status` shows."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from events.errors import Refused, Unavailable
+from events.ids import new_id
+from nodeagent.membership.cache import write_atomically
+
+STATUS_FILE = "status.json"
+
+
+class LocalStatus(msgspec.Struct, kw_only=True):
+    """Everything about one agent. Times are Unix seconds, durations seconds."""
+
+    node: str
+    uid: str
+    cluster: str
+    pid: int
+    started_at: float
+    written_at: float
+    state: str = "starting"
+    range: str = ""
+    epoch: int = 0
+    vtep_mac: str = ""
+    vni: int = 0
+    port: int = 0
+    device: str = ""
+    underlay: str = ""
+    announced: str = ""
+    mtu: int = 0
+    peers: int = 0
+    sequence: int = 0
+    applied: int = 0
+    chain: str = ""
+    behind: int = 0
+    """Events known to be in the log and not yet applied."""
+    last_event_at: float = 0.0
+    bus_connected: bool = False
+    bus_contact_at: float = 0.0
+    expected_digest: str = ""
+    kernel_digest: str = ""
+    counters: dict[str, float] = {}
+    conditions: tuple[str, ...] = ()
+    gateway: str = ""
+    """This node's part in CLB pairs, in words; empty where it has none."""
+    held: tuple[str, ...] = ()
+    """The CLB addresses that it holds, in words."""
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the state directory. Raises Refused(not_permitted)."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise Refused(
+            "not_permitted",
+            f"the state directory {directory} cannot be written ({error.strerror}): run as its owner or "
+            f"choose another with --state-dir",
+            path=str(directory),
+        ) from error
+
+
+def node_uid(directory: Path, wish: str = "") -> str:
+    """The uid of this installation: given, remembered, or made now and remembered. Raises OSError."""
+    path = directory / "uid"
+    with contextlib.suppress(FileNotFoundError):
+        known = path.read_text().strip()
+        if known and wish in {"", known}:
+            return known
+    uid = wish or new_id()
+    write_atomically(path, f"{uid}\n".encode())
+    return uid
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Hold the lock of the state directory. Raises Refused(agent_running)."""
+    with (directory / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refused(
+                "agent_running",
+                f"an agent already runs with the state directory {directory}",
+                path=str(directory),
+            ) from error
+        yield
+
+
+def running(directory: Path) -> bool:
+    """Whether an agent holds the lock now."""
+    try:
+        with (directory / "lock").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def write_status(directory: Path, status: LocalStatus) -> None:
+    """Replace the status file. Raises OSError."""
+    write_atomically(directory / STATUS_FILE, msgspec.json.encode(status))
+
+
+def read_status(directory: Path) -> LocalStatus:
+    """What the agent last wrote. Raises Unavailable(agent_not_running) when there is nothing."""
+    try:
+        return msgspec.json.decode((directory / STATUS_FILE).read_bytes(), type=LocalStatus)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Unavailable(
+            "agent_not_running",
+            f"no agent has written a status in {directory}: start it with `isthmus agent`, or say --state-dir",
+            path=str(directory),
+        ) from error

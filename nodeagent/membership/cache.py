@@ -1,0 +1,152 @@
+"""The node's own memory of the log: a snapshot of the view and a journal of the events since.
+
+It lets an agent start, and go on, without the bus. Nothing here is synchronised to the disk: what a
+crash of the machine loses, the kernel's rows are lost with, and a killed process loses nothing. An
+unreadable cache is no error: the log has everything, and the agent starts from its beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from events.chain import Head
+from events.codec import UnknownEvent, decode_event
+from events.errors import VerificationFailed
+from nodeagent.membership.view import Saved, View
+
+JOURNAL_LIMIT = 5000
+"""Journal entries before the next snapshot; bounds the time that a restart takes."""
+
+log = logging.getLogger("isthmus.agent.cache")
+
+
+class Entry(NamedTuple):
+    """One event in the journal: sequence, chain digest (hexadecimal), type, body, Unix time of the decision."""
+
+    sequence: int
+    chain: str
+    type: str
+    body: bytes
+    at: float
+
+
+_entries = msgspec.msgpack.Decoder(Entry)
+_encode_entry = msgspec.msgpack.Encoder().encode
+_saved = msgspec.json.Decoder(Saved)
+_encode = msgspec.json.Encoder().encode
+_LENGTH = struct.Struct("=I")
+
+
+class Cache:
+    """Files ``view.json`` and ``view.journal`` in the state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._snapshot = directory / "view.json"
+        self._journal = directory / "view.journal"
+        self._file: IO[bytes] | None = None
+        self._pending = 0
+
+    def load(self, cluster: str, node: str, uid: str) -> View:
+        """The view as last known; an empty one when there is none for this cluster, node and uid."""
+        fresh = View(cluster, node, uid)
+        try:
+            saved = _saved.decode(self._snapshot.read_bytes())
+            view = View.restore(saved)
+        except FileNotFoundError:
+            view = fresh
+        except (OSError, ValueError) as error:
+            log.warning("the cached view is unreadable and is made anew: %s", error)
+            return fresh
+        if (view.cluster, view.node, view.uid) != (cluster, node, uid):
+            log.warning("the cached view belongs to %s/%s and is left aside", view.cluster, view.node)
+            return fresh
+        self._replay(view)
+        return view
+
+    def _replay(self, view: View) -> None:
+        try:
+            data = self._journal.read_bytes()
+        except OSError:
+            return
+        for frame in _frames(data):
+            try:
+                entry = _entries.decode(frame)
+                if entry.sequence <= view.sequence:
+                    continue
+                if entry.sequence != view.sequence + 1:
+                    break
+                event = decode_event(entry.type, entry.body, entry.sequence)
+                head = Head(entry.sequence, bytes.fromhex(entry.chain))
+            except (ValueError, VerificationFailed):
+                break  # the torn end of a killed process; the log continues from here
+            if isinstance(event, UnknownEvent):
+                break
+            view.apply(entry.sequence, event)
+            view.head, view.last_event_at = head, entry.at
+            self._pending += 1
+
+    def append(self, entries: list[Entry]) -> None:
+        """Remember events. Raises OSError."""
+        if self._file is None:
+            self._file = self._journal.open("ab", buffering=0)
+        frames = [_encode_entry(entry) for entry in entries]
+        self._file.write(b"".join([_LENGTH.pack(len(frame)) + frame for frame in frames]))
+        self._pending += len(entries)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return self._pending >= JOURNAL_LIMIT
+
+    def snapshot(self, view: View) -> None:
+        """Write the view and begin a new journal. Raises OSError."""
+        write_atomically(self._snapshot, _encode(view.save()))
+        self.close()
+        self._journal.unlink(missing_ok=True)
+        self._pending = 0
+
+    def close(self) -> None:
+        """Release the journal."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def forget(self) -> bool:
+        """Remove both files: on purpose only. Whether there were any."""
+        self.close()
+        there = self._snapshot.exists() or self._journal.exists()
+        self._snapshot.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+        return there
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    """The journal's entries: each a length of four bytes and MessagePack. A torn last one is left out."""
+    start = _LENGTH.size
+    while start <= len(data):
+        (length,) = _LENGTH.unpack_from(data, start - _LENGTH.size)
+        if start + length > len(data):
+            return
+        yield data[start : start + length]
+        start += length + _LENGTH.size
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

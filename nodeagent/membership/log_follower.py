@@ -1,0 +1,421 @@
+"""Follows the log: joins, reads, verifies, remembers, folds, and hands what changed to the keeper.
+
+The bus may be away at any moment, for any time: then nothing happens here, and nothing in the kernel.
+Membership is read from the log only; the join command merely asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+import msgspec
+from nats.aio.client import Client
+
+from events.bus.access.enrolment import keep_fresh
+from events.bus.client import ControllerClient
+from events.bus.connection import connect
+from events.chain import CHAIN_HEADER, verify_link
+from events.codec import StoredMessage, UnknownEvent, event_of
+from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.jetstream.live import LiveReader
+from events.jetstream.snapshots import SnapshotBucket
+from events.log import LogReader, ReadBatch
+from events.parking import parked_in
+from events.protocol.commands import JoinNode
+from events.telemetry.logs import at_sequence
+from events.telemetry.role import Telemetry
+from events.types import CidrAppended
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.membership.cache import Cache, Entry
+from nodeagent.membership.peers import Change
+from nodeagent.membership.view import View
+from nodeagent.tracing import processing, receiving
+
+log = logging.getLogger("isthmus.agent.bus")
+
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
+REFUSED_RETRY_S = 15.0
+ROOM_SPREAD_S = 0.5
+"""Nodes that wait for a range all see that there is room at the same moment: they ask within this time."""
+
+LEAP_EVENTS = 2000
+"""Events behind from which a snapshot is worth its transfer."""
+
+HOPELESS = frozenset(
+    {"node_fenced", "node_name_invalid", "forbidden", "static_range_refused", "bad_request", "wrong_cluster"}
+)
+"""Refusals that no waiting cures: a node that is no member yet gives up with them."""
+
+
+class Contact(msgspec.Struct):
+    """How the connection to the bus is doing. ``pending``: events known to be in the log and not yet read.
+
+    ``replaced``: the bus has another log than the one that the rows are from.
+    """
+
+    connected: bool = False
+    last_at: float = 0.0
+    pending: int = 0
+    caught_up: bool = False
+    joined: bool = False
+    replaced: bool = False
+
+
+class Follower:
+    """One connection to the bus, for as long as it runs.
+
+    ``apply(view, changes)`` takes the rows' changes of consecutive events. ``underlay`` says the
+    address to join with.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        view: View,
+        cache: Cache,
+        conditions: Conditions,
+        telemetry: Telemetry,
+        *,
+        apply: Callable[[View, Sequence[Change]], Awaitable[None]],
+        underlay: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self.view = view
+        self._cache = cache
+        self._conditions = conditions
+        self._telemetry = telemetry
+        self._apply = apply
+        self._underlay = underlay
+        self.contact = Contact()
+        self.client: Client | None = None
+        self._stream: LiveReader | None = None
+        self.caught_up = asyncio.Event()
+        """Set once the view has reached the log's end as it was known."""
+        self._parked = view.parked
+        self._rejoin = asyncio.Event()
+        self._room = asyncio.Event()
+        self._moved = False
+
+    def rejoin(self) -> None:
+        """Ask for membership (again): at the start, and when the underlay address changed."""
+        self._rejoin.set()
+
+    def moved(self) -> None:
+        """The node's address changed: its connection is dead without knowing it, and its peers must be told."""
+        self._moved = True
+        self._rejoin.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises IsthmusError when a node that is no member can never become one."""
+        self.client = await self._connect()
+        try:
+            self._connected(on=True)
+            self.rejoin()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._join_whenever_asked(self.client), name="join")
+                tasks.create_task(self._read_for_ever(self.client), name="read")
+                if self._config.bus.credentials:
+                    tasks.create_task(
+                        keep_fresh(self.client, Path(self._config.bus.credentials)), name="credentials"
+                    )
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            client, self.client = self.client, None
+            await client.close()
+
+    async def _connect(self) -> Client:
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                client = await connect(
+                    self._config.bus,
+                    name=f"isthmus-agent/{self._config.node}",
+                    on_disconnect=self._lost,
+                    on_reconnect=self._again,
+                )
+            except Unavailable as error:
+                self._conditions.set("bus", error.message)
+                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                continue
+            self._conditions.clear("bus")
+            return client
+
+    async def _lost(self) -> None:
+        self._connected(on=False)
+        if self.client is None:
+            return  # we hung up ourselves
+        self._conditions.set("bus", "the connection to the bus is lost; the rows stay as they are")
+
+    async def _again(self) -> None:
+        self._connected(on=True)
+        self._conditions.clear("bus")
+
+    def _connected(self, *, on: bool) -> None:
+        if on or self.contact.connected:  # a try that failed is no contact
+            self.contact.last_at = time.time()
+        self.contact.connected = on
+
+    # ------------------------------------------------------------------ joining
+
+    async def _join_whenever_asked(self, client: Client) -> None:
+        controller = ControllerClient(
+            client, self._config.cluster, actor=f"node/{self._config.node}", telemetry=self._telemetry
+        )
+        while True:
+            await self._rejoin.wait()
+            self._rejoin.clear()
+            if self._moved:
+                self._moved = False
+                await client.force_reconnect()
+            pause_s = RETRY_FIRST_S
+            while True:
+                self._room.clear()
+                try:
+                    await self._join(controller)
+                except Unavailable as error:
+                    self._conditions.set("join", error.message)
+                    pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                except IsthmusError as error:
+                    self._conditions.set("join", error.message)
+                    if error.code in HOPELESS and not self.view.joined:
+                        raise
+                    # A cluster that is about to be defined is a matter of moments, other refusals are not.
+                    soon = error.code == "cluster_not_defined"
+                    pause_s = min(RETRY_LONGEST_S, pause_s * 2) if soon else REFUSED_RETRY_S
+                else:
+                    self._conditions.clear("join")
+                    self.contact.joined = True
+                    break
+                await self._wait_for_room(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _wait_for_room(self, pause_s: float) -> None:
+        """Until it is time to ask again, or the container network has grown."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._room.wait()
+                await asyncio.sleep(random.uniform(0, ROOM_SPREAD_S))  # noqa: S311  jitter, not a secret
+
+    async def _join(self, controller: ControllerClient) -> None:
+        underlay = self._underlay()
+        command = JoinNode(
+            node=self._config.node,
+            uid=self.view.uid,
+            kind=self._config.kind,
+            underlay=underlay,
+            announced=self._config.announced,
+            site=self._config.site,
+        )
+        reply = await controller.send(command)
+        if self._stream is not None:  # our own rows are behind this event: do not wait for the next one
+            self._stream.heard_of(reply.sequence)
+        log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))
+
+    # ------------------------------------------------------------------ reading
+
+    async def _read_for_ever(self, client: Client) -> None:
+        stream = self._stream = LiveReader(
+            client,
+            self._config.cluster,
+            prefix=self._config.bus.api_prefix,
+            recheck=lambda: self._check_same(stream),
+        )
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self._check_same(stream)
+                await self._leap(client, stream)
+                reader = cast(
+                    "AsyncGenerator[ReadBatch, None]", stream.read(after=self.view.sequence, follow=True)
+                )
+                async with aclosing(reader) as batches:  # it is closed before anything else is asked
+                    async for batch in batches:
+                        self._conditions.clear("log")
+                        self.contact.replaced = False
+                        pause_s = RETRY_FIRST_S
+                        await self.take(batch)
+            except VerificationFailed as error:
+                if await self._leave_out(stream):
+                    continue
+                # Our rows are right up to here; nothing that follows can be trusted.
+                self._conditions.set("log", error.message)
+                self.contact.replaced = error.code == "log_replaced"
+                pause_s = REFUSED_RETRY_S
+            except Unavailable as error:
+                self._conditions.set("log", error.message)
+                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    async def _leave_out(self, stream: LogReader) -> bool:
+        """Whether the log says of more events than are known here that they are parked.
+
+        If the view was made with some of them, it is made again without.
+        """
+        try:
+            parked = await parked_in(stream)
+            if parked <= self._parked:
+                return False
+            if any(sequence <= self.view.sequence for sequence in parked - self.view.parked):
+                changes = self.view.become(await self._view_without(stream, parked))
+                self._snapshot_cache()
+                await self._apply(self.view, changes)
+        except (Unavailable, VerificationFailed) as error:
+            log.warning("the parked events cannot be left out yet: %s", error.message)
+            return False
+        self._parked = parked
+        log.warning("left out of the view, for the log says that they are parked: events %s", sorted(parked))
+        return True
+
+    async def _view_without(self, stream: LogReader, parked: frozenset[int]) -> View:
+        """The view as it would be now, made of the log without the parked events."""
+        fresh = View(self._config.cluster, self._config.node, self.view.uid)
+        async for batch in stream.read(until=self.view.sequence):
+            for sequence, subject, headers, body, _ in batch.messages:
+                head = verify_link(fresh.head, sequence, subject, headers, body)
+                fresh.apply(sequence, event_of(headers.get("ce-type", ""), body, sequence, parked))
+                fresh.head = head
+        fresh.last_event_at = self.view.last_event_at
+        return fresh
+
+    async def _check_same(self, stream: LiveReader) -> None:
+        """Raises VerificationFailed(log_replaced) when the log is not the one followed, Unavailable."""
+        try:
+            await stream.check_same(self.view.head)
+        except VerificationFailed as error:
+            raise VerificationFailed(
+                error.code,
+                f"{error.message}. The rows stay as they are. If that log is the right one: stop the agent, "
+                f"`isthmus agent forget`, start it",
+                **error.details,
+            ) from error
+
+    async def _leap(self, client: Client, stream: LogReader) -> None:
+        """Far behind, take the latest snapshot instead of everything since; without one, read it all."""
+        head = await stream.head()
+        if head.sequence - self.view.sequence < LEAP_EVENTS:
+            return
+        try:
+            bucket = SnapshotBucket(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+            snapshot = await bucket.latest()
+        except IsthmusError as error:
+            log.info("no snapshot is used: %s", error.message)
+            return
+        if snapshot is None or snapshot.sequence <= self.view.sequence:
+            return
+        changes = self.view.leap(snapshot)
+        self.view.last_event_at = snapshot.made_at.timestamp()
+        log.info("took the snapshot at event %d (%d members)", snapshot.sequence, len(snapshot.members))
+        self._snapshot_cache()
+        await self._apply(self.view, changes)
+
+    def _snapshot_cache(self) -> None:
+        try:
+            self._cache.snapshot(self.view)
+        except OSError as error:
+            self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
+
+    async def take(self, batch: ReadBatch) -> None:
+        """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
+        self.contact.last_at = time.time()
+        self.contact.pending = batch.pending
+        if batch.messages:
+            with at_sequence(batch.messages[-1].sequence):
+                await self._process(batch.messages)
+        if batch.pending == 0:
+            self.contact.caught_up = True
+            self.caught_up.set()
+
+    async def _process(self, messages: Sequence[StoredMessage]) -> None:
+        if not self._telemetry.tracing:
+            await self._fold(messages)  # without spans a join costs a few dozen microseconds
+            return
+        cluster, live = self._config.cluster, self.contact.caught_up
+        with processing(self._telemetry, cluster, self._config.node, messages, live=live):
+            await self._fold(messages)
+
+    async def _fold(self, messages: Sequence[StoredMessage]) -> None:
+        """The rows first, the journal behind them: a packet waits for the rows only.
+
+        A process killed between the two starts with a journal that is one batch short; the log has it.
+        """
+        before = self.view.sequence
+        try:
+            if not self._telemetry.tracing:
+                changes, failure = self._take_in(messages)
+                await self._apply(self.view, changes)
+            else:
+                with receiving(self._telemetry, self._config.cluster, len(messages)):
+                    changes, failure = self._take_in(messages)
+                with self._telemetry.span("apply", attributes={"isthmus.changes": len(changes)}) as span:
+                    await self._apply(self.view, changes)
+                    if changes and span.is_recording():  # no more lines than traces: no storm in full
+                        first, last = messages[0].sequence, messages[-1].sequence
+                        log.info("events %d to %d: %d changes of peers handed on", first, last, len(changes))
+        finally:
+            self._remember(messages[: self.view.sequence - before])
+        if failure is not None:
+            raise failure
+
+    def _take_in(self, messages: Sequence[StoredMessage]) -> tuple[list[Change], VerificationFailed | None]:
+        """Fold the messages up to the first that is not sound."""
+        view = self.view
+        changes: list[Change] = []
+        for message in messages:
+            sequence, subject, headers, body, _ = message
+            try:
+                head = verify_link(view.head, sequence, subject, headers, body)
+                type_name = headers.get("ce-type", "")
+                event = event_of(type_name, body, sequence, self._parked)
+                changes += view.apply(sequence, event)
+            except VerificationFailed as error:
+                return changes, error  # what came before it is sound, and is applied
+            if isinstance(event, UnknownEvent):
+                # A newer controller's event: rows of members come from types that this agent knows.
+                log.info(
+                    "event %d has the type %s, which this agent does not know",
+                    sequence,
+                    type_name,
+                    extra={"isthmus": {"sequence": sequence}},
+                )
+            view.head = head
+            if type(event) is CidrAppended:
+                self._room.set()
+        return changes, None
+
+    def _remember(self, messages: Sequence[StoredMessage]) -> None:
+        """Append to the journal what has become part of the view."""
+        if not messages:
+            return
+        self.view.last_event_at = decided_at = _decided_at(messages[-1])
+        try:
+            self._cache.append(
+                [
+                    Entry(m.sequence, m.headers[CHAIN_HEADER], m.headers.get("ce-type", ""), m.body, decided_at)
+                    for m in messages
+                    if m.sequence not in self._parked  # the journal then ends here; the log goes on
+                ]
+            )
+            if self._cache.full:
+                self._cache.snapshot(self.view)
+            self._conditions.clear("cache")
+        except OSError as error:
+            self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
+
+
+def _decided_at(message: StoredMessage) -> float:
+    """When the controller decided it (Unix seconds); 0 when the header says nothing readable."""
+    try:
+        return datetime.fromisoformat(message.headers["ce-time"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0

@@ -1,0 +1,115 @@
+"""Other members as this node must reach them, and the rule that the newest epoch of a range wins.
+
+Pure values and a pure fold; it must never touch the kernel, the clock or the bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from nodeagent.dataplane.rows import Rows, address_bytes, mac_bytes, route_key, split_cidr
+
+
+class Peer(msgspec.Struct, frozen=True, gc=False):
+    """One member with its range.
+
+    ``epoch`` is the sequence of the allocation event; ``underlay`` is the address by which this
+    node reaches the peer (the announced one, when the peer is behind NAT).
+    """
+
+    node: str
+    uid: str
+    epoch: int
+    cidr: str
+    vtep_mac: str
+    underlay: str
+
+    def rows(self) -> Rows:
+        """The three rows that make the peer reachable: neighbour, FDB, route.
+
+        The first address of the range is the peer's VTEP address: next hop of its route and key of
+        its neighbour entry.
+        """
+        first, mac, underlay, route = self.packed()
+        return Rows({first: mac}, {mac: underlay}, {route: first})
+
+    def packed(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """What the rows are made of: VTEP address, VTEP MAC, underlay address, route key."""
+        first, length = split_cidr(self.cidr)
+        return first, mac_bytes(self.vtep_mac), address_bytes(self.underlay), route_key(first, length)
+
+
+class Change(NamedTuple):
+    """What one step did to the peers. Both ``None``: nothing (old news)."""
+
+    before: Peer | None
+    after: Peer | None
+
+
+NOTHING = Change(None, None)
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
+
+class PeerTable:
+    """The peers by range, tolerant of any order of delivery.
+
+    A range has at most one owner, the one with the highest epoch ever seen; ``_floors`` remembers
+    the highest epoch that was removed, so that a late addition of an earlier owner stays out.
+    Its size is bounded by the number of ranges of the cluster.
+    """
+
+    def __init__(self, peers: Iterable[Peer] = (), floors: Mapping[str, int] | None = None) -> None:
+        self._by_range: dict[str, Peer] = {}
+        self._floors: dict[str, int] = dict(floors or {})  # range → highest epoch that is over
+        self._by_node: dict[str, str] = {}  # node name → its range
+        for peer in peers:
+            self.put(peer)
+
+    def __len__(self) -> int:
+        return len(self._by_range)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._by_range.values())
+
+    def floors(self) -> dict[str, int]:
+        """The highest epoch that has ended, by range."""
+        return dict(self._floors)
+
+    def get(self, cidr: str) -> Peer | None:
+        """The owner of a range, if it has one."""
+        return self._by_range.get(cidr)
+
+    def of_node(self, node: str) -> Peer | None:
+        """The peer of that name, if it holds a range."""
+        cidr = self._by_node.get(node)
+        return self._by_range.get(cidr) if cidr is not None else None
+
+    def put(self, peer: Peer) -> Change:
+        """Add or replace the owner of a range; an older epoch than known changes nothing."""
+        before = self._by_range.get(peer.cidr)
+        if peer.epoch <= self._floors.get(peer.cidr, 0) or (before is not None and before.epoch > peer.epoch):
+            return NOTHING
+        if before == peer:
+            return NOTHING
+        if before is not None and before.node != peer.node:
+            self._forget_name(before)
+        self._by_range[peer.cidr] = peer
+        self._by_node[peer.node] = peer.cidr
+        return _new(Change, (before, peer))
+
+    def remove(self, cidr: str, epoch: int) -> Change:
+        """End one epoch of a range; a newer owner of the same range stays."""
+        self._floors[cidr] = max(epoch, self._floors.get(cidr, 0))
+        before = self._by_range.get(cidr)
+        if before is None or before.epoch > epoch:
+            return NOTHING
+        del self._by_range[cidr]
+        self._forget_name(before)
+        return Change(before, None)
+
+    def _forget_name(self, peer: Peer) -> None:
+        if self._by_node.get(peer.node) == peer.cidr:
+            del self._by_node[peer.node]
