@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VERSION = "0.1.0"
-COMMIT = "9c6dd37300ad17df6b34370bd092aae8e2bb2d59"
-"""The last commit of release 0.1.0. Its dependencies are those of today."""
+VERSION = "0.2.0"
+COMMIT = "2c9b91563fb99f8664d9fd7a5a269da2fa60331a"
+"""The last commit of release 0.2.0. Its dependencies are those of today."""
 
 
 def _git(*words: str) -> subprocess.CompletedProcess[bytes]:
