@@ -16,7 +16,7 @@ _EXIT = {"Usage": 2, "Unavailable": 3, "Overloaded": 3, "OutcomeUnknown": 3}
 _HEAD = """\
 # Codes
 
-Generated from `events/codes.py` and `events/protocol/queries.py` by `python -m events.codes_table`;
+Generated from `events/codes` and `events/protocol/queries.py` by `python -m events.codes_table`;
 do not edit.
 
 Every error that reaches a person or a program carries one of these codes. A code is never renamed or

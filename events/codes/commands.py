@@ -1,0 +1,215 @@
+"""Codes of requests, the address plan, nodes and CLB reservations: what a controller refuses."""
+
+from __future__ import annotations
+
+from events.codes.code import Code
+
+COMMAND_CODES: dict[str, Code] = {
+    # --- requests -------------------------------------------------------------------------------
+    "bad_request": Code(
+        "BadRequest",
+        "The request is not valid JSON of the expected shape.",
+        "Correct the field that the message names; `isthmus COMMAND --help` shows the accepted form.",
+    ),
+    "payload_too_large": Code(
+        "BadRequest",
+        "The request is larger than the controller accepts.",
+        "Send fewer items per request; the message gives the size and the limit.",
+    ),
+    "unsupported_schema": Code(
+        "BadRequest",
+        "The request was made for another version of the command schema.",
+        "Bring the client and the controller to versions that share a schema; the message lists both.",
+    ),
+    "unknown_command": Code(
+        "BadRequest", "No command of that name exists.", "Check the spelling and the controller's version."
+    ),
+    "wrong_cluster": Code(
+        "BadRequest",
+        "The request names another cluster than the controller serves.",
+        "Point the client at the right cluster (`--cluster`, ISTHMUS_CLUSTER).",
+    ),
+    "forbidden": Code(
+        "Refused",
+        "The caller may not do this: a node asked for another node, or its credentials do not reach so far.",
+        "Use credentials that cover the action; an agent acts for its own node only.",
+    ),
+    "unknown_code": Code(
+        "Refused",
+        "The other side answered with a code that this version does not know.",
+        "Upgrade this side; the message carries the original code.",
+    ),
+    # --- cluster and address plan ------------------------------------------------------------------
+    "cluster_not_defined": Code(
+        "Refused",
+        "No cluster is defined on this log yet.",
+        "Define one first: `isthmus cluster define --cidr … --pods … --services …`.",
+    ),
+    "cluster_already_defined": Code(
+        "Refused",
+        "The cluster exists with another plan; a container CIDR never changes in place.",
+        "Append a further CIDR (`isthmus cluster append`), or define another cluster.",
+    ),
+    "cluster_deleted": Code(
+        "Refused",
+        "The cluster was deleted; its log stays readable and takes no further command.",
+        "Define another cluster under another name.",
+    ),
+    "cluster_has_live_nodes": Code(
+        "Refused",
+        "A cluster with live nodes cannot be deleted.",
+        "Remove the nodes that the message lists, then repeat.",
+    ),
+    "cidr_invalid": Code(
+        "Refused",
+        "The text is not an IPv4 network, or it has host bits set.",
+        "Write the network address, for example 10.3.0.0/16; the message shows the nearest valid one.",
+    ),
+    "cidr_not_private": Code(
+        "Refused",
+        "A container CIDR lies in a private range (9/8, 10/8, 172.16/12, 192.168/16).",
+        "Choose a network from one of these ranges.",
+    ),
+    "cidr_too_small": Code(
+        "Refused",
+        "The Service range leaves no room for a single node.",
+        "Take a larger CIDR, fewer pods per node or fewer Services; the message gives the smallest change.",
+    ),
+    "pods_out_of_range": Code(
+        "Refused",
+        "Pods per node is outside 4 … the size of the CIDR.",
+        "Choose a value inside the bounds that the message names.",
+    ),
+    "services_out_of_range": Code(
+        "Refused",
+        "Services is outside 32 … 32768.",
+        "Choose a value inside these bounds.",
+    ),
+    "cidr_conflict_with_vpc": Code(
+        "Refused",
+        "The container network overlaps a VPC CIDR.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_idc": Code(
+        "Refused",
+        "The container network overlaps a data-centre network.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_clb_subnet": Code(
+        "Refused",
+        "The container network overlaps the subnet of a CLB reservation.",
+        "Choose another subnet or CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_route": Code(
+        "Refused",
+        "The container network overlaps a known route.",
+        "Choose another CIDR, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_other_cluster": Code(
+        "Refused",
+        "The container network overlaps another cluster's container network on the same bus.",
+        "Choose a CIDR that no other cluster uses, or record the exception with --override and a reason.",
+    ),
+    "cidr_conflict_with_own_cidr": Code(
+        "Refused",
+        "The CIDR overlaps a container CIDR that this cluster already has.",
+        "Append a disjoint CIDR.",
+    ),
+    "cidr_conflict_with_node": Code(
+        "Refused",
+        "A node's underlay address lies inside the container network.",
+        "Give the node an address outside it, choose another CIDR, or --override with a reason.",
+    ),
+    "network_unknown": Code(
+        "Refused",
+        "No network of that CIDR is declared.",
+        "List them: `isthmus cluster network list`.",
+    ),
+    "override_invalid": Code(
+        "BadRequest",
+        "The override names no check that can be overridden, or gives no reason.",
+        "Name one of the codes that the message lists and say why: --override CODE=REASON.",
+    ),
+    # --- nodes -------------------------------------------------------------------------------------
+    "node_unknown": Code("Refused", "No live node has that name.", "List the nodes: `isthmus node list`."),
+    "node_name_invalid": Code(
+        "BadRequest",
+        "A node's name is a DNS-1123 subdomain of at most 253 characters.",
+        "Use lower-case letters, digits, '-' and '.'.",
+    ),
+    "node_fenced": Code(
+        "Refused",
+        "That uid was fenced: another machine has taken the name, or an operator removed it.",
+        "Join again with a new uid (reinstall), or under another name.",
+    ),
+    "uid_in_use": Code(
+        "Refused",
+        "A live node of another name has the same uid: a cloned machine, or a renamed one.",
+        "Give the clone a uid of its own, or remove the node of the old name first.",
+    ),
+    "node_attribute_fixed": Code(
+        "Refused",
+        "A member's kind (cloud or external) and site do not change while it is a member.",
+        "Let the node leave (`isthmus node remove`) and join again, or correct its configuration.",
+    ),
+    "underlay_address_in_use": Code(
+        "Refused",
+        "Another live node, or a CLB reservation, already uses that underlay address.",
+        "Remove the other node or reservation first, or correct the address.",
+    ),
+    "underlay_address_invalid": Code(
+        "BadRequest",
+        "The underlay address is not a usable IPv4 unicast address.",
+        "Give the address by which other nodes reach this one.",
+    ),
+    "static_range_refused": Code(
+        "Refused",
+        "Ranges are assigned cyclically and sequentially; a wish for a particular range is refused.",
+        "Join without a wish; the answer names the range.",
+    ),
+    "static_pod_ip_refused": Code(
+        "Refused",
+        "Static pod addresses do not exist in this network mode.",
+        "Let the node assign the pod's address; use a Service for a stable one.",
+    ),
+    "no_free_range": Code(
+        "Refused",
+        "Every range of the pool is allocated, draining or quarantined.",
+        "Append a CIDR, remove nodes, or wait until the moment that the message names.",
+    ),
+    "import_refused": Code(
+        "Refused",
+        "At least one line of a batch of nodes was refused, so nothing of the batch was written.",
+        "Correct the lines that the report names and import the file again: members are left as they are.",
+    ),
+    "import_unreadable": Code(
+        "BadRequest",
+        "The file is no CSV, JSON or kubectl node list that can be imported.",
+        "The message names the line and the accepted forms; `isthmus node import --help` shows them.",
+    ),
+    # --- CLB -----------------------------------------------------------------------------------------
+    "clb_unknown": Code("Refused", "No CLB reservation has that name.", "List them: `isthmus clb list`."),
+    "clb_already_reserved": Code(
+        "Refused",
+        "A reservation of that name exists with another subnet or other purposes.",
+        "Release it first, or choose another name.",
+    ),
+    "clb_subnet_too_small": Code(
+        "Refused",
+        "Fewer than two addresses of the subnet are usable.",
+        "Choose a larger subnet or shorten the exclusion list; the message counts the addresses.",
+    ),
+    "clb_not_gateway": Code(
+        "Refused",
+        "Only a cloud node can be a gateway, and only an address whose provider is `gateway` has backends.",
+        "Choose a cloud node; reserve with `isthmus clb reserve NAME --provider gateway`.",
+    ),
+    "clb_backend_unknown": Code(
+        "Refused", "The reservation has no such backend or purpose.", "List them: `isthmus clb show NAME`."
+    ),
+    "clb_not_holder": Code(
+        "Refused",
+        "The node reports about an address that it does not hold at that epoch.",
+        "Nothing to do: the agent learns of the new holder from the log.",
+    ),
+}

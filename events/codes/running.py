@@ -1,0 +1,121 @@
+"""Codes of the log, the bus, integrity and credentials: what a running system meets."""
+
+from __future__ import annotations
+
+from events.codes.code import Code
+
+RUNNING_CODES: dict[str, Code] = {
+    # --- the log and the bus ----------------------------------------------------------------------------
+    "bus_unreachable": Code(
+        "Unavailable",
+        "No NATS server answers at the given address.",
+        "Check the address (`--bus`, ISTHMUS_BUS), the server, the network and the credentials.",
+    ),
+    "log_missing": Code(
+        "Unavailable",
+        "The bus has no stream for that cluster.",
+        "Check `--cluster`; a controller creates the stream when it first starts.",
+    ),
+    "log_unavailable": Code(
+        "Unavailable",
+        "The stream did not answer in time (no quorum, or the server is starting).",
+        "Wait or check the JetStream servers; nothing was lost.",
+    ),
+    "log_settings_differ": Code(
+        "Refused",
+        "A stream of that name exists with other settings than the log needs.",
+        "Correct the settings that the message lists, or use another bus or cluster name.",
+    ),
+    "no_controller": Code(
+        "Unavailable",
+        "No controller answers for that cluster.",
+        "Start one: `isthmus controller` or `isthmus up`.",
+    ),
+    "overloaded": Code(
+        "Overloaded",
+        "The controller's queue of commands is full.",
+        "Repeat after the time that the message names; repeating is safe.",
+    ),
+    "outcome_unknown": Code(
+        "OutcomeUnknown",
+        "The acknowledgement was lost; the command may have taken effect.",
+        "Repeat with the same command id: it has no second effect.",
+    ),
+    "wrong_last_sequence": Code(
+        "Refused",
+        "The log has grown since the state that the decision was made on.",
+        "Read up to the present and decide again (the controller does this by itself).",
+    ),
+    "event_too_large": Code(
+        "Refused",
+        "An event exceeds the largest message of the bus, or a batch 1,000 messages.",
+        "Split the request.",
+    ),
+    "trace_unknown": Code(
+        "Refused",
+        "No span of what was asked for is kept.",
+        "Look at `isthmus trace list`; sampling and the size of the built-in store decide what is kept.",
+    ),
+    # --- integrity --------------------------------------------------------------------------------------
+    "chain_broken": Code(
+        "VerificationFailed",
+        "An event's hash does not follow from its predecessor and its content.",
+        "Treat the log as tampered or damaged from the named sequence on; restore from an archive.",
+    ),
+    "sequence_gap": Code(
+        "VerificationFailed",
+        "A sequence is missing; the log is gap-free by construction.",
+        "Treat the log as damaged at the named sequence; restore from an archive or a mirror.",
+    ),
+    "snapshot_invalid": Code(
+        "VerificationFailed",
+        "A snapshot contradicts itself or the log that it is of.",
+        "Nothing is lost: agents then read the log from its beginning; the next snapshot replaces it.",
+    ),
+    "event_unknown": Code(
+        "VerificationFailed",
+        "An event's type or version is unknown to this program.",
+        "Upgrade this program; a projection stops rather than guess.",
+    ),
+    "event_malformed": Code(
+        "VerificationFailed",
+        "A stored event cannot be decoded.",
+        "Look at the named sequence with `isthmus replay log`; somebody wrote past the controller.",
+    ),
+    "invariant_violated": Code(
+        "VerificationFailed",
+        "The state contradicts an invariant of the design.",
+        "Report it with the named sequence; `isthmus replay bisect` shows the event that did it.",
+    ),
+    # --- credentials ------------------------------------------------------------------------------------
+    "credentials_missing": Code(
+        "Refused",
+        "A key or credentials file is not there or cannot be read.",
+        "Make it with `isthmus credentials …`, or point at the right folder or file.",
+    ),
+    "credentials_invalid": Code(
+        "Refused",
+        "A key, a JWT or a credentials file is damaged or of the wrong kind.",
+        "Fetch or make it anew; the message says what is wrong, never what was in it.",
+    ),
+    "credentials_exist": Code(
+        "Refused",
+        "Credentials are there already and would be replaced.",
+        "Use `isthmus credentials rotate` to replace them, or name another folder.",
+    ),
+    "credentials_revoked": Code(
+        "Refused",
+        "The credentials of that name were revoked.",
+        "If the machine is to come back, make new ones with `isthmus credentials node NAME --again`.",
+    ),
+    "token_invalid": Code(
+        "Refused",
+        "The join token is damaged, expired, or for another node or cluster.",
+        "Make a new one with `isthmus credentials token NODE`.",
+    ),
+    "token_used": Code(
+        "Refused",
+        "The join token was used before; each is good for one machine.",
+        "If that was not you, revoke the node at once; else make a new token.",
+    ),
+}

@@ -1,0 +1,127 @@
+"""Every event that can be written, as frozen structs named in the past tense.
+
+The body of a message is one of these as JSON; which one is said by the ``ce-type`` header
+(``<aggregate>.<verb>.v<version>``), so that a reader can decide about a type that it does not know
+before it decodes anything.
+
+Rules for change: a new field gets a default; a field never changes its type or meaning, and a ``Literal``
+takes no further value, since an earlier release refuses the whole event for it; anything else is a new
+version of the type and an upcaster in :mod:`events.upcasters`. Nothing is ever removed. The tests hold the
+types against the schemas of earlier releases (``tests/replay/released``).
+
+Addresses and networks are text (``10.3.7.0/26``), so that a person can read the log; ``index`` is
+the position of a range in the pool, counted over all container CIDRs in the order of their
+definition, so that a fold need not parse an address. Moments are UTC.
+"""
+
+from __future__ import annotations
+
+from events.types.base import Affinity, CheckKind, Event, Network, NetworkKind, NodeKind, Protocol
+from events.types.clb import (
+    ClbAddress,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    ClbRefused,
+    ClbReleased,
+    ClbReserved,
+)
+from events.types.cluster import (
+    CidrAppended,
+    ClusterDefined,
+    ClusterDeleted,
+    ConflictOverridden,
+    ConflictRefused,
+    NetworkDeclared,
+    NetworkWithdrawn,
+)
+from events.types.node import (
+    NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+    NodeJoined,
+    NodeLeft,
+    NodeRecovered,
+    NodeUnderlayChanged,
+    NodeUnreachable,
+)
+from events.types.range import AllocationRefused, RangeAllocated, RangeDraining, RangeFreed, RangeQuarantined
+from events.types.record import EventsParked, JoinTokenUsed
+
+__all__ = [
+    "EVENT_TYPES",
+    "Affinity",
+    "AllocationRefused",
+    "CheckKind",
+    "CidrAppended",
+    "ClbAddress",
+    "ClbBackendAdded",
+    "ClbBackendHealthChanged",
+    "ClbBackendRemoved",
+    "ClbHolderAssigned",
+    "ClbHolderWithdrawn",
+    "ClbRefused",
+    "ClbReleased",
+    "ClbReserved",
+    "ClusterDefined",
+    "ClusterDeleted",
+    "ConflictOverridden",
+    "ConflictRefused",
+    "Event",
+    "EventsParked",
+    "JoinTokenUsed",
+    "Network",
+    "NetworkDeclared",
+    "NetworkKind",
+    "NetworkWithdrawn",
+    "NodeFenced",
+    "NodeGatewayMarked",
+    "NodeGatewayUnmarked",
+    "NodeJoined",
+    "NodeKind",
+    "NodeLeft",
+    "NodeRecovered",
+    "NodeUnderlayChanged",
+    "NodeUnreachable",
+    "Protocol",
+    "RangeAllocated",
+    "RangeDraining",
+    "RangeFreed",
+    "RangeQuarantined",
+]
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    ClusterDefined,
+    ClusterDeleted,
+    CidrAppended,
+    NetworkDeclared,
+    NetworkWithdrawn,
+    ConflictOverridden,
+    ConflictRefused,
+    NodeJoined,
+    NodeUnderlayChanged,
+    NodeLeft,
+    NodeUnreachable,
+    NodeRecovered,
+    NodeFenced,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+    RangeAllocated,
+    RangeDraining,
+    RangeQuarantined,
+    RangeFreed,
+    AllocationRefused,
+    ClbReserved,
+    ClbReleased,
+    ClbRefused,
+    ClbBackendAdded,
+    ClbBackendRemoved,
+    ClbBackendHealthChanged,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    JoinTokenUsed,
+    EventsParked,
+)
+"""The whole set, in the order of the documentation."""

@@ -1,0 +1,82 @@
+"""Events about nodes: who is a member, where it is reached, what became of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from events.types.base import Event, NodeKind
+
+
+class _NodeEvent(Event, frozen=True, kw_only=True, gc=False):
+    aggregate: ClassVar[str] = "node"
+    node: str
+    uid: str
+
+    @property
+    def entity(self) -> str:
+        return self.node
+
+
+class NodeJoined(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """A node became a member. ``uid`` names the installation, ``node`` the role.
+
+    ``underlay`` is the address on the node's own link, ``announced`` the one by which its peers
+    reach it (they differ behind NAT). ``vtep_mac`` is derived from the uid.
+    """
+
+    verb: ClassVar[str] = "joined"
+    kind: NodeKind
+    underlay: str
+    announced: str
+    vtep_mac: str
+    site: str = ""
+
+
+class NodeUnderlayChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node is reached at another address; its range and epoch stay."""
+
+    verb: ClassVar[str] = "underlay-changed"
+    underlay: str
+    announced: str
+
+
+class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node is no member any more: it said so itself, or an operator removed it (the actor tells)."""
+
+    verb: ClassVar[str] = "left"
+    reason: str = ""
+
+
+class NodeUnreachable(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node's reports stopped. It stays a member: its packets may well be flowing."""
+
+    verb: ClassVar[str] = "unreachable"
+    last_seen: datetime | None = None
+
+
+class NodeRecovered(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """An unreachable node reports again."""
+
+    verb: ClassVar[str] = "recovered"
+
+
+class NodeGatewayMarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """This cloud node may hold addresses of CLB pairs from now on; the mark ends with its membership."""
+
+    verb: ClassVar[str] = "gateway-marked"
+
+
+class NodeGatewayUnmarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The node holds no CLB address any more; what it held was handed over just before."""
+
+    verb: ClassVar[str] = "gateway-unmarked"
+
+
+class NodeFenced(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """This uid is out for good: a twin took the name (``by_uid``), or an operator or a timer decided."""
+
+    verb: ClassVar[str] = "fenced"
+    cause: Literal["rejoin", "operator", "unreachable"]
+    by_uid: str = ""
+    reason: str = ""

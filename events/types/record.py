@@ -1,0 +1,49 @@
+"""Events about join tokens, and about the log itself."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar
+
+from events.types.base import Event
+
+
+class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
+    """A join token was redeemed: the holder of ``public_key`` got the node's credentials.
+
+    ``token`` is the token's own public key, so that the log holds nothing secret; ``expires`` is
+    when the credentials end. A token is good once: the command's id is made of the token.
+    """
+
+    aggregate: ClassVar[str] = "token"
+    verb: ClassVar[str] = "used"
+    token: str
+    node: str
+    public_key: str
+    expires: datetime
+
+    @property
+    def entity(self) -> str:
+        return self.token
+
+
+class EventsParked(Event, frozen=True, kw_only=True, gc=False):
+    """The events ``first`` … ``last`` count as if they had never been written: everybody leaves them out.
+
+    They are what one command wrote (half a decision is none), and one of them, ``poison``, could not be
+    followed: its id and type, and the error's code and words as ``code`` and ``reason``.
+    """
+
+    aggregate: ClassVar[str] = "event"
+    verb: ClassVar[str] = "parked"
+    first: int
+    last: int
+    poison: int
+    poison_id: str
+    poison_type: str
+    code: str
+    reason: str
+
+    @property
+    def entity(self) -> str:
+        return str(self.first)
