@@ -12,7 +12,8 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.options import BusContext, bus_options, console, json_option, print_json, run
+from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.tables import console, print_json
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from events.cli.options import print_table
+from events.cli.tables import print_table
 from nodeagent.local_files import LocalStatus
 
 

@@ -10,7 +10,8 @@ import msgspec
 from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import override_option, send, show_written, write_options
-from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.tables import print_json, print_table
 from events.errors import Usage
 from events.protocol.commands import Override, ReleaseClb, ReserveClb
 from events.protocol.queries import ClbList, ClbView, ListClb, ShowClb

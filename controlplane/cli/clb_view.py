@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from controlplane.console.event_text import sentence
-from events.cli.options import print_table
+from events.cli.tables import print_table
 
 if TYPE_CHECKING:
     from events.codec import Recorded

@@ -14,7 +14,8 @@ from controlplane.cli.common import (
     show_written,
     write_options,
 )
-from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.tables import print_json, print_table
 from events.errors import Usage
 from events.protocol.commands import (
     AppendCidr,

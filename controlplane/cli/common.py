@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from events.cli.options import BusContext, console, controller, parse_pairs, print_json, print_table, run
+from events.cli.options import BusContext, controller, parse_pairs, run
+from events.cli.tables import console, print_json, print_table
 from events.protocol.commands import Command, CommandReply, Override
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -96,7 +96,7 @@ async def _controller(
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
     from controlplane.controller.process import watched
-    from events.cli.options import print_json
+    from events.cli.tables import print_json
 
     options = ControllerOptions(
         cluster=context.cluster,
@@ -146,7 +146,7 @@ def rebuild(context: BusContext, data: Path, as_json: bool) -> None:
     from controlplane.cli.serving import run
     from controlplane.readmodel.rebuild import rebuild as work
     from events.bus.connection import connect
-    from events.cli.options import console, print_json
+    from events.cli.tables import console, print_json
     from events.jetstream.log import JetStreamLog
 
     async def main() -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.cli.options import BusContext, bus_options, console, fields_line, json_option, run
+from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.tables import console, fields_line
 
 if TYPE_CHECKING:
     from events.codec import Recorded

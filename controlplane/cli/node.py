@@ -11,7 +11,8 @@ import click
 from controlplane.cli.common import send, show_written, write_options
 from controlplane.cli.node_file import Line, parse
 from events.bus.client import ControllerClient
-from events.cli.options import BusContext, bus_options, controller, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.tables import print_json, print_table
 from events.errors import Refused
 from events.protocol.commands import FenceNode, ImportNodes, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
@@ -135,7 +136,7 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
         ]
         print_table((f"node {view.node}", ""), rows)
     else:
-        click.echo(f"{view.node} is no member; it asked in vain:")
+        click.echo(f"{view.node} is not a member; its join was refused:")
     if view.refusals:
         print_table(
             ("since", "refused", "because"),
@@ -205,7 +206,7 @@ def import_(
     async def main() -> list[dict[str, Any]]:
         from rich.progress import Progress
 
-        from events.cli.options import console
+        from events.cli.tables import console
 
         report: list[dict[str, Any]] = []
         async with controller(context) as client:

@@ -15,7 +15,8 @@ from controlplane.cluster.addressing.plan import (
     prefix_of,
 )
 from controlplane.cluster.addressing.proposal import Proposal, propose
-from events.cli.options import json_option, print_json, print_table
+from events.cli.options import json_option
+from events.cli.tables import print_json, print_table
 from events.errors import Refused
 
 

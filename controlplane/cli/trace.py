@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import (
-    BusContext,
-    bus_options,
-    console,
-    controller,
-    json_option,
-    print_json,
-    print_table,
-    run,
-)
+from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.tables import console, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.text import Text

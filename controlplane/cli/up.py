@@ -141,7 +141,7 @@ async def _up(
     from events.bus.connection import BusOptions, connect
     from events.bus.server.config import ServerOptions
     from events.bus.server.process import EmbeddedServer
-    from events.cli.options import print_json
+    from events.cli.tables import print_json
 
     store = data / "jetstream"
     store.mkdir(parents=True, exist_ok=True)

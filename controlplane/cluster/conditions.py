@@ -86,7 +86,7 @@ def _pool(state: ClusterState) -> Iterator[Condition]:
         yield Condition(
             code="joins_refused",
             severity="warning",
-            message=f"{len(refused):,} nodes asked in vain ({_some(refused)}): {', '.join(codes)}",
+            message=f"{len(refused):,} nodes were refused a range ({_some(refused)}): {', '.join(codes)}",
         )
 
 

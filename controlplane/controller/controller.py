@@ -35,8 +35,8 @@ from controlplane.controller.commands.ticker import TICK_S, Ticker
 from controlplane.controller.hooks import Changes, NullObserver, Observer
 from controlplane.controller.leadership.leader import Handover, Leadership
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
-from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningRhythm
-from controlplane.controller.publishing.snapshots import Rhythm, SnapshotPublisher
+from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
+from controlplane.controller.publishing.snapshots import SnapshotPublisher, SnapshotSchedule
 from controlplane.controller.replication.command_dedup import Place, Remembered
 from controlplane.controller.replication.halted_log import Standstill
 from controlplane.controller.replication.parker import Parker
@@ -80,8 +80,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = LEASE_TTL_S
     tick_s: float = TICK_S
     limits: Limits = Limits()
-    snapshots: Rhythm = Rhythm()
-    checkpoints: SigningRhythm = SigningRhythm()
+    snapshots: SnapshotSchedule = SnapshotSchedule()
+    checkpoints: SigningSchedule = SigningSchedule()
 
 
 class Controller:
@@ -160,10 +160,10 @@ class Controller:
             replica,
             active=lambda: self.leadership.leading,
             replicas=options.replicas,
-            rhythm=options.snapshots,
+            schedule=options.snapshots,
         )
         self.checkpointer = Checkpointer(
-            options.data, replica, active=lambda: self.leadership.leading, rhythm=options.checkpoints
+            options.data, replica, active=lambda: self.leadership.leading, schedule=options.checkpoints
         )
         self.queries[ListCheckpoints.name] = self.checkpointer.answer
 

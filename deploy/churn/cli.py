@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from events.cli.options import BusContext, bus_options, console, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.tables import console, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,8 @@ from deploy.credentials.cli_common import (
     tell,
 )
 from deploy.credentials.layout import Role
-from events.cli.options import json_option, print_json, run
+from events.cli.options import json_option, run
+from events.cli.tables import print_json
 from events.errors import Usage
 
 

@@ -12,7 +12,8 @@ import click
 from deploy.credentials.authority import TENANT_ROLES, Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
-from events.cli.options import print_json, run
+from events.cli.options import run
+from events.cli.tables import print_json
 
 ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "site", "issuer", "system")
 

@@ -26,7 +26,8 @@ from deploy.credentials.cli_common import (
     when,
 )
 from deploy.credentials.layout import Role
-from events.cli.options import BusContext, bus_options, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.tables import print_json, print_table
 from events.errors import Refused
 
 

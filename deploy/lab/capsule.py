@@ -245,7 +245,7 @@ def _hold(machines: dict[str, Machine], state: ClusterState) -> None:
 
 def work(path: Path, *, as_json: bool, pause: bool) -> int:
     """The sandbox's worker: exit code 0 when every kernel was right at every step."""
-    from events.cli.options import console, print_json
+    from events.cli.tables import console, print_json
 
     report = Report(None if as_json else console())
     asyncio.run(rerun(path, report, pause=pause))

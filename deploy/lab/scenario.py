@@ -73,7 +73,7 @@ def work(
 async def _main(
     programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
-    from events.cli.options import console
+    from events.cli.tables import console
 
     # What the bus client has to say about outages that the lab makes belongs in a file.
     logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import BusContext, bus_options, json_option, print_json, print_table, run
+from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from deploy.nats.mirrors import MirrorState

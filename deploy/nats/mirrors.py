@@ -9,8 +9,9 @@ import msgspec
 from nats.aio.client import Client
 
 from events import subjects
+from events.bus.retry import pauses
 from events.errors import Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses, prefix_of
+from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, prefix_of
 from events.jetstream.snapshots import snapshot_stream_settings
 from events.jetstream.stream import ensure_stream, event_stream_settings, mirror_settings
 

@@ -7,7 +7,6 @@ so that trying again is always safe.
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -18,9 +17,9 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
 from events.bus.connection import was_denied
+from events.bus.retry import backoff_s, raise_if_cancelled
 from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Refused, Unavailable, from_wire
 from events.ids import new_id
-from events.jetstream.api import heed_cancellation
 from events.protocol.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
 from events.protocol.queries import Query
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound=msgspec.Struct)
 
 _encode = msgspec.json.Encoder().encode
+_PAUSE_FIRST_S, _PAUSE_LONGEST_S = 0.05, 1.0
 _ERROR_HEADER = "Nats-Service-Error-Code"
 _reply = msgspec.json.Decoder(CommandReply)
 
@@ -100,7 +100,7 @@ class ControllerClient:
         body = _encode(command)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        pause_s, unanswered, last = 0.05, False, None
+        failures, unanswered, last = 0, False, None
         while True:
             left_s = deadline - loop.time()
             try:
@@ -121,10 +121,11 @@ class ControllerClient:
                 last = error
             except NatsError as error:
                 last = Unavailable("bus_unreachable", f"the bus connection failed: {error}")
+            pause_s = backoff_s(failures, first_s=_PAUSE_FIRST_S, longest_s=_PAUSE_LONGEST_S)
             if loop.time() + pause_s >= deadline:
                 break
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
-            pause_s = min(1.0, pause_s * 2)
+            await asyncio.sleep(pause_s)
+            failures += 1
         if last is not None and not unanswered:
             raise last
         raise OutcomeUnknown(
@@ -155,7 +156,7 @@ class ControllerClient:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        pause_s = 0.05
+        failures = 0
         while True:
             left_s = deadline - loop.time()
             try:
@@ -166,6 +167,7 @@ class ControllerClient:
                 )
             except (NoRespondersError, NatsTimeoutError, TimeoutError) as error:
                 self._check_permitted(subjects.query(self.cluster, query.name))
+                pause_s = backoff_s(failures, first_s=_PAUSE_FIRST_S, longest_s=_PAUSE_LONGEST_S)
                 if loop.time() + pause_s >= deadline:
                     raise Unavailable(
                         "no_controller",
@@ -173,12 +175,12 @@ class ControllerClient:
                         f"start one with `isthmus controller` or check --cluster",
                         cluster=self.cluster,
                     ) from error
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
-                pause_s = min(1.0, pause_s * 2)
+                await asyncio.sleep(pause_s)
+                failures += 1
                 continue
             except NatsError as error:
                 raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
-            heed_cancellation()
+            raise_if_cancelled()
             return _understand(message.data, message.headers or {}, shape)
 
     def _check_permitted(self, subject: str) -> None:
@@ -194,7 +196,7 @@ class ControllerClient:
 
     async def _once(self, subject: str, body: bytes, head: dict[str, str], timeout_s: float) -> CommandReply:
         message = await self._nats.request(subject, body, timeout=timeout_s, headers=dict(head))
-        heed_cancellation()
+        raise_if_cancelled()
         try:
             reply = _reply.decode(message.data)
         except msgspec.MsgspecError as error:

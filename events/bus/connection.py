@@ -12,7 +12,6 @@ import asyncio
 import base64
 import contextlib
 import logging
-import random
 import re
 import ssl
 from collections import deque
@@ -21,13 +20,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from nats.aio.client import Client, Server
-from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
+from nats.aio.client import Client
 
 from events.bus.access import creds
-from events.bus.nats_fastpath import FastClient
-from events.errors import IsthmusError, Refused, Unavailable
+from events.bus.nats_fastpath import REFUSALS, ReconnectingClient
+from events.errors import Refused, Unavailable
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -56,115 +53,12 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
         return creds.load(self.credentials).api_prefix if self.credentials else "$JS.API"
 
 
-_REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
 _DENIED = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IGNORECASE)
 _DENIED_MAX = 32
 _CLOSE_S = 0.5
-_PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
 
-def _asked_to_end() -> int:
-    """How often this task was cancelled and has not taken it back."""
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
-
-
-class _Patient(FastClient):
-    """A client that a refusal or an expiry sends into reconnection instead of closing it for good."""
-
-    refused = False
-    denied: deque[str]
-    """Subjects that the server let this client not publish to, lower case, the latest last."""
-    public_key = ""
-    api_prefix = "$JS.API"
-    """Where these credentials find JetStream's API; :func:`events.jetstream.api.prefix_of` asks."""
-
-    def _connect_command(self) -> bytes:
-        """Name the public key beside the JWT: a server with a plain configuration knows only that."""
-        command = super()._connect_command()
-        if not self.public_key:
-            return command
-        verb, _, options = command.partition(b" ")
-        named = {**msgspec.json.decode(options), "nkey": self.public_key}
-        return b"%b %b\r\n" % (verb, msgspec.json.encode(named))
-
-    async def _process_connect_init(self) -> None:
-        """Log in. nats-py takes whatever line follows the login for consent: a PING, or a hang-up."""
-        transport: Any = self._transport
-        readline = transport.readline
-
-        async def reply() -> bytes:
-            line: bytes = await readline()
-            while line.startswith(b"PING"):  # the server's first one comes while it looks an account up
-                transport.write(b"PONG\r\n")
-                line = await readline()
-            return line
-
-        close = transport.wait_closed
-
-        async def closed() -> None:
-            try:
-                await asyncio.wait_for(close(), _CLOSE_S)
-            except TimeoutError:  # after a failed handshake or a hang-up it would wait for ever
-                transport._io_writer.transport.abort()  # noqa: SLF001  nats-py has no way to
-
-        transport.wait_closed = closed
-        transport.readline = reply
-        try:
-            await super()._process_connect_init()
-            if not self.is_connected:
-                raise NatsError("nats: the server hung up during the login")  # noqa: TRY301  handled below
-        except BaseException as error:
-            transport._io_writer.transport.abort()  # noqa: SLF001  nats-py forgets it
-            if isinstance(error, IsthmusError):  # the file is gone or damaged now: the next try reads it again
-                raise NatsError(f"nats: {error.message}") from error
-            raise
-        finally:
-            transport.readline = readline
-
-    # A cancellation that arrives inside these two is lost: nats-py's flushing swallows it, and so does
-    # ``asyncio.wait_for`` up to Python 3.11 when its result arrives in the same turn (CPython issue 86296).
-    # A task that goes on for ever would never end.
-
-    async def _flush_pending(self, force_flush: bool = False) -> Any:
-        asked = _asked_to_end()
-        result = await super()._flush_pending(force_flush)
-        if _asked_to_end() > asked:
-            raise asyncio.CancelledError
-        return result
-
-    async def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        timeout: float = 0.5,  # noqa: ASYNC109  nats-py's own signature
-        old_style: bool = False,
-        headers: dict[str, Any] | None = None,
-    ) -> Msg:
-        asked = _asked_to_end()
-        message = await super().request(subject, payload, timeout, old_style, headers)
-        if _asked_to_end() > asked:
-            raise asyncio.CancelledError
-        return message
-
-    async def _process_err(self, err_msg: str) -> None:
-        text = err_msg.strip("' ").lower()
-        if self.is_connecting or not text or not any(word in text for word in _REFUSALS):
-            await super()._process_err(err_msg)
-            return
-        self.refused = True
-        await self._error_cb(NatsError(f"nats: the server ended the session: {text}"))
-        await self._process_op_err(NatsError(f"nats: {text}"))
-
-    def _next(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-        """The least tried server, after a jittered pause that grows with its failures."""
-        server = min(servers, key=lambda each: each.reconnects)
-        longest_s = _PAUSE_REFUSED_S if self.refused else _PAUSE_LONGEST_S
-        pause_s = min(longest_s, _PAUSE_FIRST_S * 2 ** min(10, server.reconnects))
-        return server, pause_s * random.uniform(0.5, 1.0)  # noqa: S311  jitter, not a secret
-
-
-def _identity(client: _Patient, options: BusOptions) -> dict[str, Any]:
+def _identity(client: ReconnectingClient, options: BusOptions) -> dict[str, Any]:
     """How the client proves who it is, from a file that is read again at each connection."""
     if not options.credentials:
         return {"user": options.user or None, "password": options.password or None}
@@ -194,7 +88,7 @@ async def connect(
     Refused(forbidden) when one answers and refuses the credentials, and
     Refused(credentials_missing or credentials_invalid) for an unreadable file.
     """
-    client = _Patient()
+    client = ReconnectingClient()
     client.denied = deque(maxlen=_DENIED_MAX)
     identity = _identity(client, options)
     client.api_prefix = options.api_prefix
@@ -242,7 +136,7 @@ async def connect(
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]  # fractions work
                 allow_reconnect=True,
-                reconnect_to_server_handler=client._next,  # noqa: SLF001  our own subclass
+                reconnect_to_server_handler=client.next_server,
                 tls=tls,
                 inbox_prefix=options.inbox_prefix,
                 **identity,
@@ -256,7 +150,7 @@ async def connect(
     ) as error:  # nats-py raises OSError, NoServersError, TimeoutError, ssl errors and bare Exception
         with contextlib.suppress(Exception):
             await asyncio.wait_for(client.close(), _CLOSE_S)
-        refusal = next((text for text in said if any(word in text.lower() for word in _REFUSALS)), "")
+        refusal = next((text for text in said if any(word in text.lower() for word in REFUSALS)), "")
         if refusal:
             raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error
         raise Unavailable(

@@ -1,27 +1,42 @@
-"""What nats-py does with each message, fast: a base class for the connections of :mod:`events.bus.connection`.
+"""What nats-py cannot do, in one place: every use of its private parts, with the reason.
 
-An event carries a dozen headers, and nats-py spends more time on them than everything else together
-spends on the event (150 µs to read one block). Header blocks are read and written here as it does,
-ten times faster; whatever looks unusual goes to nats-py's own code. Many messages are sent with one
-call (:func:`publish_all`), and a subscription whose callback never waits need not have each message
-carried to another task (:func:`inline`).
+Each of these can go when nats-py does it:
+
+* :class:`FastClient` reads and writes header blocks itself. An event carries a dozen headers, and nats-py
+  spent more time on them than everything else together spends on the event (150 µs to read one block with
+  the parser for e-mail; nats.py issues 431 and 925, mended in part). Whatever looks unusual goes to nats-py.
+* :func:`publish_all` sends many messages with one call, and :func:`inline` calls a callback that never waits
+  where the message is read, instead of carrying it to another task (no issue: a different trade).
+* :class:`ReconnectingClient` survives refused and expired credentials (nats.py issues 999 and 1019), a login
+  that hangs, and cancellations that nats-py loses (nats.py issue 373).
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from nats.aio.client import Client
+import msgspec
+from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError, ConnectionDrainingError, MaxPayloadError
+from nats.errors import Error as NatsError
 from nats.protocol import command as protocol
+
+from events.bus.retry import backoff_s
+from events.errors import IsthmusError
 
 _NAMES_LIMIT = 1024
 _LINE = b"NATS/1.0\r\n"
 _END = "\r\n"
 _FORMS_LIMIT = 256
+
+REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
+_CLOSE_S = 0.5
+_PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
 _read_names: dict[str, str] = {}  # header names seen and found valid; the value is the interned name
 _sent_names: set[str] = set()  # header names that nats-py has accepted
@@ -172,6 +187,114 @@ class FastClient(Client):
         super()._remove_sub(sid, max_msgs)
         if sid not in self._subs:
             self._inline.pop(sid, None)
+
+
+def _asked_to_end() -> int:
+    """How often this task was cancelled and has not taken it back."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+class ReconnectingClient(FastClient):
+    """A client that a refusal or an expiry sends into reconnection instead of closing it for good.
+
+    nats-py closes for ever at any error of the server but a stale connection and a forbidden subject:
+    nats.py issues 999 and 1019.
+    """
+
+    refused = False
+    denied: deque[str]
+    """Subjects that the server let this client not publish to, lower case, the latest last."""
+    public_key = ""
+    api_prefix = "$JS.API"
+    """Where these credentials find JetStream's API; :func:`events.jetstream.api.prefix_of` asks."""
+
+    def _connect_command(self) -> bytes:
+        """Name the public key beside the JWT (nats-py sends one): a server without accounts knows only that."""
+        command = super()._connect_command()
+        if not self.public_key:
+            return command
+        verb, _, options = command.partition(b" ")
+        named = {**msgspec.json.decode(options), "nkey": self.public_key}
+        return b"%b %b\r\n" % (verb, msgspec.json.encode(named))
+
+    async def _process_connect_init(self) -> None:
+        """Log in.
+
+        nats-py takes whatever line follows the login for consent, also a PING or the end of the stream,
+        leaves a failed handshake's socket open, and waits without a limit for a peer to close: seen with
+        nats-py 2.16, not reported upstream.
+        """
+        transport: Any = self._transport
+        readline = transport.readline
+
+        async def reply() -> bytes:
+            line: bytes = await readline()
+            while line.startswith(b"PING"):  # the server's first one comes while it looks an account up
+                transport.write(b"PONG\r\n")
+                line = await readline()
+            return line
+
+        close = transport.wait_closed
+
+        async def closed() -> None:
+            try:
+                await asyncio.wait_for(close(), _CLOSE_S)
+            except TimeoutError:  # after a failed handshake or a hang-up it would wait for ever
+                transport._io_writer.transport.abort()  # noqa: SLF001  nats-py has no way to
+
+        transport.wait_closed = closed
+        transport.readline = reply
+        try:
+            await super()._process_connect_init()
+            if not self.is_connected:
+                raise NatsError("nats: the server hung up during the login")  # noqa: TRY301  handled below
+        except BaseException as error:
+            transport._io_writer.transport.abort()  # noqa: SLF001  nats-py forgets it
+            if isinstance(error, IsthmusError):  # the file is gone or damaged now: the next try reads it again
+                raise NatsError(f"nats: {error.message}") from error
+            raise
+        finally:
+            transport.readline = readline
+
+    # A cancellation that arrives inside these two is lost (nats.py issue 373, CPython issue 86296), and a
+    # task that goes on for ever would never end.
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        asked = _asked_to_end()
+        result = await super()._flush_pending(force_flush)
+        if _asked_to_end() > asked:
+            raise asyncio.CancelledError
+        return result
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,  # noqa: ASYNC109  nats-py's own signature
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        asked = _asked_to_end()
+        message = await super().request(subject, payload, timeout, old_style, headers)
+        if _asked_to_end() > asked:
+            raise asyncio.CancelledError
+        return message
+
+    async def _process_err(self, err_msg: str) -> None:
+        text = err_msg.strip("' ").lower()
+        if self.is_connecting or not text or not any(word in text for word in REFUSALS):
+            await super()._process_err(err_msg)
+            return
+        self.refused = True
+        await self._error_cb(NatsError(f"nats: the server ended the session: {text}"))
+        await self._process_op_err(NatsError(f"nats: {text}"))
+
+    def next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """The least tried server, after a jittered pause that grows with its failures."""
+        server = min(servers, key=lambda each: each.reconnects)
+        longest_s = _PAUSE_REFUSED_S if self.refused else _PAUSE_LONGEST_S
+        return server, backoff_s(server.reconnects, first_s=_PAUSE_FIRST_S, longest_s=longest_s)
 
 
 async def publish_all(client: Client, messages: Iterable[Outgoing]) -> None:

@@ -11,7 +11,8 @@ import click
 import msgspec
 
 from events.cli.config import ROLES, add_config, effective, is_secret, load, options_of
-from events.cli.options import json_option, print_json, print_table
+from events.cli.options import json_option
+from events.cli.tables import print_json, print_table
 from events.errors import IsthmusError
 
 role_argument = click.argument("role", type=click.Choice(sorted(ROLES)))

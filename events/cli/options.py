@@ -1,8 +1,7 @@
-"""What every ``isthmus`` command shares: bus options, output for people and machines, running async code.
+"""What every ``isthmus`` command shares: the options of the bus, and running a command's coroutine.
 
-It lives at the bottom of the house because the agent's and the replay tool's commands need it too
-and may not import the control plane. Rich is imported only when something is drawn: ``--help`` and
-``--json`` stay fast.
+It lives in ``events`` because the agent's and the replay tool's commands need it too and may not import
+the control plane. What they print is in :mod:`events.cli.tables`.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import asyncio
 import getpass
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from functools import wraps
@@ -25,8 +23,6 @@ from events import subjects
 from events.errors import Usage
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions
 
@@ -122,53 +118,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on standard output, indented when a person is likely to look."""
-    text = msgspec.json.encode(value)
-    if sys.stdout.isatty():
-        text = msgspec.json.format(text, indent=2)
-    click.echo(text.decode())
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A rich console. Without a terminal it is plain text, 120 columns wide unless COLUMNS says otherwise."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS", "120"))
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width)
-
-
-def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    title: str = "",
-    right: Iterable[str] = (),
-    empty: str = "nothing to show",
-) -> None:
-    """A table for people. ``right`` names the columns of numbers; cells are plain text, never markup.
-
-    Columns that all have no name make a list of facts, without a head.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    aligned = set(right)
-    table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in aligned else "left", overflow="fold")
-    count = 0
-    for row in rows:
-        count += 1
-        table.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
-    target = console()
-    if title:  # by itself, not as the table's: there it would be wrapped to the width of the table
-        target.print(Text(title, style="bold"), soft_wrap=True)
-    target.print(table if count else Text(empty, style="dim"))
-
-
 def suggesting(
     error: click.UsageError, given: str, known: Iterable[str], ctx: click.Context | None
 ) -> click.UsageError:
@@ -188,23 +137,3 @@ def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
             raise Usage("usage", f"{what} {value!r} is not of the form NAME=VALUE")
         pairs[key] = rest
     return pairs
-
-
-def fields_line(fields: Mapping[str, Any], *, hidden: Collection[str] = ()) -> str:
-    """An event's fields in one line for a person: ``key=value``, nested ones as ``{key=value}``.
-
-    Empty values and the ``hidden`` keys, which other columns show, are left out.
-    """
-    return " ".join(
-        f"{key}={_plain(value)}"
-        for key, value in fields.items()
-        if key not in hidden and value not in ("", (), [], {}, None)
-    )
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + fields_line(value) + "}"
-    if isinstance(value, list | tuple):
-        return ",".join(map(_plain, value))
-    return str(value)

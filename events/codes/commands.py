@@ -164,8 +164,8 @@ COMMAND_CODES: dict[str, Code] = {
     ),
     "static_range_refused": Code(
         "Refused",
-        "Ranges are assigned cyclically and sequentially; a wish for a particular range is refused.",
-        "Join without a wish; the answer names the range.",
+        "Ranges are assigned cyclically and sequentially; a request for a particular range is refused.",
+        "Join without asking for one; the answer names the range.",
     ),
     "static_pod_ip_refused": Code(
         "Refused",

@@ -6,10 +6,8 @@ matter here, so that requests are made as they are specified (ADR-1, errors.json
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -95,17 +93,6 @@ async def call(
     return answer
 
 
-def heed_cancellation() -> None:
-    """Raise CancelledError when this task was asked to end and something swallowed it.
-
-    nats-py's flushing does, and ``asyncio.wait_for`` up to Python 3.11 when its result arrives at the
-    same moment (CPython issue 86296). A loop that goes on for ever asks here once per turn.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 async def ensure_alive(client: Client, *, timeout_s: float = PING_S) -> None:
     """After an unanswered request: leave a connection on which not even a ping is answered.
 
@@ -162,19 +149,3 @@ async def _message(
         raise
     message = answer["message"]
     return int(message["seq"]), parse_headers(base64.b64decode(message.get("hdrs", "")))
-
-
-async def pauses(deadline: float, *, first_s: float = 0.02, longest_s: float = 1.0) -> AsyncIterator[float]:
-    """Seconds left at each try: the first at once, the next after growing, jittered pauses.
-
-    Ends at ``deadline`` (the loop's clock).
-    """
-    loop = asyncio.get_running_loop()
-    pause_s = first_s
-    while True:
-        left_s = deadline - loop.time()
-        if left_s <= 0:
-            return
-        yield left_s
-        await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), max(0.0, deadline - loop.time())))  # noqa: S311
-        pause_s = min(longest_s, pause_s * 2)

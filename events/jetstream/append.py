@@ -24,6 +24,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
 from events.bus.nats_fastpath import Outgoing, publish_all
+from events.bus.retry import pauses
 from events.chain import CHAIN_HEADER
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
@@ -38,7 +39,6 @@ from events.jetstream.api import (
     error_in,
     last_message,
     message_at,
-    pauses,
 )
 from events.log import BATCH_LIMIT
 

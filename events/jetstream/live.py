@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -26,17 +25,11 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.nats_fastpath import inline
+from events.bus.retry import jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.jetstream.api import (
-    DEFAULT_PREFIX,
-    ApiError,
-    heed_cancellation,
-    message_at,
-    pauses,
-    prefix_of,
-)
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, message_at, prefix_of
 from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
 from events.jetstream.read import log_head
 from events.log import ReadBatch
@@ -177,7 +170,7 @@ class LiveReader:
             await window.open(subjects.live_wildcard(self._cluster))
             check_at = loop.time()
             while until is None or position < until:
-                heed_cancellation()
+                raise_if_cancelled()
                 run = window.take(until)
                 if run:
                     position = run[-1].sequence
@@ -202,7 +195,7 @@ class LiveReader:
                 elif window.newest <= position:
                     yield ReadBatch((), 0)  # the stream says that nothing is missing
                 pause_s = min(pause_s, self._check_s)
-                check_at = loop.time() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311  jitter
+                check_at = loop.time() + jittered_s(pause_s)
                 pause_s *= 2
         finally:
             await window.close()
@@ -212,7 +205,7 @@ class LiveReader:
         """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""
         loop = asyncio.get_running_loop()
         while True:
-            heed_cancellation()
+            raise_if_cancelled()
             last: IsthmusError | None = None
             async for left_s in pauses(loop.time() + self._patience_s):
                 try:
@@ -342,7 +335,7 @@ class _Window:
                 self._statistics.held = max(self._statistics.held, len(self._held))
                 if self._late_at is None:
                     pause_s = gap_wait_s * 2 ** min(self._fruitless, _FRUITLESS_MAX)
-                    self._late_at = now + pause_s * random.uniform(1.0, 2.0)  # noqa: S311
+                    self._late_at = now + jittered_s(1.5 * pause_s, 1 / 3)
                 if now >= self._late_at:
                     self._late_at = None
                     self._fruitless += 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import AsyncIterator
 from itertools import islice
@@ -27,19 +26,12 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.nats_fastpath import inline
+from events.bus.retry import jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
-from events.jetstream.api import (
-    STREAM_NOT_FOUND,
-    ApiError,
-    call,
-    ensure_alive,
-    heed_cancellation,
-    last_message,
-    pauses,
-)
+from events.jetstream.api import STREAM_NOT_FOUND, ApiError, call, ensure_alive, last_message
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.log")
@@ -92,7 +84,7 @@ class PullReader:
         loop = asyncio.get_running_loop()
         moved_at = loop.time()
         while stop is None or position < stop:
-            heed_cancellation()
+            raise_if_cancelled()
             session = await self._begin(position, patient=follow)
             try:
                 async for batch in session.batches(stop):
@@ -114,7 +106,7 @@ class PullReader:
     async def _end(self, *, patient: bool) -> int:
         """The last sequence, asked of the leader; tried for ever when ``patient``, else for ``patience_s``."""
         while True:
-            heed_cancellation()
+            raise_if_cancelled()
             try:
                 found = await patient_head(
                     self._client, self._prefix, self._stream, self._wildcard, patience_s=self._patience_s
@@ -123,7 +115,7 @@ class PullReader:
                 if not patient or self._client.is_closed:
                     raise
                 log.warning("stream %s: still unreadable: %s", self._stream, error)
-                await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311  jitter, not a secret
+                await asyncio.sleep(jittered_s(0.6))
             else:
                 return found[0] if found is not None else 0
 
@@ -150,7 +142,7 @@ class PullReader:
         loop = asyncio.get_running_loop()
         last: IsthmusError | None = None
         while True:
-            heed_cancellation()
+            raise_if_cancelled()
             async for left_s in pauses(loop.time() + self._patience_s):
                 session = _Session(self._client, self._prefix, self._stream, position, self._batch_size)
                 try:
@@ -236,7 +228,7 @@ class _Session:
     async def batches(self, stop: int | None) -> AsyncIterator[ReadBatch]:
         """Yield what arrives, up to ``stop``. Raises SessionLost, VerificationFailed(sequence_gap)."""
         while stop is None or self._position < stop:
-            heed_cancellation()
+            raise_if_cancelled()
             if not self._buffer:
                 # What arrived in order is still good; only then does a loss count.
                 if self._lost is not None:

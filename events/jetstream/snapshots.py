@@ -26,9 +26,10 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.bus.retry import pauses
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.errors import Unavailable, VerificationFailed
-from events.jetstream.api import DEFAULT_PREFIX, error_in, pauses, prefix_of
+from events.jetstream.api import DEFAULT_PREFIX, error_in, prefix_of
 from events.jetstream.direct import DirectReader
 from events.jetstream.stream import ensure_stream
 from events.protocol.clb import Traffic
@@ -67,7 +68,7 @@ class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The membership behind ``sequence``, whose chain digest is ``chain`` (64 hexadecimal digits).
 
-    ``cidrs`` are all container CIDRs in the order of the pool; ``fenced`` are barred uids;
+    ``cidrs`` are all container CIDRs in the order of the pool; ``fenced`` are the uids that are out for good;
     ``state_digest`` is the controller's digest of the whole state at that sequence.
     """
 

@@ -20,8 +20,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.bus.retry import raise_if_cancelled
 from events.errors import Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, heed_cancellation
+from events.jetstream.api import DEFAULT_PREFIX
 from events.jetstream.direct import DirectReader
 from events.status import AgentStatus
 
@@ -97,7 +98,7 @@ class StatusReader:
         try:
             yield await self.all()
             while True:
-                heed_cancellation()
+                raise_if_cancelled()
                 arrived.clear()
                 if waiting:
                     batch, waiting = list(waiting.values()), {}

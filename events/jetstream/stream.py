@@ -14,8 +14,9 @@ from typing import Any
 from nats.aio.client import Client
 
 from events import subjects
+from events.bus.retry import pauses
 from events.errors import IsthmusError, Refused, Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, pauses
+from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call
 
 log = logging.getLogger("isthmus.log")
 

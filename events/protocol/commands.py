@@ -5,7 +5,7 @@ A command is a JSON object sent as a NATS request to ``isthmus.<cluster>.command
 carry who asks (``isthmus-actor``), the command's id (``isthmus-command-id``: a repeated id has no
 second effect), the schema version, ``isthmus-dry-run`` and the trace context.
 
-Unknown fields are refused: a misspelt wish must not be silently dropped.
+Unknown fields are refused: a misspelt option must not be silently dropped.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class RemoveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class FenceNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operator declares a node dead: it is removed, its uid barred, and nothing waits for it any more."""
+    """An operator declares a node dead: it is removed, its uid fenced, and nothing waits for it any more."""
 
     name: ClassVar[str] = "fence-node"
     node: str

@@ -39,7 +39,7 @@ CONDITIONS: dict[str, str] = {
     "its agent with --gateway.",
     "clb_no_backend": "A port of a CLB address has no healthy backend; new connections to it are refused.",
     "conflict_overridden": "Somebody accepted an overlap of networks; the message names both sides.",
-    "joins_refused": "Nodes have asked for a range in vain; the message names them and the cause.",
+    "joins_refused": "Nodes asked for a range and were refused; the message names them and the cause.",
     "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
     "Their agents say which rows, and repair them unless another program keeps rewriting them.",
     "log_poisoned": "The log holds an event that the controller cannot follow; the message names it. Answers "
@@ -73,7 +73,7 @@ class ListNodes(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ShowNode(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member, or what is known of a node that asked in vain → :class:`NodeView`."""
+    """One member, or what is known of a node whose join was refused → :class:`NodeView`."""
 
     name: ClassVar[str] = "node"
     node: str

@@ -74,7 +74,7 @@ class NodeGatewayUnmarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
 
 
 class NodeFenced(_NodeEvent, frozen=True, kw_only=True, gc=False):
-    """This uid is out for good: a twin took the name (``by_uid``), or an operator or a timer decided."""
+    """This uid is out for good: another one took the name (``by_uid``), or an operator or a timer decided."""
 
     verb: ClassVar[str] = "fenced"
     cause: Literal["rejoin", "operator", "unreachable"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from events.cli.options import fields_line, json_option, print_json, print_table, run
+from events.cli.options import json_option, run
+from events.cli.tables import fields_line, print_json, print_table
 from replay.cli.source import Source, opened, progress, source_options
 
 _ROWS = 30

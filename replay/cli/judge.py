@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import json_option, print_json, print_table, run
+from events.cli.options import json_option, run
+from events.cli.tables import print_json, print_table
 from replay.cli.source import Source, opened, progress, source_options
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import fields_line, json_option, print_table, run
+from events.cli.options import json_option, run
+from events.cli.tables import fields_line, print_table
 from replay.cli.source import Asked, Source, opened, progress, source_options
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import click
 
-from events.cli.options import json_option, print_json, run
+from events.cli.options import json_option, run
+from events.cli.tables import print_json
 from replay.cli.source import Source, Word, opened, progress, source_options
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from events.cli.options import fields_line, json_option, print_json, print_table, run
+from events.cli.options import json_option, run
+from events.cli.tables import fields_line, print_json, print_table
 from replay.cli.log import brief
 from replay.cli.source import Asked, Source, Word, at_option, opened, source_options
 

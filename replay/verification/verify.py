@@ -225,9 +225,6 @@ def _moment(recorded_ns: int) -> datetime | None:
 
 
 def _program() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from events.telemetry.role import our_version
 
-    try:
-        return f"isthmus {version('isthmus')}"
-    except PackageNotFoundError:
-        return "isthmus"
+    return f"isthmus {our_version()}"

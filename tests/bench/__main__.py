@@ -77,7 +77,7 @@ def main() -> int:
             print(f"{module} failed: {error}", file=sys.stderr)
         print(f"{module} took {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
 
-    from events.cli.options import print_table
+    from events.cli.tables import print_table
 
     print_table(
         ("benchmark", "ours", "baseline", "unit", "ratio", "target", ""),

@@ -17,7 +17,7 @@ from controlplane.controller.controller import Controller
 from controlplane.controller.publishing.checkpointer import (
     KEY_NAME,
     ListCheckpoints,
-    SigningRhythm,
+    SigningSchedule,
     ToldCheckpoints,
 )
 from controlplane.controller.publishing.checkpoints import (
@@ -184,10 +184,10 @@ async def test_the_controller_signs_and_verify_holds_the_log_and_itself_to_it(
     assert "SOUND" in (tmp_path / "audit.html").read_text()
 
 
-async def test_the_rhythm_signs_by_itself(bus: BusOptions, tmp_path: Path) -> None:
-    rhythm = SigningRhythm(events=3, least_s=0.02)
+async def test_the_schedule_signs_by_itself(bus: BusOptions, tmp_path: Path) -> None:
+    schedule = SigningSchedule(events=3, least_s=0.02)
     async with (
-        controller(bus, tmp_path / "data", leads=True, checkpoints=rhythm) as running,
+        controller(bus, tmp_path / "data", leads=True, checkpoints=schedule) as running,
         client(bus) as ops,
         asyncio.timeout(10),
     ):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from controlplane.cluster.digest import state_digest
-from controlplane.controller.publishing.snapshots import Rhythm, snapshot_of
+from controlplane.controller.publishing.snapshots import SnapshotSchedule, snapshot_of
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions
 from events.jetstream.snapshots import SnapshotBucket
@@ -70,8 +70,8 @@ async def test_a_released_range_is_free_only_after_every_live_agent_has_applied_
 
 
 async def test_agents_find_a_snapshot_of_the_live_state(bus: BusOptions, tmp_path: Path) -> None:
-    rhythm = Rhythm(least_s=0.05, quiet_s=0.1)
-    async with controller(bus, tmp_path / "a", snapshots=rhythm) as running, client(bus) as operator:
+    schedule = SnapshotSchedule(least_s=0.05, quiet_s=0.1)
+    async with controller(bus, tmp_path / "a", snapshots=schedule) as running, client(bus) as operator:
         await operator.send(DEFINE)
         for number in range(30):
             last = await operator.send(join(number))

@@ -13,8 +13,8 @@ import logging
 
 from nats.aio.client import Client
 
+from events.bus.retry import raise_if_cancelled
 from events.errors import IsthmusError
-from events.jetstream.api import heed_cancellation
 from events.jetstream.stream import ensure_stream, status_stream_settings
 
 log = logging.getLogger("isthmus.controller")
@@ -41,7 +41,7 @@ class StatusKeeper:
     async def run(self) -> None:
         """Until cancelled. What goes wrong is logged and tried again."""
         while True:
-            heed_cancellation()
+            raise_if_cancelled()
             self._wake.clear()
             pause_s = LOOK_AGAIN_S
             try:

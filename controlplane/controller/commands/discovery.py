@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
@@ -20,15 +19,9 @@ from nats.errors import Error as NatsError
 
 from events.envelope import format_time
 from events.errors import IsthmusError
+from events.telemetry.role import our_version
 
 NAME = "isthmus-controller"
-
-
-def _version() -> str:
-    try:
-        return version("isthmus")
-    except PackageNotFoundError:
-        return "0.0.0"
 
 
 class Discovery:
@@ -70,7 +63,7 @@ class Discovery:
             "type": f"io.nats.micro.v1.{kind}_response",
             "name": NAME,
             "id": self._id,
-            "version": _version(),
+            "version": our_version(),
             "metadata": {"cluster": self._cluster},
         }
 

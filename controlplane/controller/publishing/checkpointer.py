@@ -37,7 +37,7 @@ TOLD_MAX = 200
 _encode = msgspec.json.Encoder().encode
 
 
-class SigningRhythm(msgspec.Struct, frozen=True, kw_only=True):
+class SigningSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint is due ``events`` after the last, or ``quiet_s`` after it if anything changed.
 
     Looked at every ``least_s`` seconds.
@@ -70,7 +70,7 @@ class Checkpointer:
         replica: Replica,
         *,
         active: Callable[[], bool],
-        rhythm: SigningRhythm | None = None,
+        schedule: SigningSchedule | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Reads or makes the key. Raises Usage for an unreadable one, VerificationFailed for a bad file."""
@@ -78,7 +78,7 @@ class Checkpointer:
         self._key = SigningKey.load_or_generate(directory / KEY_NAME)
         self._replica = replica
         self._active = active
-        self._rhythm = rhythm or SigningRhythm()
+        self._schedule = schedule or SigningSchedule()
         self._now = now
         known = read_checkpoints(self._path) if self._path.exists() else []
         self._told = known[-TOLD_MAX:]
@@ -93,7 +93,7 @@ class Checkpointer:
         loop = asyncio.get_running_loop()
         last_s = loop.time()
         while True:
-            await asyncio.sleep(self._rhythm.least_s)
+            await asyncio.sleep(self._schedule.least_s)
             if self._active() and self._due(loop.time() - last_s):
                 try:
                     await self.sign()
@@ -103,7 +103,7 @@ class Checkpointer:
 
     def _due(self, since_s: float) -> bool:
         behind = self._replica.state.sequence - (self.last.sequence if self.last else 0)
-        return behind >= self._rhythm.events or (behind > 0 and since_s >= self._rhythm.quiet_s)
+        return behind >= self._schedule.events or (behind > 0 and since_s >= self._schedule.quiet_s)
 
     async def sign(self) -> Checkpoint:
         """Sign the present and keep it. Raises OSError when the file cannot be written."""

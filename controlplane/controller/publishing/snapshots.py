@@ -25,7 +25,7 @@ from events.protocol.clb import Traffic
 log = logging.getLogger("isthmus.controller")
 
 
-class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot is due ``events`` after the last, or ``quiet_s`` after it if anything changed.
 
     Never more often than every ``least_s`` seconds: making one of ten thousand nodes holds the event
@@ -81,14 +81,14 @@ class SnapshotPublisher:
         *,
         active: Callable[[], bool],
         replicas: int | None = None,
-        rhythm: Rhythm | None = None,
+        schedule: SnapshotSchedule | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._bucket = bucket
         self._replica = replica
         self._active = active
         self._replicas = replicas
-        self._rhythm = rhythm or Rhythm()
+        self._schedule = schedule or SnapshotSchedule()
         self._now = now
         self._ensured = False
         self.published = 0
@@ -97,9 +97,9 @@ class SnapshotPublisher:
     async def run(self) -> None:
         """Publish for ever."""
         loop = asyncio.get_running_loop()
-        last_s = loop.time() - self._rhythm.quiet_s
+        last_s = loop.time() - self._schedule.quiet_s
         while True:
-            await asyncio.sleep(self._rhythm.least_s)
+            await asyncio.sleep(self._schedule.least_s)
             if self._active() and self._due(loop.time() - last_s):
                 try:
                     await self.publish()
@@ -118,4 +118,4 @@ class SnapshotPublisher:
 
     def _due(self, since_s: float) -> bool:
         grown = self._replica.head.sequence - self.published
-        return grown >= self._rhythm.events or (grown > 0 and since_s >= self._rhythm.quiet_s)
+        return grown >= self._schedule.events or (grown > 0 and since_s >= self._schedule.quiet_s)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import random
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from events import subjects
 from events.bus.access import creds
 from events.bus.access.nkeys import KeyPair, generate
 from events.bus.connection import BusOptions, connect
+from events.bus.retry import backoff_s, jittered_s
 from events.errors import IsthmusError, Refused, Unavailable, from_wire
 
 TOKEN_PREFIX = "isthmus1."  # noqa: S105  how a token begins, not one
@@ -155,7 +155,7 @@ async def redeem(
 async def _ask(client: Client, subject: str, asked: EnrolRequest, timeout_s: float) -> str:
     """Ask until answered; the same question has the same answer, so that asking again is safe."""
     loop = asyncio.get_running_loop()
-    deadline, pause_s = loop.time() + timeout_s, 0.1
+    deadline, failures = loop.time() + timeout_s, 0
     while True:
         try:
             message = await client.request(subject, msgspec.json.encode(asked), timeout=min(3.0, timeout_s))
@@ -169,10 +169,11 @@ async def _ask(client: Client, subject: str, asked: EnrolRequest, timeout_s: flo
             error = Unavailable("no_controller", f"no issuer of credentials answers {subject}")
         except msgspec.MsgspecError as bad:
             raise IsthmusError("internal", f"the issuer's answer is unreadable: {bad}") from bad
+        pause_s = backoff_s(failures, first_s=0.1, longest_s=2.0)
         if loop.time() + pause_s >= deadline:
             raise error
-        await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
-        pause_s = min(2.0, pause_s * 2)
+        await asyncio.sleep(pause_s)
+        failures += 1
 
 
 def _fitting(jwt: str, public_key: str) -> str:
@@ -211,18 +212,18 @@ async def keep_fresh(client: Client, path: Path) -> None:
             due = renewal_due(creds.load(path))
         except IsthmusError as error:  # being replaced by somebody, or gone: the session goes on meanwhile
             log.warning("credentials cannot be read: %s [%s]", error.message, error.code)
-            await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+            await asyncio.sleep(jittered_s(RETRY_S))
             continue
         if due is None:
             return
         wait_s = (due - datetime.now(UTC)).total_seconds()
         if wait_s > 0:
             # In steps of an hour: a laptop's or a virtual machine's clock may have jumped meanwhile.
-            await asyncio.sleep(min(wait_s, 3600) * random.uniform(0.95, 1.0))  # noqa: S311
+            await asyncio.sleep(jittered_s(min(wait_s, 3600), 0.05))
             continue
         try:
             fresh = await renew(client, path)
             log.info("credentials renewed; they end at %s", fresh.expires)
         except IsthmusError as error:
             log.warning("credentials not renewed yet: %s [%s]", error.message, error.code)
-            await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+            await asyncio.sleep(jittered_s(RETRY_S))

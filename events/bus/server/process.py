@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import signal
 import socket
@@ -30,6 +29,7 @@ from typing import Self
 
 import msgspec
 
+from events.bus.retry import backoff_s
 from events.bus.server.config import ServerOptions, render
 from events.errors import Refused, Unavailable
 
@@ -291,7 +291,7 @@ class EmbeddedServer:
                 if not self._failed.done():
                     self._failed.set_result(reason)
                 return
-            await asyncio.sleep(min(5.0, 0.05 * 3 ** (quick - 1)) * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(backoff_s(2 * (quick - 1), first_s=0.05, longest_s=5.0))
             self.restarts += 1
             await self._launch(binary)
 
