@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deploy.churn.replay import Outcome
     from deploy.churn.trace import LeaveOrder
-    from deploy.churn.verify import LogProof
+    from deploy.churn.verify import VerifiedLog
 
 
 @click.command()
@@ -48,7 +48,7 @@ def churn(  # noqa: PLR0917 - click passes every option by name
     had at each tick) or a directory of them. Each rise is that many joins, each fall that many leaves,
     sent as real commands as fast as the controller takes them. Simulated agents report what they have
     applied, so drained ranges come back; nodes that are there at the end stay, and a later replay reports
-    for them too. At the end the whole log is read and proven: its hash chain, and that no two owners ever
+    for them too. At the end the whole log is read and verified: its hash chain, and that no two owners ever
     held overlapping addresses.
 
     \b
@@ -103,16 +103,18 @@ async def _churn(
                 )  # fmt: skip
             await settled(log, ledger, ledger.quarantine_s)
         with _Progress(ledger.sequence, quiet=as_json) as progress:
-            proof = await verify_log(log, lambda done, known: progress.update("proving the log", done, known))
+            verified = await verify_log(
+                log, lambda done, known: progress.update("verifying the log", done, known)
+            )
     finally:
         await bus.close()
     if not as_json:
-        _show(outcome, proof, order, seed)
-    return outcome.document(proof, order, seed)
+        _show(outcome, verified, order, seed)
+    return outcome.document(verified, order, seed)
 
 
-def _show(outcome: Outcome, proof: LogProof, order: LeaveOrder, seed: int) -> None:
-    tally, ledger, pool = outcome.tally, proof.ledger, proof.ledger.pool()
+def _show(outcome: Outcome, verified: VerifiedLog, order: LeaveOrder, seed: int) -> None:
+    tally, ledger, pool = outcome.tally, verified.ledger, verified.ledger.pool()
     print_table(
         ("site", "kind", "ticks", "most at once", "live at the end"),
         [
@@ -143,7 +145,8 @@ def _show(outcome: Outcome, proof: LogProof, order: LeaveOrder, seed: int) -> No
         + (f"; {tally.waits:,} joins waited for a free range" if tally.waits else "")
     )
     out.print(
-        f"Proven from {proof.head.sequence:,} events: unbroken hash chain; {ledger.allocations:,} allocations, "
+        f"Verified from {verified.head.sequence:,} events: unbroken hash chain; "
+        f"{ledger.allocations:,} allocations, "
         f"{ledger.wraps} times around the pool, at most {ledger.most_held:,} ranges held at once, "
         "and no two nodes ever shared one"
     )

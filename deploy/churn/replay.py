@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.churn.drive import Driver, Fleet, Tally
-from deploy.churn.proof import Ledger
+from deploy.churn.ledger import Ledger
 from deploy.churn.trace import Trace, changes
 from events.codec import decode
 from events.errors import Refused, Unavailable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from deploy.churn.trace import Change, LeaveOrder
-    from deploy.churn.verify import LogProof
+    from deploy.churn.verify import VerifiedLog
     from events.bus.client import ControllerClient
     from events.log import LogReader
 
@@ -39,7 +39,7 @@ class Outcome:
         """Commands per second."""
         return self.tally.done / self.seconds if self.seconds else 0.0
 
-    def document(self, proof: LogProof, order: str, seed: int) -> dict[str, Any]:
+    def document(self, verified: VerifiedLog, order: str, seed: int) -> dict[str, Any]:
         """The result for a program."""
         return {
             "joins": self.tally.joins,
@@ -53,13 +53,13 @@ class Outcome:
             },
             "leave_order": order,
             "seed": seed,
-            "pool": proof.ledger.pool(),
+            "pool": verified.ledger.pool(),
             "proof": {
-                "events": proof.head.sequence,
-                "head": proof.head.hex,
-                "allocations": proof.ledger.allocations,
-                "most_held": proof.ledger.most_held,
-                "wraps": proof.ledger.wraps,
+                "events": verified.head.sequence,
+                "head": verified.head.hex,
+                "allocations": verified.ledger.allocations,
+                "most_held": verified.ledger.most_held,
+                "wraps": verified.ledger.wraps,
             },
         }
 

@@ -1,11 +1,11 @@
-"""Reads a whole log once and proves it: the hash chain is unbroken and no two owners shared an address."""
+"""Reads a whole log once and verifies it: the hash chain is unbroken and no two owners shared an address."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy.churn.proof import Ledger
+from deploy.churn.ledger import Ledger
 from events.chain import genesis, verify_link
 from events.codec import decode
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class LogProof:
+class VerifiedLog:
     """The evidence: the ledger at the end of the log, and the chain's head there."""
 
     ledger: Ledger
     head: Head
 
 
-async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None = None) -> LogProof:
+async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None = None) -> VerifiedLog:
     """`progress(events read, events known)` is called after each batch.
 
     Raises VerificationFailed (chain_broken, sequence_gap, invariant_violated) at the first event that
@@ -37,4 +37,4 @@ async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None
             ledger.take(decode(message))
         if progress is not None:
             progress(head.sequence, head.sequence + batch.pending)
-    return LogProof(ledger, head)
+    return VerifiedLog(ledger, head)

@@ -1,5 +1,6 @@
-"""The laboratory: a whole two-site deployment in network namespaces on one machine.
+"""`isthmus lab`: a whole two-site deployment in network namespaces on one machine.
 
+``scenario`` runs the ``checks/`` on the ``runtime``, which ``machines/`` and ``traffic/`` make up.
 Everything the lab makes lives inside namespaces of its own, so the kernel removes it when the lab ends,
 however it ends, and nothing outside can be touched by mistake.
 """

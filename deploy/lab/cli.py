@@ -35,7 +35,7 @@ class _LabGroup(click.Group):
 
 
 @click.group(cls=_LabGroup, invoke_without_command=True)
-@click.option("--once", is_flag=True, help="Prove everything, take the lab down, exit 0 or 1 (the default).")
+@click.option("--once", is_flag=True, help="Run every check, take the lab down, exit 0 or 1 (the default).")
 @click.option(
     "--keep", is_flag=True, help="Stay up afterwards for exploring, until Ctrl-C or `isthmus lab down`."
 )
@@ -69,7 +69,7 @@ class _LabGroup(click.Group):
 )  # fmt: skip
 @click.option(
     "--capsule", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-    help="Live an incident capsule again, step by step, in real kernels; with --keep each step waits.",
+    help="Replay an incident capsule step by step in real kernels; with --keep each step waits.",
 )  # fmt: skip
 @click.option(
     "--http", default=7480, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
@@ -83,7 +83,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
     capsule: Path | None, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
-    """A whole two-site cluster on this machine, in network namespaces, proven with real packets.
+    """A whole two-site cluster on this machine, in network namespaces, checked with real packets.
 
     A VPC with cloud nodes and a data centre with external nodes, a router between them, a real NATS
     server, a real controller, a real agent on each node, pods attached by the standard CNI plugins.
@@ -91,7 +91,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     own and goes away with it, however it ends.
 
     \b
-    isthmus lab                         prove everything, then take it down
+    isthmus lab                         run every check, then take it down
     isthmus lab --secure                … with TLS and credentials on
     isthmus lab --keep                  … and stay up for exploring
     isthmus lab exec cloud-1 ip route   look around, from another terminal
@@ -100,7 +100,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
-    isthmus lab --clb                   … and a CLB pair carries traffic, whatever dies
+    isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
@@ -108,7 +108,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     if ctx.invoked_subcommand is not None:
         return
     if capsule is not None:
-        sys.exit(_live_again(capsule, as_json=as_json, pause=keep))
+        sys.exit(_replay_capsule(capsule, as_json=as_json, pause=keep))
     if once and keep:
         raise Usage("usage", "--once takes the lab down at the end, --keep keeps it: give one of them")
     if secure and churn:
@@ -140,7 +140,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     if directory.prepare() and not as_json:
         click.echo("removed what a lab that did not end properly had left behind")
     console = _listen(http) if keep else None
-    programme = scenario.Programme(
+    options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
         bus_servers=int(bus_servers), leaf=leaf, clb=clb,
         console=console.fileno() if console else -1,
@@ -150,7 +150,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     state = run_directory.LabState(name=name, main=os.getpid())
     try:
         code = sandbox.run(
-            lambda: scenario.work(programme, topology, directory, plugins, directory.read() or state),
+            lambda: scenario.work(options, topology, directory, plugins, directory.read() or state),
             lambda init, user_namespace: directory.write(
                 msgspec.structs.replace(state, init=init, user_namespace=user_namespace)
             ),
@@ -161,14 +161,14 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     sys.exit(code)
 
 
-def _live_again(file: Path, *, as_json: bool, pause: bool) -> int:
-    from deploy.lab import capsule
+def _replay_capsule(file: Path, *, as_json: bool, pause: bool) -> int:
+    from deploy.lab import capsule_replay
     from deploy.lab.machines import sandbox, shell
     from replay.capsule import Capsule
 
     Capsule(file).close()  # a file that is none is refused before anything is made
     shell.require_programs()
-    return sandbox.run(lambda: capsule.work(file, as_json=as_json, pause=pause), lambda *_: None)
+    return sandbox.run(lambda: capsule_replay.work(file, as_json=as_json, pause=pause), lambda *_: None)
 
 
 def _listen(port: int) -> socket.socket:
@@ -180,10 +180,10 @@ def _listen(port: int) -> socket.socket:
 
 
 @lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("place")
+@click.argument("machine")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_name
-def exec(place: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001 - the command's name
+def exec(machine: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001 - the command's name
     """Run a command on a machine of the running lab, or in a pod.
 
     \b
@@ -195,23 +195,23 @@ def exec(place: str, command: tuple[str, ...], name: str) -> None:  # noqa: A001
     from deploy.lab.reports import run_directory
 
     state = run_directory.running(name)
-    pid = state.places.get(place)
+    pid = state.machines.get(machine)
     if pid is None:
-        raise Usage("usage", f"the lab has no {place!r}; it has: {', '.join(sorted(state.places))}")
+        raise Usage("usage", f"the lab has no {machine!r}; it has: {', '.join(sorted(state.machines))}")
     shell = shutil.which("bash") or "sh"
     enter_sandbox = ["nsenter", "-t", str(state.init), "-m", "-p", "-n"]
     if state.user_namespace:
         enter_sandbox += ["-U", "--preserve-credentials"]
     # The second step uses PIDs of the lab's own PID namespace, which the first one has entered.
-    enter_place = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "--", *(command or (shell,))]
+    enter_machine = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "--", *(command or (shell,))]
     environment = {
         **os.environ,
         **state.environment,
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
-        "PS1": f"{place}# ",
+        "PS1": f"{machine}# ",
     }
     sys.stdout.flush()
-    os.execvpe("nsenter", [*enter_sandbox, "--", *enter_place], environment)  # noqa: S606 - no shell is meant
+    os.execvpe("nsenter", [*enter_sandbox, "--", *enter_machine], environment)  # noqa: S606 - no shell is meant
 
 
 @lab.command()
@@ -260,7 +260,7 @@ def status(name: str, as_json: bool) -> None:
         click.echo(msgspec.json.encode(state).decode())
         return
     click.echo(f"lab {state.name!r} runs as PID {state.main}")
-    click.echo(f"machines and pods: {', '.join(sorted(state.places)) or '(starting)'}")
+    click.echo(f"machines and pods: {', '.join(sorted(state.machines)) or '(starting)'}")
 
 
 if __name__ == "__main__":

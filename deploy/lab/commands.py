@@ -1,4 +1,4 @@
-"""The command lines that the lab types, as an operator would; the one place that knows their options."""
+"""The command lines that the lab types, as an operator would; the one machine that knows their options."""
 
 from __future__ import annotations
 

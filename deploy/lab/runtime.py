@@ -20,10 +20,10 @@ from deploy.lab import commands
 from deploy.lab.checks.kernel import OverlayRows, overlay_rows
 from deploy.lab.checks.members import Member, Members
 from deploy.lab.machines.daemons import Daemon
-from deploy.lab.machines.machine import Fabric, Place
+from deploy.lab.machines.machine import Fabric, Machine
 from deploy.lab.machines.secure import Security
 from deploy.lab.machines.shell import run
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.topology.layout import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
 from deploy.lab.traffic.pods import Pod, start_pod
 from events.bus.client import ControllerClient
@@ -57,7 +57,7 @@ class LabNode:
     """One node of the running lab."""
 
     node: Node
-    place: Place
+    machine: Machine
     agent: Daemon
     directory: Path
     pods: list[Pod] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Lab:
         self.gateways = False
         """Whether the cloud nodes' agents run with --gateway."""
         self.stand_ins: list[Daemon] = []
-        """Other people's programs, for the proofs of the CLB pair."""
+        """Other people's programs, for the checks of the CLB pair."""
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
         self._issuer: Daemon | None = None
         self._console: Daemon | None = None
@@ -155,10 +155,10 @@ class Lab:
         return [pod for name in sorted(self.nodes) for pod in self.nodes[name].pods]
 
     @property
-    def places(self) -> dict[str, int]:
+    def machines(self) -> dict[str, int]:
         """PIDs that `isthmus lab exec` enters: machines and pods."""
         return {
-            **{name: place.pid for name, place in self.fabric.places.items()},
+            **{name: machine.pid for name, machine in self.fabric.machines.items()},
             **{pod.name: pod.pid for pod in self.pods},
         }
 
@@ -193,7 +193,7 @@ class Lab:
             if self.security is not None:
                 self.security.urls = self.buses.urls
                 if self.buses.leaf is not None:
-                    self.security.leaf = self.buses.leaf.place, self.buses.leaf_url
+                    self.security.leaf = self.buses.leaf.machine, self.buses.leaf_url
                 await self.security.announce_people()
             line = commands.controller(data, self.buses.replicas)
         else:
@@ -201,7 +201,7 @@ class Lab:
             line = commands.up(data, str(self.topology.controller), extra)
         self._controller = Daemon(
             "controller",
-            self.fabric.places["controller"],
+            self.fabric.machines["controller"],
             line,
             self.directory.log("controller"),
             self.controllers_environment,
@@ -209,8 +209,8 @@ class Lab:
         await self._controller.start()
         await self.wait_until(self._connect, START_LIMIT_S, "the controller to answer")
         if self.security is not None:
-            place = self.fabric.places["controller"]
-            self._issuer = self.security.issuer(place, self.directory.log("issuer"))
+            machine = self.fabric.machines["controller"]
+            self._issuer = self.security.issuer(machine, self.directory.log("issuer"))
             await self._issuer.start()
         self._follower = asyncio.create_task(self._follow(), name="lab: follow the log")
 
@@ -222,7 +222,7 @@ class Lab:
         """Makes the controller's console reachable through a listening socket of the host."""
         self._console = Daemon(
             "console",
-            self.fabric.places["controller"],
+            self.fabric.machines["controller"],
             commands.forward(descriptor),
             self.directory.log("console"),
             descriptors=(descriptor,),
@@ -241,7 +241,7 @@ class Lab:
 
     async def _connect(self) -> bool:
         if not self.controller.running:
-            raise ProofFailedError(f"the controller ended:\n{self.controller.last_words()}")
+            raise CheckFailedError(f"the controller ended:\n{self.controller.log_tail()}")
         if self._client is None:
             try:
                 bus = await connect(self._bus_options(), name="isthmus-lab")
@@ -320,18 +320,18 @@ class Lab:
 
     async def start_node(self, node: Node) -> LabNode:
         """Makes the machine and starts its agent; it has joined when this returns."""
-        place = await self.fabric.add_node(node)
+        machine = await self.fabric.add_node(node)
         directory = self.directory.node(node.name)
         directory.mkdir(parents=True)
-        credentials = await self.security.admit(node, place, directory) if self.security else None
+        credentials = await self.security.admit(node, machine, directory) if self.security else None
         environment = self._environment(credentials)
         if self.buses is not None:
             environment["ISTHMUS_BUS"] = self.buses.url_for(node.kind)
         line = commands.agent(node, directory)
         if self.gateways and node.kind == "cloud":
             line.append("--gateway")
-        agent = Daemon(node.name, place, line, self.directory.log(node.name), environment)
-        started = LabNode(node, place, agent, directory)
+        agent = Daemon(node.name, machine, line, self.directory.log(node.name), environment)
+        started = LabNode(node, machine, agent, directory)
         self.nodes[node.name] = started
         await agent.start()
         await self.wait_until(
@@ -344,7 +344,7 @@ class Lab:
     async def _has_joined(self, node: LabNode) -> bool:
         self._check_follower()
         if not node.agent.running:
-            raise ProofFailedError(f"the agent of {node.name} ended:\n{node.agent.last_words()}")
+            raise CheckFailedError(f"the agent of {node.name} ended:\n{node.agent.log_tail()}")
         member = self.members.live.get(node.name)
         return bool(member and member.range) and commands.conflist(node.directory) is not None
 
@@ -357,9 +357,9 @@ class Lab:
         """Starts the node's pods by the CNI configuration that its agent wrote."""
         path = commands.conflist(node.directory)
         if path is None:
-            raise ProofFailedError(f"{node.name} has no CNI configuration")
+            raise CheckFailedError(f"{node.name} has no CNI configuration")
         for name in node.node.pods:
-            node.pods.append(await start_pod(name, node.place, path.read_text(), self.plugins))
+            node.pods.append(await start_pod(name, node.machine, path.read_text(), self.plugins))
 
     async def retire(self, node: LabNode) -> None:
         """Ends the pods and the agent of a node that has left; the machine stays until the lab ends."""
@@ -377,7 +377,7 @@ class Lab:
     async def rows(self, names: Iterable[str] | None = None) -> dict[str, OverlayRows]:
         """The overlay rows in the kernel of each named node (of all, by default)."""
         chosen = list(self.nodes if names is None else names)
-        found = await asyncio.gather(*(overlay_rows(self.nodes[name].place) for name in chosen))
+        found = await asyncio.gather(*(overlay_rows(self.nodes[name].machine) for name in chosen))
         return dict(zip(chosen, found, strict=True))
 
     async def converged(self) -> bool:
@@ -386,7 +386,7 @@ class Lab:
         return all(rows[name] == OverlayRows.of(self.peers_of(name)) for name in rows)
 
     async def wait_converged(self, timeout_s: float = CONVERGE_LIMIT_S) -> float:
-        """Seconds until `converged`. Raises ProofFailedError with the rows that differ."""
+        """Seconds until `converged`. Raises CheckFailedError with the rows that differ."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -397,7 +397,7 @@ class Lab:
                 for name, rows in (await self.rows()).items()
                 for line in rows.differences(OverlayRows.of(self.peers_of(name)))
             ]
-            raise ProofFailedError(f"{error}\n" + "\n".join(lines[:12])) from error
+            raise CheckFailedError(f"{error}\n" + "\n".join(lines[:12])) from error
         return loop.time() - started
 
     async def wait_until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
@@ -415,13 +415,13 @@ class Lab:
         await self.wait_until(condition, timeout_s, what)
         return asyncio.get_running_loop().time() - started
 
-    async def isthmus(self, *arguments: str, place: str = "controller", as_controller: bool = False) -> str:
+    async def isthmus(self, *arguments: str, machine: str = "controller", as_controller: bool = False) -> str:
         """What an operator types, on a machine of the lab: the command's output.
 
         `as_controller`: with a controller's credentials, which may make streams.
         """
         return await run(
-            self.fabric.places[place].inside(commands.ISTHMUS, *arguments),
+            self.fabric.machines[machine].inside(commands.ISTHMUS, *arguments),
             env=self.controllers_environment if as_controller else self.environment,
             timeout_s=COMMAND_LIMIT_S,
         )

@@ -1,4 +1,4 @@
-"""The lab's programme: bring the two sites up, prove every promise, and stay or go.
+"""The lab's scenario: bring the two sites up, run every check, and stay or go.
 
 Runs as the sandbox's worker. It must leave the sandbox the way it found the world: in order when it can,
 by its death when it cannot.
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.lab.checks import bus, overlay
-from deploy.lab.checks import clb as clb_proofs
-from deploy.lab.machines import leaf
+from deploy.lab.checks import bus, leaf, overlay
+from deploy.lab.checks import clb as clb_checks
 from deploy.lab.machines.buses import Buses
-from deploy.lab.reports.report import ProofFailedError, Report
+from deploy.lab.reports.report import CheckFailedError, Report
 from deploy.lab.runtime import Lab
 from events.errors import IsthmusError
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Programme:
+class LabOptions:
     """What to do, from the command line."""
 
     keep: bool
@@ -51,11 +50,11 @@ class Programme:
 
 
 def work(
-    programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
+    options: LabOptions, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
-    """The sandbox's worker: exit code 0 when every proof holds, 1 when one does not, 130 when interrupted."""
+    """The sandbox's worker: exit code 0 when every check passed, 1 when one failed, 130 when interrupted."""
     try:
-        return asyncio.run(_main(programme, topology, directory, plugins, state))
+        return asyncio.run(_main(options, topology, directory, plugins, state))
     except Exception as error:
         # This process has no caller who could show the error: it is a fork in another PID namespace.
         if os.environ.get("ISTHMUS_DEBUG"):
@@ -71,39 +70,39 @@ def work(
 
 
 async def _main(
-    programme: Programme, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
+    options: LabOptions, topology: Topology, directory: RunDirectory, plugins: str, state: LabState
 ) -> int:
     from events.cli.tables import console
 
     # What the bus client has to say about outages that the lab makes belongs in a file.
     logging.basicConfig(filename=directory.log("lab"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    report = Report(None if programme.as_json else console())
+    report = Report(None if options.as_json else console())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     buses = None
-    if programme.bus_servers > 1 or programme.leaf:
-        buses = Buses(programme.bus_servers, leaf=programme.leaf, idc=topology.sites[1], directory=directory)
+    if options.bus_servers > 1 or options.leaf:
+        buses = Buses(options.bus_servers, leaf=options.leaf, idc=topology.sites[1], directory=directory)
     async with Lab(
-        topology, directory, plugins, quarantine_s=programme.quarantine_s, secure=programme.secure, buses=buses
+        topology, directory, plugins, quarantine_s=options.quarantine_s, secure=options.secure, buses=buses
     ) as lab:
-        lab.gateways = programme.clb
-        proving = asyncio.create_task(_prove(lab, report, programme, directory, state), name="lab: prove")
+        lab.gateways = options.clb
+        checking = asyncio.create_task(_run_checks(lab, report, options, directory, state), name="lab: checks")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
-        done, _ = await asyncio.wait({proving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        interrupted = proving not in done
+        done, _ = await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted = checking not in done
         if interrupted:
-            proving.cancel()
-        await asyncio.gather(proving, return_exceptions=interrupted)
+            checking.cancel()
+        await asyncio.gather(checking, return_exceptions=interrupted)
         report.summary(interrupted=interrupted)
-        if programme.as_json:
+        if options.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report.document())).decode() + "\n")
             sys.stdout.flush()
         if not report.ok and not interrupted:
             _show_logs(lab, report)
-        if programme.keep and not interrupted:
-            report.note(_invitation(directory, programme.console_url))
+        if options.keep and not interrupted:
+            report.note(_invitation(directory, options.console_url))
             await stop.wait()
             report.note("taking the lab down")
         stopping.cancel()
@@ -111,23 +110,23 @@ async def _main(
     return 130 if interrupted else (0 if report.ok else 1)
 
 
-async def _prove(
-    lab: Lab, report: Report, programme: Programme, directory: RunDirectory, state: LabState
+async def _run_checks(
+    lab: Lab, report: Report, options: LabOptions, directory: RunDirectory, state: LabState
 ) -> None:
     def publish() -> None:
-        directory.write(msgspec.structs.replace(state, places=lab.places, environment=lab.environment))
+        directory.write(msgspec.structs.replace(state, machines=lab.machines, environment=lab.environment))
 
     if not await _bring_up(lab, report):
         return
-    if programme.console >= 0:
-        await lab.open_console(programme.console)
-        report.note(f"The console is at {programme.console_url}")
+    if options.console >= 0:
+        await lab.open_console(options.console)
+        report.note(f"The console is at {options.console_url}")
     publish()
     await overlay.cyclic_ranges(lab, report)
     await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")
     await overlay.full_size(lab, report)
-    if programme.clb:
-        await clb_proofs.pair(lab, report)
+    if options.clb:
+        await clb_checks.pair(lab, report)
         publish()
     leaver = lab.topology.nodes[-1].name
     freed = lab.members.live[leaver].range
@@ -135,22 +134,22 @@ async def _prove(
     await overlay.newcomer(lab, report, freed)
     publish()
     await overlay.agent_killed(lab, report, lab.topology.nodes[0].name)
-    if lab.buses is not None and programme.bus_servers > 1:
+    if lab.buses is not None and options.bus_servers > 1:
         await bus.server_killed(lab, report, lab.buses)
         await bus.majority_gone(lab, report, lab.buses)
-    if lab.buses is not None and programme.leaf:
+    if lab.buses is not None and options.leaf:
         await leaf.link_cut(lab, report, lab.buses)
     await overlay.bus_stopped(lab, report)
     publish()
-    if programme.churn:
+    if options.churn:
         from deploy.lab.traffic.churn import churn
 
-        await churn(lab, report, programme.churn, seed=programme.seed, kills=programme.kills)
+        await churn(lab, report, options.churn, seed=options.seed, kills=options.kills)
     await overlay.log_holds(lab, report)
 
 
 async def _bring_up(lab: Lab, report: Report) -> bool:
-    with report.stage("Two sites, a router and a management network are laid") as check:
+    with report.stage("Two sites, a router and a management network are set up") as check:
         await lab.fabric.build()
         sites = lab.topology.sites
         check.detail = ", ".join(f"{site.name} {site.subnet}" for site in sites)
@@ -163,7 +162,7 @@ async def _bring_up(lab: Lab, report: Report) -> bool:
         check.measured = defined
         plan = lab.members.plan
         if plan is None:
-            raise ProofFailedError("the log holds no definition")
+            raise CheckFailedError("the log holds no definition")
         check.detail = (
             f"container CIDR {plan.container_cidr}, {plan.capacity} ranges of {plan.range_size} addresses, "
             f"Services {plan.service_cidr}"
@@ -197,7 +196,7 @@ def _show_logs(lab: Lab, report: Report) -> None:
     except RuntimeError:
         return
     for daemon in daemons:
-        report.note(f"\n--- {daemon.name} ({daemon.log})\n{daemon.last_words(8)}")
+        report.note(f"\n--- {daemon.name} ({daemon.log})\n{daemon.log_tail(8)}")
 
 
 def _invitation(directory: RunDirectory, console_url: str) -> str:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.netns
 
 PROGRAM = """
 import asyncio, json, subprocess, sys
-from deploy.lab import sandbox
+from deploy.lab.machines import sandbox
 from nodeagent import firewall
 from tests.e2e.test_firewall_in_place import RULES, WIDER, look
 

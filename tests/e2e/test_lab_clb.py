@@ -1,4 +1,4 @@
-"""The lab with a CLB pair on a secured bus, as a user runs it: every proof, with the numbers of the promise."""
+"""The lab with a CLB pair on a secured bus, as a user runs it: every check, with the numbers of the promise."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_external_nodes_reach_the_api_server_whatever_dies(tmp_path: Path) -> No
     assert planned["longest_silence_s"] < 1
     assert planned["kept"] == planned["in_progress"] > 0
     assert measured("failovers in a row")["longest_silence_s"] < 1
-    split = measured("still believes")
+    split = measured("yields to the new holder")
     assert split["both_answered_s"] <= 3
     assert split["longest_silence_s"] < 5

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.netns
 # Runs `body` (which may use `say`) as the sandbox's worker; `started` prints the init's PID first.
 HARNESS = """
 import os, pathlib, signal, subprocess, sys, threading
-from deploy.lab import sandbox
+from deploy.lab.machines import sandbox
 
 def say(text):
     os.write(1, f"{{text}}\\n".encode())  # in one piece: three processes share the pipe

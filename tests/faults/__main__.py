@@ -101,8 +101,8 @@ async def _run(
     sites = {node.site.name: node.site for node in made.nodes.values()}.values()
     await clients.settle(operator, commands.define(CONTAINER_CIDR, 64, 256, sites, 0.5), "define")
     event_log, reader = JetStreamLog(client, CLUSTER, patience_s=30), StatusReader(client, CLUSTER)
-    places = {name: part.daemon.place for name, part in made.agents.items()}
-    recorder = Recorder(places, made.logs)
+    machines = {name: part.daemon.machine for name, part in made.agents.items()}
+    recorder = Recorder(machines, made.logs)
     await _settled(made, event_log, reader, clients)
     await recorder.start()
     fleet = Fleet(client, LiveReader(client, CLUSTER, check_s=1.0), {})
@@ -122,7 +122,7 @@ async def _run(
     await recorder.stop()
     found["events"] = verdict.head.sequence
     found["wrong"] += [*verdict.wrong, *recorder.taken_away(verdict.state)]
-    found["wrong"] += await differing(places, verdict.state)
+    found["wrong"] += await differing(machines, verdict.state)
 
 
 async def _through(task: asyncio.Task[None]) -> None:

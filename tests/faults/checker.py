@@ -9,7 +9,7 @@ from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import check, violation
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor
-from deploy.churn.proof import Ledger
+from deploy.churn.ledger import Ledger
 from events.chain import Head, genesis, verify_link
 from events.codec import Recorded, decode
 from events.log import LogReader

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor
-from deploy.lab.capsule import expected
+from deploy.lab.capsule_replay import expected_rows
 from deploy.lab.checks.kernel import overlay_rows
 from deploy.lab.machines.daemons import Daemon
-from deploy.lab.machines.machine import Place
+from deploy.lab.machines.machine import Machine
 from events.status import AgentStatus
 
 MONITORS = (("ip", "-o", "monitor", "route", "neigh"), ("bridge", "-o", "monitor", "fdb"))
@@ -21,11 +21,11 @@ SHOWN = 3
 class Recorder:
     """Every change of a kernel's tables, written down while the faults happen."""
 
-    def __init__(self, places: Mapping[str, Place], directory: Path) -> None:
-        self._files = {name: directory / f"kernel-{name}.log" for name in places}
+    def __init__(self, machines: Mapping[str, Machine], directory: Path) -> None:
+        self._files = {name: directory / f"kernel-{name}.log" for name in machines}
         self._daemons = [
-            Daemon(f"monitor {name}", place, command, self._files[name])
-            for name, place in places.items()
+            Daemon(f"monitor {name}", machine, command, self._files[name])
+            for name, machine in machines.items()
             for command in MONITORS
         ]
 
@@ -55,13 +55,13 @@ def _marks(state: ClusterState, name: str) -> set[str]:
     return {cidr, cidr.split("/")[0], state.nodes[name].vtep_mac}
 
 
-async def differing(places: Mapping[str, Place], state: ClusterState) -> list[str]:
+async def differing(machines: Mapping[str, Machine], state: ClusterState) -> list[str]:
     """How the kernels differ from what the log demands, row by row."""
-    found = await asyncio.gather(*(overlay_rows(place) for place in places.values()))
+    found = await asyncio.gather(*(overlay_rows(machine) for machine in machines.values()))
     return [
         f"the kernel of {name}: {line}"
-        for name, rows in zip(places, found, strict=True)
-        for line in rows.differences(expected(state, name))[:SHOWN]
+        for name, rows in zip(machines, found, strict=True)
+        for line in rows.differences(expected_rows(state, name))[:SHOWN]
     ]
 
 

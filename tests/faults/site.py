@@ -3,7 +3,7 @@
     br-vpc ── cloud-1, cloud-2            br-mgmt ── bus-1 … bus-3, controller-1, controller-2, every node,
     br-idc ── idc-1, idc-2                           and the clients (this process)
 
-The machines are the lab's: network and mount namespaces, cables that can be pulled, the shipped server
+The machines are the lab's: network and mount namespaces, links that can be pulled, the shipped server
 configuration, the command lines that an operator types. Runs inside the lab's sandbox.
 """
 
@@ -24,7 +24,7 @@ from controlplane.controller.leadership.lease import lease_stream
 from deploy.lab import commands
 from deploy.lab.machines.buses import Buses
 from deploy.lab.machines.daemons import Daemon
-from deploy.lab.machines.machine import Fabric, Place
+from deploy.lab.machines.machine import Fabric, Machine
 from deploy.lab.machines.shell import CommandFailedError, run
 from deploy.lab.reports.run_directory import RunDirectory
 from deploy.lab.topology.layout import MANAGEMENT, Node, two_sites
@@ -96,7 +96,7 @@ class Site:
                 if not part.hurt and not part.daemon.running:
                     code = part.daemon.process.returncode if part.daemon.process else None
                     if code != EXIT_UNREACHABLE:
-                        self.wrong.append(f"{part.name} ended by itself ({code}): {part.daemon.last_words(5)}")
+                        self.wrong.append(f"{part.name} ended by itself ({code}): {part.daemon.log_tail(5)}")
                     await part.daemon.start()
             await asyncio.sleep(WATCH_S)
 
@@ -135,22 +135,22 @@ class Site:
                 await asyncio.sleep(fault.lasts_s)
                 part.daemon.send(signal.SIGCONT)
             elif fault.kind == "cut off":
-                await self._cable(part, +1)
+                await self._link(part, +1)
                 await asyncio.sleep(fault.lasts_s)
-                await self._cable(part, -1)
+                await self._link(part, -1)
             else:
-                await _fill_disk(part.daemon.place, self.store(part))
+                await _fill_disk(part.daemon.machine, self.store(part))
                 await asyncio.sleep(fault.lasts_s)
                 # An operator makes room and starts the server again.
-                await part.daemon.place.run("rm", "-f", f"{self.store(part)}/ballast")
+                await part.daemon.machine.run("rm", "-f", f"{self.store(part)}/ballast")
                 await part.daemon.kill()
                 await _ensure_running(part)
         finally:
             part.hurt -= 1
 
-    async def _cable(self, part: Part, change: int) -> None:
+    async def _link(self, part: Part, change: int) -> None:
         part.cuts += change
-        await run(["ip", "link", "set", f"m-{part.daemon.place.name}", "down" if part.cuts else "up"])
+        await run(["ip", "link", "set", f"m-{part.daemon.machine.name}", "down" if part.cuts else "up"])
 
     def store(self, part: Part) -> str:
         return str(self.buses.store(part.name))
@@ -171,12 +171,12 @@ async def _ensure_running(part: Part) -> None:
         await part.daemon.start()
 
 
-async def _fill_disk(place: Place, store: str) -> None:
+async def _fill_disk(machine: Machine, store: str) -> None:
     """Nothing is left for the server, whose own files lie beside the ballast."""
     fill = f"fallocate -l $(($(stat -f -c '%a*%S' {store}))) {store}/ballast"
     for _ in range(3):  # the server takes and gives space meanwhile
         try:
-            await place.run("sh", "-c", fill)
+            await machine.run("sh", "-c", fill)
         except CommandFailedError:
             continue
         return
@@ -192,22 +192,22 @@ async def build(directory: RunDirectory, *, servers: int) -> Site:
     for name, server in buses.hub.items():
         # A disk of its own, small enough to be filled.
         store = str(buses.store(name))
-        await server.place.run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", store)
+        await server.machine.run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", store)
     environment = {"ISTHMUS_BUS": ",".join(buses.urls), "ISTHMUS_CLUSTER": CLUSTER}
     controllers, agents = {}, {}
     for index, name in enumerate(CONTROLLERS):
-        place = await fabric.add_server(name, MANAGEMENT[FIRST_CONTROLLER + index])
+        machine = await fabric.add_server(name, MANAGEMENT[FIRST_CONTROLLER + index])
         line = [
             commands.ISTHMUS, "controller", "--data", str(directory.path / "controller" / name), "--name", name,
             "--replicas", str(servers), "--log-level", "warning",
         ]  # fmt: skip
-        controllers[name] = Part(Daemon(name, place, line, directory.log(name), environment))
+        controllers[name] = Part(Daemon(name, machine, line, directory.log(name), environment))
     for node in topology.nodes:
-        place = await fabric.add_node(node)
+        machine = await fabric.add_node(node)
         own = directory.node(node.name)
         own.mkdir(parents=True)
         line = [*commands.agent(node, own), "--heartbeat", "1"]
-        agents[node.name] = Part(Daemon(node.name, place, line, directory.log(node.name), environment))
+        agents[node.name] = Part(Daemon(node.name, machine, line, directory.log(node.name), environment))
     return Site(
         fabric,
         buses,

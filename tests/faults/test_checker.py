@@ -12,7 +12,7 @@ import pytest
 from controlplane.cluster.decide import decide
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from deploy.lab.machines.machine import Place
+from deploy.lab.machines.machine import Machine
 from events.attestation import ClusterSum
 from events.chain import genesis
 from events.codec import Cause, Recorded, decode, seal
@@ -148,8 +148,8 @@ async def test_a_row_that_vanished_for_a_moment_is_named_unless_its_node_left(
     log: MemoryLog, tmp_path: Path
 ) -> None:
     verdict = await examine(log, Answers())
-    places: dict[str, Place] = dict.fromkeys(("a", "b"))  # type: ignore[arg-type]  # nothing is started in them
-    recorder = Recorder(places, tmp_path)
+    machines: dict[str, Machine] = dict.fromkeys(("a", "b"))  # type: ignore[arg-type]  # nothing is started in them
+    recorder = Recorder(machines, tmp_path)
     staying, leaving = verdict.state.owned["b"].cidr, verdict.state.owned["c"].cidr
     (tmp_path / "kernel-a.log").write_text(f"Deleted {leaving} via 10.64.0.128 dev isthmus proto 84 onlink\n")
     (tmp_path / "kernel-b.log").write_text("")

@@ -1,4 +1,4 @@
-"""Servers of the three that keep the log die: one is nothing, two are said in time, nothing is lost."""
+"""Bus servers killed: one of three is not noticed, two of three are refused in time, nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploy.churn.replay import simulated_fleet
 from deploy.churn.trace import simulated_uid
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic.load import PATIENCE_S, Load, compare
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events import subjects
@@ -43,7 +43,7 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
             await load.more(COMMANDS)
             victim = await buses.leader(lab.bus, stream)
             if victim not in buses.hub:
-                raise ProofFailedError(f"stream {stream} is led by {victim or 'nobody'}, not by one of ours")
+                raise CheckFailedError(f"stream {stream} is led by {victim or 'nobody'}, not by one of ours")
             report.progress(f"SIGKILL for {victim}, which leads the log")
             before, killed_at = len(load.answers), loop.time()
             await buses.hub[victim].kill()
@@ -87,9 +87,9 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
 
 
 async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
-    """Two of three servers die: a command is told so in time, and repeated later it takes effect once."""
+    """Two of three servers die: a command is refused in time, and repeated later it takes effect once."""
     with report.stage(
-        "Two of three bus servers killed: commands are told so in time, pods still talk"
+        "Two of three bus servers killed: commands are refused in time, pods still reach each other"
     ) as check:
         loop, members = asyncio.get_running_loop(), dict(lab.members.live)
         victims = sorted(buses.hub)[:2]
@@ -106,18 +106,18 @@ async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
             except Unavailable as error:
                 code, told_s = error.code, loop.time() - asked_at
             else:
-                raise ProofFailedError("a command was acknowledged by one server of three")
+                raise CheckFailedError("a command was acknowledged by one server of three")
             if told_s > ANSWER_LIMIT_S + MARGIN_S:
-                raise ProofFailedError(f"the answer {code} took {told_s:.1f} s of {ANSWER_LIMIT_S:g} s")
+                raise CheckFailedError(f"the answer {code} took {told_s:.1f} s of {ANSWER_LIMIT_S:g} s")
             results = await probe_all(lab)
             if lab.members.live != members:
-                raise ProofFailedError("the log went on without a majority")
+                raise CheckFailedError("the log went on without a majority")
             await asyncio.gather(*(buses.hub[name].start() for name in victims))
             started_at = loop.time()
             reply = await lab.client.send(join, command_id=command_id, timeout_s=PATIENCE_S)
             again_s = loop.time() - started_at
         await compare(lab.log, {command_id: reply})
-        await lab.client.send(LeaveNode(node=node, uid=join.uid, reason="the lab's proof ends"))
+        await lab.client.send(LeaveNode(node=node, uid=join.uid, reason="the lab's check ends"))
         await lab.members.wait_for(lambda: set(lab.members.live) == set(members), 10, f"{node} to have left")
         await lab.wait_converged(FOLLOW_LIMIT_S)
         flows.judge(check)

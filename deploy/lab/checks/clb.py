@@ -1,7 +1,7 @@
-"""What the lab proves about the CLB pair: external nodes and their pods reach what is behind it, whatever dies.
+"""Checks of the CLB pair: external nodes and their pods reach its backends while backends and gateways fail.
 
 An API server stand-in with TLS and a stand-in for public services, each on two machines of the VPC;
-two cloud nodes are gateways. Each proof measures real connections from the data centre.
+two cloud nodes are gateways. Each check measures real connections from the data centre.
 """
 
 from __future__ import annotations
@@ -14,8 +14,19 @@ from typing import TYPE_CHECKING
 from deploy.lab.checks import clb_failures
 from deploy.lab.machines.certificate import self_signed
 from deploy.lab.machines.daemons import Daemon
-from deploy.lab.reports.report import ProofFailedError
-from deploy.lab.traffic.clb_flow import API, FLOW_S, NAME, PORTS, SERVICES, WEB, Standing, asking, show, sources
+from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.traffic.clb_flow import (
+    API,
+    FLOW_S,
+    NAME,
+    PORTS,
+    SERVICES,
+    WEB,
+    ClbSetup,
+    request_flow,
+    show,
+    sources,
+)
 from events.protocol.commands import AddBackend, MarkGateway, ReserveClb
 
 if TYPE_CHECKING:
@@ -29,42 +40,42 @@ PATIENCE_S = 5.0
 
 async def pair(lab: Lab, report: Report) -> None:
     """All of it, one after another."""
-    standing = Standing()
+    setup = ClbSetup()
     with report.stage("A CLB pair is reserved, two gateways hold it, stand-ins serve behind it") as check:
-        await _set_up(lab, standing)
+        await _set_up(lab, setup)
         held = (await show(lab)).holders
         check.detail = "; ".join(f"{h.purpose} {h.address} on {h.node}, epoch {h.epoch}" for h in held)
         if len({h.node for h in held}) != 2:
-            raise ProofFailedError(f"not spread over both gateways: {check.detail}")
+            raise CheckFailedError(f"not spread over both gateways: {check.detail}")
     if not check.ok:
         return
-    await _reached(lab, report, standing)
-    await clb_failures.backend_dies(lab, report, standing)
-    await clb_failures.gateway_dies(lab, report, standing)
-    await clb_failures.handed_over(lab, report, standing)
-    await clb_failures.ten_in_a_row(lab, report, standing)
-    await clb_failures.split(lab, report, standing)
+    await _reached(lab, report, setup)
+    await clb_failures.backend_dies(lab, report, setup)
+    await clb_failures.gateway_dies(lab, report, setup)
+    await clb_failures.handed_over(lab, report, setup)
+    await clb_failures.ten_in_a_row(lab, report, setup)
+    await clb_failures.split(lab, report, setup)
 
 
-async def _set_up(lab: Lab, standing: Standing) -> None:
+async def _set_up(lab: Lab, setup: ClbSetup) -> None:
     vpc = lab.topology.sites[0]
     subnet = f"{vpc.subnet[64]}/28"
     gateways = [node.name for node in lab.topology.nodes if node.kind == "cloud"][:2]
     for name in gateways:
         await lab.client.send(MarkGateway(node=name))
     reply = await lab.client.send(ReserveClb(reservation=NAME, subnet=subnet, provider="gateway"))
-    standing.addresses = {item["purpose"]: item["address"] for item in reply.result["addresses"]}
-    standing.certificate, standing.key = self_signed(lab.directory.path, list(standing.addresses.values()))
+    setup.addresses = {item["purpose"]: item["address"] for item in reply.result["addresses"]}
+    setup.certificate, setup.key = self_signed(lab.directory.path, list(setup.addresses.values()))
     for number, (name, purpose) in enumerate(
         (("api-1", API), ("api-2", API), ("services-1", SERVICES), ("services-2", SERVICES))
     ):
         address = vpc.subnet[201 + number]
-        place = await lab.fabric.add_server(name, lab.topology.controller + 200 + number, vpc, address)
-        tls = [str(standing.certificate), str(standing.key)] if purpose == API else []
+        machine = await lab.fabric.add_server(name, lab.topology.controller + 200 + number, vpc, address)
+        tls = [str(setup.certificate), str(setup.key)] if purpose == API else []
         line = [sys.executable, WEB, "serve", name, str(PORTS[purpose]), *tls]
-        standing.servers[name] = Daemon(name, place, line, lab.directory.log(name))
-        lab.stand_ins.append(standing.servers[name])
-        await standing.servers[name].start()
+        setup.servers[name] = Daemon(name, machine, line, lab.directory.log(name))
+        lab.stand_ins.append(setup.servers[name])
+        await setup.servers[name].start()
         await lab.client.send(
             AddBackend(
                 reservation=NAME,
@@ -84,20 +95,20 @@ async def _set_up(lab: Lab, standing: Standing) -> None:
     )
 
 
-async def _reached(lab: Lab, report: Report, standing: Standing) -> None:
+async def _reached(lab: Lab, report: Report, setup: ClbSetup) -> None:
     with report.stage("External nodes and their pods reach both addresses, the API server by TLS") as check:
         rows: list[tuple[object, ...]] = []
         lost: list[str] = []
         for source, inside in sources(lab).items():
             async with AsyncExitStack() as stack:
                 flows = [
-                    await stack.enter_async_context(asking(inside, standing, purpose, patience_s=PATIENCE_S))
+                    await stack.enter_async_context(request_flow(inside, setup, purpose, patience_s=PATIENCE_S))
                     for purpose in PORTS
                 ]
                 await asyncio.sleep(FLOW_S)  # the length of the measurement
             for flow in flows:
                 rows.append(
-                    (source, flow.purpose, standing.addresses[flow.purpose], len(flow.found), flow.answered,
+                    (source, flow.purpose, setup.addresses[flow.purpose], len(flow.found), flow.answered,
                      flow.by)
                 )  # fmt: skip
                 if flow.lost or not flow.found or flow.kept != len(flow.lasting):
@@ -110,5 +121,5 @@ async def _reached(lab: Lab, report: Report, standing: Standing) -> None:
             right=("asked", "answered"),
         )
         if lost:
-            raise ProofFailedError(f"not every request was answered: {', '.join(lost)}")
+            raise CheckFailedError(f"not every request was answered: {', '.join(lost)}")
         check.detail = f"{sum(int(str(row[3])) for row in rows)} requests, all answered"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from deploy.lab.checks.members import Member
-    from deploy.lab.machines.machine import Place
+    from deploy.lab.machines.machine import Machine
 
 PROTOCOL = "84"
 """The agent's mark of ownership on routes and neighbours, as the design states it."""
@@ -63,22 +63,22 @@ class OverlayRows:
         ]
 
 
-async def vxlan_device(place: Place) -> dict[str, Any] | None:
+async def vxlan_device(machine: Machine) -> dict[str, Any] | None:
     """The node's VXLAN device as `ip -d link` describes it, or None."""
-    links = await run_json(place.inside("ip", "-j", "-d", "link", "show", "type", "vxlan"))
+    links = await run_json(machine.inside("ip", "-j", "-d", "link", "show", "type", "vxlan"))
     return dict(links[0]) if links else None
 
 
-async def overlay_rows(place: Place) -> OverlayRows:
+async def overlay_rows(machine: Machine) -> OverlayRows:
     """The permanent rows on the node's VXLAN device; none when there is no device."""
-    device = await vxlan_device(place)
+    device = await vxlan_device(machine)
     if device is None:
         return OverlayRows(frozenset(), frozenset(), frozenset())
     name = device["ifname"]
     neighbours, fdb, routes = await asyncio.gather(
-        run_json(place.inside("ip", "-j", "neigh", "show", "dev", name, "nud", "permanent")),
-        run_json(place.inside("bridge", "-j", "fdb", "show", "dev", name)),
-        run_json(place.inside("ip", "-j", "route", "show", "dev", name, "proto", PROTOCOL)),
+        run_json(machine.inside("ip", "-j", "neigh", "show", "dev", name, "nud", "permanent")),
+        run_json(machine.inside("bridge", "-j", "fdb", "show", "dev", name)),
+        run_json(machine.inside("ip", "-j", "route", "show", "dev", name, "proto", PROTOCOL)),
     )
     return OverlayRows(
         frozenset((row["dst"], row["lladdr"]) for row in neighbours if "lladdr" in row),

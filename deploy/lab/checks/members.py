@@ -1,4 +1,4 @@
-"""Who is in the cluster, folded from the log by the lab itself: a proof must not trust the controller."""
+"""Who is in the cluster, folded from the log by the lab itself: a check must not trust the controller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
-from deploy.churn.proof import Ledger
+from deploy.churn.ledger import Ledger
 from events import types
 from events.codec import decode
 

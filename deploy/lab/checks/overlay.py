@@ -1,6 +1,6 @@
-"""What the lab proves, one function per promise. Each measures real packets and real kernel tables.
+"""The overlay's checks, one function per promise. Each measures real packets and real kernel tables.
 
-A proof returns nothing: it fills in its check, shows its table, or raises ProofFailedError with what it
+Each returns nothing: it fills in its check, shows its table, or raises CheckFailedError with what it
 saw instead. The order matters only where a docstring says so.
 """
 
@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from deploy.lab.checks.kernel import vxlan_device
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic.measure import PACKETS, Flows, judge_pairs, pod_in, probe_all, short, site_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ UDP_AND_IP = 28  # header bytes before a UDP payload (RFC 768, RFC 791 without o
 
 
 async def cyclic_ranges(lab: Lab, report: Report) -> None:
-    """Ranges were given in cyclic order, and each event carries the cursor behind it."""
+    """Ranges were given in cyclic order, and each event carries the cursor after it."""
     with report.stage("Ranges are given cyclically and sequentially") as check:
         members = sorted(lab.members.live.values(), key=lambda member: member.epoch)
         report.table(
@@ -35,11 +35,11 @@ async def cyclic_ranges(lab: Lab, report: Report) -> None:
         )
         for before, after in pairwise(members):
             if after.index != before.cursor_after:
-                raise ProofFailedError(
+                raise CheckFailedError(
                     f"{after.node} got index {after.index}, the cursor stood at {before.cursor_after}"
                 )
         if members[0].index != 0:
-            raise ProofFailedError(f"the first node got index {members[0].index}, not 0")
+            raise CheckFailedError(f"the first node got index {members[0].index}, not 0")
         check.detail = f"{members[0].range} … {members[-1].range}, cursor now {members[-1].cursor_after}"
 
 
@@ -78,17 +78,17 @@ async def full_size(lab: Lab, report: Report) -> None:
         source, target = pod_in(lab, "cloud"), pod_in(lab, "external")
         device = await vxlan_device(source.node)
         if device is None:
-            raise ProofFailedError(f"{source.node.name} has no VXLAN device")
+            raise CheckFailedError(f"{source.node.name} has no VXLAN device")
         payload = int(device["mtu"]) - UDP_AND_IP
         (fits,) = await source.probe([target.address], size=payload, count=PACKETS)
         (larger,) = await source.probe([target.address], size=payload + 1, count=3, timeout_ms=200)
         check.measured = {"mtu": device["mtu"], "fits": fits, "larger": larger}
         if fits["received"] != fits["sent"]:
-            raise ProofFailedError(
+            raise CheckFailedError(
                 f"{fits['received']} of {fits['sent']} packets of {device['mtu']} bytes came back"
             )
         if larger["received"]:
-            raise ProofFailedError(
+            raise CheckFailedError(
                 f"packets of {int(device['mtu']) + 1} bytes came through: they were fragmented"
             )
         check.detail = f"{device['mtu']} bytes inside, {int(device['mtu']) + 50} on the wire"
@@ -127,7 +127,7 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
             right=("before", "after", "all rows now", "seen gone after"),
         )  # fmt: skip
         if any(before[other].mentions(member) != 3 for other in others):
-            raise ProofFailedError(f"not every node held the three rows of {name} before")
+            raise CheckFailedError(f"not every node held the three rows of {name} before")
         await lab.retire(leaver)
         check.detail = (
             f"{3 * len(others)} rows removed; timed from the event in the log to our first look without them"
@@ -135,14 +135,14 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
 
 
 async def newcomer(lab: Lab, report: Report, freed: str) -> None:
-    """A new node joins and takes the next range in the cycle, not the freed one. Runs behind `leave`."""
+    """A new node joins and takes the next range in the cycle, not the freed one. Runs after `leave`."""
     spare = lab.topology.spare
     with report.stage(f"{spare.name} joins: it takes the next range, not the freed one") as check:
         expected = lab.members.ledger.cursor
         node = await lab.start_node(spare)
         member = lab.members.live[spare.name]
         if member.range == freed or member.index != expected:
-            raise ProofFailedError(
+            raise CheckFailedError(
                 f"{spare.name} got {member.range} (index {member.index}); the cursor stood at {expected}"
             )
         await lab.wait_converged()
@@ -164,46 +164,46 @@ async def agent_killed(lab: Lab, report: Report, name: str) -> None:
             await lab.wait_until(lambda: _reports_again(lab, victim), 20, f"the agent of {name} to be back")
         after = (await lab.rows([name]))[name]
         if during != before or after != before:
-            raise ProofFailedError("the kernel's rows changed: " + "; ".join(after.differences(before)))
+            raise CheckFailedError("the kernel's rows changed: " + "; ".join(after.differences(before)))
         flows.judge(check)
         check.detail += f"\nthe kernel's {len(before)} rows untouched"
 
 
 async def bus_stopped(lab: Lab, report: Report) -> None:
     """Bus and controller die by SIGKILL: pods still talk, and after the restart nothing was lost."""
-    with report.stage("Bus and controller stopped: pods still talk") as check:
+    with report.stage("Bus and controller stopped: pods still reach each other") as check:
         before, members = await lab.rows(), dict(lab.members.live)
         async with Flows(lab, None) as flows:
             await lab.stop_control_plane()
             results = await probe_all(lab)
             if await lab.rows() != before:
-                raise ProofFailedError("kernel rows changed when the bus went away")
+                raise CheckFailedError("kernel rows changed when the bus went away")
         flows.judge(check)
         streams = check.detail
         judge_pairs(check, results)
         check.detail += f"\n{streams}"
-    with report.stage("Bus and controller back: the same state, and it goes on") as check:
+    with report.stage("Bus and controller restarted: the same state, new commands are accepted") as check:
         sequence = lab.members.sequence
         await lab.restart_control_plane()
         if lab.members.live != members or await lab.rows() != before:
-            raise ProofFailedError("the state after the restart is another one than before")
+            raise CheckFailedError("the state after the restart is another one than before")
         check.detail = f"{len(members)} nodes, the log at event {sequence}, kernels unchanged"
 
 
 async def log_holds(lab: Lab, report: Report) -> None:
-    """The log alone proves the history: no address had two owners, no event is missing or changed."""
+    """The log alone, read to its end: no address had two owners, no event is missing or changed."""
     from deploy.churn.verify import verify_log
 
-    with report.stage("The log proves it: no address ever had two owners, the hash chain is whole") as check:
-        proof = await verify_log(lab.log)
-        if proof.ledger.sequence < lab.members.sequence:
-            raise ProofFailedError(
-                f"the log ends at event {proof.ledger.sequence}; {lab.members.sequence} events were seen"
+    with report.stage("The log shows no address with two owners, and its hash chain is unbroken") as check:
+        verified = await verify_log(lab.log)
+        if verified.ledger.sequence < lab.members.sequence:
+            raise CheckFailedError(
+                f"the log ends at event {verified.ledger.sequence}; {lab.members.sequence} events were seen"
             )
-        pool = proof.ledger.pool()
-        check.measured = {"events": proof.ledger.sequence, "pool": pool}
+        pool = verified.ledger.pool()
+        check.measured = {"events": verified.ledger.sequence, "pool": pool}
         check.detail = (
-            f"{proof.ledger.sequence} events, {proof.ledger.allocations} allocations; "
+            f"{verified.ledger.sequence} events, {verified.ledger.allocations} allocations; "
             f"of {pool['capacity']} ranges {pool['allocated']} allocated, {pool['draining']} draining, "
             f"{pool['quarantined']} quarantined, {pool['free']} free"
         )
@@ -211,5 +211,5 @@ async def log_holds(lab: Lab, report: Report) -> None:
 
 async def _reports_again(lab: Lab, node: LabNode) -> bool:
     if not node.agent.running:
-        raise ProofFailedError(f"the agent of {node.name} ended:\n{node.agent.last_words()}")
+        raise CheckFailedError(f"the agent of {node.name} ended:\n{node.agent.log_tail()}")
     return await lab.reports_since_start(node)

@@ -3,7 +3,7 @@
     br-mgmt ── bus-1, bus-2, bus-3 (the hub: cluster.conf, or single.conf for one)
     br-mgmt ── idc-bus ── br-idc   (the site's leaf: site.conf; external nodes know only this one)
 
-They run the shipped configuration files as an operator would; with locks on, the files that `isthmus
+They run the shipped configuration files as an operator would; with TLS and credentials, the files that `isthmus
 deploy nats` writes. A server that dies stays dead until the lab starts it again; nothing here may touch a
 server that it did not start.
 """
@@ -21,7 +21,7 @@ import deploy.nats
 from deploy.lab.commands import BUS_PORT, ISTHMUS
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.shell import run
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.topology.layout import MANAGEMENT, Site
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import find_binary
@@ -153,7 +153,7 @@ class Buses:
 
     def _daemon(self, fabric: Fabric, name: str, config: Path, variables: dict[str, str]) -> Daemon:
         arguments = [str(find_binary()), "--config", str(config)]
-        return Daemon(name, fabric.places[name], arguments, self._directory.log(name), variables)
+        return Daemon(name, fabric.machines[name], arguments, self._directory.log(name), variables)
 
     # ------------------------------------------------------------------ life
 
@@ -173,10 +173,10 @@ class Buses:
         await asyncio.gather(*(daemon.stop() for daemon in self.daemons))
 
     async def ready(self) -> bool:
-        """Whether JetStream answers on every server of the hub. Raises ProofFailedError when one ended."""
+        """Whether JetStream answers on every server of the hub. Raises CheckFailedError when one ended."""
         for daemon in self.daemons:
             if not daemon.running:
-                raise ProofFailedError(f"the server {daemon.name} ended:\n{daemon.last_words()}")
+                raise CheckFailedError(f"the server {daemon.name} ended:\n{daemon.log_tail()}")
         return all(await asyncio.gather(*(_answers(self._options(url)) for url in self.urls)))
 
     def _options(self, url: str) -> BusOptions:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from deploy.lab.machines.machine import Place
+    from deploy.lab.machines.machine import Machine
 
 STOP_LIMIT_S = 10.0
 
@@ -29,7 +29,7 @@ class Daemon:
     """One process that can be killed and started again with the same command line."""
 
     name: str
-    place: Place
+    machine: Machine
     arguments: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Daemon:
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *self.place.inside(*self.arguments),
+                *self.machine.inside(*self.arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
@@ -87,7 +87,7 @@ class Daemon:
         self.send(number)
         await self.process.wait()
 
-    def last_words(self, lines: int = 12) -> str:
+    def log_tail(self, lines: int = 12) -> str:
         """The end of the log, for a report of what went wrong."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

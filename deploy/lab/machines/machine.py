@@ -1,4 +1,4 @@
-"""Namespaces that stand for machines: each a network, mount and host name of its own, and their cables.
+"""Namespaces that act as machines: each a network, mount and host name of its own, and their links.
 
     br-vpc ──┬── cloud-1 … cloud-4           br-idc ──┬── idc-1, idc-2          br-mgmt ── every node
              └────────── router (Cloud Connect Network) ──────────┘                 └── controller
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploy.lab.topology.layout import Node, Site, Topology
 
 # A machine of its own: what it keeps in /run, its host name and its links are not those of the others.
-_BE_A_MACHINE = (
+_SET_UP_MACHINE = (
     'mount -t tmpfs isthmus /run && hostname "$1" && ip link set lo up && echo ready && exec sleep infinity'
 )
 
@@ -32,7 +32,7 @@ it, and for some seconds everybody's neighbour entry for the operator would be w
 
 
 @dataclass(slots=True)
-class Place:
+class Machine:
     """A machine of the lab: the process that keeps its namespaces open."""
 
     name: str
@@ -55,11 +55,11 @@ class Place:
         await self.holder.wait()
 
 
-async def open_place(name: str) -> Place:
+async def start_machine(name: str) -> Machine:
     """Raises CommandFailedError when the namespaces cannot be made."""
     holder = await asyncio.create_subprocess_exec(
         "unshare", "--net", "--mount", "--uts", "--propagation", "private",
-        "sh", "-c", _BE_A_MACHINE, "sh", name,
+        "sh", "-c", _SET_UP_MACHINE, "sh", name,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -72,7 +72,7 @@ async def open_place(name: str) -> Place:
         said = (await holder.stderr.read()).decode(errors="replace").strip()
         await holder.wait()
         raise CommandFailedError(f"no namespaces for {name}: {said}")
-    return Place(name, holder)
+    return Machine(name, holder)
 
 
 @dataclass(slots=True)
@@ -80,20 +80,20 @@ class Fabric:
     """Every machine of the lab by name, and the links between them."""
 
     topology: Topology
-    places: dict[str, Place] = field(default_factory=dict)
+    machines: dict[str, Machine] = field(default_factory=dict)
 
     async def build(self) -> None:
-        """Lays the switches, the router and the controller's machine; nodes come by `add_node`."""
-        router, controller = await asyncio.gather(open_place("router"), open_place("controller"))
-        self.places |= {"router": router, "controller": controller}
+        """Makes the switches, the router and the controller's machine; nodes come by `add_node`."""
+        router, controller = await asyncio.gather(start_machine("router"), start_machine("controller"))
+        self.machines |= {"router": router, "controller": controller}
         sites = self.topology.sites
         lines = ["link set lo up"]
         for bridge in (*(site.bridge for site in sites), "br-mgmt"):
             lines += [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"]
         lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
         for site in sites:
-            lines += _cable(f"r-{site.name}", site.bridge, site.name, router)
-        lines += _cable("m-controller", "br-mgmt", "mgmt0", controller)
+            lines += _link(f"r-{site.name}", site.bridge, site.name, router)
+        lines += _link("m-controller", "br-mgmt", "mgmt0", controller)
         await _ip_batch([], lines)
         await _ip_batch(
             router.inside(),
@@ -111,19 +111,19 @@ class Fabric:
             controller.inside(), [f"addr add {self.topology.controller}/24 dev mgmt0", "link set mgmt0 up"]
         )
 
-    async def add_node(self, node: Node) -> Place:
+    async def add_node(self, node: Node) -> Machine:
         """Makes the node's machine and connects it to its site and to the management network."""
-        place = await open_place(node.name)
-        self.places[node.name] = place
+        machine = await start_machine(node.name)
+        self.machines[node.name] = machine
         await _ip_batch(
             [],
             [
-                *_cable(f"u-{node.name}", node.site.bridge, "eth0", place),
-                *_cable(f"m-{node.name}", "br-mgmt", "mgmt0", place),
+                *_link(f"u-{node.name}", node.site.bridge, "eth0", machine),
+                *_link(f"m-{node.name}", "br-mgmt", "mgmt0", machine),
             ],
         )
         await _ip_batch(
-            place.inside(),
+            machine.inside(),
             [
                 f"addr add {node.underlay}/{node.site.subnet.prefixlen} dev eth0",
                 "link set eth0 up",
@@ -133,32 +133,32 @@ class Fabric:
             ],
         )
         # The lab's operator prepares a machine the way the README asks for it.
-        await place.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        return place
+        await machine.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        return machine
 
     async def add_server(
         self, name: str, management: IPv4Address, site: Site | None = None, inside: IPv4Address | None = None
-    ) -> Place:
+    ) -> Machine:
         """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
-        place = await open_place(name)
-        self.places[name] = place
-        cables = _cable(f"m-{name}", "br-mgmt", "mgmt0", place)
+        machine = await start_machine(name)
+        self.machines[name] = machine
+        links = _link(f"m-{name}", "br-mgmt", "mgmt0", machine)
         lines = [f"addr add {management}/24 dev mgmt0", "link set mgmt0 up"]
         if site is not None:
-            cables += _cable(f"u-{name}", site.bridge, "eth0", place)
+            links += _link(f"u-{name}", site.bridge, "eth0", machine)
             lines += [f"addr add {inside}/{site.subnet.prefixlen} dev eth0", "link set eth0 up"]
-        await _ip_batch([], cables)
-        await _ip_batch(place.inside(), lines)
-        return place
+        await _ip_batch([], links)
+        await _ip_batch(machine.inside(), lines)
+        return machine
 
     async def close(self) -> None:
-        await asyncio.gather(*(place.close() for place in self.places.values()))
-        self.places.clear()
+        await asyncio.gather(*(machine.close() for machine in self.machines.values()))
+        self.machines.clear()
 
 
-def _cable(switch_end: str, bridge: str, far_end: str, place: Place) -> list[str]:
+def _link(switch_end: str, bridge: str, far_end: str, machine: Machine) -> list[str]:
     return [
-        f"link add {switch_end} type veth peer name {far_end} netns {place.pid}",
+        f"link add {switch_end} type veth peer name {far_end} netns {machine.pid}",
         f"link set {switch_end} master {bridge} up",
     ]
 

@@ -1,4 +1,4 @@
-"""The lab with locks on: TLS, an account for everybody, credentials per node, an issuer for join tokens.
+"""The lab's security: TLS, an account for everybody, credentials per node, an issuer for join tokens.
 
 Cloud nodes get their credentials as a file, as an image or a configuration tool would bring them; external
 nodes are bare machines that redeem a join token. The lab's own view has an operator's credentials, no more.
@@ -18,7 +18,7 @@ from deploy.lab.machines.daemons import Daemon
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploy.lab.machines.machine import Place
+    from deploy.lab.machines.machine import Machine
     from deploy.lab.topology.layout import Node
 
 
@@ -29,7 +29,7 @@ class Security:
     def __init__(self, site: SecureSite, folder: Path) -> None:
         self.site = site
         self.urls: tuple[str, ...] = ()
-        self.leaf: tuple[Place, str] | None = None
+        self.leaf: tuple[Machine, str] | None = None
         self.server_config = folder / "auth.conf"
 
     @classmethod
@@ -56,10 +56,10 @@ class Security:
     def up_arguments(self) -> list[str]:
         return ["--server-config", str(self.server_config)]
 
-    def issuer(self, place: Place, log: Path) -> Daemon:
+    def issuer(self, machine: Machine, log: Path) -> Daemon:
         """The process that redeems tokens, beside the controller."""
         arguments = [commands.ISTHMUS, "credentials", "serve", "--store", str(self.authority.store.path)]
-        return Daemon("issuer", place, arguments, log, self.environment(self.site.issuer))
+        return Daemon("issuer", machine, arguments, log, self.environment(self.site.issuer))
 
     def admit_site(self, name: str) -> None:
         """Make the credentials of a site's own server."""
@@ -69,16 +69,16 @@ class Security:
         """Tell the servers about these accounts. The leaf, which only its site reaches, is told there."""
         await push_accounts(self.site.options(self.site.system, *self.urls), self.authority.store, accounts)
         if self.leaf is not None:
-            place, url = self.leaf
+            machine, url = self.leaf
             store = str(self.authority.store.path)
-            await place.run(commands.ISTHMUS, "credentials", "push", url, "--store", store)
+            await machine.run(commands.ISTHMUS, "credentials", "push", url, "--store", store)
 
     async def announce_people(self) -> None:
         """Those who were there before the servers, to servers that know only the core."""
         people = self.authority.store.principals()
         await self.announce(*(each.account for each in people if each.account))
 
-    async def admit(self, node: Node, place: Place, directory: Path) -> Path:
+    async def admit(self, node: Node, machine: Machine, directory: Path) -> Path:
         """Give the node's machine its credentials; the path of the file on it."""
         principal = self.authority.add("node", self.site.cluster, node.name)
         await self.announce(principal.account)
@@ -89,5 +89,5 @@ class Security:
         )
         # On standard input, as a person would: a command line shows up in process lists.
         redeem = [commands.ISTHMUS, "credentials", "redeem", "--token-file", "-", "--to", str(directory)]
-        await place.run(*redeem, stdin=token.text())
+        await machine.run(*redeem, stdin=token.text())
         return directory / "agent.creds"

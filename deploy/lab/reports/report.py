@@ -1,4 +1,4 @@
-"""What the lab tells: stages, tables and checks as they come for a person, one JSON document for a program."""
+"""What the lab shows: stages, tables and checks as they come for a person, one JSON document for a program."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
-class ProofFailedError(Exception):
+class CheckFailedError(Exception):
     """What had to hold does not; the message says what was seen instead."""
 
 
 @dataclass(slots=True)
 class Check:
-    """One thing proven, or not. `seconds` is how long it took to prove."""
+    """One check, passed or failed. `seconds` is how long it took."""
 
     name: str
     ok: bool
@@ -65,7 +65,7 @@ class Report:
             self._status.start()
         try:
             yield check
-        except (ProofFailedError, CommandFailedError, IsthmusError, TimeoutError) as error:
+        except (CheckFailedError, CommandFailedError, IsthmusError, TimeoutError) as error:
             check.ok = False
             check.detail = str(error) or type(error).__name__
         finally:
@@ -128,12 +128,12 @@ class Report:
         if self._console is None:
             return
         if interrupted:
-            self._console.print(f"\ninterrupted after {len(self.checks)} proofs  ({self.seconds:.1f} s)")
+            self._console.print(f"\ninterrupted after {len(self.checks)} checks  ({self.seconds:.1f} s)")
         elif failed:
-            text = f"\n{passed} of {passed + failed} proofs hold, {failed} not  ({self.seconds:.1f} s)"
+            text = f"\n{passed} of {passed + failed} checks passed, {failed} failed  ({self.seconds:.1f} s)"
             self._console.print(text, style="bold red")
         else:
-            self._console.print(f"\nAll {passed} proofs hold  ({self.seconds:.1f} s)", style="bold green")
+            self._console.print(f"\nAll {passed} checks passed  ({self.seconds:.1f} s)", style="bold green")
 
     def document(self) -> dict[str, Any]:
         """Everything, for `--json`."""

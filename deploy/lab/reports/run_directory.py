@@ -26,7 +26,7 @@ from events.subjects import check_label
 class LabState(msgspec.Struct, frozen=True, kw_only=True):
     """What another terminal needs to find its way into a running lab.
 
-    `main` and `init` are PIDs as the host sees them; `places` are PIDs inside the lab's PID namespace,
+    `main` and `init` are PIDs as the host sees them; `machines` are PIDs inside the lab's PID namespace,
     one per node, pod and the controller.
     """
 
@@ -34,7 +34,9 @@ class LabState(msgspec.Struct, frozen=True, kw_only=True):
     main: int
     init: int = 0
     user_namespace: bool = False
-    places: dict[str, int] = {}
+    machines: dict[str, int] = msgspec.field(
+        default_factory=dict, name="places"
+    )  # the name that `status --json` prints
     environment: dict[str, str] = {}
 
 

@@ -34,7 +34,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine: its place in a site, its way to the bus, and the names of its pods."""
+    """One machine: its machine in a site, its way to the bus, and the names of its pods."""
 
     name: str
     site: Site

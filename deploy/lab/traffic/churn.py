@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploy.churn.replay import drive, plan_changes, simulated_fleet
 from deploy.churn.trace import load
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic.kills import Killer, schedule
 from deploy.lab.traffic.measure import Flows
 
@@ -66,7 +66,7 @@ async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int, k
         acknowledged = (tally.joins, tally.leaves)
         stored = (lab.members.ledger.joins - before[0], lab.members.ledger.leaves - before[1])
         if stored != acknowledged:
-            raise ProofFailedError(f"joins and leaves: {acknowledged} acknowledged, {stored} in the log")
+            raise CheckFailedError(f"joins and leaves: {acknowledged} acknowledged, {stored} in the log")
         check.measured = {
             "killed": killer.killed,
             "joins": tally.joins,

@@ -1,4 +1,4 @@
-"""What stands behind the lab's CLB pair, and requests through it while something happens to it."""
+"""The backends of the lab's CLB pair, and requests through it while something happens to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from events.protocol.queries import ClbView, ShowClb
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ OUTAGE_S = 0.5
 
 
 @dataclass(slots=True)
-class Standing:
-    """What stands: addresses by purpose, the stand-ins by machine, and the certificate."""
+class ClbSetup:
+    """The pair as set up: addresses by purpose, the stand-ins by machine, and the certificate."""
 
     addresses: dict[str, str] = field(default_factory=dict)
     servers: dict[str, Daemon] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Asking:
-    """Requests from one place to one purpose while a block runs, and connections that stayed open meanwhile."""
+class RequestFlow:
+    """New connections to one purpose while a block runs, and connections that stayed open meanwhile."""
 
     purpose: str
     found: list[tuple[float, str]] = field(default_factory=list)
@@ -71,22 +71,22 @@ class Asking:
         """The longest time between two answers to new connections."""
         good = sorted(moment for moment, name in self.found if name)
         if len(good) < 2:
-            raise ProofFailedError(f"{self.purpose} was never reached")
+            raise CheckFailedError(f"{self.purpose} was never reached")
         return max(after - before for before, after in pairwise(good))
 
 
 @asynccontextmanager
-async def asking(
-    inside: Sequence[str], standing: Standing, purpose: str, *, patience_s: float = OUTAGE_S
-) -> AsyncIterator[Asking]:
+async def request_flow(
+    inside: Sequence[str], setup: ClbSetup, purpose: str, *, patience_s: float = OUTAGE_S
+) -> AsyncIterator[RequestFlow]:
     """Ask while the block runs; its results are there afterwards."""
-    certificate = [str(standing.certificate)] if purpose == API else []
-    address, port = standing.addresses[purpose], str(PORTS[purpose])
+    certificate = [str(setup.certificate)] if purpose == API else []
+    address, port = setup.addresses[purpose], str(PORTS[purpose])
     process = await asyncio.create_subprocess_exec(
         *inside, sys.executable, WEB, "ask", address, port, str(patience_s), *certificate,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    asked = Asking(purpose)
+    asked = RequestFlow(purpose)
     try:
         yield asked
     finally:
@@ -106,12 +106,12 @@ async def asking(
 
 @asynccontextmanager
 async def under_flow(
-    lab: Lab, standing: Standing, report: Report, check: Check, limit_s: float
-) -> AsyncIterator[list[Asking]]:
+    lab: Lab, setup: ClbSetup, report: Report, check: Check, limit_s: float
+) -> AsyncIterator[list[RequestFlow]]:
     """Ask from an external node for both purposes while something happens; a table says what was lost."""
     inside = next(iter(sources(lab).values()))
     async with AsyncExitStack() as stack:
-        flows = [await stack.enter_async_context(asking(inside, standing, purpose)) for purpose in PORTS]
+        flows = [await stack.enter_async_context(request_flow(inside, setup, purpose)) for purpose in PORTS]
         await asyncio.sleep(FLOW_S)
         yield flows
         await asyncio.sleep(FLOW_S)
@@ -133,7 +133,7 @@ async def under_flow(
     }
     check.detail = f"longest silence of new connections {worst:.2f} s (limit {limit_s:g} s)"
     if worst > limit_s:
-        raise ProofFailedError(check.detail)
+        raise CheckFailedError(check.detail)
 
 
 def sources(lab: Lab) -> dict[str, list[str]]:
@@ -141,7 +141,7 @@ def sources(lab: Lab) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in lab.nodes.values():
         if node.node.kind == "external":
-            found[node.name] = node.place.inside()
+            found[node.name] = node.machine.inside()
             found |= {pod.name: ["nsenter", "-t", str(pod.pid), "-n", "--"] for pod in node.pods[:1]}
     return found
 

@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from events import subjects
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def schedule(commands: int, kills: int, agents: list[str], seed: int) -> list[tu
 
 
 class Killer:
-    """Follows a schedule; `due` is told the progress, `run` does the deeds one after another."""
+    """Follows a schedule; `due` is told the progress, `run` kills one after another."""
 
     def __init__(self, lab: Lab, plan: list[tuple[int, str]]) -> None:
         self._lab = lab
@@ -50,7 +50,7 @@ class Killer:
             self._victims.put_nowait(self._plan.pop()[1])
 
     async def run(self) -> None:
-        """Kills until cancelled. Raises ProofFailedError when something does not come back."""
+        """Kills until cancelled. Raises CheckFailedError when something does not come back."""
         while True:
             victim = await self._victims.get()
             await self._kill(victim)
@@ -110,11 +110,11 @@ class Killer:
         """The server process that `isthmus up` started: the one child of it that is a nats-server."""
         process = self._lab.controller.process
         if process is None:
-            raise ProofFailedError("the controller does not run")
+            raise CheckFailedError("the controller does not run")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for child in children:
             if "nats-server" in Path(f"/proc/{child}/comm").read_text():
                 return int(child)
-        raise ProofFailedError(
+        raise CheckFailedError(
             f"`isthmus up` (PID {process.pid}) has no nats-server among its children {children}"
         )

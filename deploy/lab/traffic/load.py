@@ -1,7 +1,7 @@
 """Joins and leaves without a pause while something dies, and the comparison of every answer with the log.
 
-Each worker lets one simulated node after another join and leave, and keeps what it was told. The
-comparison trusts nobody: what was acknowledged must be in the log once, at the sequences that were told.
+Each worker lets one simulated node after another join and leave, and keeps the answers. The
+comparison trusts nobody: what was acknowledged must be in the log once, at the acknowledged sequences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Self
 
 from deploy.churn.trace import simulated_uid
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from events.codec import decode
 from events.ids import new_id
 from events.protocol.commands import Command, CommandReply, JoinNode, LeaveNode
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 PATIENCE_S = 45.0
-"""How long one command may take: an election, a new lease and everything that waits behind them."""
+"""How long one command may take: an election, a new lease and everything that waits for them."""
 FIRST_ADDRESS = 200  # in the VPC's subnet, above every node
 
 
@@ -101,7 +101,7 @@ class Load:
 async def compare(log: LogReader, answers: Mapping[str, CommandReply]) -> int:
     """Holds the answers against the log; the number of events that the commands are in it.
 
-    Raises ProofFailedError naming what was acknowledged and is missing, different or doubled.
+    Raises CheckFailedError naming what was acknowledged and is missing, different or doubled.
     """
     found: dict[str, list[Recorded]] = defaultdict(list)
     async for batch in log.read(after=0):
@@ -111,24 +111,24 @@ async def compare(log: LogReader, answers: Mapping[str, CommandReply]) -> int:
                 found[record.envelope.command_id].append(record)
     wrong = judge(answers, found)
     if wrong:
-        raise ProofFailedError(
+        raise CheckFailedError(
             f"{len(wrong)} of {len(answers)} answers differ from the log: " + "; ".join(wrong[:5])
         )
     return sum(len(records) for records in found.values())
 
 
 def judge(answers: Mapping[str, CommandReply], found: Mapping[str, list[Recorded]]) -> list[str]:
-    """One line per acknowledged command that the log does not hold exactly once, as told. Pure."""
+    """One line per acknowledged command that the log does not hold exactly once, as answered. Pure."""
     wrong = []
     for command_id, reply in answers.items():
         records = found.get(command_id, [])
         stored = [(record.sequence, record.envelope.type) for record in records]
-        told = [(written.sequence, written.type) for written in reply.events]
+        answered = [(written.sequence, written.type) for written in reply.events]
         indices = [record.envelope.tx_index for record in records]
         if not stored:
             wrong.append(f"command {command_id} was acknowledged and is not in the log")
-        elif told and told != stored:
-            wrong.append(f"command {command_id} was acknowledged with {told}, the log has {stored}")
+        elif answered and answered != stored:
+            wrong.append(f"command {command_id} was acknowledged with {answered}, the log has {stored}")
         elif indices != list(range(records[0].envelope.tx_count)):
             wrong.append(f"command {command_id} has the parts {indices} of {records[0].envelope.tx_count}")
     return wrong

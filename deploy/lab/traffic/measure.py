@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from deploy.lab.reports.report import Check, ProofFailedError
+from deploy.lab.reports.report import Check, CheckFailedError
 
 if TYPE_CHECKING:
     from deploy.lab.runtime import Lab
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PACKETS = 10
 FLOW_INTERVAL_MS = 5.0
 FLOW_AT_LEAST = 200
-"""Packets that each stream sends while a proof lasts: a second of traffic, however short the proof."""
+"""Packets that each stream sends while a check lasts: a second of traffic, however short the check."""
 
 Answers = dict[str, dict[str, dict[str, Any]]]
 """From pod → to pod → the prober's report."""
@@ -52,7 +52,7 @@ class Flows:
                 for result in self.results
                 if result["lost"]
             )
-            raise ProofFailedError(f"{sent - received} of {sent} packets were lost meanwhile: {lost}")
+            raise CheckFailedError(f"{sent - received} of {sent} packets were lost meanwhile: {lost}")
         check.detail = (
             f"{received:,} of {sent:,} packets answered in {len(self.results)} streams across the sites, "
             f"longest silence {silence_ms:.0f} ms"
@@ -83,7 +83,7 @@ def judge_pairs(check: Check, results: Answers) -> None:
         if answer["received"] != answer["sent"]
     ]
     if broken or not pairs:
-        raise ProofFailedError(f"{len(broken)} of {len(pairs)} pairs lost packets: {', '.join(broken[:8])}")
+        raise CheckFailedError(f"{len(broken)} of {len(pairs)} pairs lost packets: {', '.join(broken[:8])}")
     check.detail = f"{len(pairs)} pairs, {received} of {sent} packets answered"
 
 

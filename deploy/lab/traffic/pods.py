@@ -19,7 +19,7 @@ from deploy.lab.machines.shell import SEARCH_PATH, CommandFailedError, run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploy.lab.machines.machine import Place
+    from deploy.lab.machines.machine import Machine
 
 PROBER = Path(__file__).with_name("prober.py")
 
@@ -29,7 +29,7 @@ class Pod:
     """One running pod. Commands to its prober are answered by id, so several may be under way."""
 
     name: str
-    node: Place
+    node: Machine
     plugins: str
     conflist: dict[str, Any]
     process: asyncio.subprocess.Process
@@ -149,7 +149,7 @@ class Pod:
         self.address = result["ips"][0]["address"].split("/")[0]
 
 
-async def start_pod(name: str, node: Place, conflist: str, plugins: str) -> Pod:
+async def start_pod(name: str, node: Machine, conflist: str, plugins: str) -> Pod:
     """Starts the pod's process in a fresh network namespace on `node` and attaches it.
 
     `conflist` is the content of the file that the node's agent wrote.

@@ -2,7 +2,7 @@
 
 Runs by itself inside a pod's network namespace with the standard library only, so that a dozen of them
 start in no time. Commands come as JSON lines on standard input, answers go as JSON lines to standard
-output. It must never send to an address that it was not told.
+output. It must never send to an address that no command named.
 
     {"id": 1, "op": "probe", "targets": ["10.200.0.66"], "count": 10, "interval_ms": 1, "timeout_ms": 2000}
     {"id": 2, "op": "flow-start", "target": "10.200.0.66", "interval_ms": 5}
@@ -23,7 +23,7 @@ PORT = 7007
 PACKET = struct.Struct("!4sBIId")  # magic, question or answer, conversation, number, sent at (monotonic s)
 MAGIC = b"ISTH"
 QUESTION, ANSWER = 0, 1
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h: never fragment, so that a size is a proof
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h: never fragment, so that a size that arrives did fit
 
 
 class Conversation:

@@ -1,4 +1,4 @@
-"""A stand-in for what hides behind the CLB pair, and its client. Runs inside namespaces; standard library only.
+"""A stand-in for the backends of the CLB pair, and its client. Runs inside namespaces; standard library only.
 
     web.py serve NAME PORT [CERTIFICATE KEY]    answers each GET with its name, by TLS if it has a certificate
     web.py ask ADDRESS PORT PATIENCE [CERTIFICATE]    asks every 20 ms by a new connection until its input ends,
@@ -10,7 +10,7 @@ one asks only whether an answer comes at all.
 `ask` writes a line of JSON per new connection, [when, who answered or ""], and one per lasting connection:
 {"server": who, "answered": how often, "broken": why or ""}.
 
-It must never import anything of ours: it stands for other people's programs.
+It must never import anything of ours: it plays other people's programs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from deploy.churn.proof import Ledger
+from deploy.churn.ledger import Ledger
 from events import types
 from events.codec import Recorded
 from events.envelope import Envelope

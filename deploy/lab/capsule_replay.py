@@ -1,4 +1,4 @@
-"""`isthmus lab --capsule FILE`: an incident lived again, step by step, in the kernels of a few machines.
+"""`isthmus lab --capsule FILE`: an incident replayed step by step in the kernels of a few nodes.
 
 A capsule (:mod:`replay.capsule`) holds the state before an incident and its events. Some of its nodes get
 a network namespace each, with the node's underlay address and a real VXLAN device; the agent's own view,
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploy.lab.checks.kernel import OverlayRows, overlay_rows
-from deploy.lab.machines.machine import Place, open_place
+from deploy.lab.machines.machine import Machine, start_machine
 from deploy.lab.machines.sandbox import CLONE_NEWNET
-from deploy.lab.reports.report import ProofFailedError, Report
+from deploy.lab.reports.report import CheckFailedError, Report
 from events.types import NodeJoined
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconcile import apply_directly, reconcile
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
     from controlplane.cluster.state import ClusterState
     from replay.capsule import Capsule, Step
 
-MACHINES_MAX = 6
-"""Machines that are shown: those that the events name, then the oldest members."""
+NODES_MAX = 6
+"""Nodes that are shown: those that the events name, then the oldest members."""
 
 ROWS_SHOWN = 12
 DEVICE = "isthmus0"
 
 
 @contextmanager
-def inside(place: Place) -> Iterator[None]:
-    """This thread in the machine's network namespace. Sockets opened meanwhile stay there."""
+def inside(machine: Machine) -> Iterator[None]:
+    """This thread in the node's network namespace. Sockets opened meanwhile stay there."""
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    there = os.open(f"/proc/{place.pid}/ns/net", os.O_RDONLY)
+    there = os.open(f"/proc/{machine.pid}/ns/net", os.O_RDONLY)
     try:
         if libc.setns(there, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the namespace of {place.name}")
+            raise OSError(ctypes.get_errno(), f"cannot enter the namespace of {machine.name}")
         yield
     finally:
         libc.setns(here, CLONE_NEWNET)
@@ -62,10 +62,10 @@ def inside(place: Place) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class Machine:
+class ReplayedNode:
     """One node of the capsule with a kernel of its own."""
 
-    place: Place
+    machine: Machine
     view: View
     desired: Desired = field(default_factory=Desired)
     engine: Engine | None = None
@@ -81,10 +81,10 @@ class Machine:
             if operations and self.engine is not None:
                 refusals = apply_directly(self.engine, self.index, operations)
                 if refusals:
-                    raise ProofFailedError(f"{self.place.name}: the kernel refused: {refusals[0]}")
+                    raise CheckFailedError(f"{self.machine.name}: the kernel refused: {refusals[0]}")
 
 
-def expected(state: ClusterState, node: str) -> OverlayRows:
+def expected_rows(state: ClusterState, node: str) -> OverlayRows:
     """The rows that the controller's state wants on a node: three for every other owner of a range."""
     others = [(state.nodes[name], held) for name, held in state.owned.items() if name != node]
     return OverlayRows(
@@ -95,7 +95,7 @@ def expected(state: ClusterState, node: str) -> OverlayRows:
 
 
 def view_of(state: ClusterState, node: str) -> View:
-    """What the node's agent knows behind the state: restored as from its cache."""
+    """What the node's agent knows at the state: restored as from its cache."""
     member = state.nodes.get(node)
     definition = state.definition
     plan = None
@@ -117,13 +117,13 @@ def view_of(state: ClusterState, node: str) -> View:
     return View.restore(saved)
 
 
-async def machine_of(state: ClusterState, node: str, underlay: str, mac: str) -> Machine:
+async def prepare_node(state: ClusterState, node: str, underlay: str, mac: str) -> ReplayedNode:
     """A namespace for the node, its kernel brought to the state. Raises CommandFailedError, OSError."""
-    place = await open_place(node)
-    machine = Machine(place, view_of(state, node))
-    await place.run("ip", "link", "add", "eth0", "type", "bridge")
-    await place.run("ip", "addr", "add", f"{underlay}/32", "dev", "eth0")
-    await place.run("ip", "link", "set", "eth0", "up")
+    machine = await start_machine(node)
+    replayed = ReplayedNode(machine, view_of(state, node))
+    await machine.run("ip", "link", "add", "eth0", "type", "bridge")
+    await machine.run("ip", "addr", "add", f"{underlay}/32", "dev", "eth0")
+    await machine.run("ip", "link", "set", "eth0", "up")
     definition, owned = state.definition, state.owned.get(node)
 
     def prepare() -> tuple[int, Engine]:
@@ -136,22 +136,22 @@ async def machine_of(state: ClusterState, node: str, underlay: str, mac: str) ->
             address=first_address(owned.cidr) if owned else "169.254.84.1",
             mtu=1450,
         )
-        with inside(place):
+        with inside(machine):
             return ensure_device(spec).index, Engine(NetlinkChannel())
 
     # In a thread of its own: only that thread changes namespaces, and pyroute2 wants no running loop.
-    machine.index, engine = await asyncio.to_thread(prepare)
-    machine.engine = engine
-    for peer in machine.view.peers:
-        machine.desired.apply(Change(None, peer))
-    outcome = reconcile(engine, machine.index, machine.desired.rows)
+    replayed.index, engine = await asyncio.to_thread(prepare)
+    replayed.engine = engine
+    for peer in replayed.view.peers:
+        replayed.desired.apply(Change(None, peer))
+    outcome = reconcile(engine, replayed.index, replayed.desired.rows)
     if not outcome.clean:
-        raise ProofFailedError(f"{node}: {len(outcome.remaining)} rows could not be written")
-    machine.rows = await overlay_rows(place)
-    return machine
+        raise CheckFailedError(f"{node}: {len(outcome.remaining)} rows could not be written")
+    replayed.rows = await overlay_rows(machine)
+    return replayed
 
 
-async def chosen(capsule: Capsule) -> dict[str, tuple[str, str]]:
+async def nodes_to_show(capsule: Capsule) -> dict[str, tuple[str, str]]:
     """The nodes to show, with underlay address and VTEP MAC."""
     state = await capsule.begin()
     named: dict[str, tuple[str, str]] = {}
@@ -165,21 +165,21 @@ async def chosen(capsule: Capsule) -> dict[str, tuple[str, str]]:
             elif member is not None:
                 named.setdefault(node, (member.underlay, member.vtep_mac))
     oldest = sorted(state.nodes.values(), key=lambda node: node.joined)
-    # At least one machine that the incident did not name: the bystander's kernel is the interesting one.
-    shown = dict(list(named.items())[: MACHINES_MAX - 1])
+    # At least one node that the incident did not name: the bystander's kernel is the interesting one.
+    shown = dict(list(named.items())[: NODES_MAX - 1])
     for node in oldest:
-        if len(shown) >= MACHINES_MAX:
+        if len(shown) >= NODES_MAX:
             break
         shown.setdefault(node.name, (node.underlay, node.vtep_mac))
     return shown
 
 
-async def rerun(path: Path, report: Report, *, pause: bool) -> None:
+async def replay(path: Path, report: Report, *, pause: bool) -> None:
     """Live the capsule again. With ``pause`` each step waits for a line on standard input."""
     from replay.capsule import Capsule
 
     capsule = Capsule(path)
-    machines: dict[str, Machine] = {}
+    nodes: dict[str, ReplayedNode] = {}
     try:
         about = capsule.about
         report.note(
@@ -187,22 +187,22 @@ async def rerun(path: Path, report: Report, *, pause: bool) -> None:
             + (f", {about.reason}" if about.reason else "")
         )
         state = await capsule.begin()
-        with report.stage("the state before the incident stands in every kernel") as check:
-            for name, (underlay, mac) in (await chosen(capsule)).items():
-                machines[name] = await machine_of(state, name, underlay, mac)
-            _hold(machines, state)
-            check.detail = "\n".join(f"{name}: {len(machine.rows)} rows" for name, machine in machines.items())
+        with report.stage("every kernel holds the state before the incident") as check:
+            for name, (underlay, mac) in (await nodes_to_show(capsule)).items():
+                nodes[name] = await prepare_node(state, name, underlay, mac)
+            _check_rows(nodes, state)
+            check.detail = "\n".join(f"{name}: {len(node.rows)} rows" for name, node in nodes.items())
         if not report.ok:
             return
         async for step in capsule.steps():
             if pause:
                 await asyncio.to_thread(_wait)
-            await _step(step, machines, report)
+            await _step(step, nodes, report)
     finally:
-        for machine in machines.values():
-            if machine.engine is not None:
-                machine.engine.close()
-            await machine.place.close()
+        for node in nodes.values():
+            if node.engine is not None:
+                node.engine.close()
+            await node.machine.close()
         capsule.close()
 
 
@@ -212,35 +212,35 @@ def _wait() -> None:
     sys.stdin.readline()
 
 
-async def _step(step: Step, machines: dict[str, Machine], report: Report) -> None:
+async def _step(step: Step, nodes: dict[str, ReplayedNode], report: Report) -> None:
     first = step.events[0]
     names = ", ".join(f"{r.event.aggregate} {r.event.verb} {r.event.entity}" for r in step.events)
     moment = first.envelope.time.isoformat(sep=" ", timespec="milliseconds")
     with report.stage(f"event {first.sequence:,} · {moment} · by {first.envelope.actor}: {names}") as check:
         for recorded in step.events:
-            for machine in machines.values():
-                machine.follow(recorded.sequence, recorded.event)
+            for node in nodes.values():
+                node.follow(recorded.sequence, recorded.event)
         lines = []
-        for name, machine in machines.items():
-            before, machine.rows = machine.rows, await overlay_rows(machine.place)
-            changes = before.differences(machine.rows)
+        for name, node in nodes.items():
+            before, node.rows = node.rows, await overlay_rows(node.machine)
+            changes = before.differences(node.rows)
             words = [c.replace("missing ", "+ ", 1).replace("stale ", "- ", 1) for c in changes]
             if words:
-                lines.append(f"{name}: {len(machine.rows)} rows")
+                lines.append(f"{name}: {len(node.rows)} rows")
                 lines += [f"    {word}" for word in words[:ROWS_SHOWN]]
                 if len(words) > ROWS_SHOWN:
                     lines.append(f"    … and {len(words) - ROWS_SHOWN} more")
         check.detail = "\n".join(lines) or "no kernel row changed"
         check.measured = {"sequence": first.sequence, "command": first.envelope.command_id}
-        _hold(machines, step.state)
+        _check_rows(nodes, step.state)
 
 
-def _hold(machines: dict[str, Machine], state: ClusterState) -> None:
-    """Every kernel has exactly what the controller's state wants. Raises ProofFailedError."""
-    for name, machine in machines.items():
-        wrong = machine.rows.differences(expected(state, name))
+def _check_rows(nodes: dict[str, ReplayedNode], state: ClusterState) -> None:
+    """Every kernel has exactly what the controller's state wants. Raises CheckFailedError."""
+    for name, node in nodes.items():
+        wrong = node.rows.differences(expected_rows(state, name))
         if wrong:
-            raise ProofFailedError(f"{name} differs from the controller's state: {'; '.join(wrong[:5])}")
+            raise CheckFailedError(f"{name} differs from the controller's state: {'; '.join(wrong[:5])}")
 
 
 def work(path: Path, *, as_json: bool, pause: bool) -> int:
@@ -248,7 +248,7 @@ def work(path: Path, *, as_json: bool, pause: bool) -> int:
     from events.cli.tables import console, print_json
 
     report = Report(None if as_json else console())
-    asyncio.run(rerun(path, report, pause=pause))
+    asyncio.run(replay(path, report, pause=pause))
     report.summary()
     if as_json:
         print_json(report.document())

@@ -1,6 +1,6 @@
 """A leaf server at the IDC: it mirrors the log, and agents there start from it without the cloud.
 
-The link that is cut is the cable between the leaf's machine and the management network, the only way to
+The link that is cut is the link between the leaf's machine and the management network, the only way to
 the hub; the road that the pods' packets take between the sites is another one and stays.
 """
 
@@ -14,7 +14,7 @@ from deploy.churn.trace import simulated_uid
 from deploy.lab.checks.kernel import OverlayRows, vxlan_device
 from deploy.lab.machines.buses import LEAF
 from deploy.lab.machines.shell import run
-from deploy.lab.reports.report import ProofFailedError
+from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events import subjects
 from events.protocol.commands import JoinNode, LeaveNode
@@ -42,7 +42,7 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
             there = partial(buses.exists, lab.bus, stream)
             await lab.wait_until(there, START_LIMIT_S, f"{stream} at the hub")
         arguments = ("site", "init", "--bus", buses.leaf_url, "--wait", str(INIT_LIMIT_S), "--json")
-        mirrors = json.loads(await lab.isthmus(*arguments, place=LEAF, as_controller=True))
+        mirrors = json.loads(await lab.isthmus(*arguments, machine=LEAF, as_controller=True))
         check.measured = {"mirrors": mirrors}
         check.detail = (
             f"{LEAF} at {buses.leaf_url}, mirrors "
@@ -54,7 +54,7 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
 async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
     """Without the hub an agent at the IDC starts, remembering nothing, and learns all from the mirror."""
     name = next(node.name for node in lab.topology.nodes if node.kind == "external")
-    title = f"Link to the hub cut: the agent of {name} starts without a cache from the mirror, no packet lost"
+    title = f"Link to the hub cut: the agent of {name} starts without a cache, from the mirror, no packet lost"
     with report.stage(title) as check:
         victim = lab.nodes[name]
         report.progress("waiting for the mirror to be level")
@@ -69,25 +69,25 @@ async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
             stale = (await lab.rows([name]))[name]
             wanted = OverlayRows.of(lab.peers_of(name))
             if stale == wanted:
-                raise ProofFailedError(f"the kernel of {name} followed although its agent is dead")
+                raise CheckFailedError(f"the kernel of {name} followed although its agent is dead")
             await lab.wait_until(
                 lambda: _mirror_at(lab, buses, at_cut), START_LIMIT_S, f"the mirror to hold event {at_cut}"
             )
             await _link(up=False)
             await _join(lab, MEANWHILE, 1)  # the hub goes on
-            _forget(victim)
+            _delete_cache(victim)
             await victim.agent.start()
             started_s = victim.agent.started_at_s
             took_s = await _caught_up(lab, victim, wanted)
             mirror = await _mirror(lab, buses)
             # The hub's own events (a range's rest ends) may come between the look and the cut.
             if mirror >= lab.members.live[MEANWHILE].epoch - 1:
-                raise ProofFailedError(
+                raise CheckFailedError(
                     f"the link is not cut: hub at event {lab.members.sequence}, mirror at {mirror}, "
                     f"cut at {at_cut}"
                 )
             if await lab.reports(name, since_s=started_s):
-                raise ProofFailedError(f"a report of {name} came through the cut link")
+                raise CheckFailedError(f"a report of {name} came through the cut link")
             missed = len(wanted) - len(stale)
         flows.judge(check)
         check.measured |= {
@@ -101,7 +101,7 @@ async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
         await _rebooted(lab, report, victim, wanted)
     if report.ok:
         await _restored(lab, report, buses)
-    else:  # a failed proof must not spoil those behind it
+    else:  # a failed check must not spoil those after it
         await _link(up=True)
         if not victim.agent.running:
             await victim.agent.start()
@@ -109,16 +109,18 @@ async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
 
 async def _rebooted(lab: Lab, report: Report, victim: LabNode, wanted: OverlayRows) -> None:
     """What a reboot takes from a machine of the IDC, its agent gets back at the site alone."""
-    title = f"Link still cut: {victim.name} reboots without device, rows and cache, and its pods talk again"
+    title = (
+        f"Link still cut: {victim.name} reboots without device, rows and cache, and its pods are reached again"
+    )
     with report.stage(title) as check:
         await victim.agent.kill()
-        _forget(victim)
-        device = await vxlan_device(victim.place)
+        _delete_cache(victim)
+        device = await vxlan_device(victim.machine)
         if device is None:
-            raise ProofFailedError(f"{victim.name} has no tunnel to lose")
-        await victim.place.run("ip", "link", "delete", device["ifname"])
+            raise CheckFailedError(f"{victim.name} has no tunnel to lose")
+        await victim.machine.run("ip", "link", "delete", device["ifname"])
         if len((await lab.rows([victim.name]))[victim.name]):
-            raise ProofFailedError("rows outlived their device")
+            raise CheckFailedError("rows outlived their device")
         await victim.agent.start()
         took_s = await _caught_up(lab, victim, wanted)
         results = await probe_all(lab, victim.pods)
@@ -127,11 +129,11 @@ async def _rebooted(lab: Lab, report: Report, victim: LabNode, wanted: OverlayRo
         check.detail = f"{len(wanted)} rows {took_s:.1f} s after the agent's start; {check.detail}"
 
 
-def _forget(node: LabNode) -> None:
+def _delete_cache(node: LabNode) -> None:
     """An empty cache: of what an agent keeps, only the machine's identity stays."""
     kept = list((node.directory / "state").glob("view.*"))
     if not kept:
-        raise ProofFailedError(f"{node.name} has no cache to lose")
+        raise CheckFailedError(f"{node.name} has no cache to lose")
     for file in kept:
         file.unlink()
 
@@ -141,7 +143,7 @@ async def _caught_up(lab: Lab, node: LabNode, wanted: OverlayRows) -> float:
 
     async def holds() -> bool:
         if not node.agent.running:
-            raise ProofFailedError(f"the agent of {node.name} ended:\n{node.agent.last_words()}")
+            raise CheckFailedError(f"the agent of {node.name} ended:\n{node.agent.log_tail()}")
         return (await lab.rows([node.name]))[node.name] == wanted
 
     return await lab.timed(holds, START_LIMIT_S, f"{node.name} to hold {len(wanted)} rows")
@@ -153,7 +155,7 @@ async def _restored(lab: Lab, report: Report, buses: Buses) -> None:
         missed_s = await lab.wait_converged(RESTORE_LIMIT_S)
         for node in (BEFORE, MEANWHILE):
             member = lab.members.live[node]
-            await lab.client.send(LeaveNode(node=node, uid=member.uid, reason="the lab's proof ends"))
+            await lab.client.send(LeaveNode(node=node, uid=member.uid, reason="the lab's check ends"))
         gone = {BEFORE, MEANWHILE}
         await lab.members.wait_for(lambda: not gone & set(lab.members.live), 10, "both nodes to have left")
         follow_s = await lab.wait_converged(RESTORE_LIMIT_S)
@@ -183,14 +185,14 @@ async def _join(lab: Lab, node: str, number: int) -> None:
 
 
 async def _link(*, up: bool) -> None:
-    """The switch's end of the leaf's cable to the management network."""
+    """The switch's end of the leaf's link to the management network."""
     await run(["ip", "link", "set", f"m-{LEAF}", "up" if up else "down"])
 
 
 async def _mirror(lab: Lab, buses: Buses) -> int:
     """The last event in the mirror, asked on the leaf's own machine."""
     arguments = ("site", "status", "--bus", buses.leaf_url, "--json")
-    states = json.loads(await lab.isthmus(*arguments, place=LEAF))
+    states = json.loads(await lab.isthmus(*arguments, machine=LEAF))
     return next(int(each["sequence"]) for each in states if each["stream"] == subjects.stream(lab.log.cluster))
 
 

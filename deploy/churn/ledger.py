@@ -1,4 +1,4 @@
-"""Proves from the log alone that no two owners ever held overlapping addresses, and counts the pool.
+"""Checks from the log alone that no two owners ever held overlapping addresses, and counts the pool.
 
 This is a second opinion: it reads the stored events and shares no code with the controller. A range counts
 as held from its allocation to the event that frees it, so draining and quarantined ranges are covered.
