@@ -95,7 +95,7 @@ async def _controller(
 ) -> None:
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
-    from controlplane.controller.process import watched
+    from controlplane.controller.process import controller_process
     from events.cli.tables import print_json
 
     options = ControllerOptions(
@@ -107,7 +107,7 @@ async def _controller(
         verify_log=verify_log,
         on_poison=on_poison,
     )
-    async with watched(options, http=http) as running:
+    async with controller_process(options, http=http) as running:
         controller = running.controller
 
         async def on_ready() -> None:

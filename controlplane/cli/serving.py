@@ -18,7 +18,7 @@ import click
 from controlplane.controller.controller import Controller
 
 if TYPE_CHECKING:
-    from controlplane.controller.process import Watched
+    from controlplane.controller.process import ControllerProcess
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ def standstill_line(controller: Controller) -> None:
         say(f"stands still  {controller.replica.halted.message}; commands are refused")
 
 
-def console_lines(running: Watched) -> None:
+def console_lines(running: ControllerProcess) -> None:
     """Where the console is, or why it is not."""
     if running.address:
         say(f"console     {running.address}")

@@ -136,7 +136,7 @@ async def _up(
 ) -> None:
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
-    from controlplane.controller.process import watched
+    from controlplane.controller.process import controller_process
     from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions, connect
     from events.bus.server.config import ServerOptions
@@ -149,7 +149,7 @@ async def _up(
     async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port, extra=lock.rules)) as server:
         bus = BusOptions(servers=(server.url,), credentials=lock.credentials, ca=lock.ca)
         options = ControllerOptions(cluster=cluster, data=data, bus=bus, name="up")
-        async with watched(options, http=http) as running:
+        async with controller_process(options, http=http) as running:
             controller = running.controller
 
             async def on_ready() -> None:

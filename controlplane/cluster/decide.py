@@ -1,6 +1,6 @@
 """What a command means now: the events it causes, its answer, or its refusal.
 
-Pure: the state, the command, the moment and the surroundings go in, a Decision comes out. Nothing
+Pure: the state, the command, the moment and the context go in, a Decision comes out. Nothing
 here reads a clock, a file, the network or a random number, and nothing changes the state.
 """
 
@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from controlplane.cluster.decision import (
-    ALONE,
+    EMPTY_CONTEXT,
     AdvanceDrains,
     AssignHolders,
     Decision,
+    DecisionContext,
     MarkLiveness,
-    Surroundings,
     Tick,
 )
 from controlplane.cluster.decisions import batch, clb, cluster, gateways, holders, nodes, time, tokens
@@ -45,17 +45,17 @@ from events.protocol.commands import (
 )
 
 __all__ = [
-    "ALONE",
+    "EMPTY_CONTEXT",
     "AdvanceDrains",
     "AssignHolders",
     "Decision",
+    "DecisionContext",
     "MarkLiveness",
-    "Surroundings",
     "Tick",
     "decide",
 ]
 
-Rule = Callable[[ClusterState, Any, datetime, Surroundings], Decision]
+Rule = Callable[[ClusterState, Any, datetime, DecisionContext], Decision]
 
 RULES: dict[type[Command | Tick], Rule] = {
     DefineCluster: cluster.define,
@@ -84,12 +84,12 @@ RULES: dict[type[Command | Tick], Rule] = {
 
 
 def decide(
-    state: ClusterState, command: Command | Tick, now: datetime, surroundings: Surroundings = ALONE
+    state: ClusterState, command: Command | Tick, now: datetime, context: DecisionContext = EMPTY_CONTEXT
 ) -> Decision:
     """Decide ``command`` on ``state`` at the moment ``now`` (UTC).
 
     Every refusal is returned, never raised; it comes with an event when it is one that the log
-    records. The events are right only directly behind ``state.sequence``.
+    records. The events are right only directly after ``state.sequence``.
     """
     rule = RULES.get(type(command))
     if rule is None:
@@ -97,6 +97,6 @@ def decide(
             refusal=Refused("unknown_command", f"{type(command).__name__} is no command of this controller")
         )
     try:
-        return rule(state, command, now, surroundings)
+        return rule(state, command, now, context)
     except Refused as refusal:
         return Decision(refusal=refusal)

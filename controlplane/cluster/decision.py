@@ -30,7 +30,7 @@ class Decision(NamedTuple):
     after: ClusterState | None = None
 
 
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the world outside this log.
 
     ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
@@ -41,7 +41,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     gateways: frozenset[str] = frozenset()
 
 
-ALONE = Surroundings()
+EMPTY_CONTEXT = DecisionContext()
 """No other cluster on the bus."""
 
 

@@ -78,7 +78,7 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fenced(msgspec.Struct, frozen=True, gc=False):
-    """A barred uid: which node it was, since which sequence, why, and who took its place."""
+    """A fenced uid: which node it was, since which sequence, why, and who took its place."""
 
     node: str
     since: int
@@ -151,7 +151,7 @@ class ClusterState:
         self.quarantine_last: datetime | None = None  # deadline of the latest entry of quarantined
         self.quarantine_ordered = True  # whether the deadlines ascend, so that a scan may stop early
         self.unreachable: MutableMapping[str, datetime | None] = {}  # name → last seen
-        self.fenced: MutableMapping[str, Fenced] = {}  # uid → why it is barred
+        self.fenced: MutableMapping[str, Fenced] = {}  # uid → why it was fenced
         self.networks: MutableMapping[str, Network] = {}  # CIDR → declared network
         self.overrides: MutableMapping[tuple[str, str, str], ConflictOverridden] = {}  # code, ours, theirs
         self.clb: MutableMapping[str, ClbReserved] = {}  # name → reservation

@@ -42,7 +42,7 @@ class _Canonical(msgspec.Struct, array_like=True):
     traffic: _Traffic = ([], [], [])
 
 
-def thaw(text: bytes) -> ClusterState:
+def decode_state(text: bytes) -> ClusterState:
     """Rebuild the state. Raises VerificationFailed(digest_mismatch) when it is not what the text says."""
     try:
         c = msgspec.json.decode(text, type=_Canonical)

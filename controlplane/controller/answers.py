@@ -72,7 +72,7 @@ class Reports(Protocol):
     def agreeing(self) -> Mapping[str, int]: ...
 
 
-class Silence:
+class NoReports:
     """No report from anybody: for answers about a state that no agent follows (a replay, a test)."""
 
     last_seen: Mapping[str, datetime] = MappingProxyType({})
@@ -82,7 +82,7 @@ class Silence:
     agreeing: Mapping[str, int] = MappingProxyType({})
 
 
-SILENCE = Silence()
+NO_REPORTS = NoReports()
 
 
 def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> ClusterView:  # noqa: ARG001
@@ -137,7 +137,7 @@ def _page(keys: list[Any], limit: int) -> tuple[list[Any], int, Any]:
 
 
 def list_nodes(state: ClusterState, query: ListNodes, reports: Reports) -> NodePage:
-    """A page of members; ``total`` counts the matches from behind ``after`` on."""
+    """A page of members; ``total`` counts the matches after ``after``."""
     names = [name for name in state.nodes if name > query.after]
     if (query.kind, query.site, query.unreachable) != (None, None, None):
         names = [name for name in names if _fits(state, name, query)]
@@ -155,7 +155,7 @@ def _fits(state: ClusterState, name: str, query: ListNodes) -> bool:
     )
 
 
-def node_view(state: ClusterState, node: Node, reports: Reports = SILENCE) -> NodeView:
+def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) -> NodeView:
     """One member with its range and its agent's last report."""
     owned = state.owned.get(node.name)
     status = reports.statuses.get(node.uid)
@@ -345,7 +345,7 @@ _DECODERS = {query.name: msgspec.json.Decoder(query) for query in QUERIES}
 _encode = msgspec.json.Encoder().encode
 
 
-def ask(state: ClusterState, query: Query, reports: Reports = SILENCE) -> Answer:
+def ask(state: ClusterState, query: Query, reports: Reports = NO_REPORTS) -> Answer:
     """Answer a query. Raises Refused and BadRequest."""
     return _ANSWERERS[type(query)](state, query, reports)
 
@@ -354,7 +354,7 @@ def answer(
     state: ClusterState,
     name: str,
     body: bytes,
-    reports: Reports = SILENCE,
+    reports: Reports = NO_REPORTS,
     *,
     further: Sequence[Condition] = (),
 ) -> bytes:

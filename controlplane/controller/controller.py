@@ -30,20 +30,20 @@ from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
 from controlplane.controller.commands.committer import Committer, Limits
 from controlplane.controller.commands.endpoint import Endpoint
-from controlplane.controller.commands.other_clusters import BusNeighbourhood
+from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
 from controlplane.controller.hooks import Changes, NullObserver, Observer
 from controlplane.controller.leadership.leader import Handover, Leadership
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
 from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
 from controlplane.controller.publishing.snapshots import SnapshotPublisher, SnapshotSchedule
-from controlplane.controller.replication.command_dedup import Place, Remembered
-from controlplane.controller.replication.halted_log import Standstill
+from controlplane.controller.replication.command_dedup import CommandDedup, SequenceSpan
+from controlplane.controller.replication.halted_log import HaltedLog
 from controlplane.controller.replication.parker import Parker
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.tasks import end, failure
 from controlplane.readmodel.projector import Projector
-from controlplane.readmodel.start import remembered_events, restore
+from controlplane.readmodel.start import last_sequence_seen, restore
 from controlplane.readmodel.store import lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
@@ -56,7 +56,7 @@ from events.telemetry.logs import follow_position
 log = logging.getLogger("isthmus.controller")
 
 OnPoison = Literal["stop", "park"]
-"""At an event that cannot be followed: stand still, or say in the log that it does not count."""
+"""At an event that cannot be followed: halt, or say in the log that it does not count."""
 
 STOP_S = 4.0
 """Longest clean stop: handover, draining and closing together."""
@@ -117,32 +117,34 @@ class Controller:
             event_log,
             self.changes,
             observer=observer,
-            remembered=replica.remembered,
+            dedup=replica.dedup,
         )
         self.committer = Committer(
             event_log,
             replica,
             source=source,
             observer=observer,
-            history=_History(self.projector),
-            neighbourhood=WithGateways(BusNeighbourhood(client, cluster), lambda: replica.state, self.liveness),
+            command_table=_CommandTable(self.projector),
+            context_source=WithGateways(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
             limits=options.limits,
         )
         self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)
         self.leadership = Leadership(
             BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
-            _Led(self.endpoint),
+            _OpenEndpoint(self.endpoint),
             name=self.name,
             ready=lambda: replica.live and replica.halted is None,
             halted=lambda: replica.halted is not None,
-            on_turn=lambda leading: replica.rest(alone=leading),
+            on_change=lambda leading: replica.rest(alone=leading),
         )
-        self._handover = Handover(client, cluster, self.leadership, _Led(self.endpoint), name=self.name)
+        self._handover = Handover(
+            client, cluster, self.leadership, _OpenEndpoint(self.endpoint), name=self.name
+        )
         self._parker = Parker(event_log, replica, source=source, actor=f"controller/{self.name}")
-        self._standstill = Standstill(
+        self._halted_log = HaltedLog(
             replica,
             observer,
-            make_way=self._handover.make_way,
+            yield_leadership=self._handover.yield_leadership,
             park=self._park if options.on_poison == "park" else None,
         )
         self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
@@ -195,14 +197,14 @@ class Controller:
                 options.cluster,
                 create=True,
                 replicas=options.replicas,
-                remembered=await remembered_events(options.data / "readmodel", options.cluster),
+                remembered=await last_sequence_seen(options.data / "readmodel", options.cluster),
             )
-            changes, remembered = Changes(), Remembered()
+            changes, dedup = Changes(), CommandDedup()
             replica = await restore(
                 event_log,
                 options.data / "readmodel",
                 changes=changes,
-                remembered=remembered,
+                dedup=dedup,
                 trust=not options.verify_log,
             )
             replicas.append(replica)
@@ -240,7 +242,7 @@ class Controller:
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, object]]:
         return {
-            "replica": self._standstill.run(),
+            "replica": self._halted_log.run(),
             "committer": self.committer.run(),
             "answers": self.endpoint.run(),
             "projector": self.projector.run(),
@@ -310,7 +312,7 @@ class Controller:
                 await asyncio.sleep(1.0)
 
 
-class _Led:
+class _OpenEndpoint:
     """Leading means: the endpoint is open."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -323,16 +325,16 @@ class _Led:
         await self._endpoint.close()
 
 
-class _History:
+class _CommandTable:
     """The commands table of whichever generation is current; nothing while the projection is stopped."""
 
     def __init__(self, projector: Projector) -> None:
         self._projector = projector
 
-    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
+    async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
         try:
             store = await self._projector.open()
-            return await store.places(command_ids)
+            return await store.spans(command_ids)
         except (sqlite3.Error, ValueError) as error:  # ValueError: closed meanwhile, for a switch
             raise Unavailable(
                 "log_unavailable",

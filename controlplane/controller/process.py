@@ -23,7 +23,7 @@ log = logging.getLogger("isthmus.http")
 DEFAULT_HTTP = "127.0.0.1:7480"
 
 
-class Watched(NamedTuple):
+class ControllerProcess(NamedTuple):
     """``address`` is where the console is served; empty when it is not, and ``why_not`` says why."""
 
     controller: Controller
@@ -40,9 +40,9 @@ def parse_where(where: str) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def watched(
+async def controller_process(
     options: ControllerOptions, *, http: str = DEFAULT_HTTP, environ: Mapping[str, str] = os.environ
-) -> AsyncIterator[Watched]:
+) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), watched and served until the block is left.
 
     ``http`` is ``HOST:PORT`` or ``off``; the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
@@ -73,7 +73,7 @@ async def watched(
         address, why_not = "", "switched off"
         if http != "off":
             address, why_not = await _serve(stack, source, http, token)
-        yield Watched(controller, address, why_not)
+        yield ControllerProcess(controller, address, why_not)
 
 
 async def _serve(stack: AsyncExitStack, source: AttachedSource, where: str, token: str) -> tuple[str, str]:

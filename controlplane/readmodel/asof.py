@@ -163,7 +163,7 @@ def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
 
 
 def _fenced(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
-    """Barred uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
+    """Fenced uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
     events, since = connection.execute(
         "SELECT '[' || group_concat(value) || ']', '[' || group_concat(valid_from) || ']' FROM ("
         " SELECT value, valid_from FROM fact INDEXED BY fact_fenced"
@@ -174,12 +174,12 @@ def _fenced(connection: sqlite3.Connection, state: ClusterState, at: int) -> Non
     if events is None:
         return
     nodes, uids, causes, successors, _ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
-    barred = map(Fenced, nodes, _decode_numbers(since), causes, successors)
-    state.fenced.update(zip(uids, barred, strict=True))
+    fenced = map(Fenced, nodes, _decode_numbers(since), causes, successors)
+    state.fenced.update(zip(uids, fenced, strict=True))
 
 
 def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
-    """Behind nodes and facts: marks end with memberships, backends with reservations."""
+    """After nodes and facts: marks end with memberships, backends with reservations."""
     kinds: dict[str, list[tuple[str, str, str, int]]] = {}
     reserved: dict[str, int] = {}
     for kind, key, part, value, since in connection.execute(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlplane.controller.hooks import Changes, Lagged, Observer, Subscription
-from controlplane.controller.replication.command_dedup import Remembered
+from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
@@ -61,13 +61,13 @@ class Projector:
         changes: Changes,
         *,
         observer: Observer,
-        remembered: Remembered | None = None,
+        dedup: CommandDedup | None = None,
     ) -> None:
         self._directory = directory
         self._log = event_log
         self._changes = changes
         self._observer = observer
-        self._remembered = remembered
+        self._dedup = dedup
         self._parked: frozenset[int] = frozenset()
         self._moved = asyncio.Event()
         self._asked = asyncio.Event()
@@ -228,8 +228,8 @@ class Projector:
             part = events[start : start + BATCH]
             before = clock()
             await store.apply(part)
-            if self._remembered is not None:
-                self._remembered.projected(store.checkpoint.sequence)
+            if self._dedup is not None:
+                self._dedup.projected(store.checkpoint.sequence)
             self.stalled = None
             self._moved.set()
             self._observer.projected(last=store.checkpoint.sequence, count=len(part), took_s=clock() - before)

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from controlplane.controller.hooks import Changes
-from controlplane.controller.replication.command_dedup import Remembered
+from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.asof import load_state, moment
 from controlplane.readmodel.store import Store, current_generation
@@ -28,7 +28,7 @@ async def restore(
     directory: Path,
     *,
     changes: Changes,
-    remembered: Remembered,
+    dedup: CommandDedup,
     trust: bool = True,
 ) -> Replica:
     """A replica at the read model's checkpoint, or at the beginning.
@@ -42,9 +42,9 @@ async def restore(
             head = store.checkpoint
             if head.sequence and await _agrees(event_log, store):
                 state = await store.run(load_state)
-                replica = Replica(event_log, changes=changes, remembered=remembered, state=state, head=head)
+                replica = Replica(event_log, changes=changes, dedup=dedup, state=state, head=head)
                 replica.last_time = moment(store.time_us) or replica.last_time
-                remembered.projected(head.sequence)
+                dedup.projected(head.sequence)
                 log.info("state restored from %s at %d", store.path.name, head.sequence)
                 return replica
         except VerificationFailed as error:
@@ -55,10 +55,10 @@ async def restore(
             log.warning("the read model is not used to start from: %s", error.message)
         finally:
             await store.close()
-    return Replica(event_log, changes=changes, remembered=remembered, head=genesis(event_log.cluster))
+    return Replica(event_log, changes=changes, dedup=dedup, head=genesis(event_log.cluster))
 
 
-async def remembered_events(directory: Path, cluster: str) -> int:
+async def last_sequence_seen(directory: Path, cluster: str) -> int:
     """Up to which event this controller has seen the cluster's log; 0 when it does not remember any."""
     if not current_generation(directory):
         return 0

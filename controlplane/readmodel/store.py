@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 
-from controlplane.controller.replication.command_dedup import Place
+from controlplane.controller.replication.command_dedup import SequenceSpan
 from controlplane.readmodel import cluster_rows, gateway_rows
 from controlplane.readmodel.rows import Contradiction, Rows, microseconds
 from controlplane.readmodel.schema import SCHEMA, VERSION
@@ -173,16 +173,16 @@ class Store:
                 entity=poison.event.entity,
             ) from error
 
-    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
+    async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
         """Where the events of those commands are that are known."""
 
-        def work(connection: sqlite3.Connection) -> dict[str, Place]:
+        def work(connection: sqlite3.Connection) -> dict[str, SequenceSpan]:
             marks = ",".join("?" * len(command_ids))
             rows = connection.execute(
                 f"SELECT command_id, first, last FROM command WHERE command_id IN ({marks})",  # noqa: S608  marks
                 tuple(command_ids),
             )
-            return {command_id: Place(first, last) for command_id, first, last in rows}
+            return {command_id: SequenceSpan(first, last) for command_id, first, last in rows}
 
         return await self.run(work)
 
@@ -264,7 +264,7 @@ def _apply_singly(
 
 
 def _transaction(connection: sqlite3.Connection, last: Recorded, write: Callable[[], object]) -> None:
-    """The rows and the checkpoint behind ``last``: both, or neither."""
+    """The rows and the checkpoint at ``last``: both, or neither."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         write()

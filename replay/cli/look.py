@@ -31,14 +31,14 @@ def state_command(source: Source, at: str, list_nodes: bool, list_ranges: bool, 
 
 
 async def _state(source: Source, at: str, *, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
-    from controlplane.controller.answers import SILENCE, node_view, range_view, show_cluster
+    from controlplane.controller.answers import NO_REPORTS, node_view, range_view, show_cluster
     from events.protocol.queries import ShowCluster
 
     async with opened(source) as asked:
         point = await asked.point(at)
         with progress("folding", point.sequence) as tick:
             state, origin = await asked.states().at(point.sequence, tick)
-        view = show_cluster(state, ShowCluster(), SILENCE)
+        view = show_cluster(state, ShowCluster(), NO_REPORTS)
         nodes = [node_view(state, state.nodes[name]) for name in sorted(state.nodes)] if list_nodes else []
         ranges = (
             [range_view(state, state.ranges[index]) for index in sorted(state.ranges)] if list_ranges else []

@@ -119,9 +119,9 @@ def base(history: History) -> ClusterState:
             f"give the archive that it continues, too (--archive, once more)",
             start=history.start,
         )
-    from controlplane.cluster.state_decoder import thaw
+    from controlplane.cluster.state_decoder import decode_state
 
-    state = thaw(text)
+    state = decode_state(text)
     state.parked = frozenset(n for n in history.parked if n <= history.start)
     return state
 

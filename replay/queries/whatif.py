@@ -195,9 +195,9 @@ class _World:
                 self._replan(real.definition)
             else:
                 from controlplane.cluster.digest import canonical
-                from controlplane.cluster.state_decoder import thaw
+                from controlplane.cluster.state_decoder import decode_state
 
-                self.state = thaw(canonical(real))
+                self.state = decode_state(canonical(real))
                 self.sequence = real.sequence
                 for index in (*real.draining, *real.quarantined):
                     held = real.ranges[index]

@@ -12,7 +12,7 @@ from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import HANDLERS, evolve
 from controlplane.cluster.invariants import CHECKS, check
 from controlplane.cluster.state import ClusterState
-from controlplane.cluster.state_decoder import thaw
+from controlplane.cluster.state_decoder import decode_state
 from controlplane.controller.publishing.checkpoints import Checkpoint, check_signature
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
@@ -66,7 +66,7 @@ class Folding:
         try:
             text = history.base
             if text is not None:
-                self.state = thaw(text)
+                self.state = decode_state(text)
                 self.state.parked = frozenset(n for n in self._parked if n <= history.start)
                 return
             why = f"the file begins behind event {history.start}: give the earlier ones, too"

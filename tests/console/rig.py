@@ -234,7 +234,7 @@ async def running(
     async with Observability.open(CLUSTER, "rig", None, environ={}) as observability:
         observer = observability.observer
         projector = Projector(
-            directory / "readmodel", log, replica.changes, observer=observer, remembered=replica.remembered
+            directory / "readmodel", log, replica.changes, observer=observer, dedup=replica.dedup
         )
         committer = Committer(log, replica, source="isthmus/test", observer=observer)
         ticker = Ticker(

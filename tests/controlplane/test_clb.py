@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.cluster.decide import Surroundings
+from controlplane.cluster.decide import DecisionContext
 from events.protocol.commands import Override, ReleaseClb, ReserveClb
 from events.types import Network
 from tests.controlplane.world import World, names
@@ -113,7 +113,7 @@ def test_a_subnet_inside_a_container_network_is_refused_or_overridden(world: Wor
     for _ in range(2):
         assert world.refused(command) == "cidr_conflict_with_clb_subnet"
     assert names(world.log).count("ClbRefused") == 1
-    world.surroundings = Surroundings(clusters={"stage": ("10.64.0.0/16",)})
+    world.context = DecisionContext(clusters={"stage": ("10.64.0.0/16",)})
     other = ReserveClb(reservation="other", subnet="10.64.1.0/28")
     assert world.refused(other) == "cidr_conflict_with_other_cluster"
     accepted = (Override(code="cidr_conflict_with_clb_subnet", reason="routed by hand"),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controlplane.cluster.addressing.overlap import CODE_OF_KIND, next_free_network
-from controlplane.cluster.decide import Surroundings
+from controlplane.cluster.decide import DecisionContext
 from events.protocol.commands import (
     AppendCidr,
     DeclareNetwork,
@@ -161,7 +161,7 @@ def test_an_override_must_name_a_check_and_a_reason(override: Override) -> None:
 
 def test_other_clusters_on_the_bus_are_seen() -> None:
     world = World()
-    world.surroundings = Surroundings(
+    world.context = DecisionContext(
         clusters={"prod": ("10.0.0.0/16",), "stage": ("10.1.0.0/16", "10.2.0.0/16")}
     )
     refusal = world.do(DefineCluster(container_cidr="10.2.0.0/15")).refusal

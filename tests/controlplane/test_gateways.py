@@ -9,13 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlplane.cluster.decide import AssignHolders, MarkLiveness, Surroundings
+from controlplane.cluster.decide import AssignHolders, DecisionContext, MarkLiveness
 from controlplane.cluster.decisions.holders import REASON_CHARACTERS
 from controlplane.cluster.digest import canonical, state_digest
 from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.invariants import check, violation
 from controlplane.cluster.state import ClusterState
-from controlplane.cluster.state_decoder import thaw
+from controlplane.cluster.state_decoder import decode_state
 from events.protocol.commands import (
     AddBackend,
     FenceNode,
@@ -123,7 +123,7 @@ def test_a_handover_prefers_who_is_heard_and_able() -> None:
     for heard, expected in ((frozenset({"n3"}), "n3"), (frozenset(), "n0")):
         world = gateways(0, 1, 3)
         tick(world, 1)
-        world.surroundings = Surroundings(gateways=heard)
+        world.context = DecisionContext(gateways=heard)
         world.ok(MarkGateway(node="n1", on=False))
         assert holders(world)[0] == expected
 
@@ -256,7 +256,7 @@ def test_the_state_with_gateways_survives_its_text() -> None:
     tick(world, 1, 2)
     world.ok(AddBackend(**BACKEND))
     world.ok(health(world, False))
-    assert state_digest(thaw(canonical(world.state))) == state_digest(world.state)
+    assert state_digest(decode_state(canonical(world.state))) == state_digest(world.state)
 
 
 def test_two_holders_are_a_violation_and_stop_the_fold() -> None:
@@ -306,9 +306,9 @@ class Gateways(RuleBasedStateMachine):
     def age(self, name: str) -> float:
         return (self.world.now - self.beat[name]).total_seconds() if name in self.beat else 1e9
 
-    def around(self) -> None:
+    def context_for(self) -> None:
         """What a controller knows of its gateways when a command comes."""
-        self.world.surroundings = Surroundings(gateways=frozenset(self.heard()))
+        self.world.context = DecisionContext(gateways=frozenset(self.heard()))
 
     def choose(self, address: str, among: set[str]) -> None:
         loads = sorted((sum(h == name for h in self.held.values()), name) for name in among)
@@ -317,7 +317,7 @@ class Gateways(RuleBasedStateMachine):
 
     @rule(name=nodes, on=st.booleans())
     def mark(self, name: str, on: bool) -> None:
-        self.around()
+        self.context_for()
         if name not in self.members:
             assert self.world.refused(MarkGateway(node=name, on=on)) == "node_unknown"
             return
@@ -329,7 +329,7 @@ class Gateways(RuleBasedStateMachine):
 
     @rule(name=nodes, fence=st.booleans())
     def go(self, name: str, fence: bool) -> None:
-        self.around()
+        self.context_for()
         if name in self.members and not fence:
             self.world.ok(RemoveNode(node=name))
             self.hand_over(name)

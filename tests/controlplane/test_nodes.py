@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from controlplane.cluster.addressing.mac import vtep_mac
-from controlplane.cluster.decide import AdvanceDrains, Surroundings
+from controlplane.cluster.decide import AdvanceDrains, DecisionContext
 from events.protocol.commands import (
     ChangeUnderlay,
     FenceNode,
@@ -190,7 +190,7 @@ def test_an_address_inside_the_container_network_is_refused_or_overridden(
 
 
 def test_an_address_inside_another_clusters_container_network_is_refused(world: World) -> None:
-    world.surroundings = Surroundings(clusters={"stage": ("10.64.0.0/16",)})
+    world.context = DecisionContext(clusters={"stage": ("10.64.0.0/16",)})
     assert world.refused(joining(1, underlay="10.64.3.3")) == "cidr_conflict_with_other_cluster"
 
 

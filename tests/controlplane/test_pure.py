@@ -22,7 +22,14 @@ from typing import Any
 
 import pytest
 
-from controlplane.cluster.decide import RULES, AdvanceDrains, AssignHolders, MarkLiveness, Surroundings, decide
+from controlplane.cluster.decide import (
+    RULES,
+    AdvanceDrains,
+    AssignHolders,
+    DecisionContext,
+    MarkLiveness,
+    decide,
+)
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.invariants import check
@@ -130,7 +137,7 @@ def commands() -> list[Any]:
 
 BACKEND: dict[str, Any] = {"reservation": "gw", "purpose": "apiserver", "address": "192.0.2.77"}
 HEARD = {"uid-1": START + timedelta(seconds=60), "twin": START + timedelta(seconds=60)}
-SURROUNDINGS = Surroundings(clusters={"stage": ("10.0.1.0/24",)})
+SURROUNDINGS = DecisionContext(clusters={"stage": ("10.0.1.0/24",)})
 
 
 def play() -> tuple[ClusterState, list[Event]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlplane.cluster.decide import ALONE, Decision, Surroundings, Tick, decide
+from controlplane.cluster.decide import EMPTY_CONTEXT, Decision, DecisionContext, Tick, decide
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import violation
@@ -23,7 +23,7 @@ class World:
         self.state = ClusterState(name)
         self.log: list[Event] = []
         self.now = START
-        self.surroundings: Surroundings = ALONE
+        self.context: DecisionContext = EMPTY_CONTEXT
         if define:
             self.ok(DefineCluster(**{"services": 32, **define}))
 
@@ -33,7 +33,7 @@ class World:
     def do(self, command: Command | Tick) -> Decision:
         """Decide and fold; no event may break an invariant, and deciding may not change the state."""
         before = state_digest(self.state)
-        decision = decide(self.state, command, self.now, self.surroundings)
+        decision = decide(self.state, command, self.now, self.context)
         assert state_digest(self.state) == before
         for event in decision.events:
             sequence = self.state.sequence + 1

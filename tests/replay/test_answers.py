@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.cluster.state_decoder import thaw
+from controlplane.cluster.state_decoder import decode_state
 from events.chain import genesis
 from events.codec import decode
 from events.errors import Refused
@@ -348,7 +348,7 @@ def test_a_thawed_state_is_the_state_and_goes_on_like_it(messages, data):
     for message in messages[:cut]:
         recorded = decode(message)
         evolve(state, recorded.sequence, recorded.event)
-    twin = thaw(canonical(state))
+    twin = decode_state(canonical(state))
     for message in messages[cut:]:
         recorded = decode(message)
         evolve(state, recorded.sequence, recorded.event)

@@ -15,7 +15,7 @@ from nats.js.errors import NotFoundError
 
 from controlplane.cluster.digest import state_digest
 from controlplane.controller.commands.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
-from controlplane.readmodel.start import remembered_events
+from controlplane.readmodel.start import last_sequence_seen
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
@@ -201,12 +201,12 @@ async def test_a_log_that_is_remembered_is_never_made_anew_when_servers_say_they
 ) -> None:
     """Servers that all start again may say so for a moment; an empty stream would take the log's place."""
     data = tmp_path / "a"
-    assert await remembered_events(data / "readmodel", CLUSTER) == 0
+    assert await last_sequence_seen(data / "readmodel", CLUSTER) == 0
     async with controller(bus, data) as running, client(bus) as operator:
         await operator.send(DEFINE)
         sequence = (await operator.send(join(1))).sequence
         await until(lambda: running.projector.sequence >= sequence)
-    assert await remembered_events(data / "readmodel", CLUSTER) == sequence
+    assert await last_sequence_seen(data / "readmodel", CLUSTER) == sequence
 
     nats = await connect(bus, name="test")
     try:

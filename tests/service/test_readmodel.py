@@ -18,7 +18,7 @@ from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.hooks import Changes, NullObserver
-from controlplane.controller.replication.command_dedup import Place, Remembered
+from controlplane.controller.replication.command_dedup import CommandDedup, SequenceSpan
 from controlplane.readmodel import projector as projector_module
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
@@ -59,7 +59,7 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
         state = it.replica.state
         it.clock.forward(pick.choice((0.0, 0.5, 3.0)))
         holder = next(iter(state.holders.values()), None)
-        place: dict[str, Any] = {
+        span: dict[str, Any] = {
             "reservation": "gw",
             "purpose": "apiserver",
             "address": f"10.21.0.{number % 3}",
@@ -79,17 +79,17 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
                 ReserveClb(reservation=f"lb{number % 3}", subnet=f"10.20.{number % 2}.0/29"),
                 ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
                 ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
-                ReleaseClb(reservation="gw") if not step % 3 else RemoveBackend(**place, port=443),
+                ReleaseClb(reservation="gw") if not step % 3 else RemoveBackend(**span, port=443),
                 MarkGateway(node=f"n{number}", on=number % 4 > 0),
                 MarkGateway(node=f"n{number}"),
-                AddBackend(**place, port=443),
+                AddBackend(**span, port=443),
                 AssignHolders(
                     last_seen=heard,
                     watching_since=it.clock() - timedelta(hours=1),
                     able=frozenset(heard),
                 ),
                 ReportHealth(
-                    **place,
+                    **span,
                     port=443,
                     backend_port=443,
                     protocol="tcp",
@@ -177,7 +177,7 @@ async def test_a_restored_replica_goes_on_exactly_as_the_one_that_folded_everyth
         async with projecting(it, tmp_path) as projector:
             await lived_in(it, 200, 7)
             await projector.reached(it.replica.head.sequence)
-        restored = await restore(it.log, tmp_path, changes=Changes(), remembered=Remembered())
+        restored = await restore(it.log, tmp_path, changes=Changes(), dedup=CommandDedup())
         assert restored.head == it.replica.head
         assert restored.last_time == it.replica.last_time
         await lived_in(it, 100, 8)
@@ -195,7 +195,7 @@ async def test_a_read_model_of_another_log_is_refused_at_start(tmp_path: Path) -
     async with rig() as other:
         await other.send(join(2))
         with pytest.raises(VerificationFailed) as refusal:
-            await restore(other.log, tmp_path, changes=Changes(), remembered=Remembered())
+            await restore(other.log, tmp_path, changes=Changes(), dedup=CommandDedup())
         assert refusal.value.code == "chain_broken"
 
 
@@ -255,7 +255,7 @@ async def test_a_stopped_projection_goes_on_when_the_log_says_that_the_event_is_
         rows = await store.run(lambda c: c.execute("SELECT sequence, type, error FROM parked").fetchall())
         assert rows == [(4, "range.freed.v1", "no such range")]
         assert projector.stalled is None
-        assert await store.places(["poison"]) == {"poison": Place(5, 5)}
+        assert await store.spans(["poison"]) == {"poison": SequenceSpan(5, 5)}
         left_out = await fold_of(log, frozenset({4}))
         assert state_digest(await store.run(load_state)) == state_digest(left_out)
         assert (await store.run(load_state)).parked == {4}
@@ -356,24 +356,24 @@ class History:
 
     projector: Projector
 
-    async def places(self, command_ids: Any) -> Any:
-        return await (await self.projector.open()).places(command_ids)
+    async def spans(self, command_ids: Any) -> Any:
+        return await (await self.projector.open()).spans(command_ids)
 
 
 async def test_old_command_ids_are_found_in_the_read_model_after_memory_forgot_them(tmp_path: Path) -> None:
     log = MemoryLog(CLUSTER)
     history = History()
     it = Rig(log, history=history)
-    it.replica.remembered = Remembered(places_limit=5, answers_limit=2)
-    async with projecting(it, tmp_path, remembered=it.replica.remembered) as projector:
+    it.replica.dedup = CommandDedup(spans_limit=5, answers_limit=2)
+    async with projecting(it, tmp_path, dedup=it.replica.dedup) as projector:
         history.projector = projector
         async with running(it):
             await it.send(DEFINE)
             first = [await it.send(join(number), command_id=f"c{number}") for number in range(20)]
             await projector.reached(it.replica.head.sequence)
             await it.send(join(30))
-            assert not it.replica.remembered.complete
-            assert it.replica.remembered.place("c0") is None
+            assert not it.replica.dedup.complete
+            assert it.replica.dedup.span("c0") is None
             for number in (0, 7, 19):
                 again = await it.send(join(number), command_id=f"c{number}")
                 assert again.duplicate

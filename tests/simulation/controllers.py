@@ -35,7 +35,7 @@ class SimController:
     """One controller process; ``start`` and ``kill`` as often as the schedule wants."""
 
     def __init__(
-        self, name: str, log: WatchedLog, place: MemoryLease.Place, weather: Weather, seed: int
+        self, name: str, log: WatchedLog, place: MemoryLease.Slot, weather: Weather, seed: int
     ) -> None:
         self.name = name
         self._disk = log
@@ -65,7 +65,7 @@ class SimController:
             self,
             name=self.name,
             ready=lambda: replica.live,
-            on_turn=lambda leading: replica.rest(alone=leading),
+            on_change=lambda leading: replica.rest(alone=leading),
             jitter=dice,
         )
         numbers = iter(range(10**9))
@@ -111,7 +111,7 @@ class SimController:
                 wrong = wrong or f"controller {self.name} ended: {task.exception()!r}"
         return wrong
 
-    # --- leading means serving (controlplane.controller.leadership.leader.Led) ----------------------
+    # --- leading means serving (controlplane.controller.leadership.leader.LeaderDuties) ----------------------
 
     async def begin(self) -> None:
         self.serving = True

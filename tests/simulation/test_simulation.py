@@ -13,7 +13,7 @@ import pytest
 
 from controlplane.cluster.decisions import time as time_rules
 from controlplane.controller.commands import planner
-from controlplane.controller.commands.pending_replies import Answering
+from controlplane.controller.commands.pending_replies import PendingReplies
 from events.memory import MemoryLog
 from tests.simulation import virtual
 from tests.simulation.faults import Fault, shrink
@@ -45,7 +45,7 @@ def test_a_seed_is_one_history_whatever_the_hash_seed() -> None:
     assert told == {f"{live(11)}\n"}
 
 
-async def _no_memory(self: Answering, group: list[Any]) -> list[Any]:
+async def _no_memory(self: PendingReplies, group: list[Any]) -> list[Any]:
     return group
 
 
@@ -79,7 +79,7 @@ def _stale(original: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("target", "name", "defect"),
     [
-        (Answering, "repeat_known", lambda _: _no_memory),
+        (PendingReplies, "repeat_known", lambda _: _no_memory),
         (time_rules, "watermark", lambda _: _believe_anybody),
         (MemoryLog, "append", _unconditional),
         (planner, "decide", _stale),

@@ -87,7 +87,7 @@ OutgoingAppend = tuple[tuple[OutgoingMessage, ...], int]
 class WiredLease(MemoryLease):
     """The lease over the same wires."""
 
-    def __init__(self, place: MemoryLease.Place, holder: str, weather: Weather) -> None:
+    def __init__(self, place: MemoryLease.Slot, holder: str, weather: Weather) -> None:
         super().__init__(place, holder)
         self._weather = weather
         self._owner = holder

@@ -50,7 +50,7 @@ async def _live(seed: int, faults: Sequence[Fault]) -> Outcome:
     loop = asyncio.get_running_loop()
     weather = Weather(seed, faults, loop.time)
     log = WatchedLog(CLUSTER, lambda: int(loop.time() * 1e9))
-    place = MemoryLease.Place()
+    place = MemoryLease.Slot()
     acknowledged: dict[str, CommandReply] = {}
     controllers = [SimController(name, log, place, weather, seed) for name in CONTROLLERS]
     nodes = [

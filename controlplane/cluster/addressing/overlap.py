@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
 from controlplane.cluster.addressing.plan import PRIVATE
-from controlplane.cluster.decision import Surroundings
+from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.input_checks import text
 from controlplane.cluster.state import ClusterState
 from events.errors import BadRequest, Refused
@@ -100,11 +100,11 @@ def network_side(item: Network) -> Side:
 
 
 def container_conflicts(
-    ours: Side, state: ClusterState, surroundings: Surroundings, networks: Iterable[Network] = ()
+    ours: Side, state: ClusterState, context: DecisionContext, networks: Iterable[Network] = ()
 ) -> list[Conflict]:
     """Everything that a container CIDR runs into: own CIDRs, networks (``networks`` besides the
     declared ones), CLB subnets, other clusters, members' addresses. O(members)."""  # fmt: skip
-    others = list(_obstacles(state, surroundings, networks))
+    others = list(_obstacles(state, context, networks))
     found = [(code, side) for code, side in others if ours.net.overlaps(side.net)]
     if not found:
         return []
@@ -114,7 +114,7 @@ def container_conflicts(
 
 
 def _obstacles(
-    state: ClusterState, surroundings: Surroundings, networks: Iterable[Network]
+    state: ClusterState, context: DecisionContext, networks: Iterable[Network]
 ) -> Iterator[tuple[str, Side]]:
     for own in state.cidrs:
         yield "cidr_conflict_with_own_cidr", Side(network(own.cidr), "this cluster's container CIDR")
@@ -123,7 +123,7 @@ def _obstacles(
     for reservation in state.clb.values():
         label = f"the subnet of CLB reservation {reservation.name!r}"
         yield "cidr_conflict_with_clb_subnet", Side(network(reservation.subnet), label)
-    yield from _foreign(state, surroundings)
+    yield from _foreign(state, context)
     for node in state.nodes.values():
         for address in {node.underlay, node.announced}:
             value = address_value(address)
@@ -131,8 +131,8 @@ def _obstacles(
                 yield "cidr_conflict_with_node", Side(Net(value, 1), f"node {node.name!r} at", host=True)
 
 
-def _foreign(state: ClusterState, surroundings: Surroundings) -> Iterator[tuple[str, Side]]:
-    for name, cidrs in sorted(surroundings.clusters.items()):
+def _foreign(state: ClusterState, context: DecisionContext) -> Iterator[tuple[str, Side]]:
+    for name, cidrs in sorted(context.clusters.items()):
         if name != state.name:
             for cidr in cidrs:
                 side = Side(network(cidr), f"the container CIDR of cluster {name!r}")
@@ -146,7 +146,7 @@ def network_conflicts(item: Network, state: ClusterState) -> list[Conflict]:
     return [Conflict(code, ours, theirs) for ours in _containers(state) if ours.net.overlaps(theirs.net)]
 
 
-def subnet_conflicts(subnet: Net, state: ClusterState, surroundings: Surroundings) -> list[Conflict]:
+def subnet_conflicts(subnet: Net, state: ClusterState, context: DecisionContext) -> list[Conflict]:
     """The container CIDRs, of this cluster and of others, that a CLB subnet overlaps."""
     theirs = Side(subnet, "CLB subnet")
     advice = "choose a subnet of the VPC that no container network covers"
@@ -155,14 +155,14 @@ def subnet_conflicts(subnet: Net, state: ClusterState, surroundings: Surrounding
         for ours in _containers(state)
         if ours.net.overlaps(subnet)
     ]
-    for code, side in _foreign(state, surroundings):
+    for code, side in _foreign(state, context):
         if side.net.overlaps(subnet):
             found.append(Conflict(code, theirs, side, advice))
     return found
 
 
 def address_conflicts(
-    node: str, addresses: Iterable[int], state: ClusterState, surroundings: Surroundings
+    node: str, addresses: Iterable[int], state: ClusterState, context: DecisionContext
 ) -> list[Conflict]:
     """The container CIDRs, of this cluster and of others, that a node's addresses lie in. O(CIDRs)."""
     found: list[Conflict] = []
@@ -173,8 +173,8 @@ def address_conflicts(
                 ours = Side(network(own.cidr), "container CIDR")
                 advice = "give the node an underlay address outside the container network"
                 found.append(Conflict("cidr_conflict_with_node", ours, theirs, advice))
-        if surroundings.clusters:
-            for code, side in _foreign(state, surroundings):
+        if context.clusters:
+            for code, side in _foreign(state, context):
                 if side.net.has(value):
                     found.append(Conflict(code, theirs, side))
     return found

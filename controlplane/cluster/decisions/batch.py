@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.nodes import join
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
@@ -16,7 +16,7 @@ from events.types import Event
 
 
 def import_nodes(
-    state: ClusterState, command: ImportNodes, now: datetime, surroundings: Surroundings
+    state: ClusterState, command: ImportNodes, now: datetime, context: DecisionContext
 ) -> Decision:
     """Join each node in turn on a fork of the state; the report has one line per node.
 
@@ -30,7 +30,7 @@ def import_nodes(
     for position, item in enumerate(command.nodes, 1):
         line: dict[str, Any] = {"line": position, "node": item.node}
         try:
-            decision = join(fork, item, now, surroundings)
+            decision = join(fork, item, now, context)
             error = decision.refusal
         except Refused as refusal:
             error = refusal

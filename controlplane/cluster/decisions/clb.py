@@ -14,7 +14,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
 from controlplane.cluster.addressing.overlap import settle, subnet_conflicts
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.holders import withdrawn
 from controlplane.cluster.state import ClusterState, asker_clb
 from events.errors import BadRequest, Refused
@@ -25,7 +25,7 @@ from events.types import ClbAddress, ClbRefused, ClbReleased, ClbReserved
 EXCLUSIONS_LIMIT = 4096
 
 
-def reserve(state: ClusterState, command: ReserveClb, now: datetime, surroundings: Surroundings) -> Decision:
+def reserve(state: ClusterState, command: ReserveClb, now: datetime, context: DecisionContext) -> Decision:
     """Reserve the pair. Idempotent by name: the same request again answers with the same pair."""
     del now
     definition_of(state)
@@ -43,7 +43,7 @@ def reserve(state: ClusterState, command: ReserveClb, now: datetime, surrounding
     existing = state.clb.get(command.reservation)
     if existing is not None:
         return _again(command, existing, gateway, excluded)
-    accepted, refused = settle(subnet_conflicts(subnet, state, surroundings), command.overrides, state.name)
+    accepted, refused = settle(subnet_conflicts(subnet, state, context), command.overrides, state.name)
     if refused is not None:
         return _refuse(state, command, refused.refused())
     usable, pair = _pick(state, subnet, gateway, excluded)
@@ -210,9 +210,9 @@ def _described(event: ClbReserved, warnings: list[str]) -> dict[str, Any]:
     return {**described, "warnings": warnings} if warnings else described
 
 
-def release(state: ClusterState, command: ReleaseClb, now: datetime, surroundings: Surroundings) -> Decision:
+def release(state: ClusterState, command: ReleaseClb, now: datetime, context: DecisionContext) -> Decision:
     """Give the pair back."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     existing = state.clb.get(command.reservation)
     if existing is None:

@@ -17,7 +17,7 @@ from controlplane.cluster.addressing.overlap import (
     settle,
 )
 from controlplane.cluster.addressing.plan import check_private, make_plan, prefix_of
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.input_checks import seconds, text, whole
 from controlplane.cluster.state import ClusterState, asker_command
 from events.errors import BadRequest, Refused
@@ -49,7 +49,7 @@ NETWORKS_LIMIT = 4096
 """Declared networks per cluster; each overlap check reads them all."""
 
 
-def define(state: ClusterState, command: DefineCluster, now: datetime, surroundings: Surroundings) -> Decision:
+def define(state: ClusterState, command: DefineCluster, now: datetime, context: DecisionContext) -> Decision:
     """The first event of the log. The same definition again writes nothing; another one is refused."""
     del now
     wanted = _definition(state.name, command)
@@ -57,7 +57,7 @@ def define(state: ClusterState, command: DefineCluster, now: datetime, surroundi
         definition_of(state)
         return _defined_already(state, state.definition, wanted)
     ours = Side(network(wanted.container_cidr), "container CIDR")
-    conflicts = container_conflicts(ours, state, surroundings, wanted.networks)
+    conflicts = container_conflicts(ours, state, context, wanted.networks)
     accepted, refused = settle(conflicts, command.overrides, state.name)
     if refused is not None:
         raise refused.refused()
@@ -148,7 +148,7 @@ def _defined_already(state: ClusterState, current: ClusterDefined, wanted: Clust
     return Decision((), _described(current))
 
 
-def append(state: ClusterState, command: AppendCidr, now: datetime, surroundings: Surroundings) -> Decision:
+def append(state: ClusterState, command: AppendCidr, now: datetime, context: DecisionContext) -> Decision:
     """One more container CIDR; ranges continue into it. The same CIDR again writes nothing."""
     del now
     definition = definition_of(state)
@@ -166,7 +166,7 @@ def append(state: ClusterState, command: AppendCidr, now: datetime, surroundings
             addresses=net.size,
             range_size=definition.range_size,
         )
-    conflicts = container_conflicts(Side(net, "container CIDR"), state, surroundings)
+    conflicts = container_conflicts(Side(net, "container CIDR"), state, context)
     accepted, refused = settle(conflicts, command.overrides, state.name)
     if refused is not None:
         return _conflict(state, command, refused)
@@ -197,11 +197,9 @@ def _conflict(state: ClusterState, command: Command, conflict: Conflict) -> Deci
     return Decision((event,), refusal=error)
 
 
-def declare(
-    state: ClusterState, command: DeclareNetwork, now: datetime, surroundings: Surroundings
-) -> Decision:
+def declare(state: ClusterState, command: DeclareNetwork, now: datetime, context: DecisionContext) -> Decision:
     """Make a network known to the overlap checks. The same again writes nothing."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     _check_network(command.network)
     if state.networks.get(command.network.cidr) == command.network:
@@ -216,10 +214,10 @@ def declare(
 
 
 def withdraw(
-    state: ClusterState, command: WithdrawNetwork, now: datetime, surroundings: Surroundings
+    state: ClusterState, command: WithdrawNetwork, now: datetime, context: DecisionContext
 ) -> Decision:
     """Forget a declared network."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     known = state.networks.get(command.cidr)
     if known is None:
@@ -232,9 +230,9 @@ def withdraw(
     return Decision((NetworkWithdrawn(cluster=state.name, cidr=command.cidr),), msgspec.to_builtins(known))
 
 
-def delete(state: ClusterState, command: DeleteCluster, now: datetime, surroundings: Surroundings) -> Decision:
+def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: DecisionContext) -> Decision:
     """End the cluster: its CLB reservations are released with it. Refused while nodes live."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     reason = text(command.reason, "reason")
     if state.nodes:

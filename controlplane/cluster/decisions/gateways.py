@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.holders import PROVIDER, hand_over
 from controlplane.cluster.input_checks import text, unicast
 from controlplane.cluster.state import ClusterState
@@ -39,7 +39,7 @@ SETTINGS = (
 )
 
 
-def mark(state: ClusterState, command: MarkGateway, now: datetime, surroundings: Surroundings) -> Decision:
+def mark(state: ClusterState, command: MarkGateway, now: datetime, context: DecisionContext) -> Decision:
     """Let a cloud node be a gateway, or no more; what it holds is handed over first."""
     del now
     definition_of(state)
@@ -63,13 +63,13 @@ def mark(state: ClusterState, command: MarkGateway, now: datetime, surroundings:
                 kind=member.kind,
             )
         return Decision((NodeGatewayMarked(node=member.name, uid=member.uid),), result)
-    moved = hand_over(state, member.name, "unmarked", surroundings)
+    moved = hand_over(state, member.name, "unmarked", context)
     return Decision((*moved, NodeGatewayUnmarked(node=member.name, uid=member.uid)), result)
 
 
-def add(state: ClusterState, command: AddBackend, now: datetime, surroundings: Surroundings) -> Decision:
+def add(state: ClusterState, command: AddBackend, now: datetime, context: DecisionContext) -> Decision:
     """Add a backend, or change the settings of the one that is there. The same again writes nothing."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     reservation = _reservation(state, command.reservation, command.purpose)
     _check(command)
@@ -95,9 +95,9 @@ def add(state: ClusterState, command: AddBackend, now: datetime, surroundings: S
     return Decision((event,), _described(key, existing.healthy if existing else True))
 
 
-def remove(state: ClusterState, command: RemoveBackend, now: datetime, surroundings: Surroundings) -> Decision:
+def remove(state: ClusterState, command: RemoveBackend, now: datetime, context: DecisionContext) -> Decision:
     """Take a backend away; connections in progress stay with it."""
-    del now, surroundings
+    del now, context
     definition_of(state)
     _reservation(state, command.reservation, command.purpose)
     key = key_of(command)
@@ -105,12 +105,12 @@ def remove(state: ClusterState, command: RemoveBackend, now: datetime, surroundi
     return Decision((ClbBackendRemoved(**key._asdict()),), _described(key, known.healthy))
 
 
-def report(state: ClusterState, command: ReportHealth, now: datetime, surroundings: Surroundings) -> Decision:
+def report(state: ClusterState, command: ReportHealth, now: datetime, context: DecisionContext) -> Decision:
     """Record a change of health, if the reporter holds the address and the last change is old enough.
 
     ``again_after_s`` in the result says that it was not recorded yet, and when to say it again.
     """
-    del surroundings
+    del context
     definition_of(state)
     key = BackendKey(
         command.reservation,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
-from controlplane.cluster.decision import ALONE, AssignHolders, Decision, Surroundings
+from controlplane.cluster.decision import EMPTY_CONTEXT, AssignHolders, Decision, DecisionContext
 from controlplane.cluster.state import ClusterState
 from events.protocol.clb import Holder
 from events.types import ClbHolderAssigned, ClbHolderWithdrawn, Event
@@ -34,9 +34,9 @@ FRESH_S = 2.0
 """A replacement must have been heard within it: proof that it lives, and that this controller hears at all."""
 
 
-def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundings: Surroundings) -> Decision:
+def assign(state: ClusterState, command: AssignHolders, now: datetime, context: DecisionContext) -> Decision:
     """Give addresses without a holder, and those of a silent or unable one, to gateways that are heard."""
-    del surroundings
+    del context
     if not state.gateways or state.deleted:
         return Decision()
     silent = now - timedelta(seconds=SILENCE_S)
@@ -73,7 +73,9 @@ def assign(state: ClusterState, command: AssignHolders, now: datetime, surroundi
     return Decision(tuple(events), {"changed": len(events)})
 
 
-def hand_over(state: ClusterState, node: str, cause: Cause, surroundings: Surroundings = ALONE) -> list[Event]:
+def hand_over(
+    state: ClusterState, node: str, cause: Cause, context: DecisionContext = EMPTY_CONTEXT
+) -> list[Event]:
     """Before ``node`` goes: what it holds is withdrawn and given to the other gateways.
 
     To those that are heard and able, or, if there is none, to those that the log does not call unreachable.
@@ -83,7 +85,7 @@ def hand_over(state: ClusterState, node: str, cause: Cause, surroundings: Surrou
         return []
     load = _load(state)
     others = {name for name in state.gateways if name != node and name not in state.unreachable}
-    others = others & surroundings.gateways or others
+    others = others & context.gateways or others
     events: list[Event] = []
     for holder in sorted(held, key=lambda h: (h.name, h.address)):
         events.append(withdrawn(holder, cause))

@@ -14,7 +14,7 @@ from controlplane.cluster.addressing.exhaustion import exhausted
 from controlplane.cluster.addressing.mac import vtep_mac
 from controlplane.cluster.addressing.overlap import address_conflicts, settle
 from controlplane.cluster.addressing.plan import range_cidr
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.holders import Cause, hand_over
 from controlplane.cluster.input_checks import text, unicast
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
@@ -46,7 +46,7 @@ UID_LIMIT = 128
 SITE_LIMIT = 63
 
 
-def join(state: ClusterState, command: JoinNode, now: datetime, surroundings: Surroundings) -> Decision:
+def join(state: ClusterState, command: JoinNode, now: datetime, context: DecisionContext) -> Decision:
     """Make the node a member and give it the next free range; repeating it writes nothing."""
     definition = definition_of(state)
     _check_join(command)
@@ -54,14 +54,14 @@ def join(state: ClusterState, command: JoinNode, now: datetime, surroundings: Su
     name, uid = command.node, command.uid
     member = state.nodes.get(name)
     if member is not None and member.uid == uid:
-        return _again(state, command, member, where, surroundings)
-    problem, accepted = _obstacle(state, command, where, surroundings)
+        return _again(state, command, member, where, context)
+    problem, accepted = _obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, name, uid, problem)
     events: list[Event] = [*accepted]
     leaving = 0 if member is None else 1
     if member is not None:
-        events += hand_over(state, name, "fenced", surroundings)
+        events += hand_over(state, name, "fenced", context)
         events.append(NodeFenced(node=name, uid=member.uid, cause="rejoin", by_uid=uid))
         events.append(drain(state.owned[name]))
     index = state.pool.next_free(state.pool.cursor)
@@ -132,7 +132,7 @@ def _addresses(command: JoinNode | ChangeUnderlay) -> Addresses:
 
 
 def _again(
-    state: ClusterState, command: JoinNode, member: Node, where: Addresses, surroundings: Surroundings
+    state: ClusterState, command: JoinNode, member: Node, where: Addresses, context: DecisionContext
 ) -> Decision:
     """The same name and uid again: the same range; nothing is written unless an address changed."""
     if (member.kind, member.site) != (command.kind, command.site):
@@ -144,7 +144,7 @@ def _again(
             kind=member.kind,
             site=member.site,
         )
-    return _move(state, command, member, where, surroundings)
+    return _move(state, command, member, where, context)
 
 
 def _move(
@@ -152,14 +152,14 @@ def _move(
     command: JoinNode | ChangeUnderlay,
     member: Node,
     where: Addresses,
-    surroundings: Surroundings,
+    context: DecisionContext,
 ) -> Decision:
     """Reach the member at ``where``; writes nothing when it is there already."""
     owned = state.owned[member.name]
     result = _described(member, owned) | {"underlay": where.underlay, "announced": where.announced}
     if (member.underlay, member.announced) == (where.underlay, where.announced):
         return Decision((), result)
-    problem, accepted = _obstacle(state, command, where, surroundings)
+    problem, accepted = _obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, member.name, member.uid, problem)
     moved = NodeUnderlayChanged(
@@ -172,21 +172,21 @@ def _obstacle(
     state: ClusterState,
     command: JoinNode | ChangeUnderlay,
     where: Addresses,
-    surroundings: Surroundings,
+    context: DecisionContext,
 ) -> tuple[Refused | None, list[ConflictOverridden]]:
     """What keeps the node from these addresses, or the accepted overlaps."""
     name, uid, announced = command.node, command.uid, where.announced
-    barred = state.fenced.get(uid)
-    if barred is not None:
-        because = f"uid {barred.by_uid!r} took the name" if barred.by_uid else f"cause: {barred.cause}"
+    fenced = state.fenced.get(uid)
+    if fenced is not None:
+        because = f"uid {fenced.by_uid!r} took the name" if fenced.by_uid else f"cause: {fenced.cause}"
         return Refused(
             "node_fenced",
-            f"uid {uid!r} (node {barred.node!r}) was fenced at sequence {barred.since} ({because}): "
+            f"uid {uid!r} (node {fenced.node!r}) was fenced at sequence {fenced.since} ({because}): "
             f"join with a new uid",
             node=name,
             uid=uid,
-            sequence=barred.since,
-            by_uid=barred.by_uid,
+            sequence=fenced.since,
+            by_uid=fenced.by_uid,
         ), []
     other = state.by_uid.get(uid)
     if other is not None and other != name:
@@ -220,7 +220,7 @@ def _obstacle(
                 address=address,
                 reservation=reservation,
             ), []
-    conflicts = address_conflicts(name, dict.fromkeys(where.values), state, surroundings)
+    conflicts = address_conflicts(name, dict.fromkeys(where.values), state, context)
     overrides = command.overrides if isinstance(command, JoinNode) else ()
     if not conflicts and not overrides:
         return None, []
@@ -297,14 +297,14 @@ def _live(state: ClusterState, name: str) -> Node:
 
 def _own(state: ClusterState, name: str, uid: str) -> Node:
     """The member with that name and uid. Raises Refused: ``node_fenced``, ``node_unknown``."""
-    barred = state.fenced.get(uid)
-    if barred is not None:
+    fenced = state.fenced.get(uid)
+    if fenced is not None:
         raise Refused(
             "node_fenced",
-            f"uid {uid!r} was fenced at sequence {barred.since}: it speaks for node {name!r} no more",
+            f"uid {uid!r} was fenced at sequence {fenced.since}: it speaks for node {name!r} no more",
             node=name,
             uid=uid,
-            sequence=barred.since,
+            sequence=fenced.since,
         )
     member = _live(state, name)
     if member.uid != uid:
@@ -319,20 +319,20 @@ def _own(state: ClusterState, name: str, uid: str) -> Node:
 
 
 def change_underlay(
-    state: ClusterState, command: ChangeUnderlay, now: datetime, surroundings: Surroundings
+    state: ClusterState, command: ChangeUnderlay, now: datetime, context: DecisionContext
 ) -> Decision:
     """Reach the node at another address; its range and epoch stay. The same addresses write nothing."""
     del now
     member = _own(state, command.node, command.uid)
-    return _move(state, command, member, _addresses(command), surroundings)
+    return _move(state, command, member, _addresses(command), context)
 
 
 def _out(
-    state: ClusterState, member: Node, event: Event, surroundings: Surroundings, cause: Cause = "left"
+    state: ClusterState, member: Node, event: Event, context: DecisionContext, cause: Cause = "left"
 ) -> Decision:
     owned = state.owned[member.name]
     return Decision(
-        (*hand_over(state, member.name, cause, surroundings), event, drain(owned)),
+        (*hand_over(state, member.name, cause, context), event, drain(owned)),
         {
             "node": member.name,
             "uid": member.uid,
@@ -343,26 +343,26 @@ def _out(
     )
 
 
-def leave(state: ClusterState, command: LeaveNode, now: datetime, surroundings: Surroundings) -> Decision:
-    """The node goes by its own wish; its range drains."""
+def leave(state: ClusterState, command: LeaveNode, now: datetime, context: DecisionContext) -> Decision:
+    """The node leaves of its own accord; its range drains."""
     del now
     member = _own(state, command.node, command.uid)
     reason = text(command.reason, "reason")
-    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 
 
-def remove(state: ClusterState, command: RemoveNode, now: datetime, surroundings: Surroundings) -> Decision:
+def remove(state: ClusterState, command: RemoveNode, now: datetime, context: DecisionContext) -> Decision:
     """An operator takes the node out; it may join again."""
     del now
     member = _live(state, command.node)
     reason = text(command.reason, "reason") or "removed by an operator"
-    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), surroundings)
+    return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 
 
-def fence(state: ClusterState, command: FenceNode, now: datetime, surroundings: Surroundings) -> Decision:
-    """An operator declares the node dead: its uid is barred and nothing waits for it any more."""
+def fence(state: ClusterState, command: FenceNode, now: datetime, context: DecisionContext) -> Decision:
+    """An operator declares the node dead: its uid is fenced and nothing waits for it any more."""
     del now
     member = _live(state, command.node)
     reason = text(command.reason, "reason")
     event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
-    return _out(state, member, event, surroundings, "fenced")
+    return _out(state, member, event, context, "fenced")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from controlplane.cluster.decision import AdvanceDrains, Decision, MarkLiveness, Surroundings
+from controlplane.cluster.decision import AdvanceDrains, Decision, DecisionContext, MarkLiveness
 from controlplane.cluster.decisions.holders import hand_over
 from controlplane.cluster.decisions.nodes import drain
 from controlplane.cluster.state import ClusterState
@@ -24,7 +24,7 @@ from events.types import (
 
 
 def mark_liveness(
-    state: ClusterState, command: MarkLiveness, now: datetime, surroundings: Surroundings
+    state: ClusterState, command: MarkLiveness, now: datetime, context: DecisionContext
 ) -> Decision:
     """Unreachable after ``unreachable_after_s`` of silence, recovered with the next report.
 
@@ -51,7 +51,7 @@ def mark_liveness(
             events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=seen))
         elif dead_before is not None and seen < dead_before:
             reason = f"no report for {(now - seen).total_seconds():.0f} s"
-            held = hand_over(state, name, "fenced", surroundings)
+            held = hand_over(state, name, "fenced", context)
             if len(events) + len(held) + 2 > command.limit:
                 break
             events += held
@@ -90,13 +90,13 @@ def laggards(state: ClusterState, applied: Mapping[str, int], sequence: int, lim
 
 
 def advance_drains(
-    state: ClusterState, command: AdvanceDrains, now: datetime, surroundings: Surroundings
+    state: ClusterState, command: AdvanceDrains, now: datetime, context: DecisionContext
 ) -> Decision:
     """Draining → quarantined when every live agent has applied it; quarantined → free when rested.
 
     Both maps are in order of sequence, so each pass ends at the first range that is not due.
     """
-    del surroundings
+    del context
     definition = state.definition
     if definition is None or not (state.draining or state.quarantined):
         return Decision()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from controlplane.cluster.decision import Decision, Surroundings, definition_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.state import ClusterState
 from events.errors import BadRequest
 from events.protocol.commands import UseToken
@@ -21,9 +21,9 @@ _KEY_LENGTH = 56
 """A public nkey as text."""
 
 
-def use(state: ClusterState, command: UseToken, now: datetime, surroundings: Surroundings) -> Decision:
+def use(state: ClusterState, command: UseToken, now: datetime, context: DecisionContext) -> Decision:
     """Record the use. Refused when the cluster is not defined or a field is malformed."""
-    del surroundings
+    del context
     definition_of(state)
     check_node_name(command.node)
     for what, key in (("token", command.token), ("public_key", command.public_key)):

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from controlplane.cluster.decision import AssignHolders, Surroundings, Tick
+from controlplane.cluster.decision import AssignHolders, DecisionContext, Tick
 from controlplane.cluster.decisions.holders import FRESH_S
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.commands.committer import Neighbourhood
+from controlplane.controller.commands.committer import ContextSource
 from events.protocol.commands import Command
 
 
@@ -29,11 +29,11 @@ def look(state: ClusterState, liveness: Liveness) -> AssignHolders:
 
 
 class WithGateways:
-    """A neighbourhood that also tells which gateways are heard and able now, where there are any."""
+    """A context_source that also tells which gateways are heard and able now, where there are any."""
 
     def __init__(
         self,
-        around: Neighbourhood,
+        around: ContextSource,
         state: Callable[[], ClusterState],
         liveness: Liveness,
         *,
@@ -44,9 +44,9 @@ class WithGateways:
         self._liveness = liveness
         self._now = now
 
-    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:
-        """The surroundings. Raises Unavailable."""
-        known = await self._around.around(commands)
+    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
+        """The context. Raises Unavailable."""
+        known = await self._around.context_for(commands)
         state = self._state()
         if not state.gateways:
             return known

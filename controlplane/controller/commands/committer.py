@@ -23,9 +23,16 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from controlplane.cluster.decision import ALONE, Surroundings, Tick
-from controlplane.controller.commands.pending_replies import Answering, History
-from controlplane.controller.commands.planner import Answer, Line, Pending, Plan, plan_group, recorded_of
+from controlplane.cluster.decision import EMPTY_CONTEXT, DecisionContext, Tick
+from controlplane.controller.commands.pending_replies import CommandTable, PendingReplies
+from controlplane.controller.commands.planner import (
+    Answer,
+    GroupPlan,
+    Pending,
+    SpeculativeState,
+    plan_group,
+    recorded_of,
+)
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.replication.replica import Replica
@@ -51,7 +58,7 @@ QUEUE_LIMIT = 4096
 GROUP_TIME_S = 0.05
 """Longest time spent deciding one group: it bounds the pause of everything else on the event loop."""
 
-LINE_LIMIT = 20_000
+SPECULATIVE_LIMIT = 20_000
 """Events that one fork carries before another is made of the state, so that it stays small."""
 
 RACES_LIMIT = 20
@@ -70,23 +77,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     catch_up_s: float = 10.0
 
 
-class Neighbourhood(Protocol):
+class ContextSource(Protocol):
     """What decisions may know of the world outside the log: other clusters on the same bus."""
 
-    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:
-        """The surroundings, fresh enough for these commands. Raises Unavailable."""
+    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
+        """The context, fresh enough for these commands. Raises Unavailable."""
         ...
 
 
-class _Alone:
-    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:  # noqa: ARG002  the port's
-        return ALONE
+class _NoContext:
+    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:  # noqa: ARG002  the port's
+        return EMPTY_CONTEXT
 
 
 class _Batch(NamedTuple):
     """A plan, sealed, and who waits for it."""
 
-    plan: Plan
+    plan: GroupPlan
     messages: list[OutgoingMessage]
     head: Head
     recorded: list[Recorded]
@@ -96,13 +103,13 @@ class _Batch(NamedTuple):
         return [decided.pending for decided in self.plan.decided]
 
 
-def _ahead(flown: _Batch, head: Head) -> list[Recorded]:
+def _not_yet_folded(in_flight: _Batch, head: Head) -> list[Recorded]:
     """The batch's events that the state at ``head`` lacks; none when another writer's stand there instead."""
-    known = head.sequence - flown.plan.base.sequence
+    known = head.sequence - in_flight.plan.base.sequence
     if known <= 0:
-        return flown.recorded
-    if known < len(flown.recorded) and flown.recorded[known - 1].envelope.chain == head.hex:
-        return flown.recorded[known:]
+        return in_flight.recorded
+    if known < len(in_flight.recorded) and in_flight.recorded[known - 1].envelope.chain == head.hex:
+        return in_flight.recorded[known:]
     return []
 
 
@@ -136,8 +143,8 @@ class Committer:
         source: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         observer: Observer | None = None,
-        history: History | None = None,
-        neighbourhood: Neighbourhood | None = None,
+        command_table: CommandTable | None = None,
+        context_source: ContextSource | None = None,
         limits: Limits | None = None,
         jitter: random.Random | None = None,
     ) -> None:
@@ -146,16 +153,18 @@ class Committer:
         self._source = source
         self._now = now
         self._observer = observer or NullObserver()
-        self._neighbourhood = neighbourhood or _Alone()
+        self._context_source = context_source or _NoContext()
         self._limits = limits or Limits()
         self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
-        self._answering = Answering(event_log, replica, now=now, observer=self._observer, history=history)
+        self._replies = PendingReplies(
+            event_log, replica, now=now, observer=self._observer, command_table=command_table
+        )
         self._waiting: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._unsure = True
-        self._line: Line | None = None
+        self._speculative: SpeculativeState | None = None
         self._races = 0
         self._groups = 0
         self._committed = 0
@@ -167,7 +176,7 @@ class Committer:
 
         Raises Overloaded when ``limits.queue`` commands wait already.
         """
-        if self._answering.join(request, answer):
+        if self._replies.join(request, answer):
             return
         if len(self._waiting) >= self._limits.queue:
             raise Overloaded(
@@ -182,7 +191,7 @@ class Committer:
         context = self._observer.received(request)
         if context is not None:
             pending.trace = context
-        self._answering.expect(pending)
+        self._replies.expect(pending)
         self._waiting.append(pending)
         self._idle.clear()
         self._wake.set()
@@ -220,62 +229,62 @@ class Committer:
     async def run(self) -> None:
         """Commit for ever. On cancellation every waiting command is answered ``outcome_unknown``.
 
-        While the replica stands still before an event that it cannot follow, commands that happened before
+        While the replica has halted before an event that it cannot follow, commands that happened before
         are answered again, and all others with ``log_poisoned``.
         """
-        flying: asyncio.Task[None] | None = None
-        flown: _Batch | None = None
+        appending: asyncio.Task[None] | None = None
+        in_flight: _Batch | None = None
         group: list[Pending] = []
         try:
             while True:
-                await self._something_to_do(flying)
+                await self._something_to_do(appending)
                 if self._waiting:
                     group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
-                    batch = await self._prepare(group, flown)
+                    batch = await self._prepare(group, in_flight)
                     group = []
                 else:
                     batch = None
-                if flying is not None and flown is not None:
-                    # What was decided on top of it counts only if it has landed.
-                    landed = await self._land(flying, flown)
-                    flying = flown = None
-                    if not landed and batch is not None:
+                if appending is not None and in_flight is not None:
+                    # What was decided on top of it counts only if it is appended.
+                    appended = await self._appended(appending, in_flight)
+                    appending = in_flight = None
+                    if not appended and batch is not None:
                         self._put_back(batch.pendings)
                         continue
                 if batch is not None and batch.messages:
-                    flown = batch
-                    flying = asyncio.create_task(self._append(batch))
+                    in_flight = batch
+                    appending = asyncio.create_task(self._append(batch))
                     # Deciding holds the loop: first let the batch get out, so that the two overlap.
-                    await asyncio.wait({flying}, timeout=self._limits.sending_s)
+                    await asyncio.wait({appending}, timeout=self._limits.sending_s)
                 elif batch is not None:
-                    self._answering.settle(batch.plan, ())
-                if not self._waiting and flying is None:
+                    self._replies.settle(batch.plan, ())
+                if not self._waiting and appending is None:
                     self._idle.set()
         finally:
-            if flying is not None:
-                await end([flying])
-            self._abandon([*(flown.pendings if flown else ()), *group, *self._waiting])
+            if appending is not None:
+                await end([appending])
+            self._abandon([*(in_flight.pendings if in_flight else ()), *group, *self._waiting])
             self._waiting.clear()
             self._idle.set()
 
-    async def _something_to_do(self, flying: asyncio.Task[None] | None) -> None:
+    async def _something_to_do(self, appending: asyncio.Task[None] | None) -> None:
         """Until a command waits, or the append on its way has ended."""
-        if flying is not None:
-            flying.add_done_callback(lambda _: self._wake.set())
-        while not self._waiting and not (flying is not None and flying.done()):
+        if appending is not None:
+            appending.add_done_callback(lambda _: self._wake.set())
+        while not self._waiting and not (appending is not None and appending.done()):
             self._wake.clear()
             await self._wake.wait()
 
-    async def _prepare(self, group: list[Pending], flown: _Batch | None) -> _Batch | None:
-        """Decide a group on the state with ``flown`` in it. None when nothing is left to do for it."""
+    async def _prepare(self, group: list[Pending], in_flight: _Batch | None) -> _Batch | None:
+        """Decide a group on the state with ``in_flight`` in it. None when nothing is left to do for it."""
         try:
-            if self._unsure and flown is None and self._replica.halted is None:
+            if self._unsure and in_flight is None and self._replica.halted is None:
                 await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
                 self._unsure = False
-            group = await self._answering.repeat_known(group)
+            group = await self._replies.repeat_known(group)
             if not group:
                 return None
-            surroundings = await self._neighbourhood.around([p.request.command for p in group])
+            context = await self._context_source.context_for([p.request.command for p in group])
             if self._replica.halted is not None:
                 raise self._replica.halted.with_traceback(None)
         except VerificationFailed as error:
@@ -285,33 +294,33 @@ class Committer:
             self._fail(group, error)
             return None
         replica = self._replica
-        ahead = _ahead(flown, replica.head) if flown else []
-        base = flown.head if flown and ahead else replica.head
-        if not (self._line and self._line.forked and flown and base == flown.head):
-            self._line = None
-        if self._line is None or self._line.written > LINE_LIMIT:
-            self._line = Line(replica.state, ahead)
+        unfolded = _not_yet_folded(in_flight, replica.head) if in_flight else []
+        base = in_flight.head if in_flight and unfolded else replica.head
+        if not (self._speculative and self._speculative.forked and in_flight and base == in_flight.head):
+            self._speculative = None
+        if self._speculative is None or self._speculative.written > SPECULATIVE_LIMIT:
+            self._speculative = SpeculativeState(replica.state, unfolded)
         plan = plan_group(
-            self._line,
+            self._speculative,
             base,
             group,
-            time=max(self._now(), replica.last_time, *(r.envelope.time for r in ahead[-1:])),
+            time=max(self._now(), replica.last_time, *(r.envelope.time for r in unfolded[-1:])),
             source=self._source,
             messages_limit=self._limits.group_messages,
             time_limit_s=self._limits.group_time_s,
             clock=time.monotonic,
             observer=self._observer,
-            surroundings=surroundings,
+            context=context,
         )
         self._waiting.extendleft(reversed(plan.left))
         writing = [(d.cause, d.events) for d in plan.decided if d.writes]
         messages, head = seal(replica.cluster, plan.base, writing)
         return _Batch(plan, messages, head, recorded_of(plan, messages, self._now()))
 
-    async def _land(self, flying: asyncio.Task[None], batch: _Batch) -> bool:
+    async def _appended(self, appending: asyncio.Task[None], batch: _Batch) -> bool:
         """Wait for the append, adopt it and answer. False when it is not stored as it was decided."""
         try:
-            await flying
+            await appending
         except _Raced:
             self._races += 1
             if self._races >= RACES_LIMIT:
@@ -331,7 +340,7 @@ class Committer:
         self._groups += 1
         self._committed += len(batch.messages)
         self._replica.adopt(batch.recorded, batch.head)
-        self._answering.settle(batch.plan, batch.messages)
+        self._replies.settle(batch.plan, batch.messages)
         return True
 
     async def _append(self, batch: _Batch) -> None:
@@ -383,7 +392,7 @@ class Committer:
 
     def _fail(self, pendings: Sequence[Pending], error: IsthmusError) -> None:
         for pending in pendings:
-            self._answering.finish(pending, error)
+            self._replies.finish(pending, error)
 
     def _abandon(self, pendings: Sequence[Pending]) -> None:
         """This controller stops: whoever still waits is told to ask again (elsewhere)."""
@@ -393,4 +402,4 @@ class Committer:
                 "the controller stopped before it could answer; repeat with the same command id",
                 command_id=pending.request.command_id,
             )
-            self._answering.finish(pending, error)
+            self._replies.finish(pending, error)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 from nats.aio.client import Client
 
-from controlplane.cluster.decision import Surroundings, Tick
+from controlplane.cluster.decision import DecisionContext, Tick
 from events import subjects
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, NO_MESSAGE, STREAM_NOT_FOUND, ApiError, call
@@ -27,18 +27,18 @@ FRESH_S = 30.0
 _CHOOSING = (DefineCluster, AppendCidr)
 
 
-class BusNeighbourhood:
+class OtherClusters:
     """Asks the bus for its other clusters."""
 
     def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._client = client
         self._cluster = cluster
         self._prefix = prefix
-        self._known = Surroundings()
+        self._known = DecisionContext()
         self._read_s = float("-inf")
 
-    async def around(self, commands: Sequence[Command | Tick]) -> Surroundings:
-        """The surroundings. Raises Unavailable(log_unavailable) when they had to be read and could not be."""
+    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
+        """The context. Raises Unavailable(log_unavailable) when they had to be read and could not be."""
         choosing = any(isinstance(command, _CHOOSING) for command in commands)
         now_s = asyncio.get_running_loop().time()
         if choosing or now_s - self._read_s > FRESH_S:
@@ -52,13 +52,13 @@ class BusNeighbourhood:
             self._read_s = now_s
         return self._known
 
-    async def _read(self) -> Surroundings:
+    async def _read(self) -> DecisionContext:
         clusters: dict[str, tuple[str, ...]] = {}
         for name in await self._names():
             cidrs = await self._cidrs(name)
             if cidrs:
                 clusters[name] = cidrs
-        return Surroundings(clusters=clusters)
+        return DecisionContext(clusters=clusters)
 
     async def _names(self) -> list[str]:
         names: list[str] = []

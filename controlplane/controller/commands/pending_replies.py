@@ -9,11 +9,11 @@ from typing import Protocol
 
 import msgspec
 
-from controlplane.controller.commands.planner import Answer, Pending, Plan
+from controlplane.controller.commands.planner import Answer, GroupPlan, Pending
 from controlplane.controller.commands.replies import recall, reply_to
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
-from controlplane.controller.replication.command_dedup import Place
+from controlplane.controller.replication.command_dedup import SequenceSpan
 from controlplane.controller.replication.replica import Replica
 from events.codec import OutgoingMessage, decode
 from events.errors import IsthmusError
@@ -21,15 +21,15 @@ from events.log import LogReader
 from events.protocol.commands import CommandReply
 
 
-class History(Protocol):
+class CommandTable(Protocol):
     """Where the oldest command ids are looked up: the read model's commands table."""
 
-    async def places(self, command_ids: Sequence[str]) -> dict[str, Place]:
-        """The places of those of the commands that are known. Raises Unavailable."""
+    async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
+        """The spans of those of the commands that are known. Raises Unavailable."""
         ...
 
 
-class Answering:
+class PendingReplies:
     """Knows who waits for which command, and what was answered before."""
 
     def __init__(
@@ -39,21 +39,21 @@ class Answering:
         *,
         now: Callable[[], datetime],
         observer: Observer,
-        history: History | None,
+        command_table: CommandTable | None,
     ) -> None:
         self._log = log
         self._replica = replica
         self._now = now
         self._observer = observer
-        self._history = history
+        self._command_table = command_table
         self._by_id: dict[str, Pending] = {}
 
     def join(self, request: Request, answer: Answer) -> bool:
         """Wait along with the same command, if it is on its way already."""
-        twin = None if request.dry_run else self._by_id.get(request.command_id)
-        if twin is None:
+        same = None if request.dry_run else self._by_id.get(request.command_id)
+        if same is None:
             return False
-        twin.answers.append(answer)
+        same.answers.append(answer)
         return True
 
     def expect(self, pending: Pending) -> None:
@@ -78,10 +78,10 @@ class Answering:
             error=outcome if isinstance(outcome, IsthmusError) else None,
         )
 
-    def settle(self, plan: Plan, messages: Sequence[OutgoingMessage]) -> None:
+    def settle(self, plan: GroupPlan, messages: Sequence[OutgoingMessage]) -> None:
         """The plan's events are stored (as ``messages``): answer each of its commands."""
         sequence, at, now = plan.base.sequence, 0, self._now()
-        remembered = self._replica.remembered
+        dedup = self._replica.dedup
         for decided in plan.decided:
             request = decided.pending.request
             bodies: list[bytes] | None = None
@@ -92,30 +92,30 @@ class Answering:
             outcome = decided.refusal or reply_to(decided, sequence, bodies, now)
             if not request.dry_run:
                 # Also of commands that wrote nothing: a copy that comes late must not find another state.
-                remembered.keep(request.command_id, outcome)
+                dedup.keep(request.command_id, outcome)
             self.finish(decided.pending, outcome)
 
     async def repeat_known(self, group: Sequence[Pending]) -> list[Pending]:
         """Answer those commands that have already happened; return the others. Raises Unavailable."""
-        remembered = self._replica.remembered
+        dedup = self._replica.dedup
         fresh: list[Pending] = []
         unseen: list[Pending] = []
         for pending in group:
             command_id = pending.request.command_id
             if pending.request.dry_run:
                 fresh.append(pending)
-            elif (known := remembered.answer(command_id)) is not None:
+            elif (known := dedup.answer(command_id)) is not None:
                 self._repeat(pending, known)
-            elif (place := remembered.place(command_id)) is not None:
-                await self._rebuild(pending, place)
-            elif remembered.complete or self._history is None:
+            elif (span := dedup.span(command_id)) is not None:
+                await self._rebuild(pending, span)
+            elif dedup.complete or self._command_table is None:
                 fresh.append(pending)
             else:
                 unseen.append(pending)
-        if unseen and self._history is not None:
-            places = await self._history.places([p.request.command_id for p in unseen])
+        if unseen and self._command_table is not None:
+            spans = await self._command_table.spans([p.request.command_id for p in unseen])
             for pending in unseen:
-                found = places.get(pending.request.command_id)
+                found = spans.get(pending.request.command_id)
                 if found is None:
                     fresh.append(pending)
                 else:
@@ -128,11 +128,11 @@ class Answering:
             known = msgspec.structs.replace(known, duplicate=True, answered_at=self._now())
         self.finish(pending, known)
 
-    async def _rebuild(self, pending: Pending, place: Place) -> None:
+    async def _rebuild(self, pending: Pending, span: SequenceSpan) -> None:
         """Give the first answer again, made of the stored events."""
         stored = [
             message
-            async for batch in self._log.read(after=place.first - 1, until=place.last)
+            async for batch in self._log.read(after=span.first - 1, until=span.last)
             for message in batch.messages
         ]
         events = [decode(message) for message in stored]

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from controlplane.cluster.decide import decide
-from controlplane.cluster.decision import Surroundings
+from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.commands.requests import Request
@@ -55,8 +55,8 @@ class Decided(NamedTuple):
         return bool(self.events) and not self.pending.request.dry_run
 
 
-class Plan(NamedTuple):
-    """What to append behind ``base`` (``written`` events), and who was left out."""
+class GroupPlan(NamedTuple):
+    """What to append after ``base`` (``written`` events), and who was left out."""
 
     base: Head
     decided: list[Decided]
@@ -64,21 +64,21 @@ class Plan(NamedTuple):
     left: list[Pending]
 
 
-class Line:
-    """The state as it will be when everything that was decided so far has landed: a fork that is carried on.
+class SpeculativeState:
+    """The state as it will be when everything that was decided so far is appended: a fork that is carried on.
 
     A batch is decided while the one before it is on its way, and made on the same fork, so that no event
-    is folded again for each batch. It ends when something that was decided does not land.
+    is folded again for each batch. It ends when something that was decided is not appended.
     """
 
-    def __init__(self, state: ClusterState, ahead: Sequence[Recorded] = ()) -> None:
-        """``ahead`` are events on their way that ``state`` lacks."""
+    def __init__(self, state: ClusterState, in_flight: Sequence[Recorded] = ()) -> None:
+        """``in_flight`` are events on their way that ``state`` lacks."""
         self._state = state
         self._fork: ClusterState | None = None
         self.written = 0
         """Events that the fork carries."""
-        if ahead:
-            self.add(tuple(recorded.event for recorded in ahead))
+        if in_flight:
+            self.add(tuple(recorded.event for recorded in in_flight))
 
     @property
     def state(self) -> ClusterState:
@@ -87,7 +87,7 @@ class Line:
 
     @property
     def forked(self) -> bool:
-        """Whether it can be carried on; a line without a fork is its state and nothing else."""
+        """Whether it can be carried on; a speculative without a fork is its state and nothing else."""
         return self._fork is not None
 
     def add(self, events: Sequence[Event], after: ClusterState | None = None) -> None:
@@ -105,7 +105,7 @@ class Line:
 
 
 def plan_group(
-    line: Line,
+    speculative: SpeculativeState,
     base: Head,
     group: Sequence[Pending],
     *,
@@ -115,14 +115,14 @@ def plan_group(
     time_limit_s: float,
     clock: Callable[[], float],
     observer: Observer,
-    surroundings: Surroundings,
-) -> Plan:
+    context: DecisionContext,
+) -> GroupPlan:
     """Decide as many of the group as fit ``messages_limit`` events and ``time_limit_s`` of ``clock``.
 
-    ``line`` stands at ``base``; what is decided is added to it, unless it is a single command on no fork
+    ``speculative`` stands at ``base``; what is decided is added to it, unless it is a single command on no fork
     (making one costs more than such a command). At least one command is always decided.
     """
-    fresh: tuple[Event, ...] = ()  # decided, and not yet in the line: nobody may build on them
+    fresh: tuple[Event, ...] = ()  # decided, and not yet in the speculative: nobody may build on them
     after: ClusterState | None = None
     count = 0
     started = before = clock()
@@ -134,9 +134,9 @@ def plan_group(
             left = list(group[position:])
             break
         if fresh:
-            line.add(fresh, after)
+            speculative.add(fresh, after)
             fresh, after = (), None
-        one, fork = _decide(pending, line.state, time, source, surroundings)
+        one, fork = _decide(pending, speculative.state, time, source, context)
         if len(one.events) > messages_limit:
             one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
         if one.writes:
@@ -154,12 +154,12 @@ def plan_group(
             events=len(one.events),
         )
         before = now
-    if fresh and (line.forked or after is not None):
-        line.add(fresh, after)
-    return Plan(base, decided, count, left)
+    if fresh and (speculative.forked or after is not None):
+        speculative.add(fresh, after)
+    return GroupPlan(base, decided, count, left)
 
 
-def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
+def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
     """The plan's events, sealed as ``messages``, as a reader of the log will see them."""
     result: list[Recorded] = []
     for decided in plan.decided:
@@ -188,9 +188,9 @@ def recorded_of(plan: Plan, messages: Sequence[OutgoingMessage], recorded_at: da
 
 
 def _decide(
-    pending: Pending, state: ClusterState, time: datetime, source: str, surroundings: Surroundings
+    pending: Pending, state: ClusterState, time: datetime, source: str, context: DecisionContext
 ) -> tuple[Decided, ClusterState | None]:
-    """The command's part, and the state behind it if deciding has made one."""
+    """The command's part, and the state after it if deciding has made one."""
     request = pending.request
     cause = Cause(
         command_id=request.command_id,
@@ -203,7 +203,7 @@ def _decide(
         tracestate=pending.trace[1],
     )
     try:
-        decision = decide(state, request.command, time, surroundings)
+        decision = decide(state, request.command, time, context)
     except IsthmusError as error:
         return Decided(pending, cause, (), {}, error), None
     except Exception as error:  # a defect of the rules must not take the whole group down

@@ -31,7 +31,7 @@ log = logging.getLogger("isthmus.controller")
 POLLS_PER_TTL = 5
 """How often within the lease's lifetime a follower looks, and three of five renewals may fail."""
 
-RELUCTANT_TTLS = 2.0
+BACKOFF_TTLS = 2.0
 """Lifetimes of the lease that a controller which cannot decide leaves between two tries to lead."""
 
 ASIDE_TTLS = 4.0
@@ -41,7 +41,7 @@ PROMISE_S = 5.0
 """How long a successor that said "ready" stays subscribed without holding the lease."""
 
 
-class Led(Protocol):
+class LeaderDuties(Protocol):
     """What leading switches on and off."""
 
     async def begin(self) -> None:
@@ -54,29 +54,31 @@ class Led(Protocol):
 
 
 class Leadership:
-    """Holds the lease while it can, and tells ``led``. ``ready`` says whether this controller is warm.
+    """Holds the lease while it can, and tells ``duties`` to begin and to end.
 
-    ``halted`` says that it will not be, for its fold stands still: then it leads only where nobody else
+    ``ready`` says whether this controller is warm.
+
+    ``halted`` says that it will not be, because its fold has halted: then it leads only where nobody else
     does, so that questions are answered, and steps aside for whoever can decide.
     """
 
     def __init__(
         self,
         lease: Lease,
-        led: Led,
+        duties: LeaderDuties,
         *,
         name: str,
         ready: Callable[[], bool],
-        on_turn: Callable[[bool], None] = lambda _leading: None,
+        on_change: Callable[[bool], None] = lambda _leading: None,
         halted: Callable[[], bool] = lambda: False,
         jitter: random.Random | None = None,
     ) -> None:
         self._lease = lease
-        self._led = led
+        self._duties = duties
         self._name = name
         self.ready = ready
         self._halted = halted
-        self._on_turn = on_turn
+        self._on_change = on_change
         self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
         self._promised_until_s = 0.0
         self._hurry = asyncio.Event()
@@ -94,20 +96,20 @@ class Leadership:
         try:
             while True:
                 await self._until_acquired()
-                self._turn(True)
+                self._set_leading(True)
                 log.info("controller %s leads", self._name)
                 try:
-                    await self._led.begin()
-                    self._serve(True)
+                    await self._duties.begin()
+                    self._set_serving(True)
                     await self._until_lost()
                 finally:
-                    self._turn(False)
+                    self._set_leading(False)
                 log.warning("controller %s leads no longer", self._name)
-                await self._led.end()
+                await self._duties.end()
         finally:
             if self.leading:
-                self._turn(False)
-            await self._led.end()
+                self._set_leading(False)
+            await self._duties.end()
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._lease.release()
@@ -115,15 +117,15 @@ class Leadership:
     async def step_down(self) -> None:
         """Give up the lease after the requests taken are answered, and do not ask for it again."""
         self._stepping_down = True
-        await self._led.end()
-        self._turn(False)
+        await self._duties.end()
+        self._set_leading(False)
         await self._lease.release()
 
     async def step_aside(self) -> None:
         """The same, but lead again some time later if nobody else does."""
         self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
-        await self._led.end()
-        self._turn(False)
+        await self._duties.end()
+        self._set_leading(False)
         await self._lease.release()
 
     def promise(self) -> None:
@@ -131,12 +133,12 @@ class Leadership:
         self._promised_until_s = asyncio.get_running_loop().time() + PROMISE_S
         self._hurry.set()
 
-    def _turn(self, leading: bool) -> None:
+    def _set_leading(self, leading: bool) -> None:
         self.leading = leading
-        self._on_turn(leading)
-        self._serve(False)
+        self._on_change(leading)
+        self._set_serving(False)
 
-    def _serve(self, serving: bool) -> None:
+    def _set_serving(self, serving: bool) -> None:
         self.serving = serving
         self.changed.set()
         self.changed = asyncio.Event()
@@ -145,8 +147,8 @@ class Leadership:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
-            reluctant_s = max(self._aside_until_s, began_s + RELUCTANT_TTLS * self._lease.ttl_s)
-            willing = self.ready() or (self._halted() and loop.time() >= reluctant_s)
+            backoff_until_s = max(self._aside_until_s, began_s + BACKOFF_TTLS * self._lease.ttl_s)
+            willing = self.ready() or (self._halted() and loop.time() >= backoff_until_s)
             if willing and not self._stepping_down:
                 began_s = loop.time()
                 with suppress(Unavailable):
@@ -156,7 +158,7 @@ class Leadership:
             promised = self._promised_until_s > loop.time()
             if self._promised_until_s and not promised:
                 self._promised_until_s = 0.0
-                await self._led.end()  # somebody else got it
+                await self._duties.end()  # somebody else got it
             pause_s = 0.05 if promised else self._lease.ttl_s / POLLS_PER_TTL * self._jitter.uniform(0.8, 1.2)
             self._hurry.clear()
             with suppress(TimeoutError):
@@ -190,11 +192,13 @@ def handover_subject(cluster: str) -> str:
 class Handover:
     """Both sides of the planned handover, over plain requests on the bus."""
 
-    def __init__(self, client: Client, cluster: str, leadership: Leadership, led: Led, *, name: str) -> None:
+    def __init__(
+        self, client: Client, cluster: str, leadership: Leadership, duties: LeaderDuties, *, name: str
+    ) -> None:
         self._nats = client
         self._subject = handover_subject(cluster)
         self._leadership = leadership
-        self._led = led
+        self._duties = duties
         self._name = name
         self._ready = leadership.ready
         self._subscription: Subscription | None = None
@@ -203,13 +207,13 @@ class Handover:
         """Listen for leaders that are about to stop."""
         self._subscription = await self._nats.subscribe(self._subject, cb=self._on_request)
 
-    async def make_way(self, *, timeout_s: float = 1.0) -> bool:
+    async def yield_leadership(self, *, timeout_s: float = 1.0) -> bool:
         """Step aside if another is ready to lead; whether one was."""
         if not self._leadership.leading:
             return False
         with suppress(NatsError, TimeoutError, Unavailable):
             reply = await self._nats.request(self._subject, self._name.encode(), timeout=timeout_s)
-            log.info("controller %s makes way for %s", self._name, reply.data.decode(errors="replace"))
+            log.info("controller %s yields to %s", self._name, reply.data.decode(errors="replace"))
             await self._leadership.step_aside()
             return True
         return False
@@ -235,6 +239,6 @@ class Handover:
     async def _on_request(self, message: Msg) -> None:
         if self._leadership.leading or not self._ready() or message.data.decode() == self._name:
             return
-        await self._led.begin()
+        await self._duties.begin()
         self._leadership.promise()
         await message.respond(self._name.encode())

@@ -47,17 +47,17 @@ class Lease(Protocol):
 
 
 class MemoryLease:
-    """The lease in one process: any number of holders share one :class:`MemoryLease.Place`."""
+    """The lease in one process: any number of holders share one :class:`MemoryLease.Slot`."""
 
-    class Place:
+    class Slot:
         """Who holds it, and until when by the event loop's clock."""
 
         def __init__(self) -> None:
             self.holder = ""
             self.until_s = 0.0
 
-    def __init__(self, place: Place, holder: str, *, ttl_s: float = LEASE_TTL_S) -> None:
-        self._place = place
+    def __init__(self, slot: Slot, holder: str, *, ttl_s: float = LEASE_TTL_S) -> None:
+        self._slot = slot
         self._holder = holder
         self._ttl_s = ttl_s
 
@@ -67,25 +67,25 @@ class MemoryLease:
 
     async def acquire(self) -> bool:
         now_s = asyncio.get_running_loop().time()
-        if self._place.holder and self._place.until_s > now_s:
-            return self._place.holder == self._holder
-        self._place.holder, self._place.until_s = self._holder, now_s + self._ttl_s
+        if self._slot.holder and self._slot.until_s > now_s:
+            return self._slot.holder == self._holder
+        self._slot.holder, self._slot.until_s = self._holder, now_s + self._ttl_s
         return True
 
     async def renew(self) -> bool:
         now_s = asyncio.get_running_loop().time()
-        if self._place.holder != self._holder or self._place.until_s <= now_s:
+        if self._slot.holder != self._holder or self._slot.until_s <= now_s:
             return False
-        self._place.until_s = now_s + self._ttl_s
+        self._slot.until_s = now_s + self._ttl_s
         return True
 
     async def release(self) -> None:
-        if self._place.holder == self._holder:
-            self._place.holder = ""
+        if self._slot.holder == self._holder:
+            self._slot.holder = ""
 
 
 def lease_stream(cluster: str) -> str:
-    """The stream behind the bucket; readable as the key-value bucket ``ISTHMUS_<cluster>_LEADER``."""
+    """The stream of the bucket; readable as the key-value bucket ``ISTHMUS_<cluster>_LEADER``."""
     return f"KV_ISTHMUS_{cluster}_LEADER"
 
 

@@ -102,8 +102,8 @@ class Checkpointer:
                 last_s = loop.time()
 
     def _due(self, since_s: float) -> bool:
-        behind = self._replica.state.sequence - (self.last.sequence if self.last else 0)
-        return behind >= self._schedule.events or (behind > 0 and since_s >= self._schedule.quiet_s)
+        unsigned = self._replica.state.sequence - (self.last.sequence if self.last else 0)
+        return unsigned >= self._schedule.events or (unsigned > 0 and since_s >= self._schedule.quiet_s)
 
     async def sign(self) -> Checkpoint:
         """Sign the present and keep it. Raises OSError when the file cannot be written."""

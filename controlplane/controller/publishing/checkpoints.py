@@ -40,7 +40,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One signed statement. ``chain`` and ``state`` are digests (64 hex digits) behind event ``sequence``.
+    """One signed statement. ``chain`` and ``state`` are digests (64 hex digits) after event ``sequence``.
 
     ``time`` is the signing controller's clock (UTC), ``state_format`` the canonical text that was
     hashed, ``key`` the public key and ``signature`` the signature (hex).

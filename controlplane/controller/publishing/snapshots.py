@@ -46,7 +46,7 @@ class Bucket(Protocol):
 
 
 def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
-    """What agents need of the state behind ``head``. O(n log n), for the digest."""
+    """What agents need of the state at ``head``. O(n log n), for the digest."""
     return Snapshot(
         cluster=state.name,
         sequence=head.sequence,

@@ -1,6 +1,6 @@
 """Which command ids have already happened, so that a repeated command has no second effect.
 
-Recent answers are kept whole; of older commands only the place of their events is kept, and of the
+Recent answers are kept whole; of older commands only the sequences of their events is kept, and of the
 oldest not even that: the read model's commands table knows those (it is built from the ``ce-commandid``
 header of the same log). An id may only be forgotten here once the read model has it.
 """
@@ -14,27 +14,27 @@ from events.codec import Recorded
 from events.errors import IsthmusError
 from events.protocol.commands import CommandReply
 
-PLACES_LIMIT = 200_000
-"""Command ids whose events' place is kept in memory (about 250 bytes each)."""
+SPANS_LIMIT = 200_000
+"""Command ids whose events' sequences are kept in memory (about 250 bytes each)."""
 
 ANSWERS_LIMIT = 10_000
 """Whole answers kept in memory."""
 
 
-class Place(NamedTuple):
+class SequenceSpan(NamedTuple):
     """The sequences of the first and the last event that a command caused."""
 
     first: int
     last: int
 
 
-class Remembered:
-    """Command id → place of its events, and the answer that was given."""
+class CommandDedup:
+    """Command id → sequences of its events, and the answer that was given."""
 
-    def __init__(self, *, places_limit: int = PLACES_LIMIT, answers_limit: int = ANSWERS_LIMIT) -> None:
-        self._places: OrderedDict[str, Place] = OrderedDict()
+    def __init__(self, *, spans_limit: int = SPANS_LIMIT, answers_limit: int = ANSWERS_LIMIT) -> None:
+        self._spans: OrderedDict[str, SequenceSpan] = OrderedDict()
         self._answers: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
-        self._places_limit = places_limit
+        self._spans_limit = spans_limit
         self._answers_limit = answers_limit
         self._since = 0
         self._projected = 0
@@ -45,16 +45,16 @@ class Remembered:
         return self._since == 0
 
     def start_after(self, sequence: int) -> None:
-        """The fold began behind ``sequence`` (a snapshot): older commands are known to the read model only."""
+        """The fold began after ``sequence`` (a snapshot): older commands are known to the read model only."""
         self._since = max(self._since, sequence)
 
     def learn(self, events: list[Recorded]) -> None:
         """Take note of stored events, in order."""
-        places = self._places
+        spans = self._spans
         for sequence, envelope, _, _ in events:
             command_id = envelope.command_id
-            known = places.get(command_id)
-            places[command_id] = Place(sequence if known is None else known.first, sequence)
+            known = spans.get(command_id)
+            spans[command_id] = SequenceSpan(sequence if known is None else known.first, sequence)
         self._trim()
 
     def keep(self, command_id: str, outcome: CommandReply | IsthmusError) -> None:
@@ -72,15 +72,15 @@ class Remembered:
         """The answer that the command was given, if it is still known whole."""
         return self._answers.get(command_id)
 
-    def place(self, command_id: str) -> Place | None:
+    def span(self, command_id: str) -> SequenceSpan | None:
         """Where the command's events are, if that is still known here."""
-        return self._places.get(command_id)
+        return self._spans.get(command_id)
 
     def _trim(self) -> None:
-        places = self._places
-        while len(places) > self._places_limit:
-            command_id, place = next(iter(places.items()))
-            if place.last > self._projected:
+        spans = self._spans
+        while len(spans) > self._spans_limit:
+            command_id, span = next(iter(spans.items()))
+            if span.last > self._projected:
                 return
-            del places[command_id]
-            self._since = max(self._since, place.last)
+            del spans[command_id]
+            self._since = max(self._since, span.last)

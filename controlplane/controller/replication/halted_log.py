@@ -5,9 +5,9 @@ process nor the answers: it is named in an alarm, in ``isthmus cluster show`` an
 answered from the state before it, commands are refused with ``log_poisoned``. Ending instead would make a
 supervisor start the controller again and again, each time up to the same event.
 
-Another controller may be able to follow (a newer release in the middle of an upgrade): one that stands still
-makes way for it. And the log may be mended, so it is read again from time to time. By policy (``park``) the
-leading one says in the log that the event is parked, and everybody goes on without it.
+Another controller may be able to follow (a newer release in the middle of an upgrade): one that has halted
+yields the leadership to it. And the log may be mended, so it is read again from time to time. By policy
+(``park``) the leading one says in the log that the event is parked, and everybody goes on without it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ log = logging.getLogger("isthmus.controller")
 
 ALARM = "log"
 """The alarm's name in the metrics."""
-MAKE_WAY_S = 1.0
-"""How often a controller that stands still and leads asks for one that can decide."""
+YIELD_S = 1.0
+"""How often a controller that has halted and leads asks for one that can decide."""
 AGAIN_S = 5.0
 """How often the event is read again."""
 
 
-class Standstill:
+class HaltedLog:
     """Follows the log with a replica.
 
-    While it stands still, ``make_way`` is awaited again and again (it tells whether another has taken the
+    While it is halted, ``yield_leadership`` is awaited again and again (it tells whether another has taken the
     lead), and then ``park``, with the error that names the event: it tells whether to read on at once.
     """
 
@@ -42,13 +42,13 @@ class Standstill:
         replica: Replica,
         observer: Observer,
         *,
-        make_way: Callable[[], Awaitable[bool]],
+        yield_leadership: Callable[[], Awaitable[bool]],
         park: Callable[[VerificationFailed], Awaitable[bool]] | None = None,
         again_s: float = AGAIN_S,
     ) -> None:
         self._replica = replica
         self._observer = observer
-        self._make_way = make_way
+        self._yield_leadership = yield_leadership
         self._park = park
         self._again_s = again_s
 
@@ -62,13 +62,13 @@ class Standstill:
                 if error.message != said:
                     said = error.message
                     self._observer.alarmed(ALARM, error)
-                await self._stand(error)
+                await self._wait_halted(error)
 
-    async def _stand(self, error: VerificationFailed) -> None:
+    async def _wait_halted(self, error: VerificationFailed) -> None:
         """Return when the log is to be read again."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._again_s
         while loop.time() < until_s:
-            if not await self._make_way() and self._park is not None and await self._park(error):
+            if not await self._yield_leadership() and self._park is not None and await self._park(error):
                 return
-            await asyncio.sleep(MAKE_WAY_S)
+            await asyncio.sleep(YIELD_S)

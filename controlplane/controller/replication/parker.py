@@ -2,7 +2,7 @@
 
 Only a leading controller whose fold has halted does it, only if its operator asked for it
 (``--on-poison park``), and only for an event that is damaged or contradicts the state. One of a newer release
-is never parked (that release can follow it), and a broken chain cannot be: nothing behind it can be trusted.
+is never parked (that release can follow it), and a broken chain cannot be: nothing after it can be trusted.
 
 What follows the poison in the log is not judged here: with the parking in the log everybody goes on, and what
 then contradicts is parked in its turn.
@@ -26,8 +26,8 @@ from events.types import EventsParked
 log = logging.getLogger("isthmus.controller")
 
 PARKABLE = frozenset({"invariant_violated", "event_malformed"})
-NEIGHBOURS = BATCH_LIMIT
-"""Events that may belong to the same command, before and behind the poison."""
+SAME_COMMAND_MAX = BATCH_LIMIT
+"""Events that may belong to the same command, before and after the poison."""
 
 
 class Parker:
@@ -85,13 +85,13 @@ class Parker:
         return event
 
     async def _read(self, sequence: int) -> tuple[Head, dict[int, StoredMessage], list[StoredMessage]]:
-        """The log's end with its chain verified, the poison and its neighbours, and the parkings behind it."""
+        """The log's verified end, the poison with the events around it, and the parkings after it."""
         head = self._replica.head
         around: dict[int, StoredMessage] = {}
         parkings: list[StoredMessage] = []
-        async for batch in self._log.read(after=max(0, sequence - 1 - NEIGHBOURS)):
+        async for batch in self._log.read(after=max(0, sequence - 1 - SAME_COMMAND_MAX)):
             for message in batch.messages:
-                if abs(message.sequence - sequence) <= NEIGHBOURS:
+                if abs(message.sequence - sequence) <= SAME_COMMAND_MAX:
                     around[message.sequence] = message
                 if message.sequence > head.sequence:
                     head = verify_link(head, message.sequence, message.subject, message.headers, message.body)

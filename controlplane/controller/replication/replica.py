@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.hooks import Changes
-from controlplane.controller.replication.command_dedup import Remembered
+from controlplane.controller.replication.command_dedup import CommandDedup
 from events.chain import CHAIN_HEADER, Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
@@ -62,14 +62,14 @@ class Replica:
         log: LogReader,
         *,
         changes: Changes | None = None,
-        remembered: Remembered | None = None,
+        dedup: CommandDedup | None = None,
         state: ClusterState | None = None,
         head: Head | None = None,
     ) -> None:
         """``state`` and ``head`` (of a snapshot) spare the fold of everything before them."""
         self._log = log
         self.changes = changes or Changes()
-        self.remembered = remembered or Remembered()
+        self.dedup = dedup or CommandDedup()
         self.head = head or genesis(log.cluster)
         self.state = state or ClusterState(log.cluster)
         self.last_time = _EPOCH
@@ -85,7 +85,7 @@ class Replica:
         self._resting = False
         self._noise = asyncio.Event()
         if self.head.sequence:
-            self.remembered.start_after(self.head.sequence)
+            self.dedup.start_after(self.head.sequence)
 
     @property
     def cluster(self) -> str:
@@ -317,7 +317,7 @@ class Replica:
         if not events:
             return
         self.last_time = max(self.last_time, events[-1].envelope.time)
-        self.remembered.learn([one for one in events if type(one.event) is not SkippedEvent])
+        self.dedup.learn([one for one in events if type(one.event) is not SkippedEvent])
         self.changes.publish(events)
         self._wake()
 
