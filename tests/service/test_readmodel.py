@@ -363,7 +363,7 @@ class History:
 async def test_old_command_ids_are_found_in_the_read_model_after_memory_forgot_them(tmp_path: Path) -> None:
     log = MemoryLog(CLUSTER)
     history = History()
-    it = Rig(log, history=history)
+    it = Rig(log, command_table=history)
     it.replica.dedup = CommandDedup(spans_limit=5, answers_limit=2)
     async with projecting(it, tmp_path, dedup=it.replica.dedup) as projector:
         history.projector = projector
