@@ -1,24 +1,8 @@
-"""The facts: event types, their envelope, their subjects, and the log that keeps them.
+"""The shared contract: what was decided (the log) and what is said on the bus, and nothing else.
 
-This package is the bottom of the house: it imports nothing of ours, and every other package
-speaks through it. Where to look:
-
-===================  =====================================================================
-``types``            every event that can be written (frozen structs, named in the past tense)
-``commands``         every request that can be made of a controller, and its answer
-``status``           what an agent reports about its node
-``codec``            a stored message ⇄ an event; unknown and newer types are a reader's decision
-``envelope``         the headers of an event: identity, cause, actor, trace, hash chain
-``chain``            the hash chain: how one event vouches for all before it
-``subjects``         names ⇄ NATS subjects
-``ids``              command id → event ids, time-ordered ids
-``log``              the port: append with an expected head, read from a position
-``memory``           the log in memory (simulation, dry runs, tests)
-``jetstream``        the log in a NATS JetStream stream (production)
-``live``             following the log without a consumer on the server (agents)
-``snapshots``        the membership at a sequence, so that an agent need not read the whole log
-``status_stream``    sending and reading status
-``server``           a nats-server process of our own; ``server_cluster``: three of them
-``errors``, ``codes``  the error tree and its stable codes
-===================  =====================================================================
+Here may live only what at least two of ``controlplane``, ``nodeagent``, ``replay`` and ``deploy`` need, and
+which must be the same on both sides of a wire, a file or a command line. It imports nothing of ours.
+Bottom up, each importing only what stands before it: the core (the modules of this folder: events, their
+envelope, codec and chain, the log as a port), ``protocol/`` (commands, questions, answers), then ``bus/``,
+``jetstream/`` and ``telemetry/`` (reaching the bus, the log on it, traces), and ``cli/``.
 """

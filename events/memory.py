@@ -1,4 +1,4 @@
-"""The log in memory: for simulation, for dry runs and as the contract's second witness.
+"""The log in memory: for the simulation, for tests, and as the second implementation of the contract.
 
 It keeps every promise of the port except surviving its process.
 """

@@ -1,6 +1,7 @@
-"""What every role's command line shares: options, tables, configuration files.
+"""What every role's command line shares. Nothing here knows a command of the product.
 
-``options``         bus options, output for people and machines, running async code
+``options``         bus options, and running a command's coroutine
+``tables``          tables for people, JSON for programs
 ``config``          one TOML file, then the environment, then flags
 ``config_command``  ``isthmus config``
 """

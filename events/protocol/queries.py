@@ -1,8 +1,9 @@
-"""Every question that can be asked of a controller about the present, and its answer.
+"""The questions about the cluster that a controller answers from its fold, and the answers.
 
 A query is a JSON object sent as a NATS request to ``isthmus.<cluster>.query.<name>``; it changes
 nothing and is answered from the folded state, with what the agents last reported beside it. The
-answer states the sequence that it is true at. Questions about the past belong to ``isthmus replay``.
+answer states the sequence that it is true at. What a controller keeps beside the fold (spans, signed
+checkpoints) is asked by queries that are declared there; the past belongs to ``isthmus replay``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ and only the incoming trace context is passed on.
 ::
 
     telemetry = Telemetry.start("agent", instance="idc-7", cluster="prod", sink=outbox)
-    with telemetry.span("apply", kind=SpanKind.INTERNAL, links=links_of(batch)) as span: ...
+    with telemetry.span("apply", kind=SpanKind.INTERNAL, links=[link(headers)]) as span: ...
     headers = telemetry.inject({})           # W3C traceparent, tracestate
     text = telemetry.prometheus()            # /metrics
     await telemetry.close()

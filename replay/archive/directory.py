@@ -3,7 +3,7 @@
 A finished file is opened by its tail and manifest. A file without a tail (an export that was
 interrupted, a truncated copy) is recovered by hopping from description to description; it says so.
 
-This module never decides whether the content is right: that is :mod:`replay.verify`'s work.
+This module never decides whether the content is right: that is :mod:`replay.verification.verify`'s work.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
     async with Observability.open(cluster, name, directory) as observability:
         controller = await Controller.start(options, observer=observability.observer)
-        async with observability.attached(controller):
+        async with observability.watching(controller.changes, controller.liveness, log, controller.client):
             await controller.run()
 
 It sits beside the command path and can lose anything it has without harm.
