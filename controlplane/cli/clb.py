@@ -14,7 +14,7 @@ from events.cli.options import BusContext, bus_options, controller, json_option,
 from events.cli.tables import print_json, print_table
 from events.errors import Usage
 from events.protocol.commands import Override, ReleaseClb, ReserveClb
-from events.protocol.queries import ClbList, ClbView, ListClb, ShowClb
+from events.protocol.queries import ClbAnswer, ClbList, ListClb, ShowClb
 
 if TYPE_CHECKING:
     from events.codec import Recorded
@@ -145,9 +145,9 @@ def show(*, context: BusContext, name: str, lines: int, as_json: bool) -> None:
     isthmus replay who --ip 10.0.8.4 --at -2h      who held an address then
     """
 
-    async def main() -> tuple[ClbView, list[Recorded]]:
+    async def main() -> tuple[ClbAnswer, list[Recorded]]:
         async with controller(context) as client:
-            view = await client.ask(ShowClb(reservation=name), ClbView)
+            view = await client.ask(ShowClb(reservation=name), ClbAnswer)
             return view, await client.history("clb", name) if lines else []
 
     view, events = run(main())

@@ -14,7 +14,7 @@ from events.cli.tables import print_table
 
 if TYPE_CHECKING:
     from events.codec import Recorded
-    from events.protocol.queries import BackendView, ClbView, HolderView
+    from events.protocol.queries import ClbAnswer, ClbBackendView, HolderView
 
 
 def told(recorded: Recorded) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def told(recorded: Recorded) -> dict[str, Any]:
     }
 
 
-def show(view: ClbView, events: Sequence[Recorded], lines: int) -> None:
+def show(view: ClbAnswer, events: Sequence[Recorded], lines: int) -> None:
     """Print it; the last ``lines`` of the events."""
     times = {recorded.sequence: recorded.envelope.time for recorded in events}
     item = view.reservation
@@ -83,7 +83,7 @@ def _holder(holder: HolderView, times: dict[int, datetime]) -> str:
     return f"{holder.node} since {_moment(holder.epoch, times)} (its epoch)"
 
 
-def _health(backend: BackendView, held: set[str]) -> str:
+def _health(backend: ClbBackendView, held: set[str]) -> str:
     """In words: only an active gateway checks, and only a verdict that it changed is recorded."""
     if backend.check == "none":
         return "not checked"

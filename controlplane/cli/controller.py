@@ -93,9 +93,9 @@ async def _controller(
     http: str,
     as_json: bool,
 ) -> None:
+    from controlplane.cli.controller_process import controller_process
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
-    from controlplane.controller.process import controller_process
     from events.cli.tables import print_json
 
     options = ControllerOptions(

@@ -18,7 +18,7 @@ import click
 from controlplane.controller.controller import Controller
 
 if TYPE_CHECKING:
-    from controlplane.controller.process import ControllerProcess
+    from controlplane.cli.controller_process import ControllerProcess
 
 T = TypeVar("T")
 

@@ -134,9 +134,9 @@ async def _up(
     http: str,
     as_json: bool,
 ) -> None:
+    from controlplane.cli.controller_process import controller_process
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
-    from controlplane.controller.process import controller_process
     from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions, connect
     from events.bus.server.config import ServerOptions

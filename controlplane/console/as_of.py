@@ -18,8 +18,8 @@ SETTLED_S = 2.0
 """An agent counts as behind when it lacks what was there so long: not in the blink after an event."""
 
 
-class Looked(NamedTuple):
-    """What is looked at. The live state is valid until the next await only."""
+class AsOf(NamedTuple):
+    """What is then at. The live state is valid until the next await only."""
 
     state: ClusterState
     position: Position
@@ -28,11 +28,11 @@ class Looked(NamedTuple):
     @property
     def moment(self) -> datetime:
         """The moment that everything is of."""
-        assert self.position.moment is not None  # noqa: S101  always set by look()
+        assert self.position.moment is not None  # noqa: S101  always set by as_of()
         return self.position.moment
 
 
-async def look(source: Source, at: int, time: str | None) -> Looked:
+async def as_of(source: Source, at: int, time: str | None) -> AsOf:
     """The overlay at a moment (RFC 3339; it goes before a sequence), at a sequence, or now.
 
     A sequence is shown as it was in the end, just before the next event. Raises NotFound for one
@@ -67,17 +67,17 @@ async def look(source: Source, at: int, time: str | None) -> Looked:
         recorded_from=coverage.since,
         settled=min(at, await source.sequence_at(moment - timedelta(seconds=SETTLED_S))),
     )
-    return Looked(state, position, reports)
+    return AsOf(state, position, reports)
 
 
-async def _present(source: Source, now: datetime) -> Looked:
+async def _present(source: Source, now: datetime) -> AsOf:
     settled = await source.sequence_at(now - timedelta(seconds=SETTLED_S))
     # No await from here on: the state moves.
     head = source.state.sequence
     position = Position(
         sequence=head, head=head, live=True, at=source.head_time, moment=now, settled=min(settled, head)
     )
-    return Looked(source.state, position, source.reports())
+    return AsOf(source.state, position, source.reports())
 
 
 async def _last_moment(source: Source, at: int, decided: datetime | None, now: datetime) -> datetime:

@@ -11,58 +11,21 @@ from datetime import datetime
 from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.state import ClusterState
 from controlplane.console.schemas import (
-    ClbAddressView,
-    ClbBackendView,
     ClbDetail,
     ClbGatewayView,
     ClbHealthChange,
     ClbTenure,
-    ClbView,
     Position,
 )
 from controlplane.controller.agents.reports import Reports
+from controlplane.controller.presenters import backend_views, clb_view
 from events.codec import Recorded
-from events.protocol.clb import Backend
 from events.types import (
-    ClbAddress,
     ClbBackendHealthChanged,
     ClbHolderAssigned,
     ClbHolderWithdrawn,
     ClbReserved,
 )
-
-
-def clb_views(state: ClusterState) -> list[ClbView]:
-    """The reservations by name."""
-    return [_view(state, entry) for _, entry in sorted(state.clb.items())]
-
-
-def _view(state: ClusterState, entry: ClbReserved) -> ClbView:
-    return ClbView(
-        name=entry.name,
-        subnet=entry.subnet,
-        gateway=entry.gateway,
-        provider=entry.provider,
-        addresses=[_address(state, entry, item) for item in entry.addresses],
-        excluded=len(entry.excluded),
-    )
-
-
-def _address(state: ClusterState, entry: ClbReserved, item: ClbAddress) -> ClbAddressView:
-    holder = state.holders.get(item.address)
-    behind = [
-        backend
-        for key, backend in state.backends.items()
-        if key.name == entry.name and key.purpose == item.purpose
-    ]
-    return ClbAddressView(
-        purpose=item.purpose,
-        address=item.address,
-        holder=holder.node if holder else "",
-        epoch=holder.epoch if holder else 0,
-        backends=len(behind),
-        healthy=sum(backend.healthy for backend in behind),
-    )
 
 
 def clb_detail(
@@ -87,29 +50,12 @@ def clb_detail(
     held = {item.address: state.holders.get(item.address) for item in entry.addresses}
     return ClbDetail(
         position=position,
-        reservation=_view(state, entry),
+        reservation=clb_view(state, entry),
         reserved=reserved[0],
         reserved_at=reserved[1],
         excluded=list(entry.excluded),
         held_since={address: times.get(holder.epoch) for address, holder in held.items() if holder is not None},
-        backends=[
-            ClbBackendView(
-                purpose=key.purpose,
-                protocol=key.protocol,
-                port=key.port,
-                address=key.address,
-                backend_port=key.backend_port,
-                affinity=backend.affinity,
-                check=check_text(backend),
-                healthy=backend.healthy,
-                since=backend.changed,
-                since_at=backend.changed_at,
-                reason=backend.reason,
-                added=backend.added,
-            )
-            for key, backend in sorted(state.backends.items())
-            if key.name == name
-        ],
+        backends=backend_views(state, name, check_in_words=True),
         gateways=_gateways(state, entry, reports) if entry.provider == PROVIDER else [],
         tenures=tenures_of(tenures),
         health=[
@@ -125,17 +71,6 @@ def clb_detail(
             for recorded in health
             if isinstance(event := recorded.event, ClbBackendHealthChanged)
         ],
-    )
-
-
-def check_text(backend: Backend) -> str:
-    """A backend's health check in words."""
-    if backend.check == "none":
-        return "none"
-    what = backend.check if backend.check == "tcp" else f"{backend.check} {backend.check_path}"
-    port = f" on port {backend.check_port}" if backend.check_port else ""
-    return (
-        f"{what}{port} every {backend.check_interval_s:g} s, up after {backend.rise}, down after {backend.fall}"
     )
 
 

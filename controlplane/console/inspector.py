@@ -11,7 +11,6 @@ from typing import TypeVar
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.state import ClusterState
 from controlplane.console import event_queries
-from controlplane.console.presenters import agents_by_state
 from controlplane.console.schemas import TimelineBucket
 from controlplane.controller.agents.agent_history.records import Alarm
 from controlplane.controller.agents.agent_history.store import Coverage, HistoryStore, as_moment, microseconds
@@ -19,7 +18,7 @@ from controlplane.controller.agents.convergence import Convergence, ConvergenceT
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
 from controlplane.controller.hooks import Changes
-from controlplane.controller.observability.metrics import Live
+from controlplane.controller.observability.live import trouble
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore
 from controlplane.controller.replication.replica import Replica
@@ -34,7 +33,7 @@ PROJECTED_WITHIN_S = 3.0
 """How long a question about the very recent past waits for the read model."""
 
 
-class AttachedSource:
+class Inspector:
     """A :class:`controlplane.console.source.Source` over a controller's replica, read model and reports."""
 
     def __init__(
@@ -118,32 +117,10 @@ class AttachedSource:
         return self._observability.recorder.alarms_raised
 
     def trouble(self) -> str:
-        if self._replica.halted is not None:
-            return f"the log cannot be followed: {self._replica.halted.message}"
-        if self._projector.stalled is not None:
-            return f"the projection stopped: {self._projector.stalled.message}"
-        return "" if self._replica.live else "the log has not been read to its end yet"
+        return trouble(self._replica, self._projector)
 
     def metrics(self) -> bytes:
         return self._observability.telemetry.prometheus()
-
-    def live(self, *, waiting: Callable[[], int]) -> Live:
-        """What the metrics read."""
-        return Live(
-            state=lambda: self._replica.state,
-            head=lambda: self._replica.state.sequence,
-            projected=lambda: self._projector.sequence,
-            leading=self._leading,
-            agents=lambda: agents_by_state(self._replica.state, self.reports()),
-            watermark=lambda: self.watermark,
-            chain_verified=lambda: self._replica.head.sequence,
-            healthy=lambda: not self.trouble(),
-            waiting=waiting,
-            spans=lambda: self.spans.count,
-            reports=lambda: self._history.count,
-            latest=self.convergence.newest,
-            subscribers=lambda: self.changes.statistics()["subscribers"],
-        )
 
     async def _query(self, question: Callable[[sqlite3.Connection], T]) -> T:
         store = await self._projector.open()
@@ -216,8 +193,8 @@ class AttachedSource:
 
     async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
         await self._observability.recorder.settle(moment)
-        found = await self._history.transits(sequence, limit)
-        return [transit.seen_at(microseconds(moment)) for transit in found]
+        found = await self._history.convergence_records(sequence, limit)
+        return [record.seen_at(microseconds(moment)) for record in found]
 
     async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
         if moment is None:
@@ -225,7 +202,7 @@ class AttachedSource:
             if known is not None:
                 return known
         await self._observability.recorder.settle(moment or self._now())
-        found = await self._history.transit(sequence)
+        found = await self._history.convergence_record(sequence)
         return found.seen_at(microseconds(moment or self._now())) if found is not None else None
 
     async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:

@@ -18,15 +18,16 @@ from datetime import UTC, datetime
 import msgspec
 
 from controlplane.console.as_of import SETTLED_S
-from controlplane.console.presenters import agent_state, all_conditions, behind, event_row, node_row, pool_view
-from controlplane.console.schemas import EventRow, NodeRow, PoolView
+from controlplane.console.presenters import behind, conditions_of, event_row, node_row
+from controlplane.console.schemas import EventRow, NodeRow
 from controlplane.console.source import Source
 from controlplane.controller.agents.agent_history.records import Kernel
 from controlplane.controller.agents.convergence import Convergence
-from controlplane.controller.agents.reports import Reports
+from controlplane.controller.agents.reports import Reports, agent_state
 from controlplane.controller.hooks import Lagged
+from controlplane.controller.presenters import pool_view
 from events.codec import Recorded
-from events.protocol.queries import Condition
+from events.protocol.queries import Condition, PoolView
 from events.types import RangeAllocated, RangeDraining, RangeFreed, RangeQuarantined
 
 log = logging.getLogger("isthmus.http")
@@ -149,7 +150,7 @@ class LiveFeed:
         moment = source.head_time
         alarmed = source.alarms_raised != self._alarms
         self._alarms = source.alarms_raised
-        found = all_conditions(state, reports) if agents or events or alarmed else self._conditions
+        found = conditions_of(state, reports) if agents or events or alarmed else self._conditions
         changed = found != self._conditions
         self._conditions = found
         common = {

@@ -5,78 +5,31 @@ from __future__ import annotations
 import msgspec
 
 from controlplane.cluster.addressing.addresses import address_text
-from controlplane.cluster.addressing.plan import PODS_UNUSABLE, range_cidr
-from controlplane.cluster.conditions import conditions, kernel_conditions
+from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.decisions.time import watermark
-from controlplane.cluster.range_counts import range_counts
-from controlplane.cluster.state import ClusterState, Node, Range, asker_node
-from controlplane.console.clb_presenters import clb_views
+from controlplane.cluster.state import ClusterState, Node
 from controlplane.console.event_text import sentence
 from controlplane.console.schemas import (
-    CidrView,
     EventRow,
     NetworkView,
     NodeDetail,
     NodeRow,
     Overview,
-    PoolView,
     Position,
-    RangeView,
     SiteView,
     Space,
 )
-from controlplane.controller.agents.reports import Reports
+from controlplane.controller.agents.reports import Reports, agent_state, agents_by_state
+from controlplane.controller.presenters import (
+    all_conditions,
+    cidr_views,
+    clb_views,
+    pool_view,
+    range_view,
+    refusal_views,
+)
 from events.codec import Recorded
-from events.protocol.queries import Condition, RefusalView
-
-FROM_REPORTS = frozenset({"drain_waiting"})
-"""Conditions that say something about agents: not known of a past that nobody recorded."""
-
-
-def cidr_views(state: ClusterState) -> list[CidrView]:
-    """Each container CIDR with the counts of its ranges."""
-    return [
-        CidrView(
-            cidr=counts.cidr.cidr,
-            first_index=counts.cidr.first_index,
-            capacity=counts.cidr.capacity,
-            allocated=counts.allocated,
-            draining=counts.draining,
-            quarantined=counts.quarantined,
-            free=counts.free,
-        )
-        for counts in range_counts(state)
-    ]
-
-
-def cidr_of_index(state: ClusterState, index: int) -> str:
-    """The CIDR of a range by its index in the pool; empty when there is no such range."""
-    if state.definition is None:
-        return ""
-    for cidr in state.cidrs:
-        if cidr.first_index <= index < cidr.first_index + cidr.capacity:
-            return range_cidr(cidr.first, state.definition.range_size, index - cidr.first_index)
-    return ""
-
-
-def pool_view(state: ClusterState) -> PoolView:
-    """The pool's numbers."""
-    cidrs = cidr_views(state)
-    definition = state.definition
-    following = state.pool.next_free(state.pool.cursor) if state.pool.capacity else None
-    return PoolView(
-        capacity=state.pool.capacity,
-        allocated=sum(c.allocated for c in cidrs),
-        draining=sum(c.draining for c in cidrs),
-        quarantined=sum(c.quarantined for c in cidrs),
-        free=state.pool.free,
-        cursor=state.pool.cursor,
-        next_range=cidr_of_index(state, following) if following is not None else "",
-        range_size=definition.range_size if definition else 0,
-        pods_per_node=definition.range_size - PODS_UNUSABLE if definition else 0,
-        service_cidr=definition.service_cidr if definition else "",
-        cidrs=cidrs,
-    )
+from events.protocol.queries import Condition
 
 
 def overview(state: ClusterState, position: Position, cluster: str, reports: Reports) -> Overview:
@@ -109,7 +62,7 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
             NetworkView(cidr=network.cidr, kind=network.kind, name=network.name)
             for network in state.networks.values()
         ],
-        conditions=all_conditions(state, reports),
+        conditions=conditions_of(state, reports),
         watermark=(watermark(state, reports.applied) or 0) if reports.recorded else 0,
         agents=agents_by_state(state, reports) if reports.recorded else {},
         agents_behind=behind(state, reports, position.settled) if reports.recorded else 0,
@@ -117,15 +70,10 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
     )
 
 
-def all_conditions(state: ClusterState, reports: Reports) -> list[Condition]:
-    """What a person should know, from the log and from the agents' reports."""
-    found = [
-        condition
-        for condition in conditions(state, reports.applied)
-        if reports.recorded or condition.code not in FROM_REPORTS
-    ]
+def conditions_of(state: ClusterState, reports: Reports) -> list[Condition]:
+    """What a person should know; of the agents as far as somebody recorded what they said."""
     members = (named for uid, named in reports.differing.items() if state.by_uid.get(uid) is not None)
-    return [*found, *kernel_conditions(members)]
+    return all_conditions(state, reports.applied, members, recorded=reports.recorded)
 
 
 def behind(state: ClusterState, reports: Reports, settled: int) -> int:
@@ -174,26 +122,6 @@ def _letter(state: ClusterState, index: int) -> str:
     return "d" if index in state.draining else "a"
 
 
-def range_view(state: ClusterState, entry: Range) -> RangeView:
-    """One range that is not free."""
-    resting = state.quarantined.get(entry.index)
-    return RangeView(
-        cidr=entry.cidr,
-        index=entry.index,
-        phase=state.phase_of(entry.index) or "allocated",
-        node=entry.node,
-        epoch=entry.epoch,
-        draining_since=state.draining.get(entry.index, 0),
-        until=resting.until if resting else None,
-        watermark=resting.watermark if resting else 0,
-    )
-
-
-def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
-    """What is known of a member's agent: unreachable by the log, else as it reported, else unknown."""
-    return "unreachable" if node.name in state.unreachable else reports.state_of(node.uid)
-
-
 def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> NodeRow:
     """One member's row; ``head`` is the sequence that is shown."""
     owned = state.owned.get(node.name)
@@ -217,15 +145,6 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
     )
 
 
-def agents_by_state(state: ClusterState, reports: Reports) -> dict[str, int]:
-    """Members counted by their agent's state."""
-    counts: dict[str, int] = {}
-    for node in state.nodes.values():
-        name = agent_state(state, node, reports)
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
 def matching(state: ClusterState, *, text: str, kind: str | None, site: str | None) -> list[Node]:
     """Members by name; those whose name, address or range contains ``text``."""
     return [node for _, node in sorted(state.nodes.items()) if _fits(state, node, text, kind, site)]
@@ -243,11 +162,8 @@ def _fits(state: ClusterState, node: Node, text: str, kind: str | None, site: st
 def node_detail(state: ClusterState, name: str, position: Position, reports: Reports) -> NodeDetail | None:
     """One node's page; None when this state has never heard of it."""
     node = state.nodes.get(name)
-    ranges = [range_view(state, entry) for entry in state.ranges.values() if entry.node == name]
-    refusals = [
-        RefusalView(code=refusal.code, message=refusal.message, since=refusal.since)
-        for refusal in state.refusals.get(asker_node(name), {}).values()
-    ]
+    ranges = [range_view(state, entry, nothing=0) for entry in state.ranges.values() if entry.node == name]
+    refusals = refusal_views(state, name)
     fenced = [uid for uid, entry in state.fenced.items() if entry.node == name]
     if node is None:
         if not (ranges or refusals or fenced):

@@ -19,7 +19,7 @@ from litestar.params import QueryParameter as Query
 from litestar.response import Stream
 
 from controlplane.console import presenters
-from controlplane.console.as_of import PRESENT, look, parse_moment
+from controlplane.console.as_of import PRESENT, as_of, parse_moment
 from controlplane.console.clb_presenters import clb_detail
 from controlplane.console.errors import NotFound, failures
 from controlplane.console.live_feed import LiveFeed
@@ -86,16 +86,16 @@ class OverlayController(Controller):
     @get("/overview", summary="The whole overlay at a glance", responses=failures(400, 404))
     async def overview(self, source: From, at: At = PRESENT, time: Time = None) -> Overview:
         """Pool, nodes by site, CLB reservations, networks, agents, alarms and conditions."""
-        looked = await look(source, at, time)
-        view = presenters.overview(looked.state, looked.position, source.cluster, looked.reports)
-        alarms = await source.alarms(looked.moment, ALARMS_SHOWN)
-        return msgspec.structs.replace(view, leading=looked.position.live and source.leading, alarms=alarms)
+        then = await as_of(source, at, time)
+        view = presenters.overview(then.state, then.position, source.cluster, then.reports)
+        alarms = await source.alarms(then.moment, ALARMS_SHOWN)
+        return msgspec.structs.replace(view, leading=then.position.live and source.leading, alarms=alarms)
 
     @get("/space", summary="The address space", responses=failures(400, 404))
     async def space(self, source: From, at: At = PRESENT, time: Time = None) -> Space:
         """Every range that is not free, in columns; a hundred thousand fit one answer."""
-        looked = await look(source, at, time)
-        return presenters.space(looked.state, looked.position)
+        then = await as_of(source, at, time)
+        return presenters.space(then.state, then.position)
 
     @get("/nodes", summary="Members", responses=failures(400, 404))
     async def nodes(  # noqa: PLR0917  query parameters, passed by name
@@ -115,7 +115,7 @@ class OverlayController(Controller):
         offset: Annotated[int, Query(ge=0, le=2**31, description="Skip so many of the matches.")] = 0,
     ) -> NodeList:
         """Members by name, with what their agents last reported."""
-        state, position, reports = await look(source, at, time)
+        state, position, reports = await as_of(source, at, time)
         found = presenters.matching(state, text=text, kind=kind, site=site)
         page = [
             presenters.node_row(state, node, reports, position.sequence)
@@ -126,7 +126,7 @@ class OverlayController(Controller):
     @get("/nodes/{name:str}", summary="One node", responses=failures(400, 404))
     async def node(self, source: From, name: NodeName, at: At = PRESENT, time: Time = None) -> NodeDetail:
         """Its addresses, range, agent and refusals."""
-        state, position, reports = await look(source, at, time)
+        state, position, reports = await as_of(source, at, time)
         detail = presenters.node_detail(state, name, position, reports)
         if detail is None:
             raise NotFound(f"no node is named {name!r} at sequence {position.sequence}")
@@ -135,11 +135,11 @@ class OverlayController(Controller):
     @get("/clb/{name:str}", summary="One CLB reservation", responses=failures(400, 404))
     async def clb(self, source: From, name: ClbName, at: At = PRESENT, time: Time = None) -> ClbDetail:
         """Its addresses, who holds them since when, the backends and their health, and how that came about."""
-        asked = (await look(source, at, time)).position.sequence
+        asked = (await as_of(source, at, time)).position.sequence
         tenures = await source.clb_events(name, until=asked, kind="holder-", limit=TENURES_MAX)
         health = await source.clb_events(name, until=asked, kind="backend-health-changed.", limit=HEALTH_MAX)
         reserved = await source.clb_events(name, until=asked, kind="reserved.", limit=1)
-        state, position, reports = await look(source, at, time)
+        state, position, reports = await as_of(source, at, time)
         detail = clb_detail(
             state,
             name,
@@ -240,8 +240,8 @@ class HistoryController(Controller):
         """
         if at == PRESENT and time is None:
             return source.latest_convergence(limit)
-        looked = await look(source, at, time)
-        return await source.convergence_at(looked.position.sequence, looked.moment, limit)
+        then = await as_of(source, at, time)
+        return await source.convergence_at(then.position.sequence, then.moment, limit)
 
     @get("/convergence/{sequence:int}", summary="Who is behind", responses=failures(400, 404))
     async def convergence_of(
@@ -255,10 +255,10 @@ class HistoryController(Controller):
         if at == PRESENT and time is None:
             found = await source.convergence_of(sequence, None)
         else:
-            looked = await look(source, at, time)
-            found = await source.convergence_of(sequence, looked.moment)
-            if found is not None and looked.position.recorded:
-                late = presenters.late(looked.state, looked.reports, found.last_sequence)
+            then = await as_of(source, at, time)
+            found = await source.convergence_of(sequence, then.moment)
+            if found is not None and then.position.recorded:
+                late = presenters.late(then.state, then.reports, found.last_sequence)
                 found = msgspec.structs.replace(found, behind=late[:BEHIND_LISTED])
         if found is None:
             raise NotFound(f"the convergence of event {sequence} was not recorded")

@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 
 from controlplane.controller.agents.agent_history.records import Alarm, Kernel
-from events.protocol.queries import Condition, RefusalView
+from events.protocol.queries import (
+    CidrView,
+    ClbBackendView,
+    ClbView,
+    Condition,
+    PoolView,
+    RangeView,
+    RefusalView,
+)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,34 +33,6 @@ class ErrorBody(View, frozen=True, kw_only=True):
     code: str
     message: str
     details: dict[str, Any] = {}
-
-
-class CidrView(View, frozen=True, kw_only=True):
-    """One container CIDR and the states of its ranges."""
-
-    cidr: str
-    first_index: int
-    capacity: int
-    allocated: int
-    draining: int
-    quarantined: int
-    free: int
-
-
-class PoolView(View, frozen=True, kw_only=True):
-    """The pool. ``next_range`` is what the next node would get; empty when the pool is exhausted."""
-
-    capacity: int
-    allocated: int
-    draining: int
-    quarantined: int
-    free: int
-    cursor: int
-    next_range: str
-    range_size: int
-    pods_per_node: int
-    service_cidr: str
-    cidrs: list[CidrView]
 
 
 class Position(View, frozen=True, kw_only=True):
@@ -72,52 +52,6 @@ class Position(View, frozen=True, kw_only=True):
     recorded: bool = True
     recorded_from: datetime | None = None
     settled: int = 0
-
-
-class ClbAddressView(View, frozen=True, kw_only=True):
-    """One of a reservation's two addresses.
-
-    Where our gateways serve it, ``holder`` is the node that holds it since the sequence ``epoch``
-    (empty: nobody does), and ``backends`` of all its ports are counted.
-    """
-
-    purpose: str
-    address: str
-    holder: str = ""
-    epoch: int = 0
-    backends: int = 0
-    healthy: int = 0
-
-
-class ClbView(View, frozen=True, kw_only=True):
-    """A CLB reservation. The ``provider`` ``gateway`` is ours; any other realises the addresses elsewhere."""
-
-    name: str
-    subnet: str
-    gateway: str
-    provider: str
-    addresses: list[ClbAddressView]
-    excluded: int
-
-
-class ClbBackendView(View, frozen=True, kw_only=True):
-    """A backend of one port. ``since`` is the sequence of its last change of health; 0: it counts as healthy.
-
-    ``check`` says in full what is asked, how often, and how many answers decide.
-    """
-
-    purpose: str
-    protocol: str
-    port: int
-    address: str
-    backend_port: int
-    affinity: str
-    check: str
-    healthy: bool
-    since: int = 0
-    since_at: datetime | None = None
-    reason: str = ""
-    added: int = 0
 
 
 class ClbGatewayView(View, frozen=True, kw_only=True):
@@ -273,23 +207,6 @@ class NodeList(View, frozen=True, kw_only=True):
     position: Position
     total: int
     nodes: list[NodeRow]
-
-
-class RangeView(View, frozen=True, kw_only=True):
-    """A range that is not free. ``epoch`` is the sequence of its allocation.
-
-    ``draining_since`` is a sequence; ``until`` ends the quarantine that began when every live agent
-    had applied ``watermark``. All three are empty while the range is allocated.
-    """
-
-    cidr: str
-    index: int
-    phase: str
-    node: str
-    epoch: int
-    draining_since: int = 0
-    until: datetime | None = None
-    watermark: int = 0
 
 
 class NodeDetail(View, frozen=True, kw_only=True):

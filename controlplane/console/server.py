@@ -28,6 +28,14 @@ from controlplane.console.live_feed import LiveFeed
 from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
 from controlplane.console.source import Source
 from events.errors import IsthmusError, Unavailable
+from events.protocol.queries import (
+    CidrView,
+    ClbAddressView,
+    ClbBackendView,
+    ClbView,
+    PoolView,
+    RangeView,
+)
 from events.telemetry.role import our_version
 
 STATIC = Path(__file__).parent / "static"
@@ -93,6 +101,20 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
     )
 
 
+_WHOLE = (CidrView, PoolView, RangeView, ClbView, ClbAddressView, ClbBackendView)
+"""Shapes shared with the bus: their defaults are for answers of older controllers; here every field is sent."""
+
+
+class _Document(JsonRenderPlugin):
+    """The OpenAPI document; it says of shared shapes, too, which fields are always there."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        schemas = openapi_schema["components"]["schemas"]
+        for shape in _WHOLE:
+            schemas[shape.__name__]["required"] = sorted(schemas[shape.__name__]["properties"])
+        return super().render(request, openapi_schema)
+
+
 def _openapi(guard: Guard) -> OpenAPIConfig:
     # The framework's documentation pages load scripts from other hosts; only the document is served.
     return OpenAPIConfig(
@@ -102,7 +124,7 @@ def _openapi(guard: Guard) -> OpenAPIConfig:
         "Reading only: commands go over the bus.",
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
         openapi_router=Router("/api", route_handlers=[], guards=[guard], include_in_schema=False),
-        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        render_plugins=[_Document(path="/openapi.json")],
         use_handler_docstrings=True,
         components=Components(
             security_schemes={

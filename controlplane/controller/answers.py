@@ -15,23 +15,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from controlplane.cluster.addressing.addresses import address_value, network
-from controlplane.cluster.addressing.exhaustion import earliest_free
 from controlplane.cluster.addressing.plan import range_cidr
-from controlplane.cluster.conditions import conditions, kernel_conditions
 from controlplane.cluster.decisions.holders import PROVIDER
-from controlplane.cluster.decisions.nodes import cidr_of
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.digest import state_digest
-from controlplane.cluster.state import ClusterState, Node, Range, asker_node
+from controlplane.cluster.state import ClusterState, Node
+from controlplane.controller.presenters import (
+    all_conditions,
+    backend_views,
+    cidr_views,
+    clb_view,
+    pool_view,
+    range_view,
+    refusal_views,
+)
 from events.errors import BadRequest, Refused
 from events.protocol.queries import (
     PAGE_LIMIT,
     QUERIES,
     Answer,
-    BackendView,
-    CidrView,
+    ClbAnswer,
     ClbList,
-    ClbView,
     ClusterView,
     Condition,
     Holder,
@@ -41,11 +45,8 @@ from events.protocol.queries import (
     ListRanges,
     NodePage,
     NodeView,
-    PoolView,
     Query,
     RangePage,
-    RangeView,
-    RefusalView,
     ShowClb,
     ShowCluster,
     ShowNode,
@@ -92,10 +93,7 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> C
         sequence=state.sequence,
         digest=state_digest(state),
         definition=state.definition,
-        cidrs=tuple(
-            CidrView(cidr=c.cidr, first_index=c.first_index, capacity=c.capacity, since=c.appended)
-            for c in state.cidrs
-        ),
+        cidrs=tuple(cidr_views(state)),
         pool=pool_view(state),
         networks=tuple(state.networks[cidr] for cidr in sorted(state.networks)),
         overrides=tuple(state.overrides[key] for key in sorted(state.overrides)),
@@ -105,26 +103,13 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> C
         fenced_uids=len(state.fenced),
         reservations=len(state.clb),
         watermark=watermark(state, reports.applied),
-        conditions=(
-            *conditions(state, reports.applied),
-            *kernel_conditions((found.node, found.rows) for found in reports.differences.values()),
+        conditions=tuple(
+            all_conditions(
+                state,
+                reports.applied,
+                ((found.node, found.rows) for found in reports.differences.values()),
+            )
         ),
-    )
-
-
-def pool_view(state: ClusterState) -> PoolView:
-    """The pool's numbers, and the range that the next node would get."""
-    following = state.pool.next_free(state.pool.cursor) if state.capacity else None
-    size = state.definition.range_size if state.definition else 0
-    return PoolView(
-        capacity=state.capacity,
-        allocated=len(state.owned),
-        draining=len(state.draining),
-        quarantined=len(state.quarantined),
-        free=state.pool.free,
-        cursor=state.pool.cursor,
-        next_range=cidr_of(state, size, following) if following is not None else "",
-        earliest_free=earliest_free(state),
     )
 
 
@@ -181,7 +166,7 @@ def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) ->
         agent_conditions=status.conditions if status else (),
         kernel=kernel_verdict(reports, node.uid),
         drift=status.drift if status else (),
-        refusals=_refusals(state, node.name),
+        refusals=tuple(refusal_views(state, node.name)),
     )
 
 
@@ -192,20 +177,12 @@ def kernel_verdict(reports: Reports, uid: str) -> str:
     return "agrees" if uid in reports.agreeing else ""
 
 
-def _refusals(state: ClusterState, name: str) -> tuple[RefusalView, ...]:
-    known = state.refusals.get(asker_node(name), {})
-    return tuple(
-        RefusalView(code=item.code, message=item.message, since=item.since)
-        for item in sorted(known.values(), key=lambda item: item.since)
-    )
-
-
 def show_node(state: ClusterState, query: ShowNode, reports: Reports) -> NodeView:
     """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
     node = state.nodes.get(query.node)
     if node is not None:
         return node_view(state, node, reports)
-    refusals = _refusals(state, query.node)
+    refusals = tuple(refusal_views(state, query.node))
     if not refusals:
         raise Refused(
             "node_unknown",
@@ -227,22 +204,6 @@ def list_ranges(state: ClusterState, query: ListRanges, reports: Reports) -> Ran
     page, total, following = _page([index for index in source if index > query.after], query.limit)
     views = tuple(range_view(state, state.ranges[index]) for index in page)
     return RangePage(sequence=state.sequence, ranges=views, total=total, next_after=following)
-
-
-def range_view(state: ClusterState, held: Range) -> RangeView:
-    """A range with its phase."""
-    rest = state.quarantined.get(held.index)
-    return RangeView(
-        index=held.index,
-        cidr=held.cidr,
-        phase=state.phase_of(held.index) or "free",
-        node=held.node,
-        uid=held.uid,
-        epoch=held.epoch,
-        draining_since=state.draining.get(held.index),
-        watermark=rest.watermark if rest else None,
-        until=rest.until if rest else None,
-    )
 
 
 def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # noqa: ARG001
@@ -288,7 +249,7 @@ def list_clb(state: ClusterState, query: ListClb, reports: Reports) -> ClbList: 
     return ClbList(sequence=state.sequence, reservations=tuple(state.clb[n] for n in sorted(state.clb)))
 
 
-def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbView:  # noqa: ARG001
+def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbAnswer:  # noqa: ARG001
     """One reservation. Raises Refused(clb_unknown)."""
     reservation = state.clb.get(query.reservation)
     if reservation is None:
@@ -299,35 +260,14 @@ def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbView: 
             reservation=query.reservation[:63],
         )
     served = reservation.provider == PROVIDER
-    held = {item.address: state.holders.get(item.address) for item in reservation.addresses}
-    return ClbView(
+    return ClbAnswer(
         sequence=state.sequence,
         reservation=reservation,
         holders=tuple(
-            HolderView(
-                purpose=item.purpose,
-                address=item.address,
-                node=holder.node if (holder := held[item.address]) else "",
-                epoch=holder.epoch if holder else 0,
-            )
-            for item in (reservation.addresses if served else ())
+            HolderView(purpose=item.purpose, address=item.address, node=item.holder, epoch=item.epoch)
+            for item in (clb_view(state, reservation).addresses if served else ())
         ),
-        backends=tuple(
-            BackendView(
-                purpose=key.purpose,
-                protocol=key.protocol,
-                port=key.port,
-                address=key.address,
-                backend_port=key.backend_port,
-                affinity=backend.affinity,
-                check=backend.check,
-                healthy=backend.healthy,
-                since=backend.changed,
-                reason=backend.reason,
-            )
-            for key, backend in sorted(state.backends.items())
-            if key.name == reservation.name
-        ),
+        backends=tuple(backend_views(state, reservation.name)),
         gateways=tuple(sorted(state.gateways)) if served else (),
     )
 

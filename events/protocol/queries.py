@@ -103,7 +103,7 @@ class ListClb(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ShowClb(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One CLB reservation → :class:`ClbView`."""
+    """One CLB reservation → :class:`ClbAnswer`."""
 
     name: ClassVar[str] = "clb"
     reservation: str
@@ -116,8 +116,25 @@ QUERIES: tuple[type[Query], ...] = (ShowCluster, ListNodes, ShowNode, ListRanges
 # --- answers -----------------------------------------------------------------------------------------
 
 
+class CidrView(msgspec.Struct, frozen=True, kw_only=True):
+    """A container CIDR and the states of its ranges; ``since`` is the sequence that brought it."""
+
+    cidr: str
+    first_index: int
+    capacity: int
+    since: int = 0
+    allocated: int = 0
+    draining: int = 0
+    quarantined: int = 0
+    free: int = 0
+
+
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):
-    """Ranges by phase; they add up to ``capacity``. ``cursor`` is where the next search starts."""
+    """Ranges by phase; they add up to ``capacity``. ``cursor`` is the index where the next search starts.
+
+    ``next_range`` is what the next node would get; empty when the pool is exhausted, and then
+    ``earliest_free`` is when a range comes back, if one is due. ``range_size`` counts addresses.
+    """
 
     capacity: int
     allocated: int
@@ -127,15 +144,10 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
     cursor: int
     next_range: str = ""
     earliest_free: datetime | None = None
-
-
-class CidrView(msgspec.Struct, frozen=True, kw_only=True):
-    """A container CIDR: its ranges by index, and the sequence that brought it."""
-
-    cidr: str
-    first_index: int
-    capacity: int
-    since: int
+    range_size: int = 0
+    pods_per_node: int = 0
+    service_cidr: str = ""
+    cidrs: list[CidrView] = []
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,14 +222,18 @@ class NodePage(msgspec.Struct, frozen=True, kw_only=True):
     next_after: str | None = None
 
 
-class RangeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A range that is not free. ``since`` is the draining event's sequence, ``until`` the quarantine's end."""
+class RangeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A range that is not free. ``epoch`` is the sequence of its allocation.
+
+    ``draining_since`` is a sequence; ``until`` ends the quarantine that began when every live agent had
+    applied ``watermark``. While the range is allocated there is none of the three.
+    """
 
     index: int
     cidr: str
     phase: str
     node: str
-    uid: str
+    uid: str = ""
     epoch: int
     draining_since: int | None = None
     watermark: int | None = None
@@ -245,8 +261,12 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     purpose: str = ""
 
 
-class BackendView(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend, its settings and its recorded health (``since`` 0: none recorded, it counts as healthy)."""
+class ClbBackendView(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend of one port and its recorded health.
+
+    ``since`` is the sequence of its last change of health (0: none recorded, it counts as healthy). ``check``
+    is the kind of its check on the bus, and the whole check in words in the HTTP API.
+    """
 
     purpose: str
     protocol: str
@@ -257,7 +277,35 @@ class BackendView(msgspec.Struct, frozen=True, kw_only=True):
     check: str
     healthy: bool
     since: int = 0
+    since_at: datetime | None = None
     reason: str = ""
+    added: int = 0
+
+
+class ClbAddressView(msgspec.Struct, frozen=True, kw_only=True):
+    """One of a reservation's two addresses.
+
+    Where our gateways serve it, ``holder`` is the node that holds it since the sequence ``epoch``
+    (empty: nobody does), and ``backends`` of all its ports are counted.
+    """
+
+    purpose: str
+    address: str
+    holder: str = ""
+    epoch: int = 0
+    backends: int = 0
+    healthy: int = 0
+
+
+class ClbView(msgspec.Struct, frozen=True, kw_only=True):
+    """A CLB reservation. The ``provider`` ``gateway`` is ours; any other realises the addresses elsewhere."""
+
+    name: str
+    subnet: str
+    gateway: str
+    provider: str
+    addresses: list[ClbAddressView]
+    excluded: int
 
 
 class HolderView(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,13 +317,13 @@ class HolderView(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
 
 
-class ClbView(msgspec.Struct, frozen=True, kw_only=True):
+class ClbAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A reservation at one sequence; holders and backends where our gateways serve it."""
 
     sequence: int
     reservation: ClbReserved
     holders: tuple[HolderView, ...] = ()
-    backends: tuple[BackendView, ...] = ()
+    backends: tuple[ClbBackendView, ...] = ()
     gateways: tuple[str, ...] = ()
 
 
@@ -286,7 +334,7 @@ class ClbList(msgspec.Struct, frozen=True, kw_only=True):
     reservations: tuple[ClbReserved, ...]
 
 
-Answer = ClusterView | NodePage | NodeView | RangePage | Holder | ClbList | ClbView
+Answer = ClusterView | NodePage | NodeView | RangePage | Holder | ClbList | ClbAnswer
 
 ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
     ShowCluster: ClusterView,
@@ -295,6 +343,6 @@ ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
     ListRanges: RangePage,
     WhoHas: Holder,
     ListClb: ClbList,
-    ShowClb: ClbView,
+    ShowClb: ClbAnswer,
 }
 """Query → what its answer decodes to."""

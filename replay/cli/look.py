@@ -31,7 +31,8 @@ def state_command(source: Source, at: str, list_nodes: bool, list_ranges: bool, 
 
 
 async def _state(source: Source, at: str, *, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
-    from controlplane.controller.answers import NO_REPORTS, node_view, range_view, show_cluster
+    from controlplane.controller.answers import NO_REPORTS, node_view, show_cluster
+    from controlplane.controller.presenters import range_view
     from events.protocol.queries import ShowCluster
 
     async with opened(source) as asked:

@@ -23,7 +23,7 @@ import nats
 
 from events.bus.client import ControllerClient
 from events.protocol.commands import MarkGateway
-from events.protocol.queries import ClbView, ShowClb
+from events.protocol.queries import ClbAnswer, ShowClb
 from tests.clb import question
 from tests.nodeagent.sandbox import sh
 from tests.nodeagent.site import Node, Site, site, until
@@ -138,12 +138,12 @@ class Pair:
 
     def holders(self) -> list[str]:
         """Who holds the two addresses."""
-        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbView))
+        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbAnswer))
         return [holder.node for holder in view.holders]
 
     def health(self, purpose: str) -> dict[str, bool]:
         """Backend → what the log says of its health."""
-        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbView))
+        view = self.talk(lambda client: client.ask(ShowClb(reservation="main"), ClbAnswer))
         names = {address: name for name, address in BACKENDS.items()}
         return {
             names[b.address]: b.healthy for b in view.backends if (b.purpose, b.protocol) == (purpose, "tcp")

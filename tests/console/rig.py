@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from controlplane.console.inspector import AttachedSource
+from controlplane.console.inspector import Inspector
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.server import serve
 from controlplane.controller.agents.agent_history.recorder import Recorder
@@ -22,6 +22,7 @@ from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.commands.ticker import Ticker
+from controlplane.controller.observability.live import live_numbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
@@ -56,7 +57,7 @@ class Rig:
         committer: Committer,
         replica: Replica,
         liveness: Liveness,
-        source: AttachedSource,
+        source: Inspector,
         feed: LiveFeed,
         ticker: Ticker,
         recorder: Recorder,
@@ -241,9 +242,16 @@ async def running(
             committer, replica, liveness, actor="controller/rig", active=lambda: ticking, tick_s=0.5
         )
         by_hand = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True)
-        source = AttachedSource(log, replica, projector, liveness, observability, leading=lambda: True)
+        source = Inspector(log, replica, projector, liveness, observability, leading=lambda: True)
         feed = LiveFeed(source)
-        live = source.live(waiting=lambda: committer.statistics()["waiting"])
+        live = live_numbers(
+            replica,
+            projector,
+            liveness,
+            observability,
+            leading=lambda: True,
+            waiting=lambda: committer.statistics()["waiting"],
+        )
         tasks = [
             asyncio.create_task(part)
             for part in (
@@ -256,7 +264,7 @@ async def running(
         ]
         try:
             async with (
-                observability.watching(replica.changes, liveness, live, None),
+                observability.following(replica.changes, liveness, live, None),
                 serve(source, port=port, token=token, feed=feed) as url,
             ):
                 yield Rig(url, committer, replica, liveness, source, feed, by_hand, observability.recorder)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
-from controlplane.controller.agents.agent_history.records import Transit
+from controlplane.controller.agents.agent_history.records import ConvergenceRecord
 from events.errors import Usage
 from events.protocol.commands import MarkGateway
 from tests.console.conftest import Background
@@ -210,8 +210,8 @@ def test_a_digest_is_not_believed_but_compared(started):
 def test_a_measurement_that_an_earlier_process_broke_off_is_listed_only_while_somebody_lacks_the_event(started):
     rig = started.rig
     started.do(rig.define(5))
-    whole = Transit(1, 1, 1_000_000, 0, "whole", 2, 2, array("f", [0.5]), (("a", 0.5),))
-    broken = Transit(2, 2, 2_000_000, 0, "broken off", 2, 1, array("f", [0.5]), (("a", 0.5),))
+    whole = ConvergenceRecord(1, 1, 1_000_000, 0, "whole", 2, 2, array("f", [0.5]), (("a", 0.5),))
+    broken = ConvergenceRecord(2, 2, 2_000_000, 0, "broken off", 2, 1, array("f", [0.5]), (("a", 0.5),))
     for number in (1, 2):
         started.do(rig.send(join(number)))
     # As in a process that has started since: nothing measured by itself yet, this read from the record.

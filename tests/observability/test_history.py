@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.controller.agents.agent_history import recorder as recording
-from controlplane.controller.agents.agent_history.recorder import Recorder, transit
-from controlplane.controller.agents.agent_history.records import SPREAD_MAX, Batch, Observed, Transit
+from controlplane.controller.agents.agent_history.recorder import Recorder, convergence_record
+from controlplane.controller.agents.agent_history.records import (
+    LATENCIES_MAX,
+    Batch,
+    ConvergenceRecord,
+    Observed,
+)
 from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
@@ -191,19 +196,19 @@ async def test_a_transaction_is_written_again_when_more_agents_have_it():
             await world.pass_(1)
             world.tracker.reported(uid, 2, world.at.timestamp())
             await world.recorder.flush()
-            found = await store.transit(1)
+            found = await store.convergence_record(1)
             assert found is not None
             assert (found.applied, found.expected) == (number + 1, 3)
-        (row,) = await store.transits(2, 10)
+        (row,) = await store.convergence_records(2, 10)
         half = row.seen_at(int((BEGIN + timedelta(seconds=2.5)).timestamp() * 1e6))
         assert (half.applied, half.first, half.last) == (2, 1.0, None)
         done = row.seen_at(int(world.at.timestamp() * 1e6))
         assert (done.applied, done.last) == (3, 3.0)
         assert [one.node for one in done.slowest] == ["a", "b", "c"]
-        assert await store.transit(3) is None
+        assert await store.convergence_record(3) is None
 
 
-@given(st.lists(st.floats(0, 100, width=32), max_size=3 * SPREAD_MAX).map(sorted), st.floats(0, 100))
+@given(st.lists(st.floats(0, 100, width=32), max_size=3 * LATENCIES_MAX).map(sorted), st.floats(0, 100))
 def test_a_selection_of_latencies_tells_the_same_as_all(latencies, passed):
     tracker = ConvergenceTracker()
     for number in range(len(latencies)):
@@ -212,21 +217,21 @@ def test_a_selection_of_latencies_tells_the_same_as_all(latencies, passed):
     for number, seconds in enumerate(latencies):
         tracker.reported(f"n{number}", 1, seconds)
     (followed,) = tracker.unwritten(10)
-    found = transit(followed, 0).seen_at(int(passed * 1e6))
+    found = convergence_record(followed, 0).seen_at(int(passed * 1e6))
     surely = sum(seconds < passed - 1e-3 for seconds in latencies)
     perhaps = sum(seconds < passed + 1e-3 for seconds in latencies)
-    slack = 0 if len(latencies) <= SPREAD_MAX else 2 * len(latencies) / SPREAD_MAX + 1
+    slack = 0 if len(latencies) <= LATENCIES_MAX else 2 * len(latencies) / LATENCIES_MAX + 1
     assert surely - slack <= found.applied <= perhaps + slack
-    assert (found.first is None) == (found.applied == 0) or len(latencies) > SPREAD_MAX
+    assert (found.first is None) == (found.applied == 0) or len(latencies) > LATENCIES_MAX
 
 
 async def test_what_an_earlier_process_measured_is_still_listed(tmp_path):
     async with Observability.open("c", "one", tmp_path, environ={}) as first:
-        row = Transit(1, 2, 1_000_000, 0, "join", 1, 1, array("f", [0.5]), (("a", 0.5),))
+        row = ConvergenceRecord(1, 2, 1_000_000, 0, "join", 1, 1, array("f", [0.5]), (("a", 0.5),))
         await first.history.write(Batch(2_000_000, [], [], [], [row], []))
         assert first.recalled == []
     async with Observability.open("c", "two", tmp_path, environ={}) as second:
-        assert [(found.last, list(found.spread)) for found in second.recalled] == [(2, [0.5])]
+        assert [(found.last, list(found.latencies)) for found in second.recalled] == [(2, [0.5])]
     with pytest.raises(Usage, match="ISTHMUS_REPORTS_MAX"):
         async with Observability.open("c", "x", tmp_path, environ={"ISTHMUS_REPORTS_MAX": "many"}):
             pass
@@ -235,8 +240,8 @@ async def test_what_an_earlier_process_measured_is_still_listed(tmp_path):
 async def test_rows_of_many_agents_are_found_by_their_uids():
     async with HistoryStore.open() as store:
         agents = [Observed(node=f"n{i}", uid=f"u{i}", heard_us=1, applied=i) for i in range(3000)]
-        spread = Transit(1, 1, 0, 0, "", 0, 0, array("f"), ())
-        await store.write(Batch(10, agents, [5] * 3000, [], [spread], []))
+        record = ConvergenceRecord(1, 1, 0, 0, "", 0, 0, array("f"), ())
+        await store.write(Batch(10, agents, [5] * 3000, [], [record], []))
         found = await store.agents([f"u{i}" for i in range(0, 6000, 2)], 10)
         assert len(found) == 1500
         assert found["u2998"].applied == 2998

@@ -11,6 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
+from controlplane.cluster.state import ClusterState, Node
 from controlplane.controller.agents.agent_history.records import Kernel, Observed
 from controlplane.controller.agents.liveness import Liveness
 
@@ -187,3 +188,17 @@ class NoReports:
 
     def age_s(self, observed: Observed) -> float:  # noqa: ARG002
         return -1.0
+
+
+def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
+    """What is known of a member's agent: unreachable by the log, else as it reported, else unknown."""
+    return "unreachable" if node.name in state.unreachable else reports.state_of(node.uid)
+
+
+def agents_by_state(state: ClusterState, reports: Reports) -> dict[str, int]:
+    """Members counted by their agent's state."""
+    counts: dict[str, int] = {}
+    for node in state.nodes.values():
+        name = agent_state(state, node, reports)
+        counts[name] = counts.get(name, 0) + 1
+    return counts

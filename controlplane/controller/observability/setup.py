@@ -1,10 +1,10 @@
-"""Everything that watches a controller, put together: spans, metrics, convergence, the built-in store.
+"""The observability of one controller, set up: spans, metrics, convergence, the built-in stores.
 
 ::
 
     async with Observability.open(cluster, name, directory) as observability:
         controller = await Controller.start(options, observer=observability.observer)
-        async with observability.watching(controller.changes, controller.liveness, log, controller.client):
+        async with observability.following(controller.changes, controller.liveness, live, controller.client):
             await controller.run()
 
 It sits beside the command path and can lose anything it has without harm.
@@ -23,7 +23,7 @@ from pathlib import Path
 from nats.aio.client import Client
 
 from controlplane.controller.agents.agent_history.recorder import Recorder
-from controlplane.controller.agents.agent_history.records import Transit
+from controlplane.controller.agents.agent_history.records import ConvergenceRecord
 from controlplane.controller.agents.agent_history.store import REPORTS_MAX, HistoryStore
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
@@ -41,14 +41,14 @@ from events.telemetry.role import Telemetry
 from events.telemetry.spans import Outbox
 from events.types import NodeFenced, NodeLeft
 
-log = logging.getLogger("isthmus.observe")
+log = logging.getLogger("isthmus.observability")
 
 RECALLED = 50
 SINGLY = 16
 """Transactions of one run that are measured one by one; more are measured together."""
 
 
-class Both:
+class CombinedObserver:
     """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Both:
 
 
 class Observability:
-    """The watching half of one controller. Made by :meth:`open`."""
+    """Telemetry and the stores of one controller. Made by :meth:`open`."""
 
     def __init__(
         self, cluster: str, telemetry: Telemetry, outbox: Outbox, spans: SpanStore, history: HistoryStore
@@ -100,9 +100,9 @@ class Observability:
         )
         self.history = history
         self.recorder = Recorder(history, self.convergence)
-        self.recalled: list[Transit] = []
+        self.recalled: list[ConvergenceRecord] = []
         """The latest transactions that an earlier process of this directory recorded, newest first."""
-        self.observer: Observer = Both(
+        self.observer: Observer = CombinedObserver(
             TracingObserver(telemetry, cluster), self.metrics, self.convergence, self.recorder
         )
         self._outbox = outbox
@@ -140,14 +140,14 @@ class Observability:
             shipping = asyncio.create_task(outbox.run(spans.add), name="spans")
             try:
                 observability = cls(cluster, telemetry, outbox, spans, history)
-                observability.recalled = await history.transits(2**53, RECALLED)
+                observability.recalled = await history.convergence_records(2**53, RECALLED)
                 yield observability
             finally:
                 await end([shipping])
                 await telemetry.close()
 
     @asynccontextmanager
-    async def watching(
+    async def following(
         self, changes: Changes, liveness: Liveness, live: Live, client: Client | None
     ) -> AsyncIterator[None]:
         """Follow the events and the reports until the block is left; ``client`` brings others' spans."""

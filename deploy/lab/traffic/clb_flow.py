@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.lab.reports.report import CheckFailedError
-from events.protocol.queries import ClbView, ShowClb
+from events.protocol.queries import ClbAnswer, ShowClb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -146,9 +146,9 @@ def sources(lab: Lab) -> dict[str, list[str]]:
     return found
 
 
-async def show(lab: Lab) -> ClbView:
+async def show(lab: Lab) -> ClbAnswer:
     """The pair as the controller knows it."""
-    return await lab.client.ask(ShowClb(reservation=NAME), ClbView)
+    return await lab.client.ask(ShowClb(reservation=NAME), ClbAnswer)
 
 
 async def holders(lab: Lab) -> dict[str, str]:

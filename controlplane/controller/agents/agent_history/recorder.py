@@ -16,7 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from controlplane.controller.agents.agent_history.records import SPREAD_MAX, Alarm, Batch, Observed, Transit
+from controlplane.controller.agents.agent_history.records import (
+    LATENCIES_MAX,
+    Alarm,
+    Batch,
+    ConvergenceRecord,
+    Observed,
+)
 from controlplane.controller.agents.agent_history.store import HistoryStore, microseconds
 from controlplane.controller.agents.convergence import ConvergenceTracker, Transaction
 from controlplane.controller.agents.liveness import Liveness
@@ -30,7 +36,7 @@ EVERY_S = 1.0
 LOOK_S = 5.0
 """How often it is looked for agents that have fallen silent."""
 ROWS_PER_S = 500
-TRANSITS_PER_S = 64
+RECORDS_PER_S = 64
 ALARMS_WAITING = 100
 UNSETTLED_S = 120.0
 """What is older has been written: the budget covers ten thousand agents in a sixth of it."""
@@ -122,10 +128,10 @@ class Recorder:
                 gone.append((uid, at_us))
         self._gone.clear()
         offset_us = now_us - int(self._clock() * 1e6)
-        transits = [transit(found, offset_us) for found in self._convergence.unwritten(TRANSITS_PER_S)]
+        records = [convergence_record(found, offset_us) for found in self._convergence.unwritten(RECORDS_PER_S)]
         alarms = list(self._alarms)
         self._alarms.clear()
-        return Batch(now_us, agents, since, gone, transits, alarms)
+        return Batch(now_us, agents, since, gone, records, alarms)
 
     def _look(self, liveness: Liveness) -> None:
         """Those who have fallen silent, and those who are forgotten, say so by not saying anything."""
@@ -182,13 +188,13 @@ def _quiet(known: Observed, observed: Observed) -> bool:
     )
 
 
-def transit(transaction: Transaction, offset_us: int) -> Transit:
+def convergence_record(transaction: Transaction, offset_us: int) -> ConvergenceRecord:
     """A followed transaction as it is recorded; ``offset_us`` leads from the steady clock to Unix time."""
     ordered = sorted(transaction.latencies)
     count = len(ordered)
-    if count > SPREAD_MAX:
-        ordered = [ordered[round(i * (count - 1) / (SPREAD_MAX - 1))] for i in range(SPREAD_MAX)]
-    return Transit(
+    if count > LATENCIES_MAX:
+        ordered = [ordered[round(i * (count - 1) / (LATENCIES_MAX - 1))] for i in range(LATENCIES_MAX)]
+    return ConvergenceRecord(
         first=transaction.first,
         last=transaction.last,
         stored_us=int(transaction.at * 1e6) + offset_us,
@@ -196,6 +202,6 @@ def transit(transaction: Transaction, offset_us: int) -> Transit:
         summary=transaction.summary,
         expected=count + transaction.waiting,
         applied=count,
-        spread=array("f", ordered),
+        latencies=array("f", ordered),
         slowest=tuple((node, round(seconds, 6)) for node, seconds in transaction.slowest),
     )

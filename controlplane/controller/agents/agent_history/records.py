@@ -17,7 +17,7 @@ from controlplane.controller.agents.convergence import Confirmed, Convergence
 Kernel = Literal["agrees", "differs", "unchecked", ""]
 """The attestation compared with the log. ``unchecked``: reported, but nothing to compare it with (yet)."""
 
-SPREAD_MAX = 1024
+LATENCIES_MAX = 1024
 """Latencies kept of one transaction; of more agents an even selection."""
 
 
@@ -45,10 +45,10 @@ class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     gateway: bool = False
 
 
-class Transit(NamedTuple):
+class ConvergenceRecord(NamedTuple):
     """One transaction on its way to the agents, as far as it is known.
 
-    ``spread`` are latencies in ascending order, in seconds: all of them, or an even selection of
+    ``latencies`` are latencies in ascending order, in seconds: all of them, or an even selection of
     ``applied``. ``slowest`` are the agents that confirmed last, in order.
     """
 
@@ -59,18 +59,18 @@ class Transit(NamedTuple):
     summary: str
     expected: int
     applied: int
-    spread: array[float]
+    latencies: array[float]
     slowest: tuple[tuple[str, float], ...]
 
     def seen_at(self, moment_us: int) -> Convergence:
         """What was known of it at a moment."""
         passed_s = max(0.0, (moment_us - self.stored_us) / 1e6)
-        known = bisect_right(self.spread, passed_s)
-        count = len(self.spread)
+        known = bisect_right(self.latencies, passed_s)
+        count = len(self.latencies)
         applied = round(known * self.applied / count) if count else 0
 
         def at(share: float) -> float | None:
-            return round(self.spread[min(known - 1, int(share * known))], 6) if known else None
+            return round(self.latencies[min(known - 1, int(share * known))], 6) if known else None
 
         return Convergence(
             first_sequence=self.first,
@@ -103,5 +103,5 @@ class Batch(NamedTuple):
     agents: list[Observed]
     since_us: list[int]
     gone: list[tuple[str, int]]
-    transits: list[Transit]
+    records: list[ConvergenceRecord]
     alarms: list[Alarm]

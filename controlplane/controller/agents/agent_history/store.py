@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from controlplane.controller.agents.agent_history.records import Alarm, Batch, Observed, Transit
+from controlplane.controller.agents.agent_history.records import Alarm, Batch, ConvergenceRecord, Observed
 
 log = logging.getLogger("isthmus.history")
 
 REPORTS_MAX = 1_000_000
 """Rows of agents kept by default: about 120 MB on disk. Five nodes at human pace fill it in years."""
-TRANSITS_MAX = 10_000
+RECORDS_MAX = 10_000
 ALARMS_MAX = 1_000
 SLACK = 0.05
 OPEN = 9223372036854775807
@@ -131,8 +131,8 @@ class HistoryStore:
             self._database.executemany(
                 "INSERT OR REPLACE INTO transit VALUES (?,?,?,?,?,?,?,?,?)",
                 [
-                    (*transit[:7], transit.spread.tobytes(), _encode(transit.slowest).decode())
-                    for transit in batch.transits
+                    (*record[:7], record.latencies.tobytes(), _encode(record.slowest).decode())
+                    for record in batch.records
                 ],
             )
             self._database.executemany(
@@ -192,11 +192,11 @@ class HistoryStore:
 
     def _prune(self, batch: Batch) -> None:
         execute = self._database.execute
-        if batch.transits:
+        if batch.records:
             execute(
                 "DELETE FROM transit WHERE first <= "
                 "(SELECT first FROM transit ORDER BY first DESC LIMIT 1 OFFSET ?)",
-                (TRANSITS_MAX,),
+                (RECORDS_MAX,),
             )
         if batch.alarms:
             execute(
@@ -252,20 +252,20 @@ class HistoryStore:
 
         return await self._run(work)
 
-    async def transits(self, until_sequence: int, limit: int) -> list[Transit]:
+    async def convergence_records(self, until_sequence: int, limit: int) -> list[ConvergenceRecord]:
         """The latest recorded transactions that end at or before a sequence, newest first."""
         query = "SELECT * FROM transit WHERE last <= ? ORDER BY first DESC LIMIT ?"
         return await self._run(
-            lambda: [_transit(row) for row in self._database.execute(query, (until_sequence, limit))]
+            lambda: [_record(row) for row in self._database.execute(query, (until_sequence, limit))]
         )
 
-    async def transit(self, sequence: int) -> Transit | None:
+    async def convergence_record(self, sequence: int) -> ConvergenceRecord | None:
         """The transaction that contains a sequence."""
         query = "SELECT * FROM transit WHERE first <= ? ORDER BY first DESC LIMIT 1"
 
-        def work() -> Transit | None:
+        def work() -> ConvergenceRecord | None:
             row = self._database.execute(query, (sequence,)).fetchone()
-            found = _transit(row) if row else None
+            found = _record(row) if row else None
             return found if found and found.last >= sequence else None
 
         return await self._run(work)
@@ -312,11 +312,13 @@ def _observed(row: Sequence[Any]) -> Observed:
     )
 
 
-def _transit(row: Sequence[Any]) -> Transit:
-    spread = array("f")
-    spread.frombytes(row[7])
+def _record(row: Sequence[Any]) -> ConvergenceRecord:
+    latencies = array("f")
+    latencies.frombytes(row[7])
     first, last, stored_us, decided_us, summary, expected, applied = row[:7]
-    return Transit(first, last, stored_us, decided_us, summary, expected, applied, spread, _slowest(row[8]))
+    return ConvergenceRecord(
+        first, last, stored_us, decided_us, summary, expected, applied, latencies, _slowest(row[8])
+    )
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:

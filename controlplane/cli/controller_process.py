@@ -1,4 +1,4 @@
-"""A controller with everything that watches it: spans, metrics, convergence, the console.
+"""A controller as a process: with its spans, metrics, record of the agents and the console.
 
 Used by ``isthmus up`` and ``isthmus controller``. The console is optional in every sense: without its
 extra installed, or when its port is taken, the controller runs all the same and says so.
@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
-from controlplane.console.inspector import AttachedSource
+from controlplane.console.inspector import Inspector
 from controlplane.controller.controller import Controller, ControllerOptions
+from controlplane.controller.observability.live import live_numbers
 from controlplane.controller.observability.setup import Observability
-from controlplane.controller.observability.trace_query import answer_trace, answer_traces
+from controlplane.controller.observability.trace_query import TraceAnswers, TraceQuery, TracesQuery
 from events.errors import Unavailable, Usage
 
 log = logging.getLogger("isthmus.http")
@@ -43,7 +44,7 @@ def parse_where(where: str) -> tuple[str, int]:
 async def controller_process(
     options: ControllerOptions, *, http: str = DEFAULT_HTTP, environ: Mapping[str, str] = os.environ
 ) -> AsyncIterator[ControllerProcess]:
-    """A started controller (its ``run`` is the caller's), watched and served until the block is left.
+    """A started controller (its ``run`` is the caller's), measured and served until the block is left.
 
     ``http`` is ``HOST:PORT`` or ``off``; the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
     port is taken (another controller on this machine) any free one is used.
@@ -56,7 +57,7 @@ async def controller_process(
             Observability.open(options.cluster, options.name or "controller", options.data, environ=environ)
         )
         controller = await Controller.start(options, observer=observability.observer)
-        source = AttachedSource(
+        source = Inspector(
             controller.log,
             controller.replica,
             controller.projector,
@@ -64,19 +65,26 @@ async def controller_process(
             observability,
             leading=lambda: controller.leadership.leading,
         )
-        live = source.live(waiting=lambda: controller.committer.statistics()["waiting"])
-        await stack.enter_async_context(
-            observability.watching(controller.changes, controller.liveness, live, controller.client)
+        live = live_numbers(
+            controller.replica,
+            controller.projector,
+            controller.liveness,
+            observability,
+            leading=lambda: controller.leadership.leading,
+            waiting=lambda: controller.committer.statistics()["waiting"],
         )
-        controller.queries["trace"] = lambda body: answer_trace(source, body)
-        controller.queries["traces"] = lambda body: answer_traces(source, body)
+        await stack.enter_async_context(
+            observability.following(controller.changes, controller.liveness, live, controller.client)
+        )
+        traces = TraceAnswers(controller.log, controller.replica, observability.spans)
+        controller.queries |= {TraceQuery.name: traces.trace, TracesQuery.name: traces.traces}
         address, why_not = "", "switched off"
         if http != "off":
             address, why_not = await _serve(stack, source, http, token)
         yield ControllerProcess(controller, address, why_not)
 
 
-async def _serve(stack: AsyncExitStack, source: AttachedSource, where: str, token: str) -> tuple[str, str]:
+async def _serve(stack: AsyncExitStack, source: Inspector, where: str, token: str) -> tuple[str, str]:
     try:
         from controlplane.console.server import serve
     except ModuleNotFoundError as error:
