@@ -26,7 +26,8 @@ from events.protocol.commands import MarkGateway
 from events.protocol.queries import ClbAnswer, ShowClb
 from tests.clb import question
 from tests.nodeagent.sandbox import sh
-from tests.nodeagent.site import Node, Site, site, until
+from tests.nodeagent.site import Node, Site, site
+from tests.waiting import wait_for as until
 
 A = TypeVar("A")
 

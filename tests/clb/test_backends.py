@@ -9,7 +9,7 @@ import pytest
 
 from tests.clb.place import BACKENDS, PORT, Flow, pair
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import until
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

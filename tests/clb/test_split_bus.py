@@ -20,7 +20,8 @@ from events import subjects
 from events.bus.server.process import find_binary
 from tests.clb.place import PORT, Stream, pair
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import ISTHMUS, Site, until
+from tests.nodeagent.site import ISTHMUS, Site
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 from deploy.lab.traffic.arp import both_answered_s
 from tests.clb.place import BACKENDS, PORT, Lasting, Stream, back, cut, pair
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import until
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

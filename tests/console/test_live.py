@@ -14,7 +14,7 @@ import pytest
 from controlplane.console import live_feed
 from controlplane.console.live_feed import Frame
 from tests.console.rig import Rig, join, running
-from tests.events.waiting import until
+from tests.waiting import until
 
 
 async def frames(rig: Rig) -> AsyncIterator[Frame]:

@@ -22,7 +22,7 @@ import pytest
 
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
-from tests.nodeagent.site import until
+from tests.waiting import wait_for as until
 
 pytestmark = [pytest.mark.slow]
 

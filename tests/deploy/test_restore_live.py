@@ -18,7 +18,8 @@ from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from tests.deploy.watch import watching
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
+from tests.nodeagent.site import ISTHMUS, Node, Site, site
+from tests.waiting import wait_for as until
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 

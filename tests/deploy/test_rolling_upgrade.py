@@ -19,7 +19,8 @@ from events.bus.connection import BusOptions, connect
 from tests.deploy import previous
 from tests.deploy.watch import watching
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
+from tests.waiting import wait_for as until
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 

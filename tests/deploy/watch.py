@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from typing import IO
 
-from tests.nodeagent.site import Node, until
+from tests.nodeagent.site import Node
+from tests.waiting import wait_for as until
 
 ROWS = ("ip -o monitor link address neigh route", "bridge monitor fdb")
 FIREWALL = "nft monitor"

@@ -5,109 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deploy.lab.traffic.kills import schedule
+from tests.e2e.labs import (
+    AS_USER,
+    CHURN,
+    DEADLINE_S,
+    ISTHMUS,
+    footprint,
+    isthmus,
+    lab,
+    processes_in,
+    proven,
+    read_until,
+    remains,
+)
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.netns, pytest.mark.bus]
-
-ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
-AS_USER = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
-"""Without CAP_SYS_ADMIN root is an ordinary user to the kernel's namespaces: the lab needs a user namespace."""
-
-DEADLINE_S = 90
-CHURN = Path(__file__).parent.parent / "data" / "node-churn" / "4-node_us-east-2a_v100_1.json"
-
-
-@pytest.fixture
-def where(tmp_path: Path) -> dict[str, str]:
-    """Environment of a lab that cannot meet anybody else's: its directory is this test's own."""
-    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "150"}
-
-
-def isthmus(
-    *arguments: str, env: dict[str, str], timeout_s: float = DEADLINE_S
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ISTHMUS, *arguments], env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-
-
-@contextmanager
-def lab(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A lab in the background, in a session of its own; killed at the end if it still runs."""
-    process = subprocess.Popen(
-        [ISTHMUS, "lab", *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: subprocess.Popen[str], text: str, *, seconds: float = DEADLINE_S) -> str:
-    assert process.stdout is not None
-    seen = ""
-    deadline = time.monotonic() + seconds
-    while text not in seen:
-        ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
-        assert ready, f"{text!r} did not come in time:\n{seen}"
-        chunk = os.read(process.stdout.fileno(), 65536).decode()
-        assert chunk, f"ended before {text!r}:\n{seen}"
-        seen += chunk
-    return seen
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        select.select([], [], [], 0.02)
-
-
-def footprint() -> set[str]:
-    """What a lab could leave on the host: links, named namespaces, CNI's files, nftables tables."""
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
-    return {
-        *(f"link {entry.name}" for entry in Path("/sys/class/net").iterdir()),
-        *(f"netns {entry.name}" for entry in Path("/run/netns").glob("*")),
-        *(f"cni {entry}" for entry in (*Path("/var/lib/cni").rglob("*"), *Path("/etc/cni").rglob("*"))),
-        *tables.splitlines(),
-    }
-
-
-def processes_in(directory: Path) -> list[int]:
-    """Processes whose command line names the directory: the lab's controller and agents."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(directory).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
-def remains(tmp_path: Path) -> list[str]:
-    return [str(path) for path in tmp_path.rglob("*") if not path.name.startswith("isthmus-lab-")]
-
-
-def proven(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    assert document["ok"], json.dumps(document, indent=2)
-    return {check["name"]: check for check in document["checks"]}
 
 
 def test_the_main_job_as_root_and_nothing_is_left(where: dict[str, str], tmp_path: Path) -> None:

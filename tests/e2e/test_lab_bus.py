@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,17 +16,11 @@ from events.chain import genesis
 from events.codec import Cause, Recorded, StoredMessage, decode, seal
 from events.protocol.commands import CommandReply, WrittenEvent
 from events.types import NodeLeft
-from tests.e2e.test_lab import CHURN, footprint, isthmus, lab, proven, read_until, remains
+from tests.e2e.labs import CHURN, footprint, isthmus, lab, proven, read_until, remains
 
 DEADLINE_S = 240
 
 in_namespaces = [pytest.mark.netns, pytest.mark.bus, pytest.mark.slow]
-
-
-@pytest.fixture
-def where(tmp_path: Path) -> dict[str, str]:
-    """Environment of a lab that cannot meet anybody else's: its directory is this test's own."""
-    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "150"}
 
 
 def prove(*arguments: str, env: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_lab import isthmus, proven
+from tests.e2e.labs import isthmus, proven
 
 DEADLINE_S = 240
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.netns
 
@@ -53,13 +53,6 @@ def run(body: str, prefix: Sequence[str] = ()) -> tuple[int, list[str]]:
     with start(body, prefix) as process:
         out, _ = process.communicate(timeout=20)
     return process.returncode, [line for line in out.splitlines() if not line.startswith("init ")]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        select.select([], [], [], 0.01)
 
 
 def alive(pid: int) -> bool:

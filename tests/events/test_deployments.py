@@ -23,9 +23,9 @@ from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from tests.contract.samples import CLUSTER, everything, fill, verified
-from tests.events.test_live import Following
-from tests.events.test_snapshots import snapshot
-from tests.events.waiting import until
+from tests.events.following import Following
+from tests.events.sample_snapshot import snapshot
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

@@ -20,7 +20,7 @@ from events.jetstream.api import call, parse_headers
 from events.jetstream.log import JetStreamLog
 from events.jetstream.stream import differences, event_stream_settings
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
-from tests.events.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

@@ -13,51 +13,19 @@ from nats.aio.client import Client
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
-from events.chain import CHAIN_HEADER, genesis
+from events.chain import CHAIN_HEADER
 from events.errors import Unavailable
 from events.jetstream.direct import recorded_ns
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from events.log import ReadBatch
-from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
+from tests.contract.samples import CLUSTER, everything, fill, sealed
+from tests.events.following import Following
 from tests.events.lossy import LossyClient
-from tests.events.waiting import until
 
 pytestmark = pytest.mark.bus
 
 LIVE = subjects.live_wildcard(CLUSTER)[:-1]
-
-
-class Following:
-    """A task that follows and what it has seen."""
-
-    def __init__(self, reader: LiveReader, after: int = 0) -> None:
-        self.seen: list[int] = []
-        self.head = genesis(CLUSTER)
-        self.live = asyncio.Event()
-        self._reader = reader
-        self._after = after
-        self.task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        async for batch in self._reader.read(after=self._after, follow=True):
-            self.seen += [message.sequence for message in batch.messages]
-            if self._after == 0:
-                self.head = verified(batch.messages, self.head)
-            if batch.pending == 0:
-                self.live.set()
-
-    async def reaches(self, sequence: int, within_s: float = 15.0) -> None:
-        await until(
-            lambda: self.task.done() or bool(self.seen and self.seen[-1] >= sequence), within_s=within_s
-        )
-        if self.task.done():
-            self.task.result()
-
-    async def end(self) -> None:
-        self.task.cancel()
-        await asyncio.wait({self.task}, timeout=5)
-        assert self.task.done(), f"a cancelled follower goes on: {self.task.get_stack()}"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -16,7 +16,7 @@ from events.bus.server.config import ServerOptions, render
 from events.bus.server.process import EmbeddedServer, find_binary, free_ports
 from events.errors import Refused, Unavailable
 from tests.contract.samples import everything, fill
-from tests.events.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

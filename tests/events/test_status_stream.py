@@ -14,7 +14,7 @@ from events.jetstream.log import JetStreamLog
 from events.jetstream.status_stream import StatusReader, publish
 from events.status import AgentStatus
 from tests.contract.samples import CLUSTER
-from tests.events.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

@@ -19,8 +19,8 @@ from events.errors import OutcomeUnknown, Refused, Unavailable
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
-from tests.events.test_live import Following
-from tests.events.waiting import until
+from tests.events.following import Following
+from tests.waiting import until
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 

@@ -30,7 +30,7 @@ from events.jetstream.live import LiveReader
 from events.bus.server.process import EmbeddedServer, find_binary
 from events.bus.server.config import ClusterMember, ServerOptions
 from tests.contract.samples import CLUSTER, everything, sealed, verified
-from tests.events.test_live import Following
+from tests.events.following import Following
 
 directory = Path(sys.argv[1])
 

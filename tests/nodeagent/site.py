@@ -14,33 +14,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tests.nodeagent.sandbox import sh
+from tests.waiting import wait_for as until
 
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 BUS = "nats://10.0.0.254:4222"
 PLAN = ("172.16.0.0/16", 64, 256)
 """Container CIDR, addresses of a node's range, addresses for Services."""
-
-
-def until(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
-    """Wait for a condition with a deadline; an assertion or a missing thing inside counts as not yet."""
-    deadline = time.monotonic() + limit_s
-    last: BaseException | None = None
-    while time.monotonic() < deadline:
-        try:
-            value = condition()
-        except (AssertionError, OSError, ValueError, KeyError, IndexError) as error:
-            last, value = error, None
-        if value:
-            return value
-        time.sleep(0.02)  # the pace of looking, not a wait for an outcome
-    raise AssertionError(f"not within {limit_s} s: {what} ({last})")
 
 
 class Flow:

@@ -12,7 +12,8 @@ from events.bus.client import ControllerClient
 from events.protocol.commands import JoinNode
 from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import BUS, Node, site, until
+from tests.nodeagent.site import BUS, Node, site
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ import time
 import pytest
 
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
+from tests.waiting import wait_for as until
 
 HEAL_S = 1.0
 NOTICES = 20_000

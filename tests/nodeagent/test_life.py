@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import BUS, ISTHMUS, Node, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, site
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ import pytest
 from nodeagent.path_mtu.probe import Path
 from tests.nodeagent.pods import OUTSIDE, Pod, ask, outside, serve
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import Node, Site, site, until
+from tests.nodeagent.site import Node, Site, site
+from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
 

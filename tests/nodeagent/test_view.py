@@ -17,7 +17,7 @@ from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconciler import desired_of
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.view import View
-from tests.nodeagent.test_attestation import joined, logs
+from tests.nodeagent.logs import DEFINED, joined, logs
 
 
 def folded(log: list[Event], *, node: str = "n0", uid: str = "u0") -> View:
@@ -96,8 +96,6 @@ def test_fenced_and_deleted_are_noticed() -> None:
 
 
 def test_an_appended_cidr_belongs_to_the_containers() -> None:
-    from tests.nodeagent.test_attestation import DEFINED
-
     view = folded([DEFINED, CidrAppended(cluster="c", cidr="172.20.0.0/16", first_index=1020, capacity=1024)])
     assert view.plan is not None
     assert view.plan.cidrs == ("172.16.0.0/16", "172.20.0.0/16")

@@ -18,7 +18,8 @@ from nodeagent.path_mtu.tracker import (
 )
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import Node, site, until
+from tests.nodeagent.site import Node, site
+from tests.waiting import wait_for as until
 
 WANTED = 1500
 

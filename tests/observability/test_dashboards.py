@@ -23,7 +23,8 @@ from deploy.grafana import render
 from deploy.grafana.boards import BOARDS
 from deploy.prometheus.rules import ALERTS, CONFIG, rules_text
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import site, until
+from tests.nodeagent.site import site
+from tests.waiting import wait_for as until
 
 RULES = Path(render.__file__).parent.parent / "prometheus"
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import pytest
 
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import Site, site, until
+from tests.nodeagent.site import Site, site
 from tests.observability.otlp import Receiver, Span, receiving
+from tests.waiting import wait_for as until
 
 pytestmark = [pytest.mark.slow, pytest.mark.bus]
 

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,8 @@ from events.chain import genesis
 from replay.archive.directory import ArchiveFile
 from replay.archive.writer import ArchiveWriter
 from tests.replay import brute
-from tests.replay.histories import CLUSTER, history
-
-EXECUTABLE = Path(sys.executable).with_name("isthmus")
-MESSAGES = history(11, 160)
-EVENTS = brute.parse(MESSAGES)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("cli") / "log.isthmus"
-    writer = ArchiveWriter.create(path, CLUSTER, genesis(CLUSTER), source="test")
-    writer.add(MESSAGES)
-    writer.finish()
-    return str(path)
+from tests.replay.commands import EVENTS, EXECUTABLE, MESSAGES, NODE
+from tests.replay.histories import CLUSTER
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -51,7 +38,6 @@ def answer(*arguments: str, code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", code=code).stdout)
 
 
-NODE = next(e["b_node"] for e in EVENTS if e["kind"] == "node.joined")
 SOURCE_COMMANDS: list[list[str]] = [
     ["log", "--node", NODE, "-n", "0"],
     ["state", "--at", "40", "--nodes", "--ranges"],

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.replay.test_cli import EVENTS, EXECUTABLE, NODE, archive  # noqa: F401  a fixture
+from tests.replay.commands import EVENTS, EXECUTABLE, NODE
 
 
 def said(path: str, *arguments: str, code: int) -> str:
@@ -40,5 +40,5 @@ TYPED = [
 
 
 @pytest.mark.parametrize(("command", "code", "hint"), TYPED, ids=[" ".join(command) for command, _, _ in TYPED])
-def test_a_near_miss_is_told_what_would_have_hit(command, code, hint, archive):  # noqa: F811
+def test_a_near_miss_is_told_what_would_have_hit(command, code, hint, archive):
     assert hint in said(archive, *command, code=code)

@@ -47,7 +47,8 @@ from tests.contract.samples import everything
 from tests.replay import brute
 from tests.replay.histories import CLUSTER as PAST
 from tests.replay.histories import history
-from tests.service.onbus import CLUSTER, client, controller, until
+from tests.service.onbus import CLUSTER, client, controller
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -56,18 +55,6 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             await ensure_stream(control, event_stream_settings(cluster))
             await ensure_stream(control, status_stream_settings(cluster))
         yield running
-
-
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 30.0) -> None:
-    """Wait until the condition holds; fail with its name when it does not in time."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            result = condition()
-            if isinstance(result, Awaitable):
-                result = await result
-            if result:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def stored(control: Client, cluster: str = CLUSTER) -> int:

@@ -21,7 +21,8 @@ from deploy.credentials import layout
 from events import subjects
 from events.bus.connection import connect
 from events.errors import Refused
-from tests.security.conftest import CLUSTER, NODES, Site, eventually, stored
+from tests.security.conftest import CLUSTER, NODES, Site, stored
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 
@@ -243,7 +244,7 @@ async def test_subscriptions_are_bounded(site: Site) -> None:
     agent = await site.node(MALLORY)
     for index in range(layout.NODE_SUBSCRIPTION_LIMIT + 40):
         await agent.subscribe(f"_INBOX.flood.{index}")
-    await eventually(lambda: agent.is_closed)
+    await until(lambda: agent.is_closed)
     assert "maximum subscriptions exceeded" in str(agent.last_error)
 
 
@@ -254,7 +255,7 @@ async def test_an_oversized_message_is_refused(site: Site) -> None:
     for subject in (subjects.node_command(CLUSTER, MALLORY, "join"), subjects.status(CLUSTER, MALLORY)):
         agent = await site.node(MALLORY)
         await agent.publish(subject, too_much)
-        await eventually(lambda agent=agent: not agent.is_connected)  # the server hangs up
+        await until(lambda agent=agent: not agent.is_connected)  # the server hangs up
     assert not seen
     alice = await site.node(ALICE)
     await answered(alice, subjects.node_command(CLUSTER, ALICE, "join"))

@@ -38,7 +38,8 @@ from events.bus.server.process import EmbeddedServer
 from events.errors import Refused
 from events.jetstream.live import LiveReader
 from events.protocol.commands import SCHEMA, DefineCluster, JoinNode
-from tests.security.conftest import CLUSTER, eventually
+from tests.security.conftest import CLUSTER
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 
@@ -251,7 +252,7 @@ async def test_an_expired_session_comes_back_with_the_renewed_file(place: Place)
     live = await client.subscribe(subjects.live_wildcard(CLUSTER))
     keeper = asyncio.create_task(keep_fresh(client, path))
     try:
-        await eventually(lambda: client.stats["reconnects"] == 1 and client.is_connected)
+        await until(lambda: client.stats["reconnects"] == 1 and client.is_connected)
         assert creds.load(path).expires > datetime.now(UTC)  # type: ignore[operator]
         other = ControllerClient(await place.open(place.files.nodes["old-2"]), CLUSTER, actor="node/old-2")
         await other.send(joining("old-2", 2))
@@ -266,7 +267,7 @@ async def test_expired_credentials_are_refused_with_their_date(place: Place) -> 
     path = place.authority.issue(principal, days=1.5 / DAY_S)
     expires = creds.load(path).expires
     assert expires is not None
-    await eventually(lambda: datetime.now(UTC) > expires + timedelta(seconds=1))
+    await until(lambda: datetime.now(UTC) > expires + timedelta(seconds=1))
     with pytest.raises(Refused, match="it expired at"):
         await connect(place.options(path), name="late")
 
@@ -276,7 +277,7 @@ async def test_a_revoked_node_is_out_at_once_and_nobody_else_notices(place: Plac
     copied = place.files.nodes["old-1"].read_text()
     revoked = place.authority.revoke("node", CLUSTER, "old-1")
     await place.push(revoked.account)
-    await eventually(lambda: not mallory.is_connected)
+    await until(lambda: not mallory.is_connected)
     stolen = place.files.nodes["old-1"].with_name("stolen.creds")
     creds.write_secret(stolen, copied)
     with pytest.raises(Refused, match="revoked"):
@@ -304,7 +305,7 @@ async def test_retired_credentials_end_while_their_successor_goes_on(place: Plac
     successor = await place.open(place.authority.issue(principal))
     assert place.authority.retire(principal) == [creds.load(old).key.public]
     await place.push(principal.account)
-    await eventually(lambda: not holder.is_connected)
+    await until(lambda: not holder.is_connected)
     with pytest.raises(Refused):
         await connect(place.options(old), name="old")
     await successor.flush()
@@ -315,7 +316,7 @@ async def test_a_controllers_credentials_can_be_revoked_while_another_serves(pla
     second = await place.open(place.files.controllers[1])
     place.authority.revoke("controller", "", "controller-2")
     await place.push(place.authority.book.keys["control"])
-    await eventually(lambda: not second.is_connected)
+    await until(lambda: not second.is_connected)
     operator = await place.operator()
     assert (await operator.send(joining("old-1"))).result["cidr"]
 
@@ -331,7 +332,7 @@ async def test_a_signing_key_is_replaced_in_two_steps(place: Place) -> None:
     assert old.is_connected
     place.authority.rotate_key("nodes", finish=True)
     await place.push(*accounts)
-    await eventually(lambda: not old.is_connected)
+    await until(lambda: not old.is_connected)
     await new.flush()
     assert new.stats["reconnects"] == 0
 
@@ -346,7 +347,7 @@ async def test_the_servers_certificate_is_replaced_without_dropping_anybody(plac
     async def changed() -> bool:
         return await _serial(place) != before
 
-    await eventually(changed)
+    await until(changed)
     await client.flush()
     assert client.stats["reconnects"] == 0
     await place.open(place.files.nodes["old-2"])
@@ -391,7 +392,7 @@ async def test_plain_configuration_revokes_by_a_reload(tmp_path: Path) -> None:
             head = files.server_extra[: files.server_extra.index("accounts {")]
             rules.write_text(head + plain_block(files.authority.store))
             server.signal(signal.SIGHUP)
-            await eventually(lambda: not bad.is_connected)
+            await until(lambda: not bad.is_connected)
             await good.flush()
             assert good.stats["reconnects"] == 0
         finally:

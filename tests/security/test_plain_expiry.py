@@ -22,7 +22,8 @@ from events.bus.connection import connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.errors import Refused
-from tests.security.conftest import CLUSTER, eventually
+from tests.security.conftest import CLUSTER
+from tests.waiting import until
 
 NOW = datetime(2026, 3, 2, 14, tzinfo=UTC)
 KEY = "U" + "A" * 55
@@ -71,7 +72,7 @@ async def test_ended_credentials_end_their_connections_and_nobody_elses(tmp_path
             assert done.output.count("taken out") == 1
             assert conf.stat().st_mode & 0o777 == 0o640
             server.signal(signal.SIGHUP)
-            await eventually(lambda: not one.is_connected)
+            await until(lambda: not one.is_connected)
             await two.flush()
             assert two.stats["reconnects"] == 0
             with pytest.raises(Refused):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from controlplane.controller.controller import Controller, ControllerOptions
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
+from tests.waiting import until
 
 CLUSTER = "prod"
 
@@ -53,10 +54,3 @@ async def client(bus: BusOptions, actor: str = "tester") -> AsyncIterator[Contro
         yield ControllerClient(nats, CLUSTER, actor=actor)
     finally:
         await nats.close()
-
-
-async def until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
-    """Wait for a condition that other tasks of this loop bring about."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  any condition, which has no event of its own
-            await asyncio.sleep(0.005)

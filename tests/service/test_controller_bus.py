@@ -22,8 +22,9 @@ from events.bus.server.process import EmbeddedServer
 from events.errors import IsthmusError, Refused, Unavailable
 from events.jetstream.stream import ensure_stream, event_stream_settings
 from events.protocol.commands import PAYLOAD_LIMIT_BYTES, LeaveNode
-from tests.service.onbus import CLUSTER, client, controller, until
+from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, join
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 
@@ -155,7 +156,7 @@ async def test_every_acknowledged_join_survives_sigkill_of_the_bus_under_load(
         lanes = [asyncio.create_task(joins(lane)) for lane in range(8)]
         for _ in range(2):
             seen = len(acknowledged)
-            await until(lambda seen=seen: len(acknowledged) > seen + 20, timeout_s=30)
+            await until(lambda seen=seen: len(acknowledged) > seen + 20, within_s=30)
             server.signal(signal.SIGKILL)
             await server.wait_ready()
         await asyncio.gather(*lanes)

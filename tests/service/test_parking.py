@@ -29,9 +29,10 @@ from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import Follower
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
-from tests.service.onbus import CLUSTER, client, controller, until
+from tests.service.onbus import CLUSTER, client, controller
+from tests.service.poison import damaged, newer, sealed, write
 from tests.service.rig import DEFINE, join
-from tests.service.test_poison import damaged, newer, sealed, write
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 
@@ -104,18 +105,18 @@ async def test_what_the_log_parks_is_left_out_by_controllers_read_models_agents_
         await operator.send(DEFINE)
         for number in (1, 2):
             sound = (await operator.send(join(number))).sequence
-        await until(lambda: follower.view.sequence == sound, timeout_s=30)
+        await until(lambda: follower.view.sequence == sound, within_s=30)
         poison = await write(bus, make)
         parked = set(range(sound + 1, sound + len(make(await a.log.head())) + 1))  # type: ignore[operator]
         # The leader parks it by itself; the next command is decided as if it had never been.
-        await until(lambda: a.replica.state.parked == parked and a.replica.halted is None, timeout_s=60)
+        await until(lambda: a.replica.state.parked == parked and a.replica.halted is None, within_s=60)
         joined = await operator.send(join(3), timeout_s=30)
         assert joined.result["cidr"] == "172.16.0.128/26"
         assert (joined.sequence, await parked_in(a.log)) == (max(parked) + 3, parked)
         view = await operator.ask(ShowCluster(), ClusterView)
         assert (view.nodes, view.sequence) == (3, joined.sequence)
         # The follower, which would not have parked it, and both read models.
-        await until(lambda: b.replica.head.sequence == joined.sequence, timeout_s=60)
+        await until(lambda: b.replica.head.sequence == joined.sequence, within_s=60)
         for running in (a, b):
             assert state_digest(running.replica.state) == view.digest
             await running.projector.reached(joined.sequence, timeout_s=60)
@@ -123,12 +124,12 @@ async def test_what_the_log_parks_is_left_out_by_controllers_read_models_agents_
             assert state_digest(await store.run(load_state)) == view.digest
             assert (await rebuild(running.log, running.options.data / "readmodel")).digest == view.digest
         # An agent that had followed it (or stood before it) has the rows of the others, and no other.
-        await until(lambda: follower.view.sequence == joined.sequence, timeout_s=60)
+        await until(lambda: follower.view.sequence == joined.sequence, within_s=60)
         assert agent.kernel == owners(a)
         assert {peer.cidr: peer.node for peer in follower.view.peers} == owners(a)
         fresh = Agent(bus, tmp_path / "fresh")
         async with fresh.reading() as late:
-            await until(lambda: late.view.sequence == joined.sequence, timeout_s=60)
+            await until(lambda: late.view.sequence == joined.sequence, within_s=60)
             assert fresh.kernel == owners(a)
         assert await LiveReader(operator._nats, CLUSTER).parkings()
         remembered = Cache(tmp_path / "agent")
@@ -175,7 +176,7 @@ async def test_without_the_policy_nothing_is_parked(bus: BusOptions, tmp_path: P
         await operator.send(DEFINE)
         sound = (await operator.send(join(1))).sequence
         await write(bus, damaged)
-        await until(lambda: running.replica.halted is not None, timeout_s=30)
+        await until(lambda: running.replica.halted is not None, within_s=30)
         await running.leadership._lease.renew()
         assert await parked_in(running.log) == frozenset()
         assert (await running.log.head()).sequence == sound + 1
@@ -189,7 +190,7 @@ async def test_a_newer_release_s_event_is_never_parked(bus: BusOptions, tmp_path
     ):
         await operator.send(DEFINE)
         await write(bus, newer)
-        await until(lambda: running.replica.halted is not None, timeout_s=30)
+        await until(lambda: running.replica.halted is not None, within_s=30)
         assert running.replica.halted is not None
         assert await running._parker.park(running.replica.halted) is None
         nats = await connect(bus, name="witness")

@@ -7,69 +7,22 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from controlplane.cluster.digest import state_digest
-from events.bus.connection import BusOptions, connect
-from events.codec import Cause, OutgoingMessage, seal
+from events.bus.connection import BusOptions
 from events.errors import VerificationFailed
-from events.jetstream.log import JetStreamLog
 from events.protocol.queries import ClusterView, ListNodes, NodePage, ShowCluster
-from events.types import Event, NodeLeft, RangeDraining, RangeFreed
-from tests.service.onbus import CLUSTER, client, controller, until
+from events.types import NodeLeft, RangeDraining, RangeFreed
+from tests.service.onbus import CLUSTER, client, controller
+from tests.service.poison import contradicting, damaged, newer, sealed, write
 from tests.service.rig import DEFINE, join
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
-
-CONTRADICTION = RangeFreed(cidr="172.16.40.0/26", index=160, epoch=3)
-
-
-def sealed(head: object, *events: Event, command_id: str = "poison") -> list[OutgoingMessage]:
-    cause = Cause(command_id=command_id, actor="somebody", time=datetime.now(UTC), source="past/the/controller")
-    return seal(CLUSTER, head, [(cause, events)])[0]  # type: ignore[arg-type]  # a Head
-
-
-def contradicting(head: object) -> list[OutgoingMessage]:
-    return sealed(head, CONTRADICTION)
-
-
-def damaged(head: object) -> list[OutgoingMessage]:
-    """Its body is no event of its type, and the chain says that it was written so."""
-
-    class Wrong(RangeFreed, frozen=True, kw_only=True, gc=False):
-        index: str  # type: ignore[assignment]  # what makes it wrong
-
-        @classmethod
-        def type_name(cls) -> str:
-            return RangeFreed.type_name()
-
-    return sealed(head, Wrong(cidr="172.16.40.0/26", index="none", epoch=3))
-
-
-def newer(head: object) -> list[OutgoingMessage]:
-    class NodeTeleported(NodeLeft, frozen=True, kw_only=True, gc=False):
-        verb = "teleported"
-        version = 9
-
-    return sealed(head, NodeTeleported(node="n1", uid="uid-1"))
-
-
-async def write(bus: BusOptions, make: object, *, expected: int | None = None) -> OutgoingMessage:
-    """Write past the controllers, as somebody with their credentials can; the last message written."""
-    nats = await connect(bus, name="somebody")
-    try:
-        log = await JetStreamLog.open(nats, CLUSTER)
-        head = await log.head()
-        messages: Sequence[OutgoingMessage] = make(head)  # type: ignore[operator]
-        await log.append(messages, expected=head.sequence)
-        return messages[-1]
-    finally:
-        await nats.close()
 
 
 @pytest.mark.parametrize(
@@ -190,15 +143,15 @@ async def test_one_that_cannot_follow_makes_way_for_one_that_can(bus: BusOptions
             RangeDraining(node="n1", uid="uid-1", cidr=held.cidr, index=held.index, epoch=held.epoch),
         )
         await write(bus, lambda head: sealed(head, *left))
-        await until(lambda: a.replica.halted is not None, timeout_s=30)
-        await until(lambda: b.leadership.serving and not a.leadership.leading, timeout_s=30)
+        await until(lambda: a.replica.halted is not None, within_s=30)
+        await until(lambda: b.leadership.serving and not a.leadership.leading, within_s=30)
         answered = await operator.send(join(2), timeout_s=30)
         assert answered.result["cidr"]
         assert "n1" not in b.replica.state.nodes
         view = await operator.ask(ShowCluster(), ClusterView)
         assert "log_poisoned" not in {condition.code for condition in view.conditions}
         a.replica.state.owned["n1"] = held  # mended: what could not be followed is read again
-        await until(lambda: a.replica.halted is None, timeout_s=30)
+        await until(lambda: a.replica.halted is None, within_s=30)
         await a.replica.reached(answered.sequence, timeout_s=30)
         assert state_digest(a.replica.state) == state_digest(b.replica.state)
 

@@ -24,8 +24,9 @@ from events.bus.connection import BusOptions, connect
 from events.chain import genesis, verify_link
 from events.codec import decode
 from events.jetstream.log import JetStreamLog
-from tests.service.onbus import CLUSTER, client, controller, until
+from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, Rig, join, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 

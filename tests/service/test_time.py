@@ -16,8 +16,9 @@ from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import publish
 from events.protocol.commands import FenceNode, LeaveNode
 from events.status import AgentStatus
-from tests.service.onbus import CLUSTER, client, controller, until
+from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, join
+from tests.waiting import until
 
 pytestmark = pytest.mark.bus
 
