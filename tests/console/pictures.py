@@ -169,9 +169,8 @@ def pictures(lab: RealLab, browser: Browser) -> None:
     before = lab.ask("overview")["position"]["sequence"]
     lab.come_again(names[0])
     lab.wait("every agent to be current", lab.current)
-    time.sleep(2)  # agents ship their spans each second
-
     joined = next(e for e in lab.ask("events?limit=20")["events"] if e["type"] == "node.joined.v1")
+    lab.wait("the agents' spans", lambda: len(lab.ask(f"traces/{joined['trace_id']}")["rows"]) > 20)
     with opened(browser, lab.url, f"/#/traces/{joined['trace_id']}", theme="light", height=840) as page:
         expect(page.locator(".wf summary").nth(20)).to_be_attached()
         take(page, "console-trace.png")

@@ -278,6 +278,10 @@ async def running(
                 raise outcome
 
 
+PACE_S = 3.0
+"""Between two joins, for whoever looks at the console."""
+
+
 async def main(nodes: int) -> None:
     with TemporaryDirectory() as directory:
         async with running(Path(directory), port=7480, ticking=True) as rig:
@@ -288,7 +292,7 @@ async def main(nodes: int) -> None:
             number = nodes
             print(rig.url, flush=True)
             while True:
-                await asyncio.sleep(3)
+                await asyncio.sleep(PACE_S)
                 number += 1
                 await rig.send(join(number))
                 if number % 4 == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.labs import isthmus, proven
+from tests.waiting import patient
 
 DEADLINE_S = 240
 
@@ -27,12 +28,12 @@ def test_external_nodes_reach_the_api_server_whatever_dies(tmp_path: Path) -> No
         return dict(found)
 
     assert any(name.startswith("External nodes and their pods reach both addresses") for name in checks)
-    assert measured("A backend dies")["longest_silence_s"] < 5
-    assert measured("dies: the other one takes")["longest_silence_s"] < 5
+    assert measured("A backend dies")["longest_silence_s"] < patient(5)
+    assert measured("dies: the other one takes")["longest_silence_s"] < patient(5)
     planned = measured("taken out on purpose")
-    assert planned["longest_silence_s"] < 1
+    assert planned["longest_silence_s"] < patient(1)
     assert planned["kept"] == planned["in_progress"] > 0
-    assert measured("failovers in a row")["longest_silence_s"] < 1
+    assert measured("failovers in a row")["longest_silence_s"] < patient(1)
     split = measured("yields to the new holder")
     assert split["both_answered_s"] <= 3
-    assert split["longest_silence_s"] < 5
+    assert split["longest_silence_s"] < patient(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from typing import Any, cast
 
@@ -218,8 +219,9 @@ async def follow(log: JetStreamLog, seen: list[int], *, after: int = 0) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "paused", "stopped"])
 async def test_a_follower_goes_on_where_it_was_when_the_server_returns(
-    server: EmbeddedServer, client: Client, log: JetStreamLog, how: str
+    server: EmbeddedServer, client: Client, log: JetStreamLog, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "isthmus.log")
     await fill(log, 3)
     seen: list[int] = []
     following = asyncio.create_task(follow(log, seen))
@@ -230,7 +232,7 @@ async def test_a_follower_goes_on_where_it_was_when_the_server_returns(
     elif how == "paused":
         # Longer than the heartbeat's patience: the session is replaced on a connection that lives.
         server.signal(signal.SIGSTOP)
-        await asyncio.sleep(3)
+        await until(lambda: "no heartbeat" in caplog.text)
         server.signal(signal.SIGCONT)
     else:
         await server.stop()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import patient
+
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 
 PROGRAM = r"""
@@ -99,7 +101,7 @@ def test_a_full_disk_costs_time_and_nothing_else(tmp_path: Path) -> None:
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["appended"] >= 5
     assert found["failure"] in {"log_unavailable", "outcome_unknown", "bus_unreachable"}
-    assert found["longest_s"] < 4
+    assert found["longest_s"] < patient(4)
     assert found["lost"] == []
     assert found["resumed"] == found["expected"] == found["end"]
     assert list(store.iterdir()) == [], "the small disk was private to the test"

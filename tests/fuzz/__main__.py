@@ -45,7 +45,7 @@ def main() -> int:
     for name in known.targets or TARGETS:
         folder = Path("build/fuzz") / name
         folder.mkdir(parents=True, exist_ok=True)
-        for number, sample in enumerate(TARGETS[name].samples):
+        for number, sample in enumerate(TARGETS[name].samples + TARGETS[name].foreign):
             (folder / f"sample-{number}").write_bytes(sample)
         command = [
             sys.executable, "-m", "tests.fuzz", "--one", name, str(folder),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from events.errors import IsthmusError
 from events.jetstream.api import parse_headers
 from events.jetstream.status_stream import StatusReader
 from events.protocol.commands import COMMAND_ID, COMMANDS, SCHEMA
-from events.types import ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
+from events.types import EVENT_TYPES, ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 
@@ -38,27 +38,30 @@ CLUSTER = "prod"
 
 
 class Target(NamedTuple):
+    """``run`` gives something that is true for an input that it takes, and raises or gives nothing else."""
+
     run: Callable[[bytes], object]
     samples: tuple[bytes, ...]
+    foreign: tuple[bytes, ...] = ()
+    """Inputs of a right form in a wrong place; more to begin from."""
 
 
 # --- the command endpoint: one byte chooses the subject, the rest is headers and body -----------------
 
+OTHERS = (subjects.command("other", "join"), "isthmus", "")
 SUBJECTS = (
     *(subjects.command(CLUSTER, command.name) for command in COMMANDS),
     *(subjects.node_command(CLUSTER, "idc-1", command.name) for command in COMMANDS if command.node_scoped),
-    subjects.command("other", "join"),
-    "isthmus",
-    "",
+    *OTHERS,
 )
 
 
-def command(data: bytes) -> None:
+def command(data: bytes) -> object:
     number, _, rest = data.partition(b"|")
     headers, _, body = rest.partition(b"\n\n")
     subject = SUBJECTS[(number[0] if number else 0) % len(SUBJECTS)]
     pairs = dict(line.partition(":")[::2] for line in headers.decode("latin-1").splitlines())
-    parse(CLUSTER, subject, pairs, body, received_s=0.0)
+    return parse(CLUSTER, subject, pairs, body, received_s=0.0)
 
 
 # --- events ----------------------------------------------------------------------------------------------
@@ -82,9 +85,10 @@ MESSAGES, _HEAD = seal(
 STORED = [StoredMessage(i, m.subject, m.headers, m.body, 1) for i, m in enumerate(MESSAGES, 1)]
 
 
-def event(data: bytes) -> None:
+def event(data: bytes) -> object:
     headers, _, body = data.partition(b"\r\n\r\n")
-    decode(StoredMessage(1, "isthmus.prod.events.node.x.left", parse_headers(headers), body, 1))
+    found = decode(StoredMessage(1, "isthmus.prod.events.node.x.left", parse_headers(headers), body, 1)).event
+    return type(found) in EVENT_TYPES
 
 
 def _raw(message: StoredMessage) -> bytes:
@@ -110,14 +114,15 @@ def role(**_: object) -> None:
 add_config(role, "agent")
 
 
-def configuration(data: bytes) -> None:
+def configuration(data: bytes) -> object:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return
+        return None
     values, faults = read(text, role)
     if len(values) > 7 or any(fault.line < 0 for fault in faults):
         raise AssertionError(values, faults)
+    return values
 
 
 # --- archives ------------------------------------------------------------------------------------------------
@@ -133,21 +138,20 @@ def _archive() -> bytes:
         return path.read_bytes()
 
 
-def archive(data: bytes) -> None:
+def archive(data: bytes) -> object:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.isthmus"
         path.write_bytes(data)
         log = ArchiveLog(path)
         try:
-            asyncio.run(_drain(log))
+            return asyncio.run(_drain(log))
         finally:
             log.close()
 
 
-async def _drain(log: ArchiveLog) -> None:
-    async for batch in log.read():
-        for message in batch.messages:
-            decode(message)
+async def _drain(log: ArchiveLog) -> int:
+    """How many events are in it; each is decoded."""
+    return sum([len([decode(message) for message in batch.messages]) async for batch in log.read()])
 
 
 # --- credentials ---------------------------------------------------------------------------------------------
@@ -157,53 +161,85 @@ _JWT = encode(_ACCOUNT, _USER.public, "idc-1", {"type": "user"}, issued=1)
 _TOKEN = JoinToken(cluster=CLUSTER, node="idc-1", servers=("tls://h:4222",), jwt=_JWT, seed=_USER.seed)
 
 
-def creds(data: bytes) -> None:
-    credentials.parse(data.decode("ascii", "replace"))
+def creds(data: bytes) -> object:
+    return credentials.parse(data.decode("ascii", "replace"))
 
 
-def token(data: bytes) -> None:
-    read_token(data.decode("utf-8", "replace"), now=NOW)
+def token(data: bytes) -> object:
+    return read_token(data.decode("utf-8", "replace"), now=NOW)
 
 
-def jwt(data: bytes) -> None:
-    check(data.decode("utf-8", "replace"), {_ACCOUNT.public})
+def jwt(data: bytes) -> object:
+    return check(data.decode("utf-8", "replace"), {_ACCOUNT.public})
 
 
-def nkey(data: bytes) -> None:
+def nkey(data: bytes) -> object:
     text = data.decode("utf-8", "replace")
+    taken = []
     for reader in (from_seed, kind_of):
         try:
-            reader(text)
+            taken.append(reader(text))
         except IsthmusError:
             continue
+    return taken
 
 
 _STATUSES = StatusReader(Client(), CLUSTER)
 
 
-def status(data: bytes) -> None:
+def status(data: bytes) -> object:
     """What an agent reports, as the controller and the replay tool read it: never an error, at most ignored."""
-    _STATUSES._read(subjects.status(CLUSTER, "n"), data, 1)
+    return _STATUSES._read(subjects.status(CLUSTER, "n"), data, 1)
 
 
-def query(data: bytes) -> None:
+def query(data: bytes) -> object:
     """An operator's question to a controller without a cluster."""
     name, _, body = data.partition(b"|")
-    answer(ClusterState(CLUSTER), name.decode("latin-1"), body)
+    return answer(ClusterState(CLUSTER), name.decode("latin-1"), body)
 
 
-def _commands() -> Sequence[bytes]:
-    head = f"{COMMAND_ID}: 1\n{SCHEMA}:1".encode()
-    bodies = (
-        b'{"container_cidr":"10.0.0.0/8"}',
-        b'{"node":"idc-1","uid":"u","kind":"external","underlay":"192.0.2.1"}',
-        b'{"node":"idc-1","uid":"u"}',
-    )
-    return [bytes([number]) + b"|" + head + b"\n\n" + body for number in range(4) for body in bodies]
+_NODE = '"node":"idc-1","uid":"u"'
+_PLACE = '"reservation":"gw","purpose":"apiserver","port":443,"address":"192.0.2.7"'
+BODIES = {
+    "define-cluster": '{"container_cidr":"10.0.0.0/8","pods_per_node":64,"services":256}',
+    "delete-cluster": '{"reason":"over"}',
+    "append-cidr": '{"cidr":"10.9.0.0/16"}',
+    "declare-network": '{"network":{"cidr":"192.168.0.0/16","kind":"idc","name":"sz"}}',
+    "withdraw-network": '{"cidr":"192.168.0.0/16"}',
+    "join": f'{{{_NODE},"kind":"external","underlay":"192.0.2.1"}}',
+    "change-underlay": f'{{{_NODE},"underlay":"192.0.2.1"}}',
+    "leave": f"{{{_NODE}}}",
+    "remove-node": '{"node":"idc-1"}',
+    "fence-node": '{"node":"idc-1","reason":"dead"}',
+    "import-nodes": f'{{"nodes":[{{{_NODE},"kind":"cloud","underlay":"192.0.2.1"}}]}}',
+    "reserve-clb": '{"reservation":"gw","subnet":"192.0.2.0/28"}',
+    "release-clb": '{"reservation":"gw"}',
+    "mark-gateway": '{"node":"idc-1","on":true}',
+    "add-backend": f"{{{_PLACE}}}",
+    "remove-backend": f"{{{_PLACE}}}",
+    "report-health": f'{{{_NODE},{_PLACE},"epoch":1,"protocol":"tcp","backend_port":443,"healthy":true}}',
+    "use-token": '{"token":"U","node":"idc-1","public_key":"U","expires":"2026-03-02T14:00:00Z"}',
+}
+"""A valid body of every command."""
+
+
+def _request(number: int, body: str) -> bytes:
+    return bytes([number]) + b"|" + f"{COMMAND_ID}:1\n{SCHEMA}:1\n\n{body}".encode()
+
+
+def _commands() -> tuple[bytes, ...]:
+    """Every command on its subject, and on that of a node where it has one."""
+    names = [subject.split(".")[-1] for subject in SUBJECTS[: -len(OTHERS)]]
+    return tuple(_request(number, BODIES[name]) for number, name in enumerate(names) if name in BODIES)
+
+
+def _misplaced() -> tuple[bytes, ...]:
+    names = ("define-cluster", "join", "leave")
+    return tuple(_request(number, BODIES[name]) for number in range(4) for name in names)
 
 
 TARGETS: dict[str, Target] = {
-    "command": Target(command, tuple(_commands())),
+    "command": Target(command, _commands(), _misplaced()),
     "event": Target(event, tuple(_raw(message) for message in STORED)),
     "configuration": Target(
         configuration,

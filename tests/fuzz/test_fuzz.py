@@ -5,17 +5,37 @@ A fixed budget here; `make fuzz` goes on for as long as one likes, with coverage
 
 from __future__ import annotations
 
-import time
+import signal
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import TARGETS, attempt
+from events.protocol.commands import COMMANDS
+from tests.fuzz.targets import BODIES, TARGETS, attempt
 
-SLOWEST_S = 2.0
+HANGS_S = 60
+"""No input takes this long on any machine: what does has hung. Speeds are for the benchmarks."""
 MEMORY_MAX_BYTES = 96 * 1024 * 1024
+
+
+@contextmanager
+def hanging_fails() -> Iterator[None]:
+    """An alarm interrupts what does not come back, so that a hang is a failure with its stack."""
+
+    def ring(number: int, frame: object) -> None:
+        raise AssertionError(f"not back after {HANGS_S} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(HANGS_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @st.composite
@@ -42,9 +62,13 @@ def damaged(draw: st.DrawFn, samples: tuple[bytes, ...]) -> bytes:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_valid_samples_are_accepted(name: str) -> None:
+    assert TARGETS[name].samples
     for sample in TARGETS[name].samples:
-        if name != "command":  # every body is tried on every subject there
-            TARGETS[name].run(sample)
+        assert TARGETS[name].run(sample), sample
+
+
+def test_every_command_has_a_valid_sample() -> None:
+    assert set(BODIES) == {command.name for command in COMMANDS}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -65,11 +89,10 @@ def test_arbitrary_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_inputs(name: str) -> None:
     @settings(max_examples=250)
-    @given(damaged(TARGETS[name].samples))
+    @given(damaged(TARGETS[name].samples + TARGETS[name].foreign))
     def check(data: bytes) -> None:
-        began = time.monotonic()
-        attempt(TARGETS[name], data)
-        assert time.monotonic() - began < SLOWEST_S
+        with hanging_fails():
+            attempt(TARGETS[name], data)
 
     check()
 
@@ -80,11 +103,10 @@ def test_large_hostile_inputs_cost_bounded_memory_and_time(name: str) -> None:
     inputs = [b"\x00" * (1 << 20), b"[" * (1 << 20), b'"' + b"\\u0041" * 150_000 + b'"', samples[0] * 400]
     for data in inputs:
         tracemalloc.start()
-        began = time.monotonic()
         try:
-            attempt(TARGETS[name], data)
+            with hanging_fails():
+                attempt(TARGETS[name], data)
         finally:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-        assert time.monotonic() - began < 5 * SLOWEST_S
         assert peak < MEMORY_MAX_BYTES

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
+from tests.waiting import patient
 from tests.waiting import wait_for as until
 
-HEAL_S = 1.0
+HEAL_S = patient(1.0)
 NOTICES = 20_000
 """Changes of routes whose notices do not fit the monitor's buffer (2 MiB, about 0.8 KiB each)."""
 
@@ -173,14 +173,12 @@ def test_the_underlay_address_changes() -> None:
         flow, healthy = a.flow(b), b.flow(c)
         a.run("sh -c 'ip addr del 10.0.0.1/24 dev eth0; ip addr add 10.0.0.101/24 dev eth0; "
               "ip route replace default via 10.0.0.254'")  # fmt: skip
-        changed = time.monotonic()
         for peer in (b, c):
             until(lambda: "dst 10.0.0.101" in str(peer.rows()["fdb"]), "the peers follow")  # noqa: B023
             assert not any("dst 10.0.0.1 " in row for row in peer.rows()["fdb"])
-        took = time.monotonic() - changed
         until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again", HEAL_S)
         assert "local 10.0.0.101" in a.run("ip -d link show isthmus")
-        assert flow.stop().silence_s < took + HEAL_S
+        assert flow.stop().silence_s < patient(3)
         assert healthy.stop().lost == 0
         assert a.status()["underlay"] == "10.0.0.101"
 
