@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from controlplane.cluster.decide import AdvanceDrains, AssignHolders, MarkLiveness, DecisionContext, decide
+from controlplane.cluster.decide import AdvanceDrains, AssignHolders, DecisionContext, MarkLiveness, decide
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import check
 from controlplane.cluster.state import ClusterState
