@@ -46,23 +46,17 @@ async def _tail(
     context: BusContext, lines: int, after: int | None, prefix: str, *, follow: bool, as_json: bool
 ) -> None:
     from events.bus.connection import connect
-    from events.chain import CHAIN_HEADER, Head, verify_link
-    from events.codec import decode
     from events.jetstream.log import JetStreamLog
+    from events.reading import verified
 
     client = await connect(context.bus, name="isthmus-tail")
     try:
         event_log = await JetStreamLog.open(client, context.cluster)
         start = after if after is not None else max(0, (await event_log.head()).sequence - lines)
         show = _json_line if as_json else _Printer()
-        head: Head | None = None
-        async for batch in event_log.read(after=start, follow=follow):
-            for message in batch.messages:
-                if head is not None:
-                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                else:  # the first one's predecessor is not read; from it on, each link is checked
-                    head = Head(message.sequence, bytes.fromhex(message.headers.get(CHAIN_HEADER, "")))
-                recorded = decode(message)
+        # The first one's predecessor is not read; from it on, each link is checked.
+        async for batch in verified(event_log, start, follow=follow):
+            for recorded in batch.events:
                 if recorded.envelope.type.startswith(prefix):
                     show(recorded)
     finally:
@@ -76,8 +70,10 @@ def _body(recorded: Recorded) -> dict[str, Any]:
 
     event = recorded.event
     if isinstance(event, UnknownEvent):
-        body: dict[str, Any] = msgspec.json.decode(event.body)
-        return body
+        try:
+            return dict(msgspec.json.decode(event.body, type=dict[str, Any]))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # a parked event may hold anything
+            return {"body": event.body.decode("utf-8", "replace")}
     return dict(msgspec.to_builtins(event))
 
 

@@ -20,11 +20,10 @@ from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
-from events.chain import verify_link
-from events.codec import Recorded, decode
+from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
-from events.parking import parked_in
+from events.reading import LeavingOut, verified
 
 log = logging.getLogger("isthmus.controller")
 
@@ -68,7 +67,7 @@ class Projector:
         self._changes = changes
         self._observer = observer
         self._dedup = dedup
-        self._parked: frozenset[int] = frozenset()
+        self._parked = LeavingOut()
         self._moved = asyncio.Event()
         self._asked = asyncio.Event()
         self._askers = 0
@@ -204,14 +203,9 @@ class Projector:
 
     async def _catch_up(self, store: Store) -> None:
         """Everything that the log holds now. The next batch is verified and decoded while one is written."""
-        head = store.checkpoint
         writing: asyncio.Task[None] | None = None
         try:
-            async for batch in self._log.read(after=head.sequence):
-                recorded: list[Recorded] = []
-                for message in batch.messages:
-                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                    recorded.append(decode(message, self._parked))
+            async for recorded, _, _ in verified(self._log, store.checkpoint, self._parked.known):
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(self._apply(store, recorded))
@@ -236,22 +230,20 @@ class Projector:
 
     async def _leave_out(self) -> bool:
         """Whether the log says of more events than are known here that they are parked."""
+
+        async def begin_anew(_parked: frozenset[int]) -> None:
+            report = await rebuild(self._log, self._directory)
+            log.info("the read model was made anew without the parked events: %s", report.file)
+            await self._reopen()
+
         try:
-            parked = await parked_in(self._log)
-            if parked <= self._parked:
-                return False
-            self._parked = parked
             store = await self.open()
             done = store.checkpoint.sequence
             left_out = await store.run(lambda connection: parked_rows(connection, done))
-            if any(sequence <= done for sequence in parked - left_out):
-                report = await rebuild(self._log, self._directory)
-                log.info("the read model was made anew without the parked events: %s", report.file)
-                await self._reopen()
+            return await self._parked.learn(self._log, sequence=done, left_out=left_out, begin_anew=begin_anew)
         except (IsthmusError, sqlite3.Error) as error:
             log.warning("the parked events cannot be left out yet: %s", error)
             return False
-        return True
 
     def _look(self) -> None:
         number = current_generation(self._directory)

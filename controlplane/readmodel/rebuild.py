@@ -18,11 +18,9 @@ from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.readmodel.asof import load_state
 from controlplane.readmodel.store import Store, generation_file, next_generation, switch
-from events.chain import verify_link
-from events.codec import decode
 from events.errors import VerificationFailed
 from events.log import LogReader
-from events.parking import parked_in
+from events.reading import verified
 
 BATCH = 4000
 
@@ -54,18 +52,12 @@ async def rebuild(
     store = await Store.create(path, event_log.cluster)
     try:
         state = ClusterState(event_log.cluster)
-        parked = await parked_in(event_log)
-        async for batch in event_log.read():
-            head = store.checkpoint
-            recorded = []
-            for message in batch.messages:
-                head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-                one = decode(message, parked)
+        async for recorded, head, pending in verified(event_log, store.checkpoint):
+            for one in recorded:
                 evolve(state, one.sequence, one.event)
-                recorded.append(one)
             for start in range(0, len(recorded), BATCH):
                 await store.apply(recorded[start : start + BATCH])
-            on_progress(head.sequence, head.sequence + batch.pending)
+            on_progress(head.sequence, head.sequence + pending)
         rows = state_digest(await store.run(load_state))
         fold = state_digest(state)
         if rows != fold:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploy.churn.ledger import Ledger
-from events.chain import genesis, verify_link
-from events.codec import decode
+from events.chain import genesis
+from events.reading import verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +31,9 @@ async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None
     breaks a promise, and Unavailable when the log cannot be read.
     """
     ledger, head = Ledger(), genesis(log.cluster)
-    async for batch in log.read(after=0):
-        for message in batch.messages:
-            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-            ledger.take(decode(message))
+    async for recorded, head, pending in verified(log, parked=frozenset()):
+        for one in recorded:
+            ledger.take(one)
         if progress is not None:
-            progress(head.sequence, head.sequence + batch.pending)
+            progress(head.sequence, head.sequence + pending)
     return VerifiedLog(ledger, head)

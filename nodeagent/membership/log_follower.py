@@ -29,8 +29,8 @@ from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
-from events.parking import parked_in
 from events.protocol.commands import JoinNode
+from events.reading import LeavingOut, verified
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
 from events.types import CidrAppended
@@ -101,7 +101,7 @@ class Follower:
         self._stream: LiveReader | None = None
         self.caught_up = asyncio.Event()
         """Set once the view has reached the log's end as it was known."""
-        self._parked = view.parked
+        self._parked = LeavingOut(view.parked)
         self._rejoin = asyncio.Event()
         self._room = asyncio.Event()
         self._moved = False
@@ -262,29 +262,23 @@ class Follower:
 
         If the view was made with some of them, it is made again without.
         """
-        try:
-            parked = await parked_in(stream)
-            if parked <= self._parked:
-                return False
-            if any(sequence <= self.view.sequence for sequence in parked - self.view.parked):
-                changes = self.view.become(await self._view_without(stream, parked))
-                self._snapshot_cache()
-                await self._apply(self.view, changes)
-        except (Unavailable, VerificationFailed) as error:
-            log.warning("the parked events cannot be left out yet: %s", error.message)
-            return False
-        self._parked = parked
-        log.warning("left out of the view, for the log says that they are parked: events %s", sorted(parked))
-        return True
+
+        async def begin_anew(parked: frozenset[int]) -> None:
+            changes = self.view.become(await self._view_without(stream, parked))
+            self._snapshot_cache()
+            await self._apply(self.view, changes)
+
+        return await self._parked.learn(
+            stream, sequence=self.view.sequence, left_out=self.view.parked, begin_anew=begin_anew
+        )
 
     async def _view_without(self, stream: LogReader, parked: frozenset[int]) -> View:
         """The view as it would be now, made of the log without the parked events."""
         fresh = View(self._config.cluster, self._config.node, self.view.uid)
-        async for batch in stream.read(until=self.view.sequence):
-            for sequence, subject, headers, body, _ in batch.messages:
-                head = verify_link(fresh.head, sequence, subject, headers, body)
-                fresh.apply(sequence, event_of(headers.get("ce-type", ""), body, sequence, parked))
-                fresh.head = head
+        async for recorded, head, _ in verified(stream, fresh.head, parked, until=self.view.sequence):
+            for one in recorded:
+                fresh.apply(one.sequence, one.event)
+            fresh.head = head
         fresh.last_event_at = self.view.last_event_at
         return fresh
 
@@ -376,7 +370,7 @@ class Follower:
             try:
                 head = verify_link(view.head, sequence, subject, headers, body)
                 type_name = headers.get("ce-type", "")
-                event = event_of(type_name, body, sequence, self._parked)
+                event = event_of(type_name, body, sequence, self._parked.known)
                 changes += view.apply(sequence, event)
             except VerificationFailed as error:
                 return changes, error  # what came before it is sound, and is applied
@@ -403,7 +397,7 @@ class Follower:
                 [
                     Entry(m.sequence, m.headers[CHAIN_HEADER], m.headers.get("ce-type", ""), m.body, decided_at)
                     for m in messages
-                    if m.sequence not in self._parked  # the journal then ends here; the log goes on
+                    if m.sequence not in self._parked.known  # the journal then ends here; the log goes on
                 ]
             )
             if self._cache.full:

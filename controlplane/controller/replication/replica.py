@@ -28,7 +28,7 @@ from events.chain import CHAIN_HEADER, Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
-from events.parking import parked_in
+from events.reading import LeavingOut, verified
 
 log = logging.getLogger("isthmus.controller")
 
@@ -75,7 +75,7 @@ class Replica:
         self.last_time = _EPOCH
         self.halted: VerificationFailed | None = None
         """Why the fold stands before the next event, while it does: the error names that event."""
-        self._parked = self.state.parked
+        self._parked = LeavingOut(self.state.parked)
         self._read = self.head
         self._expected: dict[int, _Sealed] = {}
         self._sealed: deque[tuple[int, bytes]] = deque()
@@ -137,20 +137,15 @@ class Replica:
 
         If the state was made with some of them, it is made again without.
         """
-        try:
-            parked = await parked_in(self._log)
-            if parked <= self._parked:
-                return False
-            if any(sequence <= self.head.sequence for sequence in parked - self.state.parked):
-                state, head = await _fold_without(self._log, parked, until=self.head.sequence)
-                self.state, self.head, self._read = state, head, head
-                self.changes.lag()
-        except (Unavailable, VerificationFailed) as error:
-            log.warning("the parked events cannot be left out yet: %s", error.message)
-            return False
-        self._parked = parked
-        log.warning("left out of the state, for the log says that they are parked: events %s", sorted(parked))
-        return True
+
+        async def begin_anew(parked: frozenset[int]) -> None:
+            state, head = await _fold_without(self._log, parked, until=self.head.sequence)
+            self.state, self.head, self._read = state, head, head
+            self.changes.lag()
+
+        return await self._parked.learn(
+            self._log, sequence=self.head.sequence, left_out=self.state.parked, begin_anew=begin_anew
+        )
 
     # --- resting: the leader need not be told what it wrote ----------------------------------------------
 
@@ -206,7 +201,7 @@ class Replica:
                 if message.sequence <= self.head.sequence:
                     self._check_own(message.sequence)
                     continue
-                recorded = decode(message, self._parked) if own is None else own
+                recorded = decode(message, self._parked.known) if own is None else own
                 evolve(state, message.sequence, recorded.event)
                 self.head = self._read
                 fresh.append(recorded)
@@ -341,10 +336,10 @@ class Replica:
 async def _fold_without(log_: LogReader, parked: frozenset[int], *, until: int) -> tuple[ClusterState, Head]:
     """The state at ``until`` (or at the end before it) without the parked events; the chain verified again."""
     state, head = ClusterState(log_.cluster), genesis(log_.cluster)
-    async for batch in log_.read(until=until):
-        for message in batch.messages:
-            head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
-            evolve(state, message.sequence, decode(message, parked).event)
+    async for batch in verified(log_, head, parked, until=until):
+        for recorded in batch.events:
+            evolve(state, recorded.sequence, recorded.event)
+        head = batch.head
     return state, head
 
 
