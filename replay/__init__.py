@@ -1,6 +1,7 @@
-"""The replay tool: every question about the past, answered from the log, live or from an archive.
+"""Every question about the past of a cluster, answered from its log and proven.
 
-``history`` is one log with its index, ``queries/`` holds one module a question, ``verification/`` proves a log,
-``archive/`` keeps one in a file, ``cli/`` has one file a verb. It reads; only ``import`` writes, into an empty
-stream.
+``history`` is one log with what every question needs (``log_index`` finds events in it, ``when`` reads times);
+``queries`` answer, ``verification`` proves, ``archive`` is the file format, ``transfer`` moves a log in and out
+of it, and ``cli`` prints. It reads logs, live or archived; it decides nothing and writes to no live cluster,
+except for ``import``, which fills an empty stream.
 """

@@ -25,6 +25,7 @@ from events.status import AgentStatus
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
+from replay.archive_index import archive_history
 from replay.history import History, Point, Progress
 from replay.queries.states import States, base
 from replay.when import When
@@ -143,7 +144,7 @@ class Capsule:
 
     async def begin(self) -> ClusterState:
         """The state before the first event. Raises VerificationFailed(digest_mismatch)."""
-        return base(await History.open(self.archive))
+        return base(await archive_history(self.archive))
 
     async def steps(self) -> AsyncIterator[Step]:
         """Each command in order, with the state behind it. The same state object moves on from step to step."""

@@ -11,11 +11,9 @@ This module folds nothing and decides nothing.
 
 from __future__ import annotations
 
-import asyncio
-from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import msgspec
 
@@ -26,13 +24,9 @@ from events.errors import Refused, VerificationFailed
 from events.log import LogReader
 from events.parking import parked_in
 from events.status import AgentStatus
-from replay.archive.lines import Fact, facts_of
-from replay.archive.postings import keys_of
-from replay.archive.reader import ArchiveLog
+from replay.archive.lines import Fact
+from replay.log_index import LogIndex, ScanIndex
 from replay.when import When, from_ns
-
-if TYPE_CHECKING:
-    from replay.live_lookup import LiveLookup
 
 Progress = Callable[[int], None]
 """Called now and then with the last sequence that was worked on."""
@@ -40,8 +34,7 @@ Progress = Callable[[int], None]
 OnHole = Callable[[int, int], None]
 """Called with the first and the last sequence that are missing."""
 
-NAMES_LIMIT = 20_000
-"""Events, or index entries, that are looked through for names to suggest."""
+_UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -59,19 +52,19 @@ class Point(msgspec.Struct, frozen=True):
 class History:
     """The log up to its end as it was when this was opened. Use :meth:`open`."""
 
-    def __init__(self, log: LogReader, head: Head, parked: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, log: LogReader, head: Head, parked: frozenset[int] = frozenset(), index: LogIndex | None = None
+    ) -> None:
         self.log = log
         self.head = head
         self.parked = parked
         """Sequences that the log says are parked: no part of any state."""
-        self._archive = log if isinstance(log, ArchiveLog) else None
-        self._live = _lookup(log)
-        if self._archive is not None:
-            self._archive.parked = parked
+        self.index: LogIndex = index or ScanIndex(log, f"stream {subjects.stream(log.cluster)}")
+        self.index.parked = parked
 
     @classmethod
-    async def open(cls, log: LogReader) -> Self:
-        """Take the log as it is now. Raises Unavailable.
+    async def open(cls, log: LogReader, index: LogIndex | None = None) -> Self:
+        """Take the log as it is now; without ``index`` everything is found by reading. Raises Unavailable.
 
         A last event that states no digest (somebody wrote past the controller) is the end all the
         same: its head has a digest of zeros.
@@ -83,7 +76,7 @@ class History:
             if error.code != "chain_broken" or not isinstance(sequence, int):
                 raise
             head = Head(sequence, bytes(32))
-        return cls(log, head, await _parked(log))
+        return cls(log, head, await _parked(log), index)
 
     @property
     def cluster(self) -> str:
@@ -97,41 +90,27 @@ class History:
     @property
     def start(self) -> int:
         """The sequence that the first event follows: 0, except for an incremental archive on its own."""
-        return self._archive.after if self._archive else 0
+        return self.index.start
 
     @property
     def base(self) -> bytes | None:
-        """The canonical text of the state before the first event, if the archive carries it (a capsule)."""
-        return self._archive.base_state() if self._archive else None
+        """The canonical text of the state before the first event, if the source carries it (a capsule)."""
+        return self.index.base_state()
 
     @property
     def source(self) -> str:
         """Where the log comes from, for people."""
-        if self._archive:
-            return ", ".join(file.path for file in self._archive.files)
-        return f"stream {subjects.stream(self.cluster)}"
+        return self.index.source
 
     async def facts(
         self, *, after: int = 0, until: int | None = None, progress: Progress | None = None
     ) -> AsyncIterator[Sequence[Fact]]:
         """Typed events of ``(after, until]`` in batches. Raises VerificationFailed, Unavailable."""
         stop = self.end if until is None else min(until, self.end)
-        if self._archive is not None:
-            for place in self._archive.places_between(after, stop):
-                batch = self._archive.facts(place)
-                if place.segment.first <= after or place.segment.last > stop:
-                    batch = [fact for fact in batch if after < fact.seq <= stop]
-                if batch:
-                    yield batch
-                    if progress:
-                        progress(batch[-1].seq)
-                await asyncio.sleep(0)  # all of this is CPU: let Ctrl-C in
-            return
-        async for read in self.log.read(after=after, until=stop):
-            if read.messages:
-                yield facts_of(read.messages, self.parked)
-                if progress:
-                    progress(read.messages[-1].sequence)
+        async for batch in self.index.facts(after, stop):
+            yield batch
+            if progress:
+                progress(batch[-1].seq)
 
     async def messages(
         self,
@@ -169,26 +148,14 @@ class History:
 
     async def reports(self) -> list[AgentStatus]:
         """The agents' last reports: of the live bus, or those that a capsule carries."""
-        if self._live is not None:
-            return await self._live.statuses()
-        if self._archive is not None:
-            return [msgspec.json.decode(text, type=AgentStatus) for text in self._archive.notes("status")]
-        return []
+        return await self.index.reports()
 
     async def message(self, sequence: int) -> StoredMessage:
         """The event at ``sequence``. Raises Refused(not_in_history)."""
-        if self.start < sequence <= self.end:
-            if self._archive is not None:
-                return self._picked(self._archive, sequence)
-            if self._live is not None:
-                found = await self._live.at(sequence)
-                if found is not None:
-                    return found
-            else:
-                async for batch in self.log.read(after=sequence - 1, until=sequence):
-                    for message in batch.messages:
-                        return message
-        raise self._outside(f"event {sequence}")
+        found = await self.index.at(sequence) if self.start < sequence <= self.end else None
+        if found is None:
+            raise self._outside(f"event {sequence}")
+        return found
 
     def _outside(self, what: str) -> Refused:
         return Refused(
@@ -201,7 +168,10 @@ class History:
     # --- moments ------------------------------------------------------------------------------------
 
     async def resolve(self, when: When) -> Point:
-        """The state that was current then: the last event recorded at or before the moment.
+        """The state that was current then: behind the last event that was recorded at or before the moment.
+
+        "Last" is by sequence, also where recorded times run backwards: what the log holds in front of an
+        event that was recorded by then is part of that state.
 
         Zero is the beginning of what there is. Raises Refused(not_in_history) for a sequence outside of it.
         """
@@ -212,29 +182,10 @@ class History:
         elif when.moment is None:
             sequence = self.end
         else:
-            sequence = await self._before(when.moment)
+            sequence = await self.index.recorded_by(_nanoseconds(when.moment), self.end)
         if sequence <= self.start:
             return Point(sequence, None, when.text, when.moment)
         return Point(sequence, from_ns((await self.message(sequence)).recorded_ns), when.text, when.moment)
-
-    async def _before(self, moment: datetime) -> int:
-        """The number of the last event recorded at or before ``moment``."""
-        if self._archive is not None:
-            places = self._archive.places
-            at = bisect_right(places, moment, key=lambda place: from_ns(place.segment.to_ns))
-            if at == len(places):
-                return self.end
-            batch = self._archive.cached_facts(places[at])
-            before = bisect_right(batch, moment, key=lambda fact: from_ns(fact.recorded_ns))
-            return batch[0].seq - 1 + before
-        low, high = self.start, self.end
-        while low < high:
-            middle = (low + high + 1) // 2
-            if from_ns((await self.message(middle)).recorded_ns) <= moment:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
     # --- things ---------------------------------------------------------------------------------------
 
@@ -254,76 +205,23 @@ class History:
         events that gave it to a node or a balancer (or changed it).
         """
         stop = self.end if until is None else until
-        if self._archive is not None:
-            wanted = [s for s in self._archive.sequences(f"{kind}/{name}") if after < s <= stop]
-            for sequence in reversed(wanted) if newest_first else wanted:
-                yield decode(self._picked(self._archive, sequence))
-            return
-        if self._live is not None and kind in ("node", "range", "clb", "cluster"):
-            found = await self._matching(kind, name, after, stop)
-        else:
-            key = f"{kind}/{name}"
-            found = [
-                message
-                async for batch in self.messages(after=after, until=stop)
-                for message in batch
-                if key in keys_of(message)
-            ]
-        for message in reversed(found) if newest_first else found:
+        async for message in self.index.about(kind, name, after=after, until=stop, newest_first=newest_first):
             yield decode(message)
 
     async def last_about_node(self, name: str) -> Recorded | None:
         """The node's newest event of its own (joined, left, unreachable …); None when there is none."""
-        if self._live is not None:
-            found = await self._live.last(subjects.event(self.cluster, "node", name, "*"))
-            return None if found is None or found.sequence > self.end else decode(found)
-        async for recorded in self.about("node", name, newest_first=True):
-            if recorded.event.aggregate == "node":
-                return recorded
-        return None
+        found = await self.index.last_of_node(name, self.end)
+        return None if found is None else decode(found)
 
     async def names(self, kind: str) -> list[str]:
         """Names of ``node`` or ``clb`` that the log speaks of, to suggest one: of very many not all."""
-        if self._archive is not None:
-            keys = self._archive.keys(f"{kind}/", limit=NAMES_LIMIT)
-        else:
-            after = max(self.start, self.end - NAMES_LIMIT)
-            keys = {
-                key
-                async for batch in self.messages(after=after, on_hole=_unheard)
-                for m in batch
-                for key in keys_of(m)
-            }
+        keys = await self.index.names(kind, self.end)
         return sorted(key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/"))
 
-    def _picked(self, archive: ArchiveLog, sequence: int) -> StoredMessage:
-        place = archive.place_of(sequence)
-        if place is None:
-            raise self._outside(f"event {sequence}")
-        return archive.pick(place, [sequence])[0]
 
-    async def _matching(self, kind: str, name: str, after: int, stop: int) -> list[StoredMessage]:
-        live = self._live
-        if live is None:
-            return []
-        subject = subjects.event(self.cluster, kind, name, ">")
-        found = {m.sequence: m for m in await live.matching(subject, after=after) if m.sequence <= stop}
-        if kind == "node":
-            refused = subjects.event(self.cluster, "allocation", name, ">")
-            found |= {m.sequence: m for m in await live.matching(refused, after=after) if m.sequence <= stop}
-            # A node's ranges are given and taken in the transactions of its own joining and leaving.
-            for message in list(found.values()):
-                first = message.sequence - int(message.headers.get("ce-txindex", "0"))
-                for sequence in range(first, first + int(message.headers.get("ce-txcount", "1"))):
-                    if sequence not in found and after < sequence <= stop:
-                        sibling = await self.message(sequence)
-                        if f"node/{name}" in keys_of(sibling):
-                            found[sequence] = sibling
-        return [found[sequence] for sequence in sorted(found)]
-
-
-def _unheard(first: int, last: int) -> None:
-    """Holes do not matter to a suggestion."""
+def _nanoseconds(moment: datetime) -> int:
+    """The last nanosecond of this microsecond: a time is shown to the microsecond, and found again by it."""
+    return (moment - _UNIX) // timedelta(microseconds=1) * 1000 + 999
 
 
 async def _parked(log: LogReader) -> frozenset[int]:
@@ -332,12 +230,3 @@ async def _parked(log: LogReader) -> frozenset[int]:
         return await parked_in(log)
     except VerificationFailed:
         return frozenset()
-
-
-def _lookup(log: LogReader) -> LiveLookup | None:
-    """The server's index, for a log on a server."""
-    if type(log).__module__ != "events.jetstream.log":
-        return None
-    from replay.live_lookup import LiveLookup
-
-    return LiveLookup(log)  # type: ignore[arg-type]  # the module says that it is a JetStreamLog

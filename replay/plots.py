@@ -75,7 +75,7 @@ class _Series:
                 after()
 
 
-class Wish(NamedTuple):
+class PlotRequest(NamedTuple):
     """What to draw: the stretch ``(begin, end]`` of a history, with times in the zone ``tz``."""
 
     history: History
@@ -85,19 +85,19 @@ class Wish(NamedTuple):
     progress: Progress | None = None
 
 
-async def draw(wish: Wish, kind: Kind, path: str | Path) -> Drawn:
+async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> Drawn:
     """Draw ``kind`` into ``path`` (``.svg`` or ``.png``).
 
     Raises Usage for another ending, Refused(not_in_history) when there is nothing to draw.
     """
     if Path(path).suffix.lower() not in (".svg", ".png"):
         raise Usage("usage", f"{path}: a picture ends in .svg or .png")
-    begin, end = wish.begin, wish.end
+    begin, end = request.begin, request.end
     if end.sequence <= begin.sequence:
         raise Refused("not_in_history", f"nothing lies between event {begin.sequence} and event {end.sequence}")
     pyplot = _pyplot()
     collect = {"pool": _pool, "churn": _churn, "ring": _ring}[kind]
-    figure = await collect(pyplot, wish)
+    figure = await collect(pyplot, request)
     try:
         figure.savefig(path, metadata={"Date": None} if Path(path).suffix.lower() == ".svg" else None)
     except OSError as error:
@@ -161,8 +161,8 @@ def _time_axis(axes: Any, tz: tzinfo) -> None:
     axes.set_xlabel(f"recorded, {name}")
 
 
-async def _pool(pyplot: Any, wish: Wish) -> Any:
-    history, begin, end, tz, progress = wish
+async def _pool(pyplot: Any, request: PlotRequest) -> Any:
+    history, begin, end, tz, progress = request
     begin_ns, end_ns = await _bounds(history, begin, end)
     series = _Series(begin_ns, end_ns, (*_STATES, "capacity"))
     before = base(history)
@@ -212,8 +212,8 @@ async def _pool(pyplot: Any, wish: Wish) -> Any:
     return figure
 
 
-async def _churn(pyplot: Any, wish: Wish) -> Any:
-    history, begin, end, tz, progress = wish
+async def _churn(pyplot: Any, request: PlotRequest) -> Any:
+    history, begin, end, tz, progress = request
     begin_ns, end_ns = await _bounds(history, begin, end)
     series = _Series(begin_ns, end_ns, ("joins", "leaves", "nodes"))
     now = {"joins": 0, "leaves": 0, "nodes": len(base(history).nodes)}
@@ -261,9 +261,9 @@ def _span(step_ns: int) -> str:
     return f"{seconds:.3g} s"
 
 
-async def _ring(pyplot: Any, wish: Wish) -> Any:
+async def _ring(pyplot: Any, request: PlotRequest) -> Any:
     """Allocations as points: time outwards, index round the circle. The cyclic order is a spiral."""
-    history, begin, end, tz, progress = wish
+    history, begin, end, tz, progress = request
     begin_ns, end_ns = await _bounds(history, begin, end)
     points: list[tuple[int, int]] = []
     before = base(history)

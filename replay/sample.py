@@ -1,4 +1,4 @@
-"""A practice log: a long, lawful history made from a seed, with no cluster behind it.
+"""A sample log: a long, valid history made from a seed, with no cluster behind it.
 
 For trying the tool, for training, and for the benchmarks: nodes join, move, fall silent, leave and
 reinstall; ranges go round cyclically through draining and quarantine; balancers come and go. Allocation

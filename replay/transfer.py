@@ -23,6 +23,7 @@ from events.log import BATCH_LIMIT, EventLog
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter, Signer
+from replay.archive_index import archive_history
 from replay.history import History, Progress
 
 _KEPT = frozenset((*CHAINED_HEADERS, CHAIN_HEADER, "Nats-Msg-Id"))
@@ -126,9 +127,7 @@ async def _digest_at(history: History, sequence: int) -> str:
     if sequence == 0:
         return genesis(history.cluster).hex
     if sequence == history.start:
-        archive = history.log
-        if isinstance(archive, ArchiveLog):
-            return archive.files[0].header.after_head
+        return history.index.start_digest or genesis(history.cluster).hex
     return (await history.message(sequence)).headers.get(CHAIN_HEADER, "")
 
 
@@ -181,7 +180,7 @@ async def import_archive(
             f"the archive is of cluster {archive.cluster!r}, the stream of {log.cluster!r}: subjects and "
             f"the hash chain carry the name; import it with --cluster {archive.cluster}",
         )
-    source = await History.open(archive)
+    source = await archive_history(archive)
     head = await log.head()
     await _check_prefix(source, head)
     position = head

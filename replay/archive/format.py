@@ -40,9 +40,9 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a segment says of itself. ``offset`` is where its description starts (bytes; known by place).
 
     ``length`` and ``sha256`` are of the compressed data, ``size`` of the decompressed. ``first`` …
-    ``last`` are sequences, ``from_ns`` … ``to_ns`` the server's times (Unix nanoseconds), ``head``
-    the chain digest behind the last event (hex), ``covers`` the event segments that an index
-    segment speaks of and ``keys`` its first and last key.
+    ``last`` are sequences, ``from_ns`` … ``to_ns`` the server's times of these two (Unix nanoseconds) and
+    ``low_ns`` the earliest of all (0 where release 0.2 did not say; times may run backwards), ``head`` the
+    chain digest behind the last event (hex), and ``keys`` the first and the last key of an index segment.
     """
 
     kind: Kind
@@ -54,6 +54,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count: int = 0
     from_ns: int = 0
     to_ns: int = 0
+    low_ns: int = 0
     head: str = ""
     keys: tuple[str, str] = ("", "")
     offset: int = -1

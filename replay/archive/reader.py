@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ _CACHED_SEGMENTS = 4
 _FOLLOW_POLL_S = 1.0
 
 
-class Place(NamedTuple):
+class SegmentPlace(NamedTuple):
     """One segment of events in one of the files."""
 
     file: ArchiveFile
@@ -62,7 +62,7 @@ class ArchiveLog:
                 file.close()
             raise
         self.files = files
-        self.places = [Place(file, segment) for file in files for segment in file.events]
+        self.places = [SegmentPlace(file, segment) for file in files for segment in file.events]
         self._lasts = [place.segment.last for place in self.places]
         self._rows: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._cache: OrderedDict[tuple[str, int], Sequence[lines.Fact]] = OrderedDict()
@@ -127,7 +127,7 @@ class ArchiveLog:
             self.close()
             self._open()
 
-    def places_between(self, after: int, until: int) -> list[Place]:
+    def places_between(self, after: int, until: int) -> list[SegmentPlace]:
         """The segments that hold any sequence in ``(after, until]``."""
         start = bisect_right(self._lasts, after)
         return [
@@ -136,7 +136,7 @@ class ArchiveLog:
             if place.segment.first <= until
         ]
 
-    def messages(self, place: Place) -> list[StoredMessage]:
+    def messages(self, place: SegmentPlace) -> list[StoredMessage]:
         """The stored messages of a segment. Raises VerificationFailed."""
         try:
             found = lines.messages(place.file.data(place.segment))
@@ -147,7 +147,7 @@ class ArchiveLog:
         _check(place, found[0].sequence if found else 0, found[-1].sequence if found else 0, len(found))
         return found
 
-    def facts(self, place: Place) -> Sequence[lines.Fact]:
+    def facts(self, place: SegmentPlace) -> Sequence[lines.Fact]:
         """The typed events of a segment, by the fast path. Raises VerificationFailed."""
         try:
             found = lines.facts(place.file.data(place.segment), self.parked)
@@ -158,7 +158,7 @@ class ArchiveLog:
         _check(place, found[0].seq if found else 0, found[-1].seq if found else 0, len(found))
         return found
 
-    def cached_facts(self, place: Place) -> Sequence[lines.Fact]:
+    def cached_facts(self, place: SegmentPlace) -> Sequence[lines.Fact]:
         """Like :meth:`facts`, for questions that come back to the same neighbourhood."""
         key = (place.file.path, place.segment.offset)
         if key in self._cache:
@@ -169,7 +169,7 @@ class ArchiveLog:
             self._cache.popitem(last=False)
         return found
 
-    def pick(self, place: Place, sequences: Sequence[int]) -> list[StoredMessage]:
+    def pick(self, place: SegmentPlace, sequences: Sequence[int]) -> list[StoredMessage]:
         """A few messages of a segment, without decoding the rest. Raises VerificationFailed."""
         key = (place.file.path, place.segment.offset)
         rows = self._rows.get(key)
@@ -188,7 +188,7 @@ class ArchiveLog:
             raise damaged(place.file.path, "the lines are not in order", place.segment.offset)
         return found
 
-    def place_of(self, sequence: int) -> Place | None:
+    def place_of(self, sequence: int) -> SegmentPlace | None:
         """The segment that holds ``sequence``."""
         found = self.places_between(sequence - 1, sequence)
         return found[0] if found else None
@@ -204,7 +204,7 @@ class ArchiveLog:
                     found.extend(_search(file, segment, key))
             for segment in file.events:
                 if segment.last > indexed:
-                    place = Place(file, segment)
+                    place = SegmentPlace(file, segment)
                     found.extend(m.sequence for m in self.messages(place) if key in keys_of(m))
         return found
 
@@ -215,7 +215,7 @@ class ArchiveLog:
             indexed = file.index[-1].last if file.index else file.header.after
             for segment in file.events:
                 if segment.last > indexed:
-                    place = Place(file, segment)
+                    place = SegmentPlace(file, segment)
                     found.update(
                         key for m in self.messages(place) for key in keys_of(m) if key.startswith(prefix)
                     )
@@ -253,11 +253,6 @@ class ArchiveLog:
         texts = self.notes("state")
         return msgspec.json.decode(texts[0], type=str).encode() if texts else None
 
-    def time_bounds(self) -> Iterator[tuple[int, int, Place]]:
-        """For each segment: the server's time of its first and last event (Unix ns)."""
-        for place in self.places:
-            yield place.segment.from_ns, place.segment.to_ns, place
-
 
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
     try:
@@ -266,7 +261,7 @@ def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:
         raise damaged(file.path, f"an index line is unreadable ({error})", segment.offset) from error
 
 
-def _check(place: Place, first: int, last: int, count: int) -> None:
+def _check(place: SegmentPlace, first: int, last: int, count: int) -> None:
     check_unbroken(place.file.path, place.segment, count, first, last)
 
 

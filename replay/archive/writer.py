@@ -202,6 +202,7 @@ class ArchiveWriter:
             count=len(batch),
             from_ns=batch[0].recorded_ns,
             to_ns=batch[-1].recorded_ns,
+            low_ns=min(message.recorded_ns for message in batch),
             head=batch[-1].headers.get(CHAIN_HEADER, ""),
         )
         self._unindexed.append(segment)

@@ -12,26 +12,25 @@ import click
 
 from events.cli.options import suggesting
 
-_COMMANDS = {
-    "log": "replay.cli.log",
-    "state": "replay.cli.look",
-    "who": "replay.cli.look",
-    "history": "replay.cli.things",
-    "blame": "replay.cli.things",
-    "explain": "replay.cli.things",
-    "diff": "replay.cli.look",
-    "bisect": "replay.cli.judge",
-    "stats": "replay.cli.judge",
-    "whatif": "replay.cli.imagine",
-    "verify": "replay.cli.verify",
-    "export": "replay.cli.move",
-    "import": "replay.cli.move",
-    "capsule": "replay.cli.move",
-    "sample": "replay.cli.move",
-    "plot": "replay.cli.plot",
-}
-
-_ORDER = tuple(_COMMANDS)
+_ORDER = (
+    "log",
+    "state",
+    "who",
+    "history",
+    "blame",
+    "explain",
+    "diff",
+    "bisect",
+    "stats",
+    "whatif",
+    "verify",
+    "export",
+    "import",
+    "capsule",
+    "sample",
+    "plot",
+)
+"""Each command is ``<name>_command`` in the module of its name (``import_`` for a name that Python keeps)."""
 
 
 class _Lazy(click.Group):
@@ -41,10 +40,10 @@ class _Lazy(click.Group):
         return list(_ORDER)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in _ORDER:
             return None
-        command: click.Command = getattr(import_module(module), f"{cmd_name}_command")
+        module = import_module("replay.cli." + ("import_" if cmd_name == "import" else cmd_name))
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def resolve_command(

@@ -8,7 +8,7 @@ import click
 
 from events.cli.options import json_option, run
 from events.cli.tables import fields_line, print_table
-from replay.cli.source import Asked, Source, opened, progress, source_options
+from replay.cli.session import LogSource, Session, opened, progress, source_options
 
 if TYPE_CHECKING:
     from replay.queries.entries import Entry, Filter
@@ -41,7 +41,7 @@ _TABLE_ROWS = 500
 @click.option("-f", "--follow", is_flag=True, help="Wait for more, until Ctrl-C.")
 @json_option
 def log_command(  # noqa: PLR0917  click passes options by name
-    source: Source,
+    source: LogSource,
     node: str,
     range_: str,
     address: str,
@@ -73,14 +73,14 @@ def log_command(  # noqa: PLR0917  click passes options by name
 
 
 async def _log(
-    source: Source, wanted: Filter, since: str, until: str, lines: int, *, follow: bool, as_json: bool
+    source: LogSource, wanted: Filter, since: str, until: str, lines: int, *, follow: bool, as_json: bool
 ) -> None:
     from replay.queries.entries import Matcher, entries, newest
 
     Matcher(wanted)  # a filter that cannot be is told of before anything is read
-    async with opened(source) as asked:
-        after = (await asked.point(since)).sequence if since else asked.history.start
-        stop = (await asked.point(until)).sequence if until else asked.history.end
+    async with opened(source) as session:
+        after = (await session.point(since)).sequence if since else session.history.start
+        stop = (await session.point(until)).sequence if until else session.history.end
         shown, holes = 0, list[tuple[int, int]]()
 
         def hole(first: int, last: int) -> None:
@@ -91,21 +91,21 @@ async def _log(
             shown += len(some)
             if follow or as_json:
                 for entry in some:
-                    _line(asked, entry, as_json=as_json)
+                    _line(session, entry, as_json=as_json)
             elif some:
-                _table(asked, some)
+                _table(session, some)
 
         with progress("reading", stop, start=after) as tick:
             if lines:
                 show(
                     await newest(
-                        asked.history, wanted, lines, after=after, until=stop, on_hole=hole, progress=tick
+                        session.history, wanted, lines, after=after, until=stop, on_hole=hole, progress=tick
                     )
                 )
             else:
                 waiting: list[Entry] = []  # a table at a time: a whole log need not fit into memory
                 async for batch in entries(
-                    asked.history, wanted, after=after, until=stop, on_hole=hole, progress=tick
+                    session.history, wanted, after=after, until=stop, on_hole=hole, progress=tick
                 ):
                     waiting += batch
                     while len(waiting) >= _TABLE_ROWS:
@@ -116,13 +116,13 @@ async def _log(
             _tell_hole(first, last)
         if follow:
             async for batch in entries(
-                asked.history, wanted, after=asked.history.end, follow=True, on_hole=_tell_hole
+                session.history, wanted, after=session.history.end, follow=True, on_hole=_tell_hole
             ):
                 show(batch)
         elif not shown:
             if not as_json:
                 click.echo("no such event")
-            await _wonder(asked, wanted)
+            await _wonder(session, wanted)
 
 
 def _joined(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -141,16 +141,16 @@ def _tell_hole(first: int, last: int) -> None:
     click.echo(f"note: {what} from the stream; isthmus replay verify judges the rest", err=True)
 
 
-async def _wonder(asked: Asked, wanted: Filter) -> None:
+async def _wonder(session: Session, wanted: Filter) -> None:
     """Nothing fits the filter: say so where a name or a type is one that the log does not know."""
     from replay.queries.unknown import suggestions, types_like
 
     for kind, name in (("node", wanted.node), ("range", wanted.range)):
         if name:
-            async for _ in asked.history.about(kind, name, newest_first=True):
+            async for _ in session.history.about(kind, name, newest_first=True):
                 break
             else:
-                near = await suggestions(asked.history, kind, name)
+                near = await suggestions(session.history, kind, name)
                 hint = f": did you mean {' or '.join(near)}?" if near else ""
                 click.echo(f"note: no event speaks of {kind} {name!r}{hint}", err=True)
     near = types_like(wanted.types)
@@ -158,17 +158,17 @@ async def _wonder(asked: Asked, wanted: Filter) -> None:
         click.echo(f"note: did you mean the type {' or '.join(near)}?", err=True)
 
 
-def _table(asked: Asked, some: list[Entry]) -> None:
+def _table(session: Session, some: list[Entry]) -> None:
     print_table(
         ("seq", "recorded", "type", "about", "by", "details"),
-        [_row(asked, entry) for entry in some],
+        [_row(session, entry) for entry in some],
         right=("seq",),
     )
 
 
-def _row(asked: Asked, entry: Entry) -> tuple[str, ...]:
+def _row(session: Session, entry: Entry) -> tuple[str, ...]:
     stamp = entry.stamp
-    return (str(stamp.sequence), asked.when(stamp), stamp.type, entry.entity, stamp.actor, brief(entry))
+    return (str(stamp.sequence), session.when(stamp), stamp.type, entry.entity, stamp.actor, brief(entry))
 
 
 def brief(entry: Entry) -> str:
@@ -177,10 +177,10 @@ def brief(entry: Entry) -> str:
     return fields_line(entry.event, hidden=hidden)
 
 
-def _line(asked: Asked, entry: Entry, *, as_json: bool) -> None:
+def _line(session: Session, entry: Entry, *, as_json: bool) -> None:
     if as_json:
         import msgspec
 
         click.echo(msgspec.json.encode(entry).decode())
     else:
-        click.echo("  ".join(_row(asked, entry)))
+        click.echo("  ".join(_row(session, entry)))

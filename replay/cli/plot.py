@@ -8,7 +8,7 @@ import click
 
 from events.cli.options import json_option, run
 from events.cli.tables import print_json
-from replay.cli.source import Source, Word, opened, progress, source_options
+from replay.cli.session import LogSource, Word, opened, progress, source_options
 
 
 @click.command("plot")
@@ -21,7 +21,7 @@ from replay.cli.source import Source, Word, opened, progress, source_options
 )
 @json_option
 def plot_command(  # noqa: PLR0917  click passes options by name
-    source: Source, kind: str, since: str, until: str, file: str, as_json: bool
+    source: LogSource, kind: str, since: str, until: str, file: str, as_json: bool
 ) -> None:
     """Draw the past: pool use, churn, or the ring of ranges with its cyclic order.
 
@@ -32,13 +32,15 @@ def plot_command(  # noqa: PLR0917  click passes options by name
     run(_plot(source, kind, since, until, file, as_json=as_json))
 
 
-async def _plot(source: Source, kind: str, since: str, until: str, file: str, *, as_json: bool) -> None:
-    from replay.plots import Wish, draw
+async def _plot(source: LogSource, kind: str, since: str, until: str, file: str, *, as_json: bool) -> None:
+    from replay.plots import PlotRequest, draw
 
-    async with opened(source) as asked:
-        begin, end = await asked.point(since), await asked.point(until)
+    async with opened(source) as session:
+        begin, end = await session.point(since), await session.point(until)
         with progress("drawing", end.sequence) as tick:
-            drawn = await draw(Wish(asked.history, begin, end, asked.tz, tick), cast("Any", kind), file)
+            drawn = await draw(
+                PlotRequest(session.history, begin, end, session.tz, tick), cast("Any", kind), file
+            )
         if as_json:
             print_json(drawn)
         else:

@@ -10,7 +10,7 @@ import click
 
 from events.cli.options import json_option, run
 from events.cli.tables import print_json, print_table
-from replay.cli.source import Asked, Source, opened, progress, source_options
+from replay.cli.session import LogSource, Session, opened, progress, source_options
 
 if TYPE_CHECKING:
     from controlplane.controller.publishing.checkpoints import Checkpoint
@@ -37,7 +37,7 @@ _SHOWN = 40
 @click.option("--jobs", default=0, help="Processes for the checks of form [one per processor].")
 @json_option
 def verify_command(  # noqa: PLR0917  click passes options by name
-    source: Source,
+    source: LogSource,
     report_file: str | None,
     public_key: str,
     files: tuple[str, ...],
@@ -66,7 +66,7 @@ def verify_command(  # noqa: PLR0917  click passes options by name
 
 
 async def _verify(  # noqa: PLR0917  the options, passed on
-    source: Source,
+    source: LogSource,
     report_file: str | None,
     public_key: str,
     files: tuple[str, ...],
@@ -97,39 +97,39 @@ async def _verify(  # noqa: PLR0917  the options, passed on
         stated, told = await _controller(source)
         states.extend(stated)
         checkpoints.extend(told)
-    async with _tolerant(source) as asked:
+    async with _tolerant(source) as session:
         wanted: Wanted = Wanted(
-            checkpoints=tuple(checkpoints) + _carried(asked),
+            checkpoints=tuple(checkpoints) + _carried(session),
             public_key=key,
             states=tuple(states),
             heads=tuple(heads),
             jobs=jobs,
         )
-        with progress("verifying", asked.history.end, start=asked.history.start) as tick:
-            report = await verify(asked.history, wanted, tick)
+        with progress("verifying", session.history.end, start=session.history.start) as tick:
+            report = await verify(session.history, wanted, tick)
         if report_file:
-            Path(report_file).write_text(html(report, asked.tz), encoding="utf-8")  # noqa: ASYNC240  once
+            Path(report_file).write_text(html(report, session.tz), encoding="utf-8")  # noqa: ASYNC240  once
         if as_json:
             print_json(report)
         else:
-            _print(asked, report, report_file)
+            _print(session, report, report_file)
         return report.sound
 
 
-def _tolerant(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202  the context manager of opened()
+def _tolerant(source: LogSource):  # type: ignore[no-untyped-def]  # noqa: ANN202  the context manager of opened()
     """Like :func:`opened`, but an archive whose manifest is damaged is opened all the same."""
     from contextlib import asynccontextmanager
 
     from events.errors import VerificationFailed
     from replay.archive.reader import ArchiveLog
-    from replay.history import History
+    from replay.archive_index import archive_history
     from replay.when import zone
 
     @asynccontextmanager
     async def anyhow():  # type: ignore[no-untyped-def]  # noqa: ANN202
         archive = ArchiveLog(*source.archives, by_manifest=False)
         try:
-            yield Asked(await History.open(archive), source, zone(source.tz))
+            yield Session(await archive_history(archive), source, zone(source.tz))
         finally:
             archive.close()
 
@@ -141,22 +141,21 @@ def _tolerant(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202  
     return opened(source)
 
 
-def _carried(asked: Asked) -> tuple[Checkpoint, ...]:
+def _carried(session: Session) -> tuple[Checkpoint, ...]:
     """The signed checkpoints that an archive carries."""
     from controlplane.controller.publishing.checkpoints import parse_checkpoints
     from events.errors import VerificationFailed
-    from replay.archive.reader import ArchiveLog
 
-    log = asked.history.log
-    if not isinstance(log, ArchiveLog):
+    archive = session.history.index.archive
+    if archive is None:
         return ()
     try:
-        return tuple(parse_checkpoints(b"\n".join(log.notes("checkpoint"))))
+        return tuple(parse_checkpoints(b"\n".join(archive.notes("checkpoint"))))
     except VerificationFailed:
         return ()  # damaged notes are a finding of the check of the file
 
 
-async def _controller(source: Source) -> tuple[list[tuple[str, int, str]], tuple[Checkpoint, ...]]:
+async def _controller(source: LogSource) -> tuple[list[tuple[str, int, str]], tuple[Checkpoint, ...]]:
     """What the live controller says of its state, and its signed checkpoints; nothing when none answers."""
     from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
     from events.cli.options import controller
@@ -176,7 +175,7 @@ async def _controller(source: Source) -> tuple[list[tuple[str, int, str]], tuple
     return states, told.checkpoints
 
 
-def _print(asked: Asked, report: Report, report_file: str | None) -> None:
+def _print(session: Session, report: Report, report_file: str | None) -> None:
     print_table(
         ("check", "looked at", "result"),
         [
@@ -197,7 +196,7 @@ def _print(asked: Asked, report: Report, report_file: str | None) -> None:
             title="findings" + (f", the first {_SHOWN}" if len(report.findings) > _SHOWN else ""),
             right=("event",),
         )
-    span = f"recorded {asked.show(report.recorded_from)} to {asked.show(report.recorded_to)}"
+    span = f"recorded {session.show(report.recorded_from)} to {session.show(report.recorded_to)}"
     rate = report.events / report.took_s if report.took_s else 0
     click.echo(f"{span}; {report.took_s:.1f} s, {rate:,.0f} events/s")
     click.echo(f"chain {report.head}")

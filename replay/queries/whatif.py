@@ -1,6 +1,6 @@
-"""``whatif``: the same wishes, decided again under another plan, or with extra commands.
+"""``whatif``: the same requests, decided again under another plan, or with extra commands.
 
-The log's events say what was wanted (a join, a leave, a reservation). From the fork on those wishes
+The log's events say what was wanted (a join, a leave, a reservation). From the fork on those requests
 are put to the same ``decide`` that the controller uses, on a state of their own; who is refused waits
 and asks again whenever a range comes free. Confirmations of drains and the ends of quarantines are
 taken from the log, range for range by owner, so that with nothing changed nothing differs.
@@ -24,7 +24,6 @@ from controlplane.cluster.state import ClusterState
 from events.codec import Recorded, decode
 from events.errors import Refused, Usage
 from events.protocol.commands import (
-    COMMANDS,
     AppendCidr,
     ChangeUnderlay,
     Command,
@@ -61,110 +60,36 @@ from events.types import (
 )
 from replay.history import Point, Progress
 from replay.queries.difference import counts
+from replay.queries.other_plan import LIST_LIMIT, Moved, OtherPlan, Unserved, WhatIf
 from replay.queries.states import States, advance
-
-LIST_LIMIT = 1000
-"""Most names in each list of the answer; the counts are exact."""
-
-_COMMANDS = {command.name: command for command in COMMANDS}
-
-
-class OtherPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What would be different. Empty values stay as recorded."""
-
-    container_cidr: str = ""
-    pods_per_node: int = 0
-    services: int = 0
-    appended: tuple[str, ...] = ()
-    commands: tuple[Command, ...] = ()
-
-    @property
-    def replans(self) -> bool:
-        """Whether the ranges are cut anew."""
-        return bool(self.container_cidr or self.pods_per_node or self.services)
-
-
-class Unserved(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that would have been refused. ``served_at`` None: still waiting at the end, or gone in vain."""
-
-    node: str
-    code: str
-    message: str
-    sequence: int
-    since: datetime
-    served_at: datetime | None
-
-
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that would end with another range. Empty: with none (or: not a member)."""
-
-    node: str
-    recorded: str
-    imagined: str
-
-
-class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
-    """The two worlds at ``until``. ``exhausted_at`` is the first moment without a free range, if any."""
-
-    fork: Point
-    until: Point
-    plan: dict[str, Any]
-    recorded_plan: dict[str, Any]
-    recorded: dict[str, int]
-    imagined: dict[str, int]
-    peak_in_use: int
-    exhausted_at: datetime | None
-    exhausted_sequence: int
-    refused: int
-    unserved: list[Unserved]
-    extra: list[dict[str, Any]]
-    differing: int
-    moved: list[Moved]
 
 
 async def whatif(
     states: States, fork: Point, until: Point, plan: OtherPlan, progress: Progress | None = None
 ) -> WhatIf:
-    """Live ``(fork, until]`` again under ``plan``.
+    """Re-run ``(fork, until]`` under ``plan``.
 
     Raises Refused with the plan's own refusal, Usage when there is nothing to change or no cluster.
     """
     if until.sequence < fork.sequence:
         raise Usage("usage", f"the end ({until.sequence}) lies before the fork ({fork.sequence})")
     real, _ = await states.at(fork.sequence, progress)
-    world = _World(real, plan, fork)
-    world.begin()
+    simulation = _Simulation(real, plan, fork)
+    simulation.begin()
     async for batch in states.history.messages(after=fork.sequence, until=until.sequence):
         for message in batch:
             recorded = decode(message, states.history.parked)
             evolve(real, recorded.sequence, recorded.event)
-            world.take(recorded)
+            simulation.take(recorded)
         if progress:
             progress(batch[-1].sequence)
     if real.sequence < until.sequence:
         await advance(states.history, real, until.sequence, progress)
-    return world.answer(real, until)
+    return simulation.answer(real, until)
 
 
-def parse_commands(lines: bytes) -> tuple[Command, ...]:
-    """Commands from JSON lines ``{"command": "join", …fields…}``. Raises Usage."""
-    found: list[Command] = []
-    for number, line in enumerate(lines.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = msgspec.json.decode(line, type=dict[str, Any])
-            shape = _COMMANDS.get(str(fields.pop("command", "")))
-            if shape is None:
-                raise Usage("usage", f'line {number}: "command" is none of {", ".join(sorted(_COMMANDS))}')
-            found.append(msgspec.convert(fields, shape))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Usage("usage", f"line {number}: {error}") from error
-    return tuple(found)
-
-
-class _World:
-    """The imagined cluster, driven by recorded events."""
+class _Simulation:
+    """The simulated cluster, driven by recorded events."""
 
     def __init__(self, real: ClusterState, plan: OtherPlan, fork: Point) -> None:
         self.plan, self.fork, self.real = plan, fork, real
@@ -172,8 +97,8 @@ class _World:
         self.sequence = 0
         self.now = fork.recorded_at or datetime.fromtimestamp(0, UTC)
         self.owner: dict[int, str] = {}  # recorded epoch → uid
-        self.mine: dict[str, RangeDraining] = {}  # uid → the imagined range that it left behind
-        self.waiting: OrderedDict[str, JoinNode] = OrderedDict()  # node → its wish
+        self.mine: dict[str, RangeDraining] = {}  # uid → the simulated range that it left behind
+        self.waiting: OrderedDict[str, JoinNode] = OrderedDict()  # node → its request
         self.unserved: dict[str, Unserved] = {}  # node → its latest refusal
         self.done: list[Unserved] = []
         self.refused = 0
@@ -186,7 +111,7 @@ class _World:
     # --- the fork -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the imagined state at the fork, and put the extra commands to it."""
+        """Make the simulated state at the fork, and put the extra commands to it."""
         real = self.real
         for held in real.ranges.values():
             self.owner[held.epoch] = held.uid
@@ -319,7 +244,7 @@ class _World:
     # --- recorded events ----------------------------------------------------------------------------------
 
     def take(self, recorded: Recorded) -> None:
-        """What the recorded event means in the imagined world."""
+        """What the recorded event means in the simulated cluster."""
         event = recorded.event
         self.now, self.recorded_sequence = recorded.envelope.time, recorded.sequence
         if recorded.envelope.tx_index == 0:
@@ -341,7 +266,7 @@ class _World:
             case ConflictOverridden():
                 self.overrides.append(Override(code=event.code, reason=event.reason))
             case NodeJoined():
-                self._join(_wish(event, tuple(self.overrides)))
+                self._join(_join_request(event, tuple(self.overrides)))
             case NodeUnderlayChanged():
                 self._try(
                     ChangeUnderlay(
@@ -403,7 +328,7 @@ class _World:
     # --- the answer -----------------------------------------------------------------------------------------
 
     def answer(self, real: ClusterState, until: Point) -> WhatIf:
-        """Both worlds beside each other."""
+        """Both outcomes beside each other."""
         moved = []
         for name in sorted(real.nodes.keys() | self.state.nodes.keys()):
             mine, theirs = self.state.owned.get(name), real.owned.get(name)
@@ -429,7 +354,7 @@ class _World:
         )
 
 
-def _wish(event: NodeJoined, overrides: tuple[Override, ...]) -> JoinNode:
+def _join_request(event: NodeJoined, overrides: tuple[Override, ...]) -> JoinNode:
     return JoinNode(
         node=event.node,
         uid=event.uid,

@@ -76,7 +76,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-class Plan(NamedTuple):
+class DividedNetworks(NamedTuple):
     """How the addresses were divided: the Service range, addresses per range, and each pool's capacity."""
 
     service_cidr: str
@@ -95,7 +95,7 @@ class Plan(NamedTuple):
         return None
 
 
-async def plan_of(history: History, until: int, before: ClusterState | None) -> Plan | None:
+async def plan_of(history: History, until: int, before: ClusterState | None) -> DividedNetworks | None:
     """The cluster's plan behind ``until``; None when none is defined. ``before``: a capsule's state."""
     definition = before.definition if before is not None else None
     pools = [(IPv4Network(c.cidr), c.capacity) for c in before.cidrs] if before is not None else []
@@ -106,7 +106,11 @@ async def plan_of(history: History, until: int, before: ClusterState | None) -> 
             pools.append((IPv4Network(event.container_cidr), event.capacity))
         elif isinstance(event, CidrAppended):
             pools.append((IPv4Network(event.cidr), event.capacity))
-    return Plan(definition.service_cidr, definition.range_size, pools) if definition is not None else None
+    return (
+        DividedNetworks(definition.service_cidr, definition.range_size, pools)
+        if definition is not None
+        else None
+    )
 
 
 async def who(history: History, address: str, at: Point) -> WhoAnswer:

@@ -1,6 +1,7 @@
 """Proving a log: the chain, every event's form, the invariants at each sequence, the states of others.
 
-``lines_check`` judges event lines one segment at a time, in any process; ``verify`` drives it and the
-fold side by side; ``report`` makes the paper that an auditor files. A finding locates what is wrong
-and the search goes on behind it, so that one run names all of it.
+``fast_check`` judges stretches of event lines as a whole, ``full_check`` each line where something is unusual,
+both in any process; ``folding`` judges what the events mean; ``verify`` drives them side by side, and
+``report`` makes the paper that an auditor files. A finding locates what is wrong and the search goes on after
+it, so that one run names all of it.
 """

@@ -17,7 +17,7 @@ from replay.archive.format import Manifest, Segment, signed_text
 from replay.verification.fast_check import Transaction
 from replay.verification.findings import Finding
 from replay.verification.full_check import LinesResult, check_lines
-from replay.verification.shared_memory import Slot, leave
+from replay.verification.shared_memory import Slot, store
 
 
 class Note(Protocol):
@@ -112,12 +112,12 @@ def check_segment(  # noqa: PLR0917  what names a segment's content
 
     What the fold needs is left in ``slot``; the second result is how many bytes of it are used.
     """
-    result = _judge(path, segment, cluster, before, after, strips=slot is not None)
-    return result._replace(bare=b""), leave(slot, result.bare) if slot is not None else 0
+    result = _check_segment(path, segment, cluster, before, after, with_payload=slot is not None)
+    return result._replace(payload=b""), store(slot, result.payload) if slot is not None else 0
 
 
-def _judge(
-    path: str, segment: Segment, cluster: str, before: bytes, after: int, *, strips: bool
+def _check_segment(
+    path: str, segment: Segment, cluster: str, before: bytes, after: int, *, with_payload: bool
 ) -> LinesResult:
     findings: list[Finding] = []
     try:
@@ -126,11 +126,15 @@ def _judge(
             raw = file.read(segment.length)
         if sha256(raw).hexdigest() != segment.sha256:
             findings.append(_damage(path, segment, "has another SHA-256 than it states"))
-        result = check_lines(decompress(path, segment, raw), cluster, before, after, tells=True, strips=strips)
+        result = check_lines(
+            decompress(path, segment, raw), cluster, before, after, with_index=True, with_payload=with_payload
+        )
     except VerificationFailed as error:
         findings.append(_damage(path, segment, f"is unreadable ({error.message})"))
         return lost(segment, before, findings)
     wrong = (result.first, result.last, result.lines) != (segment.first, segment.last, segment.count)
+    if (segment.low_ns or result.low_ns) != result.low_ns or segment.from_ns != result.first_ns:
+        findings.append(_damage(path, segment, "states other recorded times than its events have"))
     if wrong or result.digest.hex() != segment.head:
         findings.append(_damage(path, segment, "holds other events than it states"))
     return result._replace(findings=[*findings, *result.findings])

@@ -13,7 +13,7 @@ Run = tuple[str, tuple[Segment, ...], tuple[Segment, ...]]
 """A file, index segments in it, and the event segments that they speak of."""
 
 
-class Tracks:
+class ChainState:
     """What the form check carries from one segment to the next."""
 
     def __init__(self, findings: Findings, head: Head) -> None:
@@ -25,19 +25,19 @@ class Tracks:
         self._closing: Any = None
         self.commands = 0
         self._begun: set[int] = set()
-        self._spoken: dict[tuple[str, int], bytes] = {}
+        self._index_digests: dict[tuple[str, int], bytes] = {}
         self._due: dict[tuple[str, int], tuple[Run, list[bytes]]] = {}
-        self.suspects: list[Run] = []
+        self.mismatched: list[Run] = []
 
     def take_segment(self, place: tuple[str, int], result: LinesResult) -> None:
         """The next result, of the segment in this file at this byte."""
         self.take(result)
-        self._spoken[place] = result.spoken
+        self._index_digests[place] = result.index_digest
         if place in self._due:
             run, stated = self._due.pop(place)
             path, _, events = run
-            if stated != [self._spoken.pop((path, segment.offset), b"") for segment in events]:
-                self.suspects.append(run)
+            if stated != [self._index_digests.pop((path, segment.offset), b"") for segment in events]:
+                self.mismatched.append(run)
 
     def hold(self, run: Run, stated: list[bytes]) -> None:
         """Compare what an index says with what its events will have said when the last of them is taken."""

@@ -30,7 +30,10 @@ from events.subjects import token
 from events.types import EVENT_TYPES
 from replay.archive.lines import ChainLine, chain_line
 from replay.verification import fold_payload
-from replay.verification.index_digest import SPEAKERS, Speaker, tell
+from replay.verification.index_digest import INDEX_KEYS, IndexKeys, index_lines
+
+FAR_FUTURE_NS = 2**63
+"""Later than any recorded time."""
 
 STRETCH = 128 * 1024
 """Bytes of lines that are judged together."""
@@ -78,23 +81,37 @@ class Position:
 
     ``digest`` is what the last line states (32 bytes); ``opening`` is the first line's place in its
     transaction and ``closing`` the last line's (None before the first); ``begun`` has eight bytes for
-    each transaction's first event (:func:`short_id`); ``last_ns`` is the latest server time so far.
-    ``told`` collects what the events speak of (:mod:`replay.verification.index_digest`), or is None when
-    nobody wants to know; ``bare`` collects what the fold needs (:mod:`replay.verification.fold_payload`), or is
-    None when nobody wants it or some line is unusual.
+    each transaction's first event (:func:`short_id`); ``last_ns`` is the latest server time so far
+    and ``low_ns`` the earliest.
+    ``index_text`` collects what the events speak of (:mod:`replay.verification.index_digest`), or is None when
+    nobody wants to know; ``payload`` collects what the fold needs
+    (:mod:`replay.verification.fold_payload`), or is None when nobody wants it or some line is unusual.
     """
 
-    __slots__ = ("bare", "begun", "closing", "digest", "last_ns", "opening", "sequence", "told")
+    __slots__ = (
+        "begun",
+        "closing",
+        "digest",
+        "index_text",
+        "last_ns",
+        "low_ns",
+        "opening",
+        "payload",
+        "sequence",
+    )
 
-    def __init__(self, digest: bytes, sequence: int, *, tells: bool = False, strips: bool = False) -> None:
+    def __init__(
+        self, digest: bytes, sequence: int, *, with_index: bool = False, with_payload: bool = False
+    ) -> None:
         self.digest = digest
         self.sequence = sequence
         self.last_ns = 0
+        self.low_ns = FAR_FUTURE_NS
         self.opening: Transaction | None = None
         self.closing: Transaction | None = None
         self.begun = bytearray()
-        self.told: list[str] | None = [] if tells else None
-        self.bare: list[bytes] | None = [] if strips else None
+        self.index_text: list[str] | None = [] if with_index else None
+        self.payload: list[bytes] | None = [] if with_payload else None
 
 
 def plain(data: bytes, cluster: str, position: Position) -> list[ChainLine] | None:
@@ -160,10 +177,11 @@ def _plain(data: bytes, lines: Sequence[ChainLine], cluster: str, position: Posi
         position.opening = Transaction(commands[0], int(places[0]), int(sizes[0]))
     position.closing = Transaction(commands[-1], int(places[-1]), int(sizes[-1]))
     position.begun += _short_ids(hashed, starts)
-    if position.told is not None:
-        position.told.append(tell([form.speaks for form in forms], events, names, data))
-    if position.bare is not None:
-        position.bare.append(fold_payload.encode(types, bodies, times))
+    if position.index_text is not None:
+        position.index_text.append(index_lines([form.rule for form in forms], events, names, data))
+    if position.payload is not None:
+        position.payload.append(fold_payload.encode(types, bodies, times))
+    position.low_ns = min(position.low_ns, recorded[0])
     position.digest, position.sequence, position.last_ns = digests[-1], seqs[-1], recorded[-1]
     minutes = list(map(_minute, times))
     return [lines[minutes.index(minute)] for minute in dict.fromkeys(minutes)]
@@ -173,7 +191,7 @@ _Place = tuple[str, str]
 
 
 class _Successors(dict[_Place, _Place | None]):
-    """Place and size of an event → those of the next, or None where its transaction ends.
+    """SegmentPlace and size of an event → those of the next, or None where its transaction ends.
 
     Raises KeyError for a number that is not written as one, ValueError for a place beyond the size.
     """
@@ -261,7 +279,7 @@ class _Form(NamedTuple):
     entity: Any
     before: str
     behind: str
-    speaks: Speaker
+    rule: IndexKeys
 
 
 def _subjects(forms: Sequence[_Form], names: Sequence[str]) -> tuple[str, ...]:
@@ -279,7 +297,7 @@ def _forms(cluster: str) -> Mapping[str, _Form]:
             cls.entity.fget,  # type: ignore[attr-defined]  # a property, read without the descriptor
             f"isthmus.{cluster}.events.{cls.aggregate}.",
             f".{cls.verb}",
-            SPEAKERS[cls],
+            INDEX_KEYS[cls],
         )
         for cls in EVENT_TYPES
     }

@@ -17,7 +17,7 @@ from events.types import EVENT_TYPES, Event, RangeFreed
 from replay.archive.lines import OwnTime
 
 
-class Bare(Protocol):
+class FoldPayload(Protocol):
     """An event without its place: what :func:`decode` gives, in the order of the lines."""
 
     @property
@@ -29,7 +29,7 @@ _TIMED = frozenset({RangeFreed})
 
 _TYPES = tuple(
     msgspec.defstruct(
-        f"Bare{cls.__name__}",
+        f"FoldPayload{cls.__name__}",
         [("body", cls), *([("headers", OwnTime)] if cls in _TIMED else [])],
         tag_field="type",
         tag=number,
@@ -55,7 +55,7 @@ def encode(types: Sequence[str], bodies: Sequence[bytes], times: Sequence[str]) 
     return b"".join(parts)
 
 
-def decode(text: bytes) -> Sequence[Bare]:
+def decode(text: bytes) -> Sequence[FoldPayload]:
     """The events in a text that :func:`encode` made."""
-    found: Sequence[Bare] = _decode(text)
+    found: Sequence[FoldPayload] = _decode(text)
     return found

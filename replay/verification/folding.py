@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _seq: Any = attrgetter("seq")
 
 # Type → its check and its handler.
-_JUDGED = {cls: (CHECKS.get(cls), handler) for cls, handler in HANDLERS.items()}
+_CHECKED = {cls: (CHECKS.get(cls), handler) for cls, handler in HANDLERS.items()}
 
 
 class Folding:
@@ -99,7 +99,7 @@ class Folding:
         try:
             facts: Sequence[lines.Fact] = lines.facts(data, self._parked)
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
-            self._carefully(data)
+            self._one_by_one(data)
         else:
             self._fold(map(_seq, facts), facts)
 
@@ -136,9 +136,9 @@ class Folding:
                 )
 
     def _fold(
-        self, sequences: Iterable[int], facts: Sequence[lines.Fact] | Sequence[fold_payload.Bare]
+        self, sequences: Iterable[int], facts: Sequence[lines.Fact] | Sequence[fold_payload.FoldPayload]
     ) -> None:
-        state, judged = self.state, _JUDGED
+        state, judged = self.state, _CHECKED
         stop = self._stops[-1] if self._stops else 0
         for sequence, fact in zip(sequences, facts, strict=False):
             event = fact.body
@@ -170,7 +170,7 @@ class Folding:
                 self._note("invariants", error.code, error.message, sequence)
         self.stop(sequence, "it contradicts the state before it")
 
-    def _carefully(self, data: bytes) -> None:
+    def _one_by_one(self, data: bytes) -> None:
         """Lines of which at least one cannot be decoded: fold what stands before it."""
         from events.codec import event_of
 
@@ -274,7 +274,7 @@ def _runs(sequences: frozenset[int]) -> str:
 
 
 def _too_early(
-    state: ClusterState, fact: lines.Fact | fold_payload.Bare, event: RangeFreed
+    state: ClusterState, fact: lines.Fact | fold_payload.FoldPayload, event: RangeFreed
 ) -> tuple[int, str] | None:
     """Whether a range came back before its quarantine was over, by the event's own time."""
     time = lines.own_time(fact)

@@ -27,7 +27,7 @@ from events.types import Event
 from replay.archive.lines import ChainLine, decode_chain_lines, line_body
 from replay.verification.fast_check import STRETCH, Position, Transaction, plain, short_id
 from replay.verification.findings import FINDINGS_LIMIT, Finding
-from replay.verification.index_digest import digest_of, spoken_in
+from replay.verification.index_digest import digest_of, index_line
 
 _COUNT = len(CHAINED_HEADERS)
 _FRAME_BREAKS = _COUNT + 2
@@ -48,8 +48,9 @@ class LinesResult(NamedTuple):
 
     ``opening`` is the first line's place in its transaction, ``closing`` the last line's;
     ``commands`` has eight bytes for each transaction that begins here: a hash of its first event's id.
-    ``spoken`` is the digest of what the events speak of, where it was wanted, and ``bare`` what the fold
-    needs of them (:mod:`replay.verification.fold_payload`), where it was wanted and no line is unusual.
+    ``index_digest`` is the digest of what the events speak of, where it was wanted, ``low_ns`` the earliest
+    server time (0: not looked at), and ``payload`` what the fold needs of them
+    (:mod:`replay.verification.fold_payload`), where it was wanted and no line is unusual.
     """
 
     first: int
@@ -62,21 +63,29 @@ class LinesResult(NamedTuple):
     first_ns: int
     last_ns: int
     findings: list[Finding]
-    spoken: bytes = b""
-    bare: bytes = b""
+    index_digest: bytes = b""
+    payload: bytes = b""
+    low_ns: int = 0
 
 
 def check_lines(
-    data: bytes, cluster: str, before: bytes, after: int, *, tells: bool = False, strips: bool = False
+    data: bytes,
+    cluster: str,
+    before: bytes,
+    after: int,
+    *,
+    with_index: bool = False,
+    with_payload: bool = False,
 ) -> LinesResult:
     """Judge the event lines in ``data``, which follow sequence ``after`` with digest ``before``.
 
-    With ``tells`` the result says what the events speak of, with ``strips`` what the fold needs of them.
+    With ``with_index`` the result says what the events speak of, with ``with_payload`` what the fold
+    needs of them.
 
     Raises VerificationFailed(archive_damaged) when the text is no event lines at all.
     """
     findings: list[Finding] = []
-    position = Position(before, after, tells=tells, strips=strips)
+    position = Position(before, after, with_index=with_index, with_payload=with_payload)
     first = first_ns = count = 0
     for part in _stretches(data):
         behind = position.sequence
@@ -85,7 +94,7 @@ def check_lines(
             findings.extend(_clocks(lines))
             found = position.sequence - behind
         elif lines := _decoded(part, behind):
-            judge_carefully(lines, cluster, position, findings)
+            full_check(lines, cluster, position, findings)
             found = len(lines)
         else:
             continue
@@ -105,8 +114,9 @@ def check_lines(
         first_ns,
         position.last_ns,
         findings,
-        digest_of(position.told) if position.told is not None else b"",
-        b"".join(position.bare or ()),
+        digest_of(position.index_text) if position.index_text is not None else b"",
+        b"".join(position.payload or ()),
+        position.low_ns,
     )
 
 
@@ -128,11 +138,9 @@ def _decoded(data: bytes, after: int) -> Sequence[ChainLine]:
         ) from error
 
 
-def judge_carefully(
-    lines: Sequence[ChainLine], cluster: str, position: Position, findings: list[Finding]
-) -> None:
+def full_check(lines: Sequence[ChainLine], cluster: str, position: Position, findings: list[Finding]) -> None:
     """Judge each line for itself and move ``position`` behind them."""
-    position.bare = None
+    position.payload = None
     for line in lines:
         headers: tuple[str, ...] = _astuple(line.headers)
         stated = headers[_COUNT]
@@ -158,10 +166,11 @@ def judge_carefully(
             position.begun += short_id(named["ce-id"])
 
         findings.extend(_form(line, named, cluster, position.last_ns))
+        position.low_ns = min(position.low_ns, line.recorded_ns)
         position.last_ns = max(position.last_ns, line.recorded_ns)
         findings.extend(_content(line, named["ce-type"], body, cluster))
-        if position.told is not None:
-            position.told.append(spoken_in(line.subject, body))
+        if position.index_text is not None:
+            position.index_text.append(index_line(line.subject, body))
         if len(findings) > FINDINGS_LIMIT:
             return
 

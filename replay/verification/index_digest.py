@@ -15,30 +15,30 @@ from typing import Any
 from events.types import EVENT_TYPES, Event
 from replay.archive.postings import keys_in, keys_of_event
 
-Speaker = str | Callable[[Any, str], str]
+IndexKeys = str | Callable[[Any, str], str]
 """How the events of a type tell: the text before their entity, or a function of event and entity."""
 
-_UNTOLD = "?\n"
+_AMBIGUOUS = "?\n"
 
 
 def _line(keys: Iterable[str]) -> str:
     ordered = sorted(keys)
     text = "".join(["\t" + key for key in ordered])
-    return text + "\n" if text.count("\t") == len(ordered) and "\n" not in text else _UNTOLD
+    return text + "\n" if text.count("\t") == len(ordered) and "\n" not in text else _AMBIGUOUS
 
 
-def spoken_in(subject: str, body: bytes) -> str:
+def index_line(subject: str, body: bytes) -> str:
     """The line of the event with this body, whatever it is, on this subject."""
     return _line(keys_in(subject, body))
 
 
-def tell(speakers: Sequence[Speaker], events: Sequence[Event], names: Sequence[str], data: bytes) -> str:
-    """The lines of ``events``, which have these speakers and entities and were read from ``data``."""
+def index_lines(rules: Sequence[IndexKeys], events: Sequence[Event], names: Sequence[str], data: bytes) -> str:
+    """The lines of ``events``, which have these rules and entities and were read from ``data``."""
     if b"\\" not in data:  # else a name may hold a tab or a line break: in JSON they are an escape
         text = "\n".join(
             [
-                speaks + name if type(speaks) is str else speaks(event, name)  # type: ignore[operator]
-                for speaks, event, name in zip(speakers, events, names, strict=True)
+                rule + name if type(rule) is str else rule(event, name)  # type: ignore[operator]
+                for rule, event, name in zip(rules, events, names, strict=True)
             ]
         )
         if "/\t" not in text and "/\n" not in text and text[-1:] != "/":  # nothing without a name
@@ -68,7 +68,7 @@ def _node_at(event: Any, name: str) -> str:
     return f"\taddress/{one}\taddress/{other}\tnode/{name}"
 
 
-def _speaker(cls: type[Event]) -> Speaker:
+def _keys_for(cls: type[Event]) -> IndexKeys:
     fields = set(cls.__struct_fields__)
     if cls.aggregate == "range":
         return _range_of_node if "node" in fields else "\trange/"
@@ -77,5 +77,5 @@ def _speaker(cls: type[Event]) -> Speaker:
     return _any
 
 
-SPEAKERS: dict[type[Event], Speaker] = {cls: _speaker(cls) for cls in EVENT_TYPES}
+INDEX_KEYS: dict[type[Event], IndexKeys] = {cls: _keys_for(cls) for cls in EVENT_TYPES}
 """The short ways are for the types that are nearly all of a log."""

@@ -22,8 +22,8 @@ class Slot(NamedTuple):
     offset: int
 
 
-class Handover:
-    """``with Handover(active=…)``: :meth:`lend` a slot, let a worker :func:`leave` something, :meth:`fetch` it.
+class SharedMemory:
+    """``with SharedMemory(active=…)``: :meth:`acquire` a slot, let a worker :func:`store`, :meth:`take` it.
 
     To be closed only when no worker is left: its number may be another file's by then.
     """
@@ -35,7 +35,7 @@ class Handover:
         self._free: list[Slot] = []
         if active:
             with contextlib.suppress(AttributeError, OSError):  # not Linux, or no memory to be had
-                self._fd = os.memfd_create("isthmus-handover")
+                self._fd = os.memfd_create("isthmus-verify")
                 self._path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class Handover:
             os.close(self._fd)
             self._fd = -1
 
-    def lend(self) -> Slot | None:
+    def acquire(self) -> Slot | None:
         """A slot that nobody uses: the one that came back last, whose memory is there, or a new one."""
         if self._free:
             return self._free.pop()
@@ -55,14 +55,14 @@ class Handover:
         self._slots += 1
         return Slot(self._path, (self._slots - 1) * SLOT_SIZE)
 
-    def fetch(self, slot: Slot, length: int) -> bytes:
+    def take(self, slot: Slot, length: int) -> bytes:
         """What was left in ``slot``; the slot is free again."""
         data = os.pread(self._fd, length, slot.offset) if length else b""
         self._free.append(slot)
         return data
 
 
-def leave(slot: Slot, data: bytes) -> int:
+def store(slot: Slot, data: bytes) -> int:
     """Leave ``data`` in ``slot``, in any process: how much of it is there now, all or nothing."""
     if len(data) > SLOT_SIZE:
         return 0

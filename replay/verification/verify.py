@@ -16,16 +16,16 @@ from functools import partial
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.errors import VerificationFailed
 from replay.archive import lines
-from replay.archive.reader import ArchiveLog, Place
+from replay.archive.reader import ArchiveLog, SegmentPlace
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
-from replay.verification.chain_state import Tracks
+from replay.verification.chain_state import ChainState
 from replay.verification.findings import Finding, Findings
 from replay.verification.folding import Folding
 from replay.verification.full_check import LinesResult, check_lines
 from replay.verification.index_check import check_run, check_spans, runs, stated_digests
 from replay.verification.outcome import Check, Report, Wanted
-from replay.verification.shared_memory import Handover, Slot
+from replay.verification.shared_memory import SharedMemory, Slot
 from replay.verification.workers import Workers
 
 INLINE_EVENTS = 60_000
@@ -36,12 +36,12 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     """Check the whole history. Raises Unavailable when a live log cannot be read to its end."""
     began, started = datetime.now(UTC), time.perf_counter()
     findings = Findings(history.parked)
-    archive = history.log if isinstance(history.log, ArchiveLog) else None
+    archive = history.index.archive
     begin = _beginning(history, archive)
     jobs = wanted.jobs or min(8, os.cpu_count() or 1)
     if history.end - history.start <= INLINE_EVENTS:
         jobs = 0
-    with Handover(active=jobs > 0) as handover:  # closed when the workers have ended
+    with SharedMemory(active=jobs > 0) as memory:  # closed when the workers have ended
         async with Workers(jobs) as workers:
             if archive is not None:
                 for file in archive.files:
@@ -49,39 +49,39 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
                     findings.extend(check_spans(file))
             if begin.sequence == 0 and begin != genesis(history.cluster):
                 findings.add(_foreign_start(history.cluster))
-            tracks = Tracks(findings, begin)
+            chain = ChainState(findings, begin)
             folding = Folding(history, findings, wanted)
             try:
                 if archive is not None:
-                    await _over_archive(archive, tracks, folding, workers, handover, progress)
+                    await _over_archive(archive, chain, folding, workers, memory, progress)
                 else:
-                    await _over_stream(history, tracks, folding, workers, progress)
+                    await _over_stream(history, chain, folding, workers, progress)
                 await workers.settle()
             except VerificationFailed as error:
                 findings.add(
                     Finding(
-                        check="gap", code=error.code, message=error.message, sequence=tracks.head.sequence + 1
+                        check="gap", code=error.code, message=error.message, sequence=chain.head.sequence + 1
                     )
                 )
-            for run in tracks.suspects:
+            for run in chain.mismatched:
                 await workers.put(findings.extend, check_run, *run)
             await workers.settle()
             workers.dismiss()
-            tracks.finish()
-            folding.finish(tracks.head)
+            chain.finish()
+            folding.finish(chain.head)
     return Report(
         cluster=history.cluster,
         source=history.source,
         first=begin.sequence + 1,
-        last=tracks.head.sequence,
-        events=tracks.events,
-        head=tracks.head.hex,
+        last=chain.head.sequence,
+        events=chain.events,
+        head=chain.head.hex,
         state_digest=folding.digest(),
-        recorded_from=_moment(tracks.first_ns),
-        recorded_to=_moment(tracks.last_ns),
+        recorded_from=_moment(chain.first_ns),
+        recorded_to=_moment(chain.last_ns),
         began=began,
         took_s=round(time.perf_counter() - started, 3),
-        checks=_checks(findings, tracks, folding, archive),
+        checks=_checks(findings, chain, folding, archive),
         findings=findings.kept,
         errors=findings.errors,
         warnings=findings.warnings,
@@ -91,13 +91,13 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
 
 async def _over_archive(  # noqa: PLR0917  what a run is made of
     archive: ArchiveLog,
-    tracks: Tracks,
+    chain: ChainState,
     folding: Folding,
     workers: Workers,
-    handover: Handover,
+    memory: SharedMemory,
     progress: Progress | None,
 ) -> None:
-    before, after = tracks.head.digest, tracks.head.sequence
+    before, after = chain.head.digest, chain.head.sequence
     due = {
         (file.path, events[0].first): (file.path, blocks, events)
         for file in archive.files
@@ -105,11 +105,11 @@ async def _over_archive(  # noqa: PLR0917  what a run is made of
         if events
     }
 
-    def take(place: Place, slot: Slot | None, judged: tuple[LinesResult, int]) -> None:
+    def take(place: SegmentPlace, slot: Slot | None, judged: tuple[LinesResult, int]) -> None:
         result, left = judged
         segment = place.segment
-        tracks.take_segment((place.file.path, segment.offset), result)
-        text = handover.fetch(slot, left) if slot is not None else b""
+        chain.take_segment((place.file.path, segment.offset), result)
+        text = memory.take(slot, left) if slot is not None else b""
         if text and not folding.wants(segment.last) and not folding.parks(segment.first, segment.last):
             if folding.alive:
                 folding.take_bare(result.first, text)
@@ -124,8 +124,8 @@ async def _over_archive(  # noqa: PLR0917  what a run is made of
     for place in archive.places:
         path, segment = place.file.path, place.segment
         if run := due.pop((path, segment.first), None):
-            await workers.put(partial(tracks.hold, run), stated_digests, *run)
-        slot = handover.lend()
+            await workers.put(partial(chain.hold, run), stated_digests, *run)
+        slot = memory.acquire()
         job = (path, segment, archive.cluster, before, after, slot)
         await workers.put(partial(take, place, slot), check_segment, *job)
         try:
@@ -136,9 +136,9 @@ async def _over_archive(  # noqa: PLR0917  what a run is made of
 
 
 async def _over_stream(
-    history: History, tracks: Tracks, folding: Folding, workers: Workers, progress: Progress | None
+    history: History, chain: ChainState, folding: Folding, workers: Workers, progress: Progress | None
 ) -> None:
-    before, after = tracks.head.digest, tracks.head.sequence
+    before, after = chain.head.digest, chain.head.sequence
 
     def hole(first: int, last: int) -> None:
         # The check of the lines behind it reports it; a state without these events would be none.
@@ -146,7 +146,7 @@ async def _over_stream(
 
     async for batch in history.messages(after=after, on_hole=hole):
         data = lines.encode_messages(batch)
-        await workers.put(tracks.take, check_lines, data, history.cluster, before, after)
+        await workers.put(chain.take, check_lines, data, history.cluster, before, after)
         last = batch[-1]
         try:
             before = bytes.fromhex(last.headers.get(CHAIN_HEADER, ""))
@@ -184,7 +184,7 @@ def _foreign_start(cluster: str) -> Finding:
     )
 
 
-def _checks(findings: Findings, tracks: Tracks, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
+def _checks(findings: Findings, chain: ChainState, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
     def check(
         name: str, title: str, looked_at: int, unit: str, *, done: bool = True, detail: str = ""
     ) -> Check:
@@ -198,7 +198,7 @@ def _checks(findings: Findings, tracks: Tracks, folding: Folding, archive: Archi
             detail=detail,
         )
 
-    count = tracks.events
+    count = chain.events
     rows = [
         check("chain", "Hash chain: each event follows from all before it", count, "events"),
         check("gap", "No gap: every sequence is present, in order", count, "events"),
@@ -206,7 +206,7 @@ def _checks(findings: Findings, tracks: Tracks, folding: Folding, archive: Archi
         check(
             "transactions",
             "Transactions: each command's events stand together, once",
-            tracks.commands,
+            chain.commands,
             "commands",
         ),
         check("schema", "Schema: each body is of its type, on its subject", count, "events"),

@@ -108,7 +108,8 @@ async def _run() -> list[dict[str, Any]]:
     from controlplane.cluster.evolve import fold
     from controlplane.cluster.state import ClusterState
     from replay.archive.reader import ArchiveLog
-    from replay.history import History, Point
+    from replay.archive_index import archive_history
+    from replay.history import Point
     from replay.queries.states import ReadModel, States
     from replay.queries.who import who
     from replay.verification.outcome import Wanted
@@ -116,7 +117,7 @@ async def _run() -> list[dict[str, Any]]:
 
     path = archive()
     log = ArchiveLog(path)
-    history = await History.open(log)
+    history = await archive_history(log)
     count = history.end
     rows: list[dict[str, Any]] = []
 
@@ -201,7 +202,7 @@ async def _run() -> list[dict[str, Any]]:
             began = time.perf_counter()
             fresh = ArchiveLog(path)  # nothing cached: as a command would
             try:
-                await who(await History.open(fresh), address, Point(count * (i + 1) // 41, None, ""))
+                await who(await archive_history(fresh), address, Point(count * (i + 1) // 41, None, ""))
             finally:
                 fresh.close()
             fastest = min(fastest, time.perf_counter() - began)

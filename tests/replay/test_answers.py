@@ -24,15 +24,17 @@ from events.errors import Refused
 from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
+from replay.archive_index import archive_history
 from replay.history import History, Point
 from replay.queries.bisect import bisect
 from replay.queries.difference import difference, picture
 from replay.queries.entries import Filter, entries
 from replay.queries.explain import explain
 from replay.queries.lives import blame, life
+from replay.queries.other_plan import OtherPlan
 from replay.queries.states import States
 from replay.queries.stats import stats
-from replay.queries.whatif import OtherPlan, whatif
+from replay.queries.whatif import whatif
 from replay.queries.who import who
 from replay.when import When, from_ns
 from tests.replay import brute
@@ -55,7 +57,7 @@ def ask(messages: list[Any], question: Question) -> None:
             writer.finish()
             archive = ArchiveLog(path)
             try:
-                await question(await History.open(archive), events)
+                await question(await archive_history(archive), events)
             finally:
                 archive.close()
 

@@ -18,6 +18,7 @@ from events.status import AgentStatus
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
+from replay.archive_index import archive_history
 from replay.capsule import Capsule, make_capsule
 from replay.history import History, Point
 from replay.queries.states import States
@@ -63,7 +64,7 @@ async def test_a_capsule_knows_who_had_an_address_before_it_began(tmp_path: Path
     past = await History.open(ListLog(MESSAGES))
     await make(tmp_path / "cut", 50, 120)
     log = ArchiveLog(tmp_path / "cut")
-    cut = await History.open(log)
+    cut = await archive_history(log)
     known = 0
     for sequence in (cut.start + 1, 80, cut.end):
         for offset in range(0, 256, 8):
@@ -107,7 +108,7 @@ async def test_agents_reports_travel_in_it(tmp_path: Path) -> None:
     writer.add(MESSAGES[:5])
     writer.finish()
     log = ArchiveLog(tmp_path / "c")
-    assert await (await History.open(log)).reports() == [report]
+    assert await (await archive_history(log)).reports() == [report]
     log.close()
 
 
@@ -121,7 +122,7 @@ def test_the_lab_lives_a_capsule_again_in_real_kernels(tmp_path: Path) -> None:
     archive = ArchiveLog(tmp_path / "churn")
 
     async def pack() -> None:
-        states = States(await History.open(archive))
+        states = States(await archive_history(archive))
         await make_capsule(states, at(start), at(start + 130), tmp_path / "incident")
 
     asyncio.run(pack())

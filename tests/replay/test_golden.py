@@ -25,7 +25,7 @@ from events.upcasters import UPCASTERS
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
-from replay.history import History
+from replay.archive_index import archive_history
 from replay.queries.states import States
 from replay.verification.outcome import Wanted
 from replay.verification.verify import verify
@@ -182,7 +182,7 @@ def test_a_log_with_an_old_version_in_it_is_lifted_everywhere(
 
     async def ask() -> None:
         log = ArchiveLog(tmp_path / "old")
-        past = await History.open(log)
+        past = await archive_history(log)
         state, _ = await States(past).at(2)
         assert state.nodes["n"].kind == "external"
         assert state.nodes["n"].underlay == "192.168.1.9"

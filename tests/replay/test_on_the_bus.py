@@ -37,9 +37,9 @@ from events.subjects import events_wildcard
 from events.subjects import status as status_subject
 from events.subjects import stream as event_stream
 from replay.archive.reader import ArchiveLog
-from replay.history import History
 from replay.queries.lives import life
 from replay.queries.who import who
+from replay.stream_index import stream_history
 from replay.transfer import as_published, export, import_archive
 from replay.verification.outcome import Wanted
 from replay.verification.verify import verify
@@ -102,7 +102,7 @@ async def test_the_live_stream_gives_the_same_answers_as_its_raw_events(site: Co
     log = site.log
     messages = await everything(log)
     events = brute.parse(messages)
-    past = await History.open(log)
+    past = await stream_history(log)
     assert past.end == len(messages)
     for sequence in (1, past.end):
         stored = await past.message(sequence)
@@ -142,7 +142,7 @@ def _moment(recorded_ns: int) -> Any:
 
 
 async def test_agents_reports_show_who_has_applied_a_command(site: Controller, bus: BusOptions) -> None:
-    past = await History.open(site.log)
+    past = await stream_history(site.log)
     nats = site.client
     for node, uid, applied in (
         ("gz-0", "uid-0", past.end),
@@ -237,7 +237,7 @@ async def test_every_hole_in_the_live_stream_is_told_and_what_lies_behind_is_rea
             await stream.publish(message.subject, message.body, headers=dict(message.headers))
         for sequence in (20, 21, 22, 40):
             await stream.delete_msg(event_stream(PAST), sequence)
-        report = await verify(await History.open(JetStreamLog(nats, PAST)), Wanted())
+        report = await verify(await stream_history(JetStreamLog(nats, PAST)), Wanted())
     finally:
         await nats.close()
     assert not next(check for check in report.checks if check.name == "invariants").done
@@ -296,7 +296,7 @@ async def test_an_import_interrupted_at_any_batch_goes_on(
     site: Controller, bus: BusOptions, tmp_path: Path
 ) -> None:
     path = tmp_path / "backup.isthmus"
-    await export(await History.open(site.log), path)
+    await export(await stream_history(site.log), path)
     archive = ArchiveLog(path)
     async with EmbeddedServer(ServerOptions(store_dir=tmp_path / "other")) as other:
         nats = await connect(BusOptions(servers=(other.url,)), name="test")
@@ -304,7 +304,7 @@ async def test_an_import_interrupted_at_any_batch_goes_on(
         await log.append([as_published(m) for m in (await everything(archive))[:3]], expected=0)
         done = await import_archive(archive, log)
         assert (done.found, done.last) == (3, archive.last)
-        report = await verify(await History.open(log), Wanted())
+        report = await verify(await stream_history(log), Wanted())
         assert report.sound
         await nats.close()
     archive.close()
@@ -314,7 +314,7 @@ async def test_an_import_into_a_stream_with_another_history_is_refused(
     site: Controller, tmp_path: Path
 ) -> None:
     path = tmp_path / "backup.isthmus"
-    await export(await History.open(site.log), path)
+    await export(await stream_history(site.log), path)
     archive = ArchiveLog(path)
     async with EmbeddedServer(ServerOptions(store_dir=tmp_path / "other")) as other:
         elsewhere = BusOptions(servers=(other.url,))
@@ -329,8 +329,8 @@ async def test_an_import_into_a_stream_with_another_history_is_refused(
 
 async def test_a_truncated_stream_is_noticed_by_the_next_export(site: Controller, tmp_path: Path) -> None:
     path = tmp_path / "backup.isthmus"
-    await export(await History.open(site.log), path)
-    shorter = await History.open(site.log)
+    await export(await stream_history(site.log), path)
+    shorter = await stream_history(site.log)
     shorter.head = shorter.head._replace(sequence=shorter.end - 2)
     with pytest.raises(IsthmusError) as refused:
         await export(shorter, path, resume=True)

@@ -34,6 +34,7 @@ from replay.archive import lines
 from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
+from replay.archive_index import archive_history
 from replay.history import History
 from replay.verification import verify as verifying
 from replay.verification.full_check import check_lines
@@ -66,7 +67,7 @@ def judge_file(path: Path, **wanted: object) -> Report:
         except VerificationFailed:
             archive = ArchiveLog(path, by_manifest=False)
         try:
-            return await verify(await History.open(archive), Wanted(**wanted))  # type: ignore[arg-type]
+            return await verify(await archive_history(archive), Wanted(**wanted))  # type: ignore[arg-type]
         finally:
             archive.close()
 

@@ -8,15 +8,17 @@ import click
 
 from events.cli.options import json_option, run
 from events.cli.tables import fields_line, print_json, print_table
-from replay.cli.source import Source, opened, progress, source_options
+from replay.cli.session import LogSource, opened, progress, source_options
 
 _ROWS = 30
 
 
 @click.command("whatif")
 @source_options
-@click.option("--at", "fork", default="start", show_default=True, metavar="WHEN", help="Where the past forks.")
-@click.option("--to", "until", default="now", metavar="WHEN", help="Live until this moment.")
+@click.option(
+    "--at", "fork", default="start", show_default=True, metavar="WHEN", help="Where the re-run begins."
+)
+@click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option("--cidr", default="", help="Another container CIDR.")
 @click.option("--pods", default=0, help="Another number of pods per node.")
 @click.option("--services", default=0, help="Another number of Services.")
@@ -30,7 +32,7 @@ _ROWS = 30
 )
 @json_option
 def whatif_command(  # noqa: PLR0917  click passes options by name
-    source: Source,
+    source: LogSource,
     fork: str,
     until: str,
     cidr: str,
@@ -40,7 +42,7 @@ def whatif_command(  # noqa: PLR0917  click passes options by name
     commands: str | None,
     as_json: bool,
 ) -> None:
-    """Live the past again under another plan, or with extra commands.
+    """Re-run the history under another plan, or with extra commands.
 
     Capacity, exhaustion, who would have been refused, which nodes would have other ranges. Another
     plan at a later moment means: the members of that moment join anew, in their order.
@@ -60,7 +62,7 @@ def _text(value: object) -> str:
 
 
 async def _whatif(  # noqa: PLR0917  the options, passed on
-    source: Source,
+    source: LogSource,
     fork: str,
     until: str,
     cidr: str,
@@ -71,16 +73,17 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
     *,
     as_json: bool,
 ) -> None:
-    from replay.queries.whatif import OtherPlan, parse_commands, whatif
+    from replay.queries.other_plan import OtherPlan, parse_commands
+    from replay.queries.whatif import whatif
 
     extra = parse_commands(Path(commands).read_bytes()) if commands else ()  # noqa: ASYNC240  a small file, once
     plan = OtherPlan(
         container_cidr=cidr, pods_per_node=pods, services=services, appended=appended, commands=extra
     )
-    async with opened(source) as asked:
-        begin, end = await asked.point(fork), await asked.point(until)
-        with progress("living again", end.sequence, start=begin.sequence) as tick:
-            answer = await whatif(asked.states(), begin, end, plan, tick)
+    async with opened(source) as session:
+        begin, end = await session.point(fork), await session.point(until)
+        with progress("re-running", end.sequence, start=begin.sequence) as tick:
+            answer = await whatif(session.states(), begin, end, plan, tick)
         if as_json:
             print_json(answer)
             return
@@ -90,12 +93,12 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
             if key != "capacity"
         ]
         rows += [(name, f"{count:,}", f"{answer.imagined[name]:,}") for name, count in answer.recorded.items()]
-        print_table(("", "recorded", "imagined"), rows, title=f"from {asked.at(begin)} to {asked.at(end)}")
+        print_table(("", "recorded", "simulated"), rows, title=f"from {session.at(begin)} to {session.at(end)}")
         facts = [
             ("most ranges in use", f"{answer.peak_in_use:,} of {answer.plan.get('capacity', 0):,}"),
             (
                 "exhausted",
-                f"{asked.show(answer.exhausted_at)} (event {answer.exhausted_sequence:,})"
+                f"{session.show(answer.exhausted_at)} (event {answer.exhausted_sequence:,})"
                 if answer.exhausted_at
                 else "never",
             ),
@@ -110,14 +113,14 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
             print_table(
                 ("refused", "since", "served", "why"),
                 [
-                    (u.node, asked.show(u.since), asked.show(u.served_at), u.code)
+                    (u.node, session.show(u.since), session.show(u.served_at), u.code)
                     for u in answer.unserved[:_ROWS]
                 ],
                 title=f"the first {_ROWS}" if answer.refused > _ROWS else "",
             )
         if answer.moved:
             print_table(
-                ("node", "recorded", "imagined"),
+                ("node", "recorded", "simulated"),
                 [(m.node, m.recorded or "–", m.imagined or "–") for m in answer.moved[:_ROWS]],
                 title=f"the first {_ROWS}" if answer.differing > _ROWS else "",
             )

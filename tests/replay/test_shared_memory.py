@@ -22,12 +22,12 @@ from replay.archive import lines
 from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
-from replay.history import History
+from replay.archive_index import archive_history
 from replay.verification import fold_payload
 from replay.verification import verify as verifying
 from replay.verification.full_check import check_lines
 from replay.verification.outcome import Report, Wanted
-from replay.verification.shared_memory import SLOT_SIZE, Handover, leave
+from replay.verification.shared_memory import SLOT_SIZE, SharedMemory, store
 from replay.verification.verify import verify
 from tests.replay.histories import CLUSTER, history
 
@@ -41,8 +41,8 @@ def test_what_is_handed_over_is_what_the_lines_say(first, count):
     part = MESSAGES[first : first + count]
     data = lines.encode_messages(part)
     before = bytes.fromhex(MESSAGES[first - 1].headers[CHAIN_HEADER]) if first else genesis(CLUSTER).digest
-    result = check_lines(data, CLUSTER, before, first, strips=True)
-    handed, facts = fold_payload.decode(result.bare), lines.facts(data)
+    result = check_lines(data, CLUSTER, before, first, with_payload=True)
+    handed, facts = fold_payload.decode(result.payload), lines.facts(data)
     assert [item.body for item in handed] == [fact.body for fact in facts]
     assert [lines.own_time(item) for item in handed] == [lines.own_time(fact) for fact in facts]
 
@@ -51,7 +51,8 @@ def test_a_part_with_an_unusual_line_is_not_handed_over():
     part = list(MESSAGES[:12])
     part[7] = part[7]._replace(body=part[7].body.replace(b"}", b" }"))
     assert (
-        check_lines(lines.encode_messages(part), CLUSTER, genesis(CLUSTER).digest, 0, strips=True).bare == b""
+        check_lines(lines.encode_messages(part), CLUSTER, genesis(CLUSTER).digest, 0, with_payload=True).payload
+        == b""
     )
 
 
@@ -93,7 +94,7 @@ def judged(path: Path, jobs: int, **wanted: object) -> Report:
     async def run() -> Report:
         archive = ArchiveLog(path)
         try:
-            return await verify(await History.open(archive), Wanted(jobs=jobs, **wanted))  # type: ignore[arg-type]
+            return await verify(await archive_history(archive), Wanted(jobs=jobs, **wanted))  # type: ignore[arg-type]
         finally:
             archive.close()
 
@@ -125,7 +126,7 @@ def test_other_processes_come_to_the_same_verdict_with_a_handover_and_without(tm
         assert there.findings == here.findings
         assert (there.checks, there.state_digest, there.head) == (here.checks, here.state_digest, here.head)
     assert not any(
-        "isthmus-handover" in str(file.readlink())
+        "isthmus-verify" in str(file.readlink())
         for file in Path("/proc/self/fd").glob("*")
         if file.is_symlink()
     )
@@ -137,19 +138,19 @@ def refuse(name: str) -> int:
 
 def test_a_worker_leaves_and_the_owner_fetches():
     with (
-        Handover(active=True) as handover,
+        SharedMemory(active=True) as memory,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        one, other = handover.lend(), handover.lend()
+        one, other = memory.acquire(), memory.acquire()
         assert one is not None
         assert other is not None
         assert one != other
-        assert pool.submit(leave, one, b"of one").result() == 6
-        assert pool.submit(leave, other, b"of the other").result() == 12
-        assert pool.submit(leave, other, bytes(SLOT_SIZE + 1)).result() == 0, "what does not fit is not cut"
-        assert handover.fetch(one, 6) == b"of one"
-        assert handover.fetch(other, 12) == b"of the other"
-        assert handover.lend() == other, "a slot is used again"
-    assert leave(one, b"too late") == 0
-    with Handover(active=False) as none:
-        assert none.lend() is None
+        assert pool.submit(store, one, b"of one").result() == 6
+        assert pool.submit(store, other, b"of the other").result() == 12
+        assert pool.submit(store, other, bytes(SLOT_SIZE + 1)).result() == 0, "what does not fit is not cut"
+        assert memory.take(one, 6) == b"of one"
+        assert memory.take(other, 12) == b"of the other"
+        assert memory.acquire() == other, "a slot is used again"
+    assert store(one, b"too late") == 0
+    with SharedMemory(active=False) as none:
+        assert none.acquire() is None

@@ -21,8 +21,8 @@ from replay.archive.lines import decode_chain_lines, encode_messages
 from replay.archive.postings import keys_in, keys_of_event
 from replay.verification.fast_check import Position, plain
 from replay.verification.findings import Finding
-from replay.verification.full_check import CLOCKS, judge_carefully
-from replay.verification.index_digest import SPEAKERS, spoken_in, tell
+from replay.verification.full_check import CLOCKS, full_check
+from replay.verification.index_digest import INDEX_KEYS, index_line, index_lines
 from tests.replay.histories import CLUSTER, history
 
 MESSAGES = history(23, 240)
@@ -61,7 +61,7 @@ def before(first: int) -> Position:
 def reached(first: int) -> dict[str, object]:
     position = Position(genesis(CLUSTER).digest, 0)
     found: list[Finding] = []
-    judge_carefully(decode_chain_lines(encode_messages(MESSAGES[:first])), CLUSTER, position, found)
+    full_check(decode_chain_lines(encode_messages(MESSAGES[:first])), CLUSTER, position, found)
     assert not found
     return facts(position)
 
@@ -85,7 +85,7 @@ def test_sound_lines_are_plain_from_wherever_to_wherever_and_leave_both_judges_a
             position.last_ns = 0
     found: list[Finding] = []
     due = plain(data, CLUSTER, fast)
-    judge_carefully(lines, CLUSTER, slow, found)
+    full_check(lines, CLUSTER, slow, found)
     assert found == []
     assert due is not None
     assert [line.seq for line in due] == sorted({line.seq for line in due})
@@ -151,7 +151,7 @@ def compare(first: int, text: bytes) -> bool:
     lines = decode_chain_lines(text)
     found: list[Finding] = []
     fast, slow, was = before(first), before(first), facts(before(first))
-    judge_carefully(lines, CLUSTER, slow, found)
+    full_check(lines, CLUSTER, slow, found)
     complaints = [finding for finding in found if finding.check != CLOCKS]
     if plain(text, CLUSTER, fast) is None:
         assert facts(fast) == was, "a judge that says no has not moved"
@@ -224,9 +224,11 @@ EVENTS = st.lists(st.sampled_from(EVENT_TYPES).flatmap(values_of), min_size=1, m
 def test_events_speak_of_what_the_index_has_them_under(events):
     """The short ways to say it, for each type, against the keys that a writer takes from the JSON."""
     bodies = [msgspec.json.encode(event) for event in events]
-    told = tell([SPEAKERS[type(e)] for e in events], events, [e.entity for e in events], b"\n".join(bodies))
+    told = index_lines(
+        [INDEX_KEYS[type(e)] for e in events], events, [e.entity for e in events], b"\n".join(bodies)
+    )
     said = [
-        spoken_in(subject_of(CLUSTER, event.aggregate, event.entity, event.verb), body)
+        index_line(subject_of(CLUSTER, event.aggregate, event.entity, event.verb), body)
         for event, body in zip(events, bodies, strict=True)
     ]
     assert told == "".join(said)

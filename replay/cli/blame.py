@@ -1,0 +1,44 @@
+"""``replay blame``."""
+
+from __future__ import annotations
+
+import click
+
+from events.cli.options import json_option, run
+from events.cli.tables import print_json, print_table
+from replay.cli.session import LogSource, Word, at_option, opened, source_options
+
+
+@click.command("blame")
+@source_options
+@click.argument("kind", type=Word(["node"]))
+@click.argument("name")
+@at_option
+@json_option
+def blame_command(source: LogSource, kind: str, name: str, at: str, as_json: bool) -> None:
+    """Which event last set each attribute of a node.
+
+    \b
+    isthmus replay blame node idc-7 --at -2h
+    """
+    run(_blame(source, kind, name, at, as_json=as_json))
+
+
+async def _blame(source: LogSource, kind: str, name: str, at: str, *, as_json: bool) -> None:
+    from replay.queries.lives import blame
+
+    async with opened(source) as session:
+        point = await session.point(at)
+        attributes = await blame(session.history, name, point)
+        if as_json:
+            print_json({"kind": kind, "name": name, "at": point, "attributes": attributes})
+            return
+        print_table(
+            ("attribute", "value", "seq", "set at", "by", "event"),
+            [
+                (a.name, a.value, a.stamp.sequence, session.when(a.stamp), a.stamp.actor, a.stamp.type)
+                for a in attributes
+            ],
+            title=f"{kind} {name} at {session.at(point)}",
+            right=("seq",),
+        )

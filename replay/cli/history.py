@@ -1,0 +1,54 @@
+"""``replay history``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from events.cli.options import json_option, run
+from events.cli.tables import fields_line, print_json, print_table
+from replay.cli.session import LogSource, Word, opened, source_options
+
+
+@click.command("history")
+@source_options
+@click.argument("kind", type=Word(["node", "range", "clb", "cluster"]))
+@click.argument("name", default="")
+@click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
+@json_option
+def history_command(source: LogSource, kind: str, name: str, until: str, as_json: bool) -> None:
+    """The life of a node, a range (CIDR), a CLB reservation or the cluster.
+
+    \b
+    isthmus replay history node idc-7
+    isthmus replay history range 10.200.7.0/26
+    isthmus replay history clb apiserver
+    """
+    if not name and kind != "cluster":
+        raise click.UsageError(f"Missing argument 'NAME': which {kind}?")
+    run(_history(source, kind, name, until, as_json=as_json))
+
+
+async def _history(source: LogSource, kind: str, name: str, until: str, *, as_json: bool) -> None:
+    from replay.queries.lives import life
+
+    async with opened(source) as session:
+        stop = (await session.point(until)).sequence
+        name = name or (session.history.cluster if kind == "cluster" else name)
+        steps = await life(session.history, cast("Any", kind), name, until=stop)
+        if as_json:
+            print_json({"kind": kind, "name": name, "steps": steps})
+            return
+        rows = []
+        for step in steps:
+            fields = fields_line({key: value for key, value in step.event.items() if value != name})
+            rows.append(
+                (step.stamp.sequence, session.when(step.stamp), step.stamp.type, step.stamp.actor, fields)
+            )
+        print_table(
+            ("seq", "recorded", "what", "by", "details"),
+            rows,
+            title=f"{kind} {name} ({session.history.source})",
+            right=("seq",),
+        )

@@ -1,0 +1,91 @@
+"""``replay stats``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from events.cli.options import json_option, run
+from events.cli.tables import print_json, print_table
+from replay.cli.session import LogSource, opened, progress, source_options
+
+if TYPE_CHECKING:
+    from replay.queries.stats import Spread
+
+
+@click.command("stats")
+@source_options
+@click.option("--from", "since", default="start", metavar="WHEN", help="Count behind this moment only.")
+@click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
+@json_option
+def stats_command(source: LogSource, since: str, until: str, as_json: bool) -> None:
+    """Joins, leaves, lifetimes, reuse distance of ranges, and when the pool will be full.
+
+    \b
+    isthmus replay stats --from '7d ago'
+    """
+    run(_stats(source, since, until, as_json=as_json))
+
+
+async def _stats(source: LogSource, since: str, until: str, *, as_json: bool) -> None:
+    from replay.queries.stats import stats
+
+    async with opened(source) as session:
+        after, stop = (await session.point(since)).sequence, (await session.point(until)).sequence
+        with progress("counting", stop) as tick:
+            answer = await stats(session.history, after=after, until=stop, progress=tick)
+        if as_json:
+            print_json(answer)
+            return
+        share = f" ({answer.in_use / answer.capacity:.1%})" if answer.capacity else ""
+        print_table(
+            ("", ""),
+            [
+                ("events", f"{answer.first:,} to {answer.last:,}"),
+                ("recorded", f"{session.show(answer.recorded_from)} to {session.show(answer.recorded_to)}"),
+                ("joins, leaves, fenced", f"{answer.joins:,}, {answer.leaves:,}, {answer.fenced:,}"),
+                ("nodes", f"{answer.nodes_at_end:,} at the end, {answer.nodes_at_most:,} at most"),
+                ("ranges in use", f"{answer.in_use:,} of {answer.capacity:,}{share}"),
+                ("trend", f"{answer.growth_per_day:+,.1f} ranges a day"),
+                (
+                    "exhausted",
+                    f"{session.show(answer.exhausted_at)} if the trend holds"
+                    if answer.exhausted_at
+                    else "not by this trend",
+                ),
+                ("refusals", ", ".join(f"{n:,} {code}" for code, n in answer.refusals.items()) or "none"),
+            ],
+            title=f"cluster {session.history.cluster} ({session.history.source})",
+        )
+        spreads: list[tuple[str, Spread]] = [
+            ("lifetime of nodes", answer.lifetimes),
+            ("draining", answer.drain),
+            ("quarantine", answer.rest),
+            ("reuse distance", answer.reuse_distance),
+        ]
+        print_table(
+            ("", "count", "min", "median", "mean", "p90", "p99", "max"),
+            [
+                (
+                    name,
+                    f"{s.count:,}",
+                    *(_value(v, s.unit) for v in (s.minimum, s.median, s.mean, s.p90, s.p99, s.maximum)),
+                )
+                for name, s in spreads
+            ],
+            right=("count", "min", "median", "mean", "p90", "p99", "max"),
+        )
+        print_table(
+            ("event", "count"), [(kind, f"{n:,}") for kind, n in answer.events.items()], right=("count",)
+        )
+
+
+def _value(value: float, unit: str) -> str:
+    if unit != "seconds":
+        return f"{value:,.0f}"
+    if value >= 2 * 86_400:
+        return f"{value / 86_400:,.1f} d"
+    if value >= 2 * 3600:
+        return f"{value / 3600:,.1f} h"
+    return f"{value / 60:,.1f} min" if value >= 120 else f"{value:,.1f} s"

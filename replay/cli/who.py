@@ -1,0 +1,83 @@
+"""``replay who``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from events.cli.options import json_option, run
+from events.cli.tables import print_json, print_table
+from replay.cli.session import LogSource, Session, at_option, opened, source_options
+
+if TYPE_CHECKING:
+    from replay.queries.who import Holding, WhoAnswer
+
+
+@click.command("who")
+@source_options
+@click.option(
+    "--ip", "address", required=True, metavar="ADDR", help="A pod's, a node's or a balancer's address."
+)
+@at_option
+@json_option
+def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None:
+    """Whose an address was: node, uid, epoch, from when to when, who asked for it.
+
+    For a pod's address: the node whose range held it. "Nobody" names the last one.
+
+    \b
+    isthmus replay who --ip 10.200.7.9
+    isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00' --archive prod.isthmus
+    """
+    run(_who(source, address, at, as_json=as_json))
+
+
+async def _who(source: LogSource, address: str, at: str, *, as_json: bool) -> None:
+    from replay.queries.who import who
+
+    async with opened(source) as session:
+        answer = await who(session.history, address, await session.point(at))
+        if as_json:
+            print_json(answer)
+            return
+        print_table(("", ""), _who_rows(session, answer), title=f"{address} at {session.at(answer.at)}")
+
+
+def _who_rows(session: Session, answer: WhoAnswer) -> list[tuple[str, str]]:
+    rows = [("kind", {"pod": "pod address", "outside": "not in this cluster"}.get(answer.kind, answer.kind))]
+    if answer.range:
+        rows.append(("range", answer.range + (f" ({answer.range_state})" if answer.range_state else "")))
+    if answer.holder is not None:
+        rows += _holding(session, answer.holder, current=True)
+    else:
+        rows.append(("held by", "nobody" + (f": {answer.note}" if answer.note else "")))
+        if answer.last is not None:
+            rows.append(("the last one", ""))
+            rows += _holding(session, answer.last, current=False)
+    return rows
+
+
+def _holding(session: Session, held: Holding, *, current: bool) -> list[tuple[str, str]]:
+    rows = [("node", held.node), ("uid", held.uid)] if held.node else [("balancer", held.balancer)]
+    if held.purpose:
+        rows.append(("purpose", held.purpose))
+    if held.gateway:
+        rows += [("held by gateway", held.gateway), ("its uid", held.gateway_uid)]
+    if held.epoch:
+        rows.append(("epoch", str(held.epoch)))
+    if held.gateway_since is not None:
+        rows.append(
+            ("gateway since", f"event {held.gateway_since.sequence:,} · {session.when(held.gateway_since)}")
+        )
+    before = f"before event {session.history.start + 1:,}, the first one here"
+    rows.append(
+        ("from", f"event {held.since.sequence:,} · {session.when(held.since)}" if held.since else before)
+    )
+    over = "still" if current else before
+    rows.append(("to", f"event {held.to.sequence:,} · {session.when(held.to)}" if held.to else over))
+    if held.since is not None:
+        rows.append(("asked for by", f"{held.since.actor}, command {held.since.command_id}"))
+        if held.since.trace_id:
+            rows.append(("trace", held.since.trace_id))
+    return rows
