@@ -1,6 +1,6 @@
-"""The node agent: one node's kernel made to match the log, and kept so.
+"""The agent of one node: makes the kernel's tunnel rows, firewall and CNI file match the log.
 
-``membership/`` follows the log, ``dataplane/`` says which rows there must be and writes the difference through
-``netlink/``; ``firewall/``, ``path_mtu/`` and ``gateway/`` keep the rest. It never flushes: when the bus or the
-agent is away, packets keep flowing.
+It may import only ``events``. It works without bus and controller from what it remembers, writes only what is
+ours (the device, our protocol number, our nftables tables) and never flushes: losing the bus, the controller
+or itself changes nothing in the kernel. :mod:`.composition` puts it together, :mod:`.agent` runs it.
 """

@@ -6,15 +6,15 @@ import asyncio
 from pathlib import Path
 
 from events.errors import Refused
-from nodeagent import cni
-from nodeagent.dataplane.rows import Kind
 from nodeagent.firewall import ruleset
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
 from nodeagent.netlink import links
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import Kind
 from nodeagent.netlink.socket import Engine, NetlinkChannel
+from nodeagent.pods import cni
 
 
 async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:

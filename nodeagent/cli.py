@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def agent() -> None:
 @click.option("--gro/--no-gro", default=True, show_default=True,
               help="Receive offload on the tunnel; without it small packets pass faster.")  # fmt: skip
 @click.option("--firewall/--no-firewall", default=True, show_default=True,
-              help="Shield pods by a nftables table of our own.")  # fmt: skip
+              help="Protect pods by a nftables table of our own.")  # fmt: skip
 @click.option("--gateway", is_flag=True,
               help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",
@@ -97,8 +98,7 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
     from events.telemetry.logs import configure_logging
     from events.telemetry.role import Telemetry
     from events.telemetry.spans import Outbox
-    from nodeagent.agent import Agent
-    from nodeagent.metrics import bind
+    from nodeagent.composition import run_agent
     from nodeagent.privileges import keep_only_net_admin
 
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
@@ -108,17 +108,15 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
     telemetry = Telemetry.start(
         "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
     )
-    agent_ = Agent(config, uid=uid, telemetry=telemetry, outbox=outbox)
-    outbox.population = agent_.population
-    bind(agent_, telemetry)
+    agent_ = run_agent(config, uid=uid, telemetry=telemetry, outbox=outbox)
     run(_until_stopped(agent_, telemetry, metrics))
 
 
-async def _until_stopped(agent_: Any, telemetry: Any, metrics: str) -> None:
+async def _until_stopped(agent_: Coroutine[Any, Any, None], telemetry: Any, metrics: str) -> None:
     from events.telemetry.http import serve_where
 
     loop = asyncio.get_running_loop()
-    main = asyncio.create_task(agent_.run(), name="agent")
+    main = asyncio.create_task(agent_, name="agent")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     try:
@@ -235,9 +233,9 @@ def doctor(context: BusContext, as_json: bool, **options: Any) -> None:
     Example:
       isthmus doctor --bus nats://10.0.0.2:4222 --cluster prod
     """
-    from nodeagent.doctor import Patient, examine
+    from nodeagent.doctor import ExaminedNode, examine
 
-    findings = run(examine(Patient(cluster=context.cluster, bus=context.bus, **options)))
+    findings = run(examine(ExaminedNode(cluster=context.cluster, bus=context.bus, **options)))
     if as_json:
         print_json(findings)
     else:

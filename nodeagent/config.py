@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from events.bus.connection import BusOptions
 from events.errors import Usage
 from events.types import NodeKind
-from nodeagent.cni import CniPlugin
 
+CniPlugin = Literal["ptp", "bridge"]
 DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
 DEFAULT_CNI_DIR = "/etc/cni/net.d"
 DEFAULT_DEVICE = "isthmus"

@@ -1,7 +1,7 @@
 """`isthmus doctor`: looks at everything that the overlay needs of this node, and says what to do.
 
 It changes nothing. Each check returns findings; a check that cannot be made says so instead of
-pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.preflight`).
+pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.dataplane.preflight`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
-from nodeagent import local_files, preflight, privileges
+from nodeagent import local_files, privileges
 from nodeagent.config import DEFAULT_DEVICE
-from nodeagent.dataplane import host_settings
+from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.underlay import overlay_mtu, resolve
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.peers import Peer
@@ -48,7 +48,7 @@ class Finding(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-class Patient(msgspec.Struct, frozen=True, kw_only=True):
+class ExaminedNode(msgspec.Struct, frozen=True, kw_only=True):
     """What is examined."""
 
     cluster: str
@@ -58,33 +58,33 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     device: str = DEFAULT_DEVICE
 
 
-async def examine(patient: Patient) -> list[Finding]:
+async def examine(node: ExaminedNode) -> list[Finding]:
     """All findings, in the order of the checks."""
-    view = _known_view(patient)
+    view = _known_view(node)
     findings: list[Finding] = []
     for check in (_privileges, _programs, _sysctls, _underlay, _overlays, _routes, _agent):
         try:
-            findings += await asyncio.to_thread(lambda: list(check(patient, view)))  # noqa: B023  awaited at once
+            findings += await asyncio.to_thread(lambda: list(check(node, view)))  # noqa: B023  awaited at once
         except IsthmusError as error:
             findings.append(Finding(check.__name__[1:], "problem", error.message, CODES[error.code].remedy))
         except OSError as error:
             findings.append(Finding(check.__name__[1:], "info", f"cannot be checked: {error}"))
-    findings += await _bus(patient)
-    findings += await _paths(patient, view)
+    findings += await _bus(node)
+    findings += await _paths(node, view)
     return findings
 
 
-def _known_view(patient: Patient) -> View | None:
+def _known_view(node: ExaminedNode) -> View | None:
     """The view that the agent last kept, if there is one."""
     try:
-        status = local_files.read_status(patient.state_dir)
+        status = local_files.read_status(node.state_dir)
     except IsthmusError:
         return None
-    view = Cache(patient.state_dir).load(status.cluster, status.node, status.uid)
+    view = Cache(node.state_dir).load(status.cluster, status.node, status.uid)
     return view if view.sequence else None
 
 
-def _privileges(_: Patient, __: View | None) -> Iterator[Finding]:
+def _privileges(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
     if privileges.effective() >> privileges.CAP_NET_ADMIN & 1:
         yield Finding("capability", "ok", "CAP_NET_ADMIN is there")
     else:
@@ -96,7 +96,7 @@ def _privileges(_: Patient, __: View | None) -> Iterator[Finding]:
         )
 
 
-def _programs(_: Patient, __: View | None) -> Iterator[Finding]:
+def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
     path = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
     if shutil.which("nft", path=path):
         yield Finding("nftables", "ok", "nft is installed")
@@ -120,7 +120,7 @@ def _programs(_: Patient, __: View | None) -> Iterator[Finding]:
         yield Finding("cni", "ok", f"CNI plugins are there ({', '.join(CNI_PLUGINS)})")
 
 
-def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
+def _sysctls(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
     if host_settings.read_sysctl("net/ipv4/ip_forward") == "1":
         yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
     else:
@@ -132,7 +132,7 @@ def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
         )
     strict = [
         name
-        for name in ("all", patient.device)
+        for name in ("all", node.device)
         if host_settings.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"
     ]
     if strict:
@@ -149,9 +149,9 @@ def _sysctls(patient: Patient, _: View | None) -> Iterator[Finding]:
         yield Finding("checksum", "info", "this kernel needs TX checksum offload off; the agent does that")
 
 
-def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
+def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
     try:
-        underlay = resolve(_underlay_of(patient, view))
+        underlay = resolve(_underlay_of(node, view))
     except Usage as error:
         fix = "give --underlay DEVICE or ADDRESS, here and to the agent"
         yield Finding("underlay", "problem", error.message, fix)
@@ -169,12 +169,12 @@ def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
         "ok",
         f"{underlay.address} on {underlay.device}, MTU {underlay.mtu} (inside {overlay_mtu(underlay)})",
     )
-    link = links.find(patient.device)
+    link = links.find(node.device)
     if link is not None and link.mtu > underlay.mtu - links.VXLAN_OVERHEAD_V4:
         yield Finding(
             "mtu",
             "problem",
-            f"{patient.device} has MTU {link.mtu}, the underlay {underlay.mtu}: large packets are lost",
+            f"{node.device} has MTU {link.mtu}, the underlay {underlay.mtu}: large packets are lost",
             "restart the agent; it follows the underlay's MTU",
         )
     if view is not None and view.plan is not None:
@@ -188,10 +188,10 @@ def _underlay(patient: Patient, view: View | None) -> Iterator[Finding]:
                 )
 
 
-def _underlay_of(patient: Patient, view: View | None) -> str:
+def _underlay_of(node: ExaminedNode, view: View | None) -> str:
     """Whatever was asked for; else the address that the agent joined with."""
     member = view.members.get(view.node) if view is not None else None
-    return member.underlay if patient.underlay == "auto" and member is not None else patient.underlay
+    return member.underlay if node.underlay == "auto" and member is not None else node.underlay
 
 
 def _port_owner(port: int) -> bool:
@@ -201,10 +201,10 @@ def _port_owner(port: int) -> bool:
     return any(int(line.split()[1].rpartition(":")[2], 16) == port for line in lines)
 
 
-def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
+def _overlays(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
     present = links.links()
     vni, port = (view.plan.vni, view.plan.port) if view is not None and view.plan is not None else (100, 8472)
-    conflicts = preflight.vxlan_conflicts(present, patient.device, vni, port)
+    conflicts = preflight.vxlan_conflicts(present, node.device, vni, port)
     for link in conflicts:
         yield Finding(
             "vxlan",
@@ -223,8 +223,8 @@ def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
             f"stop it (`ss -lunp sport = :{port}` names it), or define the cluster with another port",
         )
     elif not conflicts:
-        yield Finding("vxlan", "ok", f"vni {vni} on UDP port {port} is free for {patient.device}")
-    for link, name in preflight.other_overlays(present, patient.device):
+        yield Finding("vxlan", "ok", f"vni {vni} on UDP port {port} is free for {node.device}")
+    for link, name in preflight.other_overlays(present, node.device):
         yield Finding(
             "other overlay",
             "warning",
@@ -233,11 +233,11 @@ def _overlays(patient: Patient, view: View | None) -> Iterator[Finding]:
         )
 
 
-def _routes(patient: Patient, view: View | None) -> Iterator[Finding]:
+def _routes(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
     if view is None or view.plan is None:
         yield Finding("routes", "info", "the container network is not known here yet: no agent has run")
         return
-    link = links.find(patient.device)
+    link = links.find(node.device)
     routes = preflight.foreign_routes(link.index if link else 0)
     conflicts = preflight.overlapping(routes, view.plan.cidrs, view.own.cidr if view.own else "")
     for route, cidr in conflicts[:10]:
@@ -251,10 +251,10 @@ def _routes(patient: Patient, view: View | None) -> Iterator[Finding]:
         yield Finding("routes", "ok", f"no other route meets {', '.join(view.plan.cidrs)}")
 
 
-def _agent(patient: Patient, _: View | None) -> Iterator[Finding]:
-    running = local_files.running(patient.state_dir)
+def _agent(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
+    running = local_files.running(node.state_dir)
     try:
-        status = local_files.read_status(patient.state_dir)
+        status = local_files.read_status(node.state_dir)
     except IsthmusError:
         yield Finding("agent", "info", "no agent has run with this state directory yet")
         return
@@ -272,10 +272,10 @@ def _agent(patient: Patient, _: View | None) -> Iterator[Finding]:
         yield Finding("agent", "warning", condition)
 
 
-async def _bus(patient: Patient) -> list[Finding]:
-    where = ", ".join(patient.bus.servers)
+async def _bus(node: ExaminedNode) -> list[Finding]:
+    where = ", ".join(node.bus.servers)
     try:
-        client = await connect(patient.bus, name="isthmus-doctor")
+        client = await connect(node.bus, name="isthmus-doctor")
     except IsthmusError as error:
         return [Finding("bus", "problem", error.message, "check --bus, the network and the server")]
     try:
@@ -283,16 +283,16 @@ async def _bus(patient: Patient) -> list[Finding]:
         await client.flush(timeout=3)
         trip = time.perf_counter() - trip
         found = [Finding("bus", "ok", f"{where} answers in {trip * 1000:.1f} ms")]
-        request = f"{patient.bus.api_prefix}.STREAM.INFO.{subjects.stream(patient.cluster)}"
+        request = f"{node.bus.api_prefix}.STREAM.INFO.{subjects.stream(node.cluster)}"
         before = time.time()
         answer = await client.request(request, b"", timeout=3)
-        return [*found, *_log_findings(patient.cluster, answer.data, before, time.time())]
+        return [*found, *_log_findings(node.cluster, answer.data, before, time.time())]
     except Exception as error:  # whatever the client raises is the finding
         return [
             Finding(
                 "log",
                 "problem",
-                f"the log of cluster {patient.cluster!r} does not answer: {error}",
+                f"the log of cluster {node.cluster!r} does not answer: {error}",
                 "check --cluster, and that a controller has been started once",
             )
         ]
@@ -328,13 +328,13 @@ def clock(there: datetime, before: float, after: float) -> Finding:
     )
 
 
-async def _paths(patient: Patient, view: View | None) -> list[Finding]:
+async def _paths(node: ExaminedNode, view: View | None) -> list[Finding]:
     """How large packets may be on the way to some peers, by the tunnel's own kind of packet."""
-    link = await asyncio.to_thread(links.find, patient.device)
+    link = await asyncio.to_thread(links.find, node.device)
     if view is None or view.own is None or link is None or not len(view.peers):
         return [Finding("path", "info", "no peers are known here yet")]
     try:
-        underlay = await asyncio.to_thread(resolve, _underlay_of(patient, view))
+        underlay = await asyncio.to_thread(resolve, _underlay_of(node, view))
         wanted = link.mtu + links.VXLAN_OVERHEAD_V4
         ways = [
             (peer, way)

@@ -12,7 +12,6 @@ import msgspec
 
 from events.errors import Refused, Unavailable
 from events.ids import new_id
-from nodeagent.membership.cache import write_atomically
 
 STATUS_FILE = "status.json"
 
@@ -53,6 +52,19 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """This node's part in CLB pairs, in words; empty where it has none."""
     held: tuple[str, ...] = ()
     """The CLB addresses that it holds, in words."""
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def prepare_directory(directory: Path) -> None:

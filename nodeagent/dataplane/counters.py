@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nodeagent.dataplane.rows import Kind
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import Kind
 
 
-class Figures(msgspec.Struct):
+class Counters(msgspec.Struct):
     """Counters and last values, for the status and the metrics. Durations are seconds."""
 
     resyncs: int = 0
@@ -23,16 +23,16 @@ class Figures(msgspec.Struct):
     last_resync_s: float = 0.0
     last_resync_at: float = 0.0
     last_direct_s: float = 0.0
-    found_neighbour: int = 0
-    found_fdb: int = 0
-    found_route: int = 0
-    found_link: int = 0
-    healed_neighbour: int = 0
-    healed_fdb: int = 0
-    healed_route: int = 0
-    healed_link: int = 0
+    drift_found_neighbour: int = 0
+    drift_found_fdb: int = 0
+    drift_found_route: int = 0
+    drift_found_link: int = 0
+    drift_repaired_neighbour: int = 0
+    drift_repaired_fdb: int = 0
+    drift_repaired_route: int = 0
+    drift_repaired_link: int = 0
 
-    def took(self, operations: Sequence[Operation], refused: int, seconds: float) -> None:
+    def record_direct(self, operations: Sequence[Operation], refused: int, seconds: float) -> None:
         """A direct change; of refused ones it is not known which, and a comparison follows that counts."""
         self.direct += 1
         self.last_direct_s = seconds
@@ -41,9 +41,9 @@ class Figures(msgspec.Struct):
             self.written += puts
             self.removed += len(operations) - puts
 
-    def drifted(self, found: Sequence[int], left: Sequence[int]) -> None:
-        """Rows that something else changed were found, and all but those ``left`` healed; by kind."""
+    def record_drift(self, found: Sequence[int], left: Sequence[int]) -> None:
+        """Rows that something else changed were found, and all but those ``left`` repaired; by kind."""
         for kind, before, after in zip(Kind, found, left, strict=True):
-            name = kind.name.lower()
-            setattr(self, f"found_{name}", getattr(self, f"found_{name}") + before)
-            setattr(self, f"healed_{name}", getattr(self, f"healed_{name}") + max(0, before - after))
+            for name, count in (("found", before), ("repaired", max(0, before - after))):
+                field = f"drift_{name}_{kind.name.lower()}"
+                setattr(self, field, getattr(self, field) + count)

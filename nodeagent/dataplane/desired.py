@@ -9,9 +9,9 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from itertools import repeat
 
-from nodeagent.dataplane.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key, route_value
 from nodeagent.membership.peers import Change, Peer
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key, route_value
 
 _PUT = Action.PUT
 _NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly

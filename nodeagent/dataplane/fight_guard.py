@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from nodeagent.dataplane.rows import Kind
+from nodeagent.netlink.rows import Kind
 
 FREE_REPAIRS = 5
 """Repairs of one row within WINDOW_S that are done at once."""

@@ -12,14 +12,14 @@ import time
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
-from nodeagent.dataplane.counters import Figures
+from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
-from nodeagent.dataplane.rows import STRAY, Kind, address_bytes, describe, mac_text, split_route_key
-from nodeagent.dataplane.tunnel_device import Ground
+from nodeagent.dataplane.preflight import ForeignRoute, overlapping
+from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.view import View
 from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
-from nodeagent.preflight import ForeignRoute, overlapping
+from nodeagent.netlink.rows import STRAY, Kind, address_bytes, describe, mac_text, split_route_key
 
 log = logging.getLogger("isthmus.agent.watcher")
 
@@ -27,12 +27,12 @@ FOREIGN_ROUTE = "foreign route"
 """The reason of a resync that also looks for routes of others that draw container traffic away."""
 
 
-class RowKeeper(Protocol):
+class ResyncTarget(Protocol):
     """Who compares, and what a notice is held against."""
 
-    ground: Ground
+    tunnel: TunnelDevice
     guard: FightGuard
-    figures: Figures
+    counters: Counters
 
     @property
     def desired(self) -> Desired | None:
@@ -46,11 +46,11 @@ class RowKeeper(Protocol):
         """Ask for a comparison."""
 
 
-class Watcher:
-    """Between the monitor's socket and the keeper's reasons."""
+class KernelWatcher:
+    """Between the monitor's socket and the reconciler's reasons."""
 
-    def __init__(self, keeper: RowKeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, reconciler: ResyncTarget) -> None:
+        self._target = reconciler
         self._monitor: Monitor | None = None
         self._watched = (0, 0)
 
@@ -85,12 +85,12 @@ class Watcher:
             self.stop()
             self._watched = (0, 0)
             self.start()
-            self._keeper.request("monitor reopened")
+            self._target.request("monitor reopened")
             return
         for notice in notices:
             reason = self.reason(notice)
             if reason:
-                self._keeper.request(reason)
+                self._target.request(reason)
 
     def reason(self, notice: Notice) -> str:
         """Why this notice asks for a comparison; empty when it does not."""
@@ -100,11 +100,11 @@ class Watcher:
             return self._link(notice)
         if isinstance(notice, AddressChange):
             return self._address(notice)
-        self._keeper.figures.overflows += 1
+        self._target.counters.overflows += 1
         return "overflow"
 
     def _row(self, notice: RowChange) -> str:
-        desired, guard, row = self._keeper.desired, self._keeper.guard, (notice.kind, notice.key)
+        desired, guard, row = self._target.desired, self._target.guard, (notice.kind, notice.key)
         if desired is None:
             return ""
         wanted = desired.rows[notice.kind].get(notice.key)
@@ -120,7 +120,7 @@ class Watcher:
 
     def _draws_containers_away(self, notice: RowChange) -> bool:
         """Whether a route of somebody else meets the container network outside this node's own range."""
-        view = self._keeper.view
+        view = self._target.view
         if view is None or view.plan is None or view.own is None or notice.kind is not Kind.ROUTE:
             return False
         network, length, _ = split_route_key(notice.key)
@@ -128,9 +128,9 @@ class Watcher:
         return length > 0 and bool(overlapping([route], view.plan.cidrs, view.own.cidr))
 
     def _link(self, notice: LinkChange) -> str:
-        ground = self._keeper.ground
-        spec, underlay = ground.spec, ground.underlay
-        if spec is not None and (notice.ifindex == ground.ifindex or notice.name == spec.name):
+        tunnel = self._target.tunnel
+        spec, underlay = tunnel.spec, tunnel.underlay
+        if spec is not None and (notice.ifindex == tunnel.ifindex or notice.name == spec.name):
             if notice.gone:
                 return "device gone"
             present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name, notice.local)
@@ -142,12 +142,12 @@ class Watcher:
         return ""
 
     def _address(self, notice: AddressChange) -> str:
-        ground = self._keeper.ground
-        spec, underlay = ground.spec, ground.underlay
+        tunnel = self._target.tunnel
+        spec, underlay = tunnel.spec, tunnel.underlay
         if len(notice.address) != 4:
             return ""
         address = str(IPv4Address(notice.address))
-        if spec is not None and notice.ifindex == ground.ifindex:
+        if spec is not None and notice.ifindex == tunnel.ifindex:
             return "" if (address == spec.address) != notice.gone else "device address"
         if underlay is None:
             return ""

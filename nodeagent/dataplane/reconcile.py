@@ -13,8 +13,8 @@ import msgspec
 
 from events.attestation import MODULUS, fdb_hash, neighbour_hash, route_hash
 from nodeagent.dataplane.desired import difference
-from nodeagent.dataplane.rows import Kind, Rows, split_route_key
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import Kind, Rows, split_route_key
 from nodeagent.netlink.socket import Engine, KernelRefusal, Lost
 
 ROUNDS = 3
@@ -29,7 +29,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     ``written`` and ``removed`` count rows; ``withheld`` are operations that the guard did not let
     through; ``digest_shift`` is kernel − desired as a sum of row hashes (0: equal). ``found`` and
-    ``left`` count the rows that differed before and after, by :class:`~nodeagent.dataplane.rows.Kind`.
+    ``left`` count the rows that differed before and after, by :class:`~nodeagent.netlink.rows.Kind`.
     """
 
     written: int

@@ -1,7 +1,7 @@
 """Owns the kernel side of a node: the device, the rows, and everything that keeps them right.
 
 Two ways lead to the kernel. A change of the log goes directly: the three messages of its peer. All
-else (start, a notice of the kernel, an error, the timer) ends in :meth:`Keeper.resync`, which makes
+else (start, a notice of the kernel, an error, the timer) ends in :meth:`Reconciler.resync`, which makes
 the device be as specified, compares all rows with the desired ones, writes the difference and reads
 it back. One lock orders the two. Nothing is ever flushed.
 """
@@ -19,22 +19,22 @@ from events.status import DRIFT_SHOWN
 from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
-from nodeagent.dataplane.counters import Figures
+from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
-from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, Watcher
+from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
 from nodeagent.dataplane.reconcile import Outcome
-from nodeagent.dataplane.resync_triggers import Occasions
-from nodeagent.dataplane.rows import describe
-from nodeagent.dataplane.tunnel_device import Ground
+from nodeagent.dataplane.resync_triggers import ResyncTriggers
+from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.peers import Change, Peer
 from nodeagent.membership.view import Plan, View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import describe
 from nodeagent.netlink.socket import KernelRefusal, Lost
 from nodeagent.tracing import Causes, mark_refused
 
-log = logging.getLogger("isthmus.agent.keeper")
+log = logging.getLogger("isthmus.agent.reconciler")
 
 DIRECT_LIMIT = 64
 """Changes of one batch up to which each goes its direct way; beyond, one comparison is cheaper."""
@@ -45,10 +45,10 @@ HARMFUL = frozenset({"overlay_conflict", "route_conflict"})
 GAP_S = 0.02
 
 
-class Keeper:
+class Reconciler:
     """Keeps the kernel as the view wants it.
 
-    ``on_applied`` is called after each step that changed what is applied or how healthy it is.
+    Whoever :meth:`notify` names is called after each step that changed what is applied or how healthy it is.
     """
 
     def __init__(
@@ -56,16 +56,15 @@ class Keeper:
         config: AgentConfig,
         conditions: Conditions,
         *,
-        on_applied: Callable[[], None] = lambda: None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._telemetry = telemetry or Telemetry.off("agent", config.node)
         self._causes = Causes()
         self._config = config
         self._conditions = conditions
-        self._on_applied = on_applied
+        self._on_applied: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
-        self._occasions = Occasions(config.resync_s)
+        self._triggers = ResyncTriggers(config.resync_s)
         self._desired: Desired | None = None
         self._built_for: tuple[str, Plan] | None = None
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
@@ -73,15 +72,15 @@ class Keeper:
         self.mtus: dict[Peer, int] = {}
         """The inner MTU of each peer whose way is narrower than the device, in bytes."""
         self.guard = FightGuard()
-        self.ground = Ground(config, conditions)
+        self.tunnel = TunnelDevice(config, conditions)
         self.applied = 0
         """The last sequence whose rows have been read back from the kernel."""
         self.drift: tuple[str, ...] = ()
         """Rows that were still wrong after the last comparison, in words."""
         self._digest_shift: int | None = None  # kernel − desired as sums of row hashes; None: not known
         self.clean = False
-        self.figures = Figures()
-        self.watcher = Watcher(self)
+        self.counters = Counters()
+        self.watcher = KernelWatcher(self)
 
     # ------------------------------------------------------------------ what others ask of it
 
@@ -98,7 +97,18 @@ class Keeper:
     @property
     def ifindex(self) -> int:
         """The tunnel device's index; 0 before it is there."""
-        return self.ground.ifindex
+        return self.tunnel.ifindex
+
+    def probe_context(self, view: View) -> tuple[View, str, int] | None:
+        """View, own underlay address and device MTU to measure paths with; None while packets cannot leave."""
+        underlay, spec = self.tunnel.underlay, self.tunnel.spec
+        if not self.clean or view.own is None or underlay is None or spec is None or not underlay.present:
+            return None
+        return view, underlay.address, spec.mtu
+
+    def notify(self, on_applied: Callable[[], None]) -> None:
+        """Name whom to call after each step."""
+        self._on_applied = on_applied
 
     def digest(self) -> str:
         """The kernel's digest at ``applied``; empty when it is not known.
@@ -111,14 +121,14 @@ class Keeper:
         expected = view.expected_digest()
         return text(int(expected, 16) + self._digest_shift) if expected else ""
 
-    def because(self) -> None:
+    def note_cause(self) -> None:
         """What is being taken in now is a cause of the next comparison: their traces are joined."""
         self._causes.note()
 
     def request(self, reason: str) -> None:
         """Ask for a comparison with the kernel; the reasons of one turn are handled together."""
         self._causes.note()
-        self._occasions.add(reason)
+        self._triggers.add(reason)
 
     async def follow(self, view: View, changes: Sequence[Change]) -> None:
         """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
@@ -154,7 +164,7 @@ class Keeper:
 
     def _adopt(self, view: View, desired: Desired) -> None:
         """In a worker thread, at the start: what an earlier life found of narrow ways stands in the routes."""
-        found = self.ground.mtus()
+        found = self.tunnel.mtus()
         self.mtus = {peer: mtu for peer in view.peers if (mtu := found.get(peer.packed()[3]))} if found else {}
         self._narrow(view, desired)
 
@@ -197,7 +207,7 @@ class Keeper:
     def _directly(self, view: View, operations: list[Operation], span: Span) -> None:
         started = time.perf_counter()
         try:
-            refusals = self.ground.apply(operations)
+            refusals = self.tunnel.apply(operations)
         except Lost as error:
             mark_error(span, error)
             self._fresh = True
@@ -211,7 +221,7 @@ class Keeper:
             return
         mark_refused(span, refusals)
         self.guard.forget({(operation.kind, operation.key) for operation in operations})
-        self.figures.took(operations, len(refusals), time.perf_counter() - started)
+        self.counters.record_direct(operations, len(refusals), time.perf_counter() - started)
         if refusals:
             self._fresh = True
             self._refused(refusals)
@@ -242,15 +252,15 @@ class Keeper:
     async def run(self) -> None:
         """Compare whenever there is a reason, at least every ``resync_s`` (jittered), until cancelled."""
         self.watcher.start()
-        await asyncio.to_thread(self.ground.look)
+        await asyncio.to_thread(self.tunnel.look)
         failures = 0
         try:
             while True:
-                reasons = await self._occasions.next(failures, self.guard.next_release(time.monotonic()))
+                reasons = await self._triggers.next(failures, self.guard.next_release(time.monotonic()))
                 if self._view is None or (self._desired is None and self._built_for is None):
                     continue
                 failures = 0 if await self.resync(reasons) else failures + 1
-                await asyncio.sleep(max(GAP_S, 2 * self.figures.last_resync_s))
+                await asyncio.sleep(max(GAP_S, 2 * self.counters.last_resync_s))
         finally:
             self.watcher.stop()
             self._close()
@@ -279,14 +289,14 @@ class Keeper:
             started = time.perf_counter()
             try:
                 device = await asyncio.to_thread(self._prepare, view.own, view.plan, FOREIGN_ROUTE in reasons)
-                if not self.figures.resyncs and self.ground.existed:
+                if not self.counters.resyncs and self.tunnel.existed:
                     await asyncio.to_thread(self._adopt, view, self._desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
                 outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
             except IsthmusError as error:
                 mark_error(span, error)
                 self._failed(error.message)
-                if error.code in HARMFUL and not self.figures.resyncs and not self.ground.existed:
+                if error.code in HARMFUL and not self.counters.resyncs and not self.tunnel.existed:
                     raise  # nothing of ours works here yet: starting would do harm, stopping does none
                 return False
             except OSError as error:
@@ -324,18 +334,18 @@ class Keeper:
         on_purpose: bool,
         took_s: float,
     ) -> None:
-        figures = self.figures
-        if device.actions and figures.resyncs:
-            figures.found_link += 1
-            figures.healed_link += 1
-        figures.resyncs += 1
-        self.ground.settled()
-        figures.last_resync_s, figures.last_resync_at = took_s, time.time()
-        figures.written += outcome.written
-        figures.removed += outcome.removed
+        counters = self.counters
+        if device.actions and counters.resyncs:
+            counters.drift_found_link += 1
+            counters.drift_repaired_link += 1
+        counters.resyncs += 1
+        self.tunnel.settled()
+        counters.last_resync_s, counters.last_resync_at = took_s, time.time()
+        counters.written += outcome.written
+        counters.removed += outcome.removed
         if not on_purpose:
-            figures.repaired += outcome.written + outcome.removed
-            figures.drifted(outcome.found, outcome.left)
+            counters.repaired += outcome.written + outcome.removed
+            counters.record_drift(outcome.found, outcome.left)
         self.clean = not outcome.refusals and len(outcome.remaining) <= len(outcome.withheld)
         self._refused(outcome.refusals)
         contested = [describe(op.kind, op.key, op.value) for op in outcome.withheld]
@@ -366,7 +376,7 @@ class Keeper:
         self._on_applied()
 
     def _refused(self, refusals: Sequence[KernelRefusal]) -> None:
-        self.figures.refused += len(refusals)
+        self.counters.refused += len(refusals)
         self._conditions.set(
             "refused",
             f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
@@ -374,21 +384,21 @@ class Keeper:
 
     def _prepare(self, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
         """In a worker thread. Raises IsthmusError, OSError."""
-        outcome = self.ground.prepare(own, plan, look_around=look_around)
-        self.watcher.watch(self.ground.ifindex, self.ground.port)
+        outcome = self.tunnel.prepare(own, plan, look_around=look_around)
+        self.watcher.watch(self.tunnel.ifindex, self.tunnel.port)
         return outcome
 
     def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
         """In a worker thread. Raises Lost, OSError."""
         if on_purpose:
-            return self.ground.compare(desired, None)
+            return self.tunnel.compare(desired, None)
         now = time.monotonic()
-        return self.ground.compare(
+        return self.tunnel.compare(
             desired, lambda operation: self.guard.allow((operation.kind, operation.key), now)
         )
 
     def _close(self) -> None:
-        self.ground.close()
+        self.tunnel.close()
         self.clean = False
 
 

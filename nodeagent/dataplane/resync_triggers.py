@@ -9,7 +9,7 @@ import time
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
 
-class Occasions:
+class ResyncTriggers:
     """Reasons for a comparison; without any there is one every ``period_s`` (jittered)."""
 
     def __init__(self, period_s: float) -> None:

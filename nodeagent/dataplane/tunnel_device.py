@@ -1,6 +1,6 @@
 """What the rows stand on: the underlay, the tunnel device, the host's settings, the netlink socket.
 
-Everything here blocks for milliseconds and is called from a worker thread; the keeper's lock lets one
+Everything here blocks for milliseconds and is called from a worker thread; the reconciler's lock lets one
 call in at a time.
 """
 
@@ -12,6 +12,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.preflight import foreign_routes, overlapping, refuse_harm
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
@@ -20,12 +21,11 @@ from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, NetlinkChannel
-from nodeagent.preflight import foreign_routes, overlapping, refuse_harm
 
 CLOSED = "the netlink socket is closed"
 
 
-class Ground:
+class TunnelDevice:
     """The node's own side of the tunnel. ``port`` is the netlink port id of what writes our rows."""
 
     def __init__(self, config: AgentConfig, conditions: Conditions) -> None:
@@ -51,6 +51,10 @@ class Ground:
     def assume_underlay(self, address: str) -> None:
         """The address that the cluster knows, until the link that should have it is there again."""
         self.underlay = Underlay(address, "", 0, ETHERNET_MTU, up=False)
+
+    def underlay_address(self) -> str:
+        """The address that the tunnel has now; empty when there is none."""
+        return self.underlay.address if self.underlay is not None else ""
 
     def prepare(self, own: Peer, plan: Plan, *, look_around: bool) -> DeviceOutcome:
         """Bring the device into its specified state, and open the socket. Raises IsthmusError, OSError.

@@ -13,10 +13,10 @@ from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane.fight_guard import FightGuard
-from nodeagent.dataplane.rows import Kind
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.monitor import RulesetMonitor
 from nodeagent.firewall.ruleset import Rules
+from nodeagent.netlink.rows import Kind
 from nodeagent.tracing import Causes
 
 log = logging.getLogger("isthmus.agent.firewall")
@@ -29,7 +29,7 @@ INCREMENT_LIMIT = 500
 """Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
 
 
-class Shield:
+class FirewallReconciler:
     """Wanted rules and members against those applied."""
 
     def __init__(self, conditions: Conditions, telemetry: Telemetry | None = None) -> None:

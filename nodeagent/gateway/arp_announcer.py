@@ -12,26 +12,26 @@ from nodeagent.gateway.link import ArpSocket
 BEAT_S = 1.0
 """Between two announcements, confirmations of the bus, and a gateway's heartbeats."""
 
-EAGER = (0.0, 0.1, 0.3)
+BURST = (0.0, 0.1, 0.3)
 """Seconds after taking an address at which it is announced besides."""
 
 
-class Voice:
+class ArpAnnouncer:
     """One socket on the link that the underlay has now. All raise OSError (EPERM without CAP_NET_RAW)."""
 
     def __init__(self, link: Callable[[], Underlay | None]) -> None:
         self._link = link
         self._arp: tuple[str, ArpSocket] | None = None
-        self._eager: dict[str, float] = {}  # address → when it was taken
+        self._acquired_at: dict[str, float] = {}  # address → when it was taken
 
-    def took(self, address: str) -> None:
+    def on_acquired(self, address: str) -> None:
         """Announce an address that was just taken, and soon again."""
         self.announce([address])
-        self._eager[address] = time.monotonic()
+        self._acquired_at[address] = time.monotonic()
 
-    def dropped(self, address: str) -> None:
+    def on_released(self, address: str) -> None:
         """It is not ours any more."""
-        self._eager.pop(address, None)
+        self._acquired_at.pop(address, None)
 
     def announce(self, addresses: Iterable[str]) -> None:
         """Say on the link that these are here."""
@@ -54,7 +54,7 @@ class Voice:
     def pause_s(self) -> float:
         """Seconds to the next announcement that is due."""
         now = time.monotonic()
-        due = [moment + after - now for moment in self._eager.values() for after in EAGER]
+        due = [moment + after - now for moment in self._acquired_at.values() for after in BURST]
         return max(0.02, min([BEAT_S, *(wait for wait in due if wait > 0)]))
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from events.errors import IsthmusError, Unavailable
 from events.jetstream.freshness import last_word
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
-from nodeagent.gateway.arp_announcer import BEAT_S, Voice
+from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
 from nodeagent.gateway.fitness import Fitness
 from nodeagent.membership.view import View
 
@@ -28,7 +28,7 @@ log = logging.getLogger("isthmus.agent.gateway")
 
 
 class Bus(Protocol):
-    """What this needs of the agent around it."""
+    """What this needs of the agent's other parts."""
 
     @property
     def view(self) -> View: ...
@@ -40,23 +40,28 @@ class Defence:
     """:meth:`run` repeats it once a second. ``standing`` says which held addresses are on the link now."""
 
     def __init__(
-        self, cluster: str, around: Bus, voice: Voice, fitness: Fitness, standing: Callable[[], list[str]]
+        self,
+        cluster: str,
+        context: Bus,
+        announcer: ArpAnnouncer,
+        fitness: Fitness,
+        standing: Callable[[], list[str]],
     ) -> None:
         self._cluster = cluster
-        self._around = around
-        self._voice = voice
+        self._context = context
+        self._announcer = announcer
         self._fitness = fitness
         self._standing = standing
 
     async def run(self, wake: Callable[[], None]) -> None:
         """Until cancelled: defend and announce while that is right. ``wake`` is called after each turn."""
         while True:
-            await asyncio.sleep(self._voice.pause_s())
+            await asyncio.sleep(self._announcer.pause_s())
             if self._standing():
                 try:
                     await self._turn()
                 except (IsthmusError, OSError, TimeoutError) as error:
-                    self._voice.close()
+                    self._announcer.close()
                     self._fitness.failed()
                     log.warning("held addresses could not be defended: %s", error)
             wake()  # look after addresses that somebody took away
@@ -66,17 +71,17 @@ class Defence:
         held = self._standing()  # the log may have moved on meanwhile
         if left_s > 0 and held:
             await ruleset.nft(rules.render_defence(held, left_s))
-            self._voice.announce(held)
+            self._announcer.announce(held)
 
     async def certain_s(self) -> float:
         """For how long the view certainly is the log's last word about CLB pairs; 0 when nobody says so.
 
         Asked of the log itself: a connection that is just there again says nothing about what was missed.
         """
-        client = self._around.bus()
-        if client is None or not client.is_connected or not self._around.caught_up():
+        client = self._context.bus()
+        if client is None or not client.is_connected or not self._context.caught_up():
             return 0.0
-        known = self._around.view.sequence
+        known = self._context.view.sequence
         wildcard = subjects.aggregate_wildcard(self._cluster, "clb")
         try:
             found = await last_word(
@@ -84,6 +89,6 @@ class Defence:
             )
         except Unavailable:
             return 0.0
-        if found.sequence > self._around.view.sequence:
+        if found.sequence > self._context.view.sequence:
             return 0.0
         return min(rules.DEFENCE_S, found.certain_s)

@@ -35,7 +35,7 @@ class Fitness:
         if not self._rests():
             self._failures = 0
 
-    def hindrance(self) -> str:
+    def not_ready_reason(self) -> str:
         """Why addresses given to this node would not be held; empty when they would."""
         if not self._config.gateway:
             return "the agent runs without --gateway"
@@ -46,13 +46,13 @@ class Fitness:
             return f"it failed {self._failures} times, and says so for {UNABLE_REST_S:.0f} s"
         return ""
 
-    def says(self, *, marked: bool) -> str:
+    def status_line(self, *, marked: bool) -> str:
         """This node's part in one line, for its status; empty where gateways do not matter."""
         if not self._config.gateway:
             return "marked, but the agent runs without --gateway" if marked else ""
-        hindrance = self.hindrance()
-        if hindrance:
-            return f"UNABLE: {hindrance}"
+        reason = self.not_ready_reason()
+        if reason:
+            return f"UNABLE: {reason}"
         return "ready" if marked else f"not marked yet: isthmus clb gateway add {self._config.node}"
 
     def _rests(self) -> bool:

@@ -31,19 +31,19 @@ class Served(NamedTuple):
     """An address that is served here: as whose, and the machine before, which has its older connections."""
 
     holder: Holder
-    former: Candidate | None
+    previous: Candidate | None
 
 
-class _Going(NamedTuple):
+class _Releasing(NamedTuple):
     served: Served
     until: float
 
 
-class Leaving:
+class GracefulRelease:
     """:meth:`follow` is to be called at every step, and again LOOK_S later while it returns something."""
 
     def __init__(self) -> None:
-        self._going: dict[str, _Going] = {}
+        self._releasing: dict[str, _Releasing] = {}
 
     async def follow(
         self,
@@ -58,18 +58,22 @@ class Leaving:
         the link who has an address. An address that cannot be looked after any more does not stay.
         """
         now = time.monotonic()
-        going = {a: self._going.get(a) or _Going(served, now + STAY_S) for a, served in before.items()}
-        self._going = {a: g for a, g in going.items() if a in elsewhere and a not in held and now < g.until}
-        if not self._going:
+        waiting = {
+            a: self._releasing.get(a) or _Releasing(served, now + STAY_S) for a, served in before.items()
+        }
+        self._releasing = {
+            a: g for a, g in waiting.items() if a in elsewhere and a not in held and now < g.until
+        }
+        if not self._releasing:
             return {}
         try:
             # Every time: a defence that was under way when the log moved on may have come after the first.
-            await ruleset.nft(rules.render_undefended(list(self._going)))
+            await ruleset.nft(rules.render_undefended(list(self._releasing)))
             heard = await ruleset.elements_of("yielded", family="arp", table=rules.TABLE)
-            for address in self._going.keys() - heard:
+            for address in self._releasing.keys() - heard:
                 ask(address)
         except (Refused, OSError) as error:
             log.warning("given up before the new holder is heard: %s", error)
-            heard = set(self._going)
-        self._going = {address: g for address, g in self._going.items() if address not in heard}
-        return {address: g.served for address, g in self._going.items()}
+            heard = set(self._releasing)
+        self._releasing = {address: g for address, g in self._releasing.items() if address not in heard}
+        return {address: g.served for address, g in self._releasing.items()}

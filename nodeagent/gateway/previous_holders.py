@@ -1,4 +1,4 @@
-"""Carries on what began at the former holder of an address, as long as that machine lives.
+"""Carries on what began at the previous holder of an address, as long as that machine lives.
 
 And what arrives here for an address that another gateway holds by now goes on to that one.
 
@@ -20,7 +20,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
 from nodeagent.gateway.link import ArpSocket
-from nodeagent.gateway.rules import Former
+from nodeagent.gateway.rules import PreviousHolder
 
 log = logging.getLogger("isthmus.agent.gateway")
 
@@ -30,7 +30,7 @@ PATIENCE_S = 0.3
 ASK_EVERY_S = 0.9
 
 BREAKS = (
-    "connections in progress break when the holder changes, since they cannot be sent on to the former one "
+    "connections in progress break when the holder changes, since they cannot be sent on to the previous one "
     "(it takes nftables' dup, kernel module nft_dup_ipv4)"
 )
 
@@ -46,8 +46,8 @@ class Candidate(NamedTuple):
     underlay: str
 
 
-class FormerHolders:
-    """Keeps the rules that send packets on to former holders. :meth:`look` is to be called every second."""
+class PreviousHolders:
+    """Keeps the rules that send packets on to previous holders. :meth:`look` is to be called every second."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
@@ -83,15 +83,17 @@ class FormerHolders:
             for candidate in wanted:
                 await self._ask(candidate, device)
             await self._write(
-                [Former(c.address, c.underlay, self._known[c]) for c in wanted if c in self._known],
+                [PreviousHolder(c.address, c.underlay, self._known[c]) for c in wanted if c in self._known],
                 elsewhere,
                 device,
             )
-            self._conditions.clear("gateway former")
+            self._conditions.clear("gateway previous holder")
         except (OSError, IsthmusError) as error:
             self._able = getattr(error, "code", "") != "firewall_refused"
             self._known.clear()
-            self._conditions.set("gateway former", f"{BREAKS}: {getattr(error, 'message', '') or error}")
+            self._conditions.set(
+                "gateway previous holder", f"{BREAKS}: {getattr(error, 'message', '') or error}"
+            )
 
     async def _ask(self, candidate: Candidate, device: str) -> None:
         due = time.monotonic() - self._asked_at.get(candidate, float("-inf")) >= ASK_EVERY_S
@@ -106,7 +108,7 @@ class FormerHolders:
         self._misses[candidate] += 1
         if self._misses[candidate] >= MISSES and candidate in self._known:
             del self._known[candidate]
-            log.info("the former holder %s of %s is gone", candidate.underlay, candidate.address)
+            log.info("the previous holder %s of %s is gone", candidate.underlay, candidate.address)
 
     async def _answer(self, underlay: str, device: str) -> str:
         """The machine's MAC, or empty. One that held several addresses is asked once for all of them."""
@@ -117,8 +119,8 @@ class FormerHolders:
             self._answers[underlay] = time.monotonic(), mac
         return mac
 
-    async def _write(self, formers: Sequence[Former], elsewhere: Sequence[str], device: str) -> None:
-        script = rules.render_former(formers, elsewhere, device)
+    async def _write(self, previous: Sequence[PreviousHolder], elsewhere: Sequence[str], device: str) -> None:
+        script = rules.render_previous(previous, elsewhere, device)
         if script == self._applied:
             return
         await ruleset.nft(script)

@@ -1,7 +1,7 @@
 """Holds the addresses that the log gives to this node: rules, address, announcements, checks.
 
-Order of taking: rules, then the way to the former holder (:mod:`nodeagent.gateway.previous_holders`), then the
-address, then the announcement. What another gateway was given stays until that one is there
+Order of taking: rules, then the way to the previous holder (:mod:`nodeagent.gateway.previous_holders`), then
+the address, then the announcement. What another gateway was given stays until that one is there
 (:mod:`nodeagent.gateway.graceful_release`), and then the address goes first.
 Nothing is given up on a loss of the bus or at the end of the agent: the kernel goes on as it is, and
 yields by itself to whoever announces the address (:mod:`nodeagent.gateway.rules`), unless the address is
@@ -23,12 +23,12 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import conntrack, link, rules
-from nodeagent.gateway.arp_announcer import BEAT_S, Voice
+from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
 from nodeagent.gateway.defence import Defence
 from nodeagent.gateway.fitness import Fitness
-from nodeagent.gateway.graceful_release import LOOK_S, Leaving, Served
+from nodeagent.gateway.graceful_release import LOOK_S, GracefulRelease, Served
 from nodeagent.gateway.health import Health
-from nodeagent.gateway.previous_holders import Candidate, FormerHolders
+from nodeagent.gateway.previous_holders import Candidate, PreviousHolders
 from nodeagent.gateway.reporter import HealthReporter
 from nodeagent.gateway.rules import Listener
 from nodeagent.membership.view import View
@@ -36,8 +36,8 @@ from nodeagent.membership.view import View
 log = logging.getLogger("isthmus.agent.gateway")
 
 
-class Surroundings(Protocol):
-    """What the gateway's keeper needs of the agent around it."""
+class GatewayContext(Protocol):
+    """What the gateway needs of the agent's other parts."""
 
     @property
     def view(self) -> View: ...
@@ -46,13 +46,13 @@ class Surroundings(Protocol):
     def caught_up(self) -> bool: ...
 
 
-class Gatekeeper:
+class GatewayReconciler:
     """One node's part in CLB pairs. :meth:`run` does everything; :meth:`wake` says that the view changed."""
 
-    def __init__(self, config: AgentConfig, conditions: Conditions, around: Surroundings) -> None:
+    def __init__(self, config: AgentConfig, conditions: Conditions, context: GatewayContext) -> None:
         self._config = config
         self._conditions = conditions
-        self._around = around
+        self._context = context
         self._wake = asyncio.Event()
         self.health = Health(self._verdict_changed)
         self._applied: tuple[object, ...] | None = None
@@ -60,12 +60,12 @@ class Gatekeeper:
         self._there: set[str] = set()  # held addresses that are on the link
         self._taken: dict[str, int] = {}  # address → the epoch for which it was announced
         self._served: dict[str, Served] = {}  # held, or until their new holder is there
-        self.fitness = Fitness(config, around.link)
-        self._voice = Voice(around.link)
-        self._defence = Defence(config.cluster, around, self._voice, self.fitness, self._standing)
-        self._reporter = HealthReporter(config, around, self.health, self._holders)
-        self.former = FormerHolders(conditions)
-        self.leaving = Leaving()
+        self.fitness = Fitness(config, context.link)
+        self._announcer = ArpAnnouncer(context.link)
+        self._defence = Defence(config.cluster, context, self._announcer, self.fitness, self._standing)
+        self._reporter = HealthReporter(config, context, self.health, self._holders)
+        self.previous_holders = PreviousHolders(conditions)
+        self.graceful_release = GracefulRelease()
         self.takeovers = 0
 
     def wake(self) -> None:
@@ -79,11 +79,11 @@ class Gatekeeper:
     @property
     def marked(self) -> bool:
         """Whether the log says that this node is a gateway."""
-        return self._config.node in self._around.view.traffic.gateways
+        return self._config.node in self._context.view.traffic.gateways
 
-    def says(self) -> str:
+    def status_line(self) -> str:
         """This node's part in one line, for its status; empty where gateways do not matter."""
-        return self.fitness.says(marked=self.marked)
+        return self.fitness.status_line(marked=self.marked)
 
     def held(self) -> tuple[str, ...]:
         """What this node holds, in words for its status."""
@@ -110,8 +110,8 @@ class Gatekeeper:
                     tasks.create_task(self._reporter.run(), name="gateway health")
         finally:
             await self.health.close()
-            self._voice.close()
-            self.former.close()
+            self._announcer.close()
+            self.previous_holders.close()
 
     async def _follow(self) -> None:
         while True:
@@ -129,7 +129,7 @@ class Gatekeeper:
                 self._wake.set()
 
     async def _step(self) -> None:
-        view = self._around.view
+        view = self._context.view
         if self.marked and not self._config.gateway:
             self._conditions.set(
                 "gateway mark", "this node is marked as a gateway, but its agent runs without --gateway"
@@ -139,33 +139,35 @@ class Gatekeeper:
         if not self._config.gateway or view.plan is None:
             return
         # One moment of the view for the whole step: it goes on while the kernel is being written.
-        traffic, caught_up, vxlan_port = view.traffic, self._around.caught_up(), view.plan.port
+        traffic, caught_up, vxlan_port = view.traffic, self._context.caught_up(), view.plan.port
         held = {holder.address: holder for holder in traffic.held_by(self._config.node, view.uid)}
         if not caught_up and not held:
             return  # a view that is still being read says nothing yet
-        served = {address: Served(holder, self._former(holder)) for address, holder in held.items()}
+        served = {address: Served(holder, self._previous_holder(holder)) for address, holder in held.items()}
         elsewhere = traffic.holders.keys() - held.keys()
-        leaving = await self.leaving.follow(self._served, held, elsewhere, self._voice.ask) if caught_up else {}
-        served |= leaving
+        releasing: dict[str, Served] = {}
+        if caught_up:
+            releasing = await self.graceful_release.follow(self._served, held, elsewhere, self._announcer.ask)
+        served |= releasing
         behind = {one.holder: traffic.behind(one.holder) for one in served.values()}
         present = await asyncio.to_thread(link.ours)
         for entry in present:
             if entry.address not in served and caught_up:
                 await asyncio.to_thread(link.remove, entry.address, entry.ifindex)
-                self._voice.dropped(entry.address)
+                self._announcer.on_released(entry.address)
                 self._taken.pop(entry.address, None)
                 log.info("address %s given up", entry.address)
         self._held, self._served = held, served
-        if leaving:
+        if releasing:
             asyncio.get_running_loop().call_later(LOOK_S, self._wake.set)
         await self.health.follow({key: b for backends in behind.values() for key, b in backends.items()})
         await self._write(behind, vxlan_port)
-        underlay = self._around.link()
+        underlay = self._context.link()
         if underlay is None or not underlay.present:
             return
         self.fitness.carrier = await asyncio.to_thread(link.carrier, underlay.ifindex)
-        formers = [one.former for one in served.values() if one.former is not None]
-        await self.former.look(formers, sorted(elsewhere - leaving.keys()), underlay.device)
+        previous = [one.previous for one in served.values() if one.previous is not None]
+        await self.previous_holders.look(previous, sorted(elsewhere - releasing.keys()), underlay.device)
         here = {entry.address for entry in present if entry.ifindex == underlay.ifindex}
         self._there = {
             address
@@ -203,9 +205,9 @@ class Gatekeeper:
         except OSError as error:
             self._conditions.set("gateway flows", f"UDP flows to dead backends stay with them: {error}")
 
-    def _former(self, holder: Holder) -> Candidate | None:
+    def _previous_holder(self, holder: Holder) -> Candidate | None:
         """The machine that held the address before."""
-        machine, underlay = self._around.view.traffic.former.get(holder.address, ""), self._around.link()
+        machine, underlay = self._context.view.traffic.former.get(holder.address, ""), self._context.link()
         if not machine or underlay is None or machine == underlay.address:
             return None
         return Candidate(holder.address, holder.epoch, machine)
@@ -233,14 +235,14 @@ class Gatekeeper:
             await ruleset.nft(rules.render_defence(list(self._held), certain_s))
         else:
             # A remembered view, or one that nobody vouches for: somebody else may hold it by now.
-            other = await self._voice.taken(address)
+            other = await self._announcer.taken(address)
             if other:
                 why = "no bus says that it is ours now"
                 self._conditions.set("gateway yields", f"{address} is answered by {other}; {why}")
                 return
         self._conditions.clear("gateway yields")
         await asyncio.to_thread(link.add, address, underlay.ifindex, underlay.device)
-        self._voice.took(address)
+        self._announcer.on_acquired(address)
         self._there.add(address)
         self._taken[address] = holder.epoch
         self.takeovers += 1

@@ -26,7 +26,7 @@ REASON_CHARACTERS = 200
 
 
 class Bus(Protocol):
-    """What this needs of the agent around it."""
+    """What this needs of the agent's other parts."""
 
     @property
     def view(self) -> View: ...
@@ -37,10 +37,10 @@ class HealthReporter:
     """:meth:`run` reports for ever; :meth:`due` says that a verdict changed. ``held`` is what we answer for."""
 
     def __init__(
-        self, config: AgentConfig, around: Bus, health: Health, held: Callable[[], Collection[Holder]]
+        self, config: AgentConfig, context: Bus, health: Health, held: Callable[[], Collection[Holder]]
     ) -> None:
         self._config = config
-        self._around = around
+        self._context = context
         self._health = health
         self._held = held
         self._due = asyncio.Event()
@@ -60,11 +60,11 @@ class HealthReporter:
                 await self._report(holder)
 
     async def _report(self, holder: Holder) -> None:
-        client = self._around.bus()
+        client = self._context.bus()
         if client is None or not client.is_connected:
             return
         controller = ControllerClient(client, self._config.cluster, actor=f"node/{self._config.node}")
-        for key, backend in self._around.view.traffic.behind(holder).items():
+        for key, backend in self._context.view.traffic.behind(holder).items():
             verdict = self._health.verdict(key)
             if verdict is None or verdict[0] == backend.healthy:
                 continue

@@ -31,7 +31,7 @@ from events.types import Affinity, Protocol
 from nodeagent.firewall.ruleset import source_ports
 
 TABLE = "isthmus_clb"
-FORMER_TABLE = "isthmus_clb_former"
+PREVIOUS_TABLE = "isthmus_clb_former"
 """A table of its own: a kernel without the ``dup`` statement refuses this transaction and no other."""
 
 DEFENCE_S = 2.0
@@ -56,7 +56,7 @@ class Listener(NamedTuple):
     targets: tuple[tuple[str, int], ...]
 
 
-class Former(NamedTuple):
+class PreviousHolder(NamedTuple):
     """A held address, and the machine that held it just before: its underlay address and MAC."""
 
     address: str
@@ -134,7 +134,7 @@ table arp {TABLE} {{
 """
 
 
-def render_former(formers: Sequence[Former], elsewhere: Sequence[str], device: str) -> str:
+def render_previous(previous: Sequence[PreviousHolder], elsewhere: Sequence[str], device: str) -> str:
     """The transaction after which what began at these machines is sent on to them, and nothing else.
 
     ``elsewhere``: addresses that other gateways hold; what comes for them by ``device`` goes on to them.
@@ -142,7 +142,7 @@ def render_former(formers: Sequence[Former], elsewhere: Sequence[str], device: s
     rules = [
         f"ip daddr {f.address} tcp flags & syn == 0 ct status & dnat == 0 ether saddr != {f.mac} "
         f'counter dup to {f.underlay} device "{device}" drop'
-        for f in formers
+        for f in previous
     ]
     rules += [
         f'iifname "{device}" ip daddr {address} ct status & dnat == 0 counter '
@@ -151,9 +151,9 @@ def render_former(formers: Sequence[Former], elsewhere: Sequence[str], device: s
     ]
     lines = "\n    ".join(rules)
     return f"""\
-table ip {FORMER_TABLE} {{}}
-flush table ip {FORMER_TABLE}
-table ip {FORMER_TABLE} {{
+table ip {PREVIOUS_TABLE} {{}}
+flush table ip {PREVIOUS_TABLE}
+table ip {PREVIOUS_TABLE} {{
   chain carried {{
     type filter hook prerouting priority mangle; policy accept;
     {lines}
@@ -164,7 +164,7 @@ table ip {FORMER_TABLE} {{
 
 def render_removal() -> str:
     """The transaction after which none of the tables exists."""
-    tables = (("arp", TABLE), ("ip", TABLE), ("ip", FORMER_TABLE))
+    tables = (("arp", TABLE), ("ip", TABLE), ("ip", PREVIOUS_TABLE))
     return "".join(f"table {family} {name} {{}}\ndelete table {family} {name}\n" for family, name in tables)
 
 

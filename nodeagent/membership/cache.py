@@ -7,9 +7,7 @@ unreadable cache is no error: the log has everything, and the agent starts from 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import msgspec
 from events.chain import Head
 from events.codec import UnknownEvent, decode_event
 from events.errors import VerificationFailed
+from nodeagent.local_files import write_atomically
 from nodeagent.membership.view import Saved, View
 
 JOURNAL_LIMIT = 5000
@@ -137,16 +136,3 @@ def _frames(data: bytes) -> Iterator[bytes]:
             return
         yield data[start : start + length]
         start += length + _LENGTH.size
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,4 +1,4 @@
-"""Follows the log: joins, reads, verifies, remembers, folds, and hands what changed to the keeper.
+"""Follows the log: joins, reads, verifies, remembers, folds, and hands what changed to the reconciler.
 
 The bus may be away at any moment, for any time: then nothing happens here, and nothing in the kernel.
 Membership is read from the log only; the join command merely asks for it.
@@ -57,21 +57,23 @@ HOPELESS = frozenset(
 """Refusals that no waiting cures: a node that is no member yet gives up with them."""
 
 
-class Contact(msgspec.Struct):
-    """How the connection to the bus is doing. ``pending``: events known to be in the log and not yet read.
+class BusSession(msgspec.Struct):
+    """The connection to the bus as it is now: the follower keeps it, other parts read it.
 
-    ``replaced``: the bus has another log than the one that the rows are from.
+    ``pending``: events known to be in the log and not yet read. ``replaced``: the bus has another log than
+    the one that the rows are from. ``caught_up`` is set once the view has reached the log's known end.
     """
 
+    client: Client | None = None
     connected: bool = False
     last_at: float = 0.0
     pending: int = 0
-    caught_up: bool = False
     joined: bool = False
     replaced: bool = False
+    caught_up: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
-class Follower:
+class LogFollower:
     """One connection to the bus, for as long as it runs.
 
     ``apply(view, changes)`` takes the rows' changes of consecutive events. ``underlay`` says the
@@ -86,6 +88,7 @@ class Follower:
         conditions: Conditions,
         telemetry: Telemetry,
         *,
+        session: BusSession | None = None,
         apply: Callable[[View, Sequence[Change]], Awaitable[None]],
         underlay: Callable[[], str],
     ) -> None:
@@ -96,11 +99,8 @@ class Follower:
         self._telemetry = telemetry
         self._apply = apply
         self._underlay = underlay
-        self.contact = Contact()
-        self.client: Client | None = None
+        self.session = session or BusSession()
         self._stream: LiveReader | None = None
-        self.caught_up = asyncio.Event()
-        """Set once the view has reached the log's end as it was known."""
         self._parked = LeavingOut(view.parked)
         self._rejoin = asyncio.Event()
         self._room = asyncio.Event()
@@ -117,21 +117,21 @@ class Follower:
 
     async def run(self) -> None:
         """Until cancelled. Raises IsthmusError when a node that is no member can never become one."""
-        self.client = await self._connect()
+        self.session.client = await self._connect()
         try:
             self._connected(on=True)
             self.rejoin()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._join_whenever_asked(self.client), name="join")
-                tasks.create_task(self._read_for_ever(self.client), name="read")
+                tasks.create_task(self._join_whenever_asked(self.session.client), name="join")
+                tasks.create_task(self._read_for_ever(self.session.client), name="read")
                 if self._config.bus.credentials:
                     tasks.create_task(
-                        keep_fresh(self.client, Path(self._config.bus.credentials)), name="credentials"
+                        keep_fresh(self.session.client, Path(self._config.bus.credentials)), name="credentials"
                     )
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            client, self.client = self.client, None
+            client, self.session.client = self.session.client, None
             await client.close()
 
     async def _connect(self) -> Client:
@@ -154,7 +154,7 @@ class Follower:
 
     async def _lost(self) -> None:
         self._connected(on=False)
-        if self.client is None:
+        if self.session.client is None:
             return  # we hung up ourselves
         self._conditions.set("bus", "the connection to the bus is lost; the rows stay as they are")
 
@@ -163,9 +163,9 @@ class Follower:
         self._conditions.clear("bus")
 
     def _connected(self, *, on: bool) -> None:
-        if on or self.contact.connected:  # a try that failed is no contact
-            self.contact.last_at = time.time()
-        self.contact.connected = on
+        if on or self.session.connected:  # a try that failed is no contact
+            self.session.last_at = time.time()
+        self.session.connected = on
 
     # ------------------------------------------------------------------ joining
 
@@ -196,7 +196,7 @@ class Follower:
                     pause_s = min(RETRY_LONGEST_S, pause_s * 2) if soon else REFUSED_RETRY_S
                 else:
                     self._conditions.clear("join")
-                    self.contact.joined = True
+                    self.session.joined = True
                     break
                 await self._wait_for_room(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
 
@@ -242,7 +242,7 @@ class Follower:
                 async with aclosing(reader) as batches:  # it is closed before anything else is asked
                     async for batch in batches:
                         self._conditions.clear("log")
-                        self.contact.replaced = False
+                        self.session.replaced = False
                         pause_s = RETRY_FIRST_S
                         await self.take(batch)
             except VerificationFailed as error:
@@ -250,7 +250,7 @@ class Follower:
                     continue
                 # Our rows are right up to here; nothing that follows can be trusted.
                 self._conditions.set("log", error.message)
-                self.contact.replaced = error.code == "log_replaced"
+                self.session.replaced = error.code == "log_replaced"
                 pause_s = REFUSED_RETRY_S
             except Unavailable as error:
                 self._conditions.set("log", error.message)
@@ -321,20 +321,19 @@ class Follower:
 
     async def take(self, batch: ReadBatch) -> None:
         """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
-        self.contact.last_at = time.time()
-        self.contact.pending = batch.pending
+        self.session.last_at = time.time()
+        self.session.pending = batch.pending
         if batch.messages:
             with at_sequence(batch.messages[-1].sequence):
                 await self._process(batch.messages)
         if batch.pending == 0:
-            self.contact.caught_up = True
-            self.caught_up.set()
+            self.session.caught_up.set()
 
     async def _process(self, messages: Sequence[StoredMessage]) -> None:
         if not self._telemetry.tracing:
             await self._fold(messages)  # without spans a join costs a few dozen microseconds
             return
-        cluster, live = self._config.cluster, self.contact.caught_up
+        cluster, live = self._config.cluster, self.session.caught_up.is_set()
         with processing(self._telemetry, cluster, self._config.node, messages, live=live):
             await self._fold(messages)
 

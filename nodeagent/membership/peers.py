@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nodeagent.dataplane.rows import Rows, address_bytes, mac_bytes, route_key, split_cidr
+from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes, route_key, split_cidr
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):

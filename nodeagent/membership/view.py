@@ -30,8 +30,8 @@ from events.types import (
     RangeAllocated,
     RangeDraining,
 )
-from nodeagent.gateway.table import CONCERNED, TrafficTable
 from nodeagent.membership.peers import Change, Peer, PeerTable
+from nodeagent.membership.traffic_table import CONCERNED, TrafficTable
 
 NO_CHANGES: tuple[Change, ...] = ()
 _TRAFFIC_TYPES = frozenset(CONCERNED)

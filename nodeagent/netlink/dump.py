@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nodeagent.dataplane.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -46,6 +45,7 @@ from nodeagent.netlink.constants import (
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
+from nodeagent.netlink.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
 
 
 class MalformedMessage(ValueError):

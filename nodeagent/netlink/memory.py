@@ -18,9 +18,9 @@ import struct
 from collections import deque
 from typing import Any
 
-from nodeagent.dataplane.rows import route_value
 from nodeagent.netlink import constants as c
 from nodeagent.netlink.dump import Header, attributes, messages
+from nodeagent.netlink.rows import route_value
 
 _NDMSG = struct.Struct("=BxxxiHBB")
 _RTMSG = struct.Struct("=BBBBBBBBI")

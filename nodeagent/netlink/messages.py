@@ -13,7 +13,6 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
-from nodeagent.dataplane.rows import BLACKHOLE, Kind, split_route_key
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -49,6 +48,7 @@ from nodeagent.netlink.constants import (
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
+from nodeagent.netlink.rows import BLACKHOLE, Kind, split_route_key
 
 _HEADER = "=IHHII"  # length, type, flags, sequence, port id
 _NDMSG = "BBHiHBB"  # family, pad, pad, ifindex, state, flags, type
@@ -180,7 +180,7 @@ def get_fdb(ifindex: int, sequence: int, mac: bytes) -> bytes:
 def put_route(ifindex: int, sequence: int, key: bytes, gateway: bytes) -> bytes:
     """``ip route replace RANGE via GATEWAY dev … onlink proto 84 metric M [mtu N]``.
 
-    ``gateway`` is a route's value as :mod:`nodeagent.dataplane.rows` defines it: without one it is a blackhole.
+    ``gateway`` is a route's value as :mod:`nodeagent.netlink.rows` defines it: without one it is a blackhole.
     """
     network, length, priority = split_route_key(key)
     if gateway == BLACKHOLE:

@@ -14,7 +14,6 @@ import struct
 import sys
 from typing import NamedTuple
 
-from nodeagent.dataplane.rows import ODD, Kind, route_key
 from nodeagent.netlink import dump
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
@@ -39,6 +38,7 @@ from nodeagent.netlink.constants import (
     RTNLGRP_NEIGH,
     SOL_NETLINK,
 )
+from nodeagent.netlink.rows import ODD, Kind, route_key
 from nodeagent.netlink.socket import DATAGRAM_BYTES, force_buffers
 
 BUFFER_BYTES = 2 << 20

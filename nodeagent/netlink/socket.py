@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
-from nodeagent.dataplane.rows import Kind, Rows, Table, describe
 from nodeagent.netlink import dump, messages
 from nodeagent.netlink.constants import (
     NETLINK_CAP_ACK,
@@ -30,6 +29,7 @@ from nodeagent.netlink.constants import (
     SOL_NETLINK,
 )
 from nodeagent.netlink.messages import ENCODERS, Action, Operation
+from nodeagent.netlink.rows import Kind, Rows, Table, describe
 
 RECEIVE_BYTES = 4 << 20
 DATAGRAM_BYTES = 1 << 16

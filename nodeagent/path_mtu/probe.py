@@ -22,9 +22,9 @@ from typing import Self
 
 import msgspec
 
-from nodeagent.dataplane.rows import address_bytes, mac_bytes
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View, first_address
+from nodeagent.netlink.rows import address_bytes, mac_bytes
 
 PROBE_PORT = 33434  # traceroute's first port: closed on any sane host
 SMALLEST = 128

@@ -1,6 +1,6 @@
 """What ten thousand peers cost an agent in memory: resident set after the first comparison, less after imports.
 
-The parts are the agent's own: view, desired rows, cache file, keeper with a real netlink socket on a
+The parts are the agent's own: view, desired rows, cache file, reconciler with a real netlink socket on a
 real vxlan device in a fresh network namespace.
 """
 
@@ -40,12 +40,12 @@ def run() -> list[dict[str, Any]]:
 
 def body() -> dict[str, float]:
     """Runs inside the namespaces."""
-    import nodeagent.agent
     import nodeagent.cli
+    import nodeagent.composition
     from nodeagent.netlink import links
     from nodeagent.netlink.socket import Engine, NetlinkChannel
 
-    assert nodeagent.agent.Agent is not None
+    assert nodeagent.composition.compose is not None
     assert nodeagent.cli.agent is not None
     links.links()  # pyroute2 loads its parts at first use
     Engine(NetlinkChannel()).close()
@@ -66,19 +66,19 @@ async def _agent(directory: Path) -> float:
     from events.types import ClusterDefined, Event, NodeJoined, RangeAllocated
     from nodeagent.conditions import Conditions
     from nodeagent.config import AgentConfig
-    from nodeagent.dataplane.reconciler import Keeper
+    from nodeagent.dataplane.reconciler import Reconciler
     from nodeagent.membership.cache import Cache
-    from nodeagent.membership.log_follower import Follower
+    from nodeagent.membership.log_follower import LogFollower
     from nodeagent.membership.view import View
-    from nodeagent.path_mtu.tracker import Ways
+    from nodeagent.path_mtu.tracker import PathMtuTracker
 
     config = AgentConfig(
         cluster="bench", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450
     )
     view, conditions = View("bench", "n0", f"{0:036d}"), Conditions()
-    keeper = Keeper(config, conditions)
-    follower = Follower(config, view, Cache(directory), conditions, Telemetry.off(),
-                        apply=keeper.follow, underlay=lambda: "192.0.2.1")  # fmt: skip
+    reconciler = Reconciler(config, conditions)
+    follower = LogFollower(config, view, Cache(directory), conditions, Telemetry.off(),
+                        apply=reconciler.follow, underlay=lambda: "192.0.2.1")  # fmt: skip
     head, sequence = genesis("bench"), 0
 
     def batch(events: list[Event]) -> ReadBatch:
@@ -106,11 +106,11 @@ async def _agent(directory: Path) -> float:
             ]  # fmt: skip
         await follower.take(batch(events))
     for _ in range(2):
-        assert await keeper.resync({"bench"})
-    ways = Ways()
+        assert await reconciler.resync({"bench"})
+    ways = PathMtuTracker()
     ways.follow(view.peers, 1500, {}, 0.0)
     assert len(view.peers) == PEERS
-    assert keeper.digest() == view.expected_digest()
+    assert reconciler.digest() == view.expected_digest()
     gc.collect()
     return _resident_mb()
 

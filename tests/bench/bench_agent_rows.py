@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from nodeagent.dataplane.rows import route_key
+from nodeagent.netlink.rows import route_key
 from tests.bench.agent_place import row, run_inside
 
 RUNS = 9
@@ -104,7 +104,7 @@ def _fresh(measure: Callable[[int], Any]) -> Any:
 
 def peers(count: int) -> Any:
     """The same peers as the C program's."""
-    from nodeagent.dataplane.rows import Rows
+    from nodeagent.netlink.rows import Rows
 
     rows = Rows.empty()
     for i in range(count):
@@ -213,7 +213,7 @@ def _resync(index: int) -> tuple[float, float]:
 def _join(_: int) -> tuple[float, float]:
     """Stored messages of a join through the agent's own path, against three acknowledged requests.
 
-    The path: verify the hash chain, decode, fold, and the keeper's direct way, up to the moment at which
+    The path: verify the hash chain, decode, fold, and the reconciler's direct way, up to the moment at which
     the kernel has confirmed the rows. What the agent does behind that (its journal, its figures) no packet
     waits for.
     """
@@ -250,9 +250,9 @@ async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]
     from events.telemetry.role import Telemetry
     from nodeagent.conditions import Conditions
     from nodeagent.config import AgentConfig
-    from nodeagent.dataplane.reconciler import Keeper
+    from nodeagent.dataplane.reconciler import Reconciler
     from nodeagent.membership.cache import Cache
-    from nodeagent.membership.log_follower import Follower
+    from nodeagent.membership.log_follower import LogFollower
     from nodeagent.membership.view import View
     from nodeagent.netlink.socket import Engine
 
@@ -268,23 +268,23 @@ async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]
     config = AgentConfig(
         cluster="bench", node="n0", kind="cloud", bus=BusOptions(), underlay="192.0.2.1", mtu=1450
     )
-    keeper, view = Keeper(config, Conditions()), View("bench", "n0", "u0")
-    follower = Follower(config, view, Cache(directory), Conditions(), Telemetry.off(),
-                        apply=keeper.follow, underlay=lambda: "192.0.2.1")  # fmt: skip
+    reconciler, view = Reconciler(config, Conditions()), View("bench", "n0", "u0")
+    follower = LogFollower(config, view, Cache(directory), Conditions(), Telemetry.off(),
+                        apply=reconciler.follow, underlay=lambda: "192.0.2.1")  # fmt: skip
     first, *joins = _log()
     await follower.take(ReadBatch(first, 0))
-    assert await keeper.resync({"start"})
+    assert await reconciler.resync({"start"})
     times = []
     for batch in joins:
         started = time.perf_counter()
         await follower.take(ReadBatch(batch, 0))
         times.append(confirmed[-1] - started)
-        between(keeper.ifindex)
-    assert keeper.figures.direct == len(joins) == JOINS
-    assert keeper.applied == view.sequence
-    assert await keeper.resync({"check"})
-    assert keeper.figures.resyncs == 2
-    assert keeper.figures.repaired == 3, (
+        between(reconciler.ifindex)
+    assert reconciler.counters.direct == len(joins) == JOINS
+    assert reconciler.applied == view.sequence
+    assert await reconciler.resync({"check"})
+    assert reconciler.counters.resyncs == 2
+    assert reconciler.counters.repaired == 3, (
         "the rows of the round trips, which are not in the log, and nothing else"
     )
     return times

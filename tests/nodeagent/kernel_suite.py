@@ -10,8 +10,8 @@ import errno
 from typing import Protocol
 
 from nodeagent.dataplane.desired import difference
-from nodeagent.dataplane.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 from nodeagent.netlink.socket import Engine, drop, put
 
 

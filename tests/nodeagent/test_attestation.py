@@ -17,9 +17,9 @@ from events.types import (
     Event,
 )
 from nodeagent.dataplane.reconcile import row_digest
-from nodeagent.dataplane.rows import Kind
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
+from nodeagent.netlink.rows import Kind
 from tests.nodeagent.logs import DEFINED, joined, logs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

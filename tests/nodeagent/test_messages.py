@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from nodeagent.dataplane.rows import Kind, mac_text, route_key, route_value
 from nodeagent.netlink import constants as c
 from nodeagent.netlink import messages
 from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import Kind, mac_text, route_key, route_value
 
 ifindexes = st.integers(1, 2**31 - 1)
 sequences = st.integers(0, 2**32 - 1)

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from events.bus.connection import BusOptions
 from events.errors import Refused, Usage
-from nodeagent import cni, preflight
 from nodeagent.config import AgentConfig, check
-from nodeagent.dataplane import host_settings
+from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.fight_guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
-from nodeagent.dataplane.rows import Kind, describe, mac_bytes, route_key, split_route_key
+from nodeagent.dataplane.preflight import ForeignRoute
 from nodeagent.dataplane.underlay import Underlay, overlay_mtu, resolve
-from nodeagent.doctor import Patient, clock, examine
+from nodeagent.doctor import ExaminedNode, clock, examine
 from nodeagent.firewall import ruleset
 from nodeagent.netlink import links
 from nodeagent.netlink.links import Link
+from nodeagent.netlink.rows import Kind, describe, mac_bytes, route_key, split_route_key
 from nodeagent.path_mtu.probe import Path as Path_
 from nodeagent.path_mtu.probe import measure
-from nodeagent.preflight import ForeignRoute
+from nodeagent.pods import cni
 from tests.nodeagent.sandbox import inside, sh
 
 ROW = (Kind.FDB, b"\x66\0\0\0\0\1")
@@ -286,20 +286,20 @@ async def test_the_doctor_finds_what_is_wrong_and_says_what_to_do() -> None:
     sh("ip link add theirs type vxlan id 100 dstport 8472 local 10.1.1.1; sysctl -qw net.ipv4.ip_forward=0")
     sh("ip link add flannel.1 type vxlan id 1 dstport 4789 local 10.1.1.1")
     sh("sysctl -qw net.ipv4.conf.all.rp_filter=1")
-    patient = Patient(
+    node = ExaminedNode(
         cluster="c",
         bus=BusOptions(servers=("nats://127.0.0.1:9",)),
         state_dir=Path("/run/none"),
         underlay="eth7",
     )
-    findings = {finding.check: finding for finding in await examine(patient)}
+    findings = {finding.check: finding for finding in await examine(node)}
     assert findings["vxlan"].level == "problem"
     assert "theirs" in findings["vxlan"].text
     sh("ip link del theirs")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", 8472))
-        assert any("bound by a program" in finding.text for finding in await examine(patient))
-    assert any("is free for isthmus" in finding.text for finding in await examine(patient))
+        assert any("bound by a program" in finding.text for finding in await examine(node))
+    assert any("is free for isthmus" in finding.text for finding in await examine(node))
     assert findings["other overlay"].text.startswith("device flannel.1 belongs to flannel")
     assert findings["forwarding"].level == "warning"
     assert findings["rp_filter"].level == "info"

@@ -26,7 +26,7 @@ from events.types import NodeJoined, RangeAllocated
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.log_follower import Follower
+from nodeagent.membership.log_follower import LogFollower
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
 from tests.service.onbus import CLUSTER, client, controller
@@ -55,7 +55,7 @@ class Agent:
         directory.mkdir()
         self.cache = Cache(directory)
         fresh = View(CLUSTER, "watcher", "uid-watcher")
-        self.follower = Follower(
+        self.follower = LogFollower(
             self.config,
             fresh,
             self.cache,
@@ -75,7 +75,7 @@ class Agent:
                 del self.kernel[change.before.cidr]
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Follower]:
+    async def reading(self) -> AsyncIterator[LogFollower]:
         nats = await connect(self.config.bus, name="watcher")
         task = asyncio.create_task(self.follower._read_for_ever(nats))
         try:

@@ -14,7 +14,7 @@ from nodeagent.path_mtu.tracker import (
     NARROW_PERIOD_S,
     PERIOD_S,
     SETTLE_S,
-    Ways,
+    PathMtuTracker,
 )
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
@@ -36,7 +36,7 @@ def peer(number: int, underlay: str = "") -> Peer:
 
 
 def test_a_narrow_way_is_believed_the_second_time_and_a_wide_one_at_once() -> None:
-    ways, one = Ways(), peer(1)
+    ways, one = PathMtuTracker(), peer(1)
     ways.follow([one], WANTED, {}, 0.0)
     assert ways.take(0.0) == []
     now = SETTLE_S + 1.0
@@ -55,7 +55,7 @@ def test_a_narrow_way_is_believed_the_second_time_and_a_wide_one_at_once() -> No
 
 
 def test_a_lost_packet_and_silence_change_nothing() -> None:
-    ways, one = Ways(), peer(1)
+    ways, one = PathMtuTracker(), peer(1)
     ways.follow([one], WANTED, {one: 1350}, 0.0)
     assert ways.narrow() == {one: 1350}, "what the route says already"
     for passes in (0, 1400, 1200, 0, 1400):
@@ -64,7 +64,7 @@ def test_a_lost_packet_and_silence_change_nothing() -> None:
 
 
 def test_another_link_mtu_asks_again_and_keeps_what_is_still_narrower() -> None:
-    ways, one, two = Ways(), peer(1), peer(2)
+    ways, one, two = PathMtuTracker(), peer(1), peer(2)
     ways.follow([one, two], WANTED, {one: 1350}, 0.0)
     ways.found(two, WANTED, 5.0)
     ways.follow([one, two], 9000, {}, 10.0)
@@ -75,7 +75,7 @@ def test_another_link_mtu_asks_again_and_keeps_what_is_still_narrower() -> None:
 
 
 def test_a_peer_at_another_address_is_another_way() -> None:
-    ways, one, moved = Ways(), peer(1), peer(1, "10.9.9.9")
+    ways, one, moved = PathMtuTracker(), peer(1), peer(1, "10.9.9.9")
     ways.follow([one], WANTED, {one: 1350}, 0.0)
     ways.follow([moved], WANTED, {one: 1350}, 1.0)
     ways.found(one, 1200, 2.0)
@@ -87,7 +87,7 @@ def test_a_peer_at_another_address_is_another_way() -> None:
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_a_newcomer_is_not_asked_by_everybody_at_once(chance: float) -> None:
     """All nodes see a join together: each waits for its own moment within a time that grows with them."""
-    ways, there = Ways(lambda: chance), [peer(number) for number in range(1, 1000)]
+    ways, there = PathMtuTracker(lambda: chance), [peer(number) for number in range(1, 1000)]
     ways.follow(there, WANTED, dict.fromkeys(there, 1350), -1000.0)
     while due := ways.take(0.0):
         for one in due:
@@ -101,7 +101,7 @@ def test_a_newcomer_is_not_asked_by_everybody_at_once(chance: float) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 900, 1400, WANTED])), max_size=60))
 def test_each_peer_has_one_turn_whatever_happens(steps: list[tuple[int, int]]) -> None:
-    ways, now = Ways(), 0.0
+    ways, now = PathMtuTracker(), 0.0
     peers = {number: peer(number) for number in range(10)}
     for number, passes in steps:
         now += 1.0

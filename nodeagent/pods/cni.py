@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from nodeagent.membership.cache import write_atomically
+from nodeagent.config import CniPlugin
+from nodeagent.local_files import write_atomically
 
-CniPlugin = Literal["ptp", "bridge"]
 FILE_NAME = "10-isthmus.conflist"
 CNI_VERSION = "1.0.0"
 

@@ -23,7 +23,7 @@ NOTICES = 20_000
 pytestmark = pytest.mark.slow
 
 
-def healed(node: Node, before: dict[str, list[str]]) -> None:
+def repaired(node: Node, before: dict[str, list[str]]) -> None:
     try:
         until(lambda: node.rows() == before, f"the rows of {node.name} are as before", 5)
     except AssertionError as error:
@@ -37,7 +37,7 @@ def break_and_watch(place: Site, command: str, *, others_suffer: bool = False) -
     hurt, healthy = a.flow(b), a.flow(c)
     until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "the flow runs")
     a.run(command)
-    healed(a, before)
+    repaired(a, before)
     until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), f"{command}: b answers again", HEAL_S)
     until(lambda: b.run(f"ping -c1 -W1 -I {b.vtep} {a.vtep}"), f"{command}: a answers again", HEAL_S)
     hurt.stop()
@@ -73,8 +73,8 @@ def test_rows_deleted_or_changed_by_hand() -> None:
         until(lambda: a.status()["counters"]["repaired"] >= 10, "each repair is counted")
         counters = a.status()["counters"]
         for kind, least in (("neighbour", 3), ("fdb", 3), ("route", 4)):
-            assert counters[f"found_{kind}"] >= least, kind
-            assert counters[f"healed_{kind}"] >= least, kind
+            assert counters[f"drift_found_{kind}"] >= least, kind
+            assert counters[f"drift_repaired_{kind}"] >= least, kind
 
 
 @inside
@@ -89,7 +89,7 @@ def test_rows_added_by_hand_go() -> None:
             "ip route add 172.16.200.0/26 dev isthmus proto 84",
         ):
             a.run(command)
-            healed(a, before)
+            repaired(a, before)
         assert flow.stop().lost == 0
 
 
@@ -99,7 +99,7 @@ def test_damage_whose_notice_is_lost_is_found() -> None:
         a, b = place.nodes.values()
         before = a.rows()
         lose_notices(a, f"ip neigh del {b.vtep} dev isthmus")
-        healed(a, before)
+        repaired(a, before)
         until(lambda: a.status()["counters"]["overflows"] >= 1, "the loss was noticed")
         until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass")
 
@@ -160,7 +160,7 @@ def test_the_underlay_goes_down_and_up_or_is_made_anew() -> None:
             assert a.rows() == before, "nothing is flushed while the underlay is away"
             back()
             until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass", HEAL_S)
-            healed(a, before)
+            repaired(a, before)
             until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over", 5)
             a.ready(2)
 

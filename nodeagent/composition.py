@@ -1,0 +1,142 @@
+"""The one place where an agent is put together: each part is complete before another gets it."""
+
+from __future__ import annotations
+
+from nats.aio.client import Client
+
+from events.telemetry.logs import follow_position
+from events.telemetry.role import Telemetry
+from events.telemetry.spans import Outbox
+from nodeagent.agent import Agent, ViewHandover
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.dataplane.tunnel_device import TunnelDevice
+from nodeagent.dataplane.underlay import Underlay
+from nodeagent.firewall.reconciler import FirewallReconciler
+from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.local_files import node_uid, only_one, prepare_directory
+from nodeagent.membership.cache import Cache
+from nodeagent.membership.log_follower import BusSession, LogFollower
+from nodeagent.membership.view import View
+from nodeagent.metrics import bind
+from nodeagent.node_configuration import NodeConfiguration
+from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.reports import StatusReporter
+
+LEFT = (
+    "this node was taken off the cluster's list, and its range goes to others; its rows stay, cut off. "
+    "Restart the agent to join again, or stop it and `isthmus agent clean`"
+)
+
+
+class GatewaySources:
+    """What the gateway needs of other parts: view, link and bus as they are now."""
+
+    def __init__(self, view: View, tunnel: TunnelDevice, session: BusSession) -> None:
+        self.view = view
+        self._tunnel, self._session = tunnel, session
+
+    def link(self) -> Underlay | None:
+        """The underlay, as last seen."""
+        return self._tunnel.underlay
+
+    def bus(self) -> Client | None:
+        """The connection to the bus, if there is one."""
+        return self._session.client
+
+    def caught_up(self) -> bool:
+        """Whether the view has reached the log's end in this life."""
+        return self._session.caught_up.is_set()
+
+
+class _AfterEachStep:
+    """What follows a step of the kernel side: a report, the node's configuration, a rejoin after a move."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._told_underlay = ""
+
+    def __call__(self) -> None:
+        agent, view = self._agent, self._agent.view
+        agent.reporter.due()
+        agent.conditions.set("membership", LEFT if view.left and not view.fenced else "")
+        agent.node.kernel_changed()
+        underlay, member = agent.reconciler.tunnel.underlay, view.members.get(agent.config.node)
+        if underlay is None or view.own is None or member is None or not underlay.present:
+            return
+        if underlay.address not in {member.underlay, self._told_underlay}:
+            self._told_underlay = underlay.address
+            agent.follower.moved()
+
+
+def compose(config: AgentConfig, *, uid: str, telemetry: Telemetry, outbox: Outbox | None = None) -> Agent:
+    """An agent with all its parts; nothing runs yet. Raises OSError."""
+    cache, conditions, session = Cache(config.state_dir), Conditions(), BusSession()
+    view = cache.load(config.cluster, config.node, uid)
+    reconciler = Reconciler(config, conditions, telemetry=telemetry)
+    member = view.members.get(config.node)
+    if view.joined and member is not None:
+        reconciler.tunnel.assume_underlay(member.underlay)
+    firewall = FirewallReconciler(conditions, telemetry)
+    gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
+    node = NodeConfiguration(
+        config, view, conditions, telemetry, reconciler=reconciler, firewall=firewall, gateway=gateway
+    )
+    handover = ViewHandover(view, reconciler, node)
+    agent = Agent(
+        config=config,
+        view=view,
+        cache=cache,
+        conditions=conditions,
+        session=session,
+        reconciler=reconciler,
+        firewall=firewall,
+        gateway=gateway,
+        node=node,
+        handover=handover,
+        follower=LogFollower(
+            config,
+            view,
+            cache,
+            conditions,
+            telemetry,
+            session=session,
+            apply=handover.apply,
+            underlay=reconciler.tunnel.underlay_address,
+        ),
+        prober=PathMtuProber(
+            conditions,
+            context=lambda: reconciler.probe_context(view),
+            known=lambda: reconciler.mtus,
+            apply=reconciler.narrow,
+        ),
+        reporter=StatusReporter(
+            config,
+            view,
+            conditions,
+            session,
+            reconciler=reconciler,
+            gateway=gateway,
+            firewall_repairs=lambda: firewall.repairs,
+        ),
+        outbox=outbox,
+    )
+    reconciler.notify(_AfterEachStep(agent))
+    return agent
+
+
+async def run_agent(
+    config: AgentConfig, *, uid: str = "", telemetry: Telemetry | None = None, outbox: Outbox | None = None
+) -> None:
+    """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start."""
+    telemetry = telemetry or Telemetry.off("agent", config.node)
+    prepare_directory(config.state_dir)
+    with only_one(config.state_dir):
+        agent = compose(config, uid=node_uid(config.state_dir, uid), telemetry=telemetry, outbox=outbox)
+        view = agent.view
+        follow_position(lambda: view.sequence)
+        if outbox is not None:
+            outbox.population = lambda: len(view.peers) + 1
+        bind(agent, telemetry)
+        await agent.run()

@@ -1,0 +1,171 @@
+"""Says how this node is: to the controllers over the bus, and to people by a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+from nats.errors import Error as NatsError
+
+from events import subjects
+from events.status import AgentStatus
+from events.telemetry.role import our_version
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.gateway.arp_announcer import BEAT_S
+from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.local_files import LocalStatus, write_status
+from nodeagent.membership.log_follower import BusSession
+from nodeagent.membership.view import View
+
+log = logging.getLogger("isthmus.agent")
+
+STATUS_GAP_S = 0.1
+"""Shortest time between two reports; a burst of changes makes one."""
+
+
+class StatusReporter:
+    """:meth:`run` reports at every heartbeat and soon after :meth:`due`."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        view: View,
+        conditions: Conditions,
+        session: BusSession,
+        *,
+        reconciler: Reconciler,
+        gateway: GatewayReconciler,
+        firewall_repairs: Callable[[], int],
+    ) -> None:
+        self._config, self._view, self._conditions, self._session = config, view, conditions, session
+        self._reconciler, self._gateway = reconciler, gateway
+        self._firewall_repairs = firewall_repairs
+        self._due = asyncio.Event()
+        self._started_at = time.time()
+        self._stopping = False
+
+    @property
+    def span_subject(self) -> str:
+        """Where this node's spans go."""
+        return subjects.spans(self._config.cluster, self._config.node)
+
+    def due(self) -> None:
+        """Something changed: report soon."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self.report()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s()):
+                    await self._due.wait()
+            self._due.clear()
+            await self.report()
+            await asyncio.sleep(STATUS_GAP_S)
+
+    def stop(self) -> None:
+        """Write the last status file: the agent is stopping."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            write_status(self._config.state_dir, self.status())
+
+    def _interval_s(self) -> float:
+        """A gateway is missed within seconds, so it reports every second."""
+        return min(self._config.heartbeat_s, BEAT_S) if self._gateway.marked else self._config.heartbeat_s
+
+    def state(self) -> str:
+        """starting, ready, degraded, stopping or fenced."""
+        view, reconciler = self._view, self._reconciler
+        if self._stopping:
+            return "stopping"
+        if view.fenced or view.deleted:
+            return "fenced"
+        if view.left:
+            return "degraded"
+        if not view.joined or not reconciler.counters.resyncs:
+            return "starting"
+        return "ready" if reconciler.clean and not self._conditions.has("contested") else "degraded"
+
+    async def report(self) -> None:
+        """Write the status file and, when the bus is there, send the status."""
+        try:
+            write_status(self._config.state_dir, self.status())
+        except OSError as error:
+            log.warning("the status file cannot be written: %s", error.strerror)
+        client = self._session.client
+        if client is None or not client.is_connected:
+            return
+        subject = subjects.status(self._config.cluster, self._config.node)
+        try:
+            await client.publish(subject, msgspec.json.encode(self._message()))
+        except (NatsError, OSError) as error:
+            log.debug("status not sent: %s", error)
+
+    def _message(self) -> AgentStatus:
+        # Sequences of a log that is gone say nothing about this one: nobody's range may be freed on them.
+        replaced = self._session.replaced
+        not_ready = self._gateway.fitness.not_ready_reason()
+        return AgentStatus(
+            node=self._config.node,
+            uid=self._view.uid,
+            applied=0 if replaced else self._reconciler.applied,
+            sent_at=datetime.now(UTC),
+            state=self.state(),  # type: ignore[arg-type]
+            kernel_digest="" if replaced else self._reconciler.digest(),
+            peers=len(self._view.peers),
+            conditions=self._conditions.sentences(),
+            drift=self._reconciler.drift,
+            agent_version=our_version(),
+            interval_s=self._interval_s(),
+            gateway=not not_ready,
+            gateway_hindrance=not_ready,
+        )
+
+    def status(self) -> LocalStatus:
+        """Everything about this agent, as it is now."""
+        view, reconciler, session = self._view, self._reconciler, self._session
+        own, plan, underlay, spec = view.own, view.plan, reconciler.tunnel.underlay, reconciler.tunnel.spec
+        return LocalStatus(
+            node=self._config.node,
+            uid=view.uid,
+            cluster=self._config.cluster,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            written_at=time.time(),
+            state=self.state(),
+            range=own.cidr if own else "",
+            epoch=own.epoch if own else 0,
+            vtep_mac=own.vtep_mac if own else "",
+            vni=plan.vni if plan else 0,
+            port=plan.port if plan else 0,
+            device=self._config.device,
+            underlay=underlay.address if underlay else "",
+            announced=self._config.announced,
+            mtu=spec.mtu if spec else 0,
+            peers=len(view.peers),
+            sequence=view.sequence,
+            applied=reconciler.applied,
+            chain=view.head.hex,
+            behind=session.pending + max(0, view.sequence - reconciler.applied),
+            last_event_at=view.last_event_at,
+            bus_connected=session.connected,
+            bus_contact_at=session.last_at,
+            expected_digest=view.expected_digest(),
+            kernel_digest=reconciler.digest(),
+            counters={
+                **msgspec.to_builtins(reconciler.counters),
+                "firewall_repairs": self._firewall_repairs(),
+            },
+            conditions=self._conditions.sentences(),
+            gateway=self._gateway.status_line(),
+            held=self._gateway.held(),
+        )
