@@ -179,10 +179,10 @@ def prepare(number: int, other: int) -> None:
     """Device, rows and table of one host by the agent's own parts, in the present namespace."""
     from nodeagent.dataplane import host_settings
     from nodeagent.dataplane.desired import Desired, difference
-    from nodeagent.netlink.rows import Rows
     from nodeagent.firewall import ruleset
     from nodeagent.membership.peers import Change, Peer
     from nodeagent.netlink import links
+    from nodeagent.netlink.rows import Rows
     from nodeagent.netlink.socket import Engine, NetlinkChannel
 
     mac = "66:00:00:00:10:0"
