@@ -1,8 +1,9 @@
 """The control plane: from a command to an event, and what is known of the present.
 
 ``cluster/``     the pure core: state, fold, rules, invariants; no clock, no network, no disk
-``controller/``  the process around it: the one writer, leadership, the agents' reports
+``controller/``  what runs around it: the one writer, leadership, the agents' reports
 ``readmodel/``   the log as temporal tables
 ``console/``     the HTTP API and the web console
 ``cli/``         the operator's commands
+``changes``      every stored event, broadcast in this process
 """

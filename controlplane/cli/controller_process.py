@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from controlplane.console.inspector import Inspector
-from controlplane.controller.controller import Controller, ControllerOptions
+from controlplane.controller.controller import Controller, ControllerOptions, Queries
 from controlplane.controller.observability.live import live_numbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.trace_query import TraceAnswers, TraceQuery, TracesQuery
@@ -56,7 +56,11 @@ async def controller_process(
         observability = await stack.enter_async_context(
             Observability.open(options.cluster, options.name or "controller", options.data, environ=environ)
         )
-        controller = await Controller.start(options, observer=observability.observer)
+        controller = await Controller.start(
+            options,
+            observer=observability.observer,
+            queries=lambda made: _trace_queries(TraceAnswers(made.log, made.replica, observability.spans)),
+        )
         source = Inspector(
             controller.log,
             controller.replica,
@@ -76,12 +80,14 @@ async def controller_process(
         await stack.enter_async_context(
             observability.following(controller.changes, controller.liveness, live, controller.client)
         )
-        traces = TraceAnswers(controller.log, controller.replica, observability.spans)
-        controller.queries |= {TraceQuery.name: traces.trace, TracesQuery.name: traces.traces}
         address, why_not = "", "switched off"
         if http != "off":
             address, why_not = await _serve(stack, source, http, token)
         yield ControllerProcess(controller, address, why_not)
+
+
+def _trace_queries(traces: TraceAnswers) -> Queries:
+    return {TraceQuery.name: traces.trace, TracesQuery.name: traces.traces}
 
 
 async def _serve(stack: AsyncExitStack, source: Inspector, where: str, token: str) -> tuple[str, str]:

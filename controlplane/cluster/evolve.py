@@ -261,12 +261,8 @@ def _unmarked(state: ClusterState, sequence: int, event: NodeGatewayUnmarked) ->
     del state.gateways[event.node]
 
 
-def _backend(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
-    return BackendKey(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
-
-
 def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -> None:
-    key = _backend(event)
+    key = BackendKey.of(event)
     if event.name not in state.clb:
         raise _Contradiction(f"there is no reservation {event.name}")
     known = state.backends.get(key)
@@ -288,11 +284,11 @@ def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -
 
 
 def _backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
-    del state.backends[_backend(event)]
+    del state.backends[BackendKey.of(event)]
 
 
 def _health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
-    key = _backend(event)
+    key = BackendKey.of(event)
     state.backends[key] = msgspec.structs.replace(
         state.backends[key],
         healthy=event.healthy,

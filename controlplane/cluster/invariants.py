@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from controlplane.cluster.addressing.addresses import Net, address_value, network
 from controlplane.cluster.addressing.plan import make_plan
-from controlplane.cluster.decisions.nodes import cidr_of
 from controlplane.cluster.state import ClusterState
 from events.errors import Refused
 from events.types import (
@@ -75,7 +74,7 @@ def _allocated(state: ClusterState, event: RangeAllocated) -> Finding:
         return 2, f"cursor {event.cursor_after} after index {index} in a pool of {capacity}"
     if pool.free + len(ranges) != capacity:
         return 6, _sum(state)
-    if state.definition is None or event.cidr != cidr_of(state, state.definition.range_size, index):
+    if state.definition is None or event.cidr != state.cidr_of(index):
         return 1, f"range {event.cidr} is not where index {index} lies"
     node = event.node
     member = state.nodes.get(node)
@@ -344,7 +343,7 @@ def _ranges(state: ClusterState, definition: ClusterDefined) -> Iterator[tuple[i
             yield 1, f"range {net} overlaps the Service range {services}"
         if not any(own.contains(net) for own in containers):
             yield 1, f"range {net} is outside the container CIDRs"
-        if state.ranges[index].index != index or cidr_of(state, size, index) != str(net):
+        if state.ranges[index].index != index or state.cidr_of(index) != str(net):
             yield 1, f"range {net} is kept under index {index}"
     for position, own in enumerate(containers):
         for other in containers[:position]:

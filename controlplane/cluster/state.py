@@ -9,12 +9,14 @@ No clock, no I/O, and nothing that cannot be rebuilt from the log.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
 
+from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Holder
@@ -165,10 +167,77 @@ class ClusterState:
         self.external = 0
         """How many members are external."""
 
+    @classmethod
+    def from_parts(
+        cls,
+        name: str,
+        *,
+        sequence: int,
+        deleted: int,
+        definition: ClusterDefined | None,
+        cidrs: Iterable[Cidr],
+        cursor: int,
+        networks: Mapping[str, Network],
+        overrides: Mapping[tuple[str, str, str], ConflictOverridden],
+        nodes: Mapping[str, Node],
+        ranges: Mapping[int, Range],
+        draining: Mapping[int, int],
+        quarantined: Mapping[int, RangeQuarantined],
+        unreachable: Mapping[str, datetime | None],
+        fenced: Mapping[str, Fenced],
+        clb: Mapping[str, ClbReserved],
+        refusals: Mapping[str, dict[str, Refusal]],
+        gateways: Mapping[str, int],
+        backends: Mapping[BackendKey, Backend],
+        holders: Mapping[str, Holder],
+        parked: frozenset[int],
+    ) -> ClusterState:
+        """A state made of its facts; every index that follows from them is made here and nowhere else.
+
+        Maps come in the order in which the fold would have filled them: nodes as they joined, ranges,
+        ``draining`` and ``quarantined`` as they entered their phase. O(all of it).
+        """
+        state = cls(name)
+        state.sequence, state.deleted, state.definition, state.parked = sequence, deleted, definition, parked
+        state.cidrs = tuple(cidrs)
+        for cidr in state.cidrs:
+            state.pool.grow(cidr.capacity)
+        state.networks, state.overrides = dict(networks), dict(overrides)
+        state.nodes = dict(nodes)
+        state.by_uid = {node.uid: node.name for node in nodes.values()}
+        state.by_address = {node.announced: node.name for node in nodes.values()}
+        state.by_mac = {node.vtep_mac: node.name for node in nodes.values()}
+        state.external = sum(node.kind == "external" for node in nodes.values())
+        state.ranges, state.draining, state.quarantined = dict(ranges), dict(draining), dict(quarantined)
+        for _ in map(state.pool.take, ranges):
+            pass
+        state.pool.cursor = cursor
+        state.owned = {
+            held.node: held
+            for index, held in ranges.items()
+            if index not in state.draining and index not in state.quarantined
+        }
+        deadlines = [event.until for event in quarantined.values()]
+        state.quarantine_last = deadlines[-1] if deadlines else None
+        state.quarantine_ordered = all(earlier <= later for earlier, later in pairwise(deadlines))
+        state.unreachable, state.fenced, state.clb = dict(unreachable), dict(fenced), dict(clb)
+        state.clb_addresses = {item.address: name for name, held in clb.items() for item in held.addresses}
+        state.refusals = {asker: dict(known) for asker, known in refusals.items()}
+        state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
+        return state
+
     @property
     def capacity(self) -> int:
         """Ranges in all container CIDRs."""
         return self.pool.capacity
+
+    def cidr_of(self, index: int) -> str:
+        """The CIDR of the range with that index; empty when there is no such range."""
+        if self.definition is not None and index >= 0:
+            for own in reversed(self.cidrs):
+                if own.first_index <= index < own.first_index + own.capacity:
+                    return range_cidr(own.first, self.definition.range_size, index - own.first_index)
+        return ""
 
     def phase_of(self, index: int) -> Phase | None:
         """The phase of the range with that index; None when it is free."""
@@ -212,6 +281,14 @@ _PLAIN = (
     "parked",
     "external",
 )
+INDICES = frozenset(
+    {
+        *("by_uid", "by_address", "by_mac", "external", "owned", "clb_addresses"),
+        *("quarantine_last", "quarantine_ordered"),
+    }
+)
+"""Fields that follow from the facts: :meth:`ClusterState.from_parts` makes them, the digest leaves them out."""
+
 _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")
 
 

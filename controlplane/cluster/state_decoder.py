@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from hashlib import sha256
+from operator import itemgetter
 
 import msgspec
 
@@ -52,37 +53,29 @@ def decode_state(text: bytes) -> ClusterState:
         raise VerificationFailed(
             "digest_mismatch", f"the stored state has format {c.format!r}, this program reads {FORMAT!r}"
         )
-    state = ClusterState(c.name)
-    state.sequence, state.deleted, state.definition, state.cidrs = c.sequence, c.deleted, c.definition, c.cidrs
-    for cidr in c.cidrs:
-        state.pool.grow(cidr.capacity)
-    state.pool.cursor = c.cursor
-    state.networks = dict(c.networks)
-    state.overrides = dict(c.overrides)
-    for name, node in c.nodes:
-        state.nodes[name] = node
-        state.by_uid[node.uid] = name
-        state.by_address[node.announced] = name
-        state.by_mac[node.vtep_mac] = name
-        state.external += node.kind == "external"
-    state.draining = dict(sorted(c.draining, key=lambda entry: entry[1]))
-    resting = sorted(c.quarantined, key=lambda entry: entry[1].until)
-    state.quarantined = dict(resting)
-    state.quarantine_last = resting[-1][1].until if resting else None
-    for index, held in c.ranges:
-        state.ranges[index] = held
-        state.pool.take(index)
-        if index not in state.draining and index not in state.quarantined:
-            state.owned[held.node] = held
-    state.unreachable = dict(c.unreachable)
-    state.fenced = dict(c.fenced)
-    for name, reservation in c.clb:
-        state.clb[name] = reservation
-        for item in reservation.addresses:
-            state.clb_addresses[item.address] = name
-    state.refusals = {asker: dict(known) for asker, known in c.refusals}
     gateways, backends, holders = c.traffic
-    state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
+    state = ClusterState.from_parts(
+        c.name,
+        sequence=c.sequence,
+        deleted=c.deleted,
+        definition=c.definition,
+        cidrs=c.cidrs,
+        cursor=c.cursor,
+        networks=dict(c.networks),
+        overrides=dict(c.overrides),
+        nodes=dict(c.nodes),
+        ranges=dict(c.ranges),
+        draining=dict(sorted(c.draining, key=itemgetter(1))),
+        quarantined=dict(sorted(c.quarantined, key=lambda entry: entry[1].until)),
+        unreachable=dict(c.unreachable),
+        fenced=dict(c.fenced),
+        clb=dict(c.clb),
+        refusals={asker: dict(known) for asker, known in c.refusals},
+        gateways=dict(gateways),
+        backends=dict(backends),
+        holders=dict(holders),
+        parked=frozenset(),  # not in the text
+    )
     if state_digest(state) != sha256(text).hexdigest():
         raise VerificationFailed("digest_mismatch", "the stored state contradicts itself", sequence=c.sequence)
     return state

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeVar
 
+from controlplane.changes import Changes
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.state import ClusterState
 from controlplane.console import event_queries
@@ -17,7 +18,6 @@ from controlplane.controller.agents.agent_history.store import Coverage, History
 from controlplane.controller.agents.convergence import Convergence, ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
-from controlplane.controller.hooks import Changes
 from controlplane.controller.observability.live import trouble
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore

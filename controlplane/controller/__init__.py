@@ -1,7 +1,6 @@
 """A running controller: everything around the pure core that touches the bus, the clock or the disk.
 
-``process``         the composition root: a controller with its console, spans and metrics
-``controller``      the parts of the control plane itself
+``controller``      the parts put together, as tasks of one group
 ``commands/``       requests in, decisions appended, answers out
 ``replication/``    the state in this process, folded from the log
 ``leadership/``     which of several controllers answers

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from controlplane.cluster.addressing.addresses import address_value, network
-from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.digest import state_digest
@@ -232,7 +231,7 @@ def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # 
         position = (value - own.first) // definition.range_size
         if position < own.capacity:
             owned = state.ranges.get(own.first_index + position)
-            cidr = range_cidr(own.first, definition.range_size, position)
+            cidr = state.cidr_of(own.first_index + position)
             if owned is None:
                 return Holder(address=query.address, kind="free_range", cidr=cidr)
             return Holder(

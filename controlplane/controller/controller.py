@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 import msgspec
 from nats.aio.client import Client
 
+from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.gateway_reports import WithGateways
 from controlplane.controller.agents.liveness import Liveness, watch_members
@@ -32,19 +33,19 @@ from controlplane.controller.commands.committer import Committer, Limits
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
-from controlplane.controller.hooks import Changes, NullObserver, Observer
+from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.leadership.leader import Handover, Leadership
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
 from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
 from controlplane.controller.publishing.snapshots import SnapshotPublisher, SnapshotSchedule
-from controlplane.controller.replication.command_dedup import CommandDedup, SequenceSpan
+from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.halted_log import HaltedLog
 from controlplane.controller.replication.parker import Parker
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.replication.restore import last_sequence_seen, restore
 from controlplane.controller.tasks import end, failure
 from controlplane.readmodel.projector import Projector
-from controlplane.readmodel.start import last_sequence_seen, restore
-from controlplane.readmodel.store import lock_directory
+from controlplane.readmodel.store import SequenceSpan, lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.errors import Unavailable, VerificationFailed
@@ -57,6 +58,9 @@ log = logging.getLogger("isthmus.controller")
 
 OnPoison = Literal["stop", "park"]
 """At an event that cannot be followed: halt, or say in the log that it does not count."""
+
+Queries = Mapping[str, Callable[[bytes], Awaitable[bytes]]]
+"""Name of a question → request body → response body; raises IsthmusError."""
 
 STOP_S = 4.0
 """Longest clean stop: handover, draining and closing together."""
@@ -96,6 +100,7 @@ class Controller:
         *,
         observer: Observer,
         lock: int,
+        queries: Callable[[Controller], Queries],
     ) -> None:
         cluster = options.cluster
         self.options = options
@@ -106,8 +111,6 @@ class Controller:
         self.changes: Changes = replica.changes
         self.liveness = Liveness()
         self.observer = observer
-        self.queries: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
-        """Further questions by name, answered by what is attached to this controller."""
         self._lock = lock
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -117,7 +120,7 @@ class Controller:
             event_log,
             self.changes,
             observer=observer,
-            dedup=replica.dedup,
+            on_projected=replica.dedup.projected,
         )
         self.committer = Committer(
             event_log,
@@ -167,11 +170,19 @@ class Controller:
         self.checkpointer = Checkpointer(
             options.data, replica, active=lambda: self.leadership.leading, schedule=options.checkpoints
         )
-        self.queries[ListCheckpoints.name] = self.checkpointer.answer
+        self._queries = {ListCheckpoints.name: self.checkpointer.answer, **queries(self)}
 
     @classmethod
-    async def start(cls, options: ControllerOptions, *, observer: Observer | None = None) -> Self:
+    async def start(
+        cls,
+        options: ControllerOptions,
+        *,
+        observer: Observer | None = None,
+        queries: Callable[[Controller], Queries] = lambda _controller: {},
+    ) -> Self:
         """Lock the data directory, connect, open the log (making it if need be), restore the state.
+
+        ``queries`` is called once with the controller and says which further questions it answers.
 
         Raises Refused (``data_in_use``, ``log_settings_differ``), Unavailable (``bus_unreachable``,
         ``log_unavailable``), BadRequest for a bad name.
@@ -208,7 +219,7 @@ class Controller:
                 trust=not options.verify_log,
             )
             replicas.append(replica)
-            self = cls(options, client, event_log, replica, observer=observer, lock=lock)
+            self = cls(options, client, event_log, replica, observer=observer, lock=lock, queries=queries)
             reconnected += [self.liveness.restart, self._status_keeper.look]
         except BaseException:
             if client is not None:
@@ -291,7 +302,7 @@ class Controller:
         return event is not None
 
     async def _ask(self, name: str, body: bytes) -> bytes:
-        further = self.queries.get(name)
+        further = self._queries.get(name)
         if further is not None:
             return await further(body)
         halted = self.replica.halted

@@ -12,7 +12,6 @@ from typing import Literal
 from controlplane.cluster.addressing.exhaustion import earliest_free
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.conditions import conditions, kernel_conditions
-from controlplane.cluster.decisions.nodes import cidr_of
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState, Range, asker_node
 from events.protocol.clb import Backend
@@ -63,7 +62,7 @@ def pool_view(state: ClusterState) -> PoolView:
         quarantined=len(state.quarantined),
         free=state.pool.free,
         cursor=state.pool.cursor,
-        next_range=cidr_of(state, size, following) if following is not None else "",
+        next_range=state.cidr_of(following) if following is not None else "",
         earliest_free=earliest_free(state),
         range_size=size,
         pods_per_node=size - PODS_UNUSABLE if definition else 0,

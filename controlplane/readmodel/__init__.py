@@ -9,5 +9,6 @@
 ``rebuild``     a new file beside the live one, switched in when its digest matches
 ==============  ===========================================================================
 
-It is a cache: everything in it follows from the log, and losing it loses nothing.
+It is a cache: everything in it follows from the log, and losing it loses nothing. It must never import the
+write side (:mod:`controlplane.controller`).
 """

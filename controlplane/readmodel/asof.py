@@ -8,8 +8,8 @@ million events. Parked events have no rows, as they are no part of the fold.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from itertools import compress
 from operator import itemgetter
 from typing import Any
 
@@ -83,15 +83,32 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
             checkpoint=checkpoint,
         )
     (cluster,) = connection.execute("SELECT value FROM meta WHERE key = 'cluster'").fetchone()
-    state = ClusterState(cluster)
-    state.sequence = sequence
-    state.parked = parked_rows(connection, sequence)
-    _facts(connection, state, sequence)
-    _fenced(connection, state, sequence)
-    _nodes(connection, state, sequence)
-    _ranges(connection, state, sequence)
-    _gateways(connection, state, sequence)
-    return state
+    facts = _facts(connection, sequence)
+    nodes, unreachable = _nodes(connection, sequence)
+    ranges, draining, quarantined = _ranges(connection, sequence)
+    gateways, backends, holders = _gateways(connection, nodes, sequence)
+    return ClusterState.from_parts(
+        cluster,
+        sequence=sequence,
+        deleted=facts.deleted,
+        definition=facts.definition,
+        cidrs=facts.cidrs,
+        cursor=_cursor(connection, sequence),
+        networks=facts.networks,
+        overrides=facts.overrides,
+        nodes=nodes,
+        ranges=ranges,
+        draining=draining,
+        quarantined=quarantined,
+        unreachable=unreachable,
+        fenced=_fenced(connection, sequence),
+        clb=facts.clb,
+        refusals=facts.refusals,
+        gateways=gateways,
+        backends=backends,
+        holders=holders,
+        parked=parked_rows(connection, sequence),
+    )
 
 
 def parked_rows(connection: sqlite3.Connection, at: int) -> frozenset[int]:
@@ -125,7 +142,19 @@ _NODES_ALIVE = _alive(
 _RANGES_ALIVE = _alive("range", "idx, cidr, node, uid, epoch, phase, until_us, watermark, valid_from")
 
 
-def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+class _Facts(msgspec.Struct):
+    """What is rare, as of a sequence."""
+
+    definition: ClusterDefined | None = None
+    deleted: int = 0
+    cidrs: tuple[Cidr, ...] = ()
+    networks: dict[str, Network] = {}
+    overrides: dict[tuple[str, str, str], ConflictOverridden] = {}
+    clb: dict[str, ClbReserved] = {}
+    refusals: dict[str, dict[str, Refusal]] = {}
+
+
+def _facts(connection: sqlite3.Connection, at: int) -> _Facts:
     rows = connection.execute(
         "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_rare"
         " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' ORDER BY valid_from, rowid",
@@ -139,30 +168,26 @@ def _facts(connection: sqlite3.Connection, state: ClusterState, at: int) -> None
         decoder = msgspec.json.Decoder(shape)
         return [(key, part, decoder.decode(value), since) for key, part, value, since in parts.get(kind, [])]
 
+    facts = _Facts()
     for _, _, definition, since in each("definition", ClusterDefined):
-        state.definition = definition
+        facts.definition = definition
         first = network(definition.container_cidr).first
-        state.cidrs = (Cidr(definition.container_cidr, 0, definition.capacity, first, since),)
-        state.pool.grow(definition.capacity)
+        facts.cidrs = (Cidr(definition.container_cidr, 0, definition.capacity, first, since),)
     for _, _, cidr, since in each("cidr", CidrAppended):
         first = network(cidr.cidr).first
-        state.cidrs = (*state.cidrs, Cidr(cidr.cidr, cidr.first_index, cidr.capacity, first, since))
-        state.pool.grow(cidr.capacity)
+        facts.cidrs = (*facts.cidrs, Cidr(cidr.cidr, cidr.first_index, cidr.capacity, first, since))
     for _, _, _, since in each("deleted", dict[str, Any]):
-        state.deleted = since
-    for key, _, item, _ in each("network", Network):
-        state.networks[key] = item
+        facts.deleted = since
+    facts.networks = {key: item for key, _, item, _ in each("network", Network)}
     for _, _, event, _ in each("override", ConflictOverridden):
-        state.overrides[event.code, event.ours, event.theirs] = event
-    for name, _, event, _ in each("clb", ClbReserved):
-        state.clb[name] = event
-        for item in event.addresses:
-            state.clb_addresses[item.address] = name
+        facts.overrides[event.code, event.ours, event.theirs] = event
+    facts.clb = {name: event for name, _, event, _ in each("clb", ClbReserved)}
     for asker, code, event, since in each("refusal", dict[str, Any]):
-        state.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
+        facts.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
+    return facts
 
 
-def _fenced(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     """Fenced uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
     events, since = connection.execute(
         "SELECT '[' || group_concat(value) || ']', '[' || group_concat(valid_from) || ']' FROM ("
@@ -172,16 +197,20 @@ def _fenced(connection: sqlite3.Connection, state: ClusterState, at: int) -> Non
         (at, at),
     ).fetchone()
     if events is None:
-        return
+        return {}
     nodes, uids, causes, successors, _ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
     fenced = map(Fenced, nodes, _decode_numbers(since), causes, successors)
-    state.fenced.update(zip(uids, fenced, strict=True))
+    return dict(zip(uids, fenced, strict=True))
 
 
-def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+def _gateways(
+    connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int
+) -> tuple[dict[str, int], dict[BackendKey, Backend], dict[str, Holder]]:
     """After nodes and facts: marks end with memberships, backends with reservations."""
     kinds: dict[str, list[tuple[str, str, str, int]]] = {}
     reserved: dict[str, int] = {}
+    backends: dict[BackendKey, Backend] = {}
+    holders: dict[str, Holder] = {}
     for kind, key, part, value, since in connection.execute(
         "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_rare"
         " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced'"
@@ -191,12 +220,14 @@ def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> N
         if kind == "clb":
             reserved[key] = since
         kinds.setdefault(kind, []).append((key, part, value, since))
-    for name, _, _, since in kinds.get("gateway", ()):
-        if name in state.nodes and state.nodes[name].joined < since:
-            state.gateways[name] = since
+    gateways = {
+        name: since
+        for name, _, _, since in kinds.get("gateway", ())
+        if name in nodes and nodes[name].joined < since
+    }
     for address, _, value, since in kinds.get("holder", ()):
         held = msgspec.json.decode(value, type=ClbHolderAssigned)
-        state.holders[address] = Holder(held.name, held.purpose, address, held.node, held.uid, since)
+        holders[address] = Holder(held.name, held.purpose, address, held.node, held.uid, since)
     health = {
         (name, part): (msgspec.json.decode(value, type=ClbBackendHealthChanged), since)
         for name, part, value, since in kinds.get("health", ())
@@ -208,9 +239,7 @@ def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> N
         event = msgspec.json.decode(value, type=ClbBackendAdded)
         said, changed = health.get((name, part), (None, 0))
         settings = {field: getattr(event, field) for field in SETTINGS}
-        state.backends[
-            BackendKey(name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
-        ] = Backend(
+        backends[BackendKey.of(event)] = Backend(
             **settings,
             added=since,
             healthy=said.healthy if said else True,
@@ -218,53 +247,41 @@ def _gateways(connection: sqlite3.Connection, state: ClusterState, at: int) -> N
             changed_at=said.at if said else None,
             reason=said.reason if said else "",
         )
+    return gateways, backends, holders
 
 
-def _nodes(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+def _nodes(connection: sqlite3.Connection, at: int) -> tuple[dict[str, Node], dict[str, datetime | None]]:
+    """Members in the order in which they joined, and when the unreachable ones were last seen."""
     rows = connection.execute(_NODES_ALIVE, {"at": at}).fetchall()
-    if not rows:
-        return
     rows.sort(key=itemgetter(7))  # joined
-    columns = tuple(zip(*rows, strict=True))
-    names, uids, kinds, _, announced, macs, _, _, _, unreachable, _ = columns
-    state.nodes.update(zip(names, map(Node, *columns[:9]), strict=True))
-    state.by_uid.update(zip(uids, names, strict=True))
-    state.by_address.update(zip(announced, names, strict=True))
-    state.by_mac.update(zip(macs, names, strict=True))
-    state.external += kinds.count("external")
-    if any(unreachable):
-        state.unreachable.update((row[0], moment(row[10])) for row in rows if row[9])
+    nodes = {row[0]: Node(*row[:9]) for row in rows}
+    return nodes, {row[0]: moment(row[10]) for row in rows if row[9]}
 
 
-def _ranges(connection: sqlite3.Connection, state: ClusterState, at: int) -> None:
+def _ranges(
+    connection: sqlite3.Connection, at: int
+) -> tuple[dict[int, Range], dict[int, int], dict[int, RangeQuarantined]]:
+    """Ranges that are not free, since when they drain, and the quarantined ones, each in order."""
     rows = connection.execute(_RANGES_ALIVE, {"at": at}).fetchall()
-    if not rows:
-        return
     rows.sort(key=itemgetter(8))  # valid_from
-    columns = tuple(zip(*rows, strict=True))
-    held = list(map(Range, *columns[:5]))
-    state.ranges.update(zip(columns[0], held, strict=True))
-    for _ in map(state.pool.take, columns[0]):
-        pass
-    owned = map("allocated".__eq__, columns[5])
-    state.owned.update((item.node, item) for item in compress(held, owned))
+    ranges = {row[0]: Range(*row[:5]) for row in rows}
+    draining: dict[int, int] = {}
+    quarantined: dict[int, RangeQuarantined] = {}
     for index, cidr, _, _, epoch, phase, until_us, watermark, since in rows:
-        if phase == "allocated":
-            continue
         if phase == "draining":
-            state.draining[index] = since
-            continue
-        until = moment(until_us) or _EPOCH
-        last = state.quarantine_last
-        if last is not None and until < last:
-            state.quarantine_ordered = False
-        state.quarantine_last = until
-        state.quarantined[index] = RangeQuarantined(
-            cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
-        )
+            draining[index] = since
+        elif phase == "quarantined":
+            until = moment(until_us) or _EPOCH
+            quarantined[index] = RangeQuarantined(
+                cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
+            )
+    return ranges, draining, quarantined
+
+
+def _cursor(connection: sqlite3.Connection, at: int) -> int:
     row = connection.execute(
         "SELECT cursor_after FROM range WHERE cursor_after IS NOT NULL AND valid_from <= ?"
         " ORDER BY valid_from DESC LIMIT 1",
         (at,),
     ).fetchone()
-    state.pool.cursor = row[0] if row else 0
+    return row[0] if row else 0

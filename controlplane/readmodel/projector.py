@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from controlplane.controller.hooks import Changes, Lagged, Observer, Subscription
-from controlplane.controller.replication.command_dedup import CommandDedup
+from controlplane.changes import Changes, Lagged, Subscription
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, prune
@@ -50,8 +50,20 @@ class _Switched(Exception):
     """Another generation is current."""
 
 
+class ProjectionObserver(Protocol):
+    """Who is told how the projection goes. Both methods return at once."""
+
+    def projected(self, *, last: int, count: int, took_s: float) -> None:
+        """The read model holds everything up to ``last``; ``count`` events took ``took_s`` seconds."""
+        ...
+
+    def alarmed(self, name: str, error: IsthmusError) -> None:
+        """The projection has stopped: a person must look."""
+        ...
+
+
 class Projector:
-    """Owns the store of one directory while it runs."""
+    """Owns the store of one directory while it runs; ``on_projected`` is called with each new checkpoint."""
 
     def __init__(
         self,
@@ -59,14 +71,14 @@ class Projector:
         event_log: LogReader,
         changes: Changes,
         *,
-        observer: Observer,
-        dedup: CommandDedup | None = None,
+        observer: ProjectionObserver,
+        on_projected: Callable[[int], None] = lambda _sequence: None,
     ) -> None:
         self._directory = directory
         self._log = event_log
         self._changes = changes
         self._observer = observer
-        self._dedup = dedup
+        self._on_projected = on_projected
         self._parked = LeavingOut()
         self._moved = asyncio.Event()
         self._asked = asyncio.Event()
@@ -222,8 +234,7 @@ class Projector:
             part = events[start : start + BATCH]
             before = clock()
             await store.apply(part)
-            if self._dedup is not None:
-                self._dedup.projected(store.checkpoint.sequence)
+            self._on_projected(store.checkpoint.sequence)
             self.stalled = None
             self._moved.set()
             self._observer.projected(last=store.checkpoint.sequence, count=len(part), took_s=clock() - before)

@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import aiosqlite
 
-from controlplane.controller.replication.command_dedup import SequenceSpan
 from controlplane.readmodel import cluster_rows, gateway_rows
 from controlplane.readmodel.rows import Contradiction, Rows, microseconds
 from controlplane.readmodel.schema import SCHEMA, VERSION
@@ -35,6 +34,13 @@ T = TypeVar("T")
 CURRENT = "current"
 CACHE_KIB = 32 * 1024
 _HANDLERS = {**cluster_rows.HANDLERS, **gateway_rows.HANDLERS}
+
+
+class SequenceSpan(NamedTuple):
+    """The sequences of the first and the last event that a command caused."""
+
+    first: int
+    last: int
 
 
 def generation_file(directory: Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Who holds which CLB address, and which backends stand behind it: the shapes that both sides share.
+"""Who holds which CLB address, and which backends serve it: the shapes that both sides share.
 
 The controller keeps them in its state, agents in their view, snapshots carry them from one to the
 other. Only shapes: no decision, no fold.
@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from events.types import Affinity, CheckKind, ClbReserved, Protocol
+from events.types import (
+    Affinity,
+    CheckKind,
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbReserved,
+    Protocol,
+)
 
 
 class BackendKey(NamedTuple):
@@ -23,6 +31,11 @@ class BackendKey(NamedTuple):
     port: int
     address: str
     backend_port: int
+
+    @classmethod
+    def of(cls, event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
+        """The backend that an event is about."""
+        return cls(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)
 
     @property
     def listener(self) -> tuple[str, str, str, int]:

@@ -93,7 +93,7 @@ class TrafficTable:
             case ClbBackendAdded():
                 self._add(sequence, event)
             case ClbBackendRemoved():
-                self.backends.pop(_key(event), None)
+                self.backends.pop(BackendKey.of(event), None)
             case ClbBackendHealthChanged():
                 self._health(sequence, event)
             case ClbHolderAssigned():
@@ -131,8 +131,8 @@ class TrafficTable:
             self.former.pop(item.address, None)
 
     def _add(self, sequence: int, event: ClbBackendAdded) -> None:
-        known = self.backends.get(_key(event))
-        self.backends[_key(event)] = Backend(
+        known = self.backends.get(BackendKey.of(event))
+        self.backends[BackendKey.of(event)] = Backend(
             affinity=event.affinity,
             check=event.check,
             check_path=event.check_path,
@@ -146,12 +146,8 @@ class TrafficTable:
         )
 
     def _health(self, sequence: int, event: ClbBackendHealthChanged) -> None:
-        known = self.backends.get(_key(event))
+        known = self.backends.get(BackendKey.of(event))
         if known is not None:
-            self.backends[_key(event)] = msgspec.structs.replace(
+            self.backends[BackendKey.of(event)] = msgspec.structs.replace(
                 known, healthy=event.healthy, changed=sequence, reason=event.reason
             )
-
-
-def _key(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> BackendKey:
-    return BackendKey(event.name, event.purpose, event.protocol, event.port, event.address, event.backend_port)

@@ -16,11 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from controlplane.changes import Changes
 from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import AdvanceDrains
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.hooks import Changes, NullObserver
+from controlplane.controller.hooks import NullObserver
 from controlplane.readmodel.projector import BATCH, Projector
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.store import Store, _prepare

@@ -235,7 +235,11 @@ async def running(
     async with Observability.open(CLUSTER, "rig", None, environ={}) as observability:
         observer = observability.observer
         projector = Projector(
-            directory / "readmodel", log, replica.changes, observer=observer, dedup=replica.dedup
+            directory / "readmodel",
+            log,
+            replica.changes,
+            observer=observer,
+            on_projected=replica.dedup.projected,
         )
         committer = Committer(log, replica, source="isthmus/test", observer=observer)
         ticker = Ticker(

@@ -15,7 +15,7 @@ from nats.js.errors import NotFoundError
 
 from controlplane.cluster.digest import state_digest
 from controlplane.controller.commands.replies import SERVICE_ERROR, SERVICE_ERROR_CODE
-from controlplane.readmodel.start import last_sequence_seen
+from controlplane.controller.replication.restore import last_sequence_seen
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer

@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controlplane.changes import Changes
 from controlplane.cluster.decide import decide
-from controlplane.cluster.decision import AdvanceDrains, AssignHolders, MarkLiveness
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.hooks import Changes, NullObserver
-from controlplane.controller.replication.command_dedup import CommandDedup, SequenceSpan
+from controlplane.controller.replication.command_dedup import CommandDedup
+from controlplane.controller.replication.restore import restore
 from controlplane.readmodel import projector as projector_module
 from controlplane.readmodel.asof import load_state, sequence_at
 from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.rebuild import rebuild
-from controlplane.readmodel.start import restore
-from controlplane.readmodel.store import Store, current_generation
+from controlplane.readmodel.store import SequenceSpan, Store, current_generation
 from events.codec import Cause, Recorded, decode, seal
-from events.errors import IsthmusError, VerificationFailed
+from events.errors import VerificationFailed
 from events.memory import MemoryLog
 from events.protocol.commands import (
-    AddBackend,
-    AppendCidr,
-    ChangeUnderlay,
-    DeclareNetwork,
-    FenceNode,
     ImportNodes,
-    LeaveNode,
-    MarkGateway,
-    Override,
-    ReleaseClb,
-    RemoveBackend,
-    RemoveNode,
-    ReportHealth,
-    ReserveClb,
-    WithdrawNetwork,
 )
 from events.types import (
     EVENT_TYPES,
@@ -54,7 +36,6 @@ from events.types import (
     ConflictOverridden,
     ConflictRefused,
     EventsParked,
-    Network,
     NetworkDeclared,
     NodeFenced,
     NodeJoined,
@@ -68,89 +49,9 @@ from events.types import (
 )
 from tests.controlplane.every_kind import SURROUNDINGS, commands
 from tests.controlplane.world import START
+from tests.service.histories import lived_in, projecting
 from tests.service.rig import CLUSTER, DEFINE, Rig, join, rig, running
 from tests.waiting import until
-
-
-async def lived_in(it: Rig, steps: int, seed: int) -> None:
-    """A history with every kind of event in it, many of them refused."""
-    pick = random.Random(seed)
-    await it.send(DeclareNetwork(network=Network(cidr="10.9.0.0/16", kind="idc")))
-    for step in range(steps):
-        number = pick.randrange(60)
-        state = it.replica.state
-        it.clock.forward(pick.choice((0.0, 0.5, 3.0)))
-        holder = next(iter(state.holders.values()), None)
-        span: dict[str, Any] = {
-            "reservation": "gw",
-            "purpose": "apiserver",
-            "address": f"10.21.0.{number % 3}",
-        }
-        heard = {uid: it.clock() - timedelta(seconds=pick.choice((0, 9))) for uid in state.by_uid}
-        seen = {f"uid-{n}": it.clock() - timedelta(seconds=pick.choice((0, 100))) for n in range(60)}
-        command: Any = pick.choice(
-            (
-                join(number),
-                join(number),
-                join(number, kind="external", site="idc"),
-                join(number, uid=f"twin-{step}"),
-                ChangeUnderlay(node=f"n{number}", uid=f"uid-{number}", underlay=f"192.168.9.{number + 1}"),
-                LeaveNode(node=f"n{number}", uid=f"uid-{number}"),
-                RemoveNode(node=f"n{number}", reason="test"),
-                FenceNode(node=f"n{number}", reason="test"),
-                ReserveClb(reservation=f"lb{number % 3}", subnet=f"10.20.{number % 2}.0/29"),
-                ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
-                ReserveClb(reservation="gw", subnet="10.20.2.0/28", provider="gateway"),
-                ReleaseClb(reservation="gw") if not step % 3 else RemoveBackend(**span, port=443),
-                MarkGateway(node=f"n{number}", on=number % 4 > 0),
-                MarkGateway(node=f"n{number}"),
-                AddBackend(**span, port=443),
-                AssignHolders(
-                    last_seen=heard,
-                    watching_since=it.clock() - timedelta(hours=1),
-                    able=frozenset(heard),
-                ),
-                ReportHealth(
-                    **span,
-                    port=443,
-                    backend_port=443,
-                    protocol="tcp",
-                    healthy=bool(step % 2),
-                    node=holder.node if holder else "n1",
-                    uid=holder.uid if holder else "",
-                    epoch=holder.epoch if holder else 0,
-                ),
-                ReserveClb(reservation="tiny", subnet="10.30.0.0/31"),
-                ReleaseClb(reservation=f"lb{number % 3}"),
-                DeclareNetwork(network=Network(cidr=f"10.{number}.0.0/16", kind="vpc")),
-                DeclareNetwork(network=Network(cidr="172.16.0.0/20", kind="vpc")),
-                DeclareNetwork(
-                    network=Network(cidr="172.16.64.0/20", kind="vpc"),
-                    overrides=(Override(code="cidr_conflict_with_vpc", reason="moving"),),
-                ),
-                WithdrawNetwork(cidr=f"10.{number}.0.0/16"),
-                AppendCidr(cidr=f"172.{18 + step % 3}.0.0/24"),
-                MarkLiveness(last_seen=seen, watching_since=it.clock() - timedelta(hours=1)),
-                AdvanceDrains(applied=dict.fromkeys(state.by_uid, state.sequence)),
-            )
-        )
-        try:
-            await it.send(command)
-        except IsthmusError:
-            continue
-
-
-@asynccontextmanager
-async def projecting(it: Rig, directory: Path, **options: Any) -> AsyncIterator[Projector]:
-    projector = Projector(directory, it.log, it.replica.changes, observer=NullObserver(), **options)
-    task = asyncio.create_task(projector.run())
-    try:
-        yield projector
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await projector.close()
-
 
 COMMON = {
     CidrAppended, ClbReserved, ClusterDefined, ConflictOverridden, ConflictRefused, NetworkDeclared, NodeFenced,
@@ -423,7 +324,7 @@ async def test_old_command_ids_are_found_in_the_read_model_after_memory_forgot_t
     history = History()
     it = Rig(log, command_table=history)
     it.replica.dedup = CommandDedup(spans_limit=5, answers_limit=2)
-    async with projecting(it, tmp_path, dedup=it.replica.dedup) as projector:
+    async with projecting(it, tmp_path, on_projected=it.replica.dedup.projected) as projector:
         history.projector = projector
         async with running(it):
             await it.send(DEFINE)

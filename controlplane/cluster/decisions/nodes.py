@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from controlplane.cluster.addressing.exhaustion import exhausted
 from controlplane.cluster.addressing.mac import vtep_mac
 from controlplane.cluster.addressing.overlap import address_conflicts, settle
-from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.holders import Cause, hand_over
 from controlplane.cluster.input_checks import text, unicast
@@ -48,7 +47,7 @@ SITE_LIMIT = 63
 
 def join(state: ClusterState, command: JoinNode, now: datetime, context: DecisionContext) -> Decision:
     """Make the node a member and give it the next free range; repeating it writes nothing."""
-    definition = definition_of(state)
+    definition_of(state)
     _check_join(command)
     where = _addresses(command)
     name, uid = command.node, command.uid
@@ -68,7 +67,7 @@ def join(state: ClusterState, command: JoinNode, now: datetime, context: Decisio
     if index is None:
         # The predecessor is gone all the same: were it kept, its own range could never come free for it.
         return _refuse(state, name, uid, exhausted(state, now, f"node {name!r}", leaving), events)
-    cidr = cidr_of(state, definition.range_size, index)
+    cidr = state.cidr_of(index)
     mac = _mac(state, uid, name)
     events.append(
         NodeJoined(
@@ -267,14 +266,6 @@ def _mac(state: ClusterState, uid: str, name: str) -> str:
     while state.by_mac.get(mac := vtep_mac(uid, attempt), name) != name:
         attempt += 1
     return mac
-
-
-def cidr_of(state: ClusterState, range_size: int, index: int) -> str:
-    """The CIDR of the range with that index."""
-    for own in reversed(state.cidrs):
-        if index >= own.first_index:
-            return range_cidr(own.first, range_size, index - own.first_index)
-    raise LookupError(index)
 
 
 def drain(owned: Range) -> RangeDraining:

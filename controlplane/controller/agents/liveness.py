@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
-from controlplane.controller.hooks import Changes, Lagged
 from events.status import AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
 

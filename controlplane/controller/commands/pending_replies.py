@@ -13,8 +13,8 @@ from controlplane.controller.commands.planner import Answer, GroupPlan, Pending
 from controlplane.controller.commands.replies import recall, reply_to
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
-from controlplane.controller.replication.command_dedup import SequenceSpan
 from controlplane.controller.replication.replica import Replica
+from controlplane.readmodel.store import SequenceSpan
 from events.codec import OutgoingMessage, decode
 from events.errors import IsthmusError
 from events.log import LogReader

@@ -22,13 +22,14 @@ from pathlib import Path
 
 from nats.aio.client import Client
 
+from controlplane.changes import Changes, Lagged
 from controlplane.controller.agents.agent_history.recorder import Recorder
 from controlplane.controller.agents.agent_history.records import ConvergenceRecord
 from controlplane.controller.agents.agent_history.store import REPORTS_MAX, HistoryStore
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.requests import Request
-from controlplane.controller.hooks import Changes, Lagged, Observer
+from controlplane.controller.hooks import Observer
 from controlplane.controller.observability.metrics import ControllerMetrics, Live
 from controlplane.controller.observability.span_intake import SpanIntake
 from controlplane.controller.observability.span_store import SPANS_MAX, SpanStore

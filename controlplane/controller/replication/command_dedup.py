@@ -8,8 +8,8 @@ header of the same log). An id may only be forgotten here once the read model ha
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
 
+from controlplane.readmodel.store import SequenceSpan
 from events.codec import Recorded
 from events.errors import IsthmusError
 from events.protocol.commands import CommandReply
@@ -19,13 +19,6 @@ SPANS_LIMIT = 200_000
 
 ANSWERS_LIMIT = 10_000
 """Whole answers kept in memory."""
-
-
-class SequenceSpan(NamedTuple):
-    """The sequences of the first and the last event that a command caused."""
-
-    first: int
-    last: int
 
 
 class CommandDedup:

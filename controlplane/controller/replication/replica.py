@@ -20,9 +20,9 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
+from controlplane.changes import Changes
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.hooks import Changes
 from controlplane.controller.replication.command_dedup import CommandDedup
 from events.chain import CHAIN_HEADER, Head, genesis, verify_link
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from controlplane.controller.hooks import Changes
+from controlplane.changes import Changes
 from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.asof import load_state, moment
