@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -30,15 +30,42 @@ class Decision(NamedTuple):
     after: ClusterState | None = None
 
 
+class Members(Protocol):
+    """What the agents' reports say about members, by uid."""
+
+    def silent_s(self, uid: str) -> float | None:
+        """Seconds since that member was heard, if it reports; None when it does not."""
+        ...
+
+    def ever(self, uid: str) -> bool:
+        """Whether its agent was ever heard."""
+        ...
+
+
+class _Nobody:
+    """No reports: for decisions about a past, and for tests of the rules alone."""
+
+    def silent_s(self, uid: str) -> float | None:  # noqa: ARG002  the port's
+        return None
+
+    def ever(self, uid: str) -> bool:  # noqa: ARG002  the port's
+        return False
+
+
+NOBODY: Members = _Nobody()
+
+
 class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the world outside this log.
 
     ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
-    heard just now and say that they can hold addresses.
+    heard just now and say that they can hold addresses;
+    ``members``: which members report, so that none of them is replaced unless somebody names it.
     """
 
     clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     gateways: frozenset[str] = frozenset()
+    members: Members = NOBODY
 
 
 EMPTY_CONTEXT = DecisionContext()

@@ -27,6 +27,7 @@ from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.gateway_reports import WithGateways
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.reporting import WithMembers
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
 from controlplane.controller.commands.committer import Committer, Limits
@@ -128,7 +129,10 @@ class Controller:
             source=source,
             observer=observer,
             command_table=_CommandTable(self.projector),
-            context_source=WithGateways(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
+            context_source=WithMembers(
+                WithGateways(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
+                self.liveness,
+            ),
             limits=options.limits,
         )
         self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)

@@ -147,6 +147,17 @@ COMMAND_CODES: dict[str, Code] = {
         "A live node of another name has the same uid: a cloned machine, or a renamed one.",
         "Give the clone a uid of its own, or remove the node of the old name first.",
     ),
+    "node_alive": Code(
+        "Refused",
+        "The name belongs to a member that has been heard: another uid does not take its place unasked.",
+        "Give the machine one uid, or say that the member is to go: `isthmus node fence NODE`, or "
+        "`isthmus node import --replace NODE`.",
+    ),
+    "name_repeated": Code(
+        "Refused",
+        "One batch of an import gives a name to two machines.",
+        "Give each machine a name of its own.",
+    ),
     "node_attribute_fixed": Code(
         "Refused",
         "A member's kind (cloud or external) and site do not change while it is a member.",

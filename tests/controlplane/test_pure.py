@@ -82,7 +82,7 @@ CORE = (
     "controlplane.controller.answers"
 )
 
-ALLOWED = {
+ALLOWED = {"bisect",
     "__future__", "collections", "datetime", "functools", "hashlib", "heapq", "itertools", "math", "re",
     "types", "typing", "urllib", "msgspec", "controlplane", "events",
 }  # fmt: skip

@@ -45,8 +45,14 @@ UID_LIMIT = 128
 SITE_LIMIT = 63
 
 
-def join(state: ClusterState, command: JoinNode, now: datetime, context: DecisionContext) -> Decision:
-    """Make the node a member and give it the next free range; repeating it writes nothing."""
+def join(
+    state: ClusterState, command: JoinNode, now: datetime, context: DecisionContext, *, replace: bool = False
+) -> Decision:
+    """Make the node a member and give it the next free range; repeating it writes nothing.
+
+    A member of the same name with another uid is fenced, unless its agent reports: then only a decision
+    that names it does so (``replace``).
+    """
     definition_of(state)
     _check_join(command)
     where = _addresses(command)
@@ -54,6 +60,10 @@ def join(state: ClusterState, command: JoinNode, now: datetime, context: Decisio
     member = state.nodes.get(name)
     if member is not None and member.uid == uid:
         return _again(state, command, member, where, context)
+    if member is not None and not replace:
+        alive = living(member, uid, context)
+        if alive is not None:
+            return _refuse(state, name, uid, alive)
     problem, accepted = _obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, name, uid, problem)
@@ -96,6 +106,23 @@ def join(state: ClusterState, command: JoinNode, now: datetime, context: Decisio
         "announced": where.announced,
     }
     return Decision(tuple(events), result)
+
+
+def living(member: Node, uid: str, context: DecisionContext) -> Refused | None:
+    """Why another uid cannot take the member's name: its agent reports."""
+    silent_s = context.members.silent_s(member.uid)
+    if silent_s is None:
+        return None
+    return Refused(
+        "node_alive",
+        f"node {member.name!r} is a member with uid {member.uid!r}, heard {silent_s:.0f} s ago: uid {uid!r} "
+        f"does not take its place while it reports. If both are one machine, give it one uid; if "
+        f"the new one is to replace it, stop the old agent, or: isthmus node fence {member.name}",
+        node=member.name,
+        uid=uid,
+        live_uid=member.uid,
+        silent_s=round(silent_s, 1),
+    )
 
 
 def _check_join(command: JoinNode) -> None:

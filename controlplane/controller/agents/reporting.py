@@ -1,0 +1,70 @@
+"""Which members report now, and which never have: what a decision must know before it replaces one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from controlplane.cluster.decision import DecisionContext, Tick
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.commands.committer import ContextSource
+from events.protocol.commands import Command, ImportNodes, JoinNode
+
+SILENT_INTERVALS = 3.0
+INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
+"""Bounds of what an agent may say of its own pace here: nobody makes itself irreplaceable for longer."""
+WATCH_S = INTERVAL_MAX_S / 2
+"""A controller that has not listened for so long yet cannot know who is silent."""
+
+
+class LiveMembers:
+    """The members as the reports show them at one moment; asked only about the one in question."""
+
+    def __init__(self, liveness: Liveness, now: datetime) -> None:
+        self._liveness = liveness
+        self._now = now
+
+    def silent_s(self, uid: str) -> float | None:
+        """How long ago that uid was heard, if it reports; None when it is silent, or said goodbye.
+
+        A uid that this controller has not heard of yet counts as heard while the controller is new.
+        """
+        live = self._liveness
+        status, seen = live.statuses.get(uid), live.last_seen.get(uid)
+        if status is None:
+            watched_s = (self._now - live.watching_since).total_seconds()
+            return watched_s if seen is None and watched_s < WATCH_S else None
+        if status.state in {"stopping", "fenced"}:
+            return None
+        since = live.watching_since if seen is None else seen
+        silent_s = max(0.0, (self._now - since).total_seconds())
+        interval_s = min(max(status.interval_s, INTERVAL_MIN_S), INTERVAL_MAX_S)
+        return silent_s if silent_s <= SILENT_INTERVALS * interval_s else None
+
+    def ever(self, uid: str) -> bool:
+        """Whether an agent of that uid was ever heard, as far as is known here."""
+        return uid in self._liveness.statuses or self.silent_s(uid) is not None
+
+
+class WithMembers:
+    """A context source that also tells which members report, for what may replace one."""
+
+    def __init__(
+        self,
+        around: ContextSource,
+        liveness: Liveness,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._around = around
+        self._liveness = liveness
+        self._now = now
+
+    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
+        """The context. Raises Unavailable."""
+        known = await self._around.context_for(commands)
+        if not any(isinstance(command, JoinNode | ImportNodes) for command in commands):
+            return known
+        return msgspec.structs.replace(known, members=LiveMembers(self._liveness, self._now()))

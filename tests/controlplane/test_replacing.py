@@ -1,0 +1,160 @@
+"""Who may take a member's name: nobody whose agent reports is fenced unless a decision names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from controlplane.cluster.decide import DecisionContext
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
+from events.protocol.commands import FenceNode, ImportNodes
+from events.status import AgentStatus
+from events.types import NodeFenced
+from tests.controlplane.world import World, joining, names
+
+
+class Said:
+    """Reports by hand: uid → seconds since the last one."""
+
+    def __init__(self, heard: Mapping[str, float], past: frozenset[str] = frozenset()) -> None:
+        self.heard = heard
+        self.past = past
+
+    def silent_s(self, uid: str) -> float | None:
+        return self.heard.get(uid)
+
+    def ever(self, uid: str) -> bool:
+        return uid in self.heard or uid in self.past
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(container_cidr="10.0.0.0/24", pods_per_node=32, quarantine_s=60)
+    for number in range(3):
+        world.join(number)
+    world.context = DecisionContext(members=Said({"uid-0": 2.0}, past=frozenset({"uid-1"})))
+    return world
+
+
+def test_another_uid_does_not_join_in_the_name_of_a_member_that_reports(world: World) -> None:
+    before = world.state.owned["n0"]
+    assert world.refused(joining(0, uid="clone", underlay="192.0.2.99")) == "node_alive"
+    assert world.state.owned["n0"] == before
+    assert "uid-0" in world.state.by_uid
+    # once it is named by a decision, or silent, the other one takes the name
+    world.ok(FenceNode(node="n0"))
+    assert world.join(0, uid="clone")["uid"] == "clone"
+    assert world.join(1, uid="reinstalled")["uid"] == "reinstalled"
+    assert [event.uid for event in world.log if isinstance(event, NodeFenced)] == ["uid-0", "uid-1"]
+
+
+def test_the_refused_clone_is_recorded_once(world: World) -> None:
+    written = len(world.log)
+    for _ in range(3):
+        assert world.refused(joining(0, uid="clone")) == "node_alive"
+    assert names(world.log[written:]) == ["AllocationRefused"]
+    assert "node fence n0" in world.log[-1].message
+
+
+def test_an_import_fences_nobody_who_was_ever_heard_unless_named(world: World) -> None:
+    nodes = tuple(joining(number, uid=f"machine-{number}") for number in range(3))
+    refusal = world.do(ImportNodes(nodes=nodes)).refusal
+    assert refusal is not None
+    assert refusal.code == "import_refused"
+    lines = refusal.details["lines"]
+    assert [(line["status"], line.get("code")) for line in lines] == [
+        ("refused", "node_alive"),
+        ("refused", "node_alive"),
+        ("joined", None),
+    ]
+    assert "--replace n0" in lines[0]["message"]
+    assert lines[2]["fences"] == "uid-2", "what would be fenced is said before"
+    assert set(world.state.by_uid) == {"uid-0", "uid-1", "uid-2"}
+
+    result = world.ok(ImportNodes(nodes=nodes, replace=("n0", "n1")))
+    assert [line["fences"] for line in result["lines"]] == ["uid-0", "uid-1", "uid-2"]
+    assert set(world.state.by_uid) == {"machine-0", "machine-1", "machine-2"}
+
+
+def test_a_label_that_changed_changes_nothing_and_refuses_nothing(world: World) -> None:
+    nodes = (joining(0, site="sz"), joining(1, kind="external"), joining(5))
+    result = world.ok(ImportNodes(nodes=nodes))
+    assert [line["status"] for line in result["lines"]] == ["unchanged", "unchanged", "joined"]
+    assert "site 'sz'" in result["lines"][0]["note"]
+    assert "kind 'external'" in result["lines"][1]["note"]
+    assert (world.state.nodes["n0"].site, world.state.nodes["n1"].kind) == ("", "cloud")
+
+
+def test_one_batch_gives_a_name_to_one_machine(world: World) -> None:
+    refusal = world.do(ImportNodes(nodes=(joining(6), joining(6, uid="other")))).refusal
+    assert refusal is not None
+    assert [line.get("code") for line in refusal.details["lines"]] == [None, "name_repeated"]
+
+
+# --- who reports ---------------------------------------------------------------------------------------
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Heard:
+    """A controller's ears with a clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.liveness = Liveness(now=lambda: self.now)
+
+    def report(self, uid: str = "u", **said: object) -> None:
+        status = AgentStatus(node="n", uid=uid, applied=1, sent_at=self.now, **said)  # type: ignore[arg-type]
+        self.liveness.observe(status)
+
+    def silent_s(self, uid: str = "u") -> float | None:
+        return LiveMembers(self.liveness, self.now).silent_s(uid)
+
+    def ever(self, uid: str = "u") -> bool:
+        return LiveMembers(self.liveness, self.now).ever(uid)
+
+
+def test_a_member_reports_for_three_of_its_intervals() -> None:
+    it = Heard()
+    it.report(interval_s=10.0)
+    it.now += timedelta(seconds=29)
+    assert it.silent_s() == 29
+    it.now += timedelta(seconds=2)
+    assert it.silent_s() is None
+    assert it.ever()
+
+
+def test_whoever_says_goodbye_can_be_replaced_at_once() -> None:
+    it = Heard()
+    it.report()
+    it.report(state="stopping")
+    it.now += timedelta(seconds=1)
+    it.report(state="stopping")
+    assert it.silent_s() is None
+
+
+def test_a_controller_that_has_just_begun_to_listen_does_not_know_who_is_silent() -> None:
+    it = Heard()
+    assert it.silent_s("not heard yet") == 0.0
+    it.now += timedelta(seconds=WATCH_S - 1)
+    assert it.ever("not heard yet")
+    it.now += timedelta(seconds=1)
+    assert it.silent_s("not heard yet") is None
+    assert not it.ever("not heard yet")
+
+
+def test_a_member_that_joined_under_its_eyes_and_never_reported_holds_nothing() -> None:
+    it = Heard()
+    it.liveness.joined("imported")
+    assert it.silent_s("imported") is None
+
+
+@pytest.mark.parametrize("interval_s", [1e9, -5.0, 0.0])
+def test_nobody_makes_itself_irreplaceable_by_its_interval(interval_s: float) -> None:
+    it = Heard()
+    it.report(interval_s=interval_s)
+    it.now += timedelta(seconds=181)
+    assert it.silent_s() is None
