@@ -88,6 +88,7 @@ async def _last_moment(source: Source, at: int, decided: datetime | None, now: d
     return max(last, decided) if decided is not None else last
 
 
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 _MOMENT = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)?", re.ASCII | re.IGNORECASE
 )
@@ -107,8 +108,9 @@ def parse_moment(text: str) -> datetime | None:
         second, fraction = "59", "999999"
     zone = "+00:00" if offset is None or offset in "Zz" else offset
     try:
-        return datetime.fromisoformat(f"{day}T{minute}:{second}.{fraction}{zone}").astimezone(UTC)
+        found_at = datetime.fromisoformat(f"{day}T{minute}:{second}.{fraction}{zone}").astimezone(UTC)
     except (ValueError, OverflowError):
         if day.startswith("0000") or not zone.startswith("+00"):
             return None
         raise BadRequest("bad_request", f"time={text!r}: there is no such day or time", field="time") from None
+    return found_at if found_at >= _FIRST else None

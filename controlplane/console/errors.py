@@ -6,7 +6,9 @@
 403    the Host header names another machine
 404    there is no such thing
 405    there is no such method
+408    the request was not complete in time
 413    the body is too large
+429    too many wrong tokens from this address
 503    the bus, the log or the read model does not answer
 500    a defect: logged here, and only ``internal`` is said outside
 =====  ===========================================================
@@ -32,20 +34,31 @@ _MEANINGS = {
     403: "The Host header names another machine.",
     404: "There is no such thing.",
     413: "The body is too large.",
+    429: "Too many wrong tokens from this address.",
     503: "Not able to answer now.",
 }
-_CODES = {401: "forbidden", 403: "forbidden", 503: "log_unavailable"}
+_CODES = {
+    401: "forbidden",
+    403: "forbidden",
+    404: "not_found",
+    429: "too_many_attempts",
+    503: "log_unavailable",
+}
 
 
 class NotFound(Exception):
-    """There is no such thing; the text says which."""
+    """There is no such thing; the text says which, ``code`` of which kind it is."""
+
+    def __init__(self, message: str, *, code: str = "not_found") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def failures(*statuses: int) -> dict[int, ResponseSpec]:
-    """The error answers of a route, for its documentation. 401 and 403 apply to every route."""
+    """The error answers of a route, for its documentation. 401, 403 and 429 apply to every route."""
     return {
         status: ResponseSpec(data_container=ErrorBody, description=_MEANINGS[status], generate_examples=False)
-        for status in (*statuses, 401, 403)
+        for status in (*statuses, 401, 403, 429)
     }
 
 
@@ -69,7 +82,12 @@ def on_isthmus_error(_: Request[Any, Any, Any], error: IsthmusError) -> Response
 
 def on_not_found(_: Request[Any, Any, Any], error: NotFound) -> Response[ErrorBody]:
     """There is no such thing."""
-    return _answer(404, "bad_request", str(error))
+    return _answer(404, error.code, str(error))
+
+
+def on_malformed(_: Request[Any, Any, Any], __: RecursionError) -> Response[ErrorBody]:
+    """A body that is nested without end."""
+    return _answer(400, "bad_request", "the body is nested too deeply")
 
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorBody]:

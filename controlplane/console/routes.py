@@ -8,10 +8,10 @@ controller's event loop and never block it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Response, get, post
+from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.openapi.spec import Example
 from litestar.params import Body, PathParameter, SkipValidation
@@ -37,7 +37,7 @@ from controlplane.console.schemas import (
     Space,
     Timeline,
 )
-from controlplane.console.security import Gate
+from controlplane.console.security import Gate, caller_of
 from controlplane.console.source import Source
 from controlplane.controller.agents.convergence import BEHIND_LISTED, Convergence
 from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, TraceSummary
@@ -129,7 +129,7 @@ class OverlayController(Controller):
         state, position, reports = await as_of(source, at, time)
         detail = presenters.node_detail(state, name, position, reports)
         if detail is None:
-            raise NotFound(f"no node is named {name!r} at sequence {position.sequence}")
+            raise NotFound(f"no node is named {name!r} at sequence {position.sequence}", code="node_unknown")
         return detail
 
     @get("/clb/{name:str}", summary="One CLB reservation", responses=failures(400, 404))
@@ -151,7 +151,9 @@ class OverlayController(Controller):
             health=health,
         )
         if detail is None:
-            raise NotFound(f"no CLB reservation is named {name!r} at sequence {position.sequence}")
+            raise NotFound(
+                f"no CLB reservation is named {name!r} at sequence {position.sequence}", code="clb_unknown"
+            )
         return detail
 
 
@@ -287,7 +289,9 @@ class TraceController(Controller):
         """Its spans as a waterfall, with the spans of other traces that link into it."""
         spans = await source.spans.trace(trace_id)
         if not spans:
-            raise NotFound(f"trace {trace_id} is not kept: it was not sampled, or is too old")
+            raise NotFound(
+                f"trace {trace_id} is not kept: it was not sampled, or is too old", code="trace_unknown"
+            )
         return waterfall(trace_id, spans, limit=TRACE_SPANS_MAX)
 
 
@@ -338,10 +342,11 @@ class SessionController(Controller):
     @post("/login", summary="Show the token", status_code=201, responses=failures(400, 413))
     async def open_session(
         self,
+        request: Request[Any, Any, Any],
         gate: NamedDependency[Gate],
         data: Annotated[Credentials, Body(description="The token of this controller.")],
     ) -> Response[Session]:
         """Exchange the token for a session cookie, for browsers."""
-        cookie = gate.open_session_for(data.token)
+        cookie = gate.open_session_for(data.token, caller_of(request))
         answer = Session(allowed=True, token_required=gate.token_required)
         return Response(answer, status_code=201, cookies=[cookie] if cookie else [])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -18,14 +19,21 @@ from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
-from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar.exceptions import (
+    NotAuthorizedException,
+    PermissionDeniedException,
+    TooManyRequestsException,
+)
 
+from controlplane.console.limits import Attempts
 from events.errors import Usage
 
 COOKIE = "isthmus_session"
 SESSION_S = 12 * 3600
 SESSIONS_MAX = 256
 TOKEN_MIN = 16
+LOGINS_FAILED_MAX, BEARERS_FAILED_MAX = 10, 60
+"""Wrong tokens a minute from one address."""
 
 HEADERS = {
     "content-security-policy": (
@@ -69,7 +77,9 @@ class Gate:
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token.encode()
         self._clock = clock
-        self._sessions: dict[str, float] = {}
+        self._sessions: dict[bytes, float] = {}
+        self._logins = Attempts(LOGINS_FAILED_MAX, clock=clock)
+        self._bearers = Attempts(BEARERS_FAILED_MAX, clock=clock)
 
     @property
     def token_required(self) -> bool:
@@ -77,39 +87,50 @@ class Gate:
 
     def accepts_token(self, token: str) -> bool:
         """Whether it is the token."""
-        return bool(self._token) and hmac.compare_digest(token.encode(), self._token)
+        return bool(self._token) and hmac.compare_digest(_bytes(token), self._token)
 
-    def open_session_for(self, token: str) -> Cookie | None:
+    def open_session_for(self, token: str, caller: str = "") -> Cookie | None:
         """A cookie that lets its browser in until it expires or this controller ends; None when none is needed.
 
-        Raises NotAuthorizedException for a wrong token.
+        Raises NotAuthorizedException for a wrong token, and TooManyRequestsException for any after too many.
         """
         if not self._token:
             return None
+        _check_attempts(self._logins, caller)
         if not self.accepts_token(token):
+            self._logins.failed(caller)
             raise NotAuthorizedException("that is not the token")
         while len(self._sessions) >= SESSIONS_MAX:
             del self._sessions[next(iter(self._sessions))]
         session = secrets.token_urlsafe(32)
-        self._sessions[session] = self._clock() + SESSION_S
+        self._sessions[session.encode()] = self._clock() + SESSION_S
         return Cookie(
             COOKIE, value=session, httponly=True, samesite="strict", path="/", max_age=SESSION_S, secure=False
         )
 
-    def allows(self, authorization: str, session: str) -> bool:
-        """Whether a request with these credentials is let in."""
+    def allows(self, authorization: str, session: str, caller: str = "") -> bool:
+        """Whether a request with these credentials is let in.
+
+        Others' guesses lock nobody out here: a program with the right token goes on behind the same proxy.
+        Raises TooManyRequestsException for a wrong token after too many.
+        """
         if not self._token:
             return True
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() == "bearer" and self.accepts_token(token.strip()):
-            return True
-        expires = next((at for known, at in self._sessions.items() if hmac.compare_digest(known, session)), 0.0)
+        if scheme.lower() == "bearer":
+            if self.accepts_token(token.strip()):
+                return True
+            _check_attempts(self._bearers, caller)
+            self._bearers.failed(caller)
+        given = _bytes(session)
+        expires = next((at for known, at in self._sessions.items() if hmac.compare_digest(known, given)), 0.0)
         return expires > self._clock()
 
     def check(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-        """Raises NotAuthorizedException (401) or PermissionDeniedException (403)."""
+        """Raises what becomes a 401, a 403 (the Host header) or a 429 (too many wrong tokens)."""
         self.check_host(connection.headers.get("host", ""))
-        if not self.allows(connection.headers.get("authorization", ""), connection.cookies.get(COOKIE, "")):
+        authorization, session = connection.headers.get("authorization", ""), connection.cookies.get(COOKIE, "")
+        if not self.allows(authorization, session, caller_of(connection)):
             raise NotAuthorizedException("a token is needed: Authorization: Bearer …")
 
     def check_host(self, host: str) -> None:
@@ -121,3 +142,21 @@ class Gate:
             raise PermissionDeniedException(
                 "this console answers on loopback only; the Host header names another"
             )
+
+
+def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The address that a request came from; empty when it is not known."""
+    return connection.client.host if connection.client is not None else ""
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _check_attempts(attempts: Attempts, caller: str) -> None:
+    wait_s = attempts.wait_s(caller)
+    if wait_s > 0:
+        raise TooManyRequestsException(
+            f"too many wrong tokens from this address; try again in {wait_s:.0f} s",
+            headers={"Retry-After": str(math.ceil(wait_s))},
+        )

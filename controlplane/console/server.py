@@ -23,9 +23,17 @@ from litestar.static_files import create_static_files_router
 from litestar.types import Guard, Message, Scope
 
 from controlplane.console import routes
-from controlplane.console.errors import NotFound, on_defect, on_http_exception, on_isthmus_error, on_not_found
+from controlplane.console.errors import (
+    NotFound,
+    on_defect,
+    on_http_exception,
+    on_isthmus_error,
+    on_malformed,
+    on_not_found,
+)
+from controlplane.console.limits import Limits, connection_class
 from controlplane.console.live_feed import LiveFeed
-from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
+from controlplane.console.security import COOKIE, HEADERS, Gate, caller_of, check_exposure
 from controlplane.console.source import Source
 from events.errors import IsthmusError, Unavailable
 from events.protocol.queries import (
@@ -53,7 +61,9 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
     gate = Gate(token)
 
     def allowed(request: Request[Any, Any, Any]) -> bool:
-        return gate.allows(request.headers.get("authorization", ""), request.cookies.get(COOKIE, ""))
+        return gate.allows(
+            request.headers.get("authorization", ""), request.cookies.get(COOKIE, ""), caller_of(request)
+        )
 
     def here(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         gate.check_host(connection.headers.get("host", ""))
@@ -87,6 +97,7 @@ def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
         exception_handlers={
             IsthmusError: on_isthmus_error,
             NotFound: on_not_found,
+            RecursionError: on_malformed,
             HTTPException: on_http_exception,
             Exception: on_defect,
         },
@@ -195,14 +206,14 @@ async def serve(
     feed = feed or LiveFeed(source)
     server = _Server(
         uvicorn.Config(
-            create_app(source, feed, token=token),
+            Limits(create_app(source, feed, token=token)),  # type: ignore[arg-type]  # its own names of the same
+            http=connection_class(),
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
             date_header=True,
-            limit_concurrency=512,
-            timeout_keep_alive=15,
+            timeout_keep_alive=10,
             timeout_graceful_shutdown=1,
         )
     )

@@ -11,6 +11,16 @@ COMMAND_CODES: dict[str, Code] = {
         "The request is not valid JSON of the expected shape.",
         "Correct the field that the message names; `isthmus COMMAND --help` shows the accepted form.",
     ),
+    "not_found": Code(
+        "Refused",
+        "There is no such path, event or record.",
+        "The message says what was looked for and where it ends.",
+    ),
+    "too_many_attempts": Code(
+        "Overloaded",
+        "Too many wrong tokens came from this address.",
+        "Wait for the time that the answer names, then use the right token.",
+    ),
     "payload_too_large": Code(
         "BadRequest",
         "The request is larger than the controller accepts.",
