@@ -59,6 +59,7 @@ async def controller_process(
         controller = await Controller.start(
             options,
             observer=observability.observer,
+            conditions=observability.conditions,
             queries=lambda made: _trace_queries(TraceAnswers(made.log, made.replica, observability.spans)),
         )
         source = Inspector(

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 from controlplane.changes import Changes
+from controlplane.cluster.conditions import poisoned
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.state import ClusterState
 from controlplane.console import event_queries
@@ -26,6 +27,7 @@ from controlplane.readmodel.asof import load_state, moment, sequence_at
 from controlplane.readmodel.projector import Projector
 from events.codec import Recorded, decode
 from events.log import LogReader
+from events.protocol.queries import Condition
 from events.status import AgentStatus
 
 T = TypeVar("T")
@@ -118,6 +120,11 @@ class Inspector:
 
     def trouble(self) -> str:
         return trouble(self._replica, self._projector)
+
+    def own_conditions(self) -> list[Condition]:
+        halted = self._replica.halted
+        own = [poisoned(halted)] if halted is not None else []
+        return [*own, *self._observability.conditions()]
 
     def metrics(self) -> bytes:
         return self._observability.telemetry.prometheus()

@@ -81,7 +81,7 @@ class Limits:
         self._running: dict[str, int] = dict.fromkeys((*AT_ONCE, ""), 0)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer, or refuse with 400, 404, 408 or 503. Cancellation ends the answer where it is."""
+        """Answer, or refuse with 404, 408 or 503. Cancellation ends the answer where it is."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -127,7 +127,7 @@ class Limits:
 
 def _bad_path(path: str) -> tuple[int, str, str] | None:
     if not path.isprintable():
-        return 400, "bad_request", "the path contains characters that cannot be printed"
+        return 404, "not_found", "there is no path with characters that cannot be printed"
     if len(path.encode(errors="replace")) > PATH_BYTES:
         return 404, "not_found", f"there is no path of more than {PATH_BYTES:,} bytes"
     if any(len(part.encode(errors="replace")) > SEGMENT_BYTES for part in path.split("/")):

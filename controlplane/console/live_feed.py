@@ -150,7 +150,11 @@ class LiveFeed:
         moment = source.head_time
         alarmed = source.alarms_raised != self._alarms
         self._alarms = source.alarms_raised
-        found = conditions_of(state, reports) if agents or events or alarmed else self._conditions
+        found = (
+            [*source.own_conditions(), *conditions_of(state, reports)]
+            if agents or events or alarmed
+            else self._conditions
+        )
         changed = found != self._conditions
         self._conditions = found
         common = {

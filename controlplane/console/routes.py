@@ -89,7 +89,13 @@ class OverlayController(Controller):
         then = await as_of(source, at, time)
         view = presenters.overview(then.state, then.position, source.cluster, then.reports)
         alarms = await source.alarms(then.moment, ALARMS_SHOWN)
-        return msgspec.structs.replace(view, leading=then.position.live and source.leading, alarms=alarms)
+        live = then.position.live
+        return msgspec.structs.replace(
+            view,
+            leading=live and source.leading,
+            alarms=alarms,
+            conditions=[*(source.own_conditions() if live else ()), *view.conditions],
+        )
 
     @get("/space", summary="The address space", responses=failures(400, 404))
     async def space(self, source: From, at: At = PRESENT, time: Time = None) -> Space:

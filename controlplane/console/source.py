@@ -19,6 +19,7 @@ from controlplane.controller.agents.convergence import Convergence, ConvergenceT
 from controlplane.controller.agents.reports import Reports
 from controlplane.controller.observability.span_store import SpanStore
 from events.codec import Recorded
+from events.protocol.queries import Condition
 
 
 class Source(Protocol):
@@ -83,6 +84,10 @@ class Source(Protocol):
 
     def trouble(self) -> str:
         """Why this controller does not do its work; empty when it does."""
+        ...
+
+    def own_conditions(self) -> list[Condition]:
+        """What a person should know of this controller itself."""
         ...
 
     def metrics(self) -> bytes:

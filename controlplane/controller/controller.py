@@ -53,6 +53,7 @@ from events.errors import Unavailable, VerificationFailed
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import StatusReader
+from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
 
 log = logging.getLogger("isthmus.controller")
@@ -102,6 +103,7 @@ class Controller:
         observer: Observer,
         lock: int,
         queries: Callable[[Controller], Queries],
+        conditions: Callable[[], Sequence[Condition]],
     ) -> None:
         cluster = options.cluster
         self.options = options
@@ -113,6 +115,7 @@ class Controller:
         self.liveness = Liveness()
         self.observer = observer
         self._lock = lock
+        self._conditions = conditions
         self._stopped = asyncio.Event()
         self._stopping = asyncio.Event()
         source = f"isthmus/{cluster}/controller/{self.name}"
@@ -183,10 +186,12 @@ class Controller:
         *,
         observer: Observer | None = None,
         queries: Callable[[Controller], Queries] = lambda _controller: {},
+        conditions: Callable[[], Sequence[Condition]] = lambda: (),
     ) -> Self:
         """Lock the data directory, connect, open the log (making it if need be), restore the state.
 
-        ``queries`` is called once with the controller and says which further questions it answers.
+        ``queries`` is called once with the controller and says which further questions it answers;
+        ``conditions`` are what is to be said of this controller itself, besides the cluster.
 
         Raises Refused (``data_in_use``, ``log_settings_differ``), Unavailable (``bus_unreachable``,
         ``log_unavailable``), BadRequest for a bad name.
@@ -223,7 +228,16 @@ class Controller:
                 trust=not options.verify_log,
             )
             replicas.append(replica)
-            self = cls(options, client, event_log, replica, observer=observer, lock=lock, queries=queries)
+            self = cls(
+                options,
+                client,
+                event_log,
+                replica,
+                observer=observer,
+                lock=lock,
+                queries=queries,
+                conditions=conditions,
+            )
             reconnected += [self.liveness.restart, self._status_keeper.look]
         except BaseException:
             if client is not None:
@@ -310,7 +324,8 @@ class Controller:
         if further is not None:
             return await further(body)
         halted = self.replica.halted
-        own = (poisoned(halted),) if halted is not None else ()
+        own = [poisoned(halted)] if halted is not None else []
+        own += self._conditions()
         return answer(self.replica.state, name, body, self.liveness, further=own)
 
     async def _watch_statuses(self) -> None:

@@ -27,7 +27,7 @@ from controlplane.readmodel.rows import Contradiction, Rows, microseconds
 from controlplane.readmodel.schema import SCHEMA, VERSION
 from events.chain import Head, genesis
 from events.codec import Recorded
-from events.errors import IsthmusError, Refused, VerificationFailed
+from events.errors import IsthmusError, Refused, Usage, VerificationFailed
 
 T = TypeVar("T")
 
@@ -196,10 +196,17 @@ class Store:
 def lock_directory(directory: Path) -> int:
     """Hold the directory for this process; the descriptor to close in the end.
 
-    Raises Refused(data_in_use) when another process holds it.
+    Raises Refused(data_in_use) when another process holds it, and Usage(usage) when it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise Usage(
+            "usage",
+            f"the read model cannot be kept in {directory}: {error.strerror or error}; give --data a directory "
+            "that can be written",
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -51,6 +51,11 @@ RUNNING_CODES: dict[str, Code] = {
         "An event exceeds the largest message of the bus, or a batch 1,000 messages.",
         "Split the request.",
     ),
+    "record_unavailable": Code(
+        "Unavailable",
+        "A file beside the read model (recent traces, what the agents reported) cannot be read or written now.",
+        "Make room on the controller's disk; the control plane itself goes on.",
+    ),
     "trace_unknown": Code(
         "Refused",
         "No span of what was asked for is kept.",

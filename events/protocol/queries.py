@@ -43,6 +43,8 @@ CONDITIONS: dict[str, str] = {
     "joins_refused": "Nodes asked for a range and were refused; the message names them and the cause.",
     "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
     "Their agents say which rows, and repair them unless another program keeps rewriting them.",
+    "record_incomplete": "A file that the controller can do without (recent traces, or what the agents "
+    "reported) was unreadable and set aside, or cannot be written; the message names it and what to do.",
     "log_poisoned": "The log holds an event that the controller cannot follow; the message names it. Answers "
     "are of the state before it, commands are refused.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -36,7 +36,8 @@ from controlplane.controller.observability.span_store import SPANS_MAX, SpanStor
 from controlplane.controller.observability.tracing import TracingObserver
 from controlplane.controller.tasks import end
 from events.codec import Recorded
-from events.errors import IsthmusError, Usage
+from events.errors import IsthmusError, Unavailable, Usage
+from events.protocol.queries import Condition
 from events.status import AgentStatus
 from events.telemetry.role import Telemetry
 from events.telemetry.spans import Outbox
@@ -108,6 +109,10 @@ class Observability:
         )
         self._outbox = outbox
 
+    def conditions(self) -> list[Condition]:
+        """What a person should know of the stores."""
+        return [*self.spans.file.conditions(), *self.history.file.conditions()]
+
     @classmethod
     @asynccontextmanager
     async def open(
@@ -128,7 +133,8 @@ class Observability:
         spans_at: Path | str = ":memory:"
         history_at: Path | str = ":memory:"
         if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
+            with suppress(OSError):  # the stores say what they cannot do
+                directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
             spans_at, history_at = directory / "spans.db", directory / "reports.db"
         outbox = Outbox()
         async with (
@@ -141,7 +147,8 @@ class Observability:
             shipping = asyncio.create_task(outbox.run(spans.add), name="spans")
             try:
                 observability = cls(cluster, telemetry, outbox, spans, history)
-                observability.recalled = await history.convergence_records(2**53, RECALLED)
+                with suppress(Unavailable):
+                    observability.recalled = await history.convergence_records(2**53, RECALLED)
                 yield observability
             finally:
                 await end([shipping])

@@ -9,17 +9,16 @@ Spans of other traces that *link* into a trace belong to its picture and are ret
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from controlplane.controller.side_database import SideDatabase
+from events.errors import Unavailable
 from events.telemetry.spans import SpanLink, SpanRecord
 
 SPANS_MAX = 100_000
@@ -76,12 +75,12 @@ class TraceSummary(msgspec.Struct, frozen=True, kw_only=True):
 class SpanStore:
     """Recent spans. Open it with :meth:`open`.
 
-    SQLite works in one thread of its own: a batch costs the event loop one hop, not one per row.
+    A batch costs the event loop one hop, not one per row. What cannot be read or written raises
+    Unavailable(record_unavailable); a damaged file is begun anew.
     """
 
-    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor, limit: int) -> None:
-        self._database = database
-        self._thread = thread
+    def __init__(self, file: SideDatabase, limit: int) -> None:
+        self.file = file
         self._limit = limit
         self._count = 0
 
@@ -89,14 +88,11 @@ class SpanStore:
     @asynccontextmanager
     async def open(cls, path: Path | str = ":memory:", *, limit: int = SPANS_MAX) -> AsyncIterator[SpanStore]:
         """Open or create the file; at most about ``limit`` spans are kept in it."""
-        with ThreadPoolExecutor(1, thread_name_prefix="spans") as thread:
-            database = await asyncio.get_running_loop().run_in_executor(thread, _connect, str(path))
-            store = cls(database, thread, limit)
-            try:
+        async with SideDatabase.open(path, _SCHEMA, what="recent traces") as file:
+            store = cls(file, limit)
+            with suppress(Unavailable):
                 store._count = await store._run(lambda: store._rows("SELECT count(*) FROM spans")[0][0])
-                yield store
-            finally:
-                await store._run(database.close)
+            yield store
 
     @property
     def count(self) -> int:
@@ -104,10 +100,10 @@ class SpanStore:
         return self._count
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self.file.run(work)
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        return self._database.execute(query, values).fetchall()
+        return self.file.connection.execute(query, values).fetchall()
 
     async def add(self, records: Sequence[SpanRecord]) -> None:
         """Keep the spans (a span seen twice is kept once), and let the oldest go beyond the limit."""
@@ -115,14 +111,14 @@ class SpanStore:
             await self._run(lambda: self._add(records))
 
     def _add(self, records: Sequence[SpanRecord]) -> None:
-        with self._database:
+        with self.file.connection:
             for record in records:
                 self._insert(record)
             if self._count > self._limit * (1 + PRUNE_SLACK):
                 self._prune()
 
     def _insert(self, record: SpanRecord) -> None:
-        cursor = self._database.execute(
+        cursor = self.file.connection.execute(
             "INSERT OR IGNORE INTO spans (trace_id, span_id, parent_id, name, kind, service, instance, "
             "start_ns, end_ns, status, message, attributes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (
@@ -144,18 +140,18 @@ class SpanStore:
             return
         row = cursor.lastrowid
         self._count += 1
-        self._database.executemany(
+        self.file.connection.executemany(
             "INSERT OR IGNORE INTO links VALUES (?,?,?)",
             [(row, link.trace_id, link.span_id) for link in record.links],
         )
-        self._database.executemany(
+        self.file.connection.executemany(
             "INSERT OR IGNORE INTO refs VALUES (?,?,?)", [(kind, key, row) for kind, key in _references(record)]
         )
 
     def _prune(self) -> None:
         boundary = self._rows("SELECT id FROM spans ORDER BY id LIMIT 1 OFFSET ?", (self._count - self._limit,))
         if boundary:
-            self._count -= self._database.execute("DELETE FROM spans WHERE id < ?", boundary[0]).rowcount
+            self._count -= self.file.connection.execute("DELETE FROM spans WHERE id < ?", boundary[0]).rowcount
 
     async def trace(self, trace_id: str) -> list[SpanRecord]:
         """The spans of a trace and of those that link into it, oldest start first; empty when unknown.
@@ -267,15 +263,6 @@ def _references(record: SpanRecord) -> Iterable[tuple[str, str]]:
     node = attributes.get("isthmus.node")
     if node:
         yield "node", str(node)
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=OFF")
-    database.execute("PRAGMA foreign_keys=ON")
-    database.executescript(_SCHEMA)
-    return database
 
 
 class SourceLimit:

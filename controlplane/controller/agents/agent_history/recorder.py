@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from array import array
 from collections import deque
@@ -27,7 +26,7 @@ from controlplane.controller.agents.agent_history.store import HistoryStore, mic
 from controlplane.controller.agents.convergence import ConvergenceTracker, Transaction
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports
-from events.errors import IsthmusError
+from events.errors import IsthmusError, Unavailable
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.history")
@@ -105,8 +104,8 @@ class Recorder:
             batch = self._batch(budget)
             try:
                 await self._store.write(batch)
-            except sqlite3.Error as error:  # a full disk must not end the controller
-                log.warning("the agents' reports could not be recorded: %s", error)
+            except Unavailable as error:  # a full disk must not end the controller
+                log.warning("the agents' reports could not be recorded: %s", error.message)
 
     async def settle(self, moment: datetime) -> None:
         """Write all that has been reported, when somebody asks about a moment that may still be waiting."""

@@ -7,13 +7,9 @@ Beyond the limits the oldest rows go, and ``floor`` says from when on the record
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import sqlite3
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,8 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from controlplane.controller.agents.agent_history.records import Alarm, Batch, ConvergenceRecord, Observed
-
-log = logging.getLogger("isthmus.history")
+from controlplane.controller.side_database import SideDatabase
 
 REPORTS_MAX = 1_000_000
 """Rows of agents kept by default: about 120 MB on disk. Five nodes at human pace fill it in years."""
@@ -79,11 +74,13 @@ _slowest = msgspec.json.Decoder(tuple[tuple[str, float], ...]).decode
 
 
 class HistoryStore:
-    """The open file. Made by :meth:`open`; everything is done in its thread."""
+    """The open file. Made by :meth:`open`; everything is done in its thread.
 
-    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor, limit: int) -> None:
-        self._database = database
-        self._thread = thread
+    Raises Unavailable(record_unavailable) for what cannot be read or written.
+    """
+
+    def __init__(self, file: SideDatabase, limit: int) -> None:
+        self.file = file
         self._limit = limit
         self._session = 0
         self._ids: dict[str, int] = {}
@@ -95,13 +92,8 @@ class HistoryStore:
         cls, path: Path | str = ":memory:", *, limit: int = REPORTS_MAX
     ) -> AsyncIterator[HistoryStore]:
         """Open or create the file; one that cannot be read is put aside: it is a record, not the truth."""
-        with ThreadPoolExecutor(1, thread_name_prefix="history") as thread:
-            run = asyncio.get_running_loop().run_in_executor
-            database = await run(thread, _connect, path)
-            try:
-                yield cls(database, thread, limit)
-            finally:
-                await run(thread, database.close)
+        async with SideDatabase.open(path, _SCHEMA, what="what the agents reported") as file:
+            yield cls(file, limit)
 
     @property
     def count(self) -> int:
@@ -109,17 +101,17 @@ class HistoryStore:
         return self._count
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self.file.run(work)
 
     # --- writing -------------------------------------------------------------------------------------
 
     async def write(self, batch: Batch) -> None:
-        """Write all of it in one transaction. Raises sqlite3.Error (a full disk)."""
+        """Write all of it in one transaction. Raises Unavailable (a full disk)."""
         await self._run(lambda: self._write(batch))
 
     def _write(self, batch: Batch) -> None:
-        execute = self._database.execute
-        with self._database:
+        execute = self.file.connection.execute
+        with self.file.connection:
             self._watch(batch.now_us)
             for observed, since_us in zip(batch.agents, batch.since_us, strict=True):
                 self._report(observed, since_us)
@@ -128,21 +120,21 @@ class HistoryStore:
                     "UPDATE report SET until_us = ? WHERE agent = ? AND until_us = ? AND at_us < ?",
                     (at_us, self._id(uid, ""), OPEN, at_us),
                 )
-            self._database.executemany(
+            self.file.connection.executemany(
                 "INSERT OR REPLACE INTO transit VALUES (?,?,?,?,?,?,?,?,?)",
                 [
                     (*record[:7], record.latencies.tobytes(), _encode(record.slowest).decode())
                     for record in batch.records
                 ],
             )
-            self._database.executemany(
+            self.file.connection.executemany(
                 "INSERT INTO alarm (at_us, name, code, message) VALUES (?,?,?,?)",
                 [(microseconds(a.at), a.name, a.code, a.message) for a in batch.alarms],
             )
             self._prune(batch)
 
     def _watch(self, now_us: int) -> None:
-        execute = self._database.execute
+        execute = self.file.connection.execute
         if not self._session:
             # Whatever is open was left by a process that ended: it is known as long as that one watched.
             last = execute("SELECT max(until_us) FROM watched").fetchone()[0] or 0
@@ -155,14 +147,14 @@ class HistoryStore:
     def _id(self, uid: str, node: str) -> int:
         known = self._ids.get(uid)
         if known is None:
-            self._database.execute("INSERT OR IGNORE INTO agent (uid, node) VALUES (?, ?)", (uid, node))
-            known = self._database.execute("SELECT id FROM agent WHERE uid = ?", (uid,)).fetchone()[0]
+            self.file.connection.execute("INSERT OR IGNORE INTO agent (uid, node) VALUES (?, ?)", (uid, node))
+            known = self.file.connection.execute("SELECT id FROM agent WHERE uid = ?", (uid,)).fetchone()[0]
             self._ids[uid] = known
         return known
 
     def _report(self, observed: Observed, since_us: int) -> None:
         agent = self._id(observed.uid, observed.node)
-        self._database.execute(
+        self.file.connection.execute(
             "UPDATE report SET until_us = max(at_us + 1, ?) WHERE agent = ? AND until_us = ?",
             (since_us, agent, OPEN),
         )
@@ -174,7 +166,7 @@ class HistoryStore:
             observed.interval_s,
             observed.gateway,
         )
-        cursor = self._database.execute(
+        cursor = self.file.connection.execute(
             "INSERT OR REPLACE INTO report VALUES (?,?,?,?,?,?,?,?,?)",
             (
                 agent,
@@ -191,7 +183,7 @@ class HistoryStore:
         self._count += cursor.rowcount
 
     def _prune(self, batch: Batch) -> None:
-        execute = self._database.execute
+        execute = self.file.connection.execute
         if batch.records:
             execute(
                 "DELETE FROM transit WHERE first <= "
@@ -224,11 +216,11 @@ class HistoryStore:
         """Whether somebody recorded at that moment."""
 
         def work() -> Coverage:
-            (floor,) = self._database.execute("SELECT at_us FROM floor").fetchone()
-            (first,) = self._database.execute("SELECT min(from_us) FROM watched").fetchone()
+            (floor,) = self.file.connection.execute("SELECT at_us FROM floor").fetchone()
+            (first,) = self.file.connection.execute("SELECT min(from_us) FROM watched").fetchone()
             if first is None:
                 return Coverage(recorded=False, since=None)
-            inside = self._database.execute(
+            inside = self.file.connection.execute(
                 "SELECT 1 FROM watched WHERE from_us <= ?1 AND until_us >= ?1", (moment_us,)
             ).fetchone()
             since = max(floor, first)
@@ -241,7 +233,7 @@ class HistoryStore:
         wanted = _encode(list(uids)).decode()
 
         def work() -> dict[str, Observed]:
-            rows = self._database.execute(
+            rows = self.file.connection.execute(
                 "SELECT a.uid, a.node, r.at_us, r.applied, r.state, r.kernel, r.kernel_at, r.peers, r.more "
                 "FROM json_each(?1) w JOIN agent a ON a.uid = w.value JOIN report r ON r.agent = a.id "
                 "AND r.at_us = (SELECT max(at_us) FROM report WHERE agent = a.id AND at_us <= ?2) "
@@ -256,7 +248,7 @@ class HistoryStore:
         """The latest recorded transactions that end at or before a sequence, newest first."""
         query = "SELECT * FROM transit WHERE last <= ? ORDER BY first DESC LIMIT ?"
         return await self._run(
-            lambda: [_record(row) for row in self._database.execute(query, (until_sequence, limit))]
+            lambda: [_record(row) for row in self.file.connection.execute(query, (until_sequence, limit))]
         )
 
     async def convergence_record(self, sequence: int) -> ConvergenceRecord | None:
@@ -264,7 +256,7 @@ class HistoryStore:
         query = "SELECT * FROM transit WHERE first <= ? ORDER BY first DESC LIMIT 1"
 
         def work() -> ConvergenceRecord | None:
-            row = self._database.execute(query, (sequence,)).fetchone()
+            row = self.file.connection.execute(query, (sequence,)).fetchone()
             found = _record(row) if row else None
             return found if found and found.last >= sequence else None
 
@@ -276,7 +268,7 @@ class HistoryStore:
         return await self._run(
             lambda: [
                 Alarm(name=name, code=code, message=message, at=as_moment(at_us))
-                for name, code, message, at_us in self._database.execute(query, (moment_us, limit))
+                for name, code, message, at_us in self.file.connection.execute(query, (moment_us, limit))
             ]
         )
 
@@ -319,26 +311,3 @@ def _record(row: Sequence[Any]) -> ConvergenceRecord:
     return ConvergenceRecord(
         first, last, stored_us, decided_us, summary, expected, applied, latencies, _slowest(row[8])
     )
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    try:
-        return _open(str(path))
-    except sqlite3.DatabaseError as error:
-        log.warning("the record of reports is unreadable and begins anew: %s", error)
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                Path(f"{path}{suffix}").unlink()
-        return _open(str(path))
-
-
-def _open(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=OFF")
-        database.executescript(_SCHEMA)
-    except sqlite3.DatabaseError:
-        database.close()
-        raise
-    return database
