@@ -96,8 +96,18 @@ def node_uid(directory: Path, wish: str = "") -> str:
 
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of the state directory. Raises Refused(agent_running)."""
-    with (directory / "lock").open("a+") as file:
+    """Hold the lock of the state directory. Raises Refused(agent_running, not_permitted)."""
+    path = directory / "lock"
+    try:
+        opened = path.open("a+")
+    except PermissionError as error:
+        raise Refused(
+            "not_permitted",
+            f"{path} belongs to another account ({error.strerror}): give the folder to the one that the agent "
+            f"runs as, `chown -R isthmus: {directory}` under the shipped unit",
+            path=str(path),
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -110,9 +120,9 @@ def only_one(directory: Path) -> Iterator[None]:
 
 
 def running(directory: Path) -> bool:
-    """Whether an agent holds the lock now."""
+    """Whether an agent holds the lock now. Looks only: a lock made here would be another account's."""
     try:
-        with (directory / "lock").open("a+") as file:
+        with (directory / "lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -24,8 +24,12 @@ def make_token(
     servers: Sequence[str],
     ca: Path | None = None,
     minutes: float = MINUTES,
+    kind: str = "",
+    site: str = "",
 ) -> JoinToken:
     """A token for a node that has an account already. ``ca`` is the bus's certificate authority.
+
+    ``kind`` and ``site`` travel to the node, which joins as that.
 
     Raises Refused(credentials_missing or credentials_revoked), and BadRequest for a lifetime outside
     0 … 7 days or no server.
@@ -56,4 +60,6 @@ def make_token(
         jwt=jwt,
         seed=pair.seed,
         ca=ca.read_text("ascii") if ca is not None else "",
+        kind=kind,
+        site=site,
     )

@@ -112,6 +112,21 @@ LOCAL_CODES: dict[str, Code] = {
         "Another process holds the data directory.",
         "Stop the other process, or give this one a directory of its own (`--data`).",
     ),
+    "agent_not_ready": Code(
+        "Unavailable",
+        "The agent was started and did not become ready in time; the message says what it waits for.",
+        "Look with `isthmus agent status` and at its journal, mend that, and repeat the same command.",
+    ),
+    "command_failed": Code(
+        "Refused",
+        "A program of the system that was needed ended with an error; its own words are in the message.",
+        "Mend what it complains of and repeat the same command.",
+    ),
+    "file_exists": Code(
+        "Refused",
+        "A file that had to be written is there already, is somebody else's, and says something else.",
+        "Move it away or remove it, and repeat the same command.",
+    ),
     "prerequisite_missing": Code(
         "Refused",
         "A program or kernel feature that this needs is not installed.",

@@ -43,10 +43,14 @@ class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     node: str
     servers: tuple[str, ...]
-    jwt: str
-    seed: str
+    jwt: str = ""
+    seed: str = ""
+    """Both empty for a bus that asks for no credentials."""
     ca: str = ""
     """The bus's certificate authority (PEM); empty when it is a public one or there is no TLS."""
+    kind: str = ""
+    site: str = ""
+    """What the node is to join as, so that nobody types it there; empty: said on the node."""
 
     def __repr__(self) -> str:
         return f"JoinToken(cluster={self.cluster!r}, node={self.node!r})"
@@ -91,8 +95,11 @@ def request(cluster: str, node: str, public_key: str, presented: creds.Credentia
     )
 
 
-def read_token(text: str, *, now: datetime | None = None) -> JoinToken:
-    """Read a token's text. Raises Refused(token_invalid), never repeating it."""
+def read_token(text: str, *, now: datetime | None = None, accept_expired: bool = False) -> JoinToken:
+    """Read a token's text. Raises Refused(token_invalid), never repeating it.
+
+    ``accept_expired`` is for a machine that may have redeemed it already; the issuer refuses it otherwise.
+    """
     word = text.strip()
     try:
         if not word.startswith(TOKEN_PREFIX) or len(word) > _TOKEN_LIMIT:
@@ -100,12 +107,16 @@ def read_token(text: str, *, now: datetime | None = None) -> JoinToken:
         body = word[len(TOKEN_PREFIX) :]
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         token = msgspec.json.decode(raw, type=JoinToken)
-        found = creds.parse(creds.render(token.jwt, token.seed), "the token")
+        found = creds.parse(creds.render(token.jwt, token.seed), "the token") if token.jwt else None
+        if not token.servers:
+            raise ValueError("it names no server of the bus")  # noqa: TRY301
         subjects.check_node_name(token.node)
         subjects.check_label(token.cluster, "cluster")
     except (ValueError, msgspec.MsgspecError, IsthmusError) as error:
         reason = error.message if isinstance(error, IsthmusError) else str(error)
         raise Refused("token_invalid", f"the join token cannot be read: {reason}") from error
+    if accept_expired or found is None:
+        return token
     if found.expires is not None and found.expires <= (now or datetime.now(UTC)):
         raise Refused(
             "token_invalid",

@@ -1,0 +1,10 @@
+"""``isthmus join`` and ``isthmus leave``: one command that makes a machine a node, and one that undoes it.
+
+``files``     what is written where, as text; pure
+``progress``  the steps with their outcome, for people and programs
+``host``      this machine: systemd, accounts, the ``isthmus`` executable
+``joining``   the steps of a join
+``leaving``   the steps of a leave
+``peers``     asking each peer through the tunnel whether it answers
+``cli``       the commands
+"""

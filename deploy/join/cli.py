@@ -1,0 +1,154 @@
+"""``isthmus join``, ``isthmus leave`` and ``isthmus token``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from deploy.join.joining import FOLDER, Joined, JoinRequest
+from deploy.join.joining import join as join_node
+from deploy.join.leaving import LeaveRequest
+from deploy.join.leaving import leave as leave_node
+from deploy.join.progress import Progress, Step
+from events.cli.options import json_option, run
+from events.cli.tables import print_json
+from events.errors import IsthmusError, Usage
+from nodeagent.config import DEFAULT_STATE_DIR
+
+SIGNS = {"done": "✓", "unchanged": "=", "planned": "·", "failed": "✗"}
+TOKEN_LIMIT = 32 * 1024
+
+state_option = click.option(
+    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path),
+    default=DEFAULT_STATE_DIR, show_default=True, help="Where the agent keeps its uid, cache and status.",
+)  # fmt: skip
+folder_option = click.option(
+    "--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True,
+    help="Where settings and credentials go.",
+)  # fmt: skip
+
+
+def _line(step: Step) -> None:
+    """One line a step, when it has ended; below it what deserves a look."""
+    if step.end is None:
+        return
+    took_s = max(0.0, (step.end - step.start).total_seconds())
+    click.echo(f"{SIGNS[step.status]} {step.name:<14}{took_s:6.1f} s  {step.message}")
+    for line in step.detail:
+        click.echo(f"  {'':<14}         {line}")
+
+
+def _progress(*, as_json: bool) -> Progress:
+    return Progress() if as_json else Progress(show=_line)
+
+
+def _document(progress: Progress, **more: Any) -> None:
+    print_json({**more, "steps": msgspec.to_builtins(progress.steps)})
+
+
+@click.command()
+@click.argument("token", required=False, envvar="ISTHMUS_JOIN_TOKEN")
+@click.option("--token-file", type=click.File("r"), help="File with the token; - is standard input.")
+@click.option("--node", default="", help="Refuse a token for any other node.")
+@click.option(
+    "--kind", type=click.Choice(["cloud", "external"]), help="Where the node runs [the token's, or cloud]."
+)
+@click.option("--site", default="", help="Name of the site, for people [the token's].")
+@click.option("--underlay", default="auto", show_default=True, metavar="auto|DEVICE|ADDRESS",
+              help="The tunnel's own address, or its device, whose address is followed.")  # fmt: skip
+@folder_option
+@state_option
+@click.option("--foreground", is_flag=True, help="No unit: run the agent here and now, until SIGTERM.")
+@click.option("--dry-run", is_flag=True, help="Check, and say what would be written; change nothing.")
+@json_option
+def join(
+    *,
+    token: str | None,
+    token_file: Any,
+    kind: str | None,
+    foreground: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make this machine a node of a cluster, with everything that takes: one command.
+
+    Checks the machine, turns the token into this node's own credentials, writes the agent's settings, account
+    and unit, starts it, waits for its range, and asks every peer through the tunnel. Repeating it is harmless:
+    what is done already stays. `isthmus leave` undoes it.
+
+    The token comes from the operator's `isthmus token create NODE`. It is secret: better a file or standard
+    input than the command line.
+
+    \b
+    Example:
+      isthmus join --token-file idc-7.token
+      isthmus join --token-file - --dry-run < idc-7.token
+    """
+    text = token_file.read(TOKEN_LIMIT) if token_file is not None else token
+    if not text:
+        raise Usage("usage", "give the token: isthmus join --token-file FILE, or ISTHMUS_JOIN_TOKEN")
+    progress = _progress(as_json=as_json)
+    request = JoinRequest(token=text, kind=kind or "", foreground=foreground, dry_run=dry_run, **options)
+    try:
+        joined = run(join_node(request, progress))
+    except IsthmusError:
+        if as_json:
+            _document(progress)
+        raise
+    if foreground and not dry_run:
+        click.echo(f"node {joined.node}: the agent runs here with {joined.config}")
+        sys.stdout.flush()
+        program = Path(sys.argv[0]).resolve()
+        os.execv(  # noqa: S606  no shell is wanted: the agent takes this process's place
+            sys.executable, [sys.executable, str(program), "agent", "run", "--config", joined.config]
+        )
+    if as_json:
+        _document(progress, **msgspec.to_builtins(joined))
+    else:
+        _say(joined, dry_run=dry_run)
+    if joined.silent:
+        raise SystemExit(1)
+
+
+def _say(joined: Joined, *, dry_run: bool) -> None:
+    if dry_run:
+        click.echo(f"node {joined.node}: nothing was changed")
+        return
+    answering = joined.peers - len(joined.silent)
+    click.echo(f"node {joined.node} has {joined.range}; {answering} of {joined.peers} peers answer")
+
+
+@click.command()
+@folder_option
+@state_option
+@click.option("--reason", default="", help="For the record.")
+@click.option("--untold", is_flag=True, help="Go on although the cluster cannot be told.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def leave(*, yes: bool, as_json: bool, **options: Any) -> None:
+    """Undo a join: stop the agent, tell the cluster, remove device, rows, firewall, settings and credentials.
+
+    Pods that run on this node lose their way to other nodes. Isthmus itself stays installed.
+
+    \b
+    Example: isthmus leave --reason "moved to ams-2"
+    """
+    if not yes:
+        click.confirm("Pods on this node lose the overlay. Go on?", abort=True)
+    progress = _progress(as_json=as_json)
+    try:
+        node = run(leave_node(LeaveRequest(**options), progress))
+    except IsthmusError:
+        if as_json:
+            _document(progress)
+        raise
+    if as_json:
+        _document(progress, node=node)
+    else:
+        click.echo(f"{f'node {node}' if node else 'this machine'} is no node any more")

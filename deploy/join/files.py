@@ -1,0 +1,62 @@
+"""What a join writes on a node, as text: the agent's settings and its unit. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from events.bus.access.enrolment import JoinToken
+
+MARK = "# Written by `isthmus join`; `isthmus leave` removes it."
+"""First line of each file that a join writes. A file without it is somebody else's and is left alone."""
+
+UNIT = "isthmus-agent.service"
+UNITS = Path(__file__).parents[1] / "systemd"
+_EXECUTABLE = "/opt/isthmus/bin/isthmus"
+
+
+def settings(
+    token: JoinToken, *, credentials: str, ca: str, kind: str, site: str, underlay: str, state_dir: Path
+) -> str:
+    """The agent's configuration file. Every value is quoted as TOML quotes it."""
+    values: list[tuple[str, str]] = [
+        ("bus", ",".join(token.servers)),
+        ("cluster", token.cluster),
+        ("node", token.node),
+        ("kind", kind),
+        ("site", site),
+        ("underlay", underlay),
+        ("creds", credentials),
+        ("ca", ca),
+        ("state-dir", str(state_dir)),
+    ]
+    lines = [MARK, *(f"{key} = {_quoted(value)}" for key, value in values if value)]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    # A TOML basic string takes the same escapes as JSON, except that DEL must be escaped, too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def unit(executable: Sequence[str], config: Path) -> str:
+    """The shipped unit, with this machine's executable and configuration file."""
+    shipped = (UNITS / UNIT).read_text()
+    command = " ".join(_word(word) for word in executable)
+    text = re.sub(
+        rf"^ExecStart={re.escape(_EXECUTABLE)} agent run --config .*$",
+        lambda _: f"ExecStart={command} agent run --config {_word(str(config))}",
+        shipped,
+        flags=re.MULTILINE,
+    )
+    return f"{MARK}\n{text}"
+
+
+def _word(word: str) -> str:
+    """One argument as systemd reads it (systemd.service(5), *Command lines*)."""
+    if re.fullmatch(r"[A-Za-z0-9_./:@+,=-]+", word):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"'

@@ -1,0 +1,181 @@
+"""This machine, as a join needs it: the executable, systemd, files that are whole or not there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.join.files import MARK, UNITS
+from events.errors import Refused
+from nodeagent.membership.cache import write_atomically
+
+SYSTEMD_UNITS = Path("/etc/systemd/system")
+COMMAND_LIMIT_S = 60.0
+
+
+def require_root() -> None:
+    """Raises Refused(not_permitted) for anybody but root."""
+    if os.geteuid() != 0:
+        raise Refused(
+            "not_permitted",
+            "a join makes an account, a unit and files below /etc: run it as root (`sudo isthmus join …`)",
+        )
+
+
+def systemd_runs() -> bool:
+    """Whether systemd is this machine's init (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def executable() -> tuple[str, ...]:
+    """How the unit starts this program.
+
+    Raises Refused(prerequisite_missing) when another account than root could not: the unit runs without
+    root's rights and sees no home directory.
+    """
+    program = Path(sys.argv[0] if Path(sys.argv[0]).name == "isthmus" else shutil.which("isthmus") or "")
+    program = Path(os.path.abspath(program)) if program.name else program  # noqa: PTH100  a link stays one
+    if not program.name or not os.access(program, os.X_OK):
+        raise Refused(
+            "prerequisite_missing", "this machine has no `isthmus` executable that a unit could start"
+        )
+    for path in (program, Path(sys.executable).resolve()):
+        closed = _closed(path)
+        if closed is not None:
+            raise Refused(
+                "prerequisite_missing",
+                f"the agent's account cannot start {path}: {closed} is closed to others, or a home directory. "
+                f"Install Isthmus where every account reads it, for example into /opt/isthmus "
+                f"(`python3 -m venv /opt/isthmus`), and run /opt/isthmus/bin/isthmus join",
+                path=str(path),
+            )
+    return (str(program),)
+
+
+def _closed(path: Path) -> Path | None:
+    """The first folder on the way to ``path`` that the unit's account cannot pass."""
+    for folder in reversed(path.parents):
+        if folder in {Path("/root"), Path("/home"), Path("/run/user")}:
+            return folder
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
+    """Write a file of ours, atomically; False when it says so already.
+
+    Raises Refused(file_exists) for a file that a join did not write and that says something else.
+    """
+    there = current(path)
+    if there == text:
+        return False
+    if there is not None and not there.startswith(MARK):
+        raise Refused(
+            "file_exists",
+            f"{path} is there, was not written by a join and says something else: move it away "
+            f"(`mv {path} {path}.before`) and repeat the same command",
+            path=str(path),
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+    path.chmod(mode)
+    return True
+
+
+def current(path: Path) -> str | None:
+    """What a file says; None when it is not there. Bytes that are no text are shown as such, never dropped."""
+    try:
+        return path.read_bytes().decode(errors="backslashreplace")
+    except FileNotFoundError:
+        return None
+
+
+def remove(path: Path) -> bool:
+    """Remove a file that a join wrote; whether one was there."""
+    there = current(path)
+    if there is None or not there.startswith(MARK):
+        return False
+    path.unlink()
+    return True
+
+
+async def system(*command: str) -> str:
+    """Run one of the system's programs and return what it printed.
+
+    Raises Refused(command_failed) with its words, its exit code and the command. A cancelled call ends it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(COMMAND_LIMIT_S):
+            out, _ = await process.communicate()
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    said = out.decode(errors="replace").strip()
+    if process.returncode:
+        raise Refused(
+            "command_failed",
+            f"`{' '.join(command)}` ended with {process.returncode}: {said[-500:] or 'it said nothing'}",
+            command=list(command),
+            exit_code=process.returncode,
+        )
+    return said
+
+
+async def make_account() -> None:
+    """The account ``isthmus`` and its folders, by systemd's own tools; harmless to repeat."""
+    await system("systemd-sysusers", str(UNITS / "isthmus-sysusers.conf"))
+    await system("systemd-tmpfiles", "--create", str(UNITS / "isthmus-tmpfiles.conf"))
+
+
+async def unit_is(state: str, unit: str) -> bool:
+    """Whether systemd says so: ``active``, ``enabled``."""
+    try:
+        await system("systemctl", "--quiet", f"is-{state}", unit)
+    except Refused:
+        return False
+    return True
+
+
+async def start_afresh(unit: str) -> None:
+    """Start or restart a unit, with its count of restarts at zero."""
+    with contextlib.suppress(Refused):  # a unit that never ran has nothing to reset
+        await system("systemctl", "reset-failed", unit)
+    await system("systemctl", "restart", unit)
+
+
+async def restarts(unit: str) -> int:
+    """How often systemd has started the unit again since it was started by hand."""
+    said = await system("systemctl", "show", "--property=NRestarts", "--value", unit)
+    return int(said) if said.isdigit() else 0
+
+
+async def last_words(unit: str) -> str:
+    """The last lines that the unit's program wrote, in one."""
+    said = await system(
+        "journalctl", "--unit", unit, "--lines", "20", "--output", "cat", "--no-pager", "_TRANSPORT=stdout"
+    )
+    return " / ".join(line.strip().rstrip(".") for line in said.splitlines()[-2:]) or "none"
+
+
+def differing(found: str | None, wanted: str) -> Sequence[str]:
+    """The difference as unified diff lines, for a dry run."""
+    from difflib import unified_diff
+
+    return list(
+        unified_diff((found or "").splitlines(), wanted.splitlines(), "there", "wanted", lineterm="", n=1)
+    )

@@ -1,0 +1,274 @@
+"""The steps by which a bare machine becomes a node. Each may be repeated; none leaves anything half.
+
+Order: everything that can refuse comes before anything is written; the token is used once all checks have
+passed; the unit is started last. What has been done already is found and left as it is, so that the same
+command goes on after a failure, a Ctrl-C or a reboot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from deploy.join import files, host, peers
+from deploy.join.progress import Progress, Step
+from events.bus.access import creds
+from events.bus.access.enrolment import JoinToken, read_token, redeem
+from events.bus.connection import BusOptions
+from events.cli.config import read, refuse
+from events.errors import IsthmusError, Refused, Unavailable
+from nodeagent.cli import run_command
+from nodeagent.doctor import Patient, examine
+from nodeagent.local_files import LocalStatus, read_status, running
+from nodeagent.membership.cache import Cache
+
+READY_LIMIT_S = 60.0
+LOOK_S = 0.5
+RESTARTS_LIMIT = 3
+"""Ends of a just started agent after which its own words are shown instead of waiting on."""
+FOLDER = Path("/etc/isthmus")
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a join. Empty ``kind`` and ``site`` are the token's."""
+
+    token: str
+    node: str = ""
+    kind: str = ""
+    site: str = ""
+    underlay: str = "auto"
+    folder: Path = FOLDER
+    state_dir: Path
+    unit_folder: Path = host.SYSTEMD_UNITS
+    foreground: bool = False
+    """No unit, no account: the caller runs the agent itself with the file written here."""
+    dry_run: bool = False
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. ``peers`` were asked, ``silent`` of them did not answer (their VTEP addresses)."""
+
+    node: str
+    cluster: str
+    range: str = ""
+    peers: int = 0
+    silent: tuple[str, ...] = ()
+    config: str
+
+
+async def join(request: JoinRequest, progress: Progress) -> Joined:
+    """All steps. Raises IsthmusError of the step that failed; ``progress`` has every step until then.
+
+    Cancelled, it leaves whole files: the same command goes on from there, ``isthmus leave`` undoes it.
+    """
+    config = request.folder / "agent.toml"
+    with progress.step("token") as step:
+        token = _token(request)
+        step.done(f"node {token.node} of cluster {token.cluster}, bus {', '.join(token.servers)}")
+    command: Sequence[str] = ()
+    with progress.step("machine") as step:
+        if not request.dry_run:
+            host.require_root()
+        if not request.foreground:
+            if not host.systemd_runs():
+                raise Refused(
+                    "prerequisite_missing",
+                    "systemd is not this machine's init, so no unit can run the agent: `isthmus join "
+                    "--foreground` runs it here and now, under whatever starts programs on this machine",
+                )
+            command = host.executable()
+        await _examine(request, token, step)
+    held = request.folder / "agent.creds"
+    with progress.step("credentials") as step:
+        options = await _credentials(request, token, held, step)
+    text = files.settings(
+        token,
+        credentials=options.credentials,
+        ca=options.ca,
+        kind=request.kind or token.kind or "cloud",
+        site=request.site or token.site,
+        underlay=request.underlay,
+        state_dir=request.state_dir,
+    )
+    with progress.step("configuration") as step:
+        _check(text, config)
+        _put(request, step, config, text, mode=0o644)
+    if not request.foreground:
+        await _service(request, progress, command, config)
+    if request.foreground or request.dry_run:
+        return Joined(node=token.node, cluster=token.cluster, config=str(config))
+    with progress.step("agent") as step:
+        status = await _ready(request, token)
+        step.done(f"{status.range}, {status.peers} peers, event {status.applied}")
+    with progress.step("peers") as step:
+        asked, missing = await _ask_peers(request, status)
+        step.done(f"{len(asked) - len(missing)} of {len(asked)} answer through the tunnel", *missing)
+    return Joined(
+        node=token.node,
+        cluster=token.cluster,
+        range=status.range,
+        peers=len(asked),
+        silent=tuple(missing),
+        config=str(config),
+    )
+
+
+def _token(request: JoinRequest) -> JoinToken:
+    """The token, or what was made of it at an earlier try: an expired one is good as long as that lives."""
+    token = read_token(request.token, accept_expired=True)
+    if request.node and request.node != token.node:
+        raise Refused(
+            "token_invalid",
+            f"the join token is for node {token.node!r}, this machine is to be {request.node!r}",
+            node=request.node,
+        )
+    return token
+
+
+async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
+    """The doctor's checks of the machine; without the bus, which wants credentials."""
+    patient = Patient(
+        cluster=token.cluster,
+        bus=BusOptions(servers=token.servers),
+        state_dir=request.state_dir,
+        underlay=request.underlay,
+    )
+    findings = await examine(patient, bus=False)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if problems and not request.dry_run:
+        raise Refused(
+            "prerequisite_missing",
+            "; ".join(f"{finding.text}{f' → {finding.fix}' if finding.fix else ''}" for finding in problems),
+            findings=[msgspec.to_builtins(finding) for finding in problems],
+        )
+    warnings = [f"{finding.text}{f' → {finding.fix}' if finding.fix else ''}"
+                for finding in findings if finding.level in {"warning", "problem"}]  # fmt: skip
+    step.done(f"{len(findings)} checks, {len(warnings)} to look at", *warnings)
+
+
+async def _credentials(request: JoinRequest, token: JoinToken, held: Path, step: Step) -> BusOptions:
+    """Credentials of this node: those that are here already, or the token redeemed."""
+    ca = request.folder / "ca.pem"
+    options = BusOptions(
+        servers=token.servers,
+        credentials=str(held) if token.jwt else "",
+        ca=str(ca) if token.ca else "",
+    )
+    if not token.jwt:
+        step.unchanged("this bus asks for none")
+        return options
+    try:
+        known = creds.load(held)
+    except IsthmusError:
+        known = None
+    if known is not None and known.name == token.node and not _over(known):
+        until = f"until {known.expires:%Y-%m-%d}" if known.expires else "without an end"
+        step.unchanged(f"{held} is there, good {until}")
+        return options
+    if request.dry_run:
+        step.planned(f"redeem the token into {held}; the key is made here")
+        return options
+    request.folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+    _, options = await redeem(request.token, request.folder, node=token.node)
+    step.done(f"{held}, the key was made here")
+    return options
+
+
+def _over(known: creds.Credentials) -> bool:
+    return known.expires is not None and known.expires <= datetime.now(UTC)
+
+
+def _check(text: str, path: Path) -> None:
+    """Raises Usage(config_invalid) when the agent would not take its settings: before they are written."""
+    _, faults = read(text, run_command)
+    if faults:
+        raise refuse(faults, str(path))
+
+
+async def _service(request: JoinRequest, progress: Progress, command: Sequence[str], config: Path) -> None:
+    with progress.step("account") as step:
+        if request.dry_run:
+            step.planned("account isthmus, folders /etc/isthmus and /etc/cni/net.d")
+        else:
+            await host.make_account()
+            step.done("account isthmus and its folders")
+    with progress.step("service") as step:
+        path = request.unit_folder / files.UNIT
+        changed = _put(request, step, path, files.unit(command, config))
+        if request.dry_run:
+            return
+        if changed:
+            await host.system("systemctl", "daemon-reload")
+        if (
+            not changed
+            and await host.unit_is("active", files.UNIT)
+            and await host.unit_is("enabled", files.UNIT)
+        ):
+            step.unchanged(f"{files.UNIT} runs")
+            return
+        await host.system("systemctl", "enable", files.UNIT)
+        await host.start_afresh(files.UNIT)
+        step.done(f"{files.UNIT} started, and at every boot")
+
+
+def _put(request: JoinRequest, step: Step, path: Path, text: str, *, mode: int = 0o644) -> bool:
+    """Write a file, or say what would change; whether it changed."""
+    there = host.current(path)
+    if request.dry_run:
+        step.planned(f"write {path}" if there != text else f"{path} stays", *host.differing(there, text))
+        return False
+    changed = host.write(path, text, mode=mode)
+    (step.done if changed else step.unchanged)(str(path))
+    return changed
+
+
+async def _ready(request: JoinRequest, token: JoinToken) -> LocalStatus:
+    """Wait until the agent has its range and manages its rows. Raises Unavailable(agent_not_ready)."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READY_LIMIT_S
+    last = "it has written no status yet"
+    while loop.time() < deadline:
+        await _raise_when_it_keeps_ending(token.node)
+        try:
+            status = read_status(request.state_dir)
+        except IsthmusError as error:
+            last = error.message
+        else:
+            if (
+                status.node == token.node
+                and status.range
+                and status.state == "ready"
+                and running(request.state_dir)
+            ):
+                return status
+            last = "; ".join(status.conditions) or f"its state is {status.state!r}"
+        await asyncio.sleep(LOOK_S)
+    raise Unavailable(
+        "agent_not_ready",
+        f"the agent of {token.node} was started and is not ready after {READY_LIMIT_S:.0f} s: {last}. Look "
+        f"with `isthmus agent status` and `journalctl -u {files.UNIT}`; the same command goes on from here",
+        node=token.node,
+    )
+
+
+async def _raise_when_it_keeps_ending(node: str) -> None:
+    """Raises Unavailable(agent_not_ready) with the agent's own last words: no waiting helps it."""
+    if await host.restarts(files.UNIT) >= RESTARTS_LIMIT:
+        words = await host.last_words(files.UNIT)
+        raise Unavailable(
+            "agent_not_ready",
+            f"the agent of {node} ends again and again. Its last words: {words}. Once that is mended, the same "
+            f"command goes on from here",
+            node=node,
+        )
+
+
+async def _ask_peers(request: JoinRequest, status: LocalStatus) -> tuple[list[str], list[str]]:
+    """The VTEP addresses of all peers in the agent's cache, and those that did not answer."""
+    view = Cache(request.state_dir).load(status.cluster, status.node, status.uid)
+    asked = [peers.vtep_address(peer.cidr) for peer in view.peers]
+    return asked, await peers.silent(peers.vtep_address(status.range), asked)

@@ -1,0 +1,102 @@
+"""The steps by which a node becomes a bare machine again: tell the cluster, take everything of ours away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from deploy.join import files, host
+from deploy.join.joining import FOLDER
+from deploy.join.progress import Progress
+from events.bus.client import ControllerClient
+from events.bus.connection import BusOptions, connect
+from events.cli.config import load
+from events.errors import IsthmusError, Refused, Unavailable
+from events.protocol.commands import LeaveNode
+from nodeagent.clean import clean
+from nodeagent.cli import run_command
+from nodeagent.local_files import read_status
+
+CREDENTIAL_FILES = ("agent.creds", "ca.pem")
+
+
+class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a leave. ``untold``: go on although the cluster cannot be told."""
+
+    folder: Path = FOLDER
+    state_dir: Path
+    unit_folder: Path = host.SYSTEMD_UNITS
+    reason: str = ""
+    untold: bool = False
+
+
+async def leave(request: LeaveRequest, progress: Progress) -> str:
+    """All steps; the node's name. What is gone already is passed over, so that it can be repeated.
+
+    Raises IsthmusError of the step that failed. Cancelled, the same command goes on from there.
+    """
+    host.require_root()
+    config = request.folder / "agent.toml"
+    values = load(config, run_command) if host.current(config) is not None else {}
+    node = str(values.get("node", ""))
+    unit = request.unit_folder / files.UNIT
+    with progress.step("service") as step:
+        if host.systemd_runs() and host.current(unit) is not None:
+            await host.system("systemctl", "disable", "--now", files.UNIT)
+            step.done(f"{files.UNIT} stopped, and not started at boot")
+        else:
+            step.unchanged("no unit of a join is here")
+    with progress.step("cluster") as step:
+        try:
+            status = read_status(request.state_dir)
+        except IsthmusError:
+            step.unchanged("no agent has run here: the cluster knows nothing to forget")
+        else:
+            node = node or status.node
+            try:
+                await _tell(values, status.cluster, status.node, status.uid, request.reason)
+                step.done(f"node {node} has left; {status.range or 'no range'} drains")
+            except Refused as error:
+                if error.code != "node_unknown":
+                    raise
+                step.unchanged(f"node {node} is no member any more")
+            except Unavailable as error:
+                if not request.untold:
+                    raise Unavailable(
+                        error.code,
+                        f"{error.message}. To leave all the same: `isthmus leave --untold`; the cluster keeps "
+                        f"the range until somebody runs `isthmus node remove {node}`",
+                        **error.details,
+                    ) from error
+                step.done(f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk")
+    with progress.step("kernel") as step:
+        device = str(values.get("device") or "isthmus")
+        cni = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
+        removed = await clean(request.state_dir, cni, device)
+        (step.done if removed else step.unchanged)("; ".join(removed) or "nothing of ours was here")
+    with progress.step("files") as step:
+        gone = [str(path) for path in (unit, config) if host.remove(path)]
+        for name in CREDENTIAL_FILES:
+            path = request.folder / name
+            if path.exists():
+                path.unlink()
+                gone.append(str(path))
+        if host.systemd_runs() and str(unit) in gone:
+            await host.system("systemctl", "daemon-reload")
+        (step.done if gone else step.unchanged)(", ".join(gone) or "none were here")
+    return node
+
+
+async def _tell(values: dict[str, object], cluster: str, node: str, uid: str, reason: str) -> None:
+    options = BusOptions(
+        servers=tuple(str(values.get("bus") or "nats://127.0.0.1:4222").split(",")),
+        credentials=str(values.get("creds") or ""),
+        ca=str(values.get("ca") or ""),
+    )
+    client = await connect(options, name=f"isthmus-leave/{node}")
+    try:
+        controller = ControllerClient(client, cluster, actor=f"node/{node}")
+        await controller.send(LeaveNode(node=node, uid=uid, reason=reason))
+    finally:
+        await client.close()
