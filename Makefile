@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format soak fuzz sbom image pictures setup clean
+.PHONY: lab test bench check format soak fuzz sbom image systemd pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -37,6 +37,11 @@ sbom: setup
 	$(BIN)/python -m deploy.supply sbom --to build/sbom.json
 	$(BIN)/python -m deploy.supply licences
 	$(BIN)/python -m deploy.supply check
+
+## the units under a real systemd: boots a Debian made by mmdebstrap; some minutes
+systemd:
+	@bash deploy/setup.sh test
+	ISTHMUS_SYSTEMD=1 $(BIN)/pytest -v tests/join/test_systemd_join.py
 
 ## the container image, by buildah on a base made from Debian's packages, built twice, compared and run
 image:

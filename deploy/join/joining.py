@@ -68,6 +68,7 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     config = request.folder / "agent.toml"
     with progress.step("token") as step:
         token = _token(request)
+        _same_node(config, token)
         step.done(f"node {token.node} of cluster {token.cluster}, bus {', '.join(token.servers)}")
     command: Sequence[str] = ()
     with progress.step("machine") as step:
@@ -95,10 +96,11 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         state_dir=request.state_dir,
     )
     with progress.step("configuration") as step:
-        _check(text, config)
-        _put(request, step, config, text, mode=0o644)
+        if not request.dry_run:  # which has made no credentials to name
+            _check(text, config)
+        resettled = _put(request, step, config, text, mode=0o644)
     if not request.foreground:
-        await _service(request, progress, command, config)
+        await _service(request, progress, command, config, resettled=resettled)
     if request.foreground or request.dry_run:
         return Joined(node=token.node, cluster=token.cluster, config=str(config))
     with progress.step("agent") as step:
@@ -127,6 +129,23 @@ def _token(request: JoinRequest) -> JoinToken:
             node=request.node,
         )
     return token
+
+
+def _same_node(config: Path, token: JoinToken) -> None:
+    """Raises Refused(machine_is_a_node) before the token is used, if a join made this machine another node."""
+    there = host.current(config)
+    if there is None or not there.startswith(files.MARK):
+        return
+    values, _ = read(there, run_command)
+    found = (str(values.get("node", "")), str(values.get("cluster", "")))
+    if found != (token.node, token.cluster):
+        raise Refused(
+            "machine_is_a_node",
+            f"this machine is node {found[0]!r} of cluster {found[1]!r} ({config}), the token is for node "
+            f"{token.node!r} of cluster {token.cluster!r}: `isthmus leave` first, the token stays good",
+            node=found[0],
+            cluster=found[1],
+        )
 
 
 async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
@@ -189,7 +208,9 @@ def _check(text: str, path: Path) -> None:
         raise refuse(faults, str(path))
 
 
-async def _service(request: JoinRequest, progress: Progress, command: Sequence[str], config: Path) -> None:
+async def _service(
+    request: JoinRequest, progress: Progress, command: Sequence[str], config: Path, *, resettled: bool
+) -> None:
     with progress.step("account") as step:
         if request.dry_run:
             step.planned("account isthmus, folders /etc/isthmus and /etc/cni/net.d")
@@ -203,6 +224,7 @@ async def _service(request: JoinRequest, progress: Progress, command: Sequence[s
             return
         if changed:
             await host.system("systemctl", "daemon-reload")
+        changed = changed or resettled
         if (
             not changed
             and await host.unit_is("active", files.UNIT)

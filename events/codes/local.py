@@ -127,6 +127,11 @@ LOCAL_CODES: dict[str, Code] = {
         "A file that had to be written is there already, is somebody else's, and says something else.",
         "Move it away or remove it, and repeat the same command.",
     ),
+    "machine_is_a_node": Code(
+        "Refused",
+        "This machine is a node already, of another name or cluster than the token's.",
+        "`isthmus leave` makes it a bare machine again; then repeat the join.",
+    ),
     "prerequisite_missing": Code(
         "Refused",
         "A program or kernel feature that this needs is not installed.",

@@ -1,0 +1,203 @@
+"""``isthmus join`` and ``leave``: the whole way in real namespaces, and each way in which it stops short."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from controlplane.cli.main import root
+from deploy.join import files, host, peers
+from deploy.join.progress import Progress
+from events.bus.access.enrolment import JoinToken, read_token
+from events.cli.config import read
+from events.errors import IsthmusError, Refused
+from nodeagent.cli import run_command
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import BUS, ISTHMUS, site, until
+
+NODE = JoinToken(cluster="default", node="c", servers=(BUS,), kind="external", site="ams")
+
+
+def isthmus(namespace: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["ip", "netns", "exec", namespace, ISTHMUS, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+
+
+@pytest.mark.netns
+@pytest.mark.bus
+@inside
+def test_one_command_makes_a_node_and_another_undoes_it() -> None:
+    """In the foreground, since no systemd runs in a namespace (that is in test_systemd_join.py)."""
+    with site("a", "b") as place:
+        (c,) = place.add("c")
+        folder, state = c.directory / "etc", c.directory / "state"
+        words = ["--folder", str(folder), "--state-dir", str(state), "--underlay", "eth0"]
+
+        dry = isthmus("c", "join", NODE.text(), *words, "--foreground", "--dry-run")
+        assert (dry.returncode, folder.exists()) == (0, False), dry.stderr
+        assert 'site = "ams"' in dry.stdout
+        assert NODE.text() not in dry.stdout
+
+        with (c.directory / "agent.log").open("ab") as log:
+            c.agent = subprocess.Popen(
+                ["ip", "netns", "exec", "c", ISTHMUS, "join", NODE.text(), *words, "--foreground"],
+                stdout=log, stderr=log, env={**os.environ, "ISTHMUS_METRICS": "off"},
+            )  # fmt: skip
+        c.ready(2)
+        assert json.loads(place.isthmus("node", "show", "c", "--json").stdout)["site"] == "ams"
+
+        again = isthmus("c", "join", NODE.text(), *words, "--foreground", "--dry-run")
+        assert f"{folder}/agent.toml stays" in again.stdout
+
+        other = JoinToken(cluster="default", node="d", servers=(BUS,))
+        refused = isthmus("c", "join", other.text(), *words, "--foreground")
+        assert (refused.returncode, "[machine_is_a_node]" in refused.stderr) == (1, True), refused.stderr
+
+        c.stop()
+        left = isthmus("c", "leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json")
+        assert left.returncode == 0, left.stderr
+        assert [step["status"] for step in json.loads(left.stdout)["steps"]] == [
+            "unchanged",
+            "done",
+            "done",
+            "done",
+        ]
+        assert sorted(path.name for path in folder.iterdir()) == []
+        assert "isthmus" not in c.run("ip -br link")
+        until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c")
+        repeated = isthmus("c", "leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json")
+        assert {step["status"] for step in json.loads(repeated.stdout)["steps"]} == {"unchanged"}
+
+
+@pytest.mark.netns
+@pytest.mark.bus
+@inside
+def test_every_peer_is_asked_through_the_tunnel_and_who_is_silent_is_named() -> None:
+    code = (
+        "import asyncio, sys; from deploy.join.peers import silent; "
+        "print(*asyncio.run(silent(sys.argv[1], sys.argv[2:])))"
+    )
+    with site("a", "b", "c") as place:
+        a, b, c = place.nodes.values()
+        for node in (a, b, c):
+            node.ready(2)
+        c.run("ip link set isthmus down")
+        c.stop()
+        asked = [b.vtep, c.vtep, b.vtep]
+        found = subprocess.run(
+            ["ip", "netns", "exec", "a", sys.executable, "-c", code, a.vtep, *asked],
+            capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert found.stdout.split() == [c.vtep]
+
+
+def test_an_echo_request_sums_up_and_only_our_own_answer_counts() -> None:
+    packet = peers.echo(0x1234, 1)
+    words = [int.from_bytes(packet[place : place + 2], "big") for place in range(0, len(packet), 2)]
+    total = sum(words)
+    assert (total & 0xFFFF) + (total >> 16) == 0xFFFF  # RFC 1071: the sum with its checksum is all ones
+    head = bytes([0x45]) + bytes(19)
+    reply = b"\0" + packet[1:]
+    assert peers.answered(head + reply, 0x1234)
+    assert not peers.answered(head + reply, 0x4321)
+    assert not peers.answered(head + packet, 0x1234)  # a request is no answer
+    for cut in range(len(head + reply)):
+        assert not peers.answered((head + reply)[:cut], 0x1234)
+
+
+def test_settings_say_everything_and_are_what_the_agent_takes(tmp_path: Path) -> None:
+    for name in ("agent.creds", "ca.pem"):
+        (tmp_path / name).write_text("there")
+        (tmp_path / name).chmod(0o600)
+    strange = 'a "site" \\ with\ttabs'
+    text = files.settings(
+        NODE, credentials=str(tmp_path / "agent.creds"), ca=str(tmp_path / "ca.pem"), kind="external",
+        site=strange, underlay="eth1", state_dir=Path("/var/lib/isthmus/agent"),
+    )  # fmt: skip
+    values, faults = read(text, run_command)
+    assert faults == []
+    assert (values["site"], values["node"], values["kind"]) == (strange, "c", "external")
+
+
+def test_the_unit_starts_this_installation_with_this_file() -> None:
+    text = files.unit(("/srv/my tools/isthmus",), Path("/etc/isthmus/agent.toml"))
+    assert text.startswith(files.MARK)
+    starts = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    assert starts == ['ExecStart="/srv/my tools/isthmus" agent run --config /etc/isthmus/agent.toml']
+    assert "SystemCallFilter=capset" in text
+
+
+def test_a_file_of_somebody_else_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("bus = 'mine'\n")
+    with pytest.raises(Refused) as refused:
+        host.write(path, f"{files.MARK}\nbus = 'ours'\n")
+    assert refused.value.code == "file_exists"
+    assert not host.remove(path)
+    assert path.read_text() == "bus = 'mine'\n"
+    path.unlink()
+    assert host.write(path, f"{files.MARK}\n")
+    assert not host.write(path, f"{files.MARK}\n")
+    assert host.remove(path)
+
+
+def test_a_failed_and_an_interrupted_step_are_told_as_such() -> None:
+    progress = Progress()
+    with pytest.raises(Refused), progress.step("token"):
+        raise Refused("token_invalid", "it is damaged")
+    with pytest.raises(KeyboardInterrupt), progress.step("agent"):
+        raise KeyboardInterrupt
+    assert [(step.name, step.status, step.message) for step in progress.steps] == [
+        ("token", "failed", "it is damaged"),
+        ("agent", "failed", "interrupted"),
+    ]
+    assert all(step.end is not None and step.end >= step.start for step in progress.steps)
+
+
+@pytest.mark.parametrize(
+    "words", ["", "x", "isthmus1.", "isthmus1.e30", "isthmus1." + "A" * 20_000, NODE.text()[:-9], "\udcff"]
+)
+def test_what_is_no_token_is_refused_by_name(words: str) -> None:
+    with pytest.raises(IsthmusError) as refused:
+        read_token(words)
+    assert refused.value.code == "token_invalid"
+
+
+def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
+    runner = CliRunner()
+    listed = tmp_path / "nodes.txt"
+    listed.write_text("\ufeff# rack 3\nidc-1\n\nidc-2\nidc-1\n")
+    create = [
+        "token",
+        "create",
+        "--open",
+        "--bus",
+        "nats://10.0.0.5:4222",
+        "--cluster",
+        "prod",
+        "--site",
+        "ams",
+    ]
+    made = runner.invoke(root, [*create, "--file", str(listed), "--to", str(tmp_path / "tokens")])
+    assert made.exit_code == 0, made.output
+    found = {path.name: read_token(path.read_text()) for path in (tmp_path / "tokens").iterdir()}
+    assert sorted(found) == ["idc-1.token", "idc-2.token"]
+    assert {(token.kind, token.site, token.servers) for token in found.values()} == {
+        ("external", "ams", ("nats://10.0.0.5:4222",))
+    }
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "tokens").iterdir()} == {0o600}
+    counted = json.loads(runner.invoke(root, [*create, "rack", "--count", "3", "--json"]).stdout)
+    assert [each["node"] for each in counted] == ["rack-1", "rack-2", "rack-3"]
+    for wrong in (["a", "b"], ["a", "b", "--count", "2"], []):
+        assert isinstance(runner.invoke(root, [*create, *wrong]).exception, IsthmusError)

@@ -1,0 +1,101 @@
+"""The shipped units under a real systemd: bus, controller and issuer as the guide says, a node by one command.
+
+Makes and boots a Debian 12, which takes a minute or more: only with ISTHMUS_SYSTEMD=1 (``make systemd``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.join.machine import booted, make_system
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import until
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+SYSTEM = "ISTHMUS_TEST_SYSTEM"
+ADDRESS = "10.0.0.1"
+
+CONTROL = f"""
+isthmus credentials init --store authority --name prod-bus --host {ADDRESS}
+isthmus deploy nats single --store authority --name bus-1 --host {ADDRESS} --to out/bus-1
+mkdir -p /etc/isthmus/issuer/keys
+cp -r out/bus-1 /etc/isthmus/nats
+isthmus deploy systemd --to /etc/systemd/system
+systemd-sysusers /etc/systemd/system/isthmus-sysusers.conf
+systemd-tmpfiles --create /etc/systemd/system/isthmus-tmpfiles.conf
+systemctl daemon-reload
+install -m 600 authority/creds/controller-controller-1.creds /etc/isthmus/controller.creds
+install -m 644 authority/tls/ca.pem /etc/isthmus/ca.pem
+printf 'bus = "tls://{ADDRESS}:4222"\\ncluster = "prod"\\ncreds = "/etc/isthmus/controller.creds"\\nca = "/etc/isthmus/ca.pem"\\ndata = "/var/lib/isthmus/controller"\\n' > /etc/isthmus/controller.toml
+install -m 644 authority/book.json /etc/isthmus/issuer/book.json
+install -m 600 authority/keys/nodes.seed /etc/isthmus/issuer/keys/nodes.seed
+install -m 600 authority/creds/issuer-issuer.creds /etc/isthmus/issuer.creds
+printf 'store = "/etc/isthmus/issuer"\\nbus = "tls://{ADDRESS}:4222"\\ncreds = "/etc/isthmus/issuer.creds"\\nca = "/etc/isthmus/ca.pem"\\n' > /etc/isthmus/issuer.toml
+systemctl enable --now isthmus-nats.service isthmus-controller.service isthmus-issuer.service
+"""  # noqa: E501  a file's whole text in one shell word
+OPERATOR = (
+    f"ISTHMUS_BUS=tls://{ADDRESS}:4222 ISTHMUS_CLUSTER=prod ISTHMUS_CA=authority/tls/ca.pem "
+    "ISTHMUS_CREDS=authority/creds/prod/operator-alice.creds isthmus"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def system(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A Debian to be copied by each test."""
+    if not os.environ.get("ISTHMUS_SYSTEMD"):
+        pytest.skip("makes and boots a Debian for some minutes: only with ISTHMUS_SYSTEMD=1")
+    for program in ("mmdebstrap", "systemd-nspawn"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    folder = tmp_path_factory.mktemp("systemd") / "debian"
+    make_system(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SYSTEM, str(folder))
+        yield
+
+
+@inside
+def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None:
+    original = Path(os.environ[SYSTEM])
+    sh("ip netns add desk && ip netns add node && ip -n desk link set lo up && ip -n node link set lo up")
+    sh("ip link add eth0 netns desk type veth peer name eth0 netns node")
+    sh(f"ip -n desk addr add {ADDRESS}/24 dev eth0 && ip -n desk link set eth0 up")
+    sh("ip -n node addr add 10.0.0.2/24 dev eth0 && ip -n node link set eth0 up")
+    sh(f"ip -n node route add default via {ADDRESS}")
+    for name in ("desk", "node"):
+        sh(f"cp -a {original} {original.parent / name}")
+    with booted(original.parent / "desk", "desk") as desk, booted(original.parent / "node", "node") as node:
+        for line in CONTROL.strip().splitlines():
+            desk.ok(line)
+        push = f"--store authority --cluster prod --push tls://{ADDRESS}:4222"
+        until(lambda: desk.ok(f"isthmus credentials operator alice {push}"), "the bus is up", 60)
+        desk.ok(f"{OPERATOR} cluster define --cidr 10.200.0.0/16 --pods 64 --services 256")
+        for unit in ("nats", "controller", "issuer"):
+            until(lambda: desk.ok(f"systemctl is-active isthmus-{unit}.service"), f"{unit} runs", 30)  # noqa: B023
+
+        token = desk.ok(f"isthmus token create idc-7 --bus tls://{ADDRESS}:4222 --site ams {push}")
+        joined = node.run(f"echo {token.strip()} | isthmus join --token-file -")
+        assert joined.returncode == 0, joined.stdout + joined.stderr
+        assert joined.stdout.splitlines()[-1] == "node idc-7 has 10.200.0.0/26; 0 of 0 peers answer"
+        again = node.ok(f"echo {token.strip()} | isthmus join --token-file -")
+        assert "= service" in again
+        before = node.ok("systemctl show --property=NRestarts --value isthmus-agent.service").strip()
+        assert before == "0", node.ok("journalctl -u isthmus-agent --no-pager")
+
+        node.reboot()
+        until(lambda: node.ok("isthmus agent status"), "the agent is back after a reboot", 60)
+        assert "idc-7" in desk.ok(f"{OPERATOR} node list")
+
+        node.ok("isthmus leave --yes")
+        assert node.run("systemctl is-enabled isthmus-agent.service").returncode != 0
+        assert node.run("ls /etc/isthmus/agent.creds /etc/isthmus/agent.toml").returncode != 0
+        assert "idc-7" not in desk.ok(f"{OPERATOR} node list --json")
+        for unit in ("nats", "controller", "issuer"):
+            desk.ok(f"systemctl stop isthmus-{unit}.service")
+            assert (
+                desk.ok(f"systemctl show --property=Result --value isthmus-{unit}.service").strip() == "success"
+            )
