@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.join.files import MARK, UNITS
 from events.errors import Refused
-from nodeagent.membership.cache import write_atomically
+from nodeagent.local_files import write_atomically
 
 SYSTEMD_UNITS = Path("/etc/systemd/system")
 COMMAND_LIMIT_S = 60.0

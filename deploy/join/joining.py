@@ -22,7 +22,7 @@ from events.bus.connection import BusOptions
 from events.cli.config import read, refuse
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.cli import run_command
-from nodeagent.doctor import Patient, examine
+from nodeagent.doctor import ExaminedNode, examine
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
 
@@ -150,13 +150,13 @@ def _same_node(config: Path, token: JoinToken) -> None:
 
 async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
     """The doctor's checks of the machine; without the bus, which wants credentials."""
-    patient = Patient(
+    node = ExaminedNode(
         cluster=token.cluster,
         bus=BusOptions(servers=token.servers),
         state_dir=request.state_dir,
         underlay=request.underlay,
     )
-    findings = await examine(patient, bus=False)
+    findings = await examine(node, bus=False)
     problems = [finding for finding in findings if finding.level == "problem"]
     if problems and not request.dry_run:
         raise Refused(
