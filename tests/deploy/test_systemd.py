@@ -132,7 +132,7 @@ def test_a_gateways_agent_gets_one_capability_and_one_kind_of_socket_more(tmp_pa
     )  # fmt: skip
     score = re.search(r"exposure level for \S+: ([0-9.]+)", exposed.stdout)
     assert score, exposed.stdout + exposed.stderr
-    assert float(score[1]) <= EXPOSURE_MAX[unit.name] + 0.2
+    assert float(score[1]) <= EXPOSURE_MAX[unit.name] + 0.3
     settings = dict(re.findall(r"^(\w+)=(.+)$", (tmp_path / GATEWAY).read_text(), re.MULTILINE))
     assert settings == {
         "AmbientCapabilities": "CAP_NET_RAW",
