@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from controlplane.cli.common import send, show_written, write_options
-from controlplane.cli.node_file import Line, parse
+from controlplane.cli.node_import.command import import_
 from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.tables import print_json, print_table
-from events.errors import Refused
-from events.protocol.commands import FenceNode, ImportNodes, RemoveNode
+from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
-
-BATCH = 400
-"""Nodes per request of an import: two events each fit the 1,000 of one atomic batch, twins included."""
-
-_PROVISIONAL = ("cidr", "index", "epoch")
 
 
 @click.group()
@@ -176,103 +169,4 @@ def fence(*, context: BusContext, name: str, reason: str, how: dict[str, Any], a
     )
 
 
-@node.command("import")
-@click.argument("file", type=click.File("r", encoding="utf-8"))
-@click.option("--kind", type=click.Choice(["cloud", "external"]), help="Kind of nodes that do not say it.")
-@click.option(
-    "--batch", type=click.IntRange(1, BATCH), default=BATCH, show_default=True, help="Nodes per atomic batch."
-)
-@click.option("--dry-run", is_flag=True, help="Check everything and show the ranges; write nothing.")
-@json_option
-@bus_options
-def import_(
-    *, context: BusContext, file: TextIO, kind: str | None, batch: int, dry_run: bool, as_json: bool
-) -> None:
-    """Make all nodes of FILE members, all or none of each batch, with a report per line.
-
-    FILE (- for standard input) is one of:
-
-    \b
-    CSV with a header:   node,uid,kind,underlay,announced,site
-    JSON:                [{"node": …, "uid": …, "kind": …, "underlay": …}, …]
-    Kubernetes:          kubectl get nodes -o json
-
-    Repeating an import changes nothing for nodes that are members already. Exit code 1 when a
-    batch was refused; the others are written.
-    """
-    lines = parse(file.read(), kind=kind or "")
-    batches = [lines[i : i + batch] for i in range(0, len(lines), batch)]
-
-    async def main() -> list[dict[str, Any]]:
-        from rich.progress import Progress
-
-        from events.cli.tables import console
-
-        report: list[dict[str, Any]] = []
-        async with controller(context) as client:
-            with Progress(console=console(stderr=True), transient=True, disable=as_json) as progress:
-                task = progress.add_task("importing", total=len(lines))
-                for part in batches:
-                    sent = await _send(client, part, dry_run=dry_run)
-                    if dry_run and report:
-                        # Nothing of the batches before was written, so these would not be the ranges.
-                        sent = [{k: v for k, v in entry.items() if k not in _PROVISIONAL} for entry in sent]
-                    report += sent
-                    progress.advance(task, len(part))
-        return report
-
-    report = run(main())
-    _show_report(report, dry_run=dry_run, as_json=as_json)
-
-
-async def _send(client: ControllerClient, part: Sequence[Line], *, dry_run: bool) -> list[dict[str, Any]]:
-    """One batch, or two halves of it when it makes too many events; one entry per line of the file."""
-    command = ImportNodes(nodes=tuple(line.command for line in part))
-    try:
-        reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
-        found = reply.result.get("lines", [])
-    except Refused as error:
-        if error.code == "event_too_large" and len(part) > 1:
-            half = len(part) // 2
-            first = await _send(client, part[:half], dry_run=dry_run)
-            return first + await _send(client, part[half:], dry_run=dry_run)
-        if error.code != "import_refused":
-            raise
-        found = [
-            entry if entry["status"] == "refused" else {"node": entry["node"], "status": "not written"}
-            for entry in error.details.get("lines", [])
-        ]
-    by_name = {entry["node"]: entry for entry in found}
-    report = []
-    for line in part:
-        # An answer repeated from the log names only what was written.
-        entry = by_name.get(line.command.node, {"node": line.command.node, "status": "unchanged"})
-        report.append({**entry, "line": line.number})
-    return report
-
-
-def _show_report(report: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> None:
-    counts = dict.fromkeys(("joined", "unchanged", "not written", "refused"), 0)
-    for entry in report:
-        counts[entry["status"]] += 1
-    if as_json:
-        print_json({"dry_run": dry_run, **counts, "lines": report})
-    else:
-        print_table(
-            ("line", "node", "status", "range", "because"),
-            [
-                (
-                    e["line"],
-                    e["node"],
-                    e["status"],
-                    e.get("cidr", ""),
-                    f"{e['message']} [{e['code']}]" if "code" in e else "",
-                )
-                for e in report
-            ],
-            title="Dry run: nothing was written" if dry_run else "",
-            right=("line",),
-        )
-        click.echo(", ".join(f"{count:,} {status}" for status, count in counts.items() if count))
-    if counts["refused"]:
-        click.get_current_context().exit(1)
+node.add_command(import_)

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.cli.node_file import parse
+from controlplane.cli.node_import import encoding
+from controlplane.cli.node_import.encoding import text_of
+from controlplane.cli.node_import.kubernetes import Rules
+from controlplane.cli.node_import.parse import NodeFile, parse, read_file
 from events.errors import BadRequest
+from events.machine import machine_uid
 from events.protocol.commands import JoinNode
 
 CSV = """\
@@ -76,7 +80,7 @@ def kubernetes_node(name: str, **change: Any) -> dict[str, Any]:
             "addresses": [
                 {"type": "Hostname", "address": name},
                 {"type": "InternalIP", "address": "fd00::7"},
-                {"type": "InternalIP", "address": "10.0.0.7"},
+                {"type": "InternalIP", "address": change.get("internal", "10.0.0.7")},
                 {"type": "ExternalIP", "address": "203.0.113.7"},
             ],
             "nodeInfo": {"machineID": f"machine-{name}", "systemUUID": "SYSTEM"},
@@ -90,9 +94,10 @@ def test_kubernetes_nodes() -> None:
         "kind": "List",
         "items": [
             kubernetes_node("c1", provider="qcloud:///100003/ins-1"),
-            kubernetes_node("idc-1"),
+            kubernetes_node("idc-1", internal="10.0.0.8"),
             kubernetes_node(
                 "idc-2",
+                internal="10.0.0.9",
                 labels={"isthmus.io/kind": "cloud", "isthmus.io/site": "sz"},
                 annotations={"isthmus.io/uid": "mine", "isthmus.io/announced": "203.0.113.7"},
             ),
@@ -101,9 +106,9 @@ def test_kubernetes_nodes() -> None:
     commands = [line.command for line in parse(json.dumps(document), kind="external")]
     assert commands == [
         JoinNode(node="c1", uid="machine-c1", kind="cloud", underlay="10.0.0.7", site="gz"),
-        JoinNode(node="idc-1", uid="machine-idc-1", kind="external", underlay="10.0.0.7", site="gz"),
+        JoinNode(node="idc-1", uid="machine-idc-1", kind="external", underlay="10.0.0.8", site="gz"),
         JoinNode(
-            node="idc-2", uid="mine", kind="cloud", underlay="10.0.0.7", announced="203.0.113.7", site="sz"
+            node="idc-2", uid="mine", kind="cloud", underlay="10.0.0.9", announced="203.0.113.7", site="sz"
         ),
     ]
 
@@ -153,3 +158,191 @@ def test_no_text_at_all_crashes_the_reader(text: str) -> None:
         parse(text)
     except BadRequest as refused:
         assert refused.code == "import_unreadable"  # noqa: PT017  either outcome is fine, a crash is not
+
+
+# --- bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"], ids=str
+)
+@pytest.mark.parametrize(
+    "document",
+    [CSV, '[{"node": "c1", "uid": "深", "kind": "cloud", "underlay": "10.0.0.1"}]'],
+    ids=["csv", "json"],
+)
+def test_every_encoding_with_a_mark_is_read(encoding: str, document: str) -> None:
+    data = document.encode(encoding)
+    if encoding in {"utf-16-le", "utf-16-be"}:
+        data = "\ufeff".encode(encoding) + data
+    assert parse(text_of(data))[0].command.node == "c1"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (CSV.encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        (CSV.encode("utf-16-be"), "UTF-16 without a byte order mark"),
+        ("node,uid,underlay\nzürich,u,1.1.1.1\n".encode("latin-1"), "is not UTF-8: byte 20 (0xfc)"),
+        (b"node,uid,underlay\na,\x00,1.1.1.1\n", "line 2 holds a NUL"),
+        (b"\xff\xfea", "is not UTF-16-LE"),
+        (b"", "holds no node"),
+        (b"\xef\xbb\xbf", "holds no node"),
+        (b" \n\n", "holds no node"),
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_by_name(data: bytes, says: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse(text_of(data))
+    assert refused.value.code == "import_unreadable"
+    assert says in refused.value.message
+
+
+def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "SIZE_MAX_BYTES", 1 << 20)
+    with pytest.raises(BadRequest, match="larger than 1 MiB"):
+        text_of(b"x" * ((1 << 20) + 1))
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_at_all_crash_the_reader(data: bytes) -> None:
+    try:
+        parse(text_of(data))
+    except BadRequest as refused:
+        assert refused.code == "import_unreadable"  # noqa: PT017  either outcome is fine, a crash is not
+
+
+NODE = '{"node":"a","uid":"u","kind":"cloud","underlay":"10.0.0.1"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"[\n{NODE},\n]", "(line 3, column"),
+        (f"[{NODE}", "is not JSON"),
+        (f"[{NODE}] x", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('[{"node":"a","uid":"u","uid":"v","kind":"cloud","underlay":"1.1.1.1"}]', "'uid' is given twice"),
+        ("node,uid,ip,address\na,u,1.1.1.1,2.2.2.2\n", "the columns ip and address both mean underlay"),
+        ("name,hostname,uid,ip\na,b,u,1.1.1.1\n", "the columns name and hostname both mean node"),
+        ("node;uid;underlay\na;u;1.1.1.1\n", "separated by commas"),
+        ("apiVersion: v1\nitems:\n- kind: Node\n", "kubectl get nodes -o json"),
+        ("NAME   STATUS   ROLES\nc1 Ready none\n", "kubectl get nodes -o json"),
+        ("node,uid,underlay,kind\na,u,1.1.1.1,cloud\nb,u,1.1.1.2,cloud\n", "uid u is also that of line 2 (a)"),
+        ("node,uid,underlay,kind\na,u,1.1.1.1,cloud\nb,v,1.1.1.1,cloud\n", "address 1.1.1.1 is also that of"),
+        ('{"items": [{"kind": "Pod", "metadata": {"name": "p"}}]}', "it is a Pod, not a Node"),
+    ],
+)  # fmt: skip
+def test_other_ways_to_be_wrong(text: str, says: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse(text)
+    assert refused.value.code == "import_unreadable"
+    assert says in refused.value.message
+
+
+# --- Kubernetes ----------------------------------------------------------------------------------------
+
+
+def read(*items: dict[str, Any], **rules: Any) -> NodeFile:
+    return read_file(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}), Rules(**rules))
+
+
+def test_a_single_node_is_read_like_a_list_of_one() -> None:
+    one = kubernetes_node("c1", provider="qcloud:///1/ins-1")
+    assert parse(json.dumps(one)) == parse(json.dumps({"items": [one]}))
+
+
+def test_every_finding_of_every_node_is_told_and_the_others_can_join() -> None:
+    hostname = kubernetes_node("h", provider="aws:///x")
+    hostname["status"]["addresses"] = [{"type": "Hostname", "address": "h"}]
+    six = kubernetes_node("six", provider="aws:///x")
+    six["status"]["addresses"] = [{"type": "InternalIP", "address": "fd00::7"}]
+    nameless = kubernetes_node("anon", provider="aws:///x", internal="10.0.0.20")
+    nameless["status"]["nodeInfo"] = {"machineID": "", "systemUUID": ""}
+    several = kubernetes_node("two", provider="aws:///x")
+    several["status"]["addresses"].append({"type": "InternalIP", "address": "192.168.0.2"})
+    everything = kubernetes_node("all", labels={"isthmus.io/kind": "moon"})
+    everything["status"] = {}
+    found = read(hostname, six, nameless, several, everything, kubernetes_node("good", provider="aws:///x"))
+    assert [line.command.node for line in found.lines] == ["good"]
+    told = [str(problem) for problem in found.problems]
+    assert len(told) == 4 + 3
+    for text, says in zip(
+        told, ["hostname only", "IPv6 addresses only", "machineID", "2 InternalIPs"], strict=False
+    ):
+        assert says in text
+    assert all("line 5 (all)" in text for text in told[4:])
+    assert {word for word in ("machineID", "InternalIP", "moon") if word in " ".join(told[4:])} == {
+        "machineID", "InternalIP", "moon",
+    }  # fmt: skip
+
+
+def test_the_address_is_chosen_by_network_or_annotation() -> None:
+    several = kubernetes_node("two", provider="aws:///x")
+    several["status"]["addresses"].append({"type": "InternalIP", "address": "192.168.0.2"})
+    assert read(several, underlay_cidrs=("192.168.0.0/16",)).lines[0].command.underlay == "192.168.0.2"
+    assert "none of its addresses" in str(read(several, underlay_cidrs=("172.31.0.0/16",)).problems[0])
+    assert "2 of its addresses" in str(read(several, underlay_cidrs=("0.0.0.0/1", "192.0.0.0/8")).problems[0])
+    several["metadata"]["annotations"] = {"isthmus.io/underlay": "10.0.0.99"}
+    assert read(several).lines[0].command.underlay == "10.0.0.99"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"provider": "aws:///x"}, "cloud"),
+        ({"provider": "openstack:///x"}, "external"),
+        ({"provider": "vsphere://x"}, "external"),
+        ({"provider": "eks-hybrid:///eu/x"}, "external"),
+        ({"provider": "qcloud:///x", "labels": {"node.kubernetes.io/instance-type": "external"}}, "external"),
+        ({"labels": {"eks.amazonaws.com/compute-type": "hybrid"}}, "external"),
+        ({"labels": {"isthmus.io/kind": "cloud", "eks.amazonaws.com/compute-type": "hybrid"}}, "cloud"),
+        (
+            {"labels": {"isthmus.node-restriction.kubernetes.io/kind": "external", "isthmus.io/kind": "cloud"}},
+            "external",
+        ),
+    ],
+)
+def test_the_kind_follows_labels_first_and_then_the_provider(change: dict[str, Any], kind: str) -> None:
+    assert read(kubernetes_node("n", **change)).lines[0].command.kind == kind
+
+
+def test_labels_and_providers_are_configurable() -> None:
+    node = kubernetes_node("n", provider="openstack:///x", labels={"rack": "r4", "what": "external"})
+    assert read(node, providers={"openstack": "cloud"}, site_labels=("rack",)).lines[0].command == JoinNode(
+        node="n", uid="machine-n", kind="cloud", underlay="10.0.0.7", site="r4"
+    )
+    assert read(node, kind_labels=("what",), providers={}).lines[0].command.kind == "external"
+    assert read(node, external_labels=(("rack", "r4"),), providers={}).lines[0].command.kind == "external"
+    unknown = kubernetes_node("n", provider="martian:///x")
+    assert "no known provider" in str(read(unknown).problems[0])
+    assert read(unknown, kind="cloud").lines[0].command.kind == "cloud"
+
+
+def test_a_preset_pod_cidr_is_named() -> None:
+    line = read(kubernetes_node("n", provider="aws:///x")).lines[0]
+    assert "10.42.0.0/24" in line.notes[0]
+
+
+def test_the_uid_is_the_one_that_the_machine_derives_itself() -> None:
+    node = kubernetes_node("n", provider="aws:///x")
+    node["status"]["nodeInfo"] = {"machineID": "4C4C4544003510428051B4C04F4A4D32", "systemUUID": "x"}
+    assert read(node).lines[0].command.uid == machine_uid("4c4c4544003510428051b4c04f4a4d32\n")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["metadata", "status", "spec", "labels", "annotations", "addresses", "type",
+                             "address", "nodeInfo", "machineID", "name", "kind", "providerID"]),
+            inner, max_size=4,
+        ),
+        max_leaves=25,
+    )
+)  # fmt: skip
+def test_no_object_at_all_crashes_the_reader(item: Any) -> None:
+    if isinstance(item, dict):
+        found = read(item, kind="cloud", underlay_cidrs=("10.0.0.0/8",))
+        assert found.lines or found.problems
