@@ -6,7 +6,7 @@ Conditions are computed, never stored: they go away with their cause. Their code
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import islice
 
 from controlplane.cluster.addressing.exhaustion import earliest_free
@@ -22,15 +22,20 @@ LOW_FRACTION = 0.1
 SHOWN = 5
 
 
-def conditions(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
-    """All conditions of the state; ``applied`` is uid → applied sequence, as the agents reported."""
+def conditions(
+    state: ClusterState, applied: Mapping[str, int], absent: Container[str] = frozenset()
+) -> Iterator[Condition]:
+    """All conditions of the state; ``applied`` is uid → applied sequence, as the agents reported.
+
+    ``absent`` are uids of members that have never reported.
+    """
     if state.definition is None:
         return
     if state.deleted:
         yield Condition(code="cluster_deleted", severity="info", message=f"deleted at sequence {state.deleted}")
         return
     yield from _pool(state)
-    yield from _drains(state, applied)
+    yield from _drains(state, applied, absent)
     yield from _members(state)
     for override in state.overrides.values():
         yield Condition(
@@ -90,17 +95,26 @@ def _pool(state: ClusterState) -> Iterator[Condition]:
         )
 
 
-def _drains(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+def _drains(state: ClusterState, applied: Mapping[str, int], absent: Container[str]) -> Iterator[Condition]:
     if not state.draining:
         return
     oldest = next(iter(state.draining.values()))
-    waiting = laggards(state, applied, oldest, SHOWN + 1)
+    waiting = laggards(state, applied, oldest, SHOWN + 1, absent)
+    silent = [name for name in waiting if name in state.unreachable][:SHOWN]
+    ends = ""
+    if silent:
+        owners = _some(f"{held.cidr} of {held.node}" for held in map(state.ranges.__getitem__, state.draining))
+        commands = "; ".join(f"isthmus node fence {name}" for name in silent)
+        ends = (
+            f". {_some(silent)} {'does' if len(silent) == 1 else 'do'} not report, and {owners} cannot be "
+            f"given to anybody before; if such a machine is gone: {commands}"
+        )
     if waiting:
         yield Condition(
             code="drain_waiting",
             severity="warning",
             message=f"{_ranges(len(state.draining))} for agents to apply sequence {oldest:,} and later: "
-            f"{_some(waiting)}",
+            f"{_some(waiting)}{ends}",
         )
 
 

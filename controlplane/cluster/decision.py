@@ -6,7 +6,7 @@ together; its refusal is the answer to the caller, and may come with an event th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -98,11 +98,13 @@ class MarkLiveness(Tick, frozen=True, kw_only=True):
 class AdvanceDrains(Tick, frozen=True, kw_only=True):
     """Move drained ranges to quarantine and rested ones back to the pool.
 
-    ``applied``: uid → last sequence that its agent has reported as applied; missing means none.
+    ``applied``: uid → last sequence that its agent has reported as applied; missing means none. ``absent``:
+    uids of members whose agents have never reported and are not expected any more.
     """
 
     name: ClassVar[str] = "advance-drains"
     applied: Mapping[str, int]
+    absent: Container[str] = frozenset()
 
 
 class AssignHolders(Tick, frozen=True, kw_only=True):

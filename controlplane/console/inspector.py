@@ -75,7 +75,7 @@ class Inspector:
 
     @property
     def watermark(self) -> int:
-        return watermark(self._replica.state, self._liveness.applied) or 0
+        return watermark(self._replica.state, self._liveness.applied, absent=self._liveness.absent) or 0
 
     @property
     def changes(self) -> Changes:

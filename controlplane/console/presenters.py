@@ -63,7 +63,7 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
             for network in state.networks.values()
         ],
         conditions=conditions_of(state, reports),
-        watermark=(watermark(state, reports.applied) or 0) if reports.recorded else 0,
+        watermark=(watermark(state, reports.applied, absent=reports.absent) or 0) if reports.recorded else 0,
         agents=agents_by_state(state, reports) if reports.recorded else {},
         agents_behind=behind(state, reports, position.settled) if reports.recorded else 0,
         kernels=kernels(state, reports) if reports.recorded else {},
@@ -73,7 +73,7 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
 def conditions_of(state: ClusterState, reports: Reports) -> list[Condition]:
     """What a person should know; of the agents as far as somebody recorded what they said."""
     members = (named for uid, named in reports.differing.items() if state.by_uid.get(uid) is not None)
-    return all_conditions(state, reports.applied, members, recorded=reports.recorded)
+    return all_conditions(state, reports.applied, members, recorded=reports.recorded, absent=reports.absent)
 
 
 def behind(state: ClusterState, reports: Reports, settled: int) -> int:

@@ -7,7 +7,7 @@ each member at most once even while the state moves on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -70,6 +70,8 @@ class Reports(Protocol):
     def differences(self) -> Mapping[str, Difference]: ...
     @property
     def agreeing(self) -> Mapping[str, int]: ...
+    @property
+    def absent(self) -> Container[str]: ...
 
 
 class NoReports:
@@ -80,6 +82,7 @@ class NoReports:
     statuses: Mapping[str, AgentStatus] = MappingProxyType({})
     differences: Mapping[str, Difference] = MappingProxyType({})
     agreeing: Mapping[str, int] = MappingProxyType({})
+    absent: Container[str] = frozenset()
 
 
 NO_REPORTS = NoReports()
@@ -101,12 +104,13 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> C
         unreachable=len(state.unreachable),
         fenced_uids=len(state.fenced),
         reservations=len(state.clb),
-        watermark=watermark(state, reports.applied),
+        watermark=watermark(state, reports.applied, absent=reports.absent),
         conditions=tuple(
             all_conditions(
                 state,
                 reports.applied,
                 ((found.node, found.rows) for found in reports.differences.values()),
+                absent=reports.absent,
             )
         ),
     )

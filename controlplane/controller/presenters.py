@@ -6,7 +6,7 @@ the HTTP API are made of them, for the live state and for any past one. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Literal
 
 from controlplane.cluster.addressing.exhaustion import earliest_free
@@ -102,14 +102,18 @@ def all_conditions(
     differing: Iterable[tuple[str, tuple[str, ...]]],
     *,
     recorded: bool = True,
+    absent: Container[str] = frozenset(),
 ) -> list[Condition]:
     """What a person should know, from the log and from the agents' reports, the most urgent first.
 
     ``applied`` is uid → applied sequence; ``differing`` are nodes whose kernel differs, with the rows that
-    their agents name. Without ``recorded`` nothing is known of the agents.
+    their agents name; ``absent`` are uids that have never reported. Without ``recorded`` nothing is known of
+    the agents.
     """
     found = [
-        condition for condition in conditions(state, applied) if recorded or condition.code not in FROM_REPORTS
+        condition
+        for condition in conditions(state, applied, absent)
+        if recorded or condition.code not in FROM_REPORTS
     ]
     found += kernel_conditions(differing)
     return sorted(found, key=lambda condition: URGENCY.index(condition.severity))

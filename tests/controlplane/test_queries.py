@@ -53,6 +53,7 @@ class Reports:
         }
         self.last_seen = dict.fromkeys(world.state.by_uid, START)
         self.differences: dict[str, Any] = {}
+        self.absent: frozenset[str] = frozenset()
         self.agreeing: dict[str, int] = {}
         self.statuses = {
             uid: AgentStatus(
@@ -265,6 +266,38 @@ def test_a_drain_that_waits_names_whom_it_waits_for(world: World) -> None:
     assert "n3" in waiting
     assert "n2" not in waiting
     assert "drain_waiting" not in conditions(world, Reports(world, world.state.sequence))
+
+
+def test_a_drain_that_waits_for_a_silent_node_names_the_ranges_and_the_command_that_ends_it(
+    world: World,
+) -> None:
+    world.join(3)
+    world.ok(RemoveNode(node="n1"))
+    world.forward(100)
+    world.do(MarkLiveness(last_seen={"uid-2": world.now}, watching_since=START))
+    reports = Reports(world, world.state.sequence, uid_3=2)
+    waiting = conditions(world, reports)["drain_waiting"]
+    assert "n3 does not report, and 10.0.0.0/26 of n1 cannot be given" in waiting
+    command = waiting.rpartition(": ")[2]
+    assert command == "isthmus node fence n3"
+    world.ok(FenceNode(node=command.split()[-1]))  # the command works, and ends the waiting
+    assert "drain_waiting" not in conditions(world, Reports(world, world.state.sequence))
+
+
+def test_a_member_that_never_reported_holds_up_nothing(world: World) -> None:
+    world.join(3)
+    world.ok(RemoveNode(node="n1"))
+    reports = Reports(world, world.state.sequence, uid_3=0)
+    assert "n3" in conditions(world, reports)["drain_waiting"]
+    reports.absent = frozenset({"uid-3"})
+    assert "drain_waiting" not in conditions(world, reports)
+    held = {"uid-2": world.state.sequence}
+    world.do(AdvanceDrains(applied=held))
+    assert world.state.draining, "it may still come"
+    world.do(AdvanceDrains(applied=held | {"uid-3": 1}, absent=frozenset({"uid-3"})))
+    assert world.state.draining, "what has reported is not absent, whoever says so"
+    world.do(AdvanceDrains(applied=held, absent=frozenset({"uid-3"})))
+    assert not world.state.draining
 
 
 def test_silence_overrides_and_a_missing_clb_are_conditions(world: World) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from controlplane.cluster.decide import DecisionContext
-from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.liveness import ABSENT_AFTER_S, Liveness
 from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
 from events.protocol.commands import FenceNode, ImportNodes
 from events.status import AgentStatus
@@ -150,6 +150,25 @@ def test_a_member_that_joined_under_its_eyes_and_never_reported_holds_nothing() 
     it = Heard()
     it.liveness.joined("imported")
     assert it.silent_s("imported") is None
+
+
+def test_absent_is_who_never_came_however_the_wall_clock_jumps() -> None:
+    steady = [0.0]
+    liveness = Liveness(now=lambda: NOW + timedelta(hours=steady[0] > 1), steady_s=lambda: steady[0])
+    liveness.observe(AgentStatus(node="a", uid="heard", applied=0, sent_at=NOW))
+    liveness.joined("imported")
+    steady[0] = ABSENT_AFTER_S - 1
+    assert "imported" not in liveness.absent, "it has time to come"
+    liveness.joined("late")
+    steady[0] += 1
+    assert "imported" in liveness.absent
+    assert "before this controller" in liveness.absent
+    assert "late" not in liveness.absent
+    steady[0] += 1000
+    assert "late" in liveness.absent
+    assert "heard" not in liveness.absent, "its kernel may hold what it had"
+    liveness.restart()
+    assert "imported" not in liveness.absent, "it may have come while nobody listened"
 
 
 @pytest.mark.parametrize("interval_s", [1e9, -5.0, 0.0])

@@ -58,7 +58,7 @@ async def test_a_released_range_is_free_only_after_every_live_agent_has_applied_
         assert list(state.draining) == [0], "one agent has not applied it yet"
         await report(operator, 2, left.sequence)
         await until(lambda: 0 not in state.ranges)
-        # A node that never reports holds up drains until it is fenced.
+        # A node that has just joined holds up drains until it reports, is absent for long, or is fenced.
         await operator.send(join(7))
         left = await operator.send(LeaveNode(node="n1", uid="uid-1"))
         await report(operator, 2, left.sequence)

@@ -6,7 +6,7 @@ the members (never members times ranges). The clock comes in as ``now``; deadlin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime, timedelta
 
 from controlplane.cluster.decision import AdvanceDrains, Decision, DecisionContext, MarkLiveness
@@ -60,9 +60,12 @@ def mark_liveness(
     return Decision(tuple(events), {"changed": len(events)})
 
 
-def watermark(state: ClusterState, applied: Mapping[str, int], floor: int = 0) -> int:
+def watermark(
+    state: ClusterState, applied: Mapping[str, int], floor: int = 0, absent: Container[str] = frozenset()
+) -> int:
     """The lowest applied sequence of the live agents; the state's own when there is none. O(members).
 
+    Members in ``absent`` have never reported, and are not coming: they hold nothing.
     A report from beyond the state's sequence is not believed: it is about another log. Stops at the
     first agent below ``floor``: whoever asks for at least so much need not know the rest.
     """
@@ -71,18 +74,25 @@ def watermark(state: ClusterState, applied: Mapping[str, int], floor: int = 0) -
         value = applied.get(uid, 0)
         if value > state.sequence:
             return 0
-        if value < lowest:
+        if value < lowest and not (value == 0 and uid in absent):
             lowest = value
             if lowest < floor:
                 break
     return lowest
 
 
-def laggards(state: ClusterState, applied: Mapping[str, int], sequence: int, limit: int = 8) -> list[str]:
+def laggards(
+    state: ClusterState,
+    applied: Mapping[str, int],
+    sequence: int,
+    limit: int = 8,
+    absent: Container[str] = frozenset(),
+) -> list[str]:
     """Names of live nodes whose agents have not reported ``sequence`` as applied: what a drain waits for."""
     names: list[str] = []
     for uid, name in state.by_uid.items():
-        if not sequence <= applied.get(uid, 0) <= state.sequence:
+        value = applied.get(uid, 0)
+        if not sequence <= value <= state.sequence and not (value == 0 and uid in absent):
             names.append(name)
             if len(names) == limit:
                 break
@@ -104,7 +114,7 @@ def advance_drains(
     _free_due(state, now, command.limit, events)
     if state.draining and len(events) < command.limit:
         oldest = next(iter(state.draining.values()))
-        mark = watermark(state, command.applied, oldest)
+        mark = watermark(state, command.applied, oldest, command.absent)
         until = now + timedelta(seconds=definition.quarantine_s)
         for index, drained in state.draining.items():
             if drained > mark or len(events) + 2 > command.limit:

@@ -9,7 +9,8 @@ agent's own clock is never trusted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -27,11 +28,25 @@ UIDS_LIMIT = 200_000
 """Agents remembered. Reports of more are dropped: somebody invents uids."""
 
 
-class Liveness:
-    """The last report of each agent, by uid. ``now`` is the wall clock (UTC)."""
+ABSENT_AFTER_S = 60.0
+"""A member whose agent has not come for so long, since it joined or this controller listens, is absent."""
 
-    def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+
+class Liveness:
+    """The last report of each agent, by uid.
+
+    ``now`` is the wall clock (UTC), ``steady_s`` one that never jumps.
+    """
+
+    def __init__(
+        self,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._now = now
+        self.absent = Absent(self, steady_s)
+        """Members whose agents have never reported."""
         self._last_seen: dict[str, datetime] = {}
         self._applied: dict[str, int] = {}
         self._status: dict[str, AgentStatus] = {}
@@ -47,6 +62,7 @@ class Liveness:
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
         self._last_seen.clear()
+        self.absent.restart()
         self.watching_since = self._now()
 
     def observe_bytes(self, body: bytes, *, arrived: datetime | None = None) -> AgentStatus | None:
@@ -88,12 +104,14 @@ class Liveness:
     def joined(self, uid: str) -> None:
         """The node has just become a member: that counts as a report, but says nothing of its kernel."""
         self._last_seen.setdefault(uid, self._now())
+        self.absent.joined(uid)
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""
         self._last_seen.pop(uid, None)
         self._applied.pop(uid, None)
         self._status.pop(uid, None)
+        self.absent.forget(uid)
         self.attestor.forget(uid)
 
     @property
@@ -125,6 +143,40 @@ class Liveness:
     def dropped(self) -> int:
         """Reports that were unreadable or too many."""
         return self._dropped
+
+
+class Absent(Container[str]):
+    """The uids of members that have never reported, after they had :data:`ABSENT_AFTER_S` to do so.
+
+    Imported nodes whose agents never came, for instance: nothing waits for them. A uid that was heard
+    once is never absent again, however long it is silent: its kernel may hold what it had.
+    """
+
+    def __init__(self, liveness: Liveness, steady_s: Callable[[], float]) -> None:
+        self._liveness = liveness
+        self._steady_s = steady_s
+        self._since_s = steady_s()
+        self._joined_s: dict[str, float] = {}
+
+    def __contains__(self, uid: object) -> bool:
+        statuses = self._liveness.statuses
+        if uid in statuses or len(statuses) >= UIDS_LIMIT:  # beyond the limit reports are dropped
+            return False
+        since_s = self._joined_s.get(uid, self._since_s) if isinstance(uid, str) else self._since_s
+        return self._steady_s() - since_s >= ABSENT_AFTER_S
+
+    def joined(self, uid: str) -> None:
+        """It has just become a member: its agent has time to come."""
+        self._joined_s.setdefault(uid, self._steady_s())
+
+    def forget(self, uid: str) -> None:
+        """It is no member any more."""
+        self._joined_s.pop(uid, None)
+
+    def restart(self) -> None:
+        """Listening was interrupted: everybody has time again."""
+        self._since_s = self._steady_s()
+        self._joined_s.clear()
 
 
 async def watch_members(

@@ -6,7 +6,7 @@ shown as it was. Nothing is guessed: what was not recorded is said to be unknown
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
@@ -32,6 +32,11 @@ class Reports(Protocol):
     @property
     def applied(self) -> Mapping[str, int]:
         """uid → the last sequence that its kernel holds."""
+        ...
+
+    @property
+    def absent(self) -> Container[str]:
+        """The uids of members that have never reported, and hold nothing."""
         ...
 
     @property
@@ -68,6 +73,10 @@ class LiveReports:
     @property
     def applied(self) -> Mapping[str, int]:
         return self._liveness.applied
+
+    @property
+    def absent(self) -> Container[str]:
+        return self._liveness.absent
 
     @property
     def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
@@ -139,6 +148,7 @@ class PastReports:
     """A moment that was recorded."""
 
     recorded = True
+    absent: Container[str] = frozenset()
 
     def __init__(self, agents: Mapping[str, Observed], moment: datetime) -> None:
         self._agents = agents
@@ -174,6 +184,7 @@ class NoReports:
     """Nobody recorded."""
 
     recorded = False
+    absent: Container[str] = frozenset()
     applied: Mapping[str, int] = MappingProxyType({})
     differing: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
 

@@ -97,7 +97,7 @@ class Ticker:
         """Look at drains and quarantines."""
         state = self._replica.state
         if self._due() and (state.draining or state.quarantined):
-            await self._submit(AdvanceDrains(applied=self._liveness.applied))
+            await self._submit(AdvanceDrains(applied=self._liveness.applied, absent=self._liveness.absent))
 
     def _due(self) -> bool:
         state = self._replica.state

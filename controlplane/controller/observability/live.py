@@ -42,7 +42,7 @@ def live_numbers(
         projected=lambda: projector.sequence,
         leading=leading,
         agents=lambda: agents_by_state(replica.state, LiveReports(liveness, datetime.now(UTC))),
-        watermark=lambda: watermark(replica.state, liveness.applied) or 0,
+        watermark=lambda: watermark(replica.state, liveness.applied, absent=liveness.absent) or 0,
         chain_verified=lambda: replica.head.sequence,
         healthy=lambda: not trouble(replica, projector),
         waiting=waiting,
