@@ -25,6 +25,7 @@ from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
+from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
 from nodeagent.reports import StatusReporter
@@ -45,6 +46,7 @@ class ViewHandover:
     async def begin(self) -> None:
         """The view is as current as it gets: the kernel is compared with it."""
         self._begun = True
+        self._view.be_at(await asyncio.to_thread(links.own_addresses))
         await self._reconciler.follow(self._view, ())
         self._reconciler.request("start")
         self._node.follow()

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from events.errors import Refused
+from nodeagent import identity
 from nodeagent.firewall import ruleset
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
@@ -36,12 +37,17 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         removed += await gateway_remove()
         if cni.remove(cni_dir):
             removed.append(str(cni_dir / cni.FILE_NAME))
+        fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
-        for name in (STATUS_FILE, "uid"):
-            path = state_dir / name
-            if path.exists():
-                path.unlink()
-                removed.append(str(path))
+        removed += [str(state_dir / name) for name in identity.forget(state_dir)]
+        status = state_dir / STATUS_FILE
+        if status.exists():
+            status.unlink()
+            removed.append(str(status))
+        if (
+            fenced
+        ):  # the machine's own uid is barred for good: whoever starts an agent here again means a new one
+            removed.append(f"the fenced uid; the next agent here is {identity.renew(state_dir)}")
     return removed
 
 
@@ -55,6 +61,18 @@ def forget(state_dir: Path) -> bool:
     prepare_directory(state_dir)
     with only_one(state_dir):
         return Cache(state_dir).forget()
+
+
+def new_identity(state_dir: Path) -> str:
+    """Give this installation a new uid and forget the log; return the uid. Every row stays.
+
+    Raises Refused(agent_running, not_permitted), OSError.
+    """
+    prepare_directory(state_dir)
+    with only_one(state_dir):
+        Cache(state_dir).forget()
+        (state_dir / STATUS_FILE).unlink(missing_ok=True)
+        return identity.renew(state_dir)
 
 
 def _remove_routes() -> int:

@@ -68,6 +68,9 @@ def agent() -> None:
     "--announced", default="", metavar="ADDRESS", help="The address for peers, if a NAT stands between."
 )
 @state_option
+@click.option("--machine-id", envvar="ISTHMUS_MACHINE_ID", type=click.Choice(["host", "none"]),
+              default="host", show_default=True,
+              help="What the first uid is: the machine's, or a random one.")  # fmt: skip
 @click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True,
               help="Where the CNI configuration goes.")  # fmt: skip
 @click.option("--cni-data-dir", default="", metavar="DIRECTORY",
@@ -88,13 +91,16 @@ def agent() -> None:
               help="Longest time between two reports.")  # fmt: skip
 @click.option("--metrics", envvar="ISTHMUS_METRICS", default=DEFAULT_METRICS, show_default=True,
               metavar="HOST:PORT|off", help="Where Prometheus finds this agent's metrics.")  # fmt: skip
-def run_command(context: BusContext, node: str, uid: str, metrics: str, **options: Any) -> None:
+def run_command(
+    context: BusContext, node: str, uid: str, machine_id: str, metrics: str, **options: Any
+) -> None:
     """Run the agent until SIGTERM. Its rows stay when it stops.
 
     \b
     Example:
       isthmus agent --bus nats://10.0.0.2:4222 --cluster prod --underlay eth0
     """
+    from events.machine_identity import read_machine_uid
     from events.telemetry.logs import configure_logging
     from events.telemetry.role import Telemetry
     from events.telemetry.spans import Outbox
@@ -108,7 +114,8 @@ def run_command(context: BusContext, node: str, uid: str, metrics: str, **option
     telemetry = Telemetry.start(
         "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
     )
-    agent_ = run_agent(config, uid=uid, telemetry=telemetry, outbox=outbox)
+    machine = read_machine_uid() if machine_id == "host" else ""
+    agent_ = run_agent(config, uid=uid, machine_uid=machine, telemetry=telemetry, outbox=outbox)
     run(_until_stopped(agent_, telemetry, metrics))
 
 
@@ -195,6 +202,24 @@ def forget_command(state_dir: Path, yes: bool) -> None:
         if there
         else f"no log was followed in {state_dir}"
     )
+
+
+@agent.command("new-identity")
+@state_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def new_identity_command(state_dir: Path, yes: bool) -> None:
+    """Give this installation a new uid: for a cloned machine, a fenced uid, or damaged identity files.
+
+    It joins as a new node and gets a new range; what runs here with the old one is told by the agent then.
+
+    \b
+    Example: systemctl stop isthmus-agent && isthmus agent new-identity --yes && systemctl start isthmus-agent
+    """
+    from nodeagent.clean import new_identity
+
+    if not yes:
+        click.confirm("This node joins anew, with another uid and another range. Go on?", abort=True)
+    click.echo(f"the uid is {new_identity(state_dir)} from now on")
 
 
 @agent.command("leave")

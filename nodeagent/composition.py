@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import msgspec
 from nats.aio.client import Client
 
 from events.telemetry.logs import follow_position
@@ -15,14 +18,18 @@ from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
-from nodeagent.local_files import node_uid, only_one, prepare_directory
+from nodeagent.identity import Identity, identify, remember
+from nodeagent.local_files import only_one, prepare_directory
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
+from nodeagent.membership.sanity import unicast_problem
 from nodeagent.membership.view import View
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
 from nodeagent.reports import StatusReporter
+
+log = logging.getLogger("isthmus.agent")
 
 LEFT = (
     "this node was taken off the cluster's list, and its range goes to others; its rows stay, cut off. "
@@ -53,15 +60,18 @@ class GatewaySources:
 class _AfterEachStep:
     """What follows a step of the kernel side: a report, the node's configuration, a rejoin after a move."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, identity: Identity) -> None:
         self._agent = agent
+        self._identity = identity
         self._told_underlay = ""
 
     def __call__(self) -> None:
         agent, view = self._agent, self._agent.view
         agent.reporter.due()
         agent.conditions.set("membership", LEFT if view.left and not view.fenced else "")
+        agent.conditions.set("log content", view.nonsense())
         agent.node.kernel_changed()
+        self._bind_name()
         underlay, member = agent.reconciler.tunnel.underlay, view.members.get(agent.config.node)
         if underlay is None or view.own is None or member is None or not underlay.present:
             return
@@ -69,14 +79,33 @@ class _AfterEachStep:
             self._told_underlay = underlay.address
             agent.follower.moved()
 
+    def _bind_name(self) -> None:
+        """A member keeps its name over restarts; one that is a member no more may take another."""
+        config, view = self._agent.config, self._agent.view
+        if not view.joined and not (view.left or view.fenced or view.deleted):
+            return
+        name, cluster = (config.node, config.cluster) if view.joined else ("", "")
+        bound = Identity(uid=view.uid, node=name, cluster=cluster)
+        if (bound.node, bound.cluster) == (self._identity.node, self._identity.cluster):
+            return
+        try:
+            remember(config.state_dir, bound)
+            self._identity = bound
+        except OSError as error:
+            log.warning("the identity cannot be written: %s", error.strerror)
 
-def compose(config: AgentConfig, *, uid: str, telemetry: Telemetry, outbox: Outbox | None = None) -> Agent:
+
+def compose(
+    config: AgentConfig, identity: Identity, *, telemetry: Telemetry, outbox: Outbox | None = None
+) -> Agent:
     """An agent with all its parts; nothing runs yet. Raises OSError."""
-    cache, conditions, session = Cache(config.state_dir), Conditions(), BusSession()
-    view = cache.load(config.cluster, config.node, uid)
+    conditions, session = Conditions(), BusSession()
+    cache = Cache(config.state_dir)
+    config = as_remembered(config, identity, conditions)
+    view = cache.load(config.cluster, config.node, identity.uid)
     reconciler = Reconciler(config, conditions, telemetry=telemetry)
     member = view.members.get(config.node)
-    if view.joined and member is not None:
+    if view.joined and member is not None and not unicast_problem(member.underlay):
         reconciler.tunnel.assume_underlay(member.underlay)
     firewall = FirewallReconciler(conditions, telemetry)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
@@ -122,18 +151,43 @@ def compose(config: AgentConfig, *, uid: str, telemetry: Telemetry, outbox: Outb
         ),
         outbox=outbox,
     )
-    reconciler.notify(_AfterEachStep(agent))
+    reconciler.notify(_AfterEachStep(agent, identity))
     return agent
 
 
+def as_remembered(config: AgentConfig, identity: Identity, conditions: Conditions) -> AgentConfig:
+    """The settings with the name under which this installation is a member.
+
+    Started by another name, an agent that took it would leave the member behind: its rows would be managed
+    by nobody, and its uid is refused under any other name.
+    """
+    if not identity.node or identity.cluster != config.cluster or identity.node == config.node:
+        return config
+    conditions.set(
+        "name",
+        f"this agent was started as {config.node}, and goes on as {identity.node}: this installation is the "
+        f"member of that name. To rename it, stop the agent, `isthmus agent leave --yes`, and start it again",
+    )
+    return msgspec.structs.replace(config, node=identity.node)
+
+
 async def run_agent(
-    config: AgentConfig, *, uid: str = "", telemetry: Telemetry | None = None, outbox: Outbox | None = None
+    config: AgentConfig,
+    *,
+    uid: str = "",
+    machine_uid: str = "",
+    telemetry: Telemetry | None = None,
+    outbox: Outbox | None = None,
 ) -> None:
-    """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start."""
+    """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start.
+
+    ``uid`` is one given by name; ``machine_uid`` what a new installation takes.
+    """
     telemetry = telemetry or Telemetry.off("agent", config.node)
     prepare_directory(config.state_dir)
     with only_one(config.state_dir):
-        agent = compose(config, uid=node_uid(config.state_dir, uid), telemetry=telemetry, outbox=outbox)
+        identity = identify(config.state_dir, wish=uid, machine_uid=machine_uid)
+        agent = compose(config, identity, telemetry=telemetry, outbox=outbox)
         view = agent.view
         follow_position(lambda: view.sequence)
         if outbox is not None:

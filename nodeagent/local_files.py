@@ -1,4 +1,4 @@
-"""The agent's files on its node: uid, lock, and the status that `isthmus agent status` shows."""
+"""The agent's files on its node: the lock, and the status that `isthmus agent status` shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from events.errors import Refused, Unavailable
-from events.ids import new_id
 
 STATUS_FILE = "status.json"
 
@@ -54,12 +53,18 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """The CLB addresses that it holds, in words."""
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
+    """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError.
+
+    ``durable``: also after a loss of power.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -80,18 +85,6 @@ def prepare_directory(directory: Path) -> None:
             f"choose another with --state-dir",
             path=str(directory),
         ) from error
-
-
-def node_uid(directory: Path, wish: str = "") -> str:
-    """The uid of this installation: given, remembered, or made now and remembered. Raises OSError."""
-    path = directory / "uid"
-    with contextlib.suppress(FileNotFoundError):
-        known = path.read_text().strip()
-        if known and wish in {"", known}:
-            return known
-    uid = wish or new_id()
-    write_atomically(path, f"{uid}\n".encode())
-    return uid
 
 
 @contextlib.contextmanager

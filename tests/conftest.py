@@ -23,3 +23,6 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 
 # Tables are as wide as where there is no terminal, whoever runs the tests: pytest-xdist tells its workers 80.
 os.environ["COLUMNS"] = "120"
+
+# The nodes of a test are one machine to the operating system: each agent makes a uid of its own.
+os.environ["ISTHMUS_MACHINE_ID"] = "none"

@@ -45,6 +45,7 @@ def agent(node: Node, directory: Path) -> list[str]:
         "--kind", node.kind,
         "--site", node.site.name,
         "--underlay", str(node.underlay),
+        "--machine-id", "none",  # all nodes of the lab are this machine
         "--state-dir", str(directory / "state"),
         "--cni-dir", str(directory / "cni"),
         "--cni-data-dir", str(directory / "pods"),

@@ -79,6 +79,16 @@ LOCAL_CODES: dict[str, Code] = {
         "An agent already runs on this node with the same state directory.",
         "Stop it first (`systemctl stop isthmus-agent`), or give the second one a --state-dir of its own.",
     ),
+    "identity_unreadable": Code(
+        "Refused",
+        "The files that say who this installation is are damaged or contradict each other.",
+        "Restore them, give the uid by --uid, or run `isthmus agent new-identity`: the message says which.",
+    ),
+    "pods_running": Code(
+        "Refused",
+        "Pods still run on this node, with addresses of a range that it gives up.",
+        "End them first, or say --yes: the range is not reused before they are gone.",
+    ),
     "agent_not_running": Code(
         "Unavailable",
         "No agent answers on this node.",

@@ -175,7 +175,7 @@ class Reconciler:
             return
         desired = self._desired
         if desired is None:
-            self.applied = view.sequence  # without a range there is nothing to have
+            self.applied = 0  # rows of an earlier life may stand: nobody confirms what nobody manages
             self._on_applied()
             return
         operations = [operation for change in changes for operation in desired.apply(change)]

@@ -1,23 +1,28 @@
 """The node's own memory of the log: a snapshot of the view and a journal of the events since.
 
 It lets an agent start, and go on, without the bus. Nothing here is synchronised to the disk: what a
-crash of the machine loses, the kernel's rows are lost with, and a killed process loses nothing. An
-unreadable cache is no error: the log has everything, and the agent starts from its beginning.
+crash of the machine loses, the kernel's rows are lost with, and a killed process loses nothing. Both
+files have checksums (those of releases before 0.3 have none). A damaged cache is no error: the log has
+everything, and the agent starts from its beginning; what a checksum cannot see is found by comparing with
+the log once the bus is there (:meth:`~nodeagent.membership.log_follower.LogFollower.run`).
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
+from zlib import crc32
 
 import msgspec
 
 from events.chain import Head
 from events.codec import UnknownEvent, decode_event
-from events.errors import VerificationFailed
+from events.errors import IsthmusError, VerificationFailed
 from nodeagent.local_files import write_atomically
 from nodeagent.membership.view import Saved, View
 
@@ -35,6 +40,12 @@ class Entry(NamedTuple):
     type: str
     body: bytes
     at: float
+    checksum: int = 0
+    """Of the fields before it; 0 in journals of releases before 0.3."""
+
+    def sum(self) -> int:
+        """The checksum that belongs to it; never 0."""
+        return crc32(self.body, crc32(f"{self.sequence} {self.chain} {self.type} {self.at!r}".encode())) or 1
 
 
 _entries = msgspec.msgpack.Decoder(Entry)
@@ -42,6 +53,7 @@ _encode_entry = msgspec.msgpack.Encoder().encode
 _saved = msgspec.json.Decoder(Saved)
 _encode = msgspec.json.Encoder().encode
 _LENGTH = struct.Struct("=I")
+_SEAL = re.compile(rb',"checksum":"([0-9a-f]{32})"}$')
 
 
 class Cache:
@@ -57,12 +69,12 @@ class Cache:
         """The view as last known; an empty one when there is none for this cluster, node and uid."""
         fresh = View(cluster, node, uid)
         try:
-            saved = _saved.decode(self._snapshot.read_bytes())
-            view = View.restore(saved)
+            view = View.restore(_saved.decode(_unsealed(self._snapshot.read_bytes())))
         except FileNotFoundError:
             view = fresh
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, IsthmusError) as error:
             log.warning("the cached view is unreadable and is made anew: %s", error)
+            self._journal.unlink(missing_ok=True)
             return fresh
         if (view.cluster, view.node, view.uid) != (cluster, node, uid):
             log.warning("the cached view belongs to %s/%s and is left aside", view.cluster, view.node)
@@ -82,6 +94,8 @@ class Cache:
                     continue
                 if entry.sequence != view.sequence + 1:
                     break
+                if entry.checksum and entry.checksum != entry.sum():
+                    break  # damaged: the log continues from here
                 event = decode_event(entry.type, entry.body, entry.sequence)
                 head = Head(entry.sequence, bytes.fromhex(entry.chain))
             except (ValueError, VerificationFailed):
@@ -96,7 +110,7 @@ class Cache:
         """Remember events. Raises OSError."""
         if self._file is None:
             self._file = self._journal.open("ab", buffering=0)
-        frames = [_encode_entry(entry) for entry in entries]
+        frames = [_encode_entry(entry._replace(checksum=entry.sum())) for entry in entries]
         self._file.write(b"".join([_LENGTH.pack(len(frame)) + frame for frame in frames]))
         self._pending += len(entries)
 
@@ -107,10 +121,17 @@ class Cache:
 
     def snapshot(self, view: View) -> None:
         """Write the view and begin a new journal. Raises OSError."""
-        write_atomically(self._snapshot, _encode(view.save()))
+        write_atomically(self._snapshot, _sealed(_encode(view.save())))
         self.close()
         self._journal.unlink(missing_ok=True)
         self._pending = 0
+
+    def says_fenced(self) -> bool:
+        """Whether the view at rest says that its uid was fenced."""
+        try:
+            return _saved.decode(_unsealed(self._snapshot.read_bytes())).fenced
+        except (OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """Release the journal."""
@@ -125,6 +146,26 @@ class Cache:
         self._snapshot.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
         return there
+
+
+def _sealed(document: bytes) -> bytes:
+    """The JSON object with its checksum as the last member, where an older release reads past it."""
+    return b'%b,"checksum":"%b"}' % (document[:-1], _sum(document))
+
+
+def _unsealed(content: bytes) -> bytes:
+    """The JSON object without its checksum. Raises ValueError when it does not fit."""
+    found = _SEAL.search(content)
+    if found is None:
+        return content  # of a release before 0.3
+    document = content[: found.start()] + b"}"
+    if _sum(document) != found[1]:
+        raise ValueError("the checksum does not fit the content")
+    return document
+
+
+def _sum(document: bytes) -> bytes:
+    return blake2b(document, digest_size=16).hexdigest().encode()
 
 
 def _frames(data: bytes) -> Iterator[bytes]:

@@ -30,13 +30,14 @@ from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
 from events.protocol.commands import JoinNode
-from events.reading import LeavingOut, verified
+from events.reading import LeavingOut
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
 from events.types import CidrAppended
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
+from nodeagent.membership.cache_check import difference, view_from_log
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
 from nodeagent.tracing import processing, receiving
@@ -105,6 +106,7 @@ class LogFollower:
         self._rejoin = asyncio.Event()
         self._room = asyncio.Event()
         self._moved = False
+        self._memory_checked = False
 
     def rejoin(self) -> None:
         """Ask for membership (again): at the start, and when the underlay address changed."""
@@ -235,6 +237,7 @@ class LogFollower:
         while True:
             try:
                 await self._check_same(stream)
+                await self._check_memory(client, stream)
                 await self._leap(client, stream)
                 reader = cast(
                     "AsyncGenerator[ReadBatch, None]", stream.read(after=self.view.sequence, follow=True)
@@ -264,23 +267,32 @@ class LogFollower:
         """
 
         async def begin_anew(parked: frozenset[int]) -> None:
-            changes = self.view.become(await self._view_without(stream, parked))
-            self._snapshot_cache()
-            await self._apply(self.view, changes)
+            await self._become(await view_from_log(stream, self.view, parked))
 
         return await self._parked.learn(
             stream, sequence=self.view.sequence, left_out=self.view.parked, begin_anew=begin_anew
         )
 
-    async def _view_without(self, stream: LogReader, parked: frozenset[int]) -> View:
-        """The view as it would be now, made of the log without the parked events."""
-        fresh = View(self._config.cluster, self._config.node, self.view.uid)
-        async for recorded, head, _ in verified(stream, fresh.head, parked, until=self.view.sequence):
-            for one in recorded:
-                fresh.apply(one.sequence, one.event)
-            fresh.head = head
-        fresh.last_event_at = self.view.last_event_at
-        return fresh
+    async def _check_memory(self, client: Client, stream: LogReader) -> None:
+        """Once in a life: whether the remembered view is what the log says; if not, it is made anew."""
+        if self._memory_checked:
+            return
+        if self.view.sequence:
+            bucket = SnapshotBucket(client, self._config.cluster, prefix=self._config.bus.api_prefix)
+            fresh = await view_from_log(stream, self.view, self._parked.known, bucket=bucket, heard=self._heard)
+            wrong = difference(self.view, fresh)
+            if wrong:
+                log.error("the remembered view differs from the log (%s) and is made anew", wrong)
+                await self._become(fresh)
+        self._memory_checked = True
+
+    def _heard(self) -> None:
+        self.session.last_at = time.time()
+
+    async def _become(self, fresh: View) -> None:
+        changes = self.view.become(fresh)
+        self._snapshot_cache()
+        await self._apply(self.view, changes)
 
     async def _check_same(self, stream: LiveReader) -> None:
         """Raises VerificationFailed(log_replaced) when the log is not the one followed, Unavailable."""

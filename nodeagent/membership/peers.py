@@ -110,6 +110,14 @@ class PeerTable:
         self._forget_name(before)
         return Change(before, None)
 
+    def drop(self, cidr: str) -> Change:
+        """Take out whoever has the range, for a reason of this node's own: its epoch goes on in the log."""
+        before = self._by_range.pop(cidr, None)
+        if before is None:
+            return NOTHING
+        self._forget_name(before)
+        return Change(before, None)
+
     def _forget_name(self, peer: Peer) -> None:
         if self._by_node.get(peer.node) == peer.cidr:
             del self._by_node[peer.node]

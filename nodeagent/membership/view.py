@@ -15,7 +15,7 @@ from events.chain import Head, genesis
 from events.codec import SkippedEvent
 from events.jetstream.snapshots import Snapshot
 from events.parking import events_followed
-from events.protocol.clb import Traffic
+from events.protocol.clb import BackendKey, Traffic
 from events.types import (
     CidrAppended,
     ClbHolderAssigned,
@@ -31,9 +31,19 @@ from events.types import (
     RangeDraining,
 )
 from nodeagent.membership.peers import Change, Peer, PeerTable
+from nodeagent.membership.sanity import (
+    RowRules,
+    clb_problem,
+    container_problem,
+    mac_problem,
+    overlay_problem,
+    unicast_problem,
+)
 from nodeagent.membership.traffic_table import CONCERNED, TrafficTable
 
 NO_CHANGES: tuple[Change, ...] = ()
+UNSOUND_LIMIT = 10_000
+"""Rows without sense that are remembered, so that a later event can mend them."""
 _TRAFFIC_TYPES = frozenset(CONCERNED)
 
 
@@ -54,6 +64,8 @@ class Plan(msgspec.Struct, frozen=True):
     port: int
     service_cidr: str
     cidrs: tuple[str, ...]
+    range_size: int = 0
+    """Addresses of a range; 0 where a cache of a release before 0.3 does not say it."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -100,6 +112,10 @@ class View:
         self._sum = ClusterSum()
         self.traffic = TrafficTable()
         """Holders of CLB addresses, backends and gateways."""
+        self._rules = RowRules((), "", 0)
+        self._unsound: dict[str, tuple[Peer, str]] = {}  # range → who should be there, and why not
+        self._nonsense: dict[str, str] = {}  # what else was left out → why
+        self._odd_addresses: set[str] = set()  # of members, and no packet can come from there
 
     @property
     def sequence(self) -> int:
@@ -117,9 +133,14 @@ class View:
         Raises VerificationFailed(events_parked) when the log parks events that this view has followed.
         """
         if type(event) in _TRAFFIC_TYPES:
+            problem = clb_problem(event)
+            if problem:
+                self._leave_out(f"event {sequence} ({event.entity})", problem)
+                return NO_CHANGES
             before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):
+            self._note_addresses(event.underlay, event.announced)
             self.members[event.node] = Member(
                 event.node, event.uid, event.vtep_mac, event.announced, event.underlay
             )
@@ -136,9 +157,14 @@ class View:
             if member is not None and member.uid == event.uid:
                 del self.members[event.node]
         elif isinstance(event, ClusterDefined):
-            self.plan = Plan(event.vni, event.vxlan_port, event.service_cidr, (event.container_cidr,))
+            return self._planned(event, (event.container_cidr,))
         elif isinstance(event, CidrAppended) and self.plan is not None:
+            problem = container_problem(event.cidr)
+            if problem:
+                self._leave_out(f"event {sequence}", problem)
+                return NO_CHANGES
             self.plan = msgspec.structs.replace(self.plan, cidrs=(*self.plan.cidrs, event.cidr))
+            return self._judge_anew()
         elif isinstance(event, ClusterDeleted):
             self.deleted = True
         elif isinstance(event, SkippedEvent):
@@ -153,16 +179,118 @@ class View:
             return NO_CHANGES  # a log without the joining event is not ours to repair
         peer = Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced)
         if node == self.node and uid == self.uid:
-            self.own = peer
-            self.fenced = self.left = False
-            return self._dropped(self.peers.remove(cidr, epoch))
+            return self._own_range(peer)
+        return self._admit(peer)
+
+    def _own_range(self, peer: Peer) -> tuple[Change, ...]:
+        problem = (self._rules.range_problem(peer.cidr) if self.plan else "") or mac_problem(peer.vtep_mac)
+        over = self._dropped(self.peers.remove(peer.cidr, peer.epoch))
+        if problem:
+            self._unsound[peer.cidr] = (peer, problem)
+            return over
+        self._unsound.pop(peer.cidr, None)
+        self.own = peer
+        self.fenced = self.left = False
+        return (*over, *self._judge_anew())
+
+    def _admit(self, peer: Peer) -> tuple[Change, ...]:
+        """Take in a peer, unless its rows make no sense: then nobody has the range."""
+        problem = self._rules.problem(peer, self.own) if self.plan is not None else ""
+        if problem:
+            before = self._unsound.get(peer.cidr)
+            if (before is None and len(self._unsound) < UNSOUND_LIMIT) or (
+                before is not None and before[0].epoch <= peer.epoch
+            ):
+                self._unsound[peer.cidr] = (peer, problem)
+            known = self.peers.get(peer.cidr)
+            return (
+                self._dropped(self.peers.drop(peer.cidr)) if known and known.epoch <= peer.epoch else NO_CHANGES
+            )
         change = self.peers.put(peer)
         if change.after is None:
             return NO_CHANGES
-        self._sum.put(cidr, peer.vtep_mac, peer.underlay)
+        self._unsound.pop(peer.cidr, None)
+        self._sum.put(peer.cidr, peer.vtep_mac, peer.underlay)
         return (change,)
 
+    def _planned(self, definition: ClusterDefined, cidrs: tuple[str, ...]) -> tuple[Change, ...]:
+        """Take the plan, as far as it makes sense; one without a CIDR for containers changes nothing."""
+        problem = overlay_problem(definition.vni, definition.vxlan_port)
+        sound: list[str] = []
+        for cidr in cidrs:
+            wrong = container_problem(cidr)
+            if wrong:
+                self._leave_out("the definition", wrong)
+            else:
+                sound.append(cidr)
+        if problem or not sound:
+            self._leave_out("the definition", problem or "no container CIDR is left")
+        else:
+            self.plan = Plan(
+                definition.vni,
+                definition.vxlan_port,
+                definition.service_cidr,
+                tuple(sound),
+                definition.range_size,
+            )
+        return self._judge_anew()
+
+    def be_at(self, local: frozenset[str]) -> tuple[Change, ...]:
+        """This machine's own addresses (and its links' broadcast addresses): no peer is there."""
+        if local == self._rules.local:
+            return NO_CHANGES
+        self._rules.local = local
+        return self._judge_anew()
+
+    def _judge_anew(self) -> tuple[Change, ...]:
+        """Plan, own range or addresses changed: hold all rows against the rules again. O(peers)."""
+        plan, local = self.plan, self._rules.local
+        if plan is None:
+            return NO_CHANGES
+        self._rules = RowRules(plan.cidrs, plan.service_cidr, plan.range_size, local)
+        changes: list[Change] = []
+        for peer in [*self.peers]:
+            problem = self._rules.problem(peer, self.own)
+            if problem:
+                self._unsound[peer.cidr] = (peer, problem)
+                changes += self._dropped(self.peers.drop(peer.cidr))
+        for peer, _ in list(self._unsound.values()):
+            mine = peer.node == self.node and peer.uid == self.uid
+            if mine and (self.own is None or self.own.epoch < peer.epoch):
+                if not self._rules.range_problem(peer.cidr) and not mac_problem(peer.vtep_mac):
+                    return (*changes, *self._own_range(peer))  # which comes back here
+            elif not mine:
+                changes += self._admit(peer)
+        own = self.own
+        if own is not None and self._rules.range_problem(own.cidr):
+            self._unsound[own.cidr] = (own, self._rules.range_problem(own.cidr))
+            self.own = None
+        return tuple(changes)
+
+    def _leave_out(self, what: str, why: str) -> None:
+        if len(self._nonsense) < UNSOUND_LIMIT:
+            self._nonsense[what] = why
+
+    def _note_addresses(self, *addresses: str) -> None:
+        for address in addresses:
+            if unicast_problem(address):
+                self._odd_addresses.add(address)
+
+    def nonsense(self) -> str:
+        """What the log demands and no node may have, in words; empty when all of it makes sense."""
+        found = [f"node {peer.node[:64]}: {why}" for peer, why in self._unsound.values()]
+        found += [f"{what[:64]}: {why}" for what, why in self._nonsense.items()]
+        if not found:
+            return ""
+        return (
+            f"{len(found)} rows that the log demands make no sense and are left out, the first: {found[0]}. "
+            f"A controller is faulty, or somebody else writes to the log: look who wrote it by `isthmus log`"
+        )
+
     def _ended(self, cidr: str, epoch: int) -> tuple[Change, ...]:
+        unsound = self._unsound.get(cidr)
+        if unsound is not None and unsound[0].epoch <= epoch:
+            del self._unsound[cidr]
         if self.own is not None and (self.own.cidr, self.own.epoch) == (cidr, epoch):
             self.own = None
             self.left = True
@@ -178,36 +306,37 @@ class View:
         member = self.members.get(event.node)
         if member is None or member.uid != event.uid:
             return NO_CHANGES
+        self._note_addresses(event.underlay, event.announced)
         self.members[event.node] = msgspec.structs.replace(
             member, announced=event.announced, underlay=event.underlay
         )
         if self.own is not None and event.node == self.node:
             self.own = msgspec.structs.replace(self.own, underlay=event.announced)
-            return NO_CHANGES
+            return self._judge_anew()
         peer = self.peers.of_node(event.node)
+        if peer is None:
+            peer = next((one for one, _ in self._unsound.values() if one.node == event.node), None)
         if peer is None or peer.uid != event.uid:
             return NO_CHANGES
-        moved = msgspec.structs.replace(peer, underlay=event.announced)
-        self._sum.put(moved.cidr, moved.vtep_mac, moved.underlay)
-        return (self.peers.put(moved),)
+        return self._admit(msgspec.structs.replace(peer, underlay=event.announced))
 
     def leap(self, snapshot: Snapshot) -> tuple[Change, ...]:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""
+        changes: list[Change] = []
         if snapshot.definition is not None:
-            definition = snapshot.definition
-            self.plan = Plan(
-                definition.vni, definition.vxlan_port, definition.service_cidr, tuple(snapshot.cidrs)
-            )
+            changes += self._planned(snapshot.definition, tuple(snapshot.cidrs))
+        for one in snapshot.members:
+            self._note_addresses(one.underlay, one.announced)
         self.members = {
             member.node: Member(member.node, member.uid, member.vtep_mac, member.announced, member.underlay)
             for member in snapshot.members
         }
         self.deleted = snapshot.deleted
-        self.traffic = TrafficTable(snapshot.traffic)
+        self.traffic = TrafficTable(_sound_traffic(snapshot.traffic))
         self.fenced = self.uid in snapshot.fenced
         held = {entry.cidr: entry.epoch for entry in snapshot.ranges}
         owners = [*self.peers, *([self.own] if self.own is not None else [])]
-        changes: list[Change] = []
+        owners += [peer for peer, _ in self._unsound.values()]
         for owner in owners:
             if held.get(owner.cidr) != owner.epoch:
                 changes += self._ended(owner.cidr, owner.epoch)
@@ -241,13 +370,14 @@ class View:
             for member in self.members.values()
             if member.node != own
             for address in (member.announced, member.underlay)
-        }
+        } - self._odd_addresses
 
     def save(self) -> Saved:
         """The view as a value, for the cache."""
         owned = [(peer.cidr, peer.epoch, peer.node) for peer in self.peers]
         if self.own is not None:
             owned.append((self.own.cidr, self.own.epoch, self.own.node))
+        owned += [(peer.cidr, peer.epoch, peer.node) for peer, _ in self._unsound.values()]
         return Saved(
             self.cluster,
             self.node,
@@ -268,7 +398,13 @@ class View:
     def restore(cls, saved: Saved) -> View:
         """The view that :meth:`save` described."""
         view = cls(saved.cluster, saved.node, saved.uid)
-        view.plan = saved.plan
+        for one in saved.members:
+            view._note_addresses(one.underlay, one.announced)
+        plan = saved.plan
+        if plan is not None and not overlay_problem(plan.vni, plan.port):
+            cidrs = tuple(cidr for cidr in plan.cidrs if not container_problem(cidr))
+            view.plan = msgspec.structs.replace(plan, cidrs=cidrs) if cidrs else None
+        view._judge_anew()
         view.members = {member.node: member for member in saved.members}
         view.peers = PeerTable(floors=saved.floors)
         for cidr, epoch, node in saved.ranges:
@@ -278,9 +414,26 @@ class View:
         view.head = Head(saved.sequence, bytes.fromhex(saved.chain))
         view.fenced = saved.fenced
         view.last_event_at = saved.last_event_at
-        view.traffic = TrafficTable(saved.traffic)
+        view.traffic = TrafficTable(_sound_traffic(saved.traffic))
         view.parked = frozenset(saved.parked)
         return view
+
+
+def _sound_traffic(traffic: Traffic) -> Traffic:
+    """What of it can be served."""
+    return msgspec.structs.replace(
+        traffic,
+        reservations=tuple(one for one in traffic.reservations if not clb_problem(one)),
+        backends=tuple(
+            (key, one) for key, one in traffic.backends if not (_key_problem(key) or clb_problem(one))
+        ),
+        holders=tuple(one for one in traffic.holders if not unicast_problem(one.address)),
+        former={a: m for a, m in traffic.former.items() if not (unicast_problem(a) or unicast_problem(m))},
+    )
+
+
+def _key_problem(key: BackendKey) -> str:
+    return unicast_problem(key.address) or ("" if min(key.port, key.backend_port) >= 1 else "port")
 
 
 def first_address(cidr: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Interface
 from typing import Any
 
 import msgspec
@@ -120,6 +121,16 @@ def addresses() -> list[tuple[int, str, int]]:
             for message in socket.get_addr(family=2)
             if not str(message.get_attr("IFA_LABEL") or "").endswith(":clb")  # a CLB's, not the node's
         ]
+
+
+def own_addresses() -> frozenset[str]:
+    """This machine's IPv4 addresses outside the tunnel, and its links' broadcast addresses. Raises OSError."""
+    found: set[str] = set()
+    for _, address, length in addresses():
+        found.add(address)
+        if length < 31:
+            found.add(str(IPv4Interface(f"{address}/{length}").network.broadcast_address))
+    return frozenset(found)
 
 
 def default_device() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from events.chain import Head
 from events.types import (
     ClusterDefined,
     Event,
@@ -13,6 +14,7 @@ from events.types import (
     RangeAllocated,
     RangeDraining,
 )
+from nodeagent.membership.view import View
 
 DEFINED = ClusterDefined(
     cluster="c", container_cidr="172.16.0.0/16", max_pods_per_node=64, max_services=256, range_size=64,
@@ -31,6 +33,15 @@ def joined(index: int) -> list[Event]:
             cidr=f"172.16.{index}.0/26", index=index * 4, node=f"n{index}", uid=f"u{index}", cursor_after=1
         ),
     ]
+
+
+def folded(log: list[Event], *, node: str = "n0", uid: str = "u0") -> View:
+    """The view behind the whole log."""
+    view = View("c", node, uid)
+    for sequence, event in enumerate(log, 1):
+        view.apply(sequence, event)
+        view.head = Head(sequence, bytes([sequence % 256]) * 32)
+    return view
 
 
 @st.composite

@@ -10,22 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.chain import Head
 from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
 from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconciler import desired_of
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.view import View
-from tests.nodeagent.logs import DEFINED, joined, logs
-
-
-def folded(log: list[Event], *, node: str = "n0", uid: str = "u0") -> View:
-    view = View("c", node, uid)
-    for sequence, event in enumerate(log, 1):
-        view.apply(sequence, event)
-        view.head = Head(sequence, bytes([sequence % 256]) * 32)
-    return view
+from tests.nodeagent.logs import DEFINED, folded, joined, logs
 
 
 def same(left: View, right: View) -> bool:
