@@ -85,14 +85,19 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 class MarkLiveness(Tick, frozen=True, kw_only=True):
     """Judge who has fallen silent and who is back, and remove the long silent if the cluster says so.
 
-    ``last_seen``: uid → arrival of its last report (UTC, this controller's clock; joining counts as
-    a report). A uid that is missing counts as seen at ``watching_since``, the moment from which this
-    controller has listened.
+    ``last_seen``: uid → arrival of its last report (joining counts as one). ``watching_since`` is the moment
+    from which the leading controller has watched: silence before it counts for nothing, nor does that of a
+    uid before its moment in ``watched``; who is missing there is not judged yet (None: all are).
+    ``at`` is the present by the clock of these moments, which no wall clock moves (None: they are of the
+    clock that decides). Without ``removes`` nobody is fenced: clocks disagree.
     """
 
     name: ClassVar[str] = "mark-liveness"
     last_seen: Mapping[str, datetime]
     watching_since: datetime
+    watched: Mapping[str, datetime] | None = None
+    at: datetime | None = None
+    removes: bool = True
 
 
 class AdvanceDrains(Tick, frozen=True, kw_only=True):
@@ -100,17 +105,22 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
 
     ``applied``: uid → last sequence that its agent has reported as applied; missing means none. ``absent``:
     uids of members whose agents have never reported and are not expected any more.
+    ``rested_s``: index of a range → for how long the leading controller has watched it rest, from when its
+    quarantine was stored (None: nobody watched, and the deadline alone decides). Without ``frees`` no rest
+    ends: clocks disagree.
     """
 
     name: ClassVar[str] = "advance-drains"
     applied: Mapping[str, int]
     absent: Container[str] = frozenset()
+    rested_s: Mapping[int, float] | None = None
+    frees: bool = True
 
 
 class AssignHolders(Tick, frozen=True, kw_only=True):
     """Give every CLB address that gateways serve a holder that is heard.
 
-    ``last_seen`` and ``watching_since`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
+    ``last_seen``, ``watching_since`` and ``at`` as in :class:`MarkLiveness`; ``able`` are the uids whose agents
     say that they can hold addresses, ``unable`` those that say that they cannot, with why.
     """
 
@@ -119,6 +129,7 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     watching_since: datetime
     able: frozenset[str]
     unable: Mapping[str, str] = {}
+    at: datetime | None = None
 
 
 def definition_of(state: ClusterState) -> ClusterDefined:

@@ -73,7 +73,8 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
 def conditions_of(state: ClusterState, reports: Reports) -> list[Condition]:
     """What a person should know; of the agents as far as somebody recorded what they said."""
     members = (named for uid, named in reports.differing.items() if state.by_uid.get(uid) is not None)
-    return all_conditions(state, reports.applied, members, recorded=reports.recorded, absent=reports.absent)
+    found = all_conditions(state, reports.applied, members, recorded=reports.recorded, absent=reports.absent)
+    return [*reports.further, *found]
 
 
 def behind(state: ClusterState, reports: Reports, settled: int) -> int:

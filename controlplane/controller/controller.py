@@ -30,6 +30,7 @@ from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.agents.reporting import WithMembers
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
+from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
 from controlplane.controller.commands.committer import Committer, Limits
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
@@ -50,6 +51,7 @@ from controlplane.readmodel.store import SequenceSpan, lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.errors import Unavailable, VerificationFailed
+from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import StatusReader
@@ -63,6 +65,8 @@ OnPoison = Literal["stop", "park"]
 
 Queries = Mapping[str, Callable[[bytes], Awaitable[bytes]]]
 """Name of a question → request body → response body; raises IsthmusError."""
+
+COMPARE_CLOCKS_S = 10.0
 
 STOP_S = 4.0
 """Longest clean stop: handover, draining and closing together."""
@@ -112,7 +116,7 @@ class Controller:
         self.log = event_log
         self.replica = replica
         self.changes: Changes = replica.changes
-        self.liveness = Liveness()
+        self.liveness = Liveness(clocks=ClockCheck(last_event=lambda: replica.last_time))
         self.observer = observer
         self._lock = lock
         self._conditions = conditions
@@ -279,6 +283,7 @@ class Controller:
             "ticker": self._ticker.run(),
             "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
             "statuses": self._watch_statuses(),
+            "clocks": self._compare_clocks(),
             "status stream": self._status_keeper.run(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),
@@ -325,7 +330,7 @@ class Controller:
             return await further(body)
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
-        own += self._conditions()
+        own += [*self.liveness.clocks.conditions(), *self._conditions()]
         return answer(self.replica.state, name, body, self.liveness, further=own)
 
     async def _watch_statuses(self) -> None:
@@ -333,13 +338,25 @@ class Controller:
         while True:
             try:
                 async for reports in StatusReader(self.client, self.options.cluster).follow():
-                    now = datetime.now(UTC)
-                    for status, arrived_ns in reports:
-                        arrived = datetime.fromtimestamp(arrived_ns / 1e9, UTC)
-                        self.liveness.observe(status, arrived=min(arrived, now), state=self.replica.state)
+                    for status, _, age_s in reports:
+                        self.liveness.observe(status, age_s=age_s, state=self.replica.state)
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
                 await asyncio.sleep(1.0)
+
+    async def _compare_clocks(self) -> None:
+        """For ever: see how far the clock of the log's server is from this one."""
+        clocks, stream, said = self.liveness.clocks, subjects.stream(self.options.cluster), ""
+        while True:
+            with suppress(Unavailable):
+                found = await bus_time(self.client, stream)
+                if found.within_s < TOLERANCE_S / 2:
+                    clocks.bus(datetime.fromtimestamp(found.unix_ns / 1e9, UTC), found.at_s)
+            now = "; ".join(condition.message for condition in clocks.conditions())
+            if bool(now) != bool(said):
+                log.warning("%s", now or "the clocks agree again")
+            said = now
+            await asyncio.sleep(COMPARE_CLOCKS_S)
 
 
 class _OpenEndpoint:

@@ -49,12 +49,23 @@ def moment(us: int | None) -> datetime | None:
 
 
 def sequence_at(connection: sqlite3.Connection, when: datetime) -> int:
-    """The last sequence that was decided at or before ``when``; 0 when none was."""
+    """The last sequence that was decided at or before ``when``; 0 when none was.
+
+    Last by sequence, also in a log whose times run backwards. One at or before ``when`` is found by the
+    index; what lies behind it is looked through. O(log n + events behind).
+    """
+    when_us = microseconds(when)
     row = connection.execute(
-        "SELECT sequence FROM event WHERE time_us <= ? ORDER BY time_us DESC, sequence DESC LIMIT 1",
-        (microseconds(when),),
+        "SELECT sequence FROM event WHERE time_us <= ? ORDER BY time_us DESC, sequence DESC LIMIT 1", (when_us,)
     ).fetchone()
-    return int(row[0]) if row else 0
+    if row is None:
+        return 0
+    # The sign keeps SQLite from the index over time, which knows no order by sequence.
+    row = connection.execute(
+        "SELECT sequence FROM event WHERE sequence >= ? AND +time_us <= ? ORDER BY sequence DESC LIMIT 1",
+        (row[0], when_us),
+    ).fetchone()
+    return int(row[0])
 
 
 def load_state(connection: sqlite3.Connection, at: int | None = None) -> ClusterState:

@@ -278,7 +278,7 @@ class Lab:
         reader, seen = StatusReader(bus, CLUSTER), dict[str, int]()
         while True:
             with suppress(Unavailable):  # the lab takes the bus down, too
-                for status, arrived_ns in await reader.all():
+                for status, arrived_ns, _ in await reader.all():
                     if seen.get(status.node) != arrived_ns:
                         seen[status.node] = arrived_ns
                         self._statuses[status.node] = (asyncio.get_running_loop().time(), status)

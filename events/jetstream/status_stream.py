@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from events import subjects
 from events.bus.retry import raise_if_cancelled
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX
+from events.jetstream.bus_time import bus_time
 from events.jetstream.direct import DirectReader
 from events.status import AgentStatus
 
@@ -36,10 +36,14 @@ _decode = msgspec.json.Decoder(AgentStatus).decode
 
 
 class Reported(NamedTuple):
-    """A status and when it arrived on the bus, Unix nanoseconds by the server's or the reader's clock."""
+    """A status, when the server stored it (Unix nanoseconds; 0: it has just come), and how long ago that was.
+
+    The age is by the server's own clock: no two machines' clocks are compared.
+    """
 
     status: AgentStatus
     arrived_ns: int
+    age_s: float = 0.0
 
 
 async def publish(client: Client, cluster: str, status: AgentStatus) -> bool:
@@ -62,7 +66,7 @@ class StatusReader:
         self._direct = DirectReader(client, subjects.status_stream(cluster), prefix=prefix)
 
     async def all(self) -> list[Reported]:
-        """The last status of every node that the stream holds. Raises Unavailable."""
+        """The last status of every node that the stream holds, without ages. Raises Unavailable."""
         found: dict[str, Reported] = {}
         position = 0
         while True:
@@ -85,7 +89,7 @@ class StatusReader:
         arrived = asyncio.Event()
 
         async def on_message(message: Msg) -> None:
-            reported = self._read(message.subject, message.data, time.time_ns())
+            reported = self._read(message.subject, message.data, 0)
             if reported is None or (len(waiting) >= BACKLOG_MAX and reported.status.node not in waiting):
                 return
             waiting[reported.status.node] = reported
@@ -96,7 +100,9 @@ class StatusReader:
         except NatsError as error:
             raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
         try:
-            yield await self.all()
+            kept = await self.all()
+            now = await bus_time(self._client, subjects.status_stream(self._cluster))
+            yield [each._replace(age_s=max(0.0, (now.unix_ns - each.arrived_ns) / 1e9)) for each in kept]
             while True:
                 raise_if_cancelled()
                 arrived.clear()

@@ -47,6 +47,9 @@ CONDITIONS: dict[str, str] = {
     "reported) was unreadable and set aside, or cannot be written; the message names it and what to do.",
     "log_poisoned": "The log holds an event that the controller cannot follow; the message names it. Answers "
     "are of the state before it, commands are refused.",
+    "clocks_disagree": "Clocks are more than 10 s apart: the controller's, the bus server's, the log's or the "
+    "agents'; the message has the numbers. Meanwhile silent nodes are not removed; if it is the bus server's, "
+    "no quarantine ends.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
 }
 """Condition code → what it means; the documentation's table is generated from it."""

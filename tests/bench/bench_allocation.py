@@ -146,7 +146,7 @@ def _memory() -> dict[str, Any]:
     state = ClusterState("bench")
     _apply(state, DefineCluster(container_cidr="10.0.0.0/8", pods_per_node=64, services=64))
     _occupy(state, MEMORY_NODES)
-    liveness = Liveness(now=lambda: NOW)
+    liveness = Liveness()
     for uid, name in state.by_uid.items():
         report = AgentStatus(node=name, uid=uid, applied=state.sequence, sent_at=NOW, kernel_digest="0" * 64)
         liveness.observe_bytes(msgspec.json.encode(report))

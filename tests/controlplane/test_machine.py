@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import settings
@@ -221,7 +222,9 @@ class Cluster(RuleBasedStateMachine):
     def tick_liveness(self) -> None:
         seen = {m.uid: m.last_seen for m in self.model.members if m.last_seen} | {"stranger": self.world.now}
         self.model.tick_liveness(self.world.now)
-        self.agree(self.do(MarkLiveness(last_seen=seen, watching_since=self.world.now)), "")
+        self.agree(
+            self.do(MarkLiveness(last_seen=seen, watching_since=self.world.now - timedelta(days=30))), ""
+        )
 
     # --- cluster and CLB -----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ import pytest
 from controlplane.cluster.decide import DecisionContext
 from controlplane.controller.agents.liveness import ABSENT_AFTER_S, Liveness
 from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
+from controlplane.controller.clocks import Watch
 from events.protocol.commands import FenceNode, ImportNodes
 from events.status import AgentStatus
 from events.types import NodeFenced
@@ -104,17 +106,20 @@ class Heard:
 
     def __init__(self) -> None:
         self.now = NOW
-        self.liveness = Liveness(now=lambda: self.now)
+        self.liveness = Liveness(watch=Watch(monotonic=self.now_s, wall=lambda: self.now, stall_s=math.inf))
+
+    def now_s(self) -> float:
+        return self.now.timestamp()
 
     def report(self, uid: str = "u", **said: object) -> None:
         status = AgentStatus(node="n", uid=uid, applied=1, sent_at=self.now, **said)  # type: ignore[arg-type]
         self.liveness.observe(status)
 
     def silent_s(self, uid: str = "u") -> float | None:
-        return LiveMembers(self.liveness, self.now).silent_s(uid)
+        return LiveMembers(self.liveness).silent_s(uid)
 
     def ever(self, uid: str = "u") -> bool:
-        return LiveMembers(self.liveness, self.now).ever(uid)
+        return LiveMembers(self.liveness).ever(uid)
 
 
 def test_a_member_reports_for_three_of_its_intervals() -> None:
@@ -154,7 +159,8 @@ def test_a_member_that_joined_under_its_eyes_and_never_reported_holds_nothing() 
 
 def test_absent_is_who_never_came_however_the_wall_clock_jumps() -> None:
     steady = [0.0]
-    liveness = Liveness(now=lambda: NOW + timedelta(hours=steady[0] > 1), steady_s=lambda: steady[0])
+    jumping = lambda: NOW + timedelta(hours=steady[0] > 1)  # noqa: E731  a clock
+    liveness = Liveness(watch=Watch(monotonic=lambda: steady[0], wall=jumping, stall_s=math.inf))
     liveness.observe(AgentStatus(node="a", uid="heard", applied=0, sent_at=NOW))
     liveness.joined("imported")
     steady[0] = ABSENT_AFTER_S - 1

@@ -134,7 +134,7 @@ def seen(world: World, **seconds_ago: float) -> MarkLiveness:
     last = dict.fromkeys(world.state.by_uid, world.now)
     for uid, ago in seconds_ago.items():
         last[uid.replace("_", "-")] = world.now - timedelta(seconds=ago)
-    return MarkLiveness(last_seen=last, watching_since=START)
+    return MarkLiveness(last_seen=last, watching_since=START - timedelta(days=30))
 
 
 def test_silence_makes_unreachable_and_a_report_brings_back(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,7 @@ from controlplane.controller.agents.agent_history.records import (
 from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.clocks import Watch
 from controlplane.controller.observability.setup import Observability
 from events.errors import Unavailable, Usage
 from events.status import AgentStatus
@@ -32,7 +34,7 @@ class World:
 
     def __init__(self, store: HistoryStore) -> None:
         self.at = BEGIN
-        self.liveness = Liveness(now=lambda: self.at)
+        self.liveness = Liveness(watch=Watch(monotonic=self._seconds, wall=lambda: self.at, stall_s=math.inf))
         self.tracker = ConvergenceTracker()
         self.recorder = Recorder(store, self.tracker, now=self._seconds, clock=self._seconds)
         self.recorder.watch(self.liveness)
@@ -48,7 +50,7 @@ class World:
 
     def say(self, uid: str, applied: int, **more) -> None:
         self.liveness.observe(
-            AgentStatus(node=f"node-{uid}", uid=uid, applied=applied, sent_at=self.at, **more), arrived=self.at
+            AgentStatus(node=f"node-{uid}", uid=uid, applied=applied, sent_at=self.at, **more)
         )
 
     async def known(self, moment: datetime, *uids: str) -> dict[str, Observed]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.clocks import ClockCheck, Watch
 from controlplane.controller.commands.committer import Committer, Limits
 from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.requests import parse
@@ -47,18 +48,35 @@ class SimController:
         self._tasks: list[asyncio.Task[Any]] = []
         self._all: list[asyncio.Task[Any]] = []
         self.serving = False
-        self.liveness = Liveness(now=now)
+        self.liveness = Liveness(watch=self._watch())
         self.replica: Replica | None = None
+
+    def now(self) -> datetime:
+        """This machine's wall clock, which may be wrong."""
+        return now() + timedelta(seconds=self._weather.clock_off_s(self.name))
+
+    def _watch(self) -> Watch:
+        return Watch(monotonic=asyncio.get_running_loop().time, wall=self.now)
 
     def start(self) -> None:
         """A process that knows nothing but the log."""
         self._starts += 1
+        loop = asyncio.get_running_loop()
+        self._disk.started_s[self.name] = loop.time()
         wire = WiredLog(self._disk, self._weather, self.name, self._later)
         dice = random.Random(f"{self._seed}/{self.name}/{self._starts}")
         replica = self.replica = Replica(wire)
-        self.liveness = Liveness(now=now)
+        clocks = ClockCheck(wall=self.now, monotonic=loop.time, last_event=lambda: replica.last_time)
+        clocks.bus(now(), loop.time())
+        self.liveness = Liveness(watch=self._watch(), clocks=clocks)
         committer = self.committer = Committer(
-            wire, replica, source=f"sim/{self.name}", now=now, limits=LIMITS, jitter=dice
+            wire,
+            replica,
+            source=f"sim/{self.name}",
+            now=self.now,
+            monotonic=loop.time,
+            limits=LIMITS,
+            jitter=dice,
         )
         leadership = self.leadership = Leadership(
             WiredLease(self._place, self.name, self._weather),
@@ -136,6 +154,8 @@ class SimController:
         """An agent's report as it arrives."""
         if self.replica is not None:
             self.liveness.observe(status)
+            heard = self._disk.heard_s.setdefault((self.name, status.uid), [])
+            heard.append(asyncio.get_running_loop().time())
 
     def _later(self, seconds: float, append: OutgoingAppend) -> None:
         """The wire holds an append back: it reaches the disk whatever has become of its sender."""

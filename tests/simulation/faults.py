@@ -19,6 +19,8 @@ KINDS = (
     "cut",  # the controller reaches neither log nor lease
     "crash",  # the process is killed, and started again when the fault ends
 )
+CLOCKS_OFF_S = (3600.0, -3600.0, 40.0, -40.0, 2.5)
+"""By how much a controller's wall clock is wrong while the fault "clock" lasts: it jumps, and jumps back."""
 AGENT_KINDS = ("delay log", "lose reports", "cut", "crash")
 
 
@@ -52,6 +54,17 @@ def draw(seed: int, controllers: Sequence[str], nodes: Sequence[str], length_s: 
                 1.0 if kind in {"cut", "crash"} else pick.choice((0.2, 0.5, 1.0)),
             )
         )
+    clocks = random.Random(f"clocks/{seed}")  # dice of their own: what else goes wrong stays the same
+    faults += [
+        Fault(
+            "clock",
+            clocks.choice(controllers),
+            round(clocks.uniform(0, length_s), 2),
+            round(clocks.uniform(0.1, 6.0), 2),
+            1.0,
+        )
+        for _ in range(clocks.randrange(0, 4))
+    ]
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
@@ -86,6 +99,15 @@ class Weather:
             if fault.kind == kind and fault.at_s <= now_s < fault.at_s + fault.for_s
         ]
         return max(ends) - now_s + 1e-6 if ends else 0.0
+
+    def clock_off_s(self, target: str) -> float:
+        """By how many seconds the target's wall clock is wrong now."""
+        now_s = self._clock()
+        return sum(
+            random.Random(f"{self._seed}/clock/{fault.at_s}").choice(CLOCKS_OFF_S)
+            for fault in self._by_target.get(target, ())
+            if fault.kind == "clock" and fault.at_s <= now_s < fault.at_s + fault.for_s
+        )
 
     def crashes(self, target: str) -> list[Fault]:
         """When the target is killed, and for how long."""

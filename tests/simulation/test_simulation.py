@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from controlplane.cluster.decisions import time as time_rules
+from controlplane.controller.clocks import Watch
 from controlplane.controller.commands import planner
 from controlplane.controller.commands.pending_replies import PendingReplies
+from controlplane.controller.commands.ticker import Ticker
 from events.memory import MemoryLog
 from tests.simulation import virtual
 from tests.simulation.faults import Fault, shrink
@@ -76,6 +79,14 @@ def _stale(original: Callable[..., Any]) -> Callable[..., Any]:
     return decide
 
 
+def _by_the_wall_clock(self: Watch) -> datetime:
+    return self._wall()
+
+
+def _nobody_watched(self: Ticker) -> None:
+    return None
+
+
 @pytest.mark.parametrize(
     ("target", "name", "defect"),
     [
@@ -83,8 +94,17 @@ def _stale(original: Callable[..., Any]) -> Callable[..., Any]:
         (time_rules, "watermark", lambda _: _believe_anybody),
         (MemoryLog, "append", _unconditional),
         (planner, "decide", _stale),
+        (Watch, "now", lambda _: _by_the_wall_clock),
+        (Ticker, "_rested_s", lambda _: _nobody_watched),
     ],
-    ids=["no idempotency", "reuse without confirmation", "append without condition", "group decided at once"],
+    ids=[
+        "no idempotency",
+        "reuse without confirmation",
+        "append without condition",
+        "group decided at once",
+        "silence by the wall clock",
+        "rest by the deadline alone",
+    ],
 )
 def test_a_planted_defect_is_found(
     monkeypatch: pytest.MonkeyPatch, target: Any, name: str, defect: Callable[..., Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
@@ -13,7 +14,17 @@ from events.codec import OutgoingMessage, Recorded, decode
 from events.errors import IsthmusError
 from events.memory import MemoryLog
 from events.protocol.commands import CommandReply
-from events.types import RangeAllocated, RangeDraining
+from events.types import (
+    NodeFenced,
+    NodeUnreachable,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
+
+COMMIT_S = 4.0
+"""Longest time from a decision to its storage, or to its being given up."""
 
 Kernel = dict[str, int]
 """One machine's rows about its peers: range (CIDR) → epoch. It survives the agent."""
@@ -34,6 +45,11 @@ class WatchedLog(MemoryLog):
         self.kernels: dict[str, Kernel] = {}
         """uid of the machine's agent → its rows."""
         self._released: dict[str, int] = {}
+        self.heard_s: dict[tuple[str, str], list[float]] = {}
+        """Controller and uid → when it heard of it; seconds of true time."""
+        self.started_s: dict[str, float] = {}
+        """Controller → when its process started."""
+        self._resting_s: dict[str, float] = {}
         self.wrong: Wrong | None = None
 
     async def append(
@@ -70,10 +86,43 @@ class WatchedLog(MemoryLog):
                         f"event {recorded.sequence} gives {cidr} to {recorded.event.node}, while the live node "
                         f"{name} still has rows of its epoch {rows[cidr]}"
                     )
+        self._judge_durations(recorded)
         if self.history and recorded.envelope.time < self.history[-1].envelope.time:
             raise Wrong(f"time runs backwards at event {recorded.sequence}")
         evolve(self.state, recorded.sequence, recorded.event)
         self.history.append(recorded)
+
+    def _judge_durations(self, recorded: Recorded) -> None:
+        """What needs a duration has lasted so long, whatever the clocks said."""
+        event, definition, now_s = recorded.event, self.state.definition, recorded.recorded_at.timestamp()
+        if definition is None:
+            return
+        if isinstance(event, RangeQuarantined):
+            self._resting_s[event.cidr] = now_s
+        elif isinstance(event, RangeFreed):
+            rested_s = now_s - self._resting_s[event.cidr]
+            if rested_s < definition.quarantine_s - 1e-3:
+                raise Wrong(f"event {recorded.sequence} frees {event.cidr} after {rested_s:.3f} s of rest")
+        elif isinstance(event, NodeUnreachable) or (
+            isinstance(event, NodeFenced) and event.cause == "unreachable"
+        ):
+            controller = recorded.envelope.source.removeprefix("sim/")
+            began_s = self.started_s[controller]
+            heard_s = [
+                began_s,
+                *(s for s in self.heard_s.get((controller, event.uid), ()) if s > began_s),
+                now_s,
+            ]
+            # It was decided some time before it was stored: what was heard in between came too late.
+            silences_s = [b - a for a, b in pairwise(heard_s) if b >= now_s - COMMIT_S]
+            least_s = definition.unreachable_after_s
+            if isinstance(event, NodeFenced):
+                least_s += definition.remove_after_s
+            if max(silences_s) < least_s - 1e-3:
+                raise Wrong(
+                    f"event {recorded.sequence}: {controller} has watched {event.node} be silent for "
+                    f"{max(silences_s):.3f} s only"
+                )
 
     def final(self, acknowledged: dict[str, CommandReply]) -> Iterator[str]:
         """What is wrong at the end, of what can only be said then."""

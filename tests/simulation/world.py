@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from controlplane.cluster.digest import state_digest
 from controlplane.controller.leadership.lease import MemoryLease
 from events.errors import IsthmusError
@@ -35,6 +37,8 @@ NODES = 4
 DEFINE = DefineCluster(
     container_cidr="10.0.0.0/25", pods_per_node=16, services=32, quarantine_s=0.0, unreachable_after_s=4.0
 )
+# Every third history has ranges rest, and removes the silent: what clocks that jump must not hurry.
+TIMED = msgspec.structs.replace(DEFINE, quarantine_s=1.5, remove_after_s=2.0)
 
 
 class Outcome(NamedTuple):
@@ -67,7 +71,7 @@ async def _live(seed: int, faults: Sequence[Fault]) -> Outcome:
     running = [asyncio.create_task(controller.live_and_die(LENGTH_S)) for controller in controllers]
     wrong = ""
     try:
-        await operator.send(DEFINE)
+        await operator.send(TIMED if seed % 3 == 0 else DEFINE)
         lives = [asyncio.create_task(node.live(LENGTH_S)) for node in nodes]
         lives += [asyncio.create_task(node.obey_schedule()) for node in nodes]
         lives.append(asyncio.create_task(_operate(operator, weather)))

@@ -39,8 +39,9 @@ def assign(state: ClusterState, command: AssignHolders, now: datetime, context: 
     del context
     if not state.gateways or state.deleted:
         return Decision()
-    silent = now - timedelta(seconds=SILENCE_S)
-    fresh = now - timedelta(seconds=FRESH_S)
+    at = command.at or now
+    silent = at - timedelta(seconds=SILENCE_S)
+    fresh = at - timedelta(seconds=FRESH_S)
     heard: dict[str, datetime] = {}
     able: set[str] = set()
     unable: dict[str, str] = {}

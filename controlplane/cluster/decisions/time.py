@@ -29,28 +29,39 @@ def mark_liveness(
     """Unreachable after ``unreachable_after_s`` of silence, recovered with the next report.
 
     With ``remove_after_s`` > 0 a node that has been unreachable for that long is fenced and its
-    range drains.
+    range drains. Only silence that was watched from its beginning to its end counts.
     """
     definition = state.definition
     if definition is None or state.deleted:
         return Decision()
-    silent_before = now - timedelta(seconds=definition.unreachable_after_s)
+    at = command.at or now
+    silent_before = at - timedelta(seconds=definition.unreachable_after_s)
     removal_s = definition.unreachable_after_s + definition.remove_after_s
-    dead_before = now - timedelta(seconds=removal_s) if definition.remove_after_s > 0 else None
-    last_seen, since = command.last_seen, command.watching_since
+    removes = command.removes and definition.remove_after_s > 0
+    dead_before = at - timedelta(seconds=removal_s) if removes else None
+    last_seen, watched = command.last_seen, command.watched
     unreachable = state.unreachable
     events: list[Event] = []
     for name, node in state.nodes.items():
         if len(events) + 2 > command.limit:
             break
+        since = command.watching_since
+        if watched is not None:
+            begun = watched.get(node.uid)
+            if begun is None:
+                continue  # it has joined since the leader looked
+            since = max(since, begun)
         seen = last_seen.get(node.uid, since)
         if seen >= silent_before:
             if unreachable and name in unreachable and node.uid in last_seen:
                 events.append(NodeRecovered(node=name, uid=node.uid))
-        elif name not in unreachable:
-            events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=seen))
-        elif dead_before is not None and seen < dead_before:
-            reason = f"no report for {(now - seen).total_seconds():.0f} s"
+            continue
+        silence = at - max(seen, since)
+        if name not in unreachable:
+            if since < silent_before:
+                events.append(NodeUnreachable(node=name, uid=node.uid, last_seen=now - (at - seen)))
+        elif dead_before is not None and max(seen, since) < dead_before:
+            reason = f"no report for {silence.total_seconds():.0f} s"
             held = hand_over(state, name, "fenced", context)
             if len(events) + len(held) + 2 > command.limit:
                 break
@@ -111,7 +122,8 @@ def advance_drains(
     if definition is None or not (state.draining or state.quarantined):
         return Decision()
     events: list[Event] = []
-    _free_due(state, now, command.limit, events)
+    if command.frees:
+        _free_due(state, now, definition.quarantine_s, command, events)
     if state.draining and len(events) < command.limit:
         oldest = next(iter(state.draining.values()))
         mark = watermark(state, command.applied, oldest, command.absent)
@@ -128,11 +140,14 @@ def advance_drains(
     return Decision(tuple(events), {"changed": len(events)})
 
 
-def _free_due(state: ClusterState, now: datetime, limit: int, events: list[Event]) -> None:
+def _free_due(
+    state: ClusterState, now: datetime, rest_s: float, command: AdvanceDrains, events: list[Event]
+) -> None:
+    rested_s = command.rested_s
     for index, rest in state.quarantined.items():
-        if len(events) >= limit:
+        if len(events) >= command.limit:
             return
-        if rest.until <= now:
+        if rest.until <= now and (rested_s is None or rested_s.get(index, 0.0) >= rest_s):
             events.append(RangeFreed(cidr=rest.cidr, index=index, epoch=rest.epoch))
         elif state.quarantine_ordered:
             return

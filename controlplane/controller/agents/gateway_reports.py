@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 
@@ -17,12 +17,13 @@ from events.protocol.commands import Command
 
 def look(state: ClusterState, liveness: Liveness) -> AssignHolders:
     """The gateways as they were last heard."""
-    statuses, last_seen = liveness.statuses, liveness.last_seen
+    statuses, last_seen = liveness.statuses, liveness.heard
     uids = [state.nodes[name].uid for name in state.gateways if name in state.nodes]
     said = {uid: statuses[uid] for uid in uids if uid in statuses}
     return AssignHolders(
         last_seen={uid: last_seen[uid] for uid in uids if uid in last_seen},
         watching_since=liveness.watching_since,
+        at=liveness.watch.now(),
         able=frozenset(uid for uid, status in said.items() if status.gateway),
         unable={uid: status.gateway_hindrance for uid, status in said.items() if not status.gateway},
     )
@@ -36,13 +37,10 @@ class WithGateways:
         around: ContextSource,
         state: Callable[[], ClusterState],
         liveness: Liveness,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._around = around
         self._state = state
         self._liveness = liveness
-        self._now = now
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
         """The context. Raises Unavailable."""
@@ -51,7 +49,7 @@ class WithGateways:
         if not state.gateways:
             return known
         seen = look(state, self._liveness)
-        fresh = self._now() - timedelta(seconds=FRESH_S)
+        fresh = self._liveness.watch.now() - timedelta(seconds=FRESH_S)
         heard = {uid for uid in seen.able if uid in seen.last_seen and seen.last_seen[uid] >= fresh}
         names = frozenset(
             name for name in state.gateways if name in state.nodes and state.nodes[name].uid in heard

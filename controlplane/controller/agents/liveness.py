@@ -2,23 +2,23 @@
 
 Observations, not facts: kept in memory by every controller, leading or not, and gone with it. They
 become facts only through decisions (:class:`controlplane.cluster.decision.MarkLiveness`,
-:class:`~controlplane.cluster.decision.AdvanceDrains`). Arrival by this controller's clock is what counts; an
-agent's own clock is never trusted.
+:class:`~controlplane.cluster.decision.AdvanceDrains`). Arrival by this controller's watch is what counts
+(:class:`controlplane.controller.clocks.Watch`); no wall clock is trusted, its own as little as an agent's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
+from controlplane.controller.clocks import ClockCheck, Watch
 from events.status import AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
@@ -33,25 +33,19 @@ ABSENT_AFTER_S = 60.0
 
 
 class Liveness:
-    """The last report of each agent, by uid.
+    """The last report of each agent, by uid. ``clocks`` is told how far the agents' own clocks are off."""
 
-    ``now`` is the wall clock (UTC), ``steady_s`` one that never jumps.
-    """
-
-    def __init__(
-        self,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        steady_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._now = now
-        self.absent = Absent(self, steady_s)
+    def __init__(self, *, watch: Watch | None = None, clocks: ClockCheck | None = None) -> None:
+        self.watch = watch or Watch()
+        self.clocks = clocks or ClockCheck()
+        self.absent = Absent(self, self._watched_s)
         """Members whose agents have never reported."""
         self._last_seen: dict[str, datetime] = {}
         self._applied: dict[str, int] = {}
         self._status: dict[str, AgentStatus] = {}
         self._dropped = 0
-        self.watching_since = now()
+        self.watching_since = self.watch.now()
+        """From this moment on, by the watch, silence has been watched without a gap."""
         self.attestor = Attestor()
         """Judges what the reports say about the kernels."""
         self.moved = asyncio.Event()
@@ -62,24 +56,30 @@ class Liveness:
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
         self._last_seen.clear()
-        self.absent.restart()
-        self.watching_since = self._now()
+        self.watch_anew()
 
-    def observe_bytes(self, body: bytes, *, arrived: datetime | None = None) -> AgentStatus | None:
+    def watch_anew(self) -> None:
+        """What was silent before this moment may have spoken unheard: silence counts from now on only."""
+        self.watching_since = self.watch.now()
+        self.absent.restart()
+
+    def _watched_s(self) -> float:
+        return self.watch.now().timestamp()
+
+    def observe_bytes(self, body: bytes, *, age_s: float = 0.0) -> AgentStatus | None:
         """Take one report as it came; None (and a count) when it is unreadable."""
         try:
             status = _decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._dropped += 1
             return None
-        self.observe(status, arrived=arrived)
+        self.observe(status, age_s=age_s)
         return status
 
-    def observe(
-        self, status: AgentStatus, *, arrived: datetime | None = None, state: ClusterState | None = None
-    ) -> None:
+    def observe(self, status: AgentStatus, *, age_s: float = 0.0, state: ClusterState | None = None) -> None:
         """Take one report. Late and repeated ones are harmless: applied sequences only grow.
 
+        ``age_s``: how long ago it arrived on the bus, by the bus's own time; 0 for one that has just come.
         With ``state`` what it says about the kernel is judged, before the listeners hear of it. An agent
         that says it is stopping is alive no longer than its silence says; one that starts anew (lower
         ``applied``) keeps what it had: its kernel has it still.
@@ -89,7 +89,9 @@ class Liveness:
         if uid not in self._last_seen and len(self._last_seen) >= UIDS_LIMIT:
             self._dropped += 1
             return
-        arrived = arrived or self._now()
+        arrived = self.watch.now() - timedelta(seconds=max(0.0, age_s))
+        if not age_s:
+            self.clocks.agent(status.node, status.sent_at)
         if known is None or arrived > known:
             self._last_seen[uid] = arrived
             self._status[uid] = status
@@ -103,7 +105,7 @@ class Liveness:
 
     def joined(self, uid: str) -> None:
         """The node has just become a member: that counts as a report, but says nothing of its kernel."""
-        self._last_seen.setdefault(uid, self._now())
+        self._last_seen.setdefault(uid, self.watch.now())
         self.absent.joined(uid)
 
     def forget(self, uid: str) -> None:
@@ -115,9 +117,19 @@ class Liveness:
         self.attestor.forget(uid)
 
     @property
-    def last_seen(self) -> Mapping[str, datetime]:
-        """uid → arrival of its last report."""
+    def heard(self) -> Mapping[str, datetime]:
+        """uid → arrival of its last report, by :attr:`watch`."""
         return self._last_seen
+
+    @property
+    def last_seen(self) -> Mapping[str, datetime]:
+        """uid → arrival of its last report, as the wall clock counts now."""
+        return _ByWallClock(self._last_seen, self.watch)
+
+    def silence_s(self, uid: str) -> float | None:
+        """For how long an agent has not reported; None when it never has."""
+        seen = self._last_seen.get(uid)
+        return None if seen is None else (self.watch.now() - seen).total_seconds()
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -179,6 +191,23 @@ class Absent(Container[str]):
         self._joined_s.clear()
 
 
+class _ByWallClock(Mapping[str, datetime]):
+    """Moments of a watch, for people."""
+
+    def __init__(self, moments: Mapping[str, datetime], watch: Watch) -> None:
+        self._moments = moments
+        self._watch = watch
+
+    def __getitem__(self, uid: str) -> datetime:
+        return self._watch.wall(self._moments[uid])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+
 async def watch_members(
     liveness: Liveness, changes: Changes, state: Callable[[], ClusterState] | None = None
 ) -> None:
@@ -201,4 +230,5 @@ async def watch_members(
                         liveness.joined(event.uid)
                     elif isinstance(event, NodeLeft | NodeFenced):
                         liveness.forget(event.uid)
+                        liveness.clocks.forget(event.node)
             return

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 
 import msgspec
 
@@ -22,9 +21,8 @@ WATCH_S = INTERVAL_MAX_S / 2
 class LiveMembers:
     """The members as the reports show them at one moment; asked only about the one in question."""
 
-    def __init__(self, liveness: Liveness, now: datetime) -> None:
+    def __init__(self, liveness: Liveness) -> None:
         self._liveness = liveness
-        self._now = now
 
     def silent_s(self, uid: str) -> float | None:
         """How long ago that uid was heard, if it reports; None when it is silent, or said goodbye.
@@ -32,14 +30,15 @@ class LiveMembers:
         A uid that this controller has not heard of yet counts as heard while the controller is new.
         """
         live = self._liveness
-        status, seen = live.statuses.get(uid), live.last_seen.get(uid)
+        status, seen = live.statuses.get(uid), live.heard.get(uid)
+        now = live.watch.now()
         if status is None:
-            watched_s = (self._now - live.watching_since).total_seconds()
+            watched_s = (now - live.watching_since).total_seconds()
             return watched_s if seen is None and watched_s < WATCH_S else None
         if status.state in {"stopping", "fenced"}:
             return None
         since = live.watching_since if seen is None else seen
-        silent_s = max(0.0, (self._now - since).total_seconds())
+        silent_s = max(0.0, (now - since).total_seconds())
         interval_s = min(max(status.interval_s, INTERVAL_MIN_S), INTERVAL_MAX_S)
         return silent_s if silent_s <= SILENT_INTERVALS * interval_s else None
 
@@ -55,16 +54,13 @@ class WithMembers:
         self,
         around: ContextSource,
         liveness: Liveness,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._around = around
         self._liveness = liveness
-        self._now = now
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
         """The context. Raises Unavailable."""
         known = await self._around.context_for(commands)
         if not any(isinstance(command, JoinNode | ImportNodes) for command in commands):
             return known
-        return msgspec.structs.replace(known, members=LiveMembers(self._liveness, self._now()))
+        return msgspec.structs.replace(known, members=LiveMembers(self._liveness))

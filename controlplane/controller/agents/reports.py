@@ -6,7 +6,7 @@ shown as it was. Nothing is guessed: what was not recorded is said to be unknown
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 from controlplane.cluster.state import ClusterState, Node
 from controlplane.controller.agents.agent_history.records import Kernel, Observed
 from controlplane.controller.agents.liveness import Liveness
+from events.protocol.queries import Condition
 
 SILENT_INTERVALS = 3.0
 """An agent counts as silent after this many of its own heartbeat intervals without a report."""
@@ -42,6 +43,11 @@ class Reports(Protocol):
     @property
     def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         """uid → node and rows, of those whose kernel was found to differ from the log."""
+        ...
+
+    @property
+    def further(self) -> Sequence[Condition]:
+        """What a person should know about the reports themselves, and the clocks behind them."""
         ...
 
     def state_of(self, uid: str) -> str:
@@ -82,13 +88,16 @@ class LiveReports:
     def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         return {uid: (found.node, found.rows) for uid, found in self._liveness.differences.items()}
 
+    @property
+    def further(self) -> Sequence[Condition]:
+        return tuple(self._liveness.clocks.conditions())
+
     def state_of(self, uid: str) -> str:
         status = self._liveness.statuses.get(uid)
-        seen = self._liveness.last_seen.get(uid)
-        if status is None or seen is None:
+        silence_s = self._liveness.silence_s(uid)
+        if status is None or silence_s is None:
             return "unknown"
-        silent = (self._now - seen).total_seconds() > SILENT_INTERVALS * status.interval_s
-        return "silent" if silent else status.state
+        return "silent" if silence_s > SILENT_INTERVALS * status.interval_s else status.state
 
     def kernel_of(self, uid: str) -> Kernel:
         status = self._liveness.statuses.get(uid)
@@ -149,6 +158,7 @@ class PastReports:
 
     recorded = True
     absent: Container[str] = frozenset()
+    further: Sequence[Condition] = ()
 
     def __init__(self, agents: Mapping[str, Observed], moment: datetime) -> None:
         self._agents = agents
@@ -185,6 +195,7 @@ class NoReports:
 
     recorded = False
     absent: Container[str] = frozenset()
+    further: Sequence[Condition] = ()
     applied: Mapping[str, int] = MappingProxyType({})
     differing: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
 

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from controlplane.cluster.decision import EMPTY_CONTEXT, DecisionContext, Tick
+from controlplane.controller.clocks import LogClock
 from controlplane.controller.commands.pending_replies import CommandTable, PendingReplies
 from controlplane.controller.commands.planner import (
     Answer,
@@ -142,6 +143,7 @@ class Committer:
         *,
         source: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
         command_table: CommandTable | None = None,
         context_source: ContextSource | None = None,
@@ -152,6 +154,7 @@ class Committer:
         self._replica = replica
         self._source = source
         self._now = now
+        self._clock = LogClock(wall=now, monotonic=monotonic)
         self._observer = observer or NullObserver()
         self._context_source = context_source or _NoContext()
         self._limits = limits or Limits()
@@ -304,7 +307,11 @@ class Committer:
             self._speculative,
             base,
             group,
-            time=max(self._now(), replica.last_time, *(r.envelope.time for r in unfolded[-1:])),
+            time=self._clock.now(
+                max(replica.last_time, *(r.envelope.time for r in unfolded[-1:]))
+                if unfolded
+                else replica.last_time
+            ),
             source=self._source,
             messages_limit=self._limits.group_messages,
             time_limit_s=self._limits.group_time_s,

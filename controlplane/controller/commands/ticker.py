@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 
 from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, Tick
 from controlplane.controller.agents.gateway_reports import look
@@ -55,6 +56,10 @@ class Ticker:
         self._active = active
         self._new_id = new_id
         self._tick_s = tick_s
+        self._watch = liveness.watch
+        self._leading_since: datetime | None = None
+        self._resting: dict[int, tuple[int, datetime]] = {}
+        self._watched: dict[str, datetime] = {}
 
     async def run(self) -> None:
         """Tick for ever. A refused or failed tick is logged; the next one tries again."""
@@ -78,10 +83,23 @@ class Ticker:
 
     async def tick(self) -> None:
         """Look at everything once."""
-        if not self._due():
+        if not self._watch.look():
+            # Stopped by a signal, or the machine slept: what happened meanwhile nobody watched.
+            log.warning("this controller stood still: silence and quarantines are watched anew")
+            self._liveness.watch_anew()
+            self._leading_since = None
+        since = self._due()
+        if since is None:
             return
+        clocks = self._liveness.clocks
         await self._submit(
-            MarkLiveness(last_seen=self._liveness.last_seen, watching_since=self._liveness.watching_since)
+            MarkLiveness(
+                last_seen=self._liveness.heard,
+                watching_since=max(since, self._liveness.watching_since),
+                watched=self._members(),
+                at=self._watch.now(),
+                removes=not (clocks.apart or clocks.ahead),
+            )
         )
         await self.holders()
         await self.drains()
@@ -89,19 +107,56 @@ class Ticker:
     async def holders(self) -> None:
         """Look at the gateways."""
         state = self._replica.state
-        if not self._due() or not state.gateways:
+        if self._due() is None or not state.gateways:
             return
         await self._submit(look(state, self._liveness))
 
     async def drains(self) -> None:
         """Look at drains and quarantines."""
         state = self._replica.state
-        if self._due() and (state.draining or state.quarantined):
-            await self._submit(AdvanceDrains(applied=self._liveness.applied, absent=self._liveness.absent))
+        if self._due() is not None and (state.draining or state.quarantined):
+            await self._submit(
+                AdvanceDrains(
+                    applied=self._liveness.applied,
+                    absent=self._liveness.absent,
+                    rested_s=self._rested_s(),
+                    frees=not self._liveness.clocks.apart,
+                )
+            )
 
-    def _due(self) -> bool:
+    def _due(self) -> datetime | None:
+        """Since when this controller has led and watched; None when there is nothing for it to decide."""
+        if not self._active():
+            self._leading_since = None
+        elif self._leading_since is None:
+            self._leading_since = self._watch.now()
+            self._resting.clear()
+            self._watched.clear()
         state = self._replica.state
-        return self._active() and state.definition is not None and not state.deleted
+        return self._leading_since if state.definition is not None and not state.deleted else None
+
+    def _members(self) -> dict[str, datetime]:
+        """uid → since when this leader has known the member, and would have noticed its silence."""
+        members, now, watched = self._replica.state.by_uid, self._watch.now(), self._watched
+        for uid in members:
+            if uid not in watched:
+                watched[uid] = now
+        if len(watched) > len(members):
+            for uid in [uid for uid in watched if uid not in members]:
+                del watched[uid]
+        return watched
+
+    def _rested_s(self) -> dict[int, float]:
+        """Index → for how long this leader has seen the range in quarantine, which is stored."""
+        quarantined, now = self._replica.state.quarantined, self._watch.now()
+        watched = self._resting
+        self._resting = {
+            index: known
+            if (known := watched.get(index)) is not None and known[0] == rest.epoch
+            else (rest.epoch, now)
+            for index, rest in quarantined.items()
+        }
+        return {index: (now - since).total_seconds() for index, (_, since) in self._resting.items()}
 
     async def _submit(self, tick: Tick) -> None:
         request = Request(
