@@ -34,6 +34,9 @@ Progress = Callable[[int], None]
 OnHole = Callable[[int, int], None]
 """Called with the first and the last sequence that are missing."""
 
+NEIGHBOURS = 1000
+"""Events in front of an answer that are looked through for recorded times that run backwards."""
+
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -186,6 +189,18 @@ class History:
         if sequence <= self.start:
             return Point(sequence, None, when.text, when.moment)
         return Point(sequence, from_ns((await self.message(sequence)).recorded_ns), when.text, when.moment)
+
+    async def later_before(self, point: Point) -> Point | None:
+        """An event shortly in front of ``point`` that was recorded after the moment asked about, if times ran
+        backwards there: then more than one event could be called the last one by that moment."""
+        if point.moment is None or point.sequence <= self.start:
+            return None
+        moment_ns = _nanoseconds(point.moment)
+        async for batch in self.index.facts(max(self.start, point.sequence - NEIGHBOURS), point.sequence):
+            for fact in batch:
+                if fact.recorded_ns > moment_ns:
+                    return Point(fact.seq, from_ns(fact.recorded_ns), point.asked)
+        return None
 
     # --- things ---------------------------------------------------------------------------------------
 

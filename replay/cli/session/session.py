@@ -50,7 +50,18 @@ class Session:
                     f"{self.show(point.recorded_at)}: what came after it is not known here",
                     err=True,
                 )
+            await self._say_ambiguous(point)
         return point
+
+    async def _say_ambiguous(self, point: Point) -> None:
+        later = await self.history.later_before(point)
+        if later is not None:
+            click.echo(
+                f"note: recorded times run backwards here (a clock was set): event {later.sequence:,} is of "
+                f"{self.show(later.recorded_at)}, event {point.sequence:,} behind it of "
+                f"{self.show(point.recorded_at)}; answered as of the last one by sequence",
+                err=True,
+            )
 
     def states(self) -> States:
         """States of the history, by the read model where one was named."""
