@@ -37,5 +37,12 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The agent's own heartbeat interval; silence is judged against it."""
     gateway: bool = False
     """Whether this agent is able to hold CLB addresses (it was started with ``--gateway``)."""
+    path: str = ""
+    """Whether packets of the node's pods pass: ``confirmed``, ``not confirmed``, ``failing`` or ``no peers``.
+
+    Empty from agents before 0.3, which do not know.
+    """
+    passed_age_s: float = -1.0
+    """Seconds before ``sent_at`` at which a packet last passed; −1: not since the agent started."""
     gateway_hindrance: str = ""
     """Why it is not, in words."""

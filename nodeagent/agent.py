@@ -21,6 +21,8 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.health.host_watch import HostWatch
+from nodeagent.health.path_prober import PathProber
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.peers import Change
@@ -75,6 +77,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     handover: ViewHandover
     follower: LogFollower
     prober: PathMtuProber
+    path: PathProber
+    host_watch: HostWatch
     reporter: StatusReporter
     outbox: Outbox | None = None
 
@@ -99,6 +103,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 if self.config.firewall:
                     tasks.create_task(self.firewall.run(), name="firewall")
                 tasks.create_task(self.prober.run(), name="path mtu")
+                tasks.create_task(self.path.run(), name="path")
+                tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self.gateway.run(), name="gateway")
                 tasks.create_task(self.reporter.run(), name="report")
                 if self.outbox is not None:

@@ -18,6 +18,10 @@ from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.health import diagnosis
+from nodeagent.health.host_watch import Host, HostWatch
+from nodeagent.health.path_prober import PathProber, Route
+from nodeagent.health.probe_device import device_name
 from nodeagent.identity import Identity, identify, remember
 from nodeagent.local_files import only_one, prepare_directory
 from nodeagent.membership.cache import Cache
@@ -55,6 +59,43 @@ class GatewaySources:
     def caught_up(self) -> bool:
         """Whether the view has reached the log's end in this life."""
         return self._session.caught_up.is_set()
+
+
+class HealthSources:
+    """What the checks of the path and of the host need: where packets leave, and what is ours on this host."""
+
+    def __init__(self, config: AgentConfig, view: View, reconciler: Reconciler) -> None:
+        self._config, self._view, self._reconciler = config, view, reconciler
+
+    def route(self) -> Route | None:
+        """Where packets leave; None while the rows are not in the kernel."""
+        tunnel, view = self._reconciler.tunnel, self._view
+        if view.own is None or tunnel.spec is None or not self._reconciler.counters.resyncs or view.left:
+            return None
+        return Route(
+            view=view,
+            underlay=tunnel.underlay_address(),
+            device=self._config.device,
+            ifindex=tunnel.ifindex,
+            mtu=tunnel.spec.mtu,
+        )
+
+    def host(self) -> Host | None:
+        """What belongs to the overlay on this host; None while this node has no range."""
+        own, underlay = self._view.own, self._reconciler.tunnel.underlay
+        if own is None or not self._reconciler.ifindex or self._view.left:
+            return None
+        devices = (
+            self._config.device,
+            device_name(self._config.device),
+            *((underlay.device,) if underlay else ()),
+        )
+        return Host(devices=devices, own_range=own.cidr, cni_dir=self._config.cni_dir)
+
+    async def explain(self, fault: str) -> str:
+        """What is in the way of packets."""
+        plan = self._view.plan
+        return await diagnosis.explain(fault, plan.port, plan.cidrs) if plan is not None else ""
 
 
 class _AfterEachStep:
@@ -113,6 +154,20 @@ def compose(
         config, view, conditions, telemetry, reconciler=reconciler, firewall=firewall, gateway=gateway
     )
     handover = ViewHandover(view, reconciler, node)
+    sources = HealthSources(config, view, reconciler)
+    path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
+    host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
+    reporter = StatusReporter(
+        config,
+        view,
+        conditions,
+        session,
+        reconciler=reconciler,
+        gateway=gateway,
+        firewall_repairs=lambda: firewall.repairs,
+        path=path,
+        host_watch=host_watch,
+    )
     agent = Agent(
         config=config,
         view=view,
@@ -140,18 +195,14 @@ def compose(
             known=lambda: reconciler.mtus,
             apply=reconciler.narrow,
         ),
-        reporter=StatusReporter(
-            config,
-            view,
-            conditions,
-            session,
-            reconciler=reconciler,
-            gateway=gateway,
-            firewall_repairs=lambda: firewall.repairs,
-        ),
+        path=path,
+        host_watch=host_watch,
+        reporter=reporter,
         outbox=outbox,
     )
     reconciler.notify(_AfterEachStep(agent, identity))
+    path.notify(reporter.due)
+    host_watch.notify(reporter.due)
     return agent
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -25,27 +24,17 @@ from nodeagent import local_files, privileges
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.underlay import overlay_mtu, resolve
+from nodeagent.health import findings
+from nodeagent.health.findings import Finding, Level
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
 from nodeagent.netlink import links
 from nodeagent.path_mtu import probe
-
-Level = Literal["ok", "info", "warning", "problem"]
+from nodeagent.status_text import SILENT_INTERVALS
 
 CLOCK_SKEW_LIMIT_S = 2.0
 PROBED_PEERS = 5
-CNI_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
-CNI_PLUGINS = ("ptp", "host-local", "portmap", "bridge")
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the diagnosis. ``fix`` is what to do, empty when there is nothing."""
-
-    check: str
-    level: Level
-    text: str
-    fix: str = ""
 
 
 class ExaminedNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,19 +53,20 @@ async def examine(node: ExaminedNode, *, bus: bool = True) -> list[Finding]:
     Cancelled, it leaves nothing behind: it changes nothing.
     """
     view = _known_view(node)
-    findings: list[Finding] = []
-    for check in (_privileges, _programs, _sysctls, _underlay, _overlays, _routes, _agent):
+    found: list[Finding] = []
+    for check in (_privileges, _programs, _pods, _sysctls, _underlay, _overlays, _routes, _agent):
         try:
-            findings += await asyncio.to_thread(lambda: list(check(node, view)))  # noqa: B023  awaited at once
+            found += await asyncio.to_thread(lambda: list(check(node, view)))  # noqa: B023  awaited at once
         except IsthmusError as error:
-            findings.append(Finding(check.__name__[1:], "problem", error.message, CODES[error.code].remedy))
+            found.append(Finding(check.__name__[1:], "problem", error.message, CODES[error.code].remedy))
         except OSError as error:
-            findings.append(Finding(check.__name__[1:], "info", f"cannot be checked: {error}"))
+            found.append(Finding(check.__name__[1:], "info", f"cannot be checked: {error}"))
+    found += await findings.filters(view.plan.cidrs if view is not None and view.plan is not None else ())
     if not bus:
-        return findings
-    findings += await _bus(node)
-    findings += await _paths(node, view)
-    return findings
+        return found
+    found += await _bus(node)
+    found += await _paths(node, view)
+    return found
 
 
 def _known_view(node: ExaminedNode) -> View | None:
@@ -112,29 +102,23 @@ def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
             "nft is not installed: pods are not shielded, and do not reach outside",
             "apt-get install nftables",
         )
-    present = {name for name in CNI_PLUGINS for place in CNI_DIRECTORIES if (Path(place) / name).exists()}
-    missing = [name for name in CNI_PLUGINS if name not in present]
-    if missing:
-        yield Finding(
-            "cni",
-            "warning",
-            f"CNI plugins are missing: {', '.join(missing)}",
-            "apt-get install containernetworking-plugins",
-        )
-    else:
-        yield Finding("cni", "ok", f"CNI plugins are there ({', '.join(CNI_PLUGINS)})")
+
+
+def _pods(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
+    yield from findings.plugins(_status(node))
+    if view is not None and view.own is not None:
+        yield from findings.max_pods(view.own.cidr)
+
+
+def _status(node: ExaminedNode) -> local_files.LocalStatus | None:
+    try:
+        return local_files.read_status(node.state_dir)
+    except IsthmusError:
+        return None
 
 
 def _sysctls(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
-    if host_settings.read_sysctl("net/ipv4/ip_forward") == "1":
-        yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
-    else:
-        yield Finding(
-            "forwarding",
-            "warning",
-            "net.ipv4.ip_forward is 0: the agent switches it on when it starts",
-            "sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d",
-        )
+    yield from findings.forwarding(node.device)
     strict = [
         name
         for name in ("all", node.device)
@@ -271,6 +255,16 @@ def _agent(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
             "systemctl start isthmus-agent",
         )
         return
+    silent_s = time.time() - status.written_at
+    if silent_s > SILENT_INTERVALS * status.interval_s:
+        yield Finding(
+            "agent",
+            "problem",
+            f"it has said nothing for {silent_s:.0f} s (it was {status.state}): it hangs, or is stopped",
+            f"look at it (`cat /proc/{status.pid}/status`), and restart it: systemctl restart isthmus-agent",
+        )
+        return
+    yield from findings.path(status)
     level: Level = "ok" if status.state == "ready" else "warning"
     yield Finding("agent", level, f"{status.state}, {status.peers} peers, applied event {status.applied}")
     for condition in status.conditions:

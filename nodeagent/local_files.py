@@ -49,6 +49,13 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     conditions: tuple[str, ...] = ()
     gateway: str = ""
     """This node's part in CLB pairs, in words; empty where it has none."""
+    cni_dir: str = ""
+    interval_s: float = 5.0
+    """How often the agent writes this at least."""
+    path: str = ""
+    """Whether packets of this node's pods pass: confirmed, not confirmed, failing, no peers."""
+    path_confirmed_at: float = 0.0
+    """When one last did; 0: not in this life of the agent."""
     held: tuple[str, ...] = ()
     """The CLB addresses that it holds, in words."""
 

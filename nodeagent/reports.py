@@ -21,6 +21,8 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.health.host_watch import HostWatch
+from nodeagent.health.path_prober import PathProber
 from nodeagent.local_files import LocalStatus, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
@@ -44,10 +46,13 @@ class StatusReporter:
         reconciler: Reconciler,
         gateway: GatewayReconciler,
         firewall_repairs: Callable[[], int],
+        path: PathProber,
+        host_watch: HostWatch,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway = reconciler, gateway
         self._firewall_repairs = firewall_repairs
+        self._path, self._host_watch = path, host_watch
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -93,7 +98,9 @@ class StatusReporter:
             return "degraded"
         if not view.joined or not reconciler.counters.resyncs:
             return "starting"
-        return "ready" if reconciler.clean and not self._conditions.has("contested") else "degraded"
+        cut_off = self._path.failing or self._host_watch.failing
+        healthy = reconciler.clean and not self._conditions.has("contested") and not cut_off
+        return "ready" if healthy else "degraded"
 
     async def report(self) -> None:
         """Write the status file and, when the bus is there, send the status."""
@@ -128,6 +135,8 @@ class StatusReporter:
             interval_s=self._interval_s(),
             gateway=not not_ready,
             gateway_hindrance=not_ready,
+            path=self._path.standing,
+            passed_age_s=round(self._path.confirmed_age_s(), 1),
         )
 
     def status(self) -> LocalStatus:
@@ -164,8 +173,13 @@ class StatusReporter:
             counters={
                 **msgspec.to_builtins(reconciler.counters),
                 "firewall_repairs": self._firewall_repairs(),
+                "host_repairs": self._host_watch.repairs,
             },
             conditions=self._conditions.sentences(),
             gateway=self._gateway.status_line(),
             held=self._gateway.held(),
+            path=self._path.standing,
+            path_confirmed_at=self._path.confirmed_wall(),
+            cni_dir=str(self._config.cni_dir),
+            interval_s=self._interval_s(),
         )

@@ -7,6 +7,9 @@ import time
 from events.cli.tables import print_table
 from nodeagent.local_files import LocalStatus
 
+SILENT_INTERVALS = 3.0
+"""An agent that writes nothing for so many of its intervals hangs."""
+
 
 def ago(then: float, now: float) -> str:
     """A time in the past as a person says it; ``never`` for 0."""
@@ -29,14 +32,38 @@ def work(counters: dict[str, float]) -> str:
     )
 
 
+def _state(status: LocalStatus, *, running: bool, silent: bool, now: float) -> str:
+    if not running:
+        return f"not running (was {status.state})"
+    if silent:
+        return f"NOT RESPONDING since {ago(status.written_at, now)} (was {status.state}), pid {status.pid}"
+    return f"{status.state}, pid {status.pid}"
+
+
+def _path(status: LocalStatus, now: float) -> str:
+    """Whether packets of this node's pods pass, and when one last did."""
+    if not status.path:
+        return "not known"
+    last = f"one last passed {ago(status.path_confirmed_at, now)}"
+    words = {
+        "confirmed": f"pass: {last}",
+        "failing": f"DO NOT PASS: {last}",
+        "not confirmed": f"not confirmed: {last}",
+        "no peers": "no peers to ask yet",
+    }
+    return words.get(status.path, status.path)
+
+
 def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, str]]:
     """What to show, as (name, value)."""
     age = ago(status.last_event_at, now)
+    silent = running and now - status.written_at > SILENT_INTERVALS * status.interval_s
+    stale = f" as of {ago(status.written_at, now)}" if silent or not running else ""
     matches = status.kernel_digest and status.kernel_digest == status.expected_digest
     attestation = "not known" if not status.kernel_digest else "as the log says" if matches else "DIFFERS"
     found = [
         ("node", f"{status.node} (uid {status.uid})"),
-        ("state", f"{status.state}, pid {status.pid}" if running else f"not running (was {status.state})"),
+        ("state", _state(status, running=running, silent=silent, now=now)),
         ("range", f"{status.range or '–'} (epoch {status.epoch})"),
         (
             "tunnel",
@@ -50,7 +77,8 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
             "bus",
             "connected" if status.bus_connected and running else "NOT connected: the rows stay as they are",
         ),
-        ("kernel", f"{attestation} ({status.kernel_digest[:16] or '–'}…)"),
+        ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
+        ("packets", _path(status, now) + stale),
         ("work", work(status.counters)),
         ("written", ago(status.written_at, now)),
     ]

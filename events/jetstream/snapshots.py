@@ -68,7 +68,8 @@ class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The membership behind ``sequence``, whose chain digest is ``chain`` (64 hexadecimal digits).
 
-    ``cidrs`` are all container CIDRs in the order of the pool; ``fenced`` are the uids that are out for good;
+    ``cidrs`` are all container CIDRs in the order of the pool, ``networks`` the routed networks that were
+    declared (empty from controllers before 0.3); ``fenced`` are the uids that are out for good;
     ``state_digest`` is the controller's digest of the whole state at that sequence.
     """
 
@@ -78,6 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     made_at: datetime
     definition: ClusterDefined | None = None
     cidrs: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     members: tuple[SnapshotMember, ...] = ()
     ranges: tuple[SnapshotRange, ...] = ()
     fenced: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
-from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.preflight import ForeignRoute, overlapping
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.view import View
@@ -31,7 +31,7 @@ class ResyncTarget(Protocol):
     """Who compares, and what a notice is held against."""
 
     tunnel: TunnelDevice
-    guard: FightGuard
+    guard: FightGuard[RepairKey]
     counters: Counters
 
     @property
@@ -113,6 +113,9 @@ class KernelWatcher:
         if wanted is None and notice.value == STRAY:
             return ""
         if wanted is None and notice.value == FOREIGN:
+            underlay = self._target.tunnel.underlay
+            if underlay is not None and not underlay.present:
+                return "route"  # maybe the one by which packets leave from now on
             return FOREIGN_ROUTE if self._draws_containers_away(notice) else ""
         if guard.contested(row, time.monotonic()):
             return "contested" if guard.tell(row) else ""
@@ -133,13 +136,31 @@ class KernelWatcher:
         if spec is not None and (notice.ifindex == tunnel.ifindex or notice.name == spec.name):
             if notice.gone:
                 return "device gone"
-            present = (notice.up, notice.mtu, mac_text(notice.mac), notice.name, notice.local)
-            wanted = (True, spec.mtu, spec.mac, spec.name, address_bytes(spec.local))
-            return "" if present == wanted else "device changed"
+            differing = [
+                name
+                for name, present, wanted in (
+                    ("up", notice.up, True),
+                    ("mtu", notice.mtu, spec.mtu),
+                    ("mac", mac_text(notice.mac), spec.mac),
+                    ("name", notice.name, spec.name),
+                    ("local", notice.local, address_bytes(spec.local)),
+                )
+                if present != wanted
+            ]
+            return self._device(differing)
         if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
             there = (not notice.gone, notice.up, notice.mtu)
             return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"
         return ""
+
+    def _device(self, differing: list[str]) -> str:
+        """These properties are not as specified; those that are fought over wait for their time."""
+        guard, now = self._target.guard, time.monotonic()
+        contested = [name for name in differing if guard.contested((DEVICE, name), now)]
+        if len(contested) < len(differing):
+            return "device changed"
+        news = [name for name in contested if guard.tell((DEVICE, name))]
+        return "contested" if news else ""
 
     def _address(self, notice: AddressChange) -> str:
         tunnel = self._target.tunnel
@@ -148,7 +169,7 @@ class KernelWatcher:
             return ""
         address = str(IPv4Address(notice.address))
         if spec is not None and notice.ifindex == tunnel.ifindex:
-            return "" if (address == spec.address) != notice.gone else "device address"
+            return "" if (address == spec.address) != notice.gone else self._device(["address"])
         if underlay is None:
             return ""
         concerned = underlay.ifindex in {0, notice.ifindex} or address == underlay.address

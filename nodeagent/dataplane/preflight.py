@@ -7,9 +7,10 @@ today would vanish into the tunnel.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
@@ -43,12 +44,35 @@ OVERLAY_PREFIXES: dict[str, str] = {
 """Device name prefix → the overlay that makes it."""
 
 
+ROUTE_MAKERS = {
+    2: "the kernel, for an address",
+    3: "hand or a boot script",
+    4: "an administrator",
+    8: "MRT",
+    11: "zebra",
+    12: "BIRD",
+    16: "DHCP",
+    17: "multicast daemon",
+    18: "keepalived",
+    42: "Babel",
+    186: "BGP (FRR)",
+    187: "IS-IS (FRR)",
+    188: "OSPF (FRR)",
+    189: "RIP (FRR)",
+}
+"""Protocol number of a route → who makes it (rtnetlink.h)."""
+
+
 class ForeignRoute(msgspec.Struct, frozen=True):
     """A main-table route that does not carry our protocol number."""
 
     network: IPv4Network
     ifindex: int
     protocol: int
+
+    def __str__(self) -> str:
+        maker = ROUTE_MAKERS.get(self.protocol)
+        return f"{self.network}" + (f" (made by {maker})" if maker else "")
 
 
 def foreign_routes(own_ifindex: int = 0) -> list[ForeignRoute]:
@@ -82,20 +106,62 @@ def _foreign(data: bytes, offset: int, header: dump.Header) -> ForeignRoute | No
 def overlapping(
     routes: Iterable[ForeignRoute], cidrs: Iterable[str], own_range: str = ""
 ) -> list[tuple[ForeignRoute, str]]:
-    """Routes that meet a container CIDR, with that CIDR; the node's own pods are no conflict."""
+    """Routes into a container CIDR, with that CIDR; the node's own pods are no conflict.
+
+    A route that leads to more than the CIDR is none either, as little as a default route: the ranges' longer
+    prefixes win over it, and it goes on serving the rest.
+    """
     own = IPv4Network(own_range) if own_range else None
     containers = [IPv4Network(cidr) for cidr in cidrs]
     return [
         (route, str(container))
         for route in routes
         for container in containers
-        if route.network.overlaps(container) and not (own is not None and route.network.subnet_of(own))
+        if route.network.subnet_of(container) and not (own is not None and route.network.subnet_of(own))
     ]
 
 
-def refuse_harm(cidrs: Iterable[str], own_range: str, own_ifindex: int = 0) -> None:
-    """Raises Refused(route_conflict) when the overlay would take over traffic that has a route today."""
-    conflicts = overlapping(foreign_routes(own_ifindex), cidrs, own_range)
+def drawing_away(routes: Iterable[ForeignRoute], cidrs: Iterable[str], own_range: str) -> list[ForeignRoute]:
+    """Those of them that win over the routes to ranges: no shorter than a range."""
+    length = IPv4Network(own_range).prefixlen
+    return [route for route, _ in overlapping(routes, cidrs, own_range) if route.network.prefixlen >= length]
+
+
+def accepted(networks: Iterable[str], cidrs: Iterable[str], underlay: str) -> Callable[[IPv4Network], bool]:
+    """Which routes somebody has accepted beside the container network, as the log says.
+
+    The controller lets a network that overlaps a container CIDR be declared, and a node with an address inside
+    of one join, only when an operator overrides the conflict, which is recorded with a reason.
+    """
+    containers = [IPv4Network(cidr) for cidr in cidrs]
+    overridden: list[IPv4Network] = []
+    for text in networks:
+        with contextlib.suppress(ValueError):  # what the log says need not make sense
+            network = IPv4Network(text)
+            if any(network.overlaps(each) for each in containers):
+                overridden.append(network)
+    address = IPv4Address(underlay)
+    inside = any(address in container for container in containers)
+
+    def is_accepted(route: IPv4Network) -> bool:
+        return any(route.subnet_of(network) for network in overridden) or (inside and address in route)
+
+    return is_accepted
+
+
+def refuse_harm(
+    cidrs: Iterable[str],
+    own_range: str,
+    own_ifindex: int = 0,
+    *,
+    accepted: Callable[[IPv4Network], bool] = lambda _: False,
+) -> None:
+    """Raises Refused(route_conflict) when the overlay would take over traffic that has a route today.
+
+    Routes that are ``accepted`` are left to those who accepted them.
+    """
+    found = overlapping(foreign_routes(own_ifindex), cidrs, own_range)
+    conflicts = [(route, cidr) for route, cidr in found if not accepted(route.network)]
     if conflicts:
         route, cidr = conflicts[0]
         device = next((link.name for link in links.links() if link.index == route.ifindex), "no device")
@@ -103,7 +169,8 @@ def refuse_harm(cidrs: Iterable[str], own_range: str, own_ifindex: int = 0) -> N
             "route_conflict",
             f"the container network {cidr} overlaps this node's route {route.network} on {device}"
             f"{f' and {len(conflicts) - 1} more' if len(conflicts) > 1 else ''}: its traffic would go astray. "
-            f"Remove it (`ip route del {route.network}`), or define the cluster with another CIDR",
+            f"Remove it (`ip route del {route.network}`), define the cluster with another CIDR, or declare the "
+            f"network and accept the overlap (`isthmus cluster network add --help`)",
             route=str(route.network),
             cidr=cidr,
             device=device,

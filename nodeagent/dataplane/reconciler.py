@@ -21,7 +21,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
-from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
 from nodeagent.dataplane.reconcile import Outcome
 from nodeagent.dataplane.resync_triggers import ResyncTriggers
@@ -71,7 +71,7 @@ class Reconciler:
         self._view: View | None = None
         self.mtus: dict[Peer, int] = {}
         """The inner MTU of each peer whose way is narrower than the device, in bytes."""
-        self.guard = FightGuard()
+        self.guard = FightGuard[RepairKey]()
         self.tunnel = TunnelDevice(config, conditions)
         self.applied = 0
         """The last sequence whose rows have been read back from the kernel."""
@@ -288,7 +288,9 @@ class Reconciler:
                 return True
             started = time.perf_counter()
             try:
-                device = await asyncio.to_thread(self._prepare, view.own, view.plan, FOREIGN_ROUTE in reasons)
+                device = await asyncio.to_thread(
+                    self._prepare, view, view.own, view.plan, FOREIGN_ROUTE in reasons
+                )
                 if not self.counters.resyncs and self.tunnel.existed:
                     await asyncio.to_thread(self._adopt, view, self._desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
@@ -348,10 +350,11 @@ class Reconciler:
             counters.record_drift(outcome.found, outcome.left)
         self.clean = not outcome.refusals and len(outcome.remaining) <= len(outcome.withheld)
         self._refused(outcome.refusals)
-        contested = [describe(op.kind, op.key, op.value) for op in outcome.withheld]
+        contested = [f"{name} of device {self._config.device}" for name in device.withheld]
+        contested += [describe(op.kind, op.key, op.value) for op in outcome.withheld]
         self._conditions.set(
             "contested",
-            f"{len(contested)} rows are rewritten again and again by another program: "
+            f"{len(contested)} rows or settings are rewritten again and again by another program: "
             f"{'; '.join(contested[:3])}"
             if contested
             else "",
@@ -382,9 +385,16 @@ class Reconciler:
             f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
         )
 
-    def _prepare(self, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
+    def _prepare(self, view: View, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
         """In a worker thread. Raises IsthmusError, OSError."""
-        outcome = self.tunnel.prepare(own, plan, look_around=look_around)
+        now = time.monotonic()
+        outcome = self.tunnel.prepare(
+            own,
+            plan,
+            look_around=look_around,
+            peers=(peer.underlay for peer in view.peers),
+            allow=lambda name: self.guard.allow((DEVICE, name), now),
+        )
         self.watcher.watch(self.tunnel.ifindex, self.tunnel.port)
         return outcome
 

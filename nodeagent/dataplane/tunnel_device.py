@@ -6,13 +6,14 @@ call in at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterable, Sequence
 
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired
-from nodeagent.dataplane.preflight import foreign_routes, overlapping, refuse_harm
+from nodeagent.dataplane.preflight import accepted, drawing_away, foreign_routes, refuse_harm
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
@@ -43,9 +44,9 @@ class TunnelDevice:
         """See whether our device is there already. Raises OSError."""
         self.existed = links.find(self._config.device) is not None
 
-    def find_underlay(self) -> Underlay:
-        """Resolve the underlay now. Raises Usage, OSError."""
-        self.underlay = resolve(self._config.underlay, self.underlay)
+    def find_underlay(self, peers: Iterable[str] = ()) -> Underlay:
+        """Resolve the underlay now; ``peers`` are addresses of peers. Raises Usage, OSError."""
+        self.underlay = resolve(self._config.underlay, self.underlay, peers)
         return self.underlay
 
     def assume_underlay(self, address: str) -> None:
@@ -56,12 +57,21 @@ class TunnelDevice:
         """The address that the tunnel has now; empty when there is none."""
         return self.underlay.address if self.underlay is not None else ""
 
-    def prepare(self, own: Peer, plan: Plan, *, look_around: bool) -> DeviceOutcome:
+    def prepare(
+        self,
+        own: Peer,
+        plan: Plan,
+        *,
+        look_around: bool,
+        peers: Iterable[str] = (),
+        allow: Callable[[str], bool] = lambda _: True,
+    ) -> DeviceOutcome:
         """Bring the device into its specified state, and open the socket. Raises IsthmusError, OSError.
 
-        ``look_around``: look for routes of others that draw container traffic away, too.
+        ``look_around``: look for routes of others that draw container traffic away, too. ``peers`` are
+        addresses of peers; ``allow`` says whether a property of the device may be put right now.
         """
-        underlay = self.find_underlay()
+        underlay = self.find_underlay(peers)
         spec = DeviceSpec(
             name=self._config.device,
             vni=plan.vni,
@@ -73,10 +83,18 @@ class TunnelDevice:
         )
         first = not self._settled
         if first and not self.existed:
-            refuse_harm(plan.cidrs, own.cidr, self._own_index())
+            refuse_harm(
+                plan.cidrs,
+                own.cidr,
+                self._own_index(),
+                accepted=accepted(plan.networks, plan.cidrs, underlay.address),
+            )
         elif first or look_around or self._conditions.has("routes"):
             self._note_foreign_routes(plan, own)
-        outcome = links.ensure_device(spec)
+        on_purpose = spec != self.spec
+        if self.ifindex and links.find(spec.name) is None and not allow("existence"):
+            raise OSError(errno.ENODEV, f"device {spec.name} is removed again and again by another program")
+        outcome = links.ensure_device(spec, (lambda _: True) if on_purpose else allow)
         self._conditions.set(
             "underlay",
             ""
@@ -123,11 +141,11 @@ class TunnelDevice:
 
     def _note_foreign_routes(self, plan: Plan, own: Peer) -> None:
         """Routes that are not ours and win over ours cannot be repaired by us, only told."""
-        found = overlapping(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
+        found = drawing_away(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
         self._conditions.set(
             "routes",
-            f"{len(found)} routes of others draw container traffic away, the first: {found[0][0].network}. "
-            f"Remove it: ip route del {found[0][0].network}"
+            f"{len(found)} routes of others draw container traffic away, the first: {found[0]}. "
+            f"Remove it: ip route del {found[0].network}"
             if found
             else "",
         )

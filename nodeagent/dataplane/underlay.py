@@ -1,8 +1,15 @@
-"""Which address, device and MTU the tunnel stands on. It reads the kernel and changes nothing."""
+"""Which address the tunnel has, and the device and MTU by which its packets leave.
+
+It reads the kernel and changes nothing. An address that the cluster knows is kept for as long as it works: a
+default route that a VPN adds moves nobody. Where packets to peers leave is the kernel's answer, no guess.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from ipaddress import IPv4Address
+from itertools import islice
 
 import msgspec
 
@@ -12,6 +19,8 @@ from nodeagent.netlink import links
 from nodeagent.netlink.links import MTU_MINIMUM, VXLAN_OVERHEAD_V4
 
 ETHERNET_MTU = 1500
+PEERS_ASKED = 3
+LOOPBACK = "lo"
 IPV4_LARGEST = 65535
 """Bytes of an IP packet, of which the loopback device would take one more."""
 
@@ -37,25 +46,68 @@ def overlay_mtu(underlay: Underlay, configured: int = 0) -> int:
     return min(configured, following) if configured else following
 
 
-def resolve(wish: str, last: Underlay | None = None) -> Underlay:
+def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) -> Underlay:
     """Find the underlay for ``auto``, a device name or an address.
 
-    When it is away just now, the answer is the last known one, marked absent. Raises Usage when it
-    has never been there: a device without address, no default route.
+    ``peers`` are addresses of peers, of which some are asked about. When the underlay is away just now, the
+    answer is the last known one, marked absent. Raises Usage when it has never been there: a device without
+    address, no default route.
     """
+    some = list(islice(peers, PEERS_ASKED))
     if _is_address(wish):
-        return _by_address(wish, last)
-    device = links.default_device() if wish == "auto" else wish
+        return _leaving(_by_address(wish, last), some)
+    if last is not None:
+        kept = _by_address(last.address, last)
+        if kept.present and wish in {"auto", kept.device}:
+            return _leaving(kept, some)
+    device = (_device_towards(some) or links.default_device()) if wish == "auto" else wish
     if not device and last is not None:
         device = last.device
     link = links.find(device) if device else None
     if link is not None:
         address = next((text for index, text, _ in links.addresses() if index == link.index), "")
         if address:
-            return Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
+            found = Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
+            return _leaving(found, some)
     if last is not None:
         return msgspec.structs.replace(last, ifindex=0, up=False)
     raise Usage("usage", _why_not(wish, found=link is not None))
+
+
+def _device_towards(peers: Iterable[str]) -> str:
+    """The device by which the kernel would send to one of these; empty when it knows no way."""
+    for peer in peers:
+        with contextlib.suppress(OSError):
+            way = links.route_to(peer)
+            if way.device and way.device != LOOPBACK and way.source:
+                return way.device
+    return ""
+
+
+def _leaving(found: Underlay, peers: Iterable[str]) -> Underlay:
+    """The same address with the device by which its packets leave: that one's MTU counts.
+
+    An address may be on the loopback device, or on one that carries no packets (routers do that).
+    """
+    if not found.present:
+        return found
+    ways: dict[int, links.Way] = {}
+    for peer in peers:
+        with contextlib.suppress(OSError):
+            way = links.route_to(peer, source=found.address)
+            if way.device and way.device != LOOPBACK:
+                ways[way.index] = way
+    if not ways and found.device == LOOPBACK:
+        default = links.find(links.default_device() or found.device)
+        if default is None or default.name == LOOPBACK:
+            return msgspec.structs.replace(found, mtu=ETHERNET_MTU)
+        return msgspec.structs.replace(found, device=default.name, ifindex=default.index, mtu=default.mtu)
+    others = [link for link in links.links() if link.index in ways]
+    if not others or any(link.index == found.ifindex for link in others):
+        mtu = min([found.mtu, *(link.mtu for link in others)])
+        return msgspec.structs.replace(found, mtu=mtu)
+    link = min(others, key=lambda link: link.mtu)
+    return msgspec.structs.replace(found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up)
 
 
 def _why_not(wish: str, *, found: bool) -> str:

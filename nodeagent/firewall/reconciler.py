@@ -12,7 +12,7 @@ from collections.abc import Callable
 from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
 from nodeagent.conditions import Conditions
-from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.fight_guard import FightGuard, RepairKey
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.monitor import RulesetMonitor
 from nodeagent.firewall.ruleset import Rules
@@ -45,7 +45,7 @@ class FirewallReconciler:
         self.settled = asyncio.Event()
         """Set while the kernel's table is the wanted one."""
         self.repairs = 0
-        self._guard = FightGuard()
+        self._guard = FightGuard[RepairKey]()
 
     def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
         """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""

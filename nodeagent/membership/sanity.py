@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
 
-from events.protocol.clb import Backend
+import msgspec
+
+from events.protocol.clb import Backend, BackendKey, Traffic
 from events.types import Event
 from nodeagent.membership.peers import Peer
 
@@ -174,3 +176,20 @@ class RowRules:
         if peer.vtep_mac.lower() == own.vtep_mac.lower():
             return f"the MAC {peer.vtep_mac} is this node's own"
         return ""
+
+
+def sound_traffic(traffic: Traffic) -> Traffic:
+    """What of it can be served."""
+    return msgspec.structs.replace(
+        traffic,
+        reservations=tuple(one for one in traffic.reservations if not clb_problem(one)),
+        backends=tuple(
+            (key, one) for key, one in traffic.backends if not (_key_problem(key) or clb_problem(one))
+        ),
+        holders=tuple(one for one in traffic.holders if not unicast_problem(one.address)),
+        former={a: m for a, m in traffic.former.items() if not (unicast_problem(a) or unicast_problem(m))},
+    )
+
+
+def _key_problem(key: BackendKey) -> str:
+    return unicast_problem(key.address) or ("" if min(key.port, key.backend_port) >= 1 else "port")

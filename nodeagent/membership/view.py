@@ -15,7 +15,7 @@ from events.chain import Head, genesis
 from events.codec import SkippedEvent
 from events.jetstream.snapshots import Snapshot
 from events.parking import events_followed
-from events.protocol.clb import BackendKey, Traffic
+from events.protocol.clb import Traffic
 from events.types import (
     CidrAppended,
     ClbHolderAssigned,
@@ -23,6 +23,8 @@ from events.types import (
     ClusterDeleted,
     Event,
     EventsParked,
+    NetworkDeclared,
+    NetworkWithdrawn,
     NodeFenced,
     NodeJoined,
     NodeLeft,
@@ -37,6 +39,7 @@ from nodeagent.membership.sanity import (
     container_problem,
     mac_problem,
     overlay_problem,
+    sound_traffic,
     unicast_problem,
 )
 from nodeagent.membership.traffic_table import CONCERNED, TrafficTable
@@ -66,6 +69,8 @@ class Plan(msgspec.Struct, frozen=True):
     cidrs: tuple[str, ...]
     range_size: int = 0
     """Addresses of a range; 0 where a cache of a release before 0.3 does not say it."""
+    networks: tuple[str, ...] = ()
+    """Routed networks that were declared with the cluster; one that overlaps was accepted by somebody."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -158,6 +163,8 @@ class View:
                 del self.members[event.node]
         elif isinstance(event, ClusterDefined):
             return self._planned(event, (event.container_cidr,))
+        elif isinstance(event, NetworkDeclared | NetworkWithdrawn) and self.plan is not None:
+            self.plan = _with_network(self.plan, event)
         elif isinstance(event, CidrAppended) and self.plan is not None:
             problem = container_problem(event.cidr)
             if problem:
@@ -213,7 +220,9 @@ class View:
         self._sum.put(peer.cidr, peer.vtep_mac, peer.underlay)
         return (change,)
 
-    def _planned(self, definition: ClusterDefined, cidrs: tuple[str, ...]) -> tuple[Change, ...]:
+    def _planned(
+        self, definition: ClusterDefined, cidrs: tuple[str, ...], networks: tuple[str, ...] = ()
+    ) -> tuple[Change, ...]:
         """Take the plan, as far as it makes sense; one without a CIDR for containers changes nothing."""
         problem = overlay_problem(definition.vni, definition.vxlan_port)
         sound: list[str] = []
@@ -232,6 +241,7 @@ class View:
                 definition.service_cidr,
                 tuple(sound),
                 definition.range_size,
+                networks or tuple(network.cidr for network in definition.networks),
             )
         return self._judge_anew()
 
@@ -324,7 +334,7 @@ class View:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""
         changes: list[Change] = []
         if snapshot.definition is not None:
-            changes += self._planned(snapshot.definition, tuple(snapshot.cidrs))
+            changes += self._planned(snapshot.definition, tuple(snapshot.cidrs), snapshot.networks)
         for one in snapshot.members:
             self._note_addresses(one.underlay, one.announced)
         self.members = {
@@ -332,7 +342,7 @@ class View:
             for member in snapshot.members
         }
         self.deleted = snapshot.deleted
-        self.traffic = TrafficTable(_sound_traffic(snapshot.traffic))
+        self.traffic = TrafficTable(sound_traffic(snapshot.traffic))
         self.fenced = self.uid in snapshot.fenced
         held = {entry.cidr: entry.epoch for entry in snapshot.ranges}
         owners = [*self.peers, *([self.own] if self.own is not None else [])]
@@ -414,26 +424,16 @@ class View:
         view.head = Head(saved.sequence, bytes.fromhex(saved.chain))
         view.fenced = saved.fenced
         view.last_event_at = saved.last_event_at
-        view.traffic = TrafficTable(_sound_traffic(saved.traffic))
+        view.traffic = TrafficTable(sound_traffic(saved.traffic))
         view.parked = frozenset(saved.parked)
         return view
 
 
-def _sound_traffic(traffic: Traffic) -> Traffic:
-    """What of it can be served."""
-    return msgspec.structs.replace(
-        traffic,
-        reservations=tuple(one for one in traffic.reservations if not clb_problem(one)),
-        backends=tuple(
-            (key, one) for key, one in traffic.backends if not (_key_problem(key) or clb_problem(one))
-        ),
-        holders=tuple(one for one in traffic.holders if not unicast_problem(one.address)),
-        former={a: m for a, m in traffic.former.items() if not (unicast_problem(a) or unicast_problem(m))},
-    )
-
-
-def _key_problem(key: BackendKey) -> str:
-    return unicast_problem(key.address) or ("" if min(key.port, key.backend_port) >= 1 else "port")
+def _with_network(plan: Plan, event: NetworkDeclared | NetworkWithdrawn) -> Plan:
+    if isinstance(event, NetworkDeclared):
+        return msgspec.structs.replace(plan, networks=(*plan.networks, event.network.cidr))
+    rest = tuple(network for network in plan.networks if network != event.cidr)
+    return msgspec.structs.replace(plan, networks=rest)
 
 
 def first_address(cidr: str) -> str:

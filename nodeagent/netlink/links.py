@@ -7,9 +7,9 @@ here touches a device that is not ours; a device is ours if it has our name and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import msgspec
@@ -42,6 +42,10 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bool = False
 
 
+PROPERTIES = ("local", "mac", "mtu", "up", "address")
+"""What of a living device is put right when it differs."""
+
+
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What our device must be. ``local`` is this node's own underlay address, ``address`` its VTEP address."""
 
@@ -59,6 +63,8 @@ class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     actions: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    """Properties that are not as specified and were left so, see :func:`ensure_device`."""
 
 
 @contextmanager
@@ -147,6 +153,56 @@ def default_device() -> str:
         return str(found[0].get_attr("IFLA_IFNAME"))
 
 
+def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:
+    """Name → index of those devices that have a route into the network: for a range, its pods' devices."""
+    network = IPv4Network(cidr)
+    found: dict[str, int] = {}
+    with _route_socket() as socket:
+        for index in sorted(among):
+            # Filtered by the kernel: other nodes' routes may be thousands.
+            for message in socket.get_routes(family=2, oif=index, table=254):
+                target = message.get_attr("RTA_DST")
+                if target and IPv4Address(target) in network:
+                    found[str(socket.link("get", index=index)[0].get_attr("IFLA_IFNAME"))] = index
+                    break
+    return found
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the kernel sends packets to an address: device, table, and the source that it would give them."""
+
+    index: int
+    device: str
+    source: str = ""
+    table: int = 0
+
+
+def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
+    """Ask the kernel where a packet would go, with its policy rules.
+
+    ``incoming``: the device by which it comes to be forwarded (its index); without it, a packet of the host
+    itself. Raises OSError as the kernel answers: EHOSTUNREACH where it would not forward, ENETUNREACH.
+    """
+    wanted: dict[str, Any] = {"dst": target}
+    if source:
+        wanted["src"] = source
+    if incoming:
+        wanted["iif"] = incoming
+    with _route_socket() as socket:
+        try:
+            (found,) = socket.route("get", **wanted)
+            index = int(found.get_attr("RTA_OIF") or 0)
+            name = str(socket.link("get", index=index)[0].get_attr("IFLA_IFNAME")) if index else ""
+        except NetlinkError as error:
+            raise OSError(error.code, str(error)) from error
+        return Way(
+            index=index,
+            device=name,
+            source=str(found.get_attr("RTA_PREFSRC") or ""),
+            table=int(found.get_attr("RTA_TABLE") or found["table"]),
+        )
+
+
 def route_mtu(address: str) -> int:
     """The MTU of the route to an address, if it has one of its own; else 0. Raises OSError (NetlinkError)."""
     with _route_socket() as socket:
@@ -155,10 +211,12 @@ def route_mtu(address: str) -> int:
         return int((metrics.get_attr("RTAX_MTU") if metrics else 0) or 0)
 
 
-def ensure_device(spec: DeviceSpec) -> DeviceOutcome:
+def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: True) -> DeviceOutcome:
     """Make our device be as specified, changing as little as possible.
 
-    VNI and port cannot change on a living device: then it is made anew, and its rows with it.
+    VNI and port cannot change on a living device: then it is made anew, and its rows with it. What is to be
+    put right on a device that is there is asked of ``allow`` by its name (:data:`PROPERTIES`) and left as it is
+    where the answer is no.
     Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device,
     and OSError (NetlinkError) for what the kernel refuses otherwise.
     """
@@ -176,15 +234,24 @@ def ensure_device(spec: DeviceSpec) -> DeviceOutcome:
             socket.link("del", index=link.index)
             actions.append(f"removed {spec.name} with vni {link.vni} port {link.port}")
             link = None
+        made = link is None
         if link is None:
             _create(socket, spec)
             actions.append(f"created {spec.name}")
             link = _find(socket, spec.name)
             if link is None:
                 raise OSError(errno.ENODEV, f"{spec.name} vanished while it was being made")
-        actions += _adjust(socket, link, spec)
-        actions += _address(socket, link.index, spec.address)
-    return DeviceOutcome(index=link.index, actions=tuple(actions))
+        withheld: list[str] = []
+
+        def allowed(name: str) -> bool:
+            if made or allow(name):
+                return True
+            withheld.append(name)
+            return False
+
+        actions += _adjust(socket, link, spec, allowed)
+        actions += _address(socket, link.index, spec.address, allowed)
+    return DeviceOutcome(index=link.index, actions=tuple(actions), withheld=tuple(withheld))
 
 
 def _usable(link: Link, spec: DeviceSpec) -> bool:
@@ -208,20 +275,20 @@ def _create(socket: Any, spec: DeviceSpec) -> None:
         raise _conflict(socket, spec, error) from error
 
 
-def _adjust(socket: Any, link: Link, spec: DeviceSpec) -> list[str]:
+def _adjust(socket: Any, link: Link, spec: DeviceSpec, allowed: Callable[[str], bool]) -> list[str]:
     actions: list[str] = []
-    if link.local != spec.local or link.learning:
+    if (link.local != spec.local or link.learning) and allowed("local"):
         socket.link(
             "set", index=link.index, kind="vxlan", vxlan_id=spec.vni, vxlan_local=spec.local, vxlan_learning=0
         )
         actions.append(f"local {link.local} → {spec.local}")
-    if link.mac != spec.mac:
+    if link.mac != spec.mac and allowed("mac"):
         socket.link("set", index=link.index, address=spec.mac)
         actions.append(f"mac {link.mac} → {spec.mac}")
-    if link.mtu != spec.mtu:
+    if link.mtu != spec.mtu and allowed("mtu"):
         socket.link("set", index=link.index, mtu=spec.mtu)
         actions.append(f"mtu {link.mtu} → {spec.mtu}")
-    if not link.up:
+    if not link.up and allowed("up"):
         try:
             socket.link("set", index=link.index, state="up")
         except NetlinkError as error:
@@ -230,16 +297,21 @@ def _adjust(socket: Any, link: Link, spec: DeviceSpec) -> list[str]:
     return actions
 
 
-def _address(socket: Any, index: int, address: str) -> list[str]:
+def _address(socket: Any, index: int, address: str, allowed: Callable[[str], bool]) -> list[str]:
     actions: list[str] = []
     present = False
+    others: list[tuple[str, int]] = []
     for message in socket.get_addr(family=2, index=index):
         local, length = message.get_attr("IFA_LOCAL"), message["prefixlen"]
         if (local, length) == (address, 32):
             present = True
         else:
-            socket.addr("del", index=index, address=local, prefixlen=length)
-            actions.append(f"address {local}/{length} removed")
+            others.append((local, length))
+    if (present and not others) or not allowed("address"):
+        return actions
+    for local, length in others:
+        socket.addr("del", index=index, address=local, prefixlen=length)
+        actions.append(f"address {local}/{length} removed")
     if not present:
         socket.addr("add", index=index, address=address, prefixlen=32)
         actions.append(f"address {address}/32")

@@ -62,19 +62,19 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
         inner_bytes = outer_bytes - _OUTER - _VXLAN.size - _ETHERNET.size
         source, target = address_bytes(self.vtep), address_bytes(self.peer_vtep)
         fields = (0x45, 0, inner_bytes, 0, 0, 64, socket.IPPROTO_UDP)
-        checksum = _checksum(_IPV4.pack(*fields, 0, source, target))
+        header_sum = checksum(_IPV4.pack(*fields, 0, source, target))
         return b"".join(
             (
                 _VXLAN.pack(_INNER_FLAGS, self.vni << 8),
                 _ETHERNET.pack(mac_bytes(self.peer_mac), mac_bytes(self.mac), _ETHERTYPE_IPV4),
-                _IPV4.pack(*fields, checksum, source, target),
+                _IPV4.pack(*fields, header_sum, source, target),
                 _UDP.pack(source_port, PROBE_PORT, inner_bytes - _IPV4.size, 0),
                 bytes(inner_bytes - _IPV4.size - _UDP.size),
             )
         )
 
 
-def _checksum(header: bytes) -> int:
+def checksum(header: bytes) -> int:
     """The Internet checksum (RFC 1071) of an even number of bytes."""
     total: int = sum(word for (word,) in struct.iter_unpack("!H", header))
     while total >> 16:

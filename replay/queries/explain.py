@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from events.codec import Recorded, decode
 from events.errors import Usage
 from events.status import AgentStatus
-from events.types import NodeFenced, NodeLeft, RangeAllocated, RangeQuarantined
+from events.types import NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeQuarantined
 from replay.history import History
 from replay.queries.entries import Entry, entry
 from replay.queries.stamp import Stamp, stamp
@@ -88,25 +88,42 @@ async def explain(
                 await _gather(history, commands, recorded)
     if not commands:
         raise await unknown(history, kind, target, stop)
-    newest = max(events[-1].sequence for events in commands.values())
-    gone = await _gone(history, [report for report in reports or [] if report.applied < newest])
-    return [await _explain(history, events, reports or [], spans or [], gone) for events in commands.values()]
+    told = await _sort_out(history, reports or [])
+    return [await _explain(history, events, told, spans or []) for events in commands.values()]
 
 
-async def _gone(history: History, behind: list[AgentStatus]) -> set[str]:
-    """Uids of agents that are behind and will stay so: their nodes have left, were fenced, or joined anew."""
+class _Reports(NamedTuple):
+    """Reports by whose they are. ``gone``: of nodes that have left, were fenced, or joined anew since."""
+
+    members: list[AgentStatus]
+    gone: list[AgentStatus]
+    strangers: int
+    """How many came from agents that never were members by that uid: a join that was refused, a clone."""
+
+
+async def _sort_out(history: History, reports: list[AgentStatus]) -> _Reports:
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def left(report: AgentStatus) -> bool:
+    async def standing(report: AgentStatus) -> Literal["member", "gone", "stranger"]:
         async with room:
             newest = await history.last_about_node(report.node)
-        if newest is None:
-            return False
-        event = newest.event
-        return isinstance(event, NodeLeft | NodeFenced) or getattr(event, "uid", report.uid) != report.uid
+            if newest is None:
+                # An archive of a part may begin after the node joined: then nothing speaks against it.
+                return "member" if history.index.start else "stranger"
+            if getattr(newest.event, "uid", "") == report.uid:
+                return "gone" if isinstance(newest.event, NodeLeft | NodeFenced) else "member"
+            async for recorded in history.about("node", report.node):
+                if isinstance(recorded.event, NodeJoined) and recorded.event.uid == report.uid:
+                    return "gone"
+            return "stranger"
 
-    answers = await asyncio.gather(*(left(report) for report in behind))
-    return {report.uid for report, answer in zip(behind, answers, strict=True) if answer}
+    found = await asyncio.gather(*(standing(report) for report in reports))
+    sorted_out = list(zip(reports, found, strict=True))
+    return _Reports(
+        [report for report, is_ in sorted_out if is_ == "member"],
+        [report for report, is_ in sorted_out if is_ == "gone"],
+        found.count("stranger"),
+    )
 
 
 async def _gather(history: History, commands: dict[str, list[Recorded]], recorded: Recorded) -> None:
@@ -120,7 +137,7 @@ async def _gather(history: History, commands: dict[str, list[Recorded]], recorde
 
 
 async def _explain(
-    history: History, events: list[Recorded], reports: list[AgentStatus], spans: list[Applied], gone: set[str]
+    history: History, events: list[Recorded], reports: _Reports, spans: list[Applied]
 ) -> Explanation:
     envelope, last = events[0].envelope, events[-1].sequence
     later: list[Recorded] = []
@@ -147,14 +164,19 @@ async def _explain(
             evidence="report",
             state=report.state,
         )
-        for report in reports
-        if report.node not in traced and (report.applied >= last or report.uid not in gone)
+        for report in (*reports.members, *(report for report in reports.gone if report.applied >= last))
+        if report.node not in traced
     ]
-    silent = sum(report.uid in gone and report.applied < last for report in reports)
+    silent = sum(report.applied < last for report in reports.gone)
     applied = sorted([*traced.values(), *reported], key=lambda item: (item.done, item.at, item.node))
-    note = "" if applied or silent else "no agents' reports at hand: they are on the live bus, or in a capsule"
-    if silent:
-        note = f"not counted: {silent:,} whose nodes have left or were fenced since"
+    left_out = [f"{silent:,} whose nodes have left or were fenced since"] if silent else []
+    if reports.strangers:
+        left_out.append(f"{reports.strangers:,} that never were members (their join was refused)")
+    note = (
+        "" if applied or left_out else "no agents' reports at hand: they are on the live bus, or in a capsule"
+    )
+    if left_out:
+        note = f"not counted: {', '.join(left_out)}"
     first_stamp = stamp(events[0])
     return Explanation(
         command_id=envelope.command_id,

@@ -103,10 +103,26 @@ def route(cidr: str) -> ForeignRoute:
     return ForeignRoute(IPv4Network(cidr), 2, 3)
 
 
-def test_overlaps_are_found_and_the_own_pods_are_none() -> None:
+def test_overlaps_are_found_and_the_own_pods_and_wider_routes_are_none() -> None:
     routes = [route("172.16.0.0/12"), route("172.16.0.66/32"), route("10.0.0.0/8"), route("172.16.9.0/24")]
     found = preflight.overlapping(routes, ["172.16.0.0/16"], "172.16.0.64/26")
-    assert [str(conflict.network) for conflict, _ in found] == ["172.16.0.0/12", "172.16.9.0/24"]
+    assert [str(conflict.network) for conflict, _ in found] == ["172.16.9.0/24"]
+    same = preflight.overlapping([route("172.16.0.0/16")], ["172.16.0.0/16"], "172.16.0.64/26")
+    assert [str(conflict.network) for conflict, _ in same] == ["172.16.0.0/16"]
+
+
+def test_only_routes_as_long_as_a_range_draw_its_packets_away() -> None:
+    routes = [route("172.16.0.0/16"), route("172.16.9.0/24"), route("172.16.9.64/26"), route("172.16.9.7/32")]
+    found = preflight.drawing_away(routes, ["172.16.0.0/16"], "172.16.0.64/26")
+    assert [str(found_route.network) for found_route in found] == ["172.16.9.64/26", "172.16.9.7/32"]
+
+
+def test_an_overlap_that_the_log_accepts_is_accepted_here() -> None:
+    accepted = preflight.accepted(["172.16.9.0/24", "10.0.0.0/8"], ["172.16.0.0/16"], "172.16.200.5")
+    assert accepted(IPv4Network("172.16.9.0/25"))
+    assert accepted(IPv4Network("172.16.200.0/24"))  # a member's own network
+    assert not accepted(IPv4Network("172.16.8.0/24"))
+    assert not preflight.accepted([], ["172.16.0.0/16"], "10.0.0.1")(IPv4Network("172.16.9.0/24"))
 
 
 def test_vxlan_conflicts_are_the_same_vni_and_port_or_the_whole_port() -> None:

@@ -53,6 +53,7 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
         chain=head.hex,
         made_at=made_at,
         definition=state.definition,
+        networks=tuple(state.networks),
         cidrs=tuple(cidr.cidr for cidr in state.cidrs),
         members=tuple(
             SnapshotMember(n.name, n.uid, n.kind, n.underlay, n.announced, n.vtep_mac, n.site)

@@ -1,0 +1,182 @@
+"""What `isthmus doctor` finds out about the host: forwarding, filters, CNI files, kubelet's settings.
+
+Each check looks and yields findings; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from nodeagent.config import DEFAULT_CNI_DIR
+from nodeagent.dataplane.host_settings import read_sysctl
+from nodeagent.health import diagnosis, settings
+from nodeagent.local_files import LocalStatus
+from nodeagent.netlink import links
+from nodeagent.pods import cni
+
+Level = Literal["ok", "info", "warning", "problem"]
+
+CNI_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+CNI_PLUGINS = ("ptp", "host-local", "portmap")
+"""What our file names, where there is none yet."""
+
+KUBELET_CONFIG = Path("/var/lib/kubelet/config.yaml")
+MAX_PODS_DEFAULT = 110
+"""kubelet's own."""
+
+PACKAGE = "apt-get install containernetworking-plugins (or the plugins' release, into /opt/cni/bin)"
+ADDRESSES_UNUSABLE = 3
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the diagnosis. ``fix`` is what to do, empty when there is nothing."""
+
+    check: str
+    level: Level
+    text: str
+    fix: str = ""
+
+
+def forwarding(device: str) -> Iterator[Finding]:
+    """Whether the host forwards, and each device that matters does. Raises OSError."""
+    found = settings.forwarding()
+    off = [index for index, on in found.items() if not on]
+    if not found.get(settings.ALL, True):
+        files = diagnosis.sysctl_files("net.ipv4.ip_forward", "0")
+        yield Finding(
+            "forwarding",
+            "warning",
+            "net.ipv4.ip_forward is 0: a running agent switches it on"
+            + (f"; {', '.join(files)} says 0" if files else ""),
+            "sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d",
+        )
+        return
+    names = {link.index: link.name for link in links.links()} | {settings.DEFAULT: "default"}
+    told = [names[index] for index in off if index in names and names[index] in {"default", device}]
+    if told:
+        yield Finding(
+            "forwarding",
+            "warning",
+            f"forwarding is off for {', '.join(told)}: pods there are cut off",
+            "; ".join(f"sysctl -w net.ipv4.conf.{name}.forwarding=1" for name in told),
+        )
+    else:
+        yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
+
+
+async def filters(cidrs: tuple[str, ...]) -> list[Finding]:
+    """Forward chains that drop what they do not know."""
+    network = cidrs[0] if cidrs else "POD_NETWORK"
+    chains = await diagnosis.dropping_chains()
+    return [
+        Finding(
+            "forward policy",
+            "warning",
+            f"{chain}: pods are cut off unless a rule in it accepts them",
+            chain.cure.replace("POD_NETWORK", network),
+        )
+        for chain in chains
+    ] or [Finding("forward policy", "ok", "no forward chain drops by policy")]
+
+
+def plugins(status: LocalStatus | None) -> Iterator[Finding]:
+    """The CNI files' order, and the plugins that ours names, and ``loopback``."""
+    directory = Path(status.cni_dir if status is not None and status.cni_dir else DEFAULT_CNI_DIR)
+    named = conflist_of(directory)
+    wanted = [*dict.fromkeys([*(_types(named) or CNI_PLUGINS), "loopback"])]
+    missing = [name for name in wanted if not any((Path(place) / name).exists() for place in CNI_DIRECTORIES)]
+    if missing:
+        yield Finding(
+            "cni",
+            "problem" if named else "warning",
+            f"CNI plugins are missing: {', '.join(missing)} (looked in {', '.join(CNI_DIRECTORIES)}): pods "
+            "that need them do not start",
+            PACKAGE,
+        )
+    else:
+        yield Finding("cni", "ok", f"CNI plugins are there ({', '.join(wanted)})")
+    try:
+        before = diagnosis.cni_before(directory, cni.FILE_NAME)
+    except FileNotFoundError:
+        before = ""
+    if before:
+        what, _, fix = before.partition(" Move it away: ")
+        yield Finding("cni order", "problem", what.rstrip("."), fix)
+    if (
+        any(plugin.get("type") == "bridge" for plugin in named)
+        and read_sysctl("net/bridge/bridge-nf-call-iptables") != "1"
+    ):
+        yield Finding(
+            "bridge filter",
+            "warning",
+            "the bridge plugin is used and net.bridge.bridge-nf-call-iptables is not 1: Services between pods "
+            "of this node are not translated",
+            "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1, or --cni-plugin ptp",
+        )
+
+
+def conflist_of(directory: Path) -> list[dict[str, object]]:
+    """The plugins that our file names; none when it is not there."""
+    try:
+        found = json.loads((directory / cni.FILE_NAME).read_bytes())["plugins"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [plugin for plugin in found if isinstance(plugin, dict)]
+
+
+def _types(named: list[dict[str, object]]) -> list[str]:
+    found: list[str] = []
+    for plugin in named:
+        found.append(str(plugin.get("type")))
+        ipam = plugin.get("ipam")
+        if isinstance(ipam, dict):
+            found.append(str(ipam.get("type")))
+    return found
+
+
+def max_pods(own_range: str, config: Path = KUBELET_CONFIG) -> Iterator[Finding]:
+    """Whether kubelet starts more pods than the node has addresses. Nothing without a kubelet."""
+    try:
+        text = config.read_text()
+    except OSError:
+        return
+    found = re.search(r"^maxPods:\s*(\d+)", text, re.MULTILINE)
+    allowed = int(found[1]) if found else MAX_PODS_DEFAULT
+    addresses = IPv4Network(own_range).num_addresses - ADDRESSES_UNUSABLE
+    if allowed > addresses:
+        yield Finding(
+            "max pods",
+            "warning",
+            f"kubelet starts up to {allowed} pods ({config}) and {own_range} has {addresses} addresses: the "
+            "rest fails with FailedCreatePodSandBox",
+            f"set maxPods: {addresses} in {config} and restart kubelet, or define a cluster with larger ranges",
+        )
+    else:
+        yield Finding(
+            "max pods", "ok", f"kubelet's {allowed} pods fit into {own_range} ({addresses} addresses)"
+        )
+
+
+def path(status: LocalStatus, now: float | None = None) -> Iterator[Finding]:
+    """Whether packets of this node's pods pass, as its agent last saw."""
+    age_s = (now or time.time()) - status.path_confirmed_at
+    last = f"one last passed {age_s:.0f} s ago" if status.path_confirmed_at else "none has passed yet"
+    match status.path:
+        case "confirmed":
+            yield Finding("packets", "ok", f"packets of pods pass to other nodes and back: {last}")
+        case "failing":
+            yield Finding(
+                "packets", "problem", f"packets of pods do not pass: {last}", "see the agent's condition `path`"
+            )
+        case "not confirmed":
+            yield Finding("packets", "info", f"not confirmed that packets of pods pass: {last}")
+        case _:
+            return

@@ -1,0 +1,175 @@
+"""Ready means that a packet passed: what cuts a node's pods off is healed or named, and never called ready.
+
+Real agents, a real bus, real filters and packets. Each test breaks ``a`` in a way of which 0.2.0 said "ready".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import Node, Site, site, until
+
+HOOK = "{ type filter hook forward priority 0;"
+
+
+def confirmed(*nodes: Node) -> None:
+    for node in nodes:
+        until(lambda: node.status()["path"] == "confirmed", f"{node.name}: a packet passed")  # noqa: B023
+
+
+def blamed(node: Node, *words: str) -> str:
+    """Wait until the node is degraded by a condition with all these words."""
+
+    def found() -> str:
+        status = node.status()
+        assert status["state"] == "degraded", status["conditions"]
+        return next((text for text in status["conditions"] if all(word in text for word in words)), "")
+
+    try:
+        return str(until(found, f"{node.name} is degraded: {words}"))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{node.status()['conditions']}\n{node.log()}") from error
+
+
+def forwards(node: Node, device: str) -> bool:
+    return node.run(f"cat /proc/sys/net/ipv4/conf/{device}/forwarding").strip() == "1"
+
+
+def broken_and_mended(place: Site, breaking: str, mending: str, *words: str) -> None:
+    """``a`` says what is wrong, the others are not blamed, and it is ready once that is over."""
+    a, *others = place.nodes.values()
+    a.run(breaking)
+    blamed(a, *words)
+    assert all(other.status()["state"] == "ready" for other in others), [
+        o.status()["conditions"] for o in others
+    ]
+    a.run(mending)
+    a.ready()
+    confirmed(a)
+
+
+@inside
+def test_forwarding_switched_off_is_switched_on_again() -> None:
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        confirmed(a)
+        for device in ("all", "default", "isthmus", "eth0", "isthmus-probe"):
+            a.run(f"sysctl -qw net.ipv4.conf.{device}.forwarding=0")
+            until(lambda: forwards(a, device), f"{device} forwards again")  # noqa: B023
+        a.run("sysctl -qw net.ipv4.ip_forward=0")
+        a.run("ip link add pod0 type veth peer name pod1")
+        a.run("ip link set pod0 up")
+        a.run(f"ip route add {a.vtep.rpartition('.')[0]}.9/32 dev pod0")
+        a.run("sysctl -qw net.ipv4.ip_forward=1")
+        a.run("sysctl -qw net.ipv4.conf.pod0.forwarding=0")
+        until(lambda: forwards(a, "pod0"), "a pod's device forwards again")
+        assert a.status()["counters"]["host_repairs"] >= 5
+
+
+@inside
+def test_forwarding_that_is_fought_over_is_not_fought_for_ever() -> None:
+    Path("/etc/sysctl.d").mkdir(exist_ok=True)
+    sh("mount -t tmpfs none /etc/sysctl.d && echo net.ipv4.ip_forward = 0 > /etc/sysctl.d/99-hardening.conf")
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        loop = "while :; do echo 0 > /proc/sys/net/ipv4/ip_forward; sleep 0.2; done"
+        fight = sh(f"ip netns exec a sh -c '{loop}' >/dev/null 2>&1 & echo $!")
+        blamed(a, "ip_forward", "again and again", "99-hardening.conf")
+        os.kill(int(fight), signal.SIGKILL)
+
+
+@inside
+def test_a_forward_chain_that_drops_is_named_with_the_program_that_makes_it() -> None:
+    with site("a", "b", "c") as place:
+        confirmed(*place.nodes.values())
+        broken_and_mended(
+            place,
+            "sh -c 'iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP'",
+            "iptables -P FORWARD ACCEPT",
+            "path: packets that this node sends itself pass, its pods' do not",
+            "FORWARD", "Docker", "iptables -I DOCKER-USER",
+        )  # fmt: skip
+        broken_and_mended(
+            place,
+            f"nft add table inet corp ';' add chain inet corp fw '{HOOK} policy drop; }}'",
+            "nft delete table inet corp",
+            "path:", "chain fw of table inet corp",
+        )  # fmt: skip
+        # Answers pass, what others begin does not.
+        broken_and_mended(
+            place,
+            f"nft add table inet corp ';' add chain inet corp fw '{HOOK} }}' ';' "
+            "add rule inet corp fw iifname isthmus ct state new drop",
+            "nft delete table inet corp",
+            "path: answers pass, connections that other nodes open to this node's pods do not",
+        )
+
+
+@inside
+def test_a_policy_rule_that_leads_elsewhere_is_named() -> None:
+    with site("a", "b", "c") as place:
+        confirmed(*place.nodes.values())
+        broken_and_mended(
+            place,
+            "sh -c 'ip route add default dev eth0 table 77 && ip rule add to 172.16.0.0/16 lookup 77 pref 500'",
+            "ip rule del pref 500",
+            "path: packets for pods of other nodes do not take the tunnel", "by eth0",
+            "500: from all to 172.16.0.0/16 lookup 77",
+        )  # fmt: skip
+
+
+@inside
+def test_dropped_tunnel_packets_are_noticed() -> None:
+    with site("a", "b", "c") as place:
+        confirmed(*place.nodes.values())
+        broken_and_mended(
+            place,
+            "iptables -t raw -I PREROUTING -p udp --dport 8472 -j DROP",
+            "iptables -t raw -F PREROUTING",
+            "path: peers answer outside of the tunnel and not through it", "UDP port 8472",
+        )  # fmt: skip
+
+
+@inside
+def test_a_cni_file_that_sorts_before_ours_is_named() -> None:
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        other = a.directory / "cni" / "05-bridge.conf"
+        other.write_text('{"cniVersion": "1.0.0", "name": "podman", "type": "bridge"}')
+        blamed(a, "cni order", "05-bridge.conf", "network podman", "plugins bridge")
+        other.unlink()
+        a.ready()
+        (a.directory / "cni" / "10-isthmus.conflist").unlink()
+        until((a.directory / "cni" / "10-isthmus.conflist").exists, "our file is written again")
+
+
+@inside
+def test_peers_that_answer_no_probe_are_no_alarm() -> None:
+    """An agent of 0.2.0 on a host that drops what nobody asked for: not confirmed, and said so."""
+    with site("a", "b", "c", start=False) as place:
+        a, b, c = place.nodes.values()
+        for silent in (b, c):
+            silent.run("iptables -A INPUT -i isthmus -j DROP")
+            silent.start().ready()
+            silent.run("iptables -A FORWARD -i isthmus -j DROP")
+        a.start().ready(2)
+        until(
+            lambda: any("not confirmed that packets pass" in text for text in a.status()["conditions"]),
+            "it says so",
+        )
+        until(lambda: a.status()["path"] == "not confirmed", "not confirmed")
+        assert a.status()["state"] == "ready"
+
+
+@inside
+def test_a_peer_that_dies_is_no_fault_of_this_node() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        confirmed(a)
+        b.stop(signal.SIGKILL)
+        sh("ip link set v-b down")
+        until(lambda: a.status()["path"] == "not confirmed", "the path is not confirmed any more", 90)
+        assert a.status()["state"] == "ready"
