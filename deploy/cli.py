@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from deploy.nats.secure import Form, Server, Shape, configuration, environment, rules
+from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
 from events.errors import Refused, Usage
 
@@ -73,6 +73,8 @@ def nats(
         raise Usage("usage", f"a cluster has three members or more, --peer names {len(set(peers))}")
     if shape == "site" and not (hub and site):
         raise Usage("usage", "a site needs --site NAME and --hub HOST")
+    for host in hosts:
+        check_host("--host", host)
     authority = Store(store)
     authority.load()
     server = Server(

@@ -11,6 +11,7 @@ from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import override_option, send, show_written, write_options
 from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
 from events.errors import Usage
 from events.protocol.commands import Override, ReleaseClb, ReserveClb
@@ -105,7 +106,7 @@ def release(*, context: BusContext, name: str, how: dict[str, Any], as_json: boo
 
 
 @clb.command("list")
-@json_option
+@listing_options
 @bus_options
 def list_(*, context: BusContext, as_json: bool) -> None:
     """List the reservations."""
@@ -124,6 +125,7 @@ def list_(*, context: BusContext, as_json: bool) -> None:
             (r.name, r.subnet, *(text for a in r.addresses for text in (a.purpose, a.address)), r.provider)
             for r in answer.reservations
         ],
+        drop=("provider", "subnet"),
         empty="no reservation: isthmus clb reserve NAME --subnet CIDR",
     )
 

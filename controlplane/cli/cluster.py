@@ -14,8 +14,10 @@ from controlplane.cli.common import (
     show_written,
     write_options,
 )
+from events.cli.hints import hint
 from events.cli.options import BusContext, bus_options, controller, json_option, run
-from events.cli.tables import print_json, print_table
+from events.cli.output import listing_options
+from events.cli.tables import output, print_json, print_table
 from events.errors import Usage
 from events.protocol.commands import (
     AppendCidr,
@@ -149,13 +151,15 @@ def show(*, context: BusContext, as_json: bool) -> None:
     if as_json:
         print_json(view)
         return
-    _show(view)
+    _show(context, view)
 
 
-def _show(view: ClusterView) -> None:
+def _show(context: BusContext, view: ClusterView) -> None:
     made, pool = view.definition, view.pool
     if made is None:
-        click.echo(f"cluster {view.cluster} is not defined yet: isthmus cluster define --cidr …")
+        click.echo(
+            f"cluster {view.cluster} is not defined yet: {hint(context, 'isthmus cluster define --cidr CIDR')}"
+        )
         return
     phases = (
         f"{pool.allocated:,} allocated + {pool.draining:,} draining + {pool.quarantined:,} quarantined "
@@ -187,14 +191,15 @@ def _show(view: ClusterView) -> None:
         print_table(
             ("network", "kind", "name"), [(n.cidr, n.kind, n.name) for n in view.networks], title="Networks"
         )
-    show_conditions(view.conditions)
+    click.echo()
+    show_conditions(view.conditions, context=context)
 
 
 @cluster.command()
 @click.option(
     "--phase", type=click.Choice(["allocated", "draining", "quarantined"]), help="Only ranges in this phase."
 )
-@json_option
+@listing_options
 @bus_options
 def ranges(*, context: BusContext, phase: Any, as_json: bool) -> None:
     """List the ranges that are not free, with their owners and what they wait for."""
@@ -214,9 +219,12 @@ def ranges(*, context: BusContext, phase: Any, as_json: bool) -> None:
         print_json({"ranges": found})
         return
     print_table(
-        ("index", "range", "phase", "node", "epoch", "waits for"),
-        [(r.index, r.cidr, r.phase, r.node, r.epoch, _waits(r)) for r in found],
+        ("range", "index", "phase", "node", "epoch", "uid", "waits for"),
+        [(r.cidr, r.index, r.phase, r.node, r.epoch, r.uid, _waits(r)) for r in found],
         right=("index", "epoch"),
+        wide=("uid",),
+        drop=("index", "phase"),
+        shorten=("waits for", "node"),
         empty="every range is free",
     )
 
@@ -264,19 +272,29 @@ def _belongs(holder: Holder) -> str:
 
 
 @cluster.command()
-@click.argument("cidr")
+@click.argument("cidr", required=False)
+@click.option("--cidr", "named", metavar="CIDR", help="The same as the argument.")
 @override_option
 @write_options
 @json_option
 @bus_options
 def append(
-    *, context: BusContext, cidr: str, overrides: tuple[Override, ...], how: dict[str, Any], as_json: bool
+    *,
+    context: BusContext,
+    cidr: str | None,
+    named: str | None,
+    overrides: tuple[Override, ...],
+    how: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Append a container CIDR: ranges continue into it, nothing that exists changes.
 
     \b
     isthmus cluster append 10.201.0.0/16
     """
+    if (cidr is None) == (named is None):
+        raise Usage("usage", "name one CIDR: isthmus cluster append CIDR")
+    cidr = cidr or named or ""
     reply = send(context, AppendCidr(cidr=cidr, overrides=overrides), how)
     made = reply.result
     sentence = (
@@ -346,7 +364,7 @@ def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_js
 
 
 @network.command("list")
-@json_option
+@listing_options
 @bus_options
 def network_list(*, context: BusContext, as_json: bool) -> None:
     """List the declared networks and the overlaps that somebody accepted."""
@@ -359,8 +377,12 @@ def network_list(*, context: BusContext, as_json: bool) -> None:
     if as_json:
         print_json({"sequence": view.sequence, "networks": view.networks, "overrides": view.overrides})
         return
-    print_table(("network", "kind", "name"), [(n.cidr, n.kind, n.name) for n in view.networks])
-    if view.overrides:
+    print_table(
+        ("network", "kind", "name"),
+        [(n.cidr, n.kind, n.name) for n in view.networks],
+        empty="no network is declared",
+    )
+    if view.overrides and not output().form:
         print_table(
             ("check", "ours", "theirs", "reason"),
             [(o.code, o.ours, o.theirs, o.reason) for o in view.overrides],

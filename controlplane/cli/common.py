@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
+from events.cli.hints import hint
 from events.cli.options import BusContext, controller, parse_pairs, run
-from events.cli.tables import console, print_json, print_table
+from events.cli.tables import coloured, print_json, print_table, printable
+from events.errors import Usage
 from events.protocol.commands import Command, CommandReply, Override
+from events.protocol.queries import Condition
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -105,24 +108,28 @@ def content(event: Any) -> str:
     )
 
 
-def show_conditions(conditions: Iterable[Any]) -> None:
-    """Conditions as coloured lines; nothing when there are none."""
-    from rich.text import Text
-
-    styles = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
-    target = console()
-    for item in conditions:
-        line = Text()
-        line.append(f"{item.severity:>8}  ", style=styles[item.severity])
-        line.append(item.message)
-        line.append(f"  [{item.code}]", style="dim")
-        target.print(line, soft_wrap=True)
+def show_conditions(conditions: Sequence[Condition], *, context: BusContext) -> None:
+    """Conditions as lines, the most urgent first, each with the command that helps."""
+    if not conditions:
+        click.echo("Conditions: none")
+        return
+    styles = {"critical": "red", "warning": "yellow", "info": "cyan"}
+    for item in sorted(conditions, key=lambda one: list(styles).index(one.severity)):
+        label = f"{item.severity:>8}"
+        label = (
+            click.style(label, fg=styles[item.severity], bold=item.severity == "critical")
+            if coloured()
+            else label
+        )
+        click.echo(f"{label}  {printable(item.message)} [{item.code}]")
+        if item.help:
+            click.echo(f"{'':>8}  → {hint(context, item.help)}")
 
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something that cannot be undone; without a terminal ``--yes`` is needed."""
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Say --yes to confirm when there is no terminal.")
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Usage("usage", f"{question} There is no terminal to ask on: add --yes to confirm.")
     click.confirm(question, abort=True)

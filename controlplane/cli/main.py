@@ -15,8 +15,12 @@ import another. This is also the only place where an error becomes text and an e
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -24,8 +28,9 @@ import click
 import msgspec
 
 from events.cli.options import suggesting
+from events.cli.tables import printable
 from events.codes import CODES
-from events.errors import IsthmusError
+from events.errors import IsthmusError, Usage
 
 _EXTRA_OF = {
     "aiosqlite": "controller",
@@ -38,11 +43,25 @@ _EXTRA_OF = {
 }
 
 
+GROUP = "isthmus.commands"
+_OWN = (
+    EntryPoint("status", "controlplane.cli.status:status", GROUP),
+    EntryPoint("version", "controlplane.cli.version:version", GROUP),
+)
+SECTIONS = {
+    "Operate": ("status", "node", "cluster", "clb", "events", "replay", "trace", "plan", "version"),
+    "Run": ("up", "controller", "agent", "doctor", "config", "credentials", "deploy", "site"),
+    "Try": ("lab", "churn"),
+}
+"""Headings of the help, each with its commands in order; what others register comes last."""
+
+
 class Commands(click.Group):
     """A group whose commands are the registered entry points."""
 
     def _entries(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group="isthmus.commands")}
+        found = {entry.name: entry for entry in entry_points(group=GROUP)}
+        return {entry.name: entry for entry in _OWN} | found
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return sorted(self._entries())
@@ -67,8 +86,17 @@ class Commands(click.Group):
             raise suggesting(error, args[0], self._entries(), ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rest = set(self.list_commands(ctx))
+        for heading, names in SECTIONS.items():
+            self._write_section(ctx, formatter, heading, [name for name in names if name in rest])
+            rest -= set(names)
+        self._write_section(ctx, formatter, "Others", sorted(rest))
+
+    def _write_section(
+        self, ctx: click.Context, formatter: click.HelpFormatter, heading: str, names: Sequence[str]
+    ) -> None:
         rows = []
-        for name in self.list_commands(ctx):
+        for name in names:
             try:
                 command = self.get_command(ctx, name)
                 text = command.get_short_help_str(limit=90) if command else ""
@@ -76,7 +104,7 @@ class Commands(click.Group):
                 text = f"({error.message})"
             rows.append((name, text))
         if rows:
-            with formatter.section("Commands"):
+            with formatter.section(heading):
                 formatter.write_dl(rows)
 
 
@@ -100,7 +128,8 @@ def _missing(error: ModuleNotFoundError) -> IsthmusError:
         return IsthmusError("internal", f"the module {error.name!r} cannot be imported: {error}")
     return IsthmusError(
         "prerequisite_missing",
-        f"this command needs {module!r}, which is not installed: pip install 'isthmus[{extra}]'",
+        f"this command needs {module!r}, which is not installed here; it comes with the extra {extra!r}. "
+        f"Install that from where this copy came from: pip install './isthmus-VERSION.whl[{extra}]'",
         module=module,
         extra=extra,
     )
@@ -115,7 +144,7 @@ def root() -> None:
     Try it:         isthmus lab                 a two-site cluster on this machine
     Evaluate:       isthmus up                  bus and controller in one process
     Plan:           isthmus plan --cidr 10.200.0.0/16 --pods 64 --services 256
-    Look:           isthmus node list           isthmus cluster show
+    Look:           isthmus status              isthmus node list
     Ask the past:   isthmus replay who --ip 10.200.7.9 --at yesterday
 
     Options of a command can be given as environment variables, for example ISTHMUS_BUS and
@@ -131,7 +160,8 @@ def report(error: IsthmusError, *, as_json: bool) -> None:
         }
         click.echo(msgspec.json.encode(body, enc_hook=str).decode())
         return
-    click.echo(f"isthmus: {error.message} [{error.code}]", err=True)
+    text = "\n".join(printable(line) for line in error.message.split("\n"))
+    click.echo(f"isthmus: {text} [{error.code}]", err=True)
     remedy = CODES[error.code].remedy
     if remedy and remedy not in error.message:
         click.echo(f"  → {remedy}", err=True)
@@ -139,29 +169,102 @@ def report(error: IsthmusError, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of the ``isthmus`` command."""
-    as_json = "--json" in sys.argv
+    _usable_streams()
     try:
-        code = root.main(standalone_mode=False)
+        code = _run(sys.argv[1:])
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
+    except BrokenPipeError:
+        code = 0  # the reader (head, less) has gone; that is no error of ours
+    except OSError as error:
+        code = 1
+        with suppress(OSError, ValueError):
+            click.echo(f"isthmus: standard output cannot be written: {error.strerror}", err=True)
+    _drop_what_is_left()
+    sys.exit(code)
+
+
+def _usable_streams() -> None:
+    """Standard streams that a caller closed lead nowhere, lest the next file that is opened be taken for one.
+
+    What a stream's encoding cannot say is said in plain ASCII.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="isthmus")
+
+
+def _drop_what_is_left() -> None:
+    """What a dead reader did not take is not tried again while the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; its exit code. Raises OSError when standard output is closed or full."""
+    as_json = asks_for_a_document(arguments)
+    try:
+        _check_encoding(arguments)
+        code = root.main(arguments, prog_name="isthmus", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except IsthmusError as error:
         report(error, as_json=as_json)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as error:  # click ends so when a reader has gone
+        return 0 if error.code == 1 else int(error.code or 0)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone; that is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        raise
     except Exception as error:
         if os.environ.get("ISTHMUS_DEBUG"):
             raise
-        defect = IsthmusError(
+        known = _of_the_caller(error)
+        if known is None and isinstance(error, OSError) and error.filename is None:
+            raise
+        found = known or IsthmusError(
             "internal",
             f"unexpected {type(error).__name__}: {error} (ISTHMUS_DEBUG=1 shows where)",
         )
-        report(defect, as_json=as_json)
-        sys.exit(defect.exit_code)
+        report(found, as_json=as_json)
+        return found.exit_code
+
+
+def asks_for_a_document(arguments: Sequence[str]) -> bool:
+    """Whether a program reads the answer: ``--json``, or ``-o json`` and ``-o yaml`` in any spelling."""
+    if "--json" in arguments:
+        return True
+    joined = " ".join(arguments)
+    return re.search(r"(?:^| )(?:-o ?|--output[ =])(?:json|yaml)(?: |$)", joined) is not None
+
+
+def _check_encoding(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if not argument.isascii() and argument.encode(errors="surrogateescape") != argument.encode(
+            errors="replace"
+        ):
+            raise Usage(
+                "usage", f"the argument {argument.encode(errors='backslashreplace').decode()} is no UTF-8"
+            )
+
+
+def _of_the_caller(error: Exception) -> IsthmusError | None:
+    """The error of a file or a text that the caller named, if it is one."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return Usage("file_unusable", f"{printable(str(error.filename))}: {error.strerror or error}")
+    if isinstance(error, UnicodeDecodeError):
+        return Usage(
+            "file_unusable", f"a file or the input is no UTF-8 text: {error.reason} at byte {error.start}"
+        )
+    return None

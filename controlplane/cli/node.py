@@ -7,13 +7,19 @@ from typing import Any
 
 import click
 
-from controlplane.cli.common import send, show_written, write_options
+from controlplane.cli.common import confirm, send, show_written, write_options
 from controlplane.cli.node_import.command import import_
 from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
 from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
+
+COLUMNS = (
+    *("node", "kind", "site", "range", "underlay", "epoch", "state", "behind", "last report"),
+    *("announced", "vtep mac", "kernel", "uid"),
+)
 
 
 @click.group()
@@ -32,7 +38,7 @@ def node() -> None:
 @click.option("--kind", type=click.Choice(["cloud", "external"]), help="Only nodes of this kind.")
 @click.option("--site", help="Only nodes of this site.")
 @click.option("--unreachable", is_flag=True, help="Only nodes that do not report.")
-@json_option
+@listing_options
 @bus_options
 def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool, as_json: bool) -> None:
     """List the nodes with their ranges and how far their agents have come."""
@@ -46,13 +52,30 @@ def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool
         print_json({"sequence": sequence, "nodes": nodes})
         return
     print_table(
-        ("node", "kind", "site", "range", "underlay", "epoch", "state", "behind", "last report"),
+        COLUMNS,
         [
-            (n.node, n.kind, n.site, n.cidr, _address(n), n.epoch, _state(n), _lag(n), _ago(n.last_seen))
+            (
+                n.node,
+                n.kind,
+                n.site,
+                n.cidr,
+                n.underlay,
+                n.epoch,
+                _state(n),
+                _lag(n),
+                _age(n.last_seen) if n.agent_state or n.unreachable else "",
+                n.announced,
+                n.vtep_mac,
+                n.kernel,
+                n.uid,
+            )
             for n in nodes
         ],
         title=f"{len(nodes):,} nodes at sequence {sequence}",
-        right=("epoch", "behind", "last report"),
+        right=("epoch", "behind"),
+        wide=COLUMNS[9:],
+        drop=("behind", "epoch", "kind", "site"),
+        shorten=("node", "site"),
         empty="no node has joined",
     )
 
@@ -73,22 +96,34 @@ async def _all_nodes(
         after = page.next_after
 
 
-def _address(view: NodeView) -> str:
-    return view.underlay if view.underlay == view.announced else f"{view.underlay} as {view.announced}"
-
-
 def _state(view: NodeView) -> str:
     if view.unreachable:
         return "unreachable"
-    return view.agent_state or "no report yet"
+    return view.agent_state or "never-reported"
 
 
 def _lag(view: NodeView) -> str:
     return "" if view.lag is None else f"{view.lag:,}"
 
 
-def _ago(moment: datetime | None) -> str:
-    return "" if moment is None else f"{max(0.0, (datetime.now(UTC) - moment).total_seconds()):.0f} s ago"
+def _checked(view: NodeView) -> str:
+    """When somebody last looked, so that an old answer is seen to be one."""
+    if not view.kernel_at:
+        return ""
+    return f" (checked at event {view.kernel_at:,}" + (
+        f", last report {_age(view.last_seen)} ago)" if view.last_seen else ")"
+    )
+
+
+def _age(moment: datetime | None) -> str:
+    """In one word, as kubectl says it: 41s, 12m, 3h, 5d."""
+    if moment is None:
+        return ""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for size, unit in ((172_800, "d"), (7200, "h"), (120, "m")):
+        if seconds >= size:
+            return f"{seconds // {'d': 86_400, 'h': 3600, 'm': 60}[unit]}{unit}"
+    return f"{seconds}s"
 
 
 @node.command()
@@ -118,11 +153,13 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
             ("joined", f"sequence {view.joined}"),
             ("address changed", f"sequence {view.changed}" if view.changed != view.joined else "never"),
             ("state", _state(view)),
-            ("last report", _ago(view.last_seen) or "none"),
+            ("last report", f"{_age(view.last_seen)} ago" if view.last_seen else "never"),
             ("applied", "unknown" if view.applied is None else f"{view.applied:,} ({_lag(view)} behind)"),
             (
                 "kernel",
-                {"agrees": "as the log says", "differs": "DIFFERS from the log"}.get(view.kernel, "unknown"),
+                {"agrees": f"in sync{_checked(view)}", "differs": f"DIFFERS from the log{_checked(view)}"}.get(
+                    view.kernel, "unknown"
+                ),
             ),
             *(("differs", row) for row in view.drift),
             *(("condition", condition) for condition in view.agent_conditions),
@@ -156,11 +193,17 @@ def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], 
 @node.command()
 @click.argument("name")
 @click.option("--reason", default="", help="Why; recorded for ever.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @write_options
 @json_option
 @bus_options
-def fence(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
+def fence(
+    *, context: BusContext, name: str, reason: str, yes: bool, how: dict[str, Any], as_json: bool
+) -> None:
     """Declare a node dead: it is removed, nothing waits for it any more, and its uid is barred for ever."""
+    if not how["dry_run"]:
+        question = f"Fence node {name}? Its installation is barred for ever and its pods lose their network."
+        confirm(question, yes=yes)
     reply = send(context, FenceNode(node=name, reason=reason), how)
     show_written(
         reply,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.output import listing_options
 from events.cli.tables import console, print_json, print_table
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
 @click.option("--limit", default=20, show_default=True, help="At most so many.")
 @click.option("--errors", is_flag=True, help="Only traces with an error or a refusal.")
 @click.option("--node", default="", help="Only traces that touched this node.")
-@json_option
+@listing_options
 def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_json: bool) -> None:
     """The latest traces, newest first: how many spans of how many processes (on).
 
@@ -85,21 +86,23 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
         print_json(answer)
         return
     print_table(
-        ("started", "trace", "begun by", "spans", "on", "took ms", "errors", "id"),
+        ("id", "started", "spans", "on", "took ms", "errors", "trace", "begun by"),
         [
             (
+                t.trace_id[:8],
                 f"{datetime.fromtimestamp(t.start_ns / 1e9).astimezone():%m-%d %H:%M:%S}",
-                t.name,
-                f"{t.service.removeprefix('isthmus-')} {t.instance}",
                 t.spans,
                 t.services,
                 f"{t.duration_ms:.1f}",
                 t.errors or "",
-                t.trace_id[:8],
+                t.name,
+                f"{t.service.removeprefix('isthmus-')} {t.instance}",
             )
             for t in answer.traces
         ],
         right=("spans", "on", "took ms", "errors"),
+        drop=("on", "spans"),
+        shorten=("begun by", "trace"),
         empty="no trace is kept yet; every command leaves one",
     )
 

@@ -148,6 +148,7 @@ def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) ->
     owned = state.owned.get(node.name)
     status = reports.statuses.get(node.uid)
     applied = reports.applied.get(node.uid)
+    differs = reports.differences.get(node.uid)
     return NodeView(
         node=node.name,
         uid=node.uid,
@@ -168,6 +169,7 @@ def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) ->
         agent_state=status.state if status else "",
         agent_conditions=status.conditions if status else (),
         kernel=kernel_verdict(reports, node.uid),
+        kernel_at=differs.sequence if differs is not None else reports.agreeing.get(node.uid, 0),
         drift=status.drift if status else (),
         refusals=tuple(refusal_views(state, node.name)),
     )
@@ -300,10 +302,12 @@ def answer(
     reports: Reports = NO_REPORTS,
     *,
     further: Sequence[Condition] = (),
+    about: Callable[[], Mapping[str, Any]] = dict,
 ) -> bytes:
     """Answer the request ``body`` to query ``name`` (an empty body counts as ``{}``) with JSON.
 
-    ``further`` are conditions of the controller itself, named before the cluster's own.
+    ``further`` are conditions of the controller itself, named before the cluster's own; ``about`` gives fields
+    of a :class:`ClusterView` that only it knows.
 
     Raises Refused and BadRequest (``unknown_command``, ``bad_request``).
     """
@@ -319,6 +323,6 @@ def answer(
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error
     found = ask(state, query, reports)
-    if further and isinstance(found, ClusterView):
-        found = msgspec.structs.replace(found, conditions=(*further, *found.conditions))
+    if isinstance(found, ClusterView):
+        found = msgspec.structs.replace(found, conditions=(*further, *found.conditions), **about())
     return _encode(found)

@@ -28,6 +28,7 @@ from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.gateway_reports import WithGateways
 from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.agents.reporting import WithMembers
+from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
@@ -57,6 +58,7 @@ from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import StatusReader
 from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
+from events.telemetry.role import our_version
 
 log = logging.getLogger("isthmus.controller")
 
@@ -330,8 +332,18 @@ class Controller:
             return await further(body)
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
+<<<<<<< HEAD
         own += [*self.liveness.clocks.conditions(), *self._conditions()]
         return answer(self.replica.state, name, body, self.liveness, further=own)
+=======
+        own += self._conditions()
+        return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)
+
+    def _about(self) -> dict[str, Any]:
+        reports = LiveReports(self.liveness, datetime.now(UTC))
+        agents = agents_by_state(self.replica.state, reports)
+        return {"agents": agents, "controller": self.name, "version": our_version()}
+>>>>>>> e71864f (Print every table in one way, and add status and version)
 
     async def _watch_statuses(self) -> None:
         """Take the agents' reports, first the last one of each, then as they come."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Literal
 
+import msgspec
+
 from controlplane.cluster.addressing.exhaustion import earliest_free
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.conditions import conditions, kernel_conditions
@@ -16,6 +18,7 @@ from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState, Range, asker_node
 from events.protocol.clb import Backend
 from events.protocol.queries import (
+    REMEDIES,
     CidrView,
     ClbAddressView,
     ClbBackendView,
@@ -116,6 +119,7 @@ def all_conditions(
         if recorded or condition.code not in FROM_REPORTS
     ]
     found += kernel_conditions(differing)
+    found = [msgspec.structs.replace(one, help=one.help or REMEDIES.get(one.code, "")) for one in found]
     return sorted(found, key=lambda condition: URGENCY.index(condition.severity))
 
 

@@ -6,6 +6,7 @@ Pure text: a template and what it needs in, configuration out. ``isthmus deploy 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +15,14 @@ import msgspec
 from deploy.credentials.certificates import ServerFiles
 from deploy.credentials.servers import CONNECTIONS_MAX, CONTROL_LINE_BYTES_MAX, plain_block, tls_block
 from deploy.credentials.store import Store
+from events.errors import Usage
 
 Shape = Literal["single", "cluster", "site"]
 Form = Literal["jwt", "plain"]
 TEMPLATES = Path(__file__).parent
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9\[:][A-Za-z0-9.:_\[\]-]{0,270}")
+_PATH = re.compile(r"[A-Za-z0-9/._+@ -]{1,1024}")
 CLIENT_PORT, CLUSTER_PORT, LEAF_PORT, MONITOR_PORT = 4222, 6222, 7422, 8222
 
 
@@ -41,6 +46,33 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     hub: tuple[str, ...] = ()
     form: Form = "jwt"
     """How the servers know their users; a site's server and the hub have the same form."""
+
+    def __post_init__(self) -> None:
+        """Everything here is written into files of three syntaxes; what needs no quoting in any is let in."""
+        for what, value in (("--name", self.name), *((("--site", self.site),) if self.site else ())):
+            _check(what, value, _NAME, "letters, digits, '.', '_' and '-', at most 64")
+        hosts = (("--listen", self.listen), ("--monitor", self.monitor))
+        for what, value in (
+            *hosts,
+            *(("--peer", peer) for peer in self.peers),
+            *(("--hub", host) for host in self.hub),
+        ):
+            check_host(what, value)
+        for what, path in (("--at", self.at), ("--data", self.data)):
+            _check(what, str(path), _PATH, "a path of letters, digits, '/', '.', '_', '-', '+', '@' and spaces")
+        for port in (self.client_port, self.cluster_port, self.leaf_port):
+            if not 0 < port < 65_536:
+                raise Usage("usage", f"{port} is no port; the bounds are 1 … 65,535")
+
+
+def check_host(what: str, value: str) -> None:
+    """Raises Usage(usage) for what is no host name or address."""
+    _check(what, value, _HOST, "a host name or an address, with or without a port")
+
+
+def _check(what: str, value: str, allowed: re.Pattern[str], form: str) -> None:
+    if allowed.fullmatch(value) is None:
+        raise Usage("usage", f"{what} {value[:80]!r} cannot be written into the server's files: {form}")
 
 
 def files_of(server: Server) -> ServerFiles:

@@ -48,6 +48,12 @@ class ControllerClient:
         self.actor = actor
         self._telemetry = telemetry
 
+    @property
+    def server(self) -> str:
+        """The bus server that this connection leads to, without credentials; empty while there is none."""
+        found = self._nats.connected_url
+        return f"{found.scheme}://{found.netloc.rpartition('@')[2]}" if found is not None else ""
+
     async def send(
         self,
         command: Command,

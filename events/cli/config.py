@@ -8,6 +8,7 @@ never print the value of a secret.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import re
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from events.cli.bus_urls import bad_url
 from events.errors import IsthmusError, Usage
 from events.subjects import check_label, check_node_name
 
@@ -32,10 +34,15 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Role → the path of its command below ``isthmus``."""
 
 FILE_LIMIT_BYTES = 256 * 1024
+_OTHER_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 MASK = "••••••"
 _NOT_SETTINGS = {"help", "config", "as_json"}
 _SECRET = re.compile(r"(token|password|secret|seed)$")
-_SCHEMES = {"nats", "tls", "ws", "wss"}
 _KEY = re.compile(r"""^\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*=""")
 
 
@@ -220,23 +227,15 @@ def cross_checks(values: dict[str, Any], options: dict[str, click.Option]) -> It
     if bool(values.get("tls_cert")) != bool(values.get("tls_key")) and "tls-cert" in options:
         key = "tls-cert" if values.get("tls_cert") else "tls-key"
         yield key, "tls-cert and tls-key belong together"
-    if creds and bus and "nats://" in str(bus) and not values.get("ca") and not _local(str(bus)):
+    if creds and bus and "nats://" in str(bus).lower() and not values.get("ca") and not _local(str(bus)):
         yield "creds", "creds: without TLS (tls:// and ca) everybody on the way reads along"
 
 
 def _bad_url(url: str) -> str:
-    try:
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
-        port = parts.port
-    except ValueError as error:
-        return f"{url[:80]!r}: {error}"
-    if parts.scheme not in _SCHEMES:
-        return f"{url[:80]!r}: the scheme is one of {', '.join(sorted(_SCHEMES))}"
-    if not parts.hostname or port == 0:
-        return f"{url[:80]!r} names no server"
-    if parts.password or parts.username:
+    parts = urlsplit(url if "://" in url else f"nats://{url}") if not bad_url(url) else None
+    if parts is not None and (parts.password or parts.username):
         return "a password in a URL shows up in process lists: use creds"
-    return ""
+    return bad_url(url)
 
 
 def _local(bus: str) -> bool:
@@ -264,7 +263,10 @@ def load(path: Path, command: click.Command) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(FILE_LIMIT_BYTES + 1)
-        text = raw.decode()
+        other = next((name for mark, name in _OTHER_ENCODINGS if raw.startswith(mark)), "")
+        if other:
+            raise refuse([Fault(1, f"it is {other} text; save it as UTF-8")], str(path))
+        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise refuse([Fault(0, f"it cannot be read: {error.strerror}")], str(path)) from error
     except UnicodeDecodeError as error:
@@ -301,7 +303,7 @@ def add_config(command: click.Command, role: str) -> click.Command:
             expose_value=False,
             callback=take,
             help=f"TOML file with these settings (`isthmus config example {role}`); "
-            "the environment and flags go before it.",
+            "the environment and flags override it.",
         ),
     )
     return command

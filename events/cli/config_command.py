@@ -43,7 +43,7 @@ def config() -> None:
     A role's file holds the options of its command, without the dashes:
       bus = "tls://10.0.0.5:4222"
       cluster = "prod"
-    The environment goes before the file, and flags before both.
+    The environment overrides the file, and flags override both.
 
     \b
     Begin:   isthmus config example agent > agent.toml
@@ -111,7 +111,7 @@ def example_text(role: str) -> str:
     """The text of a file in which everything has its default."""
     command = command_of(role)
     parts = [
-        f"# Configuration of `isthmus {' '.join(ROLES[role])}`. The environment and flags go before this file.",
+        f"# Configuration of `isthmus {' '.join(ROLES[role])}`. The environment and flags override it.",
         f"# Check it with: isthmus config check {role} FILE",
     ]
     for key, option in options_of(command).items():

@@ -20,11 +20,24 @@ import click
 import msgspec
 
 from events import subjects
+from events.cli.bus_urls import bus_servers
+from events.cli.output import json_option
 from events.errors import Usage
 
 if TYPE_CHECKING:
     from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions
+
+__all__ = [
+    "BusContext",
+    "bus_options",
+    "controller",
+    "default_actor",
+    "json_option",
+    "parse_pairs",
+    "run",
+    "suggesting",
+]
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -78,7 +91,7 @@ def bus_options(function: Function) -> Function:
         context = BusContext(
             cluster=subjects.check_label(cluster, "cluster"),
             bus=BusOptions(
-                servers=tuple(part.strip() for part in (bus or DEFAULT_BUS).split(",") if part.strip()),
+                servers=bus_servers(bus or DEFAULT_BUS),
                 credentials=creds or "",
                 ca=ca or "",
                 certificate=tls_cert or "",
@@ -89,13 +102,6 @@ def bus_options(function: Function) -> Function:
         return function(*args, context=context, **rest)
 
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
-
-
-def json_option(function: Function) -> Function:
-    """Add ``--json``; the command receives ``as_json: bool``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")(
-        function
-    )
 
 
 @asynccontextmanager

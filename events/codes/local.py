@@ -58,6 +58,11 @@ LOCAL_CODES: dict[str, Code] = {
         "The message says what the log does hold.",
     ),
     # --- local -------------------------------------------------------------------------------------------
+    "file_unusable": Code(
+        "Usage",
+        "A file that the command line names, or the input, cannot be read or written.",
+        "Correct the path, its permissions or its encoding (UTF-8).",
+    ),
     "usage": Code("Usage", "The command line is wrong.", "See --help."),
     "overlay_conflict": Code(
         "Refused",

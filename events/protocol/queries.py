@@ -25,6 +25,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     severity: Literal["info", "warning", "critical"]
     message: str
+    help: str = ""
+    """The command that helps or says more, where there is one; capitals stand for what the message names."""
 
 
 CONDITIONS: dict[str, str] = {
@@ -53,6 +55,23 @@ CONDITIONS: dict[str, str] = {
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
 }
 """Condition code → what it means; the documentation's table is generated from it."""
+
+
+REMEDIES: dict[str, str] = {
+    "pool_exhausted": "isthmus cluster append CIDR",
+    "pool_low": "isthmus cluster append CIDR",
+    "drain_waiting": "isthmus node list --unreachable",
+    "nodes_unreachable": "isthmus node list --unreachable",
+    "no_clb": "isthmus clb reserve main --subnet CIDR",
+    "clb_no_holder": "isthmus clb gateway add NODE",
+    "clb_no_backend": "isthmus clb show NAME",
+    "conflict_overridden": "isthmus cluster network list",
+    "joins_refused": "isthmus node show NODE",
+    "kernel_differs": "isthmus node show NODE",
+    "log_poisoned": "isthmus replay verify",
+    "cluster_deleted": "isthmus replay log",
+}
+"""Condition code → the command that helps, or that says more."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,7 +175,11 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster at one sequence. ``definition`` is None before ``cluster define``."""
+    """The cluster at one sequence. ``definition`` is None before ``cluster define``.
+
+    ``agents`` counts members by their agent's state (``unknown``: never reported); ``controller`` of release
+    ``version`` answered. A controller of 0.2.0 says neither.
+    """
 
     cluster: str
     sequence: int
@@ -173,6 +196,9 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     reservations: int
     watermark: int
     conditions: tuple[Condition, ...]
+    agents: dict[str, int] = {}
+    controller: str = ""
+    version: str = ""
 
 
 class RefusalView(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +237,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     agent_conditions: tuple[str, ...] = ()
     kernel: str = ""
     """``agrees`` or ``differs`` from the log, by the digest that the agent last published; empty: unknown."""
+    kernel_at: int = 0
+    """The sequence at which that was found; 0: never."""
     drift: tuple[str, ...] = ()
     refusals: tuple[RefusalView, ...] = ()
 

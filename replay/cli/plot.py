@@ -16,10 +16,10 @@ from replay.cli.session import LogSource, Word, opened, progress, source_options
 @click.argument("kind", type=Word(["pool", "churn", "ring"]))
 @click.option("--from", "since", default="start", metavar="WHEN", help="Begin with this moment.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
+@json_option
 @click.option(
     "-o", "--output", "file", required=True, type=click.Path(dir_okay=False), help="The picture: .svg or .png."
 )
-@json_option
 def plot_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, kind: str, since: str, until: str, file: str, as_json: bool
 ) -> None:
