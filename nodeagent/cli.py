@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import console, print_json
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
@@ -161,7 +161,7 @@ def status_command(state_dir: Path, as_json: bool) -> None:
 @state_option
 @click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
 def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_json: bool) -> None:
     """Remove everything of ours from this node: device, rows, firewall, CNI file, state. On purpose only.
@@ -171,8 +171,7 @@ def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_jso
     """
     from nodeagent.clean import clean
 
-    if not yes:
-        click.confirm("Pods on this node lose the overlay. Go on?", abort=True)
+    confirm("Pods on this node lose the overlay. Go on?", yes=yes)
     removed = run(clean(state_dir, cni_dir, device))
     if as_json:
         print_json({"removed": removed})
@@ -182,7 +181,7 @@ def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_jso
 
 @agent.command("forget")
 @state_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def forget_command(state_dir: Path, yes: bool) -> None:
     """Forget the log that was followed; keep every row, the firewall and the node's identity.
 
@@ -194,8 +193,7 @@ def forget_command(state_dir: Path, yes: bool) -> None:
     """
     from nodeagent.clean import forget
 
-    if not yes:
-        click.confirm("The log on the bus becomes the truth for this node. Go on?", abort=True)
+    confirm("The log on the bus becomes the truth for this node. Go on?", yes=yes)
     there = forget(state_dir)
     click.echo(
         "the followed log is forgotten; the rows are as they were"
@@ -226,7 +224,8 @@ def new_identity_command(state_dir: Path, yes: bool) -> None:
 @bus_options
 @state_option
 @click.option("--reason", default="", help="For the record.")
-def leave_command(context: BusContext, state_dir: Path, reason: str) -> None:
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def leave_command(context: BusContext, state_dir: Path, reason: str, yes: bool) -> None:
     """Tell the cluster that this node leaves; its range drains, and the others remove their rows.
 
     Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`.
@@ -236,6 +235,7 @@ def leave_command(context: BusContext, state_dir: Path, reason: str) -> None:
     from nodeagent import local_files
 
     status = local_files.read_status(state_dir)
+    confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
 
     async def leave() -> None:
         async with controller(context) as client:

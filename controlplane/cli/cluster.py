@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from controlplane.cli.common import (
-    confirm,
     override_option,
     send,
     show_conditions,
@@ -15,7 +14,7 @@ from controlplane.cli.common import (
     write_options,
 )
 from events.cli.hints import hint
-from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import output, print_json, print_table
 from events.errors import Usage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
@@ -13,7 +12,6 @@ import msgspec
 from events.cli.hints import hint
 from events.cli.options import BusContext, controller, parse_pairs, run
 from events.cli.tables import coloured, print_json, print_table, printable
-from events.errors import Usage
 from events.protocol.commands import Command, CommandReply, Override
 from events.protocol.queries import Condition
 
@@ -124,12 +122,3 @@ def show_conditions(conditions: Sequence[Condition], *, context: BusContext) -> 
         click.echo(f"{label}  {printable(item.message)} [{item.code}]")
         if item.help:
             click.echo(f"{'':>8}  → {hint(context, item.help)}")
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; without a terminal ``--yes`` is needed."""
-    if yes:
-        return
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise Usage("usage", f"{question} There is no terminal to ask on: add --yes to confirm.")
-    click.confirm(question, abort=True)

@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -50,7 +51,10 @@ _OWN = (
 )
 SECTIONS = {
     "Operate": ("status", "node", "cluster", "clb", "events", "replay", "trace", "plan", "version"),
-    "Run": ("up", "controller", "agent", "doctor", "config", "credentials", "deploy", "site"),
+    "Run": (
+        *("up", "controller", "token", "join", "leave", "agent", "doctor"),
+        *("config", "credentials", "deploy", "site"),
+    ),
     "Try": ("lab", "churn"),
 }
 """Headings of the help, each with its commands in order; what others register comes last."""
@@ -59,7 +63,9 @@ SECTIONS = {
 class Commands(click.Group):
     """A group whose commands are the registered entry points."""
 
-    def _entries(self) -> dict[str, EntryPoint]:
+    @staticmethod
+    @cache
+    def _entries() -> dict[str, EntryPoint]:
         found = {entry.name: entry for entry in entry_points(group=GROUP)}
         return {entry.name: entry for entry in _OWN} | found
 

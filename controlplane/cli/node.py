@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from controlplane.cli.common import confirm, send, show_written, write_options
+from controlplane.cli.common import send, show_written, write_options
 from controlplane.cli.node_import.command import import_
 from events.bus.client import ControllerClient
-from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
 from events.protocol.commands import FenceNode, RemoveNode

@@ -10,6 +10,7 @@ import asyncio
 import getpass
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BusContext",
     "bus_options",
+    "confirm",
     "controller",
     "default_actor",
     "json_option",
@@ -143,3 +145,12 @@ def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
             raise Usage("usage", f"{what} {value!r} is not of the form NAME=VALUE")
         pairs[key] = rest
     return pairs
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone; without a terminal ``--yes`` is needed."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Usage("usage", f"{question} There is no terminal to ask on: add --yes to confirm.")
+    click.confirm(question, abort=True)

@@ -161,7 +161,7 @@ COMMAND_CODES: dict[str, Code] = {
         "Refused",
         "The name belongs to a member that has been heard: another uid does not take its place unasked.",
         "Give the machine one uid, or say that the member is to go: `isthmus node fence NODE`, or "
-        "`isthmus node import --replace NODE`.",
+        "`isthmus node import --replace NODE FILE`.",
     ),
     "name_repeated": Code(
         "Refused",
@@ -223,7 +223,7 @@ COMMAND_CODES: dict[str, Code] = {
     "clb_not_gateway": Code(
         "Refused",
         "Only a cloud node can be a gateway, and only an address whose provider is `gateway` has backends.",
-        "Choose a cloud node; reserve with `isthmus clb reserve NAME --provider gateway`.",
+        "Choose a cloud node; reserve with `isthmus clb reserve NAME --subnet CIDR --provider gateway`.",
     ),
     "clb_backend_unknown": Code(
         "Refused", "The reservation has no such backend or purpose.", "List them: `isthmus clb show NAME`."

@@ -116,7 +116,7 @@ RUNNING_CODES: dict[str, Code] = {
     "token_invalid": Code(
         "Refused",
         "The join token is damaged, expired, or for another node or cluster.",
-        "Make a new one with `isthmus credentials token NODE`.",
+        "Make a new one with `isthmus token create NODE --bus URL`.",
     ),
     "token_used": Code(
         "Refused",

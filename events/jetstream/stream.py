@@ -179,8 +179,9 @@ def _lost(name: str, remembered: int) -> Unavailable:
     return Unavailable(
         "log_missing",
         f"the bus has no stream {name}, but this controller's read model was made from its events up to "
-        f"{remembered}: it is not made anew. If the servers have lost it, restore it from an archive "
-        f"(isthmus replay import FILE); if it was deleted on purpose, remove the read model's directory",
+        f"{remembered}: it is not made anew. If the servers have lost it, restore it from an "
+        "archive (isthmus replay import --archive FILE); if it was deleted on purpose, remove the read model's "
+        "directory",
         stream=name,
         remembered=remembered,
     )

@@ -86,7 +86,7 @@ class RealLab:
         state = line[line.index("--state-dir") + 1]
         kill(pid, signal.SIGTERM)
         self.wait(f"the agent of {node} to stop", lambda: self._gone(pid))
-        self.on(node, "isthmus", "agent", "leave", "--state-dir", state, "--reason", "replaced")
+        self.on(node, "isthmus", "agent", "leave", "--yes", "--state-dir", state, "--reason", "replaced")
         again = [ISTHMUS, "lab", "exec", "--name", LAB, node, *line]
         quiet = subprocess.DEVNULL
         self._agents.append(subprocess.Popen(again, stdin=quiet, stdout=quiet, stderr=quiet))

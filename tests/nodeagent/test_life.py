@@ -114,7 +114,7 @@ def test_a_reinstalled_node_replaces_its_old_self_everywhere() -> None:
         b.start()
         # Its old self was heard a moment ago: only a decision that names it ends it before it is silent.
         until(lambda: "isthmus node fence b" in b.log(), "the refusal names the way out")
-        assert place.isthmus("node", "fence", "b", "--reason", "reinstalled").returncode == 0
+        assert place.isthmus("node", "fence", "b", "--yes", "--reason", "reinstalled").returncode == 0
         b.ready(2)
         new = b.status()
         assert new["uid"] != old["uid"]
@@ -149,7 +149,7 @@ def test_stop_keeps_and_clean_removes_everything_of_ours_and_nothing_else() -> N
         a, _ = place.nodes.values()
         a.run("ip route add 198.51.100.0/24 dev eth0 proto 99")
         a.run("nft add table inet theirs")
-        left = a.run(f"{ISTHMUS} agent leave --bus {BUS} --state-dir {a.directory}/state")
+        left = a.run(f"{ISTHMUS} agent leave --yes --bus {BUS} --state-dir {a.directory}/state")
         assert "has left" in left
         until(lambda: any("taken off the cluster's list" in text for text in a.status()["conditions"]), "told")
         assert a.status()["state"] == "degraded"

@@ -141,7 +141,7 @@ def _defined_already(state: ClusterState, current: ClusterDefined, wanted: Clust
         raise Refused(
             "cluster_already_defined",
             f"cluster {current.cluster!r} exists, without network {', '.join(unknown)}: "
-            f"isthmus cluster network add CIDR",
+            "isthmus cluster network add CIDR --kind KIND",
             cluster=current.cluster,
             networks=unknown,
         )

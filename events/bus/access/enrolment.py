@@ -121,7 +121,7 @@ def read_token(text: str, *, now: datetime | None = None, accept_expired: bool =
         raise Refused(
             "token_invalid",
             f"the join token for node {token.node!r} expired at {found.expires:%Y-%m-%d %H:%M} UTC: "
-            f"make a new one with `isthmus credentials token {token.node}`",
+            f"make a new one with `isthmus token create {token.node} --bus URL`",
             node=token.node,
         )
     return token
