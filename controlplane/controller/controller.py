@@ -332,18 +332,13 @@ class Controller:
             return await further(body)
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
-<<<<<<< HEAD
         own += [*self.liveness.clocks.conditions(), *self._conditions()]
-        return answer(self.replica.state, name, body, self.liveness, further=own)
-=======
-        own += self._conditions()
         return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)
 
     def _about(self) -> dict[str, Any]:
         reports = LiveReports(self.liveness, datetime.now(UTC))
         agents = agents_by_state(self.replica.state, reports)
         return {"agents": agents, "controller": self.name, "version": our_version()}
->>>>>>> e71864f (Print every table in one way, and add status and version)
 
     async def _watch_statuses(self) -> None:
         """Take the agents' reports, first the last one of each, then as they come."""
