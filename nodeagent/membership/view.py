@@ -294,7 +294,7 @@ class View:
             return ""
         return (
             f"{len(found)} rows that the log demands make no sense and are left out, the first: {found[0]}. "
-            f"A controller is faulty, or somebody else writes to the log: look who wrote it by `isthmus replay log`"
+            "A controller is faulty, or somebody else writes to the log; see `isthmus replay log`"
         )
 
     def _ended(self, cidr: str, epoch: int) -> tuple[Change, ...]:
