@@ -37,6 +37,14 @@ _data = click.option(
     help="What to do at an event that contradicts the log before it, or is damaged: stand still and refuse "
     "commands, or write into the log that it is parked, with what its command wrote: then all leave it out.",
 )
+@click.option(
+    "--kubernetes",
+    is_flag=True,
+    envvar="ISTHMUS_KUBERNETES",
+    help="Keep Kubernetes Nodes in step: podCIDR, NetworkUnavailable. As a pod, or by --kubeconfig.",
+)
+@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Access to the API server; implies --kubernetes.")  # fmt: skip
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -49,6 +57,8 @@ def controller(  # noqa: PLR0917  click passes options by name
     replicas: str | None,
     verify_log: bool,
     on_poison: Any,
+    kubernetes: bool,
+    kubeconfig: Path | None,
     http: str,
     log_level: str,
     as_json: bool,
@@ -76,6 +86,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             replicas=int(replicas) if replicas else None,
             verify_log=verify_log,
             on_poison=on_poison,
+            kubernetes=kubeconfig or kubernetes,
             http=http,
             as_json=as_json,
         )
@@ -90,6 +101,7 @@ async def _controller(
     replicas: int | None,
     verify_log: bool,
     on_poison: Any,
+    kubernetes: Path | bool,
     http: str,
     as_json: bool,
 ) -> None:
@@ -107,7 +119,7 @@ async def _controller(
         verify_log=verify_log,
         on_poison=on_poison,
     )
-    async with controller_process(options, http=http) as running:
+    async with controller_process(options, http=http, kubernetes=kubernetes) as running:
         controller = running.controller
 
         async def on_ready() -> None:

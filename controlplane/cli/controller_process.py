@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from controlplane.console.inspector import Inspector
@@ -42,11 +43,16 @@ def parse_where(where: str) -> tuple[str, int]:
 
 @asynccontextmanager
 async def controller_process(
-    options: ControllerOptions, *, http: str = DEFAULT_HTTP, environ: Mapping[str, str] = os.environ
+    options: ControllerOptions,
+    *,
+    http: str = DEFAULT_HTTP,
+    kubernetes: Path | bool = False,
+    environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
 
-    ``http`` is ``HOST:PORT`` or ``off``; the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
+    ``kubernetes`` is a kubeconfig file, or True inside a cluster. ``http`` is ``HOST:PORT`` or ``off``;
+    the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
     port is taken (another controller on this machine) any free one is used.
 
     Raises what :meth:`Controller.start` raises, and Usage(usage) for an address that demands a token.
@@ -81,6 +87,12 @@ async def controller_process(
         await stack.enter_async_context(
             observability.following(controller.changes, controller.liveness, live, controller.client)
         )
+        if kubernetes:
+            from controlplane.kubernetes.members import bridging
+
+            await stack.enter_async_context(
+                bridging(controller, kubernetes if isinstance(kubernetes, Path) else None)
+            )
         address, why_not = "", "switched off"
         if http != "off":
             address, why_not = await _serve(stack, source, http, token)

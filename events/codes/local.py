@@ -142,6 +142,21 @@ LOCAL_CODES: dict[str, Code] = {
         "A file that had to be written is there already, is somebody else's, and says something else.",
         "Move it away or remove it, and repeat the same command.",
     ),
+    "kubernetes_config": Code(
+        "Refused",
+        "There is no readable access to a Kubernetes API server.",
+        "Run as a pod with its ServiceAccount, or say --kubeconfig FILE.",
+    ),
+    "kubernetes_refused": Code(
+        "Refused",
+        "The Kubernetes API server refuses a request of the bridge: rights, or a value that it does not take.",
+        "The message has its words; the rights are in the manifests' rbac.yaml.",
+    ),
+    "kubernetes_unreachable": Code(
+        "Unavailable",
+        "The Kubernetes API server does not answer; members, ranges and packets go on without it.",
+        "Nothing: what is missing on Nodes is written once it answers. Look at the API server if it lasts.",
+    ),
     "machine_is_a_node": Code(
         "Refused",
         "This machine is a node already, of another name or cluster than the token's.",

@@ -1,0 +1,288 @@
+"""Keeps Nodes and members in step: follows Nodes, the log and the reports, and writes what differs.
+
+Level-triggered: a change anywhere only marks a name; what is written follows from the Node and the member as
+they are when its turn comes, so that lost, late and repeated notices do no harm. Only a leading controller
+writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, Protocol, cast
+
+from controlplane.kubernetes import objects
+from controlplane.kubernetes.api import Change, KubernetesApi, WatchExpiredError
+from controlplane.kubernetes.desired import Member, Wanted, wanted
+from controlplane.kubernetes.objects import Node
+from events.errors import IsthmusError, Refused, Unavailable
+from events.ids import new_id
+
+log = logging.getLogger("isthmus.kubernetes")
+
+WRITERS = 8
+"""Nodes written at a time: a whole cluster must not be a flood for the API server."""
+RESYNC_S = 300.0
+"""Everything is looked at anew this often (jittered), whatever was noticed."""
+PAUSE_FIRST_S, PAUSE_LONGEST_S = 0.5, 30.0
+LOOK_S = 0.5
+"""How often the agents' reports are looked at for a change."""
+WARNINGS_LIMIT = 20_000
+"""Nodes whose last warning is remembered, so that it is not repeated."""
+
+
+class Members(Protocol):
+    """What the bridge needs of the controller."""
+
+    @property
+    def leading(self) -> bool:
+        """Whether this controller leads; only then is anything written."""
+        ...
+
+    def member(self, name: str) -> Member | None:
+        """The member of this name, as the log and the reports have it now."""
+        ...
+
+    def refusal(self, name: str) -> str:
+        """Why the node of this name has no range, as recorded; empty when nothing is."""
+        ...
+
+    def owner(self, cidr: str) -> str:
+        """The name of the member whose range this is; empty when it is nobody's."""
+        ...
+
+    def moved(self) -> AsyncIterator[str]:
+        """For ever: names of members of which something changed. An empty name: anything may have."""
+        ...
+
+
+class Bridge:
+    """One bridge. :meth:`run` until cancelled."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        members: Members,
+        *,
+        instance: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._api = api
+        self._members = members
+        self._instance = instance
+        self._now = now
+        self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
+        self.nodes: dict[str, Node] = {}
+        """Name → the Node as last seen."""
+        self._due: dict[str, None] = {}
+        self._again: dict[str, tuple[float, float]] = {}
+        """Name → (when it is to be tried again by the loop's clock, the pause that was waited)."""
+        self._busy: set[str] = set()
+        self._wake = asyncio.Event()
+        self._warned: dict[str, str] = {}
+        self.written = 0
+        self.failed = 0
+        self.synced = asyncio.Event()
+        """Set once all Nodes were listed."""
+        self.problem = ""
+        """What keeps the bridge from its work, in words; empty while nothing does."""
+
+    async def run(self) -> None:
+        """List, watch, write, for ever. What a cancelled bridge wrote stands, and another one goes on."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_nodes(), name="nodes")
+            tasks.create_task(self._follow_members(), name="members")
+            tasks.create_task(self._resync(), name="resync")
+            for number in range(WRITERS):
+                tasks.create_task(self._write(), name=f"writer {number}")
+
+    # --- what is noticed -------------------------------------------------------------------------------
+
+    def mark(self, name: str) -> None:
+        """Something about this name may have changed."""
+        if name in self.nodes:
+            self._due[name] = None
+            self._wake.set()
+
+    def mark_all(self) -> None:
+        """Anything may have changed."""
+        self._due.update(dict.fromkeys(self.nodes))
+        self._wake.set()
+
+    async def _follow_nodes(self) -> None:
+        version, pause_s = "", PAUSE_FIRST_S
+        while True:
+            try:
+                if not version:
+                    listed, version = await self._api.list_nodes()
+                    self.nodes = {node.name: node for node in listed}
+                    self.synced.set()
+                    self.problem = ""
+                    self.mark_all()
+                changes = self._api.watch_nodes(version)
+                async with aclosing(cast("AsyncGenerator[Change, None]", changes)) as following:
+                    async for change in following:
+                        version = change.version or version
+                        pause_s = PAUSE_FIRST_S
+                        self._notice(change)
+            except WatchExpiredError:
+                version = ""
+            except (Unavailable, Refused) as error:
+                self._troubled(error)
+                version = version if isinstance(error, Unavailable) else ""
+                await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
+                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
+
+    def _notice(self, change: Change) -> None:
+        node = change.node
+        if node is None:
+            return
+        if change.deleted:
+            self.nodes.pop(node.name, None)
+            self._warned.pop(node.name, None)
+            return
+        known = self.nodes.get(node.name)
+        self.nodes[node.name] = node
+        # A heartbeat changes nothing that is looked at: five thousand of them must cost next to nothing.
+        if known is None or (known.spec, known.network, known.metadata.uid, known.metadata.annotations) != (
+            node.spec, node.network, node.metadata.uid, node.metadata.annotations,
+        ):  # fmt: skip
+            self.mark(node.name)
+
+    async def _follow_members(self) -> None:
+        async for name in self._members.moved():
+            if name:
+                self.mark(name)
+            else:
+                self.mark_all()
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_S * self._jitter.uniform(0.8, 1.2))
+            self.mark_all()
+
+    # --- what is written -------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while True:
+            name = await self._next()
+            self._busy.add(name)
+            try:
+                await self._settle(name)
+                self._again.pop(name, None)
+            except (Unavailable, Refused) as error:
+                self.failed += 1
+                self._troubled(error)
+                _, pause_s = self._again.get(name, (0.0, PAUSE_FIRST_S / 2))
+                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
+                due = asyncio.get_running_loop().time() + pause_s * self._jitter.uniform(0.5, 1.5)
+                self._again[name] = (due, pause_s)
+            finally:
+                self._busy.discard(name)
+                self._wake.set()
+
+    async def _next(self) -> str:
+        """The next name whose turn it is. One name is never with two writers."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._members.leading:
+                now = loop.time()
+                for name in self._due:
+                    if name not in self._busy and self._again.get(name, (0.0, 0.0))[0] <= now:
+                        del self._due[name]
+                        return name
+                for name, (due, _) in self._again.items():
+                    if due <= now and name not in self._busy and name not in self._due and name in self.nodes:
+                        return name
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _settle(self, name: str) -> None:
+        """Write what one Node lacks. Raises Unavailable, Refused."""
+        node = self.nodes.get(name)
+        if node is None or node.metadata.deletion_timestamp:
+            return
+        member = self._members.member(name)
+        owner = self._members.owner(node.spec.pod_cidr) if node.spec.pod_cidr else ""
+        want = wanted(
+            node, member, refusal=self._members.refusal(name), taken_by="" if owner == name else owner
+        )
+        if want and await self._apply(node, member, want):
+            self.written += 1
+            log.info("node %s: %s", name, _said(want, member))
+
+    async def _apply(self, node: Node, member: Member | None, want: Wanted) -> bool:
+        """The podCIDR before the condition that lets pods in; False when the Node is another one by now."""
+        patches: list[tuple[dict[str, Any], bool]] = []
+        if want.pod_cidr:
+            patches.append((objects.pod_cidr_patch(node, want.pod_cidr), False))
+        if want.annotate and member is not None:
+            patches.append((objects.annotations_patch(node, member.cidr, member.epoch, member.uid), False))
+        if want.condition is not None:
+            said = want.condition
+            patches.append(
+                (objects.condition_patch(node, said.status, said.reason, said.message, self._moment()), True)
+            )
+        latest: Node | None = node
+        for patch, status in patches:
+            latest = await self._patched(node, patch, status=status)
+            if latest is None:
+                return False
+        if want.untaint and latest is not None:
+            await self._patched(node, objects.untaint_patch(latest))
+        await self._warn(node, want.warning)
+        return True
+
+    async def _patched(self, node: Node, patch: Mapping[str, Any], *, status: bool = False) -> Node | None:
+        """Patch, and go on from the answer: until the watch brings it, it would be written again."""
+        latest = await self._api.patch_node(node.name, patch, status=status)
+        known = self.nodes.get(node.name)
+        if latest is not None and known is not None and known.metadata.uid == latest.metadata.uid:
+            self.nodes[node.name] = latest
+        return latest
+
+    async def _warn(self, node: Node, warning: str) -> None:
+        """An Event, once for each warning until it changes."""
+        if not warning:
+            self._warned.pop(node.name, None)
+            return
+        if self._warned.get(node.name) == warning:
+            return
+        if len(self._warned) >= WARNINGS_LIMIT:
+            self._warned.clear()
+        await self._api.create_event(
+            objects.event(
+                node, name=f"{node.name}.{new_id()[-12:]}", reason="IsthmusRangeConflict",
+                action="WritePodCIDR", note=warning, instance=self._instance, now=self._moment(micro=True),
+            )
+        )  # fmt: skip
+        self._warned[node.name] = warning
+
+    def _moment(self, *, micro: bool = False) -> str:
+        """RFC 3339, as metav1.Time (seconds) or metav1.MicroTime wants it."""
+        return self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ" if micro else "%Y-%m-%dT%H:%M:%SZ")
+
+    def _troubled(self, error: IsthmusError) -> None:
+        """One line a change, not one a try."""
+        if self.problem != error.message:
+            log.warning("%s [%s]", error.message, error.code)
+        self.problem = error.message
+
+
+def _said(want: Wanted, member: Member | None) -> str:
+    parts = [
+        f"podCIDR {want.pod_cidr}" if want.pod_cidr else "",
+        f"NetworkUnavailable={want.condition.status} ({want.condition.reason})" if want.condition else "",
+        "annotations" if want.annotate and member is not None else "",
+        "start-up taint removed" if want.untaint else "",
+    ]
+    return ", ".join(part for part in parts if part)

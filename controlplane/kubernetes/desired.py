@@ -1,0 +1,127 @@
+"""A Node and the member of its name → what is to be written to the Node. Pure: no clock, no API server.
+
+The rules are a table; each row has a test:
+
+======================================  =========================  ======================================
+member                                  Node's podCIDR             written
+======================================  =========================  ======================================
+none (never, refused, removed)          any                        True, IsthmusNoRange
+range, agent not ready or never heard   none                       podCIDR; True, IsthmusAgentNotReady
+range, agent ready                      none or the range          podCIDR; False, IsthmusIsUp; taint away
+range, agent silent after being ready   the range                  nothing: the data path goes on
+range                                   another one                True, IsthmusRangeConflict, Event
+======================================  =========================  ======================================
+
+A podCIDR is never changed once set (the API refuses it) and never taken over from somebody else: two Nodes
+with one podCIDR are accepted by the API server, so the member whose range it is decides which is right.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from controlplane.kubernetes.objects import EPOCH, RANGE, STARTUP_TAINT, UID, Node, Reason
+
+Agent = Literal["ready", "not ready", "silent", "never heard"]
+"""What is known of a member's agent: its last report, and whether it still reports."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log and the agents say of the member with a Node's name.
+
+    ``cidr`` is empty for one without a range; ``complaint`` is what the agent says, in words.
+    """
+
+    uid: str
+    cidr: str
+    epoch: int
+    agent: Agent
+    complaint: str = ""
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What NetworkUnavailable is to say."""
+
+    status: Literal["True", "False"]
+    reason: Reason
+    message: str
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be written; None and False: nothing of that kind. ``warning`` becomes a Kubernetes Event."""
+
+    pod_cidr: str = ""
+    annotate: bool = False
+    condition: Condition | None = None
+    untaint: bool = False
+    warning: str = ""
+
+    def __bool__(self) -> bool:
+        return self != NOTHING
+
+
+NOTHING = Wanted()
+
+
+def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: str = "") -> Wanted:
+    """What to write to ``node``.
+
+    ``refusal`` is the recorded reason why the node has no range; ``taken_by`` the member that owns the range
+    which the Node has as its podCIDR, when that is another one.
+    """
+    found = node.spec.pod_cidr
+    if member is None or not member.cidr:
+        message = f"{node.name} has no range: " + (
+            refusal or "no agent has joined by this name; look with `isthmus agent status` on the node"
+        )
+        return Wanted(condition=_changed(node, Condition("True", "IsthmusNoRange", message)))
+    if found not in {"", member.cidr}:
+        owner = f", which is the range of {taken_by}" if taken_by else ""
+        message = (
+            f"the Node has podCIDR {found}{owner}; its range is {member.cidr}. A podCIDR cannot be changed: "
+            f"drain the node, `kubectl delete node {node.name}`, restart its kubelet; if "
+            f"kube-controller-manager gave it, run that with --allocate-node-cidrs=false"
+        )
+        return Wanted(
+            annotate=_stale(node, member),
+            condition=_changed(node, Condition("True", "IsthmusRangeConflict", message)),
+            warning=message,
+        )
+    pod_cidr = member.cidr if not found else ""
+    if member.agent == "silent":
+        # Its packets may well be flowing: what was said stands, and only what is missing is filled in.
+        return Wanted(pod_cidr=pod_cidr, annotate=_stale(node, member))
+    if member.agent != "ready":
+        why = member.complaint or (
+            "its agent has not reported yet" if member.agent == "never heard" else "it says so"
+        )
+        condition = Condition(
+            "True", "IsthmusAgentNotReady", f"{node.name} has {member.cidr}; not ready: {why}"
+        )
+        return Wanted(pod_cidr=pod_cidr, annotate=_stale(node, member), condition=_changed(node, condition))
+    return Wanted(
+        pod_cidr=pod_cidr,
+        annotate=_stale(node, member),
+        condition=_changed(node, Condition("False", "IsthmusIsUp", f"pods have {member.cidr}")),
+        untaint=any(taint.key == STARTUP_TAINT for taint in node.spec.taints),
+    )
+
+
+def _stale(node: Node, member: Member) -> bool:
+    """Whether the annotations say anything else than the log."""
+    said = node.metadata.annotations
+    return (said.get(RANGE), said.get(EPOCH), said.get(UID)) != (member.cidr, str(member.epoch), member.uid)
+
+
+def _changed(node: Node, condition: Condition) -> Condition | None:
+    """The condition, unless the Node says exactly that (a cloud's route controller may overwrite it)."""
+    found = node.network
+    if found is not None and (found.status, found.reason, found.message) == (
+        condition.status,
+        condition.reason,
+        condition.message,
+    ):
+        return None
+    return condition

@@ -1,0 +1,159 @@
+"""The bridge's view of a running controller: members by name, and what moved. Reads only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from controlplane.changes import Changes, Lagged
+from controlplane.cluster.state import ClusterState, asker_node
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.controller import Controller
+from controlplane.kubernetes.api import KubernetesClient
+from controlplane.kubernetes.bridge import Bridge
+from controlplane.kubernetes.desired import Agent, Member
+from events.status import AgentStatus
+
+log = logging.getLogger("isthmus.kubernetes")
+
+COMPLAINTS_SHOWN = 3
+AGAIN_S = 5.0
+
+
+class ControllerMembers:
+    """:class:`controlplane.kubernetes.bridge.Members` on the parts of a controller."""
+
+    def __init__(
+        self,
+        state: Callable[[], ClusterState],
+        liveness: Liveness,
+        changes: Changes,
+        leading: Callable[[], bool],
+    ) -> None:
+        self._state = state
+        self._liveness = liveness
+        self._changes = changes
+        self._leading = leading
+
+    @property
+    def leading(self) -> bool:
+        return self._leading()
+
+    def member(self, name: str) -> Member | None:
+        state = self._state()
+        node = state.nodes.get(name)
+        owned = state.owned.get(name)
+        if node is None or owned is None:
+            return None
+        status = self._liveness.statuses.get(node.uid)
+        return Member(
+            uid=node.uid,
+            cidr=owned.cidr,
+            epoch=owned.epoch,
+            agent=_agent(status, silent=name in state.unreachable, epoch=owned.epoch),
+            complaint="; ".join(status.conditions[:COMPLAINTS_SHOWN]) if status is not None else "",
+        )
+
+    def refusal(self, name: str) -> str:
+        known = self._state().refusals.get(asker_node(name), {})
+        return max(known.values(), key=lambda refusal: refusal.since).message if known else ""
+
+    def owner(self, cidr: str) -> str:
+        state = self._state()
+        try:
+            first = int(IPv4Network(cidr).network_address)
+        except ValueError:
+            return ""
+        for each in state.cidrs:
+            place, rest = divmod(first - each.first, state.definition.range_size if state.definition else 1)
+            owned = (
+                state.ranges.get(each.first_index + place) if 0 <= place < each.capacity and not rest else None
+            )
+            if owned is not None and owned.cidr == cidr:
+                return owned.node
+        return ""
+
+    async def moved(self) -> AsyncIterator[str]:
+        """Names from the log's events and from reports that say something new. Cancelled, it is deaf."""
+        names: dict[str, None] = {}
+        wake = asyncio.Event()
+        said: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+        def reported(status: AgentStatus) -> None:
+            now = (status.state, status.conditions)
+            if said.get(status.node) != now:
+                said[status.node] = now
+                names[status.node] = None
+                wake.set()
+
+        self._liveness.listeners.append(reported)
+        events = asyncio.create_task(self._events(names, wake), name="kubernetes events")
+        try:
+            while True:
+                await wake.wait()
+                wake.clear()
+                due = list(names)
+                names.clear()
+                for name in due:
+                    yield name
+        finally:
+            self._liveness.listeners.remove(reported)
+            events.cancel()
+            await asyncio.wait({events})
+
+    async def _events(self, names: dict[str, None], wake: asyncio.Event) -> None:
+        while True:
+            with suppress(Lagged):
+                async for run in self._changes.subscribe():
+                    for recorded in run:
+                        name = getattr(recorded.event, "node", None)
+                        if isinstance(name, str):
+                            names[name] = None
+                    wake.set()
+                return  # the controller ends
+            names[""] = None
+            wake.set()
+
+
+def _agent(status: AgentStatus | None, *, silent: bool, epoch: int) -> Agent:
+    if silent:
+        return "silent"
+    if status is None:
+        return "never heard"
+    return "ready" if status.state == "ready" and status.applied >= epoch else "not ready"
+
+
+@asynccontextmanager
+async def bridging(controller: Controller, kubeconfig: Path | None) -> AsyncIterator[Bridge]:
+    """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
+
+    Whatever happens to it, the controller goes on: the bridge is begun anew after a pause.
+    """
+    client = await KubernetesClient.open(kubeconfig)
+    members = ControllerMembers(
+        lambda: controller.replica.state,
+        controller.liveness,
+        controller.changes,
+        lambda: controller.leadership.leading and controller.replica.halted is None,
+    )
+    bridge = Bridge(client, members, instance=controller.name)
+
+    async def run() -> None:
+        while True:
+            try:
+                await bridge.run()
+            except Exception:
+                log.exception("the bridge to Kubernetes ended and is begun anew; members and packets go on")
+            await asyncio.sleep(AGAIN_S)
+
+    running = asyncio.create_task(run(), name="kubernetes")
+    try:
+        yield bridge
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await client.close()

@@ -1,0 +1,176 @@
+"""What is read of a Kubernetes Node, and what is written to it. Shapes of the API, nothing decided.
+
+Sources: ``core/v1 Node`` and ``events.k8s.io/v1 Event`` of Kubernetes 1.36.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+PREFIX = "isthmus.io/"
+"""Of annotations and of the start-up taint."""
+SETTLED_PREFIX = "isthmus.node-restriction.kubernetes.io/"
+"""Of labels that say what a node is. A kubelet cannot set them itself: admission NodeRestriction refuses it."""
+
+RANGE = f"{PREFIX}range"
+EPOCH = f"{PREFIX}epoch"
+UID = f"{PREFIX}uid"
+"""Annotations that are written for people, and never read."""
+STARTUP_TAINT = f"{PREFIX}agent-not-ready"
+
+CONDITION = "NetworkUnavailable"
+Reason = Literal["IsthmusIsUp", "IsthmusNoRange", "IsthmusAgentNotReady", "IsthmusRangeConflict"]
+
+
+class Meta(msgspec.Struct, frozen=True, rename="camel"):
+    """``metadata``. ``uid`` is this object's: a Node of the same name made anew has another."""
+
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    deletion_timestamp: str | None = None
+
+
+class Taint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A taint of ``spec.taints``."""
+
+    key: str
+    effect: str = ""
+    value: str = ""
+    time_added: str | None = None
+
+
+class Spec(msgspec.Struct, frozen=True, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}):
+    """``spec``."""
+
+    pod_cidr: str = ""
+    pod_cidrs: tuple[str, ...] = ()
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+
+
+class Condition(msgspec.Struct, frozen=True, rename="camel"):
+    """One of ``status.conditions``."""
+
+    type: str
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """``status``."""
+
+    conditions: tuple[Condition, ...] = ()
+
+
+class Node(msgspec.Struct, frozen=True):
+    """As much of a Node as is looked at; everything else is passed over when decoding."""
+
+    metadata: Meta
+    spec: Spec = Spec()
+    status: Status = Status()
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def network(self) -> Condition | None:
+        """The condition NetworkUnavailable, if the Node has it."""
+        return next((found for found in self.status.conditions if found.type == CONDITION), None)
+
+
+class ListMeta(msgspec.Struct, frozen=True, rename={"resource_version": "resourceVersion", "next": "continue"}):
+    """``metadata`` of a list; ``next`` asks for its next page."""
+
+    resource_version: str = ""
+    next: str = ""
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    """One page of Nodes."""
+
+    metadata: ListMeta
+    items: tuple[Node, ...] = ()
+
+
+class WatchLine(msgspec.Struct, frozen=True):
+    """One line of a watch; its object is decoded by its type."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A ``Status`` object that says why something was refused."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+def pod_cidr_patch(node: Node, cidr: str) -> dict[str, Any]:
+    """A merge patch (a strategic one would append to podCIDRs); the uid is a precondition (stale: 422)."""
+    return {"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}
+
+
+def annotations_patch(node: Node, cidr: str, epoch: int, uid: str) -> dict[str, Any]:
+    """What the log says of the member, for people who look at the Node."""
+    return {
+        "metadata": {"uid": node.metadata.uid, "annotations": {RANGE: cidr, EPOCH: str(epoch), UID: uid}},
+    }
+
+
+def untaint_patch(node: Node) -> dict[str, Any]:
+    """Without the start-up taint. Taints are a list, so the version is a precondition, too (stale: 409)."""
+    kept = [msgspec.to_builtins(taint) for taint in node.spec.taints if taint.key != STARTUP_TAINT]
+    return {
+        "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version},
+        "spec": {"taints": kept or None},
+    }
+
+
+def condition_patch(
+    node: Node, status: Literal["True", "False"], reason: Reason, message: str, now: str
+) -> dict[str, Any]:
+    """The one condition, by strategic merge on ``status``: others' conditions stay. ``now`` is RFC 3339."""
+    return {
+        "metadata": {"uid": node.metadata.uid},
+        "status": {
+            "conditions": [
+                {
+                    "type": CONDITION,
+                    "status": status,
+                    "reason": reason,
+                    "message": message,
+                    "lastHeartbeatTime": now,
+                    "lastTransitionTime": now,
+                }
+            ]
+        },
+    }
+
+
+def event(
+    node: Node, *, name: str, reason: str, action: str, note: str, instance: str, now: str
+) -> dict[str, Any]:
+    """A warning about a Node, where ``kubectl describe node`` finds it; ``note`` up to 1,024 bytes."""
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": "default"},
+        "eventTime": now,
+        "reportingController": "isthmus.io/controller",
+        "reportingInstance": instance[:128],
+        "action": action,
+        "reason": reason,
+        # kubectl finds a Node's events by its name as the uid, as the kubelet writes them.
+        "regarding": {"kind": "Node", "name": node.name, "uid": node.name},
+        "note": note.encode()[:1024].decode(errors="ignore"),
+        "type": "Warning",
+    }

@@ -1,0 +1,265 @@
+"""A small API server of the tests' own: as much of Kubernetes' as the bridge meets, by HTTP on the loopback.
+
+Nodes with list (limit, continue), watch (resourceVersion, bookmarks, 410 behind what was forgotten), merge
+patch, strategic merge patch of conditions on the status subresource, preconditions, immutability of podCIDR,
+bearer tokens with rights. The words of refusals are those of Kubernetes 1.36.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+TOKEN = "bridge-token"
+KEPT = 1000
+"""Changes that a watch can still go on from."""
+
+
+def status(code: int, reason: str, message: str) -> web.Response:
+    return web.json_response(
+        {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "code": code,
+            "reason": reason,
+            "message": message,
+        },
+        status=code,
+    )
+
+
+class ApiServer:
+    """The objects, and what happened to them. Times and uids are counted, not taken."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+        self.patches: list[tuple[str, str, dict[str, Any]]] = []
+        """(path, content type, patch) of each that was taken."""
+        self.lists = 0
+        self.forbidden: set[str] = set()
+        """Methods that the account may not use."""
+        self.broken = False
+        """Whether every request ends with 503."""
+        self._versions = itertools.count(1)
+        self._uids = itertools.count(1)
+        self._log: list[tuple[int, str, dict[str, Any]]] = []
+        self._floor = 0
+        self._changed = asyncio.Event()
+        self._watches: set[asyncio.Task[Any]] = set()
+
+    # --- what a cluster does to its Nodes --------------------------------------------------------------
+
+    def add(self, name: str, **spec: Any) -> dict[str, Any]:
+        """A kubelet registers."""
+        node = {
+            "kind": "Node", "apiVersion": "v1",
+            "metadata": {"name": name, "uid": f"node-uid-{next(self._uids)}", "labels": {}, "annotations": {}},
+            "spec": spec,
+            "status": {"conditions": [{"type": "Ready", "status": "False", "reason": "KubeletNotReady"}]},
+        }  # fmt: skip
+        self.nodes[name] = node
+        self._note("ADDED", node)
+        return node
+
+    def delete(self, name: str) -> None:
+        """Somebody deletes the Node."""
+        self._note("DELETED", self.nodes.pop(name))
+
+    def heartbeat(self, name: str) -> None:
+        """The kubelet refreshes its conditions."""
+        node = self.nodes[name]
+        node["status"]["conditions"][0]["lastHeartbeatTime"] = f"beat-{next(self._uids)}"
+        self._note("MODIFIED", node)
+
+    def compact(self) -> None:
+        """Forget every change: watches from before get 410."""
+        self._floor = self._log[-1][0] if self._log else 0
+        self._log.clear()
+        self.cut()
+
+    def cut(self) -> None:
+        """Break every watch off."""
+        for task in list(self._watches):
+            task.cancel()
+
+    def network(self, name: str) -> tuple[str, str] | None:
+        """The condition NetworkUnavailable: (status, reason)."""
+        return next(
+            ((each["status"], each["reason"]) for each in self.nodes[name]["status"]["conditions"]
+             if each["type"] == "NetworkUnavailable"),
+            None,
+        )  # fmt: skip
+
+    def _note(self, kind: str, node: dict[str, Any]) -> None:
+        version = next(self._versions)
+        node["metadata"]["resourceVersion"] = str(version)
+        self._log.append((version, kind, copy.deepcopy(node)))
+        if len(self._log) > KEPT:
+            self._floor = self._log.pop(0)[0]
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- requests --------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return status(401, "Unauthorized", "Unauthorized")
+        if self.broken:
+            return status(503, "ServiceUnavailable", "etcd is away")
+        if request.method in self.forbidden:
+            return status(
+                403, "Forbidden", f'nodes is forbidden: User "isthmus" cannot {request.method.lower()}'
+            )
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch") == "true":
+            return await self._watch(request)
+        self.lists += 1
+        limit, start = int(request.query.get("limit", "0") or 0), int(request.query.get("continue", "0") or 0)
+        names = sorted(self.nodes)[start:]
+        page = names[:limit] if limit else names
+        following = str(start + limit) if limit and len(names) > limit else ""
+        meta = {"resourceVersion": str(self._log[-1][0] if self._log else self._floor), "continue": following}
+        return web.json_response(
+            {"kind": "NodeList", "metadata": meta, "items": [self.nodes[name] for name in page]}
+        )
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        seen = int(request.query["resourceVersion"])
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.add(task)
+        try:
+            while True:
+                changed = self._changed
+                if seen < self._floor:
+                    gone = {
+                        "kind": "Status",
+                        "code": 410,
+                        "reason": "Expired",
+                        "message": "too old resource version",
+                    }
+                    await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                    return response
+                lines = [(v, kind, node) for v, kind, node in self._log if v > seen]
+                for version, kind, node in lines:
+                    line = json.dumps({"type": kind, "object": node}).encode() + b"\n"
+                    middle = len(line) // 2  # a line seldom comes in one piece
+                    await response.write(line[:middle])
+                    await response.write(line[middle:])
+                    seen = version
+                mark = {"kind": "Node", "metadata": {"resourceVersion": str(seen)}}
+                await response.write(json.dumps({"type": "BOOKMARK", "object": mark}).encode() + b"\n")
+                await changed.wait()
+        except (asyncio.CancelledError, ConnectionError):
+            return response
+        finally:
+            self._watches.discard(task)
+
+    async def _patch(self, request: web.Request) -> web.StreamResponse:
+        node = self.nodes.get(request.match_info["name"])
+        if node is None:
+            return status(404, "NotFound", f'nodes "{request.match_info["name"]}" not found')
+        patch = await request.json()
+        meta = patch.get("metadata", {})
+        name = node["metadata"]["name"]
+        if meta.get("uid", node["metadata"]["uid"]) != node["metadata"]["uid"]:
+            return status(
+                422, "Invalid", f'Node "{name}" is invalid: metadata.uid: Invalid value: field is immutable'
+            )
+        if (
+            meta.get("resourceVersion", node["metadata"]["resourceVersion"])
+            != node["metadata"]["resourceVersion"]
+        ):
+            return status(
+                409, "Conflict", "the object has been modified; please apply your changes to the latest"
+            )
+        on_status = request.path.endswith("/status")
+        strategic = request.content_type == "application/strategic-merge-patch+json"
+        merged = copy.deepcopy(node)
+        merge(merged, patch, strategic=strategic)
+        if on_status:
+            merged["spec"] = node["spec"]
+        else:
+            merged["status"] = node["status"]
+        before, after = node["spec"].get("podCIDR", ""), merged["spec"].get("podCIDR", "")
+        if before and after != before:
+            message = 'node updates may not change podCIDR except from "" to valid'
+            return status(422, "Invalid", f'Node "{name}" is invalid: spec.podCIDRs: Forbidden: {message}')
+        self.patches.append((request.path, request.content_type, patch))
+        if merged != node:
+            self.nodes[name] = merged
+            self._note("MODIFIED", merged)
+        return web.json_response(merged)
+
+    async def _event(self, request: web.Request) -> web.StreamResponse:
+        event = await request.json()
+        needed = ("eventTime", "reportingController", "reportingInstance", "action", "reason", "type")
+        missing = [key for key in needed if not event.get(key)]
+        if missing or len(event["note"].encode()) > 1024:
+            return status(422, "Invalid", f"Event is invalid: {missing}")
+        self.events.append(event)
+        return web.json_response(event, status=201)
+
+    @asynccontextmanager
+    async def serving(self, folder: Path) -> AsyncIterator[Path]:
+        """Serve; yields a kubeconfig file."""
+        app = web.Application(middlewares=[self._gate])
+        app.add_routes([
+            web.get("/api/v1/nodes", self._list),
+            web.patch("/api/v1/nodes/{name}", self._patch),
+            web.patch("/api/v1/nodes/{name}/status", self._patch),
+            web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),
+        ])  # fmt: skip
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        file = folder / "kubeconfig"
+        file.write_text(
+            json.dumps({
+                "apiVersion": "v1", "kind": "Config", "current-context": "t",
+                "clusters": [{"name": "t", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+                "users": [{"name": "t", "user": {"token": TOKEN}}],
+                "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
+            })
+        )  # fmt: skip
+        try:
+            yield file
+        finally:
+            self.cut()
+            await runner.cleanup()
+
+
+def merge(target: dict[str, Any], patch: dict[str, Any], *, strategic: bool) -> None:
+    """RFC 7386, or Kubernetes' strategic merge, which merges conditions by their type and appends podCIDRs."""
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, dict):
+            merge(target.setdefault(key, {}), value, strategic=strategic)
+        elif strategic and key == "conditions":
+            known = {each["type"]: each for each in target.get(key, [])}
+            for each in value:
+                known.setdefault(each["type"], {}).update(each)
+            target[key] = list(known.values())
+        elif strategic and isinstance(value, list):
+            target[key] = [*target.get(key, []), *(each for each in value if each not in target.get(key, []))]
+        else:
+            target[key] = value

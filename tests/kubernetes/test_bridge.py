@@ -1,0 +1,216 @@
+"""The bridge against an API server that answers as Kubernetes does: what Nodes say in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from controlplane.kubernetes import api as api_module
+from controlplane.kubernetes import bridge as bridge_module
+from controlplane.kubernetes.api import KubernetesClient
+from controlplane.kubernetes.bridge import Bridge
+from controlplane.kubernetes.desired import Member
+from controlplane.kubernetes.objects import RANGE, STARTUP_TAINT
+from events.errors import Refused
+from tests.kubernetes.apiserver import ApiServer
+from tests.waiting import until
+
+
+class Table:
+    """Members said by the test."""
+
+    def __init__(self) -> None:
+        self.leading = True
+        self.members: dict[str, Member] = {}
+        self.names: asyncio.Queue[str] = asyncio.Queue()
+
+    def say(self, name: str, number: int, agent: str = "ready") -> None:
+        cidr = f"10.{200 + number // 1024}.{number // 4 % 256}.{number % 4 * 64}/26"
+        self.members[name] = Member(uid=f"m-{name}", cidr=cidr, epoch=number + 2, agent=agent)  # type: ignore[arg-type]
+        self.names.put_nowait(name)
+
+    def remove(self, name: str) -> None:
+        del self.members[name]
+        self.names.put_nowait(name)
+
+    def member(self, name: str) -> Member | None:
+        return self.members.get(name)
+
+    def refusal(self, name: str) -> str:
+        return f"nobody gave {name} a range"
+
+    def owner(self, cidr: str) -> str:
+        return next((name for name, member in self.members.items() if member.cidr == cidr), "")
+
+    async def moved(self) -> AsyncIterator[str]:
+        while True:
+            yield await self.names.get()
+
+
+@asynccontextmanager
+async def bridged(folder: Path, server: ApiServer, table: Table) -> AsyncIterator[Bridge]:
+    async with server.serving(folder) as kubeconfig:
+        client = await KubernetesClient.open(kubeconfig)
+        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1))
+        running = asyncio.create_task(bridge.run())
+        try:
+            yield bridge
+            assert not running.done(), running.exception()
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            await client.close()
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries at a test's pace; how long they take is no property of the bridge."""
+    monkeypatch.setattr(bridge_module, "PAUSE_FIRST_S", 0.02)
+    monkeypatch.setattr(bridge_module, "PAUSE_LONGEST_S", 0.1)
+
+
+async def test_nodes_get_their_ranges_and_let_pods_in_once_their_agents_are_ready(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    server.add(
+        "n1", taints=[{"key": STARTUP_TAINT, "effect": "NoSchedule"}, {"key": "other", "effect": "NoExecute"}]
+    )
+    async with bridged(tmp_path, server, table):
+        await until(lambda: server.network("n1") == ("True", "IsthmusNoRange"))
+        table.say("n1", 0, "never heard")
+        await until(lambda: server.network("n1") == ("True", "IsthmusAgentNotReady"))
+        assert server.nodes["n1"]["spec"]["podCIDR"] == "10.200.0.0/26"
+        table.say("n1", 0)
+        await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+        await until(lambda: [taint["key"] for taint in server.nodes["n1"]["spec"]["taints"]] == ["other"])
+        server.add("n2")
+        table.say("n2", 1)
+        await until(lambda: server.network("n2") == ("False", "IsthmusIsUp"))
+        assert server.nodes["n2"]["spec"]["podCIDRs"] == ["10.200.0.64/26"]
+        assert server.nodes["n2"]["metadata"]["annotations"][RANGE] == "10.200.0.64/26"
+        assert [each["type"] for each in server.nodes["n2"]["status"]["conditions"]] == [
+            "Ready",
+            "NetworkUnavailable",
+        ]
+        table.say("n1", 0, "silent")
+        table.remove("n2")
+        await until(lambda: server.network("n2") == ("True", "IsthmusNoRange"))
+        assert server.network("n1") == ("False", "IsthmusIsUp")
+
+
+async def test_a_foreign_pod_cidr_stays_and_is_told_once(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    server.add("n1", podCIDR="10.200.0.64/26", podCIDRs=["10.200.0.64/26"])
+    table.say("n1", 0)
+    table.say("n2", 1)
+    async with bridged(tmp_path, server, table) as bridge:
+        await until(lambda: server.events)
+        for _ in range(20):
+            bridge.mark_all()
+            table.say("n1", 0)
+            server.heartbeat("n1")
+        server.add("n3")
+        table.say("n3", 2)
+        await until(lambda: server.network("n3") == ("False", "IsthmusIsUp"))
+        assert server.network("n1") == ("True", "IsthmusRangeConflict")
+        assert server.nodes["n1"]["spec"]["podCIDR"] == "10.200.0.64/26"
+        (event,) = server.events
+        assert "n2" in event["note"]
+        assert event["regarding"] == {"kind": "Node", "name": "n1", "uid": "n1"}
+
+
+async def test_a_node_made_anew_under_its_name_gets_its_range_again(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    server.add("n1")
+    table.say("n1", 0)
+    async with bridged(tmp_path, server, table):
+        await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+        server.delete("n1")
+        server.add("n1")
+        await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+        assert server.nodes["n1"]["spec"]["podCIDR"] == "10.200.0.0/26"
+
+
+async def test_what_was_missed_while_a_watch_was_broken_or_expired_is_found(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    async with bridged(tmp_path, server, table) as bridge:
+        await bridge.synced.wait()
+        for number in range(4):
+            server.add(f"n{number}")
+            table.say(f"n{number}", number)
+            if number % 2:
+                server.compact()
+            else:
+                server.cut()
+        await until(lambda: all(server.network(f"n{n}") == ("False", "IsthmusIsUp") for n in range(4)))
+        server.delete("n0")
+        server.compact()
+        await until(lambda: "n0" not in bridge.nodes)
+
+
+async def test_an_api_server_that_is_away_or_refuses_is_waited_for_and_named(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    server.add("n1")
+    table.say("n1", 0)
+    server.broken = True
+    async with bridged(tmp_path, server, table) as bridge:
+        await until(lambda: "etcd is away" in bridge.problem)
+        server.broken, server.forbidden = False, {"PATCH"}
+        await until(lambda: "rbac.yaml" in bridge.problem)
+        assert server.network("n1") is None
+        server.forbidden = set()
+        await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+
+
+async def test_only_a_leader_writes(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    server.add("n1")
+    table.say("n1", 0)
+    table.leading = False
+    async with bridged(tmp_path, server, table) as bridge:
+        await bridge.synced.wait()
+        server.heartbeat("n1")
+        await until(lambda: bridge.nodes["n1"].metadata.resource_version == "2")
+        assert server.patches == []
+        table.leading = True
+        await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+
+
+async def test_many_nodes_come_in_pages_and_heartbeats_cause_no_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, table = ApiServer(), Table()
+    monkeypatch.setattr(api_module, "PAGE", 40)
+    count = 83
+    for number in range(count):
+        server.add(f"n{number}")
+        table.say(f"n{number}", number)
+    async with bridged(tmp_path, server, table) as bridge:
+        await until(lambda: all(server.network(name) == ("False", "IsthmusIsUp") for name in server.nodes))
+        await until(lambda: all(node.network is not None for node in bridge.nodes.values()))
+        assert len({node["spec"]["podCIDR"] for node in server.nodes.values()}) == count
+        before = len(server.patches)
+        for name in list(server.nodes)[:200]:
+            server.heartbeat(name)
+        last = server.add("last")
+        await until(lambda: "last" in bridge.nodes)
+        await until(lambda: server.network("last") is not None)
+        assert {path for path, _, _ in server.patches[before:]} == {
+            f"/api/v1/nodes/{last['metadata']['name']}/status"
+        }
+
+
+async def test_without_access_it_says_what_is_missing(tmp_path: Path) -> None:
+    for text in ("", "not: [valid", "apiVersion: v1\nkind: Config\n"):
+        file = tmp_path / "kubeconfig"
+        file.write_text(text)
+        with pytest.raises(Refused) as refused:
+            await KubernetesClient.open(file)
+        assert refused.value.code == "kubernetes_config"
+    with pytest.raises(Refused) as refused:
+        await KubernetesClient.open()
+    assert "--kubeconfig" in refused.value.message
