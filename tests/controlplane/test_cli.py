@@ -102,7 +102,8 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert isthmus("node", "import", str(file), "--json").json["joined"] == 2
     again = isthmus("node", "import", str(file), "--json")
     assert (again.code, again.json["unchanged"]) == (0, 2)
-    file.write_text(file.read_text() + "c9,u9,cloud,10.0.0.11,\n")
+    header = file.read_text().splitlines()[0]
+    file.write_text(f"{header}\nc7,u7,cloud,10.0.0.77,\nc8,u8,cloud,10.0.0.78,\nc9,u9,cloud,10.0.0.11,\n")
     bad = isthmus("node", "import", str(file))
     assert bad.code == 1
     assert "2 not written, 1 refused" in bad.out
