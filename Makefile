@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile
 LAB_ARGS ?=
 
-.PHONY: lab test bench check format soak fuzz sbom image systemd pictures setup clean
+.PHONY: lab test test-fast bench check format soak fuzz sbom image systemd pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -17,6 +17,13 @@ test:
 	@bash deploy/setup.sh test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+## the daily loop: pure and unit tests with a small budget, under 20 s
+test-fast:
+	@bash deploy/setup.sh
+	ISTHMUS_HYPOTHESIS=fast $(BIN)/pytest -q -n auto --dist worksteal -m "not bus and not netns and not slow" \
+		-k "not runTest" --ignore tests/controlplane/test_long_history.py \
+		tests/controlplane tests/events tests/contract tests/nodeagent tests/docs
+
 ## the benchmarks: prints a table and writes build/bench.json
 bench:
 	@bash deploy/setup.sh bench
@@ -24,7 +31,7 @@ bench:
 
 ## the property tests with new seeds and a large budget, and a long lab with processes killed under churn
 soak: setup
-	ISTHMUS_HYPOTHESIS=explore ISTHMUS_SOAK_S=$${ISTHMUS_SOAK_S:-300} $(BIN)/pytest $(PYTEST_ARGS)
+	ISTHMUS_HYPOTHESIS=explore ISTHMUS_PATIENCE=1 ISTHMUS_SOAK_S=$${ISTHMUS_SOAK_S:-300} $(BIN)/pytest $(PYTEST_ARGS)
 	$(BIN)/isthmus lab --name soak --churn tests/data/node-churn --kills 20 --seed $$(date +%s)
 
 ## coverage-guided fuzzing of everything that reads what others wrote; FUZZ_S seconds for each reader

@@ -8,11 +8,16 @@ import threading
 
 from hypothesis import HealthCheck, settings
 
+from tests.flakes import pytest_addoption, pytest_terminal_summary
+
+__all__ = ["pytest_addoption", "pytest_terminal_summary"]
+
 # Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`
-# searches with new seeds and a larger budget (`make soak`).
+# searches with new seeds and a larger budget (`make soak`), `fast` with a small one (`make test-fast`).
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("fast", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("ISTHMUS_HYPOTHESIS", "ci"))
 

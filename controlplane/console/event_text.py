@@ -19,6 +19,7 @@ from events.types import (
     ConflictRefused,
     Event,
     EventsParked,
+    JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
     NodeFenced,
@@ -101,6 +102,8 @@ def sentence(event: Event) -> str:
             return f"overlap of {event.ours} with {event.theirs} accepted: {event.reason}"
         case ConflictRefused():
             return f"{event.command} was refused: {event.message}"
+        case JoinTokenUsed():
+            return f"{event.node} redeemed a join token; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"
         case EventsParked():
             several = event.first < event.last
             what = f"events {event.first} to {event.last}" if several else f"event {event.first}"

@@ -89,6 +89,8 @@ class Saved(msgspec.Struct, frozen=True):
     last_event_at: float = 0.0
     traffic: Traffic = Traffic()
     parked: tuple[int, ...] = ()
+    leaving: tuple[Member, ...] = ()
+    """Owners that have left and whose ranges have not drained yet: the log was cut inside of their leaving."""
 
 
 class View:
@@ -402,7 +404,12 @@ class View:
             self.last_event_at,
             self.traffic.save(),
             tuple(sorted(self.parked)),
+            self._leaving(),
         )
+
+    def _leaving(self) -> tuple[Member, ...]:
+        gone = (peer for peer in self.peers if getattr(self.members.get(peer.node), "uid", "") != peer.uid)
+        return tuple(Member(p.node, p.uid, p.vtep_mac, p.underlay, p.underlay) for p in gone)
 
     @classmethod
     def restore(cls, saved: Saved) -> View:
@@ -416,11 +423,13 @@ class View:
             view.plan = msgspec.structs.replace(plan, cidrs=cidrs) if cidrs else None
         view._judge_anew()
         view.members = {member.node: member for member in saved.members}
+        view.members |= {member.node: member for member in saved.leaving}
         view.peers = PeerTable(floors=saved.floors)
         for cidr, epoch, node in saved.ranges:
             member = view.members.get(node)
             if member is not None:
                 view._allocated(cidr, epoch, node, member.uid)
+        view.members = {member.node: member for member in saved.members}
         view.head = Head(saved.sequence, bytes.fromhex(saved.chain))
         view.fenced = saved.fenced
         view.last_event_at = saved.last_event_at

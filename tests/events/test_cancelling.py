@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from events.bus.connection import _Patient
+from events.bus.nats_fastpath import ReconnectingClient
 
 
 async def test_a_cancellation_in_a_full_flush_queue_is_not_lost() -> None:
-    client = _Patient()
+    client = ReconnectingClient()
     flusher = asyncio.create_task(asyncio.sleep(60))
     client._status = Client.CONNECTED
     client._flusher_task = flusher
@@ -27,7 +27,7 @@ async def test_a_cancellation_in_a_full_flush_queue_is_not_lost() -> None:
 
 
 async def test_a_deadline_in_a_full_flush_queue_is_a_time_out() -> None:
-    client = _Patient()
+    client = ReconnectingClient()
     flusher = asyncio.create_task(asyncio.sleep(60))
     client._status = Client.CONNECTED
     client._flusher_task = flusher
@@ -46,7 +46,7 @@ async def test_a_cancellation_that_meets_the_answer_is_not_lost(monkeypatch: pyt
         return await asyncio.wait_for(answer, 60)
 
     monkeypatch.setattr(Client, "request", request)
-    asking = asyncio.create_task(_Patient().request("subject"))
+    asking = asyncio.create_task(ReconnectingClient().request("subject"))
     await asyncio.sleep(0)
     answer.set_result("an answer")
     asking.cancel()
@@ -68,7 +68,7 @@ async def test_cleaning_up_after_a_cancellation_goes_on(monkeypatch: pytest.Monk
         try:
             await asyncio.sleep(60)
         finally:
-            said.append(await _Patient().request("subject"))
+            said.append(await ReconnectingClient().request("subject"))
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
