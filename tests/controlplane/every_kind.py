@@ -37,7 +37,7 @@ from tests.controlplane.world import START, joining
 
 def commands() -> list[Any]:
     """Every command and tick, with refusals and overrides among them."""
-    silent = START - timedelta(hours=1)
+    silent, watched = START - timedelta(hours=1), START - timedelta(seconds=31)
     return [
         joining(1),
         DefineCluster(
@@ -68,8 +68,8 @@ def commands() -> list[Any]:
         ReserveClb(reservation="main", subnet="198.51.100.0/28"),
         DeclareNetwork(network=Network(cidr="192.168.0.0/16", kind="idc", name="sz")),
         WithdrawNetwork(cidr="198.18.0.0/15"),
-        MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
-        MarkLiveness(last_seen={"uid-1": START}, watching_since=START),
+        MarkLiveness(last_seen={"uid-1": silent}, watching_since=watched),
+        MarkLiveness(last_seen={"uid-1": START}, watching_since=watched),
         ReserveClb(reservation="gw", subnet="198.51.100.32/28", provider="gateway"),
         MarkGateway(node="n11"),
         MarkGateway(node="n1"),

@@ -84,7 +84,7 @@ CORE = (
 
 ALLOWED = {"bisect",
     "__future__", "collections", "datetime", "functools", "hashlib", "heapq", "itertools", "math", "re",
-    "types", "typing", "urllib", "msgspec", "controlplane", "events",
+    "types", "typing", "urllib", "msgspec", "netaddr", "controlplane", "events",
 }  # fmt: skip
 """Everything that the core may import; none of it has a clock, a dice or a handle but datetime.now."""
 

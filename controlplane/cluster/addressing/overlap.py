@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from netaddr import IPNetwork, IPSet
+
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
 from controlplane.cluster.addressing.plan import PRIVATE
 from controlplane.cluster.decision import DecisionContext
@@ -214,16 +216,12 @@ def next_free_network(size: int, taken: Sequence[Net]) -> Net | None:
     """The first private network of ``size`` addresses that overlaps none of ``taken``; None if there is none.
 
     10/8 first, then 172.16/12 and 192.168/16; 9/8 is never proposed, it belongs to somebody else
-    on most networks. O(n log n).
+    on most networks. The set arithmetic is netaddr's: a free network of that size lies in one of the
+    largest free ones. For conflicts and proposals only: a taken network costs microseconds.
     """
-    blocked = sorted(taken)
-    for block in PRIVATE[1:]:
-        candidate = block.first
-        for item in blocked:
-            if item.first >= candidate + size:
-                break
-            if item.first + item.size > candidate:
-                candidate = -(-(item.first + item.size) // size) * size
-        if candidate + size <= block.first + block.size:
-            return Net(candidate, size)
-    return None
+    blocks = IPSet(IPNetwork(str(block)) for block in PRIVATE[1:])
+    reach = [block for block in PRIVATE[1:] if block.size >= size]
+    blocked = IPSet(IPNetwork(str(net)) for net in set(taken) if any(block.overlaps(net) for block in reach))
+    free = (net for net in (blocks - blocked).iter_cidrs() if net.size >= size)
+    found = next(free, None)
+    return Net(found.first, size) if found is not None else None
