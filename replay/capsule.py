@@ -27,6 +27,7 @@ from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.archive_index import archive_history
 from replay.history import History, Point, Progress
+from replay.output_files import cannot_write
 from replay.queries.states import States, base
 from replay.when import When
 
@@ -101,9 +102,11 @@ async def make_capsule(
             if progress:
                 progress(batch[-1].sequence)
         writer.finish()
-    except BaseException:
-        writer.close()
+    except BaseException as error:
+        writer.abandon()
         Path(path).unlink(missing_ok=True)  # noqa: ASYNC240  a half capsule is of no use to anybody
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
         raise
     return about
 

@@ -27,6 +27,7 @@ from events.types import (
     RangeQuarantined,
 )
 from replay.history import History, Point, Progress
+from replay.output_files import whole_file
 from replay.queries.states import base
 from replay.when import from_ns
 
@@ -99,9 +100,8 @@ async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> Drawn:
     collect = {"pool": _pool, "churn": _churn, "ring": _ring}[kind]
     figure = await collect(pyplot, request)
     try:
-        figure.savefig(path, metadata={"Date": None} if Path(path).suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise Refused("archive_foreign", f"cannot write {path}: {error.strerror}", path=str(path)) from error
+        with whole_file(path) as beside:
+            figure.savefig(beside, metadata={"Date": None} if Path(path).suffix.lower() == ".svg" else None)
     finally:
         pyplot.close(figure)
     return Drawn(

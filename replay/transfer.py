@@ -10,6 +10,7 @@ work), keeps subjects, identity headers and bodies byte for byte, and reads ever
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +19,15 @@ import msgspec
 from controlplane.controller.publishing.checkpoints import Checkpoint
 from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Head, genesis, verify_link
 from events.codec import OutgoingMessage, StoredMessage
-from events.errors import Refused, VerificationFailed
+from events.errors import IsthmusError, Refused, VerificationFailed
 from events.log import BATCH_LIMIT, EventLog
+from replay.archive.directory import ArchiveFile, half_made
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter, Signer
 from replay.archive_index import archive_history
 from replay.history import History, Progress
+from replay.output_files import cannot_write
 
 _KEPT = frozenset((*CHAINED_HEADERS, CHAIN_HEADER, "Nats-Msg-Id"))
 _encode = msgspec.json.Encoder().encode
@@ -64,7 +67,7 @@ async def export(
     However it ends, the file is a readable prefix; running it again with ``resume`` goes on.
     """
     mode: Literal["new", "continued", "increment"] = "new"
-    if resume and Path(path).exists():  # noqa: ASYNC240  once, before the work
+    if resume and Path(path).exists() and not half_made(path):  # noqa: ASYNC240  once, before the work
         mode = "continued"
         await _check_joint(history, _end_of(path), str(path))
         writer = ArchiveWriter.resume(path)
@@ -92,8 +95,13 @@ async def export(
                 progress(head.sequence)
         writer.note([Note(note="checkpoint", content=msgspec.Raw(_encode(item))) for item in checkpoints])
         manifest = writer.finish(signer)
+    except OSError as error:
+        writer.abandon()
+        _remove_if_empty(path)
+        raise cannot_write(path, error) from error
     except BaseException:
-        writer.close()
+        writer.abandon()
+        _remove_if_empty(path)
         raise
     return Exported(
         path=str(path),
@@ -109,6 +117,14 @@ async def export(
     )
 
 
+def _remove_if_empty(path: str | Path) -> None:
+    """Without any event a file is worth nothing, and only in the way of the next export."""
+    with suppress(IsthmusError, OSError), ArchiveFile(path) as file:
+        if file.events:
+            return
+    Path(path).unlink(missing_ok=True)
+
+
 def _stated(message: StoredMessage) -> Head:
     try:
         return Head(message.sequence, bytes.fromhex(message.headers.get(CHAIN_HEADER, "")))
@@ -117,8 +133,6 @@ def _stated(message: StoredMessage) -> Head:
 
 
 def _end_of(path: str | Path) -> tuple[str, Head]:
-    from replay.archive.directory import ArchiveFile
-
     with ArchiveFile(path) as file:
         return file.header.cluster, Head(file.last, bytes.fromhex(file.head))
 

@@ -21,6 +21,11 @@ LOCAL_CODES: dict[str, Code] = {
         "A signed checkpoint does not agree with the log, or its signature is not of the given key.",
         "Treat the log as rewritten somewhere at or before the named sequence.",
     ),
+    "evidence_missing": Code(
+        "VerificationFailed",
+        "A log was to be proven by a key, and nothing that the key signed speaks of it.",
+        "Give the checkpoints that the controller signed (--checkpoints), or an archive that is signed.",
+    ),
     "digest_mismatch": Code(
         "VerificationFailed",
         "Two states at the same sequence, which must be equal, are not.",

@@ -8,7 +8,6 @@ This module never decides whether the content is right: that is :mod:`replay.ver
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -29,11 +28,53 @@ from replay.archive.format import (
     Manifest,
     Segment,
     Tail,
+    begun,
     damaged,
     parse_description,
     parse_head,
     parse_tail,
 )
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_MARKS = (
+    (b"\xef\xbb\xbf", "text with a byte order mark (UTF-8)"),
+    (b"\xff\xfe", "text in UTF-16"),
+    (b"\xfe\xff", "text in UTF-16"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd, without an archive's descriptions"),
+    (b"{", "JSON, perhaps an archive that was decompressed"),
+)
+
+
+def half_made(path: str | Path) -> bool:
+    """Whether the file is what is left of an archive that died before its first event: nothing is lost with it.
+
+    An empty file, or one cut inside or behind the header. False for everything else, and where nothing is.
+    """
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            begin, size = file.read(HEAD_SIZE), os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if not size:
+        return True
+    if not begun(begin) or size > DESCRIPTION_LIMIT:
+        return False
+    try:
+        with ArchiveFile(path) as archive:
+            return archive.tail is None and len(archive.segments) == 1
+    except Refused:  # no whole header
+        return True
+    except VerificationFailed:  # the header is damaged: whether anything was written behind it
+        return begin[:4] not in Path(path).read_bytes()[4:]
 
 
 class ArchiveFile:
@@ -47,13 +88,15 @@ class ArchiveFile:
     def __init__(self, path: str | Path, *, by_manifest: bool = True) -> None:
         self.path = str(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            if stat.S_ISDIR(os.fstat(self._fd).st_mode):
-                os.close(self._fd)
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        except OSError as error:
+            mode = Path(self.path).stat().st_mode
+            if not stat.S_ISREG(mode):  # opening a FIFO would wait for a writer
+                kind = next((word for is_kind, word in _KINDS if is_kind(mode)), "no regular file")
+                raise Refused("archive_foreign", f"archive {self.path} is {kind}, not a file", path=self.path)
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = error.strerror if isinstance(error, OSError) else str(error)
             raise Refused(
-                "archive_foreign", f"cannot open archive {self.path}: {error.strerror}", path=self.path
+                "archive_foreign", f"cannot open archive {self.path!r}: {why}", path=self.path
             ) from error
         try:
             self.file_size = os.fstat(self._fd).st_size
@@ -126,7 +169,7 @@ class ArchiveFile:
         if first is None or first.kind != "header":
             raise Refused(
                 "archive_foreign",
-                f"{self.path} is no Isthmus archive: it does not begin with an archive header",
+                f"{self.path} is no Isthmus archive: {self._what_it_is()}",
                 path=self.path,
             )
         try:
@@ -140,6 +183,17 @@ class ArchiveFile:
                 path=self.path,
             )
         return header
+
+    def _what_it_is(self) -> str:
+        begin = self._pread(0, HEAD_SIZE)
+        if not self.file_size:
+            return "it is empty"
+        if begun(begin):
+            return f"it was cut inside its header, after {self.file_size:,} bytes, and holds no event"
+        for mark, name in _MARKS:
+            if begin.startswith(mark):
+                return f"it is {name}"
+        return "it does not begin with an archive header"
 
     def _from_manifest(self, tail: Tail) -> list[Segment]:
         segment = self._describe(tail.manifest)

@@ -163,6 +163,12 @@ def describe(kind: Kind, data: bytes, size: int, **rest: object) -> Segment:
     return Segment(kind=kind, length=len(data), size=size, sha256=sha256(data).hexdigest(), **rest)  # type: ignore[arg-type]
 
 
+def begun(data: bytes) -> bool:
+    """Whether a file that begins so may have been begun by a writer of archives."""
+    mark = _HEAD.pack(SKIPPABLE_MAGIC, 0)[:4]
+    return bool(data) and data[:4] == mark[: len(data)]
+
+
 def parse_head(head: bytes) -> int | None:
     """The length of the skippable payload that ``head`` (8 bytes) announces, or None if it is no such frame."""
     if len(head) < _HEAD.size:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +22,9 @@ import zstandard
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.envelope import format_time
-from events.errors import Refused
+from events.errors import Refused, VerificationFailed
 from replay.archive import lines
-from replay.archive.directory import ArchiveFile
+from replay.archive.directory import ArchiveFile, half_made
 from replay.archive.format import (
     EVENTS_PER_SEGMENT,
     INDEX_EVERY,
@@ -40,6 +41,7 @@ from replay.archive.format import (
     signed_text,
 )
 from replay.archive.postings import Postings
+from replay.output_files import cannot_write
 
 _LEVEL = 6
 """zstd level: events compress 6 to 8 times, at several times the speed at which a bus delivers them."""
@@ -71,17 +73,20 @@ class ArchiveWriter:
 
     @classmethod
     def create(cls, path: str | Path, cluster: str, after: Head, *, source: str) -> ArchiveWriter:
-        """Start a new file that continues ``after``. Raises Refused(archive_exists) rather than overwrite."""
+        """Start a new file that continues ``after``. Raises Refused(archive_exists) rather than overwrite.
+
+        What an attempt left that died before its first event (on a full disk) is no archive, and replaced.
+        """
         try:
+            if half_made(path):
+                Path(path).unlink()
             file = Path(path).open("xb")  # noqa: SIM115  closed by finish() or close()
         except FileExistsError as error:
             raise Refused(
                 "archive_exists", f"{path} exists; choose another name or continue it", path=str(path)
             ) from error
         except OSError as error:
-            raise Refused(
-                "archive_foreign", f"cannot write {path}: {error.strerror}", path=str(path)
-            ) from error
+            raise cannot_write(path, error) from error
         header = ArchiveHeader(
             isthmus_archive=VERSION,
             cluster=cluster,
@@ -91,24 +96,33 @@ class ArchiveWriter:
             source=source,
         )
         writer = cls(file, header, after, [])
-        writer._put("header", _encode(header) + b"\n", after.sequence, after.sequence)
+        try:
+            writer._put("header", _encode(header) + b"\n", after.sequence, after.sequence)
+            file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                file.close()
+            Path(path).unlink(missing_ok=True)
+            raise cannot_write(path, error) from error
         return writer
 
     @classmethod
     def resume(cls, path: str | Path) -> ArchiveWriter:
         """Continue a file, finished or interrupted: behind its last whole segment of events.
 
-        Raises VerificationFailed(archive_damaged) when that segment is not what it states.
+        What an interrupted writer left of a segment (a machine that lost its power leaves zeros) is cut off.
+        Raises VerificationFailed(archive_damaged) when the last segment of a finished file is not as stated.
         """
         with ArchiveFile(path) as archive:
-            segments = [segment for segment in archive.segments if segment.kind != "manifest"]
-            if archive.events:
-                archive.data(archive.events[-1], check=True)
-            indexed = archive.index[-1].last if archive.index else archive.header.after
-            waiting = [segment for segment in archive.events if segment.last > indexed]
+            segments = _whole(archive)
+            events = [segment for segment in segments if segment.kind == "events"]
+            index = [segment for segment in segments if segment.kind == "index"]
+            indexed = index[-1].last if index else archive.header.after
+            waiting = [segment for segment in events if segment.last > indexed]
             found = [(segment, lines.messages(archive.data(segment))) for segment in waiting]
-            header, end = archive.header, archive.end
-            position = Head(archive.last, bytes.fromhex(archive.head))
+            header, end = archive.header, segments[-1].data + segments[-1].length
+            last, head = (events[-1].last, events[-1].head) if events else (header.after, header.after_head)
+            position = Head(last, bytes.fromhex(head))
         file = Path(path).open("r+b")  # noqa: SIM115  closed by finish() or close()
         file.truncate(end)
         file.seek(end)
@@ -174,6 +188,16 @@ class ArchiveWriter:
         self._flush(len(self._buffer))
         self._sync_and_close()
 
+    def abandon(self) -> None:
+        """Stop here after an error, as far as the disk allows: the file is a readable prefix, to be resumed."""
+        with suppress(OSError):
+            self.close()
+        if not self._file.closed:
+            with suppress(OSError):  # what is still buffered for a full disk
+                os.close(self._file.fileno())
+            with suppress(OSError):
+                self._file.close()
+
     def _sync_and_close(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -217,6 +241,20 @@ class ArchiveWriter:
         for low, high, text in self._postings.blocks():
             self._put("index", text, first, last, keys=(low, high))
         self._unindexed.clear()
+
+
+def _whole(archive: ArchiveFile) -> list[Segment]:
+    """The segments to go on behind. Of an unfinished file without its last ones that did not reach the disk."""
+    segments = [segment for segment in archive.segments if segment.kind != "manifest"]
+    while len(segments) > 1:
+        try:
+            archive.data(segments[-1], check=True)
+            break
+        except VerificationFailed:
+            if archive.tail is not None:
+                raise
+            segments.pop()
+    return segments
 
 
 def _digest(stated: str) -> bytes:

@@ -23,6 +23,7 @@ def sample_command(file: str, count: int, nodes: int, seed: int) -> None:
     """
     from events.chain import genesis
     from replay.archive.writer import ArchiveWriter
+    from replay.output_files import cannot_write
     from replay.sample import Sample
 
     writer = ArchiveWriter.create(file, "sample", genesis("sample"), source=f"sample from seed {seed}")
@@ -32,6 +33,10 @@ def sample_command(file: str, count: int, nodes: int, seed: int) -> None:
                 writer.add(batch)
                 tick(batch[-1].sequence)
         done = writer.finish()
-    finally:
-        writer.close()
+    except BaseException as error:
+        writer.abandon()
+        Path(file).unlink(missing_ok=True)  # the seed makes it again; a part of it is in the way
+        if isinstance(error, OSError):
+            raise cannot_write(file, error) from error
+        raise
     click.echo(f"{file}: {done.count:,} events, {Path(file).stat().st_size:,} bytes")

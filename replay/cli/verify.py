@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -25,7 +24,11 @@ _SHOWN = 40
     "--report", "report_file", type=click.Path(dir_okay=False), help="Write the auditor's report (HTML)."
 )
 @click.option(
-    "--public-key", default="", metavar="KEY", help="The controller's public key: PEM file or 64 hex digits."
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    metavar="KEY",
+    help="A controller's public key: PEM file or 64 hex digits. Repeat it for several controllers.",
 )
 @click.option(
     "--checkpoints", "files", multiple=True, metavar="FILE", help="Signed checkpoints to hold the log to."
@@ -39,7 +42,7 @@ _SHOWN = 40
 def verify_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
     report_file: str | None,
-    public_key: str,
+    public_keys: tuple[str, ...],
     files: tuple[str, ...],
     against: tuple[str, ...],
     expect: str,
@@ -50,7 +53,8 @@ def verify_command(  # noqa: PLR0917  click passes options by name
 
     Hash chain, order, envelopes, transactions, schema, invariants at every sequence, and state
     digests: of signed checkpoints, of the live controller, of a read model. Signed checkpoints that
-    an archive carries are used by themselves; a public key makes them proof.
+    an archive carries are used by themselves; a public key makes them proof: then a log that nothing
+    signed by that key vouches for is not sound.
 
     \b
     isthmus replay verify --report audit.html
@@ -61,14 +65,14 @@ def verify_command(  # noqa: PLR0917  click passes options by name
 
     if jobs < 0:
         raise Usage("usage", f"--jobs is {jobs}; the least is 0, for one per processor")
-    if not run(_verify(source, report_file, public_key, files, against, expect, jobs, as_json=as_json)):
+    if not run(_verify(source, report_file, public_keys, files, against, expect, jobs, as_json=as_json)):
         sys.exit(1)
 
 
 async def _verify(  # noqa: PLR0917  the options, passed on
     source: LogSource,
     report_file: str | None,
-    public_key: str,
+    public_keys: tuple[str, ...],
     files: tuple[str, ...],
     against: tuple[str, ...],
     expect: str,
@@ -77,13 +81,20 @@ async def _verify(  # noqa: PLR0917  the options, passed on
     as_json: bool,
 ) -> bool:
     from controlplane.controller.publishing.checkpoints import load_public_key, read_checkpoints
+    from events.errors import Usage
+    from replay.output_files import whole_file
     from replay.verification.external_digests import head_of, heads_of, read_model_says
     from replay.verification.outcome import Wanted
     from replay.verification.report import html
     from replay.verification.verify import verify
 
-    key = load_public_key(public_key) if public_key else ""
-    checkpoints: list[Checkpoint] = [item for file in files for item in read_checkpoints(file)]
+    keys = tuple(dict.fromkeys(load_public_key(key) for key in public_keys))
+    checkpoints: list[Checkpoint] = []
+    for file in files:
+        found = read_checkpoints(file)
+        if not found:
+            raise Usage("usage", f"--checkpoints {file} holds no checkpoint")
+        checkpoints += found
     heads = [head for file in against for head in heads_of(file)]
     if expect:
         heads.append(head_of(expect))
@@ -100,7 +111,7 @@ async def _verify(  # noqa: PLR0917  the options, passed on
     async with _tolerant(source) as session:
         wanted: Wanted = Wanted(
             checkpoints=tuple(checkpoints) + _carried(session),
-            public_key=key,
+            public_keys=keys,
             states=tuple(states),
             heads=tuple(heads),
             jobs=jobs,
@@ -108,7 +119,8 @@ async def _verify(  # noqa: PLR0917  the options, passed on
         with progress("verifying", session.history.end, start=session.history.start) as tick:
             report = await verify(session.history, wanted, tick)
         if report_file:
-            Path(report_file).write_text(html(report, session.tz), encoding="utf-8")  # noqa: ASYNC240  once
+            with whole_file(report_file) as beside:
+                beside.write_text(html(report, session.tz), encoding="utf-8")
         if as_json:
             print_json(report)
         else:

@@ -5,6 +5,7 @@ The content of the event segments is judged by :mod:`replay.verification.full_ch
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from events.errors import VerificationFailed
 from replay.archive.directory import ArchiveFile, decompress
 from replay.archive.format import Manifest, Segment, signed_text
 from replay.verification.fast_check import Transaction
-from replay.verification.findings import Finding
+from replay.verification.findings import Finding, key_names
 from replay.verification.full_check import LinesResult, check_lines
 from replay.verification.shared_memory import Slot, store
 
@@ -26,7 +27,7 @@ class Note(Protocol):
     def __call__(self, message: str, code: str = ..., sequence: int = ...) -> None: ...
 
 
-def check_file(file: ArchiveFile, *, public_key: str = "") -> list[Finding]:
+def check_file(file: ArchiveFile, *, public_keys: Collection[str] = ()) -> list[Finding]:
     """Everything about ``file`` that can be said without looking into its events."""
     found: list[Finding] = []
 
@@ -59,7 +60,7 @@ def check_file(file: ArchiveFile, *, public_key: str = "") -> list[Finding]:
         except VerificationFailed as error:
             note(error.message.partition(": ")[2], sequence=segment.first)
     if file.tail.signature:
-        _check_signature(file, public_key, note)
+        _check_signature(file, public_keys, note)
     return found
 
 
@@ -92,14 +93,15 @@ def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Note) -> Non
         note("its header and its manifest name different logs")
 
 
-def _check_signature(file: ArchiveFile, public_key: str, note: Note) -> None:
+def _check_signature(file: ArchiveFile, public_keys: Collection[str], note: Note) -> None:
     if file.tail is None:
         return
     from controlplane.controller.publishing.checkpoints import signature_holds
 
-    if public_key and file.tail.key != public_key:
+    if public_keys and file.tail.key not in public_keys:
         note(
-            f"it is signed by key {file.tail.key[:16]}…, not by {public_key[:16]}…", code="checkpoint_mismatch"
+            f"it is signed by key {file.tail.key[:16]}…, not by {key_names(public_keys)}",
+            code="checkpoint_mismatch",
         )
     elif not signature_holds(file.tail.key, file.tail.signature, signed_text(file.tail.root)):
         note("its signature does not hold: it was altered after signing", code="checkpoint_mismatch")

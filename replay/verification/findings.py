@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -23,6 +24,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     sequence: int = 0
     level: Level = "error"
+
+
+def key_names(keys: Iterable[str]) -> str:
+    """Public keys for the eye: the beginning of each."""
+    return " or ".join(f"{key[:16]}…" for key in keys)
 
 
 class Findings:

@@ -20,10 +20,10 @@ from events.errors import VerificationFailed
 from events.types import Event, RangeFreed
 from replay.archive import lines
 from replay.verification import fold_payload
-from replay.verification.findings import Finding, Findings
+from replay.verification.findings import Finding, Findings, key_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from replay.history import History
     from replay.verification.outcome import Check, Wanted
@@ -49,13 +49,15 @@ class Folding:
         self._chains: dict[int, list[tuple[str, str]]] = {}
         self._compared = 0
         self._signed = 0
+        self._start, self._start_digest = history.start, history.index.start_digest
+        self._vouched: dict[str, int] = {}
         self._wanted = wanted
         for checkpoint in wanted.checkpoints:
             self._expect(checkpoint)
         for who, sequence, digest in wanted.states:
             self._stated.setdefault(sequence, []).append((who, digest))
         for who, sequence, digest in wanted.heads:
-            self._chains.setdefault(sequence, []).append((who, digest))
+            self._expect_chain(who, sequence, digest)
         # Sequences at which to stop and compare, the next one last.
         self._stops = sorted(self._stated, reverse=True)
         self._chain_stops = sorted(self._chains, reverse=True)
@@ -77,14 +79,40 @@ class Folding:
 
     def _expect(self, checkpoint: Checkpoint) -> None:
         try:
-            check_signature(checkpoint, self.state.name, self._wanted.public_key or checkpoint.key)
+            self._check_trusted(checkpoint)
+            check_signature(checkpoint, self.state.name, checkpoint.key)
         except VerificationFailed as error:
             self._note("checkpoints", error.code, error.message, checkpoint.sequence)
             return
         self._signed += 1
+        if self._start < checkpoint.sequence:
+            self._vouched[checkpoint.key] = max(checkpoint.sequence, self._vouched.get(checkpoint.key, 0))
         who = f"the checkpoint signed {checkpoint.time:%Y-%m-%d %H:%M:%S} UTC"
-        self._chains.setdefault(checkpoint.sequence, []).append((who, checkpoint.chain))
-        self._stated.setdefault(checkpoint.sequence, []).append((who, checkpoint.state))
+        self._expect_chain(who, checkpoint.sequence, checkpoint.chain)
+        if checkpoint.sequence > self._start:
+            self._stated.setdefault(checkpoint.sequence, []).append((who, checkpoint.state))
+
+    def _check_trusted(self, checkpoint: Checkpoint) -> None:
+        trusted = self._wanted.public_keys
+        if trusted and checkpoint.key not in trusted:
+            raise VerificationFailed(
+                "checkpoint_mismatch",
+                f"checkpoint {checkpoint.sequence} is signed by key {checkpoint.key[:16]}…, not by "
+                f"{key_names(trusted)}: give another controller's key, too (--public-key once more)",
+            )
+
+    def _expect_chain(self, who: str, sequence: int, digest: str) -> None:
+        """What lies before the first event cannot be compared here; what it follows can."""
+        if sequence > self._start:
+            self._chains.setdefault(sequence, []).append((who, digest))
+        elif sequence == self._start and self._start_digest not in (None, digest):
+            self._note(
+                "checkpoints",
+                "checkpoint_mismatch",
+                f"{who} states chain {digest[:16]}… behind event {sequence}, the archive follows "
+                f"{str(self._start_digest)[:16]}…: it is of another history",
+                sequence,
+            )
 
     def _note(self, check: str, code: str, message: str, sequence: int) -> None:
         self._findings.add(Finding(check=check, code=code, message=message, sequence=sequence))
@@ -204,8 +232,20 @@ class Folding:
         """The digest of the state at the end; empty when the fold did not get there."""
         return state_digest(self.state) if self.alive else ""
 
-    def finish(self, head: Head) -> None:
-        """The state as a whole, and what others know of events that are not in the log."""
+    def finish(self, head: Head, signers: Collection[str] = ()) -> None:
+        """The state as a whole, what others know of events that are not in the log, and who vouches for it.
+
+        ``signers``: the keys by which the archive itself is signed.
+        """
+        for key in self._wanted.public_keys:
+            if key not in self._vouched and key not in signers:
+                self._note(
+                    "checkpoints",
+                    "evidence_missing",
+                    f"nothing here is signed by key {key[:16]}…, neither a checkpoint nor the archive. Whoever "
+                    "rewrites a log takes them away: give the controller's checkpoints (--checkpoints FILE)",
+                    0,
+                )
         if self.alive:
             for violation in check(self.state):
                 message = f"invariant {violation.invariant} in the final state: {violation.message}"
@@ -220,6 +260,16 @@ class Folding:
                 f"at least {sequence - head.sequence} events are missing at its end",
                 head.sequence + 1,
             )
+
+    def _vouchers(self) -> str:
+        if self._wanted.public_keys:
+            reached = max(self._vouched.values(), default=0)
+            return (
+                f"the keys vouch for the events up to {reached:,} of {self.state.sequence:,}" if reached else ""
+            )
+        if self._signed:
+            return "signatures were checked with the keys that the checkpoints name: give one you trust"
+        return ""
 
     def checks(self, check: Callable[..., Check]) -> list[Check]:
         """The report's lines about meaning."""
@@ -236,16 +286,14 @@ class Folding:
                 detail=stopped or (f"left out, as the log says: events {left_out}" if left_out else ""),
             )
         ]
-        if self._chains:
+        if self._chains or self._wanted.public_keys:
             rows.append(
                 check(
                     "checkpoints",
                     "Signed checkpoints and known heads agree with the chain",
                     len(self._chains),
                     "points",
-                    detail=""
-                    if self._wanted.public_key or not self._signed
-                    else "signatures were checked with the keys that the checkpoints name: give one you trust",
+                    detail=self._vouchers(),
                 )
             )
         if self._stated:

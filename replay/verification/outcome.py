@@ -61,7 +61,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     checkpoints: tuple[Checkpoint, ...] = ()
-    public_key: str = ""
+    public_keys: tuple[str, ...] = ()
+    """Trusted keys (64 hex digits). Each must vouch for the log, by a checkpoint or an archive's signature."""
     states: tuple[tuple[str, int, str], ...] = ()
     heads: tuple[tuple[str, int, str], ...] = ()
     jobs: int = 0

@@ -45,7 +45,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
         async with Workers(jobs) as workers:
             if archive is not None:
                 for file in archive.files:
-                    findings.extend(check_file(file, public_key=wanted.public_key))
+                    findings.extend(check_file(file, public_keys=wanted.public_keys))
                     findings.extend(check_spans(file))
             if begin.sequence == 0 and begin != genesis(history.cluster):
                 findings.add(_foreign_start(history.cluster))
@@ -68,7 +68,8 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
             await workers.settle()
             workers.dismiss()
             chain.finish()
-            folding.finish(chain.head)
+            signed = [file.tail for file in archive.files if file.tail] if archive is not None else []
+            folding.finish(chain.head, {tail.key for tail in signed if tail.signature})
     return Report(
         cluster=history.cluster,
         source=history.source,

@@ -244,7 +244,7 @@ def test_a_history_rewritten_with_a_proper_chain_is_found_by_a_checkpoint_and_lo
     rewritten = rechained(altered(MESSAGES, at, body=body), at)
     assert judge(rewritten).sound, "the chain alone cannot tell"
     checkpoints = tuple(signed(sequence) for sequence in (50, at + 3, at + 40))
-    report = judge(rewritten, checkpoints=checkpoints, public_key=KEY.public_hex)
+    report = judge(rewritten, checkpoints=checkpoints, public_keys=(KEY.public_hex,))
     assert {("checkpoint_mismatch", at + 3), ("checkpoint_mismatch", at + 40)} <= errors(report)
     first = next(f for f in report.findings if f.sequence == at + 3 and f.code == "checkpoint_mismatch")
     assert f"between events 51 and {at + 3}" in first.message
@@ -363,13 +363,13 @@ def test_a_segment_rewritten_with_matching_checksums_is_found(tmp_path):
 
 def test_a_signed_archive_is_held_to_its_key(tmp_path):
     path = write(tmp_path / "log", MESSAGES, signer=KEY)
-    assert judge_file(path, public_key=KEY.public_hex).sound
+    assert judge_file(path, public_keys=(KEY.public_hex,)).sound
     other = SigningKey.generate()
-    assert ("checkpoint_mismatch", 0) in errors(judge_file(path, public_key=other.public_hex))
+    assert ("checkpoint_mismatch", 0) in errors(judge_file(path, public_keys=(other.public_hex,)))
     again = write(tmp_path / "again", MESSAGES, signer=other).read_bytes()
     swapped = again.replace(other.public_hex.encode(), KEY.public_hex.encode())
     (tmp_path / "again").write_bytes(swapped)
-    assert not judge_file(tmp_path / "again", public_key=KEY.public_hex).sound
+    assert not judge_file(tmp_path / "again", public_keys=(KEY.public_hex,)).sound
 
 
 def test_an_unfinished_archive_is_not_called_sound(tmp_path):
@@ -487,7 +487,7 @@ def test_checkpoints_of_a_sound_log_are_confirmed_offline(tmp_path):
     (tmp_path / "key.pub").write_bytes(KEY.public_pem())
     key = load_public_key(str(tmp_path / "key.pub"))
     assert key == load_public_key(KEY.public_hex)
-    report = judge(MESSAGES, checkpoints=tuple(read_checkpoints(tmp_path / "c.jsonl")), public_key=key)
+    report = judge(MESSAGES, checkpoints=tuple(read_checkpoints(tmp_path / "c.jsonl")), public_keys=(key,))
     assert report.sound
     assert next(check.looked_at for check in report.checks if check.name == "checkpoints") == 2
     assert next(check.looked_at for check in report.checks if check.name == "states") == 2
@@ -551,3 +551,34 @@ def test_the_report_is_plain_json_too():
     report = json.loads(msgspec.json.encode(judge(MESSAGES)))
     assert report["errors"] == 0
     assert {check["name"] for check in report["checks"]} >= {"chain", "gap", "schema", "invariants"}
+
+
+# --- evidence that was asked for ---------------------------------------------------------------------
+
+
+def test_a_key_that_vouches_for_nothing_here_is_missing_evidence() -> None:
+    """A rewritten log without its checkpoints is, by itself, without a flaw."""
+    report = judge(MESSAGES, public_keys=(KEY.public_hex,))
+    assert errors(report) == {("evidence_missing", 0)}
+    assert not report.sound
+    assert judge(MESSAGES, checkpoints=(signed(len(MESSAGES)),), public_keys=(KEY.public_hex,)).sound
+
+
+def test_an_archive_stripped_of_its_checkpoints_is_not_sound(tmp_path) -> None:
+    path = write(tmp_path / "log", MESSAGES)
+    assert judge_file(path).sound, "nobody asked for evidence"
+    assert ("evidence_missing", 0) in errors(judge_file(path, public_keys=(KEY.public_hex,)))
+
+
+def test_two_controllers_keys_prove_what_one_of_them_cannot() -> None:
+    other = SigningKey.generate()
+    theirs = signed(60, key=other)
+    both = (signed(50), theirs, signed(len(MESSAGES)))
+    report = judge(MESSAGES, checkpoints=both, public_keys=(KEY.public_hex, other.public_hex))
+    assert report.sound
+    assert any(f"up to {len(MESSAGES):,}" in check.detail for check in report.checks)
+    alone = judge(MESSAGES, checkpoints=both, public_keys=(KEY.public_hex,))
+    assert errors(alone) == {("checkpoint_mismatch", 60)}
+    assert any("--public-key once more" in finding.message for finding in alone.findings)
+    strange = judge(MESSAGES, checkpoints=both[:1], public_keys=(KEY.public_hex, other.public_hex))
+    assert errors(strange) == {("evidence_missing", 0)}
