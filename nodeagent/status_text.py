@@ -60,7 +60,7 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
     silent = running and now - status.written_at > SILENT_INTERVALS * status.interval_s
     stale = f" as of {ago(status.written_at, now)}" if silent or not running else ""
     matches = status.kernel_digest and status.kernel_digest == status.expected_digest
-    attestation = "not known" if not status.kernel_digest else "as the log says" if matches else "DIFFERS"
+    attestation = "not known" if not status.kernel_digest else "in sync with the log" if matches else "DIFFERS"
     found = [
         ("node", f"{status.node} (uid {status.uid})"),
         ("state", _state(status, running=running, silent=silent, now=now)),

@@ -1,6 +1,6 @@
 """WHEN: a moment as people write it → a point in the log.
 
-Accepted: a sequence (``4711``, ``#4711``), ``now`` / ``end``, ``start``, ISO 8601
+Accepted: a sequence (``4711``, ``4,711``, ``#4711``), ``now`` / ``end``, ``start``, ISO 8601
 (``2026-03-02T14:00:00+08:00``, ``2026-03-02 14:00``, ``2026-03-02``), ``14:00`` (today),
 ``today [14:00]``, ``yesterday [14:00]``,
 ``monday [14:00]`` (the last one), ``-2h``, ``-1d12h``, ``2h ago``. A text without a zone is read in the
@@ -18,6 +18,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from events.cli.numbers import printed_number
 from events.errors import Usage
 
 _UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "sec": 1.0, "ms": 0.001}
@@ -100,8 +101,9 @@ def parse(text: str, *, now: datetime, tz: tzinfo) -> When:
         return When(words or "now")
     if low in ("start", "beginning"):
         return When(words, sequence=0)
-    if re.fullmatch(r"#?\d{1,18}", low):
-        return When(words, sequence=int(low.lstrip("#")))
+    number = printed_number(low)
+    if number is not None:
+        return When(words, sequence=number)
     try:
         return When(words, moment=_moment(low, words, now.astimezone(tz), tz).astimezone(UTC))
     except (ValueError, OverflowError) as error:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from controlplane.console.address import CONSOLE
 from events.cli.hints import hint
 from events.cli.options import BusContext, controller, parse_pairs, run
 from events.cli.tables import coloured, print_json, print_table, printable
@@ -59,7 +60,7 @@ def http_option(function: Function) -> Function:
     return click.option(
         "--http",
         envvar="ISTHMUS_HTTP",
-        default="127.0.0.1:7480",
+        default=CONSOLE,
         show_default=True,
         metavar="HOST:PORT|off",
         help="Where the console and the API are served; beyond loopback ISTHMUS_HTTP_TOKEN must be set.",

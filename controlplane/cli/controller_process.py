@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from controlplane.console.address import CONSOLE
 from controlplane.console.inspector import Inspector
 from controlplane.controller.controller import Controller, ControllerOptions, Queries
 from controlplane.controller.observability.live import live_numbers
@@ -21,8 +22,6 @@ from controlplane.controller.observability.trace_query import TraceAnswers, Trac
 from events.errors import Unavailable, Usage
 
 log = logging.getLogger("isthmus.http")
-
-DEFAULT_HTTP = "127.0.0.1:7480"
 
 
 class ControllerProcess(NamedTuple):
@@ -45,7 +44,7 @@ def parse_where(where: str) -> tuple[str, int]:
 async def controller_process(
     options: ControllerOptions,
     *,
-    http: str = DEFAULT_HTTP,
+    http: str = CONSOLE,
     kubernetes: Path | bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
@@ -112,7 +111,7 @@ async def _serve(stack: AsyncExitStack, source: Inspector, where: str, token: st
     try:
         address = await stack.enter_async_context(serve(source, host=host, port=port, token=token))
     except Unavailable as error:
-        if where != DEFAULT_HTTP:
+        if where != CONSOLE:
             raise
         log.info("%s; taking another port", error.message)
         address = await stack.enter_async_context(serve(source, host=host, port=0, token=token))

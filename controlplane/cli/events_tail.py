@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from events.cli.numbers import SEQUENCE
 from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import console, fields_line
+from events.errors import Usage
 
 if TYPE_CHECKING:
     from events.codec import Recorded
@@ -20,15 +22,24 @@ def events() -> None:
 
 @events.command()
 @bus_options
-@click.option("-n", "--lines", default=20, show_default=True, help="How many of the last events.")
-@click.option("--after", type=int, help="Begin behind this sequence instead.")
+@click.option(
+    "-n", "--lines", type=SEQUENCE, default=20, show_default=True, help="How many of the last events."
+)
+@click.option("--after", type=SEQUENCE, help="Begin with the event after this sequence instead.")
+@click.option("--from", "begin", type=SEQUENCE, help="Begin with this sequence instead.")
 @click.option("-f", "--follow", is_flag=True, help="Wait for more.")
 @click.option(
     "--type", "prefix", default="", help="Only types that begin so, for example node. or range.freed."
 )
 @json_option
 def tail(  # noqa: PLR0917  click passes options by name
-    context: BusContext, lines: int, after: int | None, follow: bool, prefix: str, as_json: bool
+    context: BusContext,
+    lines: int,
+    after: int | None,
+    begin: int | None,
+    follow: bool,
+    prefix: str,
+    as_json: bool,
 ) -> None:
     """Print the last events, and with --follow each new one.
 
@@ -37,8 +48,13 @@ def tail(  # noqa: PLR0917  click passes options by name
     \b
     isthmus events tail
     isthmus events tail --follow --type node.
+    isthmus events tail --from 6,121
     isthmus events tail --after 0 --json | jq .type
     """
+    if begin is not None:
+        if after is not None:
+            raise Usage("usage", "--after and --from say the same in two ways: give one")
+        after = max(0, begin - 1)
     run(_tail(context, lines, after, prefix, follow=follow, as_json=as_json))
 
 

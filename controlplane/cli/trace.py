@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from events.cli.numbers import printed_number
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import console, print_json, print_table
@@ -51,7 +52,9 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
 
     async def ask() -> TraceAnswer:
         async with controller(context) as client:
-            return await client.ask(TraceQuery(reference=reference, limit=limit), TraceAnswer)
+            number = printed_number(reference)
+            asked = reference if number is None else str(number)
+            return await client.ask(TraceQuery(reference=asked, limit=limit), TraceAnswer)
 
     answer = run(ask())
     if as_json:

@@ -48,8 +48,6 @@ from events.telemetry.role import our_version
 
 STATIC = Path(__file__).parent / "static"
 BODY_LIMIT_BYTES = 16 * 1024
-DEFAULT_PORT = 7480
-"""Unassigned by IANA when chosen."""
 
 
 def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from controlplane.console.address import CONSOLE_PORT
 from events.errors import Refused, Usage
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _LabGroup(click.Group):
     help="Replay an incident capsule step by step in real kernels; with --keep each step waits.",
 )  # fmt: skip
 @click.option(
-    "--http", default=7480, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
+    "--http", default=CONSOLE_PORT, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
     help="With --keep: where on 127.0.0.1 the console appears; 0, or a port that is taken, is any free one.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlplane.console.address import CONSOLE_PORT
 from events.protocol.commands import DefineCluster
 from events.types import Network
 
@@ -16,25 +17,24 @@ if TYPE_CHECKING:
     from deploy.lab.topology.layout import Node, Site
 
 BUS_PORT = 4222
-HTTP_PORT = 7480
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 
 
 def up(data: Path, host: str, extra: Iterable[str] = ()) -> list[str]:
     """Bus and controller in one process."""
     return [ISTHMUS, "up", "--data", str(data), "--host", host, "--port", str(BUS_PORT),
-        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "info", *extra]  # fmt: skip
+        "--http", f"127.0.0.1:{CONSOLE_PORT}", "--log-level", "info", *extra]  # fmt: skip
 
 
 def controller(data: Path, replicas: int) -> list[str]:
     """A controller on its own; the bus runs elsewhere."""
     return [ISTHMUS, "controller", "--data", str(data), "--name", "controller", "--replicas", str(replicas),
-        "--http", f"127.0.0.1:{HTTP_PORT}", "--log-level", "info"]  # fmt: skip
+        "--http", f"127.0.0.1:{CONSOLE_PORT}", "--log-level", "info"]  # fmt: skip
 
 
 def forward(descriptor: int) -> list[str]:
     """Carries connections of a socket of the host to the console on the controller's loopback."""
-    return [sys.executable, "-m", "deploy.lab.machines.forward", str(descriptor), str(HTTP_PORT)]
+    return [sys.executable, "-m", "deploy.lab.machines.forward", str(descriptor), str(CONSOLE_PORT)]
 
 
 def agent(node: Node, directory: Path) -> list[str]:

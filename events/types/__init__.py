@@ -12,6 +12,11 @@ types against the schemas of earlier releases (``tests/replay/released``).
 Addresses and networks are text (``10.3.7.0/26``), so that a person can read the log; ``index`` is
 the position of a range in the pool, counted over all container CIDRs in the order of their
 definition, so that a fold need not parse an address. Moments are UTC.
+
+An event that brings state touches seven files, and tests say which of them was forgotten: its module here and
+this one, ``controlplane/cluster/evolve.py`` (with ``state.py`` for a new field), the decision that writes it in
+``controlplane/cluster/decisions/``, its rows in ``controlplane/readmodel/``, and its sentence in
+``controlplane/console/event_text.py``, from which the feed, the commands and the browser take it.
 """
 
 from __future__ import annotations

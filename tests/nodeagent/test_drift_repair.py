@@ -224,7 +224,7 @@ def test_a_program_that_keeps_rewriting_a_row_is_reported_and_not_fought_for_eve
     with site("a", "b", "c") as place:
         a, b, c = place.nodes.values()
         before, healthy = a.rows(), a.flow(c)
-        until(lambda: "as the log says" in shown(place, a), "kernel and log agree")
+        until(lambda: "in sync" in shown(place, a), "kernel and log agree")
 
         def rewrite() -> None:
             a.run(f"ip neigh replace {b.vtep} lladdr 66:66:66:66:66:66 dev isthmus nud permanent")
@@ -253,11 +253,11 @@ def test_a_program_that_keeps_rewriting_a_row_is_reported_and_not_fought_for_eve
             )
 
         until(told, "the difference is told")
-        assert "as the log says" in shown(place, b)
+        assert "in sync" in shown(place, b)
         assert healthy.stop().lost == 0
         until(lambda: a.rows() == before, "peace heals the row in the end", 60)
         until(lambda: a.status()["state"] == "ready", "and the complaint is over")
-        until(lambda: "as the log says" in shown(place, a), "for the controller, too")
+        until(lambda: "in sync" in shown(place, a), "for the controller, too")
         assert "kernel_differs" not in place.isthmus("cluster", "show", "--json").stdout
 
 

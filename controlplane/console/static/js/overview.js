@@ -91,7 +91,7 @@ export class OverviewPage {
       return;
     }
     this.conditions.hidden = !list.length;
-    this.conditions.replaceChildren(...list.map((c) => h("li", { class: c.severity }, h("b", {}, { critical: "✕ ", warning: "▲ ", info: "ℹ " }[c.severity], c.code.replaceAll("_", " ")), h("span", {}, c.message))));
+    this.conditions.replaceChildren(...list.map((c) => h("li", { class: c.severity }, h("b", {}, { critical: "✕ ", warning: "▲ ", info: "ℹ " }[c.severity], c.code.replaceAll("_", " ")), h("span", {}, c.message, c.help ? h("code", {}, c.help) : ""))));
   }
 
   showTiles() {
@@ -103,10 +103,17 @@ export class OverviewPage {
     const agreeing = o.kernels.agrees ?? 0;
     const others = o.nodes - differing - agreeing;
     const unheard = (o.agents.unknown ?? 0) + (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
+    const up = o.agents.ready ?? 0;
+    const states = { unreachable: "unreachable", silent: "silent", degraded: "degraded", starting: "starting", stopping: "stopping", unknown: "never reported" };
+    const down = Object.entries(states).filter(([name]) => o.agents[name]).map(([name, text]) => `${n(o.agents[name])} ${text}`);
     const slowest = o.watermark ? `slowest has applied ${n(o.watermark)}` : `${n(unheard)} not heard`;
     const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", { class: [value].flat().map((part) => part.textContent ?? part).join("").length > 12 ? "long" : "" }, value), extra, h("span.sub", {}, sub));
     const done = latest && latest.last !== null;
     this.tiles.replaceChildren(
+      store.recorded
+        ? tile("Nodes up", [n(up), h("small", {}, ` of ${n(o.nodes)}`)], down.length ? phrases(...down) : o.nodes ? "all report that they are ready" : "no nodes yet",
+          bar([`${(100 * up) / Math.max(1, o.nodes)}%`, "good"]), up === o.nodes ? "" : up < o.nodes / 2 ? "bad" : "warn")
+        : "",
       tile("Nodes", n(o.nodes), [h("span.k-cloud", {}, `${n(o.cloud)} cloud`), " · ", h("span.k-external", {}, `${n(o.external)} external`)],
         bar([`${(100 * o.cloud) / Math.max(1, o.nodes)}%`, "cloud"], [`${(100 * o.external) / Math.max(1, o.nodes)}%`, "external"])),
       tile("Ranges in use", [n(o.pool.allocated), h("small", {}, ` of ${n(o.pool.capacity)}`)], phrases(`${n(o.pool.draining)} draining`, `${n(o.pool.quarantined)} quarantined`),
