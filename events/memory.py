@@ -50,6 +50,10 @@ class MemoryLog:
         expected: int,
         timeout_s: float = 5.0,  # noqa: ARG002  the port's; memory answers at once
     ) -> int:
+        """As :meth:`events.log.EventLog.append` says.
+
+        Raises Refused (``event_too_large``, ``wrong_last_sequence``).
+        """
         if len(messages) > BATCH_LIMIT:
             raise Refused(
                 "event_too_large",

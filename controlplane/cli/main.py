@@ -73,6 +73,7 @@ class Commands(click.Group):
         return sorted(self._entries())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Load the command. Raises Refused when its role is not installed."""
         entry = self._entries().get(cmd_name)
         if entry is None:
             return None
@@ -85,6 +86,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name. Raises UsageError, which suggests the nearest ones."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

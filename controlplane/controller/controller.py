@@ -294,7 +294,8 @@ class Controller:
     async def ready(self, *, timeout_s: float = 30.0, leading: bool = False) -> None:
         """Wait until the fold has met the end of the log (and until this controller leads).
 
-        A controller whose fold has halted is ready at once: it answers questions, and says why no more.
+        A controller whose fold has halted is ready at once: it answers questions, and says why no more. Raises
+        Unavailable(no_controller) when it ends instead. Cancelled, only the waiting ends.
         """
         try:
             await self.replica.caught_up(timeout_s=timeout_s)

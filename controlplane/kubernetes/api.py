@@ -120,6 +120,7 @@ class KubernetesClient:
                 return found, version
 
     async def watch_nodes(self, version: str) -> AsyncIterator[Change]:
+        """Changes of Nodes from a version on. Raises Unavailable(kubernetes_unreachable)."""
         query = [
             ("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", version),
             ("timeoutSeconds", str(WATCH_S)),

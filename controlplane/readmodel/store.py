@@ -110,7 +110,7 @@ class Store:
 
     @classmethod
     async def create(cls, path: Path, cluster: str) -> Self:
-        """A new empty generation at ``path``."""
+        """A new empty generation at ``path``. Raises IsthmusError(internal)."""
         store = await cls._connect(path, cluster, fresh=True)
         if store is None:
             raise IsthmusError("internal", f"{path} could not be created as a read model")
@@ -223,7 +223,9 @@ async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *ar
     """One function in the connection's thread, with the raw connection.
 
     aiosqlite offers this only privately, and offering it publicly has been declined; the dependency
-    is pinned by a test.
+    is pinned by a test. Its public interface hops for each statement: a batch of 1,000 events writes
+    thousands, which must be one transaction that no other reader's statement gets into. Cancelled, the
+    function still runs to its end in the thread.
     """
     raw = connection._conn  # noqa: SLF001
     result: T = await connection._execute(function, raw, *arguments)  # type: ignore[no-untyped-call]  # noqa: SLF001

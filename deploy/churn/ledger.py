@@ -133,7 +133,10 @@ class Ledger:
         self.frees += 1
 
     def pool(self) -> dict[str, int]:
-        """Ranges by state; the four states add up to the capacity, or a VerificationFailed says so."""
+        """Ranges by state; the four states add up to the capacity, or a VerificationFailed says so.
+
+        Raises VerificationFailed(invariant_violated).
+        """
         quarantined = sum(owner.quarantined for owner in self.held.values())
         draining = sum(owner.draining and not owner.quarantined for owner in self.held.values())
         allocated = len(self.held) - draining - quarantined

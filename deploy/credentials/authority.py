@@ -233,7 +233,10 @@ class Authority:
         return path
 
     def sign_user(self, principal: Principal, public: str, *, days: float | None = None) -> str:
-        """A JWT that makes the holder of ``public`` the principal, for ``days`` from now."""
+        """A JWT that makes the holder of ``public`` the principal, for ``days`` from now.
+
+        Raises Refused(credentials_revoked), BadRequest(bad_request).
+        """
         if principal.revoked_at:
             raise Refused(
                 "credentials_revoked", f"the credentials of {principal.role} {principal.name!r} were revoked"
@@ -300,8 +303,9 @@ class Authority:
     def rotate_key(self, name: str, *, finish: bool = False) -> int:
         """Replace a signing key (``people``, ``nodes``, ``enrol``) in two steps; return the accounts rewritten.
 
-        First a new key signs and both are accepted; with ``finish`` the old one is dropped, and
-        with it everything that it signed.
+        First a new key signs and both are accepted; with ``finish`` the old one is dropped, and with it
+        everything that it signed. Raises BadRequest(bad_request), Refused(credentials_missing,
+        credentials_exist).
         """
         if name not in {"people", "nodes", "enrol"}:
             raise BadRequest("bad_request", f"{name!r} is no signing key; there are people, nodes and enrol")

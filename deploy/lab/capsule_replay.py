@@ -47,7 +47,7 @@ DEVICE = "isthmus0"
 
 @contextmanager
 def inside(machine: Machine) -> Iterator[None]:
-    """This thread in the node's network namespace. Sockets opened meanwhile stay there."""
+    """This thread in the node's network namespace. Sockets opened meanwhile stay there. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     there = os.open(f"/proc/{machine.pid}/ns/net", os.O_RDONLY)

@@ -128,24 +128,28 @@ class Lab:
 
     @property
     def controller(self) -> Daemon:
+        """The controller, once it runs. Raises RuntimeError before."""
         if self._controller is None:
             raise RuntimeError("the controller is started first")
         return self._controller
 
     @property
     def client(self) -> ControllerClient:
+        """The client, once it runs. Raises RuntimeError before."""
         if self._client is None:
             raise RuntimeError("the controller is started first")
         return self._client
 
     @property
     def bus(self) -> Client:
+        """The bus, once it runs. Raises RuntimeError before."""
         if self._bus is None:
             raise RuntimeError("the controller is started first")
         return self._bus
 
     @property
     def log(self) -> LogReader:
+        """The log, once it runs. Raises RuntimeError before."""
         if self._log is None:
             raise RuntimeError("the controller is started first")
         return self._log
@@ -354,7 +358,7 @@ class Lab:
                 task.result()
 
     async def start_pods(self, node: LabNode) -> None:
-        """Starts the node's pods by the CNI configuration that its agent wrote."""
+        """Starts the node's pods by the CNI configuration that its agent wrote. Raises CheckFailedError."""
         path = commands.conflist(node.directory)
         if path is None:
             raise CheckFailedError(f"{node.name} has no CNI configuration")

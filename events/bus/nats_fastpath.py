@@ -117,7 +117,10 @@ class FastClient(Client):
             await self._flush_pending()
 
     async def publish_all(self, messages: Iterable[Outgoing]) -> None:
-        """See :func:`publish_all`. Subjects are ours, so that their spelling is not looked at."""
+        """See :func:`publish_all`. Subjects are ours, so that their spelling is not looked at.
+
+        Raises ConnectionClosedError, ConnectionDrainingError, MaxPayloadError.
+        """
         if self.is_closed:
             raise ConnectionClosedError
         if self.is_draining_pubs:

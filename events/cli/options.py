@@ -148,7 +148,10 @@ def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; without a terminal ``--yes`` is needed."""
+    """Ask before something that cannot be undone; without a terminal ``--yes`` is needed.
+
+    Raises a usage error without a terminal or consent.
+    """
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():

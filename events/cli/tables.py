@@ -62,7 +62,10 @@ def on_terminal() -> bool:
 
 
 def say_in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """For streams that know only ASCII: the nearest plain spelling. A codec error handler."""
+    """For streams that know only ASCII: the nearest plain spelling. A codec error handler.
+
+    Raises the error again when it is not about encoding.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end

@@ -69,7 +69,7 @@ class PullReader:
         """Sessions begun so far; more than one per read says that something was repaired."""
 
     async def read(self, after: int, until: int | None, *, follow: bool) -> AsyncIterator[ReadBatch]:
-        """See :meth:`events.log.LogReader.read`."""
+        """See :meth:`events.log.LogReader.read`. Raises Unavailable(log_unavailable)."""
         position = after
         end = await self._end(patient=follow)
         if follow:

@@ -66,7 +66,7 @@ decode_spans = msgspec.json.Decoder(list[SpanRecord]).decode
 
 
 def to_record(span: ReadableSpan) -> SpanRecord:
-    """A finished span of the SDK as a record; texts are cut at :data:`TEXT_LIMIT`."""
+    """A finished span of the SDK as a record; texts are cut at :data:`TEXT_LIMIT`. Raises ValueError."""
     context = span.get_span_context()
     if context is None or span.start_time is None or span.end_time is None:
         raise ValueError("the span has not ended")

@@ -87,6 +87,7 @@ class MemoryKernel:
                 )
 
     def receive(self) -> bytes:
+        """What the kernel would answer. Raises BlockingIOError when there is nothing."""
         if not self._answers:
             raise BlockingIOError(errno.EAGAIN, "nothing to read")
         return self._answers.popleft()

@@ -24,7 +24,7 @@ def import_nodes(
 
     A refused line refuses the batch, and nothing of it is recorded: its caller sees the report. A line that
     fences a member says so (``fences``: its uid); one whose kind or site the member does not have changes
-    nothing and says so (``note``).
+    nothing and says so (``note``). Raises Refused(import_refused, event_too_large).
     """
     definition_of(state)
     named = frozenset(command.replace)

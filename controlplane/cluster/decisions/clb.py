@@ -26,7 +26,10 @@ EXCLUSIONS_LIMIT = 4096
 
 
 def reserve(state: ClusterState, command: ReserveClb, now: datetime, context: DecisionContext) -> Decision:
-    """Reserve the pair. Idempotent by name: the same request again answers with the same pair."""
+    """Reserve the pair. Idempotent by name: the same request again answers with the same pair.
+
+    Raises BadRequest(bad_request).
+    """
     del now
     definition_of(state)
     check_label(command.reservation, "reservation")
@@ -211,7 +214,7 @@ def _described(event: ClbReserved, warnings: list[str]) -> dict[str, Any]:
 
 
 def release(state: ClusterState, command: ReleaseClb, now: datetime, context: DecisionContext) -> Decision:
-    """Give the pair back."""
+    """Give the pair back. Raises Refused(clb_unknown)."""
     del now, context
     definition_of(state)
     existing = state.clb.get(command.reservation)

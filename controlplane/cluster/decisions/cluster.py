@@ -50,7 +50,10 @@ NETWORKS_LIMIT = 4096
 
 
 def define(state: ClusterState, command: DefineCluster, now: datetime, context: DecisionContext) -> Decision:
-    """The first event of the log. The same definition again writes nothing; another one is refused."""
+    """The first event of the log. The same definition again writes nothing; another one is refused.
+
+    Raises Refused with the conflict that nobody accepted.
+    """
     del now
     wanted = _definition(state.name, command)
     if state.definition is not None:
@@ -149,7 +152,10 @@ def _defined_already(state: ClusterState, current: ClusterDefined, wanted: Clust
 
 
 def append(state: ClusterState, command: AppendCidr, now: datetime, context: DecisionContext) -> Decision:
-    """One more container CIDR; ranges continue into it. The same CIDR again writes nothing."""
+    """One more container CIDR; ranges continue into it. The same CIDR again writes nothing.
+
+    Raises Refused(cidr_too_small).
+    """
     del now
     definition = definition_of(state)
     net = check_private(network(command.cidr, "container CIDR"))
@@ -216,7 +222,7 @@ def declare(state: ClusterState, command: DeclareNetwork, now: datetime, context
 def withdraw(
     state: ClusterState, command: WithdrawNetwork, now: datetime, context: DecisionContext
 ) -> Decision:
-    """Forget a declared network."""
+    """Forget a declared network. Raises Refused(network_unknown)."""
     del now, context
     definition_of(state)
     known = state.networks.get(command.cidr)
@@ -231,7 +237,10 @@ def withdraw(
 
 
 def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: DecisionContext) -> Decision:
-    """End the cluster: its CLB reservations are released with it. Refused while nodes live."""
+    """End the cluster: its CLB reservations are released with it. Refused while nodes live.
+
+    Raises Refused(cluster_has_live_nodes).
+    """
     del now, context
     definition_of(state)
     reason = text(command.reason, "reason")

@@ -40,7 +40,10 @@ SETTINGS = (
 
 
 def mark(state: ClusterState, command: MarkGateway, now: datetime, context: DecisionContext) -> Decision:
-    """Let a cloud node be a gateway, or no more; what it holds is handed over first."""
+    """Let a cloud node be a gateway, or no more; what it holds is handed over first.
+
+    Raises Refused(node_unknown, clb_not_gateway).
+    """
     del now
     definition_of(state)
     member = state.nodes.get(command.node)
@@ -68,7 +71,10 @@ def mark(state: ClusterState, command: MarkGateway, now: datetime, context: Deci
 
 
 def add(state: ClusterState, command: AddBackend, now: datetime, context: DecisionContext) -> Decision:
-    """Add a backend, or change the settings of the one that is there. The same again writes nothing."""
+    """Add a backend, or change the settings of the one that is there. The same again writes nothing.
+
+    Raises BadRequest(bad_request).
+    """
     del now, context
     definition_of(state)
     reservation = _reservation(state, command.reservation, command.purpose)
@@ -108,7 +114,8 @@ def remove(state: ClusterState, command: RemoveBackend, now: datetime, context: 
 def report(state: ClusterState, command: ReportHealth, now: datetime, context: DecisionContext) -> Decision:
     """Record a change of health, if the reporter holds the address and the last change is old enough.
 
-    ``again_after_s`` in the result says that it was not recorded yet, and when to say it again.
+    ``again_after_s`` in the result says that it was not recorded yet, and when to say it again. Raises
+    Refused(clb_not_holder).
     """
     del context
     definition_of(state)

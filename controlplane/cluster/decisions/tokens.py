@@ -22,7 +22,10 @@ _KEY_LENGTH = 56
 
 
 def use(state: ClusterState, command: UseToken, now: datetime, context: DecisionContext) -> Decision:
-    """Record the use. Refused when the cluster is not defined or a field is malformed."""
+    """Record the use. Refused when the cluster is not defined or a field is malformed.
+
+    Raises BadRequest(bad_request).
+    """
     del context
     definition_of(state)
     check_node_name(command.node)

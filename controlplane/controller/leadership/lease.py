@@ -134,6 +134,7 @@ class BusLease:
         return True
 
     async def release(self) -> None:
+        """Give the lease up, if it is ours. Raises Unavailable(log_unavailable)."""
         revision, self._revision = self._revision, 0
         if revision:
             try:

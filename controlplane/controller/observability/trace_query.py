@@ -111,7 +111,7 @@ class TraceAnswers:
     async def find(self, reference: str, *, limit: int) -> list[str]:
         """Ids of the traces that belong to what ``reference`` names, newest first.
 
-        A trace's id may be cut to its first eight digits or more.
+        A trace's id may be cut to its first eight digits or more. Raises Refused(trace_unknown).
         """
         if _TRACE_ID.fullmatch(reference):
             return [reference]

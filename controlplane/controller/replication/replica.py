@@ -188,7 +188,10 @@ class Replica:
                 self._noise.set()
 
     def fold(self, messages: Sequence[StoredMessage]) -> None:
-        """Verify consecutive messages and apply those that are new here."""
+        """Verify consecutive messages and apply those that are new here.
+
+        Raises VerificationFailed that names the event which cannot be followed.
+        """
         fresh: list[Recorded] = []
         state = self.state
         try:

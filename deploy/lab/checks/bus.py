@@ -30,7 +30,10 @@ FOLLOW_LIMIT_S = 60.0
 
 
 async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
-    """SIGKILL for the server that leads the log while commands run; then it comes back and catches up."""
+    """SIGKILL for the server that leads the log while commands run; then it comes back and catches up.
+
+    Raises CheckFailedError.
+    """
     name = "The log's leading bus server killed under load: no acknowledged command lost"
     with report.stage(name) as check:
         stream = subjects.stream(lab.log.cluster)
@@ -87,7 +90,10 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
 
 
 async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
-    """Two of three servers die: a command is refused in time, and repeated later it takes effect once."""
+    """Two of three servers die: a command is refused in time, and repeated later it takes effect once.
+
+    Raises CheckFailedError.
+    """
     with report.stage(
         "Two of three bus servers killed: commands are refused in time, pods still reach each other"
     ) as check:

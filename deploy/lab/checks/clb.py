@@ -39,7 +39,7 @@ PATIENCE_S = 5.0
 
 
 async def pair(lab: Lab, report: Report) -> None:
-    """All of it, one after another."""
+    """All of it, one after another. Raises CheckFailedError."""
     setup = ClbSetup()
     with report.stage("A CLB pair is reserved, two gateways hold it, stand-ins serve behind it") as check:
         await _set_up(lab, setup)

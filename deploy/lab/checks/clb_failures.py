@@ -70,7 +70,10 @@ async def gateway_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 
 async def handed_over(lab: Lab, report: Report, setup: ClbSetup) -> None:
-    """Planned: the address goes first, then the gateway; what is in progress goes on through it."""
+    """Planned: the address goes first, then the gateway; what is in progress goes on through it.
+
+    Raises CheckFailedError.
+    """
     with report.stage("A gateway is taken out on purpose: handover first") as check:
         leaving = (await holders(lab))[API]
         async with under_flow(lab, setup, report, check, PLANNED_S) as flows:
@@ -85,7 +88,10 @@ async def handed_over(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 
 async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
-    """Planned handovers there and back, each as soon as the one before it is through."""
+    """Planned handovers there and back, each as soon as the one before it is through.
+
+    Raises CheckFailedError.
+    """
     with report.stage(f"{FAILOVERS} failovers in a row") as check:
         async with under_flow(lab, setup, report, check, PLANNED_S):
             for _ in range(FAILOVERS):
@@ -99,7 +105,10 @@ async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 
 async def split(lab: Lab, report: Report, setup: ClbSetup) -> None:
-    """The holder loses the bus and does not know that it was replaced; its kernel yields all the same."""
+    """The holder loses the bus and does not know that it was replaced; its kernel yields all the same.
+
+    Raises CheckFailedError.
+    """
     address = setup.addresses[API]
     old = lab.nodes[(await holders(lab))[API]]
     with report.stage(

@@ -52,7 +52,10 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
 
 
 async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
-    """Without the hub an agent at the IDC starts, remembering nothing, and learns all from the mirror."""
+    """Without the hub an agent at the IDC starts, remembering nothing, and learns all from the mirror.
+
+    Raises CheckFailedError.
+    """
     name = next(node.name for node in lab.topology.nodes if node.kind == "external")
     title = f"Link to the hub cut: the agent of {name} starts without a cache, from the mirror, no packet lost"
     with report.stage(title) as check:

@@ -24,7 +24,10 @@ UDP_AND_IP = 28  # header bytes before a UDP payload (RFC 768, RFC 791 without o
 
 
 async def cyclic_ranges(lab: Lab, report: Report) -> None:
-    """Ranges were given in cyclic order, and each event carries the cursor after it."""
+    """Ranges were given in cyclic order, and each event carries the cursor after it.
+
+    Raises CheckFailedError.
+    """
     with report.stage("Ranges are given cyclically and sequentially") as check:
         members = sorted(lab.members.live.values(), key=lambda member: member.epoch)
         report.table(
@@ -73,7 +76,10 @@ async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] 
 
 
 async def full_size(lab: Lab, report: Report) -> None:
-    """A packet as large as the device allows crosses the sites unfragmented; one byte more is refused."""
+    """A packet as large as the device allows crosses the sites unfragmented; one byte more is refused.
+
+    Raises CheckFailedError.
+    """
     with report.stage("Packets of full size cross the sites unfragmented") as check:
         source, target = pod_in(lab, "cloud"), pod_in(lab, "external")
         device = await vxlan_device(source.node)
@@ -95,7 +101,7 @@ async def full_size(lab: Lab, report: Report) -> None:
 
 
 async def leave(lab: Lab, report: Report, name: str) -> None:
-    """A node leaves; every row about it vanishes from every other kernel."""
+    """A node leaves; every row about it vanishes from every other kernel. Raises CheckFailedError."""
     with report.stage(f"{name} leaves: its rows vanish on all others") as check:
         leaver, member = lab.nodes[name], lab.members.live[name]
         await asyncio.gather(*(pod.delete() for pod in leaver.pods))
@@ -135,7 +141,10 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
 
 
 async def newcomer(lab: Lab, report: Report, freed: str) -> None:
-    """A new node joins and takes the next range in the cycle, not the freed one. Runs after `leave`."""
+    """A new node joins and takes the next range in the cycle, not the freed one. Runs after `leave`.
+
+    Raises CheckFailedError.
+    """
     spare = lab.topology.spare
     with report.stage(f"{spare.name} joins: it takes the next range, not the freed one") as check:
         expected = lab.members.ledger.cursor
@@ -153,7 +162,10 @@ async def newcomer(lab: Lab, report: Report, freed: str) -> None:
 
 
 async def agent_killed(lab: Lab, report: Report, name: str) -> None:
-    """SIGKILL for an agent, a restart, and meanwhile numbered packets from and to its node: none is lost."""
+    """SIGKILL for an agent, a restart, and meanwhile numbered packets from and to its node: none is lost.
+
+    Raises CheckFailedError.
+    """
     with report.stage(f"agent of {name} killed with SIGKILL and restarted: no packet lost") as check:
         victim = lab.nodes[name]
         before = (await lab.rows([name]))[name]
@@ -170,7 +182,10 @@ async def agent_killed(lab: Lab, report: Report, name: str) -> None:
 
 
 async def bus_stopped(lab: Lab, report: Report) -> None:
-    """Bus and controller die by SIGKILL: pods still talk, and after the restart nothing was lost."""
+    """Bus and controller die by SIGKILL: pods still talk, and after the restart nothing was lost.
+
+    Raises CheckFailedError.
+    """
     with report.stage("Bus and controller stopped: pods still reach each other") as check:
         before, members = await lab.rows(), dict(lab.members.live)
         async with Flows(lab, None) as flows:
@@ -191,7 +206,10 @@ async def bus_stopped(lab: Lab, report: Report) -> None:
 
 
 async def log_holds(lab: Lab, report: Report) -> None:
-    """The log alone, read to its end: no address had two owners, no event is missing or changed."""
+    """The log alone, read to its end: no address had two owners, no event is missing or changed.
+
+    Raises CheckFailedError.
+    """
     from deploy.churn.verify import verify_log
 
     with report.stage("The log shows no address with two owners, and its hash chain is unbroken") as check:

@@ -26,7 +26,10 @@ FOLLOW_LIMIT_S = 60.0
 async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int, kills: int) -> None:
     """Every join and leave goes through the real command path; at the end each real kernel holds exactly
     the rows of those who are left, and no packet between the real pods was lost meanwhile. With `kills`,
-    so many random processes die by SIGKILL on the way, and still nothing is lost and nothing is doubled."""
+    so many random processes die by SIGKILL on the way, and still nothing is lost and nothing is doubled.
+
+    Raises CheckFailedError.
+    """
     meanwhile = f", {kills} processes killed meanwhile" if kills else ""
     with report.stage(f"Recorded churn: every kernel follows, no packet lost{meanwhile}") as check:
         traces = load(files)

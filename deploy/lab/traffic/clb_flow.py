@@ -68,7 +68,7 @@ class RequestFlow:
 
     @property
     def silence_s(self) -> float:
-        """The longest time between two answers to new connections."""
+        """The longest time between two answers to new connections. Raises CheckFailedError."""
         good = sorted(moment for moment, name in self.found if name)
         if len(good) < 2:
             raise CheckFailedError(f"{self.purpose} was never reached")
@@ -108,7 +108,10 @@ async def request_flow(
 async def under_flow(
     lab: Lab, setup: ClbSetup, report: Report, check: Check, limit_s: float
 ) -> AsyncIterator[list[RequestFlow]]:
-    """Ask from an external node for both purposes while something happens; a table says what was lost."""
+    """Ask from an external node for both purposes while something happens; a table says what was lost.
+
+    Raises CheckFailedError.
+    """
     inside = next(iter(sources(lab).values()))
     async with AsyncExitStack() as stack:
         flows = [await stack.enter_async_context(request_flow(inside, setup, purpose)) for purpose in PORTS]

@@ -38,6 +38,7 @@ class Flows:
         self.results = list(await asyncio.gather(*stopping))
 
     def judge(self, check: Check) -> None:
+        """Whether nothing was lost. Raises CheckFailedError."""
         sent = sum(result["sent"] for result in self.results)
         received = sum(result["received"] for result in self.results)
         silence_ms = max(result["longest_silence_ms"] for result in self.results)
@@ -71,6 +72,7 @@ async def probe_all(lab: Lab, sources: list[Pod] | None = None) -> Answers:
 
 
 def judge_pairs(check: Check, results: Answers) -> None:
+    """Whether every pair heard each other. Raises CheckFailedError."""
     pairs = [
         (source, target, answer) for source, answers in results.items() for target, answer in answers.items()
     ]

@@ -138,6 +138,7 @@ class Pod:
         return dict(json.loads(output)) if output.strip() else {}
 
     async def attach(self) -> None:
+        """Attach it by the CNI plugins. Raises CommandFailedError."""
         if self.process.stdout is None or not await self.process.stdout.readline():
             raise CommandFailedError(f"the process of pod {self.name} did not start")
         result: dict[str, Any] | None = None

@@ -63,6 +63,7 @@ class Word(click.Choice[str]):
     """A choice that names the nearest word when none fits."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word, one of those that are known. Raises BadParameter."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:

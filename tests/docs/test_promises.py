@@ -1,0 +1,102 @@
+"""What a caller must know stands in the docstring: what is raised, and what a cancellation leaves behind.
+
+Held from now on for what is public; the lists of what is still to be written only get shorter.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = ("events", "controlplane", "nodeagent", "replay", "deploy")
+UNSAID = Path(__file__).with_name("unsaid.txt")
+"""``module function what`` for each docstring that is still to be written; nothing may be added."""
+
+HARMLESS = {"NotImplementedError", "AssertionError", "StopIteration", "StopAsyncIteration", "CancelledError"}
+
+
+class Promise(NamedTuple):
+    """A public function and what its docstring must speak of."""
+
+    module: str
+    function: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.module} {self.function} {self.what}"
+
+
+def raised(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether its own body raises anything that a caller has to know of."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            name = error.id if isinstance(error, ast.Name) else getattr(error, "attr", "")
+            if name not in HARMLESS:
+                return True
+    return False
+
+
+def spoken(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether its docstring is for others: a command's is its help, a route's is the API's description."""
+    called = (d.func if isinstance(d, ast.Call) else d for d in function.decorator_list)
+    names = {d.id if isinstance(d, ast.Name) else getattr(d, "attr", "") for d in called}
+    return bool(names & {"command", "group", "get", "post", "websocket"})
+
+
+def missing(module: str, source: str) -> Iterator[Promise]:
+    """What the docstrings of the public functions of a module do not say."""
+
+    def visit(body: list[ast.stmt], path: tuple[str, ...]) -> Iterator[Promise]:
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from visit(node.body, (*path, node.name))
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if node.name.startswith("_") or spoken(node):
+                    continue
+                said = ast.get_docstring(node) or ""
+                name = ".".join((*path, node.name))
+                if raised(node) and not re.search(r"\b[Rr]aise", said):
+                    yield Promise(module, name, "raises")
+                if isinstance(node, ast.AsyncFunctionDef) and not re.search(r"\b[Cc]ancel", said):
+                    yield Promise(module, name, "cancellation")
+
+    yield from visit(ast.parse(source).body, ())
+
+
+def unsaid() -> set[str]:
+    """All that is missing now."""
+    found: set[str] = set()
+    for path in sorted(path for top in OURS for path in (ROOT / top).rglob("*.py")):
+        found |= {str(promise) for promise in missing(str(path.relative_to(ROOT)), path.read_text())}
+    return found
+
+
+def test_docstrings_say_what_is_raised_and_what_a_cancellation_leaves_behind() -> None:
+    allowed, now = set(UNSAID.read_text().split("\n")) - {""}, unsaid()
+    added = sorted(now - allowed)
+    assert not added, f"say it in the docstring (CONTRIBUTING.md): {added}"
+    done = sorted(allowed - now)
+    assert not done, f"take what is said now from {UNSAID.name}: {done}"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ('async def f():\n    """Waits."""\n', ["cancellation"]),
+        ('async def f():\n    """Waits. Cancelled, it leaves nothing."""\n', []),
+        ('def f():\n    """Checks."""\n    raise ValueError\n', ["raises"]),
+        ('def f():\n    """Checks. Raises ValueError."""\n    raise ValueError\n', []),
+        ("def _f():\n    raise ValueError\n", []),
+        ("def f():\n    raise NotImplementedError\n", []),
+        ("class C:\n    async def f(self):\n        raise OSError\n", ["raises", "cancellation"]),
+    ],
+)
+def test_the_check_sees_what_is_missing(source: str, says: list[str]) -> None:
+    assert [promise.what for promise in missing("m", source)] == says
