@@ -57,6 +57,14 @@ class LogReader(Protocol):
 class EventLog(LogReader, Protocol):
     """Reading and writing. Only a controller writes."""
 
+    async def vouched_end(self, *, timeout_s: float = 3.0) -> int:
+        """The log's last sequence at some moment after the call: what was acknowledged before is in it.
+
+        Unlike :meth:`head`, which any server answers from what it has, this is vouched for by a majority.
+        Raises Unavailable when that cannot be had within ``timeout_s``.
+        """
+        ...
+
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:

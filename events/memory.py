@@ -43,6 +43,9 @@ class MemoryLog:
         last = self._messages[-1]
         return Head(last.sequence, bytes.fromhex(last.headers[CHAIN_HEADER]))
 
+    async def vouched_end(self, *, timeout_s: float = 3.0) -> int:  # noqa: ARG002  the port's
+        return len(self._messages)
+
     async def append(
         self,
         messages: Sequence[OutgoingMessage],

@@ -32,18 +32,22 @@ from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
-from controlplane.controller.commands.committer import Committer, Limits
+from controlplane.controller.commands.batch import Limits
+from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
 from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.leadership.leader import Handover, Leadership
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
+from controlplane.controller.leadership.term import Term
 from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
 from controlplane.controller.publishing.snapshots import SnapshotPublisher, SnapshotSchedule
 from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.halted_log import HaltedLog
+from controlplane.controller.replication.outcomes import BusOutcomes
 from controlplane.controller.replication.parker import Parker
+from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.replication.restore import last_sequence_seen, restore
 from controlplane.controller.tasks import end, failure
@@ -142,20 +146,22 @@ class Controller:
                 WithGateways(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
                 self.liveness,
             ),
+            outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
+            term=None,
             limits=options.limits,
         )
+        self._barrier = ReadBarrier(event_log, replica)
         self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)
+        duties = _Duties(self.endpoint, self.committer)
         self.leadership = Leadership(
             BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
-            _OpenEndpoint(self.endpoint),
+            duties,
             name=self.name,
             ready=lambda: replica.live and replica.halted is None,
             halted=lambda: replica.halted is not None,
             on_change=lambda leading: replica.rest(alone=leading),
         )
-        self._handover = Handover(
-            client, cluster, self.leadership, _OpenEndpoint(self.endpoint), name=self.name
-        )
+        self._handover = Handover(client, cluster, self.leadership, duties, name=self.name)
         self._parker = Parker(event_log, replica, source=source, actor=f"controller/{self.name}")
         self._halted_log = HaltedLog(
             replica,
@@ -169,19 +175,19 @@ class Controller:
             replica,
             self.liveness,
             actor=f"controller/{self.name}",
-            active=lambda: self.leadership.leading and replica.halted is None,
+            active=lambda: self.leadership.in_office and replica.halted is None,
             tick_s=options.tick_s,
         )
 
         self.snapshots = SnapshotPublisher(
             SnapshotBucket(client, cluster),
             replica,
-            active=lambda: self.leadership.leading,
+            active=lambda: self.leadership.in_office,
             replicas=options.replicas,
             schedule=options.snapshots,
         )
         self.checkpointer = Checkpointer(
-            options.data, replica, active=lambda: self.leadership.leading, schedule=options.checkpoints
+            options.data, replica, active=lambda: self.leadership.in_office, schedule=options.checkpoints
         )
         self._queries = {ListCheckpoints.name: self.checkpointer.answer, **queries(self)}
 
@@ -280,6 +286,7 @@ class Controller:
             "replica": self._halted_log.run(),
             "committer": self.committer.run(),
             "answers": self.endpoint.run(),
+            "read barrier": self._barrier.run(),
             "projector": self.projector.run(),
             "leadership": self.leadership.run(),
             "ticker": self._ticker.run(),
@@ -322,7 +329,7 @@ class Controller:
 
     async def _park(self, poison: VerificationFailed) -> bool:
         """Park what the fold has halted at, if this controller leads."""
-        event = await self._parker.park(poison) if self.leadership.leading else None
+        event = await self._parker.park(poison) if self.leadership.in_office else None
         if event is not None:
             self.observer.alarmed("parked", poison)
         return event is not None
@@ -331,6 +338,9 @@ class Controller:
         further = self._queries.get(name)
         if further is not None:
             return await further(body)
+        if self.replica.halted is None:
+            with suppress(VerificationFailed):  # it has just halted: the answer says so
+                await self._barrier.passed()
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
         own += [*self.liveness.clocks.conditions(), *self._conditions()]
@@ -367,17 +377,29 @@ class Controller:
             await asyncio.sleep(COMPARE_CLOCKS_S)
 
 
-class _OpenEndpoint:
-    """Leading means: the endpoint is open."""
+class _Duties:
+    """Leading means: the endpoint is open, and the committer decides what comes in."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, committer: Committer) -> None:
         self._endpoint = endpoint
+        self._committer = committer
+        self._term: Term | None = None
 
-    async def begin(self) -> None:
+    async def prepare(self) -> None:
         await self._endpoint.open()
 
+    async def begin(self, term: Term) -> None:
+        await self._committer.begin(term)
+        self._term = term
+
     async def end(self) -> None:
-        await self._endpoint.close()
+        term, self._term = self._term, None
+        if term is not None and term.valid:
+            await self._endpoint.close()
+            self._committer.end_term()
+        else:
+            self._committer.end_term()
+            await self._endpoint.close(decide=False)
 
 
 class _CommandTable:

@@ -8,6 +8,7 @@ and until then there was no other leader.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from nats.aio.client import Client
 
+from events.bus.retry import pauses
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, last_message, prefix_of
 
@@ -51,6 +53,34 @@ async def last_word(client: Client, stream: str, subject: str, *, known: int, ti
     except ApiError as error:
         raise Unavailable("log_unavailable", f"stream {stream} answers: {error}", stream=stream) from error
     return LastWord(sequence, evidence_age_s(info) + time.monotonic() - started)
+
+
+async def vouched_end(client: Client, prefix: str, stream: str, *, timeout_s: float) -> int:
+    """The stream's last sequence at some moment after the call began, vouched for by a majority.
+
+    A server that takes itself for the leader is believed only if it heard a majority so lately that no other
+    leader can have been elected before it answered. Raises Unavailable when no such answer came in time.
+    """
+    problem = "it did not answer"
+    async for left_s in pauses(asyncio.get_running_loop().time() + timeout_s):
+        try:
+            info = await call(client, f"{prefix}.STREAM.INFO.{stream}", timeout_s=min(2.0, left_s))
+        except ApiError as error:
+            problem = str(error)
+            continue
+        except Unavailable as error:
+            problem = error.message
+            continue
+        age_s = evidence_age_s(info)
+        if age_s <= CERTAIN_S:
+            return int(info["state"]["last_seq"])
+        problem = f"its leader last heard a majority of the servers {age_s:.1f} s ago"
+    raise Unavailable(
+        "log_unavailable",
+        f"nobody vouches for the end of stream {stream} ({problem}; asked for {timeout_s:g} s): "
+        f"an answer now could be an old one; ask again when a majority of the bus is up",
+        stream=stream,
+    )
 
 
 def evidence_age_s(info: Mapping[str, Any]) -> float:

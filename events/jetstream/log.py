@@ -17,6 +17,7 @@ from events.codec import OutgoingMessage, StoredMessage
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
 from events.jetstream.append import append
 from events.jetstream.direct import DirectReader
+from events.jetstream.freshness import vouched_end
 from events.jetstream.read import PullReader, log_head
 from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.log import ReadBatch
@@ -101,6 +102,11 @@ class JetStreamLog:
 
     async def head(self) -> Head:
         return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
+
+    async def vouched_end(self, *, timeout_s: float = 3.0) -> int:
+        return await vouched_end(
+            self._client, self._prefix, subjects.stream(self._cluster), timeout_s=timeout_s
+        )
 
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0

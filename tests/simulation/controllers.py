@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.answers import ask
 from controlplane.controller.clocks import ClockCheck, Watch
-from controlplane.controller.commands.committer import Committer, Limits
-from controlplane.controller.commands.planner import Answer
+from controlplane.controller.commands.batch import Limits, not_in_office
+from controlplane.controller.commands.committer import Committer
+from controlplane.controller.commands.planner import Answer as GiveAnswer
 from controlplane.controller.commands.requests import parse
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.leadership.leader import Leadership
 from controlplane.controller.leadership.lease import MemoryLease
+from controlplane.controller.leadership.term import Term
+from controlplane.controller.replication.outcomes import MemoryOutcomes
+from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.tasks import end
-from events.errors import IsthmusError, VerificationFailed
+from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.protocol.queries import Answer, Query
 from events.status import AgentStatus
+from tests.simulation import virtual
 from tests.simulation.faults import Weather
 from tests.simulation.truth import WatchedLog
-from tests.simulation.wires import OutgoingAppend, WiredLease, WiredLog
+from tests.simulation.wires import OutgoingAppend, WiredLease, WiredLog, WiredOutcomes
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(queue=64, group_messages=40, append_timeout_s=0.5, commit_deadline_s=3.0, catch_up_s=2.0)
@@ -36,9 +44,16 @@ class SimController:
     """One controller process; ``start`` and ``kill`` as often as the schedule wants."""
 
     def __init__(
-        self, name: str, log: WatchedLog, place: MemoryLease.Slot, weather: Weather, seed: int
+        self,
+        name: str,
+        log: WatchedLog,
+        place: MemoryLease.Slot,
+        shelf: MemoryOutcomes.Shelf,
+        weather: Weather,
+        seed: int,
     ) -> None:
         self.name = name
+        self._shelf = shelf
         self._disk = log
         self._place = place
         self._weather = weather
@@ -48,6 +63,8 @@ class SimController:
         self._tasks: list[asyncio.Task[Any]] = []
         self._all: list[asyncio.Task[Any]] = []
         self.serving = False
+        self._opening = 0
+        self._term: Term | None = None
         self.liveness = Liveness(watch=self._watch())
         self.replica: Replica | None = None
 
@@ -63,6 +80,8 @@ class SimController:
         self._starts += 1
         loop = asyncio.get_running_loop()
         self._disk.started_s[self.name] = loop.time()
+        self.context = contextvars.copy_context()
+        self.context.run(virtual.PROCESS.set, f"{self.name}/{self._starts}")
         wire = WiredLog(self._disk, self._weather, self.name, self._later)
         dice = random.Random(f"{self._seed}/{self.name}/{self._starts}")
         replica = self.replica = Replica(wire)
@@ -77,7 +96,10 @@ class SimController:
             monotonic=loop.time,
             limits=LIMITS,
             jitter=dice,
+            outcomes=WiredOutcomes(self._shelf, self.name, self._weather),
+            term=None,
         )
+        self.barrier = ReadBarrier(wire, replica)
         leadership = self.leadership = Leadership(
             WiredLease(self._place, self.name, self._weather),
             self,
@@ -85,6 +107,7 @@ class SimController:
             ready=lambda: replica.live,
             on_change=lambda leading: replica.rest(alone=leading),
             jitter=dice,
+            clock=asyncio.get_running_loop().time,
         )
         numbers = iter(range(10**9))
         ticker = Ticker(
@@ -92,17 +115,18 @@ class SimController:
             replica,
             self.liveness,
             actor=f"controller/{self.name}",
-            active=lambda: leadership.leading,
+            active=lambda: leadership.in_office,
             new_id=lambda: f"{self.name}-{self._starts}-{next(numbers)}",
         )
         parts = (replica.follow(), committer.run(), leadership.run(), ticker.run())
-        parts = (*parts, watch_members(self.liveness, replica.changes))
-        self._tasks = [asyncio.create_task(part) for part in parts]
+        parts = (*parts, watch_members(self.liveness, replica.changes), self.barrier.run())
+        self._tasks = [asyncio.create_task(part, context=self.context) for part in parts]
         self._all += self._tasks
 
     async def kill(self) -> None:
-        """SIGKILL: nothing is said to anybody."""
+        """SIGKILL: nothing is said to anybody. It ends a process that stands still, too."""
         self.serving = False
+        self._loop().resume(f"{self.name}/{self._starts}")
         place, self._place.holder = self._place.holder, self._place.holder
         until_s = self._place.until_s
         await end(self._tasks)
@@ -121,6 +145,22 @@ class SimController:
             self.start()
         await asyncio.sleep(max(0.0, end_s - loop.time()))
 
+    async def stand_still(self) -> None:
+        """SIGSTOP and SIGCONT, when the schedule says so."""
+        loop = self._loop()
+        for fault in self._weather.pauses(self.name):
+            await asyncio.sleep(max(0.0, fault.at_s - loop.time()))
+            process = f"{self.name}/{self._starts}"
+            loop.pause(process)
+            await asyncio.sleep(fault.for_s)
+            loop.resume(process)
+
+    @staticmethod
+    def _loop() -> virtual.VirtualLoop:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, virtual.VirtualLoop)
+        return loop
+
     def ended(self) -> str:
         """Which part has ended by itself, in any of its lives, and why; empty when none has."""
         wrong = ""
@@ -131,18 +171,43 @@ class SimController:
 
     # --- leading means serving (controlplane.controller.leadership.leader.LeaderDuties) ----------------------
 
-    async def begin(self) -> None:
-        self.serving = True
+    async def prepare(self) -> None:
+        if not self.serving:
+            self._opening += 1
+            self.serving = True
+
+    async def begin(self, term: Term) -> None:
+        await self.committer.begin(term)
+        self._term = term
 
     async def end(self) -> None:
         self.serving = False
-        await self.committer.drained(timeout_s=2.0)
+        term, self._term = self._term, None
+        if term is not None and term.valid:
+            await self.committer.drained(timeout_s=2.0)
+        self._opening += 1
+        self.committer.end_term()
+
+    async def ask(self, query: Query) -> Answer:
+        """A question about the present, as the endpoint answers it. Raises IsthmusError."""
+        await self.barrier.passed()
+        if self.replica is None:
+            raise Unavailable("no_controller", "it was killed")
+        return ask(self.replica.state, query, self.liveness)
 
     # --- the wires to it --------------------------------------------------------------------------------
 
-    def request(self, subject: str, headers: dict[str, str], body: bytes, answer: Answer) -> None:
-        """A request as it arrives."""
+    def socket(self) -> int:
+        """The subscription to which the bus routes what is sent now."""
+        return self._opening
+
+    def request(
+        self, socket: int, subject: str, headers: dict[str, str], body: bytes, answer: GiveAnswer
+    ) -> None:
+        """A request as it arrives, by the subscription to which it was routed."""
         try:
+            if socket != self._opening:
+                raise not_in_office()
             received_s = asyncio.get_running_loop().time()
             self.committer.offer(
                 parse(self._disk.cluster, subject, headers, body, received_s=received_s), answer

@@ -18,6 +18,7 @@ KINDS = (
     "lose reports",  # agents' reports do not arrive
     "cut",  # the controller reaches neither log nor lease
     "crash",  # the process is killed, and started again when the fault ends
+    "pause",  # the process stands still between two instructions, and goes on when the fault ends
 )
 CLOCKS_OFF_S = (3600.0, -3600.0, 40.0, -40.0, 2.5)
 """By how much a controller's wall clock is wrong while the fault "clock" lasts: it jumps, and jumps back."""
@@ -51,7 +52,7 @@ def draw(seed: int, controllers: Sequence[str], nodes: Sequence[str], length_s: 
                 pick.choice(nodes if on_agent else controllers),
                 round(pick.uniform(0, length_s), 2),
                 round(pick.uniform(0.1, 6.0), 2),
-                1.0 if kind in {"cut", "crash"} else pick.choice((0.2, 0.5, 1.0)),
+                1.0 if kind in {"cut", "crash", "pause"} else pick.choice((0.2, 0.5, 1.0)),
             )
         )
     clocks = random.Random(f"clocks/{seed}")  # dice of their own: what else goes wrong stays the same
@@ -108,6 +109,10 @@ class Weather:
             for fault in self._by_target.get(target, ())
             if fault.kind == "clock" and fault.at_s <= now_s < fault.at_s + fault.for_s
         )
+
+    def pauses(self, target: str) -> list[Fault]:
+        """When the target stands still, and for how long."""
+        return [fault for fault in self._by_target.get(target, ()) if fault.kind == "pause"]
 
     def crashes(self, target: str) -> list[Fault]:
         """When the target is killed, and for how long."""

@@ -190,7 +190,7 @@ class SimNode:
                     break
             else:
                 # Reports overtake each other.
-                loop.call_later(dice.uniform(0.001, 0.2), controller.report, status)
+                loop.call_later(dice.uniform(0.001, 0.2), controller.report, status, context=controller.context)
 
 
 def _write(kernel: Kernel, change: Change) -> None:

@@ -15,6 +15,9 @@ from events.errors import IsthmusError
 from events.memory import MemoryLog
 from events.protocol.commands import CommandReply
 from events.types import (
+    AllocationRefused,
+    ClbRefused,
+    ConflictRefused,
     NodeFenced,
     NodeUnreachable,
     RangeAllocated,
@@ -22,6 +25,8 @@ from events.types import (
     RangeFreed,
     RangeQuarantined,
 )
+
+REFUSALS = (AllocationRefused, ClbRefused, ConflictRefused)
 
 COMMIT_S = 4.0
 """Longest time from a decision to its storage, or to its being given up."""
@@ -141,6 +146,16 @@ class WatchedLog(MemoryLog):
             told = [written.sequence for written in reply.events]
             if stored != told:
                 yield f"command {command_id} was acknowledged with events {told}, the log holds {stored}"
+
+    def outcomes(self, told: dict[str, set[str]]) -> Iterator[str]:
+        """Commands that had more than one outcome: two answers that differ, or "no" and yet an effect."""
+        refused = {r.envelope.command_id for r in self.history if isinstance(r.event, REFUSALS)}
+        effects = {r.envelope.command_id for r in self.history} - refused
+        for command_id, codes in told.items():
+            if len(codes) > 1:
+                yield f"command {command_id} was answered {' and '.join(sorted(codes))}"
+            if codes != {"done"} and command_id in effects:
+                yield f"command {command_id} was refused ({', '.join(sorted(codes))}), and it is in the log"
 
     @property
     def digest(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from controlplane.controller.leadership.lease import MemoryLease
+from controlplane.controller.replication.outcomes import MemoryOutcomes, Outcome
 from events.chain import Head
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Unavailable
@@ -41,6 +42,13 @@ class WiredLog:
         self._check()
         return await self._log.head()
 
+    async def vouched_end(self, *, timeout_s: float = 3.0) -> int:
+        self._check()
+        await asyncio.sleep(LATENCY_S)
+        sequence = await self._log.vouched_end()
+        self._check()
+        return sequence
+
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:
@@ -50,7 +58,7 @@ class WiredLog:
             await asyncio.sleep(timeout_s)
             raise _unknown()
         if weather.strikes("late appends", owner):
-            late_s = timeout_s * weather.dice("late appends", owner).uniform(0.2, 2.0)
+            late_s = timeout_s * weather.dice("late appends", owner).uniform(0.2, 12.0)
             self._later(late_s, (tuple(messages), expected))
             await asyncio.sleep(timeout_s)
             raise _unknown()
@@ -77,6 +85,30 @@ class WiredLog:
             yield batch
 
     def _check(self) -> None:
+        if self._weather.until("cut", self._owner):
+            raise Unavailable("log_unavailable", "cut off")
+
+
+class WiredOutcomes(MemoryOutcomes):
+    """The outcomes over the same wires."""
+
+    def __init__(self, shelf: MemoryOutcomes.Shelf, owner: str, weather: Weather) -> None:
+        super().__init__(shelf)
+        self._owner = owner
+        self._weather = weather
+
+    async def begin(self) -> Sequence[Outcome]:
+        await self._wire()
+        return await super().begin()
+
+    async def record(self, outcomes: Sequence[Outcome]) -> None:
+        await self._wire()
+        await super().record(outcomes)
+        if self._weather.strikes("lose acks", self._owner):
+            raise Unavailable("log_unavailable", "no acknowledgement")
+
+    async def _wire(self) -> None:
+        await asyncio.sleep(LATENCY_S)
         if self._weather.until("cut", self._owner):
             raise Unavailable("log_unavailable", "cut off")
 

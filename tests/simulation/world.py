@@ -10,6 +10,7 @@ import msgspec
 
 from controlplane.cluster.digest import state_digest
 from controlplane.controller.leadership.lease import MemoryLease
+from controlplane.controller.replication.outcomes import MemoryOutcomes
 from events.errors import IsthmusError
 from events.protocol.commands import (
     Command,
@@ -20,6 +21,7 @@ from events.protocol.commands import (
     RemoveNode,
     ReserveClb,
 )
+from tests.linearizability import Op, violation
 from tests.simulation import virtual
 from tests.simulation.clients import Client
 from tests.simulation.controllers import SimController
@@ -56,30 +58,36 @@ async def _live(seed: int, faults: Sequence[Fault]) -> Outcome:
     log = WatchedLog(CLUSTER, lambda: int(loop.time() * 1e9))
     place = MemoryLease.Slot()
     acknowledged: dict[str, CommandReply] = {}
-    controllers = [SimController(name, log, place, weather, seed) for name in CONTROLLERS]
+    history: list[Op] = []
+    told: dict[str, set[str]] = {}
+    shelf = MemoryOutcomes.Shelf()
+    controllers = [SimController(name, log, place, shelf, weather, seed) for name in CONTROLLERS]
     nodes = [
         SimNode(
             number,
             log,
             weather,
-            Client(f"n{number}", CLUSTER, controllers, weather, acknowledged),
+            Client(f"n{number}", CLUSTER, controllers, weather, acknowledged, history, told),
             controllers,
         )
         for number in range(NODES)
     ]
-    operator = Client("operator", CLUSTER, controllers, weather, acknowledged)
+    operator = Client("operator", CLUSTER, controllers, weather, acknowledged, history, told)
+    auditor = Client("auditor", CLUSTER, controllers, weather, acknowledged, history, told)
     running = [asyncio.create_task(controller.live_and_die(LENGTH_S)) for controller in controllers]
+    running += [asyncio.create_task(controller.stand_still()) for controller in controllers]
     wrong = ""
     try:
         await operator.send(TIMED if seed % 3 == 0 else DEFINE)
         lives = [asyncio.create_task(node.live(LENGTH_S)) for node in nodes]
         lives += [asyncio.create_task(node.obey_schedule()) for node in nodes]
         lives.append(asyncio.create_task(_operate(operator, weather)))
+        lives.append(asyncio.create_task(_audit(auditor, weather)))
         await asyncio.gather(*lives)
         await asyncio.gather(*running)
         running += [asyncio.create_task(node.recover()) for node in nodes]
         await _converge(log, controllers, nodes)
-        wrong = "; ".join(log.final(acknowledged))
+        wrong = "; ".join([*log.final(acknowledged), *log.outcomes(told)]) or violation(history)
     except Wrong as error:
         wrong = str(error)
     except (virtual.Deadlock, IsthmusError) as error:
@@ -104,6 +112,14 @@ async def _operate(client: Client, weather: Weather) -> None:
             ReleaseClb(reservation="lb"),
         )
         await client.send(dice.choice(commands))
+
+
+async def _audit(client: Client, weather: Weather) -> None:
+    """Somebody who asks who is a member."""
+    loop, dice = asyncio.get_running_loop(), weather.dice("auditor", "")
+    while loop.time() < LENGTH_S:
+        await asyncio.sleep(dice.uniform(0.05, 0.6))
+        await client.look(f"n{dice.randrange(NODES)}")
 
 
 async def _converge(log: WatchedLog, controllers: list[SimController], nodes: list[SimNode]) -> None:

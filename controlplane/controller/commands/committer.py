@@ -7,7 +7,9 @@ append. When another controller was faster (the append's condition fails), the f
 the log is read up to its end and everything is decided again.
 
 It never answers before the events are stored, never writes without the condition, and never gives
-one command id two effects.
+one command id two effects. It decides only in a valid term. An answer that writes nothing is as sure as
+one that writes: it is given when a majority of the bus has vouched, after the decision, that the log still
+ended where the decision was made, and when it is kept (:mod:`controlplane.controller.replication.outcomes`).
 """
 
 from __future__ import annotations
@@ -19,16 +21,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
-
-import msgspec
+from typing import Protocol
 
 from controlplane.cluster.decision import EMPTY_CONTEXT, DecisionContext, Tick
 from controlplane.controller.clocks import LogClock
+from controlplane.controller.commands.appender import Appender
+from controlplane.controller.commands.batch import (
+    Batch,
+    Limits,
+    Raced,
+    Superseded,
+    not_in_office,
+    not_yet_folded,
+    undecidable,
+)
 from controlplane.controller.commands.pending_replies import CommandTable, PendingReplies
 from controlplane.controller.commands.planner import (
     Answer,
-    GroupPlan,
     Pending,
     SpeculativeState,
     plan_group,
@@ -36,15 +45,15 @@ from controlplane.controller.commands.planner import (
 )
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import NullObserver, Observer
+from controlplane.controller.leadership.term import Term, endless
+from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.tasks import end
-from events.chain import Head
-from events.codec import OutgoingMessage, Recorded, seal
+from events.codec import seal
 from events.errors import (
     IsthmusError,
     OutcomeUnknown,
     Overloaded,
-    Refused,
     Unavailable,
     VerificationFailed,
 )
@@ -53,29 +62,13 @@ from events.protocol.commands import Command, CommandReply
 
 log = logging.getLogger("isthmus.controller")
 
-QUEUE_LIMIT = 4096
-"""Commands that may wait before the next is answered ``overloaded``: about a second's work."""
-
-GROUP_TIME_S = 0.05
-"""Longest time spent deciding one group: it bounds the pause of everything else on the event loop."""
-
 SPECULATIVE_LIMIT = 20_000
 """Events that one fork carries before another is made of the state, so that it stays small."""
 
 RACES_LIMIT = 20
 """Times a group is decided again because another controller wrote first."""
 
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the committer; seconds and counts."""
-
-    queue: int = QUEUE_LIMIT
-    group_messages: int = BATCH_LIMIT
-    group_time_s: float = GROUP_TIME_S
-    sending_s: float = 0.005
-    append_timeout_s: float = 5.0
-    commit_deadline_s: float = 15.0
-    catch_up_s: float = 10.0
+ENDLESS = endless()
 
 
 class ContextSource(Protocol):
@@ -91,44 +84,12 @@ class _NoContext:
         return EMPTY_CONTEXT
 
 
-class _Batch(NamedTuple):
-    """A plan, sealed, and who waits for it."""
-
-    plan: GroupPlan
-    messages: list[OutgoingMessage]
-    head: Head
-    recorded: list[Recorded]
-
-    @property
-    def pendings(self) -> list[Pending]:
-        return [decided.pending for decided in self.plan.decided]
-
-
-def _not_yet_folded(in_flight: _Batch, head: Head) -> list[Recorded]:
-    """The batch's events that the state at ``head`` lacks; none when another writer's stand there instead."""
-    known = head.sequence - in_flight.plan.base.sequence
-    if known <= 0:
-        return in_flight.recorded
-    if known < len(in_flight.recorded) and in_flight.recorded[known - 1].envelope.chain == head.hex:
-        return in_flight.recorded[known:]
-    return []
-
-
-def _undecidable(error: VerificationFailed) -> VerificationFailed:
-    """The answer to a command that cannot be decided, for want of the state to decide it on."""
-    return VerificationFailed(
-        "log_poisoned",
-        f"no command is taken, nothing was written: the log cannot be followed [{error.code}]. {error.message}",
-        **{**error.details, "reason": error.code},
-    )
-
-
-class _Raced(Exception):
-    """Another writer was first: nothing of the batch is stored."""
-
-
 class Committer:
     """Takes checked requests and answers each after its effect is stored.
+
+    ``term`` is the one to begin with: :func:`~controlplane.controller.leadership.term.endless` for a committer
+    that competes with nobody, None for one that waits for :meth:`begin`. Without ``outcomes`` nothing is kept
+    of commands that write nothing, but in memory.
 
     ``source`` names this controller in the envelope. ``now`` is the wall clock (UTC); times in the
     log never run backwards, because each decision takes the later of the clock and the last event.
@@ -146,6 +107,8 @@ class Committer:
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
         command_table: CommandTable | None = None,
+        outcomes: OutcomeLog | None = None,
+        term: Term | None = ENDLESS,
         context_source: ContextSource | None = None,
         limits: Limits | None = None,
         jitter: random.Random | None = None,
@@ -158,19 +121,55 @@ class Committer:
         self._observer = observer or NullObserver()
         self._context_source = context_source or _NoContext()
         self._limits = limits or Limits()
-        self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self._replies = PendingReplies(
             event_log, replica, now=now, observer=self._observer, command_table=command_table
+        )
+        self._outcomes = outcomes
+        self._term = term
+        self._appender = Appender(
+            event_log,
+            replica,
+            limits=self._limits,
+            observer=self._observer,
+            jitter=jitter or random.Random(),  # noqa: S311  spreads retries, guards nothing
+            outcomes=outcomes,
         )
         self._waiting: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._unsure = True
         self._speculative: SpeculativeState | None = None
         self._races = 0
         self._groups = 0
         self._committed = 0
+
+    # --- terms -----------------------------------------------------------------------------------------
+
+    async def begin(self, term: Term) -> None:
+        """Decide from now on, with everything in the state that was acknowledged by anybody before.
+
+        Raises Succeeded when another controller has begun a later term, and Unavailable; then, and when
+        cancelled, nothing is decided and it may be called again.
+        """
+        if self._term is term:
+            return
+        if self._outcomes is not None:
+            self._replica.dedup.keep_unwritten(await self._outcomes.begin())
+        if self._replica.halted is None:
+            last = await self._log.vouched_end(timeout_s=self._limits.catch_up_s)
+            await self._replica.reached(last, timeout_s=self._limits.catch_up_s)
+        if term.ended:
+            raise Succeeded
+        self._appender.unsure = True
+        self._term = term
+        self._wake.set()
+
+    def end_term(self) -> None:
+        """Decide nothing any more; whoever waits is told to ask again. What is on its way is answered later."""
+        self._term = None
+        waiting, self._waiting = [*self._waiting], deque()
+        self._fail(waiting, not_in_office())
+        self._wake.set()
 
     # --- taking commands ---------------------------------------------------------------------------
 
@@ -236,14 +235,17 @@ class Committer:
         are answered again, and all others with ``log_poisoned``.
         """
         appending: asyncio.Task[None] | None = None
-        in_flight: _Batch | None = None
+        in_flight: Batch | None = None
         group: list[Pending] = []
         try:
             while True:
                 await self._something_to_do(appending)
-                if self._waiting:
-                    group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
-                    batch = await self._prepare(group, in_flight)
+                if self._waiting and self._term is not None and not self._term.valid:
+                    # Paused for longer than a term lasts, or succeeded: what came to this one is nobody's.
+                    self._fail([self._waiting.popleft() for _ in range(len(self._waiting))], not_in_office())
+                if self._waiting and self._term is not None:
+                    group = self._next_group(self._term)
+                    batch = await self._prepare(group, in_flight) if group else None
                     group = []
                 else:
                     batch = None
@@ -254,13 +256,11 @@ class Committer:
                     if not appended and batch is not None:
                         self._put_back(batch.pendings)
                         continue
-                if batch is not None and batch.messages:
+                if batch is not None:
                     in_flight = batch
-                    appending = asyncio.create_task(self._append(batch))
+                    appending = asyncio.create_task(self._appender.append(batch))
                     # Deciding holds the loop: first let the batch get out, so that the two overlap.
                     await asyncio.wait({appending}, timeout=self._limits.sending_s)
-                elif batch is not None:
-                    self._replies.settle(batch.plan, ())
                 if not self._waiting and appending is None:
                     self._idle.set()
         finally:
@@ -270,20 +270,33 @@ class Committer:
             self._waiting.clear()
             self._idle.set()
 
+    def _next_group(self, term: Term) -> list[Pending]:
+        """Those that wait for this term. What was put back from another one is told to ask again."""
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
+        self._fail([p for p in group if p.term not in (None, term)], not_in_office())
+        group = [p for p in group if p.term in (None, term)]
+        for pending in group:
+            pending.term = term
+        return group
+
     async def _something_to_do(self, appending: asyncio.Task[None] | None) -> None:
         """Until a command waits, or the append on its way has ended."""
         if appending is not None:
             appending.add_done_callback(lambda _: self._wake.set())
-        while not self._waiting and not (appending is not None and appending.done()):
+        while not (self._waiting and self._term is not None) and not (
+            appending is not None and appending.done()
+        ):
+            if not self._waiting and appending is None:
+                self._idle.set()
             self._wake.clear()
             await self._wake.wait()
 
-    async def _prepare(self, group: list[Pending], in_flight: _Batch | None) -> _Batch | None:
+    async def _prepare(self, group: list[Pending], in_flight: Batch | None) -> Batch | None:
         """Decide a group on the state with ``in_flight`` in it. None when nothing is left to do for it."""
         try:
-            if self._unsure and in_flight is None and self._replica.halted is None:
+            if self._appender.unsure and in_flight is None and self._replica.halted is None:
                 await self._replica.caught_up(timeout_s=self._limits.catch_up_s)
-                self._unsure = False
+                self._appender.unsure = False
             group = await self._replies.repeat_known(group)
             if not group:
                 return None
@@ -291,13 +304,13 @@ class Committer:
             if self._replica.halted is not None:
                 raise self._replica.halted.with_traceback(None)
         except VerificationFailed as error:
-            self._fail(group, _undecidable(error))
+            self._fail(group, undecidable(error))
             return None
         except IsthmusError as error:
             self._fail(group, error)
             return None
         replica = self._replica
-        unfolded = _not_yet_folded(in_flight, replica.head) if in_flight else []
+        unfolded = not_yet_folded(in_flight, replica.head) if in_flight else []
         base = in_flight.head if in_flight and unfolded else replica.head
         if not (self._speculative and self._speculative.forked and in_flight and base == in_flight.head):
             self._speculative = None
@@ -322,13 +335,14 @@ class Committer:
         self._waiting.extendleft(reversed(plan.left))
         writing = [(d.cause, d.events) for d in plan.decided if d.writes]
         messages, head = seal(replica.cluster, plan.base, writing)
-        return _Batch(plan, messages, head, recorded_of(plan, messages, self._now()))
+        term = group[0].term or ENDLESS
+        return Batch(plan, messages, head, recorded_of(plan, messages, self._now()), term)
 
-    async def _appended(self, appending: asyncio.Task[None], batch: _Batch) -> bool:
+    async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> bool:
         """Wait for the append, adopt it and answer. False when it is not stored as it was decided."""
         try:
             await appending
-        except _Raced:
+        except Raced:
             self._races += 1
             if self._races >= RACES_LIMIT:
                 self._races = 0
@@ -340,56 +354,20 @@ class Committer:
             else:
                 self._put_back(batch.pendings)
             return False
+        except Superseded as error:
+            # What it wrote is stored and counts; what it did not write was not kept, and is nobody's answer.
+            self._replica.adopt(batch.recorded, batch.head)
+            self._replies.settle(batch.plan, batch.messages, unwritten=error.told)
+            return True
         except IsthmusError as error:
             self._fail(batch.pendings, error)
             return False
         self._races = 0
-        self._groups += 1
+        self._groups += bool(batch.messages)
         self._committed += len(batch.messages)
         self._replica.adopt(batch.recorded, batch.head)
         self._replies.settle(batch.plan, batch.messages)
         return True
-
-    async def _append(self, batch: _Batch) -> None:
-        """Store the batch. Repeating is safe: the log knows its own messages.
-
-        Raises _Raced, and OutcomeUnknown or Unavailable after the deadline.
-        """
-        loop = asyncio.get_running_loop()
-        started = time.monotonic()
-        deadline = loop.time() + self._limits.commit_deadline_s
-        expected = batch.plan.base.sequence
-        self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
-        pause_s, unknown = 0.05, False
-        while True:
-            try:
-                await self._log.append(
-                    batch.messages, expected=expected, timeout_s=self._limits.append_timeout_s
-                )
-                break
-            except Refused as error:
-                if error.code != "wrong_last_sequence":
-                    raise
-                log.info("another writer was first (%s); deciding again", error.message)
-                self._unsure = True
-                raise _Raced from error
-            except Unavailable as error:
-                unknown = unknown or isinstance(error, OutcomeUnknown)
-                self._unsure = True
-                if loop.time() + pause_s >= deadline:
-                    if unknown and not isinstance(error, OutcomeUnknown):
-                        raise OutcomeUnknown("outcome_unknown", error.message) from error
-                    raise
-                log.warning("append not acknowledged (%s); trying again", error.message)
-            await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
-            pause_s = min(1.0, pause_s * 2)
-        self._unsure = False
-        self._observer.appended(
-            [d.pending.request for d in batch.plan.decided if d.writes],
-            first=expected + 1,
-            last=batch.head.sequence,
-            took_s=time.monotonic() - started,
-        )
 
     # --- endings ---------------------------------------------------------------------------------------
 

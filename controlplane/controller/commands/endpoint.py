@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from controlplane.controller.commands.batch import not_in_office
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.discovery import Discovery
 from controlplane.controller.commands.planner import Answer
@@ -56,6 +57,7 @@ class Endpoint:
         self._query = query
         self._discovery = Discovery(client, cluster, instance=instance)
         self._subscriptions: list[Subscription] = []
+        self._opening = 0
         self._answers: deque[Outgoing] = deque(maxlen=ANSWERS_LIMIT)
         self._wake = asyncio.Event()
         self._sent = asyncio.Event()
@@ -66,16 +68,28 @@ class Endpoint:
         if self._subscriptions:
             return
         base = f"isthmus.{self._cluster}"
+        self._opening += 1
+        opening = self._opening
+
+        async def on_command(message: Msg) -> None:
+            self._on_command(message, opening)
+
         self._subscriptions = [
-            inline(await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=self._on_command)),
+            inline(await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=on_command)),
             await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query),
         ]
         await self._discovery.open()
         await self._nats.flush()
 
-    async def close(self, *, timeout_s: float = 2.0) -> None:
-        """Stop taking requests, wait until those taken are answered and the answers are sent."""
+    async def close(self, *, decide: bool = True, timeout_s: float = 2.0) -> None:
+        """Stop taking requests, wait until those taken are answered and the answers are sent.
+
+        With ``decide`` what the server has sent already is still decided. Without, it is answered with the
+        advice to ask again: it may have waited in a socket for longer than this controller's term lasted.
+        """
         open_, self._subscriptions = self._subscriptions, []
+        if not decide:
+            self._opening += 1
         deadline = asyncio.get_running_loop().time() + timeout_s
         with suppress(NatsError, TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -84,6 +98,7 @@ class Endpoint:
                     # The server stops sending; what it already sent is still handled.
                     await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's gap
                 await self._committer.drained(timeout_s=timeout_s)
+                self._opening += 1
                 await self._sent.wait()
                 await self._nats.flush()
 
@@ -103,10 +118,13 @@ class Endpoint:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    async def _on_command(self, message: Msg) -> None:
+    def _on_command(self, message: Msg, opening: int) -> None:
+        """Take a request that came by the subscription of ``opening``: of an earlier one it is nobody's."""
         started = time.monotonic()
         answer = self._answerer(message.reply)
         try:
+            if opening != self._opening:
+                raise not_in_office()  # noqa: TRY301  answered like every other error
             request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
             self._committer.offer(request, answer)
         except IsthmusError as error:

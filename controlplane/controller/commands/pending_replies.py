@@ -9,10 +9,12 @@ from typing import Protocol
 
 import msgspec
 
+from controlplane.cluster.decision import Tick
 from controlplane.controller.commands.planner import Answer, GroupPlan, Pending
 from controlplane.controller.commands.replies import recall, reply_to
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
+from controlplane.controller.replication.outcomes import Outcome
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.store import SequenceSpan
 from events.codec import OutgoingMessage, decode
@@ -78,8 +80,17 @@ class PendingReplies:
             error=outcome if isinstance(outcome, IsthmusError) else None,
         )
 
-    def settle(self, plan: GroupPlan, messages: Sequence[OutgoingMessage]) -> None:
-        """The plan's events are stored (as ``messages``): answer each of its commands."""
+    def settle(
+        self,
+        plan: GroupPlan,
+        messages: Sequence[OutgoingMessage],
+        *,
+        unwritten: IsthmusError | None = None,
+    ) -> None:
+        """The plan's events are stored (as ``messages``): answer each of its commands.
+
+        With ``unwritten`` those that wrote nothing are answered with that instead.
+        """
         sequence, at, now = plan.base.sequence, 0, self._now()
         dedup = self._replica.dedup
         for decided in plan.decided:
@@ -89,10 +100,15 @@ class PendingReplies:
                 bodies = [message.body for message in messages[at : at + len(decided.events)]]
                 at += len(bodies)
                 sequence += len(bodies)
+            if unwritten is not None and not decided.writes:
+                self.finish(decided.pending, unwritten)
+                continue
             outcome = decided.refusal or reply_to(decided, sequence, bodies, now)
-            if not request.dry_run:
-                # Also of commands that wrote nothing: a copy that comes late must not find another state.
+            if decided.writes:
                 dedup.keep(request.command_id, outcome)
+            elif not request.dry_run and not isinstance(request.command, Tick):
+                # A copy that comes late must not find another state.
+                dedup.keep_unwritten((Outcome(request.command_id, outcome),))
             self.finish(decided.pending, outcome)
 
     async def repeat_known(self, group: Sequence[Pending]) -> list[Pending]:
@@ -109,7 +125,7 @@ class PendingReplies:
             elif (span := dedup.span(command_id)) is not None:
                 await self._rebuild(pending, span)
             elif dedup.complete or self._command_table is None:
-                fresh.append(pending)
+                self._unless_told(pending, fresh)
             else:
                 unseen.append(pending)
         if unseen and self._command_table is not None:
@@ -117,10 +133,21 @@ class PendingReplies:
             for pending in unseen:
                 found = spans.get(pending.request.command_id)
                 if found is None:
-                    fresh.append(pending)
+                    self._unless_told(pending, fresh)
                 else:
                     await self._rebuild(pending, found)
         return fresh
+
+    def _unless_told(self, pending: Pending, fresh: list[Pending]) -> None:
+        """A command without an event: say again what it was told, or take it as a new one.
+
+        Only now: an outcome may have been kept and not told, and the command then have happened after all.
+        """
+        told = self._replica.dedup.unwritten(pending.request.command_id)
+        if told is None:
+            fresh.append(pending)
+        else:
+            self._repeat(pending, told)
 
     def _repeat(self, pending: Pending, known: CommandReply | IsthmusError) -> None:
         """Give the first answer again, from memory."""

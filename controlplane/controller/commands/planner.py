@@ -16,6 +16,7 @@ from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
+from controlplane.controller.leadership.term import Term
 from events.chain import CHAIN_HEADER, Head
 from events.codec import Cause, OutgoingMessage, Recorded
 from events.envelope import Envelope
@@ -32,11 +33,13 @@ Answer = Callable[[CommandReply | IsthmusError], None]
 class Pending:
     """One command on its way, and everybody who waits for its answer (the same id may ask again)."""
 
-    __slots__ = ("answers", "request", "trace")
+    __slots__ = ("answers", "request", "term", "trace")
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self.request = request
         self.answers = [answer]
+        self.term: Term | None = None
+        """In which it is being decided; None while it waits for its first."""
         self.trace = (request.traceparent, request.tracestate)
 
 

@@ -1,12 +1,13 @@
 """Leadership: one of several controllers takes the requests, the others fold along, warm.
 
 A controller leads from when it holds the lease until it loses it, gives it up, or cannot renew it
-for the lease's lifetime by its own monotonic clock. Leading only means to be subscribed and to let
-time make decisions; who writes is settled by the append's condition, so two that both believe to
-lead disturb but never contradict each other.
+for the lease's lifetime by its own clock (:mod:`controlplane.controller.leadership.term`). Leading means to
+be subscribed, to answer and to let time make decisions; who writes is settled by the append's condition, so
+two that both believe to lead disturb but never contradict each other. A new leader answers nothing before its
+fold has the log's last word (``CONSISTENCY.md`` beside this package says what follows from it).
 
-A planned handover overlaps: the leader asks for a successor; one that is warm subscribes first and
-says so; only then the leader drains its own subscriptions and gives up the lease.
+A planned handover overlaps: the leader asks for a successor; one that is warm subscribes first, lets what
+comes wait, and says so; only then the leader drains its own subscriptions and gives up the lease.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from controlplane.controller.leadership.lease import Lease
-from events.errors import Unavailable
+from controlplane.controller.leadership.term import Term, running_s
+from controlplane.controller.replication.outcomes import Succeeded
+from controlplane.controller.tasks import end
+from events.errors import IsthmusError, Unavailable
 
 log = logging.getLogger("isthmus.controller")
 
@@ -44,12 +48,22 @@ PROMISE_S = 5.0
 class LeaderDuties(Protocol):
     """What leading switches on and off."""
 
-    async def begin(self) -> None:
-        """Take requests from now on. Idempotent."""
+    async def prepare(self) -> None:
+        """Take requests from now on, and let them wait. Idempotent."""
+        ...
+
+    async def begin(self, term: Term) -> None:
+        """Answer requests, from the log's last word on. May be repeated for the same term.
+
+        Raises Unavailable when that cannot be had now, and Succeeded when another controller's term has begun.
+        """
         ...
 
     async def end(self) -> None:
-        """Take no more requests; those taken are answered first. Idempotent."""
+        """Take no more requests. Those taken are answered first if the term is valid, else told to ask again.
+
+        Idempotent.
+        """
         ...
 
 
@@ -72,6 +86,7 @@ class Leadership:
         on_change: Callable[[bool], None] = lambda _leading: None,
         halted: Callable[[], bool] = lambda: False,
         jitter: random.Random | None = None,
+        clock: Callable[[], float] = running_s,
     ) -> None:
         self._lease = lease
         self._duties = duties
@@ -80,39 +95,65 @@ class Leadership:
         self._halted = halted
         self._on_change = on_change
         self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
+        self._clock = clock
+        self._term: Term | None = None
         self._promised_until_s = 0.0
         self._hurry = asyncio.Event()
         self._stepping_down = False
         self._aside_until_s = 0.0
         self.leading = False
-        """Whether this controller believes to hold the lease."""
+        """Whether this controller believes to hold the lease; see also :attr:`in_office`."""
         self.serving = False
         """Whether it leads and takes requests."""
         self.changed = asyncio.Event()
         """Set and replaced at every change of ``leading`` and ``serving``."""
 
+    @property
+    def in_office(self) -> bool:
+        """Whether this controller leads in a term that is valid now, by a clock that counts pauses."""
+        return self.leading and self._term is not None and self._term.valid
+
     async def run(self) -> None:
         """Follow and lead, for ever. On cancellation it ends leading, and gives up the lease."""
         try:
             while True:
-                await self._until_acquired()
+                term = self._term = await self._until_acquired()
                 self._set_leading(True)
                 log.info("controller %s leads", self._name)
+                beginning = asyncio.create_task(self._begin(term), name="begin the term")
                 try:
-                    await self._duties.begin()
-                    self._set_serving(True)
-                    await self._until_lost()
+                    await self._until_lost(term)
                 finally:
+                    term.end()
+                    await end([beginning])
                     self._set_leading(False)
                 log.warning("controller %s leads no longer", self._name)
                 await self._duties.end()
         finally:
+            if self._term is not None:
+                self._term.end()
             if self.leading:
                 self._set_leading(False)
             await self._duties.end()
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._lease.release()
+
+    async def _begin(self, term: Term) -> None:
+        """Serve once the fold has the log's last word; tried for as long as the term lasts."""
+        while True:
+            try:
+                await self._duties.prepare()
+                await self._duties.begin(term)
+                self._set_serving(True)
+            except Succeeded:
+                log.warning("controller %s: another one leads already", self._name)
+                term.end()
+            except IsthmusError as error:
+                log.warning("controller %s leads and cannot answer yet: %s", self._name, error.message)
+                await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+                continue
+            return
 
     async def step_down(self) -> None:
         """Give up the lease after the requests taken are answered, and do not ask for it again."""
@@ -143,7 +184,8 @@ class Leadership:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def _until_acquired(self) -> None:
+    async def _until_acquired(self) -> Term:
+        """The new term. It counts from before the lease was asked for."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
@@ -151,10 +193,11 @@ class Leadership:
             willing = self.ready() or (self._halted() and loop.time() >= backoff_until_s)
             if willing and not self._stepping_down:
                 began_s = loop.time()
+                asked_s = self._clock()
                 with suppress(Unavailable):
                     if await self._lease.acquire():
                         self._promised_until_s = 0.0
-                        return
+                        return Term(asked_s + self._lease.ttl_s, clock=self._clock)
             promised = self._promised_until_s > loop.time()
             if self._promised_until_s and not promised:
                 self._promised_until_s = 0.0
@@ -165,21 +208,19 @@ class Leadership:
                 async with asyncio.timeout(pause_s):
                     await self._hurry.wait()
 
-    async def _until_lost(self) -> None:
+    async def _until_lost(self, term: Term) -> None:
         """Renew until that fails. The lifetime counts from before the renewal was sent."""
-        loop = asyncio.get_running_loop()
-        held_until_s = loop.time() + self._lease.ttl_s
         while True:
             await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
-            if not self.leading:  # it was given up meanwhile: renewing would take it again
+            if not self.leading or term.ended:  # it was given up meanwhile: renewing would take it again
                 return
-            asked_s = loop.time()
+            asked_s = self._clock()
             try:
                 if not await self._lease.renew():
                     return
-                held_until_s = asked_s + self._lease.ttl_s
+                term.extend(asked_s + self._lease.ttl_s)
             except Unavailable as error:
-                if loop.time() >= held_until_s:
+                if not term.valid:
                     log.warning("the lease ran out unrenewed: %s", error.message)
                     return
 
@@ -239,6 +280,6 @@ class Handover:
     async def _on_request(self, message: Msg) -> None:
         if self._leadership.leading or not self._ready() or message.data.decode() == self._name:
             return
-        await self._duties.begin()
+        await self._duties.prepare()
         self._leadership.promise()
         await message.respond(self._name.encode())

@@ -38,7 +38,7 @@ class Lease(Protocol):
         ...
 
     async def renew(self) -> bool:
-        """Hold it for another ``ttl_s``. False when it is lost. Raises Unavailable."""
+        """Hold it for another ``ttl_s``. False when it was lost, however shortly. Raises Unavailable."""
         ...
 
     async def release(self) -> None:
@@ -127,9 +127,11 @@ class BusLease:
     async def renew(self) -> bool:
         revision = await self._write(self._revision)
         if revision is None:
-            # Either another took it, or the servers' memory was lost in a restart: then it is free.
+            # Another took it, or it ran out, or the servers' memory was lost in a restart. Were it free again:
+            # somebody may have had it in between, so that it can only be the beginning of another term.
             self._ensured = False
-            return await self.acquire()
+            self._revision = 0
+            return False
         self._revision = revision
         return True
 

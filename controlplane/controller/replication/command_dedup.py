@@ -8,7 +8,9 @@ header of the same log). An id may only be forgotten here once the read model ha
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
+from controlplane.controller.replication.outcomes import Outcome
 from controlplane.readmodel.store import SequenceSpan
 from events.codec import Recorded
 from events.errors import IsthmusError
@@ -21,14 +23,26 @@ ANSWERS_LIMIT = 10_000
 """Whole answers kept in memory."""
 
 
+UNWRITTEN_LIMIT = 200_000
+"""Outcomes kept in memory of commands that wrote nothing (about 500 bytes each)."""
+
+
 class CommandDedup:
     """Command id → sequences of its events, and the answer that was given."""
 
-    def __init__(self, *, spans_limit: int = SPANS_LIMIT, answers_limit: int = ANSWERS_LIMIT) -> None:
+    def __init__(
+        self,
+        *,
+        spans_limit: int = SPANS_LIMIT,
+        answers_limit: int = ANSWERS_LIMIT,
+        unwritten_limit: int = UNWRITTEN_LIMIT,
+    ) -> None:
         self._spans: OrderedDict[str, SequenceSpan] = OrderedDict()
         self._answers: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
+        self._unwritten: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
         self._spans_limit = spans_limit
         self._answers_limit = answers_limit
+        self._unwritten_limit = unwritten_limit
         self._since = 0
         self._projected = 0
 
@@ -51,10 +65,17 @@ class CommandDedup:
         self._trim()
 
     def keep(self, command_id: str, outcome: CommandReply | IsthmusError) -> None:
-        """Keep the answer of a command that wrote something."""
+        """Keep the answer of a command that wrote something: its events tell it, too, but slower."""
         self._answers[command_id] = outcome
         if len(self._answers) > self._answers_limit:
             self._answers.popitem(last=False)
+
+    def keep_unwritten(self, outcomes: Iterable[Outcome]) -> None:
+        """Keep what commands came to that wrote nothing: no event will ever tell it again."""
+        for command_id, told in outcomes:
+            self._unwritten[command_id] = told
+            if len(self._unwritten) > self._unwritten_limit:
+                self._unwritten.popitem(last=False)
 
     def projected(self, sequence: int) -> None:
         """The read model holds everything up to ``sequence``; ids up to there may be forgotten."""
@@ -62,8 +83,12 @@ class CommandDedup:
         self._trim()
 
     def answer(self, command_id: str) -> CommandReply | IsthmusError | None:
-        """The answer that the command was given, if it is still known whole."""
+        """The answer of a command that wrote something, if it is still known whole."""
         return self._answers.get(command_id)
+
+    def unwritten(self, command_id: str) -> CommandReply | IsthmusError | None:
+        """What a command came to that wrote nothing, if it is still known. Ask for its events first."""
+        return self._unwritten.get(command_id)
 
     def span(self, command_id: str) -> SequenceSpan | None:
         """Where the command's events are, if that is still known here."""

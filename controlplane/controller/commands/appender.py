@@ -1,0 +1,131 @@
+"""Stores what a batch of decisions writes, and makes sure of what it does not write. It answers nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+from controlplane.controller.commands.batch import (
+    NOT_IN_OFFICE,
+    Batch,
+    Limits,
+    Raced,
+    Superseded,
+    not_in_office,
+    unwritten_of,
+)
+from controlplane.controller.hooks import Observer
+from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
+from controlplane.controller.replication.replica import Replica
+from events.bus.retry import pauses
+from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
+from events.log import EventLog
+
+log = logging.getLogger("isthmus.controller")
+
+
+class Appender:
+    """One batch at a time. ``unsure`` says that the log may hold more than was stored and read here."""
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        replica: Replica,
+        *,
+        limits: Limits,
+        observer: Observer,
+        jitter: random.Random,
+        outcomes: OutcomeLog | None,
+    ) -> None:
+        self._log = event_log
+        self._replica = replica
+        self._limits = limits
+        self._observer = observer
+        self._jitter = jitter
+        self._outcomes = outcomes
+        self.unsure = True
+
+    async def append(self, batch: Batch) -> None:
+        """Store what the batch writes, and make sure of what it does not.
+
+        Raises Raced, Superseded, and OutcomeUnknown or Unavailable after the deadline. Cancelled, it leaves
+        the batch stored or not.
+        """
+        if batch.messages:
+            await self._store(batch)
+        elif batch.asked:
+            await self._vouch(batch)
+        await self._keep(batch)
+
+    async def _vouch(self, batch: Batch) -> None:
+        """The log still ends where the batch was decided: asked after it was. Raises Raced and Unavailable."""
+        expected, last = batch.plan.base.sequence, 0
+        async for left_s in pauses(asyncio.get_running_loop().time() + self._limits.append_timeout_s):
+            last = await self._log.vouched_end(timeout_s=left_s)
+            if last == expected:
+                return
+            if last > expected:
+                log.info("decided on sequence %d, the log ends at %d; deciding again", expected, last)
+                self.unsure = True
+                raise Raced
+        raise Unavailable(
+            "log_unavailable", f"the log is vouched for up to {last} only, this controller has read {expected}"
+        )
+
+    async def _keep(self, batch: Batch) -> None:
+        """Keep the outcomes that no event will tell. Raises Superseded."""
+        unwritten = unwritten_of(batch.plan)
+        if not unwritten or self._outcomes is None:
+            return
+        try:
+            await self._outcomes.record(unwritten)
+        except Succeeded:
+            batch.term.end()
+            raise Superseded(not_in_office()) from None
+        except IsthmusError as error:
+            raise Superseded(error) from error
+
+    async def _store(self, batch: Batch) -> None:
+        """Store the batch. Repeating is safe: the log knows its own messages.
+
+        Raises Raced, and OutcomeUnknown or Unavailable after the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        deadline = loop.time() + self._limits.commit_deadline_s
+        expected = batch.plan.base.sequence
+        self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
+        pause_s, unknown = 0.05, False
+        while True:
+            if not batch.term.valid:
+                raise OutcomeUnknown("outcome_unknown", NOT_IN_OFFICE) if unknown else not_in_office()
+            try:
+                await self._log.append(
+                    batch.messages, expected=expected, timeout_s=self._limits.append_timeout_s
+                )
+                break
+            except Refused as error:
+                if error.code != "wrong_last_sequence":
+                    raise
+                log.info("another writer was first (%s); deciding again", error.message)
+                self.unsure = True
+                raise Raced from error
+            except Unavailable as error:
+                unknown = unknown or isinstance(error, OutcomeUnknown)
+                self.unsure = True
+                if loop.time() + pause_s >= deadline:
+                    if unknown and not isinstance(error, OutcomeUnknown):
+                        raise OutcomeUnknown("outcome_unknown", error.message) from error
+                    raise
+                log.warning("append not acknowledged (%s); trying again", error.message)
+            await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
+            pause_s = min(1.0, pause_s * 2)
+        self.unsure = False
+        self._observer.appended(
+            [d.pending.request for d in batch.plan.decided if d.writes],
+            first=expected + 1,
+            last=batch.head.sequence,
+            took_s=time.monotonic() - started,
+        )

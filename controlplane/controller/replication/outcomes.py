@@ -1,0 +1,266 @@
+"""What commands came to that wrote nothing: refusals that are no events, and "it is so already".
+
+The log tells for ever what a command wrote, but a command that wrote nothing leaves no trace there, and
+must not: a noisy node could flood it. Yet one command id has one outcome, also when a copy of the request
+turns up at another leader, or at this one after a restart, when what stood in its way is gone. So the
+outcomes of such commands are kept beside the log, in a bounded stream of the bus, before they are told.
+
+The same stream fences terms. A leader begins its term by writing into it, and every later record carries
+the sequence that its writer knows as the last one. A leader that was paused and has been succeeded learns
+so from the refusal of its next record, and tells nobody what it thinks.
+
+Kept for :data:`KEPT_S` seconds and at most :data:`KEPT_BYTES` bytes; the oldest give way first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from events.bus.retry import pauses
+from events.errors import IsthmusError, Refused, Unavailable, from_wire
+from events.jetstream.api import (
+    DEFAULT_PREFIX,
+    WRONG_LAST_SEQUENCE,
+    WRONG_LAST_SEQUENCE_IN_FLIGHT,
+    ApiError,
+    call,
+    error_in,
+    message_at,
+)
+from events.jetstream.direct import DirectReader
+from events.jetstream.stream import ensure_stream
+from events.protocol.commands import CommandReply
+
+KEPT_S = 3600
+KEPT_BYTES = 64 << 20
+RECORD_BYTES = 256 << 10
+"""Of one message: a group of commands may need several."""
+READ_S = 10.0
+"""Longest reading of what earlier leaders kept."""
+_TRIES = 4
+
+
+class Outcome(NamedTuple):
+    """What a command came to, as it was told: a reply without events, or a refusal."""
+
+    command_id: str
+    told: CommandReply | IsthmusError
+
+
+class Succeeded(Exception):
+    """Another controller has begun its term: this one's is over, and nothing was recorded."""
+
+
+class OutcomeLog(Protocol):
+    """The port. Implementations: on the bus, and in memory."""
+
+    async def begin(self) -> Sequence[Outcome]:
+        """Begin a term: whoever had the one before records nothing any more. What is known, oldest first.
+
+        Raises Unavailable; when cancelled, the term has begun or not, and may be begun again.
+        """
+        ...
+
+    async def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep these, all or (when cancelled or failing) perhaps a part of them.
+
+        Raises Succeeded when the term is over, and Unavailable when they may or may not be kept.
+        """
+        ...
+
+
+class MemoryOutcomes:
+    """In one process: any number of controllers share one :class:`MemoryOutcomes.Shelf`."""
+
+    class Shelf:
+        """What is kept, and by how many records and beginnings."""
+
+        def __init__(self) -> None:
+            self.kept: list[Outcome] = []
+            self.last = 0
+
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf or MemoryOutcomes.Shelf()
+        self._last = 0
+
+    async def begin(self) -> Sequence[Outcome]:
+        self._shelf.last += 1
+        self._last = self._shelf.last
+        return tuple(self._shelf.kept)
+
+    async def record(self, outcomes: Sequence[Outcome]) -> None:
+        if self._last != self._shelf.last:
+            raise Succeeded
+        self._shelf.last += 1
+        self._last = self._shelf.last
+        self._shelf.kept.extend(outcomes)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """One message; the beginning of a term has no outcomes."""
+
+    holder: str
+    outcomes: list[tuple[str, CommandReply]] = []
+
+
+MARK = "Isthmus-Record"
+"""Header: the record's own random name, by which its writer knows it again."""
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_decode = msgspec.json.Decoder(_Record).decode
+
+
+def outcome_stream(cluster: str) -> str:
+    """The stream's name."""
+    return f"ISTHMUS_{cluster}_OUTCOMES"
+
+
+def outcome_stream_settings(cluster: str) -> dict[str, Any]:
+    """On disk, so that a restart of the bus forgets nothing; bounded by age and size."""
+    return {
+        "name": outcome_stream(cluster),
+        "subjects": [f"isthmus.{cluster}.outcomes"],
+        "description": f"Isthmus: what commands to cluster {cluster} came to that wrote no event.",
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_age": KEPT_S * 1_000_000_000,
+        "max_bytes": KEPT_BYTES,
+        "allow_direct": True,
+        "duplicate_window": 1_000_000_000,
+    }
+
+
+class BusOutcomes:
+    """The stream on the bus, for the controller ``holder``."""
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        holder: str,
+        *,
+        replicas: int | None = None,
+        prefix: str = DEFAULT_PREFIX,
+        timeout_s: float = 2.0,
+    ) -> None:
+        self._client = client
+        self._stream = outcome_stream(cluster)
+        self._settings = outcome_stream_settings(cluster)
+        self._subject = f"isthmus.{cluster}.outcomes"
+        self._holder = holder
+        self._replicas = replicas
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._last = 0
+        self._read = 0
+
+    async def begin(self) -> Sequence[Outcome]:
+        await ensure_stream(
+            self._client, self._settings, replicas=self._replicas, prefix=self._prefix, timeout_s=5.0
+        )
+        for _ in range(_TRIES):
+            try:
+                info = await call(
+                    self._client, f"{self._prefix}.STREAM.INFO.{self._stream}", timeout_s=self._timeout_s
+                )
+                self._last = await self._publish(_Record(self._holder), int(info["state"]["last_seq"]))
+            except Succeeded:
+                continue
+            except ApiError as error:
+                raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
+            return await self._known()
+        raise Unavailable("log_unavailable", f"stream {self._stream}: another controller begins a term, too")
+
+    async def record(self, outcomes: Sequence[Outcome]) -> None:
+        batch: list[tuple[str, CommandReply]] = []
+        size = 0
+        for command_id, told in outcomes:
+            reply = _as_reply(told)
+            size += len(command_id) + len(_encode(reply))
+            if batch and size > RECORD_BYTES:
+                await self._keep(batch)
+                batch, size = [], 0
+            batch.append((command_id, reply))
+        if batch:
+            await self._keep(batch)
+
+    async def _keep(self, batch: list[tuple[str, CommandReply]]) -> None:
+        self._last = await self._publish(_Record(self._holder, batch), self._last)
+
+    async def _publish(self, record: _Record, last: int) -> int:
+        """Store it directly after ``last``; its sequence. Raises Succeeded and Unavailable."""
+        body, mark = _encode(record), uuid4().hex
+        headers = {"Nats-Expected-Last-Sequence": str(last), MARK: mark}
+        problem: Exception | None = None
+        async for _ in pauses(asyncio.get_running_loop().time() + self._timeout_s):
+            try:
+                refusal = await self._try(body, headers)
+                if refusal is None or await self._stands(mark, last + 1):
+                    return last + 1
+                if refusal.err_code == WRONG_LAST_SEQUENCE:
+                    raise Succeeded
+                if not refusal.passing and refusal.err_code != WRONG_LAST_SEQUENCE_IN_FLIGHT:
+                    raise Refused("internal", f"stream {self._stream} refuses its writer: {refusal}")
+                problem = refusal
+            except (NatsError, TimeoutError, Unavailable) as error:
+                problem = error
+        raise Unavailable(
+            "log_unavailable", f"stream {self._stream} did not acknowledge a record: {problem}"
+        ) from problem
+
+    async def _try(self, body: bytes, headers: dict[str, str]) -> ApiError | None:
+        if not self._client.is_connected:
+            # nats-py would keep the message and send it at some later time, unasked.
+            raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
+        reply = await self._client.request(self._subject, body, timeout=self._timeout_s, headers=dict(headers))
+        return error_in(msgspec.json.decode(reply.data))
+
+    async def _stands(self, mark: str, sequence: int) -> bool:
+        """Whether the message there is the one with that mark: its acknowledgement was lost."""
+        try:
+            found = await message_at(
+                self._client, self._prefix, self._stream, sequence, timeout_s=self._timeout_s
+            )
+        except ApiError as error:
+            raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
+        return found is not None and found[1].get(MARK) == mark
+
+    async def _known(self) -> list[Outcome]:
+        """What was kept since this controller last read it, up to the own beginning.
+
+        A replica that has not got so far is asked again.
+        """
+        reader = DirectReader(self._client, self._stream, prefix=self._prefix)
+        try:
+            async for _ in pauses(asyncio.get_running_loop().time() + READ_S):
+                found = await reader.every(self._subject, after=self._read)
+                if found and found[-1].sequence >= self._last:
+                    self._read = self._last
+                    return [
+                        Outcome(command_id, _as_told(reply))
+                        for message in found
+                        for command_id, reply in _decode(message.body).outcomes
+                    ]
+        finally:
+            await reader.close()
+        raise Unavailable(
+            "log_unavailable", f"stream {self._stream} was not read up to {self._last} in {READ_S:g} s"
+        )
+
+
+def _as_reply(told: CommandReply | IsthmusError) -> CommandReply:
+    if isinstance(told, CommandReply):
+        return told
+    return CommandReply(code=told.code, message=told.message, details=told.details)
+
+
+def _as_told(reply: CommandReply) -> CommandReply | IsthmusError:
+    return from_wire(reply.code, reply.message, reply.details) if reply.code else reply
