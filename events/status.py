@@ -13,6 +13,8 @@ from typing import Literal
 import msgspec
 
 DRIFT_SHOWN = 10
+SILENT_INTERVALS = 3.0
+"""An agent counts as silent after this many of its own intervals without a word: what it said is what was."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

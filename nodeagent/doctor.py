@@ -20,6 +20,7 @@ from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
+from events.status import SILENT_INTERVALS
 from nodeagent import local_files, privileges
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.dataplane import host_settings, preflight
@@ -31,7 +32,6 @@ from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
 from nodeagent.netlink import links
 from nodeagent.path_mtu import probe
-from nodeagent.status_text import SILENT_INTERVALS
 
 CLOCK_SKEW_LIMIT_S = 2.0
 PROBED_PEERS = 5

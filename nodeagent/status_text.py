@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 
 from events.cli.tables import print_table
+from events.status import SILENT_INTERVALS
 from nodeagent.local_files import LocalStatus
-
-SILENT_INTERVALS = 3.0
-"""An agent that writes nothing for so many of its intervals hangs."""
 
 
 def ago(then: float, now: float) -> str:

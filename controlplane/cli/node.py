@@ -99,7 +99,24 @@ async def _all_nodes(
 def _state(view: NodeView) -> str:
     if view.unreachable:
         return "unreachable"
-    return view.agent_state or "never-reported"
+    if not view.agent_state:
+        return "never-reported"
+    if view.stale:
+        return "silent"
+    return f"{view.agent_state},unconfirmed" if view.path == "not confirmed" else view.agent_state
+
+
+def _packets(view: NodeView) -> str:
+    """Whether packets of its pods pass, and when one last did."""
+    words = {"confirmed": "pass", "failing": "DO NOT PASS", "no peers": "no peers to ask yet"}
+    if not view.path:
+        return "unknown"
+    last = f", one last passed {_age(view.passed_at)} ago" if view.passed_at is not None else ""
+    return f"{words.get(view.path, view.path)}{last}{_stale(view)}"
+
+
+def _stale(view: NodeView) -> str:
+    return " (stale: the agent is silent)" if view.stale else ""
 
 
 def _lag(view: NodeView) -> str:
@@ -159,8 +176,10 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
                 "kernel",
                 {"agrees": f"in sync{_checked(view)}", "differs": f"DIFFERS from the log{_checked(view)}"}.get(
                     view.kernel, "unknown"
-                ),
+                )
+                + _stale(view),
             ),
+            ("packets", _packets(view)),
             *(("differs", row) for row in view.drift),
             *(("condition", condition) for condition in view.agent_conditions),
         ]

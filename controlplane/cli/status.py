@@ -25,7 +25,7 @@ from events.protocol.queries import (
 )
 
 ORDER = ("ready", "degraded", "starting", "stopping", "silent", "unreachable", "unknown")
-WORDS = {"unknown": "never reported"}
+WORDS = {"unknown": "never reported", "unreported": "never reported"}
 STANDING = frozenset({"no_external_node", "conflict_overridden"})
 """Warnings about what somebody chose: they are shown, and count as healthy."""
 
@@ -90,7 +90,8 @@ async def _counted(client: Any) -> dict[str, int]:
     while after is not None:
         page = await client.ask(ListNodes(after=after), NodePage)
         for node in page.nodes:
-            state = "unreachable" if node.unreachable else node.agent_state or "unknown"
+            spoken = "silent" if node.stale else node.agent_state or "unknown"
+            state = "unreachable" if node.unreachable else spoken
             counts[state] = counts.get(state, 0) + 1
         after = page.next_after
     return counts

@@ -89,7 +89,8 @@ class MarkLiveness(Tick, frozen=True, kw_only=True):
     from which the leading controller has watched: silence before it counts for nothing, nor does that of a
     uid before its moment in ``watched``; who is missing there is not judged yet (None: all are).
     ``at`` is the present by the clock of these moments, which no wall clock moves (None: they are of the
-    clock that decides). Without ``removes`` nobody is fenced: clocks disagree.
+    clock that decides). Without ``removes`` nobody is fenced: clocks disagree. ``came`` are the uids whose
+    agents have been heard at all (None: all); who never came cannot fall silent, nor be back.
     """
 
     name: ClassVar[str] = "mark-liveness"
@@ -98,6 +99,7 @@ class MarkLiveness(Tick, frozen=True, kw_only=True):
     watched: Mapping[str, datetime] | None = None
     at: datetime | None = None
     removes: bool = True
+    came: Container[str] | None = None
 
 
 class AdvanceDrains(Tick, frozen=True, kw_only=True):

@@ -142,6 +142,9 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         age_s=round(reports.age_s(observed), 1) if observed is not None else -1.0,
         kernel=observed.kernel if observed is not None else "",
         kernel_at=observed.kernel_at if observed is not None else 0,
+        path=observed.path if observed is not None else "",
+        passed_age_s=round(reports.passed_age_s(node.uid), 1),
+        stale=observed is not None and (node.name in state.unreachable or observed.state == "silent"),
         conditions=list(observed.conditions) if observed is not None else [],
     )
 

@@ -177,12 +177,16 @@ class Space(View, frozen=True, kw_only=True):
 
 
 class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
-    """One member. ``state`` is its agent's: ready, degraded, starting, stopping, silent, or unknown.
+    """One member. ``state`` is its agent's: ready, degraded, starting, stopping, silent,
+    unreported (its agent never came), unreachable, or unknown.
 
     ``applied`` is the last sequence that its kernel holds; ``age_s`` how long ago it last reported (of
     the past: the longest that it can have been; -1: unknown); ``behind`` how many events it lacks.
     ``kernel`` is the attestation of its kernel rows compared with the log at sequence ``kernel_at``:
-    agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported.
+    agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported. ``path`` is
+    whether packets of its pods pass (confirmed, not confirmed, failing, no peers; empty from agents before
+    0.3) and ``passed_age_s`` how long ago one last did (-1: not known). Once ``stale``, all that its agent said
+    is what was.
     """
 
     name: str
@@ -198,6 +202,9 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     age_s: float = -1.0
     kernel: Kernel = ""
     kernel_at: int = 0
+    path: str = ""
+    passed_age_s: float = -1.0
+    stale: bool = False
     conditions: list[str] = []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,6 +72,7 @@ class Reports(Protocol):
     def agreeing(self) -> Mapping[str, int]: ...
     @property
     def absent(self) -> Container[str]: ...
+    def stale(self, uid: str) -> bool: ...
 
 
 class NoReports:
@@ -83,6 +84,10 @@ class NoReports:
     differences: Mapping[str, Difference] = MappingProxyType({})
     agreeing: Mapping[str, int] = MappingProxyType({})
     absent: Container[str] = frozenset()
+
+    def stale(self, uid: str) -> bool:  # noqa: ARG002  the port's
+        """Nobody has reported."""
+        return False
 
 
 NO_REPORTS = NoReports()
@@ -143,6 +148,11 @@ def _fits(state: ClusterState, name: str, query: ListNodes) -> bool:
     )
 
 
+PATH_MAX = 20
+"""Characters of what an agent says of its path; its words are longer by none."""
+PASSED_AGE_MAX_S = 10 * 365 * 86400.0
+
+
 def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) -> NodeView:
     """One member with its range and its agent's last report."""
     owned = state.owned.get(node.name)
@@ -170,9 +180,19 @@ def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) ->
         agent_conditions=status.conditions if status else (),
         kernel=kernel_verdict(reports, node.uid),
         kernel_at=differs.sequence if differs is not None else reports.agreeing.get(node.uid, 0),
+        path=status.path[:PATH_MAX] if status else "",
+        passed_at=passed_at(status, reports.last_seen.get(node.uid)),
+        stale=status is not None and reports.stale(node.uid),
         drift=status.drift if status else (),
         refusals=tuple(refusal_views(state, node.name)),
     )
+
+
+def passed_at(status: AgentStatus | None, heard: datetime | None) -> datetime | None:
+    """When a packet of the node's pods last passed, by the clock of ``heard``, the report's arrival."""
+    if status is None or heard is None or not 0 <= status.passed_age_s <= PASSED_AGE_MAX_S:
+        return None
+    return heard - timedelta(seconds=status.passed_age_s)
 
 
 def kernel_verdict(reports: Reports, uid: str) -> str:

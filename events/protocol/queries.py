@@ -239,6 +239,12 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``agrees`` or ``differs`` from the log, by the digest that the agent last published; empty: unknown."""
     kernel_at: int = 0
     """The sequence at which that was found; 0: never."""
+    path: str = ""
+    """Whether packets of its pods pass (:class:`events.status.AgentStatus`), as it last reported."""
+    passed_at: datetime | None = None
+    """When one last did, by the controller's clock."""
+    stale: bool = False
+    """Its last report is older than three of its intervals: what it said is what was, not what is."""
     drift: tuple[str, ...] = ()
     refusals: tuple[RefusalView, ...] = ()
 

@@ -7,12 +7,14 @@ call in at a time.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.fight_guard import FightGuard
 from nodeagent.dataplane.preflight import accepted, drawing_away, foreign_routes, refuse_harm
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
@@ -33,6 +35,7 @@ class TunnelDevice:
         self._config, self._conditions = config, conditions
         self._engine: Engine | None = None
         self._settled = False
+        self._remade = FightGuard[str](free_repairs=3, window_s=60.0)
         self.existed = True
         """Whether our device was there when we started."""
         self.underlay: Underlay | None = None
@@ -92,7 +95,8 @@ class TunnelDevice:
         elif first or look_around or self._conditions.has("routes"):
             self._note_foreign_routes(plan, own)
         on_purpose = spec != self.spec
-        if self.ifindex and links.find(spec.name) is None and not allow("existence"):
+        gone = self.ifindex and links.find(spec.name) is None
+        if gone and not self._remade.allow(spec.name, time.monotonic()):
             raise OSError(errno.ENODEV, f"device {spec.name} is removed again and again by another program")
         outcome = links.ensure_device(spec, (lambda _: True) if on_purpose else allow)
         self._conditions.set(

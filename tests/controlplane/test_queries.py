@@ -54,6 +54,7 @@ class Reports:
         self.last_seen = dict.fromkeys(world.state.by_uid, START)
         self.differences: dict[str, Any] = {}
         self.absent: frozenset[str] = frozenset()
+        self.silent: set[str] = set()
         self.agreeing: dict[str, int] = {}
         self.statuses = {
             uid: AgentStatus(
@@ -61,6 +62,9 @@ class Reports:
             )
             for uid, name in world.state.by_uid.items()
         }
+
+    def stale(self, uid: str) -> bool:
+        return uid in self.silent
 
 
 @pytest.fixture
@@ -94,8 +98,14 @@ def test_before_the_definition_there_is_an_answer_too() -> None:
 
 
 def test_a_node_with_its_range_and_its_agents_report(world: World) -> None:
-    view = ask(world.state, ShowNode(node="n1"), Reports(world, 4))
+    reports = Reports(world, 4)
+    view = ask(world.state, ShowNode(node="n1"), reports)
     assert isinstance(view, NodeView)
+    assert not view.stale
+    reports.silent.add("uid-1")
+    stale = ask(world.state, ShowNode(node="n1"), reports)
+    assert isinstance(stale, NodeView)
+    assert stale.stale, "what a silent agent said last is what was"
     assert (view.cidr, view.epoch, view.site, view.lag) == ("10.0.0.0/26", 3, "sz", 1)
     assert (view.agent_state, view.agent_conditions, view.last_seen) == ("ready", ("mtu low",), START)
     silent = ask(world.state, ShowNode(node="n1"))

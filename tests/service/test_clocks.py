@@ -130,6 +130,7 @@ async def test_who_takes_over_watches_a_silence_from_its_beginning(jump_s: float
         await first.rig.send(TIMED)
         for number in range(2):
             await first.rig.send(join(number))
+        await first.live(1, 0, 1)
         machine.wall_s += jump_s
         await first.live(35, 0)
         assert set(first.state.unreachable) == {"n1"}

@@ -37,7 +37,10 @@ async def test_a_silent_node_becomes_unreachable_and_recovers_with_its_next_repo
     async with controller(bus, tmp_path / "a", tick_s=0.1) as running, client(bus) as operator:
         await operator.send(msgspec.structs.replace(DEFINE, unreachable_after_s=1.0))
         await operator.send(join(1))
+        await operator.send(join(2))
+        await report(operator, 1, 3)
         await until(lambda: "n1" in running.replica.state.unreachable)
+        assert "n2" not in running.replica.state.unreachable, "it never came, so it is not missed"
         await report(operator, 1, 3)
         await until(lambda: "n1" not in running.replica.state.unreachable)
         assert "n1" in running.replica.state.nodes

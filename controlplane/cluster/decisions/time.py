@@ -29,7 +29,8 @@ def mark_liveness(
     """Unreachable after ``unreachable_after_s`` of silence, recovered with the next report.
 
     With ``remove_after_s`` > 0 a node that has been unreachable for that long is fenced and its
-    range drains. Only silence that was watched from its beginning to its end counts.
+    range drains. Only silence that was watched from its beginning to its end counts, and only that of an
+    agent that has spoken: a member that was entered by hand and never came is neither lost nor found.
     """
     definition = state.definition
     if definition is None or state.deleted:
@@ -46,6 +47,8 @@ def mark_liveness(
         if len(events) + 2 > command.limit:
             break
         since = command.watching_since
+        if command.came is not None and node.uid not in command.came and name not in unreachable:
+            continue
         if watched is not None:
             begun = watched.get(node.uid)
             if begun is None:

@@ -19,7 +19,7 @@ from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
 from controlplane.controller.clocks import ClockCheck, Watch
-from events.status import AgentStatus
+from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
 _decode = msgspec.json.Decoder(AgentStatus).decode
@@ -40,6 +40,8 @@ class Liveness:
         self.clocks = clocks or ClockCheck()
         self.absent = Absent(self, self._watched_s)
         """Members whose agents have never reported."""
+        self.came = Came(self)
+        """Members whose agents have been heard at all."""
         self._last_seen: dict[str, datetime] = {}
         self._applied: dict[str, int] = {}
         self._status: dict[str, AgentStatus] = {}
@@ -103,10 +105,16 @@ class Liveness:
         for listener in self.listeners:
             listener(status)
 
-    def joined(self, uid: str) -> None:
-        """The node has just become a member: that counts as a report, but says nothing of its kernel."""
+    def joined(self, uid: str, *, itself: bool = True) -> None:
+        """The node has just become a member.
+
+        By its agent ``itself``: that counts as a report, but says nothing of its kernel. Entered by somebody
+        else it says nothing at all.
+        """
         self._last_seen.setdefault(uid, self.watch.now())
         self.absent.joined(uid)
+        if itself:
+            self.came.add(uid)
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""
@@ -114,6 +122,7 @@ class Liveness:
         self._applied.pop(uid, None)
         self._status.pop(uid, None)
         self.absent.forget(uid)
+        self.came.forget(uid)
         self.attestor.forget(uid)
 
     @property
@@ -130,6 +139,11 @@ class Liveness:
         """For how long an agent has not reported; None when it never has."""
         seen = self._last_seen.get(uid)
         return None if seen is None else (self.watch.now() - seen).total_seconds()
+
+    def stale(self, uid: str) -> bool:
+        """Whether its last report is older than it should be: it says what was."""
+        status, silence_s = self._status.get(uid), self.silence_s(uid)
+        return status is not None and (silence_s is None or silence_s > SILENT_INTERVALS * status.interval_s)
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -155,6 +169,26 @@ class Liveness:
     def dropped(self) -> int:
         """Reports that were unreadable or too many."""
         return self._dropped
+
+
+class Came(Container[str]):
+    """The uids of members whose agents have been heard: by a report, or by their own join."""
+
+    def __init__(self, liveness: Liveness) -> None:
+        self._liveness = liveness
+        self._joined: set[str] = set()
+
+    def __contains__(self, uid: object) -> bool:
+        statuses = self._liveness.statuses
+        return uid in self._joined or uid in statuses or len(statuses) >= UIDS_LIMIT
+
+    def add(self, uid: str) -> None:
+        """It joined by itself."""
+        self._joined.add(uid)
+
+    def forget(self, uid: str) -> None:
+        """It is no member any more."""
+        self._joined.discard(uid)
 
 
 class Absent(Container[str]):
@@ -227,7 +261,7 @@ async def watch_members(
                 for recorded in run:
                     event = recorded.event
                     if isinstance(event, NodeJoined):
-                        liveness.joined(event.uid)
+                        liveness.joined(event.uid, itself=recorded.envelope.actor == f"node/{event.node}")
                     elif isinstance(event, NodeLeft | NodeFenced):
                         liveness.forget(event.uid)
                         liveness.clocks.forget(event.node)

@@ -10,8 +10,8 @@ from controlplane.cluster.decision import DecisionContext, Tick
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.committer import ContextSource
 from events.protocol.commands import Command, ImportNodes, JoinNode
+from events.status import SILENT_INTERVALS
 
-SILENT_INTERVALS = 3.0
 INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
 """Bounds of what an agent may say of its own pace here: nobody makes itself irreplaceable for longer."""
 WATCH_S = INTERVAL_MAX_S / 2

@@ -15,9 +15,8 @@ from controlplane.cluster.state import ClusterState, Node
 from controlplane.controller.agents.agent_history.records import Kernel, Observed
 from controlplane.controller.agents.liveness import Liveness
 from events.protocol.queries import Condition
+from events.status import SILENT_INTERVALS
 
-SILENT_INTERVALS = 3.0
-"""An agent counts as silent after this many of its own heartbeat intervals without a report."""
 CONDITIONS_MAX, ROWS_MAX, TEXT_MAX = 10, 10, 300
 """What is taken over of an agent's own words: nobody may fill the record with them."""
 
@@ -66,6 +65,10 @@ class Reports(Protocol):
         """How old its last report was at this moment; in the past the most that it can have been."""
         ...
 
+    def passed_age_s(self, uid: str) -> float:
+        """Seconds since a packet of its pods last passed, as it reported; −1 where that is not known."""
+        ...
+
 
 class LiveReports:
     """The present."""
@@ -96,7 +99,7 @@ class LiveReports:
         status = self._liveness.statuses.get(uid)
         silence_s = self._liveness.silence_s(uid)
         if status is None or silence_s is None:
-            return "unknown"
+            return "unreported"
         return "silent" if silence_s > SILENT_INTERVALS * status.interval_s else status.state
 
     def kernel_of(self, uid: str) -> Kernel:
@@ -127,6 +130,7 @@ class LiveReports:
             version=status.agent_version[:TEXT_MAX],
             interval_s=status.interval_s,
             gateway=status.gateway,
+            path=status.path[:TEXT_MAX],
         )
 
     def _kernel(self, uid: str, reported: bool) -> tuple[Kernel, int]:
@@ -143,6 +147,12 @@ class LiveReports:
         if not observed.heard_us:
             return -1.0
         return max(0.0, self._now.timestamp() - observed.heard_us / 1e6)
+
+    def passed_age_s(self, uid: str) -> float:
+        status, silence_s = self._liveness.statuses.get(uid), self._liveness.silence_s(uid)
+        if status is None or silence_s is None or status.passed_age_s < 0:
+            return -1.0
+        return status.passed_age_s + silence_s
 
     def changed_us(self, observed: Observed) -> int:
         """From when on this is true of the agent: its report's arrival, or when its silence was noticeable."""
@@ -189,6 +199,9 @@ class PastReports:
             return passed + SILENT_INTERVALS * observed.interval_s
         return min(passed, observed.interval_s)
 
+    def passed_age_s(self, uid: str) -> float:  # noqa: ARG002  not recorded
+        return -1.0
+
 
 class NoReports:
     """Nobody recorded."""
@@ -211,9 +224,12 @@ class NoReports:
     def age_s(self, observed: Observed) -> float:  # noqa: ARG002
         return -1.0
 
+    def passed_age_s(self, uid: str) -> float:  # noqa: ARG002
+        return -1.0
+
 
 def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
-    """What is known of a member's agent: unreachable by the log, else as it reported, else unknown."""
+    """What is known of a member's agent: unreachable by the log, else as it reported (or that it never did)."""
     return "unreachable" if node.name in state.unreachable else reports.state_of(node.uid)
 
 

@@ -99,6 +99,7 @@ class Ticker:
                 watched=self._members(),
                 at=self._watch.now(),
                 removes=not (clocks.apart or clocks.ahead),
+                came=self._liveness.came,
             )
         )
         await self.holders()

@@ -28,7 +28,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 ALARMS = ("log", "projection", "parked", "disk")
 """Every alarm that a controller can raise; each is there from the start, with 0."""
 
-STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", "unknown")
+STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", "unreported", "unknown")
 COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 
 

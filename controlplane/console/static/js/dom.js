@@ -110,7 +110,7 @@ export function eventBadge(type) {
 export const stateLabel = (name, text) => h(`span.state.${name}`, {}, h("i", { "aria-hidden": "true" }), text || name);
 const VERDICTS = { agrees: ["good", "✓ agrees"], differs: ["bad", "✕ differs"], unchecked: ["", "not compared yet"], "": ["", "not reported"] };
 // The attestation of a node's kernel, as compared with the log.
-export const kernelLabel = (node) => { const [tone, text] = VERDICTS[node.kernel ?? ""]; return h(`span.kernel.${tone || "none"}`, { title: node.kernel_at ? `compared at event ${node.kernel_at}` : "" }, text); };
+export const kernelLabel = (node) => { const [tone, text] = VERDICTS[node.kernel ?? ""]; return h(`span.kernel.${node.stale ? "none" : tone || "none"}`, { title: node.kernel_at ? `compared at event ${node.kernel_at}` : "" }, node.stale && node.kernel ? `${text} when last heard` : text); };
 export const kindLabel = (kind) => h(`span.k-${kind}`, {}, kind);
 export const link = (path, ...children) => h("a", { href: `#${path}` }, ...children);
 export const mono = (...children) => h("span.mono", {}, ...children);

@@ -10,7 +10,11 @@ const COLUMNS = [
 ];
 
 export const behind = (node) => Math.max(0, (store.at ?? store.head) - node.applied);
-const seen = (node) => ((node.age_s ?? -1) < 0 ? "–" : !store.live ? `${node.state === "silent" ? "" : "within "}${took(node.age_s)}${node.state === "silent" ? " before" : ""}` : node.age_s < 1 ? "now" : `${took(node.age_s)} ago`);
+// A row says how old it was when it came; from then on it ages here, whatever the stream says.
+const ageNow = (node) => node.age_s + (Date.now() - (node.came_ms ??= Date.now())) / 1000;
+const seen = (node) => ((node.age_s ?? -1) < 0 ? "–" : !store.live ? `${node.state === "silent" ? "" : "within "}${took(node.age_s)}${node.state === "silent" ? " before" : ""}` : ageNow(node) < 1 ? "now" : `${took(ageNow(node))} ago`);
+const PATHS = { confirmed: "pass", "not confirmed": "not confirmed", failing: "DO NOT PASS", "no peers": "no peers to ask yet" };
+const packets = (row) => (row.path ? `${PATHS[row.path] ?? row.path}${(row.passed_age_s ?? -1) >= 0 ? `, the last one ${took(row.passed_age_s)} before` : ""}` : "not known");
 
 export function shownState(node) {
   return node.state === "ready" && store.late(node) ? "behind" : node.state;
@@ -22,7 +26,7 @@ export class NodesPage {
     this.sort = { key: "name", down: false };
     this.text = h("input", { type: "search", placeholder: "Name, address or range", "aria-label": "Filter by name, address or range", oninput: () => this.refill() });
     this.kind = this.select("Kind", ["cloud", "external"]);
-    this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unknown"]);
+    this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unreported", "unknown"]);
     this.count = h("span.muted", { role: "status" });
     this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: `c-${key}${key === "applied" || key === "behind" ? " right" : ""}` },
       h("button", { type: "button", onclick: () => this.sortBy(key) }, label)));
@@ -140,7 +144,7 @@ export class NodePage {
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},
         fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
-        fact("Peers", n(node.peers)), fact("Version", node.agent_version), fact("Conditions", (row.conditions ?? []).join(", ") || "none"),
+        fact("Packets of its pods", packets(row)), fact("Peers", n(node.peers)), fact("Version", node.agent_version), fact("Conditions", (row.conditions ?? []).join(", ") || "none"),
         node.gateway_able || node.gateway_marked ? fact("Gateway", node.holds.length ? ["holds ", node.holds.map((a, i) => [i ? ", " : "", mono(a)])] : node.gateway_marked ? "marked, holds nothing" : "able, not marked") : "")));
       if (row && node.position.recorded) panels.push(panel("Kernel", h("dl.facts", {},
         fact("Against the log", kernelLabel(row)), fact("Compared at", row.kernel_at ? link(`/events/${row.kernel_at}`, n(row.kernel_at)) : "–"), fact("Digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 16), "…") : "not reported")),

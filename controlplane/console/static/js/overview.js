@@ -102,9 +102,9 @@ export class OverviewPage {
     const differing = o.kernels.differs ?? 0;
     const agreeing = o.kernels.agrees ?? 0;
     const others = o.nodes - differing - agreeing;
-    const unheard = (o.agents.unknown ?? 0) + (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
+    const unheard = (o.agents.unknown ?? 0) + (o.agents.unreported ?? 0) + (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
     const up = o.agents.ready ?? 0;
-    const states = { unreachable: "unreachable", silent: "silent", degraded: "degraded", starting: "starting", stopping: "stopping", unknown: "never reported" };
+    const states = { unreachable: "unreachable", silent: "silent", degraded: "degraded", starting: "starting", stopping: "stopping", unreported: "never reported", unknown: "not known" };
     const down = Object.entries(states).filter(([name]) => o.agents[name]).map(([name, text]) => `${n(o.agents[name])} ${text}`);
     const slowest = o.watermark ? `slowest has applied ${n(o.watermark)}` : `${n(unheard)} not heard`;
     const tile = (label, value, sub, extra, tone) => h("div.panel.tile", { class: tone ?? "" }, h("span.label", {}, label), h("span.value", { class: [value].flat().map((part) => part.textContent ?? part).join("").length > 12 ? "long" : "" }, value), extra, h("span.sub", {}, sub));

@@ -64,7 +64,7 @@ export class Sites {
       troubled += bad;
       behind += late;
       drawing.fillStyle = bad ? colour("bad") : late ? colour("draining") : base;
-      drawing.globalAlpha = node.state === "unknown" ? 0.55 : 1;
+      drawing.globalAlpha = node.state === "unknown" || node.state === "unreported" ? 0.55 : 1;
       const x = (i % columns) * step;
       const y = Math.floor(i / columns) * step;
       if (step > 6) { drawing.beginPath(); drawing.roundRect(x, y, side, side, side / 3); drawing.fill(); }
@@ -93,6 +93,6 @@ export class Sites {
     const node = this.at(card, event);
     if (!node) { tip(""); return; }
     const age = node.age_s >= 0 ? `, view ${node.applied < (store.at ?? store.head) ? `${n((store.at ?? store.head) - node.applied)} events behind` : "current"}` : "";
-    tip(`${node.name}  ·  ${node.state}${age}\n${node.announced}\n${node.range || "no range"}\nkernel ${{ agrees: "agrees with the log", differs: "DIFFERS from the log", unchecked: "not compared yet", "": "not reported" }[node.kernel ?? ""]}`, event);
+    tip(`${node.name}  ·  ${node.state}${age}\n${node.announced}\n${node.range || "no range"}\nkernel ${{ agrees: "agrees with the log", differs: "DIFFERS from the log", unchecked: "not compared yet", "": "not reported" }[node.kernel ?? ""]}${node.stale && node.kernel ? " when last heard" : ""}`, event);
   }
 }

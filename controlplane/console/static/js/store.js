@@ -130,7 +130,7 @@ class Store extends EventTarget {
     const parts = ["convergence"];
     for (const [name, state, applied, kernel, kernel_at] of frame.agents) {
       const node = this.nodes.get(name);
-      if (node) Object.assign(node, { state, applied, kernel, kernel_at, age_s: 0 });
+      if (node) Object.assign(node, { state, applied, kernel, kernel_at, age_s: 0, came_ms: Date.now(), stale: state === "silent" || state === "unreachable" });
     }
     if (frame.agents.length) { this.countAgents(); parts.push("agents"); }
     if (frame.conditions) { overview.conditions = frame.conditions; parts.push("conditions"); }

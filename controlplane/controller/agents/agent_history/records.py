@@ -24,7 +24,7 @@ LATENCIES_MAX = 1024
 class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """An agent as it was known at one moment.
 
-    ``state`` is its own word, or ``silent`` (no report for three of its intervals) or ``unknown``.
+    ``state`` is its own word, or ``silent`` (none for three of its intervals), ``unreported`` or ``unknown``.
     ``heard_us`` is the arrival of that report; ``kernel`` was found at sequence ``kernel_at``, and
     ``rows`` are those that the agent names as different.
     """
@@ -43,6 +43,8 @@ class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     version: str = ""
     interval_s: float = 10.0
     gateway: bool = False
+    path: str = ""
+    """Whether packets of its pods pass, in its own word."""
 
 
 class ConvergenceRecord(NamedTuple):
