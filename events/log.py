@@ -50,7 +50,10 @@ class LogReader(Protocol):
         ...
 
     async def head(self) -> Head:
-        """The last sequence and its chain digest; the genesis head when empty. Raises Unavailable."""
+        """The last sequence and its chain digest; the genesis head when empty. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
 
@@ -61,7 +64,7 @@ class EventLog(LogReader, Protocol):
         """The log's last sequence at some moment after the call: what was acknowledged before is in it.
 
         Unlike :meth:`head`, which any server answers from what it has, this is vouched for by a majority.
-        Raises Unavailable when that cannot be had within ``timeout_s``.
+        Raises Unavailable when that cannot be had within ``timeout_s``. Cancelled, it leaves nothing behind.
         """
         ...
 
@@ -77,7 +80,7 @@ class EventLog(LogReader, Protocol):
         long ago are refused too, with ``repeated`` in the details: their command has happened.
 
         Raises Refused(wrong_last_sequence, details ``expected``/``actual``), Refused(event_too_large),
-        OutcomeUnknown when the acknowledgement did not come in time, and Unavailable when nothing
-        was sent.
+        OutcomeUnknown when the acknowledgement did not come in time, and Unavailable when nothing was sent.
+        Cancelled, the messages may be stored all the same; the same ids have no second effect.
         """
         ...

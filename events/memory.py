@@ -38,6 +38,7 @@ class MemoryLog:
         return self._cluster
 
     async def head(self) -> Head:
+        """The last event and its digest. It never suspends: no cancellation comes inside of it."""
         if not self._messages:
             return genesis(self._cluster)
         last = self._messages[-1]
@@ -55,7 +56,7 @@ class MemoryLog:
     ) -> int:
         """As :meth:`events.log.EventLog.append` says.
 
-        Raises Refused (``event_too_large``, ``wrong_last_sequence``).
+        Raises Refused (``event_too_large``, ``wrong_last_sequence``). Cancelled, nothing is stored.
         """
         if len(messages) > BATCH_LIMIT:
             raise Refused(
@@ -95,6 +96,7 @@ class MemoryLog:
     async def read(
         self, *, after: int = 0, until: int | None = None, follow: bool = False
     ) -> AsyncIterator[ReadBatch]:
+        """As :meth:`events.log.LogReader.read` says. Cancelled, it leaves nothing behind."""
         end = len(self._messages) if until is None else until
         position, live = after, False
         while True:

@@ -26,7 +26,10 @@ class Indexed(Protocol):
     """A log that finds its parking events without reading everything."""
 
     async def parkings(self) -> Sequence[StoredMessage]:
-        """All events on :func:`parking_subjects`, in order. Raises Unavailable."""
+        """All events on :func:`parking_subjects`, in order. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
 
@@ -69,7 +72,8 @@ def events_followed(sequence: int, event: EventsParked) -> VerificationFailed:
 async def parked_in(log: LogReader) -> frozenset[int]:
     """The sequences that are parked in the log as it is now.
 
-    Raises Unavailable, and VerificationFailed when a parking event is malformed itself.
+    Raises Unavailable, and VerificationFailed when a parking event is malformed itself. Cancelled, it leaves
+    nothing behind.
     """
     if isinstance(log, Indexed):
         return parked_by(await log.parkings())

@@ -47,7 +47,10 @@ class SideDatabase:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path | str, schema: str, *, what: str) -> AsyncIterator[SideDatabase]:
-        """Open or create the file; ``schema`` is safe to repeat. Raises nothing that a disk can cause."""
+        """Open or create the file; ``schema`` is safe to repeat. Raises nothing that a disk can cause.
+
+        A cancellation inside of the block closes it, too.
+        """
         with ThreadPoolExecutor(1, thread_name_prefix=what.replace(" ", "-")) as thread:
             self = cls(str(path), schema, what, thread)
             hop = asyncio.get_running_loop().run_in_executor
@@ -65,7 +68,8 @@ class SideDatabase:
     async def run(self, work: Callable[[], T]) -> T:
         """Do it in the thread; once more on a new file when this one turns out to be damaged.
 
-        Raises Unavailable(record_unavailable) when it cannot be done (a full disk).
+        Raises Unavailable(record_unavailable) when it cannot be done (a full disk). Cancelled, the work goes on
+        in the thread, to its end.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._attempt, work)
 

@@ -94,14 +94,14 @@ class Projector:
         return self.store.checkpoint.sequence if self.store else 0
 
     async def open(self) -> Store:
-        """Open the store (``run`` does, too)."""
+        """Open the store (``run`` does, too). Cancelled, it is open or it is not; safe to repeat."""
         async with self._opening:
             if self.store is None:
                 self.store = await Store.open(self._directory, self._log.cluster)
             return self.store
 
     async def close(self) -> None:
-        """Close the store."""
+        """Close the store. Cancelled, the connection may not be closed yet."""
         store, self.store = self.store, None
         if store is not None:
             await store.close()
@@ -109,7 +109,8 @@ class Projector:
     async def reached(self, sequence: int, *, timeout_s: float = 5.0) -> None:
         """Wait until ``sequence`` is projected (read your own writes).
 
-        Raises the reason when the projection has stopped, and Unavailable(log_unavailable) in time.
+        Raises the reason when the projection has stopped, and Unavailable(log_unavailable) in time. Cancelled,
+        only the waiting ends.
         """
         if self.sequence >= sequence:
             return
@@ -134,7 +135,7 @@ class Projector:
                 self._asked.clear()
 
     async def run(self) -> None:
-        """Project for ever."""
+        """Project for ever. Cancelled, the file holds whole transactions only: :meth:`close` it."""
         pause_s = 0.1
         while True:
             try:

@@ -42,8 +42,9 @@ async def rebuild(
 ) -> Rebuilt:
     """Project the whole log, without what is parked in it, into a new generation, compare, switch.
 
-    Raises VerificationFailed when the log's chain is broken, an event cannot be applied, or the
-    digests differ; the live generation then stays as it is and the new file is removed.
+    Raises VerificationFailed when the log's chain is broken, an event cannot be applied, or the digests differ;
+    the live generation then stays as it is and the new file is removed. Cancelled, the new file is removed and
+    the live generation stays as it is.
     """
     started = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once

@@ -94,7 +94,8 @@ class Store:
     async def open(cls, directory: Path, cluster: str) -> Self:
         """The current generation, or a new empty one when there is none that fits.
 
-        Raises Refused(data_in_use) — by :func:`lock_directory` — never here.
+        Raises Refused(data_in_use) — by :func:`lock_directory` — never here. Cancelled, a new empty file may be
+        left behind; it is pruned later.
         """
         directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  once, at start
         number = current_generation(directory)
@@ -110,7 +111,10 @@ class Store:
 
     @classmethod
     async def create(cls, path: Path, cluster: str) -> Self:
-        """A new empty generation at ``path``. Raises IsthmusError(internal)."""
+        """A new empty generation at ``path``. Raises IsthmusError(internal).
+
+        Cancelled, a file may be left at ``path``.
+        """
         store = await cls._connect(path, cluster, fresh=True)
         if store is None:
             raise IsthmusError("internal", f"{path} could not be created as a read model")
@@ -133,18 +137,23 @@ class Store:
         return cls(path, connection, Head(found[0], bytes.fromhex(found[1])), found[2])
 
     async def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection. Idempotent. Cancelled, the thread still closes it."""
         await self._connection.close()
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function on the connection in its thread: one hop."""
+        """Run a function on the connection in its thread: one hop.
+
+        Cancelled, the function still runs to its end in the thread.
+        """
         return await _hop(self._connection, function)
 
     async def apply(self, events: Sequence[Recorded]) -> None:
         """Project consecutive events and move the checkpoint, in one transaction.
 
-        At an event that cannot be applied everything before it is kept, and VerificationFailed names it.
-        Raises VerificationFailed(sequence_gap) when the events do not follow the checkpoint.
+        At an event that cannot be applied everything before it is kept, and VerificationFailed names it. Raises
+        VerificationFailed(sequence_gap) when the events do not follow the checkpoint. Cancelled, the
+        transaction goes on in the thread and this object no longer knows how far it came: close it and open the
+        file again.
         """
         if not events:
             return
@@ -180,7 +189,7 @@ class Store:
             ) from error
 
     async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
-        """Where the events of those commands are that are known."""
+        """Where the events of those commands are that are known. Cancelled, the reading ends in its thread."""
 
         def work(connection: sqlite3.Connection) -> dict[str, SequenceSpan]:
             marks = ",".join("?" * len(command_ids))

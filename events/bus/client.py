@@ -66,10 +66,10 @@ class ControllerClient:
     ) -> CommandReply:
         """Send a command and wait for its stored effect.
 
-        Tries again with the same id until ``timeout_s`` has passed: when nobody answers, when the
-        queue is full and when an acknowledgement was lost. Raises whatever error the controller
-        answered with, Unavailable(no_controller) when nobody did, and OutcomeUnknown when the
-        last try may have taken effect.
+        Tries again with the same id until ``timeout_s`` has passed: when nobody answers, when the queue is full
+        and when an acknowledgement was lost. Raises whatever error the controller answered with,
+        Unavailable(no_controller) when nobody did, and OutcomeUnknown when the last try may have taken effect.
+        Cancelled, the command may have taken effect all the same: the same ``command_id`` tells.
         """
         head = {
             **(headers or {}),
@@ -142,7 +142,10 @@ class ControllerClient:
         )
 
     async def history(self, aggregate: str, entity: str) -> list[Recorded]:
-        """Every event about one thing, in order, from the log itself. Raises Unavailable."""
+        """Every event about one thing, in order, from the log itself. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         from events.codec import decode
         from events.jetstream.direct import DirectReader
 
@@ -159,6 +162,7 @@ class ControllerClient:
         ``shape`` is what the query's docstring says that it is answered with.
 
         Raises whatever error the controller answered with, and Unavailable(no_controller) when nobody did.
+        Cancelled, the question may still be answered; it has no effect.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s

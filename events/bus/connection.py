@@ -85,8 +85,8 @@ async def connect(
     """Connect, and from then on reconnect for ever (0.2 s apart, jittered by the client).
 
     Raises Unavailable(bus_unreachable) when no server answers within ``connect_timeout_s`` each now,
-    Refused(forbidden) when one answers and refuses the credentials, and
-    Refused(credentials_missing or credentials_invalid) for an unreadable file.
+    Refused(forbidden) when one answers and refuses the credentials, and Refused(credentials_missing or
+    credentials_invalid) for an unreadable file. Cancelled, no connection is left open.
     """
     client = ReconnectingClient()
     client.denied = deque(maxlen=_DENIED_MAX)

@@ -119,7 +119,8 @@ class FastClient(Client):
     async def publish_all(self, messages: Iterable[Outgoing]) -> None:
         """See :func:`publish_all`. Subjects are ours, so that their spelling is not looked at.
 
-        Raises ConnectionClosedError, ConnectionDrainingError, MaxPayloadError.
+        Raises ConnectionClosedError, ConnectionDrainingError, MaxPayloadError. Cancelled, some of the messages
+        may be on their way.
         """
         if self.is_closed:
             raise ConnectionClosedError
@@ -278,6 +279,10 @@ class ReconnectingClient(FastClient):
         old_style: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> Msg:
+        """As nats-py does it, but a cancellation is never lost.
+
+        Cancelled, the request may still be answered, to nobody.
+        """
         asked = _asked_to_end()
         message = await super().request(subject, payload, timeout, old_style, headers)
         if _asked_to_end() > asked:
@@ -303,7 +308,8 @@ class ReconnectingClient(FastClient):
 async def publish_all(client: Client, messages: Iterable[Outgoing]) -> None:
     """Publish many messages, in order, at a fraction of what as many calls of ``publish`` cost.
 
-    Raises what ``publish`` raises; whatever stands before the offending message may be on its way.
+    Raises what ``publish`` raises; whatever stands before the offending message may be on its way. Cancelled,
+    some of the messages may be on their way.
     """
     if isinstance(client, FastClient):
         await client.publish_all(messages)

@@ -108,7 +108,10 @@ def bus_options(function: Function) -> Function:
 
 @asynccontextmanager
 async def controller(context: BusContext) -> AsyncIterator[ControllerClient]:
-    """A connection to the cluster's controllers, closed behind the block. Raises Unavailable."""
+    """A connection to the cluster's controllers, closed behind the block. Raises Unavailable.
+
+    A cancellation inside of the block closes the connection, too.
+    """
     from events.bus.connection import connect
     from events.telemetry.cli import TracedClient
 

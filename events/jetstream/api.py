@@ -70,7 +70,10 @@ def error_in(answer: Mapping[str, Any]) -> ApiError | None:
 async def call(
     client: Client, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
 ) -> dict[str, Any]:
-    """One request. Raises ApiError, and Unavailable(log_unavailable) without an answer."""
+    """One request. Raises ApiError, and Unavailable(log_unavailable) without an answer.
+
+    Cancelled, the request may have taken effect.
+    """
     if not client.is_connected:
         raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
     try:
@@ -96,8 +99,8 @@ async def call(
 async def ensure_alive(client: Client, *, timeout_s: float = PING_S) -> None:
     """After an unanswered request: leave a connection on which not even a ping is answered.
 
-    The client's own pings find a silent server too (a pulled cable, a frozen machine), but take
-    three times as long; meanwhile other servers may well be taking appends.
+    The client's own pings find a silent server too (a pulled cable, a frozen machine), but take three times as
+    long; meanwhile other servers may well be taking appends. Cancelled, the connection is as it was.
     """
     try:
         # Nobody listens there, which the server says at once. Not ``flush``: a pong for one that was
@@ -126,7 +129,7 @@ async def last_message(
 ) -> tuple[int, dict[str, str]] | None:
     """Sequence and headers of the last message on ``subject``, asked of the stream's leader; None if none.
 
-    Raises ApiError and Unavailable as :func:`call` does.
+    Raises ApiError and Unavailable as :func:`call` does. Cancelled, it leaves nothing behind.
     """
     return await _message(client, prefix, stream, {"last_by_subj": subject}, timeout_s)
 
@@ -134,7 +137,7 @@ async def last_message(
 async def message_at(
     client: Client, prefix: str, stream: str, sequence: int, *, timeout_s: float
 ) -> tuple[int, dict[str, str]] | None:
-    """The same for the message at ``sequence``."""
+    """The same for the message at ``sequence``. Cancelled, it leaves nothing behind."""
     return await _message(client, prefix, stream, {"seq": sequence}, timeout_s)
 
 

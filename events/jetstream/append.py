@@ -68,8 +68,9 @@ async def append(
 ) -> int:
     """See :meth:`events.log.EventLog.append`.
 
-    A log that answers with a sequence before ``expected`` is asked again for ``lag_s``: a server that was
-    cut off takes itself for the leader until it hears the others, and answers for the log as it was.
+    A log that answers with a sequence before ``expected`` is asked again for ``lag_s``: a server that was cut
+    off takes itself for the leader until it hears the others, and answers for the log as it was. Cancelled, the
+    messages may be stored: read the log, or append again with the same ids.
     """
     check_sizes(messages, client.max_payload)
     asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s)

@@ -103,13 +103,17 @@ class DirectReader:
     ) -> DirectAnswer:
         """Up to ``count`` messages behind ``sequence`` on subjects that match ``wildcard``.
 
-        Raises Unavailable when the answer does not come whole within ``timeout_s``.
+        Raises Unavailable when the answer does not come whole within ``timeout_s``. Cancelled, it leaves
+        nothing behind.
         """
         request = {"seq": sequence + 1, "batch": count, "max_bytes": _BYTES_MAX, "next_by_subj": wildcard}
         return await self._ask(request, timeout_s)
 
     async def every(self, wildcard: str, *, after: int = 0) -> list[StoredMessage]:
-        """All messages behind ``after`` on subjects that match ``wildcard``, in order. Raises Unavailable."""
+        """All messages behind ``after`` on subjects that match ``wildcard``, in order. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         found: list[StoredMessage] = []
         while True:
             answer = await self.after(after, wildcard)
@@ -119,12 +123,18 @@ class DirectReader:
             after = answer.messages[-1].sequence
 
     async def last(self, subject: str, *, timeout_s: float = 3.0) -> StoredMessage | None:
-        """The last message on a subject or wildcard. Raises Unavailable."""
+        """The last message on a subject or wildcard. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         answer = await self._ask({"last_by_subj": subject}, timeout_s)
         return answer.messages[-1] if answer.messages else None
 
     async def close(self) -> None:
-        """Give the inbox back; the reader may be used again."""
+        """Give the inbox back; the reader may be used again.
+
+        Cancelled, the subscription may stay until the connection ends; safe to repeat.
+        """
         subscribed, self._subscribed = self._subscribed, None
         if subscribed is not None:
             with contextlib.suppress(NatsError, OSError):

@@ -41,7 +41,7 @@ class LastWord(NamedTuple):
 async def last_word(client: Client, stream: str, subject: str, *, known: int, timeout_s: float) -> LastWord:
     """The last message's sequence on ``subject``, or of the whole stream where that is not beyond ``known``.
 
-    Raises Unavailable.
+    Raises Unavailable. Cancelled, it leaves nothing behind.
     """
     prefix, started = prefix_of(client, DEFAULT_PREFIX), time.monotonic()
     try:
@@ -60,6 +60,7 @@ async def vouched_end(client: Client, prefix: str, stream: str, *, timeout_s: fl
 
     A server that takes itself for the leader is believed only if it heard a majority so lately that no other
     leader can have been elected before it answered. Raises Unavailable when no such answer came in time.
+    Cancelled, it leaves nothing behind.
     """
     problem = "it did not answer"
     async for left_s in pauses(asyncio.get_running_loop().time() + timeout_s):

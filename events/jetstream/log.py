@@ -76,8 +76,9 @@ class JetStreamLog:
         that is known to hold events up to ``remembered`` is not made when missing.
         Without it (readers) the log only has to exist.
 
-        Raises Refused(log_settings_differ), Unavailable(log_missing, log_unavailable or
-        bus_unreachable), BadRequest for a cluster name that is no DNS-1123 label.
+        Raises Refused(log_settings_differ), Unavailable(log_missing, log_unavailable or bus_unreachable),
+        BadRequest for a cluster name that is no DNS-1123 label. Cancelled with ``create``, the streams may have
+        been made.
         """
         self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s, lag_s=lag_s)
         if create:
@@ -101,6 +102,7 @@ class JetStreamLog:
         return self._client
 
     async def head(self) -> Head:
+        """The log's end, asked of its leader. Cancelled, it leaves nothing behind."""
         return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
 
     async def vouched_end(self, *, timeout_s: float = 3.0) -> int:
@@ -111,6 +113,7 @@ class JetStreamLog:
     async def append(
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:
+        """As :meth:`events.log.EventLog.append` says. Cancelled, the messages may be stored."""
         return await append(
             self._client,
             self._prefix,
@@ -122,7 +125,7 @@ class JetStreamLog:
         )
 
     async def parkings(self) -> list[StoredMessage]:
-        """See :class:`events.parking.Indexed`."""
+        """See :class:`events.parking.Indexed`. Cancelled, it leaves nothing behind."""
         reader = DirectReader(self._client, subjects.stream(self._cluster), prefix=self._given_prefix)
         try:
             return await reader.every(parking_subjects(self._cluster))

@@ -69,7 +69,10 @@ class PullReader:
         """Sessions begun so far; more than one per read says that something was repaired."""
 
     async def read(self, after: int, until: int | None, *, follow: bool) -> AsyncIterator[ReadBatch]:
-        """See :meth:`events.log.LogReader.read`. Raises Unavailable(log_unavailable)."""
+        """See :meth:`events.log.LogReader.read`. Raises Unavailable(log_unavailable).
+
+        Cancelled, its subscription is taken back.
+        """
         position = after
         end = await self._end(patient=follow)
         if follow:
@@ -371,7 +374,8 @@ class _Session:
 async def log_head(client: Client, cluster: str, *, prefix: str, patience_s: float) -> Head:
     """The cluster's log's end and its digest; genesis when empty.
 
-    Raises Unavailable, and VerificationFailed(chain_broken) for a last event without a digest.
+    Raises Unavailable, and VerificationFailed(chain_broken) for a last event without a digest. Cancelled, it
+    leaves nothing behind.
     """
     found = await patient_head(
         client, prefix, subjects.stream(cluster), subjects.events_wildcard(cluster), patience_s=patience_s
@@ -394,7 +398,7 @@ async def patient_head(
 ) -> tuple[int, dict[str, str]] | None:
     """Sequence and headers of the newest event, asked of the leader; tried for ``patience_s``.
 
-    Raises Unavailable(log_missing, log_unavailable or bus_unreachable).
+    Raises Unavailable(log_missing, log_unavailable or bus_unreachable). Cancelled, it leaves nothing behind.
     """
     last: IsthmusError | None = None
     async for left_s in pauses(asyncio.get_running_loop().time() + patience_s):

@@ -183,7 +183,10 @@ class SnapshotBucket:
         self._log = DirectReader(client, subjects.stream(cluster), prefix=prefix)
 
     async def ensure(self, *, replicas: int | None = None) -> None:
-        """Make the bucket's stream when missing. Raises Refused(log_settings_differ), Unavailable."""
+        """Make the bucket's stream when missing. Raises Refused(log_settings_differ), Unavailable.
+
+        Cancelled, the stream may have been made.
+        """
         await ensure_stream(
             self._client, snapshot_stream_settings(self._cluster), replicas=replicas, prefix=self._prefix
         )
@@ -191,7 +194,8 @@ class SnapshotBucket:
     async def publish(self, snapshot: Snapshot, *, timeout_s: float = 10.0) -> Manifest:
         """Store a snapshot and make it the latest. One that is not newer than the latest is not stored.
 
-        Raises Unavailable; the last snapshot then stays the latest.
+        Raises Unavailable; the last snapshot then stays the latest. Cancelled, the last snapshot stays the
+        latest, or this one is it: never half of one.
         """
         previous = await self.manifest()
         if previous is not None and previous.sequence >= snapshot.sequence:
@@ -205,7 +209,10 @@ class SnapshotBucket:
         return manifest
 
     async def manifest(self) -> Manifest | None:
-        """The latest manifest; None when there is no snapshot. Raises Unavailable, VerificationFailed."""
+        """The latest manifest; None when there is no snapshot. Raises Unavailable, VerificationFailed.
+
+        Cancelled, it leaves nothing behind.
+        """
         message = await self._direct.last(subjects.snapshot_latest(self._cluster))
         if message is None:
             return None
@@ -219,8 +226,8 @@ class SnapshotBucket:
     async def latest(self) -> Snapshot | None:
         """The latest snapshot, verified against the log; None when there is none.
 
-        Raises Unavailable, and VerificationFailed(snapshot_invalid) when it contradicts itself or
-        the log: read the whole log then.
+        Raises Unavailable, and VerificationFailed(snapshot_invalid) when it contradicts itself or the log: read
+        the whole log then. Cancelled, it leaves nothing behind.
         """
         invalid: VerificationFailed | None = None
         before: Manifest | None = None

@@ -47,7 +47,10 @@ class Reported(NamedTuple):
 
 
 async def publish(client: Client, cluster: str, status: AgentStatus) -> bool:
-    """Send a status; False when the connection is down (it is not kept: the next one tells more)."""
+    """Send a status; False when the connection is down (it is not kept: the next one tells more).
+
+    Cancelled, the status may be on its way.
+    """
     if not client.is_connected:
         return False
     try:
@@ -66,7 +69,10 @@ class StatusReader:
         self._direct = DirectReader(client, subjects.status_stream(cluster), prefix=prefix)
 
     async def all(self) -> list[Reported]:
-        """The last status of every node that the stream holds, without ages. Raises Unavailable."""
+        """The last status of every node that the stream holds, without ages. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         found: dict[str, Reported] = {}
         position = 0
         while True:
@@ -82,8 +88,8 @@ class StatusReader:
     async def follow(self) -> AsyncIterator[list[Reported]]:
         """First what the stream holds, then what arrives, in lists; coalesced per node when the reader is slow.
 
-        Goes on over reconnections. Raises Unavailable when the connection is closed for good, or
-        the stream cannot be read at the start.
+        Goes on over reconnections. Raises Unavailable when the connection is closed for good, or the stream
+        cannot be read at the start. Cancelled, its subscription is taken back.
         """
         waiting: dict[str, Reported] = {}
         arrived = asyncio.Event()

@@ -137,7 +137,7 @@ async def ensure_stream(
     then is empty and takes the place of the old. ``certain_s`` is how long they have to keep saying so.
 
     Raises Refused(log_settings_differ) when an existing stream differs, and Unavailable(log_missing,
-    log_unavailable or bus_unreachable).
+    log_unavailable or bus_unreachable). Cancelled, the stream may have been made.
     """
     name = settings["name"]
     loop = asyncio.get_running_loop()

@@ -26,6 +26,7 @@ class TracedClient(ControllerClient):
     async def send(
         self, command: Command, *, headers: dict[str, str] | None = None, **how: Any
     ) -> CommandReply:
+        """Cancelled, the command may have taken effect all the same."""
         import click
 
         from events.telemetry.role import Telemetry

@@ -43,7 +43,7 @@ class WithGateways:
         self._liveness = liveness
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context. Raises Unavailable."""
+        """The context. Raises Unavailable. Cancelled, it leaves nothing behind."""
         known = await self._around.context_for(commands)
         state = self._state()
         if not state.gateways:

@@ -247,7 +247,8 @@ async def watch_members(
 ) -> None:
     """For ever: a joining counts as a report; whoever is out needs no watching.
 
-    With ``state`` the attestor follows too, so that reports about kernels can be judged.
+    With ``state`` the attestor follows too, so that reports about kernels can be judged. Cancelled, what was
+    taken stays taken.
     """
     while True:
         subscription = changes.subscribe()

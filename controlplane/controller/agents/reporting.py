@@ -59,7 +59,7 @@ class WithMembers:
         self._liveness = liveness
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context. Raises Unavailable."""
+        """The context. Raises Unavailable. Cancelled, it leaves nothing behind."""
         known = await self._around.context_for(commands)
         if not any(isinstance(command, JoinNode | ImportNodes) for command in commands):
             return known

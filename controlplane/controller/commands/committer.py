@@ -75,7 +75,10 @@ class ContextSource(Protocol):
     """What decisions may know of the world outside the log: other clusters on the same bus."""
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context, fresh enough for these commands. Raises Unavailable."""
+        """The context, fresh enough for these commands. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
 
@@ -199,7 +202,10 @@ class Committer:
         self._wake.set()
 
     async def submit(self, request: Request) -> CommandReply:
-        """Queue a command and wait for its answer. Raises what it is refused with."""
+        """Queue a command and wait for its answer. Raises what it is refused with.
+
+        Cancelled, the command stays in the queue and is decided all the same; nobody hears of it.
+        """
         future: asyncio.Future[CommandReply] = asyncio.get_running_loop().create_future()
 
         def answer(outcome: CommandReply | IsthmusError) -> None:
@@ -214,7 +220,10 @@ class Committer:
         return await future
 
     async def drained(self, *, timeout_s: float) -> bool:
-        """Wait until nothing waits or is on its way; False when that took too long."""
+        """Wait until nothing waits or is on its way; False when that took too long.
+
+        Cancelled, only the waiting ends.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()

@@ -38,13 +38,16 @@ class Discovery:
         self._subscriptions: list[Subscription] = []
 
     async def open(self) -> None:
-        """Subscribe to the three verbs, for all services, for ours by name, and for this one by id."""
+        """Subscribe to the three verbs, for all services, for ours by name, and for this one by id.
+
+        Cancelled, :meth:`close` takes back what was subscribed.
+        """
         for verb, handler in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
             for suffix in ("", f".{NAME}", f".{NAME}.{self._id}"):
                 self._subscriptions.append(await self._nats.subscribe(f"$SRV.{verb}{suffix}", cb=handler))
 
     async def close(self) -> None:
-        """Unsubscribe. Idempotent."""
+        """Unsubscribe. Idempotent. Cancelled, some subscriptions stay until the connection ends."""
         open_, self._subscriptions = self._subscriptions, []
         for subscription in open_:
             with suppress(NatsError):

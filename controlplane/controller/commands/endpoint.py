@@ -64,7 +64,7 @@ class Endpoint:
         self._sent.set()
 
     async def open(self) -> None:
-        """Subscribe. Idempotent."""
+        """Subscribe. Idempotent. Cancelled, :meth:`close` takes back what was subscribed."""
         if self._subscriptions:
             return
         base = f"isthmus.{self._cluster}"
@@ -86,6 +86,7 @@ class Endpoint:
 
         With ``decide`` what the server has sent already is still decided. Without, it is answered with the
         advice to ask again: it may have waited in a socket for longer than this controller's term lasted.
+        Cancelled, no further request is taken, and answers may not have been sent.
         """
         open_, self._subscriptions = self._subscriptions, []
         if not decide:
@@ -103,7 +104,10 @@ class Endpoint:
                 await self._nats.flush()
 
     async def run(self) -> None:
-        """Send answers for ever."""
+        """Send answers for ever.
+
+        Cancelled, answers that wait are lost: their callers ask again by their ids.
+        """
         while True:
             while not self._answers:
                 self._sent.set()

@@ -38,7 +38,10 @@ class OtherClusters:
         self._read_s = float("-inf")
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context. Raises Unavailable(log_unavailable) when they had to be read and could not be."""
+        """The context. Raises Unavailable(log_unavailable) when they had to be read and could not be.
+
+        Cancelled, what was known before stays known.
+        """
         choosing = any(isinstance(command, _CHOOSING) for command in commands)
         now_s = asyncio.get_running_loop().time()
         if choosing or now_s - self._read_s > FRESH_S:

@@ -27,7 +27,10 @@ class CommandTable(Protocol):
     """Where the oldest command ids are looked up: the read model's commands table."""
 
     async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
-        """The spans of those of the commands that are known. Raises Unavailable."""
+        """The spans of those of the commands that are known. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
 
@@ -112,7 +115,10 @@ class PendingReplies:
             self.finish(decided.pending, outcome)
 
     async def repeat_known(self, group: Sequence[Pending]) -> list[Pending]:
-        """Answer those commands that have already happened; return the others. Raises Unavailable."""
+        """Answer those commands that have already happened; return the others. Raises Unavailable.
+
+        Cancelled, some of them may have been answered.
+        """
         dedup = self._replica.dedup
         fresh: list[Pending] = []
         unseen: list[Pending] = []

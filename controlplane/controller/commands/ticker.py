@@ -62,7 +62,10 @@ class Ticker:
         self._watched: dict[str, datetime] = {}
 
     async def run(self) -> None:
-        """Tick for ever. A refused or failed tick is logged; the next one tries again."""
+        """Tick for ever. A refused or failed tick is logged; the next one tries again.
+
+        Cancelled, what it has submitted is still decided.
+        """
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         while True:
@@ -82,7 +85,7 @@ class Ticker:
                 await self.drains()
 
     async def tick(self) -> None:
-        """Look at everything once."""
+        """Look at everything once. Cancelled, the decision is made all the same: it is in the queue."""
         if not self._watch.look():
             # Stopped by a signal, or the machine slept: what happened meanwhile nobody watched.
             log.warning("this controller stood still: silence and quarantines are watched anew")
@@ -106,14 +109,14 @@ class Ticker:
         await self.drains()
 
     async def holders(self) -> None:
-        """Look at the gateways."""
+        """Look at the gateways. Cancelled, the decision is made all the same: it is in the queue."""
         state = self._replica.state
         if self._due() is None or not state.gateways:
             return
         await self._submit(look(state, self._liveness))
 
     async def drains(self) -> None:
-        """Look at drains and quarantines."""
+        """Look at drains and quarantines. Cancelled, the decision is made all the same: it is in the queue."""
         state = self._replica.state
         if self._due() is not None and (state.draining or state.quarantined):
             await self._submit(

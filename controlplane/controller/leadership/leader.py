@@ -49,7 +49,7 @@ class LeaderDuties(Protocol):
     """What leading switches on and off."""
 
     async def prepare(self) -> None:
-        """Take requests from now on, and let them wait. Idempotent."""
+        """Take requests from now on, and let them wait. Idempotent. Cancelled, it may be repeated."""
         ...
 
     async def begin(self, term: Term) -> None:

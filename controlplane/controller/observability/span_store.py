@@ -87,7 +87,10 @@ class SpanStore:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path | str = ":memory:", *, limit: int = SPANS_MAX) -> AsyncIterator[SpanStore]:
-        """Open or create the file; at most about ``limit`` spans are kept in it."""
+        """Open or create the file; at most about ``limit`` spans are kept in it.
+
+        A cancellation inside of the block closes it, too.
+        """
         async with SideDatabase.open(path, _SCHEMA, what="recent traces") as file:
             store = cls(file, limit)
             with suppress(Unavailable):
@@ -106,7 +109,10 @@ class SpanStore:
         return self.file.connection.execute(query, values).fetchall()
 
     async def add(self, records: Sequence[SpanRecord]) -> None:
-        """Keep the spans (a span seen twice is kept once), and let the oldest go beyond the limit."""
+        """Keep the spans (a span seen twice is kept once), and let the oldest go beyond the limit.
+
+        Cancelled, they are still written, in the thread.
+        """
         if records:
             await self._run(lambda: self._add(records))
 
@@ -156,7 +162,8 @@ class SpanStore:
     async def trace(self, trace_id: str) -> list[SpanRecord]:
         """The spans of a trace and of those that link into it, oldest start first; empty when unknown.
 
-        Links are followed for :data:`LINK_HOPS`. At most :data:`TRACE_SPANS_MAX`.
+        Links are followed for :data:`LINK_HOPS`. At most :data:`TRACE_SPANS_MAX`. Cancelled, the reading ends
+        in its thread.
         """
         return await self._run(lambda: self._trace(trace_id))
 
@@ -196,7 +203,10 @@ class SpanStore:
         ]
 
     async def find(self, kind: Reference, key: str, *, limit: int = 20) -> list[str]:
-        """Ids of the traces that touched a command, a sequence or a node, newest first."""
+        """Ids of the traces that touched a command, a sequence or a node, newest first.
+
+        Cancelled, the reading ends in its thread.
+        """
         query = (
             "SELECT s.trace_id FROM refs JOIN spans s ON s.id = refs.span WHERE refs.kind = ? AND key = ? "
             "GROUP BY 1 ORDER BY max(refs.span) DESC LIMIT ?"
@@ -204,13 +214,19 @@ class SpanStore:
         return [row[0] for row in await self._run(lambda: self._rows(query, (kind, key, limit)))]
 
     async def beginning(self, prefix: str, *, limit: int = 20) -> list[str]:
-        """Ids of the traces whose id begins with these hexadecimal digits."""
+        """Ids of the traces whose id begins with these hexadecimal digits.
+
+        Cancelled, the reading ends in its thread.
+        """
         query = "SELECT DISTINCT trace_id FROM spans WHERE trace_id >= ? AND trace_id < ? LIMIT ?"
         rows = await self._run(lambda: self._rows(query, (prefix, f"{prefix}g", limit)))
         return [row[0] for row in rows]
 
     async def recent(self, *, limit: int = 50, errors: bool = False, node: str = "") -> list[TraceSummary]:
-        """The latest traces by their root span, newest first; ``errors`` and ``node`` narrow them."""
+        """The latest traces by their root span, newest first; ``errors`` and ``node`` narrow them.
+
+        Cancelled, the reading ends in its thread.
+        """
         conditions = ["parent_id = ''"]
         values: list[object] = []
         if errors:

@@ -70,7 +70,10 @@ class TraceAnswers:
         self._spans = spans
 
     async def trace(self, body: bytes) -> bytes:
-        """Answer a :class:`TraceQuery`. Raises BadRequest(bad_request) and Refused(trace_unknown)."""
+        """Answer a :class:`TraceQuery`. Raises BadRequest(bad_request) and Refused(trace_unknown).
+
+        Cancelled, it leaves nothing behind.
+        """
         try:
             query = _trace.decode(body or b"{}")
         except msgspec.MsgspecError as error:
@@ -98,7 +101,10 @@ class TraceAnswers:
         return msgspec.json.encode(TraceAnswer(traces=pictures))
 
     async def traces(self, body: bytes) -> bytes:
-        """Answer a :class:`TracesQuery`. Raises BadRequest(bad_request)."""
+        """Answer a :class:`TracesQuery`. Raises BadRequest(bad_request).
+
+        Cancelled, it leaves nothing behind.
+        """
         try:
             query = _traces.decode(body or b"{}")
         except msgspec.MsgspecError as error:
@@ -111,7 +117,8 @@ class TraceAnswers:
     async def find(self, reference: str, *, limit: int) -> list[str]:
         """Ids of the traces that belong to what ``reference`` names, newest first.
 
-        A trace's id may be cut to its first eight digits or more. Raises Refused(trace_unknown).
+        A trace's id may be cut to its first eight digits or more. Raises Refused(trace_unknown). Cancelled, it
+        leaves nothing behind.
         """
         if _TRACE_ID.fullmatch(reference):
             return [reference]

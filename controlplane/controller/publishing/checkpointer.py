@@ -89,7 +89,7 @@ class Checkpointer:
         return self._told[-1] if self._told else None
 
     async def run(self) -> None:
-        """Sign for ever."""
+        """Sign for ever. Cancelled, a checkpoint may be in the file that was not told."""
         loop = asyncio.get_running_loop()
         last_s = loop.time()
         while True:
@@ -106,7 +106,10 @@ class Checkpointer:
         return unsigned >= self._schedule.events or (unsigned > 0 and since_s >= self._schedule.quiet_s)
 
     async def sign(self) -> Checkpoint:
-        """Sign the present and keep it. Raises OSError when the file cannot be written."""
+        """Sign the present and keep it. Raises OSError when the file cannot be written.
+
+        Cancelled, the checkpoint may be in the file and is not told yet.
+        """
         state, head = self._replica.state, self._replica.head
         checkpoint = self._key.checkpoint(
             cluster=state.name,

@@ -40,9 +40,16 @@ class SnapshotSchedule(msgspec.Struct, frozen=True, kw_only=True):
 class Bucket(Protocol):
     """Where snapshots go; :class:`events.jetstream.snapshots.SnapshotBucket` is one."""
 
-    async def ensure(self, *, replicas: int | None = None) -> None: ...
+    async def ensure(self, *, replicas: int | None = None) -> None:
+        """Make the stream when missing. Cancelled, it may have been made."""
+        ...
 
-    async def publish(self, snapshot: Snapshot) -> Manifest: ...
+    async def publish(self, snapshot: Snapshot) -> Manifest:
+        """Store a snapshot and make it the latest.
+
+        Cancelled, it is the latest or it is not: never half of it.
+        """
+        ...
 
 
 def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
@@ -96,7 +103,7 @@ class SnapshotPublisher:
         """The sequence of the last snapshot that this controller published."""
 
     async def run(self) -> None:
-        """Publish for ever."""
+        """Publish for ever. Cancelled, the last snapshot stays."""
         loop = asyncio.get_running_loop()
         last_s = loop.time() - self._schedule.quiet_s
         while True:
@@ -109,7 +116,10 @@ class SnapshotPublisher:
                 last_s = loop.time()
 
     async def publish(self) -> None:
-        """Publish the present now. Raises Unavailable, Refused(log_settings_differ)."""
+        """Publish the present now. Raises Unavailable, Refused(log_settings_differ).
+
+        Cancelled, the last snapshot stays the latest, or this one is it.
+        """
         if not self._ensured:
             await self._bucket.ensure(replicas=self._replicas)
             self._ensured = True

@@ -53,7 +53,7 @@ class HaltedLog:
         self._again_s = again_s
 
     async def run(self) -> None:
-        """Follow for ever. Raises nothing."""
+        """Follow for ever. Raises nothing. Cancelled, the replica stands where it is."""
         said = ""
         while True:
             try:

@@ -49,7 +49,10 @@ class Parker:
         self._now = now
 
     async def park(self, poison: VerificationFailed) -> EventsParked | None:
-        """The event that was written, if it was. Raises nothing: what failed is tried again later."""
+        """The event that was written, if it was. Raises nothing: what failed is tried again later.
+
+        Cancelled, the event may have been written.
+        """
         sequence = poison.details.get("sequence")
         if poison.code not in PARKABLE or not isinstance(sequence, int):
             return None

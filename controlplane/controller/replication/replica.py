@@ -261,6 +261,7 @@ class Replica:
         """Wait until everything up to ``sequence`` is folded.
 
         Raises Unavailable(log_unavailable) in time, and VerificationFailed when the fold has halted before it.
+        Cancelled, only the waiting ends.
         """
         if self.head.sequence >= sequence:
             return
@@ -269,7 +270,7 @@ class Replica:
     async def caught_up(self, *, timeout_s: float) -> None:
         """Wait until the fold has met the end of the log, as the log itself states it now.
 
-        Raises as :meth:`reached` does.
+        Raises as :meth:`reached` does. Cancelled, only the waiting ends.
         """
         head = await self._log.head()
         await self.reached(head.sequence, timeout_s=timeout_s)

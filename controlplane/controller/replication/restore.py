@@ -33,8 +33,8 @@ async def restore(
 ) -> Replica:
     """A replica at the read model's checkpoint, or at the beginning.
 
-    Raises VerificationFailed(chain_broken) when the log holds something else at the checkpoint than
-    the read model was made from: one of the two was changed, and a person must say which.
+    Raises VerificationFailed(chain_broken) when the log holds something else at the checkpoint than the read
+    model was made from: one of the two was changed, and a person must say which. Cancelled, the file is closed.
     """
     if trust and current_generation(directory):
         store = await Store.open(directory, event_log.cluster)
@@ -59,7 +59,10 @@ async def restore(
 
 
 async def last_sequence_seen(directory: Path, cluster: str) -> int:
-    """Up to which event this controller has seen the cluster's log; 0 when it does not remember any."""
+    """Up to which event this controller has seen the cluster's log; 0 when it does not remember any.
+
+    Cancelled, the file is closed.
+    """
     if not current_generation(directory):
         return 0
     try:

@@ -133,7 +133,8 @@ async def redeem(
     """Turn a token into ``agent.creds`` (and ``ca.pem``) in ``folder``.
 
     Raises Refused: ``token_invalid`` (damaged, expired, another node's than ``node``), ``token_used``,
-    ``forbidden`` (the bus refuses it); Unavailable when the bus or the issuer does not answer.
+    ``forbidden`` (the bus refuses it); Unavailable when the bus or the issuer does not answer. Cancelled after
+    the issuer has answered, the token is used up and no credentials are written: ask for another token.
     """
     token = read_token(text)
     if node and node != token.node:
@@ -205,7 +206,7 @@ def renewal_due(found: creds.Credentials) -> datetime | None:
 async def renew(client: Client, path: Path, *, timeout_s: float = 15.0) -> creds.Credentials:
     """Replace the credentials in ``path`` by fresh ones; the session goes on, the next one uses them.
 
-    Raises Refused and Unavailable; the file is then as it was.
+    Raises Refused and Unavailable; the file is then as it was. Cancelled, the file is as it was.
     """
     old = creds.load(path)
     subject = old.tag(RENEW_TAG)

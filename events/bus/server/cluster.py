@@ -46,7 +46,10 @@ class ServerCluster:
         return tuple(server.url for server in self.servers)
 
     async def start(self) -> None:
-        """Start all at once, or none. Raises Unavailable(bus_unreachable)."""
+        """Start all at once, or none. Raises Unavailable(bus_unreachable).
+
+        Cancelled, some servers may run: :meth:`stop` ends them.
+        """
         results = await asyncio.gather(*(server.start() for server in self.servers), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -54,7 +57,7 @@ class ServerCluster:
                 raise result
 
     async def stop(self) -> None:
-        """Stop all at once."""
+        """Stop all at once. Cancelled, some servers may still run; safe to repeat."""
         await asyncio.gather(*(server.stop() for server in self.servers))
 
     async def __aenter__(self) -> Self:

@@ -128,7 +128,10 @@ class EmbeddedServer:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
     async def failed(self) -> Unavailable:
-        """Wait until the server is given up (for ever, if all is well), and say why."""
+        """Wait until the server is given up (for ever, if all is well), and say why.
+
+        Cancelled, the server is as it was.
+        """
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
         return await asyncio.shield(self._failed)
@@ -138,9 +141,9 @@ class EmbeddedServer:
     async def start(self, timeout_s: float = 15.0) -> None:
         """Start and return once clients can connect and JetStream is on.
 
-        Raises Refused(prerequisite_missing) without a binary, and Unavailable(bus_unreachable)
-        with the server's own words when it does not come up in time, or when another server
-        holds the store.
+        Raises Refused(prerequisite_missing) without a binary, and Unavailable(bus_unreachable) with the
+        server's own words when it does not come up in time, or when another server holds the store. Cancelled,
+        the server may run: :meth:`stop` ends it.
         """
         binary = find_binary()
         self._stopping = False
@@ -168,7 +171,10 @@ class EmbeddedServer:
             raise
 
     async def stop(self, timeout_s: float = 4.0) -> None:
-        """Stop cleanly; kill after ``timeout_s``. Safe to repeat."""
+        """Stop cleanly; kill after ``timeout_s``. Safe to repeat.
+
+        Cancelled, the process may still run; safe to repeat.
+        """
         self._stopping = True
         process = self._process
         if process is not None and process.returncode is None:
@@ -192,7 +198,10 @@ class EmbeddedServer:
             self._lock = None
 
     async def wait_ready(self, timeout_s: float = 15.0) -> None:
-        """Wait until the server (again) accepts clients. Raises Unavailable(bus_unreachable)."""
+        """Wait until the server (again) accepts clients. Raises Unavailable(bus_unreachable).
+
+        Cancelled, the server is as it was.
+        """
         try:
             await asyncio.wait_for(self._ready.wait(), timeout_s)
         except TimeoutError:

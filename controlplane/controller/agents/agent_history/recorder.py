@@ -99,7 +99,10 @@ class Recorder:
             await self.flush(budget=10 * ROWS_PER_S)
 
     async def flush(self, *, budget: int = ROWS_PER_S) -> None:
-        """Write what is due: at most ``budget`` mere steps, and whatever matters more."""
+        """Write what is due: at most ``budget`` mere steps, and whatever matters more.
+
+        Cancelled, what was taken is still written, in the thread.
+        """
         async with self._busy:
             batch = self._batch(budget)
             try:
@@ -108,7 +111,10 @@ class Recorder:
                 log.warning("the agents' reports could not be recorded: %s", error.message)
 
     async def settle(self, moment: datetime) -> None:
-        """Write all that has been reported, when somebody asks about a moment that may still be waiting."""
+        """Write all that has been reported, when somebody asks about a moment that may still be waiting.
+
+        Cancelled, the writing goes on in its thread.
+        """
         if self._now() - moment.timestamp() < UNSETTLED_S:
             await self.flush(budget=len(self._dirty) + 1)
 

@@ -91,7 +91,10 @@ class HistoryStore:
     async def open(
         cls, path: Path | str = ":memory:", *, limit: int = REPORTS_MAX
     ) -> AsyncIterator[HistoryStore]:
-        """Open or create the file; one that cannot be read is put aside: it is a record, not the truth."""
+        """Open or create the file; one that cannot be read is put aside: it is a record, not the truth.
+
+        A cancellation inside of the block closes it, too.
+        """
         async with SideDatabase.open(path, _SCHEMA, what="what the agents reported") as file:
             yield cls(file, limit)
 
@@ -106,7 +109,10 @@ class HistoryStore:
     # --- writing -------------------------------------------------------------------------------------
 
     async def write(self, batch: Batch) -> None:
-        """Write all of it in one transaction. Raises Unavailable (a full disk)."""
+        """Write all of it in one transaction. Raises Unavailable (a full disk).
+
+        Cancelled, the transaction goes on in its thread: it is written whole or not at all.
+        """
         await self._run(lambda: self._write(batch))
 
     def _write(self, batch: Batch) -> None:
@@ -213,7 +219,7 @@ class HistoryStore:
     # --- reading -------------------------------------------------------------------------------------
 
     async def coverage(self, moment_us: int) -> Coverage:
-        """Whether somebody recorded at that moment."""
+        """Whether somebody recorded at that moment. Cancelled, the reading ends in its thread."""
 
         def work() -> Coverage:
             (floor,) = self.file.connection.execute("SELECT at_us FROM floor").fetchone()
@@ -229,7 +235,10 @@ class HistoryStore:
         return await self._run(work)
 
     async def agents(self, uids: Iterable[str], moment_us: int) -> dict[str, Observed]:
-        """Those agents as they were known then; who is not in it had not been heard of."""
+        """Those agents as they were known then; who is not in it had not been heard of.
+
+        Cancelled, the reading ends in its thread.
+        """
         wanted = _encode(list(uids)).decode()
 
         def work() -> dict[str, Observed]:
@@ -245,14 +254,17 @@ class HistoryStore:
         return await self._run(work)
 
     async def convergence_records(self, until_sequence: int, limit: int) -> list[ConvergenceRecord]:
-        """The latest recorded transactions that end at or before a sequence, newest first."""
+        """The latest recorded transactions that end at or before a sequence, newest first.
+
+        Cancelled, the reading ends in its thread.
+        """
         query = "SELECT * FROM transit WHERE last <= ? ORDER BY first DESC LIMIT ?"
         return await self._run(
             lambda: [_record(row) for row in self.file.connection.execute(query, (until_sequence, limit))]
         )
 
     async def convergence_record(self, sequence: int) -> ConvergenceRecord | None:
-        """The transaction that contains a sequence."""
+        """The transaction that contains a sequence. Cancelled, the reading ends in its thread."""
         query = "SELECT * FROM transit WHERE first <= ? ORDER BY first DESC LIMIT 1"
 
         def work() -> ConvergenceRecord | None:
@@ -263,7 +275,7 @@ class HistoryStore:
         return await self._run(work)
 
     async def alarms(self, moment_us: int, limit: int) -> list[Alarm]:
-        """The latest alarms up to a moment, newest first."""
+        """The latest alarms up to a moment, newest first. Cancelled, the reading ends in its thread."""
         query = "SELECT name, code, message, at_us FROM alarm WHERE at_us <= ? ORDER BY id DESC LIMIT ?"
         return await self._run(
             lambda: [
