@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.utils import PacifyFlushWrapper
 
 from events.cli.options import suggesting
 from events.cli.tables import printable
@@ -229,8 +230,10 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except SystemExit as error:  # click ends so when a reader has gone
-        return 0 if error.code == 1 else int(error.code or 0)
+    except SystemExit as error:
+        if isinstance(sys.stdout, PacifyFlushWrapper):
+            return 0  # click's way to end when the reader has gone
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
