@@ -27,7 +27,6 @@ from typing import Any
 
 import click
 import msgspec
-from click.utils import PacifyFlushWrapper
 
 from events.cli.options import suggesting
 from events.cli.tables import printable
@@ -231,7 +230,7 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except SystemExit as error:
-        if isinstance(sys.stdout, PacifyFlushWrapper):
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return 0  # click's way to end when the reader has gone
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (click.Abort, KeyboardInterrupt):
