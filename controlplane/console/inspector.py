@@ -130,8 +130,7 @@ class Inspector:
         return self._observability.telemetry.prometheus()
 
     async def _query(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        store = await self._projector.open()
-        return await store.run(question)
+        return await self._projector.query(question)
 
     async def state_at(self, sequence: int) -> ClusterState:
         if sequence == 0:

@@ -35,6 +35,9 @@ from events.types import (
     RangeQuarantined,
 )
 
+DAMAGE = (sqlite3.Error, msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError)
+"""What a state cannot be read with from a file that is not what was written."""
+
 _decode_fenced = msgspec.json.Decoder(list[NodeFenced]).decode
 _decode_numbers = msgspec.json.Decoder(list[int]).decode
 

@@ -14,18 +14,20 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from controlplane.changes import Changes, Lagged, Subscription
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
-from controlplane.readmodel.store import Store, current_generation, generation_file, prune
+from controlplane.readmodel.store import Store, current_generation, generation_file, is_damage, prune
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
 from events.reading import LeavingOut, verified
 
 log = logging.getLogger("isthmus.controller")
+
+T = TypeVar("T")
 
 BATCH = 2000
 """Events of one transaction: large enough that its fixed cost vanishes, small enough to be live."""
@@ -44,6 +46,10 @@ GAP_S = 0.1
 
 LOOK_S = 1.0
 """How often a rebuilt generation is looked for."""
+
+
+class _Damaged(Exception):
+    """The current file is not what was written."""
 
 
 class _Switched(Exception):
@@ -85,6 +91,7 @@ class Projector:
         self._askers = 0
         self._opening = asyncio.Lock()
         self.store: Store | None = None
+        self._damage: sqlite3.Error | None = None
         self.stalled: IsthmusError | None = None
         """Why the projection has stopped, while it has."""
 
@@ -99,6 +106,19 @@ class Projector:
             if self.store is None:
                 self.store = await Store.open(self._directory, self._log.cluster)
             return self.store
+
+    async def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask the store. Raises Unavailable(log_unavailable) when it shows damage: then it is made anew."""
+        store = await self.open()
+        try:
+            return await store.run(question)
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            self._damage = error
+            raise Unavailable(
+                "log_unavailable", f"the read model was damaged ({error}) and is being made anew; ask again"
+            ) from error
 
     async def close(self) -> None:
         """Close the store. Cancelled, the connection may not be closed yet."""
@@ -149,7 +169,15 @@ class Projector:
                 await asyncio.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
                 continue
+            except _Damaged as damage:
+                log.warning("the read model is damaged (%s): it is made anew from the log", damage)
+                await self.close()
+                self.store = await Store.renew(self._directory, self._log.cluster)
+                continue
             except sqlite3.Error as error:
+                if is_damage(error):
+                    self._damage = error
+                    continue
                 # A full or failing disk. The read model is a cache: the controller works on without it.
                 self.stalled = Refused(
                     "internal",
@@ -173,6 +201,7 @@ class Projector:
             pause_s = 0.1
 
     async def _project(self) -> None:
+        self._look()
         store = await self.open()
         subscription = self._changes.subscribe()
         try:
@@ -258,6 +287,9 @@ class Projector:
             return False
 
     def _look(self) -> None:
+        damage, self._damage = self._damage, None
+        if damage is not None:
+            raise _Damaged(str(damage))
         number = current_generation(self._directory)
         if self.store is not None and number and generation_file(self._directory, number) != self.store.path:
             raise _Switched

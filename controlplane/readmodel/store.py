@@ -12,6 +12,7 @@ whole, and they are projected again.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -29,11 +30,22 @@ from events.chain import Head, genesis
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Usage, VerificationFailed
 
+log = logging.getLogger("isthmus.controller")
+
 T = TypeVar("T")
 
 CURRENT = "current"
 CACHE_KIB = 32 * 1024
 _HANDLERS = {**cluster_rows.HANDLERS, **gateway_rows.HANDLERS}
+
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is not what was written; not so for a full disk or one that does not answer."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in _DAMAGE or "no such table" in str(error) or "no such column" in str(error)
 
 
 class SequenceSpan(NamedTuple):
@@ -70,7 +82,7 @@ def prune(directory: Path, keep: int) -> None:
     """Remove all generations but ``keep``. A file that somebody still has open lives on until closed."""
     for path in directory.glob("gen-*.db*"):
         if path.name.split(".", 1)[0] != generation_file(directory, keep).stem:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # gone already, or no file: then it is in nobody's way
                 path.unlink()
 
 
@@ -103,6 +115,12 @@ class Store:
             store = await cls._connect(generation_file(directory, number), cluster, fresh=False)
             if store is not None:
                 return store
+            log.warning("read model %d is not of this log and release, or damaged; it is made anew", number)
+        return await cls.renew(directory, cluster)
+
+    @classmethod
+    async def renew(cls, directory: Path, cluster: str) -> Self:
+        """A new, empty current generation: everything in it follows from the log."""
         number = next_generation(directory)
         store = await cls.create(generation_file(directory, number), cluster)
         switch(directory, number)
@@ -123,10 +141,18 @@ class Store:
     @classmethod
     async def _connect(cls, path: Path, cluster: str, *, fresh: bool) -> Self | None:
         """None when the file is of another version, of another cluster, or no database."""
-        connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+        try:
+            connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+        except sqlite3.DatabaseError:  # a directory of that name, for instance
+            if fresh:
+                raise
+            return None
         try:
             found = await _hop(connection, _prepare, cluster, fresh)
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, TypeError, ValueError):
+            if fresh:
+                await connection.close()
+                raise
             found = None
         except BaseException:
             await connection.close()
@@ -258,10 +284,8 @@ def _prepare(connection: sqlite3.Connection, cluster: str, fresh: bool) -> tuple
     meta = dict(connection.execute("SELECT key, value FROM meta"))
     if meta.get("version") != str(VERSION) or meta.get("cluster") != cluster:
         return None
-    found: tuple[int, str, int] = connection.execute(
-        "SELECT sequence, chain, time_us FROM checkpoint"
-    ).fetchone()
-    return found
+    sequence, chain, time_us = connection.execute("SELECT sequence, chain, time_us FROM checkpoint").fetchone()
+    return int(sequence), bytes.fromhex(chain).hex(), int(time_us)
 
 
 def _apply(

@@ -37,6 +37,11 @@ LOCAL_CODES: dict[str, Code] = {
         "An archive file is not what it states: cut short, altered, or unreadable at the named byte.",
         "`isthmus replay verify --archive FILE` lists all damage; take another copy.",
     ),
+    "read_model_damaged": Code(
+        "VerificationFailed",
+        "The file of a read model is not what was written. Everything in it follows from the log.",
+        "Leave out --read-model; a controller makes its own anew when it meets the damage.",
+    ),
     "archive_foreign": Code(
         "Refused",
         "The file is no archive of a format that this program reads, or cannot be opened.",

@@ -16,6 +16,7 @@ import msgspec
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import violation
 from controlplane.cluster.state import ClusterState
+from controlplane.readmodel.asof import DAMAGE
 from events.errors import Usage, VerificationFailed
 from replay.history import History, Progress
 from replay.queries.expression import Expression, Moment, compile_expression
@@ -67,7 +68,10 @@ async def bisect(
     expression = compile_expression(condition)
     model = states.read_model
     if expression.monotone and model is not None and end <= model.checkpoint:
-        return await _by_halves(states, expression, after, end)
+        try:
+            return await _by_halves(states, expression, after, end)
+        except DAMAGE as error:
+            states.distrust(error)
     return await _every_event(states, expression, after, end, progress)
 
 

@@ -7,6 +7,7 @@ opened read-only and never waited for.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import msgspec
 
 from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.state import ClusterState
+from controlplane.readmodel.asof import DAMAGE
 from events.errors import Refused, VerificationFailed
 from replay.history import History, Progress
 
@@ -36,7 +38,8 @@ class ReadModel:
 
     @classmethod
     def open(cls, place: str | Path, cluster: str) -> ReadModel:
-        """Open a read model's directory or file. Raises Refused when it is none of ``cluster``."""
+        """Open a read model's directory or file. Raises Refused when it is none of ``cluster``,
+        VerificationFailed(read_model_damaged) when it cannot be read."""
         from controlplane.readmodel.schema import VERSION
         from controlplane.readmodel.store import current_generation, generation_file
 
@@ -58,8 +61,10 @@ class ReadModel:
             connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
             found = dict(connection.execute("SELECT key, value FROM meta"))
             checkpoint, chain = connection.execute("SELECT sequence, chain FROM checkpoint").fetchone()
-        except sqlite3.Error as error:
-            raise Refused("not_in_history", f"no read model can be opened at {path}: {error}") from error
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise VerificationFailed(
+                "read_model_damaged", f"no read model can be opened at {path}: {error}"
+            ) from error
         if found.get("version") != str(VERSION):
             connection.close()
             raise Refused(
@@ -89,15 +94,32 @@ class ReadModel:
 class States:
     """States of one history."""
 
-    def __init__(self, history: History, read_model: ReadModel | None = None) -> None:
+    def __init__(
+        self,
+        history: History,
+        read_model: ReadModel | None = None,
+        *,
+        on_damage: Callable[[str], None] = lambda _why: None,
+    ) -> None:
+        """``on_damage`` is told why a read model is used no more: the log has the same answers, more slowly."""
         self.history = history
         self.read_model = read_model
+        self._on_damage = on_damage
+
+    def distrust(self, error: Exception) -> None:
+        """The read model is damaged: fold from now on."""
+        if self.read_model is not None:
+            self._on_damage(f"the read model {self.read_model.path} is damaged ({error}): the log is folded")
+            self.read_model = None
 
     async def at(self, sequence: int, progress: Progress | None = None) -> tuple[ClusterState, Origin]:
         """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded."""
         model = self.read_model
         if model is not None and sequence <= model.checkpoint:
-            return model.state(sequence), Origin(method="read model", file=str(model.path))
+            try:
+                return model.state(sequence), Origin(method="read model", file=str(model.path))
+            except DAMAGE as error:
+                self.distrust(error)
         state = base(self.history)
         begun = state.sequence
         await advance(self.history, state, sequence, progress)

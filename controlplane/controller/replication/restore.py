@@ -14,7 +14,7 @@ from pathlib import Path
 from controlplane.changes import Changes
 from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.replica import Replica
-from controlplane.readmodel.asof import load_state, moment
+from controlplane.readmodel.asof import DAMAGE, load_state, moment
 from controlplane.readmodel.store import Store, current_generation
 from events.chain import CHAIN_HEADER, genesis
 from events.errors import IsthmusError, VerificationFailed
@@ -53,6 +53,10 @@ async def restore(
             log.warning("the read model is not used to start from: %s", error.message)
         except IsthmusError as error:
             log.warning("the read model is not used to start from: %s", error.message)
+        except DAMAGE as error:  # everything in the file follows from the log
+            log.warning("the read model %s is damaged (%s): it is made anew from the log", store.path, error)
+            await store.close()
+            store = await Store.renew(directory, event_log.cluster)
         finally:
             await store.close()
     return Replica(event_log, changes=changes, dedup=dedup, head=genesis(event_log.cluster))

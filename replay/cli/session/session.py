@@ -65,12 +65,16 @@ class Session:
 
     def states(self) -> States:
         """States of the history, by the read model where one was named."""
+        from events.errors import VerificationFailed
         from replay.queries.states import ReadModel, States
 
         model = None
         if self.source.read_model:
-            model = ReadModel.open(self.source.read_model, self.history.cluster)
-        return States(self.history, model)
+            try:
+                model = ReadModel.open(self.source.read_model, self.history.cluster)
+            except VerificationFailed as error:
+                _note(f"{error.message}: the log is folded")
+        return States(self.history, model, on_damage=_note)
 
     def show(self, moment: datetime | None) -> str:
         """A moment in the caller's zone, with the zone; a dash for none."""
@@ -93,6 +97,10 @@ class Session:
             return f"the beginning, before event {point.sequence + 1:,}"
         asked = f", the last one by {self.show(point.moment)}" if point.moment else ""
         return f"event {point.sequence:,} · {self.show(point.recorded_at)}{asked}"
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 @asynccontextmanager
