@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploy.lab.checks.kernel import OverlayRows, overlay_rows
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.machine import Machine, start_machine
 from deploy.lab.machines.sandbox import CLONE_NEWNET
-from deploy.lab.reports.report import CheckFailedError, Report
+from deploy.lab.reports.report import Report
 from events.types import NodeJoined
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconcile import apply_directly, reconcile

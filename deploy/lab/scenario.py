@@ -18,8 +18,9 @@ import msgspec
 
 from deploy.lab.checks import bus, leaf, overlay
 from deploy.lab.checks import clb as clb_checks
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.buses import Buses
-from deploy.lab.reports.report import CheckFailedError, Report
+from deploy.lab.reports.report import Report
 from deploy.lab.runtime import Lab
 from events.errors import IsthmusError
 

@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.waiting import patient
+from tests.service.up import PROGRAM, up
 
 pytestmark = pytest.mark.bus
-
-PROGRAM = str(Path(sys.executable).parent / "isthmus")
 
 
 def isthmus(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
-
-
-@contextmanager
-def up(data: Path, *options: str) -> Iterator[dict[str, Any]]:
-    """``isthmus up`` until the block ends; it must then stop cleanly."""
-    command = [PROGRAM, "up", "--data", str(data), "--port", "0", "--json", *options]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    try:
-        yield json.loads(child.stdout.readline())
-        child.terminate()
-        assert child.wait(timeout=patient(5)) == 0
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
 
 
 def test_up_defines_keeps_and_stops(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.service.test_cli import up
+from tests.service.up import up
 
 pytestmark = pytest.mark.bus
 

@@ -11,7 +11,7 @@ from controlplane.cluster.decision import AssignHolders, DecisionContext, Tick
 from controlplane.cluster.decisions.holders import FRESH_S
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.commands.committer import ContextSource
+from controlplane.controller.context import ContextSource
 from events.protocol.commands import Command
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from controlplane.cluster.decision import DecisionContext, Tick
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.commands.committer import ContextSource
+from controlplane.controller.context import ContextSource
 from events.protocol.commands import Command, ImportNodes, JoinNode
 from events.status import SILENT_INTERVALS
 

@@ -21,9 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 
-from controlplane.cluster.decision import EMPTY_CONTEXT, DecisionContext, Tick
 from controlplane.controller.clocks import LogClock
 from controlplane.controller.commands.appender import Appender
 from controlplane.controller.commands.batch import (
@@ -44,6 +42,7 @@ from controlplane.controller.commands.planner import (
     recorded_of,
 )
 from controlplane.controller.commands.requests import Request
+from controlplane.controller.context import ContextSource, NoContext
 from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.leadership.term import Term, endless
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
@@ -58,7 +57,7 @@ from events.errors import (
     VerificationFailed,
 )
 from events.log import BATCH_LIMIT, EventLog
-from events.protocol.commands import Command, CommandReply
+from events.protocol.commands import CommandReply
 
 log = logging.getLogger("isthmus.controller")
 
@@ -69,22 +68,6 @@ RACES_LIMIT = 20
 """Times a group is decided again because another controller wrote first."""
 
 ENDLESS = endless()
-
-
-class ContextSource(Protocol):
-    """What decisions may know of the world outside the log: other clusters on the same bus."""
-
-    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context, fresh enough for these commands. Raises Unavailable.
-
-        Cancelled, it leaves nothing behind.
-        """
-        ...
-
-
-class _NoContext:
-    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:  # noqa: ARG002  the port's
-        return EMPTY_CONTEXT
 
 
 class Committer:
@@ -122,7 +105,7 @@ class Committer:
         self._now = now
         self._clock = LogClock(wall=now, monotonic=monotonic)
         self._observer = observer or NullObserver()
-        self._context_source = context_source or _NoContext()
+        self._context_source = context_source or NoContext()
         self._limits = limits or Limits()
         self._replies = PendingReplies(
             event_log, replica, now=now, observer=self._observer, command_table=command_table

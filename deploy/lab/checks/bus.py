@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploy.churn.replay import simulated_fleet
 from deploy.churn.trace import simulated_uid
-from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.load import PATIENCE_S, Load, compare
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events import subjects

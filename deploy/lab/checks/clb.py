@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from deploy.lab.checks import clb_failures
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.certificate import self_signed
 from deploy.lab.machines.daemons import Daemon
-from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic.clb_flow import (
     API,
     FLOW_S,

@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from controlplane.cluster.decisions.holders import SILENCE_S
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.shell import run
-from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.traffic import arp
 from deploy.lab.traffic.clb_flow import API, holders, show, under_flow
 from events.protocol.commands import MarkGateway

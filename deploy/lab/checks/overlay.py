@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from deploy.lab.checks.kernel import vxlan_device
-from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import PACKETS, Flows, judge_pairs, pod_in, probe_all, short, site_of
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import msgspec
 
 import deploy.nats
 from deploy.lab.commands import BUS_PORT, ISTHMUS
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.shell import run
-from deploy.lab.reports.report import CheckFailedError
 from deploy.lab.topology.layout import MANAGEMENT, Site
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import find_binary

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.shell import CommandFailedError
 from events.errors import IsthmusError
 
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.status import Status
-
-
-class CheckFailedError(Exception):
-    """What had to hold does not; the message says what was seen instead."""
 
 
 @dataclass(slots=True)

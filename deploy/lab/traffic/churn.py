@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploy.churn.replay import drive, plan_changes, simulated_fleet
 from deploy.churn.trace import load
-from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.kills import Killer, schedule
 from deploy.lab.traffic.measure import Flows
 

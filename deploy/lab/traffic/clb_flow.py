@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.failures import CheckFailedError
 from events.protocol.queries import ClbAnswer, ShowClb
 
 if TYPE_CHECKING:

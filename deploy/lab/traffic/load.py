@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Self
 
 from deploy.churn.trace import simulated_uid
-from deploy.lab.reports.report import CheckFailedError
+from deploy.lab.failures import CheckFailedError
 from events.codec import decode
 from events.ids import new_id
 from events.protocol.commands import Command, CommandReply, JoinNode, LeaveNode

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from deploy.lab.reports.report import Check, CheckFailedError
+from deploy.lab.failures import CheckFailedError
+from deploy.lab.reports.report import Check
 
 if TYPE_CHECKING:
     from deploy.lab.runtime import Lab
