@@ -46,7 +46,12 @@ class NodeConfiguration:
         if view.own is None or view.plan is None:
             return
         rules = Rules(
-            device=self._config.device, port=view.plan.port, own_range=view.own.cidr, cidrs=view.plan.cidrs
+            device=self._config.device,
+            port=view.plan.port,
+            own_range=view.own.cidr,
+            cidrs=view.plan.cidrs,
+            ifindex=self._reconciler.ifindex,
+            underlay=self._reconciler.tunnel.underlay_address(),
         )
         if self._config.firewall:
             self._firewall.want(rules, view.vteps)

@@ -105,7 +105,10 @@ class FirewallReconciler:
     async def _step(self) -> None:
         if self._verify:
             self._verify = False
-            if self._applied is not None and await ruleset.listing() != self._listing:
+            # With other rules to write the table is made anew in any case; and a device that was made anew
+            # changes how the old rules read, which nobody else has done.
+            settled = self._applied is not None and self._applied[0] == self._rules
+            if settled and await ruleset.listing() != self._listing:
                 await self._patience()
                 self.repairs += 1
                 log.warning("the table inet %s was changed by somebody else and is made anew", ruleset.TABLE)

@@ -2,15 +2,22 @@
 
 What it enforces, each by name in the table:
 
-* ``received``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
+* ``received``, ``vxlan``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
   tracking; nothing leaves the tunnel whose inner source is no container address.
-* ``forwarded``, ``delivered``: a container address comes only from where its route leads: the own range
-  from pods, all others from the tunnel (no spoofing). Nobody outside opens a connection to a container
-  address. Replies pass, and what the Service proxy has translated (NodePort, hostPort).
+* ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``: a container address comes only from where
+  its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
+  connection to a container address. Replies pass, and what the Service proxy has translated (NodePort,
+  hostPort).
 * ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
   of the VXLAN port.
-* ``leaving``: what would still carry a container address to the outside is dropped, and what is
+* ``leaving``, ``inside``: what would still carry a container address to the outside is dropped, and what is
   addressed to a range that nobody has does not follow the default route there.
+
+Each packet runs every base chain once or twice, so these are short: the tunnel is compared by index (4 bytes
+instead of 16), a single container CIDR by prefix instead of in an interval set, members' outer packets leave
+by the first rule that knows them, and what a device has proven is not asked again. A packet out of the
+tunnel to the VXLAN port is judged like any other: a pod must not speak to this node as if it were a member.
+A tunnel device that was made anew has another index: until the rules are written again, its name counts.
 
 Sets and chains stay in place when the rules are written anew. Deleting the table and making it again in one
 transaction is atomic for whoever lists it, but not for packets: one that is being judged by the old rules
@@ -33,16 +40,24 @@ from events.errors import Refused
 
 TABLE = "isthmus"
 TIMEOUT_S = 30.0
+LOOPBACK = 1
+"""The index of ``lo``, the first device of every network namespace."""
 INSTALL = "apt-get install nftables (or dnf install nftables)"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the table depends on, apart from the members' addresses."""
+    """What the table depends on, apart from the members' addresses.
+
+    ``ifindex`` is the tunnel device's; 0 compares by its name. ``underlay`` is the node's own underlay
+    address, empty while it is not known.
+    """
 
     device: str
     port: int
     own_range: str
     cidrs: tuple[str, ...]
+    ifindex: int = 0
+    underlay: str = ""
 
 
 def source_ports(vxlan_port: int) -> str:
@@ -57,6 +72,10 @@ def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> 
     """
     known = sorted(vteps, key=lambda text: ip_address(text).packed)
     ports = source_ports(rules.port)
+    own = rules.own_range
+    containers = rules.cidrs[0] if len(rules.cidrs) == 1 else "@containers"
+    tunnel = f" {rules.ifindex}" if rules.ifindex else f'name "{rules.device}"'
+    member = f"ip daddr {rules.underlay} ip saddr @vteps notrack accept" if rules.underlay else ""
     return f"""\
 table inet {TABLE} {{}}
 flush table inet {TABLE}
@@ -77,40 +96,51 @@ table inet {TABLE} {{
   }}
   chain received {{
     type filter hook prerouting priority raw; policy accept;
-    iifname "{rules.device}" ip saddr != @containers counter drop
-    udp dport {rules.port} fib daddr type local jump vxlan
+    iif{tunnel} ip saddr != {containers} counter drop
+    udp dport {rules.port} jump vxlan
   }}
   chain vxlan {{
+    {member}
+    fib daddr type != local return
     ip saddr @vteps notrack accept
     ip6 saddr @vteps6 notrack accept
     counter drop
   }}
   chain sent {{
     type filter hook output priority raw; policy accept;
-    udp dport {rules.port} oifname != "lo" notrack
+    udp dport {rules.port} oif != {LOOPBACK} notrack
+  }}
+  chain tunnelled {{
+    fib saddr . iif oif missing counter drop
+    accept
+  }}
+  chain pods {{
+    iifname "{rules.device}" goto tunnelled
+    ip saddr != {own} counter drop
+    fib saddr . iif oif missing counter drop
+    accept
   }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
-    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
-    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
-    iifname "{rules.device}" fib saddr . iif oif missing counter drop
+    iif{tunnel} goto tunnelled
+    ip saddr {containers} goto pods
     ct state established,related accept
     ct status dnat accept
-    ip daddr @containers ip saddr != @containers counter drop
+    ip daddr {containers} counter drop
   }}
   chain delivered {{
     type filter hook input priority filter - 5; policy accept;
-    iifname "lo" accept
-    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
-    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
-    iifname "{rules.device}" fib saddr . iif oif missing counter drop
+    ct state untracked udp dport {rules.port} accept
+    iif {LOOPBACK} accept
+    iif{tunnel} goto tunnelled
+    ip saddr {containers} goto pods
     ct state established,related accept
     ct status dnat accept
-    ip daddr @containers ip saddr != @containers counter drop
+    ip daddr {containers} counter drop
   }}
   chain masqueraded {{
     type nat hook postrouting priority srcnat + 5; policy accept;
-    ip saddr {rules.own_range} ip daddr != @containers jump outside
+    ip saddr {own} ip daddr != {containers} jump outside
   }}
   chain outside {{
     ip daddr 224.0.0.0/4 return
@@ -120,8 +150,15 @@ table inet {TABLE} {{
   }}
   chain leaving {{
     type filter hook postrouting priority srcnat + 50; policy accept;
-    oifname != "lo" ip saddr @containers ip daddr != @containers counter drop
-    oifname != {{ "lo", "{rules.device}" }} ip daddr @containers ip daddr != {rules.own_range} counter drop
+    ip daddr {containers} goto inside
+    oif != {LOOPBACK} ip saddr {containers} counter drop
+  }}
+  chain inside {{
+    oif{tunnel} accept
+    ip daddr {own} accept
+    oifname "{rules.device}" accept
+    oif {LOOPBACK} accept
+    counter drop
   }}
 }}
 """

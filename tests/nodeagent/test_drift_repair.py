@@ -133,8 +133,8 @@ def test_the_device_deleted_changed_or_down() -> None:
             "ip link set isthmus type vxlan id 100 local 10.0.0.99",
         ):
             break_and_watch(place, command, others_suffer=True)
-            assert "mtu 1450" in a.run("ip link show isthmus")
-            assert a.run("ip -o -4 addr show isthmus").count("inet ") == 1
+            until(lambda: "mtu 1450" in a.run("ip link show isthmus"), f"{command}: the MTU is back", HEAL_S)
+            until(lambda: a.run("ip -o -4 addr show isthmus").count("inet ") == 1, "one address", HEAL_S)
 
 
 @inside
