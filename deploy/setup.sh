@@ -42,6 +42,8 @@ missing_packages() {
   has_tool nft || echo nftables
   has_tool unshare && has_tool nsenter && has_tool mount || echo "util-linux mount"
   has_tool ping || echo iputils-ping
+  # Without it packets take the whole network stack, so who cannot install it is not asked to.
+  [ "$(id -u)" != 0 ] || ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1' || echo libbpf1
   has_cni_plugins || echo containernetworking-plugins
   "$python" -c "import ensurepip, venv" 2>/dev/null || "$python" -m virtualenv --version >/dev/null 2>&1 ||
     "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
@@ -56,6 +58,8 @@ missing_test_packages() {
   has_tool ethtool || echo ethtool
   has_tool iperf3 || echo iperf3
   has_tool tcpdump || echo tcpdump
+  # For building the eBPF programs anew and comparing them with those that are shipped.
+  has_tool clang && [ -e /usr/include/bpf/bpf_helpers.h ] && has_tool llvm-strip || echo "clang llvm libbpf-dev linux-libc-dev"
   has_tool zstd || echo zstd
   [ "${1:-}" != bench ] || has_tool etcd || echo etcd-server
 }

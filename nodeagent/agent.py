@@ -19,6 +19,7 @@ from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
@@ -41,8 +42,8 @@ class ViewHandover:
     Until :meth:`begin` it only notes the causes: the first comparison covers everything up to there.
     """
 
-    def __init__(self, view: View, reconciler: Reconciler, node: NodeConfiguration) -> None:
-        self._view, self._reconciler, self._node = view, reconciler, node
+    def __init__(self, view: View, reconciler: Reconciler, node: NodeConfiguration, fastpath: FastPath) -> None:
+        self._view, self._reconciler, self._node, self._fastpath = view, reconciler, node, fastpath
         self._begun = False
 
     async def begin(self) -> None:
@@ -58,7 +59,9 @@ class ViewHandover:
         if not self._begun:
             self._reconciler.note_cause()
             return
+        self._fastpath.before(changes)
         await self._reconciler.follow(view, changes)
+        self._fastpath.after(changes)
         self._node.follow()
 
 
@@ -73,6 +76,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     reconciler: Reconciler
     firewall: FirewallReconciler
     gateway: GatewayReconciler
+    fastpath: FastPath
     node: NodeConfiguration
     handover: ViewHandover
     follower: LogFollower
@@ -102,6 +106,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.reconciler.run(), name="reconciler")
                 if self.config.firewall:
                     tasks.create_task(self.firewall.run(), name="firewall")
+                tasks.create_task(self.fastpath.run(), name="fast path")
                 tasks.create_task(self.prober.run(), name="path mtu")
                 tasks.create_task(self.path.run(), name="path")
                 tasks.create_task(self.host_watch.run(), name="host")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 from events.errors import Refused
 from nodeagent import identity
+from nodeagent.fastpath import programs
+from nodeagent.fastpath.predecessors import FILE as FASTPATH_FILE
+from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.firewall import ruleset
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
@@ -23,6 +27,9 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
     prepare_directory(state_dir)
     with only_one(state_dir):
         removed: list[str] = []
+        taken = await asyncio.to_thread(_remove_programs, state_dir)
+        if taken:
+            removed.append(f"{taken} programs of the fast path")
         if await asyncio.to_thread(links.remove_device, device):
             removed.append(f"device {device} with its rows")
         routes = await asyncio.to_thread(_remove_routes)
@@ -40,10 +47,10 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
         removed += [str(state_dir / name) for name in identity.forget(state_dir)]
-        status = state_dir / STATUS_FILE
-        if status.exists():
-            status.unlink()
-            removed.append(str(status))
+        for path in (state_dir / STATUS_FILE, state_dir / FASTPATH_FILE):
+            if path.exists():
+                path.unlink()
+                removed.append(str(path))
         if (
             fenced
         ):  # the machine's own uid is barred for good: whoever starts an agent here again means a new one
@@ -73,6 +80,15 @@ def new_identity(state_dir: Path) -> str:
         Cache(state_dir).forget()
         (state_dir / STATUS_FILE).unlink(missing_ok=True)
         return identity.renew(state_dir)
+
+
+def _remove_programs(state_dir: Path) -> int:
+    """The fast path's programs on every device, also those of a release whose state is gone."""
+    try:
+        known = Predecessors(state_dir).ids
+        return programs.sweep([index for index, _ in socket.if_nameindex()], known)
+    except Refused:
+        return 0  # without libbpf there never were any
 
 
 def _remove_routes() -> int:

@@ -48,6 +48,7 @@ def agent() -> None:
     In a data centre:   isthmus agent --bus … --cluster prod --kind external --site ams
     Behind a NAT:       isthmus agent … --announced 203.0.113.7
     Look:               isthmus agent status
+    See its packets:    isthmus agent capture
     Take it all away:   isthmus agent clean
 
     Without a subcommand it runs the agent. It needs CAP_NET_ADMIN and drops everything else.
@@ -83,6 +84,8 @@ def agent() -> None:
               help="Receive offload on the tunnel; without it small packets pass faster.")  # fmt: skip
 @click.option("--firewall/--no-firewall", default=True, show_default=True,
               help="Protect pods by a nftables table of our own.")  # fmt: skip
+@click.option("--fastpath", type=click.Choice(["auto", "off", "require"]), default="auto", show_default=True,
+              help="Carry flows that the node's stack has let through by eBPF.")  # fmt: skip
 @click.option("--gateway", is_flag=True,
               help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",
@@ -105,17 +108,21 @@ def run_command(
     from events.telemetry.role import Telemetry
     from events.telemetry.spans import Outbox
     from nodeagent.composition import run_agent
+    from nodeagent.fastpath.start import prepare
     from nodeagent.privileges import keep_only_net_admin
 
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
+    fastpath = prepare(config.fastpath)  # loading needs CAP_BPF, which is dropped next
     keep_only_net_admin(raw=config.gateway)
     outbox = Outbox(instance=config.node)
     telemetry = Telemetry.start(
         "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
     )
     machine = read_machine_uid() if machine_id == "host" else ""
-    agent_ = run_agent(config, uid=uid, machine_uid=machine, telemetry=telemetry, outbox=outbox)
+    agent_ = run_agent(
+        config, uid=uid, machine_uid=machine, telemetry=telemetry, outbox=outbox, fastpath=fastpath
+    )
     run(_until_stopped(agent_, telemetry, metrics))
 
 
@@ -155,6 +162,34 @@ def status_command(state_dir: Path, as_json: bool) -> None:
         show(status, running=running)
     if not running or status.state not in {"ready", "starting"}:
         raise SystemExit(1)
+
+
+@agent.command("capture")
+@click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")
+@click.option("--pod", default="", metavar="ADDRESS", help="Only this pod's packets [all].")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="How long.")
+@click.argument("expression", nargs=-1)
+def capture_command(device: str, pod: str, seconds: float, expression: tuple[str, ...]) -> None:
+    """Show packets inside the tunnel (tcpdump), those of fast flows included. Needs root.
+
+    Fast flows pass the tunnel device by; for the time of the capture they take the node's whole stack, and only
+    they become slower. EXPRESSION is tcpdump's.
+
+    \b
+    Example:
+      isthmus agent capture --pod 172.16.0.2 --seconds 5 tcp port 80
+    """
+    from ipaddress import AddressValueError, IPv4Address
+
+    from events.errors import Usage
+    from nodeagent.fastpath.capture import capture
+
+    try:
+        address = str(IPv4Address(pod)) if pod else ""
+    except AddressValueError as error:
+        raise Usage("usage", f"--pod {pod!r} is no IPv4 address of a pod") from error
+    was_on = run(capture(device, address, seconds, expression))
+    click.echo("fast flows took the stack meanwhile" if was_on else "the fast path was off", err=True)
 
 
 @agent.command("clean")

@@ -16,6 +16,10 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
+from nodeagent.fastpath.predecessors import Predecessors
+from nodeagent.fastpath.programs import Programs
+from nodeagent.fastpath.reconciler import FastPath
+from nodeagent.fastpath.start import SWITCHED_OFF
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health import diagnosis
@@ -112,6 +116,7 @@ class _AfterEachStep:
         agent.conditions.set("membership", LEFT if view.left and not view.fenced else "")
         agent.conditions.set("log content", view.nonsense())
         agent.node.kernel_changed()
+        agent.fastpath.follow_kernel(agent.reconciler.counters.resyncs)
         self._bind_name()
         underlay, member = agent.reconciler.tunnel.underlay, view.members.get(agent.config.node)
         if underlay is None or view.own is None or member is None or not underlay.present:
@@ -136,10 +141,21 @@ class _AfterEachStep:
             log.warning("the identity cannot be written: %s", error.strerror)
 
 
+NO_PROGRAMS: tuple[Programs | None, str] = (None, SWITCHED_OFF)
+
+
 def compose(
-    config: AgentConfig, identity: Identity, *, telemetry: Telemetry, outbox: Outbox | None = None
+    config: AgentConfig,
+    identity: Identity,
+    *,
+    telemetry: Telemetry,
+    outbox: Outbox | None = None,
+    fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
 ) -> Agent:
-    """An agent with all its parts; nothing runs yet. Raises OSError."""
+    """An agent with all its parts; nothing runs yet. Raises OSError.
+
+    ``fastpath`` are the programs that were loaded while the process still could, or why there are none.
+    """
     conditions, session = Conditions(), BusSession()
     cache = Cache(config.state_dir)
     config = as_remembered(config, identity, conditions)
@@ -153,7 +169,16 @@ def compose(
     node = NodeConfiguration(
         config, view, conditions, telemetry, reconciler=reconciler, firewall=firewall, gateway=gateway
     )
-    handover = ViewHandover(view, reconciler, node)
+    fast = FastPath(
+        conditions,
+        reconciler.tunnel,
+        view,
+        mtus=lambda: reconciler.mtus,
+        predecessors=Predecessors(config.state_dir),
+        loaded=fastpath[0],
+        why_not=fastpath[1],
+    )
+    handover = ViewHandover(view, reconciler, node, fast)
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
     host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
@@ -167,6 +192,7 @@ def compose(
         firewall_repairs=lambda: firewall.repairs,
         path=path,
         host_watch=host_watch,
+        fastpath=fast,
     )
     agent = Agent(
         config=config,
@@ -177,6 +203,7 @@ def compose(
         reconciler=reconciler,
         firewall=firewall,
         gateway=gateway,
+        fastpath=fast,
         node=node,
         handover=handover,
         follower=LogFollower(
@@ -229,6 +256,7 @@ async def run_agent(
     machine_uid: str = "",
     telemetry: Telemetry | None = None,
     outbox: Outbox | None = None,
+    fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
 ) -> None:
     """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start.
 
@@ -238,7 +266,7 @@ async def run_agent(
     prepare_directory(config.state_dir)
     with only_one(config.state_dir):
         identity = identify(config.state_dir, wish=uid, machine_uid=machine_uid)
-        agent = compose(config, identity, telemetry=telemetry, outbox=outbox)
+        agent = compose(config, identity, telemetry=telemetry, outbox=outbox, fastpath=fastpath)
         view = agent.view
         follow_position(lambda: view.sequence)
         if outbox is not None:

@@ -13,6 +13,7 @@ from events.errors import Usage
 from events.types import NodeKind
 
 CniPlugin = Literal["ptp", "bridge"]
+FastPathMode = Literal["auto", "off", "require"]
 DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
 DEFAULT_CNI_DIR = "/etc/cni/net.d"
 DEFAULT_DEVICE = "isthmus"
@@ -43,6 +44,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     gro: bool = True
     firewall: bool = True
+    fastpath: FastPathMode = "auto"
+    """Whether flows that the stack has let through may bypass it, where the kernel can; or must."""
     gateway: bool = False
     """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0

@@ -25,6 +25,8 @@ from nodeagent import local_files, privileges
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.underlay import overlay_mtu, resolve
+from nodeagent.fastpath import programs
+from nodeagent.fastpath.start import SWITCHED_OFF
 from nodeagent.health import findings
 from nodeagent.health.findings import Finding, Level
 from nodeagent.membership.cache import Cache
@@ -54,7 +56,8 @@ async def examine(node: ExaminedNode, *, bus: bool = True) -> list[Finding]:
     """
     view = _known_view(node)
     found: list[Finding] = []
-    for check in (_privileges, _programs, _pods, _sysctls, _underlay, _overlays, _routes, _agent):
+    checks = (_privileges, _programs, _pods, _sysctls, _fast_path, _underlay, _overlays, _routes, _agent)
+    for check in checks:
         try:
             found += await asyncio.to_thread(lambda: list(check(node, view)))  # noqa: B023  awaited at once
         except IsthmusError as error:
@@ -136,6 +139,24 @@ def _sysctls(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
         yield Finding("rp_filter", "ok", "not strict")
     if host_settings.needs_software_checksum(behind_nat=False):
         yield Finding("checksum", "info", "this kernel needs TX checksum offload off; the agent does that")
+
+
+def _fast_path(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
+    """What the running agent says; where none runs, whether the programs load here."""
+    if local_files.running(node.state_dir):
+        said = local_files.read_status(node.state_dir).fastpath or "off: this agent's release has none"
+        level: Level = "ok" if said == "on" or said.startswith("on:") else "warning"
+        if SWITCHED_OFF in said:
+            level = "info"
+        fix = "" if level != "warning" else "remove the cause and restart the agent; pods work, but slower"
+        yield Finding("fast path", level, said, fix)
+        return
+    try:
+        programs.load().close()
+    except IsthmusError as error:
+        yield Finding("fast path", "warning", f"off: {error.message}", "pods work without it, but slower")
+        return
+    yield Finding("fast path", "ok", "this kernel takes its programs")
 
 
 def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:

@@ -47,6 +47,8 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     kernel_digest: str = ""
     counters: dict[str, float] = {}
     conditions: tuple[str, ...] = ()
+    fastpath: str = ""
+    """Whether flows bypass the stack, and if not why, in words; empty from a release without it."""
     gateway: str = ""
     """This node's part in CLB pairs, in words; empty where it has none."""
     cni_dir: str = ""

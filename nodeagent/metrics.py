@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import Observation
 
 from events.telemetry.role import Telemetry
+from nodeagent.fastpath.layout import REASONS
 from nodeagent.netlink.rows import Kind
 
 if TYPE_CHECKING:
     from nodeagent.agent import Agent
     from nodeagent.dataplane.counters import Counters
+    from nodeagent.fastpath.reconciler import FastPath
     from nodeagent.firewall.reconciler import FirewallReconciler
 
 STATES = ("starting", "ready", "degraded", "stopping", "fenced")
@@ -114,11 +116,45 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
             f"Differences that others made and the agent {what}: rows by kind, the device, the firewall.",
             partial(_drift, "found" if done == "found" else "repaired", totals, firewall),
         )
+    path = agent.fastpath
+    one("isthmus.agent.fastpath.on", "1 while flows may bypass the stack by eBPF.", lambda: int(path.on))
+    counters(
+        "isthmus.agent.fastpath.packets",
+        "Packets between pods and peers, by way and direction; a merged packet counts once.",
+        lambda: _packets(path),
+    )
+    counters(
+        "isthmus.agent.fastpath.bytes",
+        "Bytes of inner packets that bypassed the stack.",
+        lambda: [
+            Observation(path.counters().get(f"fast_{way}_bytes", 0), {"direction": way})
+            for way in ("out", "in")
+        ],
+    )
+    counters(
+        "isthmus.agent.fastpath.refused",
+        "Packets of peers that took the stack, by reason.",
+        lambda: [Observation(path.counters().get(reason, 0), {"reason": reason}) for reason in REASONS],
+    )
+    counter(
+        "isthmus.agent.fastpath.repaired",
+        "Programs and map entries of the fast path that others removed or changed.",
+        lambda: path.counted.repaired,
+    )
     counter(
         "isthmus.agent.monitor.overflows",
         "Losses of the kernel's change monitor.",
         lambda: totals.overflows,
     )
+
+
+def _packets(path: FastPath) -> list[Observation]:
+    found = path.counters()
+    return [
+        Observation(found.get(f"{way}_{direction}", 0), {"way": way, "direction": direction})
+        for way in ("fast", "slow")
+        for direction in ("out", "in")
+    ]
 
 
 def rows_by_kind(agent: Agent) -> list[Observation]:

@@ -19,6 +19,7 @@ from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
@@ -48,11 +49,13 @@ class StatusReporter:
         firewall_repairs: Callable[[], int],
         path: PathProber,
         host_watch: HostWatch,
+        fastpath: FastPath,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway = reconciler, gateway
         self._firewall_repairs = firewall_repairs
         self._path, self._host_watch = path, host_watch
+        self._fastpath = fastpath
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -174,7 +177,11 @@ class StatusReporter:
                 **msgspec.to_builtins(reconciler.counters),
                 "firewall_repairs": self._firewall_repairs(),
                 "host_repairs": self._host_watch.repairs,
+                **{f"fastpath_{name}": float(count) for name, count in self._fastpath.counters().items()},
+                "fastpath_repaired": self._fastpath.counted.repaired,
+                "fastpath_generations": self._fastpath.counted.generations,
             },
+            fastpath=self._fastpath.line(),
             conditions=self._conditions.sentences(),
             gateway=self._gateway.status_line(),
             held=self._gateway.held(),

@@ -52,6 +52,16 @@ def _path(status: LocalStatus, now: float) -> str:
     return words.get(status.path, status.path)
 
 
+def fast_path(status: LocalStatus) -> str:
+    """Which way packets took so far, in one line."""
+    names = ("fast_out", "fast_in", "slow_out", "slow_in")
+    out, into, slow_out, slow_in = (status.counters.get(f"fastpath_{name}", 0) for name in names)
+    if not status.fastpath.startswith("on"):
+        return status.fastpath
+    fast, slow = out + into, slow_out + slow_in
+    return f"{status.fastpath}; {fast:.0f} packets by it, {slow:.0f} of such flows by the stack"
+
+
 def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, str]]:
     """What to show, as (name, value)."""
     age = ago(status.last_event_at, now)
@@ -75,6 +85,7 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
             "bus",
             "connected" if status.bus_connected and running else "NOT connected: the rows stay as they are",
         ),
+        *([("fast path", fast_path(status))] if status.fastpath else []),
         ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
         ("packets", _path(status, now) + stale),
         ("work", work(status.counters)),

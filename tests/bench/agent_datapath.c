@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WAYS = 12, STREAMS = 4, REPEATS = 5, BATCH = 32, SMALL = 64, CHUNK = 65536, TRIPS = 4096 };
+enum { WAYS = 12, STREAMS = 4, REPEATS = 3, BATCH = 32, SMALL = 64, CHUNK = 65536, TRIPS = 4096 };
 struct way {
     char name[32];
     int out[STREAMS], in[STREAMS], udp_out, udp_in, ask, answer; /* sockets of the sending and the receiving pod */

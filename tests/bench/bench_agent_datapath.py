@@ -2,9 +2,9 @@
 
 Each way has two hosts of its own (namespaces on a veth pair) with a pod each behind a veth with a host
 route, what the ``ptp`` plugin makes, and MTU 1450 inside. ``tunnel`` is device, rows and nftables table by
-the agent's own parts, as a node has them. The baselines are ``routed`` (plain routes, no firewall),
-``routed + conntrack`` (what a node with any stateful firewall pays without us) and a copy of ``routed``,
-whose distance from 1 is the noise of this machine.
+the agent's own parts, as a node has them, and ``fast path`` the same with the eBPF programs. The baselines
+are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful firewall
+pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
 
 The blocks of all ways alternate within one process, the sender on the first CPU and the receiver on the
 last, TCP by cubic whatever the machine prefers. A figure is the median of the ratios of blocks of the same
@@ -17,7 +17,6 @@ and on one that does not know tunnels (``no tunnel segmentation``), where the se
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,7 @@ from tests.bench.agent_place import run_inside
 
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
-VNI, PORT = 100, 8472
-WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel")
+WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path")
 FIGURES = {
     "tcp1": ("TCP, 1 stream", "Gbit/s", "higher"),
     "tcp4": ("TCP, 4 streams", "Gbit/s", "higher"),
@@ -38,6 +36,11 @@ FIGURES = {
 }
 CPU = {"tcp1": ("CPU per KiB, TCP", "µs"), "udp": ("CPU per packet, UDP 64 bytes", "µs")}
 TARGETS: dict[tuple[str, str], float] = {
+    ("fast path", "tcp1"): 0.95,
+    ("fast path", "tcp4"): 0.95,
+    ("fast path", "rtt"): 1.05,
+    ("fast path", "udp"): 0.95,
+    ("fast path", "cpu udp"): 1.0,
     ("tunnel", "tcp1"): 0.60,
     ("tunnel", "tcp4"): 0.60,
     ("tunnel", "rtt"): 1.25,
@@ -161,8 +164,8 @@ def _hosts(place: int, way: str) -> None:
             ip -n {pod} addr add {own}.2/32 dev eth0
             ip -n {pod} route add {own}.1 dev eth0; ip -n {pod} route add default via {own}.1
         """)
-        if way == "tunnel":
-            _run(host, f"prepare({number}, {other})")
+        if way in {"tunnel", "fast path"}:
+            _run(host, f"prepare({number}, {other}, fast={way == 'fast path'})")
             continue
         _sh(f"ip -n {host} route add 172.16.{other}.0/24 via 10.0.0.{other}")
         if "conntrack" in way:
@@ -171,34 +174,5 @@ def _hosts(place: int, way: str) -> None:
 
 
 def _run(host: str, call: str) -> None:
-    code = f"from tests.bench.bench_agent_datapath import prepare; {call}"
+    code = f"from tests.nodeagent.host import prepare; {call}"
     subprocess.run(["ip", "netns", "exec", host, sys.executable, "-c", code], check=True)
-
-
-def prepare(number: int, other: int) -> None:
-    """Device, rows and table of one host by the agent's own parts, in the present namespace."""
-    from nodeagent.dataplane import host_settings
-    from nodeagent.dataplane.desired import Desired, difference
-    from nodeagent.firewall import ruleset
-    from nodeagent.membership.peers import Change, Peer
-    from nodeagent.netlink import links
-    from nodeagent.netlink.rows import Rows
-    from nodeagent.netlink.socket import Engine, NetlinkChannel
-
-    mac = "66:00:00:00:10:0"
-    own, net = f"172.16.{number}.0/24", "172.16.0.0/16"
-    spec = links.DeviceSpec(
-        name="isthmus", vni=VNI, port=PORT, mac=f"{mac}{number}",
-        local=f"10.0.0.{number}", address=f"172.16.{number}.0", mtu=1450,
-    )  # fmt: skip
-    index = links.ensure_device(spec).index
-    _, failed = host_settings.prepare_host(spec.name, behind_nat=False, gro=True)
-    assert not failed, failed
-    desired = Desired()
-    desired.own_range(own)
-    peer = Peer("n", "u", 1, f"172.16.{other}.0/24", f"{mac}{other}", f"10.0.0.{other}")
-    desired.apply(Change(None, peer))
-    with Engine(NetlinkChannel()) as engine:
-        assert not engine.execute(difference(desired.rows, Rows.empty()), index)
-    rules = ruleset.Rules(device=spec.name, port=PORT, own_range=own, cidrs=(net,))
-    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}"]))

@@ -85,7 +85,7 @@ def test_no_container_can_gain_more_than_it_is_given(workload: dict[str, Any]) -
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"]["drop"] == ["ALL"]
-        added = ["NET_ADMIN"] if container["name"] == "agent" else []
+        added = ["NET_ADMIN", "BPF"] if container["name"] == "agent" else []
         if "--gateway" in container.get("args", ()):
             added.append("NET_RAW")
         assert context["capabilities"].get("add", []) == added
@@ -100,7 +100,7 @@ def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_h
         ("kubernetes.io/name: isthmus-agent\n", "kubernetes.io/name: isthmus-agent-gateway\n"),
         ("isthmus/gateway, operator: DoesNotExist", "isthmus/gateway, operator: Exists"),
         ("- --ca=/etc/isthmus/ca.pem\n", "- --ca=/etc/isthmus/ca.pem\n            - --gateway\n"),
-        ("add: [NET_ADMIN]", "add: [NET_ADMIN, NET_RAW]"),
+        ("add: [NET_ADMIN, BPF]", "add: [NET_ADMIN, BPF, NET_RAW]"),
         ("maxUnavailable: 10%", "maxUnavailable: 1"),
     )
     text = (FOLDER / "agent.yaml").read_text()

@@ -71,7 +71,7 @@ def test_the_units_run_roles_that_read_a_file() -> None:
 def test_no_unit_but_the_agents_has_a_capability() -> None:
     for unit in UNITS:
         granted = re.findall(r"^(?:Ambient|CapabilityBounding)\w*=(.+)$", unit.read_text(), re.MULTILINE)
-        assert granted == (["CAP_NET_ADMIN"] * 2 if "agent" in unit.name else []), unit.name
+        assert granted == (["CAP_NET_ADMIN CAP_BPF"] * 2 if "agent" in unit.name else []), unit.name
         assert "User=isthmus" in unit.read_text()
 
 

@@ -1,0 +1,386 @@
+/* The fast path between pods and the underlay: flows that the node's own stack has let through.
+ *
+ * The first packet of a flow takes the ordinary way: conntrack, nftables, routes, neighbours, the vxlan device,
+ * whatever others have put there. If that very packet comes out at the other end with the addresses and ports that
+ * it went in with, what the stack did with it becomes the verdict for the next ones, for `node.period_ns` at most;
+ * then a packet takes the ordinary way again. So whatever changes in the stack, by whomever and with or without
+ * a notice, reaches running flows within one period. The agent makes all verdicts void at once by another
+ * `node.generation` when it learns of a change.
+ *
+ *   isthmus_pod_tx   ingress, host side of a pod's veth   sends by verdict, or marks the packet and lets it pass
+ *   isthmus_net_tx   egress, underlay                     learns what became of a marked packet: outer headers
+ *   isthmus_net_rx   ingress, underlay                    delivers by verdict
+ *   isthmus_tun_rx   ingress, vxlan device                marks what comes out of the tunnel
+ *   isthmus_pod_rx   egress, host side of a pod's veth    learns to whom a marked packet is given
+ *   isthmus_br_rx    the same for a bridge with pods
+ *
+ * The mark is a random number in skb->hash, one for each flow and generation, which no pod can see or choose. A
+ * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow.
+ *
+ * Whatever is not recognised goes on to the stack (TCX_NEXT). Nothing is dropped here except where a packet was
+ * already taken apart. Fragments, options, a TTL that ends, closing and opening segments, packets larger than the
+ * way, congestion marks of the underlay, IPv6: all are the stack's.
+ *
+ * No GPL-only helper is used. No packet pointer is compared with NULL, and no byte of the stack stays unset: the
+ * verifier allows the contrary only to holders of CAP_PERFMON, which this does not ask for.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define NEXT (-1)
+#define DROP 2
+#define PACKET_HOST 0
+#define FAST 0x49737468 /* in skb->cb[0] between us and the underlay's egress: ours, nothing to learn */
+#define ECN 3
+#define CE 3
+#define ECT_0 2
+#define TUNNEL_FLAGS bpf_htonl(0x08000000)
+#define FRAGMENT bpf_htons(0xbfff) /* all of frag_off but "do not fragment" */
+#define GOLDEN 0x9e3779b1
+
+/* What the agent and the programs share. Python: nodeagent/fastpath/layout.py. */
+struct range { __u32 bits; __be32 address; };
+struct peer { __be32 vtep; __u8 mac[6]; __u16 mtu; __u32 epoch; };
+struct node {
+    __u32 generation; /* 0: everything takes the stack */
+    __u32 tunnel, underlay; /* device indices */
+    __be32 local, vni;
+    __be16 port;
+    __u8 mac[6]; /* of the vxlan device */
+    __u64 period_ns;
+    __u64 held_until; /* on the coarse monotonic clock: until then flows of `held` (0: all) take the stack */
+    __be32 held, reserved;
+};
+struct flow { __be32 from, to, ports; __u32 protocol; };
+struct verdict {
+    __u64 until; /* written last */
+    __u32 generation, nonce, in, epoch, out;
+    __be32 vtep;
+    __be16 source, fragment;
+    __u16 size; /* of the largest piece that has passed */
+    __u8 tos, ttl, outer_tos, outer_ttl;
+    __u8 to[6], from[6]; /* Ethernet addresses at the egress */
+    __u16 identifier;
+    __u8 bridge, unused[7];
+};
+enum { FAST_OUT, FAST_OUT_BYTES, FAST_IN, FAST_IN_BYTES, SLOW_OUT, SLOW_IN, LEARNED_OUT, LEARNED_IN, WRONG_SOURCE,
+       FORM, SIZE, CLOSING, HELD, FAILED, COUNTERS = 16 };
+struct counters { __u64 of[COUNTERS]; };
+
+struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __type(key, struct range); __type(value, struct peer);
+         __uint(max_entries, 65536); __uint(map_flags, BPF_F_NO_PREALLOC); } peers SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __type(key, struct flow); __type(value, struct verdict);
+         __uint(max_entries, 65536); } flows SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __type(key, __u32); __type(value, struct counters);
+         __uint(max_entries, 1); } counts SEC(".maps");
+volatile struct node node;
+
+struct vxlan { __be32 flags, vni; };
+struct outer { struct iphdr ip; struct udphdr udp; struct vxlan vxlan; struct ethhdr eth; } __attribute__((packed));
+struct plain { struct ethhdr eth; struct iphdr ip; __be32 ports; } __attribute__((packed));
+struct packet { struct ethhdr eth; struct outer outer; struct iphdr ip; __be32 ports; } __attribute__((packed));
+
+static __always_inline void count(__u32 which, __u64 by) {
+    __u32 zero = 0;
+    struct counters *all = bpf_map_lookup_elem(&counts, &zero);
+    if (all) all->of[which] += by;
+    asm volatile("" ::: "memory"); /* two of these must not be joined: their sum of pointer and either number is refused */
+}
+static __always_inline struct peer *peer_of(__be32 address) {
+    struct range key = {32, address};
+    return bpf_map_lookup_elem(&peers, &key);
+}
+static __always_inline int same(const volatile __u8 *a, const volatile __u8 *b) {
+    return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
+}
+static __always_inline void copy(volatile __u8 *to, const volatile __u8 *from) {
+#pragma unroll
+    for (int i = 0; i < 6; i++) to[i] = from[i];
+}
+/* One hop: the host's. The caller has seen that the TTL allows it. */
+static __always_inline void hop(struct iphdr *ip) {
+    __u32 sum = ip->check;
+    sum += bpf_htons(0x0100);
+    ip->check = (__u16)(sum + (sum >= 0xffff));
+    ip->ttl--;
+}
+static __always_inline void *linear(struct __sk_buff *skb, __u32 length) {
+    if ((void *)(long)skb->data + length <= (void *)(long)skb->data_end) return (void *)(long)skb->data;
+    bpf_skb_pull_data(skb, skb->len < length ? skb->len : length);
+    return (void *)(long)skb->data; /* the caller compares with data_end */
+}
+
+/* Whether an IP header without options is intact, as every hop checks. */
+static __always_inline int intact(const void *header) {
+    const __u16 *word = header;
+    __u32 sum = 0;
+#pragma unroll
+    for (int i = 0; i < 10; i++) sum += word[i];
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (__u16)(sum + (sum >> 16)) == 0xffff;
+}
+/* The size of the largest piece of a packet on the wire, from its IP header on; 0: the TCP header is not there. */
+static __always_inline __u32 piece_of(struct __sk_buff *skb, struct iphdr *ip) {
+    __u32 header = sizeof *ip + sizeof(struct udphdr);
+    if (!skb->gso_size) return bpf_ntohs(ip->tot_len);
+    if (ip->protocol == IPPROTO_TCP) {
+        __u8 *offset = (void *)(ip + 1) + 12;
+        if ((void *)(offset + 1) > (void *)(long)skb->data_end) return 0;
+        header = sizeof *ip + (*offset >> 4) * 4;
+    }
+    return header + skb->gso_size;
+}
+
+/* What a flow is known by: whole TCP and UDP packets without options that the stack would forward as they are.
+ * `bytes` is what follows the Ethernet header. 0: none of that; else the size of the largest piece. */
+static __always_inline __u32 flow_of(struct __sk_buff *skb, struct iphdr *ip, __u32 bytes, struct flow *flow) {
+    __be32 *ports = (void *)(ip + 1);
+    if (*(__u8 *)ip != 0x45 || ip->frag_off & FRAGMENT || ip->ttl <= 1 || bpf_ntohs(ip->tot_len) != bytes ||
+        (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP) || !intact(ip)) {
+        count(FORM, 1);
+        return 0;
+    }
+    *flow = (struct flow){ip->saddr, ip->daddr, *ports, ip->protocol};
+    if (ip->protocol == IPPROTO_TCP) {
+        __u8 *flags = (void *)ports + 13;
+        if ((void *)(flags + 1) > (void *)(long)skb->data_end) {
+            count(FORM, 1);
+            return 0;
+        }
+        if ((*flags & 0x37) != 0x10) { /* of URG, ACK, RST, SYN, FIN only ACK */
+            if (!(*flags & 7)) {
+                count(FORM, 1);
+                return 0;
+            }
+            bpf_map_delete_elem(&flows, flow); /* opens or ends: to be judged anew */
+            count(CLOSING, 1);
+            return 0;
+        }
+    }
+    return piece_of(skb, ip);
+}
+static __always_inline int good(struct verdict *verdict, struct flow *flow, __u32 in, __u64 now, __u8 tos, __u32 piece) {
+    if (!verdict || verdict->generation != node.generation || verdict->in != in || now >= verdict->until ||
+        verdict->tos >> 2 != tos >> 2) return 0;
+    if (piece > verdict->size) { /* no packet of that size has passed yet: the stack may cut it, or answer it */
+        count(SIZE, 1);
+        return 0;
+    }
+    if (now < node.held_until && (!node.held || node.held == flow->from || node.held == flow->to)) {
+        count(HELD, 1);
+        return 0;
+    }
+    return 1;
+}
+static __always_inline __u32 mark_of(struct verdict *verdict) {
+    return (verdict->nonce + node.generation * GOLDEN) | 1; /* 0 would mean: no hash */
+}
+/* Lets the stack judge this packet; whoever sees it come out recognises it by its mark. */
+static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct flow *flow, struct verdict *verdict, __u64 now) {
+    if (verdict && verdict->in != skb->ifindex) {
+        /* By another device: a running flow is not disturbed by whoever pretends to be it. */
+        if (verdict->generation == node.generation && now < verdict->until) return NEXT;
+        bpf_map_delete_elem(&flows, flow);
+        verdict = 0;
+    }
+    if (!verdict) {
+        struct verdict fresh;
+        __builtin_memset(&fresh, 0, sizeof fresh);
+        fresh.nonce = bpf_get_prandom_u32();
+        fresh.in = skb->ifindex;
+        fresh.tos = ip->tos;
+        fresh.ttl = ip->ttl;
+        bpf_map_update_elem(&flows, flow, &fresh, BPF_NOEXIST);
+        bpf_set_hash(skb, mark_of(&fresh));
+        return NEXT;
+    }
+    verdict->tos = ip->tos;
+    verdict->ttl = ip->ttl;
+    bpf_set_hash(skb, mark_of(verdict));
+    return NEXT;
+}
+/* The verdict that a packet which comes out may speak for: it is the packet that was marked, and unchanged. */
+static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphdr *ip, __be32 ports) {
+    struct flow flow = {ip->saddr, ip->daddr, ports, ip->protocol};
+    if (*(__u8 *)ip != 0x45 || ip->frag_off & FRAGMENT || !node.generation) return 0;
+    struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
+    if (!verdict || skb->hash != mark_of(verdict) || ip->ttl + 1 != verdict->ttl || ip->tos != verdict->tos) return 0;
+    return verdict;
+}
+static __always_inline void settle(struct verdict *verdict, __u32 piece, __u32 which) {
+    __u64 now = bpf_ktime_get_coarse_ns();
+    int running = verdict->generation == node.generation && now < verdict->until;
+    if (!running || piece > verdict->size) verdict->size = piece;
+    verdict->generation = node.generation;
+    __sync_lock_test_and_set(&verdict->until, now + node.period_ns);
+    count(which, 1);
+}
+
+static __always_inline __u8 outer_ecn(__u8 inner) { return (inner & ECN) == CE ? ECT_0 : inner & ECN; }
+
+static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *verdict, struct peer *peer) {
+    __u32 bytes = skb->len - sizeof(struct ethhdr), out = verdict->out;
+    if (bpf_skb_adjust_room(skb, sizeof(struct outer), BPF_ADJ_ROOM_MAC,
+            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+            BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_NO_CSUM_RESET)) {
+        count(FAILED, 1);
+        return NEXT; /* refused before anything was changed */
+    }
+    struct packet *p = (void *)(long)skb->data;
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) {
+        count(FAILED, 1);
+        return DROP;
+    }
+    hop(&p->ip);
+    __u16 segments = skb->gso_segs ? skb->gso_segs : 1;
+    p->outer.ip = (struct iphdr){.version = 4, .ihl = 5, .tos = (verdict->outer_tos & ~ECN) | outer_ecn(p->ip.tos),
+        .tot_len = bpf_htons(bytes + sizeof(struct outer)), .id = bpf_htons(verdict->identifier), .frag_off = verdict->fragment,
+        .ttl = verdict->outer_ttl, .protocol = IPPROTO_UDP, .saddr = node.local, .daddr = verdict->vtep};
+    verdict->identifier += segments; /* a router may cut it: pieces of different packets must not be mixed up */
+    p->outer.udp = (struct udphdr){.source = verdict->source, .dest = node.port,
+        .len = bpf_htons(bytes + sizeof(struct outer) - sizeof(struct iphdr))};
+    p->outer.vxlan = (struct vxlan){TUNNEL_FLAGS, node.vni};
+    copy(p->outer.eth.h_dest, peer->mac);
+    copy(p->outer.eth.h_source, node.mac);
+    p->outer.eth.h_proto = bpf_htons(ETH_P_IP);
+    __u32 sum = 0;
+    __u16 *word = (void *)&p->outer.ip;
+#pragma unroll
+    for (int i = 0; i < 10; i++) sum += word[i];
+    sum = (sum & 0xffff) + (sum >> 16);
+    p->outer.ip.check = ~((sum & 0xffff) + (sum >> 16));
+    copy(p->eth.h_dest, verdict->to);
+    copy(p->eth.h_source, verdict->from);
+    skb->cb[0] = FAST;
+    count(FAST_OUT, 1);
+    count(FAST_OUT_BYTES, bytes);
+    return bpf_redirect(out, 0);
+}
+
+SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
+    struct flow flow;
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present) return NEXT;
+    struct plain *p = linear(skb, sizeof *p + 10);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
+    struct peer *peer = peer_of(p->ip.daddr);
+    if (!peer) return NEXT;
+    __u32 bytes = skb->len - sizeof(struct ethhdr), piece = flow_of(skb, &p->ip, bytes, &flow);
+    if (!piece) return NEXT;
+    __u64 now = bpf_ktime_get_coarse_ns();
+    struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
+    if (good(verdict, &flow, skb->ifindex, now, p->ip.tos, piece) && verdict->epoch == peer->epoch &&
+        verdict->vtep == peer->vtep && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535)
+        return encapsulate(skb, verdict, peer);
+    count(SLOW_OUT, 1);
+    return judge(skb, &p->ip, &flow, verdict, now);
+}
+
+static __always_inline int ours(struct packet *p) {
+    return p->eth.h_proto == bpf_htons(ETH_P_IP) && *(__u8 *)&p->outer.ip == 0x45 && p->outer.ip.protocol == IPPROTO_UDP &&
+        p->outer.udp.dest == node.port && !(p->outer.ip.frag_off & FRAGMENT) && p->outer.vxlan.flags == TUNNEL_FLAGS &&
+        p->outer.vxlan.vni == node.vni && p->outer.eth.h_proto == bpf_htons(ETH_P_IP);
+}
+
+SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
+    if (skb->cb[0] == FAST) {
+        skb->cb[0] = 0;
+        return NEXT;
+    }
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present) return NEXT;
+    struct packet *p = linear(skb, sizeof *p);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.saddr != node.local) return NEXT;
+    struct peer *peer = peer_of(p->ip.daddr);
+    if (!peer || peer->vtep != p->outer.ip.daddr || !same(p->outer.eth.h_dest, peer->mac) ||
+        !same(p->outer.eth.h_source, node.mac)) return NEXT;
+    struct verdict *verdict = proven(skb, &p->ip, p->ports);
+    __u32 piece = piece_of(skb, &p->ip);
+    if (!verdict || !piece || skb->ifindex != node.underlay) return NEXT;
+    verdict->epoch = peer->epoch;
+    verdict->vtep = peer->vtep;
+    verdict->out = skb->ifindex;
+    verdict->source = p->outer.udp.source;
+    verdict->fragment = p->outer.ip.frag_off;
+    verdict->outer_tos = p->outer.ip.tos;
+    verdict->outer_ttl = p->outer.ip.ttl;
+    verdict->identifier = bpf_get_prandom_u32();
+    copy(verdict->to, p->eth.h_dest);
+    copy(verdict->from, p->eth.h_source);
+    settle(verdict, piece, LEARNED_OUT);
+    return NEXT;
+}
+
+SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
+    struct flow flow;
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present) return NEXT;
+    struct packet *p = linear(skb, sizeof *p + 10); /* with the flags of TCP */
+    if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.daddr != node.local) return NEXT;
+    __u32 bytes = skb->len - sizeof(struct ethhdr);
+    struct peer *peer = peer_of(p->ip.saddr);
+    if (!peer || peer->vtep != p->outer.ip.saddr || !same(p->outer.eth.h_source, peer->mac) ||
+        !same(p->outer.eth.h_dest, node.mac)) {
+        count(WRONG_SOURCE, 1);
+        return NEXT; /* not from whom it claims: the firewall judges, and counts what it drops */
+    }
+    if (bpf_ntohs(p->outer.ip.tot_len) != bytes || bpf_ntohs(p->outer.udp.len) != bytes - sizeof(struct iphdr) ||
+        p->outer.ip.ttl == 0 || !intact(&p->outer.ip) ||
+        (p->outer.udp.check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0) /* nobody has verified it yet */ || (p->outer.ip.tos & ECN) != outer_ecn(p->ip.tos)) {
+        count(FORM, 1);
+        return NEXT;
+    }
+    __u32 piece = flow_of(skb, &p->ip, bytes - sizeof(struct outer), &flow);
+    if (!piece) return NEXT;
+    struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
+    if (!good(verdict, &flow, node.tunnel, bpf_ktime_get_coarse_ns(), p->ip.tos, piece)) return NEXT;
+    if (bpf_skb_adjust_room(skb, -(int)sizeof(struct outer), BPF_ADJ_ROOM_MAC,
+            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)) {
+        count(FAILED, 1);
+        return NEXT;
+    }
+    bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC); /* what the NIC has verified was the outer one */
+    struct plain *inner = (void *)(long)skb->data;
+    if ((void *)(inner + 1) > (void *)(long)skb->data_end) {
+        count(FAILED, 1);
+        return DROP;
+    }
+    hop(&inner->ip);
+    copy(inner->eth.h_dest, verdict->to);
+    copy(inner->eth.h_source, verdict->from);
+    count(FAST_IN, 1);
+    count(FAST_IN_BYTES, bytes - sizeof(struct outer));
+    return verdict->bridge ? bpf_redirect(verdict->out, 0) : bpf_redirect_peer(verdict->out, 0);
+}
+
+SEC("tc") int isthmus_tun_rx(struct __sk_buff *skb) {
+    struct flow flow;
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST) return NEXT;
+    struct plain *p = linear(skb, sizeof *p + 10);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end || !peer_of(p->ip.saddr)) return NEXT;
+    if (!flow_of(skb, &p->ip, skb->len - sizeof(struct ethhdr), &flow)) return NEXT;
+    count(SLOW_IN, 1);
+    return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns());
+}
+
+static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present) return NEXT;
+    struct plain *p = linear(skb, sizeof *p);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
+    struct verdict *verdict = proven(skb, &p->ip, p->ports);
+    __u32 piece = piece_of(skb, &p->ip);
+    if (!verdict || !piece || verdict->in != node.tunnel) return NEXT;
+    verdict->out = skb->ifindex;
+    verdict->bridge = bridge;
+    copy(verdict->to, p->eth.h_dest);
+    copy(verdict->from, p->eth.h_source);
+    settle(verdict, piece, LEARNED_IN);
+    bpf_set_hash_invalid(skb);
+    return NEXT;
+}
+SEC("tc") int isthmus_pod_rx(struct __sk_buff *skb) { return given(skb, 0); }
+SEC("tc") int isthmus_br_rx(struct __sk_buff *skb) { return given(skb, 1); }
+
+char _license[] SEC("license") = "Apache-2.0";

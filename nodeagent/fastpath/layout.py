@@ -1,0 +1,88 @@
+"""The records that the agent and the eBPF programs share, byte for byte as in ``fastpath.bpf.c``. Pure.
+
+Addresses, ports and the VNI are in network order, the rest in the machine's.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from nodeagent.membership.peers import Peer
+
+RANGE = struct.Struct("=I4s")
+"""Key of ``peers``: prefix length, network."""
+PEER = struct.Struct("=4s6sHI")
+"""Value of ``peers``: VTEP, its MAC, largest inner packet in bytes, the low 32 bits of the epoch."""
+NODE = struct.Struct("=III4s4s2s6s4xQQ4s4x")
+HELD_UNTIL_OFFSET = 40
+_HELD = struct.Struct("=Q4s")
+
+PERIOD_NS = 500_000_000
+"""How long a verdict of the stack holds: within it, whatever changed in the stack reaches running flows."""
+
+OVERHEAD = 50
+"""Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
+
+PEERS_LIMIT = 65536
+"""``max_entries`` of ``peers``; further ranges take the stack."""
+
+COUNTERS = (
+    "fast_out",
+    "fast_out_bytes",
+    "fast_in",
+    "fast_in_bytes",
+    "slow_out",
+    "slow_in",
+    "learned_out",
+    "learned_in",
+    "wrong_source",
+    "form",
+    "size",
+    "closing",
+    "held",
+    "failed",
+)
+"""The counters by place. ``slow_*`` are packets that the stack was asked about, ``learned_*`` its answers; the
+rest are reasons why a packet took the stack: :data:`REASONS`."""
+REASONS = {
+    "wrong_source": "the outer source is not the VTEP of the inner source's range",
+    "form": "no whole TCP or UDP packet without options",
+    "size": "larger than what has passed",
+    "closing": "opens or ends a connection",
+    "held": "taken off the path by a capture",
+    "failed": "refused by the kernel",
+}
+COUNTERS_ROOM = 16
+
+
+class NodeRecord(NamedTuple):
+    """What the programs know of this node. ``generation`` 0 sends everything through the stack."""
+
+    generation: int = 0
+    tunnel: int = 0
+    underlay: int = 0
+    local: bytes = bytes(4)
+    vni: int = 0
+    port: int = 0
+    mac: bytes = bytes(6)
+
+    def pack(self, held: bytes = bytes(12)) -> bytes:
+        """As the programs read it; ``held`` is a capture's part, which belongs to whoever captures."""
+        record = NODE.pack(
+            self.generation, self.tunnel, self.underlay, self.local, (self.vni << 8).to_bytes(4, "big"),
+            self.port.to_bytes(2, "big"), self.mac, PERIOD_NS, 0, bytes(4),
+        )  # fmt: skip
+        return record[:HELD_UNTIL_OFFSET] + held + record[HELD_UNTIL_OFFSET + len(held) :]
+
+
+def pack_held(until_ns: int, address: bytes) -> bytes:
+    """A capture's part of the record: until when (monotonic clock), and one pod's address or zeros for all."""
+    return _HELD.pack(until_ns, address)
+
+
+def peer_entry(peer: Peer, mtu: int) -> tuple[bytes, bytes]:
+    """Key and value of one peer; ``mtu`` is the largest inner packet in bytes."""
+    network, mac, vtep, _ = peer.packed()
+    length = int(peer.cidr.rpartition("/")[2])
+    return RANGE.pack(length, network), PEER.pack(vtep, mac, min(mtu, 65535), peer.epoch & 0xFFFFFFFF)

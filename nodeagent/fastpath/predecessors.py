@@ -1,0 +1,69 @@
+"""Which programs earlier agents of this node left hanging: a file of the kernel's numbers of them.
+
+Numbers are unique until the machine starts anew, so the file holds for one boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+import msgspec
+
+from nodeagent.fastpath import libbpf, programs
+from nodeagent.local_files import write_atomically
+
+FILE = "fastpath.json"
+IDS_LIMIT = 1000
+"""Numbers that are remembered: those of the last hundred or so lives."""
+
+
+class _Kept(msgspec.Struct):
+    boot: str
+    ids: list[int]
+    devices: list[int]
+
+
+class Predecessors:
+    """``ids`` are of this boot; :meth:`note` adds those of this life before they hang."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / FILE
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except (OSError, msgspec.MsgspecError):
+            kept = _Kept(self._boot, [], [])
+        current = kept.boot == self._boot
+        self._ids = kept.ids[-IDS_LIMIT:] if current else []
+        self._devices = set(kept.devices) if current else set()
+        self._written: tuple[frozenset[int], frozenset[int]] | None = None
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """Numbers of programs that are or were ours."""
+        return frozenset(self._ids)
+
+    def note(self, ids: Iterable[int], devices: Iterable[int]) -> None:
+        """Remember what is about to hang, and where. Raises OSError."""
+        self._ids += [number for number in sorted(ids) if number not in self._ids]
+        state = frozenset(self._ids), frozenset(devices)
+        if state == self._written:
+            return
+        kept = _Kept(self._boot, self._ids[-IDS_LIMIT:], sorted(self._devices | state[1]))
+        write_atomically(self._path, msgspec.json.encode(kept))
+        self._written = state
+
+    def take_off(self, keep: Container[int]) -> int:
+        """Take the programs of earlier lives off the devices where they hung; how many. Raises OSError."""
+        taken = 0
+        for ifindex in self._devices:
+            for direction in (programs.INGRESS, programs.EGRESS):
+                try:
+                    there = libbpf.attached(ifindex, direction)
+                except OSError:
+                    continue  # the device has gone, and they with it
+                for number in there:
+                    if number in self._ids and number not in keep:
+                        taken += libbpf.detach_id(number, ifindex, direction)
+        return taken

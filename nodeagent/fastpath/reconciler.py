@@ -1,0 +1,400 @@
+"""Keeps the fast path in step with the node: programs, peers, and verdicts that must be void.
+
+Desired − kernel, as for rows: what should hang and what should be in the map is compared with what is there,
+programs every second and peers at every comparison of rows, and the difference is written. Nothing depends on
+it: without it, and wherever anything is in doubt, packets take the node's stack.
+
+The programs themselves ask the stack anew every half second. What is announced (an event about a peer,
+nftables, routes of pods, devices, queues) makes all verdicts void at once, by another generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from events.errors import IsthmusError
+from nodeagent.conditions import Conditions
+from nodeagent.dataplane import host_settings
+from nodeagent.dataplane.tunnel_device import TunnelDevice
+from nodeagent.fastpath import layout, ports, programs
+from nodeagent.fastpath.layout import NodeRecord
+from nodeagent.fastpath.predecessors import Predecessors
+from nodeagent.fastpath.programs import EGRESS, INGRESS, Hook, Programs
+from nodeagent.fastpath.start import SWITCHED_OFF
+from nodeagent.firewall.monitor import RulesetMonitor
+from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.view import View
+from nodeagent.netlink.rows import address_bytes, mac_bytes
+
+log = logging.getLogger("isthmus.agent.fastpath")
+
+LOOK_S = 1.0
+"""Longest time until a program that somebody took away hangs again."""
+GAP_S = 0.02
+"""Shortest time between two looks: a burst of notices makes one."""
+CONDITION = "fast path"
+LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+
+class Counted(msgspec.Struct):
+    """What the owner of the fast path has done."""
+
+    generations: int = 0
+    repaired: int = 0
+    written: int = 0
+    removed: int = 0
+
+
+class FastPath:
+    """The owner. ``loaded`` is None where the programs cannot be used; ``why_not`` says why then."""
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        tunnel: TunnelDevice,
+        view: View,
+        *,
+        mtus: Callable[[], Mapping[Peer, int]],
+        predecessors: Predecessors,
+        loaded: Programs | None,
+        why_not: str,
+    ) -> None:
+        self._conditions, self._tunnel, self._view, self._mtus = conditions, tunnel, view, mtus
+        self._predecessors, self._loaded, self.why_not = predecessors, loaded, why_not
+        self._entries: dict[bytes, bytes] = {}
+        self._record = NodeRecord()
+        self._hooks: set[Hook] = set()
+        self._generation = int(time.monotonic() * 1000) & 0x3FFFFFFF
+        self._ports = self._found = ports.Ports(frozenset(), frozenset())
+        self._filtered: dict[int, str] = {}
+        self._look_around = self._compare = True
+        self._void = False
+        self._started = False
+        self._compared: tuple[int, Mapping[Peer, int]] = (0, {})
+        self._wake = asyncio.Event()
+        self.counted = Counted()
+
+    # ------------------------------------------------------------------ what others ask of it
+
+    @property
+    def on(self) -> bool:
+        """Whether packets may take it now."""
+        return self._record.generation != 0
+
+    def line(self) -> str:
+        """How it is, for people."""
+        if not self.on:
+            return f"off: {self.why_not or 'the tunnel is not ready yet'}"
+        pods = len(self._ports.veths) + len(self._ports.bridges)
+        left = f"; {self.why_not}" if self.why_not else ""
+        return f"on: {pods} pod devices, {len(self._entries)} peers{left}"
+
+    def counters(self) -> dict[str, int]:
+        """Packets and bytes since the programs were loaded; empty where they are not."""
+        if self._loaded is None:
+            return {}
+        with contextlib.suppress(OSError):
+            return self._loaded.counters()
+        return {}
+
+    def void(self) -> None:
+        """Something that verdicts rest on has changed, or may have: they are void from now on."""
+        if self._loaded is None or not self.on:
+            return
+        self._tell(self._record._replace(generation=self._next_generation()))
+
+    def before(self, changes: Sequence[Change]) -> None:
+        """Rows of these peers are about to change: packets to and from them take the stack meanwhile."""
+        if self._loaded is None or not self.on:
+            return
+        gone = [change.before for change in changes if change.before is not None]
+        try:
+            for peer in gone:
+                key, _ = layout.peer_entry(peer, 0)
+                if self._entries.pop(key, None) is not None:
+                    self._loaded.drop_peers([key])
+                    self.counted.removed += 1
+        except OSError as error:
+            self._failed(error)
+
+    def after(self, changes: Sequence[Change]) -> None:
+        """Rows of these peers have changed."""
+        if self._loaded is None or not self.on:
+            return
+        mtu, narrower = self._device_mtu(), self._mtus()
+        fresh = dict(
+            layout.peer_entry(change.after, narrower.get(change.after, mtu))
+            for change in changes
+            if change.after is not None and self._current(change.after)
+        )
+        room = layout.PEERS_LIMIT - len(self._entries)
+        if len(fresh) > room:
+            fresh = {key: value for key, value in fresh.items() if key in self._entries}
+        try:
+            self._loaded.put_peers(fresh)
+        except OSError as error:
+            self._failed(error)
+            return
+        self._entries.update(fresh)
+        self.counted.written += len(fresh)
+
+    def follow_kernel(self, comparisons: int) -> None:
+        """A step of the rows is over. If they were compared, or ways found narrower: compare the map, too."""
+        known = comparisons, self._mtus()
+        if known != self._compared:
+            self._compared = comparisons, dict(known[1])
+            self._compare = self._look_around = True
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Follow until cancelled; programs and maps stay as they are. Raises OSError when it cannot listen."""
+        if self._loaded is None:
+            await self._without()
+            return
+        loop = asyncio.get_running_loop()
+        devices, ruleset = ports.DeviceMonitor(), RulesetMonitor("")
+        loop.add_reader(devices.fileno(), lambda: self._devices_changed(devices))
+        loop.add_reader(ruleset.fileno(), lambda: self._ruleset_changed(ruleset))
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    self._step()
+                except OSError as error:
+                    self._failed(error)
+                await asyncio.sleep(GAP_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._wake.wait()
+        finally:
+            for monitor in (devices, ruleset):
+                loop.remove_reader(monitor.fileno())
+                monitor.close()
+
+    # ------------------------------------------------------------------ inside
+
+    async def _without(self) -> None:
+        """What an earlier agent left hanging must not go on without an owner."""
+        if self.why_not != SWITCHED_OFF:
+            self._conditions.set(CONDITION, f"{self.why_not}. All packets take the node's network stack")
+        with contextlib.suppress(OSError, IsthmusError):
+            self._predecessors.take_off(keep=frozenset())
+
+    def _devices_changed(self, monitor: ports.DeviceMonitor) -> None:
+        own = self._view.own
+        if monitor.changed(own.cidr if own is not None else ""):
+            self.void()
+            self._look_around = True
+            self._wake.set()
+
+    def _ruleset_changed(self, monitor: RulesetMonitor) -> None:
+        if monitor.touched():
+            self._void = True  # a burst of transactions makes one generation, within GAP_S
+            self._wake.set()
+
+    def _next_generation(self) -> int:
+        self.counted.generations += 1
+        self._generation = (self._generation % 0x3FFFFFFF) + 1
+        return self._generation
+
+    def _tell(self, record: NodeRecord) -> None:
+        if self._loaded is None:
+            return
+        try:
+            if record._replace(generation=0) != self._record._replace(generation=0) and self.on:
+                self._loaded.tell(
+                    record._replace(generation=0)
+                )  # no packet sees half of the old and half of the new
+            self._loaded.tell(record)
+            self._record = record
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """The kernel refused something: everything takes the stack until a look succeeds."""
+        self._record = NodeRecord()
+        self._compare = self._look_around = True
+        self.why_not = f"the kernel refused a step ({error}); it is tried again"
+        self._conditions.set(CONDITION, self.why_not)
+        if self._loaded is not None:
+            with contextlib.suppress(OSError):
+                self._loaded.tell(self._record)
+        self._wake.set()
+
+    def _device_mtu(self) -> int:
+        spec, underlay = self._tunnel.spec, self._tunnel.underlay
+        if spec is None or underlay is None:
+            return 0
+        return min(spec.mtu, underlay.mtu - layout.OVERHEAD)
+
+    def _current(self, peer: Peer) -> bool:
+        return self._view.peers.get(peer.cidr) == peer and ":" not in peer.underlay
+
+    def _desired(self) -> dict[bytes, bytes]:
+        mtu, narrower = self._device_mtu(), self._mtus()
+        entries = (
+            layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)))
+            for peer in self._view.peers
+            if ":" not in peer.underlay
+        )
+        return dict(entry for entry, _ in zip(entries, range(layout.PEERS_LIMIT), strict=False))
+
+    def _wanted_record(self) -> NodeRecord | None:
+        """What the programs should know of this node; None while packets have to take the stack."""
+        view, tunnel = self._view, self._tunnel
+        underlay, spec = tunnel.underlay, tunnel.spec
+        if view.own is None or view.plan is None or underlay is None or spec is None or not tunnel.ifindex:
+            return None
+        if view.fenced or view.deleted or not underlay.present or ":" in underlay.address:
+            return None
+        return NodeRecord(
+            generation=self._record.generation,
+            tunnel=tunnel.ifindex,
+            underlay=underlay.ifindex,
+            local=address_bytes(underlay.address),
+            vni=spec.vni,
+            port=spec.port,
+            mac=mac_bytes(spec.mac),
+        )
+
+    def _step(self) -> None:
+        """One look. Raises OSError."""
+        loaded, view = self._loaded, self._view
+        if loaded is None:
+            return
+        wanted = self._wanted_record()
+        if wanted is None or view.own is None:
+            self._stand_down("")
+            return
+        if self._look_around or wanted.tunnel != self._record.tunnel:
+            self._look_around = False
+            self._found = ports.find(view.own.cidr, wanted.tunnel)
+            self._filtered = ports.filtered()
+        obstacle = self._obstacle(wanted)
+        if obstacle:
+            self._stand_down(obstacle)
+            return
+        skipped = self._skip_filtered_pods()
+        self._hang(programs.hooks(wanted.tunnel, wanted.underlay, self._ports.veths, self._ports.bridges))
+        changed = self._void or wanted != self._record
+        if self._compare or not self.on:
+            changed = self._compare_peers() or changed
+            self._compare = False
+            if loaded.told() != self._record.pack()[: layout.HELD_UNTIL_OFFSET] and self.on:
+                self.counted.repaired += 1
+                changed = True
+        if changed or not self.on:
+            self._void = False
+            with contextlib.suppress(OSError):
+                # Conntrack sees one packet of a fast flow in many: to it the others are out of the window.
+                host_settings.set_sysctl(LIBERAL, "1")
+            if not self.on:
+                log.info("the fast path is on: %d peers", len(self._entries))
+            self._tell(wanted._replace(generation=self._next_generation()))
+        if not self._started:
+            self._started = True
+            self._predecessors.take_off(keep=loaded.ids)
+        self.why_not = skipped
+        self._conditions.set(CONDITION, skipped)
+
+    def _stand_down(self, obstacle: str) -> None:
+        """Everything takes the stack; the programs go, so that nothing is left where it is not wanted."""
+        if self.on:
+            self._tell(NodeRecord())
+            log.info("the fast path is off: %s", obstacle or "the tunnel is not ready")
+        for hook in self._hooks:
+            if self._loaded is not None:
+                self._loaded.take_off(hook)
+        self._hooks = set()
+        self.why_not = obstacle
+        self._conditions.set(CONDITION, obstacle)
+
+    def _obstacle(self, wanted: NodeRecord) -> str:
+        """Why packets must take the stack on this node; empty when nothing speaks against it."""
+        loaded, underlay = self._loaded, self._tunnel.underlay
+        name = underlay.device if underlay is not None else ""
+        if not ports.is_ethernet(wanted.underlay):
+            return f"the underlay {name} is no Ethernet device"
+        if self._filtered.get(wanted.underlay) in {"clsact", "ingress"}:
+            return f"another program filters what arrives on {name} (see `tc filter show dev {name} ingress`)"
+        if wanted.tunnel in self._filtered:
+            return (
+                f"another program shapes or filters the tunnel device by tc ({self._filtered[wanted.tunnel]})"
+            )
+        if loaded is not None:
+            known = self._predecessors.ids
+            if loaded.others(wanted.tunnel, INGRESS, known) or loaded.others(wanted.tunnel, EGRESS, known):
+                return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
+            if loaded.others_behind(wanted.underlay, INGRESS, known):
+                return (
+                    f"another program handles what arrives on {name} by eBPF, behind ours (see `bpftool net`)"
+                )
+        return ""
+
+    def _skip_filtered_pods(self) -> str:
+        """Leave out pods whose traffic somebody shapes or filters; says how many."""
+        loaded, left = self._loaded, set()
+        for pod in self._found.veths | self._found.bridges:
+            foreign = pod in self._filtered
+            if not foreign and loaded is not None:
+                try:
+                    known = self._predecessors.ids
+                    foreign = bool(
+                        loaded.others(pod, EGRESS, known) or loaded.others_behind(pod, INGRESS, known)
+                    )
+                except OSError:
+                    foreign = True  # it goes just now
+            if foreign:
+                left.add(pod)
+        self._ports = ports.Ports(self._found.veths - left, self._found.bridges - left)
+        shaped = len(left & self._filtered.keys())
+        return f"{shaped} pods take the stack, because they are shaped or filtered by tc" if shaped else ""
+
+    def _hang(self, wanted: set[Hook]) -> None:
+        loaded = self._loaded
+        if loaded is None:
+            return
+        for hook in self._hooks - wanted:
+            loaded.take_off(hook)
+        gone = False
+        here: set[Hook] = set()
+        self._predecessors.note(loaded.ids, {hook.ifindex for hook in wanted})
+        for hook in wanted:
+            try:
+                if loaded.hang(hook) and hook in self._hooks:
+                    self.counted.repaired += 1
+                    log.warning("%s was taken off device %d and hangs again", hook.program, hook.ifindex)
+                here.add(hook)
+            except OSError as error:
+                if error.errno not in {errno.ENODEV, errno.EINVAL}:
+                    raise
+                gone = True  # the device went while we looked: a notice of that is under way
+        self._hooks = here
+        self._look_around = self._look_around or gone
+
+    def _compare_peers(self) -> bool:
+        """Map against desired; whether they differed from what was written."""
+        loaded = self._loaded
+        if loaded is None:
+            return False
+        desired, there = self._desired(), loaded.peers()
+        if desired == there:
+            self._entries = desired
+            return False
+        unwanted = there.keys() - desired.keys()
+        different = {key: value for key, value in desired.items() if there.get(key) != value}
+        loaded.drop_peers(unwanted)
+        loaded.put_peers(different)
+        if self.on and self._entries == desired:
+            self.counted.repaired += len(unwanted) + len(different)
+        self.counted.removed += len(unwanted)
+        self.counted.written += len(different)
+        self._entries = desired
+        return True

@@ -1,0 +1,79 @@
+"""One host's device, rows, table and, if wished, fast path by the agent's own parts, without agent and bus."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+
+from nodeagent.dataplane import host_settings
+from nodeagent.dataplane.desired import Desired, difference
+from nodeagent.fastpath import layout, programs
+from nodeagent.fastpath.programs import Programs
+from nodeagent.firewall import ruleset
+from nodeagent.membership.peers import Change, Peer
+from nodeagent.netlink import links
+from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes
+from nodeagent.netlink.socket import Engine, NetlinkChannel
+
+VNI, PORT, MTU = 100, 8472, 1450
+CONTAINERS = "172.16.0.0/16"
+DEVICE = "isthmus"
+
+
+def own_range(number: int) -> str:
+    """The range of host ``number``, whose underlay address is 10.0.0.``number``."""
+    return f"172.16.{number}.0/24"
+
+
+def mac(number: int) -> str:
+    """The MAC of a host's VTEP."""
+    return f"66:00:00:00:10:{number:02x}"
+
+
+def peer(number: int) -> Peer:
+    """A host as others see it."""
+    return Peer(f"n{number}", f"u{number}", number, own_range(number), mac(number), f"10.0.0.{number}")
+
+
+def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | None = None) -> Programs | None:
+    """In the present namespace, whose underlay device is ``u``; ``pods`` are host sides, by default ``p``.
+
+    The programs stay when the process ends.
+    """
+    spec = links.DeviceSpec(
+        name=DEVICE, vni=VNI, port=PORT, mac=mac(number),
+        local=f"10.0.0.{number}", address=f"172.16.{number}.0", mtu=MTU,
+    )  # fmt: skip
+    index = links.ensure_device(spec).index
+    _, failed = host_settings.prepare_host(spec.name, behind_nat=False, gro=True)
+    assert not failed, failed
+    desired = Desired()
+    desired.own_range(own_range(number))
+    for other in others:
+        desired.apply(Change(None, peer(other)))
+    with Engine(NetlinkChannel()) as engine:
+        assert not engine.execute(difference(desired.rows, Rows.empty()), index)
+    rules = ruleset.Rules(
+        device=spec.name, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
+        ifindex=index, underlay=spec.local,
+    )  # fmt: skip
+    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}" for other in others]))
+    host_settings.set_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
+    if not fast:
+        return None
+    loaded = programs.load()
+    loaded.put_peers(dict(layout.peer_entry(peer(other), MTU) for other in others))
+    underlay = socket.if_nametoindex("u")
+    loaded.tell(record(number, index, underlay, generation=1))
+    names = ["p"] if pods is None else list(pods.values())
+    for hook in programs.hooks(index, underlay, [socket.if_nametoindex(name) for name in names]):
+        loaded.hang(hook)
+    return loaded
+
+
+def record(number: int, tunnel: int, underlay: int, *, generation: int) -> layout.NodeRecord:
+    """What the programs know of a host."""
+    return layout.NodeRecord(
+        generation, tunnel, underlay, address_bytes(f"10.0.0.{number}"), VNI, PORT, mac_bytes(mac(number))
+    )

@@ -1,0 +1,350 @@
+"""Running fast flows follow every change of the node, announced or not, and no agent costs a packet."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodeagent.pods import Pod, ask
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import ISTHMUS, Node, site, until
+
+pytestmark = pytest.mark.slow
+
+EVERY_S = 0.005
+SECOND = int(1 / EVERY_S)
+"""What is sent in a second: time is told by the sender's own packets, however busy the machine is."""
+
+TALK = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], int(sys.argv[2])))
+s.setblocking(False)
+there = (sys.argv[3], 9000)
+number = 0
+with open(sys.argv[4], "w", buffering=1) as log:
+    while True:
+        number += 1
+        try:
+            s.sendto(b"%d" % number, there)
+        except OSError:
+            pass
+        log.write(f"sent {number}\\n")
+        while True:
+            try:
+                log.write(f"got {s.recv(100).decode()}\\n")
+            except OSError:
+                break
+        time.sleep(0.005)
+"""
+
+ECHO = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 9000))
+print("ready", flush=True)
+while True:
+    data, peer = s.recvfrom(100)
+    s.sendto(data, peer)
+"""
+
+
+class Talk:
+    """One pod sends numbered packets to another, which sends them back, for as long as the context lasts."""
+
+    def __init__(self, source: Pod, target: Pod, port: int) -> None:
+        self._file = source.node.directory / f"talk-{port}"
+        self._ends = [_run(target.name, ECHO, target.address, wait=True)]
+        self._ends.append(_run(source.name, TALK, source.address, str(port), target.address, str(self._file)))
+
+    def numbers(self, word: str) -> list[int]:
+        """What was sent, or got, so far."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        return [
+            int(line.partition(" ")[2]) for line in lines if line.startswith(f"{word} ") and line[-1:].isdigit()
+        ]
+
+    def now(self) -> int:
+        """The number of the last packet sent."""
+        return (self.numbers("sent") or [0])[-1]
+
+    def pause(self, packets: int) -> None:
+        """Until that many more were sent."""
+        goal = self.now() + packets
+        until(lambda: self.now() >= goal, f"{packets} packets are sent", 60)
+
+    def flows(self) -> None:
+        """Wait until answers come."""
+        start = self.now()
+        until(lambda: (self.numbers("got") or [0])[-1] > start, "answers come", 20)
+
+    def ends_soon(self, what: str) -> None:
+        """What was changed just now stops the flow within a second."""
+        start = self.now()
+        self.pause(3 * SECOND)
+        last = (self.numbers("got") or [0])[-1]
+        assert last - start < SECOND, f"{what}: still answered {last - start} packets later"
+
+    def lost(self, first: int) -> list[int]:
+        """Numbers from ``first`` on that have not come back."""
+        last = self.now()
+        self.pause(SECOND // 2)
+        got = set(self.numbers("got"))
+        return [number for number in range(first, last) if number not in got]
+
+    def close(self) -> None:
+        """Stop both ends."""
+        for end in self._ends:
+            end.kill()
+            end.wait()
+
+
+def _run(place: str, program: str, *arguments: str, wait: bool = False) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", place, sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE if wait else subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    if wait:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@contextlib.contextmanager
+def talk(source: Pod, target: Pod, port: int = 5000) -> Iterator[Talk]:
+    """See :class:`Talk`; it flows when the context begins."""
+    found = Talk(source, target, port)
+    try:
+        found.flows()
+        yield found
+    finally:
+        found.close()
+
+
+def counters(node: Node) -> dict[str, float]:
+    found = node.status()["counters"]
+    return {name.removeprefix("fastpath_"): value for name, value in found.items() if "fastpath_" in name}
+
+
+def fast(*nodes: Node) -> None:
+    """Wait until packets leave and arrive by the fast path of these nodes."""
+    for node in nodes:
+        before = counters(node)
+        for way in ("fast_out", "fast_in"):
+            until(lambda: counters(node)[way] > before[way] + 20, f"{way}\n{node.status()}\n{node.log()}", 20)  # noqa: B023
+
+
+def code(node: Node, text: str) -> str:
+    return node.run(f"{sys.executable} -c '{text}'")
+
+
+@inside
+def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        table = "table ip other { chain f { type filter hook forward priority 10; udp dport 9000 drop; }; }"
+        rule = f"ip rule add from {one.address} blackhole"
+        changes = (
+            (a, f"nft '{table}'", "nft 'delete table ip other'"),
+            (b, f"nft '{table}'", "nft 'delete table ip other'"),
+            (a, rule, rule.replace("add", "del")),  # the kernel tells nobody whom we listen to
+            (b, f"ip rule add to {two.address} blackhole", f"ip rule del to {two.address} blackhole"),
+        )
+        for port, (node, breaks, mends) in enumerate(changes, 5001):
+            with talk(one, two, port) as flow:
+                fast(a, b)
+                node.run(breaks)
+                flow.ends_soon(f"{node.name}: {breaks}")
+                node.run(mends)
+                flow.flows()
+                fast(a, b)
+        with talk(one, two) as flow:
+            fast(a, b)
+            assert place.isthmus("node", "remove", "b").returncode == 0
+            flow.ends_soon("the other node has left")
+
+
+@inside
+def test_a_pods_address_that_is_used_again_leads_to_the_new_pod_only() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        one, two, bystander = Pod(a, "pod-1"), Pod(b, "pod-2"), Pod(b, "pod-3")
+        with talk(one, two) as flow:
+            fast(a, b)
+            seen = subprocess.Popen(
+                ["ip", "netns", "exec", "pod-3", "tcpdump", "-i", "eth0", "-nn", "-l", "udp", "port", "9000"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            two.delete()
+            flow.ends_soon("the pod is gone")
+            sh(f"""set -e; ip netns add heir; ip -n heir link set lo up
+                ip link add heir netns b type veth peer name eth0 netns heir
+                ip -n b link set heir up; ip -n heir link set eth0 up
+                ip -n b route add {two.address}/32 dev heir
+                ip -n heir addr add {two.address}/32 dev eth0
+                ip -n heir route add default dev eth0
+                ip netns exec b sysctl -qw net.ipv4.conf.heir.proxy_arp=1""")
+            echo = _run("heir", ECHO, two.address, wait=True)
+            flow.flows()
+            fast(a, b)
+            seen.terminate()
+            assert bystander.address
+            assert "9000" not in seen.communicate()[0]
+            echo.kill()
+            echo.wait()
+
+
+@inside
+def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        with talk(one, two) as flow:
+            fast(a, b)
+            first = flow.now()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                for node in (a, b):
+                    node.stop(number)
+                    flow.pause(SECOND)
+                    node.start().ready(1)
+                    until(lambda: node.status()["fastpath"].startswith("on"), "on again", 20)  # noqa: B023
+                    fast(node)
+                    assert hanging(node) == ["isthmus_net_rx", "isthmus_net_tx"], "one generation of programs"
+            assert not flow.lost(first)
+            a.stop()
+            a.start("--fastpath", "off").ready(1)
+            until(lambda: hanging(a) == [], "nothing is left of what is switched off", 10)
+            assert "switched off" in a.status()["fastpath"]
+            assert not [text for text in a.status()["conditions"] if "fast path" in text]
+            assert not flow.lost(first)
+        a.stop()
+        a.start().ready(1)
+        until(lambda: hanging(a) != [], "on again", 10)
+        a.stop()
+        said = a.run(
+            f"{ISTHMUS} agent clean --yes --state-dir {a.directory / 'state'} --cni-dir {a.directory / 'cni'}"
+        )
+        assert "programs of the fast path" in said
+        assert hanging(a) == []
+
+
+def hanging(node: Node) -> list[str]:
+    """Names of our programs at the underlay of a node."""
+    text = (
+        'import socket; from nodeagent.fastpath import libbpf; index = socket.if_nametoindex("eth0"); '
+        "print(*(libbpf.name_of(n) for hook in (46, 47) for n in libbpf.attached(index, hook)))"
+    )
+    return [name for name in code(node, text).split() if name.startswith("isthmus_")]
+
+
+@inside
+def test_programs_and_entries_that_somebody_removes_come_back() -> None:
+    with site("a", "b", start=False) as place:
+        a, b = place.nodes.values()
+        a.start("--resync", "1").ready()
+        b.start().ready(1)
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        with talk(one, two) as flow:
+            fast(a, b)
+            first = flow.now()
+            code(a, "import socket; from nodeagent.fastpath.programs import sweep; "
+                 "print(sweep([index for index, _ in socket.if_nameindex()]))")  # fmt: skip
+            fast(a)
+            found = counters(a)["repaired"]
+            assert found >= 5, found
+            code(a, "import socket; from nodeagent.fastpath import libbpf, layout; "
+                 'index = socket.if_nametoindex("eth0"); number, = libbpf.attached(index, 46); '
+                 'fd = libbpf.map_of(number, "peers"); keys = libbpf.dump(fd, 8, 16, 100); '
+                 "[libbpf.drop(fd, key) for key in keys]; assert keys")  # fmt: skip
+            until(lambda: counters(a)["repaired"] > found, "the entry is back", 20)
+            fast(a)
+            assert not flow.lost(first)
+
+
+@inside
+def test_a_capture_sees_fast_flows_and_ends_by_itself() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        with talk(one, two):
+            fast(a, b)
+            blind = a.run("sh -c 'timeout 1 tcpdump -i isthmus -nn -c 200 udp port 9000 2>/dev/null || true'")
+            assert blind.count("9000") < 100, "fast packets pass the tunnel device by"
+            seen = a.run(f"{ISTHMUS} agent capture --pod {one.address} --seconds 2 udp port 9000")
+            assert seen.count(f"{one.address}.5000 > {two.address}.9000") > 50, seen[-2000:]
+            assert counters(a)["held"] > 0
+            fast(a)
+        said = a.run(f"sh -c '{ISTHMUS} agent capture --device nope 2>&1 || true'")
+        assert "there is no device nope" in said
+
+
+@inside
+def test_bridged_pods_are_fast_too() -> None:
+    with site("a", "b", start=False) as place:
+        a, b = place.nodes.values()
+        a.start("--cni-plugin", "bridge").ready()
+        b.start().ready(1)
+        one, two, other = Pod(a, "pod-1"), Pod(b, "pod-2"), Pod(a, "pod-3")
+        with talk(one, two):
+            fast(a, b)
+            assert ask(other.name, "udp", two.address).startswith(f"{other.address} ")
+
+
+@inside
+def test_what_others_attach_to_devices_turns_it_off_and_is_said() -> None:
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        text = (
+            "import socket, sys; from nodeagent.fastpath import libbpf, programs; p = programs.load(); "
+            "index = socket.if_nametoindex(sys.argv[1]); "
+            'libbpf.attach(p._loaded.programs["isthmus_tun_rx"][0], index, int(sys.argv[2]))'
+        )
+        with talk(one, two) as flow:
+            fast(a, b)
+            first = flow.now()
+            a.run(f"{sys.executable} -c '{text}' isthmus 46")
+            until(lambda: "another program" in a.status()["fastpath"], "it stands down", 10)
+            assert any("another program" in condition for condition in a.status()["conditions"])
+            assert a.status()["state"] == "ready"
+            a.stop()
+            doctor = a.run(
+                f"sh -c '{ISTHMUS} doctor --bus {place.bus} --state-dir {a.directory / 'state'} || true'"
+            )
+            assert "fast path" in doctor
+            assert not flow.lost(first)
+
+
+@inside
+def test_without_libbpf_or_leave_it_says_so_once_and_require_refuses() -> None:
+    with site("a", "b", start=False) as place:
+        a, _ = place.nodes.values()
+        hidden = Path("/run/nothing")
+        hidden.write_bytes(b"")
+        found = subprocess.run(
+            ["sh", "-c", "ls /usr/lib/*/libbpf.so.1 /usr/lib64/libbpf.so.1 2>/dev/null"],
+            capture_output=True, text=True, check=False,
+        ).stdout.split()  # fmt: skip
+        hide = Path("/run/hide")  # from the agent only: `ip` is linked with it
+        hide.write_text(
+            "".join(["#!/bin/sh\n", *(f"mount --bind {hidden} {path}\n" for path in found), 'exec "$@"\n'])
+        )
+        hide.chmod(0o755)
+        a.start(by="unshare -m /run/hide").ready(0)
+        (condition,) = a.status()["conditions"]
+        assert "libbpf" in condition
+        assert "apt-get install libbpf1" in condition
+        a.stop()
+        a.start("--fastpath", "require", by="unshare -m /run/hide")
+        assert a.agent is not None
+        assert a.agent.wait(timeout=30) != 0
+        assert "apt-get install libbpf1" in a.log()
+        assert "Traceback" not in a.log()
+        a.agent = None

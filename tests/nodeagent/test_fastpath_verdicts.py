@@ -1,0 +1,240 @@
+"""Slow and fast path give the same verdict and the same bytes, whoever sends what into two equal networks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.nodeagent import host
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.twins import Network, ipv4, tcp, twins, udp, vxlan
+
+pytestmark = pytest.mark.slow
+
+ONE, TWO, OTHER = (address for _, address in Network.PODS.values())
+ACK, PUSH, SYN, FIN, RST = 0x10, 0x18, 0x02, 0x11, 0x04
+OUTSIDE = "198.51.100.9"
+
+
+def both(
+    pair: tuple[Network, Network], send: str, *arguments: object, **more: object
+) -> dict[str, list[bytes]]:
+    """Send into both; they must agree on what arrives, to the byte."""
+    slow, fast = (getattr(network, send)(*arguments, **more) for network in pair)
+    assert slow == fast, f"{send} {arguments} {more}\nslow {_hex(slow)}\nfast {_hex(fast)}"
+    return dict(slow)
+
+
+def _hex(found: dict[str, list[bytes]]) -> dict[str, list[str]]:
+    return {place: [packet.hex() for packet in packets] for place, packets in found.items()}
+
+
+def warm(pair: tuple[Network, Network], ports: tuple[int, int], protocol: str = "udp") -> None:
+    """A flow between pods one and two that the stack has let through in both directions."""
+    for source, target, ends, pod in ((ONE, TWO, ports, "one"), (TWO, ONE, ports[::-1], "two")):
+        for _ in range(3):
+            if protocol == "udp":
+                packet = ipv4(source, target, udp(source, target, ends, b"warm" * 300))
+            else:
+                packet = ipv4(source, target, tcp(source, target, ends, ACK, b"warm" * 300), protocol=6)
+            assert both(pair, "from_pod", pod, packet)
+
+
+def used(network: Network, number: int, name: str) -> int:
+    return network.counters(number)[name]
+
+
+@inside
+def test_a_flow_is_fast_after_its_first_packet_and_arrives_with_two_hops_less() -> None:
+    with twins() as pair:
+        fast = pair[1]
+        for protocol, ports in (("udp", (1000, 2000)), ("tcp", (1001, 2001))):
+            out, into = used(fast, 1, "fast_out"), used(fast, 2, "fast_in")
+            warm(pair, ports, protocol)
+            assert used(fast, 1, "fast_out") >= out + 2, fast.counters(1)
+            assert used(fast, 2, "fast_in") >= into + 2, fast.counters(2)
+        packet = ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"?"), tos=0x02)
+        (arrived,) = both(pair, "from_pod", "one", packet)["two"]
+        assert arrived == ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"?"), tos=0x02, ttl=62)
+
+
+packets = st.fixed_dictionaries(
+    {
+        "protocol": st.sampled_from(["udp", "udp", "tcp", "icmp"]),
+        "flags": st.sampled_from([ACK, ACK, PUSH, SYN, FIN, RST, ACK | 0x20, 0, SYN | ACK, 0xD0]),
+        "size": st.sampled_from(
+            [0, 1, 3, 100, 1394, 1395, 1396, 1397, 1409, 1410, 1411, 1421, 1422, 1423, 1460]
+        ),
+        "ttl": st.sampled_from([64, 64, 64, 1, 2, 3, 255, 0]),
+        "tos": st.sampled_from([0, 0, 1, 2, 3, 0x10, 0xB8, 0xBB]),
+        "fragment": st.sampled_from([0, 0, 0x4000, 0x4000, 0x2000, 0x0001, 0x2010, 0x8000]),
+        "options": st.sampled_from([b"", b"", b"", b"\x01" * 4, b"\x94\x04\0\0"]),
+        "target": st.sampled_from([TWO, TWO, OTHER, "172.16.2.99", "172.16.200.9", "172.16.3.2", OUTSIDE]),
+        "source": st.sampled_from([ONE, ONE, ONE, "172.16.1.9", TWO, "10.0.0.1", OUTSIDE]),
+        "sealed": st.booleans(),
+        "length": st.sampled_from([None, None, None, None, 30, 60]),
+        "broken": st.sampled_from([False, False, False, True]),
+        "stranger": st.sampled_from([False, False, False, True]),
+        "port": st.sampled_from([2000, 2001, 8472]),
+    }
+)
+
+
+def made(what: dict[str, object], ports: tuple[int, int]) -> bytes:
+    source, target = str(what["source"]), str(what["target"])
+    data = random.Random(7).randbytes(int(str(what["size"])))
+    if what["protocol"] == "udp":
+        number, payload = 17, udp(source, target, ports, data, sealed=bool(what["sealed"]))
+    elif what["protocol"] == "tcp":
+        number, payload = 6, tcp(source, target, ports, int(str(what["flags"])), data)
+    else:
+        number, payload = 1, b"\x08\0\xf7\xff\0\0\0\0"
+    return ipv4(
+        source, target, payload, protocol=number, ttl=int(str(what["ttl"])), tos=int(str(what["tos"])),
+        fragment=int(str(what["fragment"])), options=what["options"], length=what["length"],  # type: ignore[arg-type]
+        broken=bool(what["broken"]),
+    )  # fmt: skip
+
+
+RULES = {
+    "none": "",
+    "drops a port": "tcp dport 2001 drop; udp dport 2000 drop",
+    "changes the mark of service": "ip dscp set cs3",
+    "changes the TTL": "ip ttl set 40",
+    "drops what is large": "meta length > 1000 drop",
+}
+
+
+@inside
+def test_any_packet_of_a_pod_has_the_same_fate_under_any_rules() -> None:
+    with twins() as pair:
+        ports = [1000]
+        present: set[tuple[Network, int]] = set()
+
+        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(
+            st.lists(st.tuples(packets, st.integers(1, 3)), min_size=1, max_size=6),
+            st.lists(
+                st.tuples(st.integers(0, 5), st.sampled_from(sorted(RULES)), st.sampled_from([1, 2])),
+                max_size=2,
+            ),
+            st.sampled_from(["udp", "tcp"]),
+        )
+        def same(
+            steps: list[tuple[dict[str, object], int]], changes: list[tuple[int, str, int]], kind: str
+        ) -> None:
+            ports[0] += 1
+            for network, number in [*present]:
+                rules(network, number, "none")
+            present.clear()
+            warm(pair, (ports[0], 2000 if kind == "udp" else 2001), kind)
+            for place, (what, times) in enumerate(steps):
+                for when, name, number in changes:
+                    if when == place:
+                        for network in pair:
+                            rules(network, number, name)
+                            present.add((network, number))
+                packet = made(what, (ports[0], int(str(what["port"]))))
+                for _ in range(times):
+                    both(pair, "from_pod", "one", packet, stranger=what["stranger"])
+
+        same()
+        fast = pair[1].counters(1)
+        assert fast["fast_out"] > 40, fast
+
+
+def rules(network: Network, number: int, name: str) -> None:
+    """A table of somebody else; the fast path hears of it as the agent does."""
+    chain = f"chain f {{ type filter hook forward priority 10; {RULES[name]}; }}"
+    text = f"add table inet other; delete table inet other; add table inet other {{ {chain}; }}"
+    network.run(f"h{number}", f"nft '{text}'")
+    network.void()
+
+
+outers = st.fixed_dictionaries(
+    {
+        "claims": st.sampled_from([1, 1, 1, 3, 66]),
+        "vni": st.sampled_from([host.VNI, host.VNI, host.VNI, 7]),
+        "flags": st.sampled_from([0x08000000, 0x08000000, 0x08000000, 0, 0x88000000, 0x08000001]),
+        "source_mac": st.sampled_from([1, 1, 1, 2, 3, 9]),
+        "target_mac": st.sampled_from([2, 2, 2, 1, 9]),
+        "port": st.sampled_from([8472, 8472, 8472, 4789]),
+        "outer_tos": st.sampled_from([0, 0, 0, 1, 2, 3]),
+        "outer_fragment": st.sampled_from([0, 0, 0x4000, 0x2000]),
+        "outer_ttl": st.sampled_from([64, 1]),
+        "short": st.sampled_from([0, 0, 0, 1, 30]),
+        "sealed": st.booleans(),
+        "target": st.sampled_from(["10.0.0.2", "10.0.0.2", "10.0.0.2", "172.16.2.0"]),
+    }
+)
+ENDS = [
+    *[(ONE, TWO)] * 4, (ONE, OTHER), (TWO, OTHER), ("172.16.3.2", TWO), (OUTSIDE, TWO), ("172.16.200.9", TWO),
+    (ONE, "172.16.2.0"),
+]  # fmt: skip
+
+
+@inside
+def test_whatever_arrives_on_the_underlay_has_the_same_fate() -> None:
+    with twins() as pair:
+        warm(pair, (1000, 2000))
+        warm(pair, (1001, 2001), "tcp")
+        before = pair[1].counters(2)["fast_in"]
+
+        @settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(outers, packets, st.sampled_from(ENDS))
+        def same(outer: dict[str, int], what: dict[str, object], ends: tuple[str, str]) -> None:
+            ports = (1000, 2000) if what["protocol"] == "udp" else (1001, 2001)
+            inner = made({**what, "source": ends[0], "target": ends[1]}, ports)
+            payload = vxlan(
+                inner[: len(inner) - outer["short"]],
+                source_mac=host.mac(outer["source_mac"]),
+                target_mac=host.mac(outer["target_mac"]),
+                vni=outer["vni"],
+                flags=outer["flags"],
+            )
+            source, target = f"10.0.0.{outer['claims']}", str(outer["target"])
+            datagram = udp(source, target, (40000, outer["port"]), payload, sealed=bool(outer["sealed"]))
+            tos, fragment, ttl = outer["outer_tos"], outer["outer_fragment"], outer["outer_ttl"]
+            packet = ipv4(source, target, datagram, tos=tos, fragment=fragment, ttl=ttl)
+            for _ in range(2):
+                both(pair, "from_underlay", 66, 2, packet)
+
+        same()
+        counters = pair[1].counters(2)
+        assert counters["wrong_source"] > 0
+        assert counters["fast_in"] > before, counters
+
+
+@inside
+def test_a_packet_translated_into_a_refused_flow_does_not_open_it() -> None:
+    """The stack drops a flow; another one is translated into its very addresses and ports and let through."""
+    with twins() as pair:
+        for network in pair:
+            network.run("h1", "nft 'table ip other { "
+                "chain p { type filter hook prerouting priority raw; udp dport 2001 notrack; }; "
+                "chain d { type filter hook prerouting priority -140; "
+                "udp dport 2002 udp dport set 2001 meta mark set 7; }; "
+                "chain f { type filter hook forward priority 10; "
+                "udp dport 2001 meta mark != 7 drop; }; }'")  # fmt: skip
+            network.void()
+        refused = ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2001), b"no", sealed=False))
+        allowed = ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2002), b"yes", sealed=False))
+        for _ in range(20):
+            assert not both(pair, "from_pod", "one", refused)
+            assert both(pair, "from_pod", "one", allowed)["two"][0][28:] == b"yes"
+
+
+@inside
+def test_a_pod_that_pretends_to_be_another_neither_passes_nor_disturbs() -> None:
+    with twins() as pair:
+        warm(pair, (1000, 2000))
+        fast = pair[1]
+        false = ipv4(TWO, ONE, udp(TWO, ONE, (2000, 1000), b"lie"))
+        for _ in range(5):
+            assert not both(pair, "from_pod", "other", false)
+        before = used(fast, 2, "fast_out")
+        assert both(pair, "from_pod", "two", ipv4(TWO, ONE, udp(TWO, ONE, (2000, 1000), b"truth")))
+        assert used(fast, 2, "fast_out") == before + 1

@@ -1,0 +1,253 @@
+"""The same small network twice, with and without the fast path, and packets sent into both byte by byte.
+
+A pod on host 1, two on host 2, a third host that is a member, too, and a stranger (10.0.0.66) on the same
+underlay. Everything runs on one CPU, so that a packet and its answers have arrived when the marker does that
+follows it through the slowest way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from nodeagent.fastpath.programs import Programs
+from tests.nodeagent import host
+from tests.nodeagent.sandbox import sh
+
+ETH_IP = 0x0800
+_ETH_ALL = 3
+_MARKER = b"marker of the twins"
+QUIET = "table ip quiet { chain out { type filter hook output priority 0; drop; }; }"
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def within(name: str) -> Iterator[None]:
+    """This thread in another network namespace."""
+    own = Path("/proc/thread-self/ns/net")
+    with own.open("rb") as here, Path(f"/run/netns/{name}").open("rb") as there:
+        assert _libc.setns(there.fileno(), _CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert _libc.setns(here.fileno(), _CLONE_NEWNET) == 0
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ipv4(
+    source: str,
+    target: str,
+    payload: bytes,
+    *,
+    protocol: int = 17,
+    ttl: int = 64,
+    tos: int = 0,
+    fragment: int = 0,
+    options: bytes = b"",
+    length: int | None = None,
+    broken: bool = False,
+) -> bytes:
+    """An IP packet; ``fragment`` is the field with its flags, ``length`` another total length than true."""
+    size = 20 + len(options)
+    total = size + len(payload) if length is None else length
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x40 | size // 4, tos, total, 7, fragment, ttl, protocol, 0,
+        socket.inet_aton(source), socket.inet_aton(target),
+    )  # fmt: skip
+    whole = head + options
+    sum_ = checksum(whole) ^ (0x1111 if broken else 0)
+    return whole[:10] + sum_.to_bytes(2, "big") + whole[12:] + payload
+
+
+def _sealed(source: str, target: str, protocol: int, segment: bytes, place: int) -> bytes:
+    pseudo = (
+        socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, protocol, len(segment))
+    )
+    found = checksum(pseudo + segment) or 0xFFFF
+    return segment[:place] + found.to_bytes(2, "big") + segment[place + 2 :]
+
+
+def udp(source: str, target: str, ports: tuple[int, int], data: bytes, *, sealed: bool = True) -> bytes:
+    """A UDP datagram; without a checksum if not ``sealed``."""
+    segment = struct.pack("!HHHH", *ports, 8 + len(data), 0) + data
+    return _sealed(source, target, 17, segment, 6) if sealed else segment
+
+
+def tcp(source: str, target: str, ports: tuple[int, int], flags: int, data: bytes, sequence: int = 1) -> bytes:
+    """A TCP segment."""
+    segment = struct.pack("!HHIIBBHHH", *ports, sequence, 1, 0x50, flags, 65535, 0, 0) + data
+    return _sealed(source, target, 6, segment, 16)
+
+
+def vxlan(
+    inner: bytes, *, source_mac: str, target_mac: str, vni: int = host.VNI, flags: int = 0x08000000
+) -> bytes:
+    """The payload of an outer UDP datagram."""
+    ethernet = _mac(target_mac) + _mac(source_mac) + ETH_IP.to_bytes(2, "big")
+    return struct.pack("!II", flags, vni << 8) + ethernet + inner
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _comparable(packet: bytes) -> bytes:
+    """A packet without what the kernel draws by lot: the identifier of its answers, and so the checksum."""
+    if packet[9] != socket.IPPROTO_ICMP:
+        return packet
+    return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
+
+
+class Network:
+    """One of the twins. Names of namespaces begin with ``name``."""
+
+    PODS: ClassVar[dict[str, tuple[int, str]]] = {
+        "one": (1, "172.16.1.2"),
+        "two": (2, "172.16.2.2"),
+        "other": (2, "172.16.2.3"),
+    }
+
+    def __init__(self, name: str, *, fast: bool) -> None:
+        self.name, self.fast = name, fast
+        self._markers = 20000
+        self.programs: dict[int, Programs] = {}
+        self._plugs: dict[str, socket.socket] = {}
+        self._macs: dict[str, tuple[bytes, bytes]] = {}
+        wire = f"{name}wire"
+        sh(f"ip netns add {wire} && ip -n {wire} link add w type bridge && ip -n {wire} link set w up")
+        for number in (1, 2, 3, 66):
+            here = self.host(number)
+            sh(f"""set -e; ip netns add {here}; ip -n {here} link set lo up
+                ip link add v{number} netns {wire} type veth peer name u netns {here}
+                ip -n {wire} link set v{number} master w up; ip -n {here} link set u up
+                ip -n {here} addr add 10.0.0.{number}/24 dev u
+                ip netns exec {here} sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0 \
+                    net.ipv4.icmp_msgs_per_sec=100000 net.ipv4.icmp_msgs_burst=100000""")
+        sh(f"ip -n {wire} link set v66 mtu 9000; ip -n {self.host(66)} link set u mtu 9000")
+        for pod, (number, address) in self.PODS.items():
+            here, there, gateway = self.host(number), name + pod, f"172.16.{number}.1"
+            mtu = 1600 if number == 1 else 1450  # one sends what is too large for the tunnel
+            sh(f"""set -e; ip netns add {there}; ip -n {there} link set lo up
+                ip link add {pod} netns {here} type veth peer name eth0 netns {there}
+                ip -n {here} link set {pod} mtu {mtu} up; ip -n {there} link set eth0 mtu {mtu} up
+                ip -n {here} addr add {gateway}/32 dev {pod}; ip -n {here} route add {address}/32 dev {pod}
+                ip -n {there} addr add {address}/32 dev eth0; ip -n {there} route add {gateway} dev eth0
+                ip -n {there} route add default via {gateway}
+                ip netns exec {there} nft '{QUIET}'
+                """)  # pods send nothing of their own: no resets, no "port unreachable"
+        for number in (1, 2, 3):
+            pods = {pod: pod for pod, (place, _) in self.PODS.items() if place == number}
+            with within(self.host(number)):
+                loaded = host.prepare(number, *({1, 2, 3} - {number}), fast=fast, pods=pods)
+            if loaded is not None:
+                self.programs[number] = loaded
+        for place, device in (
+            *((name + pod, "eth0") for pod in self.PODS),
+            (self.host(3), "u"),
+            (self.host(66), "u"),
+        ):
+            with within(place):
+                plug = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_ALL))
+                plug.bind((device, 0))
+                plug.setblocking(False)
+                self._plugs[place.removeprefix(name)] = plug
+        for pod, (number, _) in self.PODS.items():
+            own = sh(f"ip netns exec {name}{pod} cat /sys/class/net/eth0/address").strip()
+            gate = sh(f"ip netns exec {self.host(number)} cat /sys/class/net/{pod}/address").strip()
+            self._macs[pod] = _mac(own), _mac(gate)
+            address = f"172.16.{number}.1"
+            sh(f"ip -n {name}{pod} neigh replace {address} lladdr {gate} dev eth0 nud permanent")
+            there = self.PODS[pod][1]
+            sh(f"ip -n {self.host(number)} neigh replace {there} lladdr {own} dev {pod} nud permanent")
+        self._underlay = {
+            number: _mac(sh(f"ip netns exec {self.host(number)} cat /sys/class/net/u/address").strip())
+            for number in (1, 2, 3, 66)
+        }
+        for here in (1, 2, 3, 66):
+            for there in {1, 2, 3, 66} - {here}:
+                sh(f"ip -n {self.host(here)} neigh replace 10.0.0.{there} lladdr "
+                   f"{self._underlay[there].hex(':')} dev u nud permanent")  # fmt: skip
+
+    def host(self, number: int) -> str:
+        """The namespace of a host."""
+        return f"{self.name}h{number}"
+
+    def run(self, place: str, command: str) -> str:
+        """A shell line in one of its namespaces."""
+        return sh(f"ip netns exec {self.name}{place} {command}")
+
+    def void(self) -> None:
+        """What the agent does when it hears of a change."""
+        for number, loaded in self.programs.items():
+            words = struct.unpack_from("=III", loaded.told())
+            loaded.tell(host.record(number, words[1], words[2], generation=words[0] + 1))
+
+    def counters(self, number: int) -> dict[str, int]:
+        """The counters of a host's programs."""
+        return self.programs[number].counters()
+
+    def from_pod(self, pod: str, packet: bytes, *, stranger: bool = False) -> dict[str, list[bytes]]:
+        """A pod sends that; what arrives where. ``stranger``: to a MAC that is not the host's."""
+        own, gate = self._macs[pod]
+        target = bytes.fromhex("020000000009") if stranger else gate
+        return self._send(pod, target + own + ETH_IP.to_bytes(2, "big") + packet)
+
+    def from_underlay(self, sender: int, target: int, packet: bytes) -> dict[str, list[bytes]]:
+        """A host's link carries that to another host; what arrives where."""
+        head = self._underlay[target] + self._underlay[sender] + ETH_IP.to_bytes(2, "big")
+        return self._send(f"h{sender}", head + packet)
+
+    def _send(self, place: str, frame: bytes) -> dict[str, list[bytes]]:
+        self._drain()
+        self._plugs[place].send(frame)
+        return self._drain(marked=True)
+
+    def _drain(self, *, marked: bool = False) -> dict[str, list[bytes]]:
+        """What has arrived in the pods, without Ethernet header; behind a marker, all that was under way."""
+        if marked:
+            self._markers = self._markers + 1 if self._markers < 60000 else 20000
+            own, gate = self._macs["one"]
+            source, target = self.PODS["one"][1], self.PODS["two"][1]
+            packet = ipv4(source, target, udp(source, target, (self._markers, 9), _MARKER))
+            self._plugs["one"].send(gate + own + ETH_IP.to_bytes(2, "big") + packet)
+        found: dict[str, list[bytes]] = {}
+        deadline = time.monotonic() + 5
+        while marked is not None:
+            for place, plug in self._plugs.items():
+                while True:
+                    try:
+                        frame, about = plug.recvfrom(1 << 17)
+                    except BlockingIOError:
+                        break
+                    if about[2] == socket.PACKET_OUTGOING or about[1] != ETH_IP:
+                        continue
+                    if _MARKER in frame:
+                        marked = False
+                    elif place in self.PODS:
+                        found.setdefault(place, []).append(_comparable(frame[14:]))
+            if not marked:
+                return found
+            assert time.monotonic() < deadline, f"no marker came through {self.name}"
+        return found
+
+
+@contextlib.contextmanager
+def twins() -> Iterator[tuple[Network, Network]]:
+    """Without and with the fast path; the namespaces end with the sandbox."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    yield Network("s", fast=False), Network("f", fast=True)
