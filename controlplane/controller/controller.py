@@ -399,7 +399,7 @@ class _Duties:
             self._committer.end_term()
         else:
             self._committer.end_term()
-            await self._endpoint.close(decide=False)
+            await self._endpoint.close(decide=False, timeout_s=0.5)
 
 
 class _CommandTable:

@@ -121,7 +121,7 @@ class Ledger:
 
     def _free(self, sequence: int, cidr: str) -> None:
         owner = self._owner(sequence, cidr)
-        if self.live.get(owner.node) == owner.uid:
+        if self.live.get(owner.node) == owner.uid and not owner.draining:  # it may have left and come back
             raise VerificationFailed(
                 "invariant_violated",
                 f"event {sequence} frees {cidr} while its owner {owner.node} lives",

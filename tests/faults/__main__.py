@@ -3,8 +3,9 @@
 Real churn from the recorded files goes to real controllers on real servers, real agents write it into the
 kernels of their machines, and everything is killed, paused, cut off or left without a disk by a schedule
 that the seed alone makes. At the end the log is replayed and held against every answer that the clients
-got, and every kernel against the log. Exit code 0 when every promise was kept; what was not, the schedule
-and the seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
+got, and every kernel against the log; what clients that contend for the same members were told has to be
+linearizable, and one command id has one outcome. Exit code 0 when every promise was kept; what was not, the
+schedule and the seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from events.jetstream.status_stream import StatusReader
 from tests.faults.checker import Verdict, examine
 from tests.faults.kernels import Recorder, differing, unattested
 from tests.faults.load import Clients, shares
+from tests.faults.probes import LANES, Probes
 from tests.faults.schedule import Fault, schedule
 from tests.faults.site import CLUSTER, Site, build, stop
 
@@ -51,6 +53,13 @@ HANGS_S = 150.0
 
 BROKEN = (AssertionError, TimeoutError, Unavailable)
 """What a promise that was not kept looks like; anything else is a defect of this program."""
+
+
+def leaves(error: BaseException | None) -> list[BaseException]:
+    """The errors that a group of groups comes from."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error] if error is not None else []
 
 
 def _named(error: BaseException) -> str:
@@ -81,7 +90,7 @@ async def live(seed: int, duration_s: float, servers: int, directory: RunDirecto
         mine, defects = group.split(BROKEN)
         if defects is not None:
             raise
-        found["wrong"] += [_named(error) for error in (mine.exceptions if mine is not None else ())]
+        found["wrong"] += [_named(error) for error in leaves(mine)]
     finally:
         found["happened"] = made.events
         found["wrong"] += made.wrong
@@ -107,19 +116,27 @@ async def _run(
     await recorder.start()
     fleet = Fleet(client, LiveReader(client, CLUSTER, check_s=1.0), {})
     lanes = [ControllerClient(client, CLUSTER, actor=f"lane-{number}") for number in range(6)]
+    probes = Probes(seed, fleet)
     async with beside(fleet.run(0), "fleet"), beside(made.watch(client), "watch"):
         ends = loop.time() + duration_s
         suffering = asyncio.create_task(made.suffer(faults), name="faults")
         async with asyncio.TaskGroup() as group:
             group.create_task(_through(suffering))
+            for number in range(LANES):
+                group.create_task(
+                    probes.lane(number, operator, lambda: loop.time() >= ends and suffering.done())
+                )
             for lane, work in enumerate(shares(seed)):
                 group.create_task(
                     clients.lane(
                         lanes[lane], fleet, work, lane, lambda: loop.time() >= ends and suffering.done()
                     )
                 )
+        await probes.leave(operator)
         verdict = await _settled(made, event_log, reader, clients)
     await recorder.stop()
+    found["operations"] = len(probes.history)
+    found["wrong"] += await probes.judge(event_log)
     found["events"] = verdict.head.sequence
     found["wrong"] += [*verdict.wrong, *recorder.taken_away(verdict.state)]
     found["wrong"] += await differing(machines, verdict.state)
@@ -175,7 +192,8 @@ def told(found: dict[str, Any]) -> str:
     """What a person needs to know of a run."""
     begin = (
         f"seed {found['seed']}: {found.get('events', 0):,} events, {found['acknowledged']:,} commands "
-        f"acknowledged (the slowest after {found['slowest_s']:.1f} s), {found['unknown']} without an answer"
+        f"acknowledged (the slowest after {found['slowest_s']:.1f} s), {found['unknown']} without an answer, "
+        f"{found.get('operations', 0):,} operations in a history that has to be linearizable"
     )
     lines = [begin, *found["happened"]]
     if not found["wrong"]:

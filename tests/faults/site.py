@@ -95,8 +95,10 @@ class Site:
             for part in self.parts:
                 if not part.hurt and not part.daemon.running:
                     code = part.daemon.process.returncode if part.daemon.process else None
-                    if code != EXIT_UNREACHABLE:
-                        self.wrong.append(f"{part.name} ended by itself ({code}): {part.daemon.log_tail(5)}")
+                    tail = part.daemon.log_tail(5)
+                    # A server that was started on a full disk says so and ends; it is started again.
+                    if code != EXIT_UNREACHABLE and "no space left on device" not in str(tail):
+                        self.wrong.append(f"{part.name} ended by itself ({code}): {tail}")
                     await part.daemon.start()
             await asyncio.sleep(WATCH_S)
 

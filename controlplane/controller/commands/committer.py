@@ -20,6 +20,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from controlplane.controller.clocks import LogClock
@@ -142,8 +143,9 @@ class Committer:
         if self._outcomes is not None:
             self._replica.dedup.keep_unwritten(await self._outcomes.begin())
         if self._replica.halted is None:
-            last = await self._log.vouched_end(timeout_s=self._limits.catch_up_s)
-            await self._replica.reached(last, timeout_s=self._limits.catch_up_s)
+            with suppress(VerificationFailed):  # it halts just now, and every command will be told so
+                last = await self._log.vouched_end(timeout_s=self._limits.catch_up_s)
+                await self._replica.reached(last, timeout_s=self._limits.catch_up_s)
         if term.ended:
             raise Succeeded
         self._appender.unsure = True

@@ -161,11 +161,14 @@ class BusOutcomes:
         self._timeout_s = timeout_s
         self._last = 0
         self._read = 0
+        self._ensured = False
 
     async def begin(self) -> Sequence[Outcome]:
-        await ensure_stream(
-            self._client, self._settings, replicas=self._replicas, prefix=self._prefix, timeout_s=5.0
-        )
+        if not self._ensured:
+            await ensure_stream(
+                self._client, self._settings, replicas=self._replicas, prefix=self._prefix, timeout_s=5.0
+            )
+            self._ensured = True
         for _ in range(_TRIES):
             try:
                 info = await call(
@@ -175,6 +178,7 @@ class BusOutcomes:
             except Succeeded:
                 continue
             except ApiError as error:
+                self._ensured = False
                 raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
             return await self._known()
         raise Unavailable("log_unavailable", f"stream {self._stream}: another controller begins a term, too")
