@@ -4,7 +4,7 @@ Decoding has two steps: the ``ce-type`` header names the type, then that type's 
 body. A type that this program does not know (a newer release wrote it) comes back as
 :class:`UnknownEvent`, and what to do about it is the reader's explicit decision.
 
-Old versions are lifted to the newest by :mod:`events.upcasters` at decoding; stored bytes never change.
+Old versions are lifted to the newest by :mod:`events.types.upcasters` at decoding; stored bytes never change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from events.envelope import Envelope, from_headers, to_headers
 from events.errors import VerificationFailed
 from events.ids import event_id
 from events.types import EVENT_TYPES, Event
-from events.upcasters import UPCASTERS
+from events.types.upcasters import UPCASTERS
 
 
 class StoredMessage(NamedTuple):

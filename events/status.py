@@ -7,14 +7,27 @@ sequence (the drain watermark is the lowest of the live agents) and the kernel's
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+
+from events.errors import BadRequest
+from events.printable import printable
 
 DRIFT_SHOWN = 10
 SILENT_INTERVALS = 3.0
 """An agent counts as silent after this many of its own intervals without a word: what it said is what was."""
+
+SEQUENCE_MAX = 2**63 - 1
+INTERVAL_MAX_S = 86_400.0
+YEARS = (1970, 9000)
+"""Moments that can be moved to any time zone."""
+TEXT_MAX, TEXTS_MAX = 400, 20
+"""Longest text of a report in characters, and most texts of one kind: what is beyond is cut."""
+_NAMES = {"node": 253, "uid": 128}
+"""Names are refused when they are too long or unprintable, not cut: a cut name is another name."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,3 +61,55 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Seconds before ``sent_at`` at which a packet last passed; −1: not since the agent started."""
     gateway_hindrance: str = ""
     """Why it is not, in words."""
+    epoch: int = 0
+    """The epoch of the range that this agent holds; 0 when it holds none, or from agents before 0.3."""
+
+
+def checked(status: AgentStatus) -> AgentStatus:
+    """The report with every text printable and cut to its bound, whoever sent it.
+
+    Raises BadRequest(bad_request) for a number outside its domain or a name that cannot be one. What a field
+    added later may hold is bounded by its type.
+    """
+    changes: dict[str, Any] = {}
+    for field in status.__struct_fields__:
+        value = getattr(status, field)
+        fit: Any
+        if isinstance(value, str):
+            fit = _name(field, value) if field in _NAMES else printable(value, TEXT_MAX)
+        elif isinstance(value, tuple):
+            fit = tuple(printable(text, TEXT_MAX) for text in value[:TEXTS_MAX])
+        else:
+            _number(field, value)
+            continue
+        if fit != value:
+            changes[field] = fit
+    if status.sent_at.tzinfo is None or not YEARS[0] <= status.sent_at.year <= YEARS[1]:
+        raise BadRequest("bad_request", f"sent_at is {status.sent_at.isoformat()}", field="sent_at")
+    _bounds("interval_s", status.interval_s, 0.01, INTERVAL_MAX_S)
+    for field in ("applied", "peers"):
+        _bounds(field, getattr(status, field), 0, SEQUENCE_MAX)
+    return msgspec.structs.replace(status, **changes) if changes else status
+
+
+def _name(field: str, value: str) -> str:
+    if not 0 < len(value) <= _NAMES[field] or not value.isprintable():
+        raise BadRequest(
+            "bad_request",
+            f"{field} is 1 to {_NAMES[field]} printable characters, not {printable(value, 40)!r}",
+            field=field,
+        )
+    return value
+
+
+def _number(field: str, value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest("bad_request", f"{field} is {value}", field=field)
+    if isinstance(value, int | float):
+        _bounds(field, value, -SEQUENCE_MAX, SEQUENCE_MAX)
+
+
+def _bounds(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        shown = f"{value:g}" if abs(value) < 1e300 else "beyond all bounds"  # an int of 400 digits is no float
+        raise BadRequest("bad_request", f"{field} is {shown}; the bounds are {low:g} … {high:g}", field=field)

@@ -140,6 +140,7 @@ class StatusReporter:
             gateway_hindrance=not_ready,
             path=self._path.standing,
             passed_age_s=round(self._path.confirmed_age_s(), 1),
+            epoch=self._view.own.epoch if self._view.own else 0,
         )
 
     def status(self) -> LocalStatus:

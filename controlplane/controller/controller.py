@@ -27,12 +27,14 @@ from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.gateway_reports import WithGateways
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.report_door import ReportDoor
 from controlplane.controller.agents.reporting import WithMembers
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
 from controlplane.controller.commands.batch import Limits
+from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
@@ -123,6 +125,10 @@ class Controller:
         self.replica = replica
         self.changes: Changes = replica.changes
         self.liveness = Liveness(clocks=ClockCheck(last_event=lambda: replica.last_time))
+        self.budgets = NodeBudgets(lambda: replica.state)
+        self.reports = ReportDoor(self.liveness, lambda: replica.state, exceeded=self.budgets.exceeded)
+        self.liveness.exceeded = self.budgets.exceeded
+        self.liveness.warnings = lambda: (*self.reports.conditions(), *self.budgets.conditions())
         self.observer = observer
         self._lock = lock
         self._conditions = conditions
@@ -151,7 +157,9 @@ class Controller:
             limits=options.limits,
         )
         self._barrier = ReadBarrier(event_log, replica)
-        self.endpoint = Endpoint(client, cluster, self.committer, self._ask, instance=self.name)
+        self.endpoint = Endpoint(
+            client, cluster, self.committer, self._ask, instance=self.name, budgets=self.budgets
+        )
         duties = _Duties(self.endpoint, self.committer)
         self.leadership = Leadership(
             BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
@@ -293,6 +301,7 @@ class Controller:
             "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
             "statuses": self._watch_statuses(),
             "clocks": self._compare_clocks(),
+            "late reports": self.reports.follow(self.changes),
             "status stream": self._status_keeper.run(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),
@@ -343,7 +352,7 @@ class Controller:
                 await self._barrier.passed()
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
-        own += [*self.liveness.clocks.conditions(), *self._conditions()]
+        own += [*self.liveness.clocks.conditions(), *self.liveness.warnings(), *self._conditions()]
         return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)
 
     def _about(self) -> dict[str, Any]:
@@ -355,9 +364,10 @@ class Controller:
         """Take the agents' reports, first the last one of each, then as they come."""
         while True:
             try:
-                async for reports in StatusReader(self.client, self.options.cluster).follow():
+                reader = StatusReader(self.client, self.options.cluster, on_refused=self.reports.malformed)
+                async for reports in reader.follow():
                     for status, _, age_s in reports:
-                        self.liveness.observe(status, age_s=age_s, state=self.replica.state)
+                        self.reports.take(status, age_s=age_s)
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
                 await asyncio.sleep(1.0)

@@ -26,7 +26,7 @@ from typing import Literal
 import msgspec
 
 from events import subjects
-from events.protocol.commands import COMMANDS
+from events.protocol.commands import COMMANDS, UseToken
 
 Role = Literal["node", "operator", "audit", "controller", "site", "issuer", "system"]
 Kind = Literal["service", "stream"]
@@ -168,7 +168,7 @@ def operator(cluster: str, name: str) -> Tenant:
     subjects.check_label(cluster, "cluster")
     subjects.check_label(name, "operator name")
     control = (
-        Share(f"isthmus.{cluster}.command.>"),
+        Share(f"isthmus.{cluster}.command.*"),  # not a node's own subjects: nobody else speaks in its name
         Share(f"isthmus.{cluster}.query.>"),
         Share(subjects.spans(cluster, role="cli")),
         *_reports(cluster),
@@ -177,7 +177,9 @@ def operator(cluster: str, name: str) -> Tenant:
     return Tenant(
         name=f"{cluster}/operator/{name}",
         control=control,
-        permissions=_allow(control),
+        permissions=msgspec.structs.replace(
+            _allow(control), never_publish=(subjects.command(cluster, UseToken.name),)
+        ),
         limits=Limits(connections=PERSON_CONNECTION_LIMIT, subscriptions=1024, payload_bytes=-1),
     )
 

@@ -99,8 +99,10 @@ class ControllerClient:
     async def _deliver(
         self, command: Command, head: dict[str, str], timeout_s: float, try_timeout_s: float
     ) -> CommandReply:
-        if command.node_scoped:
-            subject = subjects.node_command(self.cluster, command.node, command.name)  # type: ignore[attr-defined]
+        # A node's own subject is for the node: what an operator asks for it is recorded as the operator's.
+        node = getattr(command, "node", "") if command.node_scoped else ""
+        if node and self.actor == f"node/{node}":
+            subject = subjects.node_command(self.cluster, node, command.name)
         else:
             subject = subjects.command(self.cluster, command.name)
         body = _encode(command)

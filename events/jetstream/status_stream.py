@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -20,16 +20,19 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.retry import raise_if_cancelled
-from events.errors import Unavailable
+from events.errors import BadRequest, Unavailable
 from events.jetstream.api import DEFAULT_PREFIX
 from events.jetstream.bus_time import bus_time
 from events.jetstream.direct import DirectReader
-from events.status import AgentStatus
+from events.printable import printable
+from events.status import AgentStatus, checked
 
 log = logging.getLogger("isthmus.status")
 
 BACKLOG_MAX = 20_000
 """Nodes whose unread status is held at most; of each node only the newest."""
+
+BODY_LIMIT_BYTES = 64 * 1024
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(AgentStatus).decode
@@ -61,11 +64,23 @@ async def publish(client: Client, cluster: str, status: AgentStatus) -> bool:
 
 
 class StatusReader:
-    """The last status of each node, and what follows. Unreadable ones are logged and skipped."""
+    """The last status of each node, and what follows. Unreadable ones are skipped, and said to ``on_refused``.
 
-    def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
+    ``on_refused`` is called with the node that the subject names and why; it returns at once.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        on_refused: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._client = client
         self._cluster = cluster
+        self._subject_prefix = subjects.status_wildcard(cluster).removesuffix("*")
+        self._on_refused = on_refused or _logged
         self._direct = DirectReader(client, subjects.status_stream(cluster), prefix=prefix)
 
     async def all(self) -> list[Reported]:
@@ -91,14 +106,13 @@ class StatusReader:
         Goes on over reconnections. Raises Unavailable when the connection is closed for good, or the stream
         cannot be read at the start. Cancelled, its subscription is taken back.
         """
-        waiting: dict[str, Reported] = {}
+        waiting: dict[str, bytes] = {}  # subject → the last there, undecoded: a flood is cheap
         arrived = asyncio.Event()
 
         async def on_message(message: Msg) -> None:
-            reported = self._read(message.subject, message.data, 0)
-            if reported is None or (len(waiting) >= BACKLOG_MAX and reported.status.node not in waiting):
+            if len(waiting) >= BACKLOG_MAX and message.subject not in waiting:
                 return
-            waiting[reported.status.node] = reported
+            waiting[message.subject] = message.data
             arrived.set()
 
         try:
@@ -113,8 +127,13 @@ class StatusReader:
                 raise_if_cancelled()
                 arrived.clear()
                 if waiting:
-                    batch, waiting = list(waiting.values()), {}
-                    yield batch
+                    taken, waiting = waiting, {}
+                    read = (self._read(subject, body, 0) for subject, body in taken.items())
+                    batch = [reported for reported in read if reported is not None]
+                    if batch:
+                        yield batch
+                    else:
+                        await asyncio.sleep(0)
                     continue
                 if self._client.is_closed:
                     raise Unavailable("bus_unreachable", "the connection to the bus was closed")
@@ -126,13 +145,21 @@ class StatusReader:
                 await subscription.unsubscribe()
 
     def _read(self, subject: str, body: bytes, arrived_ns: int) -> Reported | None:
-        try:
-            status = _decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("%s: unreadable status: %s", subject, error)
+        node = subjects.node_from_token(subject.removeprefix(self._subject_prefix))
+        if len(body) > BODY_LIMIT_BYTES:
+            self._on_refused(node, f"its report has {len(body):,} bytes, the limit is {BODY_LIMIT_BYTES:,}")
             return None
-        if subjects.status(self._cluster, status.node) != subject:
+        try:
+            status = checked(_decode(body))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadRequest) as error:
+            self._on_refused(node, f"its report is unreadable: {printable(str(error), 200)}")
+            return None
+        if status.node != node:
             # A node's credentials let it write its own subject only; what it writes there is its word.
-            log.warning("%s: reports for node %r; ignored", subject, status.node)
+            self._on_refused(node, f"it reports for node {status.node!r}")
             return None
         return Reported(status, arrived_ns)
+
+
+def _logged(node: str, why: str) -> None:
+    log.warning("node %s: %s; ignored", node, why)

@@ -53,6 +53,10 @@ CONDITIONS: dict[str, str] = {
     "agents'; the message has the numbers. Meanwhile silent nodes are not removed; if it is the bus server's, "
     "no quarantine ends.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
+    "identity_mismatch": "Reports arrive on a node's subject with another uid than that member's: they count "
+    "for nobody. Two machines use one name or one set of credentials, or somebody forges reports.",
+    "report_refused": "Reports were unreadable, or say what cannot be: they count for nobody.",
+    "node_over_budget": "A node asks, writes or reports more than any node needs; what is beyond is refused.",
 }
 """Condition code → what it means; the documentation's table is generated from it."""
 

@@ -6,8 +6,8 @@ before it decodes anything.
 
 Rules for change: a new field gets a default; a field never changes its type or meaning, and a ``Literal``
 takes no further value, since an earlier release refuses the whole event for it; anything else is a new
-version of the type and an upcaster in :mod:`events.upcasters`. Nothing is ever removed. The tests hold the
-types against the schemas of earlier releases (``tests/replay/released``).
+version of the type and an upcaster in :mod:`events.types.upcasters`. Nothing is ever removed. The tests hold
+the types against the schemas of earlier releases (``tests/replay/released``).
 
 Addresses and networks are text (``10.3.7.0/26``), so that a person can read the log; ``index`` is
 the position of a range in the pool, counted over all container CIDRs in the order of their

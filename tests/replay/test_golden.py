@@ -21,7 +21,7 @@ from events.chain import genesis
 from events.codec import Cause, StoredMessage, decode_event, seal
 from events.errors import VerificationFailed
 from events.types import EVENT_TYPES, ClbHolderWithdrawn, Event, NodeJoined
-from events.upcasters import UPCASTERS
+from events.types.upcasters import UPCASTERS
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter

@@ -9,110 +9,31 @@ import asyncio
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from nats.aio.client import Client
 
-from controlplane.controller.controller import Controller, ControllerOptions
 from deploy.credentials.authority import DAY_S
 from deploy.credentials.certificates import issue_server
-from deploy.credentials.issuer import Issuer
-from deploy.credentials.prepare import SecureSite, prepare
-from deploy.credentials.push import push_accounts
+from deploy.credentials.prepare import prepare
 from deploy.credentials.servers import jwt_block, limits_block, plain_block, tls_block
 from deploy.credentials.tokens import make_token
 from events import subjects
 from events.bus.access import creds
-from events.bus.access.enrolment import EnrolReply, JoinToken, keep_fresh, read_token, redeem, renew, request
+from events.bus.access.enrolment import EnrolReply, keep_fresh, read_token, redeem, renew, request
 from events.bus.access.nkeys import generate
 from events.bus.client import ControllerClient
-from events.bus.connection import BusOptions, connect
+from events.bus.connection import connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.errors import Refused
-from events.jetstream.live import LiveReader
-from events.protocol.commands import SCHEMA, DefineCluster, JoinNode
-from tests.security.conftest import CLUSTER
+from events.protocol.commands import SCHEMA, JoinNode
+from tests.security.conftest import CLUSTER, Place
 from tests.waiting import until
 
 pytestmark = pytest.mark.bus
-
-
-class Place:
-    """A secured bus with a leading controller and an issuer."""
-
-    def __init__(self, files: SecureSite, server: EmbeddedServer, stack: AsyncExitStack) -> None:
-        self.files = files
-        self.server = server
-        self.stack = stack
-        self.authority = files.authority
-
-    def options(self, credentials: Path) -> BusOptions:
-        return self.files.options(credentials, self.server.url)
-
-    async def open(self, credentials: Path) -> Client:
-        client = await connect(self.options(credentials), name="test")
-        self.stack.push_async_callback(client.close)
-        return client
-
-    async def operator(self) -> ControllerClient:
-        return ControllerClient(await self.open(self.files.operator), CLUSTER, actor="ops")
-
-    async def push(self, *accounts: str) -> None:
-        await push_accounts(self.options(self.files.system), self.authority.store, accounts)
-
-    async def token(self, node: str, minutes: float = 5) -> JoinToken:
-        principal = self.authority.add("node", CLUSTER, node)
-        await self.push(principal.account)
-        return make_token(
-            self.authority,
-            CLUSTER,
-            node,
-            servers=self.options(Path()).servers,
-            ca=self.files.ca,
-            minutes=minutes,
-        )
-
-    async def log(self) -> list[tuple[str, dict[str, Any]]]:
-        """Types and bodies of all events, read with the auditor's credentials."""
-        client = await self.open(self.files.audit)
-        reader = LiveReader(client, CLUSTER, prefix=self.options(self.files.audit).api_prefix)
-        found = []
-        async for batch in reader.read():
-            found += [(m.headers["ce-type"], msgspec.json.decode(m.body)) for m in batch.messages]
-        return found
-
-
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    files = prepare(tmp_path / "authority", cluster=CLUSTER, nodes=["old-1", "old-2"], hosts=["127.0.0.1"])
-    async with AsyncExitStack() as stack:
-        options = ServerOptions(store_dir=tmp_path / "bus", extra=files.server_extra)
-        server = await stack.enter_async_context(EmbeddedServer(options))
-        bus = files.options(files.controllers[0], server.url)
-        controller = await Controller.start(
-            ControllerOptions(cluster=CLUSTER, data=tmp_path / "data", bus=bus, name="one")
-        )
-        running = asyncio.create_task(controller.run())
-
-        async def stop() -> None:
-            await controller.stop()
-            await running
-
-        stack.push_async_callback(stop)
-        await controller.ready(leading=True)
-        here = Place(files, server, stack)
-        issuer = Issuer(await here.open(files.issuer), files.authority.store)
-        await issuer.start()
-        operator = await here.operator()
-        await operator.send(DefineCluster(container_cidr="10.200.0.0/16"))
-        yield here
 
 
 def joining(node: str, number: int = 1) -> JoinNode:

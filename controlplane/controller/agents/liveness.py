@@ -9,7 +9,7 @@ become facts only through decisions (:class:`controlplane.cluster.decision.MarkL
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -19,6 +19,7 @@ from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
 from controlplane.controller.clocks import ClockCheck, Watch
+from events.protocol.queries import Condition
 from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
 
@@ -52,6 +53,10 @@ class Liveness:
         """Judges what the reports say about the kernels."""
         self.moved = asyncio.Event()
         """Set when an applied sequence has grown; whoever waits clears it."""
+        self.warnings: Callable[[], Sequence[Condition]] = tuple
+        """What is wrong with the reports that were not taken."""
+        self.exceeded: Callable[[str, str], None] = lambda _node, _what: None
+        """Called with a node and what it did too much of."""
         self.listeners: list[Callable[[AgentStatus], None]] = []
         """Called with each report that was taken; each returns at once."""
 

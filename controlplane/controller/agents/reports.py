@@ -93,7 +93,7 @@ class LiveReports:
 
     @property
     def further(self) -> Sequence[Condition]:
-        return tuple(self._liveness.clocks.conditions())
+        return (*self._liveness.clocks.conditions(), *self._liveness.warnings())
 
     def state_of(self, uid: str) -> str:
         status = self._liveness.statuses.get(uid)

@@ -25,15 +25,16 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from controlplane.controller.commands.batch import not_in_office
+from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.discovery import Discovery
 from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.replies import encode_error, encode_reply
-from controlplane.controller.commands.requests import parse
+from controlplane.controller.commands.requests import Request, parse
 from events import subjects
 from events.bus.nats_fastpath import Outgoing, inline, publish_all
 from events.errors import IsthmusError, Unavailable
-from events.protocol.commands import CommandReply
+from events.protocol.commands import Command, CommandReply
 
 log = logging.getLogger("isthmus.controller")
 
@@ -49,12 +50,20 @@ class Endpoint:
     """Takes requests off the bus for one committer, while it is open."""
 
     def __init__(
-        self, client: Client, cluster: str, committer: Committer, query: Query, *, instance: str
+        self,
+        client: Client,
+        cluster: str,
+        committer: Committer,
+        query: Query,
+        *,
+        instance: str,
+        budgets: NodeBudgets | None = None,
     ) -> None:
         self._nats = client
         self._cluster = cluster
         self._committer = committer
         self._query = query
+        self._budgets = budgets
         self._discovery = Discovery(client, cluster, instance=instance)
         self._subscriptions: list[Subscription] = []
         self._opening = 0
@@ -130,6 +139,8 @@ class Endpoint:
             if opening != self._opening:
                 raise not_in_office()  # noqa: TRY301  answered like every other error
             request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
+            if request.node and self._budgets is not None:
+                answer = self._counted(request, answer)
             self._committer.offer(request, answer)
         except IsthmusError as error:
             answer(error)
@@ -151,6 +162,20 @@ class Endpoint:
             body, headers = encode_error(defect, now=datetime.now(UTC))
         self._discovery.count("query")
         self._send(message.reply, body, headers)
+
+    def _counted(self, request: Request, answer: Answer) -> Answer:
+        """Spend the node's budget; some of it comes back if nothing is written. Raises Overloaded."""
+        budgets, node = self._budgets, request.node
+        assert budgets is not None and isinstance(request.command, Command)  # noqa: S101, PT018  the caller's check
+        kind = budgets.spend(node, request.command)
+        if not kind:
+            return answer
+
+        def settled(outcome: CommandReply | IsthmusError) -> None:
+            budgets.settle(node, kind, outcome)
+            answer(outcome)
+
+        return settled
 
     def _answerer(self, reply: str) -> Answer:
         def answer(outcome: CommandReply | IsthmusError) -> None:

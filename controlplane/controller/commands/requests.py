@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from controlplane.cluster.decision import Tick
+from controlplane.controller.commands.budgets import BODY_LIMIT_BYTES as NODE_BODY_LIMIT_BYTES
 from events import subjects
 from events.errors import BadRequest, Refused
 from events.ids import new_id
+from events.printable import printable
 from events.protocol.commands import (
     ACTOR,
     COMMAND_ID,
@@ -25,6 +27,8 @@ from events.protocol.commands import (
     SCHEMA,
     SCHEMA_VERSION,
     Command,
+    UseToken,
+    token_command_id,
 )
 
 _DECODERS: dict[str, Callable[[bytes], Command]] = {
@@ -34,6 +38,9 @@ _NODE_SCOPED = {cls.name for cls in COMMANDS if cls.node_scoped}
 _COMMAND_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ACTOR_LIMIT = 256
+NODE_IDS = "node/"
+_RESERVED = (NODE_IDS, token_command_id(""), "tick-", "park-")
+_NOT_AN_OPERATOR = re.compile(r"(?i)(^|\bvia\s+)\s*(node|controller)/")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -46,6 +53,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     command_id: str
     actor: str
     received_s: float
+    node: str = ""
+    """Whose subject it came on; empty for an operator's."""
     dry_run: bool = False
     correlation_id: str = ""
     causation_id: str = ""
@@ -78,19 +87,20 @@ def parse(
             stated=stated[:16],
             supported=[SCHEMA_VERSION],
         )
-    if len(body) > PAYLOAD_LIMIT_BYTES:
+    limit = PAYLOAD_LIMIT_BYTES if node is None else NODE_BODY_LIMIT_BYTES
+    if len(body) > limit:
         raise BadRequest(
             "payload_too_large",
-            f"the request has {len(body):,} bytes; at most {PAYLOAD_LIMIT_BYTES:,} are accepted",
+            f"the request has {len(body):,} bytes; at most {limit:,} are accepted",
             size=len(body),
-            limit=PAYLOAD_LIMIT_BYTES,
+            limit=limit,
         )
     try:
         command = decoder(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("bad_request", f"{name}: {error}", command=name) from error
     if node is not None and subjects.token(command.node) != node:  # type: ignore[attr-defined]
-        stated_node = command.node  # type: ignore[attr-defined]
+        stated_node = printable(command.node, 253)  # type: ignore[attr-defined]
         raise Refused(
             "forbidden",
             f"a request on the subject of node {subjects.node_from_token(node)!r} names node {stated_node!r}: "
@@ -100,14 +110,15 @@ def parse(
         )
     return Request(
         command=command,
-        command_id=_command_id(headers),
+        command_id=_command_id(headers, node, command),
         actor=_actor(headers, node),
         received_s=received_s,
+        node=subjects.node_from_token(node) if node is not None else "",
         dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
-        correlation_id=headers.get("ce-correlationid", "")[:128],
-        causation_id=headers.get("ce-causationid", "")[:128],
+        correlation_id=printable(headers.get("ce-correlationid", ""), 128),
+        causation_id=printable(headers.get("ce-causationid", ""), 128),
         traceparent=_traceparent(headers),
-        tracestate=headers.get("tracestate", "")[:512],
+        tracestate=printable(headers.get("tracestate", ""), 512),
     )
 
 
@@ -136,7 +147,27 @@ def _address(cluster: str, subject: str) -> tuple[str, str | None]:
     return tokens[3], None
 
 
-def _command_id(headers: Mapping[str, str]) -> str:
+def _command_id(headers: Mapping[str, str], node: str | None, command: Command) -> str:
+    """The id by which the request is known: bound to who sent it, so that nobody can use up another's.
+
+    A node's ids are its own (``node/NAME/ID``), whatever others have named theirs; a join token's use has the
+    one id that is made of the token, and no other request can have such an id.
+    """
+    if isinstance(command, UseToken):
+        return token_command_id(command.token)
+    stated = _stated_id(headers)
+    if node is not None:
+        return f"{NODE_IDS}{subjects.node_from_token(node)}/{stated}"
+    if stated.startswith(_RESERVED):
+        raise BadRequest(
+            "bad_request",
+            f"{COMMAND_ID} {stated[:40]!r} begins as those of nodes, tokens and controllers do: take another",
+            field=COMMAND_ID,
+        )
+    return stated
+
+
+def _stated_id(headers: Mapping[str, str]) -> str:
     stated = headers.get(COMMAND_ID, "")
     if not stated:
         return new_id()
@@ -150,10 +181,11 @@ def _command_id(headers: Mapping[str, str]) -> str:
 
 
 def _actor(headers: Mapping[str, str], node: str | None) -> str:
-    """Who asks. On a node's own subject the node is always named: its credentials may reach no further."""
-    stated = headers.get(ACTOR, "")[:_ACTOR_LIMIT]
+    """Who asks, printable. On a node's own subject it is always named: its credentials may reach no further."""
+    stated = printable(headers.get(ACTOR, ""), _ACTOR_LIMIT)
     if node is None:
-        return stated or "anonymous"
+        # An operator who takes the name of a node or a controller is recorded as who did so.
+        return f"operator as {stated}" if _NOT_AN_OPERATOR.search(stated) else stated or "anonymous"
     proven = f"node/{subjects.node_from_token(node)}"
     return proven if stated in {"", proven} else f"{stated} via {proven}"
 

@@ -171,7 +171,11 @@ class Observability:
         self.recorder.watch(liveness)
         following = asyncio.create_task(self._follow(changes), name="convergence")
         recording = asyncio.create_task(self.recorder.run(), name="reports")
-        intake = SpanIntake(client, self.cluster, self.spans) if client is not None else None
+        intake = (
+            SpanIntake(client, self.cluster, self.spans, exceeded=liveness.exceeded)
+            if client is not None
+            else None
+        )
         try:
             if intake is not None:
                 await intake.open()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -20,6 +21,7 @@ from nats.errors import Error as NatsError
 from controlplane.controller.observability.span_store import SourceLimit, SpanStore
 from controlplane.controller.tasks import end
 from events import subjects
+from events.printable import printable
 from events.telemetry.spans import (
     BATCH_LIMIT,
     LINK_LIMIT,
@@ -34,6 +36,8 @@ log = logging.getLogger("isthmus.spans")
 PER_SOURCE_S = 64.0
 ALL_S = 2000.0
 BURST_S = 4.0
+AGENT_S = 512.0
+"""Twice what an agent sends at most; who sends more is named. What is kept of each is less."""
 WAITING_MAX = 8192
 FLUSH_S = 0.25
 BODY_LIMIT_BYTES = 512 * 1024
@@ -43,7 +47,17 @@ _HEX = frozenset("0123456789abcdef")
 class SpanIntake:
     """Subscribes to everybody's spans. :meth:`open`, then :meth:`close`."""
 
-    def __init__(self, client: Client, cluster: str, store: SpanStore) -> None:
+    def __init__(
+        self,
+        client: Client,
+        cluster: str,
+        store: SpanStore,
+        *,
+        exceeded: Callable[[str, str], None] = lambda _node, _what: None,
+    ) -> None:
+        """``exceeded`` is called with a node that sends more than an agent does, and with what."""
+        self._exceeded = exceeded
+        self._agents = SourceLimit(AGENT_S, burst=AGENT_S * BURST_S)
         self._nats = client
         self._cluster = cluster
         self._store = store
@@ -78,6 +92,7 @@ class SpanIntake:
     def take(self, subject: str, body: bytes) -> None:
         """File one message's spans; what is malformed or too much is counted and dropped."""
         source = subject.removeprefix(self._prefix)
+        node = "" if source.startswith("_") else subjects.node_from_token(source)
         if len(body) > BODY_LIMIT_BYTES:
             self.refused += 1
             return
@@ -87,10 +102,11 @@ class SpanIntake:
             self.refused += 1
             return
         wanted = min(len(records), BATCH_LIMIT)
+        if node and self._agents.take(source, len(records)) < len(records):
+            self._exceeded(node, "spans")
         granted = self._per_source.take(source, wanted)
         granted = self._all.take("", granted)
         self.refused += len(records) - granted
-        node = "" if source.startswith("_") else subjects.node_from_token(source)
         for record in records[:granted]:
             if not _sound(record):
                 self.refused += 1
@@ -98,12 +114,15 @@ class SpanIntake:
             self._waiting.append(
                 msgspec.structs.replace(
                     record,
-                    instance=node or record.instance[:TEXT_LIMIT],
-                    service="isthmus-agent" if node else record.service[:TEXT_LIMIT],
-                    name=record.name[:TEXT_LIMIT],
-                    message=record.message[:TEXT_LIMIT],
+                    instance=node or printable(record.instance, TEXT_LIMIT),
+                    service="isthmus-agent" if node else printable(record.service, TEXT_LIMIT),
+                    name=printable(record.name, TEXT_LIMIT),
+                    kind=printable(record.kind, 32),
+                    status=printable(record.status, 32),
+                    message=printable(record.message, TEXT_LIMIT),
                     attributes={
-                        k[:TEXT_LIMIT]: plain(v) for k, v in list(record.attributes.items())[:LINK_LIMIT]
+                        printable(k, TEXT_LIMIT): _clean(v)
+                        for k, v in list(record.attributes.items())[:LINK_LIMIT]
                     },
                     links=record.links[:LINK_LIMIT],
                 )
@@ -121,6 +140,18 @@ class SpanIntake:
             except Exception:  # spans are expendable; a full disk must not end the controller
                 log.exception("%d spans could not be stored", len(batch))
             await asyncio.sleep(FLUSH_S)
+
+
+def _clean(value: object) -> object:
+    """An attribute's value within its bounds: texts printable, numbers as JSON and SQLite can hold them."""
+    kept = plain(value)
+    if isinstance(kept, list):
+        return [_clean(item) for item in kept]
+    if isinstance(kept, str):
+        return printable(kept, TEXT_LIMIT)
+    if isinstance(kept, int | float) and not -(2**63) <= kept < 2**63:
+        return "out of bounds"  # an infinite or endless number, too
+    return kept
 
 
 def _sound(record: SpanRecord) -> bool:

@@ -1,0 +1,158 @@
+"""How much one node may ask for: what its subject brings beyond that is refused, and said as a condition.
+
+Each node has its own token buckets, so that a site of a thousand nodes that joins at once is served, and one
+node that floods is not. They count by the node that the subject names, which its credentials prove; operators
+are not counted. They are in the memory of the leading controller and full when it begins to lead.
+
+=============  ====================================================================  ==============
+commands       requests of any kind, answered or not                                 60, then 1 / s
+memberships    joinings as another installation, and leavings                        10, then 1 / 5 min
+moves          changes of the node's address that were written                       30, then 1 / 30 s
+health         changes of backends' health that were written                         1,000, then 5 / s
+=============  ====================================================================  ==============
+
+Only what is written counts for the last three: a joining that is repeated, or refused because no range is free,
+costs nothing but the request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from controlplane.cluster.state import ClusterState
+from events.errors import IsthmusError, Overloaded
+from events.protocol.commands import ChangeUnderlay, Command, CommandReply, JoinNode, LeaveNode, ReportHealth
+from events.protocol.queries import Condition
+
+BODY_LIMIT_BYTES = 16 * 1024
+"""Largest request on a node's own subject."""
+NODES_MAX = 50_000
+"""Nodes that are counted; the one that asked least lately gives way (its buckets are full again by then)."""
+SHOWN_S = 300.0
+"""How long after the last refusal the condition is shown."""
+SHOWN = 5
+
+
+class Budget(NamedTuple):
+    """So many at once, and one more every ``every_s`` seconds."""
+
+    burst: int
+    every_s: float
+
+
+BUDGETS = {
+    "commands": Budget(60, 1.0),
+    "memberships": Budget(10, 300.0),
+    "moves": Budget(30, 30.0),
+    "health": Budget(1000, 0.2),
+}
+
+
+class _Node:
+    """One node's buckets: kind → what is left, and when that was so."""
+
+    __slots__ = ("left", "refused_s", "what")
+
+    def __init__(self) -> None:
+        self.left: dict[str, tuple[float, float]] = {}
+        self.refused_s = float("-inf")
+        self.what = ""
+
+
+class NodeBudgets:
+    """The buckets of all nodes. ``clock`` is monotonic (seconds)."""
+
+    def __init__(
+        self, state: Callable[[], ClusterState], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._nodes: OrderedDict[str, _Node] = OrderedDict()
+
+    def spend(self, node: str, command: Command) -> str:
+        """Count a request on the node's subject; the kind that :meth:`settle` gives back if nothing is written.
+
+        Raises Overloaded(overloaded): the request was not taken, and repeating it later is safe.
+        """
+        known = self._nodes.get(node)
+        if known is None:
+            known = self._nodes[node] = _Node()
+            if len(self._nodes) > NODES_MAX:
+                self._nodes.popitem(last=False)
+        else:
+            self._nodes.move_to_end(node)
+        self._take(known, node, "commands")
+        kind = self._kind(node, command)
+        if kind:
+            self._take(known, node, kind)
+        return kind
+
+    def settle(self, node: str, kind: str, outcome: CommandReply | IsthmusError) -> None:
+        """The outcome of a request is known: one that wrote nothing gets back what it had been counted as."""
+        wrote = (
+            isinstance(outcome, CommandReply) and outcome.events and not (outcome.duplicate or outcome.dry_run)
+        )
+        known = self._nodes.get(node)
+        if kind and not wrote and known is not None:
+            left, since = known.left[kind]
+            known.left[kind] = min(float(BUDGETS[kind].burst), left + 1.0), since
+
+    def exceeded(self, node: str, what: str) -> None:
+        """Something else of this node (its spans, its reports) was more than is taken."""
+        known = self._nodes.get(node)
+        if known is None:
+            known = self._nodes[node] = _Node()
+            if len(self._nodes) > NODES_MAX:
+                self._nodes.popitem(last=False)
+        known.refused_s, known.what = self._clock(), what
+
+    def conditions(self) -> list[Condition]:
+        """Who was refused for asking too much, a short while ago. O(nodes counted)."""
+        now = self._clock()
+        over = [f"{node} ({one.what})" for node, one in self._nodes.items() if now - one.refused_s <= SHOWN_S]
+        if not over:
+            return []
+        more = f" and {len(over) - SHOWN:,} more" if len(over) > SHOWN else ""
+        return [
+            Condition(
+                code="node_over_budget",
+                severity="warning",
+                message=f"more than a node needs came from {', '.join(sorted(over)[:SHOWN])}{more}; "
+                f"what is beyond is refused. If it is not yours: isthmus credentials revoke node NODE",
+            )
+        ]
+
+    def _kind(self, node: str, command: Command) -> str:
+        if isinstance(command, ChangeUnderlay):
+            return "moves"
+        if isinstance(command, ReportHealth):
+            return "health"
+        if isinstance(command, LeaveNode):
+            return "memberships"
+        if isinstance(command, JoinNode):
+            member = self._state().nodes.get(node)
+            if member is None or member.uid != command.uid:
+                return "memberships"
+            return "moves"
+        return ""
+
+    def _take(self, known: _Node, node: str, kind: str) -> None:
+        budget, now = BUDGETS[kind], self._clock()
+        left, since = known.left.get(kind, (float(budget.burst), now))
+        left = min(float(budget.burst), left + (now - since) / budget.every_s)
+        if left < 1.0:
+            known.left[kind] = left, now
+            known.refused_s, known.what = now, kind
+            wait_s = (1.0 - left) * budget.every_s
+            raise Overloaded(
+                "overloaded",
+                f"node {node} has used up its {kind} (at most {budget.burst} at once, then one every "
+                f"{budget.every_s:g} s): ask again in {wait_s:.0f} s",
+                node=node,
+                budget=kind,
+                retry_after_s=round(wait_s, 1),
+            )
+        known.left[kind] = left - 1.0, now
