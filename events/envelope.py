@@ -21,6 +21,7 @@ import msgspec
 
 from events.chain import CHAIN_HEADER
 from events.errors import VerificationFailed
+from events.printable import printable
 
 _SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
 _UNSAFE = re.compile(r"""[^!#$&-~]""")
@@ -85,7 +86,7 @@ def to_headers(envelope: Envelope) -> dict[str, str]:
 
 
 def from_headers(headers: Mapping[str, str], sequence: int) -> Envelope:
-    """Read the envelope of the event stored at ``sequence``.
+    """Read the envelope of the event stored at ``sequence``; what release 0.2.0 stored raw is made printable.
 
     Raises VerificationFailed(event_malformed) when a required header is missing or unreadable.
     """
@@ -93,12 +94,12 @@ def from_headers(headers: Mapping[str, str], sequence: int) -> Envelope:
         return Envelope(
             id=headers["ce-id"],
             type=headers["ce-type"],
-            source=_unquoted(headers["ce-source"]),
+            source=printable(_unquoted(headers["ce-source"])),
             time=datetime.fromisoformat(headers["ce-time"]),
-            actor=_unquoted(headers["ce-actor"]),
+            actor=printable(_unquoted(headers["ce-actor"])),
             command_id=_unquoted(headers["ce-commandid"]),
-            correlation_id=_unquoted(headers.get("ce-correlationid", "")),
-            causation_id=_unquoted(headers.get("ce-causationid", "")),
+            correlation_id=printable(_unquoted(headers.get("ce-correlationid", ""))),
+            causation_id=printable(_unquoted(headers.get("ce-causationid", ""))),
             tx_index=int(headers["ce-txindex"]),
             tx_count=int(headers["ce-txcount"]),
             traceparent=headers.get("traceparent", ""),

@@ -9,6 +9,7 @@ escaped. Rich is imported only when something is drawn in colour: ``--help`` and
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 import shutil
@@ -74,15 +75,22 @@ def say_in_ascii(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("isthmus", say_in_ascii)
 
 
+def _shown(text: str) -> str:
+    """JSON or YAML that says the same, with what a terminal would act upon (direction marks, C1) as escapes."""
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def print_json(value: Any) -> None:
     """One document on standard output: JSON, indented when a person is likely to look, or YAML if asked for."""
     text = msgspec.json.encode(value, enc_hook=str)
     if output().form == "yaml":
-        click.echo("\n".join(_yaml(msgspec.json.decode(text))))
+        click.echo(_shown("\n".join(_yaml(msgspec.json.decode(text)))))
         return
     if on_terminal():
         text = msgspec.json.format(text, indent=2)
-    click.echo(text.decode())
+    click.echo(_shown(text.decode()))
 
 
 def _yaml(value: Any, indent: str = "") -> Iterator[str]:
@@ -296,4 +304,4 @@ def _plain(value: Any) -> str:
         return "{" + fields_line(value) + "}"
     if isinstance(value, list | tuple):
         return ",".join(map(_plain, value))
-    return str(value)
+    return printable(str(value))

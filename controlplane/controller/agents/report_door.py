@@ -72,7 +72,7 @@ class ReportDoor:
         """Reports that counted for nobody."""
 
     def take(self, status: AgentStatus, *, age_s: float = 0.0) -> bool:
-        """Take one report that arrived ``age_s`` ago; whether it counts now (else perhaps when the log comes)."""
+        """Take one report that arrived ``age_s`` ago; whether it counts now, else perhaps later."""
         state, node, uid = self._state(), status.node, status.uid
         member = state.nodes.get(node)
         if member is None or member.uid != uid:
