@@ -106,6 +106,7 @@ class Client:
             if type(command).node_scoped
             else subjects.command(self._cluster, name)
         )
+        stored_as = f"node/{node}/{command_id}" if type(command).node_scoped else command_id
         body = _encode(command)
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + GIVE_UP_S
@@ -119,7 +120,7 @@ class Client:
                 continue
             if isinstance(outcome, CommandReply):
                 if outcome.events:
-                    self._acknowledged[command_id] = outcome
+                    self._acknowledged[stored_as] = outcome
                 return outcome
             if not isinstance(outcome, Unavailable):
                 return outcome

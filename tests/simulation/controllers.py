@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.report_door import ReportDoor
 from controlplane.controller.answers import ask
 from controlplane.controller.clocks import ClockCheck, Watch
 from controlplane.controller.commands.batch import Limits, not_in_office
@@ -119,7 +120,11 @@ class SimController:
             new_id=lambda: f"{self.name}-{self._starts}-{next(numbers)}",
         )
         parts = (replica.follow(), committer.run(), leadership.run(), ticker.run())
+        self.door = ReportDoor(
+            self.liveness, lambda: replica.state, clock=lambda: asyncio.get_running_loop().time()
+        )
         parts = (*parts, watch_members(self.liveness, replica.changes), self.barrier.run())
+        parts = (*parts, self.door.follow(replica.changes))
         self._tasks = [asyncio.create_task(part, context=self.context) for part in parts]
         self._all += self._tasks
 
@@ -218,9 +223,9 @@ class SimController:
     def report(self, status: AgentStatus) -> None:
         """An agent's report as it arrives."""
         if self.replica is not None:
-            self.liveness.observe(status)
-            heard = self._disk.heard_s.setdefault((self.name, status.uid), [])
-            heard.append(asyncio.get_running_loop().time())
+            if self.door.take(status):
+                heard = self._disk.heard_s.setdefault((self.name, status.uid), [])
+                heard.append(asyncio.get_running_loop().time())
 
     def _later(self, seconds: float, append: OutgoingAppend) -> None:
         """The wire holds an append back: it reaches the disk whatever has become of its sender."""

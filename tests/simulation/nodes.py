@@ -18,6 +18,8 @@ from tests.simulation.truth import Kernel, WatchedLog, Wrong
 from tests.simulation.wires import WiredLog
 
 REPORT_S = 1.0
+FORGED = 0.3
+"""How many reports are followed by a forged one."""
 
 
 class SimNode:
@@ -191,6 +193,25 @@ class SimNode:
             else:
                 # Reports overtake each other.
                 loop.call_later(dice.uniform(0.001, 0.2), controller.report, status, context=controller.context)
+        self._forge()
+
+    def _forge(self) -> None:
+        """Somebody with this machine's credentials speaks for another, which then has applied everything."""
+        dice, state = self._weather.dice("forge", self.name), self._log.state
+        others = sorted(uid for uid, name in state.by_uid.items() if name != self.name)
+        if not others or dice.random() > FORGED:
+            return
+        forged = AgentStatus(
+            node=self.name,
+            uid=dice.choice(others),
+            applied=dice.choice((state.sequence, state.sequence + 1, 10**12)),
+            sent_at=now(),
+            interval_s=REPORT_S,
+        )
+        for controller in self._controllers:
+            asyncio.get_running_loop().call_later(
+                dice.uniform(0.001, 0.2), controller.report, forged, context=controller.context
+            )
 
 
 def _write(kernel: Kernel, change: Change) -> None:

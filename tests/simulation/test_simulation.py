@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from controlplane.cluster.decisions import time as time_rules
+from controlplane.controller.agents.report_door import ReportDoor
 from controlplane.controller.clocks import Watch
 from controlplane.controller.commands import planner
 from controlplane.controller.commands.pending_replies import PendingReplies
@@ -46,6 +47,14 @@ def test_a_seed_is_one_history_whatever_the_hash_seed() -> None:
         for hash_seed in ("1", "2")
     }
     assert told == {f"{live(11)}\n"}
+
+
+def _believe_every_report(_original: Callable[..., Any]) -> Callable[..., Any]:
+    def take(self: ReportDoor, status: Any, *, age_s: float = 0.0) -> bool:
+        self._liveness.observe(status, age_s=age_s)
+        return True
+
+    return take
 
 
 async def _no_memory(self: PendingReplies, group: list[Any]) -> list[Any]:
@@ -96,6 +105,7 @@ def _nobody_watched(self: Ticker) -> None:
         (planner, "decide", _stale),
         (Watch, "now", lambda _: _by_the_wall_clock),
         (Ticker, "_rested_s", lambda _: _nobody_watched),
+        (ReportDoor, "take", _believe_every_report),
     ],
     ids=[
         "no idempotency",
@@ -104,6 +114,7 @@ def _nobody_watched(self: Ticker) -> None:
         "group decided at once",
         "silence by the wall clock",
         "rest by the deadline alone",
+        "a report in another's name counts",
     ],
 )
 def test_a_planted_defect_is_found(
