@@ -222,10 +222,9 @@ class SimController:
 
     def report(self, status: AgentStatus) -> None:
         """An agent's report as it arrives."""
-        if self.replica is not None:
-            if self.door.take(status):
-                heard = self._disk.heard_s.setdefault((self.name, status.uid), [])
-                heard.append(asyncio.get_running_loop().time())
+        if self.replica is not None and self.door.take(status):
+            heard = self._disk.heard_s.setdefault((self.name, status.uid), [])
+            heard.append(asyncio.get_running_loop().time())
 
     def _later(self, seconds: float, append: OutgoingAppend) -> None:
         """The wire holds an append back: it reaches the disk whatever has become of its sender."""
