@@ -72,7 +72,7 @@ class ReportDoor:
         """Reports that counted for nobody."""
 
     def take(self, status: AgentStatus, *, age_s: float = 0.0) -> bool:
-        """Take one report that arrived ``age_s`` ago; whether it counts now, else perhaps later."""
+        """Take one report that arrived ``age_s`` ago; whether it counts now."""
         state, node, uid = self._state(), status.node, status.uid
         member = state.nodes.get(node)
         if member is None or member.uid != uid:
@@ -128,7 +128,7 @@ class ReportDoor:
     # --- when the log has gone on --------------------------------------------------------------------------
 
     async def follow(self, changes: Changes) -> None:
-        """For ever: take what waited once the log has what it speaks of."""
+        """For ever: take what waited once the log has what it speaks of. Cancellation leaves the rest."""
         while True:
             subscription = changes.subscribe()
             self.caught_up()
