@@ -28,7 +28,7 @@ def own_range(number: int) -> str:
 
 def mac(number: int) -> str:
     """The MAC of a host's VTEP."""
-    return f"66:00:00:00:10:{number:02x}"
+    return f"66:00:00:00:{0x10 + (number >> 8):02x}:{number & 255:02x}"
 
 
 def peer(number: int) -> Peer:
