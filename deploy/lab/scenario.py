@@ -147,6 +147,7 @@ async def _run_checks(
 
         await churn(lab, report, options.churn, seed=options.seed, kills=options.kills)
     await overlay.log_holds(lab, report)
+    overlay.which_way(lab, report)
 
 
 async def _bring_up(lab: Lab, report: Report) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from deploy.lab.checks.kernel import vxlan_device
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import PACKETS, Flows, judge_pairs, pod_in, probe_all, short, site_of
+from nodeagent.local_files import read_status
 
 if TYPE_CHECKING:
     from deploy.lab.reports.report import Report
@@ -225,6 +226,25 @@ async def log_holds(lab: Lab, report: Report) -> None:
             f"of {pool['capacity']} ranges {pool['allocated']} allocated, {pool['draining']} draining, "
             f"{pool['quarantined']} quarantined, {pool['free']} free"
         )
+
+
+def which_way(lab: Lab, report: Report) -> None:
+    """Say which path has carried the pods' packets, as the agents' last reports have it."""
+    found = [read_status(node.directory / "state") for node in lab.nodes.values() if node.agent.running]
+    on = [status for status in found if status.fastpath.startswith("on")]
+    if not on:
+        why = next((status.fastpath for status in found if status.fastpath), "off")
+        report.note(f"Every packet took the whole network stack: the fast path is {why}")
+        return
+
+    def total(*names: str) -> int:
+        return int(sum(status.counters.get(f"fastpath_{name}", 0) for status in on for name in names))
+
+    fast, slow = total("fast_out", "fast_in"), total("slow_out", "slow_in")
+    report.note(
+        f"The fast path is on at {len(on)} of {len(found)} nodes: it carried {fast:,} packets; "
+        f"the stack judged {slow:,} packets of flows first or anew"
+    )
 
 
 async def _reports_again(lab: Lab, node: LabNode) -> bool:
