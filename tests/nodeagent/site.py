@@ -99,7 +99,8 @@ class Node:
             self.agent = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", self.site.bus,
                  "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
-                 "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5", *options],
+                 "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5",
+                 *_mode(program, options), *options],
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
             )  # fmt: skip
         return self
@@ -154,6 +155,12 @@ class Node:
     def flow(self, target: Node, interval_s: float = 0.02) -> Flow:
         """Packets from this node's VTEP address to another's, through the tunnel."""
         return Flow(self.name, self.vtep, target.vtep, interval_s)
+
+
+def _mode(program: str, options: tuple[str, ...]) -> list[str]:
+    """ISTHMUS_TEST_FASTPATH=off runs the tests of packets on the slow path; the default is the agent's."""
+    mode = os.environ.get("ISTHMUS_TEST_FASTPATH", "")
+    return ["--fastpath", mode] if mode and program == ISTHMUS and "--fastpath" not in options else []
 
 
 def _family(pid: int) -> set[int]:
