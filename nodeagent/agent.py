@@ -47,7 +47,10 @@ class ViewHandover:
         self._begun = False
 
     async def begin(self) -> None:
-        """The view is as current as it gets: the kernel is compared with it."""
+        """The view is as current as it gets: the kernel is compared with it.
+
+        Cancelled, it may be begun again.
+        """
         self._begun = True
         self._view.be_at(await asyncio.to_thread(links.own_addresses))
         await self._reconciler.follow(self._view, ())
@@ -55,7 +58,10 @@ class ViewHandover:
         self._node.follow()
 
     async def apply(self, view: View, changes: Sequence[Change]) -> None:
-        """Events up to ``view.sequence`` changed this of the peers."""
+        """Events up to ``view.sequence`` changed this of the peers.
+
+        Cancelled, the next resync brings what is missing.
+        """
         if not self._begun:
             self._reconciler.note_cause()
             return

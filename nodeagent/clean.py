@@ -23,7 +23,10 @@ from nodeagent.pods import cni
 
 
 async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
-    """What was removed, in words. Raises Refused(agent_running) while an agent runs, OSError."""
+    """What was removed, in words. Raises Refused(agent_running) while an agent runs, OSError.
+
+    Cancelled, a part may be left; it may be repeated.
+    """
     prepare_directory(state_dir)
     with only_one(state_dir):
         removed: list[str] = []

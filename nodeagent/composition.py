@@ -97,7 +97,7 @@ class HealthSources:
         return Host(devices=devices, own_range=own.cidr, cni_dir=self._config.cni_dir)
 
     async def explain(self, fault: str) -> str:
-        """What is in the way of packets."""
+        """What is in the way of packets. Cancelled, it leaves nothing behind."""
         plan = self._view.plan
         return await diagnosis.explain(fault, plan.port, plan.cidrs) if plan is not None else ""
 

@@ -106,7 +106,10 @@ class StatusReporter:
         return "ready" if healthy else "degraded"
 
     async def report(self) -> None:
-        """Write the status file and, when the bus is there, send the status."""
+        """Write the status file and, when the bus is there, send the status.
+
+        Cancelled, the file is written and the report may be on its way.
+        """
         try:
             write_status(self._config.state_dir, self.status())
         except OSError as error:

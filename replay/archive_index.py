@@ -16,7 +16,10 @@ from replay.log_index import NAMES_LIMIT
 
 
 async def archive_history(archive: ArchiveLog) -> History:
-    """The history in opened archive files; whoever opened them closes them. Raises VerificationFailed."""
+    """The history in opened archive files; whoever opened them closes them. Raises VerificationFailed.
+
+    Cancelled, it leaves nothing behind.
+    """
     return await History.open(archive, ArchiveIndex(archive))
 
 
@@ -69,8 +72,8 @@ class ArchiveIndex:
     async def recorded_by(self, moment_ns: int, end: int) -> int:
         """From the newest segment back to the first that holds an event of that time or before.
 
-        A segment that says so is skipped when all of it is later; one of release 0.2 says only when its
-        first and last event were recorded, and is looked through.
+        A segment that says so is skipped when all of it is later; one of release 0.2 says only when its first
+        and last event were recorded, and is looked through. Cancelled, it leaves nothing behind.
         """
         for place in reversed(self._archive.places_between(self.start, end)):
             segment = place.segment

@@ -146,11 +146,17 @@ class Capsule:
         return [msgspec.json.decode(text, type=AgentStatus) for text in self.archive.notes("status")]
 
     async def begin(self) -> ClusterState:
-        """The state before the first event. Raises VerificationFailed(digest_mismatch)."""
+        """The state before the first event. Raises VerificationFailed(digest_mismatch).
+
+        Cancelled, it leaves nothing behind.
+        """
         return base(await archive_history(self.archive))
 
     async def steps(self) -> AsyncIterator[Step]:
-        """Each command in order, with the state behind it. The same state object moves on from step to step."""
+        """Each command in order, with the state behind it. The same state object moves on from step to step.
+
+        Cancelled, it leaves nothing behind.
+        """
         state = await self.begin()
         waiting: list[Recorded] = []
         number = 0

@@ -56,13 +56,17 @@ class LogIndex(Protocol):
         ...
 
     async def at(self, sequence: int) -> StoredMessage | None:
-        """The event with this number; None when there is none. Raises Unavailable, VerificationFailed."""
+        """The event with this number; None when there is none. Raises Unavailable, VerificationFailed.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def recorded_by(self, moment_ns: int, end: int) -> int:
         """The last event up to ``end`` with a recorded time at or before ``moment_ns`` (Unix ns).
 
-        :attr:`start` when there is none. Right also where recorded times run backwards.
+        :attr:`start` when there is none. Right also where recorded times run backwards. Cancelled, it leaves
+        nothing behind.
         """
         ...
 
@@ -76,15 +80,21 @@ class LogIndex(Protocol):
         ...
 
     async def last_of_node(self, name: str, end: int) -> StoredMessage | None:
-        """The newest event up to ``end`` of the node's own subjects; None when there is none."""
+        """The newest event up to ``end`` of the node's own subjects; None when there is none.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def names(self, kind: str, end: int) -> Collection[str]:
-        """Keys ``kind/name`` that the log speaks of, for suggestions: of very many not all."""
+        """Keys ``kind/name`` that the log speaks of, for suggestions: of very many not all.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def reports(self) -> list[AgentStatus]:
-        """The agents' last reports, if the source has them."""
+        """The agents' last reports, if the source has them. Cancelled, it leaves nothing behind."""
         ...
 
 
@@ -126,6 +136,7 @@ class ScanIndex:
         """By halves to any event of that time or before, then through all behind it.
 
         What lies behind is read, because times that run backwards put a later event before the moment.
+        Cancelled, it leaves nothing behind.
         """
         low, high = self.start, end
         while low < high:

@@ -23,7 +23,10 @@ _status = msgspec.json.Decoder(AgentStatus)
 
 
 async def stream_history(log: JetStreamLog) -> History:
-    """The history in a live stream, up to its end as it is now. Raises Unavailable."""
+    """The history in a live stream, up to its end as it is now. Raises Unavailable.
+
+    Cancelled, it leaves nothing behind.
+    """
     return await History.open(log, StreamIndex(log))
 
 

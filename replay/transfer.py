@@ -64,7 +64,8 @@ async def export(
     new file is made that continues that earlier archive. Raises Refused(archive_exists,
     archive_mismatch) and VerificationFailed(log_truncated) when the log is shorter than the archive.
 
-    However it ends, the file is a readable prefix; running it again with ``resume`` goes on.
+    However it ends, the file is a readable prefix; running it again with ``resume`` goes on. Cancelled, the
+    file holds whole segments and can be continued.
     """
     mode: Literal["new", "continued", "increment"] = "new"
     if resume and Path(path).exists() and not half_made(path):  # noqa: ASYNC240  once, before the work
@@ -185,8 +186,9 @@ async def import_archive(
 ) -> Imported:
     """Write all of ``archive`` into ``log``, which is empty or holds the beginning of the same history.
 
-    Raises Refused(stream_not_empty, archive_mismatch), VerificationFailed when the archive is damaged
-    or what was read back differs, and Unavailable; running it again goes on where it stopped.
+    Raises Refused(stream_not_empty, archive_mismatch), VerificationFailed when the archive is damaged or what
+    was read back differs, and Unavailable; running it again goes on where it stopped. Cancelled, the log holds
+    whole commands from the beginning on: running it again goes on.
     """
     if archive.cluster != log.cluster:
         raise Refused(

@@ -54,7 +54,8 @@ async def controller_process(
     the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
     port is taken (another controller on this machine) any free one is used.
 
-    Raises what :meth:`Controller.start` raises, and Usage(usage) for an address that demands a token.
+    Raises what :meth:`Controller.start` raises, and Usage(usage) for an address that demands a token. A
+    cancellation inside of the block closes all of it, too.
     """
     token = environ.get("ISTHMUS_HTTP_TOKEN", "")
     async with AsyncExitStack() as stack:

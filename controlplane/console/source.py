@@ -95,47 +95,68 @@ class Source(Protocol):
         ...
 
     async def state_at(self, sequence: int) -> ClusterState:
-        """The state as it was directly after ``sequence``, for the caller alone. 0 is the empty state."""
+        """The state as it was directly after ``sequence``, for the caller alone. 0 is the empty state.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def time_of(self, sequence: int) -> datetime | None:
-        """When the event was decided; None when there is no such event (yet) in the read model."""
+        """When the event was decided; None when there is no such event (yet) in the read model.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
-        """What was known of that state's members then."""
+        """What was known of that state's members then. Cancelled, it leaves nothing behind."""
         ...
 
     async def recorded(self, moment: datetime) -> Coverage:
-        """Whether the agents' reports were recorded at that moment."""
+        """Whether the agents' reports were recorded at that moment. Cancelled, it leaves nothing behind."""
         ...
 
     async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
-        """The latest transactions up to a sequence as they were known then, newest first."""
+        """The latest transactions up to a sequence as they were known then, newest first.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
-        """The transaction that contains a sequence, at that moment (None: now); None when not recorded."""
+        """The transaction that contains a sequence, at that moment (None: now); None when not recorded.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
-        """The latest alarms up to a moment, newest first."""
+        """The latest alarms up to a moment, newest first. Cancelled, it leaves nothing behind."""
         ...
 
     async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
-        """Events of a reservation whose verb begins with ``kind``, at most so many, newest first."""
+        """Events of a reservation whose verb begins with ``kind``, at most so many, newest first.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
-        """When those events were decided, as far as the read model knows them."""
+        """When those events were decided, as far as the read model knows them.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def until(self, sequence: int) -> datetime | None:
-        """When the next event was decided; None when there is none yet."""
+        """When the next event was decided; None when there is none yet. Cancelled, it leaves nothing behind."""
         ...
 
     async def sequence_at(self, moment: datetime) -> int:
-        """The last sequence decided at or before the moment; 0 when there is none."""
+        """The last sequence decided at or before the moment; 0 when there is none.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...
 
     async def events(
@@ -144,13 +165,17 @@ class Source(Protocol):
         """At most ``limit`` events with a sequence below ``before``, newest first.
 
         ``entity`` and ``aggregate`` narrow them (empty: all). The number is where to go on; 0 at the beginning.
+        Cancelled, it leaves nothing behind.
         """
         ...
 
     async def event(self, sequence: int) -> Recorded | None:
-        """One event; None beyond the head."""
+        """One event; None beyond the head. Cancelled, it leaves nothing behind."""
         ...
 
     async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
-        """The log from its beginning to the read model's checkpoint, evenly cut by sequence."""
+        """The log from its beginning to the read model's checkpoint, evenly cut by sequence.
+
+        Cancelled, it leaves nothing behind.
+        """
         ...

@@ -214,7 +214,8 @@ class Controller:
         ``conditions`` are what is to be said of this controller itself, besides the cluster.
 
         Raises Refused (``data_in_use``, ``log_settings_differ``), Unavailable (``bus_unreachable``,
-        ``log_unavailable``), BadRequest for a bad name.
+        ``log_unavailable``), BadRequest for a bad name. Cancelled, the data directory is unlocked and the
+        connection closed.
         """
         subjects.check_label(options.cluster, "cluster")
         observer = observer or NullObserver()
@@ -267,7 +268,10 @@ class Controller:
         return self
 
     async def run(self) -> None:
-        """Run until stopped. Raises the IsthmusError that ended it otherwise."""
+        """Run until stopped. Raises the IsthmusError that ended it otherwise.
+
+        Cancelled, it ends its tasks and closes everything all the same, without a handover.
+        """
         tasks = [asyncio.create_task(part, name=name) for name, part in self._parts().items()]
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -328,7 +332,10 @@ class Controller:
                 ) from None
 
     async def stop(self) -> None:
-        """Hand over, end every task, close everything. Returns when :meth:`run` has."""
+        """Hand over, end every task, close everything. Returns when :meth:`run` has.
+
+        Cancelled, it stops all the same.
+        """
         self._stopping.set()
         await self._stopped.wait()
 

@@ -80,7 +80,10 @@ class Fleet:
             group.create_task(self._report(), name="fleet: report")
 
     async def range_freed(self, timeout_s: float) -> None:
-        """Returns when a range went back to the pool, or after `timeout_s`."""
+        """Returns when a range went back to the pool, or after `timeout_s`.
+
+        Cancelled, it leaves nothing behind.
+        """
         self._freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):

@@ -72,7 +72,10 @@ def plan_changes(traces: Sequence[Trace], ledger: Ledger, order: LeaveOrder, see
 
 @asynccontextmanager
 async def simulated_fleet(bus: Client, log: LogReader, ledger: Ledger) -> AsyncIterator[Fleet]:
-    """A fleet that follows the log from where `ledger` stands and reports for as long as the block runs."""
+    """A fleet that follows the log from where `ledger` stands and reports for as long as the block runs.
+
+    A cancellation inside of the block ends the fleet, too.
+    """
     fleet = Fleet(bus, log, ledger.live)
     task = asyncio.create_task(fleet.run(ledger.sequence), name="churn: fleet")
     try:
@@ -101,7 +104,10 @@ async def drive(
 
 
 async def read_ledger(log: LogReader) -> Ledger:
-    """The ledger of the log as it is now. Raises Refused(cluster_not_defined) for an empty log."""
+    """The ledger of the log as it is now. Raises Refused(cluster_not_defined) for an empty log.
+
+    Cancelled, it leaves nothing behind.
+    """
     ledger = Ledger()
     async for batch in log.read(after=0):
         for message in batch.messages:
@@ -119,6 +125,7 @@ async def settled(log: LogReader, ledger: Ledger, quarantine_s: float) -> None:
     """Returns once no range drains or rests in quarantine; `ledger` is carried along.
 
     Raises Unavailable(log_unavailable) when that takes longer than the quarantine and SETTLE_MARGIN_S.
+    Cancelled, ``ledger`` stands behind a whole batch.
     """
     limit_s = quarantine_s + SETTLE_MARGIN_S
     try:

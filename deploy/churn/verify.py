@@ -27,8 +27,8 @@ class VerifiedLog:
 async def verify_log(log: LogReader, progress: Callable[[int, int], None] | None = None) -> VerifiedLog:
     """`progress(events read, events known)` is called after each batch.
 
-    Raises VerificationFailed (chain_broken, sequence_gap, invariant_violated) at the first event that
-    breaks a promise, and Unavailable when the log cannot be read.
+    Raises VerificationFailed (chain_broken, sequence_gap, invariant_violated) at the first event that breaks a
+    promise, and Unavailable when the log cannot be read. Cancelled, it leaves nothing behind.
     """
     ledger, head = Ledger(), genesis(log.cluster)
     async for recorded, head, pending in verified(log, parked=frozenset()):

@@ -59,7 +59,10 @@ class Issuer:
         self.refused = 0
 
     async def start(self) -> None:
-        """Subscribe; from then on requests are answered until the connection is closed."""
+        """Subscribe; from then on requests are answered until the connection is closed.
+
+        Cancelled, it may answer some requests until the connection is closed.
+        """
         await self._client.subscribe("isthmus.*.enrol.*", queue=QUEUE, cb=self._enrol)
         await self._client.subscribe("isthmus.*.renew.*", queue=QUEUE, cb=self._renew)
         await self._client.flush()

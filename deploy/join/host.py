@@ -137,13 +137,16 @@ async def system(*command: str) -> str:
 
 
 async def make_account() -> None:
-    """The account ``isthmus`` and its folders, by systemd's own tools; harmless to repeat."""
+    """The account ``isthmus`` and its folders, by systemd's own tools; harmless to repeat.
+
+    Cancelled, a part may be there; harmless to repeat.
+    """
     await system("systemd-sysusers", str(UNITS / "isthmus-sysusers.conf"))
     await system("systemd-tmpfiles", "--create", str(UNITS / "isthmus-tmpfiles.conf"))
 
 
 async def unit_is(state: str, unit: str) -> bool:
-    """Whether systemd says so: ``active``, ``enabled``."""
+    """Whether systemd says so: ``active``, ``enabled``. Cancelled, it leaves nothing behind."""
     try:
         await system("systemctl", "--quiet", f"is-{state}", unit)
     except Refused:
@@ -152,20 +155,23 @@ async def unit_is(state: str, unit: str) -> bool:
 
 
 async def start_afresh(unit: str) -> None:
-    """Start or restart a unit, with its count of restarts at zero."""
+    """Start or restart a unit, with its count of restarts at zero. Cancelled, systemd may still start it."""
     with contextlib.suppress(Refused):  # a unit that never ran has nothing to reset
         await system("systemctl", "reset-failed", unit)
     await system("systemctl", "restart", unit)
 
 
 async def restarts(unit: str) -> int:
-    """How often systemd has started the unit again since it was started by hand."""
+    """How often systemd has started the unit again since it was started by hand.
+
+    Cancelled, it leaves nothing behind.
+    """
     said = await system("systemctl", "show", "--property=NRestarts", "--value", unit)
     return int(said) if said.isdigit() else 0
 
 
 async def last_words(unit: str) -> str:
-    """The last lines that the unit's program wrote, in one."""
+    """The last lines that the unit's program wrote, in one. Cancelled, it leaves nothing behind."""
     said = await system(
         "journalctl", "--unit", unit, "--lines", "20", "--output", "cat", "--no-pager", "_TRANSPORT=stdout"
     )

@@ -43,7 +43,10 @@ class TracedClient(ControllerClient):
             return await super().send(command, headers=headers, **how)
 
     async def hand_over(self) -> None:
-        """Deliver the spans; at most about two seconds, and only when a collector is slow."""
+        """Deliver the spans; at most about two seconds, and only when a collector is slow.
+
+        Cancelled, spans may be lost.
+        """
         if self._telemetry is None:
             return
         from events.telemetry.spans import encode_spans

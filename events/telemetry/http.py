@@ -33,7 +33,8 @@ async def serve_metrics(
     """Serve until the block is left; yields the port (chosen by the system for 0).
 
     ``healthy`` returns an empty text, or the reason why ``/healthz`` answers 503. Raises
-    Unavailable(prerequisite_missing) when the address cannot be bound.
+    Unavailable(prerequisite_missing) when the address cannot be bound. A cancellation inside of the block ends
+    it, too.
     """
     busy = asyncio.Semaphore(CONNECTIONS_MAX)
 
@@ -64,7 +65,8 @@ async def serve_metrics(
 async def serve_where(render: Callable[[], bytes], where: str) -> AsyncIterator[int]:
     """Serve at ``HOST:PORT``; yields the port, 0 for ``off`` or when the address is taken.
 
-    Metrics are worth a warning, not a stop. Raises Usage(usage) for anything else.
+    Metrics are worth a warning, not a stop. Raises Usage(usage) for anything else. A cancellation inside of the
+    block ends it, too.
     """
     if where == "off":
         yield 0

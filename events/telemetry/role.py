@@ -224,7 +224,10 @@ class Telemetry:
         return generate_latest(self._registry)
 
     async def close(self) -> None:
-        """Hand over what is buffered, within :data:`CLOSE_TIMEOUT_S`, without blocking the event loop."""
+        """Hand over what is buffered, within :data:`CLOSE_TIMEOUT_S`, without blocking the event loop.
+
+        Cancelled, the handing over goes on in its thread.
+        """
         await asyncio.to_thread(self.close_now)
 
     def close_now(self) -> None:

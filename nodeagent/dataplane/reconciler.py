@@ -131,7 +131,10 @@ class Reconciler:
         self._triggers.add(reason)
 
     async def follow(self, view: View, changes: Sequence[Change]) -> None:
-        """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due."""
+        """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due.
+
+        Cancelled while it waits for a resync, nothing was taken in.
+        """
         if self._lock.locked():
             async with self._lock:
                 self._follow(view, changes)
@@ -141,7 +144,8 @@ class Reconciler:
     async def narrow(self, mtus: Mapping[Peer, int]) -> None:
         """The whole of what is known of ways narrower than the device: the inner MTU by peer, in bytes.
 
-        It is written at once; peers that are not in it any more get the device's MTU back.
+        It is written at once; peers that are not in it any more get the device's MTU back. Cancelled while it
+        waits for a resync, nothing was taken in.
         """
         async with self._lock:
             before, self.mtus = self.mtus, dict(mtus)
@@ -266,7 +270,10 @@ class Reconciler:
             self._close()
 
     async def resync(self, reasons: set[str]) -> bool:
-        """Device, rows, read-back; True when the kernel is as it should be (but for contested rows)."""
+        """Device, rows, read-back; True when the kernel is as it should be (but for contested rows).
+
+        Cancelled, the kernel may hold a part: the next resync goes on from what is there.
+        """
         parent, links = self._causes.take()
         if parent is None and not links and reasons <= QUIET:
             return await self._resync(reasons, INVALID_SPAN)  # the timer's look is not worth a trace

@@ -25,8 +25,8 @@ class ResyncTriggers:
     async def next(self, failures: int, release: float | None) -> set[str]:
         """Wait for a reason, or until it is time; take all there are.
 
-        After ``failures`` in a row the time is short and grows; ``release`` is another moment (of the
-        monotonic clock) at which to look.
+        After ``failures`` in a row the time is short and grows; ``release`` is another moment (of the monotonic
+        clock) at which to look. Cancelled, the reasons stay.
         """
         pause = self._period_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
         if failures:

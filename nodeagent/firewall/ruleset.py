@@ -183,6 +183,7 @@ async def nft(script: str) -> None:
     """Run one transaction: all of it takes effect or nothing.
 
     Raises Refused: ``prerequisite_missing`` without the program, ``firewall_refused`` with its words.
+    Cancelled, the transaction may have taken effect as a whole.
     """
     await _run("-f", "-", stdin=script)
 
@@ -190,8 +191,8 @@ async def nft(script: str) -> None:
 async def replace(rules: Rules, vteps: Iterable[str]) -> None:
     """Bring the table to this form without losing a packet, whatever it holds now.
 
-    A table whose chains or sets are of another kind (another version's) cannot be changed in place: it
-    is deleted and made anew. Raises Refused as `nft` does.
+    A table whose chains or sets are of another kind (another version's) cannot be changed in place: it is
+    deleted and made anew. Raises Refused as `nft` does. Cancelled, the table has the old form or the new one.
     """
     wanted = list(vteps)
     stale = await elements_of("vteps", "vteps6") - set(wanted)
@@ -207,7 +208,10 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
 
 
 async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> set[str]:
-    """What the named sets of a table hold; nothing for one that is not there. Raises Refused as `nft` does."""
+    """What the named sets of a table hold; nothing for one that is not there. Raises Refused as `nft` does.
+
+    Cancelled, it leaves nothing behind.
+    """
     found: set[str] = set()
     for name in names:
         try:
@@ -229,7 +233,10 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
 
 
 async def listing() -> str:
-    """The table as the kernel has it, without counters' values; empty when it is not there."""
+    """The table as the kernel has it, without counters' values; empty when it is not there.
+
+    Cancelled, it leaves nothing behind.
+    """
     try:
         return await _run("--stateless", "list", "table", "inet", TABLE)
     except Refused as error:
@@ -239,7 +246,10 @@ async def listing() -> str:
 
 
 async def remove() -> bool:
-    """Remove our table; False when there was none."""
+    """Remove our table; False when there was none.
+
+    Cancelled, the table is there or gone, never a part of it.
+    """
     if not await listing():
         return False
     await nft(f"delete table inet {TABLE}\n")

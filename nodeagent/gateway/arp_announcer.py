@@ -47,7 +47,10 @@ class ArpAnnouncer:
             socket.ask(address)
 
     async def taken(self, address: str) -> str:
-        """The MAC of another machine that answers for the address, or empty."""
+        """The MAC of another machine that answers for the address, or empty.
+
+        Cancelled, the question ends in its thread.
+        """
         socket = self._socket()
         return await asyncio.to_thread(socket.taken, address) if socket else ""
 

@@ -77,6 +77,7 @@ class Defence:
         """For how long the view certainly is the log's last word about CLB pairs; 0 when nobody says so.
 
         Asked of the log itself: a connection that is just there again says nothing about what was missed.
+        Cancelled, it leaves nothing behind.
         """
         client = self._context.bus()
         if client is None or not client.is_connected or not self._context.caught_up():

@@ -55,7 +55,8 @@ class GracefulRelease:
         """What is still to be served though it is not held.
 
         ``before`` was served until now, ``held`` is held by the log, ``elsewhere`` others hold; ``ask`` asks
-        the link who has an address. An address that cannot be looked after any more does not stay.
+        the link who has an address. An address that cannot be looked after any more does not stay. Cancelled,
+        what stayed before stays.
         """
         now = time.monotonic()
         waiting = {

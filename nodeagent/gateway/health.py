@@ -38,7 +38,10 @@ class Health:
         return self._verdicts.get(key)
 
     async def follow(self, backends: Mapping[BackendKey, Backend]) -> None:
-        """Check these from now on, and no others."""
+        """Check these from now on, and no others.
+
+        Cancelled, some checks may not have been changed: the next call does.
+        """
         for key in list(self._tasks):
             wanted = backends.get(key)
             if wanted is None or wanted.added != self._tasks[key][0].added:
@@ -76,12 +79,12 @@ class Health:
             await asyncio.sleep(backend.check_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
 
     async def close(self) -> None:
-        """End all checks."""
+        """End all checks. Cancelled, some checks may go on; safe to repeat."""
         await self.follow({})
 
 
 async def check(key: BackendKey, backend: Backend) -> str:
-    """One check; what is wrong, or empty."""
+    """One check; what is wrong, or empty. Cancelled, its connection is closed."""
     port = backend.check_port or key.backend_port
     try:
         async with asyncio.timeout(backend.check_timeout_s):

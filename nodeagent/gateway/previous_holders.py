@@ -69,8 +69,8 @@ class PreviousHolders:
 
         ``elsewhere`` are the addresses that other gateways hold.
 
-        What fails here costs connections that began elsewhere and never the holding of the address: it
-        becomes a condition.
+        What fails here costs connections that began elsewhere and never the holding of the address: it becomes
+        a condition. Cancelled, the rules are as they were or as they are to be.
         """
         if not self._able:
             return

@@ -10,7 +10,7 @@ from nodeagent.gateway import link, rules
 
 
 async def gateway_remove() -> list[str]:
-    """What was removed, in words. Raises OSError."""
+    """What was removed, in words. Raises OSError. Cancelled, a part may be left; it may be repeated."""
     removed: list[str] = []
     for entry in sorted(await asyncio.to_thread(link.ours)):
         await asyncio.to_thread(link.remove, entry.address, entry.ifindex)

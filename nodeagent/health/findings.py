@@ -73,7 +73,7 @@ def forwarding(device: str) -> Iterator[Finding]:
 
 
 async def filters(cidrs: tuple[str, ...]) -> list[Finding]:
-    """Forward chains that drop what they do not know."""
+    """Forward chains that drop what they do not know. Cancelled, it leaves nothing behind."""
     network = cidrs[0] if cidrs else "POD_NETWORK"
     chains = await diagnosis.dropping_chains()
     return [

@@ -24,8 +24,8 @@ async def view_from_log(
 ) -> View:
     """The view of the same node made anew: of the bus's snapshot (with ``bucket``), and the log up to ``like``.
 
-    ``parked`` events are left out. It ends behind ``like`` when the snapshot does. ``heard`` is called
-    with each batch. Raises Unavailable, VerificationFailed.
+    ``parked`` events are left out. It ends behind ``like`` when the snapshot does. ``heard`` is called with
+    each batch. Raises Unavailable, VerificationFailed. Cancelled, it leaves nothing behind.
     """
     fresh = View(like.cluster, like.node, like.uid)
     if bucket is not None:

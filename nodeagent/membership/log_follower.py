@@ -332,7 +332,10 @@ class LogFollower:
             self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
 
     async def take(self, batch: ReadBatch) -> None:
-        """Verify, fold, remember and hand on what was read. Raises VerificationFailed."""
+        """Verify, fold, remember and hand on what was read. Raises VerificationFailed.
+
+        Cancelled, the view may have taken in a part, of which the cache knows: a new follower begins there.
+        """
         self.session.last_at = time.time()
         self.session.pending = batch.pending
         if batch.messages:

@@ -111,9 +111,9 @@ def sample(peers: Iterable[Peer], count: int) -> list[Peer]:
 async def measure(path: Path, wanted: int, *, wait_s: float = WAIT_S) -> int:
     """The largest outer IP packet, up to ``wanted`` bytes, that arrives in one piece; 0 without any answer.
 
-    Each question is asked up to three times, ``wait_s`` seconds apart. A router that says how much it
-    can pass, or a route with a smaller MTU, is taken at its word. Raises OSError when this node does not
-    have the path's own addresses.
+    Each question is asked up to three times, ``wait_s`` seconds apart. A router that says how much it can pass,
+    or a route with a smaller MTU, is taken at its word. Raises OSError when this node does not have the path's
+    own addresses. Cancelled, its socket is closed.
     """
     with _Probe(path, wait_s) as probe:
         if await probe.passes(wanted):

@@ -228,7 +228,10 @@ class ArchiveLog:
         return found
 
     async def parkings(self) -> list[StoredMessage]:
-        """See :class:`events.parking.Indexed`; by the index."""
+        """See :class:`events.parking.Indexed`; by the index.
+
+        It never suspends: no cancellation comes inside of it.
+        """
         found: list[StoredMessage] = []
         for sequence in self.sequences(PARKINGS):
             place = self.place_of(sequence)

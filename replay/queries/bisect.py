@@ -57,7 +57,8 @@ async def bisect(
 ) -> BisectAnswer:
     """Find the first event in ``(after, until]`` behind which ``condition`` is false.
 
-    Raises Usage for a text that is no condition, VerificationFailed for a log that cannot be folded.
+    Raises Usage for a text that is no condition, VerificationFailed for a log that cannot be folded. Cancelled,
+    it leaves nothing behind.
     """
     history = states.history
     end = history.end if until is None else until

@@ -69,7 +69,7 @@ async def explain(
 ) -> list[Explanation]:
     """Explain every command that speaks of a node or range, or the one that is named. Newest last.
 
-    Raises Refused(not_in_history).
+    Raises Refused(not_in_history). Cancelled, it leaves nothing behind.
     """
     stop = history.end if until is None else until
     commands: dict[str, list[Recorded]] = {}

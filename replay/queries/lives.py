@@ -44,7 +44,7 @@ class Attribute(msgspec.Struct, frozen=True, kw_only=True):
 async def life(history: History, kind: Thing, name: str, *, until: int | None = None) -> list[Step]:
     """Every event about the thing, in order. For a node also what became of its ranges afterwards.
 
-    Raises Refused(not_in_history) for a name that the log never speaks of.
+    Raises Refused(not_in_history) for a name that the log never speaks of. Cancelled, it leaves nothing behind.
     """
     found = [recorded async for recorded in history.about(kind, name, until=until)]
     if not found:
@@ -73,7 +73,8 @@ def fields(recorded: Recorded) -> dict[str, Any]:
 async def blame(history: History, node: str, at: Point) -> list[Attribute]:
     """Each attribute of the node at ``at``, with the event that last set it.
 
-    Raises Refused(not_in_history) for a node that the log does not know by then.
+    Raises Refused(not_in_history) for a node that the log does not know by then. Cancelled, it leaves nothing
+    behind.
     """
     known: dict[str, Attribute] = {}
 

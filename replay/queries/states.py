@@ -113,7 +113,10 @@ class States:
             self.read_model = None
 
     async def at(self, sequence: int, progress: Progress | None = None) -> tuple[ClusterState, Origin]:
-        """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded."""
+        """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded.
+
+        Cancelled, it leaves nothing behind.
+        """
         model = self.read_model
         if model is not None and sequence <= model.checkpoint:
             try:
@@ -149,7 +152,10 @@ def base(history: History) -> ClusterState:
 
 
 async def advance(history: History, state: ClusterState, until: int, progress: Progress | None = None) -> None:
-    """Fold ``history`` into ``state`` up to ``until``. Raises VerificationFailed."""
+    """Fold ``history`` into ``state`` up to ``until``. Raises VerificationFailed.
+
+    Cancelled, ``state`` stands behind a whole batch.
+    """
     async for batch in history.facts(after=state.sequence, until=until, progress=progress):
         try:
             fold(state, [(fact.seq, fact.body) for fact in batch])

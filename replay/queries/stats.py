@@ -103,7 +103,8 @@ async def stats(
     """Count; in a capsule from the state that it carries.
 
     What began before a capsule has no known beginning and counts in no spread. Raises VerificationFailed for
-    events that cannot be decoded, Refused(not_in_history) for an incremental archive on its own.
+    events that cannot be decoded, Refused(not_in_history) for an incremental archive on its own. Cancelled, it
+    leaves nothing behind.
     """
     c = _Counting(after, base(history))
     async for batch in history.facts(until=until, progress=progress):

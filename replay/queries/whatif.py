@@ -69,7 +69,8 @@ async def whatif(
 ) -> WhatIf:
     """Re-run ``(fork, until]`` under ``plan``.
 
-    Raises Refused with the plan's own refusal, Usage when there is nothing to change or no cluster.
+    Raises Refused with the plan's own refusal, Usage when there is nothing to change or no cluster. Cancelled,
+    it leaves nothing behind.
     """
     if until.sequence < fork.sequence:
         raise Usage("usage", f"the end ({until.sequence}) lies before the fork ({fork.sequence})")

@@ -33,7 +33,10 @@ INLINE_EVENTS = 60_000
 
 
 async def verify(history: History, wanted: Wanted, progress: Progress | None = None) -> Report:
-    """Check the whole history. Raises Unavailable when a live log cannot be read to its end."""
+    """Check the whole history. Raises Unavailable when a live log cannot be read to its end.
+
+    Cancelled, its worker processes are ended.
+    """
     began, started = datetime.now(UTC), time.perf_counter()
     findings = Findings(history.parked)
     archive = history.index.archive

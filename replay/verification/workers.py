@@ -46,7 +46,8 @@ class Workers:
     async def put(self, take: Callable[[Any], None], work: Callable[..., Any], *arguments: Any) -> None:
         """Run ``work(*arguments)`` somewhere and give its result to ``take``, in the order of the calls.
 
-        Waits while too much is under way. Raises what ``work`` raised.
+        Waits while too much is under way. Raises what ``work`` raised. Cancelled, the work may still be done
+        and its result is dropped.
         """
         if self._pool is None:
             take(work(*arguments))
@@ -58,7 +59,7 @@ class Workers:
         await asyncio.sleep(0)
 
     async def settle(self) -> None:
-        """Take all results that are still to come."""
+        """Take all results that are still to come. Cancelled, the results that are left are dropped."""
         while self._waiting:
             await self._take_first()
 

@@ -56,13 +56,14 @@ class LeaderDuties(Protocol):
         """Answer requests, from the log's last word on. May be repeated for the same term.
 
         Raises Unavailable when that cannot be had now, and Succeeded when another controller's term has begun.
+        Cancelled, it may be begun again.
         """
         ...
 
     async def end(self) -> None:
         """Take no more requests. Those taken are answered first if the term is valid, else told to ask again.
 
-        Idempotent.
+        Idempotent. Cancelled, some that were taken may not be answered: they ask again.
         """
         ...
 
@@ -156,14 +157,20 @@ class Leadership:
             return
 
     async def step_down(self) -> None:
-        """Give up the lease after the requests taken are answered, and do not ask for it again."""
+        """Give up the lease after the requests taken are answered, and do not ask for it again.
+
+        Cancelled, the lease may be kept until it runs out by itself.
+        """
         self._stepping_down = True
         await self._duties.end()
         self._set_leading(False)
         await self._lease.release()
 
     async def step_aside(self) -> None:
-        """The same, but lead again some time later if nobody else does."""
+        """The same, but lead again some time later if nobody else does.
+
+        Cancelled, the lease may be kept until it runs out by itself.
+        """
         self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
         await self._duties.end()
         self._set_leading(False)
@@ -245,11 +252,14 @@ class Handover:
         self._subscription: Subscription | None = None
 
     async def open(self) -> None:
-        """Listen for leaders that are about to stop."""
+        """Listen for leaders that are about to stop. Cancelled, it listens or it does not."""
         self._subscription = await self._nats.subscribe(self._subject, cb=self._on_request)
 
     async def yield_leadership(self, *, timeout_s: float = 1.0) -> bool:
-        """Step aside if another is ready to lead; whether one was."""
+        """Step aside if another is ready to lead; whether one was.
+
+        Cancelled, it may lead still, and another ask in vain.
+        """
         if not self._leadership.leading:
             return False
         with suppress(NatsError, TimeoutError, Unavailable):
@@ -262,7 +272,8 @@ class Handover:
     async def leave(self, *, timeout_s: float = 1.0) -> None:
         """Before stopping: find a successor that is subscribed already, then step down.
 
-        Without one within ``timeout_s`` the lease is given up all the same.
+        Without one within ``timeout_s`` the lease is given up all the same. Cancelled, the lease may be kept
+        until it runs out by itself.
         """
         if not self._leadership.leading:
             return

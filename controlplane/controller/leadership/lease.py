@@ -34,15 +34,21 @@ class Lease(Protocol):
         ...
 
     async def acquire(self) -> bool:
-        """Take the lease if it is free. False when another holds it. Raises Unavailable."""
+        """Take the lease if it is free. False when another holds it. Raises Unavailable.
+
+        Cancelled, it may be held: it runs out by itself.
+        """
         ...
 
     async def renew(self) -> bool:
-        """Hold it for another ``ttl_s``. False when it was lost, however shortly. Raises Unavailable."""
+        """Hold it for another ``ttl_s``. False when it was lost, however shortly. Raises Unavailable.
+
+        Cancelled, it may have been renewed.
+        """
         ...
 
     async def release(self) -> None:
-        """Give it up at once, if it is held. Raises Unavailable."""
+        """Give it up at once, if it is held. Raises Unavailable. Cancelled, it runs out by itself."""
         ...
 
 
@@ -136,7 +142,10 @@ class BusLease:
         return True
 
     async def release(self) -> None:
-        """Give the lease up, if it is ours. Raises Unavailable(log_unavailable)."""
+        """Give the lease up, if it is ours. Raises Unavailable(log_unavailable).
+
+        Cancelled, it runs out by itself.
+        """
         revision, self._revision = self._revision, 0
         if revision:
             try:

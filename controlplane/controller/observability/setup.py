@@ -125,8 +125,9 @@ class Observability:
     ) -> AsyncIterator[Observability]:
         """Open the stores of spans and reports in ``directory`` (in memory without one); start telemetry.
 
-        ``ISTHMUS_SPANS_MAX`` and ``ISTHMUS_REPORTS_MAX`` set how many spans and changes of agents are
-        kept. Raises Usage(usage) when one of them is no positive number.
+        ``ISTHMUS_SPANS_MAX`` and ``ISTHMUS_REPORTS_MAX`` set how many spans and changes of agents are kept.
+        Raises Usage(usage) when one of them is no positive number. A cancellation inside of the block closes
+        them, too.
         """
         spans_max = _limit(environ, "ISTHMUS_SPANS_MAX", SPANS_MAX)
         reports_max = _limit(environ, "ISTHMUS_REPORTS_MAX", REPORTS_MAX)
@@ -158,7 +159,10 @@ class Observability:
     async def following(
         self, changes: Changes, liveness: Liveness, live: Live, client: Client | None
     ) -> AsyncIterator[None]:
-        """Follow the events and the reports until the block is left; ``client`` brings others' spans."""
+        """Follow the events and the reports until the block is left; ``client`` brings others' spans.
+
+        A cancellation inside of the block ends its tasks, too.
+        """
         self.metrics.bind(live)
 
         def on_report(status: AgentStatus) -> None:

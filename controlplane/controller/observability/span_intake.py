@@ -71,14 +71,14 @@ class SpanIntake:
         self.refused = 0
 
     async def open(self) -> None:
-        """Subscribe and start writing."""
+        """Subscribe and start writing. Cancelled, :meth:`close` takes back what was subscribed."""
         self._subscription = await self._nats.subscribe(
             subjects.spans_wildcard(self._cluster), cb=self._on_spans
         )
         self._writing = asyncio.create_task(self._write(), name="span-intake")
 
     async def close(self) -> None:
-        """Stop, and keep what was taken."""
+        """Stop, and keep what was taken. Cancelled, spans that wait may be lost."""
         if self._subscription is not None:
             with suppress(NatsError):
                 await self._subscription.unsubscribe()

@@ -30,7 +30,7 @@ class Session:
     async def point(self, text: str) -> Point:
         """A WHEN as a place in this history; says on standard error when it lies outside of what is known.
 
-        Raises Usage, Refused(not_in_history).
+        Raises Usage, Refused(not_in_history). Cancelled, it leaves nothing behind.
         """
         from replay.when import parse
 
@@ -105,7 +105,10 @@ def _note(text: str) -> None:
 
 @asynccontextmanager
 async def opened(source: LogSource) -> AsyncIterator[Session]:
-    """Open the history that the options name. Raises Unavailable, Refused, VerificationFailed, Usage."""
+    """Open the history that the options name. Raises Unavailable, Refused, VerificationFailed, Usage.
+
+    A cancellation inside of the block closes it, too.
+    """
     from replay.when import zone
 
     tz = zone(source.tz)
@@ -149,7 +152,10 @@ async def opened(source: LogSource) -> AsyncIterator[Session]:
 
 
 async def controllers_checkpoints(source: LogSource) -> list[Checkpoint]:
-    """The live controller's signed checkpoints; none when no controller answers."""
+    """The live controller's signed checkpoints; none when no controller answers.
+
+    Cancelled, it leaves nothing behind.
+    """
     from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
     from events.cli.options import controller
     from events.errors import Unavailable
