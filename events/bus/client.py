@@ -41,6 +41,9 @@ class ControllerClient:
     ``actor`` names who asks (``ops@host``, ``node/idc-7``); it is stored with each event.
     """
 
+    node = ""
+    """The node whose own subject these credentials reach, if they are a node's; set behind the constructor."""
+
     def __init__(self, client: Client, cluster: str, *, actor: str, telemetry: Telemetry | None = None) -> None:
         """With ``telemetry`` each command gets a span, and its context travels in the headers."""
         self._nats = client
@@ -101,7 +104,7 @@ class ControllerClient:
     ) -> CommandReply:
         # A node's own subject is for the node: what an operator asks for it is recorded as the operator's.
         node = getattr(command, "node", "") if command.node_scoped else ""
-        if node and self.actor == f"node/{node}":
+        if node and (node == self.node or self.actor == f"node/{node}"):
             subject = subjects.node_command(self.cluster, node, command.name)
         else:
             subject = subjects.command(self.cluster, command.name)

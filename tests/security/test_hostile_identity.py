@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -24,6 +25,9 @@ from events.errors import BadRequest, Refused
 from events.protocol.commands import ACTOR, COMMAND_ID, ChangeUnderlay, JoinNode, RemoveNode
 from events.protocol.queries import ClusterView, ShowCluster
 from events.status import AgentStatus
+from events.types import NodeLeft
+from nodeagent.cli import agent
+from nodeagent.local_files import LocalStatus, write_status
 from tests.security.conftest import CLUSTER, Place
 from tests.waiting import until
 
@@ -336,3 +340,24 @@ async def test_too_much_of_one_request_is_refused(place: Place) -> None:
     body = msgspec.json.encode({**msgspec.to_builtins(joining(MALLORY, 1)), "site": "s" * 20_000})
     answer = await client.request(subjects.node_command(CLUSTER, MALLORY, "join"), body, timeout=30)
     assert msgspec.json.decode(answer.data)["code"] == "payload_too_large"
+
+
+@pytest.mark.parametrize("who", ["the node", "an operator"])
+async def test_a_node_is_taken_out_with_its_own_credentials_or_an_operators(
+    place: Place, tmp_path: Path, who: str
+) -> None:
+    """The counter-proof: `isthmus agent leave` on the machine itself, recorded as what it was."""
+    _, as_alice = await as_node(place, ALICE)
+    await as_alice.send(joining(ALICE, 2))
+    status = LocalStatus(node=ALICE, uid=f"uid-{ALICE}", cluster=CLUSTER, pid=1, started_at=0.0, written_at=0.0)
+    write_status(tmp_path, status)
+    files = place.files.nodes[ALICE] if who == "the node" else place.files.operator
+    options = place.options(files)
+    arguments = ["leave", "--yes", "--state-dir", str(tmp_path), "--cluster", CLUSTER, "--actor", "alice@host"]
+    arguments += ["--bus", options.servers[0], "--creds", str(files), "--ca", options.ca]
+    ended = await asyncio.to_thread(CliRunner().invoke, agent, arguments, catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    reader = await place.operator()
+    events = await reader.history("node", ALICE)
+    said = f"alice@host via node/{ALICE}" if who == "the node" else "alice@host"
+    assert [one.envelope.actor for one in events if isinstance(one.event, NodeLeft)] == [said]
