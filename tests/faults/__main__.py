@@ -1,4 +1,4 @@
-"""One run: ``python -m tests.faults --seed N [--seconds S] [--servers 1|3] --directory DIR``.
+"""One run: ``python -m tests.faults --seed N [--seconds S] [--every S] [--servers 1|3] --directory DIR``.
 
 Real churn from the recorded files goes to real controllers on real servers, real agents write it into the
 kernels of their machines, and everything is killed, paused, cut off or left without a disk by a schedule
@@ -39,7 +39,7 @@ from tests.faults.checker import Verdict, examine
 from tests.faults.kernels import Recorder, differing, unattested
 from tests.faults.load import Clients, shares
 from tests.faults.probes import LANES, Probes
-from tests.faults.schedule import Fault, schedule
+from tests.faults.schedule import EVERY_S, Fault, schedule
 from tests.faults.site import CLUSTER, Site, build, stop
 
 CONTAINER_CIDR = IPv4Network("10.64.0.0/12")
@@ -66,10 +66,12 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def live(seed: int, duration_s: float, servers: int, directory: RunDirectory) -> dict[str, Any]:
+async def live(
+    seed: int, duration_s: float, servers: int, every_s: float, directory: RunDirectory
+) -> dict[str, Any]:
     """The run from the first machine to the verdict."""
     asyncio.get_running_loop().call_later(duration_s + HANGS_S, _hangs)
-    faults = schedule(seed, duration_s, servers=servers)
+    faults = schedule(seed, duration_s, servers=servers, every_s=every_s)
     found: dict[str, Any] = {"seed": seed, "schedule": [str(fault) for fault in faults], "wrong": []}
     made = await build(directory, servers=servers)
     clients = Clients()
@@ -208,6 +210,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True, help="makes the schedule")
     parser.add_argument("--seconds", type=float, default=12.0, help="how long faults and load last")
     parser.add_argument("--servers", type=int, choices=(1, 3), default=3, help="bus servers")
+    parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two faults")
     parser.add_argument("--directory", type=Path, required=True, help="for logs and state; has to be empty")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
     arguments = parser.parse_args()
@@ -215,7 +218,9 @@ def main() -> int:
 
     def work() -> int:
         logging.basicConfig(filename=directory.log("clients"), format="%(asctime)s %(name)s: %(message)s")
-        found = asyncio.run(live(arguments.seed, arguments.seconds, arguments.servers, directory))
+        found = asyncio.run(
+            live(arguments.seed, arguments.seconds, arguments.servers, arguments.every, directory)
+        )
         print(json.dumps(found) if arguments.json else told(found))
         return 1 if found["wrong"] else 0
 

@@ -42,14 +42,14 @@ def deck(servers: int) -> list[tuple[Kind, Role]]:
     return [*((kind, role) for role in roles for kind in kinds), ("fill the disk of", server_roles[-1])]
 
 
-def schedule(seed: int, duration_s: float, *, servers: int) -> list[Fault]:
-    """Faults about EVERY_S apart, in the order of time; two may overlap.
+def schedule(seed: int, duration_s: float, *, servers: int, every_s: float = EVERY_S) -> list[Fault]:
+    """Faults about ``every_s`` apart, in the order of time; two may overlap.
 
     The deck is shuffled and dealt, again and again: however short the run, everything happens once.
     """
     chance = random.Random(f"isthmus faults {seed}")
     cards = deck(servers)
-    count = max(len(cards), round(duration_s / EVERY_S))
+    count = max(len(cards), round(duration_s / every_s))
     dealt: list[tuple[Kind, Role]] = []
     while len(dealt) < count:
         dealt += chance.sample(cards, len(cards))
