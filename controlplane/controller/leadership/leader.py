@@ -142,6 +142,7 @@ class Leadership:
 
     async def _begin(self, term: Term) -> None:
         """Serve once the fold has the log's last word; tried for as long as the term lasts."""
+        said = ""
         while True:
             try:
                 await self._duties.prepare()
@@ -151,7 +152,9 @@ class Leadership:
                 log.warning("controller %s: another one leads already", self._name)
                 term.end()
             except IsthmusError as error:
-                log.warning("controller %s leads and cannot answer yet: %s", self._name, error.message)
+                if error.message != said:
+                    said = error.message
+                    log.warning("controller %s leads and cannot answer yet: %s", self._name, said)
                 await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
                 continue
             return

@@ -23,10 +23,12 @@ import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from events import subjects
 from events.bus.retry import pauses
 from events.errors import IsthmusError, Refused, Unavailable, from_wire
 from events.jetstream.api import (
     DEFAULT_PREFIX,
+    STREAM_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     WRONG_LAST_SEQUENCE_IN_FLIGHT,
     ApiError,
@@ -152,6 +154,7 @@ class BusOutcomes:
         timeout_s: float = 2.0,
     ) -> None:
         self._client = client
+        self._cluster = cluster
         self._stream = outcome_stream(cluster)
         self._settings = outcome_stream_settings(cluster)
         self._subject = f"isthmus.{cluster}.outcomes"
@@ -165,9 +168,7 @@ class BusOutcomes:
 
     async def begin(self) -> Sequence[Outcome]:
         if not self._ensured:
-            await ensure_stream(
-                self._client, self._settings, replicas=self._replicas, prefix=self._prefix, timeout_s=5.0
-            )
+            await self._ensure()
             self._ensured = True
         for _ in range(_TRIES):
             try:
@@ -182,6 +183,30 @@ class BusOutcomes:
                 raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
             return await self._known()
         raise Unavailable("log_unavailable", f"stream {self._stream}: another controller begins a term, too")
+
+    async def _ensure(self) -> None:
+        """Make the stream when it is missing, on as many servers as keep the log, unless told on how many."""
+        replicas = self._replicas
+        if replicas is None:
+            try:
+                info = await call(
+                    self._client, f"{self._prefix}.STREAM.INFO.{self._stream}", timeout_s=self._timeout_s
+                )
+            except ApiError as error:
+                if error.err_code != STREAM_NOT_FOUND:
+                    raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
+                info = await self._log_info()
+            replicas = int(info["config"].get("num_replicas", 1))
+        await ensure_stream(self._client, self._settings, replicas=replicas, prefix=self._prefix, timeout_s=5.0)
+
+    async def _log_info(self) -> dict[str, Any]:
+        stream = subjects.stream(self._cluster)
+        try:
+            return await call(self._client, f"{self._prefix}.STREAM.INFO.{stream}", timeout_s=self._timeout_s)
+        except ApiError as error:
+            if error.err_code == STREAM_NOT_FOUND:  # a test's bus
+                return {"config": {}}
+            raise Unavailable("log_unavailable", f"stream {stream}: {error}") from error
 
     async def record(self, outcomes: Sequence[Outcome]) -> None:
         batch: list[tuple[str, CommandReply]] = []
