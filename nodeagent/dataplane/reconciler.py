@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from events.attestation import text
 from events.errors import IsthmusError
@@ -26,6 +27,7 @@ from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
 from nodeagent.dataplane.reconcile import Outcome
 from nodeagent.dataplane.resync_triggers import ResyncTriggers
 from nodeagent.dataplane.tunnel_device import TunnelDevice
+from nodeagent.dataplane.underlay import PEERS_ASKED
 from nodeagent.membership.peers import Change, Peer
 from nodeagent.membership.view import Plan, View
 from nodeagent.netlink.links import DeviceOutcome
@@ -295,9 +297,10 @@ class Reconciler:
                 return True
             started = time.perf_counter()
             try:
-                device = await asyncio.to_thread(
-                    self._prepare, view, view.own, view.plan, FOREIGN_ROUTE in reasons
-                )
+                # Looked up here: the view goes on changing while the worker thread works.
+                peers = [peer.underlay for peer in islice(view.peers, PEERS_ASKED)]
+                foreign = FOREIGN_ROUTE in reasons
+                device = await asyncio.to_thread(self._prepare, view.own, view.plan, foreign, peers)
                 if not self.counters.resyncs and self.tunnel.existed:
                     await asyncio.to_thread(self._adopt, view, self._desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
@@ -392,14 +395,14 @@ class Reconciler:
             f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
         )
 
-    def _prepare(self, view: View, own: Peer, plan: Plan, look_around: bool) -> DeviceOutcome:
+    def _prepare(self, own: Peer, plan: Plan, look_around: bool, peers: Sequence[str]) -> DeviceOutcome:
         """In a worker thread. Raises IsthmusError, OSError."""
         now = time.monotonic()
         outcome = self.tunnel.prepare(
             own,
             plan,
             look_around=look_around,
-            peers=(peer.underlay for peer in view.peers),
+            peers=peers,
             allow=lambda name: self.guard.allow((DEVICE, name), now),
         )
         self.watcher.watch(self.tunnel.ifindex, self.tunnel.port)

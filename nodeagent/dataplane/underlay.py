@@ -56,10 +56,9 @@ def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) 
     some = list(islice(peers, PEERS_ASKED))
     if _is_address(wish):
         return _leaving(_by_address(wish, last), some)
-    if last is not None:
-        kept = _by_address(last.address, last)
-        if kept.present and wish in {"auto", kept.device}:
-            return _leaving(kept, some)
+    kept = _by_address(last.address, last) if last is not None else None
+    if kept is not None and kept.present and wish in {"auto", kept.device}:
+        return _leaving(kept, some)
     device = (_device_towards(some) or links.default_device()) if wish == "auto" else wish
     if not device and last is not None:
         device = last.device
@@ -69,6 +68,8 @@ def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) 
         if address:
             found = Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
             return _leaving(found, some)
+    if kept is not None and kept.present:
+        return _leaving(kept, some)  # it has moved: to a bridge that the device is a port of, for instance
     if last is not None:
         return msgspec.structs.replace(last, ifindex=0, up=False)
     raise Usage("usage", _why_not(wish, found=link is not None))

@@ -130,6 +130,12 @@ class PathProber:
         if own is None:
             return
         address = probe_address(own.cidr)
+        device = self.device
+        if device is not None and not (
+            device.is_open and (device.address, device.mtu) == (address, context.mtu)
+        ):
+            device.close()  # here, on the loop that reads from it
+            self.device = None
         await asyncio.to_thread(self._prepare, context, address)
         if self.device is not None and self.device.is_open and not self._listening:
             self.device.listen()
@@ -161,11 +167,6 @@ class PathProber:
         """In a worker thread: the device with that address, its route in place."""
         device = self.device
         try:
-            if device is not None and (
-                not device.is_open or (device.address, device.mtu) != (address, context.mtu)
-            ):
-                device.close()
-                device = self.device = None
             if device is None:
                 self._listening = False
                 made = ProbeDevice(device_name(context.device), address, context.mtu, self._received)

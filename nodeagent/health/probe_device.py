@@ -87,25 +87,24 @@ class ProbeDevice:
                 (link,) = route.link("get", index=self.index)
                 if link["state"] != "up":
                     route.link("set", index=self.index, state="up")
-                self._release(route)
                 route.route("replace", dst=f"{self.address}/32", oif=self.index, proto=PROTOCOL, scope="link")
+                self._release(route)
             except NetlinkError as error:
                 raise OSError(error.code, str(error)) from error
 
     def _release(self, route: Any) -> None:
         """The address is unicast here. A bridge with the whole range makes the kernel take it for a broadcast
         address; nobody sends broadcasts to pods of other hosts, so that entry goes."""
-        for message in route.get_routes(family=socket.AF_INET, table=_RT_TABLE_LOCAL, dst=self.address):
-            if message["type"] == _RTN_BROADCAST:
-                with contextlib.suppress(NetlinkError):
-                    route.route(
-                        "del",
-                        dst=f"{self.address}/32",
-                        table=_RT_TABLE_LOCAL,
-                        type=_RTN_BROADCAST,
-                        scope="link",
-                        oif=message.get_attr("RTA_OIF"),
-                    )
+        (found,) = route.route("get", dst=self.address)
+        if found["type"] == _RTN_BROADCAST:
+            route.route(
+                "del",
+                dst=f"{self.address}/32",
+                table=_RT_TABLE_LOCAL,
+                type=_RTN_BROADCAST,
+                scope="link",
+                oif=found.get_attr("RTA_OIF"),
+            )
 
     def send(self, packet: bytes) -> None:
         """Let a packet enter the host. Raises OSError when the device is down or full."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+from ipaddress import ip_address
 from pathlib import Path
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import Node, Site, site, until
+from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
 
 HOOK = "{ type filter hook forward priority 0;"
 
@@ -62,7 +63,8 @@ def test_forwarding_switched_off_is_switched_on_again() -> None:
         a.run("sysctl -qw net.ipv4.ip_forward=0")
         a.run("ip link add pod0 type veth peer name pod1")
         a.run("ip link set pod0 up")
-        a.run(f"ip route add {a.vtep.rpartition('.')[0]}.9/32 dev pod0")
+        pod = ip_address(a.vtep) + 9
+        a.run(f"ip route add {pod}/32 dev pod0")
         a.run("sysctl -qw net.ipv4.ip_forward=1")
         a.run("sysctl -qw net.ipv4.conf.pod0.forwarding=0")
         until(lambda: forwards(a, "pod0"), "a pod's device forwards again")
@@ -173,3 +175,44 @@ def test_a_peer_that_dies_is_no_fault_of_this_node() -> None:
         sh("ip link set v-b down")
         until(lambda: a.status()["path"] == "not confirmed", "the path is not confirmed any more", 90)
         assert a.status()["state"] == "ready"
+
+
+@inside
+def test_a_probe_device_that_somebody_removes_is_made_again() -> None:
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        confirmed(a)
+        for damage in ("ip link del isthmus-probe", "ip link set isthmus-probe down"):
+            a.run(damage)
+            until(lambda: "LOWER_UP" in a.run("ip link show isthmus-probe"), f"{damage}: it is there again")
+            before = a.status()["path_confirmed_at"]
+            until(lambda: a.status()["path_confirmed_at"] > before + 1, "packets pass")  # noqa: B023
+            a.ready()
+
+
+@inside
+def test_what_a_hung_agent_said_is_shown_as_what_was() -> None:
+    """0.2.0: "kernel: agrees, last report: now" for as long as it hung."""
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        confirmed(a)
+        until(lambda: "in sync" in place.isthmus("node", "show", "a").stdout, "its kernel is judged")
+        pid = int(a.status()["pid"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            shown = until(lambda: _silent(place), "it is shown as silent")
+            assert "in sync" in shown
+            assert shown.count("stale") == 2, shown
+            local = a.run(f"{ISTHMUS} agent status --state-dir {a.directory / 'state'}")
+            assert "NOT RESPONDING" in local
+            assert "as of" in local
+            doctor = a.run(f"sh -c '{ISTHMUS} doctor --state-dir {a.directory / 'state'} || true'")
+            assert "it has said nothing for" in doctor
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: "stale" not in place.isthmus("node", "show", "a").stdout, "it is back")
+
+
+def _silent(place: Site) -> str:
+    shown = place.isthmus("node", "show", "a").stdout
+    return shown if "silent" in shown else ""

@@ -98,7 +98,12 @@ def test_a_program_that_keeps_changing_the_device_is_not_fought_for_ever() -> No
         ):
             fight = fought(a, command)
             try:
-                until(lambda: named in str(a.status()["conditions"]), f"{command}: {named}")  # noqa: B023
+                try:
+                    until(lambda: named in str(a.status()["conditions"]), named)  # noqa: B023
+                except AssertionError as error:
+                    raise AssertionError(
+                        f"{command}: {error}\n{a.status()['conditions']}\n{a.log()}"
+                    ) from error
                 assert a.status()["state"] == "degraded"
                 before = a.status()["counters"]["drift_repaired_link"]
                 since = a.status()["written_at"]
@@ -158,3 +163,20 @@ def test_an_overlap_that_was_accepted_in_the_log_does_not_stop_an_agent() -> Non
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
         a.start().ready()
+
+
+@inside
+def test_an_address_that_moves_to_a_bridge_is_followed_there() -> None:
+    """As NetworkManager, libvirt and Docker do with a host's only link."""
+    with site("a", "b") as place:
+        a, b = place.nodes.values()
+        passes(a, b)
+        a.run(
+            "sh -c 'ip link add br0 type bridge && ip link set br0 up && ip addr del 10.0.0.1/24 dev eth0 && "
+            "ip link set eth0 master br0 && ip addr add 10.0.0.1/24 dev br0 && "
+            "ip route add default via 10.0.0.254'"
+        )
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again")
+        a.ready(1)
+        assert a.status()["underlay"] == a.underlay
+        assert not any(text.startswith("underlay:") for text in a.status()["conditions"])

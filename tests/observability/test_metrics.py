@@ -49,11 +49,11 @@ async def test_a_member_that_was_never_heard_is_what_the_watermark_waits_for(rig
     assert of(before, "isthmus_watermark_lag") == 0
     assert of(before, "isthmus_agents", state="ready") == 5
     assert {
-        of(before, "isthmus_agents", state=s) for s in ("unknown", "unreachable", "degraded", "silent")
+        of(before, "isthmus_agents", state=s) for s in ("unreported", "unreachable", "degraded", "silent")
     } == {0}
     await rig.send(join(6))
     after = await scraped(rig)
-    assert of(after, "isthmus_agents", state="unknown") == 1
+    assert of(after, "isthmus_agents", state="unreported") == 1
     assert of(after, "isthmus_watermark") == 0
     assert of(after, "isthmus_watermark_lag") == rig.replica.state.sequence
 
