@@ -90,6 +90,7 @@ class LeavingOut:
         ``sequence`` is how far the reader is, ``left_out`` what it has left out up to there. Had it followed
         one of those that are parked now, ``begin_anew`` is called with all of them first. When the log cannot
         be asked, or beginning anew fails with an error of ours, nothing has changed and the answer is no.
+        Cancelled, it knows what it knew before; ``begin_anew`` may be called again.
         """
         try:
             parked = await parked_in(source)

@@ -65,7 +65,10 @@ async def make_capsule(
     reason: str = "",
     progress: Progress | None = None,
 ) -> About:
-    """Pack ``(begin, end]`` into a new file. Raises Usage for an empty stretch, Refused(archive_exists)."""
+    """Pack ``(begin, end]`` into a new file. Raises Usage for an empty stretch, Refused(archive_exists).
+
+    Cancelled, no file is left.
+    """
     if end.sequence <= begin.sequence:
         raise Usage("usage", f"nothing lies between event {begin.sequence} and event {end.sequence}")
     history = states.history

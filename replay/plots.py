@@ -89,7 +89,8 @@ class PlotRequest(NamedTuple):
 async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> Drawn:
     """Draw ``kind`` into ``path`` (``.svg`` or ``.png``).
 
-    Raises Usage for another ending, Refused(not_in_history) when there is nothing to draw.
+    Raises Usage for another ending, Refused(not_in_history) when there is nothing to draw. Cancelled, no file
+    is left.
     """
     if Path(path).suffix.lower() not in (".svg", ".png"):
         raise Usage("usage", f"{path}: a picture ends in .svg or .png")

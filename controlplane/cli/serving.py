@@ -54,8 +54,8 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT. ``on_ready`` is called once the log is folded (and this one leads).
 
-    ``failed`` ends with the reason when something that the controller needs has gone for good.
-    Raises what ended the controller.
+    ``failed`` ends with the reason when something that the controller needs has gone for good. Raises what
+    ended the controller. Cancelled, the controller is stopped first.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -35,8 +35,8 @@ class AsOf(NamedTuple):
 async def as_of(source: Source, at: int, time: str | None) -> AsOf:
     """The overlay at a moment (RFC 3339; it goes before a sequence), at a sequence, or now.
 
-    A sequence is shown as it was in the end, just before the next event. Raises NotFound for one
-    that is not there yet, and BadRequest(bad_request) when the time is none.
+    A sequence is shown as it was in the end, just before the next event. Raises NotFound for one that is not
+    there yet, and BadRequest(bad_request) when the time is none. Cancelled, it leaves nothing behind.
     """
     now = datetime.now(UTC)
     moment: datetime | None = None

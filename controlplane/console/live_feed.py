@@ -279,7 +279,7 @@ class LiveFeed:
         queue.put_nowait(None)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """One listener's bytes, as an event stream, until it goes away."""
+        """One listener's bytes, as an event stream, until it goes away. Cancelled, its queue is given up."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_FRAMES)
         if len(self._listeners) >= LISTENERS_MAX:
             yield b"retry: 10000\nevent: full\ndata: {}\n\n"

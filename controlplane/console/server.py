@@ -189,8 +189,8 @@ async def serve(
     """Serve API and console until the block is left; yields the address (``http://127.0.0.1:7480``).
 
     Raises Usage(usage) when the address demands a token that is not given, and
-    Unavailable(prerequisite_missing) when it cannot be bound. Leaving takes at most about two seconds,
-    open streams included.
+    Unavailable(prerequisite_missing) when it cannot be bound. Leaving takes at most about two seconds, open
+    streams included. A cancellation inside of the block ends it, too.
     """
     check_exposure(host, token)
     try:

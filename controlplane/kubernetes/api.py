@@ -58,7 +58,7 @@ class KubernetesApi(Protocol):
     """
 
     async def list_nodes(self) -> tuple[list[Node], str]:
-        """All Nodes, and the version to watch from."""
+        """All Nodes, and the version to watch from. Cancelled, it leaves nothing behind."""
         ...
 
     def watch_nodes(self, version: str) -> AsyncIterator[Change]:
@@ -66,11 +66,17 @@ class KubernetesApi(Protocol):
         ...
 
     async def patch_node(self, name: str, patch: Mapping[str, Any], *, status: bool = False) -> Node | None:
-        """Patch a Node (its ``status`` by strategic merge). None: it is gone, or another one by now."""
+        """Patch a Node (its ``status`` by strategic merge). None: it is gone, or another one by now.
+
+        Cancelled, it may have been patched.
+        """
         ...
 
     async def create_event(self, event: Mapping[str, Any]) -> None:
-        """Store an events.k8s.io/v1 Event. One that is there already is no error."""
+        """Store an events.k8s.io/v1 Event. One that is there already is no error.
+
+        Cancelled, it may be stored.
+        """
         ...
 
 
@@ -84,7 +90,8 @@ class KubernetesClient:
     async def open(cls, kubeconfig: Path | None = None) -> KubernetesClient:
         """By a kubeconfig file, or as a pod by its ServiceAccount.
 
-        Raises Refused(kubernetes_config) when neither is there or readable.
+        Raises Refused(kubernetes_config) when neither is there or readable. Cancelled, it leaves nothing
+        behind.
         """
         from kubernetes_asyncio import client, config
 
@@ -105,7 +112,7 @@ class KubernetesClient:
         return cls(client.ApiClient(configuration=settings))
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection. Cancelled, some may stay open until the process ends."""
         await self._client.close()
 
     async def list_nodes(self) -> tuple[list[Node], str]:
@@ -120,7 +127,10 @@ class KubernetesClient:
                 return found, version
 
     async def watch_nodes(self, version: str) -> AsyncIterator[Change]:
-        """Changes of Nodes from a version on. Raises Unavailable(kubernetes_unreachable)."""
+        """Changes of Nodes from a version on. Raises Unavailable(kubernetes_unreachable).
+
+        Cancelled, the watch is closed.
+        """
         query = [
             ("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", version),
             ("timeoutSeconds", str(WATCH_S)),

@@ -131,7 +131,8 @@ def _agent(status: AgentStatus | None, *, silent: bool, epoch: int) -> Agent:
 async def bridging(controller: Controller, kubeconfig: Path | None) -> AsyncIterator[Bridge]:
     """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
 
-    Whatever happens to it, the controller goes on: the bridge is begun anew after a pause.
+    Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
+    inside of the block ends the bridge, too.
     """
     client = await KubernetesClient.open(kubeconfig)
     members = ControllerMembers(

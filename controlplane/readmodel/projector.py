@@ -108,7 +108,10 @@ class Projector:
             return self.store
 
     async def query(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """Ask the store. Raises Unavailable(log_unavailable) when it shows damage: then it is made anew."""
+        """Ask the store. Raises Unavailable(log_unavailable) when it shows damage: then it is made anew.
+
+        Cancelled, the question ends in its thread.
+        """
         store = await self.open()
         try:
             return await store.run(question)

@@ -120,7 +120,10 @@ class Store:
 
     @classmethod
     async def renew(cls, directory: Path, cluster: str) -> Self:
-        """A new, empty current generation: everything in it follows from the log."""
+        """A new, empty current generation: everything in it follows from the log.
+
+        Cancelled, the generation before it may still be the current one.
+        """
         number = next_generation(directory)
         store = await cls.create(generation_file(directory, number), cluster)
         switch(directory, number)

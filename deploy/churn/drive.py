@@ -145,7 +145,8 @@ class Driver:
     async def play(self, changes: Iterable[Change]) -> Tally:
         """Returns when every change was answered; the first refusal that time does not cure ends it.
 
-        Raises the controller's error, or Unavailable when it stayed away longer than the patience.
+        Raises the controller's error, or Unavailable when it stayed away longer than the patience. Cancelled,
+        what was sent may take effect.
         """
         joined: dict[str, asyncio.Task[None]] = {}
         slots = asyncio.Semaphore(self._window)

@@ -95,7 +95,7 @@ async def drive(
     patience_s: float = 30.0,
     progress: Callable[[Tally], None] | None = None,
 ) -> Outcome:
-    """Plays the plan to its end. Raises what `Driver.play` raises."""
+    """Plays the plan to its end. Raises what `Driver.play` raises. Cancelled, what was sent may take effect."""
     loop = asyncio.get_running_loop()
     driver = Driver(controller, fleet, window=window, patience_s=patience_s, progress=progress)
     started = loop.time()

@@ -28,7 +28,8 @@ async def push_accounts(options: BusOptions, store: Store, accounts: Iterable[st
     """Send the JWTs of these accounts; return the number of servers that took the last of them.
 
     ``options`` carry the system credentials. Raises Unavailable(bus_unreachable), and
-    Refused(credentials_invalid) with the server's words when it takes one not.
+    Refused(credentials_invalid) with the server's words when it takes one not. Cancelled, some servers may have
+    taken some of them; it may be repeated.
     """
     client = await connect(options, name="isthmus-credentials")
     try:

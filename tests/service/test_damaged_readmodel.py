@@ -20,9 +20,8 @@ from events.errors import Unavailable, VerificationFailed
 from replay.history import History
 from replay.queries.bisect import bisect
 from replay.queries.states import ReadModel, States
-from tests.service.histories import lived_in
+from tests.service.histories import lived_in, projecting
 from tests.service.rig import CLUSTER, rig
-from tests.service.test_readmodel import projecting
 from tests.waiting import until
 
 

@@ -123,5 +123,5 @@ class Checkpointer:
         return checkpoint
 
     async def answer(self, _: bytes) -> bytes:
-        """The answer to :class:`ListCheckpoints`."""
+        """The answer to :class:`ListCheckpoints`. It never suspends: no cancellation comes inside of it."""
         return _encode(ToldCheckpoints(key=self._key.public_hex, checkpoints=tuple(self._told)))
