@@ -31,6 +31,9 @@ TICK_S = 1.0
 GATEWAY_TICK_S = 0.5
 """How often gateways are looked at, where there are any: a dead one is to be replaced within 5 s."""
 
+EARLY_S = 0.001
+"""A timer may ring this much before its time, by the loop's resolution: then it is time all the same."""
+
 COALESCE_S = 0.1
 """Reports of applied sequences gather this long before drains are looked at."""
 
@@ -77,7 +80,7 @@ class Ticker:
                         await moved.wait()
                     await asyncio.sleep(COALESCE_S)
             moved.clear()
-            if loop.time() >= next_s:
+            if loop.time() >= next_s - EARLY_S:
                 pace_s = min(self._tick_s, GATEWAY_TICK_S) if self._replica.state.gateways else self._tick_s
                 next_s = loop.time() + pace_s
                 await self.tick()
