@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, SourceLimit, SpanStore
+from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, SpanStore
 from controlplane.controller.observability.waterfall import waterfall
+from controlplane.controller.source_limit import SourceLimit
 from events.telemetry.spans import SpanLink, SpanRecord
 
 

@@ -23,7 +23,7 @@ import msgspec
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.observability.span_store import SourceLimit
+from controlplane.controller.source_limit import SourceLimit
 from events.printable import printable
 from events.protocol.queries import Condition
 from events.status import AgentStatus

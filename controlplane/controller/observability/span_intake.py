@@ -18,7 +18,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from controlplane.controller.observability.span_store import SourceLimit, SpanStore
+from controlplane.controller.observability.span_store import SpanStore
+from controlplane.controller.source_limit import SourceLimit
 from controlplane.controller.tasks import end
 from events import subjects
 from events.printable import printable

@@ -9,7 +9,6 @@ Spans of other traces that *link* into a trace belong to its picture and are ret
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -279,24 +278,3 @@ def _references(record: SpanRecord) -> Iterable[tuple[str, str]]:
     node = attributes.get("isthmus.node")
     if node:
         yield "node", str(node)
-
-
-class SourceLimit:
-    """A token bucket per source: one noisy agent cannot push everybody else's spans out of the store."""
-
-    def __init__(self, per_s: float, *, burst: float, sources_max: int = 20_000) -> None:
-        self._per_s = per_s
-        self._burst = burst
-        self._sources_max = sources_max
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, source: str, wanted: int, now: float | None = None) -> int:
-        """How many of ``wanted`` spans are let through."""
-        moment = time.monotonic() if now is None else now
-        tokens, at = self._buckets.pop(source, (self._burst, moment))
-        tokens = min(self._burst, tokens + (moment - at) * self._per_s)
-        granted = min(wanted, int(tokens))
-        if len(self._buckets) >= self._sources_max:
-            del self._buckets[next(iter(self._buckets))]
-        self._buckets[source] = (tokens - granted, moment)
-        return granted
