@@ -218,7 +218,7 @@ def _drop_what_is_left() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run a command; its exit code. Raises OSError when standard output is closed or full."""
-    as_json = asks_for_a_document(arguments)
+    as_json, stdout = asks_for_a_document(arguments), sys.stdout
     try:
         _check_encoding(arguments)
         code = root.main(arguments, prog_name="isthmus", standalone_mode=False)
@@ -230,8 +230,8 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except SystemExit as error:
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
-            return 0  # click's way to end when the reader has gone
+        if sys.stdout is not stdout:
+            return 0  # click wraps it, and ends so, when the reader has gone
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (click.Abort, KeyboardInterrupt):
         return 130
