@@ -90,7 +90,7 @@ async def _counted(client: Any) -> dict[str, int]:
     while after is not None:
         page = await client.ask(ListNodes(after=after), NodePage)
         for node in page.nodes:
-            spoken = "silent" if node.stale else node.agent_state or "unknown"
+            spoken = "silent" if node.stale else node.agent_state or "unreported"
             state = "unreachable" if node.unreachable else spoken
             counts[state] = counts.get(state, 0) + 1
         after = page.next_after

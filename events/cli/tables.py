@@ -120,11 +120,17 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console. Without a terminal it is plain text, 120 columns wide unless COLUMNS says otherwise."""
     from rich.console import Console
 
+    class Quiet(Console):
+        """Leaves it to the root command what a reader that has gone means; rich would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     told = os.environ.get("COLUMNS", "").strip()
     width = int(told) if told.isascii() and told.isdigit() and 0 < int(told) < 100_000 else 120
     terminal = stream is not None and stream.isatty()
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if terminal else width)
+    return Quiet(stderr=stderr, highlight=False, soft_wrap=False, width=None if terminal else width)
 
 
 def print_table(
