@@ -24,8 +24,8 @@ from events.protocol.queries import (
     ShowCluster,
 )
 
-ORDER = ("ready", "degraded", "starting", "stopping", "silent", "unreachable", "unknown")
-WORDS = {"unknown": "never reported", "unreported": "never reported"}
+ORDER = ("ready", "degraded", "starting", "stopping", "silent", "unreachable", "unreported", "unknown")
+WORDS = {"unreported": "never reported"}
 STANDING = frozenset({"no_external_node", "conflict_overridden"})
 """Warnings about what somebody chose: they are shown, and count as healthy."""
 

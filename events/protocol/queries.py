@@ -181,7 +181,7 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster at one sequence. ``definition`` is None before ``cluster define``.
 
-    ``agents`` counts members by their agent's state (``unknown``: never reported); ``controller`` of release
+    ``agents`` counts members by their agent's state (``unreported``: never); ``controller`` of release
     ``version`` answered. A controller of 0.2.0 says neither.
     """
 
