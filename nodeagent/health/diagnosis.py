@@ -74,7 +74,7 @@ async def dropping_chains() -> list[Chain]:
 
 def parse_chains(document: str) -> list[Chain]:
     """The forward chains with policy drop in nft's JSON; ours are not among them."""
-    with contextlib.suppress(json.JSONDecodeError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
         entries = [
             entry["chain"] for entry in json.loads(document or "{}").get("nftables", []) if "chain" in entry
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from controlplane.cluster.decide import AdvanceDrains, MarkLiveness
@@ -146,6 +147,15 @@ def test_silence_makes_unreachable_and_a_report_brings_back(world: World) -> Non
     assert names(world.do(seen(world)).events) == ["NodeRecovered"]
     assert world.do(seen(world)).events == ()
     assert world.state.nodes["n2"].uid == "uid-2", "it stayed a member all the time"
+
+
+def test_a_member_whose_agent_never_came_is_neither_lost_nor_found(world: World) -> None:
+    """3,000 imported nodes made 3,000 events "unreachable", and "recovered" ones at the next restart."""
+    came = frozenset({"uid-1", "uid-2"})
+    silence = msgspec.structs.replace(seen(world, uid_2=31, uid_3=31, uid_4=1e6), came=came)
+    assert [getattr(event, "node", "") for event in world.do(silence).events] == ["n2"]
+    assert names(world.do(msgspec.structs.replace(seen(world), came=came)).events) == ["NodeRecovered"]
+    assert world.do(msgspec.structs.replace(seen(world, uid_3=31), came=came | {"uid-3"})).events
 
 
 def test_a_controller_that_has_just_begun_to_listen_judges_nobody(world: World) -> None:
