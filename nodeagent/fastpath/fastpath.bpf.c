@@ -66,7 +66,8 @@ struct verdict {
     __u8 tos, ttl, outer_tos, outer_ttl;
     __u8 to[6], from[6]; /* Ethernet addresses at the egress */
     __u16 identifier;
-    __u8 bridge, unused[7];
+    __u8 asked_tos, asked_ttl; /* of the packet that the stack was last asked about; it may well be dropped */
+    __u8 bridge, unused[5];
 };
 enum { FAST_OUT, FAST_OUT_BYTES, FAST_IN, FAST_IN_BYTES, SLOW_OUT, SLOW_IN, LEARNED_OUT, LEARNED_IN, WRONG_SOURCE,
        FORM, SIZE, CLOSING, HELD, FAILED, COUNTERS = 16 };
@@ -164,9 +165,9 @@ static __always_inline __u32 flow_of(struct __sk_buff *skb, struct iphdr *ip, __
     }
     return piece_of(skb, ip);
 }
-static __always_inline int good(struct verdict *verdict, struct flow *flow, __u32 in, __u64 now, __u8 tos, __u32 piece) {
+static __always_inline int good(struct verdict *verdict, struct flow *flow, __u32 in, __u64 now, struct iphdr *ip, __u32 piece) {
     if (!verdict || verdict->generation != node.generation || verdict->in != in || now >= verdict->until ||
-        verdict->tos >> 2 != tos >> 2) return 0;
+        verdict->tos >> 2 != ip->tos >> 2 || verdict->ttl != ip->ttl) return 0; /* rules may tell them apart */
     if (piece > verdict->size) { /* no packet of that size has passed yet: the stack may cut it, or answer it */
         count(SIZE, 1);
         return 0;
@@ -193,14 +194,14 @@ static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct
         __builtin_memset(&fresh, 0, sizeof fresh);
         fresh.nonce = bpf_get_prandom_u32();
         fresh.in = skb->ifindex;
-        fresh.tos = ip->tos;
-        fresh.ttl = ip->ttl;
+        fresh.asked_tos = ip->tos;
+        fresh.asked_ttl = ip->ttl;
         bpf_map_update_elem(&flows, flow, &fresh, BPF_NOEXIST);
         bpf_set_hash(skb, mark_of(&fresh));
         return NEXT;
     }
-    verdict->tos = ip->tos;
-    verdict->ttl = ip->ttl;
+    verdict->asked_tos = ip->tos;
+    verdict->asked_ttl = ip->ttl;
     bpf_set_hash(skb, mark_of(verdict));
     return NEXT;
 }
@@ -209,13 +210,18 @@ static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphd
     struct flow flow = {ip->saddr, ip->daddr, ports, ip->protocol};
     if (*(__u8 *)ip != 0x45 || ip->frag_off & FRAGMENT || !node.generation) return 0;
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (!verdict || skb->hash != mark_of(verdict) || ip->ttl + 1 != verdict->ttl || ip->tos != verdict->tos) return 0;
+    if (!verdict || skb->hash != mark_of(verdict) || ip->ttl + 1 != verdict->asked_ttl ||
+        ip->tos != verdict->asked_tos) return 0;
     return verdict;
 }
-static __always_inline void settle(struct verdict *verdict, __u32 piece, __u32 which) {
+/* What is settled is what this packet has proven, whatever others ask about meanwhile. */
+static __always_inline void settle(struct verdict *verdict, struct iphdr *ip, __u32 piece, __u32 which) {
     __u64 now = bpf_ktime_get_coarse_ns();
     int running = verdict->generation == node.generation && now < verdict->until;
-    if (!running || piece > verdict->size) verdict->size = piece;
+    if (!running || piece > verdict->size || verdict->tos != ip->tos || verdict->ttl != ip->ttl + 1)
+        verdict->size = piece;
+    verdict->tos = ip->tos;
+    verdict->ttl = ip->ttl + 1;
     verdict->generation = node.generation;
     __sync_lock_test_and_set(&verdict->until, now + node.period_ns);
     count(which, 1);
@@ -273,7 +279,7 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     if (!piece) return NEXT;
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (good(verdict, &flow, skb->ifindex, now, p->ip.tos, piece) && verdict->epoch == peer->epoch &&
+    if (good(verdict, &flow, skb->ifindex, now, &p->ip, piece) && verdict->epoch == peer->epoch &&
         verdict->vtep == peer->vtep && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535)
         return encapsulate(skb, verdict, peer);
     count(SLOW_OUT, 1);
@@ -310,7 +316,7 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
     verdict->identifier = bpf_get_prandom_u32();
     copy(verdict->to, p->eth.h_dest);
     copy(verdict->from, p->eth.h_source);
-    settle(verdict, piece, LEARNED_OUT);
+    settle(verdict, &p->ip, piece, LEARNED_OUT);
     return NEXT;
 }
 
@@ -335,7 +341,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     __u32 piece = flow_of(skb, &p->ip, bytes - sizeof(struct outer), &flow);
     if (!piece) return NEXT;
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (!good(verdict, &flow, node.tunnel, bpf_ktime_get_coarse_ns(), p->ip.tos, piece)) return NEXT;
+    if (!good(verdict, &flow, node.tunnel, bpf_ktime_get_coarse_ns(), &p->ip, piece)) return NEXT;
     if (bpf_skb_adjust_room(skb, -(int)sizeof(struct outer), BPF_ADJ_ROOM_MAC,
             BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)) {
         count(FAILED, 1);
@@ -376,7 +382,7 @@ static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
     verdict->bridge = bridge;
     copy(verdict->to, p->eth.h_dest);
     copy(verdict->from, p->eth.h_source);
-    settle(verdict, piece, LEARNED_IN);
+    settle(verdict, &p->ip, piece, LEARNED_IN);
     bpf_set_hash_invalid(skb);
     return NEXT;
 }

@@ -104,6 +104,8 @@ RULES = {
     "drops a port": "tcp dport 2001 drop; udp dport 2000 drop",
     "changes the mark of service": "ip dscp set cs3",
     "changes the TTL": "ip ttl set 40",
+    "drops a class": "ip dscp ef drop",
+    "drops what has come far": "ip ttl < 60 drop",
     "drops what is large": "meta length > 1000 drop",
 }
 
@@ -238,3 +240,25 @@ def test_a_pod_that_pretends_to_be_another_neither_passes_nor_disturbs() -> None
         before = used(fast, 2, "fast_out")
         assert both(pair, "from_pod", "two", ipv4(TWO, ONE, udp(TWO, ONE, (2000, 1000), b"truth")))
         assert used(fast, 2, "fast_out") == before + 1
+
+
+@inside
+def test_what_the_stack_refuses_of_a_flow_does_not_pass_with_the_rest_of_it() -> None:
+    """Of one flow the stack drops a service class and packets that have come far; the others are fast."""
+    with twins() as pair:
+        for network in pair:
+            network.run("h1", "nft 'table inet other { chain f { type filter hook forward priority 10; "
+                "ip dscp ef drop; ip ttl < 60 drop; }; }'")  # fmt: skip
+            network.void()
+        warm(pair, (1000, 2000))
+        plain, marked, far = (
+            ipv4(ONE, TWO, udp(ONE, TWO, (1000, 2000), b"!"), tos=tos, ttl=ttl)
+            for tos, ttl in ((0, 64), (0xB8, 64), (0, 30))
+        )
+        before = used(pair[1], 1, "fast_out")
+        for _ in range(5):
+            for packet in (marked, marked, far, far):
+                assert not both(pair, "from_pod", "one", packet)
+            for _ in range(2):
+                assert both(pair, "from_pod", "one", plain)
+        assert used(pair[1], 1, "fast_out") > before
