@@ -22,7 +22,7 @@ test-fast:
 	@bash deploy/setup.sh
 	ISTHMUS_HYPOTHESIS=fast $(BIN)/pytest -q -n auto --dist worksteal -m "not bus and not netns and not slow" \
 		-k "not runTest" --ignore tests/controlplane/test_long_history.py \
-		tests/controlplane tests/events tests/contract tests/nodeagent tests/docs
+		tests/controlplane tests/events tests/contract tests/nodeagent
 
 ## the benchmarks: prints a table and writes build/bench.json
 bench:

@@ -17,7 +17,7 @@ __all__ = ["pytest_addoption", "pytest_terminal_summary"]
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("fast", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("fast", derandomize=True, deadline=None, max_examples=10)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("ISTHMUS_HYPOTHESIS", "ci"))
 
