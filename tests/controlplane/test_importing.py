@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from controlplane.cli.node_import.encoding import text_of
 from controlplane.cli.node_import.kubernetes import Rules
 from controlplane.cli.node_import.parse import NodeFile, parse, read_file
 from events.errors import BadRequest
-from events.machine import machine_uid
+from events.machine_identity import machine_uid, read_machine_uid
 from events.protocol.commands import JoinNode
 
 CSV = """\
@@ -61,6 +62,11 @@ def test_json_as_a_list_or_under_nodes() -> None:
         assert [line.command for line in parse(json.dumps(document))] == expected
 
 
+def machine(name: str) -> str:
+    """A machine id for each name."""
+    return f"{sum(ord(c) << 8 * i for i, c in enumerate(name)) + 1:032x}"
+
+
 def kubernetes_node(name: str, **change: Any) -> dict[str, Any]:
     """As ``kubectl get nodes -o json`` prints one, the parts that matter."""
     return {
@@ -83,7 +89,7 @@ def kubernetes_node(name: str, **change: Any) -> dict[str, Any]:
                 {"type": "InternalIP", "address": change.get("internal", "10.0.0.7")},
                 {"type": "ExternalIP", "address": "203.0.113.7"},
             ],
-            "nodeInfo": {"machineID": f"machine-{name}", "systemUUID": "SYSTEM"},
+            "nodeInfo": {"machineID": machine(name), "systemUUID": "SYSTEM"},
         },
     }
 
@@ -105,8 +111,8 @@ def test_kubernetes_nodes() -> None:
     }
     commands = [line.command for line in parse(json.dumps(document), kind="external")]
     assert commands == [
-        JoinNode(node="c1", uid="machine-c1", kind="cloud", underlay="10.0.0.7", site="gz"),
-        JoinNode(node="idc-1", uid="machine-idc-1", kind="external", underlay="10.0.0.8", site="gz"),
+        JoinNode(node="c1", uid=machine("c1"), kind="cloud", underlay="10.0.0.7", site="gz"),
+        JoinNode(node="idc-1", uid=machine("idc-1"), kind="external", underlay="10.0.0.8", site="gz"),
         JoinNode(
             node="idc-2", uid="mine", kind="cloud", underlay="10.0.0.9", announced="203.0.113.7", site="sz"
         ),
@@ -310,7 +316,7 @@ def test_the_kind_follows_labels_first_and_then_the_provider(change: dict[str, A
 def test_labels_and_providers_are_configurable() -> None:
     node = kubernetes_node("n", provider="openstack:///x", labels={"rack": "r4", "what": "external"})
     assert read(node, providers={"openstack": "cloud"}, site_labels=("rack",)).lines[0].command == JoinNode(
-        node="n", uid="machine-n", kind="cloud", underlay="10.0.0.7", site="r4"
+        node="n", uid=machine("n"), kind="cloud", underlay="10.0.0.7", site="r4"
     )
     assert read(node, kind_labels=("what",), providers={}).lines[0].command.kind == "external"
     assert read(node, external_labels=(("rack", "r4"),), providers={}).lines[0].command.kind == "external"
@@ -324,10 +330,19 @@ def test_a_preset_pod_cidr_is_named() -> None:
     assert "10.42.0.0/24" in line.notes[0]
 
 
-def test_the_uid_is_the_one_that_the_machine_derives_itself() -> None:
+@pytest.mark.parametrize("only", ["machineID", "systemUUID"])
+def test_the_uid_is_the_one_that_the_machine_derives_itself(tmp_path: Path, only: str) -> None:
+    known = {
+        "machineID": "3d1219c7c4c5404aaa1f6d2a48adfda4",
+        "systemUUID": "4C4C4544-0042-3110-8054-B4C04F564C31",
+    }
+    for file, key in (("etc/machine-id", "machineID"), ("sys/class/dmi/id/product_uuid", "systemUUID")):
+        (tmp_path / file).parent.mkdir(parents=True)
+        if key == only:
+            (tmp_path / file).write_text(f"{known[key]}\n")
     node = kubernetes_node("n", provider="aws:///x")
-    node["status"]["nodeInfo"] = {"machineID": "4C4C4544003510428051B4C04F4A4D32", "systemUUID": "x"}
-    assert read(node).lines[0].command.uid == machine_uid("4c4c4544003510428051b4c04f4a4d32\n")
+    node["status"]["nodeInfo"] = {key: known[key] if key == only else "" for key in known}
+    assert read(node).lines[0].command.uid == read_machine_uid(tmp_path) == machine_uid(known[only])
 
 
 @given(

@@ -1,6 +1,6 @@
 """A Kubernetes Node object → the fields of a join, with everything that is wrong with it at once.
 
-The uid is the annotation ``isthmus.io/uid``, else :func:`events.machine.machine_uid` of machineID and
+The uid is the annotation ``isthmus.io/uid``, else :func:`events.machine_identity.machine_uid` of machineID and
 systemUUID, which name the installation (the object's own uid changes whenever the kubelet registers anew).
 """
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import netaddr
 
-from events.machine import machine_uid
+from events.machine_identity import machine_uid
 
 PREFIX, RESTRICTED = "isthmus.io", "isthmus.node-restriction.kubernetes.io"
 """Labels under the second one cannot be set by a kubelet itself, so they count first."""
@@ -78,9 +78,7 @@ def read_node(item: Mapping[str, Any], rules: Rules) -> Reading:
     if not name:
         problems.append("it has no metadata.name")
     info = _dict(status.get("nodeInfo"))
-    uid = _text(annotations.get(f"{PREFIX}/uid")) or machine_uid(
-        _text(info.get("machineID")), _text(info.get("systemUUID"))
-    )
+    uid = _text(annotations.get(f"{PREFIX}/uid")) or machine_uid(info.get("machineID"), info.get("systemUUID"))
     if not uid:
         problems.append(
             "it has neither a machineID nor a systemUUID that names one machine: give it one "
