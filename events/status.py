@@ -19,6 +19,8 @@ from events.printable import printable
 DRIFT_SHOWN = 10
 SILENT_INTERVALS = 3.0
 """An agent counts as silent after this many of its own intervals without a word: what it said is what was."""
+RANGES_MAX = 16
+"""Most ranges in a report."""
 
 SEQUENCE_MAX = 2**63 - 1
 INTERVAL_MAX_S = 86_400.0
@@ -61,6 +63,14 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Seconds before ``sent_at`` at which a packet last passed; −1: not since the agent started."""
     gateway_hindrance: str = ""
     """Why it is not, in words."""
+    pods: int = -1
+    """Pods with an address of the node's range; -1 when not known, and from agents before 0.3."""
+    pods_sequence: int = 0
+    """The event by which the agent told its own range from others when it looked for pods; 0: it did not."""
+    stray_ranges: tuple[str, ...] = ()
+    """Ranges that are not the node's (any more), of which pods on it still have addresses: all of them."""
+    stray_pods: tuple[str, ...] = ()
+    """Some of these addresses."""
     epoch: int = 0
     """The epoch of the range that this agent holds; 0 when it holds none, or from agents before 0.3."""
 

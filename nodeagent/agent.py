@@ -31,6 +31,7 @@ from nodeagent.membership.view import View
 from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
 log = logging.getLogger("isthmus.agent")
@@ -84,6 +85,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     gateway: GatewayReconciler
     fastpath: FastPath
     node: NodeConfiguration
+    pods: PodWatch
     handover: ViewHandover
     follower: LogFollower
     prober: PathMtuProber
@@ -117,6 +119,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.path.run(), name="path")
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self.gateway.run(), name="gateway")
+                tasks.create_task(self.pods.run(), name="pods")
                 tasks.create_task(self.reporter.run(), name="report")
                 if self.outbox is not None:
                     tasks.create_task(self.outbox.run(self._ship_spans), name="spans")
@@ -124,6 +127,11 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise _first(group) from None
         finally:
             self._finish()
+
+    def pods_changed(self) -> None:
+        """Pods came or went: the firewall, new pods and the controller depend on whose addresses they have."""
+        self.node.follow()
+        self.reporter.due()
 
     async def _begin(self) -> None:
         """A remembered view may be older than the kernel's rows: let the log bring it up to date first.

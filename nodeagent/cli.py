@@ -250,42 +250,74 @@ def new_identity_command(state_dir: Path, yes: bool) -> None:
     """
     from nodeagent.clean import new_identity
 
-    if not yes:
-        click.confirm("This node joins anew, with another uid and another range. Go on?", abort=True)
+    confirm("Join anew, with another uid and another range?", yes=yes)
     click.echo(f"the uid is {new_identity(state_dir)} from now on")
+
+
+@agent.command("end-pods")
+@state_option
+@click.option("--cni-data-dir", default="", metavar="DIRECTORY", help="As the agent's.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def end_pods_command(state_dir: Path, cni_data_dir: str, yes: bool, as_json: bool) -> None:
+    """End the pods whose addresses are of a range that this node no longer has.
+
+    Their processes get SIGTERM, and SIGKILL after 10 s; the container runtime starts the pods anew with
+    addresses of the new range. Other pods are not touched.
+
+    \b
+    Example:
+      isthmus agent end-pods --yes
+    """
+    from nodeagent import local_files
+    from nodeagent.pods.end import end
+    from nodeagent.pods.farewell import pods_here
+
+    status = local_files.read_status(state_dir)
+    data_dir = Path(cni_data_dir or status.pod_directory or state_dir / "pod-addresses")
+    strays = pods_here(state_dir, status, data_dir).strays
+    if strays:
+        confirm(f"End {len(strays)} pods ({', '.join(strays[:10])})?", yes=yes)
+    ended = end(strays, data_dir)
+    if as_json:
+        print_json({"ended": ended})
+    else:
+        lines = [f"{address}: {count} processes ended" for address, count in ended.items()]
+        click.echo("\n".join(lines) or "no pod has an address of a range that this node does not have")
 
 
 @agent.command("leave")
 @bus_options
 @state_option
+@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
 @click.option("--reason", default="", help="For the record.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def leave_command(context: BusContext, state_dir: Path, reason: str, yes: bool) -> None:
+@click.option("--yes", "-y", is_flag=True, help="Do not ask, and leave although pods run here.")
+def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: str, yes: bool) -> None:
     """Tell the cluster that this node leaves; its range drains, and the others remove their rows.
 
-    Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`.
+    Stop the agent first, or it joins again at its next start. The node's own rows stay until `clean`. Its
+    range is not reused before no pod on it has an address of it.
     """
-    from events.cli.options import controller
-    from events.errors import Refused
-    from events.protocol.commands import LeaveNode
-    from nodeagent import local_files
+    from events.bus.connection import connect
+    from nodeagent import identity, local_files
+    from nodeagent.pods.farewell import leave, pods_here, refuse_running
 
     status = local_files.read_status(state_dir)
+    pods = pods_here(state_dir, status, Path(status.pod_directory or state_dir / "pod-addresses"))
+    if not yes:
+        refuse_running(pods, status)
     confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
 
-    async def leave() -> None:
-        command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
-        async with controller(context) as client:
-            client.node = status.node  # with the node's own credentials …
-            try:
-                await client.send(command)
-            except Refused as error:
-                if error.code != "forbidden":
-                    raise
-                client.node = ""  # … or with an operator's, who asks on another subject
-                await client.send(command)
+    async def go() -> None:
+        client = await connect(context.bus, name=f"isthmus-leave/{status.node}")
+        try:
+            named = msgspec.structs.replace(status, cluster=context.cluster)
+            await leave(client, named, pods, reason=reason, cni_dir=cni_dir)
+        finally:
+            await client.close()
 
-    run(leave())
+    run(go())
+    identity.left(state_dir)
     click.echo(f"{status.node} has left; {status.range or 'no range'} drains")
 
 

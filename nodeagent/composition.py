@@ -35,6 +35,7 @@ from nodeagent.membership.view import View
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
 log = logging.getLogger("isthmus.agent")
@@ -166,8 +167,16 @@ def compose(
         reconciler.tunnel.assume_underlay(member.underlay)
     firewall = FirewallReconciler(conditions, telemetry)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
+    pods = PodWatch(config, view, conditions)
     node = NodeConfiguration(
-        config, view, conditions, telemetry, reconciler=reconciler, firewall=firewall, gateway=gateway
+        config,
+        view,
+        conditions,
+        telemetry,
+        reconciler=reconciler,
+        firewall=firewall,
+        gateway=gateway,
+        pods=pods,
     )
     fast = FastPath(
         conditions,
@@ -189,6 +198,7 @@ def compose(
         session,
         reconciler=reconciler,
         gateway=gateway,
+        pods=pods,
         firewall_repairs=lambda: firewall.repairs,
         path=path,
         host_watch=host_watch,
@@ -205,6 +215,7 @@ def compose(
         gateway=gateway,
         fastpath=fast,
         node=node,
+        pods=pods,
         handover=handover,
         follower=LogFollower(
             config,
@@ -230,6 +241,7 @@ def compose(
     reconciler.notify(_AfterEachStep(agent, identity))
     path.notify(reporter.due)
     host_watch.notify(reporter.due)
+    pods.notify(agent.pods_changed)
     return agent
 
 

@@ -60,6 +60,12 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """When one last did; 0: not in this life of the agent."""
     held: tuple[str, ...] = ()
     """The CLB addresses that it holds, in words."""
+    pod_directory: str = ""
+    """Where host-local keeps the pods' addresses."""
+    pods: int = -1
+    """Pods with an address of the node's range; -1 when not known."""
+    stray_pods: tuple[str, ...] = ()
+    """Addresses of pods in ranges that are not this node's (any more)."""
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:

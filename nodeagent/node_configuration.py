@@ -17,6 +17,7 @@ from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.membership.view import View
 from nodeagent.pods import cni
+from nodeagent.pods.watch import PodWatch, pod_directory
 
 log = logging.getLogger("isthmus.agent")
 
@@ -34,9 +35,11 @@ class NodeConfiguration:
         reconciler: Reconciler,
         firewall: FirewallReconciler,
         gateway: GatewayReconciler,
+        pods: PodWatch,
     ) -> None:
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
+        self._pods = pods
         self._verified_at = 0
 
     def follow(self) -> None:
@@ -44,6 +47,9 @@ class NodeConfiguration:
         self._gateway.wake()
         view, spec = self._view, self._reconciler.tunnel.spec
         if view.own is None or view.plan is None:
+            if view.left or view.fenced or view.deleted:
+                self._take_cni_away()
+                self._pods.look()
             return
         rules = Rules(
             device=self._config.device,
@@ -52,11 +58,28 @@ class NodeConfiguration:
             cidrs=view.plan.cidrs,
             ifindex=self._reconciler.ifindex,
             underlay=self._reconciler.tunnel.underlay_address(),
+            strays=self._pods.strays,
         )
         if self._config.firewall:
             self._firewall.want(rules, view.vteps)
         if spec is not None and self._reconciler.ifindex:
-            self._write_cni(view.own.cidr, spec.mtu)
+            self._give_cni(view.own.cidr, spec.mtu)
+
+    def _give_cni(self, cidr: str, mtu: int) -> None:
+        """New pods start here, unless some still have addresses of an earlier range."""
+        if self._pods.settled or cni.range_of(self._config.cni_dir) == cidr:
+            self._write_cni(cidr, mtu)
+        else:
+            self._take_cni_away()
+            self._pods.look()
+
+    def _take_cni_away(self) -> None:
+        """No new pod starts here: its address would be of a range that is not, or not only, this node's."""
+        try:
+            if cni.remove(self._config.cni_dir):
+                log.warning("CNI configuration taken away: no new pod starts on this node")
+        except OSError as error:
+            self._conditions.set("cni", f"{self._config.cni_dir} cannot be written: {error.strerror}")
 
     def kernel_changed(self) -> None:
         """A step of the kernel side is over."""
@@ -68,11 +91,10 @@ class NodeConfiguration:
 
     def _write_cni(self, cidr: str, mtu: int) -> None:
         content = cni.conflist(
-            network="isthmus",
             cidr=cidr,
             mtu=mtu,
             plugin=self._config.cni_plugin,
-            data_dir=self._config.cni_data_dir or str(self._config.state_dir / "pod-addresses"),
+            data_dir=str(pod_directory(self._config)),
         )
         started_ns = time.time_ns()
         try:

@@ -9,12 +9,13 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.status import AgentStatus
+from events.status import RANGES_MAX, AgentStatus
 from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -27,11 +28,25 @@ from nodeagent.health.path_prober import PathProber
 from nodeagent.local_files import LocalStatus, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
+from nodeagent.pods.watch import PodWatch, pod_directory
 
 log = logging.getLogger("isthmus.agent")
 
 STATUS_GAP_S = 0.1
 """Shortest time between two reports; a burst of changes makes one."""
+
+
+def pod_fields(watch: PodWatch) -> dict[str, Any]:
+    """What a report says of pods. More ranges than fit are not told in part: then nothing is known."""
+    pods, ranges = watch.pods, watch.stray_ranges()
+    if pods is None or len(ranges) > RANGES_MAX:
+        return {}
+    return {
+        "pods": pods.own,
+        "pods_sequence": pods.sequence,
+        "stray_ranges": ranges,
+        "stray_pods": pods.strays[:RANGES_MAX],
+    }
 
 
 class StatusReporter:
@@ -46,13 +61,14 @@ class StatusReporter:
         *,
         reconciler: Reconciler,
         gateway: GatewayReconciler,
+        pods: PodWatch,
         firewall_repairs: Callable[[], int],
         path: PathProber,
         host_watch: HostWatch,
         fastpath: FastPath,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
-        self._reconciler, self._gateway = reconciler, gateway
+        self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
         self._firewall_repairs = firewall_repairs
         self._path, self._host_watch = path, host_watch
         self._fastpath = fastpath
@@ -140,6 +156,7 @@ class StatusReporter:
             agent_version=our_version(),
             interval_s=self._interval_s(),
             gateway=not not_ready,
+            **pod_fields(self._pods),
             gateway_hindrance=not_ready,
             path=self._path.standing,
             passed_age_s=round(self._path.confirmed_age_s(), 1),
@@ -193,4 +210,7 @@ class StatusReporter:
             path_confirmed_at=self._path.confirmed_wall(),
             cni_dir=str(self._config.cni_dir),
             interval_s=self._interval_s(),
+            pod_directory=str(pod_directory(self._config)),
+            pods=self._pods.pods.own if self._pods.pods is not None else -1,
+            stray_pods=self._pods.strays,
         )

@@ -13,6 +13,7 @@ from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
+from events.errors import IsthmusError
 from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
 
@@ -203,10 +204,19 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
 def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
     """Take a node out: its range drains and comes free. It may join again.
 
+    New pods do not start on it from then on, and its range is not reused before those that run there are gone.
     For a node that is dead for good, and that others must not wait for, see `fence`.
     """
+    running = _running(context, name)
     reply = send(context, RemoveNode(node=name, reason=reason), how)
-    show_written(reply, f"{name} removed; {reply.result.get('cidr', 'its range')} drains", as_json=as_json)
+    cidr = reply.result.get("cidr", "its range")
+    waits = ""
+    if running:
+        waits = (
+            f". {running} still run on it: {cidr} is not reused before they are gone (there: isthmus agent "
+            f"end-pods --yes; if the machine is gone: isthmus node fence {name} --yes)"
+        )
+    show_written(reply, f"{name} removed; {cidr} drains{waits}", as_json=as_json)
 
 
 @node.command()
@@ -219,16 +229,41 @@ def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], 
 def fence(
     *, context: BusContext, name: str, reason: str, yes: bool, how: dict[str, Any], as_json: bool
 ) -> None:
-    """Declare a node dead: it is removed, nothing waits for it any more, and its uid is barred for ever."""
+    """Declare a node dead: it is removed, nothing waits for it any more, and its uid is barred for ever.
+
+    That includes the pods on it: their addresses may be given to others. Also for a node that was removed, when
+    its range still waits for the end of its pods.
+    """
+    running = _running(context, name)
+    told = f" {running} run on it: their addresses may be given to others." if running else ""
     if not how["dry_run"]:
         question = f"Fence node {name}? Its installation is barred for ever and its pods lose their network."
-        confirm(question, yes=yes)
+        confirm(f"{question}{told}", yes=yes)
     reply = send(context, FenceNode(node=name, reason=reason), how)
+    uid, cidr = reply.result.get("uid", ""), reply.result.get("cidr", "")
     show_written(
         reply,
-        f"{name} fenced: uid {reply.result.get('uid', '')} is barred; {reply.result.get('cidr', '')} drains",
+        f"{name} fenced: uid {uid} is barred; {cidr} drains{f'. {running} ran on it' if running else ''}",
         as_json=as_json,
     )
+
+
+def _running(context: BusContext, name: str) -> str:
+    """What runs on the node, by its last report, in words; empty when nothing is known to run."""
+
+    async def main() -> NodeView | None:
+        async with controller(context) as client:
+            try:
+                return await client.ask(ShowNode(node=name), NodeView)
+            except IsthmusError:
+                return None  # whatever it is: the command itself says it
+
+    view = run(main())
+    if view is None or (view.pods <= 0 and not view.stray_pods):
+        return ""
+    words = [f"{view.pods} pods with addresses of {view.cidr}"] if view.pods > 0 else []
+    words += [f"pods of an earlier range ({', '.join(view.stray_pods[:5])})"] if view.stray_pods else []
+    return " and ".join(words)
 
 
 node.add_command(import_)

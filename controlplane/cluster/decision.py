@@ -60,11 +60,13 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 
     ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
     heard just now and say that they can hold addresses;
+    ``occupied``: indices of released ranges that wait for pods of their last owner;
     ``members``: which members report, so that none of them is replaced unless somebody names it.
     """
 
     clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     gateways: frozenset[str] = frozenset()
+    occupied: Container[int] = frozenset()
     members: Members = NOBODY
 
 
@@ -107,6 +109,7 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
 
     ``applied``: uid → last sequence that its agent has reported as applied; missing means none. ``absent``:
     uids of members whose agents have never reported and are not expected any more.
+    ``occupied``: indices of ranges of whose last owner a pod may still run: they go no further.
     ``rested_s``: index of a range → for how long the leading controller has watched it rest, from when its
     quarantine was stored (None: nobody watched, and the deadline alone decides). Without ``frees`` no rest
     ends: clocks disagree.
@@ -115,6 +118,7 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
     name: ClassVar[str] = "advance-drains"
     applied: Mapping[str, int]
     absent: Container[str] = frozenset()
+    occupied: Container[int] = frozenset()
     rested_s: Mapping[int, float] | None = None
     frees: bool = True
 

@@ -125,7 +125,10 @@ def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> No
 
 
 def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
-    _out(state, sequence, event)
+    if not event.former:
+        _out(state, sequence, event)
+    elif event.uid in state.by_uid:
+        raise _Contradiction(f"uid {event.uid!r} is fenced as a former member, and is one")
     state.fenced[event.uid] = Fenced(event.node, sequence, event.cause, event.by_uid)
 
 

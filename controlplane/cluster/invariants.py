@@ -102,6 +102,10 @@ def _joined(state: ClusterState, event: NodeJoined) -> Finding:
 
 def _out(state: ClusterState, event: NodeLeft | NodeFenced) -> Finding:
     member = state.nodes.get(event.node)
+    if isinstance(event, NodeFenced) and event.former:
+        if event.uid in state.by_uid:
+            return 3, f"{event.node!r} (uid {event.uid!r}) is fenced as a former member, and is one"
+        return None
     if member is None or member.uid != event.uid:
         return 3, f"{event.node!r} (uid {event.uid!r}) goes, but it is no member"
     return _holds(state, event.node) if state.holders else None

@@ -184,6 +184,8 @@ def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) ->
         passed_at=passed_at(status, reports.last_seen.get(node.uid)),
         stale=status is not None and reports.stale(node.uid),
         drift=status.drift if status else (),
+        pods=status.pods if status else -1,
+        stray_pods=status.stray_pods if status else (),
         refusals=tuple(refusal_views(state, node.name)),
     )
 

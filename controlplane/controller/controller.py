@@ -129,6 +129,7 @@ class Controller:
         self.reports = ReportDoor(self.liveness, lambda: replica.state, exceeded=self.budgets.exceeded)
         self.liveness.exceeded = self.budgets.exceeded
         self.liveness.warnings = lambda: (*self.reports.conditions(), *self.budgets.conditions())
+        self.liveness.pods.state = lambda: replica.state
         self.observer = observer
         self._lock = lock
         self._conditions = conditions
@@ -360,6 +361,7 @@ class Controller:
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
         own += [*self.liveness.clocks.conditions(), *self.liveness.warnings(), *self._conditions()]
+        own += self.liveness.pods.conditions()
         return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)
 
     def _about(self) -> dict[str, Any]:
@@ -369,12 +371,16 @@ class Controller:
 
     async def _watch_statuses(self) -> None:
         """Take the agents' reports, first the last one of each, then as they come."""
+        pods = self.liveness.pods
+        pods.heard_all = False
         while True:
             try:
                 reader = StatusReader(self.client, self.options.cluster, on_refused=self.reports.malformed)
                 async for reports in reader.follow():
                     for status, _, age_s in reports:
+                        pods.take(status, self.replica.state)
                         self.reports.take(status, age_s=age_s)
+                    pods.heard_all = True  # the first list is the last report of everybody
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
                 await asyncio.sleep(1.0)

@@ -212,7 +212,7 @@ def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     ).fetchone()
     if events is None:
         return {}
-    nodes, uids, causes, successors, _ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
+    nodes, uids, causes, successors, *_ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
     fenced = map(Fenced, nodes, _decode_numbers(since), causes, successors)
     return dict(zip(uids, fenced, strict=True))
 

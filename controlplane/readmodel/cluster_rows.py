@@ -54,7 +54,8 @@ def _out(rows: Rows, sequence: int, time_us: int, event: NodeLeft) -> None:
 
 
 def _fenced(rows: Rows, sequence: int, time_us: int, event: NodeFenced) -> None:
-    rows.nodes.close(event.node, sequence, time_us)
+    if not event.former:
+        rows.nodes.close(event.node, sequence, time_us)
     rows.fact(sequence, time_us, ("fenced", event.uid, ""), event)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -9,14 +10,14 @@ import msgspec
 from deploy.join import files, host
 from deploy.join.joining import FOLDER
 from deploy.join.progress import Progress
-from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
 from events.cli.config import load
 from events.errors import IsthmusError, Refused, Unavailable
-from events.protocol.commands import LeaveNode
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
-from nodeagent.local_files import read_status
+from nodeagent.local_files import LocalStatus, read_status
+from nodeagent.pods.farewell import leave as farewell
+from nodeagent.pods.farewell import pods_here
 
 CREDENTIAL_FILES = ("agent.creds", "ca.pem")
 
@@ -55,7 +56,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
         else:
             node = node or status.node
             try:
-                await _tell(values, status.cluster, status.node, status.uid, request.reason)
+                await _tell(values, status, request)
                 step.done(f"node {node} has left; {status.range or 'no range'} drains")
             except Refused as error:
                 if error.code != "node_unknown":
@@ -88,15 +89,19 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     return node
 
 
-async def _tell(values: dict[str, object], cluster: str, node: str, uid: str, reason: str) -> None:
+async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> None:
+    data_dir = Path(
+        str(values.get("cni_data_dir") or status.pod_directory or request.state_dir / "pod-addresses")
+    )
+    pods = await asyncio.to_thread(pods_here, request.state_dir, status, data_dir)
+    cni_dir = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
     options = BusOptions(
         servers=tuple(str(values.get("bus") or "nats://127.0.0.1:4222").split(",")),
         credentials=str(values.get("creds") or ""),
         ca=str(values.get("ca") or ""),
     )
-    client = await connect(options, name=f"isthmus-leave/{node}")
+    client = await connect(options, name=f"isthmus-leave/{status.node}")
     try:
-        controller = ControllerClient(client, cluster, actor=f"node/{node}")
-        await controller.send(LeaveNode(node=node, uid=uid, reason=reason))
+        await farewell(client, status, pods, reason=request.reason, cni_dir=cni_dir)
     finally:
         await client.close()

@@ -36,6 +36,8 @@ CONDITIONS: dict[str, str] = {
     "pool_low": "Less than a tenth of the ranges is free.",
     "drain_waiting": "Released ranges wait for agents that have not applied their release; the message names "
     "them. Fence a node that is dead.",
+    "pods_running": "Pods may still run with addresses of released ranges, which are not reused before; the "
+    "message names the nodes and how to end it.",
     "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
     "clb_no_holder": "No gateway holds an address of a reserved pair; mark a cloud node as a gateway and start "
@@ -250,6 +252,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stale: bool = False
     """Its last report is older than three of its intervals: what it said is what was, not what is."""
     drift: tuple[str, ...] = ()
+    pods: int = -1
+    """Pods that run on it, by its last report; -1: not known."""
+    stray_pods: tuple[str, ...] = ()
+    """Some addresses of pods on it in ranges that it does not have any more."""
     refusals: tuple[RefusalView, ...] = ()
 
 

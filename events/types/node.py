@@ -74,9 +74,14 @@ class NodeGatewayUnmarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
 
 
 class NodeFenced(_NodeEvent, frozen=True, kw_only=True, gc=False):
-    """This uid is out for good: another one took the name (``by_uid``), or an operator or a timer decided."""
+    """This uid is out for good: another one took the name (``by_uid``), or an operator or a timer decided.
+
+    ``former``: it was no member any more. Its last range, which had waited for the end of the pods on that
+    machine, waits no longer.
+    """
 
     verb: ClassVar[str] = "fenced"
     cause: Literal["rejoin", "operator", "unreachable"]
     by_uid: str = ""
     reason: str = ""
+    former: bool = False

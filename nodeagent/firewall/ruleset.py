@@ -8,6 +8,11 @@ What it enforces, each by name in the table:
   its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
   connection to a container address. Replies pass, and what the Service proxy has translated (NodePort,
   hostPort).
+* ``forwarded``, ``delivered``: a container address comes only from where its route leads: the own range
+  from pods, all others from the tunnel (no spoofing). Nobody outside opens a connection to a container
+  address. Replies pass, and what the Service proxy has translated (NodePort, hostPort).
+* ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
+  cut off from everybody else.
 * ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
   of the VXLAN port.
 * ``leaving``, ``inside``: what would still carry a container address to the outside is dropped, and what is
@@ -58,6 +63,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     cidrs: tuple[str, ...]
     ifindex: int = 0
     underlay: str = ""
+    strays: tuple[str, ...] = ()
+    """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
 
 
 def source_ports(vxlan_port: int) -> str:
@@ -80,6 +87,8 @@ def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> 
 table inet {TABLE} {{}}
 flush table inet {TABLE}
 {render_members((), stale)}\
+table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; }}
+flush set inet {TABLE} strays
 table inet {TABLE} {{
   set vteps {{
     type ipv4_addr
@@ -93,6 +102,10 @@ table inet {TABLE} {{
     type ipv4_addr
     flags interval
     {_elements(rules.cidrs)}
+  }}
+  set strays {{
+    type ipv4_addr
+    {_elements(rules.strays)}
   }}
   chain received {{
     type filter hook prerouting priority raw; policy accept;
@@ -134,6 +147,11 @@ table inet {TABLE} {{
     iif {LOOPBACK} accept
     iif{tunnel} goto tunnelled
     ip saddr {containers} goto pods
+    iifname "lo" accept
+    ip saddr @strays fib saddr . iif oif exists ct state established accept
+    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
+    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
+    iifname "{rules.device}" fib saddr . iif oif missing counter drop
     ct state established,related accept
     ct status dnat accept
     ip daddr {containers} counter drop
@@ -159,6 +177,9 @@ table inet {TABLE} {{
     oifname "{rules.device}" accept
     oif {LOOPBACK} accept
     counter drop
+    oifname != "lo" ip saddr @containers ip daddr != @containers counter drop
+    ip daddr @strays fib saddr type local accept
+    oifname != {{ "lo", "{rules.device}" }} ip daddr @containers ip daddr != {rules.own_range} counter drop
   }}
 }}
 """

@@ -74,7 +74,6 @@ class Cache:
             view = fresh
         except (OSError, ValueError, LookupError, IsthmusError) as error:
             log.warning("the cached view is unreadable and is made anew: %s", error)
-            self._journal.unlink(missing_ok=True)
             return fresh
         if (view.cluster, view.node, view.uid) != (cluster, node, uid):
             log.warning("the cached view belongs to %s/%s and is left aside", view.cluster, view.node)

@@ -24,6 +24,7 @@ VXLAN_OVERHEAD_V4 = 50
 
 VXLAN_OVERHEAD_V6 = 70
 MTU_MINIMUM = 576
+_NUD_INCOMPLETE, _NUD_FAILED, _NUD_NOARP = 0x01, 0x20, 0x40
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,6 +341,35 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
         f"cluster with another port",
         port=spec.port,
     )
+
+
+def has_ports(bridge: int) -> bool:
+    """Whether any device hangs on that bridge (by index)."""
+    with _route_socket() as socket:
+        return any(True for _ in socket.get_links(master=bridge))
+
+
+def neighbours(index: int) -> list[str]:
+    """IPv4 addresses that have answered on that device."""
+    with _route_socket() as socket:
+        return [
+            str(message.get_attr("NDA_DST"))
+            for message in socket.get_neighbours(family=2, ifindex=index)
+            if not message["state"] & (_NUD_INCOMPLETE | _NUD_FAILED | _NUD_NOARP)
+        ]
+
+
+def remove_veth(index: int) -> bool:
+    """Remove a veth device, and with it its other end; False when there is none of that index and kind."""
+    with _route_socket() as socket:
+        try:
+            link = _link(socket.get_links(index)[0])
+        except (NetlinkError, IndexError):
+            return False
+        if link.kind != "veth":
+            return False
+        socket.link("del", index=index)
+        return True
 
 
 def remove_device(name: str) -> bool:

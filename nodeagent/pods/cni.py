@@ -18,11 +18,11 @@ from nodeagent.local_files import write_atomically
 
 FILE_NAME = "10-isthmus.conflist"
 CNI_VERSION = "1.0.0"
+NETWORK = "isthmus"
+BRIDGE = "isthmus-br0"
 
 
-def conflist(
-    *, network: str, cidr: str, mtu: int, plugin: CniPlugin, data_dir: str = "", dns: tuple[str, ...] = ()
-) -> bytes:
+def conflist(*, cidr: str, mtu: int, plugin: CniPlugin, data_dir: str = "", dns: tuple[str, ...] = ()) -> bytes:
     """The file's content. ``mtu`` is bytes; ``data_dir`` is host-local's directory (empty: its default)."""
     subnet = IPv4Network(cidr)
     gateway = str(subnet.network_address + 1)
@@ -44,12 +44,12 @@ def conflist(
         ipam["dataDir"] = data_dir
     main: dict[str, Any] = {"type": plugin, "mtu": mtu, "ipMasq": False, "ipam": ipam}
     if plugin == "bridge":
-        main |= {"bridge": "isthmus-br0", "isGateway": True, "hairpinMode": True}
+        main |= {"bridge": BRIDGE, "isGateway": True, "forceAddress": True, "hairpinMode": True}
     if dns:
         main["dns"] = {"nameservers": list(dns)}
     document = {
         "cniVersion": CNI_VERSION,
-        "name": network,
+        "name": NETWORK,
         "plugins": [main, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
@@ -68,6 +68,15 @@ def write(directory: Path, content: bytes) -> bool:
         directory.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return True
+
+
+def range_of(directory: Path) -> str:
+    """The range that our file gives to pods; empty when there is none."""
+    try:
+        document = msgspec.json.decode((directory / FILE_NAME).read_bytes())
+        return str(document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def remove(directory: Path) -> bool:

@@ -96,7 +96,7 @@ async def blame(history: History, node: str, at: Point) -> list[Attribute]:
                 put(recorded, reachable="yes")
             case NodeLeft() as e:
                 put(recorded, member=f"no, left: {e.reason}" if e.reason else "no, left")
-            case NodeFenced() as e:
+            case NodeFenced() as e if not e.former:
                 put(recorded, member=f"no, fenced ({e.cause})")
             case RangeAllocated() as e:
                 put(recorded, range=e.cidr, epoch=recorded.sequence)

@@ -299,6 +299,8 @@ class _Simulation:
 
     def _fence(self, event: NodeFenced) -> None:
         """A fact, also when a twin comes: its joining may be refused, the old one is gone all the same."""
+        if event.former:
+            return  # its last range is another one here
         if event.cause != "rejoin":
             self._gone(event.node)
         member = self.state.nodes.get(event.node)

@@ -153,7 +153,7 @@ def test_masquerading_keeps_clear_of_the_vxlan_port(port: int, expected: str) ->
 
 
 def test_the_cni_file_gives_every_address_but_three_to_pods(tmp_path: Path) -> None:
-    content = cni.conflist(network="isthmus", cidr="172.16.0.64/26", mtu=1450, plugin="ptp")
+    content = cni.conflist(cidr="172.16.0.64/26", mtu=1450, plugin="ptp")
     (pool,) = json.loads(content)["plugins"][0]["ipam"]["ranges"][0]
     assert (pool["gateway"], pool["rangeStart"], pool["rangeEnd"]) == (
         "172.16.0.65",

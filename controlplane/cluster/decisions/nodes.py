@@ -377,10 +377,29 @@ def remove(state: ClusterState, command: RemoveNode, now: datetime, context: Dec
     return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 
 
+def _former(state: ClusterState, name: str, context: DecisionContext) -> Range | None:
+    """The last range of a node that is no member any more, while it waits for that node; O(such ranges)."""
+    for indices in (state.draining, state.quarantined):
+        for index in indices:
+            held = state.ranges[index]
+            known = held.uid in state.fenced or held.uid in state.by_uid
+            if held.node == name and not known and index in context.occupied:
+                return held
+    return None
+
+
 def fence(state: ClusterState, command: FenceNode, now: datetime, context: DecisionContext) -> Decision:
-    """An operator declares the node dead: its uid is fenced and nothing waits for it any more."""
+    """An operator declares the node dead: its uid is fenced and nothing waits for it any more.
+
+    Also of a node that is no member any more, but whose last range still waits for the end of its pods.
+    """
     del now
-    member = _live(state, command.node)
     reason = text(command.reason, "reason")
+    if command.node not in state.nodes:
+        former = _former(state, command.node, context)
+        if former is not None:
+            event = NodeFenced(node=former.node, uid=former.uid, cause="operator", reason=reason, former=True)
+            return Decision((event,), {"node": former.node, "uid": former.uid, "cidr": former.cidr})
+    member = _live(state, command.node)
     event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
     return _out(state, member, event, context, "fenced")

@@ -134,6 +134,8 @@ def advance_drains(
         for index, drained in state.draining.items():
             if drained > mark or len(events) + 2 > command.limit:
                 break
+            if index in command.occupied:
+                continue  # whoever comes after it does not wait for it
             held = state.ranges[index]
             events.append(
                 RangeQuarantined(cidr=held.cidr, index=index, epoch=held.epoch, watermark=mark, until=until)
@@ -150,6 +152,8 @@ def _free_due(
     for index, rest in state.quarantined.items():
         if len(events) >= command.limit:
             return
+        if index in command.occupied:
+            continue
         if rest.until <= now and (rested_s is None or rested_s.get(index, 0.0) >= rest_s):
             events.append(RangeFreed(cidr=rest.cidr, index=index, epoch=rest.epoch))
         elif state.quarantine_ordered:

@@ -18,6 +18,7 @@ import msgspec
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
+from controlplane.controller.agents.pod_reports import PodReports
 from controlplane.controller.clocks import ClockCheck, Watch
 from events.protocol.queries import Condition
 from events.status import SILENT_INTERVALS, AgentStatus
@@ -49,6 +50,8 @@ class Liveness:
         self._dropped = 0
         self.watching_since = self.watch.now()
         """From this moment on, by the watch, silence has been watched without a gap."""
+        self.pods = PodReports()
+        """What the reports say of pods, also those of nodes that are no members any more."""
         self.attestor = Attestor()
         """Judges what the reports say about the kernels."""
         self.moved = asyncio.Event()

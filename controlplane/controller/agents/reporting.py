@@ -9,7 +9,7 @@ import msgspec
 from controlplane.cluster.decision import DecisionContext, Tick
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.context import ContextSource
-from events.protocol.commands import Command, ImportNodes, JoinNode
+from events.protocol.commands import Command, FenceNode, ImportNodes, JoinNode
 from events.status import SILENT_INTERVALS
 
 INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
@@ -61,6 +61,9 @@ class WithMembers:
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
         """The context. Raises Unavailable. Cancelled, it leaves nothing behind."""
         known = await self._around.context_for(commands)
+        if any(isinstance(command, FenceNode) for command in commands):
+            pods = self._liveness.pods
+            known = msgspec.structs.replace(known, occupied=pods.occupied(pods.state()))
         if not any(isinstance(command, JoinNode | ImportNodes) for command in commands):
             return known
         return msgspec.structs.replace(known, members=LiveMembers(self._liveness))

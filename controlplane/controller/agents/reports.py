@@ -93,7 +93,8 @@ class LiveReports:
 
     @property
     def further(self) -> Sequence[Condition]:
-        return (*self._liveness.clocks.conditions(), *self._liveness.warnings())
+        live = self._liveness
+        return (*live.clocks.conditions(), *live.pods.conditions(), *live.warnings())
 
     def state_of(self, uid: str) -> str:
         status = self._liveness.statuses.get(uid)

@@ -126,6 +126,7 @@ class Ticker:
                 AdvanceDrains(
                     applied=self._liveness.applied,
                     absent=self._liveness.absent,
+                    occupied=self._liveness.pods.occupied(state),
                     rested_s=self._rested_s(),
                     frees=not self._liveness.clocks.apart,
                 )

@@ -1,0 +1,81 @@
+"""Leaving with the pods in mind: the range is not reused before the node itself said that none runs any more.
+
+For a node whose agent is stopped, so that nobody else says it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from nats.aio.client import Client
+
+from events import subjects
+from events.bus.client import ControllerClient
+from events.errors import Refused
+from events.protocol.commands import LeaveNode
+from events.status import AgentStatus
+from nodeagent.local_files import LocalStatus
+from nodeagent.membership.cache import Cache
+from nodeagent.pods import cni
+from nodeagent.pods.addresses import Pods, find
+
+SHOWN = 5
+
+
+def pods_here(state_dir: Path, status: LocalStatus, data_dir: Path) -> Pods:
+    """The pods on this node, in a worker thread. Raises OSError."""
+    view = Cache(state_dir).load(status.cluster, status.node, status.uid)
+    cidrs = view.plan.cidrs if view.plan is not None else (status.range,) if status.range else ()
+    own = view.own.cidr if view.own is not None else status.range
+    return find(data_dir, cidrs, own, device=status.device, sequence=view.sequence)
+
+
+def refuse_running(pods: Pods, status: LocalStatus) -> None:
+    """Raises Refused(pods_running) when any runs."""
+    running = pods.own + len(pods.strays)
+    if running:
+        shown = f", {len(pods.strays)} of them of an earlier range" if pods.strays else ""
+        raise Refused(
+            "pods_running",
+            f"{running} pods still run on {status.node} with addresses of the container network{shown}: they "
+            f"would be cut off, and {status.range} is not reused before they are gone. End them first, or: "
+            f"isthmus agent leave --yes",
+            node=status.node,
+            pods=running,
+        )
+
+
+async def leave(client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path) -> None:
+    """Take the CNI configuration away, leave, and say which ranges still have pods here.
+
+    Raises IsthmusError, OSError. Cancelled, the node may have left; repeating it then says so.
+    """
+    cni.remove(cni_dir)
+    controller = ControllerClient(client, status.cluster, actor=f"node/{status.node}")
+    command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
+    controller.node = status.node  # with the node's own credentials …
+    try:
+        reply = await controller.send(command)
+    except Refused as error:
+        if error.code != "forbidden":
+            raise
+        controller.node = ""  # … or with an operator's, who asks on another subject
+        reply = await controller.send(command)
+    occupied = {status.range} if pods.own and status.range else set()
+    if pods.strays and status.range:
+        occupied |= set(pods.ranges(int(status.range.partition("/")[2])))
+    report = AgentStatus(
+        node=status.node,
+        uid=status.uid,
+        applied=0,
+        sent_at=datetime.now(UTC),
+        state="stopping",
+        pods=0,
+        pods_sequence=reply.sequence,
+        stray_ranges=tuple(sorted(occupied)),
+        stray_pods=pods.strays[:SHOWN],
+    )
+    await client.publish(subjects.status(status.cluster, status.node), msgspec.json.encode(report))
+    await client.flush()
