@@ -8,9 +8,6 @@ What it enforces, each by name in the table:
   its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
   connection to a container address. Replies pass, and what the Service proxy has translated (NodePort,
   hostPort).
-* ``forwarded``, ``delivered``: a container address comes only from where its route leads: the own range
-  from pods, all others from the tunnel (no spoofing). Nobody outside opens a connection to a container
-  address. Replies pass, and what the Service proxy has translated (NodePort, hostPort).
 * ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
   cut off from everybody else.
 * ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
@@ -83,6 +80,10 @@ def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> 
     containers = rules.cidrs[0] if len(rules.cidrs) == 1 else "@containers"
     tunnel = f" {rules.ifindex}" if rules.ifindex else f'name "{rules.device}"'
     member = f"ip daddr {rules.underlay} ip saddr @vteps notrack accept" if rules.underlay else ""
+    answering = (
+        "ip saddr @strays fib saddr . iif oif exists ct state established accept" if rules.strays else ""
+    )
+    probing = "ip daddr @strays fib saddr type local accept" if rules.strays else ""
     return f"""\
 table inet {TABLE} {{}}
 flush table inet {TABLE}
@@ -146,12 +147,8 @@ table inet {TABLE} {{
     ct state untracked udp dport {rules.port} accept
     iif {LOOPBACK} accept
     iif{tunnel} goto tunnelled
+    {answering}
     ip saddr {containers} goto pods
-    iifname "lo" accept
-    ip saddr @strays fib saddr . iif oif exists ct state established accept
-    ip saddr {rules.own_range} fib saddr . iif oif missing counter drop
-    iifname != "{rules.device}" ip saddr @containers ip saddr != {rules.own_range} counter drop
-    iifname "{rules.device}" fib saddr . iif oif missing counter drop
     ct state established,related accept
     ct status dnat accept
     ip daddr {containers} counter drop
@@ -176,10 +173,8 @@ table inet {TABLE} {{
     ip daddr {own} accept
     oifname "{rules.device}" accept
     oif {LOOPBACK} accept
+    {probing}
     counter drop
-    oifname != "lo" ip saddr @containers ip daddr != @containers counter drop
-    ip daddr @strays fib saddr type local accept
-    oifname != {{ "lo", "{rules.device}" }} ip daddr @containers ip daddr != {rules.own_range} counter drop
   }}
 }}
 """
