@@ -26,12 +26,14 @@ from events.bus.access.enrolment import EnrolReply, EnrolRequest, statement
 from events.bus.access.nkeys import kind_of, verify
 from events.bus.client import ControllerClient
 from events.errors import IsthmusError, Refused
+from events.printable import printable
 from events.protocol.commands import UseToken, token_command_id
 
 log = logging.getLogger("isthmus.issuer")
 
 QUEUE = "issuers"
 REQUEST_LIMIT_BYTES = 16 * 1024
+MESSAGE_LIMIT = 1000
 _decode = msgspec.json.Decoder(EnrolRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -79,8 +81,9 @@ class Issuer:
             jwt = await use(asked, claims)
         except IsthmusError as error:
             self.refused += 1
-            log.warning("%s: refused: %s [%s]", message.subject, error.message, error.code)
-            reply = EnrolReply(code=error.code, message=error.message)
+            said = printable(error.message, MESSAGE_LIMIT)  # it repeats what a stranger has sent
+            log.warning("%s: refused: %s [%s]", message.subject, said, error.code)
+            reply = EnrolReply(code=error.code, message=said)
         else:
             self.issued += 1
             log.info("%s: credentials issued for %s", message.subject, asked.public_key)

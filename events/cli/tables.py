@@ -117,7 +117,10 @@ def _scalar(value: Any) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console. Without a terminal it is plain text, 120 columns wide unless COLUMNS says otherwise."""
+    """A rich console. Without a terminal it is plain text, 120 columns wide unless COLUMNS says otherwise.
+
+    Printing on it raises BrokenPipeError when the reader has gone.
+    """
     from rich.console import Console
 
     class Quiet(Console):

@@ -170,7 +170,12 @@ class ReportDoor:
                     f"the log ends with {state.sequence:,})"
                 )
         return [
-            Condition(code=code, severity="warning", message=f"{_LEAD[code]}: {_some(said)}")
+            Condition(
+                code=code,
+                severity="warning",
+                message=f"{_LEAD[code]}: {_some(said)}",
+                help="isthmus node show NODE",
+            )
             for code, said in sorted(found.items())
         ]
 

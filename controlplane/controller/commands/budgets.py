@@ -121,7 +121,8 @@ class NodeBudgets:
                 code="node_over_budget",
                 severity="warning",
                 message=f"more than a node needs came from {', '.join(sorted(over)[:SHOWN])}{more}; "
-                f"what is beyond is refused. If it is not yours: isthmus credentials revoke node NODE",
+                f"what is beyond is refused",
+                help="isthmus credentials revoke node NODE",
             )
         ]
 
