@@ -107,9 +107,12 @@ async def stats(
     leaves nothing behind.
     """
     c = _Counting(after, base(history))
+    now_ns = 0
     async for batch in history.facts(until=until, progress=progress):
         for fact in batch:
-            c.take(fact.seq, fact.recorded_ns, fact.body)
+            # Durations need a time that never runs backwards: where recorded times do, it stands still.
+            now_ns = max(now_ns, fact.recorded_ns)
+            c.take(fact.seq, now_ns, fact.body)
     return c.result()
 
 

@@ -21,6 +21,7 @@ from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.archive_index import archive_history
 from replay.history import History
+from replay.queries.stats import stats
 from replay.verification.outcome import Wanted
 from replay.verification.verify import verify
 from replay.when import When
@@ -132,3 +133,14 @@ async def test_an_archive_finds_what_reading_all_of_it_finds(tmp_path, kind) -> 
         if kind == "node":
             assert await live.last_about_node(name) == await past.last_about_node(name)
     archive.close()
+
+
+async def test_no_duration_is_negative_where_times_run_backwards() -> None:
+    steps_s = [1.0] * len(MESSAGES)
+    steps_s[20], steps_s[40], steps_s[50] = 3600.0, -7200.0, 3600.0
+    found = await stats(await History.open(ListLog(at_times(steps_s))))
+    for spread in (found.lifetimes, found.drain, found.rest):
+        assert spread.count == 0 or spread.minimum >= 0
+    assert found.recorded_from is not None
+    assert found.recorded_to is not None
+    assert found.recorded_from <= found.recorded_to
