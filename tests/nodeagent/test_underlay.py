@@ -108,13 +108,9 @@ def not_fought_for_ever(place: Site, command: str, named: str) -> None:
 @inside
 def test_a_program_that_keeps_changing_the_device_is_not_fought_for_ever() -> None:
     with site("a", "b") as place:
-        for command, named in (
-            ("ip link set isthmus down", "up of device isthmus"),
-            ("ip link set isthmus mtu 1300", "mtu of device isthmus"),
-            ("ip link set isthmus address 66:66:66:66:66:66", "mac of device isthmus"),
-            ("ip addr flush dev isthmus", "address of device isthmus"),
-        ):
-            not_fought_for_ever(place, command, named)
+        not_fought_for_ever(place, "ip link set isthmus mtu 1300", "mtu of device isthmus")
+        # The last one takes rows away, too: these are held back ever longer, fight after fight.
+        not_fought_for_ever(place, "ip link set isthmus down", "up of device isthmus")
 
 
 @inside

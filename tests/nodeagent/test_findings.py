@@ -1,0 +1,80 @@
+"""What the doctor finds about the host: each with its cure. 0.2.0 said that all was well."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from nodeagent.health import diagnosis, findings
+from nodeagent.local_files import LocalStatus
+from nodeagent.pods import cni
+from tests.nodeagent.sandbox import inside, sh
+
+
+def status(**known: object) -> LocalStatus:
+    return LocalStatus(node="a", uid="u", cluster="c", pid=1, started_at=0, written_at=0, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "words"),
+    [("maxPods: 250\n", "warning", "250"), ("kind: x\n", "warning", "110"), ("maxPods: 61\n", "ok", "61")],
+)
+def test_a_kubelet_that_starts_more_pods_than_there_are_addresses(
+    tmp_path: Path, text: str, level: str, words: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    (found,) = findings.max_pods("172.16.0.0/26", config)
+    assert (found.level, words in found.text) == (level, True)
+    assert ("maxPods: 61" in found.fix) == (level == "warning")
+    assert list(findings.max_pods("172.16.0.0/26", tmp_path / "none")) == []
+
+
+def test_every_plugin_that_the_file_names_is_looked_for_and_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "CNI_DIRECTORIES", (str(tmp_path / "bin"),))
+    (tmp_path / "bin").mkdir()
+    for name in ("bridge", "host-local"):
+        (tmp_path / "bin" / name).touch()
+    cni.write(tmp_path, cni.conflist(network="isthmus", cidr="172.16.0.0/26", mtu=1450, plugin="bridge"))
+    found = {each.check: each for each in findings.plugins(status(cni_dir=str(tmp_path)))}
+    assert found["cni"].level == "problem"
+    assert "portmap, loopback (" in found["cni"].text
+    assert "cni order" not in found
+    (tmp_path / "00-other.conflist").write_text(
+        json.dumps({"name": "theirs", "plugins": [{"type": "flannel"}]})
+    )
+    (order,) = (each for each in findings.plugins(status(cni_dir=str(tmp_path))) if each.check == "cni order")
+    assert "network theirs, plugins flannel" in order.text
+    assert order.fix == f"mv {tmp_path}/00-other.conflist /root/"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"plugins": 3}', b'"x"'])
+def test_a_file_of_others_that_makes_no_sense_is_named_all_the_same(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / cni.FILE_NAME).touch()
+    (tmp_path / "05-x.conf").write_bytes(content)
+    assert "05-x.conf" in diagnosis.cni_before(tmp_path, cni.FILE_NAME)
+
+
+@inside
+def test_forwarding_and_chains_are_looked_at_as_the_kernel_has_them() -> None:
+    sh("sysctl -qw net.ipv4.ip_forward=1")
+    (fine,) = findings.forwarding("isthmus")
+    assert fine.level == "ok"
+    sh("sysctl -qw net.ipv4.conf.default.forwarding=0")
+    (half,) = findings.forwarding("isthmus")
+    assert (half.level, half.fix) == ("warning", "sysctl -w net.ipv4.conf.default.forwarding=1")
+    (none,) = asyncio.run(findings.filters(("172.16.0.0/16",)))
+    assert none.level == "ok"
+    for iptables in ("iptables-nft", "iptables-legacy"):
+        sh(f"{iptables} -N DOCKER-USER && {iptables} -P FORWARD DROP")
+        found = asyncio.run(findings.filters(("172.16.0.0/16",)))
+        assert [each.level for each in found] == ["warning"], iptables
+        assert "Docker" in found[0].text
+        sh(found[0].fix.replace("iptables ", f"{iptables} "))  # the cure works as it is printed
+        assert "172.16.0.0/16" in sh(f"{iptables}-save")
+        sh(f"{iptables} -P FORWARD ACCEPT")
