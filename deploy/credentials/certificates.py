@@ -7,6 +7,7 @@ each other (routes and leaf nodes verify both ends).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -86,14 +87,24 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+
+
 def issue_server(
     folder: Path, name: str, hosts: Sequence[str], *, days: int = SERVER_DAYS, now: datetime | None = None
 ) -> ServerFiles:
     """A certificate for the server ``name`` under every host name and address in ``hosts``.
 
     It replaces an earlier one; a running server takes it up on reload (SIGHUP) without dropping
-    anybody. Raises BadRequest without hosts, and Refused(credentials_missing) without an authority.
+    anybody. Raises BadRequest without hosts or for a name that is no file's name, and
+    Refused(credentials_missing) without an authority.
     """
+    if _NAME.fullmatch(name) is None:
+        raise BadRequest(
+            "bad_request",
+            f"{name[:80]!r} is no name of a server: letters, digits, '.', '_' and '-', at most 253",
+            field="name",
+        )
     if not hosts:
         raise BadRequest(
             "bad_request", f"server {name!r} needs at least one host name or address", field="host"

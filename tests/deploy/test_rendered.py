@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from deploy.credentials.certificates import issue_server
 from deploy.nats.secure import Server, check_host, environment
-from events.errors import Usage
+from events.errors import BadRequest, Usage
 
 GOOD: dict[str, Any] = {
     "name": "bus-1", "shape": "cluster", "at": Path("/etc/isthmus/nats"), "data": Path("/var/lib/isthmus/nats"),
@@ -53,3 +54,10 @@ def test_what_a_file_would_misread_is_refused(field: str, value: str) -> None:
 def test_a_host_of_a_certificate_is_a_host(value: str) -> None:
     with pytest.raises(Usage):
         check_host("--host", value)
+
+
+@pytest.mark.parametrize("name", [*BAD, "../server", "a/b", "-x", "\x1b[31m"])
+def test_a_certificate_is_written_under_a_name_that_is_a_files(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest):
+        issue_server(tmp_path, name, ["127.0.0.1"])
+    assert not list(tmp_path.iterdir())
