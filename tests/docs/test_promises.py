@@ -32,14 +32,18 @@ class Promise(NamedTuple):
         return f"{self.module} {self.function} {self.what}"
 
 
-def raised(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether its own body raises anything that a caller has to know of."""
-    for node in ast.walk(function):
+def raised(function: ast.AST) -> bool:
+    """Whether its own body raises anything that a caller has to know of (a class in it does not count)."""
+    for node in ast.iter_child_nodes(function):
+        if isinstance(node, ast.ClassDef):
+            continue
         if isinstance(node, ast.Raise) and node.exc is not None:
             error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             name = error.id if isinstance(error, ast.Name) else getattr(error, "attr", "")
             if name not in HARMLESS:
                 return True
+        if raised(node):
+            return True
     return False
 
 
