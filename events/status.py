@@ -28,6 +28,8 @@ YEARS = (1970, 9000)
 """Moments that can be moved to any time zone."""
 TEXT_MAX, TEXTS_MAX = 400, 20
 """Longest text of a report in characters, and most texts of one kind: what is beyond is cut."""
+_LISTS = {"stray_ranges": 1024}
+"""Lists that hold something up are as long as a report can be: what is cut of them would be forgotten."""
 _NAMES = {"node": 253, "uid": 128}
 """Names are refused when they are too long or unprintable, not cut: a cut name is another name."""
 
@@ -88,7 +90,7 @@ def checked(status: AgentStatus) -> AgentStatus:
         if isinstance(value, str):
             fit = _name(field, value) if field in _NAMES else printable(value, TEXT_MAX)
         elif isinstance(value, tuple):
-            fit = tuple(printable(text, TEXT_MAX) for text in value[:TEXTS_MAX])
+            fit = tuple(printable(text, TEXT_MAX) for text in value[: _LISTS.get(field, TEXTS_MAX)])
         else:
             _number(field, value)
             continue

@@ -312,7 +312,7 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
         client = await connect(context.bus, name=f"isthmus-leave/{status.node}")
         try:
             named = msgspec.structs.replace(status, cluster=context.cluster)
-            await leave(client, named, pods, reason=reason, cni_dir=cni_dir)
+            await leave(client, named, pods, reason=reason, cni_dir=cni_dir, actor=context.actor)
         finally:
             await client.close()
 

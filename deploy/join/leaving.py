@@ -12,6 +12,7 @@ from deploy.join.joining import FOLDER
 from deploy.join.progress import Progress
 from events.bus.connection import BusOptions, connect
 from events.cli.config import load
+from events.cli.options import default_actor
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
@@ -102,6 +103,6 @@ async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRe
     )
     client = await connect(options, name=f"isthmus-leave/{status.node}")
     try:
-        await farewell(client, status, pods, reason=request.reason, cni_dir=cni_dir)
+        await farewell(client, status, pods, reason=request.reason, cni_dir=cni_dir, actor=default_actor())
     finally:
         await client.close()

@@ -47,13 +47,17 @@ def refuse_running(pods: Pods, status: LocalStatus) -> None:
         )
 
 
-async def leave(client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path) -> None:
+async def leave(
+    client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path, actor: str
+) -> None:
     """Take the CNI configuration away, leave, and say which ranges still have pods here.
+
+    ``actor`` is the person or program that has asked for it, for the record.
 
     Raises IsthmusError, OSError. Cancelled, the node may have left; repeating it then says so.
     """
     cni.remove(cni_dir)
-    controller = ControllerClient(client, status.cluster, actor=f"node/{status.node}")
+    controller = ControllerClient(client, status.cluster, actor=actor)
     command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
     controller.node = status.node  # with the node's own credentials …
     try:

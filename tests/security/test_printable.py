@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -105,3 +106,9 @@ def test_a_report_is_within_its_bounds_or_refused(fields: dict[str, Any]) -> Non
     texts = [kept.uid, kept.agent_version, kept.kernel_digest, *kept.conditions, *kept.drift]
     assert all(text.isprintable() and len(text) <= 400 for text in texts)
     assert max(len(kept.conditions), len(kept.drift)) <= 20
+
+
+def test_a_list_that_holds_ranges_up_is_not_cut() -> None:
+    ranges = tuple(f"10.{number // 256}.{number % 256}.0/26" for number in range(900))
+    said = AgentStatus(node="n", uid="u", applied=1, sent_at=datetime.now(UTC), stray_ranges=ranges)
+    assert checked(said).stray_ranges == ranges
