@@ -6,6 +6,8 @@ Addresses, ports and the VNI are in network order, the rest in the machine's.
 from __future__ import annotations
 
 import struct
+import sys
+from socket import inet_aton
 from typing import NamedTuple
 
 from nodeagent.membership.peers import Peer
@@ -81,8 +83,22 @@ def pack_held(until_ns: int, address: bytes) -> bytes:
     return _HELD.pack(until_ns, address)
 
 
+_LENGTHS = {str(length): length.to_bytes(4, sys.byteorder) for length in range(33)}
+_pack_peer = PEER.pack
+
+
+def range_key(cidr: str) -> bytes:
+    """The key of a range."""
+    network, _, length = cidr.partition("/")
+    return _LENGTHS[length] + inet_aton(network)
+
+
 def peer_entry(peer: Peer, mtu: int) -> tuple[bytes, bytes]:
-    """Key and value of one peer; ``mtu`` is the largest inner packet in bytes."""
-    network, mac, vtep, _ = peer.packed()
-    length = int(peer.cidr.rpartition("/")[2])
-    return RANGE.pack(length, network), PEER.pack(vtep, mac, min(mtu, 65535), peer.epoch & 0xFFFFFFFF)
+    """Key and value of one peer with an IPv4 underlay; ``mtu`` is the largest inner packet in bytes.
+
+    Written for speed: ten thousand of them are made at a start. Raises OSError for another underlay.
+    """
+    network, _, length = peer.cidr.partition("/")
+    mac = bytes.fromhex(peer.vtep_mac.replace(":", ""))
+    value = _pack_peer(inet_aton(peer.underlay), mac, mtu, peer.epoch & 0xFFFFFFFF)
+    return _LENGTHS[length] + inet_aton(network), value

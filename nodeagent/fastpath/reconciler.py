@@ -117,7 +117,7 @@ class FastPath:
         gone = [change.before for change in changes if change.before is not None]
         try:
             for peer in gone:
-                key, _ = layout.peer_entry(peer, 0)
+                key = layout.range_key(peer.cidr)
                 if self._entries.pop(key, None) is not None:
                     self._loaded.drop_peers([key])
                     self.counted.removed += 1
