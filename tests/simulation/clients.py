@@ -28,6 +28,8 @@ from tests.simulation.truth import Wrong
 
 TRY_S = 1.0
 GIVE_UP_S = 240.0
+LOOK_S = 10.0
+"""Longer than any pause: what stood still answers when it goes on."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -83,7 +85,7 @@ class Client:
         controller = self._dice.choice(serving)
         answering = loop.create_task(controller.ask(ShowNode(node=node)), context=controller.context)
         try:
-            async with asyncio.timeout(TRY_S * 3):
+            async with asyncio.timeout(LOOK_S):
                 view = await asyncio.shield(answering)
         except Unavailable:
             return

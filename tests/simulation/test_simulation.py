@@ -18,6 +18,7 @@ from controlplane.controller.clocks import Watch
 from controlplane.controller.commands import planner
 from controlplane.controller.commands.pending_replies import PendingReplies
 from controlplane.controller.commands.ticker import Ticker
+from controlplane.controller.replication.read_barrier import ReadBarrier
 from events.memory import MemoryLog
 from tests.simulation import virtual
 from tests.simulation.faults import Fault, shrink
@@ -122,6 +123,27 @@ def test_a_planted_defect_is_found(
 ) -> None:
     monkeypatch.setattr(target, name, defect(getattr(target, name)))
     assert any(live(seed).wrong for seed in range(150))
+
+
+PAUSES = (
+    Fault("pause", "a", 1.0, 3.4, 1.0),
+    Fault("pause", "b", 5.0, 3.4, 1.0),
+    Fault("pause", "a", 9.0, 3.0, 1.0),
+)
+"""Each in turn stands still for longer than its term lasts, and goes on when the other leads."""
+
+
+async def _at_once(self: ReadBarrier) -> None:
+    """Answers from the state that is there."""
+
+
+def test_a_leader_that_stood_still_answers_nothing_old_and_one_that_does_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed in range(6):
+        assert not live(seed, PAUSES).wrong, seed
+    monkeypatch.setattr(ReadBarrier, "passed", _at_once)
+    assert any(live(seed, PAUSES).wrong for seed in range(20))
 
 
 def test_a_schedule_shrinks_to_the_faults_that_matter() -> None:

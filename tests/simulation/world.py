@@ -117,9 +117,12 @@ async def _operate(client: Client, weather: Weather) -> None:
 async def _audit(client: Client, weather: Weather) -> None:
     """Somebody who asks who is a member."""
     loop, dice = asyncio.get_running_loop(), weather.dice("auditor", "")
-    while loop.time() < LENGTH_S:
-        await asyncio.sleep(dice.uniform(0.05, 0.6))
-        await client.look(f"n{dice.randrange(NODES)}")
+    async with (
+        asyncio.TaskGroup() as questions
+    ):  # none waits for the one before: some are asked of who stands still
+        while loop.time() < LENGTH_S:
+            await asyncio.sleep(dice.uniform(0.05, 0.4))
+            questions.create_task(client.look(f"n{dice.randrange(NODES)}"))
 
 
 async def _converge(log: WatchedLog, controllers: list[SimController], nodes: list[SimNode]) -> None:
