@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
-import msgspec
-
 from events.codec import StoredMessage, decode
 from events.status import AgentStatus
 from replay.archive.lines import Fact
@@ -104,4 +102,4 @@ class ArchiveIndex:
         return self._archive.keys(f"{kind}/", limit=NAMES_LIMIT)
 
     async def reports(self) -> list[AgentStatus]:
-        return [msgspec.json.decode(text, type=AgentStatus) for text in self._archive.notes("status")]
+        return self._archive.decoded_notes("status", AgentStatus)

@@ -131,14 +131,18 @@ class Capsule:
 
     def __init__(self, path: str | Path) -> None:
         self.archive = ArchiveLog(path)
-        notes = self.archive.notes("capsule")
-        if not notes:
+        try:
+            found = self.archive.decoded_notes("capsule", About)
+        except BaseException:
+            self.archive.close()
+            raise
+        if not found:
             self.archive.close()
             raise Refused(
                 "archive_foreign",
                 f"{path} is an archive, but no capsule: make one with `isthmus replay capsule`",
             )
-        self.about = msgspec.json.decode(notes[0], type=About)
+        self.about = found[0]
 
     def close(self) -> None:
         """Release the file."""
@@ -146,7 +150,7 @@ class Capsule:
 
     def reports(self) -> list[AgentStatus]:
         """What the agents had last reported when the capsule was made."""
-        return [msgspec.json.decode(text, type=AgentStatus) for text in self.archive.notes("status")]
+        return self.archive.decoded_notes("status", AgentStatus)
 
     async def begin(self) -> ClusterState:
         """The state before the first event. Raises VerificationFailed(digest_mismatch).

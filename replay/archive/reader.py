@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ from replay.archive import lines
 from replay.archive.directory import ArchiveFile, check_unbroken
 from replay.archive.format import Note, Segment, damaged
 from replay.archive.postings import PARKINGS, find, keys_of, names_in
+
+T = TypeVar("T")
 
 _decode_notes = msgspec.json.Decoder(Note).decode_lines
 
@@ -251,10 +253,17 @@ class ArchiveLog:
                     found.extend(bytes(note.content) for note in notes if note.note == kind)
         return found
 
+    def decoded_notes(self, kind: str, shape: type[T]) -> list[T]:
+        """All notes of one kind as values. Raises VerificationFailed(archive_damaged) for another shape."""
+        try:
+            return [msgspec.json.decode(text, type=shape) for text in self.notes(kind)]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise damaged(self.files[0].path, f"a note of kind {kind!r} is unreadable ({error})", 0) from error
+
     def base_state(self) -> bytes | None:
         """The canonical text of the state before the first event, if the first file carries it."""
-        texts = self.notes("state")
-        return msgspec.json.decode(texts[0], type=str).encode() if texts else None
+        found = self.decoded_notes("state", str)
+        return found[0].encode() if found else None
 
 
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:

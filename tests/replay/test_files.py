@@ -10,14 +10,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from events.chain import genesis
-from events.errors import Refused
+from events.errors import Refused, VerificationFailed
+from events.status import AgentStatus
 from replay.archive.directory import ArchiveFile
+from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
 from replay.archive_index import archive_history
+from replay.capsule import Capsule
 from replay.history import History
 from replay.output_files import whole_file
 from replay.transfer import export
@@ -201,3 +205,22 @@ def test_a_command_on_a_fifo_does_not_wait_for_a_writer(tmp_path) -> None:
         "export", tmp_path / "new", "--since", tmp_path / "fifo", "--archive", write(tmp_path / "log")
     )
     assert b"is a FIFO" in done.stderr
+
+
+def test_a_capsule_whose_notes_are_of_another_shape_is_damaged_by_name(tmp_path) -> None:
+    for kind in ("capsule", "status", "state"):
+        path = tmp_path / kind
+        writer = ArchiveWriter.create(path, CLUSTER, genesis(CLUSTER), source="test")
+        writer.note([Note(note=kind, content=msgspec.Raw(b'{"made": 7}'))])
+        writer.add(MESSAGES)
+        writer.finish()
+        archive = ArchiveLog(path)
+        ask = {
+            "capsule": lambda path=path: Capsule(path),
+            "status": lambda archive=archive: archive.decoded_notes("status", AgentStatus),
+            "state": archive.base_state,
+        }[kind]
+        with pytest.raises(VerificationFailed, match=f"note of kind '{kind}'") as damage:
+            ask()
+        assert damage.value.code == "archive_damaged"
+        archive.close()
