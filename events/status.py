@@ -73,6 +73,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Ranges that are not the node's (any more), of which pods on it still have addresses: all of them."""
     stray_pods: tuple[str, ...] = ()
     """Some of these addresses."""
+    instance: str = ""
+    """Another one for each process: two that take turns are two machines with one identity."""
     epoch: int = 0
     """The epoch of the range that this agent holds; 0 when it holds none, or from agents before 0.3."""
 

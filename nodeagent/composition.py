@@ -110,6 +110,7 @@ class _AfterEachStep:
         self._agent = agent
         self._identity = identity
         self._told_underlay = ""
+        self._known_at = ""
 
     def __call__(self) -> None:
         agent, view = self._agent, self._agent.view
@@ -122,9 +123,22 @@ class _AfterEachStep:
         underlay, member = agent.reconciler.tunnel.underlay, view.members.get(agent.config.node)
         if underlay is None or view.own is None or member is None or not underlay.present:
             return
+        self._notice_twin(member.underlay, underlay.address)
         if underlay.address not in {member.underlay, self._told_underlay}:
             self._told_underlay = underlay.address
             agent.follower.moved()
+
+    def _notice_twin(self, told: str, ours: str) -> None:
+        """The cluster knew this node's address, and somebody else told it another one."""
+        if told == ours:
+            self._known_at = ours
+            self._agent.conditions.clear("twin")
+        elif self._known_at == ours:
+            self._agent.conditions.set(
+                "twin",
+                f"the cluster was told that this node is at {told}, and this machine is at {ours}: another "
+                f"machine has its identity (a clone?). On the copy: isthmus agent new-identity --yes",
+            )
 
     def _bind_name(self) -> None:
         """A member keeps its name over restarts; one that is a member no more may take another."""

@@ -15,6 +15,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.ids import new_id
 from events.status import RANGES_MAX, AgentStatus
 from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
@@ -75,6 +76,7 @@ class StatusReporter:
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
+        self._instance = new_id()
 
     @property
     def span_subject(self) -> str:
@@ -157,6 +159,7 @@ class StatusReporter:
             interval_s=self._interval_s(),
             gateway=not not_ready,
             **pod_fields(self._pods),
+            instance=self._instance,
             gateway_hindrance=not_ready,
             path=self._path.standing,
             passed_age_s=round(self._path.confirmed_age_s(), 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -159,3 +160,16 @@ def test_damaged_files_of_a_node_heal_without_a_change_of_the_rows() -> None:
         assert (a.status()["uid"], a.status()["epoch"]) == (uid, epoch)
         assert "differs from the log" in a.log()
         assert b.status()["peers"] == 1
+
+
+@inside
+def test_a_cloned_machine_is_noticed_on_both_sides() -> None:
+    with site("a", "b") as place:
+        a = place.nodes["a"]
+        (c,) = place.add("c")
+        shutil.copytree(a.directory / "state", c.directory / "state", ignore=shutil.ignore_patterns("lock"))
+        c.start("--node", "a")
+        until(lambda: any("twin" in text for text in a.status()["conditions"]), "the original says so", 30)
+        until(
+            lambda: "identity_twice" in place.isthmus("cluster", "show", "--json").stdout, "the controller, too"
+        )

@@ -67,6 +67,7 @@ class ReportDoor:
         self._clock = clock
         self._strangers: OrderedDict[str, _Waiting] = OrderedDict()  # node → its report, of no member yet
         self._ahead: dict[str, _Waiting] = {}  # node → its report, of a sequence that is not read yet
+        self._instances: dict[str, tuple[str, str]] = {}  # node → the process that reports, and the one before
         self._notes: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # code, node → text, when
         self.refused = 0
         """Reports that counted for nobody."""
@@ -82,6 +83,7 @@ class ReportDoor:
             self.refused += 1
             self._exceeded(node, "reports")
             return False
+        self._same_machine(node, status.instance)
         other_epoch = bool(status.epoch) and status.epoch != state.owned[node].epoch
         if status.applied > state.sequence:
             self._ahead[node] = _Waiting(status, age_s, self._clock())
@@ -94,6 +96,18 @@ class ReportDoor:
             status = msgspec.structs.replace(status, applied=known, kernel_digest="")
         self._liveness.observe(status, age_s=age_s, state=state)
         return True
+
+    def _same_machine(self, node: str, instance: str) -> None:
+        """A process that reports again after another one of the same identity did: both live."""
+        if not instance:
+            return
+        now, before = self._instances.get(node, ("", ""))
+        if instance == before:
+            self._note("identity_twice", node, "two agents take turns")
+        if instance != now:
+            if len(self._instances) > WAITING_MAX:
+                self._instances.clear()
+            self._instances[node] = (instance, now)
 
     def malformed(self, node: str, why: str) -> None:
         """A report on the node's subject could not be read (what a status reader says)."""
@@ -181,6 +195,7 @@ class ReportDoor:
 
 
 _LEAD = {
+    "identity_twice": "two machines have one identity; on the copy: isthmus agent new-identity --yes",
     "identity_mismatch": "reports that name another installation than the member's count for nobody",
     "report_refused": "reports that cannot be true or read count for nobody",
 }
