@@ -87,7 +87,7 @@ class Talk:
     def ends_soon(self, what: str) -> None:
         """What was changed just now stops the flow within a second."""
         start = self.now()
-        self.pause(3 * SECOND)
+        self.pause(2 * SECOND)
         last = (self.numbers("got") or [0])[-1]
         assert last - start < SECOND, f"{what}: still answered {last - start} packets later"
 
