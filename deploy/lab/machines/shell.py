@@ -34,7 +34,7 @@ class CommandFailedError(RuntimeError):
 
 
 async def run(
-    arguments: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 15.0
+    arguments: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 30.0
 ) -> str:
     """Standard output of the command.
 
@@ -50,10 +50,12 @@ async def run(
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate(stdin.encode())
-    except BaseException:
+    except BaseException as error:
         if process.returncode is None:
             process.kill()
             await process.wait()
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"{' '.join(arguments)} took longer than {timeout_s:g} s") from error
         raise
     if process.returncode != 0:
         said = (err.decode(errors="replace") + out.decode(errors="replace")).strip()
