@@ -108,6 +108,10 @@ def test_a_reinstalled_node_replaces_its_old_self_everywhere() -> None:
         a, b, c = place.nodes.values()
         old = b.status()
         healthy = a.flow(c)
+        until(
+            lambda: '"agent_state":"ready"' in place.isthmus("node", "show", "b", "--json").stdout,
+            "b was heard",
+        )
         b.stop(signal.SIGKILL)
         sh(f"rm -rf {b.directory}/state")
         b.run("ip link del isthmus")
