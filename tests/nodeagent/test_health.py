@@ -10,8 +10,12 @@ import signal
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
+
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
+
+pytestmark = pytest.mark.slow
 
 HOOK = "{ type filter hook forward priority 0;"
 

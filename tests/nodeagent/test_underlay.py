@@ -10,8 +10,12 @@ import os
 import signal
 import subprocess
 
+import pytest
+
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, Site, site, until
+
+pytestmark = pytest.mark.slow
 
 
 def member(place: Site, name: str) -> str:
