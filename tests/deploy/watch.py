@@ -34,9 +34,15 @@ class Watch:
         return all(str(process.pid) in owners for process in self._processes)
 
     def rows(self) -> list[str]:
-        """Device, addresses, neighbours, FDB and routes of ours that came, changed or went."""
+        """Device, addresses, neighbours, FDB and routes of ours that came, changed or went.
+
+        The device of the probes comes and goes with its agent: no packet of anybody else is on it.
+        """
         return [
-            line for watch in ROWS for line in self._lines(watch) if "isthmus" in line or "proto 84" in line
+            line
+            for watch in ROWS
+            for line in self._lines(watch)
+            if ("isthmus" in line or "proto 84" in line) and "isthmus-probe" not in line
         ]
 
     def everything(self) -> list[str]:
