@@ -96,7 +96,7 @@ def replace(place: Site, program: str, *nodes: Node) -> None:
             node.stop()
             node.start(program=program).ready(len(place.nodes) - 1)
         follow(place)
-        assert [watch.rows() for watch in watches] == [[] for _ in nodes]
+        assert [watch.rows() for watch in watches] == [[] for _ in nodes], [watch.rows() for watch in watches]
 
 
 @inside
