@@ -66,6 +66,16 @@ def test_an_agent_of_an_earlier_release_and_a_stranger_are_no_reason_to_wait() -
     assert not world.state.draining
 
 
+def test_a_member_holds_up_no_range_but_those_that_it_had_itself() -> None:
+    world, pods = cluster(), PodReports()
+    cidr = world.state.owned["n0"].cidr
+    world.do(RemoveNode(node="n0"))
+    pods.take(report(world, 0), world.state)
+    pods.take(report(world, 1, strays=(cidr,)), world.state)
+    advance(world, pods)
+    assert not world.state.draining
+
+
 def test_a_fence_by_an_operator_ends_the_wait_also_of_a_node_that_is_no_member_any_more() -> None:
     world, pods = cluster(), PodReports()
     pods.take(report(world, 0), world.state)

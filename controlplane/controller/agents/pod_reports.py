@@ -75,13 +75,14 @@ class PodReports:
         """
         for status in [one for one in self._ahead.values() if one.pods_sequence <= state.sequence]:
             self.take(status, state)
-        named = {cidr: word for word in self._words.values() for cidr in word.stray_ranges}
+        # A node speaks for the ranges that it had itself: nobody holds up the reuse of another's.
+        named = {(word.node, cidr): word for word in self._words.values() for cidr in word.stray_ranges}
         found: dict[int, str] = {}
         for held in ending(state):
             fenced = state.fenced.get(held.uid)
             if fenced is not None and fenced.cause == "operator":
                 continue
-            word = named.get(held.cidr)
+            word = named.get((held.node, held.cidr))
             if word is not None:
                 found[held.index] = f"pods of {held.cidr} still run on {word.node}"
             elif fenced is None and held.index in state.draining:
