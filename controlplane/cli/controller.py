@@ -45,6 +45,15 @@ _data = click.option(
 )
 @click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Access to the API server; implies --kubernetes.")  # fmt: skip
+@click.option(
+    "--fence-deleted",
+    "fence_deleted_s",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Fence a silent member whose Kubernetes Node was deleted this long ago; 0: never.",
+)
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -58,6 +67,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     verify_log: bool,
     on_poison: Any,
     kubernetes: bool,
+    fence_deleted_s: float,
     kubeconfig: Path | None,
     http: str,
     log_level: str,
@@ -87,6 +97,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             verify_log=verify_log,
             on_poison=on_poison,
             kubernetes=kubeconfig or kubernetes,
+            fence_deleted_s=fence_deleted_s,
             http=http,
             as_json=as_json,
         )
@@ -102,6 +113,7 @@ async def _controller(
     verify_log: bool,
     on_poison: Any,
     kubernetes: Path | bool,
+    fence_deleted_s: float,
     http: str,
     as_json: bool,
 ) -> None:
@@ -119,7 +131,9 @@ async def _controller(
         verify_log=verify_log,
         on_poison=on_poison,
     )
-    async with controller_process(options, http=http, kubernetes=kubernetes) as running:
+    async with controller_process(
+        options, http=http, kubernetes=kubernetes, fence_deleted_s=fence_deleted_s
+    ) as running:
         controller = running.controller
 
         async def on_ready() -> None:

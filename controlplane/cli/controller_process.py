@@ -46,6 +46,7 @@ async def controller_process(
     *,
     http: str = CONSOLE,
     kubernetes: Path | bool = False,
+    fence_deleted_s: float = 0.0,
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
@@ -91,7 +92,11 @@ async def controller_process(
             from controlplane.kubernetes.members import bridging
 
             await stack.enter_async_context(
-                bridging(controller, kubernetes if isinstance(kubernetes, Path) else None)
+                bridging(
+                    controller,
+                    kubernetes if isinstance(kubernetes, Path) else None,
+                    fence_deleted_s=fence_deleted_s,
+                )
             )
         address, why_not = "", "switched off"
         if http != "off":

@@ -55,6 +55,10 @@ class Members(Protocol):
         """The name of the member whose range this is; empty when it is nobody's."""
         ...
 
+    async def fence(self, name: str, reason: str) -> None:
+        """Fence the member by a decision in the log that names it. Raises IsthmusError."""
+        ...
+
     def moved(self) -> AsyncIterator[str]:
         """For ever: names of members of which something changed. An empty name: anything may have."""
         ...
@@ -69,12 +73,16 @@ class Bridge:
         members: Members,
         *,
         instance: str,
+        fence_deleted_s: float = 0.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: random.Random | None = None,
     ) -> None:
         self._api = api
         self._members = members
         self._instance = instance
+        self._fence_deleted_s = fence_deleted_s
+        self._deleted: dict[str, tuple[str, float]] = {}
+        """Name of a Node that was deleted → the member's uid, and when it was noticed (the loop's clock)."""
         self._now = now
         self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self.nodes: dict[str, Node] = {}
@@ -98,6 +106,8 @@ class Bridge:
             tasks.create_task(self._follow_nodes(), name="nodes")
             tasks.create_task(self._follow_members(), name="members")
             tasks.create_task(self._resync(), name="resync")
+            if self._fence_deleted_s > 0:
+                tasks.create_task(self._fence_deleted(), name="deleted")
             for number in range(WRITERS):
                 tasks.create_task(self._write(), name=f"writer {number}")
 
@@ -120,7 +130,12 @@ class Bridge:
             try:
                 if not version:
                     listed, version = await self._api.list_nodes()
+                    for name in self.nodes.keys() - {node.name for node in listed}:
+                        self._gone(name)
                     self.nodes = {node.name: node for node in listed}
+                    self._deleted = {
+                        name: found for name, found in self._deleted.items() if name not in self.nodes
+                    }
                     self.synced.set()
                     self.problem = ""
                     self.mark_all()
@@ -143,9 +158,11 @@ class Bridge:
         if node is None:
             return
         if change.deleted:
+            self._gone(node.name)
             self.nodes.pop(node.name, None)
             self._warned.pop(node.name, None)
             return
+        self._deleted.pop(node.name, None)
         known = self.nodes.get(node.name)
         self.nodes[node.name] = node
         # A heartbeat changes nothing that is looked at: five thousand of them must cost next to nothing.
@@ -153,6 +170,38 @@ class Bridge:
             node.spec, node.network, node.metadata.uid, node.metadata.annotations,
         ):  # fmt: skip
             self.mark(node.name)
+
+    def _gone(self, name: str) -> None:
+        member = self._members.member(name)
+        if member is not None:
+            self._deleted[name] = (member.uid, asyncio.get_running_loop().time())
+
+    async def _fence_deleted(self) -> None:
+        """Fence members of which Kubernetes says that they are gone, and which nobody hears either.
+
+        Otherwise the range of a dead machine, and all that are released after it, wait for a person. A node
+        that reports is never touched, whatever became of its Node: a cloud deletes the Nodes of a site that
+        is cut off.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if not self._members.leading:
+                continue
+            for name, (uid, since) in list(self._deleted.items()):
+                member = self._members.member(name)
+                if member is None or member.uid != uid:
+                    self._deleted.pop(name, None)
+                elif member.agent == "silent" and loop.time() - since >= self._fence_deleted_s:
+                    try:
+                        await self._members.fence(
+                            name,
+                            f"its Node was deleted {loop.time() - since:.0f} s ago, and it is silent",
+                        )
+                    except IsthmusError as error:
+                        log.warning("node %s is not fenced yet: %s [%s]", name, error.message, error.code)
+                    else:
+                        self._deleted.pop(name, None)
 
     async def _follow_members(self) -> None:
         async for name in self._members.moved():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -12,10 +13,13 @@ from pathlib import Path
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState, asker_node
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.commands.requests import Request
 from controlplane.controller.controller import Controller
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
+from events.ids import new_id
+from events.protocol.commands import FenceNode
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.kubernetes")
@@ -33,11 +37,13 @@ class ControllerMembers:
         liveness: Liveness,
         changes: Changes,
         leading: Callable[[], bool],
+        fence: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._state = state
         self._liveness = liveness
         self._changes = changes
         self._leading = leading
+        self._fence = fence
 
     @property
     def leading(self) -> bool:
@@ -76,6 +82,10 @@ class ControllerMembers:
             if owned is not None and owned.cidr == cidr:
                 return owned.node
         return ""
+
+    async def fence(self, name: str, reason: str) -> None:
+        """By the controller's own committer. Cancelled, the command is decided all the same."""
+        await self._fence(name, reason)
 
     async def moved(self) -> AsyncIterator[str]:
         """Names from the log's events and from reports that say something new. Cancelled, it is deaf."""
@@ -128,20 +138,36 @@ def _agent(status: AgentStatus | None, *, silent: bool, epoch: int) -> Agent:
 
 
 @asynccontextmanager
-async def bridging(controller: Controller, kubeconfig: Path | None) -> AsyncIterator[Bridge]:
+async def bridging(
+    controller: Controller, kubeconfig: Path | None, *, fence_deleted_s: float = 0.0
+) -> AsyncIterator[Bridge]:
     """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
+
+    ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
 
     Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
     inside of the block ends the bridge, too.
     """
     client = await KubernetesClient.open(kubeconfig)
+
+    async def fence(name: str, reason: str) -> None:
+        await controller.committer.submit(
+            Request(
+                command=FenceNode(node=name, reason=reason),
+                command_id=f"fence-{new_id()}",
+                actor=f"controller/{controller.name}",
+                received_s=time.monotonic(),
+            )
+        )
+
     members = ControllerMembers(
         lambda: controller.replica.state,
         controller.liveness,
         controller.changes,
-        lambda: controller.leadership.leading and controller.replica.halted is None,
+        lambda: controller.leadership.in_office and controller.replica.halted is None,
+        fence,
     )
-    bridge = Bridge(client, members, instance=controller.name)
+    bridge = Bridge(client, members, instance=controller.name, fence_deleted_s=fence_deleted_s)
 
     async def run() -> None:
         while True:

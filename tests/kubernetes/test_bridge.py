@@ -26,6 +26,7 @@ class Table:
 
     def __init__(self) -> None:
         self.leading = True
+        self.fenced: list[str] = []
         self.members: dict[str, Member] = {}
         self.names: asyncio.Queue[str] = asyncio.Queue()
 
@@ -47,16 +48,23 @@ class Table:
     def owner(self, cidr: str) -> str:
         return next((name for name, member in self.members.items() if member.cidr == cidr), "")
 
+    async def fence(self, name: str, reason: str) -> None:
+        assert "deleted" in reason
+        self.fenced.append(name)
+        del self.members[name]
+
     async def moved(self) -> AsyncIterator[str]:
         while True:
             yield await self.names.get()
 
 
 @asynccontextmanager
-async def bridged(folder: Path, server: ApiServer, table: Table) -> AsyncIterator[Bridge]:
+async def bridged(
+    folder: Path, server: ApiServer, table: Table, *, fence_deleted_s: float = 0.0
+) -> AsyncIterator[Bridge]:
     async with server.serving(folder) as kubeconfig:
         client = await KubernetesClient.open(kubeconfig)
-        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1))
+        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1), fence_deleted_s=fence_deleted_s)
         running = asyncio.create_task(bridge.run())
         try:
             yield bridge
@@ -164,6 +172,28 @@ async def test_an_api_server_that_is_away_or_refuses_is_waited_for_and_named(tmp
         assert server.network("n1") is None
         server.forbidden = set()
         await until(lambda: server.network("n1") == ("False", "IsthmusIsUp"))
+
+
+async def test_who_is_deleted_and_silent_is_fenced_and_nobody_else(tmp_path: Path) -> None:
+    """n0: deleted, silent; n1: deleted, alive; n2: silent; n3: deleted, back again; n4: as n0, unseen."""
+    server, table = ApiServer(), Table()
+    for number in range(5):
+        server.add(f"n{number}")
+        table.say(f"n{number}", number)
+    async with bridged(tmp_path, server, table, fence_deleted_s=0.05) as bridge:
+        await until(lambda: all(server.network(name) == ("False", "IsthmusIsUp") for name in server.nodes))
+        for name in ("n0", "n1", "n3"):
+            server.delete(name)
+        server.add("n3")
+        server.delete("n4")
+        server.compact()  # this deletion is seen only by listing anew
+        await until(lambda: sorted(bridge.nodes) == ["n2", "n3"])
+        for number in (0, 2, 3, 4):
+            table.say(f"n{number}", number, "silent")
+        await until(lambda: len(table.fenced) == 2)
+        server.add("last")
+        await until(lambda: server.network("last") is not None)
+        assert sorted(table.fenced) == ["n0", "n4"]
 
 
 async def test_only_a_leader_writes(tmp_path: Path) -> None:

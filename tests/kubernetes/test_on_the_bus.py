@@ -46,7 +46,7 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         controller(bus, tmp_path / "a") as running,
         client(bus) as operator,
         api.serving(tmp_path) as kubeconfig,
-        bridging(running, kubeconfig),
+        bridging(running, kubeconfig, fence_deleted_s=0.1),
     ):
         await until(lambda: api.network("n0") == ("True", "IsthmusNoRange"))
         await operator.send(DEFINE)
@@ -65,7 +65,9 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         await report(operator, "n1", "uid-9", again.sequence)
         await until(lambda: api.network("n1") == ("True", "IsthmusRangeConflict"))
         assert api.nodes["n1"]["spec"]["podCIDR"] == joined[1].result["cidr"]
+        api.delete("n0")  # its agent reports: whatever becomes of the Node, nobody touches the member
         api.delete("n1")
         api.add("n1")
         await until(lambda: api.network("n1") is not None and api.nodes["n1"]["spec"].get("podCIDR"))
         assert api.nodes["n1"]["spec"]["podCIDR"] == again.result["cidr"]
+        assert "n0" in state.nodes
