@@ -56,7 +56,7 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
                 removed.append(str(path))
         if (
             fenced
-        ):  # the machine's own uid is barred for good: whoever starts an agent here again means a new one
+        ):  # the machine's own uid can never join again: whoever starts an agent here again means a new one
             removed.append(f"the fenced uid; the next agent here is {identity.renew(state_dir)}")
     return removed
 

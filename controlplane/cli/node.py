@@ -229,7 +229,7 @@ def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], 
 def fence(
     *, context: BusContext, name: str, reason: str, yes: bool, how: dict[str, Any], as_json: bool
 ) -> None:
-    """Declare a node dead: it is removed, nothing waits for it any more, and its uid is barred for ever.
+    """Declare a node dead: it is removed, nothing waits for it any more, and its uid can never join again.
 
     That includes the pods on it: their addresses may be given to others. Also for a node that was removed, when
     its range still waits for the end of its pods.
@@ -237,13 +237,14 @@ def fence(
     running = _running(context, name)
     told = f" {running} run on it: their addresses may be given to others." if running else ""
     if not how["dry_run"]:
-        question = f"Fence node {name}? Its installation is barred for ever and its pods lose their network."
+        question = f"Fence node {name}? Its installation can never join again and its pods lose their network."
         confirm(f"{question}{told}", yes=yes)
     reply = send(context, FenceNode(node=name, reason=reason), how)
     uid, cidr = reply.result.get("uid", ""), reply.result.get("cidr", "")
     show_written(
         reply,
-        f"{name} fenced: uid {uid} is barred; {cidr} drains{f'. {running} ran on it' if running else ''}",
+        f"{name} fenced: uid {uid} can never join again; {cidr} drains"
+        + (f". {running} ran on it" if running else ""),
         as_json=as_json,
     )
 

@@ -102,5 +102,5 @@ CREATE TABLE parked (
 """
 """``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted.
 
-Barred uids are the ones of which a long history has thousands.
+Fenced uids are the ones of which a long history has thousands.
 """

@@ -3,6 +3,9 @@
 A faulty or compromised controller writes authentic events that make no sense. What an agent takes from them
 becomes rows of this kernel and lines of nft scripts, so each value is held against this list first, row by
 row; what does not pass is left out and told. Pure; every function answers why not, in words, or nothing.
+
+A MAC is checked by a pattern, not by netaddr: that accepts other notations too (``66-0-…``), takes seven times
+as long for each row, and would add 4 MiB to every agent.
 """
 
 from __future__ import annotations

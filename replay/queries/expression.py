@@ -62,7 +62,7 @@ VARIABLES: dict[str, tuple[Term, Trend, str]] = {
         "any",
         "share of ranges that are not free, 0 … 1",
     ),
-    "fenced": (lambda m: len(m.state.fenced), "rising", "barred uids"),
+    "fenced": (lambda m: len(m.state.fenced), "rising", "fenced uids"),
     "reservations": (lambda m: len(m.state.clb), "any", "CLB reservations"),
     "networks": (lambda m: len(m.state.networks), "any", "declared networks"),
     "defined": (lambda m: m.state.definition is not None, "rising", "whether the cluster is defined"),
@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Moment, Any], Any], str]] = {
         "reachable('idc-7'): live and reporting",
     ),
     "reserved": (lambda m, name: name in m.state.clb, "reserved('apiserver'): whether the reservation exists"),
-    "fenced_uid": (lambda m, uid: uid in m.state.fenced, "fenced_uid('…'): whether the uid is barred"),
+    "fenced_uid": (lambda m, uid: uid in m.state.fenced, "fenced_uid('…'): whether the uid is fenced"),
 }
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {

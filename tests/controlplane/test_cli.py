@@ -162,7 +162,7 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
 
     # leaving
     assert "10.200.0.0/27 drains" in isthmus("node", "remove", "c1", "--reason", "returned").out
-    assert "barred" in isthmus("node", "fence", "idc-1", "--yes").out
+    assert "can never join again" in isthmus("node", "fence", "idc-1", "--yes").out
     assert "isthmus replay who" in isthmus("cluster", "who", "--help").out
     for address, says in (
         ("10.200.0.1", "its last owner was node c1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from controlplane.cluster.addressing.overlap import CODE_OF_KIND, next_free_network
@@ -217,6 +219,21 @@ def test_an_appended_cidr_meets_every_check() -> None:
     ):
         assert world.refused(AppendCidr(cidr=cidr)) == code, cidr
     world.ok(AppendCidr(cidr="10.5.0.0/26"))
+
+
+@pytest.mark.parametrize("refused", ["10.1.0.0/26", "10.5.0.0/27"], ids=["overlap", "too-small"])
+def test_a_refused_append_names_free_cidrs_and_each_of_them_can_be_appended(refused: str) -> None:
+    world = World(
+        container_cidr="10.0.0.0/24", pods_per_node=64, networks=(Network(cidr="10.0.1.0/25", kind="vpc"),)
+    )
+    world.ok(DeclareNetwork(network=Network(cidr="10.1.0.0/24", kind="idc")))
+    world.join(1, underlay="10.0.1.200")
+    refusal = world.do(AppendCidr(cidr=refused)).refusal
+    assert refusal is not None
+    offered = re.findall(r"10\.0\.[0-9.]+/26", refusal.message)
+    assert offered == ["10.0.1.128/26", "10.0.2.0/26", "10.0.2.64/26"], refusal.message
+    for cidr in offered:
+        world.ok(AppendCidr(cidr=cidr))
 
 
 def test_a_refused_overlap_is_recorded_once_until_it_changes() -> None:

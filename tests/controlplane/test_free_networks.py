@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.cluster.addressing.addresses import Net, network
-from controlplane.cluster.addressing.overlap import next_free_network
+from controlplane.cluster.addressing.overlap import free_networks, next_free_network
 from controlplane.cluster.addressing.plan import PRIVATE
 
 
@@ -43,3 +44,14 @@ def test_nothing_is_free_when_everything_is_taken() -> None:
     assert next_free_network(4, everything) is None
     assert next_free_network(1 << 25, []) is None
     assert str(next_free_network(1 << 16, everything[:1])) == "172.16.0.0/16"
+
+
+@given(st.integers(2, 24), st.lists(nets(), max_size=12))
+def test_each_further_free_network_is_the_first_once_those_before_it_are_taken(
+    bits: int, taken: list[Net]
+) -> None:
+    found = list(islice(free_networks(1 << bits, taken), 5))
+    for position, net in enumerate(found):
+        assert net == counted(1 << bits, [*taken, *found[:position]])
+    if len(found) < 5:
+        assert counted(1 << bits, [*taken, *found]) is None

@@ -111,7 +111,7 @@ def test_a_node_that_left_may_come_back_and_gets_another_range(world: World) -> 
     assert world.refused(RemoveNode(node="ghost")) == "node_unknown"
 
 
-def test_a_fenced_uid_is_barred_for_ever_under_any_name(world: World) -> None:
+def test_a_fenced_uid_never_joins_again_under_any_name(world: World) -> None:
     world.join(1)
     world.ok(FenceNode(node="n1", reason="hardware gone"))
     assert world.refused(joining(1)) == "node_fenced"

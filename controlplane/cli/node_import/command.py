@@ -270,7 +270,7 @@ def _show_report(report: list[dict[str, Any]], *, dry_run: bool, as_json: bool) 
         click.echo(", ".join(f"{count:,} {status}" for status, count in counts.items() if count))
         if fenced:
             click.echo(
-                f"{fenced:,} {'would be fenced' if dry_run else 'fenced'}: such a uid is barred for ever"
+                f"{fenced:,} {'would be fenced' if dry_run else 'fenced'}: such a uid can never join again"
             )
     if counts["refused"]:
         click.get_current_context().exit(1)

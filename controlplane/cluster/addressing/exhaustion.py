@@ -1,4 +1,8 @@
-"""What an exhausted pool looks like: the numbers, who is being waited for, and when it gets better."""
+"""What an exhausted pool looks like: the numbers, who is being waited for, and when it gets better.
+
+It names no free CIDRs: to find them reads every member, and each of thousands of joins may meet an empty pool.
+The refusal of an append names them.
+"""
 
 from __future__ import annotations
 

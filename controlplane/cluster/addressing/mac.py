@@ -3,6 +3,9 @@
 Calico's construction (``0x66`` and five bytes of a hash; locally administered, unicast). 40 bits are
 few enough that two of 100,000 nodes may meet; the controller then takes the next of the uid's
 series, which is why the address is part of the event and nobody else derives it.
+
+Every join derives one, so the text is sliced from the hash: netaddr's ``EUI`` gives the same text, and would
+make a decided join about a third slower.
 """
 
 from __future__ import annotations

@@ -5,12 +5,17 @@ A container CIDR that overlaps a VPC route wins inside the container network (TK
 that. Every conflict names both sides with their bounds and, where there is one, a way out. An
 operator may override a conflict by its code, with a reason; the override becomes an event.
 
+The checks themselves compare :class:`Net` bounds rather than build netaddr objects: a check reads each
+member's address, a comparison of two integers is a line either way, and an ``IPNetwork`` costs microseconds.
+What is free, once something conflicts, is netaddr's set arithmetic.
+
 Codes follow the provider's ``InternalError.CidrConflictWith…``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from netaddr import IPNetwork, IPSet
@@ -44,6 +49,10 @@ OVERRIDABLE = (
     "cidr_conflict_with_node",
 )
 """The checks that an operator may override. An overlap with an own container CIDR never is."""
+
+
+OFFERED = 3
+"""Free networks that a refusal names."""
 
 
 class Side(NamedTuple):
@@ -110,9 +119,20 @@ def container_conflicts(
     found = [(code, side) for code, side in others if ours.net.overlaps(side.net)]
     if not found:
         return []
-    free = next_free_network(ours.net.size, [side.net for _, side in others])
-    advice = f"{free} would be free" if free else "no private network of that size is free"
+    advice = _offer(ours.net.size, [side.net for _, side in others])
     return [Conflict(code, ours, side, advice) for code, side in found]
+
+
+def free_offer(size: int, state: ClusterState, context: DecisionContext) -> str:
+    """A few container CIDRs of ``size`` addresses that conflict with nothing, in words. O(members)."""
+    return _offer(size, [side.net for _, side in _obstacles(state, context, ())])
+
+
+def _offer(size: int, taken: Sequence[Net]) -> str:
+    first, *more = [str(net) for net in islice(free_networks(size, taken), OFFERED)] or [""]
+    if not first:
+        return "no private network of that size is free"
+    return f"{first} would be free" + (f", as would {' and '.join(more)}" if more else "")
 
 
 def _obstacles(
@@ -213,7 +233,12 @@ def settle(
 
 
 def next_free_network(size: int, taken: Sequence[Net]) -> Net | None:
-    """The first private network of ``size`` addresses that overlaps none of ``taken``; None if there is none.
+    """The first of :func:`free_networks`; None if there is none."""
+    return next(free_networks(size, taken), None)
+
+
+def free_networks(size: int, taken: Sequence[Net]) -> Iterator[Net]:
+    """The private networks of ``size`` addresses that overlap none of ``taken``, in order.
 
     10/8 first, then 172.16/12 and 192.168/16; 9/8 is never proposed, it belongs to somebody else
     on most networks. The set arithmetic is netaddr's: a free network of that size lies in one of the
@@ -222,6 +247,6 @@ def next_free_network(size: int, taken: Sequence[Net]) -> Net | None:
     blocks = IPSet(IPNetwork(str(block)) for block in PRIVATE[1:])
     reach = [block for block in PRIVATE[1:] if block.size >= size]
     blocked = IPSet(IPNetwork(str(net)) for net in set(taken) if any(block.overlaps(net) for block in reach))
-    free = (net for net in (blocks - blocked).iter_cidrs() if net.size >= size)
-    found = next(free, None)
-    return Net(found.first, size) if found is not None else None
+    for free in (blocks - blocked).iter_cidrs():
+        for first in range(free.first, free.last + 2 - size, size):
+            yield Net(first, size)

@@ -12,6 +12,7 @@ from controlplane.cluster.addressing.overlap import (
     Conflict,
     Side,
     container_conflicts,
+    free_offer,
     network_conflicts,
     network_side,
     settle,
@@ -168,7 +169,7 @@ def append(state: ClusterState, command: AppendCidr, now: datetime, context: Dec
         raise Refused(
             "cidr_too_small",
             f"{net} has {net.size} addresses, one node's range takes {definition.range_size}: "
-            f"append at least a /{smallest}",
+            f"append at least a /{smallest}: {free_offer(definition.range_size, state, context)}",
             addresses=net.size,
             range_size=definition.range_size,
         )

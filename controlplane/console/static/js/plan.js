@@ -19,7 +19,7 @@ export class PlanPage {
     const { pool } = o;
     this.content.replaceChildren(
       panel("Overlay", h("dl.facts", {}, fact("Cluster", mono(o.cluster)), fact("VNI", n(o.vni)), fact("VXLAN port", mono(String(o.vxlan_port))), fact("Service range", mono(pool.service_cidr)),
-        fact("Range of a node", `${n(pool.range_size)} addresses, ${n(pool.pods_per_node)} pods`), fact("Ranges", n(pool.capacity)), fact("Cursor", n(pool.cursor)), fact("Next range", pool.next_range ? mono(pool.next_range) : "none"), fact("Installations barred", n(o.fenced)))),
+        fact("Range of a node", `${n(pool.range_size)} addresses, ${n(pool.pods_per_node)} pods`), fact("Ranges", n(pool.capacity)), fact("Cursor", n(pool.cursor)), fact("Next range", pool.next_range ? mono(pool.next_range) : "none"), fact("Installations fenced", n(o.fenced)))),
       panel("Container CIDRs", table("Container CIDRs", ["CIDR", "Ranges", "Allocated", "Draining", "Quarantined", "Free"], pool.cidrs.map((c) => h("tr", {}, h("td", {}, mono(c.cidr)), ...[c.capacity, c.allocated, c.draining, c.quarantined, c.free].map((value) => h("td.num", {}, n(value))))), "")),
       panel("Private CLB", table("CLB reservations", ["Name", "Subnet", "Address", "Serves"], o.clb.flatMap((clb) => clb.addresses.map((a, i) => h("tr", {}, h("td", {}, i ? "" : link(`/clb/${encodeURIComponent(clb.name)}`, clb.name)), h("td", {}, i ? "" : mono(clb.subnet)), h("td", {}, mono(a.address)), h("td", {}, a.purpose)))), "No pair reserved. isthmus clb reserve NAME --subnet CIDR")),
       panel("Networks to stay clear of", table("Networks", ["CIDR", "Kind", "Name"], o.networks.map((net) => h("tr", {}, h("td", {}, mono(net.cidr)), h("td", {}, net.kind), h("td", {}, net.name || "–"))), "None declared")),
