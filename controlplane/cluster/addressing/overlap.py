@@ -246,7 +246,8 @@ def free_networks(size: int, taken: Sequence[Net]) -> Iterator[Net]:
     """
     blocks = IPSet(IPNetwork(str(block)) for block in PRIVATE[1:])
     reach = [block for block in PRIVATE[1:] if block.size >= size]
-    blocked = IPSet(IPNetwork(str(net)) for net in set(taken) if any(block.overlaps(net) for block in reach))
+    aligned = {Net(net.first & -size, size) if net.size < size else net for net in taken}  # many hosts are few
+    blocked = IPSet(IPNetwork(str(net)) for net in aligned if any(block.overlaps(net) for block in reach))
     for free in (blocks - blocked).iter_cidrs():
         for first in range(free.first, free.last + 2 - size, size):
             yield Net(first, size)
