@@ -119,7 +119,11 @@ def view_of(state: ClusterState, node: str) -> View:
 
 
 async def prepare_node(state: ClusterState, node: str, underlay: str, mac: str) -> ReplayedNode:
-    """A namespace for the node, its kernel brought to the state. Raises CommandFailedError, OSError."""
+    """A namespace for the node, its kernel brought to the state. Raises CommandFailedError, OSError.
+
+    Cancelled, the process that keeps its namespaces stays until the sandbox ends, and a netlink socket may stay
+    open.
+    """
     machine = await start_machine(node)
     replayed = ReplayedNode(machine, view_of(state, node))
     await machine.run("ip", "link", "add", "eth0", "type", "bridge")
@@ -153,7 +157,10 @@ async def prepare_node(state: ClusterState, node: str, underlay: str, mac: str) 
 
 
 async def nodes_to_show(capsule: Capsule) -> dict[str, tuple[str, str]]:
-    """The nodes to show, with underlay address and VTEP MAC."""
+    """The nodes to show, with underlay address and VTEP MAC.
+
+    Cancelled, it leaves nothing behind; the capsule stays open for its owner.
+    """
     state = await capsule.begin()
     named: dict[str, tuple[str, str]] = {}
     async for step in capsule.steps():
@@ -176,7 +183,11 @@ async def nodes_to_show(capsule: Capsule) -> dict[str, tuple[str, str]]:
 
 
 async def replay(path: Path, report: Report, *, pause: bool) -> None:
-    """Live the capsule again. With ``pause`` each step waits for a line on standard input."""
+    """Live the capsule again. With ``pause`` each step waits for a line on standard input.
+
+    Cancelled, it closes the capsule and the nodes that were ready; the namespace of one that was being prepared
+    stays until the sandbox ends, and with ``pause`` a thread goes on waiting for its line.
+    """
     from replay.capsule import Capsule
 
     capsule = Capsule(path)

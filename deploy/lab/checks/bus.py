@@ -32,7 +32,8 @@ FOLLOW_LIMIT_S = 60.0
 async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
     """SIGKILL for the server that leads the log while commands run; then it comes back and catches up.
 
-    Raises CheckFailedError.
+    Raises CheckFailedError. Cancelled, the killed server may stay dead and nodes of the load may stay members;
+    streams and load are ended.
     """
     name = "The log's leading bus server killed under load: no acknowledged command lost"
     with report.stage(name) as check:
@@ -92,7 +93,8 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
 async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
     """Two of three servers die: a command is refused in time, and repeated later it takes effect once.
 
-    Raises CheckFailedError.
+    Raises CheckFailedError. Cancelled, the killed servers may stay dead, and the node that asked may join all
+    the same or stay a member.
     """
     with report.stage(
         "Two of three bus servers killed: commands are refused in time, pods still reach each other"

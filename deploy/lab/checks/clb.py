@@ -39,7 +39,11 @@ PATIENCE_S = 5.0
 
 
 async def pair(lab: Lab, report: Report) -> None:
-    """All of it, one after another. Raises CheckFailedError."""
+    """All of it, one after another. Raises CheckFailedError.
+
+    Cancelled, the gateway marks, the reservation and the backends that were made stay; the stand-ins run until
+    the lab is left.
+    """
     setup = ClbSetup()
     with report.stage("A CLB pair is reserved, two gateways hold it, stand-ins serve behind it") as check:
         await _set_up(lab, setup)

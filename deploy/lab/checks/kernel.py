@@ -64,13 +64,19 @@ class OverlayRows:
 
 
 async def vxlan_device(machine: Machine) -> dict[str, Any] | None:
-    """The node's VXLAN device as `ip -d link` describes it, or None."""
+    """The node's VXLAN device as `ip -d link` describes it, or None.
+
+    Cancelled, `ip` is killed; it only reads.
+    """
     links = await run_json(machine.inside("ip", "-j", "-d", "link", "show", "type", "vxlan"))
     return dict(links[0]) if links else None
 
 
 async def overlay_rows(machine: Machine) -> OverlayRows:
-    """The permanent rows on the node's VXLAN device; none when there is no device."""
+    """The permanent rows on the node's VXLAN device; none when there is no device.
+
+    Cancelled, `ip` and `bridge` are killed; they only read.
+    """
     device = await vxlan_device(machine)
     if device is None:
         return OverlayRows(frozenset(), frozenset(), frozenset())

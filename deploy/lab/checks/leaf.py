@@ -34,7 +34,11 @@ BEFORE, MEANWHILE = "before-the-cut", "during-the-cut"
 
 
 async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
-    """The mirrors are made the way an operator makes them. Runs before the first external node joins."""
+    """The mirrors are made the way an operator makes them. Runs before the first external node joins.
+
+    Cancelled, `isthmus site init` is killed and one of the mirrors, or both, may have been made; it may be
+    repeated.
+    """
     with report.stage("A leaf server at the IDC mirrors the log") as check:
         cluster = lab.log.cluster
         for stream in (subjects.stream(cluster), subjects.snapshot_stream(cluster)):
@@ -54,7 +58,8 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
 async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
     """Without the hub an agent at the IDC starts, remembering nothing, and learns all from the mirror.
 
-    Raises CheckFailedError.
+    Raises CheckFailedError. Cancelled, the link may stay down, the agent dead and without its cache, and the
+    two nodes on paper members.
     """
     name = next(node.name for node in lab.topology.nodes if node.kind == "external")
     title = f"Link to the hub cut: the agent of {name} starts without a cache, from the mirror, no packet lost"

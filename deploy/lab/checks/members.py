@@ -62,7 +62,10 @@ class Members:
                 self._changed.notify_all()
 
     async def wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Raises TimeoutError naming `what` when the condition stays false."""
+        """Raises TimeoutError naming `what` when the condition stays false.
+
+        Cancelled, only the waiting ends.
+        """
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(condition)

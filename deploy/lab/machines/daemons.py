@@ -43,7 +43,10 @@ class Daemon:
         return self.process is not None and self.process.returncode is None
 
     async def start(self) -> None:
-        """Starts the process; its output is appended to the log."""
+        """Starts the process; its output is appended to the log.
+
+        Cancelled, no process is left running and ``process`` is what it was; the log file is there.
+        """
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self.process = await asyncio.create_subprocess_exec(
@@ -61,7 +64,10 @@ class Daemon:
         self.started_at_s = asyncio.get_running_loop().time()
 
     async def kill(self) -> None:
-        """SIGKILL: no chance to clean up. Returns when the process is gone."""
+        """SIGKILL: no chance to clean up. Returns when the process is gone.
+
+        Cancelled, the signal is sent; only the waiting ends.
+        """
         await self._signal(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> None:
@@ -71,7 +77,10 @@ class Daemon:
                 self.process.send_signal(number)
 
     async def stop(self) -> float:
-        """SIGTERM; returns the seconds it took. SIGKILL after STOP_LIMIT_S."""
+        """SIGTERM; returns the seconds it took. SIGKILL after STOP_LIMIT_S.
+
+        Cancelled, SIGTERM is sent and no SIGKILL follows: the process may run on.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:

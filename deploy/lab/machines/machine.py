@@ -47,6 +47,10 @@ class Machine:
         return ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "--", *arguments]
 
     async def run(self, *arguments: str, stdin: str = "") -> str:
+        """What the command writes to standard output; raises what `shell.run` raises.
+
+        Cancelled, the command is killed; what it changed by then stays.
+        """
         return await run(self.inside(*arguments), stdin=stdin)
 
     async def close(self) -> None:
@@ -56,7 +60,11 @@ class Machine:
 
 
 async def start_machine(name: str) -> Machine:
-    """Raises CommandFailedError when the namespaces cannot be made."""
+    """Raises CommandFailedError when the namespaces cannot be made.
+
+    Cancelled while the namespaces are made, the process that keeps them stays, known to nobody, until the
+    sandbox ends.
+    """
     holder = await asyncio.create_subprocess_exec(
         "unshare", "--net", "--mount", "--uts", "--propagation", "private",
         "sh", "-c", _SET_UP_MACHINE, "sh", name,
@@ -83,7 +91,11 @@ class Fabric:
     machines: dict[str, Machine] = field(default_factory=dict)
 
     async def build(self) -> None:
-        """Makes the switches, the router and the controller's machine; nodes come by `add_node`."""
+        """Makes the switches, the router and the controller's machine; nodes come by `add_node`.
+
+        Cancelled, bridges and links that were made stay until the sandbox ends, as do machines that are not in
+        ``machines`` yet; `close` ends the others.
+        """
         router, controller = await asyncio.gather(start_machine("router"), start_machine("controller"))
         self.machines |= {"router": router, "controller": controller}
         sites = self.topology.sites
@@ -112,7 +124,11 @@ class Fabric:
         )
 
     async def add_node(self, node: Node) -> Machine:
-        """Makes the node's machine and connects it to its site and to the management network."""
+        """Makes the node's machine and connects it to its site and to the management network.
+
+        Cancelled, it leaves what `start_machine` leaves, or a machine in ``machines`` without all of its links,
+        addresses and route, which `close` ends.
+        """
         machine = await start_machine(node.name)
         self.machines[node.name] = machine
         await _ip_batch(
@@ -139,7 +155,11 @@ class Fabric:
     async def add_server(
         self, name: str, management: IPv4Address, site: Site | None = None, inside: IPv4Address | None = None
     ) -> Machine:
-        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
+        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``.
+
+        Cancelled, it leaves what `start_machine` leaves, or a machine in ``machines`` without all of its links
+        and addresses, which `close` ends.
+        """
         machine = await start_machine(name)
         self.machines[name] = machine
         links = _link(f"m-{name}", "br-mgmt", "mgmt0", machine)

@@ -66,7 +66,10 @@ class Security:
         self.authority.issue(self.authority.add("site", "", name))
 
     async def announce(self, *accounts: str) -> None:
-        """Tell the servers about these accounts. The leaf, which only its site reaches, is told there."""
+        """Tell the servers about these accounts. The leaf, which only its site reaches, is told there.
+
+        Cancelled, some of the servers may know some of them, the leaf perhaps none; it may be repeated.
+        """
         await push_accounts(self.site.options(self.site.system, *self.urls), self.authority.store, accounts)
         if self.leaf is not None:
             machine, url = self.leaf
@@ -74,12 +77,19 @@ class Security:
             await machine.run(commands.ISTHMUS, "credentials", "push", url, "--store", store)
 
     async def announce_people(self) -> None:
-        """Those who were there before the servers, to servers that know only the core."""
+        """Those who were there before the servers, to servers that know only the core.
+
+        Cancelled, some of the servers may know some of them; it may be repeated.
+        """
         people = self.authority.store.principals()
         await self.announce(*(each.account for each in people if each.account))
 
     async def admit(self, node: Node, machine: Machine, directory: Path) -> Path:
-        """Give the node's machine its credentials; the path of the file on it."""
+        """Give the node's machine its credentials; the path of the file on it.
+
+        Cancelled, the node has its account, perhaps unknown to the servers, and may have no file; a join token
+        may be used up. It may be repeated.
+        """
         principal = self.authority.add("node", self.site.cluster, node.name)
         await self.announce(principal.account)
         if node.kind == "cloud":

@@ -38,7 +38,8 @@ async def run(
 ) -> str:
     """Standard output of the command.
 
-    Raises CommandFailedError when it fails and TimeoutError when it takes longer than `timeout_s`.
+    Raises CommandFailedError when it fails and TimeoutError when it takes longer than `timeout_s`. Cancelled,
+    it kills the command and waits for its end; what the command changed by then stays.
     """
     process = await asyncio.create_subprocess_exec(
         *arguments,
@@ -64,7 +65,10 @@ async def run(
 
 
 async def run_json(arguments: Sequence[str]) -> Any:
-    """Standard output of the command, parsed as JSON; an empty output is an empty list."""
+    """Standard output of the command, parsed as JSON; an empty output is an empty list.
+
+    Cancelled, the command is killed; what it changed by then stays.
+    """
     return json.loads(await run(arguments) or "[]")
 
 

@@ -28,7 +28,8 @@ async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int, k
     the rows of those who are left, and no packet between the real pods was lost meanwhile. With `kills`,
     so many random processes die by SIGKILL on the way, and still nothing is lost and nothing is doubled.
 
-    Raises CheckFailedError.
+    Raises CheckFailedError. Cancelled, simulated nodes may stay members and a process that was killed last may
+    stay dead; streams, fleet and killer are ended.
     """
     meanwhile = f", {kills} processes killed meanwhile" if kills else ""
     with report.stage(f"Recorded churn: every kernel follows, no packet lost{meanwhile}") as check:
@@ -88,7 +89,10 @@ async def churn(lab: Lab, report: Report, files: Sequence[Path], *, seed: int, k
 
 @asynccontextmanager
 async def running(killer: Killer) -> AsyncIterator[asyncio.Task[None]]:
-    """The killer at work for as long as the block runs."""
+    """The killer at work for as long as the block runs.
+
+    A cancellation inside of the block ends the killer, too; whom it killed last may stay dead.
+    """
     task = asyncio.create_task(killer.run(), name="lab: killer")
     try:
         yield task

@@ -79,7 +79,11 @@ class RequestFlow:
 async def request_flow(
     inside: Sequence[str], setup: ClbSetup, purpose: str, *, patience_s: float = OUTAGE_S
 ) -> AsyncIterator[RequestFlow]:
-    """Ask while the block runs; its results are there afterwards."""
+    """Ask while the block runs; its results are there afterwards.
+
+    Cancelled inside of the block, the results stay empty; the process that asks is ended, by SIGKILL if
+    END_LIMIT_S was not enough.
+    """
     certificate = [str(setup.certificate)] if purpose == API else []
     address, port = setup.addresses[purpose], str(PORTS[purpose])
     process = await asyncio.create_subprocess_exec(
@@ -110,7 +114,7 @@ async def under_flow(
 ) -> AsyncIterator[list[RequestFlow]]:
     """Ask from an external node for both purposes while something happens; a table says what was lost.
 
-    Raises CheckFailedError.
+    Raises CheckFailedError. Cancelled inside of the block, both flows are ended and there is no table.
     """
     inside = next(iter(sources(lab).values()))
     async with AsyncExitStack() as stack:
@@ -150,10 +154,13 @@ def sources(lab: Lab) -> dict[str, list[str]]:
 
 
 async def show(lab: Lab) -> ClbAnswer:
-    """The pair as the controller knows it."""
+    """The pair as the controller knows it. Cancelled, the question may still be answered; it has no effect."""
     return await lab.client.ask(ShowClb(reservation=NAME), ClbAnswer)
 
 
 async def holders(lab: Lab) -> dict[str, str]:
-    """Purpose → the gateway that holds its address."""
+    """Purpose → the gateway that holds its address.
+
+    Cancelled, the question may still be answered; it has no effect.
+    """
     return {holder.purpose: holder.node for holder in (await show(lab)).holders}

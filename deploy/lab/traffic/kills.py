@@ -58,7 +58,10 @@ class Killer:
             self._victims.task_done()
 
     async def finished(self, working: asyncio.Task[None]) -> None:
-        """Returns when every kill that was due has been recovered from, or raises what `run` raised."""
+        """Returns when every kill that was due has been recovered from, or raises what `run` raised.
+
+        Cancelled, only the waiting ends; the killer goes on.
+        """
         joined = asyncio.create_task(self._victims.join())
         try:
             await asyncio.wait({joined, working}, return_when=asyncio.FIRST_COMPLETED)

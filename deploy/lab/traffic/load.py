@@ -57,7 +57,10 @@ class Load:
                 raise result
 
     async def more(self, count: int) -> None:
-        """Returns when `count` more commands were acknowledged. Raises what a worker failed with."""
+        """Returns when `count` more commands were acknowledged. Raises what a worker failed with.
+
+        Cancelled, only the waiting ends; the workers go on.
+        """
         goal = len(self.answers) + count
         async with asyncio.timeout(PATIENCE_S), self._answered:
             await self._answered.wait_for(lambda: len(self.answers) >= goal or self._failure() is not None)
@@ -101,7 +104,8 @@ class Load:
 async def compare(log: LogReader, answers: Mapping[str, CommandReply]) -> int:
     """Holds the answers against the log; the number of events that the commands are in it.
 
-    Raises CheckFailedError naming what was acknowledged and is missing, different or doubled.
+    Raises CheckFailedError naming what was acknowledged and is missing, different or doubled. Cancelled, it
+    leaves nothing behind: it only reads.
     """
     found: dict[str, list[Recorded]] = defaultdict(list)
     async for batch in log.read(after=0):

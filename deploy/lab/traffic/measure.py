@@ -62,6 +62,11 @@ class Flows:
 
 
 async def probe_all(lab: Lab, sources: list[Pod] | None = None) -> Answers:
+    """Numbered packets from each of `sources` (every pod, by default) to each pod on another node.
+
+    Cancelled, probers send what they were told to send; their reports are dropped.
+    """
+
     async def probe(source: Pod) -> dict[str, dict[str, Any]]:
         targets = [pod for pod in lab.pods if pod.node.name != source.node.name]
         reports = await source.probe([pod.address for pod in targets], count=PACKETS)

@@ -51,7 +51,10 @@ class Pod:
         timeout_ms: int = 5000,
         size: int = 0,
     ) -> list[dict[str, Any]]:
-        """Sends `count` numbered packets to each target; one report per target, in order."""
+        """Sends `count` numbered packets to each target; one report per target, in order.
+
+        Cancelled, the prober sends them all the same; its reports are dropped.
+        """
         answer = await self._ask(
             op="probe",
             targets=list(targets),
@@ -63,11 +66,17 @@ class Pod:
         return list(answer["results"])
 
     async def start_flow(self, target: str, *, interval_ms: float) -> None:
-        """Starts a stream of numbered packets that goes on until `stop_flow`."""
+        """Starts a stream of numbered packets that goes on until `stop_flow`.
+
+        Cancelled, the stream may have begun; `stop_flow` or the pod's end ends it.
+        """
         await self._ask(op="flow-start", target=target, interval_ms=interval_ms)
 
     async def stop_flow(self, *, at_least: int = 0, timeout_ms: int = 5000) -> dict[str, Any]:
-        """Stops once `at_least` packets were sent, waits for the last answers, and returns the counts."""
+        """Stops once `at_least` packets were sent, waits for the last answers, and returns the counts.
+
+        Cancelled, the stream stops all the same; its counts are lost.
+        """
         answer = await self._ask(op="flow-stop", at_least=at_least, timeout_ms=timeout_ms)
         return dict(answer["results"][0])
 
@@ -100,13 +109,22 @@ class Pod:
                 future.set_exception(CommandFailedError(f"pod {self.name} ended"))
 
     async def delete(self) -> None:
-        """Detaches the pod by the plugins' DEL and ends its process."""
+        """Detaches the pod by the plugins' DEL and ends its process.
+
+        Cancelled, the process may run on, attached by some of the plugins; what ADD had answered is no longer
+        known to a second call.
+        """
         previous = self.conflist.pop("_result", None)
         for plugin in reversed(self.conflist["plugins"]):
             await self._plugin("DEL", plugin, previous)
         await self.kill()
 
     async def kill(self) -> None:
+        """SIGKILL for the pod's process, without the plugins' DEL. Returns when it is gone.
+
+        Cancelled, the signal is sent; commands under way may then miss their deadline instead of failing at
+        once.
+        """
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.kill()
@@ -138,7 +156,11 @@ class Pod:
         return dict(json.loads(output)) if output.strip() else {}
 
     async def attach(self) -> None:
-        """Attach it by the CNI plugins. Raises CommandFailedError."""
+        """Attach it by the CNI plugins. Raises CommandFailedError.
+
+        Cancelled, the plugin under way is killed; what the plugins set up by then stays, and the pod's process
+        runs on.
+        """
         if self.process.stdout is None or not await self.process.stdout.readline():
             raise CommandFailedError(f"the process of pod {self.name} did not start")
         result: dict[str, Any] | None = None
@@ -155,7 +177,8 @@ async def start_pod(name: str, node: Machine, conflist: str, plugins: str) -> Po
 
     `conflist` is the content of the file that the node's agent wrote.
 
-    Raises CommandFailedError with what the plugin said when it cannot be attached.
+    Raises CommandFailedError with what the plugin said when it cannot be attached. Cancelled, the process is
+    killed without the plugins' DEL: its address may stay reserved on the node.
     """
     process = await asyncio.create_subprocess_exec(
         "nsenter", "-t", str(node.pid), "-m", "-u", "--",

@@ -31,7 +31,10 @@ IDLE_S = 30.0
 
 
 async def serve(name: str, port: int, certificate: str = "", key: str = "") -> None:
-    """Until killed."""
+    """Until killed.
+
+    Cancelled, it listens no longer; open connections go on until their clients end them or the event loop ends.
+    """
     context = None
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -100,7 +103,11 @@ async def _lasting(address: str, port: int, context: ssl.SSLContext | None, ende
 
 
 async def ask(address: str, port: int, patience: str, certificate: str = "") -> None:
-    """Until the standard input ends."""
+    """Until the standard input ends.
+
+    Cancelled while it asks, its connections and the thread that reads the standard input are not ended: they go
+    on.
+    """
     context = ssl.create_default_context(cafile=certificate) if certificate else None
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     under_way = {asyncio.create_task(_lasting(address, port, context, ended)) for _ in range(LASTING)}
