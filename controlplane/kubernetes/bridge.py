@@ -56,7 +56,10 @@ class Members(Protocol):
         ...
 
     async def fence(self, name: str, reason: str) -> None:
-        """Fence the member by a decision in the log that names it. Raises IsthmusError."""
+        """Fence the member by a decision in the log that names it. Raises IsthmusError.
+
+        Cancelled, the decision may be in the log all the same.
+        """
         ...
 
     def moved(self) -> AsyncIterator[str]:
