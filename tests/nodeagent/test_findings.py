@@ -40,7 +40,7 @@ def test_every_plugin_that_the_file_names_is_looked_for_and_loopback(
     (tmp_path / "bin").mkdir()
     for name in ("bridge", "host-local"):
         (tmp_path / "bin" / name).touch()
-    cni.write(tmp_path, cni.conflist(network="isthmus", cidr="172.16.0.0/26", mtu=1450, plugin="bridge"))
+    cni.write(tmp_path, cni.conflist(cidr="172.16.0.0/26", mtu=1450, plugin="bridge"))
     found = {each.check: each for each in findings.plugins(status(cni_dir=str(tmp_path)))}
     assert found["cni"].level == "problem"
     assert "portmap, loopback (" in found["cni"].text
