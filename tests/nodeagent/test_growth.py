@@ -71,7 +71,10 @@ def test_nodes_in_an_appended_network_reach_the_old_one_and_are_shielded_alike()
         for node in (a, b, c):
             node.ready(2 + BURST)
             until(lambda: OLD in containers(node) and NEW in containers(node), "the firewall follows")  # noqa: B023
-            assert node.run("nft list set inet isthmus vteps").count("10.9.0.") == BURST
+            until(
+                lambda: node.run("nft list set inet isthmus vteps").count("10.9.0.") == BURST,  # noqa: B023
+                "the firewall knows every VTEP",
+            )
             status = node.status()
             assert status["kernel_digest"] == status["expected_digest"] != ""
         assert c.status()["range"].startswith("172.20.")

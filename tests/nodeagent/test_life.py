@@ -244,7 +244,7 @@ def test_without_the_capability_it_says_so() -> None:
 def test_a_start_that_would_do_harm_is_refused() -> None:
     with site("a", "b", start=False) as place:
         a, b = place.nodes.values()
-        a.run("ip route add 172.16.9.0/26 via 10.0.0.254")
+        a.run("ip route add 172.16.9.0/24 via 10.0.0.254")
         b.run("ip link add theirs type vxlan id 100 dstport 8472 local 10.0.0.2")
         b.run("ip link set theirs up")
         for node, code, word in ((a, "route_conflict", "172.16.9.0/24"), (b, "overlay_conflict", "theirs")):
