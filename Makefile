@@ -3,7 +3,7 @@
 
 BIN := .venv/bin
 # One worker per core; a file stays on one worker, because its tests share servers.
-PYTEST_ARGS ?= -n auto --dist loadfile
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 
 .PHONY: lab test test-fast bench check format soak fuzz sbom image systemd pictures setup clean

@@ -6,11 +6,22 @@ import os
 import signal
 import threading
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.flakes import pytest_addoption, pytest_terminal_summary
 
 __all__ = ["pytest_addoption", "pytest_terminal_summary"]
+
+LONG = ("tests/e2e/", "tests/faults/", "tests/clb/", "tests/nodeagent/")
+"""Folders whose files wait longest for real clusters and kernels."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a file stays on one worker, and one that begins last keeps all others waiting."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 # Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`
 # searches with new seeds and a larger budget (`make soak`), `fast` with a small one (`make test-fast`).
