@@ -14,12 +14,23 @@ from controlplane.cluster.decision import (
     EMPTY_CONTEXT,
     AdvanceDrains,
     AssignHolders,
+    BindNodes,
     Decision,
     DecisionContext,
     MarkLiveness,
     Tick,
 )
-from controlplane.cluster.decisions import batch, clb, cluster, gateways, holders, nodes, time, tokens
+from controlplane.cluster.decisions import (
+    batch,
+    clb,
+    cluster,
+    gateways,
+    holders,
+    kubernetes,
+    nodes,
+    time,
+    tokens,
+)
 from controlplane.cluster.state import ClusterState
 from events.errors import Refused
 from events.protocol.commands import (
@@ -48,6 +59,7 @@ __all__ = [
     "EMPTY_CONTEXT",
     "AdvanceDrains",
     "AssignHolders",
+    "BindNodes",
     "Decision",
     "DecisionContext",
     "MarkLiveness",
@@ -79,6 +91,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     MarkLiveness: time.mark_liveness,
     AdvanceDrains: time.advance_drains,
     AssignHolders: holders.assign,
+    BindNodes: kubernetes.bind,
 }
 """Command → its rule; a test keeps it complete."""
 

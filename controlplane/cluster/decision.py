@@ -123,6 +123,16 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
     frees: bool = True
 
 
+class BindNodes(Tick, frozen=True, kw_only=True):
+    """Record which members are which Kubernetes Nodes: (name, the member's uid, the Node's UID) of each.
+
+    Who is no member by that uid any more is left out, and so is who is bound so already.
+    """
+
+    name: ClassVar[str] = "bind-nodes"
+    nodes: tuple[tuple[str, str, str], ...]
+
+
 class AssignHolders(Tick, frozen=True, kw_only=True):
     """Give every CLB address that gateways serve a holder that is heard.
 

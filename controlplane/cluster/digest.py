@@ -46,9 +46,11 @@ def canonical(state: ClusterState) -> bytes:
         _sorted(state.clb),
         [(asker, _sorted(known)) for asker, known in _sorted(state.refusals)],
     ]
-    if state.gateways or state.backends or state.holders:
+    if state.gateways or state.backends or state.holders or state.bound:
         # Only where there is any, so that the digests of logs from before gateways stay what they were.
         text.append([_sorted(state.gateways), _sorted(state.backends), _sorted(state.holders)])
+    if state.bound:
+        text.append(_sorted(state.bound))
     return _encode(text)
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.state import (
+    Bound,
     Cidr,
     ClusterState,
     Fenced,
@@ -52,6 +53,7 @@ from events.types import (
     JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
+    NodeBound,
     NodeFenced,
     NodeGatewayMarked,
     NodeGatewayUnmarked,
@@ -100,11 +102,10 @@ def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> Non
     index = event.index
     # The member's own strings are kept and the event's equal ones dropped: half the memory, warm caches.
     member = state.nodes[event.node]
-    name = member.name
     pool = state.pool
     pool.take(index)
     pool.cursor = event.cursor_after
-    state.owned[name] = state.ranges[index] = Range(index, event.cidr, name, member.uid, sequence)
+    state.owned[member.name] = state.ranges[index] = Range(index, event.cidr, member.name, member.uid, sequence)
 
 
 def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001
@@ -118,10 +119,9 @@ def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> No
     del state.by_mac[node.vtep_mac]
     if node.kind == "external":
         state.external -= 1
-    if state.unreachable:
-        state.unreachable.pop(name, None)
-    if state.gateways:
-        state.gateways.pop(name, None)
+    for known in (state.unreachable, state.gateways, state.bound):
+        if known:
+            known.pop(name, None)
 
 
 def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
@@ -186,6 +186,13 @@ def _unreachable(state: ClusterState, sequence: int, event: NodeUnreachable) -> 
 
 def _recovered(state: ClusterState, sequence: int, event: NodeRecovered) -> None:  # noqa: ARG001
     del state.unreachable[event.node]
+
+
+def _bound(state: ClusterState, sequence: int, event: NodeBound) -> None:
+    member = state.nodes.get(event.node)
+    if member is None or member.uid != event.uid:
+        raise _Contradiction(f"{event.node} (uid {event.uid}) is no member")
+    state.bound[event.node] = Bound(event.node_uid, sequence)
 
 
 # --- the cluster -------------------------------------------------------------------------------------
@@ -370,6 +377,7 @@ HANDLERS: dict[type[Event], Handler] = {
     NodeUnreachable: _unreachable,
     NodeRecovered: _recovered,
     NodeFenced: _fenced,
+    NodeBound: _bound,
     RangeAllocated: _allocated,
     RangeDraining: _draining,
     RangeQuarantined: _quarantined,

@@ -30,6 +30,7 @@ from events.types import (
     ClbReserved,
     ClusterDefined,
     Event,
+    NodeBound,
     NodeFenced,
     NodeGatewayUnmarked,
     NodeJoined,
@@ -171,6 +172,13 @@ def _moved(state: ClusterState, event: NodeUnderlayChanged) -> Finding:
     return None
 
 
+def _bound(state: ClusterState, event: NodeBound) -> Finding:
+    member = state.nodes.get(event.node)
+    if member is None or member.uid != event.uid:
+        return 3, f"{event.node!r} (uid {event.uid!r}) is bound to a Kubernetes Node, but it is no member"
+    return None
+
+
 def _draining(state: ClusterState, event: RangeDraining) -> Finding:
     held = state.owned.get(event.node)
     if held is None or held.index != event.index or held.epoch != event.epoch:
@@ -272,6 +280,7 @@ CHECKS: dict[type[Event], Check] = {
     NodeLeft: _out,
     NodeFenced: _out,
     NodeUnderlayChanged: _moved,
+    NodeBound: _bound,
     RangeDraining: _draining,
     RangeQuarantined: _quarantined,
     RangeFreed: _freed,

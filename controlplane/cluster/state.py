@@ -23,6 +23,7 @@ from events.protocol.clb import Backend, BackendKey, Holder
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
 
 __all__ = [
+    "Bound",
     "Cidr",
     "ClusterState",
     "Fenced",
@@ -66,6 +67,13 @@ class Range(msgspec.Struct, frozen=True, gc=False):
     epoch: int
 
 
+class Bound(msgspec.Struct, frozen=True, gc=False):
+    """Which Kubernetes Node a member is: its UID, and since which sequence."""
+
+    node_uid: str
+    since: int
+
+
 class Cidr(msgspec.Struct, frozen=True, gc=False):
     """A container CIDR: ``capacity`` ranges from index ``first_index`` on.
 
@@ -104,6 +112,7 @@ class ClusterState:
 
     __slots__ = (
         "backends",
+        "bound",
         "by_address",
         "by_mac",
         "by_uid",
@@ -158,6 +167,7 @@ class ClusterState:
         self.overrides: MutableMapping[tuple[str, str, str], ConflictOverridden] = {}  # code, ours, theirs
         self.clb: MutableMapping[str, ClbReserved] = {}  # name → reservation
         self.clb_addresses: MutableMapping[str, str] = {}  # reserved address → name of the reservation
+        self.bound: MutableMapping[str, Bound] = {}  # name of a member → its Kubernetes Node
         self.gateways: MutableMapping[str, int] = {}  # name of a member → sequence of its mark
         self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
@@ -191,6 +201,7 @@ class ClusterState:
         backends: Mapping[BackendKey, Backend],
         holders: Mapping[str, Holder],
         parked: frozenset[int],
+        bound: Mapping[str, Bound],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -224,6 +235,7 @@ class ClusterState:
         state.clb_addresses = {item.address: name for name, held in clb.items() for item in held.addresses}
         state.refusals = {asker: dict(known) for asker, known in refusals.items()}
         state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
+        state.bound = dict(bound)
         return state
 
     @property

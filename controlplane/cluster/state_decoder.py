@@ -13,7 +13,7 @@ from operator import itemgetter
 import msgspec
 
 from controlplane.cluster.digest import FORMAT, state_digest
-from controlplane.cluster.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
+from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
 from events.errors import VerificationFailed
 from events.protocol.clb import Backend, BackendKey, Holder
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
@@ -41,6 +41,7 @@ class _Canonical(msgspec.Struct, array_like=True):
     clb: list[tuple[str, ClbReserved]]
     refusals: list[tuple[str, list[tuple[str, Refusal]]]]
     traffic: _Traffic = ([], [], [])
+    bound: list[tuple[str, Bound]] = []
 
 
 def decode_state(text: bytes) -> ClusterState:
@@ -74,6 +75,7 @@ def decode_state(text: bytes) -> ClusterState:
         gateways=dict(gateways),
         backends=dict(backends),
         holders=dict(holders),
+        bound=dict(c.bound),
         parked=frozenset(),  # not in the text
     )
     if state_digest(state) != sha256(text).hexdigest():

@@ -22,6 +22,7 @@ from events.types import (
     JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
+    NodeBound,
     NodeFenced,
     NodeGatewayMarked,
     NodeGatewayUnmarked,
@@ -53,6 +54,8 @@ def sentence(event: Event) -> str:
             return f"{event.node} reports again"
         case NodeFenced():
             return f"{event.node} was fenced by {event.cause}{_because(event.reason)}"
+        case NodeBound():
+            return f"{event.node} is the Kubernetes Node {event.node_uid}"
         case RangeAllocated():
             return f"{event.cidr} allocated to {event.node}"
         case RangeDraining():

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
 from controlplane.kubernetes import objects
 from controlplane.kubernetes.api import Change, KubernetesApi, WatchExpiredError
-from controlplane.kubernetes.desired import Member, Wanted, wanted
+from controlplane.kubernetes.desired import Member, Wanted, same_machine, wanted
 from controlplane.kubernetes.objects import Node
 from events.errors import IsthmusError, Refused, Unavailable
 from events.ids import new_id
@@ -31,6 +31,8 @@ RESYNC_S = 300.0
 PAUSE_FIRST_S, PAUSE_LONGEST_S = 0.5, 30.0
 LOOK_S = 0.5
 """How often the agents' reports are looked at for a change."""
+BINDINGS = 500
+"""Nodes whose binding is recorded at a time: one atomic batch."""
 WARNINGS_LIMIT = 20_000
 """Nodes whose last warning is remembered, so that it is not repeated."""
 
@@ -62,6 +64,17 @@ class Members(Protocol):
         """
         ...
 
+    def bound(self) -> Mapping[str, str]:
+        """Name of a member → UID of the Kubernetes Node that it is, as the log has it."""
+        ...
+
+    async def bind(self, nodes: Sequence[tuple[str, str, str]]) -> None:
+        """Record which members are which Nodes: (name, member's uid, Node's UID). Raises IsthmusError.
+
+        Cancelled, it may be recorded all the same.
+        """
+        ...
+
     def moved(self) -> AsyncIterator[str]:
         """For ever: names of members of which something changed. An empty name: anything may have."""
         ...
@@ -86,6 +99,9 @@ class Bridge:
         self._fence_deleted_s = fence_deleted_s
         self._deleted: dict[str, tuple[str, float]] = {}
         """Name of a Node that was deleted → the member's uid, and when it was noticed (the loop's clock)."""
+        self._unbound: dict[str, tuple[str, str]] = {}
+        """Name → (the member's uid, the Node's UID): to be recorded."""
+        self._binding = asyncio.Event()
         self._now = now
         self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self.nodes: dict[str, Node] = {}
@@ -109,6 +125,7 @@ class Bridge:
             tasks.create_task(self._follow_nodes(), name="nodes")
             tasks.create_task(self._follow_members(), name="members")
             tasks.create_task(self._resync(), name="resync")
+            tasks.create_task(self._bind(), name="bindings")
             if self._fence_deleted_s > 0:
                 tasks.create_task(self._fence_deleted(), name="deleted")
             for number in range(WRITERS):
@@ -133,14 +150,9 @@ class Bridge:
             try:
                 if not version:
                     listed, version = await self._api.list_nodes()
-                    for name in self.nodes.keys() - {node.name for node in listed}:
-                        self._gone(name)
                     self.nodes = {node.name: node for node in listed}
-                    self._deleted = {
-                        name: found for name, found in self._deleted.items() if name not in self.nodes
-                    }
+                    self.problem = self._compare()
                     self.synced.set()
-                    self.problem = ""
                     self.mark_all()
                 changes = self._api.watch_nodes(version)
                 async with aclosing(cast("AsyncGenerator[Change, None]", changes)) as following:
@@ -161,7 +173,7 @@ class Bridge:
         if node is None:
             return
         if change.deleted:
-            self._gone(node.name)
+            self._gone(node.name, node.metadata.uid)
             self.nodes.pop(node.name, None)
             self._warned.pop(node.name, None)
             return
@@ -169,15 +181,58 @@ class Bridge:
         known = self.nodes.get(node.name)
         self.nodes[node.name] = node
         # A heartbeat changes nothing that is looked at: five thousand of them must cost next to nothing.
-        if known is None or (known.spec, known.network, known.metadata.uid, known.metadata.annotations) != (
-            node.spec, node.network, node.metadata.uid, node.metadata.annotations,
-        ):  # fmt: skip
+        if known is None or known.looked_at != node.looked_at:
             self.mark(node.name)
 
-    def _gone(self, name: str) -> None:
+    def _gone(self, name: str, node_uid: str) -> None:
+        """The Node with this UID is there no more. Only the member that is bound to it asks to leave."""
         member = self._members.member(name)
-        if member is not None:
+        if member is not None and member.node_uid == node_uid and name not in self._deleted:
             self._deleted[name] = (member.uid, asyncio.get_running_loop().time())
+
+    def _compare(self) -> str:
+        """After a list: who was deleted while nobody watched; or in words, why nobody counts as deleted.
+
+        A list without a single bound Node is that of another cluster, or of one that was made anew: from it
+        nothing may follow for members.
+        """
+        self._deleted = {name: found for name, found in self._deleted.items() if name not in self.nodes}
+        bound = self._members.bound()
+        missing = {name: uid for name, uid in bound.items() if name not in self.nodes}
+        if len(bound) > 1 and not any(
+            name in self.nodes and self.nodes[name].metadata.uid == uid for name, uid in bound.items()
+        ):
+            return (
+                f"none of the {len(bound):,} Nodes that the log knows is among the {len(self.nodes):,} of this "
+                f"API server: none of them counts as deleted. Is --kubeconfig that of this cluster?"
+            )
+        for name, uid in missing.items():
+            self._gone(name, uid)
+        return ""
+
+    async def _bind(self) -> None:
+        """Have it recorded which member is which Node, many at a time."""
+        pause_s = PAUSE_FIRST_S
+        while True:
+            await self._binding.wait()
+            if not self._members.leading:
+                await asyncio.sleep(LOOK_S)
+                continue
+            self._binding.clear()
+            some = dict(list(self._unbound.items())[:BINDINGS])
+            try:
+                await self._members.bind([(name, *uids) for name, uids in some.items()])
+            except IsthmusError as error:
+                log.warning("%d Nodes are not recorded yet: %s [%s]", len(some), error.message, error.code)
+                await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
+                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
+            else:
+                pause_s = PAUSE_FIRST_S
+                for name, uids in some.items():
+                    if self._unbound.get(name) == uids:
+                        del self._unbound[name]
+            if self._unbound:
+                self._binding.set()
 
     async def _fence_deleted(self) -> None:
         """Fence members of which Kubernetes says that they are gone, and which nobody hears either.
@@ -264,13 +319,17 @@ class Bridge:
         if node is None or node.metadata.deletion_timestamp:
             return
         member = self._members.member(name)
+        if member is not None and member.node_uid != node.metadata.uid and same_machine(node, member):
+            self._unbound[name] = (member.uid, node.metadata.uid)
+            self._binding.set()
         owner = self._members.owner(node.spec.pod_cidr) if node.spec.pod_cidr else ""
         want = wanted(
             node, member, refusal=self._members.refusal(name), taken_by="" if owner == name else owner
         )
         if want and await self._apply(node, member, want):
             self.written += 1
-            log.info("node %s: %s", name, _said(want, member))
+            if said := _said(want, member):
+                log.info("node %s: %s", name, said)
 
     async def _apply(self, node: Node, member: Member | None, want: Wanted) -> bool:
         """The podCIDR before the condition that lets pods in; False when the Node is another one by now."""
@@ -291,7 +350,7 @@ class Bridge:
                 return False
         if want.untaint and latest is not None:
             await self._patched(node, objects.untaint_patch(latest))
-        await self._warn(node, want.warning)
+        await self._warn(node, want.warning, want.about)
         return True
 
     async def _patched(self, node: Node, patch: Mapping[str, Any], *, status: bool = False) -> Node | None:
@@ -302,7 +361,7 @@ class Bridge:
             self.nodes[node.name] = latest
         return latest
 
-    async def _warn(self, node: Node, warning: str) -> None:
+    async def _warn(self, node: Node, warning: str, about: str) -> None:
         """An Event, once for each warning until it changes."""
         if not warning:
             self._warned.pop(node.name, None)
@@ -313,7 +372,7 @@ class Bridge:
             self._warned.clear()
         await self._api.create_event(
             objects.event(
-                node, name=f"{node.name}.{new_id()[-12:]}", reason="IsthmusRangeConflict",
+                node, name=f"{node.name}.{new_id()[-12:]}", reason=about,
                 action="WritePodCIDR", note=warning, instance=self._instance, now=self._moment(micro=True),
             )
         )  # fmt: skip

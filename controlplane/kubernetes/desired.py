@@ -10,19 +10,27 @@ range, agent not ready or never heard   none                       podCIDR; True
 range, agent ready                      none or the range          podCIDR; False, IsthmusIsUp; taint away
 range, agent silent after being ready   the range                  nothing: the data path goes on
 range                                   another one                True, IsthmusRangeConflict, Event
+that of another machine                 any                        True, IsthmusRangeConflict, Event
 ======================================  =========================  ======================================
 
-A podCIDR is never changed once set (the API refuses it) and never taken over from somebody else: two Nodes
-with one podCIDR are accepted by the API server, so the member whose range it is decides which is right.
+A recorded refusal (``uid_in_use``: the node was renamed) and a ``maxPods`` above the range's addresses become
+Events, too. A podCIDR is never changed once set (the API refuses it) and never taken over from
+somebody else: two Nodes with one podCIDR are accepted by the API server, so the member whose range it is
+decides which is right.
 """
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from typing import Literal
 
 import msgspec
 
 from controlplane.kubernetes.objects import EPOCH, RANGE, STARTUP_TAINT, UID, Node, Reason
+from events.machine_identity import machine_uid
+
+RESERVED = 3
+"""Addresses of a range that no pod gets."""
 
 Agent = Literal["ready", "not ready", "silent", "never heard"]
 """What is known of a member's agent: its last report, and whether it still reports."""
@@ -31,7 +39,8 @@ Agent = Literal["ready", "not ready", "silent", "never heard"]
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What the log and the agents say of the member with a Node's name.
 
-    ``cidr`` is empty for one without a range; ``complaint`` is what the agent says, in words.
+    ``cidr`` is empty for one without a range; ``complaint`` is what the agent says, in words; ``node_uid`` is
+    the UID of the Node that the log says it is, empty while none is recorded.
     """
 
     uid: str
@@ -39,6 +48,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     agent: Agent
     complaint: str = ""
+    node_uid: str = ""
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -50,13 +60,17 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be written; None and False: nothing of that kind. ``warning`` becomes a Kubernetes Event."""
+    """What is to be written; None and False: nothing of that kind. ``warning`` becomes a Kubernetes Event.
+
+    ``about`` is that Event's reason; without a warning it says nothing.
+    """
 
     pod_cidr: str = ""
     annotate: bool = False
     condition: Condition | None = None
     untaint: bool = False
     warning: str = ""
+    about: Literal["IsthmusRangeConflict", "IsthmusNoRange", "IsthmusMaxPods"] = "IsthmusRangeConflict"
 
     def __bool__(self) -> bool:
         return self != NOTHING
@@ -76,7 +90,19 @@ def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: st
         message = f"{node.name} has no range: " + (
             refusal or "no agent has joined by this name; look with `isthmus agent status` on the node"
         )
-        return Wanted(condition=_changed(node, Condition("True", "IsthmusNoRange", message)))
+        return Wanted(
+            condition=_changed(node, Condition("True", "IsthmusNoRange", message)),
+            warning=message if refusal else "",
+            about="IsthmusNoRange" if refusal else "IsthmusRangeConflict",
+        )
+    if not same_machine(node, member):
+        message = (
+            f"the Node is machine {node.machine}, the member {node.name} is machine {member.uid}: start the "
+            f"agent on the new machine; if the old one is gone for good: `isthmus node fence {node.name}`"
+        )
+        return Wanted(
+            condition=_changed(node, Condition("True", "IsthmusRangeConflict", message)), warning=message
+        )
     if found not in {"", member.cidr}:
         owner = f", which is the range of {taken_by}" if taken_by else ""
         message = (
@@ -101,11 +127,29 @@ def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: st
             "True", "IsthmusAgentNotReady", f"{node.name} has {member.cidr}; not ready: {why}"
         )
         return Wanted(pod_cidr=pod_cidr, annotate=_stale(node, member), condition=_changed(node, condition))
+    crowded = _too_many_pods(node, member)
     return Wanted(
         pod_cidr=pod_cidr,
         annotate=_stale(node, member),
         condition=_changed(node, Condition("False", "IsthmusIsUp", f"pods have {member.cidr}")),
         untaint=any(taint.key == STARTUP_TAINT for taint in node.spec.taints),
+        warning=crowded,
+        about="IsthmusMaxPods" if crowded else "IsthmusRangeConflict",
+    )
+
+
+def same_machine(node: Node, member: Member) -> bool:
+    """Whether the Node can be the member; not when both name their machines, and these differ."""
+    return not node.machine or machine_uid(member.uid) != member.uid or node.machine == member.uid
+
+
+def _too_many_pods(node: Node, member: Member) -> str:
+    usable = IPv4Network(member.cidr).num_addresses - RESERVED
+    if node.pods_max <= usable:
+        return ""
+    return (
+        f"the kubelet's maxPods is {node.pods_max}, its range {member.cidr} has {usable} addresses for pods: "
+        f"the scheduler goes on sending pods that fail with FailedCreatePodSandBox; set maxPods to {usable}"
     )
 
 

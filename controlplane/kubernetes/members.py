@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from controlplane.changes import Changes, Lagged
+from controlplane.cluster.decision import BindNodes, Tick
 from controlplane.cluster.state import ClusterState, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.requests import Request
@@ -19,7 +20,7 @@ from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
 from events.ids import new_id
-from events.protocol.commands import FenceNode
+from events.protocol.commands import Command, FenceNode
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.kubernetes")
@@ -37,13 +38,13 @@ class ControllerMembers:
         liveness: Liveness,
         changes: Changes,
         leading: Callable[[], bool],
-        fence: Callable[[str, str], Awaitable[None]],
+        submit: Callable[[Command | Tick], Awaitable[None]],
     ) -> None:
         self._state = state
         self._liveness = liveness
         self._changes = changes
         self._leading = leading
-        self._fence = fence
+        self._submit = submit
 
     @property
     def leading(self) -> bool:
@@ -61,6 +62,7 @@ class ControllerMembers:
             cidr=owned.cidr,
             epoch=owned.epoch,
             agent=_agent(status, silent=name in state.unreachable, epoch=owned.epoch),
+            node_uid=bound.node_uid if (bound := state.bound.get(name)) is not None else "",
             complaint="; ".join(status.conditions[:COMPLAINTS_SHOWN]) if status is not None else "",
         )
 
@@ -85,7 +87,15 @@ class ControllerMembers:
 
     async def fence(self, name: str, reason: str) -> None:
         """By the controller's own committer. Cancelled, the command is decided all the same."""
-        await self._fence(name, reason)
+        await self._submit(FenceNode(node=name, reason=reason))
+
+    def bound(self) -> Mapping[str, str]:
+        """O(bound members)."""
+        return {name: bound.node_uid for name, bound in self._state().bound.items()}
+
+    async def bind(self, nodes: Sequence[tuple[str, str, str]]) -> None:
+        """By the controller's own committer. Cancelled, it is decided all the same."""
+        await self._submit(BindNodes(nodes=tuple(nodes)))
 
     async def moved(self) -> AsyncIterator[str]:
         """Names from the log's events and from reports that say something new. Cancelled, it is deaf."""
@@ -150,11 +160,11 @@ async def bridging(
     """
     client = await KubernetesClient.open(kubeconfig)
 
-    async def fence(name: str, reason: str) -> None:
+    async def submit(command: Command | Tick) -> None:
         await controller.committer.submit(
             Request(
-                command=FenceNode(node=name, reason=reason),
-                command_id=f"fence-{new_id()}",
+                command=command,
+                command_id=f"kubernetes-{new_id()}",
                 actor=f"controller/{controller.name}",
                 received_s=time.monotonic(),
             )
@@ -165,7 +175,7 @@ async def bridging(
         controller.liveness,
         controller.changes,
         lambda: controller.leadership.in_office and controller.replica.halted is None,
-        fence,
+        submit,
     )
     bridge = Bridge(client, members, instance=controller.name, fence_deleted_s=fence_deleted_s)
 

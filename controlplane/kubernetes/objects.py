@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from events.machine_identity import machine_uid
+
 PREFIX = "isthmus.io/"
 """Of annotations and of the start-up taint."""
 SETTLED_PREFIX = "isthmus.node-restriction.kubernetes.io/"
@@ -62,10 +64,19 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
     message: str = ""
 
 
-class Status(msgspec.Struct, frozen=True):
-    """``status``."""
+class NodeInfo(msgspec.Struct, frozen=True, rename={"machine_id": "machineID", "system_uuid": "systemUUID"}):
+    """``status.nodeInfo``: which machine the kubelet runs on."""
+
+    machine_id: str = ""
+    system_uuid: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, rename="camel"):
+    """``status``. ``capacity`` holds quantities as text."""
 
     conditions: tuple[Condition, ...] = ()
+    node_info: NodeInfo = NodeInfo()
+    capacity: dict[str, str] = {}
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -83,6 +94,23 @@ class Node(msgspec.Struct, frozen=True):
     def network(self) -> Condition | None:
         """The condition NetworkUnavailable, if the Node has it."""
         return next((found for found in self.status.conditions if found.type == CONDITION), None)
+
+    @property
+    def machine(self) -> str:
+        """The uid of its machine, as the agent there derives it; empty when nothing names the machine."""
+        return machine_uid(self.status.node_info.machine_id, self.status.node_info.system_uuid)
+
+    @property
+    def pods_max(self) -> int:
+        """The kubelet's maxPods; 0 when the Node does not say it."""
+        said = self.status.capacity.get("pods", "")
+        return int(said) if said.isascii() and said.isdecimal() else 0
+
+    @property
+    def looked_at(self) -> tuple[object, ...]:
+        """All that the bridge's writing depends on: a heartbeat changes none of it."""
+        meta = self.metadata
+        return self.spec, self.network, meta.uid, meta.annotations, self.machine, self.pods_max
 
 
 class ListMeta(msgspec.Struct, frozen=True, rename={"resource_version": "resourceVersion", "next": "continue"}):

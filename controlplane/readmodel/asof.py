@@ -17,7 +17,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.decisions.gateways import SETTINGS
-from controlplane.cluster.state import Cidr, ClusterState, Fenced, Node, Range, Refusal
+from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.schema import LONG, LONGER, OPEN
 from events.errors import Refused
@@ -31,6 +31,7 @@ from events.types import (
     ClusterDefined,
     ConflictOverridden,
     Network,
+    NodeBound,
     NodeFenced,
     RangeQuarantined,
 )
@@ -122,6 +123,7 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
         backends=backends,
         holders=holders,
         parked=parked_rows(connection, sequence),
+        bound=_bound(connection, nodes, sequence),
     )
 
 
@@ -215,6 +217,20 @@ def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     nodes, uids, causes, successors, *_ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
     fenced = map(Fenced, nodes, _decode_numbers(since), causes, successors)
     return dict(zip(uids, fenced, strict=True))
+
+
+def _bound(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, Bound]:
+    """After nodes: a binding ends with the membership."""
+    rows = connection.execute(
+        "SELECT key, value, valid_from FROM fact INDEXED BY fact_rare"
+        " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' AND kind = 'bound'",
+        (at, at),
+    )
+    return {
+        name: Bound(msgspec.json.decode(value, type=NodeBound).node_uid, since)
+        for name, value, since in rows
+        if name in nodes and nodes[name].joined < since
+    }
 
 
 def _gateways(

@@ -22,6 +22,7 @@ from events.types import (
     JoinTokenUsed,
     NetworkDeclared,
     NetworkWithdrawn,
+    NodeBound,
     NodeFenced,
     NodeJoined,
     NodeLeft,
@@ -65,6 +66,11 @@ def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: NodeUnderl
     new[8] = sequence
     rows.nodes.replace(event.node, new, sequence, time_us)
     rows.cleared(sequence, time_us, f"node/{event.node}")
+
+
+def _bound(rows: Rows, sequence: int, time_us: int, event: NodeBound) -> None:
+    # It ends with the membership; that end is not written (asof reads it so, as with gateways).
+    rows.fact(sequence, time_us, ("bound", event.node, ""), event)
 
 
 def _unreachable(rows: Rows, sequence: int, time_us: int, event: NodeUnreachable) -> None:
@@ -167,6 +173,7 @@ HANDLERS: Handlers = {
     NodeJoined: _joined,
     NodeLeft: _out,
     NodeFenced: _fenced,
+    NodeBound: _bound,
     NodeUnderlayChanged: _underlay_changed,
     NodeUnreachable: _unreachable,
     NodeRecovered: _recovered,

@@ -43,6 +43,7 @@ from events.types.cluster import (
     NetworkWithdrawn,
 )
 from events.types.node import (
+    NodeBound,
     NodeFenced,
     NodeGatewayMarked,
     NodeGatewayUnmarked,
@@ -81,6 +82,7 @@ __all__ = [
     "NetworkDeclared",
     "NetworkKind",
     "NetworkWithdrawn",
+    "NodeBound",
     "NodeFenced",
     "NodeGatewayMarked",
     "NodeGatewayUnmarked",
@@ -111,6 +113,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     NodeUnreachable,
     NodeRecovered,
     NodeFenced,
+    NodeBound,
     NodeGatewayMarked,
     NodeGatewayUnmarked,
     RangeAllocated,

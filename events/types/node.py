@@ -61,6 +61,17 @@ class NodeRecovered(_NodeEvent, frozen=True, kw_only=True, gc=False):
     verb: ClassVar[str] = "recovered"
 
 
+class NodeBound(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The member is the Kubernetes Node with the UID ``node_uid``, until it leaves or is bound anew.
+
+    A Node that is missing later was deleted, also while nobody watched; one of that name with another UID was
+    made anew.
+    """
+
+    verb: ClassVar[str] = "bound"
+    node_uid: str
+
+
 class NodeGatewayMarked(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """This cloud node may hold addresses of CLB pairs from now on; the mark ends with its membership."""
 

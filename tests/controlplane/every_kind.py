@@ -5,7 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from controlplane.cluster.decide import AdvanceDrains, AssignHolders, DecisionContext, MarkLiveness, decide
+from controlplane.cluster.decide import (
+    AdvanceDrains,
+    AssignHolders,
+    BindNodes,
+    DecisionContext,
+    MarkLiveness,
+    decide,
+)
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import check
 from controlplane.cluster.state import ClusterState
@@ -66,6 +73,8 @@ def commands() -> list[Any]:
         ReserveClb(reservation="small", subnet="198.51.100.0/31"),
         ReleaseClb(reservation="main"),
         ReserveClb(reservation="main", subnet="198.51.100.0/28"),
+        BindNodes(nodes=(("n1", "uid-1", "node-1"), ("n2", "gone", "node-2"), ("n9", "x", "y"))),
+        BindNodes(nodes=(("n1", "uid-1", ""),)),
         DeclareNetwork(network=Network(cidr="192.168.0.0/16", kind="idc", name="sz")),
         WithdrawNetwork(cidr="198.18.0.0/15"),
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=watched),

@@ -38,12 +38,15 @@ WITHOUT_CHECK = (
 
 WITHOUT_ROWS_OF_PEERS = (
     CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE
+    | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}
 )  # fmt: skip
 """They change no row of a kernel: a range that drains takes the rows away before what follows it."""
 
-NOT_IMAGINED = (CLB - {"ClbReserved", "ClbReleased"}) | REFUSALS | GATEWAYS | BESIDE | {"RangeDraining"}
+NOT_IMAGINED = (
+    (CLB - {"ClbReserved", "ClbReleased"}) | REFUSALS | GATEWAYS | BESIDE | {"RangeDraining", "NodeBound"}
+)
 """What another plan would not change (gateways and their backends), or decides anew (refusals, drains)."""
 
 

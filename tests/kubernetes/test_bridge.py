@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from controlplane.kubernetes import api as api_module
@@ -29,6 +30,8 @@ class Table:
         self.fenced: list[str] = []
         self.members: dict[str, Member] = {}
         self.names: asyncio.Queue[str] = asyncio.Queue()
+        self.refused: dict[str, str] = {}
+        self.nodes: dict[str, str] = {}
 
     def say(self, name: str, number: int, agent: str = "ready") -> None:
         cidr = f"10.{200 + number // 1024}.{number // 4 % 256}.{number % 4 * 64}/26"
@@ -37,13 +40,23 @@ class Table:
 
     def remove(self, name: str) -> None:
         del self.members[name]
+        self.nodes.pop(name, None)
         self.names.put_nowait(name)
 
     def member(self, name: str) -> Member | None:
-        return self.members.get(name)
+        found = self.members.get(name)
+        return found and msgspec.structs.replace(found, node_uid=self.nodes.get(name, ""))
+
+    def bound(self) -> Mapping[str, str]:
+        return self.nodes
+
+    async def bind(self, nodes: Sequence[tuple[str, str, str]]) -> None:
+        for name, uid, node_uid in nodes:
+            if name in self.members and self.members[name].uid == uid:
+                self.nodes[name] = node_uid
 
     def refusal(self, name: str) -> str:
-        return f"nobody gave {name} a range"
+        return self.refused.get(name, "")
 
     def owner(self, cidr: str) -> str:
         return next((name for name, member in self.members.items() if member.cidr == cidr), "")
@@ -51,7 +64,7 @@ class Table:
     async def fence(self, name: str, reason: str) -> None:
         assert "deleted" in reason
         self.fenced.append(name)
-        del self.members[name]
+        del self.members[name], self.nodes[name]
 
     async def moved(self) -> AsyncIterator[str]:
         while True:
@@ -182,6 +195,7 @@ async def test_who_is_deleted_and_silent_is_fenced_and_nobody_else(tmp_path: Pat
         table.say(f"n{number}", number)
     async with bridged(tmp_path, server, table, fence_deleted_s=0.05) as bridge:
         await until(lambda: all(server.network(name) == ("False", "IsthmusIsUp") for name in server.nodes))
+        await until(lambda: len(table.nodes) == 5)
         for name in ("n0", "n1", "n3"):
             server.delete(name)
         server.add("n3")
@@ -244,3 +258,65 @@ async def test_without_access_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         await KubernetesClient.open()
     assert "--kubeconfig" in refused.value.message
+
+
+async def test_a_deletion_while_no_bridge_ran_is_known_at_the_next_list(tmp_path: Path) -> None:
+    """n0: deleted meanwhile; n1: deleted and made anew; n2: there all along; n3: never bound."""
+    server, table = ApiServer(), Table()
+    for number in range(3):
+        server.add(f"n{number}")
+        table.say(f"n{number}", number)
+    table.say("n3", 3)
+    async with bridged(tmp_path, server, table):
+        await until(lambda: len(table.nodes) == 3)
+    before = dict(table.nodes)
+    server.delete("n0")
+    server.delete("n1")
+    server.add("n1")
+    for number in range(4):
+        table.say(f"n{number}", number, "silent")
+    async with bridged(tmp_path, server, table, fence_deleted_s=0.05):
+        await until(lambda: table.nodes.get("n1") not in {None, before["n1"]})
+        await until(lambda: table.fenced == ["n0"])
+        assert table.nodes["n2"] == before["n2"]
+        assert "n3" in table.members
+
+
+async def test_the_list_of_another_cluster_makes_nobody_count_as_deleted(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    for number in range(2):
+        table.say(f"n{number}", number, "silent")
+        table.nodes[f"n{number}"] = f"elsewhere-{number}"
+    server.add("other")
+    async with bridged(tmp_path, server, table, fence_deleted_s=0.01) as bridge:
+        await until(lambda: "--kubeconfig" in bridge.problem)
+        server.add("last")
+        await until(lambda: server.network("last") is not None)
+        assert table.fenced == []
+
+
+async def test_renamed_foreign_and_overcommitted_nodes_are_told_by_events(tmp_path: Path) -> None:
+    server, table = ApiServer(), Table()
+    table.say("n0", 0)
+    table.members["n0"] = msgspec.structs.replace(table.members["n0"], uid="a" * 32)
+    server.add("n0")
+    server.nodes["n0"]["status"]["nodeInfo"] = {"machineID": "b" * 32, "systemUUID": ""}
+    server.add("new-name")
+    table.refused["new-name"] = "uid 'x' of node 'new-name' is already the live node 'old-name'"
+    server.add("n1")
+    server.nodes["n1"]["status"]["capacity"] = {"pods": "110"}
+    table.say("n1", 1)
+    async with bridged(tmp_path, server, table):
+        await until(lambda: len(server.events) == 3)
+        await until(lambda: "n1" in table.nodes)
+        notes = {each["regarding"]["name"]: (each["reason"], each["note"]) for each in server.events}
+        assert server.network("n0") == ("True", "IsthmusRangeConflict")
+        assert "podCIDR" not in server.nodes["n0"]["spec"]
+        assert "n0" not in table.nodes  # another machine: not the member
+        assert "b" * 32 in notes["n0"][1]
+        assert notes["new-name"][0] == "IsthmusNoRange"
+        assert "old-name" in notes["new-name"][1]
+        assert notes["n1"][0] == "IsthmusMaxPods"
+        assert "110" in notes["n1"][1]
+        assert "61" in notes["n1"][1]
+        assert server.network("n1") == ("False", "IsthmusIsUp")

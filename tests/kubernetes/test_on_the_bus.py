@@ -58,6 +58,8 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         state = running.replica.state
         for name in ("n0", "n1"):
             assert api.nodes[name]["spec"]["podCIDR"] == state.owned[name].cidr
+            await until(lambda name=name: name in running.replica.state.bound)
+            assert state.bound[name].node_uid == api.nodes[name]["metadata"]["uid"]
 
         await operator.send(RemoveNode(node="n1"))
         await until(lambda: api.network("n1") == ("True", "IsthmusNoRange"))

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from controlplane.cluster.decision import AdvanceDrains, AssignHolders, MarkLiveness
+from controlplane.cluster.decision import AdvanceDrains, AssignHolders, BindNodes, MarkLiveness
 from controlplane.controller.hooks import NullObserver
 from controlplane.readmodel.projector import Projector
 from events.errors import IsthmusError
@@ -52,6 +52,9 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
         }
         heard = {uid: it.clock() - timedelta(seconds=pick.choice((0, 9))) for uid in state.by_uid}
         seen = {f"uid-{n}": it.clock() - timedelta(seconds=pick.choice((0, 100))) for n in range(60)}
+        if step % 10 == 9:
+            nodes = tuple((name, node.uid, f"node-{step % 3}") for name, node in state.nodes.items())
+            await it.send(BindNodes(nodes=nodes))
         command: Any = pick.choice(
             (
                 join(number),

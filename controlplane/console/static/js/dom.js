@@ -100,7 +100,7 @@ export function dotted(value) {
 
 export function eventBadge(type) {
   const [aggregate, verb] = type.split(".");
-  const marks = { "holder-assigned": "⇄", "holder-withdrawn": "⇄", "backend-health-changed": "♥", "backend-added": "+", "backend-removed": "−", "gateway-marked": "G", "gateway-unmarked": "G", defined: "◎", "cidr-appended": "+", joined: "+", left: "−", fenced: "×", unreachable: "?", recovered: "✓", allocated: "▣", draining: "◐", quarantined: "◑", freed: "○", refused: "!", reserved: "⇄", released: "⇄", deleted: "×", "network-declared": "+", "network-withdrawn": "−", "conflict-overridden": "!", "underlay-changed": "→", used: "✓", parked: "∥" };
+  const marks = { "holder-assigned": "⇄", "holder-withdrawn": "⇄", "backend-health-changed": "♥", "backend-added": "+", "backend-removed": "−", "gateway-marked": "G", "gateway-unmarked": "G", defined: "◎", "cidr-appended": "+", joined: "+", left: "−", fenced: "×", unreachable: "?", recovered: "✓", allocated: "▣", draining: "◐", quarantined: "◑", freed: "○", refused: "!", reserved: "⇄", released: "⇄", deleted: "×", "network-declared": "+", "network-withdrawn": "−", "conflict-overridden": "!", "underlay-changed": "→", bound: "⇔", used: "✓", parked: "∥" };
   const short = verb.includes("refused") ? "refused" : verb;
   const alike = { "holder-assigned": "reserved", "holder-withdrawn": "left" };
   const kind = alike[verb] ?? (["joined", "allocated", "recovered", "reserved", "left", "draining", "released", "quarantined", "fenced", "unreachable", "refused"].includes(short) ? short : "other");
