@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import Observation
 
+from events.bus.access.creds import ends_at
 from events.telemetry.role import Telemetry
 from nodeagent.fastpath.layout import REASONS
 from nodeagent.netlink.rows import Kind
@@ -69,6 +70,12 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
         lambda: max(0.0, time.time() - session.last_at),
         "s",
     )
+    one(
+        "isthmus.credentials.expire.time",
+        "When the credentials end, in seconds since 1970; the year 9999 without any.",
+        lambda: ends_at(agent.config.bus.credentials),
+        "s",
+    )
     one("isthmus.agent.peers", "Other nodes of the view.", lambda: len(agent.view.peers))
     gauge("isthmus.agent.rows", "Desired kernel rows, by kind.", lambda: rows_by_kind(agent))
     one(
@@ -84,7 +91,7 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
     )
     one(
         "isthmus.agent.conditions",
-        "Things that the agent complains of.",
+        "Conditions of the agent.",
         lambda: len(agent.conditions.sentences()),
     )
     one(

@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from controlplane.cli.common import (
+    addresses_for,
     override_option,
     send,
     show_conditions,
     show_written,
+    usable_pods_option,
     write_options,
 )
 from events.cli.hints import hint
@@ -57,7 +59,14 @@ def parse_network(value: str, name: str = "") -> Network:
 
 @cluster.command()
 @click.option("--cidr", required=True, metavar="CIDR", help="Container CIDR, for example 10.200.0.0/16.")
-@click.option("--pods", type=int, default=256, show_default=True, help="Addresses per node, rounded up to 2ⁿ.")
+@click.option(
+    "--pods",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Addresses per node, rounded up to 2ⁿ; pods are 3 fewer.",
+)
+@usable_pods_option
 @click.option("--services", type=int, default=256, show_default=True, help="Services, rounded up to 2ⁿ.")
 @click.option(
     "--network",
@@ -94,6 +103,7 @@ def define(
     context: BusContext,
     cidr: str,
     pods: int,
+    usable_pods: int | None,
     services: int,
     networks: tuple[str, ...],
     vni: int,
@@ -116,7 +126,7 @@ def define(
     """
     command = DefineCluster(
         container_cidr=cidr,
-        pods_per_node=pods,
+        pods_per_node=addresses_for(pods, usable_pods),
         services=services,
         networks=tuple(parse_network(item) for item in networks),
         vni=vni,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.console.address import CONSOLE
 from events.cli.hints import hint
 from events.cli.options import BusContext, controller, parse_pairs, run
@@ -53,6 +54,21 @@ def write_options(function: Function) -> Function:
         return function(*args, how={"dry_run": dry_run, "command_id": command_id}, **rest)
 
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
+
+
+def usable_pods_option(function: Function) -> Function:
+    """Add ``--usable-pods``; the command receives ``usable_pods: int | None``, see :func:`addresses_for`."""
+    return click.option(
+        "--usable-pods",
+        type=click.IntRange(1, 2**24),
+        metavar="N",
+        help="Instead of --pods: pods that must find room on a node; the addresses follow (64 hold 61 pods).",
+    )(function)
+
+
+def addresses_for(pods: int, usable_pods: int | None) -> int:
+    """The addresses that a node needs: ``pods`` as given, or what ``usable_pods`` take."""
+    return pods if usable_pods is None else usable_pods + PODS_UNUSABLE
 
 
 def http_option(function: Function) -> Function:

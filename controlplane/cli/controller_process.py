@@ -84,6 +84,7 @@ async def controller_process(
             observability,
             leading=lambda: controller.leadership.leading,
             waiting=lambda: controller.committer.statistics()["waiting"],
+            credentials=options.bus.credentials,
         )
         await stack.enter_async_context(
             observability.following(controller.changes, controller.liveness, live, controller.client)

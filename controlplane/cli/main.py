@@ -37,7 +37,7 @@ _EXTRA_OF = {
     "aiosqlite": "controller",
     "cryptography": "controller",
     "litestar": "console",
-    "matplotlib": "replay",
+    "matplotlib": "plots",
     "pyroute2": "agent",
     "uvicorn": "console",
     "zstandard": "replay",
@@ -47,10 +47,22 @@ _EXTRA_OF = {
 GROUP = "isthmus.commands"
 _OWN = (
     EntryPoint("status", "controlplane.cli.status:status", GROUP),
+    EntryPoint("completion", "events.cli.completion:completion", GROUP),
     EntryPoint("version", "controlplane.cli.version:version", GROUP),
 )
 SECTIONS = {
-    "Operate": ("status", "node", "cluster", "clb", "events", "replay", "trace", "plan", "version"),
+    "Operate": (
+        "status",
+        "node",
+        "cluster",
+        "clb",
+        "events",
+        "replay",
+        "trace",
+        "plan",
+        "version",
+        "completion",
+    ),
     "Run": (
         *("up", "controller", "token", "join", "leave", "agent", "doctor"),
         *("config", "credentials", "deploy", "site"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from controlplane.cli.common import addresses_for, usable_pods_option
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.addressing.plan import (
     MAX_SERVICES,
@@ -29,6 +30,7 @@ from events.errors import Refused
     show_default=True,
     help=f"Addresses per node (at least {MIN_PODS_PER_NODE}), rounded up to a power of two.",
 )
+@usable_pods_option
 @click.option(
     "--services",
     type=int,
@@ -40,7 +42,14 @@ from events.errors import Refused
 @click.option("--avoid", multiple=True, metavar="CIDR", help="A network to stay clear of. Repeatable.")
 @json_option
 def plan(
-    *, cidr: str, pods: int, services: int, nodes: int | None, avoid: tuple[str, ...], as_json: bool
+    *,
+    cidr: str,
+    pods: int,
+    usable_pods: int | None,
+    services: int,
+    nodes: int | None,
+    avoid: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Cut a container CIDR into node ranges and the Service range, or propose one.
 
@@ -49,8 +58,10 @@ def plan(
     \b
     isthmus plan --cidr 172.16.0.0/16 --pods 64 --services 256
     isthmus plan --cidr 172.16.0.0/16 --pods 64 --services 256 --nodes 300
+    isthmus plan --cidr 172.16.0.0/16 --usable-pods 64
     isthmus plan --pods 64 --nodes 5000 --avoid 10.0.0.0/12
     """
+    pods = addresses_for(pods, usable_pods)
     if not cidr and nodes is None:
         raise click.UsageError("give --cidr, or --nodes for a proposal, or both")
     if nodes is not None:

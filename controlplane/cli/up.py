@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from controlplane.cli.common import http_option
+from controlplane.cli.common import addresses_for, http_option, usable_pods_option
 from events import subjects
 from events.cli.options import default_actor, json_option
 
@@ -38,7 +39,10 @@ class Lock(NamedTuple):
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the bus listens on.")
 @click.option("--port", default=4222, show_default=True, help="Port that the bus listens on; 0 takes any.")
 @click.option("--cidr", help="Define the cluster at start, with this container CIDR.")
-@click.option("--pods", default=64, show_default=True, help="With --cidr: most pods per node.")
+@click.option(
+    "--pods", default=64, show_default=True, help="With --cidr: addresses per node, rounded up to 2ⁿ."
+)
+@usable_pods_option
 @click.option("--services", default=256, show_default=True, help="With --cidr: most Services.")
 @click.option(
     "--network",
@@ -61,6 +65,9 @@ class Lock(NamedTuple):
 @click.option(
     "--ca", envvar="ISTHMUS_CA", metavar="FILE", help="With --server-config: the bus's certificate authority."
 )
+@click.option(
+    "--insecure", is_flag=True, help="Open the bus beyond this machine without credentials, knowingly."
+)
 @http_option
 @click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -71,12 +78,14 @@ def up(  # noqa: PLR0917  click passes options by name
     port: int,
     cidr: str | None,
     pods: int,
+    usable_pods: int | None,
     services: int,
     networks: tuple[str, ...],
     quarantine: float,
     server_config: Path | None,
     creds: str | None,
     ca: str | None,
+    insecure: bool,
     http: str,
     log_level: str,
     as_json: bool,
@@ -104,14 +113,30 @@ def up(  # noqa: PLR0917  click passes options by name
         pairs = [_network(item) for item in networks]
         define = DefineCluster(
             container_cidr=cidr,
-            pods_per_node=pods,
+            pods_per_node=addresses_for(pods, usable_pods),
             services=services,
             networks=tuple(Network(kind=kind, cidr=net) for kind, net in pairs),
             quarantine_s=quarantine,
         )
     setup_logging(log_level, instance="up")
+    if server_config is None and not insecure and not _loopback(host):
+        click.echo(
+            f"WARNING: the bus on {host}:{port} has no credentials and no TLS: whoever reaches that port can "
+            "change the cluster, write its log and stop it. For real use give --server-config (`isthmus deploy "
+            "nats` makes it); or close the port to others, and say --insecure to hear this no more.",
+            err=True,
+        )
     lock = Lock(server_config.read_text() if server_config else "", creds or "", ca or "")
     run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json))
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: it may be anybody's
 
 
 def _network(text: str) -> tuple[Any, str]:

@@ -35,6 +35,18 @@ class _LabGroup(click.Group):
             raise Usage("usage", f"isthmus lab has no command {args[0]!r}; there are: {known}") from error
 
 
+class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
+    """``PORT``, or ``127.0.0.1:PORT`` as elsewhere: the lab's console is on this machine only."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        host, colon, port = str(value).rpartition(":")
+        if colon and host not in {"127.0.0.1", "localhost"}:
+            self.fail(f"the lab's console is on 127.0.0.1 only, not on {host[:60]!r}", param, ctx)
+        return int(click.IntRange(0, 65535).convert(port, param, ctx))  # type: ignore[arg-type]  # a text, too
+
+
 @click.group(cls=_LabGroup, invoke_without_command=True)
 @click.option("--once", is_flag=True, help="Run every check, take the lab down, exit 0 or 1 (the default).")
 @click.option(
@@ -73,7 +85,7 @@ class _LabGroup(click.Group):
     help="Replay an incident capsule step by step in real kernels; with --keep each step waits.",
 )  # fmt: skip
 @click.option(
-    "--http", default=CONSOLE_PORT, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
+    "--http", default=CONSOLE_PORT, show_default=True, type=ConsolePort(), metavar="[HOST:]PORT",
     help="With --keep: where on 127.0.0.1 the console appears; 0, or a port that is taken, is any free one.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end instead of tables.")

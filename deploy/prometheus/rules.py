@@ -21,6 +21,9 @@ class Alert(NamedTuple):
     action: str
 
 
+_SILENT = 'sum by (isthmus_cluster) (max by (isthmus_cluster, kind) (isthmus_nodes{reachable="no"}))'
+RUNBOOK = "deploy/ALERTS.md"
+
 ALERTS = (
     Alert(
         "IsthmusPoolExhausted",
@@ -42,18 +45,20 @@ ALERTS = (
     ),
     Alert(
         "IsthmusNoLeader",
-        "sum by (isthmus_cluster) (isthmus_leader) == 0",
+        # A dead controller has no series at all: what was there within a day and does not lead now.
+        "(count by (isthmus_cluster) (present_over_time(isthmus_leader[1d])) unless on (isthmus_cluster) "
+        "(sum by (isthmus_cluster) (isthmus_leader) > 0)) or absent_over_time(isthmus_leader[1d])",
         "30s",
         "page",
-        "No controller leads cluster {{ $labels.isthmus_cluster }}: commands are not answered.",
-        "Look at the controllers and the bus. Packets keep flowing meanwhile.",
+        "No controller leads cluster {{ $labels.isthmus_cluster }}, or none is scraped: commands wait.",
+        "Look at the controllers and the bus: isthmus status. Packets keep flowing meanwhile.",
     ),
     Alert(
         "IsthmusTwoLeaders",
         "sum by (isthmus_cluster) (isthmus_leader) > 1",
         "2m",
         "ticket",
-        "{{ $value }} controllers believe to lead cluster {{ $labels.isthmus_cluster }}.",
+        "{{ $value }} controllers claim leadership of cluster {{ $labels.isthmus_cluster }}.",
         "The append condition keeps the log safe; look for a partition between controllers and bus.",
     ),
     Alert(
@@ -95,7 +100,7 @@ ALERTS = (
         "(rate(isthmus_command_duration_seconds_bucket[5m]))) > 1",
         "10m",
         "ticket",
-        "The 99th command of cluster {{ $labels.isthmus_cluster }} takes more than a second.",
+        "The p99 command latency of cluster {{ $labels.isthmus_cluster }} is above 1 s.",
         "Compare the append time on the bus dashboard: the stream's disk, or its quorum.",
     ),
     Alert(
@@ -128,7 +133,99 @@ ALERTS = (
         "15m",
         "ticket",
         "{{ $value }} commands were refused with {{ $labels.code }} in a quarter of an hour.",
-        "The audit dashboard and isthmus trace list --errors show who asks in vain.",
+        "The audit dashboard and isthmus trace list --errors show whose commands are refused.",
+    ),
+    Alert(
+        "IsthmusTargetDown",
+        'up{job=~"isthmus.*"} == 0',
+        "5m",
+        "ticket",
+        "{{ $labels.job }} at {{ $labels.instance }} does not answer Prometheus.",
+        "Look whether the process runs and its port is open; a node that also stopped reporting raises "
+        "IsthmusNodesUnreachable.",
+    ),
+    Alert(
+        "IsthmusNodesUnreachable",
+        f"{_SILENT} > 0",
+        "10m",
+        "ticket",
+        "{{ $value }} nodes of cluster {{ $labels.isthmus_cluster }} do not report; packets may well flow.",
+        "`isthmus node list --unreachable` names them; look at each machine. Nothing is removed by itself.",
+    ),
+    Alert(
+        "IsthmusManyNodesUnreachable",
+        f"{_SILENT} > 0.1 * "
+        "sum by (isthmus_cluster) (max by (isthmus_cluster, kind, reachable) (isthmus_nodes))",
+        "2m",
+        "page",
+        "More than a tenth of the nodes of cluster {{ $labels.isthmus_cluster }} ({{ $value }}) do not report.",
+        "Look at the bus and the network to it first: isthmus status. So many machines seldom fail at once.",
+    ),
+    Alert(
+        "IsthmusNodesNeverReported",
+        'max by (isthmus_cluster) (isthmus_agents{state="unreported"}) > 0',
+        "1h",
+        "ticket",
+        "{{ $value }} members of cluster {{ $labels.isthmus_cluster }} have never reported.",
+        "`isthmus node list` shows never-reported: start their agents, or `isthmus node remove NAME`.",
+    ),
+    Alert(
+        "IsthmusClbWithoutHolder",
+        'max by (isthmus_cluster) (isthmus_conditions{code="clb_no_holder"}) > 0',
+        "1m",
+        "page",
+        "An address of a CLB (cloud load balancer) pair of cluster {{ $labels.isthmus_cluster }} has no "
+        "holder: external nodes do not reach the API server by it.",
+        "`isthmus clb show` names it; start a gateway's agent, or `isthmus clb gateway add`.",
+    ),
+    Alert(
+        "IsthmusClbWithoutBackend",
+        'max by (isthmus_cluster) (isthmus_conditions{code="clb_no_backend"}) > 0',
+        "1m",
+        "page",
+        "A port of a CLB address of cluster {{ $labels.isthmus_cluster }} has no healthy backend.",
+        "`isthmus clb show` has the reason of each check.",
+    ),
+    Alert(
+        "IsthmusCredentialsExpire",
+        "(isthmus_credentials_expire_time_seconds - time()) < 3 * 86400",
+        "1h",
+        "ticket",
+        "The credentials of {{ $labels.service_instance_id }} end in {{ $value | humanizeDuration }}.",
+        "A node renews its own through the issuer: look at its log. Others: isthmus credentials rotate.",
+    ),
+    Alert(
+        "IsthmusClocksDisagree",
+        'max by (isthmus_cluster) (isthmus_conditions{code="clocks_disagree"}) > 0',
+        "5m",
+        "ticket",
+        "Clocks of cluster {{ $labels.isthmus_cluster }} are more than 10 s apart: no silent node is removed.",
+        "`isthmus status` has the numbers; set the clocks (NTP) of the machines that it names.",
+    ),
+    Alert(
+        "IsthmusBackupTooOld",
+        "time() - max by (isthmus_cluster) (isthmus_backup_time_seconds) > 36 * 3600",
+        "10m",
+        "ticket",
+        "The last backup of cluster {{ $labels.isthmus_cluster }} is {{ $value | humanizeDuration }} old.",
+        "Look at the timer that runs isthmus replay export FILE --continue --metrics FILE.",
+    ),
+    Alert(
+        "IsthmusNoBackup",
+        "max by (isthmus_cluster) (isthmus_log_sequence) "
+        "unless on (isthmus_cluster) isthmus_backup_time_seconds",
+        "1h",
+        "ticket",
+        "Nothing says that the log of cluster {{ $labels.isthmus_cluster }} was ever backed up.",
+        "Run isthmus replay export FILE --continue --metrics FILE from a timer, with node_exporter's folder.",
+    ),
+    Alert(
+        "IsthmusOtherRelease",
+        "max by (isthmus_cluster) (isthmus_agents_other_release) > 0",
+        "1h",
+        "ticket",
+        "{{ $value }} agents of cluster {{ $labels.isthmus_cluster }} are not of the controller's release.",
+        "Finish the upgrade: the console's list of nodes has each agent's version.",
     ),
 )
 
@@ -151,6 +248,29 @@ def rules_text() -> str:
             "        annotations:",
             f"          summary: {json.dumps(alert.summary, ensure_ascii=False)}",
             f"          action: {json.dumps(alert.action, ensure_ascii=False)}",
+            f"          runbook_url: {json.dumps(f'{RUNBOOK}#{alert.name.lower()}')}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def runbook_text() -> str:
+    """The page to which the rules' links lead: one section for each alert."""
+    lines = [
+        "# Alerts",
+        "",
+        "Made by `python -m deploy.prometheus` from the rules; `page` wakes a person, `ticket` can wait.",
+        "Symptoms that raise no alert: [Troubleshooting](README.md#troubleshooting).",
+    ]
+    for alert in ALERTS:
+        text = alert.summary
+        for label in ("isthmus_cluster", "service_instance_id", "instance", "job", "kind", "code"):
+            text = text.replace(f"{{{{ $labels.{label} }}}}", f"`{label.removeprefix('isthmus_').upper()}`")
+        text = text.replace("{{ $value | humanizeDuration }}", "TIME").replace("{{ $value }}", "N")
+        lines += [
+            *("", f"## {alert.name}", ""),
+            f"**Means** ({alert.severity}, after {alert.hold}): {text}",
+            *("", f"**Do:** {alert.action}", ""),
+            *("```promql", alert.expression, "```"),
         ]
     return "\n".join(lines) + "\n"
 

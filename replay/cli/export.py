@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
+
 import click
 
 from events.cli.options import json_option, run
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, controllers_checkpoints, opened, progress, source_options
+from replay.output_files import whole_file
 
 
 @click.command("export")
@@ -23,9 +28,22 @@ from replay.cli.session import LogSource, controllers_checkpoints, opened, progr
     metavar="FILE",
     help="Signed checkpoints to put into it [those that the live controller tells].",
 )
+@click.option(
+    "--metrics",
+    default="",
+    metavar="FILE",
+    help="Say in this file when it was done, for node_exporter's textfile collector (a name ending in .prom).",
+)
 @json_option
 def export_command(  # noqa: PLR0917  click passes options by name
-    source: LogSource, file: str, resume: bool, since: str, sign: str, checkpoints: str, as_json: bool
+    source: LogSource,
+    file: str,
+    resume: bool,
+    since: str,
+    sign: str,
+    checkpoints: str,
+    metrics: str,
+    as_json: bool,
 ) -> None:
     """Write the log into one compressed, verifiable file.
 
@@ -38,11 +56,19 @@ def export_command(  # noqa: PLR0917  click passes options by name
     isthmus replay export tuesday.isthmus --since monday.isthmus
     zstd -dc prod.isthmus | jq -c 'select(.type == "node.joined.v1") | .body.node'
     """
-    run(_export(source, file, since, sign, checkpoints, resume=resume, as_json=as_json))
+    run(_export(source, file, since, sign, checkpoints, metrics, resume=resume, as_json=as_json))
 
 
-async def _export(
-    source: LogSource, file: str, since: str, sign: str, checkpoints: str, *, resume: bool, as_json: bool
+async def _export(  # noqa: PLR0917  the command's options
+    source: LogSource,
+    file: str,
+    since: str,
+    sign: str,
+    checkpoints: str,
+    metrics: str,
+    *,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     from controlplane.controller.publishing.checkpoints import SigningKey, read_checkpoints
     from replay.transfer import export
@@ -62,6 +88,8 @@ async def _export(
                 checkpoints=[item for item in signed if item.sequence <= session.history.end],
                 progress=tick,
             )
+        if metrics and not done.broken:
+            tell_collector(Path(metrics), source.context.cluster, done.last)
         if as_json:
             print_json(done)
             return
@@ -81,3 +109,20 @@ async def _export(
         )
         if done.broken:
             click.echo(f"WARNING: {done.broken:,} links do not hold, the first: {done.first_broken}", err=True)
+
+
+def tell_collector(path: Path, cluster: str, last: int) -> None:
+    """Write the time (s since 1970) and last sequence of a backup as Prometheus reads them. Raises Refused."""
+    text = "".join(
+        f"# HELP {name} {what}\n# TYPE {name} gauge\n{name}{{isthmus_cluster={json.dumps(cluster)}}} {value}\n"
+        for name, what, value in (
+            (
+                "isthmus_backup_time_seconds",
+                "When the log was exported, s since 1970.",
+                int(time.time()),
+            ),
+            ("isthmus_backup_sequence", "The last event of that export.", last),
+        )
+    )
+    with whole_file(path) as beside:
+        beside.write_text(text)

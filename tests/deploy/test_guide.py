@@ -146,7 +146,7 @@ def test_commands_within_the_text_exist_with_their_options() -> None:
 
 
 def test_the_table_of_failures_names_codes_and_conditions_that_exist() -> None:
-    table = GUIDE[GUIDE.index("## What one sees and does") :]
+    table = GUIDE[GUIDE.index("## Troubleshooting") :]
     source = "".join(file.read_text() for file in (ROOT / "controlplane").rglob("*.py"))
     for name in re.findall(r"`([a-z]+_[a-z_]+)`", table):
         assert name in CODES or f'"{name}"' in source, name

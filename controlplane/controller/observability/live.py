@@ -10,8 +10,10 @@ from controlplane.cluster.decisions.time import watermark
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.observability.metrics import Live
+from controlplane.controller.presenters import all_conditions
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
+from events.telemetry.role import our_version
 
 if TYPE_CHECKING:
     from controlplane.controller.observability.setup import Observability
@@ -34,6 +36,7 @@ def live_numbers(
     *,
     leading: Callable[[], bool],
     waiting: Callable[[], int],
+    credentials: str = "",
 ) -> Live:
     """What a scrape reads; nothing is computed before."""
     return Live(
@@ -49,5 +52,23 @@ def live_numbers(
         spans=lambda: observability.spans.count,
         reports=lambda: observability.history.count,
         latest=observability.convergence.newest,
+        conditions=lambda: (
+            *all_conditions(
+                replica.state,
+                liveness.applied,
+                ((found.node, found.rows) for found in liveness.differences.values()),
+                absent=liveness.absent,
+            ),
+            *liveness.clocks.conditions(),
+            *liveness.warnings(),
+            *liveness.pods.conditions(),
+            *observability.conditions(),
+        ),
+        other_release=lambda: sum(
+            status.agent_version not in {"", our_version()}
+            for uid, status in liveness.statuses.items()
+            if uid in replica.state.by_uid
+        ),
+        credentials=credentials,
         subscribers=lambda: replica.changes.statistics()["subscribers"],
     )

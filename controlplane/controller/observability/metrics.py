@@ -19,8 +19,10 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import NullObserver
+from events.bus.access.creds import ends_at
 from events.codec import Recorded
 from events.errors import IsthmusError
+from events.protocol.queries import CONDITIONS, Condition
 from events.telemetry.role import Telemetry
 from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
 
@@ -39,7 +41,8 @@ class Live(NamedTuple):
     the lowest sequence that a member's agent has applied (the head without members). ``agents`` counts
     agents by reported state. ``chain_verified`` is the sequence up to which the hash chain was checked;
     ``healthy`` is false after an alarm. ``spans`` and ``reports`` count what the built-in stores keep.
-    ``latest`` is the way of the latest transaction that an agent has confirmed.
+    ``latest`` is the way of the latest transaction that an agent has confirmed. ``other_release`` counts
+    agents of another release than this controller; ``credentials`` is the file it shows to the bus.
     """
 
     state: Callable[[], ClusterState]
@@ -55,6 +58,9 @@ class Live(NamedTuple):
     subscribers: Callable[[], int] = lambda: 0
     reports: Callable[[], int] = lambda: 0
     latest: Callable[[], Convergence | None] = lambda: None
+    conditions: Callable[[], Iterable[Condition]] = tuple
+    other_release: Callable[[], int] = lambda: 0
+    credentials: str = ""
 
 
 class ControllerMetrics(NullObserver):
@@ -276,6 +282,18 @@ class ControllerMetrics(NullObserver):
             "Members by their agent's state: as reported; silent or unreachable; unknown when never heard.",
             lambda: agents_in_each(live.agents()),
         )
+        gauge(
+            "isthmus.conditions",
+            "Conditions that need a person, by code.",
+            lambda: conditions_by_code(live.conditions()),
+        )
+        one("isthmus.agents.other.release", "Agents of another release than this one.", live.other_release)
+        one(
+            "isthmus.credentials.expire.time",
+            "When the credentials end, in seconds since 1970; the year 9999 without any.",
+            lambda: ends_at(live.credentials),
+            "s",
+        )
 
 
 def agents_in_each(counts: Mapping[str, int]) -> list[Observation]:
@@ -283,6 +301,14 @@ def agents_in_each(counts: Mapping[str, int]) -> list[Observation]:
     return [
         Observation(count, {"state": name}) for name, count in {**dict.fromkeys(STATES, 0), **counts}.items()
     ]
+
+
+def conditions_by_code(found: Iterable[Condition]) -> list[Observation]:
+    """Every code has its series, at zero, too."""
+    counts = dict.fromkeys(CONDITIONS, 0)
+    for condition in found:
+        counts[condition.code] = counts.get(condition.code, 0) + 1
+    return [Observation(count, {"code": code}) for code, count in counts.items()]
 
 
 def latest_convergence(found: Convergence | None) -> list[Observation]:

@@ -89,7 +89,7 @@ def bus() -> dashboard.Dashboard:
         .with_panel(
             graph(
                 "Appends lost to another controller",
-                "Decided again. Harmless; many mean that two controllers believe to lead.",
+                "Decided again. Harmless; many mean that two controllers claim leadership.",
                 [Query(per_second("isthmus_append_conflicts_total"), "conflicts")],
                 unit="eps",
             )

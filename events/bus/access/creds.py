@@ -23,6 +23,8 @@ from events.errors import Refused
 
 _BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>\S+)\s+-+END (?P=what)-+")
 _LIMIT_BYTES = 64 * 1024
+NEVER_S = 253402300799.0
+"""The end of the year 9999: metrics carry no infinity."""
 API_TAG = "api:"
 """A user's tag that names the prefix of JetStream's API."""
 
@@ -107,6 +109,15 @@ def load(path: str | Path) -> Credentials:
             path=str(path),
         ) from error
     return parse(text, f"the file {path}")
+
+
+def ends_at(path: str) -> float:
+    """When the credentials in the file end, in seconds since 1970; NEVER_S without a file or an end."""
+    try:
+        moment = load(path).expires if path else None
+    except Refused:
+        return 0.0  # none that the bus would take: as good as ended
+    return moment.timestamp() if moment is not None else NEVER_S
 
 
 def render(jwt: str, seed: str) -> str:
