@@ -213,6 +213,9 @@ class ApiServer:
         missing = [key for key in needed if not event.get(key)]
         if missing or len(event["note"].encode()) > 1024:
             return status(422, "Invalid", f"Event is invalid: {missing}")
+        name = event["metadata"]["name"]
+        if any(known["metadata"]["name"] == name for known in self.events):
+            return status(409, "AlreadyExists", f'events.events.k8s.io "{name}" already exists')
         self.events.append(event)
         return web.json_response(event, status=201)
 
