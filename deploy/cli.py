@@ -8,6 +8,7 @@ from typing import get_args
 
 import click
 
+from deploy.kubernetes_variants import external
 from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
 from events.errors import Refused, Usage
@@ -114,14 +115,29 @@ def systemd(to: Path, *, gateway: bool) -> None:
 
 
 @deploy.command()
+@click.option(
+    "--external-site", "sites", multiple=True, metavar="SITE",
+    help="Also agents for the external nodes of this site, by label. Repeatable.",
+)  # fmt: skip
 @to_option
-def kubernetes(to: Path) -> None:
+def kubernetes(to: Path, *, sites: tuple[str, ...]) -> None:
     """The Kubernetes manifests, with their kustomization.
+
+    External nodes are those labelled isthmus.node-restriction.kubernetes.io/kind=external and …/site=SITE.
 
     \b
     Example: isthmus deploy kubernetes --to manifests && kubectl apply -k manifests
     """
+    agents = {
+        f"agent-external-{site}.yaml": external((HERE / "kubernetes" / "agent.yaml").read_text(), site)
+        for site in dict.fromkeys(sites)
+    }
     _copy("kubernetes", "*.yaml", to)
+    for name, text in agents.items():
+        (to / name).write_text(text)
+    listed = to / "kustomization.yaml"
+    lines = "".join(f"  - {name}\n" for name in agents)
+    listed.write_text(listed.read_text().replace("  - agent.yaml\n", f"  - agent.yaml\n{lines}"))
 
 
 def _copy(folder: str, pattern: str, to: Path) -> None:

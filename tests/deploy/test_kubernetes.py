@@ -60,7 +60,7 @@ def test_references_lead_somewhere(workload: dict[str, Any]) -> None:
     assert pod["serviceAccountName"] in named("ServiceAccount")
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in (*pod["containers"], *pod.get("initContainers", ())):
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
         for source in container.get("envFrom", ()):
             assert source["configMapRef"]["name"] in named("ConfigMap")
         assert container["image"] in {image["name"] for image in KUSTOMIZATION["images"]}
@@ -82,6 +82,11 @@ def test_no_container_can_gain_more_than_it_is_given(workload: dict[str, Any]) -
     assert pod["automountServiceAccountToken"] is (pod["serviceAccountName"] == "isthmus-controller")
     for container in (*pod["containers"], *pod.get("initContainers", ())):
         context = container["securityContext"]
+        if container["name"] == "host":  # sets /proc/sys and ends; nothing of the host's files is mounted there
+            assert (context["privileged"], container.get("volumeMounts")) == (True, None)
+            assert container in pod["initContainers"]
+            continue
+        assert "privileged" not in context
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"]["drop"] == ["ALL"]
@@ -98,7 +103,20 @@ def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_h
     changes = (
         ("name: isthmus-agent\n  namespace", "name: isthmus-agent-gateway\n  namespace"),
         ("kubernetes.io/name: isthmus-agent\n", "kubernetes.io/name: isthmus-agent-gateway\n"),
-        ("isthmus/gateway, operator: DoesNotExist", "isthmus/gateway, operator: Exists"),
+        (
+            (
+                "io/gateway, operator: DoesNotExist}\n"
+                "                  - {key: isthmus/gateway, operator: DoesNotExist}"
+            ),
+            "io/gateway, operator: Exists}",
+        ),
+        (
+            "NotIn, values: [external]}\n",
+            (
+                "NotIn, values: [external]}\n              - matchExpressions:\n"
+                "                  - {key: isthmus/gateway, operator: Exists}\n"
+            ),
+        ),
         ("- --ca=/etc/isthmus/ca.pem\n", "- --ca=/etc/isthmus/ca.pem\n            - --gateway\n"),
         ("add: [NET_ADMIN, BPF]", "add: [NET_ADMIN, BPF, NET_RAW]"),
         ("maxUnavailable: 10%", "maxUnavailable: 1"),
@@ -154,3 +172,93 @@ def test_the_command_writes_them_all(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         source = FOLDER.parent / kind
         assert {f.name for f in (tmp_path / kind).iterdir()} == {f.name for f in source.glob(pattern)}
+
+
+def terms(workload: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    affinity = workload["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    found = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return [term["matchExpressions"] for term in found]
+
+
+def chosen(workload: dict[str, Any], labels: dict[str, str]) -> bool:
+    """As the scheduler does it: terms are alternatives, the expressions of one all hold."""
+
+    def holds(said: dict[str, Any]) -> bool:
+        value = labels.get(said["key"])
+        match said["operator"]:
+            case "Exists":
+                return value is not None
+            case "DoesNotExist":
+                return value is None
+            case "In":
+                return value in said["values"]
+            case "NotIn":
+                return value not in said["values"]
+        raise AssertionError(said)
+
+    return any(all(map(holds, term)) for term in terms(workload))
+
+
+def test_each_node_has_one_agent_which_knows_its_kind_and_site(tmp_path: Path) -> None:
+    restricted = "isthmus.node-restriction.kubernetes.io"
+    arguments = ["kubernetes", "--to", str(tmp_path), "--external-site", "gz", "--external-site", "sz-2"]
+    written = CliRunner().invoke(deploy, arguments)
+    assert written.exit_code == 0, written.output
+    names = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())["resources"]
+    assert {file.name for file in tmp_path.glob("*.yaml")} == {*names, "kustomization.yaml"}
+    agents = {}
+    for name in names:
+        for document in yaml.safe_load_all((tmp_path / name).read_text()):
+            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+            if document["kind"] == "DaemonSet":
+                agents[document["metadata"]["name"]] = document
+                labels = document["spec"]["template"]["metadata"]["labels"]
+                assert document["spec"]["selector"]["matchLabels"] == labels
+    for labels, expected in (
+        ({}, "isthmus-agent"),
+        ({"node-role.kubernetes.io/control-plane": ""}, "isthmus-agent"),
+        ({f"{restricted}/kind": "cloud"}, "isthmus-agent"),
+        ({f"{restricted}/gateway": ""}, "isthmus-agent-gateway"),
+        ({"isthmus/gateway": ""}, "isthmus-agent-gateway"),
+        ({f"{restricted}/kind": "external", f"{restricted}/site": "gz"}, "isthmus-agent-external-gz"),
+        ({f"{restricted}/kind": "external", f"{restricted}/site": "sz-2"}, "isthmus-agent-external-sz-2"),
+        ({f"{restricted}/kind": "external"}, None),
+    ):
+        found = [name for name, agent in agents.items() if chosen(agent, labels)]
+        assert found == ([expected] if expected else []), labels
+    arguments = agents["isthmus-agent-external-gz"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {"--kind=external", "--site=gz"} <= set(arguments)
+    assert CliRunner().invoke(deploy, ["kubernetes", "--to", str(tmp_path), "--external-site", "a b"]).exit_code
+    for agent in agents.values():
+        pod = agent["spec"]["template"]["spec"]
+        assert pod["hostNetwork"] is True
+        assert pod["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_the_image_carries_every_plugin_that_our_file_names() -> None:
+    """And the init container keeps what the host has."""
+    dockerfile = (FOLDER.parent / "container" / "Dockerfile").read_text()
+    moved = next(line for line in dockerfile.splitlines() if "/opt/cni/bin/)" in line)
+    assert {"bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp"} <= set(moved.split())
+    agent = next(document for document in WORKLOADS if document["metadata"]["name"] == "isthmus-agent")
+    script = next(c for c in agent["spec"]["template"]["spec"]["initContainers"] if c["name"] == "cni-plugins")
+    assert script["command"] == ["/bin/sh", "-ec"]
+
+
+def test_the_init_container_installs_plugins_and_keeps_those_of_the_host(tmp_path: Path) -> None:
+    agent = next(document for document in WORKLOADS if document["metadata"]["name"] == "isthmus-agent")
+    container = next(
+        c for c in agent["spec"]["template"]["spec"]["initContainers"] if c["name"] == "cni-plugins"
+    )
+    image, host = tmp_path / "image", tmp_path / "host"
+    for folder in (image, host):
+        folder.mkdir()
+    for folder, name in ((image, "ptp"), (image, "loopback"), (host, "loopback")):
+        (folder / name).write_text(f"#!/bin/sh\n# {folder.name}\n")
+        (folder / name).chmod(0o755)
+    script = container["args"][0].replace("/opt/cni/bin", str(image)).replace("/host/bin", str(host))
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-ec", script], check=True, timeout=30)
+    assert sorted(file.name for file in host.iterdir()) == ["loopback", "ptp"]
+    assert "host" in (host / "loopback").read_text()
+    assert (host / "ptp").stat().st_mode & 0o111

@@ -58,7 +58,7 @@ class RealApiServer:
                 "--disable-admission-plugins=ServiceAccount", "--service-account-issuer=https://isthmus.test",
                 f"--service-account-key-file={self.folder}/sa.key",
                 f"--service-account-signing-key-file={self.folder}/sa.key",
-                "--service-cluster-ip-range=10.99.0.0/24",
+                "--service-cluster-ip-range=10.99.0.0/24", "--allow-privileged=true",
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.objects import RANGE, STARTUP_TAINT
 from tests.kubernetes.real import ASSETS, RealApiServer, serving
-from tests.kubernetes.test_bridge import Table
+from tests.kubernetes.table import Table
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(
