@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 
-.PHONY: lab test test-fast bench check format soak fuzz sbom image systemd pictures setup clean
+.PHONY: lab test test-fast bench check format soak fuzz sbom dist image systemd pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -44,6 +44,10 @@ sbom: setup
 	$(BIN)/python -m deploy.supply sbom --to build/sbom.json
 	$(BIN)/python -m deploy.supply licences
 	$(BIN)/python -m deploy.supply check
+
+## wheel, Debian package (DEBIAN=12 or 13), image context, bill of materials and checksums, in dist/
+dist: setup
+	deploy/packages/build.sh --debian $${DEBIAN:-12}
 
 ## the units under a real systemd: boots a Debian made by mmdebstrap; some minutes
 systemd:

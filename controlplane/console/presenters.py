@@ -146,6 +146,7 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         passed_age_s=round(reports.passed_age_s(node.uid), 1),
         stale=observed is not None and (node.name in state.unreachable or observed.state == "silent"),
         conditions=list(observed.conditions) if observed is not None else [],
+        version=observed.version if observed is not None else "",
     )
 
 

@@ -186,7 +186,7 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported. ``path`` is
     whether packets of its pods pass (confirmed, not confirmed, failing, no peers; empty from agents before
     0.3) and ``passed_age_s`` how long ago one last did (-1: not known). Once ``stale``, all that its agent said
-    is what was.
+    is what was. ``version`` is its agent's release.
     """
 
     name: str
@@ -206,6 +206,7 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     passed_age_s: float = -1.0
     stale: bool = False
     conditions: list[str] = []
+    version: str = ""
 
 
 class NodeList(View, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.console.reference import document, reference
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "deploy/README.md")
 TOP = ("controlplane", "nodeagent", "events", "replay", "deploy", "tests")
@@ -81,3 +83,31 @@ def test_every_package_says_what_it_is() -> None:
         if not ast.get_docstring(ast.parse(init.read_text()))
     ]
     assert silent == []
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower())
+        .strip()
+        .replace(" ", "-")
+        for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "deploy").glob("*.md")))
+def test_every_link_of_the_guides_leads_to_a_page_and_a_section(page: str) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        if not target.startswith("http") and (
+            not path.exists() or (anchor and anchor.strip("-") not in {one.strip("-") for one in anchors(path)})
+        ):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_reference_of_the_api_is_what_the_console_serves() -> None:
+    stale = "run: python -m controlplane.console.reference"
+    assert (ROOT / "deploy" / "API.md").read_text() == reference(document()), stale

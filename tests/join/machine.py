@@ -1,8 +1,7 @@
 """A Debian 12 with a real systemd, booted by systemd-nspawn in a network namespace that the test made.
 
 The system is made by mmdebstrap from Debian's archive (some minutes, so these tests are asked for:
-ISTHMUS_SYSTEMD=1). Isthmus is installed as on a user's machine, in /opt/isthmus with Debian's own Python; its
-files are this checkout's and this environment's, mounted read-only.
+ISTHMUS_SYSTEMD=1). Isthmus is installed as on a user's machine: by our Debian package, on Debian's Python.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,28 +17,27 @@ from tests.nodeagent.site import until
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = "systemd,systemd-sysv,iproute2,nftables,procps,python3,containernetworking-plugins"
-ENTRY = """#!/opt/isthmus/bin/python3
-import sys
-from controlplane.cli.main import main
-sys.exit(main())
-"""
 
 
-def make_system(folder: Path) -> None:
-    """A Debian 12 with /opt/isthmus in ``folder``. Raises CalledProcessError with the words of mmdebstrap."""
-    subprocess.run(
-        ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(folder)],
-        check=True, capture_output=True, text=True, timeout=900,
+def make_system(folder: Path, package: Path, suite: str = "bookworm") -> None:
+    """A Debian with our package, installed by Debian's own tools. Fails with their words."""
+    for command in (
+        ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)],
+        ["cp", str(package), str(folder / "root" / "isthmus.deb")],
+        ["chroot", str(folder), "dpkg", "-i", "/root/isthmus.deb"],
+    ):
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def make_package(folder: Path, debian: int = 12) -> Path:
+    """The Debian package of this checkout, built as ``make dist`` does."""
+    done = subprocess.run(
+        [str(ROOT / "deploy/packages/build.sh"), "--to", str(folder), "--debian", str(debian)],
+        check=False, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
-    place = folder / "opt" / "isthmus"
-    for name in ("isthmus/bin", "isthmus/lib/python3.11/site-packages", "site", "source", "programs"):
-        (folder / "opt" / name).mkdir(parents=True)
-    (place / "bin" / "python3").symlink_to("/usr/bin/python3")
-    (place / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
-    (place / "lib/python3.11/site-packages/isthmus.pth").write_text("/opt/source\n/opt/site\n")
-    (place / "bin" / "isthmus").write_text(ENTRY)
-    (place / "bin" / "isthmus").chmod(0o755)
-    (place / "bin" / "nats-server").symlink_to("/opt/programs/nats-server")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.deb"))
 
 
 class Machine:
@@ -54,13 +50,10 @@ class Machine:
 
     def boot(self) -> Machine:
         """Start it and wait until systemd says that it is up."""
-        site = sysconfig.get_paths()["purelib"]
-        binds = {site: "/opt/site", str(ROOT): "/opt/source", str(Path(sys.executable).parent): "/opt/programs"}
         with self._console.open("ab") as console:
             self._process = subprocess.Popen(
                 ["systemd-nspawn", "-q", "-b", "-D", str(self.folder), "--register=no", "--keep-unit",
-                 f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all",
-                 *(f"--bind-ro={there}:{here}" for there, here in binds.items())],
+                 f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console,
             )  # fmt: skip
         until(lambda: "running" in self.run("systemctl is-system-running").stdout, "systemd is up", 60)
@@ -76,7 +69,7 @@ class Machine:
         """A shell line inside, as root."""
         return subprocess.run(
             ["nsenter", "-t", str(self.leader()), "-a", "env", "-i", "HOME=/root", "LANG=C.UTF-8",
-             "PATH=/opt/isthmus/bin:/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"],
+             "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"],
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""The shipped units under a real systemd: bus, controller and issuer as the guide says, a node by one command.
+"""The Debian package under a real systemd: bus, controller and issuer as the guide says, a node by one command.
 
-Makes and boots a Debian 12, which takes a minute or more: only with ISTHMUS_SYSTEMD=1 (``make systemd``).
+Makes and boots a Debian (ISTHMUS_TEST_SUITE: bookworm or trixie), which takes a minute or more: only with
+ISTHMUS_SYSTEMD=1 (``make systemd``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.join.machine import booted, make_system
+from tests.join.machine import booted, make_package, make_system
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import until
 
@@ -24,10 +25,6 @@ isthmus credentials init --store authority --name prod-bus --host {ADDRESS}
 isthmus deploy nats single --store authority --name bus-1 --host {ADDRESS} --to out/bus-1
 mkdir -p /etc/isthmus/issuer/keys
 cp -r out/bus-1 /etc/isthmus/nats
-isthmus deploy systemd --to /etc/systemd/system
-systemd-sysusers /etc/systemd/system/isthmus-sysusers.conf
-systemd-tmpfiles --create /etc/systemd/system/isthmus-tmpfiles.conf
-systemctl daemon-reload
 install -m 600 authority/creds/controller-controller-1.creds /etc/isthmus/controller.creds
 install -m 644 authority/tls/ca.pem /etc/isthmus/ca.pem
 printf 'bus = "tls://{ADDRESS}:4222"\\ncluster = "prod"\\ncreds = "/etc/isthmus/controller.creds"\\nca = "/etc/isthmus/ca.pem"\\ndata = "/var/lib/isthmus/controller"\\n' > /etc/isthmus/controller.toml
@@ -52,7 +49,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> object:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     folder = tmp_path_factory.mktemp("systemd") / "debian"
-    make_system(folder)
+    given = os.environ.get("ISTHMUS_TEST_PACKAGE")
+    suite = os.environ.get("ISTHMUS_TEST_SUITE", "bookworm")
+    package = Path(given) if given else make_package(folder.parent, {"bookworm": 12, "trixie": 13}[suite])
+    make_system(folder, package, suite)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SYSTEM, str(folder))
         yield
@@ -69,6 +69,9 @@ def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None
     for name in ("desk", "node"):
         sh(f"cp -a {original} {original.parent / name}")
     with booted(original.parent / "desk", "desk") as desk, booted(original.parent / "node", "node") as node:
+        for shell in ("bash-completion/completions/isthmus", "zsh/vendor-completions/_isthmus"):
+            assert "_ISTHMUS_COMPLETE" in desk.ok(f"cat /usr/share/{shell}")
+        assert "disabled" in desk.run("systemctl is-enabled isthmus-controller.service").stdout
         for line in CONTROL.strip().splitlines():
             desk.ok(line)
         push = f"--store authority --cluster prod --push tls://{ADDRESS}:4222"
@@ -99,3 +102,6 @@ def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None
             assert (
                 desk.ok(f"systemctl show --property=Result --value isthmus-{unit}.service").strip() == "success"
             )
+        node.ok("dpkg --purge isthmus")
+        assert node.run("ls /opt/isthmus /usr/bin/isthmus").returncode != 0
+        assert desk.ok("dpkg --audit") == ""

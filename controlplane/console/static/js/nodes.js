@@ -7,6 +7,7 @@ const ROW = 36;
 const COLUMNS = [
   ["name", "Node"], ["state", "State"], ["kind", "Kind"], ["site", "Site"], ["announced", "Reached at"],
   ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["kernel", "Kernel"],
+  ["version", "Agent"],
 ];
 
 export const behind = (node) => Math.max(0, (store.at ?? store.head) - node.applied);
@@ -94,10 +95,11 @@ export class NodesPage {
 
   row(node, place) {
     const state = shownState(node);
-    return h("tr", { "aria-rowindex": place + 2 },
+    // What an agent said that is silent now is what was: it is shown as such.
+    return h("tr", { "aria-rowindex": place + 2, class: node.stale ? "stale" : "" },
       h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td.c-kind", {}, kindLabel(node.kind)), h("td.c-site", {}, node.site || "–"),
       h("td.c-announced", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
-      h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"));
+      h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"), h("td.c-version", {}, node.version || "–"));
   }
 }
 
