@@ -334,10 +334,12 @@ class Bridge:
     async def _apply(self, node: Node, member: Member | None, want: Wanted) -> bool:
         """The podCIDR before the condition that lets pods in; False when the Node is another one by now."""
         patches: list[tuple[dict[str, Any], bool]] = []
-        if want.pod_cidr:
-            patches.append((objects.pod_cidr_patch(node, want.pod_cidr), False))
+        own: dict[str, Any] = objects.pod_cidr_patch(node, want.pod_cidr) if want.pod_cidr else {}
         if want.annotate and member is not None:
-            patches.append((objects.annotations_patch(node, member.cidr, member.epoch, member.uid), False))
+            # In one patch: of five thousand Nodes each request counts.
+            own |= objects.annotations_patch(node, member.cidr, member.epoch, member.uid)
+        if own:
+            patches.append((own, False))
         if want.condition is not None:
             said = want.condition
             patches.append(
