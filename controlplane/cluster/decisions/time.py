@@ -46,6 +46,11 @@ def mark_liveness(
     for name, node in state.nodes.items():
         if len(events) + 2 > command.limit:
             break
+        seen = last_seen.get(node.uid)
+        if seen is not None and seen >= silent_before:  # nearly every node, at nearly every tick
+            if unreachable and name in unreachable and (watched is None or node.uid in watched):
+                events.append(NodeRecovered(node=name, uid=node.uid))
+            continue
         since = command.watching_since
         if command.came is not None and node.uid not in command.came and name not in unreachable:
             continue
@@ -54,11 +59,10 @@ def mark_liveness(
             if begun is None:
                 continue  # it has joined since the leader looked
             since = max(since, begun)
-        seen = last_seen.get(node.uid, since)
-        if seen >= silent_before:
-            if unreachable and name in unreachable and node.uid in last_seen:
-                events.append(NodeRecovered(node=name, uid=node.uid))
-            continue
+        if seen is None:
+            seen = since
+            if seen >= silent_before:
+                continue
         silence = at - max(seen, since)
         if name not in unreachable:
             if since < silent_before:

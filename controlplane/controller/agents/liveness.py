@@ -113,14 +113,15 @@ class Liveness:
         for listener in self.listeners:
             listener(status)
 
-    def joined(self, uid: str, *, itself: bool = True) -> None:
-        """The node has just become a member.
+    def joined(self, uid: str, *, itself: bool = True, at: datetime | None = None) -> None:
+        """The node has just become a member, ``at`` by :attr:`watch`: now, if the caller has not looked.
 
         By its agent ``itself``: that counts as a report, but says nothing of its kernel. Entered by somebody
         else it says nothing at all.
         """
-        self._last_seen.setdefault(uid, self.watch.now())
-        self.absent.joined(uid)
+        at = at or self.watch.now()
+        self._last_seen.setdefault(uid, at)
+        self.absent.joined(uid, at.timestamp())
         if itself:
             self.came.add(uid)
 
@@ -219,9 +220,9 @@ class Absent(Container[str]):
         since_s = self._joined_s.get(uid, self._since_s) if isinstance(uid, str) else self._since_s
         return self._steady_s() - since_s >= ABSENT_AFTER_S
 
-    def joined(self, uid: str) -> None:
+    def joined(self, uid: str, at_s: float) -> None:
         """It has just become a member: its agent has time to come."""
-        self._joined_s.setdefault(uid, self._steady_s())
+        self._joined_s.setdefault(uid, at_s)
 
     def forget(self, uid: str) -> None:
         """It is no member any more."""
@@ -267,10 +268,12 @@ async def watch_members(
             async for run in subscription:
                 if state is not None:
                     liveness.attestor.fold(run)
+                came_at = liveness.watch.now()
                 for recorded in run:
                     event = recorded.event
                     if isinstance(event, NodeJoined):
-                        liveness.joined(event.uid, itself=recorded.envelope.actor == f"node/{event.node}")
+                        itself = recorded.envelope.actor == f"node/{event.node}"
+                        liveness.joined(event.uid, itself=itself, at=came_at)
                     elif isinstance(event, NodeLeft | NodeFenced):
                         liveness.forget(event.uid)
                         liveness.clocks.forget(event.node)

@@ -127,22 +127,25 @@ class NodeBudgets:
         ]
 
     def _kind(self, node: str, command: Command) -> str:
+        if isinstance(command, JoinNode):
+            member = self._state().nodes.get(node)
+            if member is None or member.uid != command.uid:
+                return "memberships"
+            return "moves"
         if isinstance(command, ChangeUnderlay):
             return "moves"
         if isinstance(command, ReportHealth):
             return "health"
         if isinstance(command, LeaveNode):
             return "memberships"
-        if isinstance(command, JoinNode):
-            member = self._state().nodes.get(node)
-            if member is None or member.uid != command.uid:
-                return "memberships"
-            return "moves"
         return ""
 
     def _take(self, known: _Node, node: str, kind: str) -> None:
-        budget, now = BUDGETS[kind], self._clock()
-        left, since = known.left.get(kind, (float(budget.burst), now))
+        budget, now, found = BUDGETS[kind], self._clock(), known.left.get(kind)
+        if found is None:  # nearly always: a node joins once
+            known.left[kind] = budget.burst - 1.0, now
+            return
+        left, since = found
         left = min(float(budget.burst), left + (now - since) / budget.every_s)
         if left < 1.0:
             known.left[kind] = left, now

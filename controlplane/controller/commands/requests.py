@@ -108,12 +108,13 @@ def parse(
             subject_node=subjects.node_from_token(node),
             body_node=stated_node,
         )
+    asker: str = command.node if node is not None else ""  # type: ignore[attr-defined]
     return Request(
         command=command,
-        command_id=_command_id(headers, node, command),
-        actor=_actor(headers, node),
+        command_id=_command_id(headers, asker, command),
+        actor=_actor(headers, asker),
         received_s=received_s,
-        node=subjects.node_from_token(node) if node is not None else "",
+        node=asker,
         dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
         correlation_id=printable(headers.get("ce-correlationid", ""), 128),
         causation_id=printable(headers.get("ce-causationid", ""), 128),
@@ -147,7 +148,7 @@ def _address(cluster: str, subject: str) -> tuple[str, str | None]:
     return tokens[3], None
 
 
-def _command_id(headers: Mapping[str, str], node: str | None, command: Command) -> str:
+def _command_id(headers: Mapping[str, str], node: str, command: Command) -> str:
     """The id by which the request is known: bound to who sent it, so that nobody can use up another's.
 
     A node's ids are its own (``node/NAME/ID``), whatever others have named theirs; a join token's use has the
@@ -156,8 +157,8 @@ def _command_id(headers: Mapping[str, str], node: str | None, command: Command) 
     if isinstance(command, UseToken):
         return token_command_id(command.token)
     stated = _stated_id(headers)
-    if node is not None:
-        return f"{NODE_IDS}{subjects.node_from_token(node)}/{stated}"
+    if node:
+        return f"{NODE_IDS}{node}/{stated}"
     if stated.startswith(_RESERVED):
         raise BadRequest(
             "bad_request",
@@ -180,13 +181,13 @@ def _stated_id(headers: Mapping[str, str]) -> str:
     return stated
 
 
-def _actor(headers: Mapping[str, str], node: str | None) -> str:
+def _actor(headers: Mapping[str, str], node: str) -> str:
     """Who asks, printable. On a node's own subject it is always named: its credentials may reach no further."""
     stated = printable(headers.get(ACTOR, ""), _ACTOR_LIMIT)
-    if node is None:
+    if not node:
         # An operator who takes the name of a node or a controller is recorded as who did so.
         return f"operator as {stated}" if _NOT_AN_OPERATOR.search(stated) else stated or "anonymous"
-    proven = f"node/{subjects.node_from_token(node)}"
+    proven = f"node/{node}"
     return proven if stated in {"", proven} else f"{stated} via {proven}"
 
 
