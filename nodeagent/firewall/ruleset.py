@@ -6,12 +6,12 @@ What it enforces, each by name in the table:
   tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``: a container address comes only from where
   its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
-  connection to a container address. Replies pass, and what the Service proxy has translated (NodePort,
-  hostPort).
+  connection to a container address. Replies pass, and what the Service proxy has ``translated`` (NodePort,
+  LoadBalancer, hostPort), unless it was sent to a container address: a ClusterIP is for the inside.
 * ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
   cut off from everybody else.
-* ``masqueraded``: pods that talk to the outside do it with the node's address, by source ports clear
-  of the VXLAN port.
+* ``masqueraded``: pods that talk to the outside do it with the node's address, and the node itself and whom
+  the Service proxy sends through the tunnel with its VTEP's, both by source ports clear of the VXLAN port.
 * ``leaving``, ``inside``: what would still carry a container address to the outside is dropped, and what is
   addressed to a range that nobody has does not follow the default route there.
 
@@ -134,12 +134,16 @@ table inet {TABLE} {{
     fib saddr . iif oif missing counter drop
     accept
   }}
+  chain translated {{
+    ct original ip daddr {containers} counter drop
+    accept
+  }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
     iif{tunnel} goto tunnelled
     ip saddr {containers} goto pods
     ct state established,related accept
-    ct status dnat accept
+    ct status dnat goto translated
     ip daddr {containers} counter drop
   }}
   chain delivered {{
@@ -150,12 +154,13 @@ table inet {TABLE} {{
     {answering}
     ip saddr {containers} goto pods
     ct state established,related accept
-    ct status dnat accept
+    ct status dnat goto translated
     ip daddr {containers} counter drop
   }}
   chain masqueraded {{
     type nat hook postrouting priority srcnat + 5; policy accept;
     ip saddr {own} ip daddr != {containers} jump outside
+    oifname "{rules.device}" ip saddr != {containers} ip daddr {containers} jump outside
   }}
   chain outside {{
     ip daddr 224.0.0.0/4 return
