@@ -38,7 +38,6 @@ class Question:
     target: str
     port: int = 80
     source: str = ""
-    source_port: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Network:
     def __init__(self) -> None:
         self.programs: dict[int, Programs] = {}
         self._rules = ""
+        self._source_ports = iter(range(10000, 30000))
         sh("ip netns add wire && ip -n wire link add w type bridge && ip -n wire link set w up")
         for place, address in self.ADDRESSES.items():
             sh(f"""set -e; ip netns add {place}; ip -n {place} link set lo up
@@ -180,8 +180,8 @@ class Network:
         with within(question.place):
             client = socket.socket(socket.AF_INET, form | socket.SOCK_NONBLOCK)
         try:
-            if question.source or question.source_port:
-                client.bind((question.source, question.source_port))
+            # A port that was used before may still have its connection, and the choice that was made for it.
+            client.bind((question.source, next(self._source_ports)))
             with contextlib.suppress(BlockingIOError):
                 client.connect((question.target, question.port))
             if kind == "udp":
