@@ -136,6 +136,41 @@ def agents() -> dashboard.Dashboard:
                 unit="decbytes",
             )
         )
+        .with_row(dashboard.Row("Fast path"))
+        .with_panel(
+            number(
+                "Nodes without it",
+                "Their packets all take the node's network stack: `isthmus doctor` there says why.",
+                Query(f"sum(1 - isthmus_agent_fastpath_on{{{SELECT}}})"),
+                warn=1,
+                span=8,
+            )
+        )
+        .with_panel(
+            graph(
+                "Packets by way",
+                "Between pods and peers; a merged packet counts once.",
+                [Query(per_second("isthmus_agent_fastpath_packets_total", by="way"), "{{way}}")],
+                unit="pps",
+            )
+        )
+        .with_panel(
+            graph(
+                "Refused by reason",
+                "Packets of peers that took the stack, and why.",
+                [Query(per_second("isthmus_agent_fastpath_refused_total", by="reason"), "{{reason}}")],
+                unit="pps",
+            )
+        )
+        .with_panel(
+            graph(
+                "Programs and entries repaired",
+                "What others took off or changed, and the agent put back.",
+                [Query(per_second("isthmus_agent_fastpath_repaired_total"), "repaired")],
+                unit="eps",
+            )
+        )
+        .with_row(dashboard.Row("Complaints"))
         .with_panel(
             graph(
                 "Complaints",
