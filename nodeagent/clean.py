@@ -33,6 +33,8 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         taken = await asyncio.to_thread(_remove_programs, state_dir)
         if taken:
             removed.append(f"{taken} programs of the fast path")
+        if Predecessors(state_dir).restore():
+            removed.append("conntrack's leave for TCP out of the window (nf_conntrack_tcp_be_liberal)")
         if await asyncio.to_thread(links.remove_device, device):
             removed.append(f"device {device} with its rows")
         routes = await asyncio.to_thread(_remove_routes)

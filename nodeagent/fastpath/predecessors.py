@@ -1,6 +1,10 @@
-"""Which programs earlier agents of this node left hanging: a file of the kernel's numbers of them.
+"""What earlier agents of this node left: a file of the kernel's numbers of their programs, and one setting.
 
-Numbers are unique until the machine starts anew, so the file holds for one boot.
+Numbers are unique, and the setting stays, until the machine starts anew: so the file holds for one boot.
+
+Conntrack sees one packet of a fast flow in many; to it the others are out of TCP's window, so it has to be
+liberal. It stays so when the fast path is switched off, because flows that were fast would be cut off, and what
+it was before comes back when everything of ours is removed.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from nodeagent.dataplane import host_settings
 from nodeagent.fastpath import libbpf, programs
 from nodeagent.local_files import write_atomically
 
 FILE = "fastpath.json"
+LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 IDS_LIMIT = 1000
 """Numbers that are remembered: those of the last hundred or so lives."""
 
@@ -22,6 +28,7 @@ class _Kept(msgspec.Struct):
     boot: str
     ids: list[int]
     devices: list[int]
+    liberal_before: str = ""
 
 
 class Predecessors:
@@ -37,6 +44,7 @@ class Predecessors:
         current = kept.boot == self._boot
         self._ids = kept.ids[-IDS_LIMIT:] if current else []
         self._devices = set(kept.devices) if current else set()
+        self._liberal_before = kept.liberal_before if current else ""
         self._written: tuple[frozenset[int], frozenset[int]] | None = None
 
     @property
@@ -50,9 +58,27 @@ class Predecessors:
         state = frozenset(self._ids), frozenset(devices)
         if state == self._written:
             return
-        kept = _Kept(self._boot, self._ids[-IDS_LIMIT:], sorted(self._devices | state[1]))
-        write_atomically(self._path, msgspec.json.encode(kept))
+        self._devices |= state[1]
+        self._keep()
         self._written = state
+
+    def be_liberal(self) -> None:
+        """Let conntrack take TCP out of the window, and remember what it did before. Raises OSError."""
+        before = host_settings.read_sysctl(LIBERAL)
+        if before in {None, "1"}:
+            return
+        if not self._liberal_before:
+            self._liberal_before = str(before)
+            self._keep()
+        host_settings.set_sysctl(LIBERAL, "1")
+
+    def restore(self) -> bool:
+        """Give conntrack its setting back; whether it had another one. Raises OSError."""
+        return bool(self._liberal_before) and host_settings.set_sysctl(LIBERAL, self._liberal_before)
+
+    def _keep(self) -> None:
+        kept = _Kept(self._boot, self._ids[-IDS_LIMIT:], sorted(self._devices), self._liberal_before)
+        write_atomically(self._path, msgspec.json.encode(kept))
 
     def take_off(self, keep: Container[int]) -> int:
         """Take the programs of earlier lives off the devices where they hung; how many. Raises OSError."""

@@ -21,7 +21,6 @@ import msgspec
 
 from events.errors import IsthmusError
 from nodeagent.conditions import Conditions
-from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.fastpath import layout, ports, programs
 from nodeagent.fastpath.layout import NodeRecord
@@ -40,7 +39,6 @@ LOOK_S = 1.0
 GAP_S = 0.02
 """Shortest time between two looks: a burst of notices makes one."""
 CONDITION = "fast path"
-LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 class Counted(msgspec.Struct):
@@ -293,8 +291,7 @@ class FastPath:
         if changed or not self.on:
             self._void = False
             with contextlib.suppress(OSError):
-                # Conntrack sees one packet of a fast flow in many: to it the others are out of the window.
-                host_settings.set_sysctl(LIBERAL, "1")
+                self._predecessors.be_liberal()
             if not self.on:
                 log.info("the fast path is on: %d peers", len(self._entries))
             self._tell(wanted._replace(generation=self._next_generation()))

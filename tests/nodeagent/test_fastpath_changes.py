@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.fastpath.predecessors import LIBERAL
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Node, site, until
@@ -205,6 +206,7 @@ def test_a_pods_address_that_is_used_again_leads_to_the_new_pod_only() -> None:
 def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over() -> None:
     with site("a", "b") as place:
         a, b = place.nodes.values()
+        assert a.run(f"cat /proc/sys/{LIBERAL}").strip() == "1"
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         with talk(one, two) as flow:
             fast(a, b)
@@ -232,6 +234,7 @@ def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over(
             f"{ISTHMUS} agent clean --yes --state-dir {a.directory / 'state'} --cni-dir {a.directory / 'cni'}"
         )
         assert "programs of the fast path" in said
+        assert a.run(f"cat /proc/sys/{LIBERAL}").strip() == "0", "as it was before the agent"
         assert hanging(a) == []
 
 
