@@ -122,7 +122,8 @@ def _pyplot() -> Any:
     except ModuleNotFoundError as error:
         raise IsthmusError(
             "prerequisite_missing",
-            "drawing needs matplotlib, which is not installed here: pip install 'isthmus[plots]'",
+            "drawing needs matplotlib, which is not installed here; it is the extra 'plots'. Install that "
+            "from where this copy came from: pip install './isthmus-VERSION.whl[plots]'",
         ) from error
 
     mpl.use("agg")

@@ -113,7 +113,7 @@ async def _serve(stack: AsyncExitStack, source: Inspector, where: str, token: st
     try:
         from controlplane.console.server import serve
     except ModuleNotFoundError as error:
-        return "", f"needs {error.name!r}: pip install 'isthmus[console]'"
+        return "", f"needs {error.name!r}, of the extra 'console' of where this copy came from"
     host, port = parse_where(where)
     try:
         address = await stack.enter_async_context(serve(source, host=host, port=port, token=token))

@@ -97,6 +97,29 @@ class TextFormatter(logging.Formatter):
         return "  ".join(parts)
 
 
+class JournalFormatter(logging.Formatter):
+    """The lines of another formatter, each with the priority for systemd's journal: ``<4>``."""
+
+    PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        number = next((number for level, number in self.PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{number}>{line}" for line in self._inner.format(record).split("\n"))
+
+
+def goes_to_journal(target: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether the stream is the one that systemd has connected to its journal (``JOURNAL_STREAM``)."""
+    try:
+        found = os.fstat(target.fileno())
+    except (OSError, ValueError):
+        return False  # closed, or no file at all
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     extra = getattr(record, "isthmus", None)
     return {str(key): value for key, value in extra.items()} if isinstance(extra, Mapping) else {}
@@ -125,7 +148,8 @@ def configure_logging(
 
     ``ISTHMUS_LOG`` is ``json`` or ``text`` (default: text on a terminal, else JSON);
     ``ISTHMUS_LOG_LEVEL`` one of debug, info, warning, error (default info). Raises Usage(usage)
-    for anything else. Calling it again replaces the earlier set-up.
+    for anything else. Lines to systemd's journal carry their priority.
+    Calling it again replaces the earlier set-up.
     """
     target = stream or sys.stderr
     form = environ.get("ISTHMUS_LOG", "").strip().lower() or ("text" if target.isatty() else "json")
@@ -135,7 +159,8 @@ def configure_logging(
     if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise Usage("usage", f"ISTHMUS_LOG_LEVEL={level.lower()} is unknown: debug, info, warning or error")
     handler = logging.StreamHandler(target)
-    handler.setFormatter(JsonFormatter(role, instance) if form == "json" else TextFormatter())
+    formatter = JsonFormatter(role, instance) if form == "json" else TextFormatter()
+    handler.setFormatter(JournalFormatter(formatter) if goes_to_journal(target, environ) else formatter)
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for noisy in ("opentelemetry", "urllib3", "asyncio", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))

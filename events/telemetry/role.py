@@ -276,7 +276,8 @@ def _resource(role: str, instance: str, cluster: str, environ: Mapping[str, str]
 
 def _otlp_missing(error: ModuleNotFoundError) -> Usage:
     return Usage(
-        "usage", f"OTLP export needs {error.name!r}, which is not installed: pip install 'isthmus[otlp]'"
+        "usage",
+        f"OTLP export needs {error.name!r}, which is not installed: pip install './isthmus-VERSION.whl[otlp]'",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +13,7 @@ from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
 if TYPE_CHECKING:
-    from replay.queries.stats import Spread
+    from replay.queries.stats import Spread, Stats
 
 
 @click.command("stats")
@@ -47,13 +49,7 @@ async def _stats(source: LogSource, since: str, until: str, *, as_json: bool) ->
                 ("joins, leaves, fenced", f"{answer.joins:,}, {answer.leaves:,}, {answer.fenced:,}"),
                 ("nodes", f"{answer.nodes_at_end:,} at the end, {answer.nodes_at_most:,} at most"),
                 ("ranges in use", f"{answer.in_use:,} of {answer.capacity:,}{share}"),
-                ("trend", f"{answer.growth_per_day:+,.1f} ranges a day"),
-                (
-                    "exhausted",
-                    f"{session.show(answer.exhausted_at)} if the trend holds"
-                    if answer.exhausted_at
-                    else "not by this trend",
-                ),
+                *_forecast(answer, session.show),
                 ("refusals", ", ".join(f"{n:,} {code}" for code, n in answer.refusals.items()) or "none"),
             ],
             title=f"cluster {session.history.cluster} ({session.history.source})",
@@ -89,3 +85,18 @@ def _value(value: float, unit: str) -> str:
     if value >= 2 * 3600:
         return f"{value / 3600:,.1f} h"
     return f"{value / 60:,.1f} min" if value >= 120 else f"{value:,.1f} s"
+
+
+def _forecast(answer: Stats, show: Callable[[datetime | None], str]) -> list[tuple[str, str]]:
+    """What the record lets one expect, with how far off that may be; nothing from too short a record."""
+    from replay.queries.stats import FORECAST_MIN_S
+
+    if answer.recorded_s < FORECAST_MIN_S:
+        return [("trend", f"none: {answer.recorded_s / 3600:,.1f} h are recorded, a forecast needs 24 h")]
+    trend = f"{answer.growth_per_day:+,.1f} ± {answer.growth_error_per_day:,.1f} ranges a day"
+    if answer.growth_per_day <= answer.growth_error_per_day or answer.exhausted_at is None:
+        return [("trend", trend), ("exhausted", "not by this trend")]
+    left = answer.capacity - answer.in_use
+    end = answer.recorded_to or answer.exhausted_at
+    sooner = end + timedelta(days=left / (answer.growth_per_day + answer.growth_error_per_day))
+    return [("trend", trend), ("exhausted", f"about {show(answer.exhausted_at)}, from {show(sooner)} on")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import default_actor, json_option, run
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, Session, opened, progress, source_options
 
@@ -119,8 +120,10 @@ async def _verify(  # noqa: PLR0917  the options, passed on
         with progress("verifying", session.history.end, start=session.history.start) as tick:
             report = await verify(session.history, wanted, tick)
         if report_file:
+            read = [name for name in source.archives if os.path.isfile(name)]  # noqa: ASYNC240, PTH113  once, after the work
             with whole_file(report_file) as beside:
-                beside.write_text(html(report, session.tz), encoding="utf-8")
+                page = html(report, session.tz, ran_by=default_actor(), archives=read)
+                beside.write_text(page, encoding="utf-8")
         if as_json:
             print_json(report)
         else:

@@ -5,6 +5,7 @@ One pass over the events, no fold; memory follows the number of live things and 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     ``lifetimes`` of nodes that ended within; ``reuse_distance`` is how many other allocations lie
     between two of the same range; ``drain`` from draining to quarantine, ``rest`` from there to free.
     ``growth_per_day`` is the slope of a straight line through the number of ranges in use (least
-    squares over server time); ``exhausted_at`` where that line meets the capacity, None if it does not.
+    squares over server time); ``exhausted_at`` where it meets the capacity, or None.
+    ``growth_error_per_day`` is twice the slope's standard error. From less than :data:`FORECAST_MIN_S`
+    none of the three says anything of the future.
     """
 
     first: int
@@ -72,6 +75,18 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     growth_per_day: float
     exhausted_at: datetime | None
+    growth_error_per_day: float = 0.0
+
+    @property
+    def recorded_s(self) -> float:
+        """Between the first and the last counted event."""
+        if self.recorded_from is None or self.recorded_to is None:
+            return 0.0
+        return (self.recorded_to - self.recorded_from).total_seconds()
+
+
+FORECAST_MIN_S = 86_400
+"""A shorter record says nothing of the next days: less than a day has no night."""
 
 
 class _Trend:
@@ -79,7 +94,7 @@ class _Trend:
 
     def __init__(self) -> None:
         self.n = 0
-        self.x = self.y = self.xx = self.xy = 0.0
+        self.x = self.y = self.xx = self.xy = self.yy = 0.0
         self.origin = 0
 
     def add(self, recorded_ns: int, value: int) -> None:
@@ -91,10 +106,20 @@ class _Trend:
         self.y += value
         self.xx += x * x
         self.xy += x * value
+        self.yy += value * value
 
     def slope_per_s(self) -> float:
         spread = self.n * self.xx - self.x * self.x
         return (self.n * self.xy - self.x * self.y) / spread if spread > 0 else 0.0
+
+    def error_per_s(self) -> float:
+        """Twice the standard error of the slope: how far off it may well be."""
+        spread = self.n * self.xx - self.x * self.x
+        if self.n < 3 or spread <= 0:
+            return 0.0
+        slope = self.slope_per_s()
+        residue = self.yy - self.y * self.y / self.n - slope * slope * spread / self.n
+        return 2.0 * math.sqrt(max(0.0, residue) / (self.n - 2) * self.n / spread)
 
 
 async def stats(
@@ -202,6 +227,7 @@ class _Counting:
             capacity=self.capacity,
             growth_per_day=round(slope * 86_400, 3),
             exhausted_at=exhausted,
+            growth_error_per_day=round(self.trend.error_per_s() * 86_400, 3),
         )
 
 

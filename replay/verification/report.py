@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 from html import escape
+from pathlib import Path
 
 from replay.verification.outcome import Report
 from replay.when import show
@@ -41,8 +44,11 @@ _METHOD = (
 )
 
 
-def html(report: Report, tz: tzinfo) -> str:
-    """The whole document. Every time names its zone."""
+def html(report: Report, tz: tzinfo, *, ran_by: str = "", archives: Sequence[str] = ()) -> str:
+    """The whole document. Every time names its zone. ``ran_by`` is user@host; ``archives`` are the files read.
+
+    Raises OSError when an archive cannot be read any more.
+    """
 
     def moment(value: datetime | None) -> str:
         return show(value, tz) if value else "–"
@@ -61,6 +67,8 @@ def html(report: Report, tz: tzinfo) -> str:
         ("Chain digest at the end", f"<code>{report.head}</code>"),
         ("State digest at the end", f"<code>{report.state_digest or 'not reached'}</code>"),
         ("Verified", f"{moment(report.began)}, in {report.took_s:,.1f} s, by {escape(report.program)}"),
+        ("Run by", f"{escape(ran_by) or 'not recorded'}"),
+        *((f"SHA-256 of {escape(name)}", f"<code>{_sha256(name)}</code>") for name in archives),
     ]
     checks = "".join(
         f"<tr><td>{escape(check.title)}{f'<br>{escape(check.detail)}' if check.detail else ''}</td>"
@@ -96,6 +104,11 @@ def html(report: Report, tz: tzinfo) -> str:
         + f"<h2>Method</h2><p>{_METHOD}</p>"
         '<div class="sign"><div>Name</div><div>Date</div><div>Signature</div></div></body></html>\n'
     )
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _result(passed: bool, done: bool, errors: int) -> str:

