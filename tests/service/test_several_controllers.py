@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.leadership.lease import BusLease
 from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.chain import genesis, verify_link
 from events.codec import decode
 from events.jetstream.log import JetStreamLog
 from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, Rig, join, running
 from tests.waiting import patient, until
+from tests.wall_clocks import can_set, set_ahead
 
 pytestmark = pytest.mark.bus
 
@@ -200,5 +203,29 @@ async def test_the_lease_is_one_holders_expires_by_itself_and_is_free_after_rele
         await until(a.acquire, "the lease expires by itself")
         assert not await b.renew()
         assert await a.renew()
+    finally:
+        await nats.close()
+
+
+@pytest.mark.skipif(not can_set(), reason="sets a process's clock: root on x86-64")
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+async def test_a_bus_whose_clock_was_wrong_for_a_moment_locks_nobody_out(
+    server: EmbeddedServer, bus: BusOptions, ahead_s: int
+) -> None:
+    nats = await connect(bus, name="test")
+    try:
+        a = BusLease(nats, CLUSTER, "a", ttl_s=1.0)
+        b = BusLease(nats, CLUSTER, "b", ttl_s=1.0)
+        assert await a.acquire()
+        assert set_ahead(server.pid, ahead_s)
+        if ahead_s > 0:  # the last renewal lies in the future when the clock is right again
+            await until(a.renew, "the lease is renewed")
+            assert set_ahead(server.pid, 0)
+        await until(b.acquire, "the lease of one who is gone is taken")
+        assert not await a.renew()
+        until_s = time.monotonic() + 3.0
+        while time.monotonic() < until_s:  # one who renews it keeps it, however long others look at it
+            assert await b.renew()
+            assert not await a.acquire()
     finally:
         await nats.close()

@@ -4,11 +4,17 @@ It only avoids contention: whoever believes to lead may write, and the append's 
 whether he could. One message in a bucket of its own on the bus says who leads; it expires by
 itself ``ttl_s`` after its last renewal. Every write of it is conditional on the revision that was
 read, on one literal subject.
+
+The bus judges its age by a server's wall clock. When that was ahead at the last renewal and is set right again,
+the message would outlive its holder by as much as the clock was ahead. So whoever waits for the lease also
+watches its revision: one that has not been renewed for longer than its lifetime, by the watcher's own monotonic
+clock, is nobody's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Protocol
 
 import msgspec
@@ -16,11 +22,14 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events.errors import Refused, Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in, last_message
 from events.jetstream.stream import ensure_stream
 
 LEASE_TTL_S = 2.0
 """A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""
+
+UNRENEWED_TTLS = 2.0
+"""Lifetimes after which a lease that was not renewed is taken, whatever its age is by the bus."""
 
 _WRONG_REVISION = frozenset({10071, 10164})
 
@@ -117,6 +126,8 @@ class BusLease:
         self._prefix = prefix
         self._revision = 0
         self._ensured = False
+        self._watched = (0, 0.0)
+        """The revision that another holds, and since when at least, by the monotonic clock."""
 
     @property
     def ttl_s(self) -> float:
@@ -126,9 +137,27 @@ class BusLease:
         await self._ensure()
         revision = await self._write(0)
         if revision is None:
+            unrenewed = await self._unrenewed()
+            revision = await self._write(unrenewed) if unrenewed else None
+        if revision is None:
             return False
         self._revision = revision
         return True
+
+    async def _unrenewed(self) -> int:
+        """The revision of a lease that has outlived its term; 0 when its holder may lead still.
+
+        Both looks saw the same revision, so that nothing was renewed between them, however long this process
+        stood still; and a renewal that is on its way meets the condition of whichever write comes first.
+        """
+        try:
+            found = await last_message(self._client, self._prefix, self._stream, self._subject, timeout_s=1.0)
+        except ApiError as error:
+            raise Unavailable("log_unavailable", f"the lease on the bus: {error}") from error
+        revision, now_s = found[0] if found else 0, time.monotonic()
+        if revision != self._watched[0]:
+            self._watched = revision, now_s
+        return revision if now_s - self._watched[1] > UNRENEWED_TTLS * self._ttl_s else 0
 
     async def renew(self) -> bool:
         revision = await self._write(self._revision)
