@@ -93,25 +93,42 @@ def violation(history: Iterable[Op]) -> str:
 
 
 def _linearizable(ops: list[Op]) -> bool:
-    answered = sum(1 << i for i, op in enumerate(ops) if op.end < math.inf)
-    seen: set[tuple[int, State]] = set()
-    open_: list[tuple[int, State]] = [(0, State())]
+    """``ops`` by their start. Its cost grows with their number times how many of them overlap."""
+    answered = [op for op in ops if op.end < math.inf]
+    lost = [op for op in ops if op.end == math.inf]
+    # How many operations come first in the order found so far, which of those behind them do too (bits), which
+    # lost ones happened (bits), and what is true then.
+    seen: set[tuple[int, int, int, State]] = set()
+    open_: list[tuple[int, int, int, State]] = [(0, 0, 0, State())]
     while open_:
-        done, state = open_.pop()
-        if done & answered == answered:
+        step = open_.pop()
+        begin, done, happened, state = step
+        while done & 1:
+            begin, done = begin + 1, done >> 1
+        if begin == len(answered):
             return True
-        if (done, state) in seen:
+        step = (begin, done, happened, state)
+        if step in seen:
             continue
-        seen.add((done, state))
+        seen.add(step)
+        window: list[tuple[float, int]] = []
         first_end = math.inf
-        for i, op in enumerate(ops):
+        for i in range(begin, len(answered)):
+            op = answered[i]
             if op.start > first_end:
                 break
-            if not done >> i & 1:
+            if not done >> (i - begin) & 1:
+                window.append((op.end, i))
                 first_end = min(first_end, op.end)
-        for i, op in enumerate(ops):
+        for number, op in enumerate(lost):
             if op.start > first_end:
                 break
-            if not done >> i & 1:
-                open_ += [(done | 1 << i, after) for after in _after(op, state)]
+            if not happened >> number & 1:
+                changed = [after for after in _after(op, state) if after != state]
+                open_ += [(begin, done, happened | 1 << number, after) for after in changed]
+        for _, i in sorted(window, reverse=True):  # what was answered first is tried first
+            if answered[i].start <= first_end:
+                open_ += [
+                    (begin, done | 1 << (i - begin), happened, after) for after in _after(answered[i], state)
+                ]
     return False

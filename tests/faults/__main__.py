@@ -1,11 +1,12 @@
 """One run: ``python -m tests.faults --seed N [--seconds S] [--every S] [--servers 1|3] --directory DIR``.
 
 Real churn from the recorded files goes to real controllers on real servers, real agents write it into the
-kernels of their machines, and everything is killed, paused, cut off or left without a disk by a schedule
-that the seed alone makes. At the end the log is replayed and held against every answer that the clients
-got, and every kernel against the log; what clients that contend for the same members were told has to be
-linearizable, and one command id has one outcome. Exit code 0 when every promise was kept; what was not, the
-schedule and the seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
+kernels of their machines, and everything is killed, paused, cut off, left without a disk or has its clock
+set by a schedule that the seed alone makes. At the end the log is replayed and held against every answer
+that the clients got, and every kernel against the log; what clients that contend for the same members were
+told has to be linearizable, and one command id has one outcome. No answer for a minute is wrong, unless the
+bus itself took nothing meanwhile. Exit code 0 when every promise was kept; what was not, the schedule and the
+seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
 """
 
 from __future__ import annotations
@@ -35,17 +36,21 @@ from events.errors import Unavailable
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from events.jetstream.status_stream import StatusReader
+from tests.faults import raw
+from tests.faults.bus_probe import BusProbe
 from tests.faults.checker import Verdict, examine
 from tests.faults.kernels import Recorder, differing, unattested
 from tests.faults.load import Clients, shares
 from tests.faults.probes import LANES, Probes
 from tests.faults.schedule import EVERY_S, Fault, schedule
 from tests.faults.site import CLUSTER, Site, build, stop
+from tests.wall_clocks import can_set
 
 CONTAINER_CIDR = IPv4Network("10.64.0.0/12")
 START_LIMIT_S = 60.0
 SETTLE_LIMIT_S = 60.0
-"""For elections, restarts and everything that waits behind them, once every fault is over."""
+"""For elections, restarts and everything that waits behind them, once every fault is over; and to replay the
+log of a long run, which takes a tenth of it at most."""
 POLL_S = 0.1
 HANGS_S = 150.0
 """Beyond the load's duration: by then every deadline of this program has passed."""
@@ -67,14 +72,21 @@ def _named(error: BaseException) -> str:
 
 
 async def live(
-    seed: int, duration_s: float, servers: int, every_s: float, directory: RunDirectory
+    seed: int,
+    duration_s: float,
+    servers: int,
+    every_s: float,
+    directory: RunDirectory,
+    *,
+    clocks: bool,
+    pause_s: float,
 ) -> dict[str, Any]:
     """The run from the first machine to the verdict."""
-    asyncio.get_running_loop().call_later(duration_s + HANGS_S, _hangs)
-    faults = schedule(seed, duration_s, servers=servers, every_s=every_s)
+    asyncio.get_running_loop().call_later(duration_s * 1.2 + HANGS_S, _hangs)
+    faults = schedule(seed, duration_s, servers=servers, every_s=every_s, clocks=clocks)
     found: dict[str, Any] = {"seed": seed, "schedule": [str(fault) for fault in faults], "wrong": []}
     made = await build(directory, servers=servers)
-    clients = Clients()
+    clients = Clients(pause_s)
     try:
         async with asyncio.timeout(START_LIMIT_S):
             await made.buses.start()
@@ -99,6 +111,7 @@ async def live(
         found["acknowledged"] = len(clients.answers.acknowledged)
         found["refused"] = sorted(set(clients.answers.refused.values()))
         found["unknown"] = len(clients.answers.unknown)
+        found["bus_away_s"] = round(clients.bus.longest_s, 3) if clients.bus else 0.0
         found["slowest_s"] = round(clients.slowest_s, 3)
         await stop(made)
     return found
@@ -119,7 +132,8 @@ async def _run(
     fleet = Fleet(client, LiveReader(client, CLUSTER, check_s=1.0), {})
     lanes = [ControllerClient(client, CLUSTER, actor=f"lane-{number}") for number in range(6)]
     probes = Probes(seed, fleet)
-    async with beside(fleet.run(0), "fleet"), beside(made.watch(client), "watch"):
+    bus = clients.bus = BusProbe(client, servers=len(made.servers))
+    async with beside(fleet.run(0), "fleet"), beside(made.watch(client), "watch"), beside(bus.run(), "bus"):
         ends = loop.time() + duration_s
         suffering = asyncio.create_task(made.suffer(faults), name="faults")
         async with asyncio.TaskGroup() as group:
@@ -135,10 +149,11 @@ async def _run(
                     )
                 )
         await probes.leave(operator)
-        verdict = await _settled(made, event_log, reader, clients)
+        verdict = await _settled(made, event_log, reader, clients, SETTLE_LIMIT_S + duration_s / 10)
     await recorder.stop()
     found["operations"] = len(probes.history)
     found["wrong"] += await probes.judge(event_log)
+    found["wrong"] += raw.differing(clients.answers, await raw.stored(client, CLUSTER))
     found["events"] = verdict.head.sequence
     found["wrong"] += [*verdict.wrong, *recorder.taken_away(verdict.state)]
     found["wrong"] += await differing(machines, verdict.state)
@@ -149,10 +164,12 @@ async def _through(task: asyncio.Task[None]) -> None:
     await task
 
 
-async def _settled(made: Site, log: JetStreamLog, reader: StatusReader, clients: Clients) -> Verdict:
+async def _settled(
+    made: Site, log: JetStreamLog, reader: StatusReader, clients: Clients, limit_s: float = SETTLE_LIMIT_S
+) -> Verdict:
     """The verdict on the log, once every agent attests what it demands at its end. Raises AssertionError."""
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + SETTLE_LIMIT_S
+    deadline_s = loop.time() + limit_s
     while True:
         open_ = ["the log cannot be read"]
         with contextlib.suppress(Unavailable):
@@ -165,7 +182,7 @@ async def _settled(made: Site, log: JetStreamLog, reader: StatusReader, clients:
             if not open_:
                 return verdict
         if loop.time() > deadline_s:
-            raise AssertionError(f"{SETTLE_LIMIT_S:g} s after the last fault: {'; '.join(open_)}")
+            raise AssertionError(f"{limit_s:g} s after the last fault: {'; '.join(open_)}")
         await asyncio.sleep(POLL_S)
 
 
@@ -195,6 +212,7 @@ def told(found: dict[str, Any]) -> str:
     begin = (
         f"seed {found['seed']}: {found.get('events', 0):,} events, {found['acknowledged']:,} commands "
         f"acknowledged (the slowest after {found['slowest_s']:.1f} s), {found['unknown']} without an answer, "
+        f"the bus took nothing for {found['bus_away_s']:.1f} s at most, "
         f"{found.get('operations', 0):,} operations in a history that has to be linearizable"
     )
     lines = [begin, *found["happened"]]
@@ -211,6 +229,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=12.0, help="how long faults and load last")
     parser.add_argument("--servers", type=int, choices=(1, 3), default=3, help="bus servers")
     parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two faults")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two commands of one client")
     parser.add_argument("--directory", type=Path, required=True, help="for logs and state; has to be empty")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
     arguments = parser.parse_args()
@@ -219,7 +238,15 @@ def main() -> int:
     def work() -> int:
         logging.basicConfig(filename=directory.log("clients"), format="%(asctime)s %(name)s: %(message)s")
         found = asyncio.run(
-            live(arguments.seed, arguments.seconds, arguments.servers, arguments.every, directory)
+            live(
+                arguments.seed,
+                arguments.seconds,
+                arguments.servers,
+                arguments.every,
+                directory,
+                clocks=can_set(),
+                pause_s=arguments.pause,
+            )
         )
         print(json.dumps(found) if arguments.json else told(found))
         return 1 if found["wrong"] else 0

@@ -32,6 +32,7 @@ from events import subjects
 from events.errors import Unavailable
 from events.jetstream.api import ApiError, call
 from tests.faults.schedule import Fault, Role
+from tests.wall_clocks import set_ahead
 
 CLUSTER = "faults"
 CONTROLLERS = ("controller-1", "controller-2")
@@ -43,15 +44,24 @@ EXIT_UNREACHABLE = 3
 
 @dataclass(slots=True)
 class Part:
-    """One process on one machine. ``hurt`` counts the faults that hold it at the moment."""
+    """One process on one machine. ``hurt`` counts the faults that hold it at the moment.
+
+    ``ahead_s`` is how far its machine's clock is off, also for a process that is started meanwhile.
+    """
 
     daemon: Daemon
     hurt: int = 0
     cuts: int = 0
+    ahead_s: int = 0
 
     @property
     def name(self) -> str:
         return self.daemon.name
+
+    def set_clock(self) -> None:
+        """Whatever runs there now sees the clock as it is set."""
+        if self.daemon.process is not None and self.daemon.running:
+            set_ahead(self.daemon.process.pid, self.ahead_s)
 
 
 @dataclass(slots=True)
@@ -93,6 +103,8 @@ class Site:
                 )
                 self._leads["controller"] = holder(answer)
             for part in self.parts:
+                if part.ahead_s:
+                    part.set_clock()
                 if not part.hurt and not part.daemon.running:
                     code = part.daemon.process.returncode if part.daemon.process else None
                     tail = part.daemon.log_tail(5)
@@ -140,6 +152,12 @@ class Site:
                 await self._link(part, +1)
                 await asyncio.sleep(fault.lasts_s)
                 await self._link(part, -1)
+            elif fault.kind == "set the clock of":
+                part.ahead_s += fault.ahead_s
+                part.set_clock()
+                await asyncio.sleep(fault.lasts_s)
+                part.ahead_s -= fault.ahead_s
+                part.set_clock()
             else:
                 await _fill_disk(part.daemon.machine, self.store(part))
                 await asyncio.sleep(fault.lasts_s)
