@@ -1,6 +1,6 @@
 """What a caller must know stands in the docstring: what is raised, and what a cancellation leaves behind.
 
-Held for everything that is public.
+Held for everything that is public. What a class says of cancellation holds for all its coroutines.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def ports(source: str) -> Iterator[str]:
 def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) -> Iterator[Promise]:
     """What the docstrings of the public functions of a module do not say."""
 
-    def visit(body: list[ast.stmt], path: tuple[str, ...]) -> Iterator[Promise]:
+    def visit(body: list[ast.stmt], path: tuple[str, ...], of_class: str = "") -> Iterator[Promise]:
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                yield from visit(node.body, (*path, node.name))
+                yield from visit(node.body, (*path, node.name), ast.get_docstring(node) or "")
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if node.name.startswith("_") or spoken(node):
                     continue
@@ -75,7 +75,7 @@ def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) 
                 name = ".".join((*path, node.name))
                 if raised(node) and not re.search(r"\b[Rr]aise", said):
                     yield Promise(module, name, "raises")
-                if isinstance(node, ast.AsyncFunctionDef) and not re.search(r"\b[Cc]ancel", said):
+                if isinstance(node, ast.AsyncFunctionDef) and not re.search(r"\b[Cc]ancel", said + of_class):
                     yield Promise(module, name, "cancellation")
 
     yield from visit(ast.parse(source).body, ())
@@ -113,6 +113,11 @@ def test_a_port_speaks_for_implementations_without_a_docstring() -> None:
         ("def _f():\n    raise ValueError\n", []),
         ("def f():\n    raise NotImplementedError\n", []),
         ("class C:\n    async def f(self):\n        raise OSError\n", ["raises", "cancellation"]),
+        (
+            'class C:\n    """Cancel it."""\n    async def f(self):\n        raise OSError\n',
+            ["raises"],
+        ),
+        ('class C:\n    """Cancel it."""\nasync def f():\n    pass\n', ["cancellation"]),
     ],
 )
 def test_the_check_sees_what_is_missing(source: str, says: list[str]) -> None:
