@@ -1,10 +1,12 @@
-"""The agent's manifest for external nodes: agent.yaml, and what differs for a site.
+"""Variants of the manifests: the agents of external nodes, and a controller that evicts pods.
 
-Kind and site are a node's for good. They come from labels that a kubelet cannot give itself (the API server's
-admission refuses it), and each site has a DaemonSet, because agents cannot read labels.
+Kind and site of a node are for good. They come from labels that a kubelet cannot give itself (the API
+server's admission refuses it), and each site has a DaemonSet, because agents cannot read labels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from events.subjects import check_label
 
@@ -33,11 +35,33 @@ def external(agent: str, site: str) -> str:
         ),
     )
     for old, new in changes:
-        if old not in agent:
-            raise AssertionError(f"agent.yaml has no {old!r}")
-        agent = agent.replace(old, new)
+        agent = _replaced(agent, old, new)
     _, _, rest = agent.partition("\n")
     return (
         f"# The agent of external nodes of the site {site}: kubectl label node NAME {RESTRICTED}/kind=external "
         f"{RESTRICTED}/site={site}\n{rest}"
     )
+
+
+def evicting() -> dict[str, Callable[[str], str]]:
+    """Name of a manifest → what makes of its text the one of a controller that evicts stale pods."""
+    rights = """\
+  - apiGroups: [""]
+    resources: [pods]
+    verbs: [list]
+  - apiGroups: [""]
+    resources: [pods/eviction]
+    verbs: [create]
+"""
+    events = "  - apiGroups: [events.k8s.io]\n    resources: [events]\n    verbs: [create, patch]\n"
+    option = "            - --kubernetes\n"
+    return {
+        "rbac.yaml": lambda text: _replaced(text, events, events + rights),
+        "controller.yaml": lambda text: _replaced(text, option, f"{option}            - --evict-stale-pods\n"),
+    }
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    if old not in text:
+        raise AssertionError(f"the manifest has no {old!r}")
+    return text.replace(old, new)

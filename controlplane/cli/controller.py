@@ -54,6 +54,13 @@ _data = click.option(
     metavar="SECONDS",
     help="Fence a silent member whose Kubernetes Node was deleted this long ago; 0: never.",
 )
+@click.option(
+    "--evict-stale-pods",
+    is_flag=True,
+    envvar="ISTHMUS_EVICT_STALE_PODS",
+    help="Evict pods that kept an address of a Node's earlier range; needs the rights of `isthmus deploy "
+    "kubernetes --evict-stale-pods`.",
+)
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -68,6 +75,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     on_poison: Any,
     kubernetes: bool,
     fence_deleted_s: float,
+    evict_stale_pods: bool,
     kubeconfig: Path | None,
     http: str,
     log_level: str,
@@ -98,6 +106,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             on_poison=on_poison,
             kubernetes=kubeconfig or kubernetes,
             fence_deleted_s=fence_deleted_s,
+            evict_stale_pods=evict_stale_pods,
             http=http,
             as_json=as_json,
         )
@@ -114,6 +123,7 @@ async def _controller(
     on_poison: Any,
     kubernetes: Path | bool,
     fence_deleted_s: float,
+    evict_stale_pods: bool,
     http: str,
     as_json: bool,
 ) -> None:
@@ -132,7 +142,11 @@ async def _controller(
         on_poison=on_poison,
     )
     async with controller_process(
-        options, http=http, kubernetes=kubernetes, fence_deleted_s=fence_deleted_s
+        options,
+        http=http,
+        kubernetes=kubernetes,
+        fence_deleted_s=fence_deleted_s,
+        evict_stale_pods=evict_stale_pods,
     ) as running:
         controller = running.controller
 

@@ -47,6 +47,7 @@ async def controller_process(
     http: str = CONSOLE,
     kubernetes: Path | bool = False,
     fence_deleted_s: float = 0.0,
+    evict_stale_pods: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
@@ -97,6 +98,7 @@ async def controller_process(
                     controller,
                     kubernetes if isinstance(kubernetes, Path) else None,
                     fence_deleted_s=fence_deleted_s,
+                    evict_stale_pods=evict_stale_pods,
                 )
             )
         address, why_not = "", "switched off"

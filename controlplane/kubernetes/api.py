@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from controlplane.kubernetes.objects import Failure, Node, NodeList, WatchLine
+from controlplane.kubernetes.pods import Pod, PodList, eviction
 from events.errors import IsthmusError, Refused, Unavailable
 
 PAGE = 500
@@ -30,6 +31,7 @@ MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 _nodes = msgspec.json.Decoder(NodeList).decode
+_pods = msgspec.json.Decoder(PodList).decode
 _node = msgspec.json.Decoder(Node).decode
 _line = msgspec.json.Decoder(WatchLine).decode
 _failure = msgspec.json.Decoder(Failure).decode
@@ -79,6 +81,18 @@ class KubernetesApi(Protocol):
         """
         ...
 
+    async def list_pods(self, node: str) -> list[Pod]:
+        """All pods on a Node. Cancelled, it leaves nothing behind."""
+        ...
+
+    async def evict(self, pod: Pod) -> None:
+        """Evict exactly this pod; one that is gone, or another one by now, is no error.
+
+        Raises Unavailable(kubernetes_unreachable) also while a disruption budget forbids it. Cancelled, it may
+        be evicted.
+        """
+        ...
+
 
 class KubernetesClient:
     """The API server by HTTPS. Made by :meth:`open`; :meth:`close` it."""
@@ -116,15 +130,32 @@ class KubernetesClient:
         await self._client.close()
 
     async def list_nodes(self) -> tuple[list[Node], str]:
-        found: list[Node] = []
-        following, version = "", ""
+        return await self._listed("/api/v1/nodes", _nodes)
+
+    async def list_pods(self, node: str) -> list[Pod]:
+        found, _ = await self._listed("/api/v1/pods", _pods, ("fieldSelector", f"spec.nodeName={node}"))
+        return found
+
+    async def evict(self, pod: Pod) -> None:
+        meta = pod.metadata
+        path = f"/api/v1/namespaces/{meta.namespace}/pods/{meta.name}/eviction"
+        try:
+            await self._decoded("POST", path, msgspec.Raw, body=eviction(pod))
+        except Refused as error:
+            if error.details.get("status") not in {404, 409}:
+                raise
+
+    async def _listed(self, path: str, decode: Any, *selected: tuple[str, str]) -> tuple[list[Any], str]:
+        """All pages of a list, and its version."""
+        found: list[Any] = []
+        following = ""
         while True:
-            query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
-            page = await self._decoded("GET", "/api/v1/nodes", _nodes, query=query)
+            query = [("limit", str(PAGE)), *selected, *([("continue", following)] if following else [])]
+            page = await self._decoded("GET", path, decode, query=query)
             found += page.items
-            version, following = page.metadata.resource_version, page.metadata.next
+            following = page.metadata.next
             if not following:
-                return found, version
+                return found, page.metadata.resource_version
 
     async def watch_nodes(self, version: str) -> AsyncIterator[Change]:
         """Changes of Nodes from a version on. Raises Unavailable(kubernetes_unreachable).

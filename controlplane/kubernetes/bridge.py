@@ -15,7 +15,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
-from controlplane.kubernetes import objects
+from controlplane.kubernetes import objects, pods
 from controlplane.kubernetes.api import Change, KubernetesApi, WatchExpiredError
 from controlplane.kubernetes.desired import Member, Wanted, same_machine, wanted
 from controlplane.kubernetes.objects import Node
@@ -90,6 +90,7 @@ class Bridge:
         *,
         instance: str,
         fence_deleted_s: float = 0.0,
+        evict_stale_pods: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: random.Random | None = None,
     ) -> None:
@@ -97,6 +98,7 @@ class Bridge:
         self._members = members
         self._instance = instance
         self._fence_deleted_s = fence_deleted_s
+        self._evict_stale_pods = evict_stale_pods
         self._deleted: dict[str, tuple[str, float]] = {}
         """Name of a Node that was deleted → the member's uid, and when it was noticed (the loop's clock)."""
         self._unbound: dict[str, tuple[str, str]] = {}
@@ -111,7 +113,9 @@ class Bridge:
         """Name → (when it is to be tried again by the loop's clock, the pause that was waited)."""
         self._busy: set[str] = set()
         self._wake = asyncio.Event()
-        self._warned: dict[str, str] = {}
+        self._warned: dict[tuple[str, str], str] = {}
+        """(Name, kind of warning) → the warning as last told."""
+        self.evicted = 0
         self.written = 0
         self.failed = 0
         self.synced = asyncio.Event()
@@ -175,7 +179,8 @@ class Bridge:
         if change.deleted:
             self._gone(node.name, node.metadata.uid)
             self.nodes.pop(node.name, None)
-            self._warned.pop(node.name, None)
+            for kind in ("node", "pods"):
+                self._warned.pop((node.name, kind), None)
             return
         self._deleted.pop(node.name, None)
         known = self.nodes.get(node.name)
@@ -330,6 +335,33 @@ class Bridge:
             self.written += 1
             if said := _said(want, member):
                 log.info("node %s: %s", name, said)
+        await self._settle_pods(node, member)
+
+    async def _settle_pods(self, node: Node, member: Member | None) -> None:
+        """Tell of pods that kept an address of an earlier range, and evict them if that was asked for.
+
+        A disruption budget that forbids it (429) is tried again like any other answer of that kind. Raises
+        Unavailable, Refused.
+        """
+        left_over = member is not None and bool(member.stray_ranges)
+        told = pods.told(node.name, member, evicting=self._evict_stale_pods) if member and left_over else ""
+        await self._warn(node, told, "IsthmusStalePods", kind="pods", action="EvictPods")
+        if member is None or not left_over or not self._evict_stale_pods or not same_machine(node, member):
+            return
+        held_up: Unavailable | None = None
+        for pod in pods.stale(await self._api.list_pods(node.name), member):
+            if not self._members.leading:
+                return
+            try:
+                await self._api.evict(pod)
+            except Unavailable as error:  # one budget must not hold the others up
+                held_up = error
+                continue
+            self.evicted += 1
+            meta, address = pod.metadata, pod.status.pod_ip
+            log.info("node %s: evicted %s/%s (%s)", node.name, meta.namespace, meta.name, address)
+        if held_up is not None:
+            raise held_up
 
     async def _apply(self, node: Node, member: Member | None, want: Wanted) -> bool:
         """The podCIDR before the condition that lets pods in; False when the Node is another one by now."""
@@ -363,22 +395,24 @@ class Bridge:
             self.nodes[node.name] = latest
         return latest
 
-    async def _warn(self, node: Node, warning: str, about: str) -> None:
-        """An Event, once for each warning until it changes."""
+    async def _warn(
+        self, node: Node, warning: str, about: str, *, kind: str = "node", action: str = "WritePodCIDR"
+    ) -> None:
+        """An Event, once for each warning of its kind until it changes."""
         if not warning:
-            self._warned.pop(node.name, None)
+            self._warned.pop((node.name, kind), None)
             return
-        if self._warned.get(node.name) == warning:
+        if self._warned.get((node.name, kind)) == warning:
             return
         if len(self._warned) >= WARNINGS_LIMIT:
             self._warned.clear()
         await self._api.create_event(
             objects.event(
                 node, name=f"{node.name}.{new_id()[-12:]}", reason=about,
-                action="WritePodCIDR", note=warning, instance=self._instance, now=self._moment(micro=True),
+                action=action, note=warning, instance=self._instance, now=self._moment(micro=True),
             )
         )  # fmt: skip
-        self._warned[node.name] = warning
+        self._warned[node.name, kind] = warning
 
     def _moment(self, *, micro: bool = False) -> str:
         """RFC 3339, as metav1.Time (seconds) or metav1.MicroTime wants it."""

@@ -40,7 +40,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What the log and the agents say of the member with a Node's name.
 
     ``cidr`` is empty for one without a range; ``complaint`` is what the agent says, in words; ``node_uid`` is
-    the UID of the Node that the log says it is, empty while none is recorded.
+    the UID of the Node that the log says it is, empty while none is recorded. ``stray_ranges`` are former
+    ranges of which pods on it still have addresses (``stray_pods``: some of them), as its agent says.
     """
 
     uid: str
@@ -49,6 +50,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     agent: Agent
     complaint: str = ""
     node_uid: str = ""
+    stray_ranges: tuple[str, ...] = ()
+    stray_pods: tuple[str, ...] = ()
 
 
 class Condition(msgspec.Struct, frozen=True):

@@ -64,6 +64,8 @@ class ControllerMembers:
             agent=_agent(status, silent=name in state.unreachable, epoch=owned.epoch),
             node_uid=bound.node_uid if (bound := state.bound.get(name)) is not None else "",
             complaint="; ".join(status.conditions[:COMPLAINTS_SHOWN]) if status is not None else "",
+            stray_ranges=_former(status, owned.cidr),
+            stray_pods=status.stray_pods if status is not None else (),
         )
 
     def refusal(self, name: str) -> str:
@@ -101,10 +103,10 @@ class ControllerMembers:
         """Names from the log's events and from reports that say something new. Cancelled, it is deaf."""
         names: dict[str, None] = {}
         wake = asyncio.Event()
-        said: dict[str, tuple[str, tuple[str, ...]]] = {}
+        said: dict[str, tuple[object, ...]] = {}
 
         def reported(status: AgentStatus) -> None:
-            now = (status.state, status.conditions)
+            now = (status.state, status.conditions, status.stray_ranges, status.stray_pods)
             if said.get(status.node) != now:
                 said[status.node] = now
                 names[status.node] = None
@@ -147,13 +149,28 @@ def _agent(status: AgentStatus | None, *, silent: bool, epoch: int) -> Agent:
     return "ready" if status.state == "ready" and status.applied >= epoch else "not ready"
 
 
+def _former(status: AgentStatus | None, own: str) -> tuple[str, ...]:
+    """The ranges of its earlier pods, as far as they are ranges: an agent may say anything."""
+    found = []
+    for cidr in status.stray_ranges if status is not None else ():
+        with suppress(ValueError):
+            if str(IPv4Network(cidr)) != own:
+                found.append(cidr)
+    return tuple(found)
+
+
 @asynccontextmanager
 async def bridging(
-    controller: Controller, kubeconfig: Path | None, *, fence_deleted_s: float = 0.0
+    controller: Controller,
+    kubeconfig: Path | None,
+    *,
+    fence_deleted_s: float = 0.0,
+    evict_stale_pods: bool = False,
 ) -> AsyncIterator[Bridge]:
     """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
 
     ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
+    ``evict_stale_pods``: pods with addresses of an earlier range are evicted, not only told of.
 
     Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
     inside of the block ends the bridge, too.
@@ -177,7 +194,13 @@ async def bridging(
         lambda: controller.leadership.in_office and controller.replica.halted is None,
         submit,
     )
-    bridge = Bridge(client, members, instance=controller.name, fence_deleted_s=fence_deleted_s)
+    bridge = Bridge(
+        client,
+        members,
+        instance=controller.name,
+        fence_deleted_s=fence_deleted_s,
+        evict_stale_pods=evict_stale_pods,
+    )
 
     async def run() -> None:
         while True:

@@ -235,6 +235,24 @@ def test_each_node_has_one_agent_which_knows_its_kind_and_site(tmp_path: Path) -
         assert pod["tolerations"] == [{"operator": "Exists"}]
 
 
+def test_a_controller_that_evicts_pods_has_the_rights_for_it_and_others_have_not(tmp_path: Path) -> None:
+    def rights(folder: Path) -> set[tuple[str, str]]:
+        documents = list(yaml.safe_load_all((folder / "rbac.yaml").read_text()))
+        for document in documents:
+            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+        (role,) = (document for document in documents if document["kind"] == "ClusterRole")
+        return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
+
+    written = CliRunner().invoke(deploy, ["kubernetes", "--to", str(tmp_path), "--evict-stale-pods"])
+    assert written.exit_code == 0, written.output
+    assert rights(tmp_path) - rights(FOLDER) == {("pods", "list"), ("pods/eviction", "create")}
+    workload = yaml.safe_load((tmp_path / "controller.yaml").read_text())
+    arguments = workload["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--evict-stale-pods" in arguments
+    known = {f"--{key}" for key in options_of(command_of("controller"))}
+    assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
+
+
 def test_the_image_carries_every_plugin_that_our_file_names() -> None:
     """And the init container keeps what the host has."""
     dockerfile = (FOLDER.parent / "container" / "Dockerfile").read_text()

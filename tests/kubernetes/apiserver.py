@@ -43,6 +43,10 @@ class ApiServer:
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
+        self.pods: dict[str, dict[str, Any]] = {}
+        """By uid."""
+        self.guarded: set[str] = set()
+        """Names of pods that a disruption budget does not let go."""
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
         """(path, content type, patch) of each that was taken."""
         self.lists = 0
@@ -219,6 +223,36 @@ class ApiServer:
         self.events.append(event)
         return web.json_response(event, status=201)
 
+    def add_pod(self, name: str, node: str, address: str, **spec: Any) -> None:
+        """A pod runs on a Node."""
+        uid = f"pod-uid-{next(self._uids)}"
+        self.pods[uid] = {
+            "metadata": {"name": name, "namespace": "default", "uid": uid},
+            "spec": {"nodeName": node, **spec},
+            "status": {"phase": "Running", "podIP": address},
+        }
+
+    async def _pods(self, request: web.Request) -> web.StreamResponse:
+        field, _, node = request.query["fieldSelector"].partition("=")
+        assert field == "spec.nodeName"
+        found = [pod for pod in self.pods.values() if pod["spec"]["nodeName"] == node]
+        return web.json_response({"kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": found})
+
+    async def _evict(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        uid = next((uid for uid, pod in self.pods.items() if pod["metadata"]["name"] == name), "")
+        if not uid:
+            return status(404, "NotFound", f'pods "{name}" not found')
+        wanted = (await request.json())["deleteOptions"]["preconditions"]["uid"]
+        if wanted != uid:
+            return status(409, "Conflict", "the UID in the precondition does not match the UID in record")
+        if name in self.guarded:
+            return status(
+                429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget."
+            )
+        del self.pods[uid]
+        return web.json_response({"kind": "Status", "status": "Success"}, status=201)
+
     @asynccontextmanager
     async def serving(self, folder: Path) -> AsyncIterator[Path]:
         """Serve; yields a kubeconfig file."""
@@ -227,6 +261,8 @@ class ApiServer:
             web.get("/api/v1/nodes", self._list),
             web.patch("/api/v1/nodes/{name}", self._patch),
             web.patch("/api/v1/nodes/{name}/status", self._patch),
+            web.get("/api/v1/pods", self._pods),
+            web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
             web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),
         ])  # fmt: skip
         runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -26,6 +26,11 @@ class Table:
         self.members[name] = Member(uid=f"m-{name}", cidr=cidr, epoch=number + 2, agent=agent)  # type: ignore[arg-type]
         self.names.put_nowait(name)
 
+    def strand(self, name: str, *ranges: str) -> None:
+        """Its agent says that pods still have addresses of these former ranges."""
+        self.members[name] = msgspec.structs.replace(self.members[name], stray_ranges=ranges)
+        self.names.put_nowait(name)
+
     def remove(self, name: str) -> None:
         del self.members[name]
         self.nodes.pop(name, None)

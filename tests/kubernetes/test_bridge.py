@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,12 +24,10 @@ from tests.waiting import until
 
 
 @asynccontextmanager
-async def bridged(
-    folder: Path, server: ApiServer, table: Table, *, fence_deleted_s: float = 0.0
-) -> AsyncIterator[Bridge]:
+async def bridged(folder: Path, server: ApiServer, table: Table, **options: Any) -> AsyncIterator[Bridge]:
     async with server.serving(folder) as kubeconfig:
         client = await KubernetesClient.open(kubeconfig)
-        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1), fence_deleted_s=fence_deleted_s)
+        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1), **options)
         running = asyncio.create_task(bridge.run())
         try:
             yield bridge
@@ -271,3 +270,47 @@ async def test_renamed_foreign_and_overcommitted_nodes_are_told_by_events(tmp_pa
         assert "110" in notes["n1"][1]
         assert "61" in notes["n1"][1]
         assert server.network("n1") == ("False", "IsthmusIsUp")
+
+
+async def test_pods_of_an_earlier_range_are_told_of_and_evicted_only_where_asked(tmp_path: Path) -> None:
+    """Of n0's former range: two, one behind a budget, a static one; others: of the host's network, its own."""
+    server, table = ApiServer(), Table()
+    server.add("n0")
+    server.add("n1")
+    table.say("n0", 0)
+    table.say("n1", 1)
+    server.add_pod("old", "n0", "10.200.9.2")
+    server.add_pod("guarded", "n0", "10.200.9.3")
+    server.guarded = {"guarded"}
+    server.add_pod("own", "n0", "10.200.0.5")
+    server.add_pod("host", "n0", "10.200.9.1", hostNetwork=True)
+    server.add_pod("static", "n0", "10.200.9.4")
+    server.add_pod("elsewhere", "n1", "10.200.9.6")
+    next(pod for pod in server.pods.values() if pod["metadata"]["name"] == "static")["metadata"][
+        "annotations"
+    ] = {"kubernetes.io/config.mirror": "x"}
+
+    def left() -> set[str]:
+        return {pod["metadata"]["name"] for pod in server.pods.values()}
+
+    everybody = left()
+    async with bridged(tmp_path, server, table):
+        table.strand("n0", "10.200.9.0/26")
+        await until(lambda: server.events)
+        await until(lambda: all(server.network(name) == ("False", "IsthmusIsUp") for name in ("n0", "n1")))
+        (event,) = server.events
+        assert event["reason"] == "IsthmusStalePods"
+        assert "10.200.9.0/26" in event["note"]
+        assert "--evict-stale-pods" in event["note"]
+        assert left() == everybody
+    async with bridged(tmp_path, server, table, evict_stale_pods=True) as bridge:
+        await until(lambda: "disruption budget" in bridge.problem)
+        assert left() == everybody - {"old"}
+        server.guarded = set()
+        await until(lambda: left() == everybody - {"old", "guarded"})
+        await until(lambda: bridge.evicted == 2)
+        table.strand("n0")
+        server.add_pod("new", "n0", "10.200.9.7")
+        server.add("last")
+        await until(lambda: server.network("last") is not None)
+        assert "new" in left()
