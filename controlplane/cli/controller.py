@@ -58,8 +58,8 @@ _data = click.option(
     "--evict-stale-pods",
     is_flag=True,
     envvar="ISTHMUS_EVICT_STALE_PODS",
-    help="Evict pods that kept an address of a Node's earlier range; needs the rights of `isthmus deploy "
-    "kubernetes --evict-stale-pods`.",
+    help="Evict pods that kept an address of a Node's earlier range; needs the rights that `isthmus deploy "
+    "kubernetes --to manifests --evict-stale-pods` writes.",
 )
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
