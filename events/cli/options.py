@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BusContext",
+    "awaited",
     "bus_options",
     "confirm",
     "controller",
@@ -122,6 +123,16 @@ async def controller(context: BusContext) -> AsyncIterator[ControllerClient]:
     finally:
         await traced.hand_over()
         await client.close()
+
+
+def awaited(function: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
+    """A command that is a coroutine, as click calls it; see :func:`run`."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **options: Any) -> T:
+        return run(function(*args, **options))
+
+    return wrapper
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

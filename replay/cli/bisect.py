@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
@@ -18,7 +16,8 @@ from replay.cli.session import LogSource, opened, progress, source_options
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option("--list", "show", is_flag=True, help="Show the ready-made conditions, names and functions.")
 @json_option
-def bisect_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def bisect_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, condition: str, since: str, until: str, show: bool, as_json: bool
 ) -> None:
     """The first event behind which CONDITION no longer holds. Exit code 1 when there is one.
@@ -37,24 +36,6 @@ def bisect_command(  # noqa: PLR0917  click passes options by name
         return
     if not condition:
         raise click.UsageError("Missing argument 'CONDITION' (--list shows what it may say).")
-    if run(_bisect(source, condition, since, until, as_json=as_json)):
-        sys.exit(1)
-
-
-def _list(*, as_json: bool) -> None:
-    from replay.queries.bisect import READY
-    from replay.queries.expression import FUNCTIONS, VARIABLES
-
-    rows = [("ready-made", name, text) for name, (text, _) in READY.items()]
-    rows += [("name", name, text) for name, (_, _, text) in VARIABLES.items()]
-    rows += [("function", name, text) for name, (_, text) in FUNCTIONS.items()]
-    if as_json:
-        print_json([{"kind": kind, "name": name, "meaning": text} for kind, name, text in rows])
-    else:
-        print_table(("", "name", "meaning"), rows)
-
-
-async def _bisect(source: LogSource, condition: str, since: str, until: str, *, as_json: bool) -> bool:
     from replay.queries.bisect import bisect
 
     async with opened(source) as session:
@@ -78,4 +59,18 @@ async def _bisect(source: LogSource, condition: str, since: str, until: str, *, 
                 ("searched", f"{answer.method}, {answer.looked_at:,} states looked at"),
             ]
             print_table(("", ""), rows, title=condition)
-        return answer.failed is not None
+    if answer.failed is not None:
+        click.get_current_context().exit(1)
+
+
+def _list(*, as_json: bool) -> None:
+    from replay.queries.bisect import READY
+    from replay.queries.expression import FUNCTIONS, VARIABLES
+
+    rows = [("ready-made", name, text) for name, (text, _) in READY.items()]
+    rows += [("name", name, text) for name, (_, _, text) in VARIABLES.items()]
+    rows += [("function", name, text) for name, (_, text) in FUNCTIONS.items()]
+    if as_json:
+        print_json([{"kind": kind, "name": name, "meaning": text} for kind, name, text in rows])
+    else:
+        print_table(("", "name", "meaning"), rows)

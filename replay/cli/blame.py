@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, Word, at_option, opened, source_options
 
@@ -15,16 +15,13 @@ from replay.cli.session import LogSource, Word, at_option, opened, source_option
 @click.argument("name")
 @at_option
 @json_option
-def blame_command(source: LogSource, kind: str, name: str, at: str, as_json: bool) -> None:
+@awaited
+async def blame_command(source: LogSource, kind: str, name: str, at: str, as_json: bool) -> None:
     """Which event last set each attribute of a node.
 
     \b
     isthmus replay blame node idc-7 --at -2h
     """
-    run(_blame(source, kind, name, at, as_json=as_json))
-
-
-async def _blame(source: LogSource, kind: str, name: str, at: str, *, as_json: bool) -> None:
     from replay.queries.lives import blame
 
     async with opened(source) as session:

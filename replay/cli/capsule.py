@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
@@ -19,7 +19,8 @@ from replay.cli.session import LogSource, opened, progress, source_options
 @click.option("--to", "until", default="now", show_default=True, metavar="WHEN", help="The last event.")
 @click.option("--reason", default="", help="What happened, for whoever opens it.")
 @json_option
-def capsule_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def capsule_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, file: str, since: str, until: str, reason: str, as_json: bool
 ) -> None:
     """Pack an incident: a stretch of the log, the state before it, the agents' reports.
@@ -30,10 +31,6 @@ def capsule_command(  # noqa: PLR0917  click passes options by name
     isthmus replay capsule incident.isthmus --from 'yesterday 14:00' --to 'yesterday 14:20'
     isthmus lab --capsule incident.isthmus
     """
-    run(_capsule(source, file, since, until, reason, as_json=as_json))
-
-
-async def _capsule(source: LogSource, file: str, since: str, until: str, reason: str, *, as_json: bool) -> None:
     from replay.capsule import make_capsule
 
     async with opened(source) as session:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, TimesAsArguments, opened, progress, source_options
 
@@ -16,17 +16,14 @@ from replay.cli.session import LogSource, TimesAsArguments, opened, progress, so
 @click.argument("a", metavar="WHEN")
 @click.argument("b", metavar="WHEN", default="now")
 @json_option
-def diff_command(source: LogSource, a: str, b: str, as_json: bool) -> None:
+@awaited
+async def diff_command(source: LogSource, a: str, b: str, as_json: bool) -> None:
     """What changed between two moments.
 
     \b
     isthmus replay diff -2h now
     isthmus replay diff 4000 5000 --archive prod.isthmus
     """
-    run(_diff(source, a, b, as_json=as_json))
-
-
-async def _diff(source: LogSource, a: str, b: str, *, as_json: bool) -> None:
     from replay.queries.difference import difference
 
     async with opened(source) as session:

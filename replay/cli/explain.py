@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.log import brief
 from replay.cli.session import LogSource, Session, Word, opened, source_options
@@ -27,7 +27,8 @@ _AGENTS_SHOWN = 30
     "--spans", default="", metavar="FILE", help="A span store's file instead of the live controller's."
 )
 @json_option
-def explain_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def explain_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, kind: str, name: str, every: bool, until: str, spans: str, as_json: bool
 ) -> None:
     """From the command to the kernels: who asked, what it caused, which agents applied it when.
@@ -37,12 +38,6 @@ def explain_command(  # noqa: PLR0917  click passes options by name
     isthmus replay explain range 10.200.7.0/26 --all
     isthmus replay explain sequence 4711
     """
-    run(_explain(source, kind, name, until, spans, every=every, as_json=as_json))
-
-
-async def _explain(
-    source: LogSource, kind: str, name: str, until: str, spans: str, *, every: bool, as_json: bool
-) -> None:
     from replay.queries.explain import explain
 
     async with opened(source) as session:

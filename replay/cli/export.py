@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, controllers_checkpoints, opened, progress, source_options
 from replay.output_files import whole_file
@@ -35,7 +35,8 @@ from replay.output_files import whole_file
     help="Say in this file when it was done, for node_exporter's textfile collector (a name ending in .prom).",
 )
 @json_option
-def export_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def export_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
     file: str,
     resume: bool,
@@ -56,20 +57,6 @@ def export_command(  # noqa: PLR0917  click passes options by name
     isthmus replay export tuesday.isthmus --since monday.isthmus
     zstd -dc prod.isthmus | jq -c 'select(.type == "node.joined.v1") | .body.node'
     """
-    run(_export(source, file, since, sign, checkpoints, metrics, resume=resume, as_json=as_json))
-
-
-async def _export(  # noqa: PLR0917  the command's options
-    source: LogSource,
-    file: str,
-    since: str,
-    sign: str,
-    checkpoints: str,
-    metrics: str,
-    *,
-    resume: bool,
-    as_json: bool,
-) -> None:
     from controlplane.controller.publishing.checkpoints import SigningKey, read_checkpoints
     from replay.transfer import export
 

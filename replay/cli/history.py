@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import fields_line, print_json, print_table
 from replay.cli.session import LogSource, Word, opened, source_options
 
@@ -17,7 +17,8 @@ from replay.cli.session import LogSource, Word, opened, source_options
 @click.argument("name", default="")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @json_option
-def history_command(source: LogSource, kind: str, name: str, until: str, as_json: bool) -> None:
+@awaited
+async def history_command(source: LogSource, kind: str, name: str, until: str, as_json: bool) -> None:
     """The life of a node, a range (CIDR), a CLB reservation or the cluster.
 
     \b
@@ -27,10 +28,6 @@ def history_command(source: LogSource, kind: str, name: str, until: str, as_json
     """
     if not name and kind != "cluster":
         raise click.UsageError(f"Missing argument 'NAME': which {kind}?")
-    run(_history(source, kind, name, until, as_json=as_json))
-
-
-async def _history(source: LogSource, kind: str, name: str, until: str, *, as_json: bool) -> None:
     from replay.queries.lives import life
 
     async with opened(source) as session:

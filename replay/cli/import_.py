@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.options import BusContext, awaited, bus_options, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import progress
 
@@ -16,7 +16,10 @@ from replay.cli.session import progress
 @bus_options
 @click.option("--replicas", type=click.Choice(["1", "3"]), default=None, help="Of the stream [1].")
 @json_option
-def import_command(archives: tuple[str, ...], context: BusContext, replicas: str | None, as_json: bool) -> None:
+@awaited
+async def import_command(
+    archives: tuple[str, ...], context: BusContext, replicas: str | None, as_json: bool
+) -> None:
     """Write an archive into an empty stream, byte for byte, and read it back: disaster recovery.
 
     The stream is made if it is missing. Stop the controllers first and start them afterwards; agents
@@ -25,12 +28,6 @@ def import_command(archives: tuple[str, ...], context: BusContext, replicas: str
     \b
     isthmus replay import --archive prod.isthmus --cluster prod --bus nats://new:4222
     """
-    run(_import(archives, context, int(replicas) if replicas else None, as_json=as_json))
-
-
-async def _import(
-    archives: tuple[str, ...], context: BusContext, replicas: int | None, *, as_json: bool
-) -> None:
     from events.bus.connection import connect
     from events.jetstream.log import JetStreamLog
     from replay.archive.reader import ArchiveLog
@@ -40,7 +37,9 @@ async def _import(
     client = None
     try:
         client = await connect(context.bus, name="isthmus-import")
-        log = await JetStreamLog.open(client, context.cluster, create=True, replicas=replicas)
+        log = await JetStreamLog.open(
+            client, context.cluster, create=True, replicas=int(replicas) if replicas else None
+        )
         with progress("writing", archive.last) as tick, progress("reading back", archive.last) as again:
             done = await import_archive(archive, log, tick, again)
     finally:

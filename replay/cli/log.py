@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import fields_line, print_table
 from replay.cli.session import LogSource, Session, opened, progress, source_options
 
@@ -40,7 +40,8 @@ _TABLE_ROWS = 500
 )
 @click.option("-f", "--follow", is_flag=True, help="Wait for more, until Ctrl-C.")
 @json_option
-def log_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def log_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
     node: str,
     range_: str,
@@ -62,21 +63,13 @@ def log_command(  # noqa: PLR0917  click passes options by name
     isthmus replay log --type range. --from -2h
     isthmus replay log --by ops@ --from 'yesterday 14:00' --to 'yesterday 15:00' -n 0
     """
-    from replay.queries.entries import Filter
+    from replay.queries.entries import Filter, Matcher, entries, newest
 
     if follow and until:
         raise click.UsageError("--follow waits for what is still to come: leave out --to.")
     wanted = Filter(
         node=node, range=range_, address=address, types=types, actor=by, command=command, trace=trace
     )
-    run(_log(source, wanted, since, until, lines, follow=follow, as_json=as_json))
-
-
-async def _log(
-    source: LogSource, wanted: Filter, since: str, until: str, lines: int, *, follow: bool, as_json: bool
-) -> None:
-    from replay.queries.entries import Matcher, entries, newest
-
     Matcher(wanted)  # a filter that cannot be is told of before anything is read
     async with opened(source) as session:
         after = (await session.point(since)).sequence if since else session.history.start

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json
 from replay.cli.session import LogSource, Word, opened, progress, source_options
 
@@ -20,7 +20,8 @@ from replay.cli.session import LogSource, Word, opened, progress, source_options
 @click.option(
     "-o", "--output", "file", required=True, type=click.Path(dir_okay=False), help="The picture: .svg or .png."
 )
-def plot_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def plot_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, kind: str, since: str, until: str, file: str, as_json: bool
 ) -> None:
     """Draw the past: pool use, churn, or the ring of ranges with its cyclic order.
@@ -29,10 +30,6 @@ def plot_command(  # noqa: PLR0917  click passes options by name
     isthmus replay plot pool --from '7d ago' -o pool.svg
     isthmus replay plot ring -o ring.png
     """
-    run(_plot(source, kind, since, until, file, as_json=as_json))
-
-
-async def _plot(source: LogSource, kind: str, since: str, until: str, file: str, *, as_json: bool) -> None:
     from replay.plots import PlotRequest, draw
 
     async with opened(source) as session:

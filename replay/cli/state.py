@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, at_option, opened, progress, source_options
 
@@ -17,17 +17,14 @@ from replay.cli.session import LogSource, at_option, opened, progress, source_op
 @click.option("--nodes", "list_nodes", is_flag=True, help="List all members.")
 @click.option("--ranges", "list_ranges", is_flag=True, help="List all ranges that are not free.")
 @json_option
-def state_command(source: LogSource, at: str, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
+@awaited
+async def state_command(source: LogSource, at: str, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
     """The cluster's whole state at a moment: plan, pool, members, reservations, digest.
 
     \b
     isthmus replay state --at -2h
     isthmus replay state --at 4711 --nodes --archive prod.isthmus
     """
-    run(_state(source, at, list_nodes=list_nodes, list_ranges=list_ranges, as_json=as_json))
-
-
-async def _state(source: LogSource, at: str, *, list_nodes: bool, list_ranges: bool, as_json: bool) -> None:
     from controlplane.controller.answers import NO_REPORTS, node_view, show_cluster
     from controlplane.controller.presenters import range_view
     from events.protocol.queries import ShowCluster

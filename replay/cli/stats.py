@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 @click.option("--from", "since", default="start", metavar="WHEN", help="Count behind this moment only.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @json_option
-def stats_command(source: LogSource, since: str, until: str, as_json: bool) -> None:
+@awaited
+async def stats_command(source: LogSource, since: str, until: str, as_json: bool) -> None:
     """Joins, leaves, lifetimes, reuse distance of ranges, and when the pool will be full.
 
     \b
     isthmus replay stats --from '7d ago'
     """
-    run(_stats(source, since, until, as_json=as_json))
-
-
-async def _stats(source: LogSource, since: str, until: str, *, as_json: bool) -> None:
     from replay.queries.stats import stats
 
     async with opened(source) as session:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import default_actor, json_option, run
+from events.cli.options import awaited, default_actor, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, Session, opened, progress, source_options
 
@@ -40,7 +39,8 @@ _SHOWN = 40
 @click.option("--expect", default="", metavar="SEQ:DIGEST", help="A head known from elsewhere.")
 @click.option("--jobs", default=0, help="Processes for the checks of form [one per processor].")
 @json_option
-def verify_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def verify_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
     report_file: str | None,
     public_keys: tuple[str, ...],
@@ -62,25 +62,6 @@ def verify_command(  # noqa: PLR0917  click passes options by name
     isthmus replay verify --archive prod.isthmus --public-key controller.pub
     isthmus replay verify --against monday.isthmus
     """
-    from events.errors import Usage
-
-    if jobs < 0:
-        raise Usage("usage", f"--jobs is {jobs}; the least is 0, for one per processor")
-    if not run(_verify(source, report_file, public_keys, files, against, expect, jobs, as_json=as_json)):
-        sys.exit(1)
-
-
-async def _verify(  # noqa: PLR0917  the options, passed on
-    source: LogSource,
-    report_file: str | None,
-    public_keys: tuple[str, ...],
-    files: tuple[str, ...],
-    against: tuple[str, ...],
-    expect: str,
-    jobs: int,
-    *,
-    as_json: bool,
-) -> bool:
     from controlplane.controller.publishing.checkpoints import load_public_key, read_checkpoints
     from events.errors import Usage
     from replay.output_files import whole_file
@@ -89,6 +70,8 @@ async def _verify(  # noqa: PLR0917  the options, passed on
     from replay.verification.report import html
     from replay.verification.verify import verify
 
+    if jobs < 0:
+        raise Usage("usage", f"--jobs is {jobs}; the least is 0, for one per processor")
     keys = tuple(dict.fromkeys(load_public_key(key) for key in public_keys))
     checkpoints: list[Checkpoint] = []
     for file in files:
@@ -109,7 +92,7 @@ async def _verify(  # noqa: PLR0917  the options, passed on
         stated, told = await _controller(source)
         states.extend(stated)
         checkpoints.extend(told)
-    async with _tolerant(source) as session:
+    async with opened(source, tolerant=True) as session:
         wanted: Wanted = Wanted(
             checkpoints=tuple(checkpoints) + _carried(session),
             public_keys=keys,
@@ -128,32 +111,8 @@ async def _verify(  # noqa: PLR0917  the options, passed on
             print_json(report)
         else:
             _print(session, report, report_file)
-        return report.sound
-
-
-def _tolerant(source: LogSource):  # type: ignore[no-untyped-def]  # noqa: ANN202  the context manager of opened()
-    """Like :func:`opened`, but an archive whose manifest is damaged is opened all the same."""
-    from contextlib import asynccontextmanager
-
-    from events.errors import VerificationFailed
-    from replay.archive.reader import ArchiveLog
-    from replay.archive_index import archive_history
-    from replay.when import zone
-
-    @asynccontextmanager
-    async def anyhow():  # type: ignore[no-untyped-def]  # noqa: ANN202
-        archive = ArchiveLog(*source.archives, by_manifest=False)
-        try:
-            yield Session(await archive_history(archive), source, zone(source.tz))
-        finally:
-            archive.close()
-
-    if source.archives:
-        try:
-            ArchiveLog(*source.archives).close()
-        except VerificationFailed:
-            return anyhow()
-    return opened(source)
+    if not report.sound:
+        click.get_current_context().exit(1)
 
 
 def _carried(session: Session) -> tuple[Checkpoint, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import fields_line, print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
@@ -31,7 +31,8 @@ _ROWS = 30
     help='Extra commands at the fork: JSON lines like {"command": "remove-node", "node": "idc-7"}.',
 )
 @json_option
-def whatif_command(  # noqa: PLR0917  click passes options by name
+@awaited
+async def whatif_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
     fork: str,
     until: str,
@@ -52,27 +53,6 @@ def whatif_command(  # noqa: PLR0917  click passes options by name
     isthmus replay whatif --pods 128 --at 'monday'
     isthmus replay whatif --at -1d --append 10.201.0.0/16
     """
-    run(_whatif(source, fork, until, cidr, pods, services, appended, commands, as_json=as_json))
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return fields_line(value)
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-async def _whatif(  # noqa: PLR0917  the options, passed on
-    source: LogSource,
-    fork: str,
-    until: str,
-    cidr: str,
-    pods: int,
-    services: int,
-    appended: tuple[str, ...],
-    commands: str | None,
-    *,
-    as_json: bool,
-) -> None:
     from replay.queries.other_plan import OtherPlan, parse_commands
     from replay.queries.whatif import whatif
 
@@ -124,3 +104,9 @@ async def _whatif(  # noqa: PLR0917  the options, passed on
                 [(m.node, m.recorded or "–", m.imagined or "–") for m in answer.moved[:_ROWS]],
                 title=f"the first {_ROWS}" if answer.differing > _ROWS else "",
             )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return fields_line(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

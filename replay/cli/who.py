@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import json_option, run
+from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, Session, at_option, opened, source_options
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 )
 @at_option
 @json_option
-def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None:
+@awaited
+async def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None:
     """Whose an address was: node, uid, epoch, from when to when, who asked for it.
 
     For a pod's address: the node whose range held it. "Nobody" names the last one.
@@ -30,10 +31,6 @@ def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None
     isthmus replay who --ip 10.200.7.9
     isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00' --archive prod.isthmus
     """
-    run(_who(source, address, at, as_json=as_json))
-
-
-async def _who(source: LogSource, address: str, at: str, *, as_json: bool) -> None:
     from replay.queries.who import who
 
     async with opened(source) as session:

@@ -104,11 +104,13 @@ def _note(text: str) -> None:
 
 
 @asynccontextmanager
-async def opened(source: LogSource) -> AsyncIterator[Session]:
+async def opened(source: LogSource, *, tolerant: bool = False) -> AsyncIterator[Session]:
     """Open the history that the options name. Raises Unavailable, Refused, VerificationFailed, Usage.
 
+    With ``tolerant`` an archive whose manifest is damaged is opened all the same.
     A cancellation inside of the block closes it, too.
     """
+    from events.errors import VerificationFailed
     from replay.when import zone
 
     tz = zone(source.tz)
@@ -116,7 +118,12 @@ async def opened(source: LogSource) -> AsyncIterator[Session]:
         from replay.archive.reader import ArchiveLog
         from replay.archive_index import archive_history
 
-        archive = ArchiveLog(*source.archives)
+        try:
+            archive = ArchiveLog(*source.archives)
+        except VerificationFailed:
+            if not tolerant:
+                raise
+            archive = ArchiveLog(*source.archives, by_manifest=False)
         try:
             history = await archive_history(archive)
             if not archive.finished:
@@ -136,7 +143,6 @@ async def opened(source: LogSource) -> AsyncIterator[Session]:
             archive.close()
         return
     from events.bus.connection import connect
-    from events.errors import VerificationFailed
     from events.jetstream.log import JetStreamLog
     from replay.stream_index import stream_history
 
