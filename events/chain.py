@@ -61,6 +61,15 @@ def genesis(cluster: str) -> Head:
     return Head(0, sha256(f"isthmus/{cluster}".encode()).digest())
 
 
+def stated_digest(text: str) -> bytes | None:
+    """The digest that an event or a description states in hexadecimal; None when the text is no digest."""
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return digest if len(digest) == 32 else None
+
+
 def link(previous: bytes, sequence: int, subject: str, headers: Mapping[str, str], body: bytes) -> bytes:
     """The digest of the event that follows ``previous`` (32 bytes each).
 

@@ -20,10 +20,3 @@ def printable(text: str, limit: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c in _SPACES else REPLACEMENT for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """The same for a text of several lines: line breaks and tabs stay."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else REPLACEMENT for c in text)

@@ -1,7 +1,8 @@
 """Reading a log so that it can be believed: each event linked to the one before it, and without what is parked.
 
-:func:`verified` is the one loop for readers that want events. :class:`LeavingOut` is the one answer to an event
-that cannot be followed: ask the log whether it is parked, and begin anew where it had been followed.
+:func:`linked` is the one place where a link is checked, :func:`step` takes a whole event, and :func:`verified`
+is the loop for readers of many. :class:`LeavingOut` is the one answer to an event that cannot be followed: ask
+the log whether it is parked, and begin anew where it had been followed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,30 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import NamedTuple, cast
 
-from events.chain import CHAIN_HEADER, Head, genesis, verify_link
-from events.codec import Recorded, decode
+from events.chain import CHAIN_HEADER, Head, genesis, stated_digest, verify_link
+from events.codec import Recorded, StoredMessage, decode, event_of
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
 from events.parking import parked_in
+from events.types import Event
 
 log = logging.getLogger("isthmus.log")
+
+
+def linked(head: Head, message: StoredMessage) -> Head:
+    """The head behind ``message``. Raises VerificationFailed (``chain_broken``, ``sequence_gap``)."""
+    sequence, subject, headers, body, _ = message
+    return verify_link(head, sequence, subject, headers, body)
+
+
+def step(head: Head, message: StoredMessage, parked: frozenset[int]) -> tuple[Head, Event]:
+    """The head behind ``message`` and its event, whatever its envelope says; a skipped event if it is parked.
+
+    Raises VerificationFailed (``chain_broken``, ``sequence_gap``, ``event_malformed``).
+    """
+    sequence, subject, headers, body, _ = message
+    behind = verify_link(head, sequence, subject, headers, body)
+    return behind, event_of(headers.get("ce-type", ""), body, sequence, parked)
 
 
 class VerifiedBatch(NamedTuple):
@@ -55,12 +73,8 @@ async def verified(
             events: list[Recorded] = []
             failure: VerificationFailed | None = None
             for message in batch.messages:
-                sequence, subject, headers, body, _ = message
                 try:
-                    if head is None:
-                        found = Head(sequence, bytes.fromhex(headers.get(CHAIN_HEADER, "")))
-                    else:
-                        found = verify_link(head, sequence, subject, headers, body)
+                    found = linked(head, message) if head is not None else stated_head(message)
                     events.append(decode(message, left_out))
                 except VerificationFailed as error:
                     failure = error
@@ -69,6 +83,12 @@ async def verified(
             yield VerifiedBatch(events, head or Head(position, b""), batch.pending)
             if failure is not None:
                 raise failure
+
+
+def stated_head(message: StoredMessage) -> Head:
+    """The head behind ``message`` as it states it; zeros when it states no digest."""
+    stated = stated_digest(message.headers.get(CHAIN_HEADER, ""))
+    return Head(message.sequence, stated or bytes(32))
 
 
 class LeavingOut:

@@ -70,11 +70,6 @@ def node_from_token(value: str) -> str:
     return value.replace("_", ".")
 
 
-def range_from_token(value: str) -> str:
-    """The CIDR that :func:`token` encoded."""
-    return value.replace("_", ".").replace("-", "/")
-
-
 def stream(cluster: str) -> str:
     """The name of the cluster's event stream."""
     return f"ISTHMUS_{cluster}"

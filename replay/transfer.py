@@ -17,10 +17,11 @@ from typing import Literal
 import msgspec
 
 from controlplane.controller.publishing.checkpoints import Checkpoint
-from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Head, genesis, verify_link
+from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Head, genesis
 from events.codec import OutgoingMessage, StoredMessage
 from events.errors import IsthmusError, Refused, VerificationFailed
 from events.log import BATCH_LIMIT, EventLog
+from events.reading import linked, stated_head
 from replay.archive.directory import ArchiveFile, half_made
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
@@ -86,23 +87,21 @@ async def export(
         async for batch in history.messages(after=first):
             for message in batch:
                 try:
-                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                    head = linked(head, message)
                 except VerificationFailed as error:
                     broken += 1
                     first_broken = first_broken or error.message
-                    head = _stated(message)
+                    head = stated_head(message)
             writer.add(batch)
             if progress:
                 progress(head.sequence)
         writer.note([Note(note="checkpoint", content=msgspec.Raw(_encode(item))) for item in checkpoints])
         manifest = writer.finish(signer)
-    except OSError as error:
+    except BaseException as error:
         writer.abandon()
         _remove_if_empty(path)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        writer.abandon()
-        _remove_if_empty(path)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
         raise
     return Exported(
         path=str(path),
@@ -124,13 +123,6 @@ def _remove_if_empty(path: str | Path) -> None:
         if file.events:
             return
     Path(path).unlink(missing_ok=True)
-
-
-def _stated(message: StoredMessage) -> Head:
-    try:
-        return Head(message.sequence, bytes.fromhex(message.headers.get(CHAIN_HEADER, "")))
-    except ValueError:
-        return Head(message.sequence, bytes(32))
 
 
 def _end_of(path: str | Path) -> tuple[str, Head]:
@@ -203,9 +195,7 @@ async def import_archive(
     async for batch in source.messages(after=head.sequence):
         for part in _transactions(batch):
             for message in part:
-                position = verify_link(
-                    position, message.sequence, message.subject, message.headers, message.body
-                )
+                position = linked(position, message)
             await log.append(
                 [as_published(message) for message in part], expected=part[0].sequence - 1, timeout_s=30
             )

@@ -7,6 +7,7 @@ so that trying again is always safe.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from events import subjects
 from events.bus.connection import was_denied
-from events.bus.retry import backoff_s, raise_if_cancelled
+from events.bus.retry import pauses, raise_if_cancelled
 from events.errors import IsthmusError, OutcomeUnknown, Overloaded, Refused, Unavailable, from_wire
 from events.ids import new_id
 from events.protocol.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_VERSION, Command, CommandReply
@@ -31,6 +32,7 @@ A = TypeVar("A", bound=msgspec.Struct)
 
 _encode = msgspec.json.Encoder().encode
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S = 0.05, 1.0
+_TRY_LEAST_S = 0.05
 _ERROR_HEADER = "Nats-Service-Error-Code"
 _reply = msgspec.json.Decoder(CommandReply)
 
@@ -109,20 +111,12 @@ class ControllerClient:
         else:
             subject = subjects.command(self.cluster, command.name)
         body = _encode(command)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        failures, unanswered, last = 0, False, None
-        while True:
-            left_s = deadline - loop.time()
+        unanswered, last = False, None
+        async for left_s in self._tries(timeout_s):
             try:
-                return await self._once(subject, body, head, max(0.05, min(try_timeout_s, left_s)))
+                return await self._once(subject, body, head, min(try_timeout_s, left_s))
             except NoRespondersError:
-                last = Unavailable(
-                    "no_controller",
-                    f"no controller answers for cluster {self.cluster!r} (waited {timeout_s:g} s): "
-                    f"start one with `isthmus controller` or check --cluster",
-                    cluster=self.cluster,
-                )
+                last = self._nobody(timeout_s)
             except (NatsTimeoutError, TimeoutError):
                 self._check_permitted(subject)
                 unanswered = True
@@ -132,11 +126,6 @@ class ControllerClient:
                 last = error
             except NatsError as error:
                 last = Unavailable("bus_unreachable", f"the bus connection failed: {error}")
-            pause_s = backoff_s(failures, first_s=_PAUSE_FIRST_S, longest_s=_PAUSE_LONGEST_S)
-            if loop.time() + pause_s >= deadline:
-                break
-            await asyncio.sleep(pause_s)
-            failures += 1
         if last is not None and not unanswered:
             raise last
         raise OutcomeUnknown(
@@ -169,34 +158,35 @@ class ControllerClient:
         Raises whatever error the controller answered with, and Unavailable(no_controller) when nobody did.
         Cancelled, the question may still be answered; it has no effect.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        failures = 0
-        while True:
-            left_s = deadline - loop.time()
+        last: BaseException | None = None
+        async for left_s in self._tries(timeout_s):
             try:
                 message = await self._nats.request(
                     subjects.query(self.cluster, query.name),
                     _encode(query),
-                    timeout=max(0.05, min(try_timeout_s, left_s)),
+                    timeout=min(try_timeout_s, left_s),
                 )
             except (NoRespondersError, NatsTimeoutError, TimeoutError) as error:
                 self._check_permitted(subjects.query(self.cluster, query.name))
-                pause_s = backoff_s(failures, first_s=_PAUSE_FIRST_S, longest_s=_PAUSE_LONGEST_S)
-                if loop.time() + pause_s >= deadline:
-                    raise Unavailable(
-                        "no_controller",
-                        f"no controller answers for cluster {self.cluster!r} (waited {timeout_s:g} s): "
-                        f"start one with `isthmus controller` or check --cluster",
-                        cluster=self.cluster,
-                    ) from error
-                await asyncio.sleep(pause_s)
-                failures += 1
+                last = error
                 continue
             except NatsError as error:
                 raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
             raise_if_cancelled()
             return _understand(message.data, message.headers or {}, shape)
+        raise self._nobody(timeout_s) from last
+
+    def _tries(self, timeout_s: float) -> AsyncIterator[float]:
+        deadline = asyncio.get_running_loop().time() + max(_TRY_LEAST_S, timeout_s)
+        return pauses(deadline, first_s=_PAUSE_FIRST_S, longest_s=_PAUSE_LONGEST_S)
+
+    def _nobody(self, waited_s: float) -> Unavailable:
+        return Unavailable(
+            "no_controller",
+            f"no controller answers for cluster {self.cluster!r} (waited {waited_s:g} s): "
+            f"start one with `isthmus controller` or check --cluster",
+            cluster=self.cluster,
+        )
 
     def _check_permitted(self, subject: str) -> None:
         """The server answers a forbidden request with silence; the reason came another way."""

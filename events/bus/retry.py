@@ -40,6 +40,15 @@ async def pauses(deadline: float, *, first_s: float = 0.02, longest_s: float = 1
         failures += 1
 
 
+async def happened(event: asyncio.Event, *, within_s: float) -> bool:
+    """Wait for the event, ``within_s`` seconds at most. Cancelled, only the waiting ends."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 def raise_if_cancelled() -> None:
     """Raise CancelledError when this task was asked to end and a library lost that.
 

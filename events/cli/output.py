@@ -43,6 +43,11 @@ def _take_json(context: click.Context, _parameter: click.Parameter, value: bool)
     return value or _settings(context).form in PROGRAMS
 
 
+_json_flag = click.option(
+    "--json", "as_json", is_flag=True, callback=_take_json, help="JSON for programs; the same as -o json."
+)
+
+
 def _form_option(choices: tuple[str, ...]) -> Callable[[Function], Function]:
     return click.option(
         "-o",
@@ -57,13 +62,7 @@ def _form_option(choices: tuple[str, ...]) -> Callable[[Function], Function]:
 
 def json_option(function: Function) -> Function:
     """Add ``--json`` and ``-o json|yaml``; the command receives ``as_json: bool`` and prints one document."""
-    function = click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        callback=_take_json,
-        help="JSON for programs; the same as -o json.",
-    )(function)
+    function = _json_flag(function)
     taken = {name for option in getattr(function, "__click_params__", ()) for name in option.opts}
     return function if taken & {"-o", "--output"} else _form_option(PROGRAMS)(function)
 
@@ -84,13 +83,7 @@ def listing_options(function: Function) -> Function:
         "--sort-by", metavar="COLUMN", expose_value=False, callback=_take("sort_by"), help="Order by a column."
     )
     @click.option("--watch", "-w", is_flag=True, help=f"Print it again every {WATCH_S:g} s, until Ctrl-C.")
-    @click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        callback=_take_json,
-        help="JSON for programs; the same as -o json.",
-    )
+    @_json_flag
     @_form_option((*PROGRAMS, *PEOPLE))
     @wraps(function)
     def wrapper(*args: Any, watch: bool, **rest: Any) -> Any:

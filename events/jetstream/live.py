@@ -25,7 +25,7 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.nats_fastpath import inline
-from events.bus.retry import jittered_s, pauses, raise_if_cancelled
+from events.bus.retry import happened, jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
@@ -344,6 +344,4 @@ class _Window:
                     return True
             due = min(check_at, self._late_at or check_at, now + _TICK_S)
             self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.001, due - now)):
-                    await self._arrived.wait()
+            await happened(self._arrived, within_s=max(0.001, due - now))

@@ -26,7 +26,7 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.nats_fastpath import inline
-from events.bus.retry import jittered_s, pauses, raise_if_cancelled
+from events.bus.retry import happened, jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
@@ -65,8 +65,6 @@ class PullReader:
         self._wildcard = subjects.events_wildcard(cluster)
         self._batch_size = batch_size
         self._patience_s = patience_s
-        self.sessions = 0
-        """Sessions begun so far; more than one per read says that something was repaired."""
 
     async def read(self, after: int, until: int | None, *, follow: bool) -> AsyncIterator[ReadBatch]:
         """See :meth:`events.log.LogReader.read`. Raises Unavailable(log_unavailable).
@@ -156,7 +154,6 @@ class PullReader:
                     if self._client.is_closed or (last.code == "log_missing" and not patient):
                         raise last from error
                     continue
-                self.sessions += 1
                 return session
             if not patient:
                 raise last or Unavailable("log_unavailable", f"stream {self._stream} does not answer")
@@ -290,9 +287,7 @@ class _Session:
         self._heard_at = loop.time()
         while not self._buffer and self._lost is None:
             self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
-                    await self._arrived.wait()
+            await happened(self._arrived, within_s=_TICK_S)
             if self._buffer or self._lost is not None:
                 return
             if self._client.is_closed:

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.bus.retry import raise_if_cancelled
+from events.bus.retry import happened, raise_if_cancelled
 from events.errors import BadRequest, Unavailable
 from events.jetstream.api import DEFAULT_PREFIX
 from events.jetstream.bus_time import bus_time
@@ -89,16 +89,11 @@ class StatusReader:
         Cancelled, it leaves nothing behind.
         """
         found: dict[str, Reported] = {}
-        position = 0
-        while True:
-            answer = await self._direct.after(position, subjects.status_wildcard(self._cluster))
-            for message in answer.messages:
-                reported = self._read(message.subject, message.body, message.recorded_ns)
-                if reported is not None:
-                    found[reported.status.node] = reported
-            if not answer.messages or not answer.pending:
-                return list(found.values())
-            position = answer.messages[-1].sequence
+        for message in await self._direct.every(subjects.status_wildcard(self._cluster)):
+            reported = self._read(message.subject, message.body, message.recorded_ns)
+            if reported is not None:
+                found[reported.status.node] = reported
+        return list(found.values())
 
     async def follow(self) -> AsyncIterator[list[Reported]]:
         """First what the stream holds, then what arrives, in lists; coalesced per node when the reader is slow.
@@ -137,9 +132,7 @@ class StatusReader:
                     continue
                 if self._client.is_closed:
                     raise Unavailable("bus_unreachable", "the connection to the bus was closed")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await arrived.wait()
+                await happened(arrived, within_s=1.0)
         finally:
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()

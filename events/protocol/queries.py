@@ -386,14 +386,3 @@ class ClbList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Answer = ClusterView | NodePage | NodeView | RangePage | Holder | ClbList | ClbAnswer
-
-ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
-    ShowCluster: ClusterView,
-    ListNodes: NodePage,
-    ShowNode: NodeView,
-    ListRanges: RangePage,
-    WhoHas: Holder,
-    ListClb: ClbList,
-    ShowClb: ClbAnswer,
-}
-"""Query → what its answer decodes to."""

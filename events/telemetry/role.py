@@ -24,6 +24,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -274,11 +275,16 @@ def _resource(role: str, instance: str, cluster: str, environ: Mapping[str, str]
     return Resource.create(attributes)
 
 
-def _otlp_missing(error: ModuleNotFoundError) -> Usage:
-    return Usage(
-        "usage",
-        f"OTLP export needs {error.name!r}, which is not installed: pip install './isthmus-VERSION.whl[otlp]'",
-    )
+def _otlp(module: str, name: str) -> Any:
+    """An exporter of the OTLP extra. Raises Usage(usage) when that is not installed."""
+    try:
+        return getattr(import_module(f"opentelemetry.exporter.otlp.proto.http.{module}"), name)()
+    except ModuleNotFoundError as error:
+        raise Usage(
+            "usage",
+            f"OTLP export needs {error.name!r}, which is not installed: "
+            "pip install './isthmus-VERSION.whl[otlp]'",
+        ) from error
 
 
 def _tracer_provider(
@@ -293,11 +299,7 @@ def _tracer_provider(
     if export == "console":
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
     elif export == "otlp":
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        except ModuleNotFoundError as error:
-            raise _otlp_missing(error) from error
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        provider.add_span_processor(BatchSpanProcessor(_otlp("trace_exporter", "OTLPSpanExporter")))
     return provider
 
 
@@ -326,9 +328,5 @@ def _meter_provider(
     if export == "console":
         readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
     elif export == "otlp":
-        try:
-            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        except ModuleNotFoundError as error:
-            raise _otlp_missing(error) from error
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        readers.append(PeriodicExportingMetricReader(_otlp("metric_exporter", "OTLPMetricExporter")))
     return MeterProvider(readers, resource=resource, shutdown_on_exit=False), registry

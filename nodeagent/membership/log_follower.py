@@ -23,14 +23,14 @@ from nats.aio.client import Client
 from events.bus.access.enrolment import keep_fresh
 from events.bus.client import ControllerClient
 from events.bus.connection import connect
-from events.chain import CHAIN_HEADER, verify_link
-from events.codec import StoredMessage, UnknownEvent, event_of
+from events.chain import CHAIN_HEADER
+from events.codec import StoredMessage, UnknownEvent
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
 from events.protocol.commands import JoinNode
-from events.reading import LeavingOut
+from events.reading import LeavingOut, step
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
 from events.types import CidrAppended
@@ -380,11 +380,9 @@ class LogFollower:
         view = self.view
         changes: list[Change] = []
         for message in messages:
-            sequence, subject, headers, body, _ = message
+            sequence = message.sequence
             try:
-                head = verify_link(view.head, sequence, subject, headers, body)
-                type_name = headers.get("ce-type", "")
-                event = event_of(type_name, body, sequence, self._parked.known)
+                head, event = step(view.head, message, self._parked.known)
                 changes += view.apply(sequence, event)
             except VerificationFailed as error:
                 return changes, error  # what came before it is sound, and is applied
@@ -393,7 +391,7 @@ class LogFollower:
                 log.info(
                     "event %d has the type %s, which this agent does not know",
                     sequence,
-                    type_name,
+                    event.type,
                     extra={"isthmus": {"sequence": sequence}},
                 )
             view.head = head

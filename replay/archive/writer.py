@@ -23,6 +23,7 @@ from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.envelope import format_time
 from events.errors import Refused, VerificationFailed
+from events.reading import stated_head
 from replay.archive import lines
 from replay.archive.directory import ArchiveFile, half_made
 from replay.archive.format import (
@@ -145,8 +146,7 @@ class ArchiveWriter:
             return
         self._buffer.extend(messages)
         last = messages[-1]
-        stated = last.headers.get(CHAIN_HEADER, "")
-        self.position = Head(last.sequence, _digest(stated))
+        self.position = stated_head(last)
         while len(self._buffer) >= EVENTS_PER_SEGMENT:
             self._flush(EVENTS_PER_SEGMENT)
 
@@ -255,12 +255,3 @@ def _whole(archive: ArchiveFile) -> list[Segment]:
                 raise
             segments.pop()
     return segments
-
-
-def _digest(stated: str) -> bytes:
-    """The digest that an event states; zeros when it states none that could be one."""
-    try:
-        digest = bytes.fromhex(stated)
-    except ValueError:
-        digest = b""
-    return digest if len(digest) == 32 else bytes(32)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from events.chain import stated_digest
 from events.errors import VerificationFailed
 from replay.archive.directory import ArchiveFile, decompress
 from replay.archive.format import Manifest, Segment, signed_text
@@ -144,10 +145,7 @@ def _check_segment(
 
 def lost(segment: Segment, before: bytes, findings: list[Finding]) -> LinesResult:
     """The result for a segment that cannot be read: the check goes on behind it by its description."""
-    try:
-        digest = bytes.fromhex(segment.head)
-    except ValueError:
-        digest = before
+    digest = stated_digest(segment.head) or before
     unknown = Transaction("", 0, 1)
     return LinesResult(
         segment.first, segment.last, 0, digest, unknown, unknown, b"", segment.from_ns, segment.to_ns, findings

@@ -200,15 +200,10 @@ class Folding:
 
     def _one_by_one(self, data: bytes) -> None:
         """Lines of which at least one cannot be decoded: fold what stands before it."""
-        from events.codec import event_of
-
         sound: list[lines.Fact] = []
         try:
             for message in lines.messages(data):
-                body = event_of(
-                    message.headers.get("ce-type", ""), message.body, message.sequence, self._parked
-                )
-                sound.append(lines.PlainFact(message.sequence, message.recorded_ns, body))
+                sound += lines.facts_of([message], self._parked)
         except (VerificationFailed, msgspec.MsgspecError, ValueError):
             self._fold(map(_seq, sound), sound)
             self.stop(sound[-1].seq + 1 if sound else self.state.sequence + 1, "it cannot be decoded")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from events.chain import CHAINED_HEADERS
+from events.chain import CHAINED_HEADERS, stated_digest
 from events.codec import UnknownEvent, decode_event
 from events.envelope import from_headers
 from events.errors import VerificationFailed
@@ -149,7 +149,7 @@ def full_check(lines: Sequence[ChainLine], cluster: str, position: Position, fin
         digest = sha256(b"%b%b\n%b" % (position.digest, frame.encode(), body)).digest()
         if digest.hex() != stated or frame.count("\n") != _FRAME_BREAKS:
             findings.append(_broken(line, digest, stated))
-            digest = _as_digest(stated) or digest
+            digest = stated_digest(stated) or digest
         position.digest = digest
         if line.seq != position.sequence + 1:
             findings.append(_gap(position.sequence, line.seq))
@@ -307,11 +307,3 @@ def _torn(seq: int, before: Transaction, this: Transaction) -> Finding:
 def joins(before: Transaction, this: Transaction, seq: int) -> list[Finding]:
     """Whether the transaction at the end of some lines goes on properly in the next."""
     return [] if _follows(before, this) else [_torn(seq, before, this)]
-
-
-def _as_digest(stated: str) -> bytes | None:
-    try:
-        digest = bytes.fromhex(stated)
-    except ValueError:
-        return None
-    return digest if len(digest) == 32 else None

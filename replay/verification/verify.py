@@ -13,8 +13,9 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 
-from events.chain import CHAIN_HEADER, Head, genesis
+from events.chain import Head, genesis, stated_digest
 from events.errors import VerificationFailed
+from events.reading import stated_head
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog, SegmentPlace
 from replay.history import History, Progress
@@ -132,11 +133,7 @@ async def _over_archive(  # noqa: PLR0917  what a run is made of
         slot = memory.acquire()
         job = (path, segment, archive.cluster, before, after, slot)
         await workers.put(partial(take, place, slot), check_segment, *job)
-        try:
-            before = bytes.fromhex(segment.head)
-        except ValueError:
-            before = bytes(32)
-        after = segment.last
+        before, after = stated_digest(segment.head) or bytes(32), segment.last
 
 
 async def _over_stream(
@@ -151,12 +148,7 @@ async def _over_stream(
     async for batch in history.messages(after=after, on_hole=hole):
         data = lines.encode_messages(batch)
         await workers.put(chain.take, check_lines, data, history.cluster, before, after)
-        last = batch[-1]
-        try:
-            before = bytes.fromhex(last.headers.get(CHAIN_HEADER, ""))
-        except ValueError:
-            before = bytes(32)
-        after = last.sequence
+        after, before = stated_head(batch[-1])
         _meaning(folding, data, after)
         if progress:
             progress(after)
@@ -173,10 +165,7 @@ def _beginning(history: History, archive: ArchiveLog | None) -> Head:
     if archive is None:
         return genesis(history.cluster)
     header = archive.files[0].header
-    try:
-        return Head(header.after, bytes.fromhex(header.after_head))
-    except ValueError:
-        return Head(header.after, bytes(32))
+    return Head(header.after, stated_digest(header.after_head) or bytes(32))
 
 
 def _foreign_start(cluster: str) -> Finding:

@@ -11,7 +11,7 @@ import msgspec
 
 from controlplane.console.server import create_app
 from controlplane.controller.answers import answer, ask
-from events.protocol.queries import ANSWERS, ClusterView, ListRanges, PoolView, RangePage, ShowClb, ShowCluster
+from events.protocol.queries import ClbAnswer, ClusterView, ListRanges, PoolView, RangePage, ShowCluster
 from tests.controlplane.world import World
 
 GOLDEN = Path(__file__).parent / "openapi-0.2.0.json.gz"
@@ -93,7 +93,7 @@ def test_this_command_line_reads_the_answers_of_a_controller_of_0_2_0() -> None:
         b'"backends":[{"purpose":"apiserver","protocol":"tcp","port":443,"address":"10.0.1.1",'
         b'"backend_port":6443,"affinity":"none","check":"tcp","healthy":true,"since":0,"reason":""}]}'
     )
-    assert msgspec.json.decode(backend, type=ANSWERS[ShowClb]).backends[0].since_at is None
+    assert msgspec.json.decode(backend, type=ClbAnswer).backends[0].since_at is None
 
 
 def test_bus_and_http_describe_the_pool_with_the_same_words() -> None:

@@ -10,7 +10,6 @@ import pytest_asyncio
 
 from events import subjects
 from events.bus.connection import BusOptions, connect
-from events.bus.server.cluster import ServerCluster
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.chain import Head
@@ -21,6 +20,7 @@ from events.jetstream.log import JetStreamLog
 from events.log import EventLog, LogReader, ReadBatch
 from tests.contract.samples import CLUSTER, fill
 from tests.contract.suite import LogContract, ReaderOver
+from tests.events.server_cluster import ServerCluster
 
 # The servers serve all tests of the module (three take seconds to elect), hence one event loop.
 pytestmark = [pytest.mark.bus, pytest.mark.asyncio(loop_scope="module")]

@@ -17,7 +17,7 @@ from tests.contract.samples import CLUSTER
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
-    async with EmbeddedServer(ServerOptions(store_dir=tmp_path / "bus", monitoring=True)) as server:
+    async with EmbeddedServer(ServerOptions(store_dir=tmp_path / "bus")) as server:
         yield server
 
 

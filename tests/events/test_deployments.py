@@ -72,7 +72,8 @@ def jetstream_syncs_always(url: str) -> bool:
 
 async def test_the_single_server_acknowledges_only_what_is_on_disk(tmp_path: Path) -> None:
     async with shipped("single", tmp_path / "hub") as server, connected(server) as client:
-        assert await asyncio.to_thread(jetstream_syncs_always, server.monitoring_url)
+        ports = json.loads(next((tmp_path / "hub").glob("*.ports")).read_text())
+        assert await asyncio.to_thread(jetstream_syncs_always, ports["monitoring"][0])
         log = await JetStreamLog.open(client, CLUSTER, create=True)
         head = await fill(log, 1200)
         assert verified(await everything(log)) == head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,12 @@ async def test_a_reader_that_followed_what_is_parked_begins_anew_once() -> None:
     assert await learn(reader)
     assert not await learn(reader)
     assert (anew, reader.known) == ([frozenset({2})], frozenset({2}))
+
+
+def test_nobody_else_checks_a_link() -> None:
+    root = Path(__file__).parents[2]
+    parts = ("events", "controlplane", "nodeagent", "replay", "deploy")
+    users = {
+        path for part in parts for path in (root / part).rglob("*.py") if "verify_link(" in path.read_text()
+    }
+    assert {str(path.relative_to(root)) for path in users} == {"events/chain.py", "events/reading.py"}

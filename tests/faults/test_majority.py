@@ -12,13 +12,13 @@ from nats.aio.client import Client
 
 from events.bus.connection import BusOptions, connect
 from events.bus.server import process as server_module
-from events.bus.server.cluster import ServerCluster
 from events.chain import Head
 from events.errors import OutcomeUnknown, Refused, Unavailable
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.following import Following
+from tests.events.server_cluster import ServerCluster
 from tests.waiting import until
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from controlplane.controller.replication.replica import Replica
-from events.chain import Head, verify_link
+from events.chain import Head
 from events.codec import Cause, StoredMessage, seal
 from events.errors import IsthmusError, VerificationFailed
 from events.ids import new_id
 from events.log import BATCH_LIMIT, EventLog
 from events.parking import is_parking, parked_by
+from events.reading import linked
 from events.types import EventsParked
 
 log = logging.getLogger("isthmus.controller")
@@ -97,7 +98,7 @@ class Parker:
                 if abs(message.sequence - sequence) <= SAME_COMMAND_MAX:
                     around[message.sequence] = message
                 if message.sequence > head.sequence:
-                    head = verify_link(head, message.sequence, message.subject, message.headers, message.body)
+                    head = linked(head, message)
                     if is_parking(message):
                         parkings.append(message)
         return head, around, parkings

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
@@ -24,11 +24,12 @@ from controlplane.changes import Changes
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.replication.command_dedup import CommandDedup
-from events.chain import CHAIN_HEADER, Head, genesis, verify_link
+from events.bus.retry import happened
+from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
-from events.reading import LeavingOut, verified
+from events.reading import LeavingOut, linked, verified
 
 log = logging.getLogger("isthmus.controller")
 
@@ -165,9 +166,7 @@ class Replica:
         self._noise.clear()
         try:
             while self._alone and not self._noise.is_set():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._noise.wait()
+                await happened(self._noise, within_s=LOOK_S)
                 if not self._noise.is_set():
                     await self._look()
         finally:
@@ -181,9 +180,7 @@ class Replica:
             return
         if found.sequence > self.head.sequence:
             # Perhaps an own append, whose acknowledgement is on its way.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GRACE_S):
-                    await self._noise.wait()
+            await happened(self._noise, within_s=GRACE_S)
             if found.sequence > self.head.sequence:
                 self._noise.set()
 
@@ -198,9 +195,7 @@ class Replica:
             for message in messages:
                 own = self._own(message)
                 if own is None:
-                    self._read = verify_link(
-                        self._read, message.sequence, message.subject, message.headers, message.body
-                    )
+                    self._read = linked(self._read, message)
                 if message.sequence <= self.head.sequence:
                     self._check_own(message.sequence)
                     continue

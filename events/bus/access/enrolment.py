@@ -23,7 +23,7 @@ from events import subjects
 from events.bus.access import creds
 from events.bus.access.nkeys import KeyPair, generate
 from events.bus.connection import BusOptions, connect
-from events.bus.retry import backoff_s, jittered_s
+from events.bus.retry import jittered_s, pauses
 from events.errors import IsthmusError, Refused, Unavailable, from_wire
 
 TOKEN_PREFIX = "isthmus1."  # noqa: S105  how a token begins, not one
@@ -166,26 +166,21 @@ async def redeem(
 
 async def _ask(client: Client, subject: str, asked: EnrolRequest, timeout_s: float) -> str:
     """Ask until answered; the same question has the same answer, so that asking again is safe."""
-    loop = asyncio.get_running_loop()
-    deadline, failures = loop.time() + timeout_s, 0
-    while True:
+    error: IsthmusError = Unavailable("no_controller", f"no issuer of credentials answers {subject}")
+    async for left_s in pauses(asyncio.get_running_loop().time() + timeout_s, first_s=0.1, longest_s=2.0):
         try:
-            message = await client.request(subject, msgspec.json.encode(asked), timeout=min(3.0, timeout_s))
+            message = await client.request(subject, msgspec.json.encode(asked), timeout=min(3.0, left_s))
             reply = msgspec.json.decode(message.data, type=EnrolReply)
             if not reply.code:
                 return _fitting(reply.jwt, asked.public_key)
-            error: IsthmusError = from_wire(reply.code, reply.message)
+            error = from_wire(reply.code, reply.message)
             if not isinstance(error, Unavailable):
                 raise error
         except (NatsError, TimeoutError):
             error = Unavailable("no_controller", f"no issuer of credentials answers {subject}")
         except msgspec.MsgspecError as bad:
             raise IsthmusError("internal", f"the issuer's answer is unreadable: {bad}") from bad
-        pause_s = backoff_s(failures, first_s=0.1, longest_s=2.0)
-        if loop.time() + pause_s >= deadline:
-            raise error
-        await asyncio.sleep(pause_s)
-        failures += 1
+    raise error
 
 
 def _fitting(jwt: str, public_key: str) -> str:

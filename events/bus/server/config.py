@@ -27,7 +27,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ``EmbeddedServer.url``), and the choice is kept over restarts. ``name`` must be unique in a
     cluster. ``domain`` names the JetStream domain (sites with leaf nodes need one each).
     ``leaf_port`` accepts leaf nodes; ``leaf_remotes`` are the hub's ``nats-leaf://`` URLs.
-    ``monitoring`` opens the HTTP endpoint on a loopback port. ``extra`` is appended as it is.
+    ``extra`` is appended as it is.
     """
 
     store_dir: Path
@@ -38,7 +38,6 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     member: ClusterMember | None = None
     leaf_port: int = 0
     leaf_remotes: tuple[str, ...] = ()
-    monitoring: bool = False
     extra: str = ""
 
 
@@ -59,8 +58,6 @@ def render(options: ServerOptions, *, port: int, ports_dir: Path) -> str:
         *([f"  domain: {text(options.domain)}"] if options.domain else []),
         "}",
     ]
-    if options.monitoring:
-        lines.append('http: "127.0.0.1:-1"')
     if options.member is not None:
         lines += [
             "cluster {",

@@ -24,7 +24,6 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -95,7 +94,6 @@ class EmbeddedServer:
         self._config = config
         self._environment = environment or {}
         self._port = options.port
-        self._ports: dict[str, list[str]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
@@ -116,11 +114,6 @@ class EmbeddedServer:
     def port(self) -> int:
         """The client port; 0 before the first start."""
         return self._port
-
-    @property
-    def monitoring_url(self) -> str:
-        """``http://host:port`` of the monitoring endpoint; empty when it is off."""
-        return next(iter(self._ports.get("monitoring", [])), "")
 
     @property
     def pid(self) -> int:
@@ -220,9 +213,7 @@ class EmbeddedServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     # --- inside ----------------------------------------------------------------------------------------
@@ -328,8 +319,8 @@ class EmbeddedServer:
         """Learn the ports that the server bound, from the file it writes once it listens."""
         for path in self.options.store_dir.glob(f"*_{pid}.ports"):
             try:
-                self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
-                self._port = int(self._ports["nats"][0].rsplit(":", 1)[1])
+                ports = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+                self._port = int(ports["nats"][0].rsplit(":", 1)[1])
             except (OSError, msgspec.MsgspecError, KeyError, IndexError, ValueError):
                 return False  # being written
             return True
