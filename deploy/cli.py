@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from deploy.kubernetes_variants import evicting, external
+from deploy.kubernetes_variants import controller_options, external
 from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
 from events.errors import Refused, Usage
@@ -123,8 +123,12 @@ def systemd(to: Path, *, gateway: bool) -> None:
     "--evict-stale-pods", is_flag=True,
     help="The controller evicts pods that kept an address of a Node's earlier range; more rights: pods.",
 )  # fmt: skip
+@click.option(
+    "--apiserver-backends", default="", metavar="RESERVATION",
+    help="The apiserver backends of this CLB reservation follow Kubernetes; more rights: endpointslices.",
+)  # fmt: skip
 @to_option
-def kubernetes(to: Path, *, sites: tuple[str, ...], evict_stale_pods: bool) -> None:
+def kubernetes(to: Path, *, sites: tuple[str, ...], evict_stale_pods: bool, apiserver_backends: str) -> None:
     """The Kubernetes manifests, with their kustomization.
 
     External nodes are those labelled isthmus.node-restriction.kubernetes.io/kind=external and …/site=SITE.
@@ -139,9 +143,10 @@ def kubernetes(to: Path, *, sites: tuple[str, ...], evict_stale_pods: bool) -> N
     _copy("kubernetes", "*.yaml", to)
     for name, text in agents.items():
         (to / name).write_text(text)
-    if evict_stale_pods:
-        for name, change in evicting().items():
-            (to / name).write_text(change((to / name).read_text()))
+    for name in ("rbac.yaml", "controller.yaml"):
+        text = (to / name).read_text()
+        changed = controller_options(text, evict=evict_stale_pods, reservation=apiserver_backends)
+        (to / name).write_text(changed)
     listed = to / "kustomization.yaml"
     lines = "".join(f"  - {name}\n" for name in agents)
     listed.write_text(listed.read_text().replace("  - agent.yaml\n", f"  - agent.yaml\n{lines}"))

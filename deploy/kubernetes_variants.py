@@ -1,12 +1,10 @@
-"""Variants of the manifests: the agents of external nodes, and a controller that evicts pods.
+"""Variants of the manifests: the agents of external nodes, and the controller's options.
 
 Kind and site of a node are for good. They come from labels that a kubelet cannot give itself (the API
 server's admission refuses it), and each site has a DaemonSet, because agents cannot read labels.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from events.subjects import check_label
 
@@ -43,22 +41,29 @@ def external(agent: str, site: str) -> str:
     )
 
 
-def evicting() -> dict[str, Callable[[str], str]]:
-    """Name of a manifest → what makes of its text the one of a controller that evicts stale pods."""
-    rights = """\
-  - apiGroups: [""]
-    resources: [pods]
-    verbs: [list]
-  - apiGroups: [""]
-    resources: [pods/eviction]
-    verbs: [create]
-"""
-    events = "  - apiGroups: [events.k8s.io]\n    resources: [events]\n    verbs: [create, patch]\n"
-    option = "            - --kubernetes\n"
-    return {
-        "rbac.yaml": lambda text: _replaced(text, events, events + rights),
-        "controller.yaml": lambda text: _replaced(text, option, f"{option}            - --evict-stale-pods\n"),
-    }
+def controller_options(text: str, *, evict: bool, reservation: str) -> str:
+    """rbac.yaml or controller.yaml with the rights for options of the bridge, and with the options.
+
+    Raises Refused for a reservation that is no name.
+    """
+    options: list[str] = []
+    rights = ""
+    if evict:
+        options.append("--evict-stale-pods")
+        rights += _right("", "pods", "list") + _right("", "pods/eviction", "create")
+    if reservation:
+        options.append(f"--apiserver-backends={check_label(reservation, 'reservation')}")
+        rights += _right("discovery.k8s.io", "endpointslices", "list")
+    events = _right("events.k8s.io", "events", "create, patch")
+    if events in text:
+        return text.replace(events, events + rights)
+    flag = "            - --kubernetes\n"
+    return _replaced(text, flag, flag + "".join(f"            - {option}\n" for option in options))
+
+
+def _right(group: str, resource: str, verbs: str) -> str:
+    named = group or '""'
+    return f"  - apiGroups: [{named}]\n    resources: [{resource}]\n    verbs: [{verbs}]\n"
 
 
 def _replaced(text: str, old: str, new: str) -> str:

@@ -61,6 +61,14 @@ _data = click.option(
     help="Evict pods that kept an address of a Node's earlier range; needs the rights that `isthmus deploy "
     "kubernetes --to manifests --evict-stale-pods` writes.",
 )
+@click.option(
+    "--apiserver-backends",
+    default="",
+    metavar="RESERVATION",
+    envvar="ISTHMUS_APISERVER_BACKENDS",
+    help="The backends behind the apiserver address of this CLB reservation follow Kubernetes' own list of API "
+    "servers; those that an operator added stay.",
+)
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -76,6 +84,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     kubernetes: bool,
     fence_deleted_s: float,
     evict_stale_pods: bool,
+    apiserver_backends: str,
     kubeconfig: Path | None,
     http: str,
     log_level: str,
@@ -107,6 +116,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             kubernetes=kubeconfig or kubernetes,
             fence_deleted_s=fence_deleted_s,
             evict_stale_pods=evict_stale_pods,
+            apiserver_backends=apiserver_backends,
             http=http,
             as_json=as_json,
         )
@@ -124,6 +134,7 @@ async def _controller(
     kubernetes: Path | bool,
     fence_deleted_s: float,
     evict_stale_pods: bool,
+    apiserver_backends: str,
     http: str,
     as_json: bool,
 ) -> None:
@@ -147,6 +158,7 @@ async def _controller(
         kubernetes=kubernetes,
         fence_deleted_s=fence_deleted_s,
         evict_stale_pods=evict_stale_pods,
+        apiserver_backends=apiserver_backends,
     ) as running:
         controller = running.controller
 

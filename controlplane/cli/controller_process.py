@@ -48,6 +48,7 @@ async def controller_process(
     kubernetes: Path | bool = False,
     fence_deleted_s: float = 0.0,
     evict_stale_pods: bool = False,
+    apiserver_backends: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
@@ -99,6 +100,7 @@ async def controller_process(
                     kubernetes if isinstance(kubernetes, Path) else None,
                     fence_deleted_s=fence_deleted_s,
                     evict_stale_pods=evict_stale_pods,
+                    apiserver_backends=apiserver_backends,
                 )
             )
         address, why_not = "", "switched off"

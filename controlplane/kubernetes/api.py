@@ -15,7 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from controlplane.kubernetes.objects import Failure, Node, NodeList, WatchLine
+from controlplane.kubernetes.objects import (
+    EndpointSlice,
+    EndpointSliceList,
+    Failure,
+    Node,
+    NodeList,
+    WatchLine,
+)
 from controlplane.kubernetes.pods import Pod, PodList, eviction
 from events.errors import IsthmusError, Refused, Unavailable
 
@@ -32,6 +39,7 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 _nodes = msgspec.json.Decoder(NodeList).decode
 _pods = msgspec.json.Decoder(PodList).decode
+_slices = msgspec.json.Decoder(EndpointSliceList).decode
 _node = msgspec.json.Decoder(Node).decode
 _line = msgspec.json.Decoder(WatchLine).decode
 _failure = msgspec.json.Decoder(Failure).decode
@@ -79,6 +87,10 @@ class KubernetesApi(Protocol):
 
         Cancelled, it may be stored.
         """
+        ...
+
+    async def list_endpoint_slices(self, namespace: str, service: str) -> list[EndpointSlice]:
+        """Those of a Service. Cancelled, it leaves nothing behind."""
         ...
 
     async def list_pods(self, node: str) -> list[Pod]:
@@ -131,6 +143,11 @@ class KubernetesClient:
 
     async def list_nodes(self) -> tuple[list[Node], str]:
         return await self._listed("/api/v1/nodes", _nodes)
+
+    async def list_endpoint_slices(self, namespace: str, service: str) -> list[EndpointSlice]:
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        found, _ = await self._listed(path, _slices, ("labelSelector", f"kubernetes.io/service-name={service}"))
+        return found
 
     async def list_pods(self, node: str) -> list[Pod]:
         found, _ = await self._listed("/api/v1/pods", _pods, ("fieldSelector", f"spec.nodeName={node}"))

@@ -16,17 +16,23 @@ from controlplane.cluster.state import ClusterState, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.requests import Request
 from controlplane.controller.controller import Controller
+from controlplane.kubernetes import endpoints
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
+from controlplane.kubernetes.endpoints import Endpoint, EndpointBackends
+from events.codec import decode
 from events.ids import new_id
-from events.protocol.commands import Command, FenceNode
+from events.log import LogReader
+from events.protocol.commands import AddBackend, Command, FenceNode, RemoveBackend
 from events.status import AgentStatus
 
 log = logging.getLogger("isthmus.kubernetes")
 
 COMPLAINTS_SHOWN = 3
 AGAIN_S = 5.0
+ACTOR, COMMAND = "controller/", "kubernetes-"
+"""What the actor and the id of each command of the bridge begin with: by them the log says that it was its."""
 
 
 class ControllerMembers:
@@ -159,6 +165,69 @@ def _former(status: AgentStatus | None, own: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+class ControllerBackends:
+    """:class:`controlplane.kubernetes.endpoints.Backends` on the parts of a controller."""
+
+    def __init__(
+        self,
+        reservation: str,
+        state: Callable[[], ClusterState],
+        event_log: LogReader,
+        leading: Callable[[], bool],
+        submit: Callable[[Command | Tick], Awaitable[None]],
+    ) -> None:
+        self._reservation = reservation
+        self._state = state
+        self._log = event_log
+        self._leading = leading
+        self._submit = submit
+
+    @property
+    def leading(self) -> bool:
+        return self._leading()
+
+    def found(self) -> Mapping[Endpoint, int]:
+        listener = (self._reservation, endpoints.PURPOSE, "tcp", endpoints.PORT)
+        return {
+            Endpoint(key.address, key.backend_port): backend.added
+            for key, backend in self._state().backends.items()
+            if key.listener == listener
+        }
+
+    async def followed(self, added: int) -> bool:
+        """By the envelope: identities of actors are checked where commands come in. Raises IsthmusError.
+
+        Cancelled, it leaves nothing behind.
+        """
+        async for batch in self._log.read(after=added - 1, until=added):
+            for message in batch.messages:
+                envelope = decode(message).envelope
+                return envelope.actor.startswith(ACTOR) and envelope.command_id.startswith(COMMAND)
+        return False
+
+    async def add(self, endpoint: Endpoint) -> None:
+        await self._submit(
+            AddBackend(
+                reservation=self._reservation,
+                purpose=endpoints.PURPOSE,
+                port=endpoints.PORT,
+                address=endpoint.address,
+                backend_port=endpoint.port,
+            )
+        )
+
+    async def remove(self, endpoint: Endpoint) -> None:
+        await self._submit(
+            RemoveBackend(
+                reservation=self._reservation,
+                purpose=endpoints.PURPOSE,
+                port=endpoints.PORT,
+                address=endpoint.address,
+                backend_port=endpoint.port,
+            )
+        )
+
+
 @asynccontextmanager
 async def bridging(
     controller: Controller,
@@ -166,11 +235,13 @@ async def bridging(
     *,
     fence_deleted_s: float = 0.0,
     evict_stale_pods: bool = False,
+    apiserver_backends: str = "",
 ) -> AsyncIterator[Bridge]:
     """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
 
     ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
     ``evict_stale_pods``: pods with addresses of an earlier range are evicted, not only told of.
+    ``apiserver_backends`` is the CLB reservation whose ``apiserver`` backends follow Kubernetes; empty: none.
 
     Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
     inside of the block ends the bridge, too.
@@ -181,19 +252,19 @@ async def bridging(
         await controller.committer.submit(
             Request(
                 command=command,
-                command_id=f"kubernetes-{new_id()}",
-                actor=f"controller/{controller.name}",
+                command_id=f"{COMMAND}{new_id()}",
+                actor=f"{ACTOR}{controller.name}",
                 received_s=time.monotonic(),
             )
         )
 
-    members = ControllerMembers(
-        lambda: controller.replica.state,
-        controller.liveness,
-        controller.changes,
-        lambda: controller.leadership.in_office and controller.replica.halted is None,
-        submit,
-    )
+    def state() -> ClusterState:
+        return controller.replica.state
+
+    def leading() -> bool:
+        return controller.leadership.in_office and controller.replica.halted is None
+
+    members = ControllerMembers(state, controller.liveness, controller.changes, leading, submit)
     bridge = Bridge(
         client,
         members,
@@ -202,10 +273,17 @@ async def bridging(
         evict_stale_pods=evict_stale_pods,
     )
 
+    async def work() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(bridge.run(), name="bridge")
+            if apiserver_backends:
+                store = ControllerBackends(apiserver_backends, state, controller.log, leading, submit)
+                tasks.create_task(EndpointBackends(client, store).run(), name="API server's backends")
+
     async def run() -> None:
         while True:
             try:
-                await bridge.run()
+                await work()
             except Exception:
                 log.exception("the bridge to Kubernetes ended and is begun anew; members and packets go on")
             await asyncio.sleep(AGAIN_S)

@@ -127,6 +127,41 @@ class NodeList(msgspec.Struct, frozen=True):
     items: tuple[Node, ...] = ()
 
 
+class SlicePort(msgspec.Struct, frozen=True):
+    """One of ``ports`` of an EndpointSlice."""
+
+    name: str = ""
+    port: int | None = None
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """``conditions`` of an endpoint; None: not known, which counts as ready."""
+
+    ready: bool | None = None
+
+
+class SliceEndpoint(msgspec.Struct, frozen=True):
+    """One of ``endpoints`` of an EndpointSlice."""
+
+    addresses: tuple[str, ...] = ()
+    conditions: Readiness = Readiness()
+
+
+class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
+    """Where a Service is served, or a part of it."""
+
+    address_type: str
+    endpoints: tuple[SliceEndpoint, ...] | None = ()
+    ports: tuple[SlicePort, ...] | None = ()
+
+
+class EndpointSliceList(msgspec.Struct, frozen=True):
+    """One page of EndpointSlices."""
+
+    metadata: ListMeta
+    items: tuple[EndpointSlice, ...] = ()
+
+
 class WatchLine(msgspec.Struct, frozen=True):
     """One line of a watch; its object is decoded by its type."""
 

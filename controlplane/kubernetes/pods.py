@@ -73,9 +73,12 @@ def stale(pods: Iterable[Pod], member: Member) -> list[Pod]:
         meta, status = pod.metadata, pod.status
         if pod.spec.host_network or meta.deletion_timestamp or MIRROR in meta.annotations:
             continue
-        if status.phase in {"Succeeded", "Failed"} or not status.pod_ip or ":" in status.pod_ip:
+        if status.phase in {"Succeeded", "Failed"}:
             continue
-        address = IPv4Address(status.pod_ip)
+        try:
+            address = IPv4Address(status.pod_ip)
+        except ValueError:  # none yet, or an IPv6 address
+            continue
         if address not in own and any(address in network for network in former):
             found.append(pod)
     return found

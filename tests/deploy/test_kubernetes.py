@@ -235,7 +235,7 @@ def test_each_node_has_one_agent_which_knows_its_kind_and_site(tmp_path: Path) -
         assert pod["tolerations"] == [{"operator": "Exists"}]
 
 
-def test_a_controller_that_evicts_pods_has_the_rights_for_it_and_others_have_not(tmp_path: Path) -> None:
+def test_options_of_the_controller_bring_their_rights_and_nothing_else_does(tmp_path: Path) -> None:
     def rights(folder: Path) -> set[tuple[str, str]]:
         documents = list(yaml.safe_load_all((folder / "rbac.yaml").read_text()))
         for document in documents:
@@ -243,12 +243,15 @@ def test_a_controller_that_evicts_pods_has_the_rights_for_it_and_others_have_not
         (role,) = (document for document in documents if document["kind"] == "ClusterRole")
         return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
 
-    written = CliRunner().invoke(deploy, ["kubernetes", "--to", str(tmp_path), "--evict-stale-pods"])
+    asked = ["kubernetes", "--to", str(tmp_path), "--evict-stale-pods", "--apiserver-backends", "main"]
+    written = CliRunner().invoke(deploy, asked)
     assert written.exit_code == 0, written.output
-    assert rights(tmp_path) - rights(FOLDER) == {("pods", "list"), ("pods/eviction", "create")}
+    assert rights(tmp_path) - rights(FOLDER) == {
+        ("pods", "list"), ("pods/eviction", "create"), ("endpointslices", "list")
+    }  # fmt: skip
     workload = yaml.safe_load((tmp_path / "controller.yaml").read_text())
     arguments = workload["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert "--evict-stale-pods" in arguments
+    assert {"--evict-stale-pods", "--apiserver-backends=main"} <= set(arguments)
     known = {f"--{key}" for key in options_of(command_of("controller"))}
     assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
 

@@ -45,11 +45,14 @@ class ApiServer:
         self.events: list[dict[str, Any]] = []
         self.pods: dict[str, dict[str, Any]] = {}
         """By uid."""
+        self.slices: list[dict[str, Any]] = []
         self.guarded: set[str] = set()
         """Names of pods that a disruption budget does not let go."""
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
         """(path, content type, patch) of each that was taken."""
         self.lists = 0
+        self.requests = 0
+        """Requests for EndpointSlices."""
         self.forbidden: set[str] = set()
         """Methods that the account may not use."""
         self.broken = False
@@ -238,6 +241,13 @@ class ApiServer:
         found = [pod for pod in self.pods.values() if pod["spec"]["nodeName"] == node]
         return web.json_response({"kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": found})
 
+    async def _slices(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        assert request.query["labelSelector"] == "kubernetes.io/service-name=kubernetes"
+        return web.json_response(
+            {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": self.slices}
+        )
+
     async def _evict(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         uid = next((uid for uid, pod in self.pods.items() if pod["metadata"]["name"] == name), "")
@@ -262,6 +272,7 @@ class ApiServer:
             web.patch("/api/v1/nodes/{name}", self._patch),
             web.patch("/api/v1/nodes/{name}/status", self._patch),
             web.get("/api/v1/pods", self._pods),
+            web.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", self._slices),
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
             web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),
         ])  # fmt: skip

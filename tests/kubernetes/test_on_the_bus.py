@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from controlplane.controller.controller import Controller
+from controlplane.kubernetes import endpoints
 from controlplane.kubernetes.members import bridging
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.status_stream import publish
-from events.protocol.commands import RemoveNode
+from events.protocol.commands import AddBackend, RemoveNode, ReserveClb
 from events.status import AgentStatus
 from tests.kubernetes.apiserver import ApiServer
 from tests.service.onbus import CLUSTER, client, controller
@@ -73,3 +76,63 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         await until(lambda: api.network("n1") is not None and api.nodes["n1"]["spec"].get("podCIDR"))
         assert api.nodes["n1"]["spec"]["podCIDR"] == again.result["cidr"]
         assert "n0" in state.nodes
+
+
+def slice_of(*addresses: str, ready: bool | None = True, family: str = "IPv4") -> dict[str, Any]:
+    """As an API server writes it for the Service ``kubernetes``."""
+    return {
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": ready}} for address in addresses],
+        "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}, {"name": "other", "port": 1}],
+    }
+
+
+async def test_backends_follow_the_api_servers_and_those_of_operators_stay(
+    bus: BusOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over a change of the controller: what is whose stands in the log."""
+    monkeypatch.setattr(endpoints, "POLL_S", 0.05)
+    api = ApiServer()
+
+    async def serve(data: str, do: Callable[[ControllerClient, Controller], Awaitable[None]]) -> None:
+        async with (
+            controller(bus, tmp_path / data) as running,
+            client(bus) as operator,
+            bridging(running, kubeconfig, apiserver_backends="main"),
+        ):
+            await do(operator, running)
+
+    def backends(running: Controller) -> set[str]:
+        return {f"{key.address}:{key.backend_port}" for key in running.replica.state.backends}
+
+    async def first(operator: ControllerClient, running: Controller) -> None:
+        await operator.send(DEFINE)
+        await operator.send(ReserveClb(reservation="main", subnet="10.0.8.0/28", provider="gateway"))
+        for address in ("10.0.1.11", "10.0.1.99"):  # one of them is an API server as well
+            await operator.send(
+                AddBackend(
+                    reservation="main", purpose="apiserver", port=443, address=address, backend_port=6443
+                )
+            )
+        api.slices = [
+            slice_of("10.0.1.11", "10.0.1.12"),
+            slice_of("10.0.1.13", ready=None),
+            slice_of("10.0.1.14", ready=False),
+            slice_of("fd00::1", family="IPv6"),
+            slice_of("no address"),
+        ]
+        four = {f"10.0.1.{last}:6443" for last in (11, 12, 13, 99)}
+        await until(lambda: backends(running) == four)
+
+    async def second(operator: ControllerClient, running: Controller) -> None:
+        del operator
+        api.slices = [slice_of("10.0.1.12")]
+        await until(lambda: backends(running) == {f"10.0.1.{last}:6443" for last in (11, 12, 99)})
+        api.slices = [slice_of("10.0.1.12", ready=False)]  # nobody is ready: nothing follows from it
+        lists = api.requests
+        await until(lambda: api.requests > lists + 3)
+        assert "10.0.1.12:6443" in backends(running)
+
+    async with api.serving(tmp_path) as kubeconfig:
+        await serve("a", first)
+        await serve("b", second)
