@@ -4,6 +4,9 @@ What it enforces, each by name in the table:
 
 * ``received``, ``vxlan``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
   tracking; nothing leaves the tunnel whose inner source is no container address.
+* ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
+  another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
+  are for somebody else then, must find back.
 * ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``: a container address comes only from where
   its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
   connection to a container address. Replies pass, and what the Service proxy has ``translated`` (NodePort,
@@ -41,6 +44,8 @@ import msgspec
 from events.errors import Refused
 
 TABLE = "isthmus"
+VXLAN_FLAGS = "@th,64,32 0x08000000"
+"""Matches what the kernel's VXLAN driver takes: this flag and no other. Behind a match of the UDP port."""
 TIMEOUT_S = 30.0
 LOOPBACK = 1
 """The index of ``lo``, the first device of every network namespace."""
@@ -111,7 +116,7 @@ table inet {TABLE} {{
   chain received {{
     type filter hook prerouting priority raw; policy accept;
     iif{tunnel} ip saddr != {containers} counter drop
-    udp dport {rules.port} jump vxlan
+    udp dport {rules.port} {VXLAN_FLAGS} jump vxlan
   }}
   chain vxlan {{
     {member}
@@ -122,7 +127,11 @@ table inet {TABLE} {{
   }}
   chain sent {{
     type filter hook output priority raw; policy accept;
-    udp dport {rules.port} oif != {LOOPBACK} notrack
+    udp dport {rules.port} {VXLAN_FLAGS} oif != {LOOPBACK} notrack
+  }}
+  chain arrived {{
+    ct state untracked accept
+    counter drop
   }}
   chain tunnelled {{
     fib saddr . iif oif missing counter drop
@@ -148,7 +157,7 @@ table inet {TABLE} {{
   }}
   chain delivered {{
     type filter hook input priority filter - 5; policy accept;
-    ct state untracked udp dport {rules.port} accept
+    udp dport {rules.port} goto arrived
     iif {LOOPBACK} accept
     iif{tunnel} goto tunnelled
     {answering}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.nodeagent.kube_proxy import MODES, HostPort, Service
-from tests.nodeagent.sandbox import inside
+from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.service_network import PODS, Network, Question, network
 
 P1, P2 = PODS["p1"], PODS["p2"]
@@ -110,6 +110,20 @@ def affinity(place: Network, kind: str) -> None:
     for _ in range(3):
         assert {q: a.pod for q, a in place.ask(kind, asked).items()} == {q: a.pod for q, a in first.items()}
     assert {answer.pod for answer in first.values()} <= {"p1", "p2"}
+
+
+@inside
+def test_a_masquerade_that_chose_the_vxlan_port_gets_its_replies() -> None:
+    """Other programs' masquerades choose among all ports: through the tunnel, and from a member's address."""
+    place = network()
+    place.proxy("nftables", "ClusterCIDR", SERVICES, (HOST_PORT,))
+    sh("""ip netns exec n2 nft 'add table ip other
+        add chain ip other post { type nat hook postrouting priority srcnat - 5; }
+        add rule ip other post meta l4proto udp masquerade to :8472'""")
+    through = Question("n2", CLUSTER.cluster_ip)
+    members = [Question("n2", NODES[1], HOST_PORT.port), Question("q2", NODES[1], CLUSTER.node_port)]
+    found = place.ask("udp", [through, *members])
+    assert {answer.pod for answer in found.values()} == {"p1"}
 
 
 @inside
