@@ -56,10 +56,11 @@ def named(path: str, function: str) -> set[str]:
     body = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function)
     found: set[str] = set()
     for node in ast.walk(body):
-        if isinstance(node, ast.MatchClass) and isinstance(node.cls, ast.Name):
-            found.add(node.cls.id)
+        if isinstance(node, ast.MatchClass):
+            found.add(ast.unparse(node.cls).rpartition(".")[2])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             found |= {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            found |= {name.attr for name in ast.walk(node.args[1]) if isinstance(name, ast.Attribute)}
     return found & ALL
 
 

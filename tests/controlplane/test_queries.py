@@ -23,9 +23,10 @@ from events.protocol.commands import (
     ReserveClb,
 )
 from events.protocol.queries import (
-    ANSWERS,
     CONDITIONS,
     QUERIES,
+    ClbAnswer,
+    ClbList,
     ClusterView,
     Holder,
     ListClb,
@@ -33,6 +34,7 @@ from events.protocol.queries import (
     ListRanges,
     NodePage,
     NodeView,
+    Query,
     RangePage,
     ShowClb,
     ShowCluster,
@@ -42,6 +44,17 @@ from events.protocol.queries import (
 from events.status import AgentStatus
 from events.types import Network
 from tests.controlplane.world import START, World, joining
+
+ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
+    ShowCluster: ClusterView,
+    ListNodes: NodePage,
+    ShowNode: NodeView,
+    ListRanges: RangePage,
+    WhoHas: Holder,
+    ListClb: ClbList,
+    ShowClb: ClbAnswer,
+}
+"""What each query's docstring says that it is answered with."""
 
 
 class Reports:
