@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -42,3 +43,8 @@ os.environ["COLUMNS"] = "120"
 
 # The nodes of a test are one machine to the operating system: each agent makes a uid of its own.
 os.environ["ISTHMUS_MACHINE_ID"] = "none"
+
+# Hundreds of our processes are started: each reads the byte code that the first one wrote, whatever the
+# caller's shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
