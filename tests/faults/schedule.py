@@ -16,8 +16,6 @@ LASTS_MAX_S = 2.5
 """Long enough for the lease (2 s) to be lost."""
 AHEAD_S = (-3600, -30, 3, 30, 3600)
 """How far a clock is set: past the tolerance between clocks and within it, forwards and back."""
-SERVER_AHEAD_S = (-600, -30, 3, 30, 600)
-"""A server's. An hour by its clock is how long an outcome that wrote nothing is kept: CONSISTENCY.md."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ def schedule(
             role=role,
             pick=chance.randrange(2**16),
             lasts_s=round(chance.uniform(0.1, LASTS_MAX_S), 3),
-            ahead_s=chance.choice(SERVER_AHEAD_S if "server" in role else AHEAD_S)
-            if kind == "set the clock of"
-            else 0,
+            ahead_s=chance.choice(AHEAD_S) if kind == "set the clock of" else 0,
         )
         for index, (kind, role) in enumerate(dealt[:count])
     ]

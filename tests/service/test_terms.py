@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from controlplane.controller.replication.outcomes import BusOutcomes, Outcome, Succeeded
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
+from events.bus.server.process import EmbeddedServer
 from events.codec import decode
 from events.errors import IsthmusError, Refused, Unavailable
 from events.ids import new_id
@@ -38,6 +39,7 @@ from tests.linearizability import Op, violation
 from tests.service.onbus import CLUSTER, client
 from tests.service.rig import join
 from tests.waiting import until
+from tests.wall_clocks import can_set, set_ahead
 
 pytestmark = pytest.mark.bus
 ANSWER_S = 60.0
@@ -334,5 +336,34 @@ async def test_a_leader_that_was_succeeded_records_nothing_and_learns_so(bus: Bu
         many = [Outcome(f"many-{n}", refusal) for n in range(3000)]
         await old.record(many)
         assert [o.command_id for o in await new.begin()][-3000:] == [o.command_id for o in many]
+    finally:
+        await nats.close()
+
+
+@pytest.mark.skipif(not can_set(), reason="sets a process's clock: root on x86-64")
+async def test_an_outcome_is_not_forgotten_because_a_servers_clock_jumped(
+    server: EmbeddedServer, bus: BusOptions
+) -> None:
+    nats = await connect(bus, name="test")
+    try:
+        old = BusOutcomes(nats, CLUSTER, "old")
+        assert set_ahead(server.pid, -30 * 86400)
+        await old.begin()
+        await old.record([Outcome("refused", Refused("no_free_range", "all ranges are taken"))])
+        os.kill(server.pid, signal.SIGKILL)  # it comes back with a true clock: a month has passed by it
+        new = BusOutcomes(nats, CLUSTER, "new")
+
+        async def begun() -> bool:
+            try:
+                known[:] = await new.begin()
+            except Unavailable:
+                return False
+            return True
+
+        known: list[Outcome] = []
+        await until(begun, "the server is back")
+        assert [(outcome.command_id, str(outcome.told)) for outcome in known] == [
+            ("refused", str(Refused("no_free_range", "all ranges are taken")))
+        ]
     finally:
         await nats.close()

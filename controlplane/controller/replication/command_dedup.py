@@ -39,7 +39,7 @@ class CommandDedup:
     ) -> None:
         self._spans: OrderedDict[str, SequenceSpan] = OrderedDict()
         self._answers: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
-        self._unwritten: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
+        self._unwritten: OrderedDict[str, Outcome] = OrderedDict()
         self._spans_limit = spans_limit
         self._answers_limit = answers_limit
         self._unwritten_limit = unwritten_limit
@@ -72,8 +72,8 @@ class CommandDedup:
 
     def keep_unwritten(self, outcomes: Iterable[Outcome]) -> None:
         """Keep what commands came to that wrote nothing: no event will ever tell it again."""
-        for command_id, told in outcomes:
-            self._unwritten[command_id] = told
+        for outcome in outcomes:
+            self._unwritten[outcome.command_id] = outcome
             if len(self._unwritten) > self._unwritten_limit:
                 self._unwritten.popitem(last=False)
 
@@ -88,7 +88,8 @@ class CommandDedup:
 
     def unwritten(self, command_id: str) -> CommandReply | IsthmusError | None:
         """What a command came to that wrote nothing, if it is still known. Ask for its events first."""
-        return self._unwritten.get(command_id)
+        known = self._unwritten.get(command_id)
+        return None if known is None else known.told
 
     def span(self, command_id: str) -> SequenceSpan | None:
         """Where the command's events are, if that is still known here."""

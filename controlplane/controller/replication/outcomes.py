@@ -9,14 +9,15 @@ The same stream fences terms. A leader begins its term by writing into it, and e
 the sequence that its writer knows as the last one. A leader that was paused and has been succeeded learns
 so from the refusal of its next record, and tells nobody what it thinks.
 
-Kept for :data:`KEPT_S` seconds and at most :data:`KEPT_BYTES` bytes; the oldest give way first.
+The newest :data:`KEPT_BYTES` bytes of them are kept; the oldest give way. No clock has a say in that: an age
+would be judged by each server's wall clock, and one that is set ahead would forget what clients were told.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
@@ -40,8 +41,8 @@ from events.jetstream.direct import DirectReader
 from events.jetstream.stream import ensure_stream
 from events.protocol.commands import CommandReply
 
-KEPT_S = 3600
-KEPT_BYTES = 64 << 20
+KEPT_BYTES = 32 << 20
+"""About a hundred thousand outcomes; one node that uses its whole budget of requests needs a day for them."""
 RECORD_BYTES = 256 << 10
 """Of one message: a group of commands may need several."""
 READ_S = 10.0
@@ -49,11 +50,23 @@ READ_S = 10.0
 _TRIES = 4
 
 
-class Outcome(NamedTuple):
-    """What a command came to, as it was told: a reply without events, or a refusal."""
+class Outcome:
+    """What a command came to, as it was told: a reply without events, or a refusal.
 
-    command_id: str
-    told: CommandReply | IsthmusError
+    Held as it is stored: hardly any of a hundred thousand is ever asked for.
+    """
+
+    __slots__ = ("command_id", "reply")
+
+    def __init__(self, command_id: str, told: CommandReply | IsthmusError) -> None:
+        self.command_id = command_id
+        self.reply = told if isinstance(told, CommandReply) else _as_reply(told)
+
+    @property
+    def told(self) -> CommandReply | IsthmusError:
+        """The answer."""
+        reply = self.reply
+        return from_wire(reply.code, reply.message, reply.details) if reply.code else reply
 
 
 class Succeeded(Exception):
@@ -125,7 +138,7 @@ def outcome_stream(cluster: str) -> str:
 
 
 def outcome_stream_settings(cluster: str) -> dict[str, Any]:
-    """On disk, so that a restart of the bus forgets nothing; bounded by age and size."""
+    """On disk, so that a restart of the bus forgets nothing; bounded by size, and by no clock."""
     return {
         "name": outcome_stream(cluster),
         "subjects": [f"isthmus.{cluster}.outcomes"],
@@ -133,7 +146,7 @@ def outcome_stream_settings(cluster: str) -> dict[str, Any]:
         "retention": "limits",
         "storage": "file",
         "discard": "old",
-        "max_age": KEPT_S * 1_000_000_000,
+        "max_age": 0,
         "max_bytes": KEPT_BYTES,
         "allow_direct": True,
         "duplicate_window": 1_000_000_000,
@@ -211,13 +224,12 @@ class BusOutcomes:
     async def record(self, outcomes: Sequence[Outcome]) -> None:
         batch: list[tuple[str, CommandReply]] = []
         size = 0
-        for command_id, told in outcomes:
-            reply = _as_reply(told)
-            size += len(command_id) + len(_encode(reply))
+        for outcome in outcomes:
+            size += len(outcome.command_id) + len(_encode(outcome.reply))
             if batch and size > RECORD_BYTES:
                 await self._keep(batch)
                 batch, size = [], 0
-            batch.append((command_id, reply))
+            batch.append((outcome.command_id, outcome.reply))
         if batch:
             await self._keep(batch)
 
@@ -268,16 +280,22 @@ class BusOutcomes:
         A replica that has not got so far is asked again.
         """
         reader = DirectReader(self._client, self._stream, prefix=self._prefix)
+        found: list[Outcome] = []
+        position = self._read
         try:
             async for _ in pauses(asyncio.get_running_loop().time() + READ_S):
-                found = await reader.every(self._subject, after=self._read)
-                if found and found[-1].sequence >= self._last:
-                    self._read = self._last
-                    return [
-                        Outcome(command_id, _as_told(reply))
-                        for message in found
+                answer = await reader.after(position, self._subject)
+                while answer.messages:
+                    found += [
+                        Outcome(command_id, reply)
+                        for message in answer.messages
                         for command_id, reply in _decode(message.body).outcomes
                     ]
+                    position = answer.messages[-1].sequence
+                    if position >= self._last:
+                        self._read = position
+                        return found
+                    answer = await reader.after(position, self._subject)
         finally:
             await reader.close()
         raise Unavailable(
@@ -285,11 +303,5 @@ class BusOutcomes:
         )
 
 
-def _as_reply(told: CommandReply | IsthmusError) -> CommandReply:
-    if isinstance(told, CommandReply):
-        return told
+def _as_reply(told: IsthmusError) -> CommandReply:
     return CommandReply(code=told.code, message=told.message, details=told.details)
-
-
-def _as_told(reply: CommandReply) -> CommandReply | IsthmusError:
-    return from_wire(reply.code, reply.message, reply.details) if reply.code else reply
