@@ -20,7 +20,7 @@ from controlplane.cluster.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import Recorded, decode
 from events.errors import Refused, Usage
-from events.parking import parked_in
+from events.reading import verified
 from events.status import AgentStatus
 from replay.archive.format import Note
 from replay.archive.reader import ArchiveLog
@@ -127,7 +127,10 @@ async def _whole(history: History, begin: Point, end: Point) -> tuple[Point, Poi
 
 
 class Capsule:
-    """An opened capsule; close it. Raises Refused(archive_foreign) for an archive that is none."""
+    """An opened capsule; close it. Raises Refused(archive_foreign) for an archive that is none.
+
+    Cancelled, its coroutines leave nothing behind.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.archive = ArchiveLog(path)
@@ -153,24 +156,17 @@ class Capsule:
         return self.archive.decoded_notes("status", AgentStatus)
 
     async def begin(self) -> ClusterState:
-        """The state before the first event. Raises VerificationFailed(digest_mismatch).
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The state before the first event. Raises VerificationFailed(digest_mismatch)."""
         return base(await archive_history(self.archive))
 
     async def steps(self) -> AsyncIterator[Step]:
-        """Each command in order, with the state behind it. The same state object moves on from step to step.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Each command in order, with the state behind it. The same state object moves on from step to step."""
         state = await self.begin()
         waiting: list[Recorded] = []
         number = 0
-        parked = await parked_in(self.archive)
-        async for batch in self.archive.read():
-            for message in batch.messages:
-                recorded = decode(message, parked)
+        header = self.archive.files[0].header
+        async for batch in verified(self.archive, Head(header.after, bytes.fromhex(header.after_head))):
+            for recorded in batch.events:
                 evolve(state, recorded.sequence, recorded.event)
                 waiting.append(recorded)
                 if recorded.envelope.tx_index + 1 >= recorded.envelope.tx_count:

@@ -53,7 +53,10 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class History:
-    """The log up to its end as it was when this was opened. Use :meth:`open`."""
+    """The log up to its end as it was when this was opened. Use :meth:`open`.
+
+    Cancelled, its coroutines leave nothing behind.
+    """
 
     def __init__(
         self, log: LogReader, head: Head, parked: frozenset[int] = frozenset(), index: LogIndex | None = None
@@ -70,7 +73,7 @@ class History:
         """Take the log as it is now; without ``index`` everything is found by reading. Raises Unavailable.
 
         A last event that states no digest (somebody wrote past the controller) is the end all the same: its
-        head has a digest of zeros. Cancelled, it leaves nothing behind.
+        head has a digest of zeros.
         """
         try:
             head = await log.head()
@@ -108,10 +111,7 @@ class History:
     async def facts(
         self, *, after: int = 0, until: int | None = None, progress: Progress | None = None
     ) -> AsyncIterator[Sequence[Fact]]:
-        """Typed events of ``(after, until]`` in batches. Raises VerificationFailed, Unavailable.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Typed events of ``(after, until]`` in batches. Raises VerificationFailed, Unavailable."""
         stop = self.end if until is None else min(until, self.end)
         async for batch in self.index.facts(after, stop):
             yield batch
@@ -130,7 +130,7 @@ class History:
 
         A live stream in which events are missing is read on behind each hole once ``on_hole`` was told of it.
         Raises Unavailable; VerificationFailed(sequence_gap) at a hole without ``on_hole``, and where the log
-        offers nothing to go on with. Cancelled, it leaves nothing behind.
+        offers nothing to go on with.
         """
         stop = until if follow else self.end if until is None else min(until, self.end)
         while True:
@@ -153,14 +153,11 @@ class History:
             return
 
     async def reports(self) -> list[AgentStatus]:
-        """The agents' last reports: of the live bus, or those that a capsule carries.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The agents' last reports: of the live bus, or those that a capsule carries."""
         return await self.index.reports()
 
     async def message(self, sequence: int) -> StoredMessage:
-        """The event at ``sequence``. Raises Refused(not_in_history). Cancelled, it leaves nothing behind."""
+        """The event at ``sequence``. Raises Refused(not_in_history)."""
         found = await self.index.at(sequence) if self.start < sequence <= self.end else None
         if found is None:
             raise self._outside(f"event {sequence}")
@@ -183,7 +180,6 @@ class History:
         event that was recorded by then is part of that state.
 
         Zero is the beginning of what there is. Raises Refused(not_in_history) for a sequence outside of it.
-        Cancelled, it leaves nothing behind.
         """
         if when.sequence is not None:
             sequence = when.sequence or self.start
@@ -200,8 +196,6 @@ class History:
     async def later_before(self, point: Point) -> Point | None:
         """An event shortly in front of ``point`` that was recorded after the moment asked about, if times ran
         backwards there: then more than one event could be called the last one by that moment.
-
-        Cancelled, it leaves nothing behind.
         """
         if point.moment is None or point.sequence <= self.start:
             return None
@@ -227,25 +221,19 @@ class History:
         or ``address``, one by one as they are wanted.
 
         For a node that includes the allocation and the draining of its ranges; for an address the events that
-        gave it to a node or a balancer (or changed it). Cancelled, it leaves nothing behind.
+        gave it to a node or a balancer (or changed it).
         """
         stop = self.end if until is None else until
         async for message in self.index.about(kind, name, after=after, until=stop, newest_first=newest_first):
             yield decode(message)
 
     async def last_about_node(self, name: str) -> Recorded | None:
-        """The node's newest event of its own (joined, left, unreachable …); None when there is none.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The node's newest event of its own (joined, left, unreachable …); None when there is none."""
         found = await self.index.last_of_node(name, self.end)
         return None if found is None else decode(found)
 
     async def names(self, kind: str) -> list[str]:
-        """Names of ``node`` or ``clb`` that the log speaks of, to suggest one: of very many not all.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Names of ``node`` or ``clb`` that the log speaks of, to suggest one: of very many not all."""
         keys = await self.index.names(kind, self.end)
         return sorted(key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/"))
 

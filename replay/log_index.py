@@ -22,7 +22,10 @@ NAMES_LIMIT = 20_000
 
 
 class LogIndex(Protocol):
-    """Finding in one log, between its start and the end that the caller gives."""
+    """Finding in one log, between its start and the end that the caller gives.
+
+    Cancelled, its coroutines leave nothing behind.
+    """
 
     parked: frozenset[int]
     """Sequences whose facts are left out; set by the history."""
@@ -56,17 +59,13 @@ class LogIndex(Protocol):
         ...
 
     async def at(self, sequence: int) -> StoredMessage | None:
-        """The event with this number; None when there is none. Raises Unavailable, VerificationFailed.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The event with this number; None when there is none. Raises Unavailable, VerificationFailed."""
         ...
 
     async def recorded_by(self, moment_ns: int, end: int) -> int:
         """The last event up to ``end`` with a recorded time at or before ``moment_ns`` (Unix ns).
 
-        :attr:`start` when there is none. Right also where recorded times run backwards. Cancelled, it leaves
-        nothing behind.
+        :attr:`start` when there is none. Right also where recorded times run backwards.
         """
         ...
 
@@ -80,21 +79,15 @@ class LogIndex(Protocol):
         ...
 
     async def last_of_node(self, name: str, end: int) -> StoredMessage | None:
-        """The newest event up to ``end`` of the node's own subjects; None when there is none.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The newest event up to ``end`` of the node's own subjects; None when there is none."""
         ...
 
     async def names(self, kind: str, end: int) -> Collection[str]:
-        """Keys ``kind/name`` that the log speaks of, for suggestions: of very many not all.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Keys ``kind/name`` that the log speaks of, for suggestions: of very many not all."""
         ...
 
     async def reports(self) -> list[AgentStatus]:
-        """The agents' last reports, if the source has them. Cancelled, it leaves nothing behind."""
+        """The agents' last reports, if the source has them."""
         ...
 
 
@@ -136,6 +129,7 @@ class ScanIndex:
         """By halves to any event of that time or before, then through all behind it.
 
         What lies behind is read, because times that run backwards put a later event before the moment.
+
         Cancelled, it leaves nothing behind.
         """
         low, high = self.start, end

@@ -14,18 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from events import types
 from events.errors import IsthmusError, Refused, Usage
-from events.types import (
-    CidrAppended,
-    ClusterDefined,
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 from replay.history import History, Point, Progress
 from replay.output_files import whole_file
 from replay.queries.states import base
@@ -179,17 +169,17 @@ async def _pool(pyplot: Any, request: PlotRequest) -> Any:
             if fact.seq > begin.sequence:
                 series.close_until(fact.recorded_ns, now)
             match fact.body:
-                case ClusterDefined() | CidrAppended() as event:
+                case types.ClusterDefined() | types.CidrAppended() as event:
                     now["capacity"] += event.capacity
-                case RangeAllocated():
+                case types.RangeAllocated():
                     now["allocated"] += 1
-                case RangeDraining():
+                case types.RangeDraining():
                     now["allocated"] -= 1
                     now["draining"] += 1
-                case RangeQuarantined():
+                case types.RangeQuarantined():
                     now["draining"] -= 1
                     now["quarantined"] += 1
-                case RangeFreed():
+                case types.RangeFreed():
                     now["quarantined"] -= 1
                 case _:
                     pass
@@ -228,10 +218,10 @@ async def _churn(pyplot: Any, request: PlotRequest) -> Any:
             counts = fact.seq > begin.sequence
             if counts:
                 series.close_until(fact.recorded_ns, now, anew)
-            if isinstance(fact.body, NodeJoined):
+            if isinstance(fact.body, types.NodeJoined):
                 now["nodes"] += 1
                 now["joins"] += counts
-            elif isinstance(fact.body, NodeLeft | NodeFenced):
+            elif isinstance(fact.body, types.NodeLeft | types.NodeFenced):
                 now["nodes"] -= 1
                 now["leaves"] += counts
     series.close_until(end_ns + series.step_ns, now, anew)
@@ -274,9 +264,9 @@ async def _ring(pyplot: Any, request: PlotRequest) -> Any:
     async for batch in history.facts(until=end.sequence, progress=progress):
         for fact in batch:
             match fact.body:
-                case ClusterDefined() | CidrAppended() as event:
+                case types.ClusterDefined() | types.CidrAppended() as event:
                     capacity += event.capacity
-                case RangeAllocated() as event:
+                case types.RangeAllocated() as event:
                     held[event.index] = "allocated"
                     if fact.seq > begin.sequence:
                         seen += 1
@@ -284,11 +274,11 @@ async def _ring(pyplot: Any, request: PlotRequest) -> Any:
                             points.append((fact.recorded_ns, event.index))
                         if len(points) > RING_ALLOCATIONS_MAX:
                             points, keep = points[::2], keep * 2
-                case RangeDraining() as event:
+                case types.RangeDraining() as event:
                     held[event.index] = "draining"
-                case RangeQuarantined() as event:
+                case types.RangeQuarantined() as event:
                     held[event.index] = "quarantined"
-                case RangeFreed() as event:
+                case types.RangeFreed() as event:
                     held.pop(event.index, None)
                 case _:
                     pass

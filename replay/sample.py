@@ -16,25 +16,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 
+from events import types
 from events.chain import genesis
 from events.codec import Cause, StoredMessage, seal
-from events.types import (
-    ClbAddress,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    Event,
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 
 EPOCH = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 """When every sample begins."""
@@ -72,7 +56,7 @@ class Sample:
         self._made = 0
         self._draining: deque[tuple[int, int, int, datetime]] = deque()
         self._resting: deque[tuple[int, int, datetime]] = deque()
-        self._balancers: list[ClbReserved] = []
+        self._balancers: list[types.ClbReserved] = []
 
     def _cidr(self, index: int) -> str:
         return f"{IPv4Address(_POOL + index * _RANGE_SIZE)}/26"
@@ -103,7 +87,7 @@ class Sample:
         if waiting:
             yield waiting
 
-    def _step(self) -> tuple[list[Event], str]:
+    def _step(self) -> tuple[list[types.Event], str]:
         if not self._made:
             self._made = 1
             return [self._defined()], "ops@sample"
@@ -111,20 +95,20 @@ class Sample:
         if self._resting and self._resting[0][2] <= self._now:
             index, epoch, _ = self._resting.popleft()
             self._taken[index] = 0
-            return [RangeFreed(cidr=self._cidr(index), index=index, epoch=epoch)], "controller"
+            return [types.RangeFreed(cidr=self._cidr(index), index=index, epoch=epoch)], "controller"
         if self._draining and self._draining[0][3] <= self._now:
             index, epoch, drained, _ = self._draining.popleft()
             until = self._now + _QUARANTINE
             self._resting.append((index, epoch, until))
             return [
-                RangeQuarantined(
+                types.RangeQuarantined(
                     cidr=self._cidr(index), index=index, epoch=epoch, watermark=drained, until=until
                 )
             ], "controller"
         return self._something()
 
-    def _defined(self) -> Event:
-        return ClusterDefined(
+    def _defined(self) -> types.Event:
+        return types.ClusterDefined(
             cluster=self._cluster,
             container_cidr=f"{IPv4Address(_POOL)}/{32 - _CAPACITY_BITS}",
             max_pods_per_node=_RANGE_SIZE,
@@ -135,7 +119,7 @@ class Sample:
             capacity=self._capacity,
         )
 
-    def _something(self) -> tuple[list[Event], str]:
+    def _something(self) -> tuple[list[types.Event], str]:
         nodes = self._nodes
         # Fuller means fewer joins: the number of nodes wanders about two thirds of the target.
         if self._random.random() > 0.75 * len(nodes) / self._target:
@@ -146,14 +130,14 @@ class Sample:
         who = {"node": node.name, "uid": node.uid}
         if not node.reachable:
             node.reachable = True
-            return [NodeRecovered(**who)], "controller"
+            return [types.NodeRecovered(**who)], "controller"
         if chance < 0.04:
             node.reachable = False
-            return [NodeUnreachable(**who, last_seen=self._now - timedelta(seconds=30))], "controller"
+            return [types.NodeUnreachable(**who, last_seen=self._now - timedelta(seconds=30))], "controller"
         if chance < 0.10:
             node.underlay = self._address()
             return [
-                NodeUnderlayChanged(**who, underlay=node.underlay, announced=node.underlay)
+                types.NodeUnderlayChanged(**who, underlay=node.underlay, announced=node.underlay)
             ], f"node/{node.name}"
         if chance < 0.12:
             return self._balancer()
@@ -162,37 +146,37 @@ class Sample:
         if chance < 0.16:
             return self._rejoin(node)
         actor = "ops@sample" if chance < 0.4 else f"node/{node.name}"
-        return [NodeLeft(**who, reason="scaled in"), self._drain(node, 1)], actor
+        return [types.NodeLeft(**who, reason="scaled in"), self._drain(node, 1)], actor
 
     def _address(self) -> str:
         """Distinct for the first 2²³ calls: a counter in disguise."""
         self._made += 1
         return str(IPv4Address((172 << 24) + (16 << 16) + self._made % 2**20))
 
-    def _drain(self, node: _Node, offset: int) -> Event:
+    def _drain(self, node: _Node, offset: int) -> types.Event:
         drained = self._head.sequence + 1 + offset
         ready = self._now + timedelta(seconds=self._random.randint(1, 20))
         if self._draining:
             ready = max(ready, self._draining[-1][3])
         self._draining.append((node.index, node.epoch, drained, ready))
-        return RangeDraining(
+        return types.RangeDraining(
             cidr=self._cidr(node.index), index=node.index, node=node.name, uid=node.uid, epoch=node.epoch
         )
 
-    def _join(self) -> tuple[list[Event], str]:
+    def _join(self) -> tuple[list[types.Event], str]:
         name = f"{self._random.choice(('gz', 'sh', 'idc'))}-{self._made:06d}"
         return self._member(name, []), f"node/{name}"
 
-    def _rejoin(self, node: _Node) -> tuple[list[Event], str]:
+    def _rejoin(self, node: _Node) -> tuple[list[types.Event], str]:
         uid = self._uid()
-        fenced = NodeFenced(node=node.name, uid=node.uid, cause="rejoin", by_uid=uid)
+        fenced = types.NodeFenced(node=node.name, uid=node.uid, cause="rejoin", by_uid=uid)
         return self._member(node.name, [fenced, self._drain(node, 1)], uid), f"node/{node.name}"
 
     def _uid(self) -> str:
         value = f"{self._random.getrandbits(128):032x}"
         return f"{value[:8]}-{value[8:12]}-{value[12:16]}-{value[16:20]}-{value[20:]}"
 
-    def _member(self, name: str, before: list[Event], uid: str = "") -> list[Event]:
+    def _member(self, name: str, before: list[types.Event], uid: str = "") -> list[types.Event]:
         index = self._taken.find(0, self._cursor)
         if index < 0:
             index = self._taken.find(0)
@@ -204,7 +188,7 @@ class Sample:
         node = _Node(name, uid, address, index, epoch)
         self._nodes.append(node)
         mac = self._random.getrandbits(40)
-        joined = NodeJoined(
+        joined = types.NodeJoined(
             node=name,
             uid=uid,
             kind="external" if name.startswith("idc") else "cloud",
@@ -213,24 +197,26 @@ class Sample:
             vtep_mac="02:" + ":".join(f"{mac >> shift & 255:02x}" for shift in (32, 24, 16, 8, 0)),
             site=name.partition("-")[0],
         )
-        allocated = RangeAllocated(
+        allocated = types.RangeAllocated(
             cidr=self._cidr(index), index=index, node=name, uid=uid, cursor_after=self._cursor
         )
         return [*before, joined, allocated]
 
-    def _balancer(self) -> tuple[list[Event], str]:
+    def _balancer(self) -> tuple[list[types.Event], str]:
         if len(self._balancers) > 20:
             gone = self._balancers.pop(0)
-            return [ClbReleased(name=gone.name, subnet=gone.subnet, addresses=gone.addresses)], "ops@sample"
+            return [
+                types.ClbReleased(name=gone.name, subnet=gone.subnet, addresses=gone.addresses)
+            ], "ops@sample"
         self._made += 1
         third, fourth = self._made // 32 % 256, self._made % 32 * 8
-        reserved = ClbReserved(
+        reserved = types.ClbReserved(
             name=f"clb-{self._made}",
             subnet=f"192.168.{third}.{fourth}/29",
             gateway=f"192.168.{third}.{fourth + 1}",
             addresses=(
-                ClbAddress(purpose="apiserver", address=f"192.168.{third}.{fourth + 2}"),
-                ClbAddress(purpose="public-services", address=f"192.168.{third}.{fourth + 3}"),
+                types.ClbAddress(purpose="apiserver", address=f"192.168.{third}.{fourth + 2}"),
+                types.ClbAddress(purpose="public-services", address=f"192.168.{third}.{fourth + 3}"),
             ),
         )
         self._balancers.append(reserved)

@@ -87,6 +87,7 @@ class DirectReader:
 
     Keeps one inbox for as long as the connection lives: a subscription that comes and goes with
     each question would have to be told to every server and leaf node around.
+    Cancelled, its coroutines leave nothing behind, or say what.
     """
 
     def __init__(self, client: Client, stream: str, *, prefix: str = DEFAULT_PREFIX) -> None:
@@ -103,17 +104,13 @@ class DirectReader:
     ) -> DirectAnswer:
         """Up to ``count`` messages behind ``sequence`` on subjects that match ``wildcard``.
 
-        Raises Unavailable when the answer does not come whole within ``timeout_s``. Cancelled, it leaves
-        nothing behind.
+        Raises Unavailable when the answer does not come whole within ``timeout_s``.
         """
         request = {"seq": sequence + 1, "batch": count, "max_bytes": _BYTES_MAX, "next_by_subj": wildcard}
         return await self._ask(request, timeout_s)
 
     async def every(self, wildcard: str, *, after: int = 0) -> list[StoredMessage]:
-        """All messages behind ``after`` on subjects that match ``wildcard``, in order. Raises Unavailable.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """All messages behind ``after`` on subjects that match ``wildcard``, in order. Raises Unavailable."""
         found: list[StoredMessage] = []
         while True:
             answer = await self.after(after, wildcard)
@@ -123,10 +120,7 @@ class DirectReader:
             after = answer.messages[-1].sequence
 
     async def last(self, subject: str, *, timeout_s: float = 3.0) -> StoredMessage | None:
-        """The last message on a subject or wildcard. Raises Unavailable.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The last message on a subject or wildcard. Raises Unavailable."""
         answer = await self._ask({"last_by_subj": subject}, timeout_s)
         return answer.messages[-1] if answer.messages else None
 

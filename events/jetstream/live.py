@@ -72,6 +72,7 @@ class LiveReader:
     was lost, or restored from a backup. What it raises ends the read.
 
     A read that follows yields an empty batch whenever the stream has confirmed that nothing is missing.
+    Cancelled, its coroutines leave nothing behind.
     """
 
     def __init__(
@@ -110,14 +111,13 @@ class LiveReader:
 
     async def head(self) -> Head:
         # Asked of the leader: a replica that lags would say that the log ends before our position.
-        """The log's end, asked of its leader. Cancelled, it leaves nothing behind."""
+        """The log's end, asked of its leader."""
         return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
 
     async def check_same(self, known: Head) -> None:
         """Pass if the log holds at ``known.sequence`` the event that was folded there.
 
-        Raises VerificationFailed(log_replaced) when it holds another or none, Unavailable. Cancelled, it leaves
-        nothing behind.
+        Raises VerificationFailed(log_replaced) when it holds another or none, Unavailable.
         """
         if known.sequence == 0:
             return
@@ -144,7 +144,7 @@ class LiveReader:
         )
 
     async def parkings(self) -> list[StoredMessage]:
-        """See :class:`events.parking.Indexed`. Cancelled, it leaves nothing behind."""
+        """See :class:`events.parking.Indexed`."""
         return await self._direct.every(parking_subjects(self._cluster))
 
     def read(

@@ -34,6 +34,7 @@ class JetStreamLog:
     (``$JS.hub.API``) or an imported API. ``patience_s`` bounds how long a read that does not follow
     waits for a log that cannot be reached, ``lag_s`` how long an append that was decided further up waits
     for a log that is behind it (a server that was cut off steps down after about 10 s).
+    Cancelled, its coroutines leave nothing behind, or say what.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class JetStreamLog:
         return self._client
 
     async def head(self) -> Head:
-        """The log's end, asked of its leader. Cancelled, it leaves nothing behind."""
+        """The log's end, asked of its leader."""
         return await log_head(self._client, self._cluster, prefix=self._prefix, patience_s=self._patience_s)
 
     async def vouched_end(self, *, timeout_s: float = 3.0) -> int:
@@ -125,7 +126,7 @@ class JetStreamLog:
         )
 
     async def parkings(self) -> list[StoredMessage]:
-        """See :class:`events.parking.Indexed`. Cancelled, it leaves nothing behind."""
+        """See :class:`events.parking.Indexed`."""
         reader = DirectReader(self._client, subjects.stream(self._cluster), prefix=self._given_prefix)
         try:
             return await reader.every(parking_subjects(self._cluster))

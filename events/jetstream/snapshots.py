@@ -172,7 +172,10 @@ def snapshot_stream_settings(cluster: str) -> dict[str, Any]:
 
 
 class SnapshotBucket:
-    """Publishing (controllers) and reading (agents) of one cluster's snapshots."""
+    """Publishing (controllers) and reading (agents) of one cluster's snapshots.
+
+    Cancelled, its coroutines leave nothing behind, or say what.
+    """
 
     def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         self._client = client
@@ -209,10 +212,7 @@ class SnapshotBucket:
         return manifest
 
     async def manifest(self) -> Manifest | None:
-        """The latest manifest; None when there is no snapshot. Raises Unavailable, VerificationFailed.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The latest manifest; None when there is no snapshot. Raises Unavailable, VerificationFailed."""
         message = await self._direct.last(subjects.snapshot_latest(self._cluster))
         if message is None:
             return None
@@ -227,7 +227,7 @@ class SnapshotBucket:
         """The latest snapshot, verified against the log; None when there is none.
 
         Raises Unavailable, and VerificationFailed(snapshot_invalid) when it contradicts itself or the log: read
-        the whole log then. Cancelled, it leaves nothing behind.
+        the whole log then.
         """
         invalid: VerificationFailed | None = None
         before: Manifest | None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -140,23 +141,15 @@ class ArchiveLog:
 
     def messages(self, place: SegmentPlace) -> list[StoredMessage]:
         """The stored messages of a segment. Raises VerificationFailed."""
-        try:
+        with _readable(place):
             found = lines.messages(place.file.data(place.segment))
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise damaged(
-                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
-            ) from error
         _check(place, found[0].sequence if found else 0, found[-1].sequence if found else 0, len(found))
         return found
 
     def facts(self, place: SegmentPlace) -> Sequence[lines.Fact]:
         """The typed events of a segment, by the fast path. Raises VerificationFailed."""
-        try:
+        with _readable(place):
             found = lines.facts(place.file.data(place.segment), self.parked)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise damaged(
-                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
-            ) from error
         _check(place, found[0].seq if found else 0, found[-1].seq if found else 0, len(found))
         return found
 
@@ -180,12 +173,8 @@ class ArchiveLog:
             while len(self._rows) > _CACHED_SEGMENTS:
                 self._rows.popitem(last=False)
         first = place.segment.first
-        try:
+        with _readable(place):
             found = lines.messages(b"\n".join([rows[sequence - first] for sequence in sequences]))
-        except (msgspec.MsgspecError, ValueError, LookupError, RecursionError) as error:
-            raise damaged(
-                place.file.path, f"an event line is unreadable ({error})", place.segment.offset
-            ) from error
         if [message.sequence for message in found] != list(sequences):
             raise damaged(place.file.path, "the lines are not in order", place.segment.offset)
         return found
@@ -264,6 +253,17 @@ class ArchiveLog:
         """The canonical text of the state before the first event, if the first file carries it."""
         found = self.decoded_notes("state", str)
         return found[0].encode() if found else None
+
+
+@contextmanager
+def _readable(place: SegmentPlace) -> Iterator[None]:
+    """Raises VerificationFailed(archive_damaged) where the block meets a line that is none."""
+    try:
+        yield
+    except (msgspec.MsgspecError, ValueError, LookupError, RecursionError) as error:
+        raise damaged(
+            place.file.path, f"an event line is unreadable ({error})", place.segment.offset
+        ) from error
 
 
 def _search(file: ArchiveFile, segment: Segment, key: str) -> list[int]:

@@ -136,19 +136,17 @@ def _tell_hole(first: int, last: int) -> None:
 
 async def _wonder(session: Session, wanted: Filter) -> None:
     """Nothing fits the filter: say so where a name or a type is one that the log does not know."""
-    from replay.queries.unknown import suggestions, types_like
+    from replay.queries.unknown import hint, suggestions, types_like
 
     for kind, name in (("node", wanted.node), ("range", wanted.range)):
         if name:
             async for _ in session.history.about(kind, name, newest_first=True):
                 break
             else:
-                near = await suggestions(session.history, kind, name)
-                hint = f": did you mean {' or '.join(near)}?" if near else ""
-                click.echo(f"note: no event speaks of {kind} {name!r}{hint}", err=True)
-    near = types_like(wanted.types)
-    if near:
-        click.echo(f"note: did you mean the type {' or '.join(near)}?", err=True)
+                near = hint(await suggestions(session.history, kind, name))
+                click.echo(f"note: no event speaks of {kind} {name!r}{near}", err=True)
+    if types := types_like(wanted.types):
+        click.echo(f"note: did you mean the type {' or '.join(types)}?", err=True)
 
 
 def _table(session: Session, some: list[Entry]) -> None:

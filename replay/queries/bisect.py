@@ -9,20 +9,20 @@ Ready-made conditions are the invariants of the design: ``invariants`` (all), ``
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import violation
-from controlplane.cluster.state import ClusterState
 from controlplane.readmodel.asof import DAMAGE
+from events.codec import decode
 from events.errors import Usage, VerificationFailed
 from replay.history import History, Progress
 from replay.queries.expression import Expression, Moment, compile_expression
 from replay.queries.lives import fields
 from replay.queries.stamp import Stamp, stamp
-from replay.queries.states import States, base
+from replay.queries.states import ReadModel, States, base
 
 READY: dict[str, tuple[str, int]] = {
     "invariants": ("every invariant that events can break", 0),
@@ -63,56 +63,57 @@ async def bisect(
     history = states.history
     end = history.end if until is None else until
     if condition in READY:
-        return await _invariant(states, condition, after, end, progress)
+        found = await _invariant(states, READY[condition][1], after, end, progress)
+        return await _answer(history, condition, end, found, "every event")
     if condition.startswith("invariant-"):
         raise Usage("usage", f"there is no {condition!r}; ready-made are {', '.join(READY)}")
     expression = compile_expression(condition)
     model = states.read_model
     if expression.monotone and model is not None and end <= model.checkpoint:
         try:
-            return await _by_halves(states, expression, after, end)
+            return await _answer(
+                history, condition, end, _by_halves(model, expression, after, end), "by halves"
+            )
         except DAMAGE as error:
             states.distrust(error)
-    return await _every_event(states, expression, after, end, progress)
+    found = await _every_event(states, expression, after, end, progress)
+    return await _answer(history, condition, end, found, "every event")
+
+
+class _Found(NamedTuple):
+    """The first event behind which the condition is false (0: none), why, and how many states were seen."""
+
+    sequence: int
+    message: str
+    looked: int
 
 
 async def _answer(
-    history: History,
-    condition: str,
-    sequence: int,
-    *,
-    before: int = 0,
-    message: str = "",
-    method: Any,
-    looked: int,
+    history: History, condition: str, end: int, found: _Found, method: Literal["by halves", "every event"]
 ) -> BisectAnswer:
-    if not sequence:
-        return BisectAnswer(
-            condition=condition,
-            held_at=before,
-            failed=None,
-            event={},
-            message="it holds to the end",
-            method=method,
-            looked_at=looked,
-        )
-    from events.codec import decode
-
-    recorded = decode(await history.message(sequence))
+    recorded = decode(await history.message(found.sequence)) if found.sequence else None
     return BisectAnswer(
         condition=condition,
-        held_at=sequence - 1,
-        failed=stamp(recorded),
-        event=fields(recorded),
-        message=message,
+        held_at=end if recorded is None else found.sequence - 1,
+        failed=None if recorded is None else stamp(recorded),
+        event={} if recorded is None else fields(recorded),
+        message=found.message,
         method=method,
-        looked_at=looked,
+        looked_at=found.looked,
     )
+
+
+def _held(looked: int) -> _Found:
+    return _Found(0, "it holds to the end", looked)
+
+
+def _false(expression: Expression, sequence: int, looked: int) -> _Found:
+    return _Found(sequence, f"{expression.text} is false behind event {sequence}", looked)
 
 
 async def _every_event(
     states: States, expression: Expression, after: int, end: int, progress: Progress | None
-) -> BisectAnswer:
+) -> _Found:
     state = base(states.history)
     kinds = {kind: name for name, kind in expression.totals.items()}
     totals = dict.fromkeys(expression.totals, 0)
@@ -129,22 +130,11 @@ async def _every_event(
                 continue
             looked += 1
             if not expression.holds(moment):
-                message = f"{expression.text} is false behind event {fact.seq}"
-                return await _answer(
-                    states.history,
-                    expression.text,
-                    fact.seq,
-                    message=message,
-                    method="every event",
-                    looked=looked,
-                )
-    return await _answer(states.history, expression.text, 0, before=end, method="every event", looked=looked)
+                return _false(expression, fact.seq, looked)
+    return _held(looked)
 
 
-async def _by_halves(states: States, expression: Expression, after: int, end: int) -> BisectAnswer:
-    model = states.read_model
-    if model is None:
-        raise VerificationFailed("digest_mismatch", "the search by halves needs a read model")
+def _by_halves(model: ReadModel, expression: Expression, after: int, end: int) -> _Found:
     looked = 0
 
     def holds(sequence: int) -> bool:
@@ -162,43 +152,27 @@ async def _by_halves(states: States, expression: Expression, after: int, end: in
 
     low, high = after, end  # what is asked for lies in (low, high], if anywhere
     if holds(end):
-        return await _answer(states.history, expression.text, 0, before=end, method="by halves", looked=looked)
+        return _held(looked)
     while high - low > 1:
         middle = (low + high) // 2
         if holds(middle):
             low = middle
         else:
             high = middle
-    message = f"{expression.text} is false behind event {high}"
-    return await _answer(
-        states.history, expression.text, high, message=message, method="by halves", looked=looked
-    )
+    return _false(expression, high, looked)
 
 
-async def _invariant(
-    states: States, condition: str, after: int, end: int, progress: Progress | None
-) -> BisectAnswer:
-    number = READY[condition][1]
-    state: ClusterState = base(states.history)
+async def _invariant(states: States, number: int, after: int, end: int, progress: Progress | None) -> _Found:
+    state = base(states.history)
     looked = 0
     async for batch in states.history.facts(after=state.sequence, until=end, progress=progress):
         for fact in batch:
             looked += 1
             found = violation(state, fact.seq, fact.body)
             if found is not None and number in (0, found.invariant) and fact.seq > after:
-                message = f"invariant {found.invariant}: {found.message}"
-                return await _answer(
-                    states.history, condition, fact.seq, message=message, method="every event", looked=looked
-                )
+                return _Found(fact.seq, f"invariant {found.invariant}: {found.message}", looked)
             try:
                 evolve(state, fact.seq, fact.body)
             except VerificationFailed as error:
-                return await _answer(
-                    states.history,
-                    condition,
-                    fact.seq,
-                    message=error.message,
-                    method="every event",
-                    looked=looked,
-                )
-    return await _answer(states.history, condition, 0, before=end, method="every event", looked=looked)
+                return _Found(fact.seq, error.message, looked)
+    return _held(looked)

@@ -103,14 +103,12 @@ def picture(state: ClusterState) -> Picture:
     """The state as plain values by kind and name, detached from it. O(n)."""
     ranges: dict[str, dict[str, Any]] = {}
     for index, held in state.ranges.items():
-        phase = (
-            "draining"
-            if index in state.draining
-            else "quarantined"
-            if index in state.quarantined
-            else "allocated"
-        )
-        ranges[held.cidr] = {"phase": phase, "node": held.node, "uid": held.uid, "epoch": held.epoch}
+        ranges[held.cidr] = {
+            "phase": state.phase_of(index),
+            "node": held.node,
+            "uid": held.uid,
+            "epoch": held.epoch,
+        }
     nodes: dict[str, dict[str, Any]] = {}
     for name, node in state.nodes.items():
         owned = state.owned.get(name)

@@ -6,19 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from events import types
 from events.codec import Recorded
-from events.types import (
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.unknown import unknown
@@ -50,13 +39,14 @@ async def life(history: History, kind: Thing, name: str, *, until: int | None = 
     if not found:
         raise await unknown(history, kind, name, until)
     if kind == "node":
-        epochs = {r.sequence: r.event.cidr for r in found if isinstance(r.event, RangeAllocated)}
+        epochs = {r.sequence: r.event.cidr for r in found if isinstance(r.event, types.RangeAllocated)}
         for cidr in dict.fromkeys(epochs.values()):
             first = min(epoch for epoch, held in epochs.items() if held == cidr)
             found += [
                 recorded
                 async for recorded in history.about("range", cidr, after=first, until=until)
-                if isinstance(recorded.event, RangeQuarantined | RangeFreed) and recorded.event.epoch in epochs
+                if isinstance(recorded.event, types.RangeQuarantined | types.RangeFreed)
+                and recorded.event.epoch in epochs
             ]
         found.sort(key=lambda recorded: recorded.sequence)
     return [Step(stamp=stamp(r), event=fields(r)) for r in found]
@@ -85,22 +75,22 @@ async def blame(history: History, node: str, at: Point) -> list[Attribute]:
 
     async for recorded in history.about("node", node, until=at.sequence):
         match recorded.event:
-            case NodeJoined() as e:
+            case types.NodeJoined() as e:
                 put(recorded, member="yes", reachable="yes", uid=e.uid, kind=e.kind, site=e.site)
                 put(recorded, underlay=e.underlay, announced=e.announced, vtep_mac=e.vtep_mac)
-            case NodeUnderlayChanged() as e:
+            case types.NodeUnderlayChanged() as e:
                 put(recorded, underlay=e.underlay, announced=e.announced)
-            case NodeUnreachable() as e:
+            case types.NodeUnreachable() as e:
                 put(recorded, reachable=f"no, last seen {e.last_seen}" if e.last_seen else "no")
-            case NodeRecovered():
+            case types.NodeRecovered():
                 put(recorded, reachable="yes")
-            case NodeLeft() as e:
+            case types.NodeLeft() as e:
                 put(recorded, member=f"no, left: {e.reason}" if e.reason else "no, left")
-            case NodeFenced() as e if not e.former:
+            case types.NodeFenced() as e if not e.former:
                 put(recorded, member=f"no, fenced ({e.cause})")
-            case RangeAllocated() as e:
+            case types.RangeAllocated() as e:
                 put(recorded, range=e.cidr, epoch=recorded.sequence)
-            case RangeDraining() as e:
+            case types.RangeDraining() as e:
                 if "uid" in known and e.uid == known["uid"].value:
                     put(recorded, range=f"none (gave back {e.cidr})", epoch="")
             case other:

@@ -28,7 +28,7 @@ async def unknown(history: History, kind: str, name: str, until: int | None = No
     if known:
         message += f"; {known}"
     else:
-        message += _hint(await suggestions(history, kind, name))
+        message += hint(await suggestions(history, kind, name))
     return Refused("not_in_history", message, kind=kind, name=name)
 
 
@@ -87,5 +87,6 @@ async def _before(history: History, kind: str, name: str) -> str:
     return ""
 
 
-def _hint(names: list[str]) -> str:
+def hint(names: list[str]) -> str:
+    """What to put behind a message about a name that is none; nothing without names."""
     return f": did you mean {' or '.join(names)}?" if names else ""

@@ -18,46 +18,14 @@ from typing import Any
 import msgspec
 
 from controlplane.cluster.decide import decide
+from controlplane.cluster.decision import Decision
 from controlplane.cluster.decisions.nodes import drain
 from controlplane.cluster.evolve import evolve
-from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state import ClusterState, Node
+from events import types
 from events.codec import Recorded, decode
-from events.errors import Refused, Usage
-from events.protocol.commands import (
-    AppendCidr,
-    ChangeUnderlay,
-    Command,
-    DeclareNetwork,
-    DefineCluster,
-    DeleteCluster,
-    JoinNode,
-    LeaveNode,
-    Override,
-    ReleaseClb,
-    ReserveClb,
-    WithdrawNetwork,
-)
-from events.types import (
-    CidrAppended,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    ClusterDeleted,
-    ConflictOverridden,
-    Event,
-    NetworkDeclared,
-    NetworkWithdrawn,
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
+from events.errors import Usage
+from events.protocol import commands
 from replay.history import Point, Progress
 from replay.queries.difference import counts
 from replay.queries.other_plan import LIST_LIMIT, Moved, OtherPlan, Unserved, WhatIf
@@ -98,15 +66,15 @@ class _Simulation:
         self.sequence = 0
         self.now = fork.recorded_at or datetime.fromtimestamp(0, UTC)
         self.owner: dict[int, str] = {}  # recorded epoch → uid
-        self.mine: dict[str, RangeDraining] = {}  # uid → the simulated range that it left behind
-        self.waiting: OrderedDict[str, JoinNode] = OrderedDict()  # node → its request
+        self.mine: dict[str, types.RangeDraining] = {}  # uid → the simulated range that it left behind
+        self.waiting: OrderedDict[str, commands.JoinNode] = OrderedDict()  # node → its request
         self.unserved: dict[str, Unserved] = {}  # node → its latest refusal
         self.done: list[Unserved] = []
         self.refused = 0
         self.peak = 0
         self.exhausted: tuple[datetime, int] | None = None
         self.extra: list[dict[str, Any]] = []
-        self.overrides: list[Override] = []
+        self.overrides: list[commands.Override] = []
         self.recorded_sequence = fork.sequence
 
     # --- the fork -------------------------------------------------------------------------------------
@@ -127,38 +95,29 @@ class _Simulation:
                 self.sequence = real.sequence
                 for index in (*real.draining, *real.quarantined):
                     held = real.ranges[index]
-                    self.mine[held.uid] = RangeDraining(
+                    self.mine[held.uid] = types.RangeDraining(
                         cidr=held.cidr, index=index, node=held.node, uid=held.uid, epoch=held.epoch
                     )
             self._extend()
 
     def _extend(self) -> None:
         for cidr in self.plan.appended:
-            self._must(AppendCidr(cidr=cidr))
+            self._must(commands.AppendCidr(cidr=cidr))
         for command in self.plan.commands:
             self._extra(command)
 
-    def _replan(self, definition: ClusterDefined) -> None:
+    def _replan(self, definition: types.ClusterDefined) -> None:
         self._must(self._define(definition))
         for cidr in self.real.cidrs[1:]:
-            self._must(AppendCidr(cidr=cidr.cidr))
+            self._must(commands.AppendCidr(cidr=cidr.cidr))
         for node in sorted(self.real.nodes.values(), key=lambda node: node.joined):
-            self._join(
-                JoinNode(
-                    node=node.name,
-                    uid=node.uid,
-                    kind=node.kind,  # type: ignore[arg-type]  # a state keeps it as text
-                    underlay=node.underlay,
-                    announced=node.announced,
-                    site=node.site,
-                )
-            )
+            self._join(_join_request(node.name, node, ()))
         for reservation in self.real.clb.values():
-            self._try(_reserve(reservation, ()))
+            self._put(_reserve(reservation, ()))
 
-    def _define(self, definition: ClusterDefined) -> DefineCluster:
+    def _define(self, definition: types.ClusterDefined) -> commands.DefineCluster:
         plan = self.plan
-        return DefineCluster(
+        return commands.DefineCluster(
             container_cidr=plan.container_cidr or definition.container_cidr,
             pods_per_node=plan.pods_per_node or definition.max_pods_per_node,
             services=plan.services or definition.max_services,
@@ -173,29 +132,28 @@ class _Simulation:
 
     # --- deciding ---------------------------------------------------------------------------------------
 
-    def _fold(self, events: Sequence[Event]) -> None:
+    def _fold(self, events: Sequence[types.Event]) -> None:
         for event in events:
             self.sequence += 1
             evolve(self.state, self.sequence, event)
-            if isinstance(event, RangeDraining):
+            if isinstance(event, types.RangeDraining):
                 self.mine[event.uid] = event
         self.peak = max(self.peak, self.state.pool.capacity - self.state.pool.free)
         if self.exhausted is None and self.state.pool.capacity and not self.state.pool.free:
             self.exhausted = (self.now, self.recorded_sequence)
 
-    def _try(self, command: Command) -> Refused | None:
+    def _put(self, command: commands.Command) -> Decision:
         decision = decide(self.state, command, self.now)
         self._fold(decision.events)
-        return decision.refusal
+        return decision
 
-    def _must(self, command: Command) -> None:
-        refusal = self._try(command)
+    def _must(self, command: commands.Command) -> None:
+        refusal = self._put(command).refusal
         if refusal is not None:
             raise refusal
 
-    def _extra(self, command: Command) -> None:
-        decision = decide(self.state, command, self.now)
-        self._fold(decision.events)
+    def _extra(self, command: commands.Command) -> None:
+        decision = self._put(command)
         self.extra.append(
             {
                 "command": command.name,
@@ -204,10 +162,10 @@ class _Simulation:
             }
         )
 
-    def _join(self, command: JoinNode) -> None:
-        refusal = self._try(command)
+    def _join(self, command: commands.JoinNode) -> None:
+        refusal = self._put(command).refusal
         if refusal is None:
-            self._served(command.node)
+            self._stop_waiting(command.node, served_at=self.now)
             return
         if command.node not in self.waiting:
             self.refused += 1
@@ -221,26 +179,20 @@ class _Simulation:
             )
         self.waiting[command.node] = command
 
-    def _served(self, node: str) -> None:
+    def _stop_waiting(self, node: str, *, served_at: datetime | None = None) -> None:
+        """The node was served, or has left without."""
         self.waiting.pop(node, None)
         waited = self.unserved.pop(node, None)
         if waited is not None:
-            self.done.append(msgspec.structs.replace(waited, served_at=self.now))
-
-    def _gone(self, node: str) -> None:
-        """A node that waited in vain has left."""
-        self.waiting.pop(node, None)
-        waited = self.unserved.pop(node, None)
-        if waited is not None:
-            self.done.append(waited)
+            self.done.append(msgspec.structs.replace(waited, served_at=served_at))
 
     def _ask_again(self) -> None:
         while self.waiting and self.state.pool.free:
             node, command = next(iter(self.waiting.items()))
-            if self._try(command) is not None:
+            if self._put(command).refusal is not None:
                 self.waiting.move_to_end(node)
                 return
-            self._served(node)
+            self._stop_waiting(node, served_at=self.now)
 
     # --- recorded events ----------------------------------------------------------------------------------
 
@@ -252,67 +204,67 @@ class _Simulation:
             self.overrides.clear()
         state = self.state
         match event:
-            case ClusterDefined():
+            case types.ClusterDefined():
                 self._must(self._define(event))
                 self._extend()
-            case CidrAppended():
-                self._try(AppendCidr(cidr=event.cidr, overrides=tuple(self.overrides)))
+            case types.CidrAppended():
+                self._put(commands.AppendCidr(cidr=event.cidr, overrides=tuple(self.overrides)))
                 self._ask_again()
-            case ClusterDeleted():
-                self._try(DeleteCluster(reason=event.reason))
-            case NetworkDeclared():
-                self._try(DeclareNetwork(network=event.network, overrides=tuple(self.overrides)))
-            case NetworkWithdrawn():
-                self._try(WithdrawNetwork(cidr=event.cidr))
-            case ConflictOverridden():
-                self.overrides.append(Override(code=event.code, reason=event.reason))
-            case NodeJoined():
-                self._join(_join_request(event, tuple(self.overrides)))
-            case NodeUnderlayChanged():
-                self._try(
-                    ChangeUnderlay(
+            case types.ClusterDeleted():
+                self._put(commands.DeleteCluster(reason=event.reason))
+            case types.NetworkDeclared():
+                self._put(commands.DeclareNetwork(network=event.network, overrides=tuple(self.overrides)))
+            case types.NetworkWithdrawn():
+                self._put(commands.WithdrawNetwork(cidr=event.cidr))
+            case types.ConflictOverridden():
+                self.overrides.append(commands.Override(code=event.code, reason=event.reason))
+            case types.NodeJoined():
+                self._join(_join_request(event.node, event, tuple(self.overrides)))
+            case types.NodeUnderlayChanged():
+                self._put(
+                    commands.ChangeUnderlay(
                         node=event.node, uid=event.uid, underlay=event.underlay, announced=event.announced
                     )
                 )
-            case NodeLeft():
-                self._gone(event.node)
+            case types.NodeLeft():
+                self._stop_waiting(event.node)
                 if event.node in state.nodes:
-                    self._try(LeaveNode(node=event.node, uid=event.uid, reason=event.reason))
-            case NodeFenced():
+                    self._put(commands.LeaveNode(node=event.node, uid=event.uid, reason=event.reason))
+            case types.NodeFenced():
                 self._fence(event)
-            case NodeUnreachable() if event.node in state.nodes and event.node not in state.unreachable:
+            case types.NodeUnreachable() if event.node in state.nodes and event.node not in state.unreachable:
                 self._fold([event])
-            case NodeRecovered() if event.node in state.unreachable:
+            case types.NodeRecovered() if event.node in state.unreachable:
                 self._fold([event])
-            case RangeAllocated():
+            case types.RangeAllocated():
                 self.owner[recorded.sequence] = event.uid
-            case RangeQuarantined():
+            case types.RangeQuarantined():
                 self._quarantine(event)
-            case RangeFreed():
+            case types.RangeFreed():
                 self._free(event)
-            case ClbReserved():
-                self._try(_reserve(event, tuple(self.overrides)))
-            case ClbReleased() if event.name in state.clb:
-                self._try(ReleaseClb(reservation=event.name))
+            case types.ClbReserved():
+                self._put(_reserve(event, tuple(self.overrides)))
+            case types.ClbReleased() if event.name in state.clb:
+                self._put(commands.ReleaseClb(reservation=event.name))
             case _:
                 pass
 
-    def _fence(self, event: NodeFenced) -> None:
+    def _fence(self, event: types.NodeFenced) -> None:
         """A fact, also when a twin comes: its joining may be refused, the old one is gone all the same."""
         if event.former:
             return  # its last range is another one here
         if event.cause != "rejoin":
-            self._gone(event.node)
+            self._stop_waiting(event.node)
         member = self.state.nodes.get(event.node)
         if member is not None and member.uid == event.uid:
             self._fold([event, drain(self.state.owned[event.node])])
 
-    def _quarantine(self, event: RangeQuarantined) -> None:
+    def _quarantine(self, event: types.RangeQuarantined) -> None:
         left = self.mine.get(self.owner.get(event.epoch, ""))
         if left is not None and left.index in self.state.draining:
             self._fold(
                 [
-                    RangeQuarantined(
+                    types.RangeQuarantined(
                         cidr=left.cidr,
                         index=left.index,
                         epoch=left.epoch,
@@ -322,10 +274,10 @@ class _Simulation:
                 ]
             )
 
-    def _free(self, event: RangeFreed) -> None:
+    def _free(self, event: types.RangeFreed) -> None:
         left = self.mine.pop(self.owner.pop(event.epoch, ""), None)
         if left is not None and left.index in self.state.quarantined:
-            self._fold([RangeFreed(cidr=left.cidr, index=left.index, epoch=left.epoch)])
+            self._fold([types.RangeFreed(cidr=left.cidr, index=left.index, epoch=left.epoch)])
             self._ask_again()
 
     # --- the answer -----------------------------------------------------------------------------------------
@@ -357,21 +309,23 @@ class _Simulation:
         )
 
 
-def _join_request(event: NodeJoined, overrides: tuple[Override, ...]) -> JoinNode:
-    return JoinNode(
-        node=event.node,
-        uid=event.uid,
-        kind=event.kind,
-        underlay=event.underlay,
-        announced=event.announced,
-        site=event.site,
+def _join_request(
+    name: str, asked: types.NodeJoined | Node, overrides: tuple[commands.Override, ...]
+) -> commands.JoinNode:
+    return commands.JoinNode(
+        node=name,
+        uid=asked.uid,
+        kind=asked.kind,  # type: ignore[arg-type]  # a state keeps it as text
+        underlay=asked.underlay,
+        announced=asked.announced,
+        site=asked.site,
         overrides=overrides,
     )
 
 
-def _reserve(event: ClbReserved, overrides: tuple[Override, ...]) -> ReserveClb:
+def _reserve(event: types.ClbReserved, overrides: tuple[commands.Override, ...]) -> commands.ReserveClb:
     first, second = event.addresses
-    return ReserveClb(
+    return commands.ReserveClb(
         reservation=event.name,
         subnet=event.subnet,
         gateway=event.gateway,

@@ -14,24 +14,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from controlplane.cluster.state import ClusterState
+from events import types
 from events.codec import Recorded
 from events.errors import Usage
-from events.types import (
-    CidrAppended,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    NodeUnderlayChanged,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.states import base
@@ -104,10 +89,10 @@ async def plan_of(history: History, until: int, before: ClusterState | None) -> 
     pools = [(IPv4Network(c.cidr), c.capacity) for c in before.cidrs] if before is not None else []
     async for recorded in history.about("cluster", history.cluster, until=until):
         event = recorded.event
-        if isinstance(event, ClusterDefined):
+        if isinstance(event, types.ClusterDefined):
             definition = event
             pools.append((IPv4Network(event.container_cidr), event.capacity))
-        elif isinstance(event, CidrAppended):
+        elif isinstance(event, types.CidrAppended):
             pools.append((IPv4Network(event.cidr), event.capacity))
     return (
         DividedNetworks(definition.service_cidr, definition.range_size, pools)
@@ -147,10 +132,10 @@ def _empty(address: str, at: Point, kind: Kind, cidr: str, note: str) -> WhoAnsw
 
 
 _PHASES: dict[type, RangeState] = {
-    RangeAllocated: "allocated",
-    RangeDraining: "draining",
-    RangeQuarantined: "quarantined",
-    RangeFreed: "free",
+    types.RangeAllocated: "allocated",
+    types.RangeDraining: "draining",
+    types.RangeQuarantined: "quarantined",
+    types.RangeFreed: "free",
 }
 
 
@@ -160,13 +145,13 @@ async def _pod(history: History, address: str, at: Point, cidr: str, before: Clu
     allocation: Recorded | None = None
     async for recorded in history.about("range", cidr, until=at.sequence, newest_first=True):
         state = state or _PHASES.get(type(recorded.event), "")
-        if isinstance(recorded.event, RangeDraining):
+        if isinstance(recorded.event, types.RangeDraining):
             ended = recorded
-        if isinstance(recorded.event, RangeAllocated):
+        if isinstance(recorded.event, types.RangeAllocated):
             allocation = recorded
             break
     holding: Holding | None = None
-    if allocation is not None and isinstance(allocation.event, RangeAllocated):
+    if allocation is not None and isinstance(allocation.event, types.RangeAllocated):
         event = allocation.event
         holding = Holding(
             node=event.node, uid=event.uid, range=cidr, epoch=allocation.sequence, since=stamp(allocation)
@@ -201,9 +186,9 @@ async def _pod(history: History, address: str, at: Point, cidr: str, before: Clu
 async def _drained(history: History, cidr: str, after: int) -> Recorded | None:
     """The first draining of the range behind ``after``."""
     async for recorded in history.about("range", cidr, after=after):
-        if isinstance(recorded.event, RangeDraining):
+        if isinstance(recorded.event, types.RangeDraining):
             return recorded
-        if isinstance(recorded.event, RangeAllocated):
+        if isinstance(recorded.event, types.RangeAllocated):
             return None  # in a capsule: the draining lies before it
     return None
 
@@ -215,11 +200,11 @@ async def _fixed(
     gateway: Recorded | None = None
     async for recorded in history.about("address", address, until=at.sequence, newest_first=True):
         event = recorded.event
-        if isinstance(event, ClbHolderAssigned | ClbHolderWithdrawn):
+        if isinstance(event, types.ClbHolderAssigned | types.ClbHolderWithdrawn):
             gateway = gateway or recorded  # the newest of them decides
-        elif isinstance(event, ClbReserved | ClbReleased):
+        elif isinstance(event, types.ClbReserved | types.ClbReleased):
             return await _balancer(history, address, at, recorded, gateway, before)
-        elif isinstance(event, NodeJoined | NodeUnderlayChanged):
+        elif isinstance(event, types.NodeJoined | types.NodeUnderlayChanged):
             holding = Holding(node=event.node, uid=event.uid, since=stamp(recorded))
             return await _member(history, address, at, holding, recorded.sequence)
     if before is not None:
@@ -243,7 +228,7 @@ async def _member(history: History, address: str, at: Point, holding: Holding, a
     end = None
     async for later in history.about("node", holding.node, after=after):
         if (
-            isinstance(later.event, NodeLeft | NodeFenced | NodeUnderlayChanged)
+            isinstance(later.event, types.NodeLeft | types.NodeFenced | types.NodeUnderlayChanged)
             and later.event.uid == holding.uid
         ):
             end = stamp(later)
@@ -260,14 +245,14 @@ async def _balancer(  # noqa: PLR0917  what is known of the address so far
     before: ClusterState | None,
 ) -> WhoAnswer:
     event = recorded.event
-    if isinstance(event, ClbReserved):
+    if isinstance(event, types.ClbReserved):
         end = await _released(history, event.name, recorded.sequence)
         return _balanced(address, at, event, gateway, before, since=stamp(recorded), to=end)
-    if not isinstance(event, ClbReleased):
+    if not isinstance(event, types.ClbReleased):
         raise TypeError(type(event).__name__)
     began: Stamp | None = None
     async for earlier in history.about("clb", event.name, until=recorded.sequence, newest_first=True):
-        if isinstance(earlier.event, ClbReserved):
+        if isinstance(earlier.event, types.ClbReserved):
             began = stamp(earlier)
             break
     return _balanced(address, at, event, None, None, since=began, to=stamp(recorded))
@@ -275,7 +260,7 @@ async def _balancer(  # noqa: PLR0917  what is known of the address so far
 
 async def _released(history: History, name: str, after: int) -> Stamp | None:
     async for later in history.about("clb", name, after=after):
-        if isinstance(later.event, ClbReleased):
+        if isinstance(later.event, types.ClbReleased):
             return stamp(later)
     return None
 
@@ -283,7 +268,7 @@ async def _released(history: History, name: str, after: int) -> Stamp | None:
 def _balanced(
     address: str,
     at: Point,
-    event: ClbReserved | ClbReleased,
+    event: types.ClbReserved | types.ClbReleased,
     gateway: Recorded | None,
     before: ClusterState | None,
     *,
@@ -298,7 +283,7 @@ def _balanced(
         to=to,
     )
     held = before.holders.get(address) if before is not None and since is None else None
-    if gateway is not None and isinstance(gateway.event, ClbHolderAssigned):
+    if gateway is not None and isinstance(gateway.event, types.ClbHolderAssigned):
         holding = msgspec.structs.replace(
             holding,
             gateway=gateway.event.node,

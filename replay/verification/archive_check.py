@@ -33,7 +33,7 @@ def check_file(file: ArchiveFile, *, public_keys: Collection[str] = ()) -> list[
     found: list[Finding] = []
 
     def note(message: str, code: str = "archive_damaged", sequence: int = 0) -> None:
-        found.append(Finding(check="archive", code=code, message=f"{file.path}: {message}", sequence=sequence))
+        found.append(Finding("archive", code, f"{file.path}: {message}", sequence))
 
     hopped = list(file.hop())
     end = hopped[-1].data + hopped[-1].length if hopped else 0
@@ -154,9 +154,8 @@ def lost(segment: Segment, before: bytes, findings: list[Finding]) -> LinesResul
 
 def _damage(path: str, segment: Segment, what: str) -> Finding:
     return Finding(
-        check="archive",
-        code="archive_damaged",
-        message=f"{path}: the segment at byte {segment.offset:,} "
-        f"with events {segment.first}…{segment.last} {what}",
-        sequence=segment.first,
+        "archive",
+        "archive_damaged",
+        f"{path}: the segment at byte {segment.offset:,} with events {segment.first}…{segment.last} {what}",
+        segment.first,
     )

@@ -73,39 +73,39 @@ class ChainState:
         if closing is not None and closing.place + 1 < closing.size:
             self.findings.add(
                 Finding(
-                    check="transactions",
-                    code="log_truncated",
-                    message=f"the log ends inside a batch: number {closing.place} of {closing.size} of command "
+                    "transactions",
+                    "log_truncated",
+                    f"the log ends inside a batch: number {closing.place} of {closing.size} of command "
                     f"{closing.command[:40]} is its last event",
-                    sequence=self.head.sequence,
+                    self.head.sequence,
                 )
             )
         if self.apart:
             self.findings.add(
                 Finding(
-                    check=CLOCKS,
-                    code="clock",
-                    message=f"from event {self.apart} on, the server's time and the events' own are more than "
+                    CLOCKS,
+                    "clock",
+                    f"from event {self.apart} on, the server's time and the events' own are more than "
                     f"{CLOCK_TOLERANCE_NS // 10**9} s apart in places: a clock was off, or it was imported",
-                    sequence=self.apart,
+                    self.apart,
                     level="warning",
                 )
             )
         if repeated := self.commands - len(self._begun):
             self.findings.add(
                 Finding(
-                    check="transactions",
-                    code="event_malformed",
-                    message=f"{repeated} commands stand in the log twice: a command had a second effect",
+                    "transactions",
+                    "event_malformed",
+                    f"{repeated} commands stand in the log twice: a command had a second effect",
                 )
             )
 
 
 def _cut_transaction(result: LinesResult) -> Finding:
     return Finding(
-        check="transactions",
-        code="event_malformed",
-        message=f"the first event is number {result.opening.place} of {result.opening.size} of its command: "
+        "transactions",
+        "event_malformed",
+        f"the first event is number {result.opening.place} of {result.opening.size} of its command: "
         "the start of a batch is missing",
-        sequence=result.first,
+        result.first,
     )

@@ -16,7 +16,7 @@ PARDONED = frozenset({"schema", "envelope"})
 Level = Literal["error", "warning"]
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that is wrong. ``sequence`` is where (0: the log as a whole), ``check`` who noticed."""
 
     check: str

@@ -115,7 +115,7 @@ class Folding:
             )
 
     def _note(self, check: str, code: str, message: str, sequence: int) -> None:
-        self._findings.add(Finding(check=check, code=code, message=message, sequence=sequence))
+        self._findings.add(Finding(check, code, message, sequence))
 
     def stop(self, sequence: int, why: str) -> None:
         """The fold cannot go on from ``sequence``."""

@@ -205,31 +205,31 @@ def _are_apart(moment: datetime, recorded_ns: int) -> bool:
 
 def _apart(sequence: int) -> Finding:
     message = f"its own time and the server's are more than {CLOCK_TOLERANCE_NS // 10**9} s apart"
-    return Finding(check=CLOCKS, code="clock", message=message, sequence=sequence, level="warning")
+    return Finding(CLOCKS, "clock", message, sequence, level="warning")
 
 
 def _content(line: ChainLine, event_type: str, body: bytes, cluster: str) -> list[Finding]:
     try:
         event: Event = decode_event(event_type, body, line.seq)
     except VerificationFailed as error:
-        return [Finding(check="schema", code=error.code, message=error.message, sequence=line.seq)]
+        return [Finding("schema", error.code, error.message, line.seq)]
     if type(event) is UnknownEvent:
         return [
             Finding(
-                check="schema",
-                code="event_unknown",
-                message=f"event {line.seq} is of type {event_type!r}, which this program does not know",
-                sequence=line.seq,
+                "schema",
+                "event_unknown",
+                f"event {line.seq} is of type {event_type!r}, which this program does not know",
+                line.seq,
             )
         ]
     subject = subject_of(cluster, event.aggregate, event.entity, event.verb)
     if subject != line.subject:
         return [
             Finding(
-                check="schema",
-                code="event_malformed",
-                message=f"event {line.seq} stands on subject {line.subject}, its content belongs on {subject}",
-                sequence=line.seq,
+                "schema",
+                "event_malformed",
+                f"event {line.seq} stands on subject {line.subject}, its content belongs on {subject}",
+                line.seq,
             )
         ]
     return []
@@ -240,21 +240,13 @@ def _form(line: ChainLine, named: dict[str, str], cluster: str, last_ns: int) ->
     found: list[Finding] = []
 
     def note(message: str, code: str = "event_malformed", level: Any = "error") -> None:
-        found.append(
-            Finding(
-                check="envelope",
-                code=code,
-                message=f"event {line.seq}: {message}",
-                sequence=line.seq,
-                level=level,
-            )
-        )
+        found.append(Finding("envelope", code, f"event {line.seq}: {message}", line.seq, level=level))
 
     present = {name: value for name, value in named.items() if value}
     try:
         envelope = from_headers(present, line.seq)
     except VerificationFailed as error:
-        return [Finding(check="envelope", code=error.code, message=error.message, sequence=line.seq)]
+        return [Finding("envelope", error.code, error.message, line.seq)]
     if envelope.time.tzinfo is None:
         note("its ce-time has no zone")
     elif _are_apart(envelope.time, line.recorded_ns):
@@ -281,26 +273,26 @@ def _gap(sequence: int, seq: int) -> Finding:
         what = f"events {sequence + 1} to {seq - 1} are missing"
     else:
         what = f"event {seq} stands behind event {sequence}"
-    return Finding(check="gap", code="sequence_gap", message=what, sequence=sequence + 1)
+    return Finding("gap", "sequence_gap", what, sequence + 1)
 
 
 def _broken(line: ChainLine, digest: bytes, stated: str) -> Finding:
     return Finding(
-        check="chain",
-        code="chain_broken",
-        message=f"event {line.seq} ({line.subject}): its content and what stands before it hash to "
+        "chain",
+        "chain_broken",
+        f"event {line.seq} ({line.subject}): its content and what stands before it hash to "
         f"{digest.hex()[:16]}…, it states {stated[:16] + '…' if stated else 'nothing'}",
-        sequence=line.seq,
+        line.seq,
     )
 
 
 def _torn(seq: int, before: Transaction, this: Transaction) -> Finding:
     return Finding(
-        check="transactions",
-        code="event_malformed",
-        message=f"event {seq} is number {this.place} of {this.size} of command {this.command[:40]}, behind "
+        "transactions",
+        "event_malformed",
+        f"event {seq} is number {this.place} of {this.size} of command {this.command[:40]}, behind "
         f"number {before.place} of {before.size} of command {before.command[:40]}: a batch is torn or mixed",
-        sequence=seq,
+        seq,
     )
 
 

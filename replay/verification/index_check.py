@@ -172,6 +172,4 @@ def _differences(stated: Sequence[IndexLine], true: Sequence[IndexLine]) -> list
 
 
 def _finding(path: str, message: str, sequence: int) -> Finding:
-    return Finding(
-        check="archive", code="archive_damaged", message=f"{path}: {message}", sequence=max(sequence, 0)
-    )
+    return Finding("archive", "archive_damaged", f"{path}: {message}", max(sequence, 0))

@@ -62,11 +62,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
                     await _over_stream(history, chain, folding, workers, progress)
                 await workers.settle()
             except VerificationFailed as error:
-                findings.add(
-                    Finding(
-                        check="gap", code=error.code, message=error.message, sequence=chain.head.sequence + 1
-                    )
-                )
+                findings.add(Finding("gap", error.code, error.message, chain.head.sequence + 1))
             for run in chain.mismatched:
                 await workers.put(findings.extend, check_run, *run)
             await workers.settle()
@@ -170,10 +166,7 @@ def _beginning(history: History, archive: ArchiveLog | None) -> Head:
 
 def _foreign_start(cluster: str) -> Finding:
     return Finding(
-        check="chain",
-        code="chain_broken",
-        message=f"the log does not begin at the genesis digest of cluster {cluster!r}",
-        sequence=1,
+        "chain", "chain_broken", f"the log does not begin at the genesis digest of cluster {cluster!r}", 1
     )
 
 
