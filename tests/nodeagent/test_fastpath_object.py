@@ -32,6 +32,7 @@ def _clang() -> str:
     return found[1] if found else ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _clang(), reason="needs clang, llvm and libbpf-dev (bash deploy/setup.sh test)")
 def test_the_object_is_built_from_its_source(tmp_path: Path) -> None:
     built = tmp_path / "fastpath.bpf.o"

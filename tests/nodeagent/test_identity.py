@@ -61,6 +61,7 @@ def test_unreadable_and_nobody_else_knows_is_no_new_identity(tmp_path: Path, dam
     assert identify(tmp_path, wish=UID).uid == UID, "whoever says it by name goes on"
 
 
+@pytest.mark.slow
 def test_the_way_out_works_as_quoted(tmp_path: Path) -> None:
     (tmp_path / "uid").write_bytes(b"\0" * 37)
     with pytest.raises(Refused) as refused:

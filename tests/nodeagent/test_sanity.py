@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from events.chain import Head
@@ -26,6 +26,7 @@ from nodeagent.gateway import rules as gateway_rules
 from nodeagent.membership.sanity import mac_problem, unicast_problem
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import BLACKHOLE
+from tests.budget import examples
 from tests.nodeagent.logs import DEFINED, joined
 
 SENSELESS = (
@@ -196,7 +197,7 @@ def fields_of(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{name: value_of(hint) for name, hint in hints.items()})
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(st.one_of(*map(fields_of, EVENT_TYPES)), max_size=6), st.booleans())
 def test_no_field_of_any_event_harms_a_node(events: list[Any], from_the_start: bool) -> None:
     view = view_of()
@@ -215,7 +216,7 @@ def test_no_field_of_any_event_harms_a_node(events: list[Any], from_the_start: b
     assert len(view.nonsense()) < 2000
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_no_field_of_a_peers_events_harms_a_node(data: st.DataObject) -> None:
     """As above, with values that pass the first checks: one field of a sound log at a time is odd."""
