@@ -14,6 +14,7 @@ import pytest
 from nats.aio.client import Client
 
 from controlplane.cluster.decide import decide
+from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.commands.requests import parse
@@ -22,8 +23,8 @@ from events.chain import CHAIN_HEADER, genesis, verify_link
 from events.codec import Cause, OutgoingMessage, UnknownEvent, decode_event, seal
 from events.errors import IsthmusError, VerificationFailed
 from events.jetstream.status_stream import StatusReader
-from events.protocol.commands import DefineCluster, JoinNode
-from events.types import EVENT_TYPES, Event
+from events.protocol.commands import DefineCluster, FenceNode, JoinNode, LeaveNode
+from events.types import EVENT_TYPES, Event, NodeFenced
 from nodeagent.membership.view import View
 
 CLUSTER = "prod"
@@ -160,3 +161,28 @@ def test_an_earlier_controller_stops_before_it_decides_on_what_it_cannot_fold(hi
         evolve(state, state.sequence + 1, strange)
     assert stopped.value.code == "event_unknown"
     assert "node.teleported.v9" in stopped.value.message
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_release_0_2_never_takes_the_fence_of_a_former_member_for_that_of_a_member(
+    history: list[Event], *, again: bool
+) -> None:
+    """It does not know ``former``: it stops where nobody has the name, and must not be shown it elsewhere."""
+    state = ClusterState(CLUSTER)
+    for sequence, event in enumerate(history, 1):
+        evolve(state, sequence, event)
+    decided(state, LeaveNode(node="n1", uid="u1"))
+    if again:
+        decided(state, JoinNode(node="n1", uid="u1-again", kind="cloud", underlay="192.0.2.1"))
+    (index,) = state.draining
+    context = DecisionContext(occupied={index: 1})
+    fence = decide(state, FenceNode(node="n1", reason="burnt"), NOW, context).events[0]
+    assert isinstance(fence, NodeFenced)
+    assert fence.former is not again
+    known = msgspec.structs.replace(fence, former=False)
+    if again:
+        assert known.uid == "u1-again"
+        return
+    with pytest.raises(VerificationFailed) as stopped:
+        evolve(state, state.sequence + 1, known)
+    assert stopped.value.code == "invariant_violated"
