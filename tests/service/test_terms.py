@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from events.codec import decode
 from events.errors import IsthmusError, Refused, Unavailable
 from events.ids import new_id
 from events.jetstream.log import JetStreamLog
+from events.jetstream.status_stream import publish
 from events.protocol.commands import (
     COMMAND_ID,
     DRY_RUN,
@@ -34,7 +37,8 @@ from events.protocol.commands import (
     LeaveNode,
     RemoveNode,
 )
-from events.protocol.queries import NodeView, ShowNode
+from events.protocol.queries import ClusterView, NodeView, ShowCluster, ShowNode
+from events.status import AgentStatus
 from tests.linearizability import Op, violation
 from tests.service.onbus import CLUSTER, client
 from tests.service.rig import join
@@ -56,6 +60,9 @@ class Process:
     def __init__(self, child: subprocess.Popen[str], name: str) -> None:
         self.name = name
         self._child = child
+
+    def set_ahead(self, seconds: int) -> None:
+        assert set_ahead(self._child.pid, seconds)
 
     def stop(self) -> None:
         os.kill(self._child.pid, signal.SIGSTOP)
@@ -367,3 +374,59 @@ async def test_an_outcome_is_not_forgotten_because_a_servers_clock_jumped(
         ]
     finally:
         await nats.close()
+
+
+@pytest.mark.skipif(not can_set(), reason="sets a process's clock: root on x86-64")
+async def test_a_leader_whose_clock_was_an_hour_ahead_leaves_no_harm_behind(
+    bus: BusOptions, tmp_path: Path
+) -> None:
+    """Nobody who reports is fenced or unreachable, under it or its successor; a range rests as it should."""
+    rest_s, silent_s, removed_s = 2.0, 2.0, 0.5
+    async with client(bus) as operator:
+        nats, talking = operator._nats, {"n0": "uid-0", "n1": "uid-1"}
+
+        applied = 0
+
+        async def speak() -> None:
+            while True:
+                for node, uid in talking.items():
+                    now = datetime.now(UTC)
+                    await publish(nats, CLUSTER, AgentStatus(node=node, uid=uid, applied=applied, sent_at=now))
+                await asyncio.sleep(0.1)
+
+        async def well(what: Callable[[ClusterView], bool]) -> bool:
+            nonlocal applied
+            view = await operator.ask(ShowCluster(), ClusterView, timeout_s=ANSWER_S, try_timeout_s=TRY_S)
+            applied = view.sequence
+            assert view.fenced_uids == 0
+            assert view.nodes == 2
+            assert view.unreachable <= 2 - len(talking)
+            return what(view)
+
+        async with process(bus, tmp_path / "c1", "c1") as first:
+            await operator.send(
+                msgspec.structs.replace(
+                    SMALL, quarantine_s=rest_s, unreachable_after_s=silent_s, remove_after_s=removed_s
+                ),
+                timeout_s=ANSWER_S,
+            )
+            for number in range(3):
+                await operator.send(join(number), timeout_s=ANSWER_S)
+            speaking = asyncio.create_task(speak())
+            first.set_ahead(3600)
+            began_s = time.monotonic()
+            await operator.send(RemoveNode(node="n2"), timeout_s=ANSWER_S)
+            await until(lambda: well(lambda view: view.pool.quarantined == 1), "the range rests")
+            await until(lambda: well(lambda _: time.monotonic() > began_s + silent_s + removed_s))
+            first.kill()
+            killed_s = time.monotonic()
+        async with process(bus, tmp_path / "c2", "c2"):
+            await leads(nats, "c2")
+            await until(lambda: well(lambda view: view.pool.quarantined == 0), "its rest is over")
+            assert time.monotonic() > killed_s + rest_s
+            del talking["n1"]
+            await until(lambda: well(lambda view: view.unreachable == 1), "its silence is noticed")
+            noticed_s = time.monotonic()
+            await until(lambda: well(lambda _: time.monotonic() > noticed_s + 2 * removed_s))
+        speaking.cancel()
+        await asyncio.gather(speaking, return_exceptions=True)
