@@ -75,6 +75,10 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Some of these addresses."""
     instance: str = ""
     """Another one for each process: two that take turns are two machines with one identity."""
+    underlay: str = ""
+    """The tunnel's own address on this machine, as the agent finds it; empty from agents before 0.3."""
+    boot: str = ""
+    """The machine's boot id: another one for each machine, and for each time that it starts."""
     epoch: int = 0
     """The epoch of the range that this agent holds; 0 when it holds none, or from agents before 0.3."""
 

@@ -46,6 +46,8 @@ class ViewHandover:
     def __init__(self, view: View, reconciler: Reconciler, node: NodeConfiguration, fastpath: FastPath) -> None:
         self._view, self._reconciler, self._node, self._fastpath = view, reconciler, node, fastpath
         self._begun = False
+        self.begun = asyncio.Event()
+        """Set once the kernel side has begun."""
 
     async def begin(self) -> None:
         """The view is as current as it gets: the kernel is compared with it.
@@ -57,6 +59,7 @@ class ViewHandover:
         await self._reconciler.follow(self._view, ())
         self._reconciler.request("start")
         self._node.follow()
+        self.begun.set()
 
     async def apply(self, view: View, changes: Sequence[Change]) -> None:
         """Events up to ``view.sequence`` changed this of the peers.
@@ -118,7 +121,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.prober.run(), name="path mtu")
                 tasks.create_task(self.path.run(), name="path")
                 tasks.create_task(self.host_watch.run(), name="host")
-                tasks.create_task(self.gateway.run(), name="gateway")
+                tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")
                 tasks.create_task(self.reporter.run(), name="report")
                 if self.outbox is not None:
@@ -149,7 +152,18 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             if session.last_at == seen:
                 log.info("the bus is away: going on with the view at event %d", self.view.sequence)
                 break
+        if session.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await session.asked.wait()
+        if session.held:  # a copy of a machine that reports: nothing of the member's is set up here
+            self.node.hold()
+            await session.admitted.wait()
         await self.handover.begin()
+
+    async def _serve(self) -> None:
+        await self.handover.begun.wait()
+        await self.gateway.run()
 
     async def _ship_spans(self, spans: Sequence[SpanRecord]) -> None:
         """To the controllers' built-in store; without the bus they are lost."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 
 import msgspec
 from nats.aio.client import Client
@@ -44,6 +46,10 @@ LEFT = (
     "this node was taken off the cluster's list, and its range goes to others; its rows stay, cut off. "
     "Restart the agent to join again, or stop it and `isthmus agent clean`"
 )
+
+
+ASK_AGAIN_S = 60.0
+"""Between two requests for a place that another machine has taken."""
 
 
 class GatewaySources:
@@ -111,6 +117,7 @@ class _AfterEachStep:
         self._identity = identity
         self._told_underlay = ""
         self._known_at = ""
+        self._asked_at = -math.inf
 
     def __call__(self) -> None:
         agent, view = self._agent, self._agent.view
@@ -137,8 +144,12 @@ class _AfterEachStep:
             self._agent.conditions.set(
                 "twin",
                 f"the cluster was told that this node is at {told}, and this machine is at {ours}: another "
-                f"machine has its identity (a clone?). On the copy: isthmus agent new-identity --yes",
+                f"machine has its identity (a clone?). On the copy stop the agent, then: isthmus agent "
+                f"new-identity --yes",
             )
+            if time.monotonic() - self._asked_at > ASK_AGAIN_S:  # its place again, once the other is silent
+                self._asked_at = time.monotonic()
+                self._agent.follower.rejoin()
 
     def _bind_name(self) -> None:
         """A member keeps its name over restarts; one that is a member no more may take another."""
@@ -191,6 +202,7 @@ def compose(
         firewall=firewall,
         gateway=gateway,
         pods=pods,
+        held=lambda: session.held,
     )
     fast = FastPath(
         conditions,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from events.telemetry.role import Telemetry
 from nodeagent.conditions import Conditions
@@ -36,10 +37,13 @@ class NodeConfiguration:
         firewall: FirewallReconciler,
         gateway: GatewayReconciler,
         pods: PodWatch,
+        held: Callable[[], bool],
     ) -> None:
+        """``held``: another machine has this one's identity, and keeps its place."""
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
         self._pods = pods
+        self._held = held
         self._verified_at = 0
 
     def follow(self) -> None:
@@ -67,11 +71,17 @@ class NodeConfiguration:
 
     def _give_cni(self, cidr: str, mtu: int) -> None:
         """New pods start here, unless some still have addresses of an earlier range."""
-        if self._pods.settled or cni.range_of(self._config.cni_dir) == cidr:
+        if self._held():
+            self._take_cni_away()
+        elif self._pods.settled or cni.range_of(self._config.cni_dir) == cidr:
             self._write_cni(cidr, mtu)
         else:
             self._take_cni_away()
             self._pods.look()
+
+    def hold(self) -> None:
+        """Before anything is given out here: this machine is not the member, or not yet known to be."""
+        self._take_cni_away()
 
     def _take_cni_away(self) -> None:
         """No new pod starts here: its address would be of a range that is not, or not only, this node's."""

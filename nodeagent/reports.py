@@ -9,13 +9,13 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from nats.errors import Error as NatsError
 
 from events import subjects
-from events.ids import new_id
 from events.status import RANGES_MAX, AgentStatus
 from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
@@ -35,6 +35,14 @@ log = logging.getLogger("isthmus.agent")
 
 STATUS_GAP_S = 0.1
 """Shortest time between two reports; a burst of changes makes one."""
+
+
+def _boot_id() -> str:
+    """This start of this machine; empty where the kernel does not say it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def pod_fields(watch: PodWatch) -> dict[str, Any]:
@@ -76,7 +84,7 @@ class StatusReporter:
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
-        self._instance = new_id()
+        self._boot = _boot_id()
 
     @property
     def span_subject(self) -> str:
@@ -115,7 +123,7 @@ class StatusReporter:
             return "stopping"
         if view.fenced or view.deleted:
             return "fenced"
-        if view.left:
+        if view.left or self._session.held:
             return "degraded"
         if not view.joined or not reconciler.counters.resyncs:
             return "starting"
@@ -159,7 +167,9 @@ class StatusReporter:
             interval_s=self._interval_s(),
             gateway=not not_ready,
             **pod_fields(self._pods),
-            instance=self._instance,
+            instance=self._session.instance,
+            underlay=self._reconciler.tunnel.underlay_address(),
+            boot=self._boot,
             gateway_hindrance=not_ready,
             path=self._path.standing,
             passed_age_s=round(self._path.confirmed_age_s(), 1),

@@ -30,6 +30,14 @@ class Decision(NamedTuple):
     after: ClusterState | None = None
 
 
+class Voice(NamedTuple):
+    """Whose reports count for a member: one process of an agent, and where that finds itself."""
+
+    instance: str
+    underlay: str
+    silent_s: float
+
+
 class Members(Protocol):
     """What the agents' reports say about members, by uid."""
 
@@ -39,6 +47,10 @@ class Members(Protocol):
 
     def ever(self, uid: str) -> bool:
         """Whether its agent was ever heard."""
+        ...
+
+    def voice(self, uid: str) -> Voice | None:
+        """Which agent speaks for that member; None when none reports, or one that does not say who it is."""
         ...
 
 
@@ -51,6 +63,9 @@ class _Nobody:
     def ever(self, uid: str) -> bool:  # noqa: ARG002  the port's
         return False
 
+    def voice(self, uid: str) -> Voice | None:  # noqa: ARG002  the port's
+        return None
+
 
 NOBODY: Members = _Nobody()
 
@@ -61,13 +76,15 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     ``clusters`` on the same bus → their container CIDRs; ``gateways``: names of those whose agents were
     heard just now and say that they can hold addresses;
     ``occupied``: indices of released ranges that wait for pods of their last owner;
-    ``members``: which members report, so that none of them is replaced unless somebody names it.
+    ``members``: which members report, so that none of them is replaced unless somebody names it;
+    ``instance``: which process of an agent asks, empty when the asker is none or does not say.
     """
 
     clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     gateways: frozenset[str] = frozenset()
     occupied: Container[int] = frozenset()
     members: Members = NOBODY
+    instance: str = ""
 
 
 EMPTY_CONTEXT = DecisionContext()

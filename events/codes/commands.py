@@ -157,6 +157,11 @@ COMMAND_CODES: dict[str, Code] = {
         "A live node of another name has the same uid: a cloned machine, or a renamed one.",
         "Give the clone a uid of its own, or remove the node of the old name first.",
     ),
+    "identity_twice": Code(
+        "Refused",
+        "Two machines have one identity (a clone): the one that reports keeps its place, the other is held.",
+        "On the copy stop the agent, run `isthmus agent new-identity --yes`, and start it.",
+    ),
     "node_alive": Code(
         "Refused",
         "The name belongs to a member that has been heard: another uid does not take its place unasked.",

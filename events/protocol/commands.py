@@ -24,6 +24,8 @@ COMMAND_ID = "isthmus-command-id"
 ACTOR = "isthmus-actor"
 SCHEMA = "isthmus-schema"
 DRY_RUN = "isthmus-dry-run"
+INSTANCE = "isthmus-instance"
+"""Which process of an agent asks: it tells two with one identity apart. A controller of 0.2 ignores it."""
 
 PAYLOAD_LIMIT_BYTES = 512 * 1024
 """Largest request body; well under the server's 1 MiB, so that it is refused with a reason."""

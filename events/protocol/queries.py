@@ -55,8 +55,9 @@ CONDITIONS: dict[str, str] = {
     "agents'; the message has the numbers. Meanwhile silent nodes are not removed; if it is the bus server's, "
     "no quarantine ends.",
     "cluster_deleted": "The cluster was deleted; the log takes no further command.",
-    "identity_twice": "Two agents with one name and uid report in turn: a cloned machine. On the copy run "
-    "`isthmus agent new-identity`.",
+    "identity_twice": "Two agents with one name and uid report: a cloned machine, or copied state. The message "
+    "has both addresses; the one that was there keeps its place. On the copy stop the agent, run "
+    "`isthmus agent new-identity --yes`, and start it.",
     "identity_mismatch": "Reports arrive on a node's subject with another uid than that member's: they count "
     "for nobody. Two machines use one name or one set of credentials, or somebody forges reports.",
     "report_refused": "Reports were unreadable, or say what cannot be: they count for nobody.",

@@ -26,10 +26,11 @@ from events.bus.connection import connect
 from events.chain import CHAIN_HEADER
 from events.codec import StoredMessage, UnknownEvent
 from events.errors import IsthmusError, Unavailable, VerificationFailed
+from events.ids import new_id
 from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
-from events.protocol.commands import JoinNode
+from events.protocol.commands import INSTANCE, JoinNode
 from events.reading import LeavingOut, step
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
@@ -52,6 +53,8 @@ ROOM_SPREAD_S = 0.5
 LEAP_EVENTS = 2000
 """Events behind from which a snapshot is worth its transfer."""
 
+HELD = "identity_twice"
+"""The refusal of a machine whose identity another one has, which reports."""
 HOPELESS = frozenset(
     {"node_fenced", "node_name_invalid", "forbidden", "static_range_refused", "bad_request", "wrong_cluster"}
 )
@@ -63,6 +66,8 @@ class BusSession(msgspec.Struct):
 
     ``pending``: events known to be in the log and not yet read. ``replaced``: the bus has another log than
     the one that the rows are from. ``caught_up`` is set once the view has reached the log's known end.
+    ``instance`` is this process's name. ``held``: another machine with this identity reports, and keeps its
+    place. ``asked`` is set once the controllers were asked for it, ``admitted`` unless they refused so.
     """
 
     client: Client | None = None
@@ -71,7 +76,11 @@ class BusSession(msgspec.Struct):
     pending: int = 0
     joined: bool = False
     replaced: bool = False
+    held: bool = False
     caught_up: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    asked: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    admitted: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    instance: str = msgspec.field(default_factory=new_id)
 
 
 class LogFollower:
@@ -188,19 +197,30 @@ class LogFollower:
                     await self._join(controller)
                 except Unavailable as error:
                     self._conditions.set("join", error.message)
+                    self.session.asked.set()
                     pause_s = min(RETRY_LONGEST_S, pause_s * 2)
                 except IsthmusError as error:
                     self._conditions.set("join", error.message)
+                    self._hold(held=error.code == HELD)
                     if error.code in HOPELESS and not self.view.joined:
                         raise
                     # A cluster that is about to be defined is a matter of moments, other refusals are not.
-                    soon = error.code == "cluster_not_defined"
+                    soon = error.code in {"cluster_not_defined", HELD}
                     pause_s = min(RETRY_LONGEST_S, pause_s * 2) if soon else REFUSED_RETRY_S
                 else:
                     self._conditions.clear("join")
+                    self._hold(held=False)
                     self.session.joined = True
                     break
                 await self._wait_for_room(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+
+    def _hold(self, *, held: bool) -> None:
+        self.session.held = held
+        self.session.asked.set()
+        if held:
+            self.session.admitted.clear()
+        else:
+            self.session.admitted.set()
 
     async def _wait_for_room(self, pause_s: float) -> None:
         """Until it is time to ask again, or the container network has grown."""
@@ -219,7 +239,7 @@ class LogFollower:
             announced=self._config.announced,
             site=self._config.site,
         )
-        reply = await controller.send(command)
+        reply = await controller.send(command, headers={INSTANCE: self.session.instance})
         if self._stream is not None:  # our own rows are behind this event: do not wait for the next one
             self._stream.heard_of(reply.sequence)
         log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))

@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from controlplane.cluster.decide import DecisionContext
+from controlplane.cluster.decision import Voice
 from controlplane.controller.agents.liveness import ABSENT_AFTER_S, Liveness
+from controlplane.controller.agents.report_door import ReportDoor
 from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
 from controlplane.controller.clocks import Watch
-from events.protocol.commands import FenceNode, ImportNodes
+from events.protocol.commands import FenceNode, ImportNodes, JoinNode
 from events.status import AgentStatus
 from events.types import NodeFenced
 from tests.controlplane.world import World, joining, names
@@ -24,12 +27,16 @@ class Said:
     def __init__(self, heard: Mapping[str, float], past: frozenset[str] = frozenset()) -> None:
         self.heard = heard
         self.past = past
+        self.voices: dict[str, Voice] = {}
 
     def silent_s(self, uid: str) -> float | None:
         return self.heard.get(uid)
 
     def ever(self, uid: str) -> bool:
         return uid in self.heard or uid in self.past
+
+    def voice(self, uid: str) -> Voice | None:
+        return self.voices.get(uid)
 
 
 @pytest.fixture
@@ -51,6 +58,56 @@ def test_another_uid_does_not_join_in_the_name_of_a_member_that_reports(world: W
     assert world.join(0, uid="clone")["uid"] == "clone"
     assert world.join(1, uid="reinstalled")["uid"] == "reinstalled"
     assert [event.uid for event in world.log if isinstance(event, NodeFenced)] == ["uid-0", "uid-1"]
+
+
+def test_a_copy_of_a_machine_does_not_move_it_while_it_reports(world: World) -> None:
+    member = world.state.nodes["n0"]
+    said = Said({"uid-0": 2.0})
+    said.voices["uid-0"] = Voice("first", member.underlay, 2.0)
+
+    def asks(instance: str, underlay: str = "192.0.2.99") -> JoinNode:
+        world.context = DecisionContext(members=said, instance=instance)
+        return joining(0, underlay=underlay)
+
+    written = len(world.log)
+    assert world.refused(asks("second")) == "identity_twice"
+    assert len(world.log) == written, "it is tried again and again, and not recorded"
+    world.ok(asks("second", member.underlay))
+    assert len(world.log) == written, "the next process of the same machine"
+    world.ok(asks("first"))
+    assert world.state.nodes["n0"].underlay == "192.0.2.99", "the process that is the member may move"
+    said.voices["uid-0"] = Voice("first", "192.0.2.99", 2.0)
+    assert world.refused(asks("second", "192.0.2.98")) == "identity_twice"
+    said.voices.clear()  # silent
+    world.ok(asks("second", "192.0.2.98"))
+    assert world.state.nodes["n0"].underlay == "192.0.2.98"
+
+
+def test_of_two_agents_with_one_identity_one_counts(world: World) -> None:
+    """Reports of the one that was there count; its successor's do at once, a copy's once it is silent."""
+    member, moment = world.state.nodes["n0"], [1000.0]
+    liveness = Liveness()
+    door = ReportDoor(liveness, lambda: world.state, clock=lambda: moment[0])
+
+    def says(instance: str, applied: int, underlay: str = member.underlay, boot: str = "b1") -> bool:
+        moment[0] += 1
+        said = AgentStatus(node="n0", uid="uid-0", applied=applied, sent_at=NOW, interval_s=5)
+        return door.take(msgspec.structs.replace(said, instance=instance, underlay=underlay, boot=boot))
+
+    assert says("a1", 1)
+    assert says("a2", 2), "the same machine's next process"
+    assert not says("copy", 5, "192.0.2.99", "b2")
+    assert not door.conditions(), "nobody knows yet that the first one lives"
+    assert says("a2", 3)
+    assert liveness.applied["uid-0"] == 3
+    (condition,) = door.conditions()
+    assert condition.code == "identity_twice"
+    assert member.underlay in condition.message
+    assert "192.0.2.99" in condition.message
+    moment[0] += 20
+    assert says("copy", 5, "192.0.2.99", "b2"), "the first one is silent"
+    assert says("a3", 4, boot="b3"), "the one at the address that the log has comes first"
+    assert not says("copy", 5, "192.0.2.99", "b2")
 
 
 def test_the_refused_clone_is_recorded_once(world: World) -> None:

@@ -164,13 +164,31 @@ def test_damaged_files_of_a_node_heal_without_a_change_of_the_rows() -> None:
 
 
 @inside
-def test_a_cloned_machine_is_noticed_on_both_sides() -> None:
+def test_a_cloned_machine_is_held_and_noticed_on_both_sides() -> None:
     with site("a", "b") as place:
-        a = place.nodes["a"]
+        a, b = place.nodes["a"], place.nodes["b"]
         (c,) = place.add("c")
+        before, head = b.rows(), b.status()["sequence"]
         shutil.copytree(a.directory / "state", c.directory / "state", ignore=shutil.ignore_patterns("lock"))
+        shutil.copytree(a.directory / "cni", c.directory / "cni")
         c.start("--node", "a")
-        until(lambda: any("twin" in text for text in a.status()["conditions"]), "the original says so", 30)
-        until(
-            lambda: "identity_twice" in place.isthmus("cluster", "show", "--json").stdout, "the controller, too"
+        until(lambda: any("10.0.0.1" in text for text in c.status()["conditions"]), "the copy says so", 30)
+        until(lambda: c.status()["state"] == "degraded", "it is not the member")
+        until(lambda: not [*(c.directory / "cni").glob("*isthmus*")], "no pod starts on the copy")
+        assert "isthmus" not in c.run("ip -br link")
+        said = ""
+
+        def noticed() -> bool:
+            nonlocal said
+            said = place.isthmus("cluster", "show", "--json").stdout
+            return "identity_twice" in said
+
+        until(noticed, "the controller, too", 30)
+        assert "10.0.0.1" in said
+        assert "10.0.0.3" in said
+        assert (b.rows(), b.status()["sequence"]) == (before, head), "the original keeps its place"
+        c.stop()
+        subprocess.run(
+            [ISTHMUS, "agent", "new-identity", "--yes", "--state-dir", c.directory / "state"], check=True
         )
+        c.start("--node", "c").ready(2)

@@ -185,6 +185,9 @@ def _move(
     result = _described(member, owned) | {"underlay": where.underlay, "announced": where.announced}
     if (member.underlay, member.announced) == (where.underlay, where.announced):
         return Decision((), result)
+    twin = _twin(member, where, context)
+    if twin is not None:
+        return Decision(refusal=twin)
     problem, accepted = _obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, member.name, member.uid, problem)
@@ -192,6 +195,31 @@ def _move(
         node=member.name, uid=member.uid, underlay=where.underlay, announced=where.announced
     )
     return Decision((*accepted, moved), result)
+
+
+def _twin(member: Node, where: Addresses, context: DecisionContext) -> Refused | None:
+    """Why another machine with the member's identity does not move it: the member reports from its place.
+
+    Not recorded: a machine that has moved across a restart is let in once its predecessor is silent.
+    """
+    voice = context.members.voice(member.uid)
+    if not context.instance or voice is None or voice.instance == context.instance:
+        return None
+    if voice.underlay != member.underlay or where.underlay == member.underlay:
+        return None
+    return Refused(
+        "identity_twice",
+        f"node {member.name!r} (uid {member.uid!r}) reports from {voice.underlay}, "
+        f"heard {voice.silent_s:.0f} s ago, and another agent with this identity "
+        f"asks from {where.underlay}: the node stays where it is. If "
+        f"{where.underlay} is a copy of that machine, stop its agent, give it an identity of its own "
+        f"(isthmus agent new-identity --yes), and start it; if it is the same machine, it is let in when the "
+        f"other agent is silent",
+        node=member.name,
+        uid=member.uid,
+        underlay=voice.underlay,
+        other=where.underlay,
+    )
 
 
 def _obstacle(

@@ -5,6 +5,9 @@ and applied sequence fit together with the log (subject and name were compared w
 member's, the uid is that member's, the epoch is that of its range, and the log has the sequence. Anything else
 counts for nobody, and says so as a condition.
 
+Of two agents with one identity one counts: the one that was there, at the address that the log has. Another
+process is its successor when it is on the same machine at the same address, or when the one before is silent.
+
 A report may overtake the fold: a joining is reported before this controller has read it, an event is applied
 before its append is acknowledged here. Such reports wait for the log, one for each node.
 """
@@ -23,16 +26,19 @@ import msgspec
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.reporting import INTERVAL_MAX_S, INTERVAL_MIN_S
 from controlplane.controller.source_limit import SourceLimit
 from events.printable import printable
 from events.protocol.queries import Condition
-from events.status import AgentStatus
+from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeJoined
 
 WAITING_MAX = 20_000
 """Nodes of which a report waits for the log; more are not kept."""
 AHEAD_S = 10.0
 """How long a report may speak of an event that this controller has not read."""
+VOICES_MAX = 200_000
+"""Members of which it is remembered which process speaks for them; beyond, all are learned anew."""
 REPORTS_S, REPORTS_BURST = 20.0, 200.0
 """Reports of one member that are taken: in the long run each second, and at once. Agents leave a pause."""
 KEPT_S = 600.0
@@ -46,6 +52,20 @@ class _Waiting(NamedTuple):
     status: AgentStatus
     age_s: float
     since_s: float
+
+
+class _Voice(NamedTuple):
+    """The agent process whose reports count for a member, as of its last report."""
+
+    status: AgentStatus
+    at_s: float
+
+    def lives(self, now: float) -> bool:
+        """Whether it may still speak."""
+        if self.status.state in {"stopping", "fenced"}:
+            return False
+        interval_s = min(max(self.status.interval_s, INTERVAL_MIN_S), INTERVAL_MAX_S)
+        return now - self.at_s <= SILENT_INTERVALS * interval_s
 
 
 class ReportDoor:
@@ -67,7 +87,8 @@ class ReportDoor:
         self._clock = clock
         self._strangers: OrderedDict[str, _Waiting] = OrderedDict()  # node → its report, of no member yet
         self._ahead: dict[str, _Waiting] = {}  # node → its report, of a sequence that is not read yet
-        self._instances: dict[str, tuple[str, str]] = {}  # node → the process that reports, and the one before
+        self._voices: dict[str, _Voice] = {}  # uid → whose reports count for it
+        self._others: dict[str, AgentStatus] = {}  # uid → what another agent with it said since
         self._notes: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # code, node → text, when
         self.refused = 0
         """Reports that counted for nobody."""
@@ -83,7 +104,9 @@ class ReportDoor:
             self.refused += 1
             self._exceeded(node, "reports")
             return False
-        self._same_machine(node, status.instance)
+        if status.instance and not self._speaks(status, member.underlay, self._clock() - age_s):
+            self.refused += 1
+            return False
         other_epoch = bool(status.epoch) and status.epoch != state.owned[node].epoch
         if status.applied > state.sequence:
             self._ahead[node] = _Waiting(status, age_s, self._clock())
@@ -97,17 +120,23 @@ class ReportDoor:
         self._liveness.observe(status, age_s=age_s, state=state)
         return True
 
-    def _same_machine(self, node: str, instance: str) -> None:
-        """A process that reports again after another one of the same identity did: both live."""
-        if not instance:
-            return
-        now, before = self._instances.get(node, ("", ""))
-        if instance == before:
-            self._note("identity_twice", node, "two agents take turns")
-        if instance != now:
-            if len(self._instances) > WAITING_MAX:
-                self._instances.clear()
-            self._instances[node] = (instance, now)
+    def _speaks(self, status: AgentStatus, place: str, at_s: float) -> bool:
+        """Whether this process's word counts for the member, whom the log has at ``place``."""
+        uid, voice = status.uid, self._voices.get(status.uid)
+        if voice is not None and voice.status.instance != status.instance:
+            known = voice.status
+            successor = (known.underlay, known.boot) == (status.underlay, status.boot) or not voice.lives(at_s)
+            at_home = status.underlay == place and known.underlay != place
+            if not (successor or at_home):
+                if uid in self._others or len(self._others) < WAITING_MAX:
+                    self._others[uid] = status
+                return False
+        elif (other := self._others.pop(uid, None)) is not None:  # both live: this one has spoken again
+            self._note("identity_twice", status.node, f"{_where(status)} counts; {_where(other)} does not")
+        if uid not in self._voices and len(self._voices) >= VOICES_MAX:
+            self._voices.clear()
+        self._voices[uid] = _Voice(status, at_s)
+        return True
 
     def malformed(self, node: str, why: str) -> None:
         """A report on the node's subject could not be read (what a status reader says)."""
@@ -195,10 +224,15 @@ class ReportDoor:
 
 
 _LEAD = {
-    "identity_twice": "two machines have one identity; on the copy: isthmus agent new-identity --yes",
+    "identity_twice": "two machines have one identity; on the copy stop the agent, then: isthmus agent "
+    "new-identity --yes, and start it",
     "identity_mismatch": "reports that name another installation than the member's count for nobody",
     "report_refused": "reports that cannot be true or read count for nobody",
 }
+
+
+def _where(status: AgentStatus) -> str:
+    return f"the agent at {status.underlay or 'an unknown address'}, boot {status.boot[:8] or 'unknown'},"
 
 
 def _some(texts: list[str]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from controlplane.cluster.decision import DecisionContext, Tick
+from controlplane.cluster.decision import DecisionContext, Tick, Voice
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.context import ContextSource
-from events.protocol.commands import Command, FenceNode, ImportNodes, JoinNode
+from events.protocol.commands import ChangeUnderlay, Command, FenceNode, ImportNodes, JoinNode
 from events.status import SILENT_INTERVALS
 
 INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
@@ -46,6 +46,13 @@ class LiveMembers:
         """Whether an agent of that uid was ever heard, as far as is known here."""
         return uid in self._liveness.statuses or self.silent_s(uid) is not None
 
+    def voice(self, uid: str) -> Voice | None:
+        """Which agent speaks for that member, as long as it is heard."""
+        status, silent_s = self._liveness.statuses.get(uid), self.silent_s(uid)
+        if status is None or silent_s is None or not status.instance:
+            return None
+        return Voice(status.instance, status.underlay, silent_s)
+
 
 class WithMembers:
     """A context source that also tells which members report, for what may replace one."""
@@ -64,6 +71,6 @@ class WithMembers:
         if any(isinstance(command, FenceNode) for command in commands):
             pods = self._liveness.pods
             known = msgspec.structs.replace(known, occupied=pods.occupied(pods.state()))
-        if not any(isinstance(command, JoinNode | ImportNodes) for command in commands):
+        if not any(isinstance(command, JoinNode | ImportNodes | ChangeUnderlay) for command in commands):
             return known
         return msgspec.structs.replace(known, members=LiveMembers(self._liveness))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
 from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
@@ -205,6 +207,8 @@ def _decide(
         traceparent=pending.trace[0],
         tracestate=pending.trace[1],
     )
+    if request.instance:
+        context = msgspec.structs.replace(context, instance=request.instance)
     try:
         decision = decide(state, request.command, time, context)
     except IsthmusError as error:

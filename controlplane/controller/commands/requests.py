@@ -23,6 +23,7 @@ from events.protocol.commands import (
     COMMAND_ID,
     COMMANDS,
     DRY_RUN,
+    INSTANCE,
     PAYLOAD_LIMIT_BYTES,
     SCHEMA,
     SCHEMA_VERSION,
@@ -55,6 +56,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     received_s: float
     node: str = ""
     """Whose subject it came on; empty for an operator's."""
+    instance: str = ""
+    """Which process of the node's agent asks; empty for everybody else, and for agents before 0.3."""
     dry_run: bool = False
     correlation_id: str = ""
     causation_id: str = ""
@@ -115,6 +118,7 @@ def parse(
         actor=_actor(headers, asker),
         received_s=received_s,
         node=asker,
+        instance=printable(headers.get(INSTANCE, ""), 64) if asker else "",
         dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
         correlation_id=printable(headers.get("ce-correlationid", ""), 128),
         causation_id=printable(headers.get("ce-causationid", ""), 128),
