@@ -81,6 +81,10 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The machine's boot id: another one for each machine, and for each time that it starts."""
     epoch: int = 0
     """The epoch of the range that this agent holds; 0 when it holds none, or from agents before 0.3."""
+    mtu: int = 0
+    """Bytes that a packet of its pods may have, by the tunnel's device; 0: not known."""
+    path_mtu: int = 0
+    """The same on the narrowest way to a peer that was measured; 0: none was (yet)."""
 
 
 def checked(status: AgentStatus) -> AgentStatus:

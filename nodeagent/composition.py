@@ -217,6 +217,12 @@ def compose(
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
     host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
+    prober = PathMtuProber(
+        conditions,
+        context=lambda: reconciler.probe_context(view),
+        known=lambda: reconciler.mtus,
+        apply=reconciler.narrow,
+    )
     reporter = StatusReporter(
         config,
         view,
@@ -229,6 +235,7 @@ def compose(
         path=path,
         host_watch=host_watch,
         fastpath=fast,
+        path_mtu=lambda: prober.smallest,
     )
     agent = Agent(
         config=config,
@@ -253,12 +260,7 @@ def compose(
             apply=handover.apply,
             underlay=reconciler.tunnel.underlay_address,
         ),
-        prober=PathMtuProber(
-            conditions,
-            context=lambda: reconciler.probe_context(view),
-            known=lambda: reconciler.mtus,
-            apply=reconciler.narrow,
-        ),
+        prober=prober,
         path=path,
         host_watch=host_watch,
         reporter=reporter,

@@ -75,12 +75,13 @@ class StatusReporter:
         path: PathProber,
         host_watch: HostWatch,
         fastpath: FastPath,
+        path_mtu: Callable[[], int],
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
         self._firewall_repairs = firewall_repairs
         self._path, self._host_watch = path, host_watch
-        self._fastpath = fastpath
+        self._fastpath, self._path_mtu = fastpath, path_mtu
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -153,6 +154,7 @@ class StatusReporter:
         # Sequences of a log that is gone say nothing about this one: nobody's range may be freed on them.
         replaced = self._session.replaced
         not_ready = self._gateway.fitness.not_ready_reason()
+        spec = self._reconciler.tunnel.spec
         return AgentStatus(
             node=self._config.node,
             uid=self._view.uid,
@@ -174,6 +176,8 @@ class StatusReporter:
             path=self._path.standing,
             passed_age_s=round(self._path.confirmed_age_s(), 1),
             epoch=self._view.own.epoch if self._view.own else 0,
+            mtu=spec.mtu if spec else 0,
+            path_mtu=self._path_mtu(),
         )
 
     def status(self) -> LocalStatus:

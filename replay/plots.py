@@ -7,6 +7,7 @@ only here and only when something is drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -24,7 +25,13 @@ from replay.when import from_ns
 Kind = Literal["pool", "churn", "ring"]
 
 COLUMNS = 600
-"""Steps of time in a picture: about one for every pixel or two."""
+"""Steps of time in a picture, at most: about one for every pixel or two."""
+
+BARS = 200
+"""Of them where they are bars that people read one by one, at most."""
+
+_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+"""Steps that people count in; longer ones are whole days."""
 
 RING_ALLOCATIONS_MAX = 200_000
 """Allocations drawn as points in a ring; of more, every n-th."""
@@ -48,9 +55,9 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True):
 class _Series:
     """Counts at equal steps of time. The last value before the end of a step is the step's."""
 
-    def __init__(self, begin_ns: int, end_ns: int, names: tuple[str, ...]) -> None:
+    def __init__(self, begin_ns: int, end_ns: int, names: tuple[str, ...], columns: int = COLUMNS) -> None:
         self.begin_ns = begin_ns
-        self.step_ns = max(1, (end_ns - begin_ns) // COLUMNS)
+        self.step_ns = step_of(end_ns - begin_ns, columns)
         self.values: dict[str, list[int]] = {name: [] for name in names}
         self.edges: list[int] = []
 
@@ -64,6 +71,18 @@ class _Series:
                 values.append(current[name])
             if after is not None:
                 after()
+
+
+def step_of(span_ns: int, columns: int) -> int:
+    """The shortest step of time (ns) that people count in and of which ``columns`` fill the span.
+
+    A stretch of which every step would be shorter than a second is cut evenly.
+    """
+    least_s = span_ns / 1e9 / columns
+    if least_s <= 1 / 10:
+        return max(1, span_ns // columns)
+    known = next((step for step in _STEPS_S if step >= least_s), 0)
+    return (known or 86400 * math.ceil(least_s / 86400)) * 1_000_000_000
 
 
 class PlotRequest(NamedTuple):
@@ -194,11 +213,22 @@ async def _pool(pyplot: Any, request: PlotRequest) -> Any:
         step="pre",
     )
     used = max(map(sum, zip(*(series.values[name] for name in _STATES), strict=True)), default=0)
-    if used * 3 >= now["capacity"]:
-        axes.step(dates, series.values["capacity"], color="#8f1414", linewidth=1, label="capacity", where="pre")
-    axes.set_title(f"Ranges in use, cluster {history.cluster} (capacity {now['capacity']:,})")
+    share = 100 * used / max(1, now["capacity"])
+    axes.set_title(
+        f"Ranges in use, cluster {history.cluster}: at most {used:,} of {now['capacity']:,} ({share:.3g} %)"
+    )
     axes.set_ylabel("ranges")
-    axes.set_ylim(0, max(1, used) * 1.15)
+    red = {"color": "#8f1414", "linewidth": 1}
+    if used * 3 >= now["capacity"]:
+        axes.step(dates, series.values["capacity"], **red, label="capacity", where="pre")
+        top = float(max(series.values["capacity"]))
+    else:  # to scale it would leave the use a line at the foot of the picture
+        top = max(1, used) * 1.15
+        axes.axhline(
+            top, **red, linestyle=(0, (6, 4)), label=f"capacity {now['capacity']:,}: far above, not to scale"
+        )
+    axes.set_ylim(0, top * 1.15)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left", frameon=False, ncols=4)
     _time_axis(axes, tz)
     return figure
@@ -207,7 +237,7 @@ async def _pool(pyplot: Any, request: PlotRequest) -> Any:
 async def _churn(pyplot: Any, request: PlotRequest) -> Any:
     history, begin, end, tz, progress = request
     begin_ns, end_ns = await _bounds(history, begin, end)
-    series = _Series(begin_ns, end_ns, ("joins", "leaves", "nodes"))
+    series = _Series(begin_ns, end_ns, ("joins", "leaves", "nodes"), BARS)
     now = {"joins": 0, "leaves": 0, "nodes": len(base(history).nodes)}
 
     def anew() -> None:
@@ -228,7 +258,10 @@ async def _churn(pyplot: Any, request: PlotRequest) -> Any:
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(9, 5), layout="constrained", sharex=True, height_ratios=(2, 3)
     )
-    dates = _dates(series.edges, tz)
+    # From the beginning of the first step: its bar is as wide as the others.
+    dates = _dates([begin_ns, *series.edges], tz)
+    for values in series.values.values():
+        values.insert(0, values[0])
     above.step(dates, series.values["nodes"], where="pre", color="#1a1d21", linewidth=1)
     above.set_ylabel("live nodes")
     above.set_ylim(bottom=0)
@@ -247,10 +280,10 @@ async def _churn(pyplot: Any, request: PlotRequest) -> Any:
 
 def _span(step_ns: int) -> str:
     seconds = step_ns / 1e9
-    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+    for size, name in ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds:.3g} s"
+            return name if seconds == size else f"{seconds / size:.3g} {name}s"
+    return f"{seconds * 1000:.3g} ms"
 
 
 async def _ring(pyplot: Any, request: PlotRequest) -> Any:
@@ -288,9 +321,12 @@ async def _ring(pyplot: Any, request: PlotRequest) -> Any:
     axes = figure.add_subplot(projection="polar")
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    turn = 2 * 3.141592653589793
+    turn = 2 * math.pi
+    # Of a pool that has only grown a small part was ever used: the circle is that part, else all is one line.
+    behind = 1 + max((*(index for _, index in points), *held), default=0)
+    shown = min(capacity, 1 << (behind - 1).bit_length()) if behind * 3 < capacity else capacity
     axes.scatter(
-        [turn * index / capacity for _, index in points],
+        [turn * index / shown for _, index in points],
         [0.25 + 0.65 * (when - begin_ns) / (end_ns - begin_ns) for when, _ in points],
         s=max(0.4, min(12.0, 4000 / max(1, len(points)))),
         c="#2a6f97",
@@ -299,12 +335,12 @@ async def _ring(pyplot: Any, request: PlotRequest) -> Any:
     )
     from matplotlib.patches import Patch
 
-    width = turn / capacity
+    width = turn / shown
     marks: list[Patch] = []
     for state in _STATES:
         indices = [index for index, name in held.items() if name == state]
         axes.bar(
-            [turn * index / capacity for index in indices],
+            [turn * index / shown for index in indices],
             0.08,
             width=max(width, 0.002),
             bottom=0.94,
@@ -318,13 +354,19 @@ async def _ring(pyplot: Any, request: PlotRequest) -> Any:
     axes.set_yticklabels([])
     axes.grid(color="#d9dde3", linewidth=0.5)
     axes.set_xticks([turn * part / 8 for part in range(8)])
-    axes.set_xticklabels([f"{capacity * part // 8:,}" for part in range(8)])
+    axes.set_xticklabels([f"{shown * part // 8:,}" for part in range(8)])
+    axes.tick_params(axis="x", pad=9)
     from replay.when import show
 
     axes.spines["polar"].set_color("#c9ced6")
     figure.suptitle(
-        f"The ring of {capacity:,} ranges, cluster {history.cluster}: "
-        f"{'each' if keep == 1 else f'every {keep}th'} allocation\n"
+        (
+            f"The ring of {capacity:,} ranges, cluster {history.cluster}: "
+            if shown == capacity
+            else f"Ranges 0 to {shown - 1:,} of {capacity:,} (the others were never used), "
+            f"cluster {history.cluster}: "
+        )
+        + f"{'each' if keep == 1 else f'every {keep}th'} allocation\n"
         f"inside {show(from_ns(begin_ns), tz)[:16]}, outside {show(from_ns(end_ns), tz)[:16]} "
         f"({datetime.now(UTC).astimezone(tz).tzname()}); round the circle: index of the range",
         fontsize=9,

@@ -56,6 +56,7 @@ async def as_of(source: Source, at: int, time: str | None) -> AsOf:
         moment = await _last_moment(source, at, decided, now)
     state = await source.state_at(at)
     coverage = await source.recorded(moment)
+    first, last = await source.command_of(at) or (0, 0)
     reports: Reports = await source.reports_at(state, moment) if coverage.recorded else NoReports()
     position = Position(
         sequence=at,
@@ -66,6 +67,8 @@ async def as_of(source: Source, at: int, time: str | None) -> AsOf:
         recorded=coverage.recorded,
         recorded_from=coverage.since,
         settled=min(at, await source.sequence_at(moment - timedelta(seconds=SETTLED_S))),
+        first=first,
+        last=last,
     )
     return AsOf(state, position, reports)
 

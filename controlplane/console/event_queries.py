@@ -44,6 +44,14 @@ def first_time(connection: sqlite3.Connection, after: int) -> int | None:
     return row[0] if row else None
 
 
+def command_of(connection: sqlite3.Connection, sequence: int) -> tuple[int, int] | None:
+    """The first and the last event of the command that an event belongs to; None when none is known."""
+    row = connection.execute(
+        "SELECT first, last FROM command WHERE first <= ? ORDER BY first DESC LIMIT 1", (sequence,)
+    ).fetchone()
+    return (row[0], row[1]) if row and row[1] >= sequence else None
+
+
 def times(connection: sqlite3.Connection, sequences: Sequence[int]) -> dict[int, int]:
     """When those events were decided, Unix microseconds."""
     marks = ",".join("?" * len(sequences))

@@ -145,6 +145,9 @@ class Inspector:
 
         return await self._query(question)
 
+    async def command_of(self, sequence: int) -> tuple[int, int] | None:
+        return await self._query(lambda connection: event_queries.command_of(connection, sequence))
+
     async def sequence_at(self, moment_: datetime) -> int:
         return await self._query(lambda connection: sequence_at(connection, moment_))
 

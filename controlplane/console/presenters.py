@@ -147,6 +147,9 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         stale=observed is not None and (node.name in state.unreachable or observed.state == "silent"),
         conditions=list(observed.conditions) if observed is not None else [],
         version=observed.version if observed is not None else "",
+        mtu=observed.mtu if observed is not None else 0,
+        path_mtu=observed.path_mtu if observed is not None else 0,
+        pods=observed.pods if observed is not None else -1,
     )
 
 
@@ -211,6 +214,7 @@ def event_row(recorded: Recorded, *, with_data: bool) -> EventRow:
     envelope = recorded.envelope
     parts = envelope.traceparent.split("-")
     body = msgspec.to_builtins(recorded.event) if with_data else {}
+    first = recorded.sequence - envelope.tx_index
     return EventRow(
         sequence=recorded.sequence,
         time=envelope.time,
@@ -221,4 +225,6 @@ def event_row(recorded: Recorded, *, with_data: bool) -> EventRow:
         summary=sentence(recorded.event),
         trace_id=parts[1] if len(parts) == 4 else "",
         data=body,
+        first=first,
+        last=first + envelope.tx_count - 1,
     )

@@ -41,7 +41,9 @@ class Position(View, frozen=True, kw_only=True):
     ``at`` is when that event was decided. ``moment`` is the moment that everything else is of: the
     last before the next event, unless a time was asked for. Whether the agents' reports were
     ``recorded`` then is said; the record begins at ``recorded_from``. ``settled`` is the last sequence
-    that was there two seconds before: an agent that lacks it is behind.
+    that was there two seconds before: an agent that lacks it is behind. ``first`` and ``last`` are the
+    events of the command that ``sequence`` belongs to (0: the present, or no such command): between them
+    only a part of what it did is seen.
     """
 
     sequence: int
@@ -52,6 +54,8 @@ class Position(View, frozen=True, kw_only=True):
     recorded: bool = True
     recorded_from: datetime | None = None
     settled: int = 0
+    first: int = 0
+    last: int = 0
 
 
 class ClbGatewayView(View, frozen=True, kw_only=True):
@@ -185,8 +189,10 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     ``kernel`` is the attestation of its kernel rows compared with the log at sequence ``kernel_at``:
     agrees, differs, unchecked (nothing to compare it with yet), or empty when none was reported. ``path`` is
     whether packets of its pods pass (confirmed, not confirmed, failing, no peers; empty from agents before
-    0.3) and ``passed_age_s`` how long ago one last did (-1: not known). Once ``stale``, all that its agent said
-    is what was. ``version`` is its agent's release.
+    0.3) and ``passed_age_s`` how long ago one last did (-1: not known). ``mtu`` is what a packet of its pods
+    may have in bytes, ``path_mtu`` the same on the narrowest way to a peer (0: not known); ``pods`` counts the
+    addresses of its range that pods have now (-1: not known; not recorded for the past). Once ``stale``, all
+    that its agent said is what was. ``version`` is its agent's release.
     """
 
     name: str
@@ -207,6 +213,9 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     stale: bool = False
     conditions: list[str] = []
     version: str = ""
+    mtu: int = 0
+    path_mtu: int = 0
+    pods: int = -1
 
 
 class NodeList(View, frozen=True, kw_only=True):
@@ -243,7 +252,10 @@ class NodeDetail(View, frozen=True, kw_only=True):
 
 
 class EventRow(View, frozen=True, kw_only=True):
-    """One event of the log. ``summary`` is a sentence for people; ``data`` the event's body as stored."""
+    """One event of the log. ``summary`` is a sentence for people; ``data`` the event's body as stored.
+
+    ``first`` and ``last`` are the events of the command that it belongs to.
+    """
 
     sequence: int
     time: datetime
@@ -254,6 +266,8 @@ class EventRow(View, frozen=True, kw_only=True):
     summary: str
     trace_id: str = ""
     data: dict[str, Any] = {}
+    first: int = 0
+    last: int = 0
 
 
 class EventPage(View, frozen=True, kw_only=True):

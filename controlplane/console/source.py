@@ -108,6 +108,13 @@ class Source(Protocol):
         """
         ...
 
+    async def command_of(self, sequence: int) -> tuple[int, int] | None:
+        """The first and the last event of the command that an event belongs to; None when none is known.
+
+        Cancelled, it leaves nothing behind.
+        """
+        ...
+
     async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
         """What was known of that state's members then. Cancelled, it leaves nothing behind."""
         ...

@@ -118,6 +118,11 @@ class PathMtuTracker:
         path.due = at
         heapq.heappush(self._due, (at, path.peer.cidr))
 
+    def smallest(self) -> int:
+        """The inner MTU of the narrowest way that was measured; 0 while none was."""
+        passes = min((path.passes for path in self._paths.values() if path.passes), default=0)
+        return max(MTU_MINIMUM, min(passes, self._wanted) - VXLAN_OVERHEAD_V4) if passes else 0
+
     def narrow(self) -> dict[Peer, int]:
         """The inner MTU of each peer whose path is narrower than the device."""
         return {
@@ -146,6 +151,8 @@ class PathMtuProber:
         self._tracker = PathMtuTracker(random.random)
         self._seen: tuple[int, int] = (0, 0)
         self._told: dict[Peer, int] = {}
+        self.smallest = 0
+        """The inner MTU of the narrowest way that was measured; 0 while none was."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -164,6 +171,8 @@ class PathMtuProber:
         results = await asyncio.gather(*(self._measure(view, peer, underlay, wanted) for peer in peers))
         for peer, passes in zip(peers, results, strict=True):
             self._tracker.found(peer, passes, time.monotonic())
+        if peers:
+            self.smallest = self._tracker.smallest()
         narrow = self._tracker.narrow()
         if narrow != self._told:
             self._told = narrow

@@ -204,6 +204,9 @@ class Rig:
                 peers=len(state.nodes) - 1,
                 agent_version="0.1.0",
                 gateway=gateway,
+                mtu=1450,
+                path_mtu=1380 if node.kind == "external" else 1450,
+                pods=12,
             ),
             state=state,
         )

@@ -102,7 +102,7 @@ def test_the_slider_shows_everything_as_it_was_and_finds_back(browser, started):
         expect(tile(page, "Nodes")).to_have_text("8")
         slider = page.locator("#slider")
         slider.focus()
-        for _ in range(6):
+        for _ in range(3):  # each join is one command of two events
             slider.press("ArrowLeft")
         expect(page.locator("#past")).to_contain_text(f"You are looking at event {sequence}")
         expect(tile(page, "Nodes")).to_have_text("5")
@@ -119,6 +119,20 @@ def test_the_slider_shows_everything_as_it_was_and_finds_back(browser, started):
         page.get_by_role("button", name="Back to the present").click()
         expect(page.locator("#past")).to_be_hidden()
         expect(page.locator("tbody tr")).to_have_count(9)
+        expect(page.locator("tbody tr", has=page.get_by_role("link", name="idc-3"))).to_contain_text(
+            "12 of 611450, 1380 to some"
+        )
+        page.get_by_label("Go to an event's number or a time").fill(str(sequence + 1))
+        page.keyboard.press("Enter")
+        expect(page.locator("#past")).to_contain_text(
+            f"In the middle of one command (events {sequence + 1} to {sequence + 2})"
+        )
+        for end in (sequence + 2, sequence + 4):
+            page.get_by_role("button", name="One command forward").click()
+            expect(page.locator("#past")).to_contain_text(f"You are looking at event {end}")
+        page.get_by_role("button", name="One command back").click()
+        expect(page.locator("#past")).to_contain_text(f"You are looking at event {sequence + 2}")
+        expect(page.locator("#past")).not_to_contain_text("In the middle")
     with page_on(browser, rig.url, f"/#/nodes?at={sequence}") as page:
         expect(page.locator("tbody tr")).to_have_count(5)
         assert violations(page) == []
@@ -246,6 +260,14 @@ def test_the_map_can_be_walked_by_keyboard_and_speaks(browser, small):
             page.keyboard.press("n")
         expect(page.locator("#announce")).to_contain_text("allocated to")
         expect(page.locator("#tip")).to_contain_text("172.16.0.128/26")
+        page.keyboard.press("End")
+        expect(page.locator("#tip")).to_contain_text(re.compile(r"1,0\d\d free ranges\n.* to 172.16.254.192"))
+        page.keyboard.press("ArrowUp")  # what is folded is one stop
+        expect(page.locator("#tip")).to_contain_text("free")
+        page.keyboard.press("Home")
+        for _ in range(2):
+            page.keyboard.press("n")
+        expect(page.locator("#tip")).to_contain_text("172.16.0.128/26")
         page.keyboard.press("Enter")
         expect(page.locator("main h1").first).to_have_text("idc-3")
 
@@ -276,6 +298,12 @@ def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser, small):
         settled(page)
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        ring = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(ring) == "none", "a ring around the whole page is a line across it"
+        page.keyboard.press("Tab")
+        assert page.evaluate(ring) == "solid"
 
 
 def test_the_theme_is_remembered(browser, small):

@@ -132,6 +132,9 @@ class LiveReports:
             interval_s=status.interval_s,
             gateway=status.gateway,
             path=status.path[:TEXT_MAX],
+            mtu=status.mtu,
+            path_mtu=status.path_mtu,
+            pods=status.pods,
         )
 
     def _kernel(self, uid: str, reported: bool) -> tuple[Kernel, int]:

@@ -36,6 +36,7 @@ async def cyclic_ranges(lab: Lab, report: Report) -> None:
             ("event", "node", "kind", "range", "index", "cursor after", "underlay", "VTEP MAC"),
             [(m.epoch, m.node, m.kind, m.range, m.index, m.cursor_after, m.underlay, m.mac) for m in members],
             right=("event", "index", "cursor after"),
+            drop=("VTEP MAC", "kind"),
         )
         for before, after in pairwise(members):
             if after.index != before.cursor_after:
@@ -60,7 +61,7 @@ async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] 
             ("from \\ to", *(short(pod.name) for pod in lab.pods)),
             [
                 (
-                    f"{source.name} {source.address}",
+                    f"{short(source.name)} {source.address}",
                     *(results[source.name].get(target.name, {}).get("received", "·") for target in lab.pods),
                 )
                 for source in (sources or lab.pods)

@@ -96,27 +96,33 @@ class Report:
             self._console.print(text, markup=False, soft_wrap=True)
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        right: Sequence[str] = (),
+        drop: Sequence[str] = (),
     ) -> None:
-        """Shows a table; the JSON document carries it as one object per row."""
+        """Shows a table; the JSON document carries it as one object per row.
+
+        Where a terminal is too narrow the columns of ``drop`` go first, in that order.
+        """
         cells = [list(row) for row in rows]
         self.tables[title] = [
             {column: str(cell) for column, cell in zip(columns, row, strict=True)} for row in cells
         ]
         if self._console is None:
             return
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
+        from events.cli.tables import print_table
 
-        table = Table(
-            title=title, title_justify="left", title_style="bold cyan", box=SIMPLE_HEAD, pad_edge=False
-        )
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left")
-        for row in cells:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-        self._console.print(table)
+        if self._status is not None:  # what turns in the last line would run through the table
+            self._status.stop()
+        self._console.print()
+        print_table(columns, cells, title=title, right=right, drop=drop)
+        self._console.print()
+        if self._status is not None:
+            self._status.start()
 
     def summary(self, *, interrupted: bool = False) -> None:
         """The last line: how many checks held and how long it all took."""

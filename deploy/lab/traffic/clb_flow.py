@@ -130,6 +130,7 @@ async def under_flow(
             for f in flows
         ],
         right=("asked", "lost", "longest silence", "in progress", "kept"),
+        drop=("answered by",),
     )
     worst = max(flow.silence_s for flow in flows)
     check.measured |= {

@@ -69,6 +69,7 @@ function showPosition() {
   const unknown = position && !position.recorded;
   past.replaceChildren(h("b", {}, `You are looking at event ${n(store.at)}`), h("span", {}, shown ? `${moment(shown, true)}, ${ago(shown)}` : ""), h("span.muted", {}, `${n(store.head - store.at)} events before the present`),
     unknown && h("span.unrecorded", {}, position.recorded_from && position.moment < position.recorded_from ? `Agents and convergence: not recorded; the record begins ${moment(position.recorded_from, true)}` : "Agents and convergence: not recorded then (no controller was watching)") || "", h("div.spacer", {}),
+    position && position.last > store.at && h("span.unrecorded", {}, `In the middle of one command (events ${n(position.first)} to ${n(position.last)}): only a part of what it did is seen. `, h("a", { href: `#${where().path}?at=${position.last}` }, "See all of it")) || "",
     h("button.plain", { type: "button", onclick: () => go(where().path, {}) }, "Back to the present"));
 }
 

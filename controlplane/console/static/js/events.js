@@ -87,7 +87,7 @@ export class EventPage {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
     this.top.replaceChildren(h("h1", {}, `Event ${n(event.sequence)}`), eventBadge(event.type), h("span", {}, event.summary), h("div.spacer", {}),
-      h("button.plain", { type: "button", onclick: () => this.go("/", { at: event.sequence }) }, "Show everything as of here"));
+      h("button.plain", { type: "button", onclick: () => this.go("/", { at: event.last }) }, "Show everything as of here"));
     this.convergence = panel("Convergence", h("p.muted", {}, "…"));
     const node = event.data.node;
     this.content.replaceChildren(

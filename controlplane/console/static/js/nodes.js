@@ -6,7 +6,7 @@ import { store } from "./store.js";
 const ROW = 36;
 const COLUMNS = [
   ["name", "Node"], ["state", "State"], ["kind", "Kind"], ["site", "Site"], ["announced", "Reached at"],
-  ["index", "Range"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["kernel", "Kernel"],
+  ["index", "Range"], ["pods", "Pods"], ["mtu", "MTU"], ["applied", "Applied"], ["behind", "Behind"], ["age_s", "Last report"], ["kernel", "Kernel"],
   ["version", "Agent"],
 ];
 
@@ -14,6 +14,11 @@ export const behind = (node) => Math.max(0, (store.at ?? store.head) - node.appl
 // A row says how old it was when it came; from then on it ages here, whatever the stream says.
 const ageNow = (node) => node.age_s + (Date.now() - (node.came_ms ??= Date.now())) / 1000;
 const seen = (node) => ((node.age_s ?? -1) < 0 ? "–" : !store.live ? `${node.state === "silent" ? "" : "within "}${took(node.age_s)}${node.state === "silent" ? " before" : ""}` : ageNow(node) < 1 ? "now" : `${took(ageNow(node))} ago`);
+const RIGHT = new Set(["pods", "mtu", "applied", "behind"]);
+// What a packet of its pods may have: by the device, and on the narrowest way where that is less.
+const mtu = (node) => (!node.mtu ? "–" : node.path_mtu && node.path_mtu < node.mtu ? `${node.mtu}, ${node.path_mtu} to some` : `${node.mtu}`);
+// Of a range's addresses three are not for pods: the network's, the gateway's and the last one.
+const pods = (node) => { const most = store.overview?.pool.pods_per_node ?? 0; return (node.pods ?? -1) < 0 ? "–" : `${n(node.pods)} of ${n(most)}`; };
 const PATHS = { confirmed: "pass", "not confirmed": "not confirmed", failing: "DO NOT PASS", "no peers": "no peers to ask yet" };
 const packets = (row) => (row.path ? `${PATHS[row.path] ?? row.path}${(row.passed_age_s ?? -1) >= 0 ? `, the last one ${took(row.passed_age_s)} before` : ""}` : "not known");
 
@@ -29,7 +34,7 @@ export class NodesPage {
     this.kind = this.select("Kind", ["cloud", "external"]);
     this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unreported", "unknown"]);
     this.count = h("span.muted", { role: "status" });
-    this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: `c-${key}${key === "applied" || key === "behind" ? " right" : ""}` },
+    this.heads = COLUMNS.map(([key, label]) => h("th", { scope: "col", "aria-sort": key === "name" ? "ascending" : "none", class: `c-${key}${RIGHT.has(key) ? " right" : ""}` },
       h("button", { type: "button", onclick: () => this.sortBy(key) }, label)));
     this.body = h("tbody", {});
     this.table = h("table", { "aria-label": "Nodes" }, h("thead", {}, h("tr", {}, this.heads)), this.body);
@@ -70,7 +75,7 @@ export class NodesPage {
     const { key, down } = this.sort;
     const turn = down ? -1 : 1;
     const natural = new Intl.Collator("en", { numeric: true });
-    const value = (node) => (key === "state" ? shownState(node) : key === "behind" ? (node.applied ? behind(node) : -1) : node[key]);
+    const value = (node) => (key === "state" ? shownState(node) : key === "behind" ? (node.applied ? behind(node) : -1) : key === "mtu" ? node.path_mtu || node.mtu || 0 : node[key] ?? (key === "pods" ? -1 : undefined));
     this.rows = [...store.nodes.values()].filter((node) =>
       (!text || node.name.includes(text) || node.announced.includes(text) || (node.range ?? "").includes(text)) &&
       (!this.kind.value || node.kind === this.kind.value) && (!this.state.value || shownState(node) === this.state.value));
@@ -98,7 +103,7 @@ export class NodesPage {
     // What an agent said that is silent now is what was: it is shown as such.
     return h("tr", { "aria-rowindex": place + 2, class: node.stale ? "stale" : "" },
       h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td.c-kind", {}, kindLabel(node.kind)), h("td.c-site", {}, node.site || "–"),
-      h("td.c-announced", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
+      h("td.c-announced", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.c-pods.right.num", {}, pods(node)), h("td.c-mtu.right.num", {}, mtu(node)), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
       h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"), h("td.c-version", {}, node.version || "–"));
   }
 }
@@ -141,7 +146,7 @@ export class NodePage {
       const row = node.member;
       this.top.replaceChildren(h("h1", {}, this.name), row ? stateLabel(shownState(row)) : stateLabel("unknown", "not a member"), row && h("span.chip", {}, kindLabel(row.kind)), row?.site && h("span.chip", {}, row.site));
       if (row) panels.push(panel("Network", h("dl.facts", {},
-        fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods at most", n(node.usable_pods)), fact("Reached at", mono(row.announced)),
+        fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods", (row.pods ?? -1) < 0 ? `at most ${n(node.usable_pods)}` : pods(row)), fact("MTU of its pods", mtu(row)), fact("Reached at", mono(row.announced)),
         fact("Own address", mono(node.underlay)), fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},

@@ -91,7 +91,7 @@ export class OverviewPage {
       return;
     }
     this.conditions.hidden = !list.length;
-    this.conditions.replaceChildren(...list.map((c) => h("li", { class: c.severity }, h("b", {}, { critical: "✕ ", warning: "▲ ", info: "ℹ " }[c.severity], c.code.replaceAll("_", " ")), h("span", {}, c.message, c.help ? h("code", {}, c.help) : ""))));
+    this.conditions.replaceChildren(...list.map((c) => h("li", { class: c.severity }, h("b", {}, { critical: "✕ ", warning: "▲ ", info: "ℹ " }[c.severity], c.code.replaceAll("_", " ")), h("span", {}, c.message, c.help ? [" ", h("code.help", {}, c.help)] : ""))));
   }
 
   showTiles() {

@@ -27,11 +27,11 @@ export class Timeline {
     this.head = 0;
     this.byTime = localStorage.getItem("isthmus.timeline") === "time";
     this.canvas = h("canvas", { "aria-hidden": "true" });
-    this.slider = h("input", { type: "range", id: "slider", min: 0, step: 1, oninput: () => this.slide(), onchange: () => this.settle() });
+    this.slider = h("input", { type: "range", id: "slider", min: 0, step: 1, oninput: () => this.slide(), onchange: () => this.settle(), onkeydown: (event) => this.key(event) });
     this.where = h("div.where", {});
     this.liveButton = h("button.plain", { type: "button", onclick: () => go({}) }, "Live");
-    this.back = h("button.icon", { type: "button", "aria-label": "One event back", title: "One event back", onclick: () => this.step(-1) }, "◀");
-    this.forth = h("button.icon", { type: "button", "aria-label": "One event forward", title: "One event forward", onclick: () => this.step(1) }, "▶");
+    this.back = h("button.icon", { type: "button", "aria-label": "One command back", title: "One command back", onclick: () => this.step(-1) }, "◀");
+    this.forth = h("button.icon", { type: "button", "aria-label": "One command forward", title: "One command forward", onclick: () => this.step(1) }, "▶");
     this.jump = h("input", { type: "text", id: "jump", placeholder: "812, 14:05", "aria-label": "Go to an event's number or a time", autocomplete: "off", spellcheck: false, oninput: () => this.jump.setCustomValidity("") });
     const form = h("form.jump", { onsubmit: (event) => { event.preventDefault(); this.leap(); } }, this.jump, h("button.plain", { type: "submit" }, "Go"));
     this.axis = h("div.seg", { role: "group", "aria-label": "Slide over" }, this.choice("events", false), this.choice("time", true));
@@ -70,7 +70,28 @@ export class Timeline {
     this.timer = setTimeout(() => { this.timer = 0; this.load(); }, 3000);
   }
 
-  step(by) { this.go({ at: Math.max(0, (store.at ?? store.head) + by) }); }
+  // One command back or forth: between two events of one command only a part of what it did is seen. Steps taken
+  // faster than the answers come follow each other.
+  step(by) {
+    this.stepping = (this.stepping ?? Promise.resolve()).then(async () => {
+      const at = store.at ?? store.head;
+      const to = by < 0 ? (await this.command(at)).first - 1 : (await this.command(at + 1)).last;
+      this.go(to >= store.head ? {} : { at: Math.max(0, to) });
+      await store.travel(to >= store.head ? null : Math.max(0, to));
+    }).catch(() => { /* the link's state says it */ });
+  }
+
+  async command(sequence) {
+    if (sequence < 1 || sequence > store.head) return { first: sequence, last: Math.min(sequence, store.head) };
+    return store.get(`events/${sequence}`);
+  }
+
+  key(event) {
+    const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+    if (!by || this.byTime) return;
+    event.preventDefault();
+    this.step(by);
+  }
 
   leap() {
     const when = parse(this.jump.value);
@@ -95,10 +116,12 @@ export class Timeline {
     store.travel(at, { brief: true, time });
   }
 
-  settle() {
-    const { at = null, time = null } = this.pointed();
+  // Where the slider is let go of: the end of the command there.
+  async settle() {
+    const { at: pointed = null, time = null } = this.pointed();
+    const at = pointed === null ? null : (await this.command(pointed).catch(() => ({ last: pointed }))).last;
     store.travel(at, { time });
-    this.go({ at, time });
+    this.go(at !== null && at >= store.head ? {} : { at, time });
   }
 
   // The moment shown: the one asked for, else that of the event.

@@ -190,6 +190,7 @@ def _quiet(known: Observed, observed: Observed) -> bool:
         and known.rows == observed.rows
         and known.gateway == observed.gateway
         and known.version == observed.version
+        and (known.mtu, known.path_mtu) == (observed.mtu, observed.path_mtu)
     )
 
 

@@ -45,6 +45,10 @@ class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     gateway: bool = False
     path: str = ""
     """Whether packets of its pods pass, in its own word."""
+    mtu: int = 0
+    path_mtu: int = 0
+    pods: int = -1
+    """Pods with an address of its range; −1: not known. Not recorded: it changes with every pod."""
 
 
 class ConvergenceRecord(NamedTuple):

@@ -66,6 +66,8 @@ class _More(msgspec.Struct, omit_defaults=True):
     version: str = ""
     interval_s: float = 10.0
     gateway: bool = False
+    mtu: int = 0
+    path_mtu: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -171,6 +173,8 @@ class HistoryStore:
             observed.version,
             observed.interval_s,
             observed.gateway,
+            observed.mtu,
+            observed.path_mtu,
         )
         cursor = self.file.connection.execute(
             "INSERT OR REPLACE INTO report VALUES (?,?,?,?,?,?,?,?,?)",
@@ -313,6 +317,8 @@ def _observed(row: Sequence[Any]) -> Observed:
         version=more.version,
         interval_s=more.interval_s,
         gateway=more.gateway,
+        mtu=more.mtu,
+        path_mtu=more.path_mtu,
     )
 
 
