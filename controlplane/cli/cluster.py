@@ -15,6 +15,7 @@ from controlplane.cli.common import (
     usable_pods_option,
     write_options,
 )
+from controlplane.cluster.addressing.plan import addresses_and_pods
 from events.cli.hints import hint
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
@@ -64,7 +65,7 @@ def parse_network(value: str, name: str = "") -> Network:
     type=int,
     default=256,
     show_default=True,
-    help="Addresses per node, rounded up to 2ⁿ; pods are 3 fewer.",
+    help="Addresses per node, rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )
 @usable_pods_option
 @click.option("--services", type=int, default=256, show_default=True, help="Services, rounded up to 2ⁿ.")
@@ -140,7 +141,7 @@ def define(
     made = reply.result
     sentence = (
         f"cluster {context.cluster} defined: {made.get('container_cidr', cidr)}, "
-        f"{made.get('capacity', 0):,} ranges of {made.get('range_size', 0)} addresses, "
+        f"{made.get('capacity', 0):,} ranges of {addresses_and_pods(made.get('range_size', 0))}, "
         f"Services {made.get('service_cidr', '')}"
     )
     show_written(reply, sentence, as_json=as_json)
@@ -183,7 +184,7 @@ def _show(context: BusContext, view: ClusterView) -> None:
     rows: list[tuple[str, object]] = [
         ("container CIDRs", ", ".join(f"{c.cidr} ({c.capacity:,} ranges)" for c in view.cidrs)),
         ("Service range", made.service_cidr),
-        ("node range", f"{made.range_size} addresses, {made.range_size - 3} pods"),
+        ("node range", addresses_and_pods(made.range_size)),
         ("ranges", phases),
         ("next range", pool.next_range or "none"),
         ("nodes", members),

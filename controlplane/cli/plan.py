@@ -28,7 +28,7 @@ from events.errors import Refused
     type=int,
     default=256,
     show_default=True,
-    help=f"Addresses per node (at least {MIN_PODS_PER_NODE}), rounded up to a power of two.",
+    help=f"Addresses per node (at least {MIN_PODS_PER_NODE}), rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )
 @usable_pods_option
 @click.option(

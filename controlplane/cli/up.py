@@ -40,7 +40,10 @@ class Lock(NamedTuple):
 @click.option("--port", default=4222, show_default=True, help="Port that the bus listens on; 0 takes any.")
 @click.option("--cidr", help="Define the cluster at start, with this container CIDR.")
 @click.option(
-    "--pods", default=64, show_default=True, help="With --cidr: addresses per node, rounded up to 2ⁿ."
+    "--pods",
+    default=64,
+    show_default=True,
+    help="With --cidr: addresses per node, rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )
 @usable_pods_option
 @click.option("--services", default=256, show_default=True, help="With --cidr: most Services.")

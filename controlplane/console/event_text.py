@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlplane.cluster.addressing.plan import addresses_and_pods
 from events.types import (
     AllocationRefused,
     CidrAppended,
@@ -91,7 +92,7 @@ def sentence(event: Event) -> str:
         case ClusterDefined():
             return (
                 f"cluster defined: {event.container_cidr} in {event.capacity:,} ranges of "
-                f"{event.range_size:,} addresses, Services {event.service_cidr}"
+                f"{addresses_and_pods(event.range_size)}, Services {event.service_cidr}"
             )
         case ClusterDeleted():
             return f"cluster deleted{_because(event.reason)}"

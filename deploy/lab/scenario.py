@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from controlplane.cluster.addressing.plan import addresses_and_pods
 from deploy.lab.checks import bus, leaf, overlay
 from deploy.lab.checks import clb as clb_checks
 from deploy.lab.failures import CheckFailedError
@@ -166,8 +167,8 @@ async def _bring_up(lab: Lab, report: Report) -> bool:
         if plan is None:
             raise CheckFailedError("the log holds no definition")
         check.detail = (
-            f"container CIDR {plan.container_cidr}, {plan.capacity} ranges of {plan.range_size} addresses, "
-            f"Services {plan.service_cidr}"
+            f"container CIDR {plan.container_cidr}, {plan.capacity} ranges "
+            f"of {addresses_and_pods(plan.range_size)}, Services {plan.service_cidr}"
         )
     if not check.ok:
         return False

@@ -9,7 +9,7 @@ import click
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.log import brief
-from replay.cli.session import LogSource, Session, Word, opened, source_options
+from replay.cli.session import LogSource, Session, Word, opened, progress, source_options
 
 if TYPE_CHECKING:
     from replay.queries.explain import Applied, Explanation
@@ -48,6 +48,7 @@ async def explain_command(  # noqa: PLR0917  click passes options by name
         if not every:
             found = found[-1:]
         found = [await _with_spans(session, item, spans, reports) for item in found]
+        found = await _with_unheard(session, found)
         if as_json:
             print_json(found)
             return
@@ -68,6 +69,19 @@ async def _with_spans(session: Session, item: Explanation, file: str, reports: l
         return item
     again = await explain(session.history, str(last), kind="sequence", reports=reports, spans=applied)
     return again[0]
+
+
+async def _with_unheard(session: Session, items: list[Explanation]) -> list[Explanation]:
+    """With the members of whom nothing is known, where the log tells who was a member."""
+    from events.errors import Refused, VerificationFailed
+    from replay.queries.explain import with_unheard
+
+    try:
+        with progress("folding", items[-1].events[-1].stamp.sequence) as tick:
+            return await with_unheard(session.states(), items, tick)
+    except (Refused, VerificationFailed) as error:
+        click.echo(f"note: which nodes were members then is not known here: {error.message}", err=True)
+        return items
 
 
 async def _stored(file: str, trace_id: str) -> list[Any]:
@@ -130,23 +144,32 @@ def _print(session: Session, item: Explanation) -> None:
                 title=title,
                 right=("seq",),
             )
-    if item.applied:
-        done = sum(agent.done for agent in item.applied)
-        print_table(
-            ("agent", "applied", "up to", "when", "evidence"),
-            [
-                (
-                    a.node,
-                    "yes" if a.done else "not yet",
-                    a.applied,
-                    session.show(a.at) if a.evidence == "span" else f"by {session.show(a.at)}",
-                    a.evidence,
-                )
-                for a in item.applied[:_AGENTS_SHOWN]
-            ],
-            title=f"applied by {done:,} of {len(item.applied):,} agents"
-            + (f"; the first {_AGENTS_SHOWN}, those behind first" if len(item.applied) > _AGENTS_SHOWN else ""),
-            right=("up to",),
-        )
+    _print_members(session, item)
     if item.note:
         click.echo(item.note)
+
+
+def _print_members(session: Session, item: Explanation) -> None:
+    """Of each node: yes, no, or not known. Those who lack it come first."""
+    done = sum(agent.done for agent in item.applied)
+    lacking, unheard = len(item.applied) - done, len(item.unheard)
+    if not item.applied and not unheard:
+        return
+    rows: list[tuple[object, ...]] = [
+        (
+            agent.node,
+            "yes" if agent.done else "no, not yet",
+            agent.applied,
+            session.show(agent.at) if agent.evidence == "span" else f"by {session.show(agent.at)}",
+            "trace of the kernel write" if agent.evidence == "span" else "agent's report",
+        )
+        for agent in item.applied
+    ]
+    rows[lacking:lacking] = [(node, "not known", "", "", "no word of this agent here") for node in item.unheard]
+    print_table(
+        ("node", "in its kernel", "up to event", "when", "evidence"),
+        rows[:_AGENTS_SHOWN],
+        title=f"In the kernels: yes {done:,}, no {lacking:,}, not known {unheard:,}"
+        + (f" (the first {_AGENTS_SHOWN} nodes)" if len(rows) > _AGENTS_SHOWN else ""),
+        right=("up to event",),
+    )

@@ -20,7 +20,7 @@ _ROWS = 30
 )
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option("--cidr", default="", help="Another container CIDR.")
-@click.option("--pods", default=0, help="Another number of pods per node.")
+@click.option("--pods", default=0, help="Another number of addresses per node (64 addresses, 61 pods).")
 @click.option("--services", default=0, help="Another number of Services.")
 @click.option(
     "--append", "appended", multiple=True, metavar="CIDR", help="A further container CIDR. Repeatable."

@@ -46,12 +46,19 @@ def _who_rows(session: Session, answer: WhoAnswer) -> list[tuple[str, str]]:
     if answer.range:
         rows.append(("range", answer.range + (f" ({answer.range_state})" if answer.range_state else "")))
     if answer.holder is not None:
+        rows.append(("held then", "yes"))
         rows += _holding(session, answer.holder, current=True)
-    else:
-        rows.append(("held by", "nobody" + (f": {answer.note}" if answer.note else "")))
-        if answer.last is not None:
-            rows.append(("the last one", ""))
-            rows += _holding(session, answer.last, current=False)
+        if answer.kind == "pod":
+            rows.append(
+                ("by which pod", "not known: the log says which node's range it was, not which pod had it")
+            )
+        return rows
+    rows.append(("held then", "no, by nobody" + (f": {answer.note}" if answer.note else "")))
+    if answer.last is not None:
+        rows.append(("the last one", ""))
+        rows += _holding(session, answer.last, current=False)
+    elif session.history.start:
+        rows.append(("the last one", f"not known: what is here begins behind event {session.history.start:,}"))
     return rows
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from controlplane.cluster.state import ClusterState
 from events.codec import Recorded, decode
 from events.errors import Usage
 from events.status import AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeQuarantined
-from replay.history import History
+from replay.history import History, Progress
 from replay.queries.entries import Entry, entry
 from replay.queries.stamp import Stamp, stamp
+from replay.queries.states import States, advance
 from replay.queries.unknown import unknown
 
 _AT_ONCE = 16
@@ -42,7 +45,11 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """One command and its effects. ``everywhere`` is the log's proof that all live agents had applied it."""
+    """One command and its effects. ``everywhere`` is the log's proof that all live agents had applied it.
+
+    Of each member at that time there are three answers: ``applied`` holds those who have it and those who
+    said that they do not (yet), ``unheard`` the others.
+    """
 
     command_id: str
     actor: str
@@ -56,6 +63,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     applied: list[Applied]
     everywhere: Stamp | None
     note: str
+    unheard: list[str] = []
+    """Members at that time of whose kernels nothing is known here: neither that they had it nor that not."""
 
 
 async def explain(
@@ -173,7 +182,9 @@ async def _explain(
     if reports.strangers:
         left_out.append(f"{reports.strangers:,} that never were members (their join was refused)")
     note = (
-        "" if applied or left_out else "no agents' reports at hand: they are on the live bus, or in a capsule"
+        ""
+        if applied or left_out
+        else "What the agents report is on the live bus, or in a capsule: here it is not known."
     )
     if left_out:
         note = f"not counted: {', '.join(left_out)}"
@@ -192,6 +203,27 @@ async def _explain(
         everywhere=stamp(everywhere) if everywhere else None,
         note=note,
     )
+
+
+async def with_unheard(
+    states: States, items: Sequence[Explanation], progress: Progress | None = None
+) -> list[Explanation]:
+    """The explanations (in order) with the members of each moment of whom nothing is known.
+
+    Raises Refused(not_in_history) for an incremental archive on its own: who was a member then it cannot say.
+    Cancelled, it leaves nothing behind.
+    """
+    found: list[Explanation] = []
+    folded: ClusterState | None = None
+    for item in items:
+        last = item.events[-1].stamp.sequence
+        if folded is None or states.read_model is not None:
+            folded, _ = await states.at(last, progress)
+        else:
+            await advance(states.history, folded, last, progress)
+        heard = {agent.node for agent in item.applied}
+        found.append(msgspec.structs.replace(item, unheard=sorted(folded.nodes.keys() - heard)))
+    return found
 
 
 def from_spans(records: list[Any], last: int) -> list[Applied]:

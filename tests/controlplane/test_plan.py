@@ -137,7 +137,7 @@ def test_a_plan_with_no_room_says_what_would_work() -> None:
         make_plan("10.0.0.0/24", 256, 32)
     message = refused.value.message
     assert "(256 addresses − 32 for Services) / 256 per node = 0" in message
-    assert "128 pods per node instead of 256 gives 1 node" in message
+    assert "128 addresses, 125 pods per node instead of 256 gives 1 node" in message
     assert "10.0.0.0/23 instead of 10.0.0.0/24 gives 1 node" in message
 
 
@@ -169,7 +169,7 @@ def test_too_many_nodes_are_answered_with_the_smallest_changes() -> None:
         propose("172.16.0.0/16", 64, 256, 2000)
     assert refused.value.code == "cidr_too_small"
     assert refused.value.details["changes"] == [
-        "32 pods per node instead of 64 gives 2,040 nodes",
+        "32 addresses, 29 pods per node instead of 64 gives 2,040 nodes",
         "172.16.0.0/15 instead of 172.16.0.0/16 gives 2,044 nodes",
     ]
 

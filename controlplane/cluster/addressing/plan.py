@@ -82,12 +82,17 @@ def check_private(net: Net) -> Net:
     return net
 
 
+def addresses_and_pods(size: int) -> str:
+    """A node's range in words, the same everywhere: "64 addresses, 61 pods"."""
+    return f"{size:,} addresses, {max(0, size - PODS_UNUSABLE):,} pods"
+
+
 def check_pods(pods: int, net: Net) -> int:
     """The range size for ``pods`` addresses per node. Raises Refused(pods_out_of_range)."""
     if not MIN_PODS_PER_NODE <= pods <= net.size:
         raise Refused(
             "pods_out_of_range",
-            f"{pods} pods per node: the bounds are {MIN_PODS_PER_NODE} … {net.size} (the addresses of {net})",
+            f"{pods} addresses per node: the bounds are {MIN_PODS_PER_NODE} … {net.size} (those of {net})",
             given=pods,
             min=MIN_PODS_PER_NODE,
             max=net.size,
@@ -129,7 +134,7 @@ def smallest_changes(net: Net, range_size: int, service_size: int, nodes: int) -
     while size > MIN_PODS_PER_NODE:
         size //= 2
         if (count := capacity_of(net.size, size, service_size)) >= nodes:
-            changes.append(f"{size} pods per node instead of {range_size} gives {_nodes(count)}")
+            changes.append(f"{addresses_and_pods(size)} per node instead of {range_size} gives {_nodes(count)}")
             break
     size = service_size
     while size > MIN_SERVICES:
