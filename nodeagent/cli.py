@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from events.cli.listen import METAVAR, Listen
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import console, print_json
 from events.subjects import check_node_name
@@ -93,7 +94,7 @@ def agent() -> None:
 @click.option("--heartbeat", "heartbeat_s", type=float, default=5.0, show_default=True, metavar="SECONDS",
               help="Longest time between two reports.")  # fmt: skip
 @click.option("--metrics", envvar="ISTHMUS_METRICS", default=DEFAULT_METRICS, show_default=True,
-              metavar="HOST:PORT|off", help="Where Prometheus finds this agent's metrics.")  # fmt: skip
+              type=Listen(), metavar=METAVAR, help="Where Prometheus finds this agent's metrics.")  # fmt: skip
 def run_command(
     context: BusContext, node: str, uid: str, machine_id: str, metrics: str, **options: Any
 ) -> None:

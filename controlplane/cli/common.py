@@ -12,6 +12,7 @@ import msgspec
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.console.address import CONSOLE
 from events.cli.hints import hint
+from events.cli.listen import METAVAR, Listen
 from events.cli.options import BusContext, controller, parse_pairs, run
 from events.cli.tables import coloured, print_json, print_table, printable
 from events.protocol.commands import Command, CommandReply, Override
@@ -78,7 +79,8 @@ def http_option(function: Function) -> Function:
         envvar="ISTHMUS_HTTP",
         default=CONSOLE,
         show_default=True,
-        metavar="HOST:PORT|off",
+        type=Listen(),
+        metavar=METAVAR,
         help="Where the console and the API are served; beyond loopback ISTHMUS_HTTP_TOKEN must be set.",
     )(function)
 

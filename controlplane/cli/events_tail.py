@@ -65,7 +65,15 @@ async def _tail(
     from events.jetstream.log import JetStreamLog
     from events.reading import verified
 
-    client = await connect(context.bus, name="isthmus-tail")
+    async def lost() -> None:
+        if following:
+            click.echo("note: the connection to the bus is lost; waiting for it", err=True)
+
+    async def again() -> None:
+        click.echo("note: connected again; nothing is left out", err=True)
+
+    following = follow
+    client = await connect(context.bus, name="isthmus-tail", on_disconnect=lost, on_reconnect=again)
     try:
         event_log = await JetStreamLog.open(client, context.cluster)
         start = after if after is not None else max(0, (await event_log.head()).sequence - lines)
@@ -76,6 +84,7 @@ async def _tail(
                 if recorded.envelope.type.startswith(prefix):
                     show(recorded)
     finally:
+        following = False
         await client.close()
 
 

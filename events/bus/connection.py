@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 from nats.aio.client import Client
+from nats.errors import StaleConnectionError
 
 from events.bus.access import creds
 from events.bus.nats_fastpath import REFUSALS, ReconnectingClient
@@ -55,6 +56,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 _DENIED = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IGNORECASE)
 _DENIED_MAX = 32
+_TOLD_MAX = 8
+"""Different refusals that are told while the bus is away."""
 _CLOSE_S = 0.5
 
 
@@ -100,24 +103,34 @@ async def connect(
 
     said: list[str] = []
     connected = False
+    told: set[str] = set()
 
     async def on_error(error: Exception) -> None:
+        text = str(error) or type(error).__name__
         if not client.is_connected and len(said) < 8:
             said.append(str(error))
-        denied = _DENIED.search(str(error))
+        denied = _DENIED.search(text)
         if denied:
             client.denied.append(denied[1])
-        # What the first connection meets is in the error that its caller gets.
-        log.log(logging.WARNING if connected else logging.DEBUG, "bus: %s", str(error) or type(error).__name__)
+        # What the first connection meets is in the error that its caller gets. Afterwards one line says that
+        # it is lost, and one that it is there again; between them only why a server refuses us is news.
+        refused = any(word in text.lower() for word in REFUSALS)
+        away = not client.is_connected or isinstance(error, OSError | StaleConnectionError)
+        news = connected and (not away or (refused and text not in told and len(told) < _TOLD_MAX))
+        if refused and news:
+            told.add(text)
+        log.log(logging.WARNING if news else logging.DEBUG, "bus: %s", text)
 
     async def on_lost() -> None:
-        # A lost first try is told by the command itself; only a connection that stood is news.
-        log.log(logging.INFO if connected else logging.DEBUG, "bus: disconnected")
+        # A lost first try is told by the command itself, and one that we close is none.
+        news = connected and not client.is_closed
+        log.log(logging.WARNING if news else logging.DEBUG, "bus: the connection is lost; trying again")
         if on_disconnect is not None:
             await on_disconnect()
 
     async def on_again() -> None:
-        log.info("bus: connected again")
+        log.warning("bus: connected again")
+        told.clear()
         client.refused = False
         if on_reconnect is not None:
             await on_reconnect()

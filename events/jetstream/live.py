@@ -205,6 +205,7 @@ class LiveReader:
 
     async def _ask(self, position: int, stop: int | None, *, patient: bool) -> DirectAnswer:
         """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""
+        level = logging.WARNING
         loop = asyncio.get_running_loop()
         while True:
             raise_if_cancelled()
@@ -224,7 +225,8 @@ class LiveReader:
                 raise last or Unavailable(
                     "log_unavailable", f"stream {self._direct.stream} does not yet hold event {position + 1}"
                 )
-            log.warning("stream %s: still unreadable: %s", self._direct.stream, last)
+            log.log(level, "stream %s: still unreadable: %s", self._direct.stream, last)
+            level = logging.DEBUG  # said once, until it can be read again
 
     def _contiguous(self, answer: DirectAnswer, position: int, stop: int | None) -> DirectAnswer:
         messages = answer.messages

@@ -106,6 +106,7 @@ class PullReader:
 
     async def _end(self, *, patient: bool) -> int:
         """The last sequence, asked of the leader; tried for ever when ``patient``, else for ``patience_s``."""
+        level = logging.WARNING
         while True:
             raise_if_cancelled()
             try:
@@ -115,7 +116,8 @@ class PullReader:
             except Unavailable as error:
                 if not patient or self._client.is_closed:
                     raise
-                log.warning("stream %s: still unreadable: %s", self._stream, error)
+                log.log(level, "stream %s: still unreadable: %s", self._stream, error)
+                level = logging.DEBUG  # said once, until it can be read again
                 await asyncio.sleep(jittered_s(0.6))
             else:
                 return found[0] if found is not None else 0
@@ -142,6 +144,7 @@ class PullReader:
         """A session at ``position``; tried for ever when ``patient``, else for ``patience_s``."""
         loop = asyncio.get_running_loop()
         last: IsthmusError | None = None
+        level = logging.WARNING
         while True:
             raise_if_cancelled()
             async for left_s in pauses(loop.time() + self._patience_s):
@@ -157,7 +160,8 @@ class PullReader:
                 return session
             if not patient:
                 raise last or Unavailable("log_unavailable", f"stream {self._stream} does not answer")
-            log.warning("stream %s: still unreadable: %s", self._stream, last)
+            log.log(level, "stream %s: still unreadable: %s", self._stream, last)
+            level = logging.DEBUG  # said once, until it can be read again
 
 
 class _Session:
