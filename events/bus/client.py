@@ -25,7 +25,6 @@ from events.protocol.commands import ACTOR, COMMAND_ID, DRY_RUN, SCHEMA, SCHEMA_
 from events.protocol.queries import Query
 
 if TYPE_CHECKING:
-    from events.codec import Recorded
     from events.telemetry.role import Telemetry
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -134,19 +133,6 @@ class ControllerClient:
             f"--command-id {head[COMMAND_ID]} to learn its outcome",
             command_id=head[COMMAND_ID],
         )
-
-    async def history(self, aggregate: str, entity: str) -> list[Recorded]:
-        """Every event about one thing, in order, from the log itself. Raises Unavailable.
-
-        Cancelled, it leaves nothing behind.
-        """
-        from events.codec import decode
-        from events.jetstream.direct import DirectReader
-
-        reader = DirectReader(self._nats, subjects.stream(self.cluster))
-        found = await reader.every(subjects.event(self.cluster, aggregate, entity, ">"))
-        await reader.close()
-        return [decode(message) for message in found]
 
     async def ask(
         self, query: Query, shape: type[A], *, timeout_s: float = 10.0, try_timeout_s: float = 3.0

@@ -26,8 +26,8 @@ from events.cli.output import json_option
 from events.errors import Usage
 
 if TYPE_CHECKING:
-    from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions
+    from events.cli.traced_client import TracedClient
 
 __all__ = [
     "BusContext",
@@ -108,13 +108,13 @@ def bus_options(function: Function) -> Function:
 
 
 @asynccontextmanager
-async def controller(context: BusContext) -> AsyncIterator[ControllerClient]:
+async def controller(context: BusContext) -> AsyncIterator[TracedClient]:
     """A connection to the cluster's controllers, closed behind the block. Raises Unavailable.
 
     A cancellation inside of the block closes the connection, too.
     """
     from events.bus.connection import connect
-    from events.telemetry.cli import TracedClient
+    from events.cli.traced_client import TracedClient
 
     client = await connect(context.bus, name=f"isthmus-cli/{context.actor}")
     traced = TracedClient(client, context.cluster, actor=context.actor)

@@ -2,5 +2,5 @@
 
 ``role``      one :class:`~events.telemetry.role.Telemetry` per role, passed in, never global
 ``spans``, ``sampling``   the built-in store's outbox; how much is recorded under load
-``logs``, ``http``, ``cli``   log lines with trace ids; ``/metrics`` and health; a command's own trace
+``logs``, ``http``     log lines with trace ids; ``/metrics`` and health
 """

@@ -21,6 +21,8 @@ from events import subjects
 from events.bus.access.enrolment import redeem
 from events.bus.access.nkeys import from_seed
 from events.bus.client import ControllerClient
+from events.cli.traced_client import TracedClient
+from events.codec import Recorded
 from events.errors import BadRequest, Refused
 from events.protocol.commands import ACTOR, COMMAND_ID, ChangeUnderlay, JoinNode, RemoveNode
 from events.protocol.queries import ClusterView, ShowCluster
@@ -49,6 +51,11 @@ def joining(node: str, number: int, uid: str = "") -> JoinNode:
 def report(node: str, uid: str, **fields: Any) -> dict[str, Any]:
     said = AgentStatus(node=node, uid=uid, applied=0, sent_at=datetime.now(UTC))
     return {**msgspec.to_builtins(said), **fields}
+
+
+async def history(client: ControllerClient, aggregate: str, entity: str) -> list[Recorded]:
+    reading = TracedClient(client._nats, CLUSTER, actor=client.actor)
+    return await reading.history(aggregate, entity)
 
 
 async def as_node(place: Place, name: str) -> tuple[Client, ControllerClient]:
@@ -285,7 +292,7 @@ async def test_an_operator_cannot_speak_in_a_nodes_name_unrecorded(place: Place)
     body = msgspec.json.encode(joining(ALICE, 2))
     subject = subjects.command(CLUSTER, "join")
     await client.request(subject, body, headers={ACTOR: f"node/{ALICE}"}, timeout=30)
-    actors = {recorded.envelope.actor for recorded in await pretending.history("node", ALICE)}
+    actors = {recorded.envelope.actor for recorded in await history(pretending, "node", ALICE)}
     assert actors == {f"operator as node/{ALICE}"}
 
 
@@ -295,7 +302,7 @@ async def test_an_actor_is_stored_printable(place: Place) -> None:
     headers = {ACTOR: f"root{BIDI}\x1b]0;x\x07", "ce-correlationid": f"c{BIDI}"}
     await client.request(subjects.node_command(CLUSTER, MALLORY, "join"), body, headers=headers, timeout=30)
     reader = await place.operator()
-    [joined] = await reader.history("node", MALLORY)
+    [joined] = await history(reader, "node", MALLORY)
     assert joined.envelope.actor.isprintable()
     assert joined.envelope.actor.endswith(f"via node/{MALLORY}")
     assert joined.envelope.correlation_id.isprintable()
@@ -360,6 +367,6 @@ async def test_a_node_is_taken_out_with_its_own_credentials_or_an_operators(
     ended = await asyncio.to_thread(CliRunner().invoke, agent, arguments, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     reader = await place.operator()
-    events = await reader.history("node", ALICE)
+    events = await history(reader, "node", ALICE)
     said = f"alice@host via node/{ALICE}" if who == "the node" else "alice@host"
     assert [one.envelope.actor for one in events if isinstance(one.event, NodeLeft)] == [said]

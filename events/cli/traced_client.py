@@ -1,4 +1,4 @@
-"""Traces that begin at a person's hand: the command line's client, with spans.
+"""The command line's client: with spans, since traces begin at a person's hand, and with a look into the log.
 
 Telemetry starts with the first command that is sent, so that questions stay fast. When the command
 is done its spans go to the built-in store over the same connection, and to a collector if one is
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.client import ControllerClient
 from events.protocol.commands import Command, CommandReply
+
+if TYPE_CHECKING:
+    from events.codec import Recorded
 
 
 class TracedClient(ControllerClient):
@@ -41,6 +44,19 @@ class TracedClient(ControllerClient):
         name = context.command_path if context is not None else "isthmus"
         with self._telemetry.span(name, root=True, attributes={"isthmus.actor": self.actor}):
             return await super().send(command, headers=headers, **how)
+
+    async def history(self, aggregate: str, entity: str) -> list[Recorded]:
+        """Every event about one thing, in order, from the log itself. Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
+        from events.codec import decode
+        from events.jetstream.direct import DirectReader
+
+        reader = DirectReader(self._nats, subjects.stream(self.cluster))
+        found = await reader.every(subjects.event(self.cluster, aggregate, entity, ">"))
+        await reader.close()
+        return [decode(message) for message in found]
 
     async def hand_over(self) -> None:
         """Deliver the spans; at most about two seconds, and only when a collector is slow.
