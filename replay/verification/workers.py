@@ -30,7 +30,7 @@ class Workers:
             # Spawned, not forked: a fork would copy threads' locks (progress bars) in any state.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
-            self._pool.submit(_quiet)  # they start now, beside what is done before the first work is put
+            self._submit(_quiet)  # they start now, beside what is done before the first work is put
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,10 +53,20 @@ class Workers:
             take(work(*arguments))
             await asyncio.sleep(0)  # let Ctrl-C in
             return
-        self._waiting.append((take, self._pool.submit(work, *arguments)))
+        self._waiting.append((take, self._submit(work, *arguments)))
         while self._waiting and (len(self._waiting) > self._limit or self._waiting[0][1].done()):
             await self._take_first()
         await asyncio.sleep(0)
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """A worker may start here: Ctrl-C is held back from it, also while it is not yet quiet."""
+        if self._pool is None:
+            raise RuntimeError("there are no workers")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(work, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     async def settle(self) -> None:
         """Take all results that are still to come. Cancelled, the results that are left are dropped."""

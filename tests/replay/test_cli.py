@@ -19,6 +19,7 @@ from replay.archive.writer import ArchiveWriter
 from tests.replay import brute
 from tests.replay.commands import EVENTS, EXECUTABLE, MESSAGES, NODE
 from tests.replay.histories import CLUSTER
+from tests.waiting import wait_for
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -249,16 +250,13 @@ def test_ctrl_c_ends_long_work_at_once_and_leaves_nothing_behind(command: list[s
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None and not _has_open(process.pid, str(long_log)):
-        pass  # the work begins when the archive is open
+    # The work begins when the archive is open.
+    wait_for(lambda: process.poll() is not None or _has_open(process.pid, str(long_log)), within_s=60)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, 130), errors
     assert b"Traceback" not in errors
-    while time.monotonic() < deadline and _group(process.pid):
-        pass
-    assert not _group(process.pid)
+    wait_for(lambda: not _group(process.pid), "no worker is left")
 
 
 def _has_open(pid: int, file: str) -> bool:
