@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections import defaultdict
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,14 +15,30 @@ from tests.flakes import pytest_addoption, pytest_terminal_summary
 
 __all__ = ["pytest_addoption", "pytest_terminal_summary"]
 
-LONG = ("tests/e2e/", "tests/faults/", "tests/clb/", "tests/nodeagent/")
-"""Folders whose files wait longest for real clusters and kernels."""
+COSTS_S = {"slow": 25.0, "netns": 8.0, "bus": 0.5}
+"""What a test takes by the first of these marks that it has, roughly; one without takes next to nothing."""
+
+
+def _cost_s(item: pytest.Item) -> float:
+    return next((cost for mark, cost in COSTS_S.items() if item.get_closest_marker(mark)), 0.02)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a file stays on one worker, and one that begins last keeps all others waiting."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    costs: dict[str, float] = defaultdict(float)
+    for item in items:
+        costs[str(item.path)] += _cost_s(item)
+    items.sort(key=lambda item: (-costs[str(item.path)], str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: one more than there are cores, because real clusters and kernels often only wait.
+
+    They wait for promised times of the product (a lease, a fencing time), so most cannot be shortened.
+    """
+    return len(os.sched_getaffinity(0)) + 1
 
 
 # Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`

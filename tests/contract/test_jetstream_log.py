@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -28,31 +29,44 @@ pytestmark = [pytest.mark.bus, pytest.mark.asyncio(loop_scope="module")]
 ACCOUNTS = 200
 """More than there are tests on one server."""
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def one_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Iterator[tuple[str, ...]]]:
-    """URLs of one server: each taken leads to an account of its own.
-
-    A stream made anew under the name of one just deleted held an event too many, once in some hundred
-    runs on a busy machine (the cause was not found); nobody but tests would delete one.
-    """
-    accounts = "".join(
+EXTRA = "accounts {{\n{}}}\n".format(
+    "".join(
         f"  test{n} {{ jetstream: enabled, users: [ {{ user: test{n}, password: test }} ] }}\n"
         for n in range(ACCOUNTS)
     )
-    options = ServerOptions(store_dir=tmp_path_factory.mktemp("one"), extra=f"accounts {{\n{accounts}}}\n")
-    async with EmbeddedServer(options) as server:
-        yield iter([(server.url.replace("//", f"//test{n}:test@"),) for n in range(ACCOUNTS)])
+)
+"""Each test has an account of its own.
+
+A stream made anew under the name of one just deleted held an event too many, once in some hundred runs on a
+busy machine (the cause was not found); nobody but tests would delete one.
+"""
+
+Urls = tuple[str, ...]
+
+
+def per_test(urls: Urls) -> Iterator[Urls]:
+    """These servers' URLs: each taken leads to an account of its own."""
+    return iter([tuple(url.replace("//", f"//test{n}:test@") for url in urls) for n in range(ACCOUNTS)])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def three_servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, ...]]:
-    async with ServerCluster(tmp_path_factory.mktemp("three")) as cluster:
-        yield cluster.urls
+async def one_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Iterator[Urls]]:
+    options = ServerOptions(store_dir=tmp_path_factory.mktemp("one"), extra=EXTRA)
+    async with EmbeddedServer(options) as server:
+        yield per_test((server.url,))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def three_servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Iterator[Urls]]:
+    cluster = ServerCluster(tmp_path_factory.mktemp("three"))
+    for server in cluster.servers:
+        server.options = msgspec.structs.replace(server.options, extra=EXTRA)
+    async with cluster:
+        yield per_test(cluster.urls)
 
 
 @asynccontextmanager
-async def empty_log(urls: tuple[str, ...], replicas: int) -> AsyncIterator[JetStreamLog]:
+async def empty_log(urls: Urls, replicas: int) -> AsyncIterator[JetStreamLog]:
     """A log on these servers; its streams are deleted afterwards."""
     client = await connect(BusOptions(servers=urls), name="contract")
     try:
@@ -98,7 +112,7 @@ class TestOneServer(LogContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
-    async def log(self, one_server: Iterator[tuple[str, ...]]) -> AsyncIterator[EventLog]:
+    async def log(self, one_server: Iterator[Urls]) -> AsyncIterator[EventLog]:
         async with empty_log(next(one_server), 1) as log:
             yield log
 
@@ -107,8 +121,12 @@ class TestThreeServers(LogContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
-    async def log(self, three_servers: tuple[str, ...]) -> AsyncIterator[EventLog]:
-        async with empty_log(three_servers, 3) as log:
+    async def log(
+        self, three_servers: Iterator[Urls], monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[EventLog]:
+        # An account that is new has no log: there is nothing to become certain of, once for each test.
+        monkeypatch.setattr("events.jetstream.log.CERTAIN_S", 0.0)
+        async with empty_log(next(three_servers), 3) as log:
             yield log
 
 
@@ -116,6 +134,6 @@ class TestLiveOnOneServer(LogContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
-    async def log(self, one_server: Iterator[tuple[str, ...]]) -> AsyncIterator[EventLog]:
+    async def log(self, one_server: Iterator[Urls]) -> AsyncIterator[EventLog]:
         async with empty_log(next(one_server), 1) as log:
             yield LiveLog(log)

@@ -17,7 +17,7 @@ ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 AS_USER = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
 """Without CAP_SYS_ADMIN root is an ordinary user to the kernel's namespaces: the lab needs a user namespace."""
 
-DEADLINE_S = 90
+DEADLINE_S = 180
 CHURN = Path(__file__).parent.parent / "data" / "node-churn" / "4-node_us-east-2a_v100_1.json"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 _MARK = "ISTHMUS_TEST_INSIDE"
-LIMIT_S = 180
+LIMIT_S = 300
 
 
 def inside(function: Callable[[], Any]) -> Callable[[], None]:

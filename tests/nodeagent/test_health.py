@@ -57,25 +57,6 @@ def broken_and_mended(place: Site, breaking: str, mending: str, *words: str) -> 
 
 
 @inside
-def test_forwarding_switched_off_is_switched_on_again() -> None:
-    with site("a", "b") as place:
-        a, _ = place.nodes.values()
-        confirmed(a)
-        for device in ("all", "default", "isthmus", "eth0", "isthmus-probe"):
-            a.run(f"sysctl -qw net.ipv4.conf.{device}.forwarding=0")
-            until(lambda: forwards(a, device), f"{device} forwards again")  # noqa: B023
-        a.run("sysctl -qw net.ipv4.ip_forward=0")
-        a.run("ip link add pod0 type veth peer name pod1")
-        a.run("ip link set pod0 up")
-        pod = ip_address(a.vtep) + 9
-        a.run(f"ip route add {pod}/32 dev pod0")
-        a.run("sysctl -qw net.ipv4.ip_forward=1")
-        a.run("sysctl -qw net.ipv4.conf.pod0.forwarding=0")
-        until(lambda: forwards(a, "pod0"), "a pod's device forwards again")
-        assert a.status()["counters"]["host_repairs"] >= 5
-
-
-@inside
 def test_forwarding_that_is_fought_over_is_not_fought_for_ever() -> None:
     Path("/etc/sysctl.d").mkdir(exist_ok=True)
     sh("mount -t tmpfs none /etc/sysctl.d && echo net.ipv4.ip_forward = 0 > /etc/sysctl.d/99-hardening.conf")
@@ -87,69 +68,56 @@ def test_forwarding_that_is_fought_over_is_not_fought_for_ever() -> None:
         os.kill(int(fight), signal.SIGKILL)
 
 
+def a_forward_chain_that_drops_is_named_with_the_program_that_makes_it(place: Site) -> None:
+    broken_and_mended(
+        place,
+        "sh -c 'iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP'",
+        "iptables -P FORWARD ACCEPT",
+        "path: packets that this node sends itself pass, its pods' do not",
+        "FORWARD", "Docker", "iptables -I DOCKER-USER",
+    )  # fmt: skip
+    broken_and_mended(
+        place,
+        f"nft add table inet corp ';' add chain inet corp fw '{HOOK} policy drop; }}'",
+        "nft delete table inet corp",
+        "path:", "chain fw of table inet corp",
+    )  # fmt: skip
+    # Answers pass, what others begin does not.
+    broken_and_mended(
+        place,
+        f"nft add table inet corp ';' add chain inet corp fw '{HOOK} }}' ';' "
+        "add rule inet corp fw iifname isthmus ct state new drop",
+        "nft delete table inet corp",
+        "path: answers pass, connections that other nodes open to this node's pods do not",
+    )
+
+
+def a_policy_rule_that_leads_elsewhere_is_named(place: Site) -> None:
+    broken_and_mended(
+        place,
+        "sh -c 'ip route add default dev eth0 table 77 && ip rule add to 172.16.0.0/16 lookup 77 pref 500'",
+        "ip rule del pref 500",
+        "path: packets for pods of other nodes do not take the tunnel", "by eth0",
+        "500: from all to 172.16.0.0/16 lookup 77",
+    )  # fmt: skip
+
+
+def dropped_tunnel_packets_are_noticed(place: Site) -> None:
+    broken_and_mended(
+        place,
+        "iptables -t raw -I PREROUTING -p udp --dport 8472 -j DROP",
+        "iptables -t raw -F PREROUTING",
+        "path: peers answer outside of the tunnel and not through it", "UDP port 8472",
+    )  # fmt: skip
+
+
 @inside
-def test_a_forward_chain_that_drops_is_named_with_the_program_that_makes_it() -> None:
+def test_what_stands_in_the_way_of_packets_is_named_and_nobody_else_is_blamed() -> None:
     with site("a", "b", "c") as place:
         confirmed(*place.nodes.values())
-        broken_and_mended(
-            place,
-            "sh -c 'iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP'",
-            "iptables -P FORWARD ACCEPT",
-            "path: packets that this node sends itself pass, its pods' do not",
-            "FORWARD", "Docker", "iptables -I DOCKER-USER",
-        )  # fmt: skip
-        broken_and_mended(
-            place,
-            f"nft add table inet corp ';' add chain inet corp fw '{HOOK} policy drop; }}'",
-            "nft delete table inet corp",
-            "path:", "chain fw of table inet corp",
-        )  # fmt: skip
-        # Answers pass, what others begin does not.
-        broken_and_mended(
-            place,
-            f"nft add table inet corp ';' add chain inet corp fw '{HOOK} }}' ';' "
-            "add rule inet corp fw iifname isthmus ct state new drop",
-            "nft delete table inet corp",
-            "path: answers pass, connections that other nodes open to this node's pods do not",
-        )
-
-
-@inside
-def test_a_policy_rule_that_leads_elsewhere_is_named() -> None:
-    with site("a", "b", "c") as place:
-        confirmed(*place.nodes.values())
-        broken_and_mended(
-            place,
-            "sh -c 'ip route add default dev eth0 table 77 && ip rule add to 172.16.0.0/16 lookup 77 pref 500'",
-            "ip rule del pref 500",
-            "path: packets for pods of other nodes do not take the tunnel", "by eth0",
-            "500: from all to 172.16.0.0/16 lookup 77",
-        )  # fmt: skip
-
-
-@inside
-def test_dropped_tunnel_packets_are_noticed() -> None:
-    with site("a", "b", "c") as place:
-        confirmed(*place.nodes.values())
-        broken_and_mended(
-            place,
-            "iptables -t raw -I PREROUTING -p udp --dport 8472 -j DROP",
-            "iptables -t raw -F PREROUTING",
-            "path: peers answer outside of the tunnel and not through it", "UDP port 8472",
-        )  # fmt: skip
-
-
-@inside
-def test_a_cni_file_that_sorts_before_ours_is_named() -> None:
-    with site("a", "b") as place:
-        a, _ = place.nodes.values()
-        other = a.directory / "cni" / "05-bridge.conf"
-        other.write_text('{"cniVersion": "1.0.0", "name": "podman", "type": "bridge"}')
-        blamed(a, "cni order", "05-bridge.conf", "network podman", "plugins bridge")
-        other.unlink()
-        a.ready()
-        (a.directory / "cni" / "10-isthmus.conflist").unlink()
-        until((a.directory / "cni" / "10-isthmus.conflist").exists, "our file is written again")
+        a_forward_chain_that_drops_is_named_with_the_program_that_makes_it(place)
+        a_policy_rule_that_leads_elsewhere_is_named(place)
+        dropped_tunnel_packets_are_noticed(place)
 
 
 @inside
@@ -170,6 +138,71 @@ def test_peers_that_answer_no_probe_are_no_alarm() -> None:
         assert a.status()["state"] == "ready"
 
 
+def _silent(place: Site) -> str:
+    shown = place.isthmus("node", "show", "a").stdout
+    return shown if "silent" in shown else ""
+
+
+def forwarding_switched_off_is_switched_on_again(place: Site) -> None:
+    a, _ = place.nodes.values()
+    confirmed(a)
+    for device in ("all", "default", "isthmus", "eth0", "isthmus-probe"):
+        a.run(f"sysctl -qw net.ipv4.conf.{device}.forwarding=0")
+        until(lambda: forwards(a, device), f"{device} forwards again")  # noqa: B023
+    a.run("sysctl -qw net.ipv4.ip_forward=0")
+    a.run("ip link add pod0 type veth peer name pod1")
+    a.run("ip link set pod0 up")
+    pod = ip_address(a.vtep) + 9
+    a.run(f"ip route add {pod}/32 dev pod0")
+    a.run("sysctl -qw net.ipv4.ip_forward=1")
+    a.run("sysctl -qw net.ipv4.conf.pod0.forwarding=0")
+    until(lambda: forwards(a, "pod0"), "a pod's device forwards again")
+    assert a.status()["counters"]["host_repairs"] >= 5
+
+
+def a_cni_file_that_sorts_before_ours_is_named(place: Site) -> None:
+    a, _ = place.nodes.values()
+    other = a.directory / "cni" / "05-bridge.conf"
+    other.write_text('{"cniVersion": "1.0.0", "name": "podman", "type": "bridge"}')
+    blamed(a, "cni order", "05-bridge.conf", "network podman", "plugins bridge")
+    other.unlink()
+    a.ready()
+    (a.directory / "cni" / "10-isthmus.conflist").unlink()
+    until((a.directory / "cni" / "10-isthmus.conflist").exists, "our file is written again")
+
+
+def a_probe_device_that_somebody_removes_is_made_again(place: Site) -> None:
+    a, _ = place.nodes.values()
+    confirmed(a)
+    for damage in ("ip link del isthmus-probe", "ip link set isthmus-probe down"):
+        a.run(damage)
+        until(lambda: "LOWER_UP" in a.run("ip link show isthmus-probe"), f"{damage}: it is there again")
+        before = a.status()["path_confirmed_at"]
+        until(lambda: a.status()["path_confirmed_at"] > before + 1, "packets pass")  # noqa: B023
+        a.ready()
+
+
+def what_a_hung_agent_said_is_shown_as_what_was(place: Site) -> None:
+    """0.2.0: "kernel: agrees, last report: now" for as long as it hung."""
+    a, _ = place.nodes.values()
+    confirmed(a)
+    until(lambda: "in sync" in place.isthmus("node", "show", "a").stdout, "its kernel is judged")
+    pid = int(a.status()["pid"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        shown = until(lambda: _silent(place), "it is shown as silent")
+        assert "in sync" in shown
+        assert shown.count("stale") == 2, shown
+        local = a.run(f"{ISTHMUS} agent status --state-dir {a.directory / 'state'}")
+        assert "NOT RESPONDING" in local
+        assert "as of" in local
+        doctor = a.run(f"sh -c '{ISTHMUS} doctor --state-dir {a.directory / 'state'} || true'")
+        assert "it has said nothing for" in doctor
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: "stale" not in place.isthmus("node", "show", "a").stdout, "it is back")
+
+
 @inside
 def test_a_peer_that_dies_is_no_fault_of_this_node() -> None:
     with site("a", "b") as place:
@@ -182,41 +215,10 @@ def test_a_peer_that_dies_is_no_fault_of_this_node() -> None:
 
 
 @inside
-def test_a_probe_device_that_somebody_removes_is_made_again() -> None:
+def test_what_others_do_to_a_host_is_mended_or_told() -> None:
+    """One site for all of it: each part leaves it as it was."""
     with site("a", "b") as place:
-        a, _ = place.nodes.values()
-        confirmed(a)
-        for damage in ("ip link del isthmus-probe", "ip link set isthmus-probe down"):
-            a.run(damage)
-            until(lambda: "LOWER_UP" in a.run("ip link show isthmus-probe"), f"{damage}: it is there again")
-            before = a.status()["path_confirmed_at"]
-            until(lambda: a.status()["path_confirmed_at"] > before + 1, "packets pass")  # noqa: B023
-            a.ready()
-
-
-@inside
-def test_what_a_hung_agent_said_is_shown_as_what_was() -> None:
-    """0.2.0: "kernel: agrees, last report: now" for as long as it hung."""
-    with site("a", "b") as place:
-        a, _ = place.nodes.values()
-        confirmed(a)
-        until(lambda: "in sync" in place.isthmus("node", "show", "a").stdout, "its kernel is judged")
-        pid = int(a.status()["pid"])
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            shown = until(lambda: _silent(place), "it is shown as silent")
-            assert "in sync" in shown
-            assert shown.count("stale") == 2, shown
-            local = a.run(f"{ISTHMUS} agent status --state-dir {a.directory / 'state'}")
-            assert "NOT RESPONDING" in local
-            assert "as of" in local
-            doctor = a.run(f"sh -c '{ISTHMUS} doctor --state-dir {a.directory / 'state'} || true'")
-            assert "it has said nothing for" in doctor
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        until(lambda: "stale" not in place.isthmus("node", "show", "a").stdout, "it is back")
-
-
-def _silent(place: Site) -> str:
-    shown = place.isthmus("node", "show", "a").stdout
-    return shown if "silent" in shown else ""
+        forwarding_switched_off_is_switched_on_again(place)
+        a_cni_file_that_sorts_before_ours_is_named(place)
+        a_probe_device_that_somebody_removes_is_made_again(place)
+        what_a_hung_agent_said_is_shown_as_what_was(place)
