@@ -1,8 +1,9 @@
 // The first page: is all well, where are the ranges, who lags, what just happened.
 
 import { ago, announce, eventBadge, h, link, moment, n, took } from "./dom.js";
+import { Ring } from "./ring.js";
 import { Sites } from "./sites.js";
-import { Cells, Ring } from "./space.js";
+import { Cells } from "./space.js";
 import { store } from "./store.js";
 
 const SLOWEST_S = 30;
