@@ -11,9 +11,21 @@ from typing import NamedTuple, Protocol
 
 from events.chain import Head
 from events.codec import OutgoingMessage, StoredMessage
+from events.errors import Refused
 
 BATCH_LIMIT = 1000
 """Most messages of one atomic append (the server's limit on atomic batches, error 10199)."""
+
+
+def check_count(messages: Sequence[OutgoingMessage]) -> None:
+    """Raises Refused(event_too_large) for more messages than one append takes."""
+    if len(messages) > BATCH_LIMIT:
+        raise Refused(
+            "event_too_large",
+            f"{len(messages)} events in one append; at most {BATCH_LIMIT}",
+            count=len(messages),
+            limit=BATCH_LIMIT,
+        )
 
 
 class ReadBatch(NamedTuple):

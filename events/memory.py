@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import OutgoingMessage, StoredMessage
 from events.errors import Refused
-from events.log import BATCH_LIMIT, ReadBatch
+from events.log import ReadBatch, check_count
 
 
 def _identity(message: OutgoingMessage | StoredMessage) -> tuple[str, str]:
@@ -58,13 +58,7 @@ class MemoryLog:
 
         Raises Refused (``event_too_large``, ``wrong_last_sequence``). Cancelled, nothing is stored.
         """
-        if len(messages) > BATCH_LIMIT:
-            raise Refused(
-                "event_too_large",
-                f"{len(messages)} events in one append; at most {BATCH_LIMIT}",
-                count=len(messages),
-                limit=BATCH_LIMIT,
-            )
+        check_count(messages)
         actual = len(self._messages)
         if expected != actual:
             stored = self._messages[expected : expected + len(messages)]

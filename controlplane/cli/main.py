@@ -29,7 +29,7 @@ import click
 import msgspec
 
 from events.cli.options import suggesting
-from events.cli.tables import printable
+from events.cli.tables import escaped
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
 
@@ -180,7 +180,7 @@ def report(error: IsthmusError, *, as_json: bool) -> None:
         }
         click.echo(msgspec.json.encode(body, enc_hook=str).decode())
         return
-    text = "\n".join(printable(line) for line in error.message.split("\n"))
+    text = "\n".join(escaped(line) for line in error.message.split("\n"))
     click.echo(f"isthmus: {text} [{error.code}]", err=True)
     remedy = CODES[error.code].remedy
     if remedy and remedy not in error.message:
@@ -284,7 +284,7 @@ def _check_encoding(arguments: Sequence[str]) -> None:
 def _of_the_caller(error: Exception) -> IsthmusError | None:
     """The error of a file or a text that the caller named, if it is one."""
     if isinstance(error, OSError) and error.filename is not None:
-        return Usage("file_unusable", f"{printable(str(error.filename))}: {error.strerror or error}")
+        return Usage("file_unusable", f"{escaped(str(error.filename))}: {error.strerror or error}")
     if isinstance(error, UnicodeDecodeError):
         return Usage(
             "file_unusable", f"a file or the input is no UTF-8 text: {error.reason} at byte {error.start}"

@@ -211,13 +211,13 @@ def _cell(value: object, *, keep_style: bool) -> str | Text:
     if value is None:
         return NOTHING
     text = value if isinstance(value, str) else str(value)
-    text = printable(text) or NOTHING
+    text = escaped(text) or NOTHING
     if keep_style and not isinstance(value, str) and hasattr(value, "spans") and text == str(value):
         return value  # type: ignore[return-value]  # rich's Text
     return text
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """Others' words on one line: what moves the cursor, and what cannot be shown, is escaped."""
     if text.isprintable():
         return text
@@ -313,4 +313,4 @@ def _plain(value: Any) -> str:
         return "{" + fields_line(value) + "}"
     if isinstance(value, list | tuple):
         return ",".join(map(_plain, value))
-    return printable(str(value))
+    return escaped(str(value))

@@ -40,7 +40,7 @@ from events.jetstream.api import (
     last_message,
     message_at,
 )
-from events.log import BATCH_LIMIT
+from events.log import check_count
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
 _NOTHING: dict[str, str] = {}
@@ -79,13 +79,7 @@ async def append(
 
 def check_sizes(messages: Sequence[OutgoingMessage], max_payload_bytes: int) -> None:
     """Raise Refused(event_too_large) for what the server would refuse, or would break the connection over."""
-    if len(messages) > BATCH_LIMIT:
-        raise Refused(
-            "event_too_large",
-            f"{len(messages)} events in one append; at most {BATCH_LIMIT}",
-            count=len(messages),
-            limit=BATCH_LIMIT,
-        )
+    check_count(messages)
     for message in messages:
         size = len(message.body) + _HEADER_ROOM_BYTES
         if size + 2048 > max_payload_bytes:  # count headers only when it could matter

@@ -23,7 +23,7 @@ from events.jetstream.stream import ensure_stream, event_stream_settings, status
 from events.log import ReadBatch
 from events.parking import parking_subjects
 
-CERTAIN_S = 3.0
+MISSING_S = 3.0
 """How long the servers of a cluster have to say that there is no log before one is made."""
 
 
@@ -84,7 +84,7 @@ class JetStreamLog:
         self = cls(client, cluster, prefix=prefix, batch_size=batch_size, patience_s=patience_s, lag_s=lag_s)
         if create:
             events, status = event_stream_settings(cluster), status_stream_settings(cluster)
-            certain_s = CERTAIN_S if _clustered(client) else 0.0
+            certain_s = MISSING_S if _clustered(client) else 0.0
             await ensure_stream(
                 client, events, replicas=replicas, prefix=prefix, remembered=remembered, certain_s=certain_s
             )

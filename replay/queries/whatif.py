@@ -250,7 +250,7 @@ class _Simulation:
                 pass
 
     def _fence(self, event: types.NodeFenced) -> None:
-        """A fact, also when a twin comes: its joining may be refused, the old one is gone all the same."""
+        """A fact, also when another machine takes the name and its joining is refused: the old one is gone."""
         if event.former:
             return  # its last range is another one here
         if event.cause != "rejoin":
