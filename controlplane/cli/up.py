@@ -122,15 +122,22 @@ def up(  # noqa: PLR0917  click passes options by name
             quarantine_s=quarantine,
         )
     setup_logging(log_level, instance="up")
-    if server_config is None and not insecure and not _loopback(host):
-        click.echo(
-            f"WARNING: the bus on {host}:{port} has no credentials and no TLS: whoever reaches that port can "
-            "change the cluster, write its log and stop it. For real use give --server-config (`isthmus deploy "
-            "nats` makes it); or close the port to others, and say --insecure to hear this no more.",
-            err=True,
-        )
+    warning = open_bus_warning(host, port, locked=server_config is not None, knowingly=insecure)
+    if warning:
+        click.echo(warning, err=True)
     lock = Lock(server_config.read_text() if server_config else "", creds or "", ca or "")
     run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json))
+
+
+def open_bus_warning(host: str, port: int, *, locked: bool, knowingly: bool) -> str:
+    """What a bus opens that others can reach and that has no locks; empty when it opens nothing."""
+    if locked or knowingly or _loopback(host):
+        return ""
+    return (
+        f"WARNING: the bus on {host}:{port} has no credentials and no TLS: whoever reaches that port can "
+        "change the cluster, write its log and stop it. For real use give --server-config (`isthmus deploy "
+        "nats` makes it); or close the port to others, and say --insecure to hear this no more."
+    )
 
 
 def _loopback(host: str) -> bool:

@@ -2,7 +2,7 @@
 # Makes what is given to others, in dist/ (or the folder named): the wheel, the Debian package, the context
 # of the image, the bill of materials and SHA256SUMS. The same tree and pins give the same bytes.
 #
-#   deploy/packages/build.sh [--to DIR] [--debian 12|13]
+#   DEBFULLNAME=NAME DEBEMAIL=ADDRESS deploy/packages/build.sh [--to DIR] [--debian 12|13]
 #
 # The Debian package brings every role and its Python packages in /opt/isthmus, for Debian's own Python
 # (12: 3.11, 13: 3.13) of this machine's architecture. Needs .venv (make setup), git or a plain tree, dpkg-deb.
@@ -24,6 +24,8 @@ case $debian in
 esac
 command -v dpkg-deb >/dev/null || { echo "build.sh: dpkg-deb is missing; build on Debian or Ubuntu" >&2; exit 2; }
 
+# Who answers for this package: Debian's own variables. Without them nobody is invented: .invalid is no address.
+maintainer="${DEBFULLNAME:-Whoever built this package} <${DEBEMAIL:-nobody@isthmus.invalid}>"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The time of the tree, not of the build. Without git (a tarball): of its youngest file.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y pyproject.toml)}
@@ -97,7 +99,7 @@ cat >"$root/DEBIAN/control" <<CONTROL
 Package: isthmus
 Version: $version-1~deb$debian
 Architecture: $architecture
-Maintainer: The Isthmus project <isthmus@localhost>
+Maintainer: $maintainer
 Section: net
 Priority: optional
 Installed-Size: $(du -sk --apparent-size "$root" | cut -f1)

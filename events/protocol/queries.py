@@ -69,7 +69,7 @@ CONDITIONS: dict[str, str] = {
 REMEDIES: dict[str, str] = {
     "pool_exhausted": "isthmus cluster append CIDR",
     "pool_low": "isthmus cluster append CIDR",
-    "drain_waiting": "isthmus node list --unreachable",
+    "drain_waiting": "isthmus node list",
     "nodes_unreachable": "isthmus node list --unreachable",
     "no_clb": "isthmus clb reserve main --subnet CIDR",
     "clb_no_holder": "isthmus clb gateway add NODE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from shutil import which
 
 import click
@@ -11,7 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from controlplane.cli.main import root
+from controlplane.cli.up import open_bus_warning
 from events.cli.completion import SHELLS
+from events.cli.listen import Listen
 from events.cli.output import watching
 from events.cli.tables import print_table
 
@@ -73,3 +76,41 @@ def test_the_labs_console_takes_no_other_host(arguments: list[str]) -> None:
     found = CliRunner().invoke(root, ["lab", *arguments])
     assert found.exit_code == 2
     assert "127.0.0.1 only" in found.output
+
+
+@pytest.mark.parametrize(
+    ("host", "locked", "knowingly", "warns"),
+    [
+        ("0.0.0.0", False, False, True),
+        ("bus.example", False, False, True),
+        ("0.0.0.0", True, False, False),
+        ("0.0.0.0", False, True, False),
+        ("127.0.0.1", False, False, False),
+        ("::1", False, False, False),
+        ("localhost", False, False, False),
+    ],
+)
+def test_an_open_bus_is_said_loudly(host: str, locked: bool, knowingly: bool, warns: bool) -> None:
+    text = open_bus_warning(host, 4222, locked=locked, knowingly=knowingly)
+    assert bool(text) == warns
+    assert not warns or (f"{host}:4222" in text and "--server-config" in text and "--insecure" in text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("7480", "127.0.0.1:7480"), (":0", "127.0.0.1:0"), ("[::1]:9", "[::1]:9"), ("off", "off")],
+)
+def test_where_to_listen_has_one_spelling(typed: str, meant: str) -> None:
+    assert Listen().convert(typed, None, None) == meant
+
+
+@pytest.mark.parametrize("line", [["up", "--http"], ["agent", "--metrics"], ["controller", "--http"]])
+def test_a_wrong_place_to_listen_is_refused_before_anything_starts(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("here", "1.2.3.4:", "70000", "host:x"):
+        result = CliRunner().invoke(root, [*line, wrong])
+        assert result.exit_code == 2, result.output
+        assert "is not HOST:PORT, PORT or off" in result.output
+    assert not list(tmp_path.iterdir())

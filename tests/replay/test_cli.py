@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from events.chain import genesis
+from events.cli.options import default_actor
+from events.telemetry.role import our_version
 from replay.archive.directory import ArchiveFile
 from replay.archive.writer import ArchiveWriter
 from tests.replay import brute
@@ -108,6 +111,16 @@ def test_exit_codes_tell_what_happened(archive: str, tmp_path: Path) -> None:
     (tmp_path / "damaged").write_bytes(whole)
     report = answer("verify", "--archive", str(tmp_path / "damaged"), code=1)
     assert report["errors"] > 0
+
+
+def test_the_auditors_report_says_of_what_by_whom_and_with_which_version(archive: str, tmp_path: Path) -> None:
+    page = tmp_path / "audit.html"
+    run("verify", "--archive", archive, "--report", str(page), "--tz", "UTC")
+    text = page.read_text()
+    assert hashlib.sha256(Path(archive).read_bytes()).hexdigest() in text
+    assert f"SHA-256 of {archive}" in text
+    assert f"{default_actor()}</td>" in text
+    assert our_version() in text
 
 
 def test_a_capsule_and_an_increment_work_like_any_archive(archive: str, tmp_path: Path) -> None:
