@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
@@ -106,3 +107,55 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
             await client.close()
         with pytest.raises(ConnectionClosedError):
             await publish_all(client, messages)
+
+
+@pytest.mark.bus
+async def test_an_answer_to_a_flush_that_was_given_up_ends_nothing(client: Client) -> None:
+    lost = asyncio.Event()
+    client._disconnected_cb = _setting(lost)
+    answers = await client.subscribe("there")
+    for _ in range(3):
+        given_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await client._send_ping(given_up)
+        given_up.cancel()
+    await client.publish("there", b"still read")
+    assert (await answers.next_msg(timeout=20)).data == b"still read"
+    await client.flush(timeout=20)
+    assert not lost.is_set()
+
+
+@pytest.mark.bus
+async def test_a_connection_that_reads_no_more_is_made_anew(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        monkeypatch.undo()
+        raise ValueError("an error of the client's own")
+
+    again = asyncio.Event()
+    client._reconnected_cb = _setting(again)
+    monkeypatch.setattr(client._ps, "parse", fails)
+    await client.publish("nowhere", b"")
+    await client._send_ping()
+    async with asyncio.timeout(20):
+        await again.wait()
+    await client.flush(timeout=20)
+
+
+@pytest.mark.bus
+async def test_a_flush_of_a_connection_just_lost_says_so(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    monkeypatch.setattr(client._transport, "write", closed)
+    with pytest.raises(ConnectionClosedError):
+        await client.flush(timeout=20)
+
+
+def _setting(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def set_() -> None:
+        event.set()
+
+    return set_
