@@ -19,11 +19,15 @@ from nats.aio.client import Client
 from events.bus.retry import pauses
 from events.errors import Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, last_message, prefix_of
+from events.jetstream.direct import recorded_ns
 
 CERTAIN_S = 3.0
 """How long after the last answer of a majority nothing can have been appended elsewhere: a follower waits
 for at least 4 s before it stands for election (minElectionTimeout of the server's raft.go), less a second
 for clocks and pauses. A mirror's word is taken for as long after its last contact with its source."""
+
+SAME_CONTACT_S = 0.05
+"""A server tells a contact's age and its own time a moment apart."""
 
 
 class LastWord(NamedTuple):
@@ -38,10 +42,34 @@ class LastWord(NamedTuple):
         return max(0.0, CERTAIN_S - self.age_s)
 
 
-async def last_word(client: Client, stream: str, subject: str, *, known: int, timeout_s: float) -> LastWord:
+class MirrorContact:
+    """How old a mirror's last contact with its source is at least, by this process's monotonic clock.
+
+    Its server tells the age by its own wall clock: set back after the contact was lost, it makes the age small
+    again. The moment of the contact itself, by the same clock, stays what it was, and shows that nothing came.
+    """
+
+    def __init__(self) -> None:
+        self._contact_s = 0.0
+        self._since_s = 0.0
+
+    def unchanged_s(self, info: Mapping[str, Any], now_s: float) -> float:
+        """For how long the contact of this answer (STREAM.INFO) has been the last one; 0 for no mirror's."""
+        mirror, stamp = info.get("mirror"), info.get("ts")
+        if mirror is None or not stamp:
+            return 0.0
+        contact_s = recorded_ns(stamp) / 1e9 - int(mirror.get("active", 0)) / 1e9
+        if abs(contact_s - self._contact_s) > SAME_CONTACT_S:
+            self._contact_s, self._since_s = contact_s, now_s
+        return now_s - self._since_s
+
+
+async def last_word(
+    client: Client, stream: str, subject: str, *, known: int, contact: MirrorContact, timeout_s: float
+) -> LastWord:
     """The last message's sequence on ``subject``, or of the whole stream where that is not beyond ``known``.
 
-    Raises Unavailable. Cancelled, it leaves nothing behind.
+    ``contact`` is the caller's memory of this stream's mirror, where it is one. Raises Unavailable.
     """
     prefix, started = prefix_of(client, DEFAULT_PREFIX), time.monotonic()
     try:
@@ -52,7 +80,8 @@ async def last_word(client: Client, stream: str, subject: str, *, known: int, ti
             sequence = found[0] if found else 0
     except ApiError as error:
         raise Unavailable("log_unavailable", f"stream {stream} answers: {error}", stream=stream) from error
-    return LastWord(sequence, evidence_age_s(info) + time.monotonic() - started)
+    age_s = max(evidence_age_s(info), contact.unchanged_s(info, started))
+    return LastWord(sequence, age_s + time.monotonic() - started)
 
 
 async def vouched_end(client: Client, prefix: str, stream: str, *, timeout_s: float) -> int:

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 
 from events import subjects
 from events.errors import IsthmusError, Unavailable
-from events.jetstream.freshness import last_word
+from events.jetstream.freshness import MirrorContact, last_word
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
 from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
@@ -52,6 +52,7 @@ class Defence:
         self._announcer = announcer
         self._fitness = fitness
         self._standing = standing
+        self._contact = MirrorContact()
 
     async def run(self, wake: Callable[[], None]) -> None:
         """Until cancelled: defend and announce while that is right. ``wake`` is called after each turn."""
@@ -86,7 +87,12 @@ class Defence:
         wildcard = subjects.aggregate_wildcard(self._cluster, "clb")
         try:
             found = await last_word(
-                client, subjects.stream(self._cluster), wildcard, known=known, timeout_s=BEAT_S
+                client,
+                subjects.stream(self._cluster),
+                wildcard,
+                known=known,
+                contact=self._contact,
+                timeout_s=BEAT_S,
             )
         except Unavailable:
             return 0.0

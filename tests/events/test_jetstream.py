@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from events.bus.server.process import EmbeddedServer
 from events.codec import OutgoingMessage
 from events.errors import BadRequest, OutcomeUnknown, Refused, Unavailable, VerificationFailed
 from events.jetstream.api import call, parse_headers
+from events.jetstream.freshness import MirrorContact
 from events.jetstream.log import JetStreamLog
 from events.jetstream.stream import differences, event_stream_settings
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
@@ -347,3 +349,19 @@ async def test_a_read_that_does_not_follow_ends_in_time_without_a_server(
 
 def test_a_header_block_is_read_as_the_server_writes_it() -> None:
     assert parse_headers(b"NATS/1.0\r\nA: 1\r\nB:two: three\r\nA: 4\r\n\r\n") == {"A": "1", "B": "two: three"}
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, -4.5, 0.0, 3600.0])
+def test_a_mirrors_last_contact_grows_older_whatever_its_servers_clock_does(step_s: float) -> None:
+    def info(contact_s: float, now_s: float) -> dict[str, Any]:
+        stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return {"ts": stamp, "mirror": {"active": round((now_s - contact_s) * 1e9)}}
+
+    contact, begin_s = MirrorContact(), 1.7e9
+    assert contact.unchanged_s({"ts": "2026-03-02T14:00:00Z"}, 0.0) == 0.0, "no mirror"
+    for second in range(3):  # while it is in contact
+        assert contact.unchanged_s(info(begin_s + second, begin_s + second + 0.2), float(second)) == 0.0
+    for second in range(3, 4000):  # cut off, and its server's clock is set
+        read = info(begin_s + 2, begin_s + second + 0.2 + (step_s if second > 5 else 0.0))
+        assert contact.unchanged_s(read, float(second)) == second - 2
+    assert contact.unchanged_s(info(begin_s + 9000, begin_s + 9000.2), 4000.0) == 0.0
