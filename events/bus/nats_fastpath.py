@@ -284,7 +284,7 @@ class ReconnectingClient(FastClient):
         await super()._process_pong()
 
     async def _read_loop(self) -> None:
-        """Read until the connection is lost. At an error of its own nats-py stops, and takes it for connected."""
+        """Read until the connection is lost. At errors of its own nats-py stops, and stays connected."""
         await super()._read_loop()
         if self.is_connected and not _asked_to_end():
             await self._process_op_err(NatsError("nats: reading ended"))

@@ -16,16 +16,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from nats.errors import ConnectionClosedError
+from nats.errors import TimeoutError as NatsTimeoutError
 
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState
+from controlplane.controller.controller import Controller, ControllerOptions
 from controlplane.controller.leadership.lease import BusLease
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
 from events.chain import genesis, verify_link
 from events.codec import decode
 from events.jetstream.log import JetStreamLog
-from tests.service.onbus import CLUSTER, client, controller
+from tests.service.onbus import CLUSTER, client, controller, run_controller
 from tests.service.rig import DEFINE, Rig, join, running
 from tests.waiting import patient, until
 from tests.wall_clocks import can_set, set_ahead
@@ -65,6 +68,24 @@ async def test_one_leads_and_the_others_fold_along(bus: BusOptions, tmp_path: Pa
         assert [a.leadership.leading, b.leadership.leading] == [True, False]
         assert state_digest(a.replica.state) == state_digest(b.replica.state)
         await b.projector.reached(last.sequence)
+
+
+async def test_a_leader_whose_subscriptions_are_not_taken_at_once_serves_all_the_same(
+    bus: BusOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ControllerOptions(cluster=CLUSTER, data=tmp_path, bus=bus, name="a")
+    running_one = await Controller.start(options)
+    flush, failures = running_one.client.flush, [NatsTimeoutError(), ConnectionClosedError()]
+
+    async def fails_at_first(timeout: int = 10) -> None:  # noqa: ASYNC109  nats-py's own signature
+        if failures:
+            raise failures.pop()
+        await flush(timeout)
+
+    monkeypatch.setattr(running_one.client, "flush", fails_at_first)
+    async with run_controller(running_one, leads=True), client(bus) as operator:
+        assert not failures
+        await operator.send(DEFINE, timeout_s=20)
 
 
 async def test_a_planned_handover_fails_no_command_even_without_retries(

@@ -73,7 +73,10 @@ class Endpoint:
         self._sent.set()
 
     async def open(self) -> None:
-        """Subscribe. Idempotent. Cancelled, :meth:`close` takes back what was subscribed."""
+        """Subscribe. Idempotent. Raises Unavailable when the bus does not take it: nothing is subscribed then.
+
+        Cancelled, :meth:`close` takes back what was subscribed.
+        """
         if self._subscriptions:
             return
         base = f"isthmus.{self._cluster}"
@@ -83,12 +86,16 @@ class Endpoint:
         async def on_command(message: Msg) -> None:
             self._on_command(message, opening)
 
-        self._subscriptions = [
-            inline(await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=on_command)),
-            await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query),
-        ]
-        await self._discovery.open()
-        await self._nats.flush()
+        try:
+            commands = await self._nats.subscribe(f"{base}.command.>", queue=QUEUE_GROUP, cb=on_command)
+            self._subscriptions.append(inline(commands))
+            queries = await self._nats.subscribe(f"{base}.query.>", queue=QUEUE_GROUP, cb=self._on_query)
+            self._subscriptions.append(queries)
+            await self._discovery.open()
+            await self._nats.flush()
+        except (NatsError, TimeoutError) as error:
+            await self.close(decide=False, timeout_s=0.5)
+            raise Unavailable("bus_unreachable", f"the bus does not take subscriptions: {error}") from error
 
     async def close(self, *, decide: bool = True, timeout_s: float = 2.0) -> None:
         """Stop taking requests, wait until those taken are answered and the answers are sent.
