@@ -4,8 +4,8 @@ Real churn from the recorded files goes to real controllers on real servers, rea
 kernels of their machines, and everything is killed, paused, cut off, left without a disk or has its clock
 set by a schedule that the seed alone makes. At the end the log is replayed and held against every answer
 that the clients got, and every kernel against the log; what clients that contend for the same members were
-told has to be linearizable, and one command id has one outcome. No answer for a minute is wrong, unless the
-bus itself took nothing meanwhile. Exit code 0 when every promise was kept; what was not, the schedule and the
+told has to be linearizable, and one command id has one outcome. No answer for a minute in which the bus itself
+worked, all in all, is wrong. Exit code 0 when every promise was kept; what was not, the schedule and the
 seed are printed. Needs root, or user namespaces; touches nothing outside its own namespaces.
 """
 

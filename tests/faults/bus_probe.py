@@ -25,6 +25,8 @@ class BusProbe:
         self._failing_since_s: float | None = None
         self.longest_s = 0.0
         """For how long it took nothing, at most."""
+        self.worked_s = 0.0
+        """For how long it has worked, in total."""
 
     def works_s(self) -> float:
         """For how long it has taken everything."""
@@ -34,6 +36,7 @@ class BusProbe:
     async def run(self) -> None:
         """Until cancelled."""
         loop, stream, there = asyncio.get_running_loop(), self._client.jetstream(timeout=1.5), False
+        last_s: float | None = None
         while True:
             began_s = loop.time()
             try:
@@ -44,10 +47,12 @@ class BusProbe:
                     there = True
                 await stream.publish("beside", b"", timeout=1.5)
             except (NatsError, JetStreamError, TimeoutError):
-                self._works_since_s = None
+                self._works_since_s = last_s = None
                 if self._failing_since_s is None:
                     self._failing_since_s = began_s
             else:
+                self.worked_s += loop.time() - (last_s or began_s)
+                last_s = loop.time()
                 if self._works_since_s is None:
                     self._works_since_s = loop.time()
                 if self._failing_since_s is not None:
