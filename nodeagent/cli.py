@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from events.cli.hints import hint
 from events.cli.listen import METAVAR, Listen
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import console, print_json
@@ -306,7 +307,9 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
     status = local_files.read_status(state_dir)
     pods = pods_here(state_dir, status, Path(status.pod_directory or state_dir / "pod-addresses"))
     if not yes:
-        refuse_running(pods, status)
+        elsewhere = state_dir != Path(DEFAULT_STATE_DIR)
+        way = "isthmus agent leave --yes" + (f" --state-dir {state_dir}" if elsewhere else "")
+        refuse_running(pods, status, hint(context, way))
     confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
 
     async def go() -> None:

@@ -44,7 +44,7 @@ log = logging.getLogger("isthmus.agent")
 
 LEFT = (
     "this node was taken off the cluster's list, and its range goes to others; its rows stay, cut off. "
-    "Restart the agent to join again, or stop it and `isthmus agent clean`"
+    "Restart the agent to join again, or stop it and: "
 )
 
 
@@ -117,12 +117,13 @@ class _AfterEachStep:
         self._identity = identity
         self._told_underlay = ""
         self._known_at = ""
+        self._left = LEFT + agent.config.quote("isthmus agent clean --yes")
         self._asked_at = -math.inf
 
     def __call__(self) -> None:
         agent, view = self._agent, self._agent.view
         agent.reporter.due()
-        agent.conditions.set("membership", LEFT if view.left and not view.fenced else "")
+        agent.conditions.set("membership", self._left if view.left and not view.fenced else "")
         agent.conditions.set("log content", view.nonsense())
         agent.node.kernel_changed()
         agent.fastpath.follow_kernel(agent.reconciler.counters.resyncs)
@@ -144,8 +145,8 @@ class _AfterEachStep:
             self._agent.conditions.set(
                 "twin",
                 f"the cluster was told that this node is at {told}, and this machine is at {ours}: another "
-                f"machine has its identity (a clone?). On the copy stop the agent, then: isthmus agent "
-                f"new-identity --yes",
+                f"machine has its identity (a clone?). On the copy stop the agent, then: "
+                + self._agent.config.quote("isthmus agent new-identity --yes"),
             )
             if time.monotonic() - self._asked_at > ASK_AGAIN_S:  # its place again, once the other is silent
                 self._asked_at = time.monotonic()
@@ -281,10 +282,11 @@ def as_remembered(config: AgentConfig, identity: Identity, conditions: Condition
     """
     if not identity.node or identity.cluster != config.cluster or identity.node == config.node:
         return config
+    leave = config.quote("isthmus agent leave --yes", asks=True)
     conditions.set(
         "name",
         f"this agent was started as {config.node}, and goes on as {identity.node}: this installation is the "
-        f"member of that name. To rename it, stop the agent, `isthmus agent leave --yes`, and start it again",
+        f"member of that name. To rename it, stop the agent, `{leave}`, and start it again",
     )
     return msgspec.structs.replace(config, node=identity.node)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from events.bus.connection import BusOptions
+from events.bus.connection import DEFAULT_BUS, BusOptions
 from events.errors import Usage
 from events.types import NodeKind
 
@@ -52,6 +53,26 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float = 5.0
     bus_patience_s: float = 3.0
     """How long a starting agent waits for the bus before it goes on with what it remembers."""
+
+    def quote(self, command: str, *, asks: bool = False) -> str:
+        """A command of this node as it works here: with its directories, device and, if it ``asks``, bus.
+
+        What is the default, or nothing, is left out.
+        """
+        more: list[tuple[str, object, object]] = [("state-dir", self.state_dir, Path(DEFAULT_STATE_DIR))]
+        if command.startswith(("isthmus agent clean", "isthmus agent leave")):
+            more.append(("cni-dir", self.cni_dir, Path(DEFAULT_CNI_DIR)))
+        if command.startswith("isthmus agent clean"):
+            more.append(("device", self.device, DEFAULT_DEVICE))
+        if command.startswith("isthmus agent end-pods"):
+            more.append(("cni-data-dir", self.cni_data_dir, ""))
+        if asks:
+            bus = self.bus
+            more += [("bus", ",".join(bus.servers), DEFAULT_BUS), ("cluster", self.cluster, "default")]
+            more += [("creds", bus.credentials, ""), ("ca", bus.ca, "")]
+            more += [("tls-cert", bus.certificate, ""), ("tls-key", bus.key, "")]
+        said = [f"--{name} {shlex.quote(str(value))}" for name, value, default in more if value != default]
+        return " ".join([command, *said])
 
     @property
     def behind_nat(self) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.console.address import CONSOLE
-from events.cli.hints import hint
+from events.cli.hints import hint, reaching
 from events.cli.listen import METAVAR, Listen
 from events.cli.options import BusContext, controller, parse_pairs, run
 from events.cli.tables import coloured, escaped, print_json, print_table
@@ -138,6 +138,6 @@ def show_conditions(conditions: Sequence[Condition], *, context: BusContext) -> 
             if coloured()
             else label
         )
-        click.echo(f"{label}  {escaped(item.message)} [{item.code}]")
+        click.echo(f"{label}  {escaped(reaching(item.message))} [{item.code}]")
         if item.help:
             click.echo(f"{'':>8}  → {hint(context, item.help)}")

@@ -104,7 +104,7 @@ def _drains(state: ClusterState, applied: Mapping[str, int], absent: Container[s
     ends = ""
     if silent:
         owners = _some(f"{held.cidr} of {held.node}" for held in map(state.ranges.__getitem__, state.draining))
-        commands = "; ".join(f"isthmus node fence {name}" for name in silent)
+        commands = "; ".join(f"isthmus node fence {name} --yes" for name in silent)
         ends = (
             f". {_some(silent)} {'does' if len(silent) == 1 else 'do'} not report, and {owners} cannot be "
             f"given to anybody before; if such a machine is gone: {commands}"

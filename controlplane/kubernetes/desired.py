@@ -101,7 +101,7 @@ def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: st
     if not same_machine(node, member):
         message = (
             f"the Node is machine {node.machine}, the member {node.name} is machine {member.uid}: start the "
-            f"agent on the new machine; if the old one is gone for good: `isthmus node fence {node.name}`"
+            f"agent on the new machine; if the old one is gone for good: `isthmus node fence {node.name} --yes`"
         )
         return Wanted(
             condition=_changed(node, Condition("True", "IsthmusRangeConflict", message)), warning=message

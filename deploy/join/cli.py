@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import msgspec
 
 from deploy.join.joining import FOLDER, Joined, JoinRequest
 from deploy.join.joining import join as join_node
-from deploy.join.leaving import LeaveRequest
+from deploy.join.leaving import LeaveRequest, running_pods
 from deploy.join.leaving import leave as leave_node
 from deploy.join.progress import Progress, Step
-from events.cli.options import json_option, run
+from events.cli.options import confirm, json_option, run
 from events.cli.tables import print_json
 from events.errors import IsthmusError, Usage
 from nodeagent.config import DEFAULT_STATE_DIR
+from nodeagent.pods.farewell import refuse_running
 
 SIGNS = {"done": "✓", "unchanged": "=", "planned": "·", "failed": "✗"}
 TOKEN_LIMIT = 32 * 1024
@@ -129,21 +131,28 @@ def _say(joined: Joined, *, dry_run: bool) -> None:
 @state_option
 @click.option("--reason", default="", help="For the record.")
 @click.option("--untold", is_flag=True, help="Go on although the cluster cannot be told.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask, and leave although pods run here.")
 @json_option
 def leave(*, yes: bool, as_json: bool, **options: Any) -> None:
     """Undo a join: stop the agent, tell the cluster, remove device, rows, firewall, settings and credentials.
 
-    Pods that run on this node lose their way to other nodes. Isthmus itself stays installed.
+    Pods that run on this node lose their way to other nodes: while any does, it is refused unless --yes says
+    so, and the range is not reused before they are gone. Isthmus itself stays installed.
 
     \b
     Example: isthmus leave --reason "moved to ams-2"
     """
+    request = LeaveRequest(**options)
     if not yes:
-        click.confirm("Pods on this node lose the overlay. Go on?", abort=True)
+        found = running_pods(request)
+        given = [("--folder", request.folder, FOLDER), ("--state-dir", request.state_dir, DEFAULT_STATE_DIR)]
+        more = [f"{name} {shlex.quote(str(is_))}" for name, is_, usual in given if str(is_) != str(usual)]
+        if found is not None:
+            refuse_running(found[1], found[0], " ".join(["isthmus leave --yes", *more]))
+        confirm("This machine leaves its cluster: it loses the overlay. Go on?", yes=yes)
     progress = _progress(as_json=as_json)
     try:
-        node = run(leave_node(LeaveRequest(**options), progress))
+        node = run(leave_node(request, progress))
     except IsthmusError:
         if as_json:
             _document(progress)

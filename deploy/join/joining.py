@@ -142,7 +142,7 @@ def _same_node(config: Path, token: JoinToken) -> None:
         raise Refused(
             "machine_is_a_node",
             f"this machine is node {found[0]!r} of cluster {found[1]!r} ({config}), the token is for node "
-            f"{token.node!r} of cluster {token.cluster!r}: `isthmus leave` first, the token stays good",
+            f"{token.node!r} of cluster {token.cluster!r}: `isthmus leave --yes` first, the token stays good",
             node=found[0],
             cluster=found[1],
         )

@@ -17,6 +17,7 @@ from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.clean import clean
 from nodeagent.cli import run_command
 from nodeagent.local_files import LocalStatus, read_status
+from nodeagent.pods.addresses import Pods
 from nodeagent.pods.farewell import leave as farewell
 from nodeagent.pods.farewell import pods_here
 
@@ -33,6 +34,28 @@ class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     untold: bool = False
 
 
+def settings(request: LeaveRequest) -> dict[str, object]:
+    """What the join wrote down for the agent; empty when it is gone. Raises IsthmusError."""
+    config = request.folder / "agent.toml"
+    return load(config, run_command) if host.current(config) is not None else {}
+
+
+def running_pods(request: LeaveRequest) -> tuple[LocalStatus, Pods] | None:
+    """The pods that run on this node, with its agent's last word; None when no agent has run here.
+
+    Raises IsthmusError, OSError.
+    """
+    try:
+        status = read_status(request.state_dir)
+    except IsthmusError:
+        return None
+    return status, pods_here(request.state_dir, status, _data_dir(settings(request), status, request))
+
+
+def _data_dir(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> Path:
+    return Path(str(values.get("cni_data_dir") or status.pod_directory or request.state_dir / "pod-addresses"))
+
+
 async def leave(request: LeaveRequest, progress: Progress) -> str:
     """All steps; the node's name. What is gone already is passed over, so that it can be repeated.
 
@@ -40,7 +63,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     """
     host.require_root()
     config = request.folder / "agent.toml"
-    values = load(config, run_command) if host.current(config) is not None else {}
+    values = settings(request)
     node = str(values.get("node", ""))
     unit = request.unit_folder / files.UNIT
     with progress.step("service") as step:
@@ -67,8 +90,8 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
                 if not request.untold:
                     raise Unavailable(
                         error.code,
-                        f"{error.message}. To leave all the same: `isthmus leave --untold`; the cluster keeps "
-                        f"the range until somebody runs `isthmus node remove {node}`",
+                        f"{error.message}. To leave all the same: `isthmus leave --untold --yes`; the cluster "
+                        f"keeps the range until somebody runs `isthmus node remove {node}`",
                         **error.details,
                     ) from error
                 step.done(f"not told ({error.code}): run `isthmus node remove {node}` at the operator's desk")
@@ -91,9 +114,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
 
 
 async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRequest) -> None:
-    data_dir = Path(
-        str(values.get("cni_data_dir") or status.pod_directory or request.state_dir / "pod-addresses")
-    )
+    data_dir = _data_dir(values, status, request)
     pods = await asyncio.to_thread(pods_here, request.state_dir, status, data_dir)
     cni_dir = Path(str(values.get("cni_dir") or "/etc/cni/net.d"))
     options = BusOptions(

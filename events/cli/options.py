@@ -23,7 +23,7 @@ import msgspec
 from events import subjects
 from events.cli.bus_urls import bus_servers
 from events.cli.output import json_option
-from events.errors import Usage
+from events.errors import IsthmusError, Usage
 
 if TYPE_CHECKING:
     from events.bus.connection import BusOptions
@@ -102,7 +102,13 @@ def bus_options(function: Function) -> Function:
             ),
             actor=actor or default_actor(),
         )
-        return function(*args, context=context, **rest)
+        try:
+            return function(*args, context=context, **rest)
+        except IsthmusError as error:
+            from events.cli.hints import reaching
+
+            error.message = reaching(error.message)
+            raise
 
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 

@@ -165,7 +165,7 @@ COMMAND_CODES: dict[str, Code] = {
     "node_alive": Code(
         "Refused",
         "The name belongs to a member that has been heard: another uid does not take its place unasked.",
-        "Give the machine one uid, or say that the member is to go: `isthmus node fence NODE`, or "
+        "Give the machine one uid, or say that the member is to go: `isthmus node fence NODE --yes`, or "
         "`isthmus node import --replace NODE FILE`.",
     ),
     "name_repeated": Code(

@@ -97,7 +97,7 @@ LOCAL_CODES: dict[str, Code] = {
     "identity_unreadable": Code(
         "Refused",
         "The files that say who this installation is are damaged or contradict each other.",
-        "Restore them, give the uid by --uid, or run `isthmus agent new-identity`: the message says which.",
+        "Restore them, give the uid by --uid, or run `isthmus agent new-identity --yes`, as the message says.",
     ),
     "pods_running": Code(
         "Refused",
@@ -124,8 +124,8 @@ LOCAL_CODES: dict[str, Code] = {
     "log_replaced": Code(
         "VerificationFailed",
         "The log on the bus is not the one that this node followed before.",
-        "If the log was restored from a backup: stop the agent, `isthmus agent forget`, start it; the rows "
-        "stay. If the cluster was made anew on purpose: `isthmus agent clean`.",
+        "If the log was restored from a backup: stop the agent, `isthmus agent forget --yes`, start it; the "
+        "rows stay. If the cluster was made anew on purpose: `isthmus agent clean --yes`.",
     ),
     "not_permitted": Code(
         "Refused",
@@ -170,7 +170,7 @@ LOCAL_CODES: dict[str, Code] = {
     "machine_is_a_node": Code(
         "Refused",
         "This machine is a node already, of another name or cluster than the token's.",
-        "`isthmus leave` makes it a bare machine again; then repeat the join.",
+        "`isthmus leave --yes` makes it a bare machine again; then repeat the join.",
     ),
     "prerequisite_missing": Code(
         "Refused",

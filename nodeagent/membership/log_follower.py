@@ -322,7 +322,7 @@ class LogFollower:
             raise VerificationFailed(
                 error.code,
                 f"{error.message}. The rows stay as they are. If that log is the right one: stop the agent, "
-                f"`isthmus agent forget`, start it",
+                f"`{self._config.quote('isthmus agent forget --yes')}`, start it",
                 **error.details,
             ) from error
 

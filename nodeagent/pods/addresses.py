@@ -25,11 +25,13 @@ YOUNG_S = 60.0
 class Pods(msgspec.Struct, frozen=True, kw_only=True):
     """What was found. ``sequence`` is the event by which own and other ranges were told apart.
 
-    ``own`` counts pods in the node's range; ``strays`` are the addresses of pods in any other, ascending.
+    ``own`` counts pods in the node's range, whose addresses are ``homes``; ``strays`` are the addresses of pods
+    in any other. Both ascend.
     """
 
     sequence: int
     own: int = 0
+    homes: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
 
     def ranges(self, length: int) -> tuple[str, ...]:
@@ -55,7 +57,12 @@ def find(data_dir: Path, containers: Sequence[str], own: str, *, device: str, se
         found |= {*leases, *map(IPv4Address, links.neighbours(bridge))}
     inside = {address for address in found if any(address in network for network in networks)}
     home = {address for address in inside if own and address in IPv4Network(own)}
-    return Pods(sequence=sequence, own=len(home), strays=tuple(map(str, sorted(inside - home))))
+    return Pods(
+        sequence=sequence,
+        own=len(home),
+        homes=tuple(map(str, sorted(home))),
+        strays=tuple(map(str, sorted(inside - home))),
+    )
 
 
 def leases_in(data_dir: Path) -> dict[IPv4Address, float]:

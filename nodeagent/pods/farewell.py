@@ -32,18 +32,27 @@ def pods_here(state_dir: Path, status: LocalStatus, data_dir: Path) -> Pods:
     return find(data_dir, cidrs, own, device=status.device, sequence=view.sequence)
 
 
-def refuse_running(pods: Pods, status: LocalStatus) -> None:
-    """Raises Refused(pods_running) when any runs."""
-    running = pods.own + len(pods.strays)
-    if running:
-        shown = f", {len(pods.strays)} of them of an earlier range" if pods.strays else ""
+def in_words(pods: Pods, node: str) -> str:
+    """How many pods run here, and some of their addresses; empty when none does."""
+    running = (*pods.homes, *pods.strays)
+    if not running:
+        return ""
+    more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+    old = f", {len(pods.strays)} of them of an earlier range" if pods.strays else ""
+    some = f"{len(running)} pods still run" if len(running) > 1 else "1 pod still runs"
+    return f"{some} on {node} with addresses of the container network ({', '.join(running[:SHOWN])}{more}){old}"
+
+
+def refuse_running(pods: Pods, status: LocalStatus, command: str) -> None:
+    """Raises Refused(pods_running) when any runs; ``command`` is the way to leave all the same."""
+    said = in_words(pods, status.node)
+    if said:
         raise Refused(
             "pods_running",
-            f"{running} pods still run on {status.node} with addresses of the container network{shown}: they "
-            f"would be cut off, and {status.range} is not reused before they are gone. End them first, or: "
-            f"isthmus agent leave --yes",
+            f"{said}: they would be cut off, and {status.range or 'their range'} is not reused before they are "
+            f"gone. End them first, or: {command}",
             node=status.node,
-            pods=running,
+            pods=len(pods.homes) + len(pods.strays),
         )
 
 

@@ -108,5 +108,5 @@ class PodWatch:
             "pods",
             f"{len(strays)} pods run with addresses of a range that this node no longer has: "
             f"{', '.join(strays[:SHOWN])}{more}. New pods wait until they are gone. End them all: "
-            f"isthmus agent end-pods --yes",
+            + self._config.quote("isthmus agent end-pods --yes"),
         )

@@ -302,8 +302,8 @@ def test_a_drain_that_waits_for_a_silent_node_names_the_ranges_and_the_command_t
     waiting = conditions(world, reports)["drain_waiting"]
     assert "n3 does not report, and 10.0.0.0/26 of n1 cannot be given" in waiting
     command = waiting.rpartition(": ")[2]
-    assert command == "isthmus node fence n3"
-    world.ok(FenceNode(node=command.split()[-1]))  # the command works, and ends the waiting
+    assert command == "isthmus node fence n3 --yes"
+    world.ok(FenceNode(node=command.split()[3]))  # the command works, and ends the waiting
     assert "drain_waiting" not in conditions(world, Reports(world, world.state.sequence))
 
 

@@ -12,6 +12,11 @@ import click
 import pytest
 
 from controlplane.cli.main import root
+from events.bus.connection import DEFAULT_BUS, BusOptions
+from events.cli.hints import reaching
+from events.cli.options import bus_options
+from events.errors import Refused
+from nodeagent.config import AgentConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("controlplane", "events", "nodeagent", "replay", "deploy")
@@ -99,8 +104,11 @@ def words(text: str) -> list[str]:
     return arguments
 
 
-def fault(text: str) -> str:
-    """Why the command line does not work; empty when it does, or when a sentence only names the command."""
+def fault(text: str, *, must_agree: bool = False) -> str:
+    """Why the command line does not work; empty when it does, or when a sentence only names the command.
+
+    ``must_agree``: a command that asks for a confirmation has to say --yes.
+    """
     arguments = words(text)
     command: click.Command = root
     context = click.Context(root, info_name="isthmus")
@@ -116,10 +124,14 @@ def fault(text: str) -> str:
             return f"{context.command_path} has no command {arguments[0]!r}"
         context = click.Context(following, info_name=arguments[0], parent=context, **following.context_settings)
         command, arguments = following, arguments[1:]
-    return _misused(command, context, arguments, whole="…" not in text and "..." not in text)
+    return _misused(
+        command, context, arguments, whole="…" not in text and "..." not in text, must_agree=must_agree
+    )
 
 
-def _misused(command: click.Command, context: click.Context, arguments: list[str], *, whole: bool) -> str:
+def _misused(
+    command: click.Command, context: click.Context, arguments: list[str], *, whole: bool, must_agree: bool
+) -> str:
     if any("|" in word for word in arguments):
         return ""
     try:
@@ -128,6 +140,9 @@ def _misused(command: click.Command, context: click.Context, arguments: list[str
         return error.format_message()
     if rest and not isinstance(command, click.Group) and not context.allow_extra_args:
         return f"{rest} is too much for {context.command_path}"
+    asks = any(param.name == "yes" for param in command.params)
+    if asks and whole and must_agree and not values.get("yes"):
+        return f"{context.command_path} asks for a confirmation: say --yes"
     there = {name for name, value in values.items() if isinstance(value, str | tuple | list) and value}
     kinds = [p for p in command.params if str(p.name) in there and isinstance(p.type, click.Choice)]
     if not whole or len(arguments) == len(kinds) or "--help" in arguments:
@@ -140,11 +155,66 @@ def _misused(command: click.Command, context: click.Context, arguments: list[str
     return f"{context.command_path} lacks {', '.join(missing)}" if missing else ""
 
 
+TOLD = (
+    "controlplane/cluster",
+    "controlplane/controller",
+    "controlplane/kubernetes",
+    "events/codes",
+    "nodeagent/",
+)
+"""Where conditions and refusals are written."""
+ONLY_NAMED = {"nodeagent/cli.py", "nodeagent/config.py"}
+"""Help texts, and what compares the beginnings of commands."""
+
+
 def test_every_quoted_command_is_understood() -> None:
     found = list(quoted())
     assert len(found) > 150
     faults = {(name, text): why for name, text in found if (why := fault(text))}
+    for name, text in found:
+        if name.startswith(TOLD) and name not in ONLY_NAMED and (why := fault(text, must_agree=True)):
+            faults[name, text] = why
     assert not faults, "\n".join(f"{name}: isthmus {text}\n    {why}" for (name, text), why in faults.items())
+
+
+def test_an_agents_quotes_are_of_its_own_directories_and_bus() -> None:
+    bus = BusOptions(servers=("nats://b1:4222", "nats://b2:4222"), credentials="/etc/my creds")
+    odd = AgentConfig(
+        cluster="prod", node="a", kind="cloud", bus=bus, state_dir=Path("/srv/a b"), cni_dir=Path("/srv/cni"),
+        device="other", cni_data_dir="/srv/leases",
+    )  # fmt: skip
+    usual = AgentConfig(cluster="default", node="a", kind="cloud", bus=BusOptions(servers=(DEFAULT_BUS,)))
+    for command in ("clean", "leave", "end-pods", "forget", "new-identity"):
+        said = odd.quote(f"isthmus agent {command} --yes", asks=command == "leave")
+        assert "--state-dir '/srv/a b'" in said
+        assert not fault(said.removeprefix("isthmus "), must_agree=True)
+        assert usual.quote(f"isthmus agent {command} --yes", asks=True) == f"isthmus agent {command} --yes"
+    assert "--bus nats://b1:4222,nats://b2:4222 --cluster prod --creds '/etc/my creds'" in odd.quote(
+        "isthmus agent leave --yes", asks=True
+    )
+
+
+def test_a_shown_message_quotes_commands_that_reach_the_same_cluster() -> None:
+    told: list[str] = []
+
+    @click.command()
+    @bus_options
+    def shows(*, context: object) -> None:
+        told.append(reaching("it is gone: isthmus node fence old --yes; there: isthmus agent end-pods --yes"))
+        raise Refused("node_unknown", "look: isthmus node list")
+
+    top = click.Context(root, info_name="isthmus")
+    with (
+        shows.make_context("shows", ["--bus", "nats://b:4222", "--cluster", "prod"], parent=top) as running,
+        pytest.raises(Refused) as refused,
+    ):
+        shows.invoke(running)
+    flags = "--bus nats://b:4222 --cluster prod"
+    assert told == [
+        f"it is gone: isthmus node fence {flags} old --yes; there: isthmus agent end-pods --yes",
+    ]
+    assert refused.value.message == f"look: isthmus node list {flags}"
+    assert not fault(f"node fence {flags} old --yes", must_agree=True)
 
 
 @pytest.mark.parametrize(

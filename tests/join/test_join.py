@@ -13,11 +13,14 @@ from click.testing import CliRunner
 
 from controlplane.cli.main import root
 from deploy.join import files, host, peers
+from deploy.join.cli import leave
 from deploy.join.progress import Progress
 from events.bus.access.enrolment import JoinToken, read_token
 from events.cli.config import read
 from events.errors import IsthmusError, Refused
 from nodeagent.cli import run_command
+from nodeagent.local_files import LocalStatus, write_status
+from nodeagent.pods.cni import NETWORK
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, site, until
 
@@ -201,3 +204,27 @@ def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
     assert [each["node"] for each in counted] == ["rack-1", "rack-2", "rack-3"]
     for wrong in (["a", "b"], ["a", "b", "--count", "2"], []):
         assert isinstance(runner.invoke(root, [*create, *wrong]).exception, IsthmusError)
+
+
+def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:
+    """The refusal names the pods and the way out, as it works here; nothing is given up."""
+    leases = tmp_path / "pod-addresses" / NETWORK
+    leases.mkdir(parents=True)
+    for address in ("172.16.1.2", "172.16.1.3"):
+        (leases / address).touch()
+    status = LocalStatus(
+        node="n1", uid="u", cluster="c", pid=1, started_at=0, written_at=0, range="172.16.1.0/26"
+    )
+    write_status(tmp_path, status)
+    folder = tmp_path / "etc"
+    done = CliRunner().invoke(leave, ["--state-dir", str(tmp_path), "--folder", str(folder)])
+    assert isinstance(done.exception, Refused)
+    assert done.exception.code == "pods_running"
+    assert "2 pods still run on n1" in done.exception.message
+    assert "(172.16.1.2, 172.16.1.3)" in done.exception.message
+    assert done.exception.message.endswith(f"isthmus leave --yes --folder {folder} --state-dir {tmp_path}")
+    for lease in leases.iterdir():
+        lease.unlink()
+    done = CliRunner().invoke(leave, ["--state-dir", str(tmp_path), "--folder", str(folder)])
+    assert "--yes" in str(done.exception), "without a terminal nobody is asked"
+    assert (tmp_path / "status.json").exists()

@@ -117,7 +117,7 @@ def living(member: Node, uid: str, context: DecisionContext) -> Refused | None:
         "node_alive",
         f"node {member.name!r} is a member with uid {member.uid!r}, heard {silent_s:.0f} s ago: uid {uid!r} "
         f"does not take its place while it reports. If both are one machine, give it one uid; if "
-        f"the new one is to replace it, stop the old agent, or: isthmus node fence {member.name}",
+        f"the new one is to replace it, stop the old agent, or: isthmus node fence {member.name} --yes",
         node=member.name,
         uid=uid,
         live_uid=member.uid,

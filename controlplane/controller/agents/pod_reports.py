@@ -107,7 +107,7 @@ class PodReports:
                 severity="warning",
                 message=f"{len(waiting)} released ranges are not given to anybody yet: {said}. On such a node: "
                 f"isthmus agent end-pods --yes; if its machine is gone: "
-                f"{'; '.join(f'isthmus node fence {name}' for name in nodes[:SHOWN])}",
+                f"{'; '.join(f'isthmus node fence {name} --yes' for name in nodes[:SHOWN])}",
             )
         ]
 
