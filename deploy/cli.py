@@ -15,7 +15,13 @@ from events.errors import Refused, Usage
 
 HERE = Path(__file__).parent
 to_option = click.option(
-    "--to", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write into."
+    "-o",
+    "--output",
+    "--to",
+    "to",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write into.",
 )
 
 

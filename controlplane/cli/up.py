@@ -213,6 +213,9 @@ async def _up(
                 say(f"data        {facts['data']}")
                 standstill_line(controller)
                 if not facts["defined"]:
-                    say(f"next        isthmus cluster define --bus {server.url} --cidr 172.16.0.0/16 --pods 64")
+                    say(
+                        f"next        isthmus cluster define --bus {server.url} --cluster {cluster} "
+                        "--cidr 172.16.0.0/16 --pods 64"
+                    )
 
             await serve(controller, on_ready, leading=True, failed=server.failed())

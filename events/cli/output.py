@@ -56,7 +56,7 @@ def _form_option(choices: tuple[str, ...]) -> Callable[[Function], Function]:
         is_eager=True,
         expose_value=False,
         callback=_take("form"),
-        help="How to print the answer.",
+        help="How to print the answer. json and yaml carry everything: `jq` picks fields out of them.",
     )
 
 

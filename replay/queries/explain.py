@@ -222,7 +222,8 @@ async def with_unheard(
         else:
             await advance(states.history, folded, last, progress)
         heard = {agent.node for agent in item.applied}
-        found.append(msgspec.structs.replace(item, unheard=sorted(folded.nodes.keys() - heard)))
+        note = item.note if folded.nodes or heard else "No node was a member then."
+        found.append(msgspec.structs.replace(item, unheard=sorted(folded.nodes.keys() - heard), note=note))
     return found
 
 
