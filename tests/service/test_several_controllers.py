@@ -22,7 +22,9 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.controller import Controller, ControllerOptions
-from controlplane.controller.leadership.lease import BusLease
+from controlplane.controller.leadership.leader import Leadership
+from controlplane.controller.leadership.lease import BusLease, MemoryLease
+from controlplane.controller.leadership.term import Term
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
 from events.chain import genesis, verify_link
@@ -86,6 +88,21 @@ async def test_a_leader_whose_subscriptions_are_not_taken_at_once_serves_all_the
     async with run_controller(running_one, leads=True), client(bus) as operator:
         assert not failures
         await operator.send(DEFINE, timeout_s=20)
+
+
+async def test_a_defect_in_the_beginning_of_a_term_gives_up_the_lease() -> None:
+    class Broken:
+        async def prepare(self) -> None: ...
+        async def end(self) -> None: ...
+        async def begin(self, term: Term) -> None:
+            raise ZeroDivisionError
+
+    slot = MemoryLease.Slot()
+    lease = MemoryLease(slot, "a", ttl_s=0.05)
+    async with asyncio.timeout(patient(20)):
+        with pytest.raises(ZeroDivisionError):
+            await Leadership(lease, Broken(), name="a", ready=lambda: True).run()
+    assert slot.holder == ""
 
 
 async def test_a_planned_handover_fails_no_command_even_without_retries(

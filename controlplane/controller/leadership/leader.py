@@ -123,7 +123,7 @@ class Leadership:
                 log.info("controller %s leads", self._name)
                 beginning = asyncio.create_task(self._begin(term), name="begin the term")
                 try:
-                    await self._until_lost(term)
+                    await self._until_lost(term, beginning)
                 finally:
                     term.end()
                     await end([beginning])
@@ -218,10 +218,15 @@ class Leadership:
                 async with asyncio.timeout(pause_s):
                     await self._hurry.wait()
 
-    async def _until_lost(self, term: Term) -> None:
-        """Renew until that fails. The lifetime counts from before the renewal was sent."""
+    async def _until_lost(self, term: Term, beginning: asyncio.Task[None]) -> None:
+        """Renew until that fails. The lifetime counts from before the renewal was sent.
+
+        Raises what ended ``beginning``: one that will never serve must not keep the lease from others.
+        """
         while True:
             await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+            if beginning.done():
+                beginning.result()
             if not self.leading or term.ended:  # it was given up meanwhile: renewing would take it again
                 return
             asked_s = self._clock()
