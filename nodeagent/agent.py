@@ -40,7 +40,8 @@ log = logging.getLogger("isthmus.agent")
 class ViewHandover:
     """Hands what the log changed on to the kernel side and to what is derived from it.
 
-    Until :meth:`begin` it only notes the causes: the first comparison covers everything up to there.
+    Until :meth:`begin` it only notes the causes: the first comparison covers everything up to there. Cancelled,
+    it may be begun again, and the next resync brings what is missing.
     """
 
     def __init__(self, view: View, reconciler: Reconciler, node: NodeConfiguration, fastpath: FastPath) -> None:
@@ -50,10 +51,7 @@ class ViewHandover:
         """Set once the kernel side has begun."""
 
     async def begin(self) -> None:
-        """The view is as current as it gets: the kernel is compared with it.
-
-        Cancelled, it may be begun again.
-        """
+        """The view is as current as it gets: the kernel is compared with it."""
         self._begun = True
         self._view.be_at(await asyncio.to_thread(links.own_addresses))
         await self._reconciler.follow(self._view, ())
@@ -62,10 +60,7 @@ class ViewHandover:
         self.begun.set()
 
     async def apply(self, view: View, changes: Sequence[Change]) -> None:
-        """Events up to ``view.sequence`` changed this of the peers.
-
-        Cancelled, the next resync brings what is missing.
-        """
+        """Events up to ``view.sequence`` changed this of the peers."""
         if not self._begun:
             self._reconciler.note_cause()
             return

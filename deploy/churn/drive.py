@@ -61,7 +61,10 @@ class Tally:
 
 
 class Fleet:
-    """The simulated nodes: follows the log like an agent and reports for each live one of its own."""
+    """The simulated nodes: follows the log like an agent and reports for each live one of its own.
+
+    Cancelled, it leaves nothing behind.
+    """
 
     def __init__(self, bus: Client, reader: LogReader, live: Mapping[str, str]) -> None:
         """`live` is node → uid of the cluster's members; an earlier replay's among them are adopted."""
@@ -80,10 +83,7 @@ class Fleet:
             group.create_task(self._report(), name="fleet: report")
 
     async def range_freed(self, timeout_s: float) -> None:
-        """Returns when a range went back to the pool, or after `timeout_s`.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Returns when a range went back to the pool, or after `timeout_s`."""
         self._freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):

@@ -16,6 +16,9 @@ SELECT = 'isthmus_cluster=~"$cluster"'
 """Every expression is limited to the chosen clusters; the label is put on every series by the scrape rules."""
 
 
+Panel = timeseries.Panel | stat.Panel | bargauge.Panel | table.Panel
+
+
 class Query(NamedTuple):
     """One expression and what its series are called."""
 
@@ -31,8 +34,7 @@ def _target(query: Query, number: int, *, instant: bool = False) -> prometheus.D
 def graph(
     title: str,
     description: str,
-    queries: Sequence[Query],
-    *,
+    *queries: Query,
     unit: str = "short",
     span: int = 12,
     stacked: bool = False,
@@ -133,9 +135,16 @@ def listing(title: str, description: str, query: Query, *, span: int = 24) -> ta
     )
 
 
-def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
-    """An empty dashboard with the variables that all share: data source and cluster."""
-    return (
+def row(title: str, *panels: Panel) -> tuple[dashboard.Row, Sequence[Panel]]:
+    """A row of a dashboard: its title, and what stands below it."""
+    return dashboard.Row(title), panels
+
+
+def board(
+    uid: str, title: str, description: str, *rows: tuple[dashboard.Row, Sequence[Panel]]
+) -> dashboard.Dashboard:
+    """A dashboard with the variables that all share: data source and cluster."""
+    made = (
         dashboard.Dashboard(title)
         .uid(uid)
         .description(description)
@@ -161,12 +170,30 @@ def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
             .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         )
     )
+    for heading, panels in rows:
+        made.with_row(heading)
+        for panel in panels:
+            made.with_panel(panel)
+    return made
 
 
 def quantile(share: float, name: str, *, by: str = "", window: str = "5m") -> str:
     """A quantile of a histogram over a window."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({share:g}, sum by ({labels}) (rate({name}_bucket{{{SELECT}}}[{window}])))"
+
+
+def quantiles(name: str, **shares: float) -> list[Query]:
+    """Quantiles of a histogram, by what each line is called."""
+    return [Query(quantile(share, name), legend) for legend, share in shares.items()]
+
+
+def largest_and_median(name: str, largest: str) -> list[Query]:
+    """Of a gauge over all nodes: the largest value, called so, and the median."""
+    return [
+        Query(f"max({name}{{{SELECT}}})", largest),
+        Query(f"quantile(0.5, {name}{{{SELECT}}})", "median"),
+    ]
 
 
 def per_second(name: str, *, by: str = "", only: str = "", window: str = "5m") -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
@@ -23,17 +21,3 @@ def render(name: str) -> str:
     """The JSON of a dashboard, indented, with sorted keys."""
     encoded = JSONEncoder(sort_keys=True, indent=2).encode(BOARDS[name]().build())
     return encoded + "\n"
-
-
-def expressions(name: str) -> list[str]:
-    """Every PromQL expression of a dashboard, its panels' and its variables'."""
-    return [
-        target["expr"] for panel in _panels(json.loads(render(name))) for target in panel.get("targets", [])
-    ]
-
-
-def _panels(board: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for panel in board["panels"]:
-        found += [panel, *panel.get("panels", [])]
-    return found

@@ -1,4 +1,7 @@
-"""This machine, as a join needs it: the executable, systemd, files that are whole or not there."""
+"""This machine, as a join needs it: the executable, systemd, files that are whole or not there.
+
+Cancelled, a program that runs is ended and what it did by then stays; all of it may be repeated.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def remove(path: Path) -> bool:
 async def system(*command: str) -> str:
     """Run one of the system's programs and return what it printed.
 
-    Raises Refused(command_failed) with its words, its exit code and the command. A cancelled call ends it.
+    Raises Refused(command_failed) with its words, its exit code and the command.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -137,16 +140,13 @@ async def system(*command: str) -> str:
 
 
 async def make_account() -> None:
-    """The account ``isthmus`` and its folders, by systemd's own tools; harmless to repeat.
-
-    Cancelled, a part may be there; harmless to repeat.
-    """
+    """The account ``isthmus`` and its folders, by systemd's own tools; harmless to repeat."""
     await system("systemd-sysusers", str(UNITS / "isthmus-sysusers.conf"))
     await system("systemd-tmpfiles", "--create", str(UNITS / "isthmus-tmpfiles.conf"))
 
 
 async def unit_is(state: str, unit: str) -> bool:
-    """Whether systemd says so: ``active``, ``enabled``. Cancelled, it leaves nothing behind."""
+    """Whether systemd says so: ``active``, ``enabled``."""
     try:
         await system("systemctl", "--quiet", f"is-{state}", unit)
     except Refused:
@@ -155,23 +155,20 @@ async def unit_is(state: str, unit: str) -> bool:
 
 
 async def start_afresh(unit: str) -> None:
-    """Start or restart a unit, with its count of restarts at zero. Cancelled, systemd may still start it."""
+    """Start or restart a unit, with its count of restarts at zero."""
     with contextlib.suppress(Refused):  # a unit that never ran has nothing to reset
         await system("systemctl", "reset-failed", unit)
     await system("systemctl", "restart", unit)
 
 
 async def restarts(unit: str) -> int:
-    """How often systemd has started the unit again since it was started by hand.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """How often systemd has started the unit again since it was started by hand."""
     said = await system("systemctl", "show", "--property=NRestarts", "--value", unit)
     return int(said) if said.isdigit() else 0
 
 
 async def last_words(unit: str) -> str:
-    """The last lines that the unit's program wrote, in one. Cancelled, it leaves nothing behind."""
+    """The last lines that the unit's program wrote, in one."""
     said = await system(
         "journalctl", "--unit", unit, "--lines", "20", "--output", "cat", "--no-pager", "_TRANSPORT=stdout"
     )

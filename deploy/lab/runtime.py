@@ -68,7 +68,11 @@ class LabNode:
 
 
 class Lab:
-    """Use as an async context manager; leaving it ends everything that it started."""
+    """Use as an async context manager; leaving it ends everything that it started.
+
+    Cancelled, its coroutines only stop waiting: what they started runs until the lab is left, and what they
+    asked of others may take effect.
+    """
 
     def __init__(
         self,
@@ -189,8 +193,7 @@ class Lab:
     # ------------------------------------------------------------------ the control plane
 
     async def start_controller(self) -> None:
-        """Starts bus and controller, connects the operator and begins to follow the log. Cancelled, what was
-        started by then runs until the lab is left; connections are closed there, too."""
+        """Starts bus and controller, connects the operator and begins to follow the log."""
         data = self.directory.path / "controller"
         if self.buses is not None:
             await self.buses.build(self.fabric, self.security)
@@ -224,8 +227,7 @@ class Lab:
         await self.wait_until(buses.ready, START_LIMIT_S, "the bus servers to answer")
 
     async def open_console(self, descriptor: int) -> None:
-        """Makes the controller's console reachable through a listening socket of the host. Cancelled, no
-        console runs; the socket stays the caller's."""
+        """Makes the controller's console reachable through a listening socket of the host."""
         self._console = Daemon(
             "console",
             self.fabric.machines["controller"],
@@ -236,7 +238,7 @@ class Lab:
         await self._console.start()
 
     async def define_cluster(self) -> dict[str, Any]:
-        """Defines the cluster with the lab's plan; the reply's result. Cancelled, it may be defined anyway."""
+        """Defines the cluster with the lab's plan; the reply's result."""
         reply = await self.client.send(
             commands.define(
                 CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, self.topology.sites, self.quarantine_s
@@ -267,7 +269,7 @@ class Lab:
         return self.security.site.options(self.security.site.operator, *self.security.urls)
 
     async def controller_is_there(self) -> bool:
-        """Whether a controller answers a question that changes nothing. Cancelled, an answer is dropped."""
+        """Whether a controller answers a question that changes nothing."""
         try:
             await self.client.send(LeaveNode(node="nobody", uid="nobody"), dry_run=True, timeout_s=1.0)
         except Refused:
@@ -291,8 +293,7 @@ class Lab:
             await asyncio.sleep(WATCH_S)
 
     async def reports_since_start(self, node: LabNode) -> bool:
-        """Whether the agent, since its last start, has reported to be ready and up to date. Never waits: no
-        cancellation finds it half done."""
+        """Whether the agent, since its last start, has reported to be ready and up to date."""
         arrived_s, status = self._statuses.get(node.name, (0.0, None))
         return (
             status is not None
@@ -302,15 +303,13 @@ class Lab:
         )
 
     async def stop_control_plane(self) -> None:
-        """SIGKILL for the process that holds bus and controller; the bus goes with it (all its servers).
-        Cancelled, the controller has its signal; bus servers of their own may run on."""
+        """SIGKILL for the process that holds bus and controller; the bus goes with it (all its servers)."""
         await self.controller.kill()
         if self.buses is not None:
             await self.buses.kill_hub()
 
     async def restart_control_plane(self) -> None:
-        """Starts it again on the same data, and waits until it and every agent are back. Cancelled, some of it
-        may run again; leaving the lab ends it."""
+        """Starts it again on the same data, and waits until it and every agent are back."""
         if self.buses is not None:
             await self._start_buses(self.buses)
         await self.controller.start()
@@ -322,15 +321,13 @@ class Lab:
         return all([await self.reports(name, since_s=since_s) for name in self.nodes])
 
     async def reports(self, name: str, *, since_s: float) -> bool:
-        """Whether a report of that node arrived after `since_s` on the event loop's clock. Never waits: no
-        cancellation finds it half done."""
+        """Whether a report of that node arrived after `since_s` on the event loop's clock."""
         return self._statuses.get(name, (0.0, None))[0] > since_s
 
     # ------------------------------------------------------------------ nodes and pods
 
     async def start_node(self, node: Node) -> LabNode:
-        """Makes the machine and starts its agent; it has joined when this returns. Cancelled, the machine may
-        be there and its agent may run and join all the same; leaving the lab ends both."""
+        """Makes the machine and starts its agent; it has joined when this returns."""
         machine = await self.fabric.add_node(node)
         directory = self.directory.node(node.name)
         directory.mkdir(parents=True)
@@ -365,8 +362,7 @@ class Lab:
                 task.result()
 
     async def start_pods(self, node: LabNode) -> None:
-        """Starts the node's pods by the CNI configuration that its agent wrote. Raises CheckFailedError.
-        Cancelled, the pods before the one under way stay attached; that one is killed as `start_pod` says."""
+        """Starts the node's pods by the CNI configuration that its agent wrote. Raises CheckFailedError."""
         path = commands.conflist(node.directory)
         if path is None:
             raise CheckFailedError(f"{node.name} has no CNI configuration")
@@ -374,8 +370,7 @@ class Lab:
             node.pods.append(await start_pod(name, node.machine, path.read_text(), self.plugins))
 
     async def retire(self, node: LabNode) -> None:
-        """Ends the pods and the agent of a node that has left; the machine stays until the lab ends. Cancelled,
-        the node stays in ``nodes``; its pods may be gone, and its agent may run on."""
+        """Ends the pods and the agent of a node that has left; the machine stays until the lab ends."""
         await asyncio.gather(*(pod.delete() for pod in node.pods))
         node.pods.clear()
         await node.agent.stop()
@@ -388,18 +383,18 @@ class Lab:
         return [member for member in self.members.live.values() if member.node != name and member.range]
 
     async def rows(self, names: Iterable[str] | None = None) -> dict[str, OverlayRows]:
-        """The overlay rows in each named node's kernel (default: all). Cancelled, it leaves nothing behind."""
+        """The overlay rows in each named node's kernel (default: all)."""
         chosen = list(self.nodes if names is None else names)
         found = await asyncio.gather(*(overlay_rows(self.nodes[name].machine) for name in chosen))
         return dict(zip(chosen, found, strict=True))
 
     async def converged(self) -> bool:
-        """Whether each kernel holds exactly its peers' rows in the log. Cancelled, it leaves nothing behind."""
+        """Whether each kernel holds exactly its peers' rows in the log."""
         rows = await self.rows()
         return all(rows[name] == OverlayRows.of(self.peers_of(name)) for name in rows)
 
     async def wait_converged(self, timeout_s: float = CONVERGE_LIMIT_S) -> float:
-        """Seconds until `converged`. Raises CheckFailedError with wrong rows. Cancelled, only the wait ends."""
+        """Seconds until `converged`. Raises CheckFailedError with wrong rows."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -414,8 +409,7 @@ class Lab:
         return loop.time() - started
 
     async def wait_until(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> None:
-        """Raises TimeoutError that names `what`. The condition is asked again until it holds. Cancelled, the
-        condition that is being asked is cancelled, too, and leaves what it leaves."""
+        """Raises TimeoutError that names `what`. The condition is asked again until it holds."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not await condition():  # noqa: ASYNC110 - a kernel table offers nothing to wait on
@@ -424,7 +418,7 @@ class Lab:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}") from error
 
     async def timed(self, condition: Callable[[], Awaitable[bool]], timeout_s: float, what: str) -> float:
-        """Seconds until the condition held. Raises, and leaves when cancelled, what `wait_until` does."""
+        """Seconds until the condition held."""
         started = asyncio.get_running_loop().time()
         await self.wait_until(condition, timeout_s, what)
         return asyncio.get_running_loop().time() - started
@@ -432,8 +426,7 @@ class Lab:
     async def isthmus(self, *arguments: str, machine: str = "controller", as_controller: bool = False) -> str:
         """What an operator types, on a machine of the lab: the command's output.
 
-        `as_controller`: with a controller's credentials, which may make streams. Cancelled, the command is
-        killed; what it asked of the controller may take effect all the same.
+        `as_controller`: with a controller's credentials, which may make streams.
         """
         return await run(
             self.fabric.machines[machine].inside(commands.ISTHMUS, *arguments),

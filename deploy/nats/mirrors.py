@@ -1,4 +1,7 @@
-"""A site's mirrors: the log and the snapshots, kept at the site so that it can read without the cloud."""
+"""A site's mirrors: the log and the snapshots, kept at the site so that it can read without the cloud.
+
+Cancelled, only the waiting ends, and a mirror that was made stays; all of it may be repeated.
+"""
 
 from __future__ import annotations
 
@@ -38,28 +41,21 @@ class MirrorState(msgspec.Struct, frozen=True, kw_only=True):
 async def make_mirrors(client: Client, cluster: str, *, hub_domain: str, timeout_s: float = 15.0) -> None:
     """Make both mirrors on the site's server, or check them.
 
-    Raises Refused(log_settings_differ), Unavailable. Cancelled, one of them may have been made; it may be
-    repeated.
+    Raises Refused(log_settings_differ), Unavailable.
     """
     for settings in (event_stream_settings(cluster), snapshot_stream_settings(cluster)):
         await ensure_stream(client, mirror_settings(settings, hub_domain=hub_domain), timeout_s=timeout_s)
 
 
 async def mirror_states(client: Client, cluster: str) -> list[MirrorState]:
-    """The state of both mirrors as the site's server sees it. Raises Unavailable.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """The state of both mirrors as the site's server sees it. Raises Unavailable."""
     return [
         await _state(client, stream) for stream in (subjects.stream(cluster), subjects.snapshot_stream(cluster))
     ]
 
 
 async def wait_caught_up(client: Client, cluster: str, *, timeout_s: float) -> list[MirrorState]:
-    """Wait until both mirrors are level with the hub. Raises Unavailable, naming one that is not.
-
-    Cancelled, only the waiting ends.
-    """
+    """Wait until both mirrors are level with the hub. Raises Unavailable, naming one that is not."""
     states: list[MirrorState] = []
     async for _ in pauses(asyncio.get_running_loop().time() + timeout_s, longest_s=0.5):
         states = await mirror_states(client, cluster)

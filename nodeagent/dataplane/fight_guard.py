@@ -82,10 +82,6 @@ class FightGuard(Generic[Key]):
         record.told = True
         return True
 
-    def all_contested(self, now: float) -> list[Key]:
-        """The rows that are held back now."""
-        return [row for row, record in self._records.items() if now < record.blocked_until]
-
     def next_release(self, now: float) -> float | None:
         """When the first of them may be repaired again."""
         times = [record.blocked_until for record in self._records.values() if now < record.blocked_until]

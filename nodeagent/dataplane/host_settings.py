@@ -49,14 +49,18 @@ def set_gro(device: str, *, on: bool) -> bool:
 
 def _offload(device: str, read: int, write: int, wanted: bool) -> bool:
     value = ctypes.create_string_buffer(_VALUE.pack(read, 0))
-    request = _IFREQ.pack(device.encode(), ctypes.addressof(value))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCETHTOOL, request)
-        if bool(_VALUE.unpack(value.raw[: _VALUE.size])[1]) == wanted:
-            return False
-        value.raw = _VALUE.pack(write, int(wanted)) + value.raw[_VALUE.size :]
-        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    ethtool(device, value)
+    if bool(_VALUE.unpack(value.raw[: _VALUE.size])[1]) == wanted:
+        return False
+    value.raw = _VALUE.pack(write, int(wanted)) + value.raw[_VALUE.size :]
+    ethtool(device, value)
     return True
+
+
+def ethtool(device: str, record: ctypes.Array[ctypes.c_char]) -> None:
+    """Put a question to the device's driver, which answers in the same ``record``. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCETHTOOL, _IFREQ.pack(device.encode(), ctypes.addressof(record)))
 
 
 def read_sysctl(name: str) -> str | None:

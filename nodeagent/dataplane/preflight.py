@@ -16,18 +16,9 @@ import msgspec
 
 from events.errors import Refused
 from nodeagent.netlink import dump, links, messages
-from nodeagent.netlink.constants import (
-    AF_INET,
-    NLMSG_DONE,
-    NLMSG_HEADER,
-    PROTOCOL,
-    RT_TABLE_MAIN,
-    RTA_DST,
-    RTA_OIF,
-    RTM_NEWROUTE,
-)
+from nodeagent.netlink.constants import AF_INET, PROTOCOL, RT_TABLE_MAIN, RTA_DST, RTA_OIF, RTM_NEWROUTE
 from nodeagent.netlink.links import Link
-from nodeagent.netlink.socket import NetlinkChannel
+from nodeagent.netlink.socket import dumped
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 
@@ -75,30 +66,27 @@ class ForeignRoute(msgspec.Struct, frozen=True):
         return f"{self.network}" + (f" (made by {maker})" if maker else "")
 
 
-def foreign_routes(own_ifindex: int = 0) -> list[ForeignRoute]:
-    """All IPv4 main-table routes but ours, those of our device and the default route. Raises OSError."""
-    found: list[ForeignRoute] = []
-    channel = NetlinkChannel()
-    try:
-        channel.send(messages.dump_routes(1, protocol=0))
-        done = False
-        while not done:
-            data = channel.receive()
-            for header, offset in dump.messages(data):
-                done = done or header.type == NLMSG_DONE
-                route = _foreign(data, offset, header) if header.type == RTM_NEWROUTE else None
-                if route is not None and route.ifindex != own_ifindex and route.network.prefixlen:
-                    found.append(route)
-    finally:
-        channel.close()
-    return found
+def foreign_routes(own_ifindex: int = 0, protocols: Iterable[int] = (0,)) -> list[ForeignRoute]:
+    """All IPv4 main-table routes but ours, those of our device and the default route. Raises OSError.
+
+    ``protocols`` are the makers whose routes the kernel is asked for; 0: all.
+    """
+    return [
+        route
+        for protocol in protocols
+        for message in dumped(messages.dump_routes(1, protocol=protocol), RTM_NEWROUTE)
+        if (route := foreign_route(*message)) is not None
+        and route.ifindex != own_ifindex
+        and route.network.prefixlen
+    ]
 
 
-def _foreign(data: bytes, offset: int, header: dump.Header) -> ForeignRoute | None:
-    family, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(data, offset + NLMSG_HEADER)
+def foreign_route(data: bytes, start: int, end: int) -> ForeignRoute | None:
+    """The route that a message between two offsets describes; None for one of ours or of another table."""
+    family, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(data, start)
     if family != AF_INET or table != RT_TABLE_MAIN or protocol == PROTOCOL:
         return None
-    attributes = dump.attributes(data, offset + NLMSG_HEADER + _RTMSG.size, offset + header.length)
+    attributes = dump.attributes(data, start + _RTMSG.size, end)
     network = IPv4Network((attributes.get(RTA_DST, bytes(4)), length))
     return ForeignRoute(network, int.from_bytes(attributes.get(RTA_OIF, b""), "little"), protocol)
 

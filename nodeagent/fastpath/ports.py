@@ -7,46 +7,40 @@ or a bridge (``bridge``, the range). What the CNI plugin calls it does not matte
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import socket
 import struct
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
-from nodeagent.netlink import dump, messages
+from nodeagent.dataplane.host_settings import ethtool
+from nodeagent.dataplane.preflight import foreign_route, foreign_routes
+from nodeagent.netlink import dump
 from nodeagent.netlink.constants import (
-    AF_INET,
-    NETLINK_ADD_MEMBERSHIP,
-    NLMSG_DONE,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
     NLMSG_HEADER,
     PROTOCOL,
-    RT_TABLE_MAIN,
-    RTA_DST,
-    RTA_OIF,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_NEWLINK,
     RTM_NEWROUTE,
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_LINK,
-    SOL_NETLINK,
 )
-from nodeagent.netlink.socket import DATAGRAM_BYTES, NetlinkChannel, force_buffers
+from nodeagent.netlink.socket import Subscription, dumped
 
 BUFFER_BYTES = 4 << 20
 READS_LIMIT = 8192
 _RTNLGRP_TC = 4
-_RTM_GETQDISC = 38
-_RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC = 2, 3, 4
-_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTM_NEWQDISC, _RTM_GETQDISC = 36, 38
+_PLUGINS_PROTOCOLS = (2, 3, 4)  # RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC
 _TCMSG = struct.Struct("=BxxxiIII")
 _TCA_KIND = 1
 _IFINFO = struct.Struct("=BxHiII")
 _IFLA_MTU = 4
-_SIOCETHTOOL, _GDRVINFO = 0x8946, 3
+_ETHTOOL_GDRVINFO = 3
 _SIOCGIFHWADDR, _ARPHRD_ETHER = 0x8927, 1
-_IFREQ = struct.Struct("16sP16x")
 
 
 class Ports(NamedTuple):
@@ -59,22 +53,8 @@ class Ports(NamedTuple):
 def find(own_range: str, tunnel: int) -> Ports:
     """Whom the own range's routes lead to. Raises OSError."""
     own = IPv4Network(own_range)
-    indexes: set[int] = set()
-    channel = NetlinkChannel()
-    try:
-        for protocol in (_RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC):
-            channel.send(messages.dump_routes(1, protocol=protocol))
-            done = False
-            while not done:
-                data = channel.receive()
-                for header, offset in dump.messages(data):
-                    done = done or header.type == NLMSG_DONE
-                    if header.type == RTM_NEWROUTE:
-                        network, ifindex = _route(data, offset, header)
-                        if network is not None and ifindex not in {0, tunnel} and network.subnet_of(own):
-                            indexes.add(ifindex)
-    finally:
-        channel.close()
+    routes = foreign_routes(tunnel, _PLUGINS_PROTOCOLS)  # not all: other nodes' routes may be thousands
+    indexes = {route.ifindex for route in routes if route.ifindex and route.network.subnet_of(own)}
     drivers = {index: driver(index) for index in indexes}
     return Ports(
         frozenset(index for index, name in drivers.items() if name == "veth"),
@@ -82,22 +62,11 @@ def find(own_range: str, tunnel: int) -> Ports:
     )
 
 
-def _route(data: bytes, offset: int, header: dump.Header) -> tuple[IPv4Network | None, int]:
-    family, length, _, _, table, protocol, *_ = _RTMSG.unpack_from(data, offset + NLMSG_HEADER)
-    if family != AF_INET or table != RT_TABLE_MAIN or protocol == PROTOCOL:
-        return None, 0
-    found = dump.attributes(data, offset + NLMSG_HEADER + _RTMSG.size, offset + header.length)
-    network = found.get(RTA_DST, bytes(4))
-    return IPv4Network((network, length)), int.from_bytes(found.get(RTA_OIF, b""), "little")
-
-
 def driver(ifindex: int) -> str:
     """What kind of device it is, as its driver says; empty when it has gone or does not say."""
     try:
-        name = socket.if_indextoname(ifindex).encode()
-        record = ctypes.create_string_buffer(struct.pack("=I32s", _GDRVINFO, b""), 256)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, _SIOCETHTOOL, _IFREQ.pack(name, ctypes.addressof(record)))
+        record = ctypes.create_string_buffer(struct.pack("=I32s", _ETHTOOL_GDRVINFO, b""), 256)
+        ethtool(socket.if_indextoname(ifindex), record)
     except OSError:
         return ""
     return record.raw[4:36].partition(b"\0")[0].decode("ascii", "replace")
@@ -121,68 +90,31 @@ _SHAPERS_OF_NOBODY = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq",
 def filtered() -> dict[int, str]:
     """Devices whose traffic somebody shapes or filters by tc: index → kind of the qdisc. Raises OSError."""
     found: dict[int, str] = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
-        sock.bind((0, 0))
-        sock.settimeout(5.0)
-        sock.send(
-            struct.pack("=IHHII", NLMSG_HEADER + _TCMSG.size, _RTM_GETQDISC, 0x301, 1, 0) + bytes(_TCMSG.size)
-        )
-        done = False
-        while not done:
-            data = sock.recv(DATAGRAM_BYTES)
-            for header, offset in dump.messages(data):
-                done = done or header.type == NLMSG_DONE
-                if header.type == _RTM_GETQDISC - 2:
-                    _, ifindex, _, _, _ = _TCMSG.unpack_from(data, offset + NLMSG_HEADER)
-                    attributes = dump.attributes(
-                        data, offset + NLMSG_HEADER + _TCMSG.size, offset + header.length
-                    )
-                    kind = attributes.get(_TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
-                    if kind not in _SHAPERS_OF_NOBODY:
-                        found[ifindex] = kind
+    flags = NLM_F_REQUEST | NLM_F_DUMP
+    head = struct.pack("=IHHII", NLMSG_HEADER + _TCMSG.size, _RTM_GETQDISC, flags, 1, 0)
+    for data, start, end in dumped(head + bytes(_TCMSG.size), _RTM_NEWQDISC):
+        _, ifindex, _, _, _ = _TCMSG.unpack_from(data, start)
+        attributes = dump.attributes(data, start + _TCMSG.size, end)
+        kind = attributes.get(_TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+        if kind not in _SHAPERS_OF_NOBODY:
+            found[ifindex] = kind
     return found
 
 
-class DeviceMonitor:
+class DeviceMonitor(Subscription):
     """Tells that routes of a range, devices or queues changed. Not blocking: wait for :meth:`fileno`."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        super().__init__((RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, _RTNLGRP_TC), BUFFER_BYTES)
         self._mtus: dict[int, bytes] = {}
-        try:
-            force_buffers(self._socket, BUFFER_BYTES)
-            self._socket.bind((0, 0))
-            for group in (RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, _RTNLGRP_TC):
-                self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-            self._socket.setblocking(False)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """For the event loop."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
 
     def changed(self, own_range: str) -> bool:
         """Take all that has arrived; whether any of it may concern the path. Raises OSError."""
         own = IPv4Network(own_range) if own_range else None
         found = False
-        for _ in range(READS_LIMIT):
+        for data in self.datagrams(READS_LIMIT):
             try:
-                data = self._socket.recv(DATAGRAM_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                found = True
-                continue
-            try:
-                found = self._concerns(data, own) or found
+                found = data is None or self._concerns(data, own) or found
             except (dump.MalformedMessage, struct.error):
                 found = True
         return found
@@ -193,8 +125,8 @@ class DeviceMonitor:
             if header.type in {RTM_NEWROUTE, RTM_DELROUTE}:
                 if data[start + 5] == PROTOCOL:  # our own rows, ten thousand of them at a cold start
                     continue
-                network, _ = _route(data, offset, header)
-                if own is None or network is None or network.subnet_of(own):
+                route = foreign_route(data, start, offset + header.length)
+                if own is None or route is None or route.network.subnet_of(own):
                     return True
             elif header.type in {RTM_NEWLINK, RTM_DELLINK}:
                 _, _, ifindex, _, _ = _IFINFO.unpack_from(data, start)

@@ -29,7 +29,8 @@ transaction is atomic for whoever lists it, but not for packets: one that is bei
 while the generation changes finds the old set empty and is dropped (measured on Linux 6.18: about one
 packet in four replacements at 8,000 packets/s; none with the sets in place).
 
-It never touches another table; rules of other programs still apply to what passes here.
+It never touches another table; rules of other programs still apply to what passes here. Cancelled, a
+transaction has taken effect as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -213,7 +214,6 @@ async def nft(script: str) -> None:
     """Run one transaction: all of it takes effect or nothing.
 
     Raises Refused: ``prerequisite_missing`` without the program, ``firewall_refused`` with its words.
-    Cancelled, the transaction may have taken effect as a whole.
     """
     await _run("-f", "-", stdin=script)
 
@@ -222,7 +222,7 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
     """Bring the table to this form without losing a packet, whatever it holds now.
 
     A table whose chains or sets are of another kind (another version's) cannot be changed in place: it is
-    deleted and made anew. Raises Refused as `nft` does. Cancelled, the table has the old form or the new one.
+    deleted and made anew. Raises Refused as `nft` does.
     """
     wanted = list(vteps)
     stale = await elements_of("vteps", "vteps6") - set(wanted)
@@ -238,10 +238,7 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
 
 
 async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> set[str]:
-    """What the named sets of a table hold; nothing for one that is not there. Raises Refused as `nft` does.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """What the named sets of a table hold; nothing for one that is not there. Raises Refused as `nft` does."""
     found: set[str] = set()
     for name in names:
         try:
@@ -263,10 +260,7 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
 
 
 async def listing() -> str:
-    """The table as the kernel has it, without counters' values; empty when it is not there.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """The table as the kernel has it, without counters' values; empty when it is not there."""
     try:
         return await _run("--stateless", "list", "table", "inet", TABLE)
     except Refused as error:
@@ -276,10 +270,7 @@ async def listing() -> str:
 
 
 async def remove() -> bool:
-    """Remove our table; False when there was none.
-
-    Cancelled, the table is there or gone, never a part of it.
-    """
+    """Remove our table; False when there was none."""
     if not await listing():
         return False
     await nft(f"delete table inet {TABLE}\n")

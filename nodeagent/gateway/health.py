@@ -25,7 +25,10 @@ CALM_S = 60.0
 
 
 class Health:
-    """Runs a check per backend while told to; ``changed`` is called when a verdict changes."""
+    """Runs a check per backend while told to; ``changed`` is called when a verdict changes.
+
+    Cancelled, some checks may not have begun or ended: the next call does that.
+    """
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -38,10 +41,7 @@ class Health:
         return self._verdicts.get(key)
 
     async def follow(self, backends: Mapping[BackendKey, Backend]) -> None:
-        """Check these from now on, and no others.
-
-        Cancelled, some checks may not have been changed: the next call does.
-        """
+        """Check these from now on, and no others."""
         for key in list(self._tasks):
             wanted = backends.get(key)
             if wanted is None or wanted.added != self._tasks[key][0].added:
@@ -79,7 +79,7 @@ class Health:
             await asyncio.sleep(backend.check_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
 
     async def close(self) -> None:
-        """End all checks. Cancelled, some checks may go on; safe to repeat."""
+        """End all checks."""
         await self.follow({})
 
 

@@ -59,11 +59,6 @@ class PreviousHolders:
         self._able = True
         self._arp: tuple[str, ArpSocket] | None = None
 
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """Underlay addresses of the machines that packets are sent on to now."""
-        return tuple(sorted({candidate.underlay for candidate in self._known}))
-
     async def look(self, candidates: Iterable[Candidate], elsewhere: Sequence[str], device: str) -> None:
         """Ask each machine whether it lives, and write the rules accordingly.
 

@@ -66,7 +66,6 @@ class GatewayReconciler:
         self._reporter = HealthReporter(config, context, self.health, self._holders)
         self.previous_holders = PreviousHolders(conditions)
         self.graceful_release = GracefulRelease()
-        self.takeovers = 0
 
     def wake(self) -> None:
         """Something that this depends on may have changed."""
@@ -245,5 +244,4 @@ class GatewayReconciler:
         self._announcer.on_acquired(address)
         self._there.add(address)
         self._taken[address] = holder.epoch
-        self.takeovers += 1
         log.info("address %s taken (epoch %d)", address, holder.epoch)

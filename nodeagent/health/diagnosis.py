@@ -1,7 +1,7 @@
 """Names what is in the way of packets: a chain, a rule, a file, and the program that makes it.
 
 Looks only when something is wrong, with the system's own programs, each with a deadline; it changes nothing,
-and what cannot be looked at is left out rather than guessed.
+and what cannot be looked at is left out rather than guessed. Cancelled, it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -60,10 +60,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def dropping_chains() -> list[Chain]:
-    """Forward chains with policy drop, nftables' and iptables' alike (the older iptables, too).
-
-    Cancelled, it leaves nothing behind.
-    """
+    """Forward chains with policy drop, nftables' and iptables' alike (the older iptables, too)."""
     found = parse_chains(await _run("nft", "--json", "list", "chains"))
     legacy = await _run("iptables-legacy-save", "-t", "filter")
     if ":FORWARD DROP" in legacy:
@@ -100,10 +97,7 @@ def maker_of(chains: Iterable[str]) -> str:
 
 
 async def dropping_rules(port: int) -> list[str]:
-    """Rules that drop or reject UDP to the tunnel's port, in nft's words.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """Rules that drop or reject UDP to the tunnel's port, in nft's words."""
     listing = await _run("nft", "list", "ruleset", "-s")
     table = chain = ""
     found: list[str] = []
@@ -132,7 +126,7 @@ def _drops(line: str, port: int) -> bool:
 
 
 async def policy_rules() -> list[str]:
-    """Policy routing rules of others, as ``ip rule`` prints them. Cancelled, it leaves nothing behind."""
+    """Policy routing rules of others, as ``ip rule`` prints them."""
     try:
         rules: list[dict[str, Any]] = json.loads(await _run("ip", "-4", "-j", "rule") or "[]")
     except json.JSONDecodeError:
@@ -149,10 +143,7 @@ async def policy_rules() -> list[str]:
 
 
 async def explain(fault: str, port: int, cidrs: Iterable[str]) -> str:
-    """What is in the way of packets that fail so (see :mod:`nodeagent.health.path_judge`); empty if unknown.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """What is in the way of packets that fail so (see :mod:`nodeagent.health.path_judge`); empty if unknown."""
     if fault == "route":
         rules = await policy_rules()
         return f"Policy rules that may lead elsewhere: {'; '.join(rules[:3])} (see `ip rule`)" if rules else ""

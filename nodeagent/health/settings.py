@@ -5,15 +5,8 @@ from __future__ import annotations
 import struct
 
 from nodeagent.netlink import dump
-from nodeagent.netlink.constants import (
-    AF_INET,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSG_HEADER,
-)
-from nodeagent.netlink.socket import NetlinkChannel
+from nodeagent.netlink.constants import AF_INET, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_HEADER
+from nodeagent.netlink.socket import dumped
 
 RTM_NEWNETCONF, RTM_GETNETCONF = 80, 82
 _IFINDEX, _FORWARDING = 1, 2
@@ -28,24 +21,12 @@ def forwarding() -> dict[int, bool]:
 
     Raises OSError.
     """
-    channel = NetlinkChannel()
     found: dict[int, bool] = {}
-    try:
-        body = struct.pack("=B3x", AF_INET)
-        channel.send(
-            _HEADER.pack(NLMSG_HEADER + len(body), RTM_GETNETCONF, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body
-        )
-        done = False
-        while not done:
-            data = channel.receive()
-            for header, offset in dump.messages(data):
-                done = done or header.type in {NLMSG_DONE, NLMSG_ERROR}
-                if header.type == RTM_NEWNETCONF:
-                    attributes = dump.attributes(data, offset + NLMSG_HEADER + 4, offset + header.length)
-                    index = attributes.get(_IFINDEX)
-                    value = attributes.get(_FORWARDING)
-                    if index is not None and value is not None:
-                        found[int.from_bytes(index, "little", signed=True)] = value[0] != 0
-    finally:
-        channel.close()
+    body = struct.pack("=B3x", AF_INET)
+    head = _HEADER.pack(NLMSG_HEADER + len(body), RTM_GETNETCONF, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    for data, start, end in dumped(head + body, RTM_NEWNETCONF):
+        attributes = dump.attributes(data, start + len(body), end)
+        index, value = attributes.get(_IFINDEX), attributes.get(_FORWARDING)
+        if index is not None and value is not None:
+            found[int.from_bytes(index, "little", signed=True)] = value[0] != 0
     return found

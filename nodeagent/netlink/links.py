@@ -7,8 +7,7 @@ here touches a device that is not ours; a device is ours if it has our name and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
@@ -22,7 +21,6 @@ from nodeagent.netlink.constants import IFF_UP
 VXLAN_OVERHEAD_V4 = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
 
-VXLAN_OVERHEAD_V6 = 70
 MTU_MINIMUM = 576
 _NUD_INCOMPLETE, _NUD_FAILED, _NUD_NOARP = 0x01, 0x20, 0x40
 
@@ -41,10 +39,6 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     local: str = ""
     learning: bool = False
     metadata: bool = False
-
-
-PROPERTIES = ("local", "mac", "mtu", "up", "address")
-"""What of a living device is put right when it differs."""
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +60,6 @@ class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
     actions: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
     """Properties that are not as specified and were left so, see :func:`ensure_device`."""
-
-
-@contextmanager
-def _route_socket() -> Iterator[Any]:
-    with IPRoute() as socket:
-        yield socket
 
 
 def _link(message: Any) -> Link:
@@ -96,13 +84,13 @@ def _link(message: Any) -> Link:
 
 def links() -> list[Link]:
     """Every device of this network namespace."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         return [_link(message) for message in socket.get_links()]
 
 
 def find(name: str) -> Link | None:
     """The device of that name."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         return _find(socket, name)
 
 
@@ -118,7 +106,7 @@ def _find(socket: Any, name: str) -> Link | None:
 
 def addresses() -> list[tuple[int, str, int]]:
     """(device index, IPv4 address, prefix length) of every address."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         return [
             (
                 message["index"],
@@ -142,7 +130,7 @@ def own_addresses() -> frozenset[str]:
 
 def default_device() -> str:
     """The device of the default route with the lowest metric; empty when there is none."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         routes = [
             (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
             for message in socket.get_default_routes(family=2, table=254)
@@ -158,7 +146,7 @@ def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:
     """Name → index of those devices that have a route into the network: for a range, its pods' devices."""
     network = IPv4Network(cidr)
     found: dict[str, int] = {}
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         for index in sorted(among):
             # Filtered by the kernel: other nodes' routes may be thousands.
             for message in socket.get_routes(family=2, oif=index, table=254):
@@ -189,7 +177,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
         wanted["src"] = source
     if incoming:
         wanted["iif"] = incoming
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         try:
             (found,) = socket.route("get", **wanted)
             index = int(found.get_attr("RTA_OIF") or 0)
@@ -206,7 +194,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
 
 def route_mtu(address: str) -> int:
     """The MTU of the route to an address, if it has one of its own; else 0. Raises OSError (NetlinkError)."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         (found,) = socket.route("get", dst=address)
         metrics = found.get_attr("RTA_METRICS")
         return int((metrics.get_attr("RTAX_MTU") if metrics else 0) or 0)
@@ -216,13 +204,13 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
     """Make our device be as specified, changing as little as possible.
 
     VNI and port cannot change on a living device: then it is made anew, and its rows with it. What is to be
-    put right on a device that is there is asked of ``allow`` by its name (:data:`PROPERTIES`) and left as it is
-    where the answer is no.
+    put right on a device that is there is asked of ``allow`` by its name (local, mac, mtu, up, address) and
+    left as it is where the answer is no.
     Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device,
     and OSError (NetlinkError) for what the kernel refuses otherwise.
     """
     actions: list[str] = []
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         link = _find(socket, spec.name)
         if link is not None and link.kind != "vxlan":
             raise Refused(
@@ -345,13 +333,13 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
 
 def has_ports(bridge: int) -> bool:
     """Whether any device hangs on that bridge (by index)."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         return any(True for _ in socket.get_links(master=bridge))
 
 
 def neighbours(index: int) -> list[str]:
     """IPv4 addresses that have answered on that device."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         return [
             str(message.get_attr("NDA_DST"))
             for message in socket.get_neighbours(family=2, ifindex=index)
@@ -361,7 +349,7 @@ def neighbours(index: int) -> list[str]:
 
 def remove_veth(index: int) -> bool:
     """Remove a veth device, and with it its other end; False when there is none of that index and kind."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         try:
             link = _link(socket.get_links(index)[0])
         except (NetlinkError, IndexError):
@@ -374,7 +362,7 @@ def remove_veth(index: int) -> bool:
 
 def remove_device(name: str) -> bool:
     """Remove our device (rows go with it); False when there is none of that name and kind."""
-    with _route_socket() as socket:
+    with IPRoute() as socket:
         link = _find(socket, name)
         if link is None or link.kind != "vxlan":
             return False

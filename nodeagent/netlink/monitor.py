@@ -8,7 +8,6 @@ into small values; this module decides nothing.
 from __future__ import annotations
 
 import ctypes
-import errno
 import socket
 import struct
 import sys
@@ -19,7 +18,6 @@ from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
     IFF_UP,
-    NETLINK_ADD_MEMBERSHIP,
     NLMSG_HEADER,
     RT_TABLE_MAIN,
     RTA_DST,
@@ -36,10 +34,9 @@ from nodeagent.netlink.constants import (
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
-    SOL_NETLINK,
 )
 from nodeagent.netlink.rows import ODD, Kind, route_key
-from nodeagent.netlink.socket import DATAGRAM_BYTES, force_buffers
+from nodeagent.netlink.socket import Subscription
 
 BUFFER_BYTES = 2 << 20
 READS_LIMIT = 4096
@@ -93,29 +90,13 @@ Notice = LinkChange | AddressChange | RowChange | Overflow
 FOREIGN = ODD + b"foreign route"
 
 
-class Monitor:
-    """Subscribes to change notifications. Not blocking: wait for :meth:`fileno`, then :meth:`read`."""
+class Monitor(Subscription):
+    """Change notifications: wait for :meth:`fileno`, then :meth:`read`."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        groups = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE)
+        super().__init__(groups, BUFFER_BYTES)
         self._ifindex = 0
-        try:
-            force_buffers(self._socket, BUFFER_BYTES)
-            self._socket.bind((0, 0))
-            for group in (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE):
-                self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-            self._socket.setblocking(False)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """For the event loop."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
 
     def watch(self, ifindex: int, own_port: int) -> None:
         """Listen to the neighbours of this device only, and not to what ``own_port`` itself wrote."""
@@ -127,19 +108,10 @@ class Monitor:
         )
 
     def read(self) -> list[Notice]:
-        """Everything that has arrived (at most READS_LIMIT datagrams)."""
+        """Everything that has arrived (at most READS_LIMIT datagrams). Raises OSError."""
         notices: list[Notice] = []
-        for _ in range(READS_LIMIT):
-            try:
-                data = self._socket.recv(DATAGRAM_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                notices.append(Overflow())
-                continue
-            notices.extend(parse(data, self._ifindex))
+        for data in self.datagrams(READS_LIMIT):
+            notices += [Overflow()] if data is None else parse(data, self._ifindex)
         return notices
 
 

@@ -4,8 +4,9 @@ The kernel handles everything that one ``send`` carries before the call returns;
 success, so a healthy batch of a thousand rows costs one system call and one small answer. Chunks
 are small enough for the receive buffer to hold an error for each message.
 
-:class:`Channel` is the seam: :class:`NetlinkChannel` is the kernel's, and the in-memory kernel of
-the tests (:mod:`nodeagent.netlink.memory`) executes the same bytes.
+:class:`Channel` is the seam: :class:`NetlinkChannel` is the kernel's, and the kernel in memory of the tests
+executes the same bytes. :func:`dumped` is one question with a socket of its own, :class:`Subscription` hears
+notices.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, Self
 
 from nodeagent.netlink import dump, messages
 from nodeagent.netlink.constants import (
+    NETLINK_ADD_MEMBERSHIP,
     NETLINK_CAP_ACK,
     NETLINK_EXT_ACK,
     NETLINK_GET_STRICT_CHK,
@@ -25,6 +27,7 @@ from nodeagent.netlink.constants import (
     NLM_F_MULTI,
     NLMSG_DONE,
     NLMSG_ERROR,
+    NLMSG_HEADER,
     NLMSG_OVERRUN,
     SOL_NETLINK,
 )
@@ -83,16 +86,9 @@ class NetlinkChannel:
     """The kernel's side of :class:`Channel`, in the network namespace of the calling thread."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        try:
-            force_buffers(self._socket, RECEIVE_BYTES)
-            for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-                self._socket.setsockopt(SOL_NETLINK, option, 1)
-            self._socket.bind((0, 0))
-            self._socket.setblocking(False)
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = _opened(
+            RECEIVE_BYTES, options=(NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK)
+        )
 
     @property
     def port(self) -> int:
@@ -109,13 +105,77 @@ class NetlinkChannel:
         self._socket.close()
 
 
-def force_buffers(target: socket.socket, size: int) -> None:
-    """Ask for buffers of ``size`` bytes, past the system's limit where CAP_NET_ADMIN allows it."""
-    for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            target.setsockopt(socket.SOL_SOCKET, forced, size)
-        except PermissionError:
-            target.setsockopt(socket.SOL_SOCKET, plain, size)
+class Subscription:
+    """A socket that hears the notices of multicast groups. Not blocking: wait for :meth:`fileno`."""
+
+    def __init__(self, groups: Iterable[int], buffer_bytes: int, protocol: int = 0) -> None:
+        """Raises OSError."""
+        self._socket = _opened(buffer_bytes, protocol=protocol, groups=groups)
+
+    def fileno(self) -> int:
+        """For the event loop."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def datagrams(self, limit: int) -> Iterator[bytes | None]:
+        """Up to ``limit`` that have arrived; None where some were lost. Raises OSError."""
+        for _ in range(limit):
+            try:
+                yield self._socket.recv(DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                yield None
+
+
+def _opened(
+    buffer_bytes: int, *, protocol: int = 0, options: Iterable[int] = (), groups: Iterable[int] = ()
+) -> socket.socket:
+    """A netlink socket, with buffers past the system's limit where CAP_NET_ADMIN allows it."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    try:
+        for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                opened.setsockopt(socket.SOL_SOCKET, forced, buffer_bytes)
+            except PermissionError:
+                opened.setsockopt(socket.SOL_SOCKET, plain, buffer_bytes)
+        for option in options:
+            opened.setsockopt(SOL_NETLINK, option, 1)
+        opened.bind((0, 0))
+        for group in groups:
+            opened.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        opened.setblocking(False)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def dumped(request: bytes, kind: int) -> Iterator[tuple[bytes, int, int]]:
+    """Each message of type ``kind`` that answers a dump: the datagram, and where its body begins and ends.
+
+    Raises OSError as the kernel answers.
+    """
+    channel = NetlinkChannel()
+    try:
+        channel.send(request)
+        done = False
+        while not done:
+            data = channel.receive()
+            for header, offset in dump.messages(data):
+                if header.type == NLMSG_ERROR:
+                    failure = dump.error(data, offset, header)
+                    raise OSError(failure.errno, failure.text or os.strerror(failure.errno))
+                done = done or header.type == NLMSG_DONE
+                if header.type == kind:
+                    yield data, offset + NLMSG_HEADER, offset + header.length
+    finally:
+        channel.close()
 
 
 class Engine:

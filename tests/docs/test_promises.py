@@ -1,6 +1,6 @@
 """What a caller must know stands in the docstring: what is raised, and what a cancellation leaves behind.
 
-Held for everything that is public. What a class says of cancellation holds for all its coroutines.
+Held for everything that is public. What a class or a module says of cancellation holds for all its coroutines.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) 
     def visit(body: list[ast.stmt], path: tuple[str, ...], of_class: str = "") -> Iterator[Promise]:
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                yield from visit(node.body, (*path, node.name), ast.get_docstring(node) or "")
+                yield from visit(node.body, (*path, node.name), of_class + (ast.get_docstring(node) or ""))
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if node.name.startswith("_") or spoken(node):
                     continue
@@ -78,7 +78,9 @@ def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) 
                 if isinstance(node, ast.AsyncFunctionDef) and not re.search(r"\b[Cc]ancel", said + of_class):
                     yield Promise(module, name, "cancellation")
 
-    yield from visit(ast.parse(source).body, ())
+    tree = ast.parse(source)
+    of_module = re.search(r"\bCancelled, .*", ast.get_docstring(tree) or "")
+    yield from visit(tree.body, (), of_module[0] if of_module else "")
 
 
 def unsaid() -> list[str]:
@@ -117,6 +119,8 @@ def test_a_port_speaks_for_implementations_without_a_docstring() -> None:
             'class C:\n    """Cancel it."""\n    async def f(self):\n        raise OSError\n',
             ["raises"],
         ),
+        ('"""M. Cancelled, any leaves nothing."""\nasync def f():\n    pass\n', []),
+        ('"""About cancelling."""\nasync def f():\n    pass\n', ["cancellation"]),
         ('class C:\n    """Cancel it."""\nasync def f():\n    pass\n', ["cancellation"]),
     ],
 )

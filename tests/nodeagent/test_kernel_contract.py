@@ -8,9 +8,9 @@ import pytest
 
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceSpec
-from nodeagent.netlink.memory import MemoryKernel
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 from tests.nodeagent.kernel_suite import SUITE, Place
+from tests.nodeagent.memory_kernel import MemoryKernel
 from tests.nodeagent.sandbox import inside, sh
 
 SPEC = DeviceSpec(

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from nodeagent.dataplane.desired import Desired, difference
 from nodeagent.dataplane.reconcile import apply_directly, digest_shift, reconcile, row_digest
 from nodeagent.membership.peers import Change, Peer, PeerTable
-from nodeagent.netlink.memory import MemoryKernel
 from nodeagent.netlink.messages import Action
 from nodeagent.netlink.rows import STRAY, Kind, Rows, mac_bytes
 from nodeagent.netlink.socket import Engine
 from tests.nodeagent.kernel_suite import address, mac, underlay
+from tests.nodeagent.memory_kernel import MemoryKernel
 
 RANGES = [f"172.16.0.{64 * n}/26" for n in range(4)]
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
-from deploy.grafana.panels import SELECT, Query, bars, board, graph, number, per_second, quantile
+from deploy.grafana.panels import (
+    SELECT,
+    Query,
+    bars,
+    board,
+    graph,
+    number,
+    per_second,
+    quantile,
+    quantiles,
+    row,
+)
 
 
 def overview() -> dashboard.Dashboard:
     """Is the overlay well: room, nodes, speed, trouble."""
-    return (
-        board(
-            "isthmus-overview",
-            "Isthmus / Overview",
-            "The overlay at a glance.",
-        )
-        .with_row(dashboard.Row("Now"))
-        .with_panel(
-            number("Nodes", "Members.", Query(f"sum(max by (kind, reachable) (isthmus_nodes{{{SELECT}}}))"))
-        )
-        .with_panel(
+    return board(
+        "isthmus-overview",
+        "Isthmus / Overview",
+        "The overlay at a glance.",
+        row(
+            "Now",
+            number("Nodes", "Members.", Query(f"sum(max by (kind, reachable) (isthmus_nodes{{{SELECT}}}))")),
             number(
                 "Free ranges",
                 "What the next nodes can get. Below a tenth of the pool is a warning, none is an alarm.",
@@ -27,9 +34,7 @@ def overview() -> dashboard.Dashboard:
                 warn=1,
                 alarm=1,
                 below=True,
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Pool in use",
                 "Share of ranges that are not free.",
@@ -40,9 +45,7 @@ def overview() -> dashboard.Dashboard:
                 unit="percentunit",
                 warn=0.8,
                 alarm=0.95,
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Convergence p99, all agents",
                 "From a stored transaction to the report of the last agent.",
@@ -50,47 +53,35 @@ def overview() -> dashboard.Dashboard:
                 unit="s",
                 warn=2,
                 alarm=10,
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Slowest agent is behind",
                 "Events between the log's head and the lowest applied sequence of the live agents.",
                 Query(f"max(isthmus_watermark_lag{{{SELECT}}})"),
                 warn=1000,
                 alarm=10000,
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Leaders",
                 "Exactly one controller leads.",
                 Query(f"sum(isthmus_leader{{{SELECT}}})"),
                 warn=2,
                 alarm=2,
-            )
-        )
-        .with_row(dashboard.Row("Address space"))
-        .with_panel(
+            ),
+        ),
+        row(
+            "Address space",
             graph(
                 "Ranges by state",
                 "The four states add up to the capacity, always.",
-                [
-                    Query(
-                        f"sum by (state) (max by (cidr, state) (isthmus_pool_ranges{{{SELECT}}}))", "{{state}}"
-                    )
-                ],
+                Query(f"sum by (state) (max by (cidr, state) (isthmus_pool_ranges{{{SELECT}}}))", "{{state}}"),
                 stacked=True,
-            )
-        )
-        .with_panel(
+            ),
             graph(
                 "Cursor",
                 "Index at which the next search starts; it climbs and wraps.",
-                [Query(f"max by (isthmus_cluster) (isthmus_pool_cursor{{{SELECT}}})", "{{isthmus_cluster}}")],
-            )
-        )
-        .with_panel(
+                Query(f"max by (isthmus_cluster) (isthmus_pool_cursor{{{SELECT}}})", "{{isthmus_cluster}}"),
+            ),
             bars(
                 "Ranges by CIDR",
                 "How full each container CIDR is.",
@@ -98,45 +89,29 @@ def overview() -> dashboard.Dashboard:
                     f"sum by (cidr, state) (max by (cidr, state) (isthmus_pool_ranges{{{SELECT}}}))",
                     "{{cidr}} {{state}}",
                 ),
-            )
-        )
-        .with_panel(
+            ),
             graph(
                 "Membership",
                 "Joins, leaves and fencings a second.",
-                [
-                    Query(
-                        per_second("isthmus_events_total", only='type="node.joined.v1"', window="1m"), "joined"
-                    ),
-                    Query(per_second("isthmus_events_total", only='type="node.left.v1"', window="1m"), "left"),
-                    Query(
-                        per_second("isthmus_events_total", only='type="node.fenced.v1"', window="1m"), "fenced"
-                    ),
-                ],
+                Query(per_second("isthmus_events_total", only='type="node.joined.v1"', window="1m"), "joined"),
+                Query(per_second("isthmus_events_total", only='type="node.left.v1"', window="1m"), "left"),
+                Query(per_second("isthmus_events_total", only='type="node.fenced.v1"', window="1m"), "fenced"),
                 unit="eps",
-            )
-        )
-        .with_row(dashboard.Row("Convergence"))
-        .with_panel(
+            ),
+        ),
+        row(
+            "Convergence",
             graph(
                 "From the log into the kernel, per agent",
                 "How long one agent takes from a stored transaction to its report.",
-                [
-                    Query(quantile(share, "isthmus_convergence_agent_seconds"), name)
-                    for share, name in ((0.5, "median"), (0.99, "p99"), (1.0, "slowest"))
-                ],
+                *quantiles("isthmus_convergence_agent_seconds", median=0.5, p99=0.99, slowest=1.0),
                 unit="s",
-            )
-        )
-        .with_panel(
+            ),
             graph(
                 "From the log into every kernel",
                 "How long until the last agent has reported.",
-                [
-                    Query(quantile(share, "isthmus_convergence_all_seconds"), name)
-                    for share, name in ((0.5, "median"), (0.99, "p99"))
-                ],
+                *quantiles("isthmus_convergence_all_seconds", median=0.5, p99=0.99),
                 unit="s",
-            )
-        )
+            ),
+        ),
     )

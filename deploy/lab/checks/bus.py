@@ -1,4 +1,8 @@
-"""Bus servers killed: one of three is not noticed, two of three are refused in time, nothing is lost."""
+"""Bus servers killed: one of three is not noticed, two of three are refused in time, nothing is lost.
+
+Cancelled, a check ends its streams and its load: killed servers may stay dead, and nodes that it let join
+members.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,7 @@ FOLLOW_LIMIT_S = 60.0
 async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
     """SIGKILL for the server that leads the log while commands run; then it comes back and catches up.
 
-    Raises CheckFailedError. Cancelled, the killed server may stay dead and nodes of the load may stay members;
-    streams and load are ended.
+    Raises CheckFailedError.
     """
     name = "The log's leading bus server killed under load: no acknowledged command lost"
     with report.stage(name) as check:
@@ -93,8 +96,7 @@ async def server_killed(lab: Lab, report: Report, buses: Buses) -> None:
 async def majority_gone(lab: Lab, report: Report, buses: Buses) -> None:
     """Two of three servers die: a command is refused in time, and repeated later it takes effect once.
 
-    Raises CheckFailedError. Cancelled, the killed servers may stay dead, and the node that asked may join all
-    the same or stay a member.
+    Raises CheckFailedError.
     """
     with report.stage(
         "Two of three bus servers killed: commands are refused in time, pods still reach each other"

@@ -4,7 +4,8 @@ A backend's death, a gateway's, a planned handover, ten of those in a row, and a
 gateway does not know that it was replaced.
 
 Every one runs under a flow of new connections and of connections in progress to both addresses, at the
-product's own timers.
+product's own timers. Cancelled, it ends the flow and leaves the lab as it is then: whoever was killed, cut off
+or taken out stays so.
 """
 
 from __future__ import annotations
@@ -38,10 +39,7 @@ LINK = "eth0"
 
 
 async def backend_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
-    """Its server is killed; the checks find out, and find out again when it is back.
-
-    Cancelled, the server may stay dead; the flow is ended.
-    """
+    """Its server is killed; the checks find out, and find out again when it is back."""
     with report.stage("A backend dies: the other one answers") as check:
         async with under_flow(lab, setup, report, check, DIED_S):
             await setup.servers["api-1"].kill()
@@ -59,10 +57,7 @@ async def backend_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 
 async def gateway_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
-    """Its link is pulled and its agent killed; back again, it gives up what it had.
-
-    Cancelled, the link may stay down and the agent dead; the flow is ended.
-    """
+    """Its link is pulled and its agent killed; back again, it gives up what it had."""
     victim = lab.nodes[(await holders(lab))[API]]
     with report.stage(f"The gateway {victim.name} dies: the other one takes its address") as check:
         async with under_flow(lab, setup, report, check, DIED_S):
@@ -78,7 +73,7 @@ async def gateway_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
 async def handed_over(lab: Lab, report: Report, setup: ClbSetup) -> None:
     """Planned: the address goes first, then the gateway; what is in progress goes on through it.
 
-    Raises CheckFailedError. Cancelled, the node may be no gateway any more; the flow is ended.
+    Raises CheckFailedError.
     """
     with report.stage("A gateway is taken out on purpose: handover first") as check:
         leaving = (await holders(lab))[API]
@@ -96,7 +91,7 @@ async def handed_over(lab: Lab, report: Report, setup: ClbSetup) -> None:
 async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
     """Planned handovers there and back, each as soon as the one before it is through.
 
-    Raises CheckFailedError. Cancelled, the node that was leaving may be no gateway any more; the flow is ended.
+    Raises CheckFailedError.
     """
     with report.stage(f"{FAILOVERS} failovers in a row") as check:
         async with under_flow(lab, setup, report, check, PLANNED_S):
@@ -113,8 +108,7 @@ async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
 async def split(lab: Lab, report: Report, setup: ClbSetup) -> None:
     """The holder loses the bus and does not know that it was replaced; its kernel yields all the same.
 
-    Raises CheckFailedError. Cancelled, the old holder's link to the bus may stay down; the flow and the process
-    that listens for ARP answers are ended.
+    Raises CheckFailedError.
     """
     address = setup.addresses[API]
     old = lab.nodes[(await holders(lab))[API]]

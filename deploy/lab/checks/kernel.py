@@ -1,4 +1,7 @@
-"""What a node's kernel really holds, read by `ip` and `bridge`: a second opinion on the agent's own view."""
+"""What a node's kernel really holds, read by `ip` and `bridge`: a second opinion on the agent's own view.
+
+Cancelled, the programs are killed; they only read.
+"""
 
 from __future__ import annotations
 
@@ -64,19 +67,13 @@ class OverlayRows:
 
 
 async def vxlan_device(machine: Machine) -> dict[str, Any] | None:
-    """The node's VXLAN device as `ip -d link` describes it, or None.
-
-    Cancelled, `ip` is killed; it only reads.
-    """
+    """The node's VXLAN device as `ip -d link` describes it, or None."""
     links = await run_json(machine.inside("ip", "-j", "-d", "link", "show", "type", "vxlan"))
     return dict(links[0]) if links else None
 
 
 async def overlay_rows(machine: Machine) -> OverlayRows:
-    """The permanent rows on the node's VXLAN device; none when there is no device.
-
-    Cancelled, `ip` and `bridge` are killed; they only read.
-    """
+    """The permanent rows on the node's VXLAN device; none when there is no device."""
     device = await vxlan_device(machine)
     if device is None:
         return OverlayRows(frozenset(), frozenset(), frozenset())

@@ -1,7 +1,8 @@
 """A leaf server at the IDC: it mirrors the log, and agents there start from it without the cloud.
 
-The link that is cut is the link between the leaf's machine and the management network, the only way to
-the hub; the road that the pods' packets take between the sites is another one and stays.
+The link that is cut is the link between the leaf's machine and the management network, the only way to the hub;
+the road that the pods' packets take between the sites is another one and stays. Cancelled, the link may stay
+down, the agent dead and without its cache, and the two nodes on paper members; mirrors that were made stay.
 """
 
 from __future__ import annotations
@@ -34,11 +35,7 @@ BEFORE, MEANWHILE = "before-the-cut", "during-the-cut"
 
 
 async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
-    """The mirrors are made the way an operator makes them. Runs before the first external node joins.
-
-    Cancelled, `isthmus site init` is killed and one of the mirrors, or both, may have been made; it may be
-    repeated.
-    """
+    """The mirrors are made the way an operator makes them. Runs before the first external node joins."""
     with report.stage("A leaf server at the IDC mirrors the log") as check:
         cluster = lab.log.cluster
         for stream in (subjects.stream(cluster), subjects.snapshot_stream(cluster)):
@@ -58,8 +55,7 @@ async def bring_up(lab: Lab, report: Report, buses: Buses) -> None:
 async def link_cut(lab: Lab, report: Report, buses: Buses) -> None:
     """Without the hub an agent at the IDC starts, remembering nothing, and learns all from the mirror.
 
-    Raises CheckFailedError. Cancelled, the link may stay down, the agent dead and without its cache, and the
-    two nodes on paper members.
+    Raises CheckFailedError.
     """
     name = next(node.name for node in lab.topology.nodes if node.kind == "external")
     title = f"Link to the hub cut: the agent of {name} starts without a cache, from the mirror, no packet lost"

@@ -1,7 +1,8 @@
 """The overlay's checks, one function per promise. Each measures real packets and real kernel tables.
 
-Each returns nothing: it fills in its check, shows its table, or raises CheckFailedError with what it
-saw instead. The order matters only where a docstring says so.
+Each returns nothing: it fills in its check, shows its table, or raises CheckFailedError with what it saw
+instead. The order matters only where a docstring says so. Cancelled, a check ends its streams of packets and
+leaves the lab as it is then: what it stopped stays stopped, and what it asked for may take effect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ UDP_AND_IP = 28  # header bytes before a UDP payload (RFC 768, RFC 791 without o
 async def cyclic_ranges(lab: Lab, report: Report) -> None:
     """Ranges were given in cyclic order, and each event carries the cursor after it.
 
-    Raises CheckFailedError. It never waits: no cancellation finds it half done.
+    Raises CheckFailedError.
     """
     with report.stage("Ranges are given cyclically and sequentially") as check:
         members = sorted(lab.members.live.values(), key=lambda member: member.epoch)
@@ -49,10 +50,7 @@ async def cyclic_ranges(lab: Lab, report: Report) -> None:
 
 
 async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] | None = None) -> None:
-    """Every pod reaches every pod on every other node: numbered packets, counted at their return.
-
-    Cancelled, probers send what they were told to send; nothing else is left behind.
-    """
+    """Every pod reaches every pod on every other node: numbered packets, counted at their return."""
     with report.stage(name) as check:
         await lab.wait_converged()
         results = await probe_all(lab, sources)
@@ -83,7 +81,7 @@ async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] 
 async def full_size(lab: Lab, report: Report) -> None:
     """A packet as large as the device allows crosses the sites unfragmented; one byte more is refused.
 
-    Raises CheckFailedError. Cancelled, a prober sends what it was told to send; nothing else is left behind.
+    Raises CheckFailedError.
     """
     with report.stage("Packets of full size cross the sites unfragmented") as check:
         source, target = pod_in(lab, "cloud"), pod_in(lab, "external")
@@ -106,11 +104,7 @@ async def full_size(lab: Lab, report: Report) -> None:
 
 
 async def leave(lab: Lab, report: Report, name: str) -> None:
-    """A node leaves; every row about it vanishes from every other kernel. Raises CheckFailedError.
-
-    Cancelled, its pods may be gone while its agent runs; a removal that has begun may go on, so the node may
-    leave all the same.
-    """
+    """A node leaves; every row about it vanishes from every other kernel. Raises CheckFailedError."""
     with report.stage(f"{name} leaves: its rows vanish on all others") as check:
         leaver, member = lab.nodes[name], lab.members.live[name]
         await asyncio.gather(*(pod.delete() for pod in leaver.pods))
@@ -152,8 +146,7 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
 async def newcomer(lab: Lab, report: Report, freed: str) -> None:
     """A new node joins and takes the next range in the cycle, not the freed one. Runs after `leave`.
 
-    Raises CheckFailedError. Cancelled, the node may be half way in, or a member without pods; leaving the lab
-    ends what runs of it.
+    Raises CheckFailedError.
     """
     spare = lab.topology.spare
     with report.stage(f"{spare.name} joins: it takes the next range, not the freed one") as check:
@@ -174,7 +167,7 @@ async def newcomer(lab: Lab, report: Report, freed: str) -> None:
 async def agent_killed(lab: Lab, report: Report, name: str) -> None:
     """SIGKILL for an agent, a restart, and meanwhile numbered packets from and to its node: none is lost.
 
-    Raises CheckFailedError. Cancelled, the agent may stay dead; the streams are ended.
+    Raises CheckFailedError.
     """
     with report.stage(f"agent of {name} killed with SIGKILL and restarted: no packet lost") as check:
         victim = lab.nodes[name]
@@ -194,7 +187,7 @@ async def agent_killed(lab: Lab, report: Report, name: str) -> None:
 async def bus_stopped(lab: Lab, report: Report) -> None:
     """Bus and controller die by SIGKILL: pods still talk, and after the restart nothing was lost.
 
-    Raises CheckFailedError. Cancelled, bus and controller may stay dead; the streams are ended.
+    Raises CheckFailedError.
     """
     with report.stage("Bus and controller stopped: pods still reach each other") as check:
         before, members = await lab.rows(), dict(lab.members.live)
@@ -218,7 +211,7 @@ async def bus_stopped(lab: Lab, report: Report) -> None:
 async def log_holds(lab: Lab, report: Report) -> None:
     """The log alone, read to its end: no address had two owners, no event is missing or changed.
 
-    Raises CheckFailedError. Cancelled, it leaves nothing behind: it only reads.
+    Raises CheckFailedError.
     """
     from deploy.churn.verify import verify_log
 

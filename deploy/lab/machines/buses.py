@@ -48,7 +48,11 @@ ASK_S = 1.0
 
 
 class Buses:
-    """The servers by name. ``servers`` is 1 or 3; with ``leaf`` the IDC gets one of its own."""
+    """The servers by name. ``servers`` is 1 or 3; with ``leaf`` the IDC gets one of its own.
+
+    Cancelled, its coroutines leave the servers as they are then: some may be built, run, or have their signal;
+    `stop` ends them.
+    """
 
     def __init__(self, servers: int, *, leaf: bool, idc: Site, directory: RunDirectory) -> None:
         self.replicas = servers
@@ -79,10 +83,7 @@ class Buses:
         return self.leaf_url if self._with_leaf and kind == "external" else ",".join(self.urls)
 
     async def build(self, fabric: Fabric, security: Security | None = None) -> None:
-        """Makes the machines and describes the servers; none runs yet.
-
-        Cancelled, some of the machines and store directories are there, and it cannot simply be repeated.
-        """
+        """Makes the machines and describes the servers; none runs yet."""
         self._security = security
         form = "cluster" if self.replicas > 1 else "single"
         for name, address in self._addresses.items():
@@ -165,28 +166,19 @@ class Buses:
         return [*self.hub.values(), *([self.leaf] if self.leaf else [])]
 
     async def start(self) -> None:
-        """Starts every server that does not run; `ready` says when they answer.
-
-        Cancelled, some of them may run; `stop` ends them.
-        """
+        """Starts every server that does not run; `ready` says when they answer."""
         await asyncio.gather(*(daemon.start() for daemon in self.daemons if not daemon.running))
 
     async def kill_hub(self) -> None:
-        """SIGKILL for every server of the hub; a leaf at the site lives on.
-
-        Cancelled, only the wait for their ends is cut short; a server that has its signal dies.
-        """
+        """SIGKILL for every server of the hub; a leaf at the site lives on."""
         await asyncio.gather(*(daemon.kill() for daemon in self.hub.values()))
 
     async def stop(self) -> None:
-        """SIGTERM for every server. Cancelled, no SIGKILL follows for one that does not end: it may run on."""
+        """SIGTERM for every server."""
         await asyncio.gather(*(daemon.stop() for daemon in self.daemons))
 
     async def ready(self) -> bool:
-        """Whether JetStream answers on every server of the hub. Raises CheckFailedError when one ended.
-
-        Cancelled, the connections that it asks through are closed.
-        """
+        """Whether JetStream answers on every server of the hub. Raises CheckFailedError when one ended."""
         for daemon in self.daemons:
             if not daemon.running:
                 raise CheckFailedError(f"the server {daemon.name} ended:\n{daemon.log_tail()}")
@@ -201,10 +193,7 @@ class Buses:
     # ------------------------------------------------------------------ the log's replicas
 
     async def exists(self, client: Client, stream: str) -> bool:
-        """Whether the hub has that stream and somebody answers for it.
-
-        Cancelled, an answer may still come and is dropped; it has no effect.
-        """
+        """Whether the hub has that stream and somebody answers for it."""
         try:
             await _info(client, stream)
         except (Unavailable, ApiError):
@@ -212,17 +201,11 @@ class Buses:
         return True
 
     async def leader(self, client: Client, stream: str) -> str:
-        """The server that leads the stream; "" while there is none, or nobody answers.
-
-        Cancelled, an answer may still come and is dropped; it has no effect.
-        """
+        """The server that leads the stream; "" while there is none, or nobody answers."""
         return str((await _cluster_of(client, stream)).get("leader", ""))
 
     async def level(self, client: Client, stream: str, name: str) -> bool:
-        """Whether that server, as a follower or as the leader, holds everything that the leader holds.
-
-        Cancelled, an answer may still come and is dropped; it has no effect.
-        """
+        """Whether that server, as a follower or as the leader, holds everything that the leader holds."""
         found = await _cluster_of(client, stream)
         if found.get("leader") == name:
             return True

@@ -26,7 +26,10 @@ STOP_LIMIT_S = 10.0
 
 @dataclass(slots=True)
 class Daemon:
-    """One process that can be killed and started again with the same command line."""
+    """One process that can be killed and started again with the same command line.
+
+    Cancelled, only the waiting ends: a signal is sent once, and no process runs that is not in ``process``.
+    """
 
     name: str
     machine: Machine
@@ -43,10 +46,7 @@ class Daemon:
         return self.process is not None and self.process.returncode is None
 
     async def start(self) -> None:
-        """Starts the process; its output is appended to the log.
-
-        Cancelled, no process is left running and ``process`` is what it was; the log file is there.
-        """
+        """Starts the process; its output is appended to the log."""
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self.process = await asyncio.create_subprocess_exec(
@@ -64,10 +64,7 @@ class Daemon:
         self.started_at_s = asyncio.get_running_loop().time()
 
     async def kill(self) -> None:
-        """SIGKILL: no chance to clean up. Returns when the process is gone.
-
-        Cancelled, the signal is sent; only the waiting ends.
-        """
+        """SIGKILL: no chance to clean up. Returns when the process is gone."""
         await self._signal(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> None:
@@ -77,10 +74,7 @@ class Daemon:
                 self.process.send_signal(number)
 
     async def stop(self) -> float:
-        """SIGTERM; returns the seconds it took. SIGKILL after STOP_LIMIT_S.
-
-        Cancelled, SIGTERM is sent and no SIGKILL follows: the process may run on.
-        """
+        """SIGTERM; returns the seconds it took. SIGKILL after STOP_LIMIT_S."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:

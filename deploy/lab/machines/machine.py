@@ -85,17 +85,16 @@ async def start_machine(name: str) -> Machine:
 
 @dataclass(slots=True)
 class Fabric:
-    """Every machine of the lab by name, and the links between them."""
+    """Every machine of the lab by name, and the links between them.
+
+    Cancelled, what was made stays until the sandbox ends; machines in ``machines`` are ended by `close`.
+    """
 
     topology: Topology
     machines: dict[str, Machine] = field(default_factory=dict)
 
     async def build(self) -> None:
-        """Makes the switches, the router and the controller's machine; nodes come by `add_node`.
-
-        Cancelled, bridges and links that were made stay until the sandbox ends, as do machines that are not in
-        ``machines`` yet; `close` ends the others.
-        """
+        """Makes the switches, the router and the controller's machine; nodes come by `add_node`."""
         router, controller = await asyncio.gather(start_machine("router"), start_machine("controller"))
         self.machines |= {"router": router, "controller": controller}
         sites = self.topology.sites
@@ -124,11 +123,7 @@ class Fabric:
         )
 
     async def add_node(self, node: Node) -> Machine:
-        """Makes the node's machine and connects it to its site and to the management network.
-
-        Cancelled, it leaves what `start_machine` leaves, or a machine in ``machines`` without all of its links,
-        addresses and route, which `close` ends.
-        """
+        """Makes the node's machine and connects it to its site and to the management network."""
         machine = await start_machine(node.name)
         self.machines[node.name] = machine
         await _ip_batch(
@@ -155,11 +150,7 @@ class Fabric:
     async def add_server(
         self, name: str, management: IPv4Address, site: Site | None = None, inside: IPv4Address | None = None
     ) -> Machine:
-        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``.
-
-        Cancelled, it leaves what `start_machine` leaves, or a machine in ``machines`` without all of its links
-        and addresses, which `close` ends.
-        """
+        """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
         machine = await start_machine(name)
         self.machines[name] = machine
         links = _link(f"m-{name}", "br-mgmt", "mgmt0", machine)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 class Security:
     """The authority of one lab, in its run directory. ``urls`` are the hub's servers; ``leaf`` is the machine
-    of a site's own server and its URL."""
+    of a site's own server and its URL.
+
+    Cancelled, some servers may know some of the accounts, and a join token may be used up; all of it may be
+    repeated.
+    """
 
     def __init__(self, site: SecureSite, folder: Path) -> None:
         self.site = site
@@ -66,10 +70,7 @@ class Security:
         self.authority.issue(self.authority.add("site", "", name))
 
     async def announce(self, *accounts: str) -> None:
-        """Tell the servers about these accounts. The leaf, which only its site reaches, is told there.
-
-        Cancelled, some of the servers may know some of them, the leaf perhaps none; it may be repeated.
-        """
+        """Tell the servers about these accounts. The leaf, which only its site reaches, is told there."""
         await push_accounts(self.site.options(self.site.system, *self.urls), self.authority.store, accounts)
         if self.leaf is not None:
             machine, url = self.leaf
@@ -77,18 +78,14 @@ class Security:
             await machine.run(commands.ISTHMUS, "credentials", "push", url, "--store", store)
 
     async def announce_people(self) -> None:
-        """Those who were there before the servers, to servers that know only the core.
-
-        Cancelled, some of the servers may know some of them; it may be repeated.
-        """
+        """Those who were there before the servers, to servers that know only the core."""
         people = self.authority.store.principals()
         await self.announce(*(each.account for each in people if each.account))
 
     async def admit(self, node: Node, machine: Machine, directory: Path) -> Path:
         """Give the node's machine its credentials; the path of the file on it.
 
-        Cancelled, the node has its account, perhaps unknown to the servers, and may have no file; a join token
-        may be used up. It may be repeated.
+        It may be repeated.
         """
         principal = self.authority.add("node", self.site.cluster, node.name)
         await self.announce(principal.account)

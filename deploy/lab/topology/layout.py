@@ -57,10 +57,6 @@ class Topology:
     controller: IPv4Address
     operator: IPv4Address
 
-    @property
-    def all_nodes(self) -> tuple[Node, ...]:
-        return (*self.nodes, self.spare)
-
 
 def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topology:
     """A VPC with `cloud` nodes and an IDC with `external` ones, plus one spare cloud node."""

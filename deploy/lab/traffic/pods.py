@@ -26,7 +26,10 @@ PROBER = Path(__file__).with_name("prober.py")
 
 @dataclass(slots=True)
 class Pod:
-    """One running pod. Commands to its prober are answered by id, so several may be under way."""
+    """One running pod. Commands to its prober are answered by id, so several may be under way.
+
+    Cancelled, what was asked of the prober happens all the same, and its answer is dropped.
+    """
 
     name: str
     node: Machine
@@ -51,10 +54,7 @@ class Pod:
         timeout_ms: int = 5000,
         size: int = 0,
     ) -> list[dict[str, Any]]:
-        """Sends `count` numbered packets to each target; one report per target, in order.
-
-        Cancelled, the prober sends them all the same; its reports are dropped.
-        """
+        """Sends `count` numbered packets to each target; one report per target, in order."""
         answer = await self._ask(
             op="probe",
             targets=list(targets),
@@ -66,17 +66,11 @@ class Pod:
         return list(answer["results"])
 
     async def start_flow(self, target: str, *, interval_ms: float) -> None:
-        """Starts a stream of numbered packets that goes on until `stop_flow`.
-
-        Cancelled, the stream may have begun; `stop_flow` or the pod's end ends it.
-        """
+        """Starts a stream of numbered packets that goes on until `stop_flow`."""
         await self._ask(op="flow-start", target=target, interval_ms=interval_ms)
 
     async def stop_flow(self, *, at_least: int = 0, timeout_ms: int = 5000) -> dict[str, Any]:
-        """Stops once `at_least` packets were sent, waits for the last answers, and returns the counts.
-
-        Cancelled, the stream stops all the same; its counts are lost.
-        """
+        """Stops once `at_least` packets were sent, waits for the last answers, and returns the counts."""
         answer = await self._ask(op="flow-stop", at_least=at_least, timeout_ms=timeout_ms)
         return dict(answer["results"][0])
 

@@ -1,7 +1,8 @@
 """A kernel in memory that executes the same bytes: tables, errors and the documented quirks.
 
-For tests and simulations without privileges; ``tests/nodeagent/test_kernel_contract.py`` runs one
-suite against this and the real kernel. It knows one IPv4 main table and any number of vxlan devices.
+``test_kernel_contract.py`` runs one suite against this and the real kernel.
+
+It knows one IPv4 main table and any number of vxlan devices.
 
 Quirks it has, as observed on Linux 6.18:
 
