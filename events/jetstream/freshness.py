@@ -69,7 +69,8 @@ async def last_word(
 ) -> LastWord:
     """The last message's sequence on ``subject``, or of the whole stream where that is not beyond ``known``.
 
-    ``contact`` is the caller's memory of this stream's mirror, where it is one. Raises Unavailable.
+    ``contact`` is the caller's memory of this stream's mirror, where it is one. Raises Unavailable. Cancelled,
+    it leaves nothing behind.
     """
     prefix, started = prefix_of(client, DEFAULT_PREFIX), time.monotonic()
     try:
