@@ -125,7 +125,7 @@ class TestThreeServers(LogContract):
         self, three_servers: Iterator[Urls], monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[EventLog]:
         # An account that is new has no log: there is nothing to become certain of, once for each test.
-        monkeypatch.setattr("events.jetstream.log.CERTAIN_S", 0.0)
+        monkeypatch.setattr("events.jetstream.log.MISSING_S", 0.0)
         async with empty_log(next(three_servers), 3) as log:
             yield log
 
