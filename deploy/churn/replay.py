@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from events.bus.client import ControllerClient
     from events.log import LogReader
 
-SETTLE_MARGIN_S = 15.0
+SETTLE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
