@@ -2,7 +2,7 @@
 # Everything goes into .venv/ and build/ in this checkout.
 
 BIN := .venv/bin
-# One worker per core; a file stays on one worker, because its tests share servers.
+# One worker more than there are cores (tests/conftest.py); a file stays on one, because its tests share servers.
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 
