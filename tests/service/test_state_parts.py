@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from controlplane.cluster.decide import decide
 from controlplane.cluster.digest import canonical
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import INDICES, Cidr, ClusterState
 from controlplane.cluster.state_decoder import decode_state
+from controlplane.controller.agents.attestation import Attestor
 from controlplane.readmodel.asof import load_state
 from events.codec import Recorded, decode
 from events.memory import MemoryLog
+from events.protocol.commands import Command, DefineCluster, JoinNode, LeaveNode
+from events.types import Event
 from tests.service.histories import lived_in, projecting
 from tests.service.rig import CLUSTER, Rig, rig
 
@@ -110,3 +115,34 @@ async def test_a_fact_that_changes_changes_the_digest() -> None:
 def test_no_fact_has_a_default_that_hides_a_forgotten_caller(fact: str) -> None:
     default = inspect.signature(ClusterState.from_parts).parameters[fact].default
     assert default is inspect.Parameter.empty
+
+
+def test_a_controller_that_starts_inside_of_a_leaving_judges_what_follows() -> None:
+    """Its read model ends between the leaving and the draining: the owner of a range is no member any more."""
+    state = ClusterState("prod")
+
+    def decided(command: Command) -> list[Event]:
+        return list(decide(state, command, datetime(2026, 1, 1, tzinfo=UTC)).events)
+
+    def fold(events: Iterable[Event]) -> None:
+        for event in events:
+            evolve(state, state.sequence + 1, event)
+
+    fold(decided(DefineCluster(container_cidr="10.0.0.0/16")))
+    for number in range(2):
+        fold(
+            decided(
+                JoinNode(node=f"n{number}", uid=f"u{number}", kind="cloud", underlay=f"192.0.2.{number + 1}")
+            )
+        )
+    left, draining = decided(LeaveNode(node="n0", uid="u0"))
+    fold([left])
+    cut, whole = Attestor(), Attestor()
+    cut.load(state)
+    at = state.sequence + 1
+    fold([draining])
+    whole.load(state)
+    recorded = Recorded(at, cast("Any", None), draining, datetime(2026, 1, 1, tzinfo=UTC))
+    cut.fold([recorded])
+    assert cut._sum.total() == whole._sum.total()
+    assert cut._from == at

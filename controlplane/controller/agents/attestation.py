@@ -80,7 +80,10 @@ class Attestor:
         self._changes.clear()
         self._from = self._sequence = state.sequence
         for name, owned in state.owned.items():
-            node = state.nodes[name]
+            node = state.nodes.get(name)
+            if node is None:  # between its leaving and the draining, which follows at once: not to be judged
+                self._from = state.sequence + 1
+                continue
             self._set(owned.cidr, _Owner(name, node.vtep_mac, node.announced))
         for node in state.nodes.values():
             if node.name not in state.owned:  # between its joining and its allocation
