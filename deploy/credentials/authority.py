@@ -41,7 +41,12 @@ LIFETIME_DAYS: dict[Role, int] = {
     "system": 365,
 }
 TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit")
-_SHARED: dict[Role, str] = {"controller": "control", "site": "control", "issuer": "issuer", "system": "system"}
+CORE_KEYS: dict[Role, str] = {
+    "controller": "control",
+    "site": "control",
+    "issuer": "issuer",
+    "system": "system",
+}
 """Roles whose users live in an account of the core, and that account's key."""
 _TAGS = (f"{API_TAG}{layout.API_PREFIX}",)
 
@@ -112,7 +117,7 @@ class Authority:
                 issued=self.now(),
             ),
         )
-        revoked = {role: self._revocations(role) for role in _SHARED}
+        revoked = {role: self._revocations(role) for role in CORE_KEYS}
         self._account(operator, "system", "SYSTEM", claims.account(revocations=revoked["system"]))
         self._account(
             operator,
@@ -255,7 +260,7 @@ class Authority:
                 else claims.scoped_user(principal.account, _TAGS)
             )
         else:
-            key = self.store.key(_SHARED[principal.role])
+            key = self.store.key(CORE_KEYS[principal.role])
             permissions = {"issuer": layout.ISSUER.permissions, "site": layout.SITE}.get(principal.role)
             nats = claims.user(permissions)
         token = encode(key, public, principal.name, nats, expires=expires, issued=now)

@@ -55,22 +55,36 @@ def create_authority(folder: Path, *, name: str = "Isthmus bus", now: datetime |
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key()
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(_name(name))
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + timedelta(days=CA_DAYS))
+        _begun(name, _name(name), public, now, CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(key, hashes.SHA256())
     )
+    _write(key, key_file, certificate, certificate_file)
+    return certificate_file
+
+
+def _begun(
+    name: str, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _write(
+    key: ec.EllipticCurvePrivateKey, key_file: Path, certificate: x509.Certificate, certificate_file: Path
+) -> None:
     write_secret(key_file, _pem(key))
     write_secret(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
     certificate_file.chmod(0o644)
-    return certificate_file
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
@@ -121,13 +135,7 @@ def issue_server(
     now = now or datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(authority.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + timedelta(days=days))
+        _begun(name, authority.subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(
@@ -140,9 +148,7 @@ def issue_server(
         .sign(ca_key, hashes.SHA256())
     )
     files = ServerFiles(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
-    write_secret(files.key, _pem(key))
-    write_secret(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
-    files.certificate.chmod(0o644)
+    _write(key, files.key, certificate, files.certificate)
     return files
 
 

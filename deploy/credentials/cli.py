@@ -15,7 +15,7 @@ from deploy.credentials.cli_common import (
     push_option,
     say,
     store_option,
-    tell,
+    tokens,
 )
 from deploy.credentials.layout import Role
 from events.cli.options import json_option, run
@@ -162,20 +162,7 @@ def token(
     \b
     Example: isthmus credentials token idc-7 --cluster prod --bus tls://10.0.0.5:4222 --minutes 30
     """
-    from deploy.credentials.tokens import make_token
-
-    authority = Authority.open(store)
-    principal = authority.add("node", cluster, node)
-    tell(authority, push, [principal.account])
-    ca = store / "tls" / "ca.pem"
-    made = make_token(
-        authority,
-        cluster,
-        node,
-        servers=[url.strip() for url in servers.split(",") if url.strip()],
-        ca=ca if ca.exists() else None,
-        minutes=minutes,
-    )
+    (made,) = tokens([node], store, cluster, servers, minutes=minutes, push=push)
     if as_json:
         print_json({"node": node, "cluster": cluster, "minutes": minutes, "token": made.text()})
     else:

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from deploy.credentials.authority import TENANT_ROLES, Authority
+from deploy.credentials.authority import CORE_KEYS, TENANT_ROLES, Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
+from events.bus.access.enrolment import JoinToken
 from events.cli.options import run
 from events.cli.tables import print_json
 
@@ -46,6 +47,29 @@ def key_of(role: Role, cluster: str, name: str) -> tuple[Role, str, str]:
     return (role, cluster if role in TENANT_ROLES else "", name)
 
 
+def urls_of(text: str) -> list[str]:
+    """The addresses of a list with commas."""
+    return [url.strip() for url in text.split(",") if url.strip()]
+
+
+def tokens(
+    names: Sequence[str], store: Path, cluster: str, servers: str, *, minutes: float, push: str | None,
+    kind: str = "", site: str = "",
+) -> list[JoinToken]:  # fmt: skip
+    """A join token for each name, with an account that the servers are told about, if asked to."""
+    from deploy.credentials.tokens import make_token
+
+    authority, ca = Authority.open(store), store / "tls" / "ca.pem"
+    tell(authority, push, [authority.add("node", cluster, name).account for name in names])
+    return [
+        make_token(
+            authority, cluster, name, servers=urls_of(servers), ca=ca if ca.exists() else None, minutes=minutes,
+            kind=kind, site=site,
+        )
+        for name in names
+    ]  # fmt: skip
+
+
 def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:
     """Tell the servers, if asked to. Returns how many took it."""
     if not urls:
@@ -56,7 +80,7 @@ def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int
     ca = authority.store.path / "tls" / "ca.pem"
     system = authority.store.creds(authority.find("system", "", "system"))
     options = BusOptions(
-        servers=tuple(url.strip() for url in urls.split(",") if url.strip()),
+        servers=tuple(urls_of(urls)),
         credentials=str(system),
         ca=str(ca) if ca.exists() else "",
     )
@@ -64,8 +88,7 @@ def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int
 
 
 def account_of(authority: Authority, principal: Principal) -> str:
-    core = {"controller": "control", "site": "control", "issuer": "issuer", "system": "system"}
-    return principal.account or authority.book.keys[core[principal.role]]
+    return principal.account or authority.book.keys[CORE_KEYS[principal.role]]
 
 
 def issue(

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from deploy.credentials.authority import Authority
-from deploy.credentials.cli_common import cluster_option, push_option, store_option, tell
-from deploy.credentials.tokens import MINUTES, make_token
+from deploy.credentials.cli_common import cluster_option, push_option, store_option, tokens, urls_of
+from deploy.credentials.tokens import MINUTES
 from events.bus.access.creds import write_secret
 from events.bus.access.enrolment import JoinToken
 from events.cli.options import json_option
@@ -66,15 +65,13 @@ def create(
       isthmus token create --file nodes.txt --bus tls://10.0.0.5:4222 --to tokens
     """
     names = _names(nodes, listed, count)
-    urls = [url.strip() for url in servers.split(",") if url.strip()]
     if len(names) > 1 and to is None and not as_json:
         raise Usage("usage", f"{len(names)} tokens need a place: --to FOLDER (a file each), or --json")
     if is_open:
-        made = [
-            JoinToken(cluster=cluster, node=name, servers=tuple(urls), kind=kind, site=site) for name in names
-        ]
+        urls = tuple(urls_of(servers))
+        made = [JoinToken(cluster=cluster, node=name, servers=urls, kind=kind, site=site) for name in names]
     else:
-        made = _with_credentials(names, store, cluster, urls, minutes=minutes, push=push, kind=kind, site=site)
+        made = tokens(names, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site)
     if to is not None:
         for each in made:
             write_secret(to / f"{each.node}.token", each.text() + "\n")
@@ -105,26 +102,3 @@ def _names(nodes: Sequence[str], listed: Any, count: int | None) -> list[str]:
     if len(given) > COUNT_MAX:
         raise Usage("usage", f"{len(given):,} tokens at once are more than {COUNT_MAX:,}")
     return list(dict.fromkeys(check_node_name(name) for name in given))
-
-
-def _with_credentials(
-    names: Sequence[str], store: Path, cluster: str, urls: Sequence[str], *, minutes: float, push: str | None,
-    kind: str, site: str,
-) -> list[JoinToken]:  # fmt: skip
-    authority = Authority.open(store)
-    principals = [authority.add("node", cluster, name) for name in names]
-    tell(authority, push, [principal.account for principal in principals])
-    ca = store / "tls" / "ca.pem"
-    return [
-        make_token(
-            authority,
-            cluster,
-            name,
-            servers=urls,
-            ca=ca if ca.exists() else None,
-            minutes=minutes,
-            kind=kind,
-            site=site,
-        )
-        for name in names
-    ]

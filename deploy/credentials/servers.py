@@ -61,16 +61,16 @@ def tls_block(files: ServerFiles, *, mutual: bool = False, indent: str = "") -> 
     return "".join(f"{indent}{line}\n" for line in lines)
 
 
-def jwt_block(store: Store, *, accounts_dir: Path, operator_jwt: Path | None = None) -> str:
+def jwt_block(store: Store, *, accounts_dir: Path, operator: str = "") -> str:
     """Trust in the operator, and a resolver that keeps account JWTs in ``accounts_dir`` (the server's own).
 
-    The core's accounts are in the text, so that the first start needs nothing else. Raises
-    Refused(credentials_missing) without an authority.
+    The core's accounts are in the text, so that the first start needs nothing else. ``operator`` is its JWT
+    [the path of its file]. Raises Refused(credentials_missing) without an authority.
     """
     keys = store.load().keys
     preload = "".join(f"  {keys[name]}: {store.jwt(keys[name])}\n" for name in ("system", "control", "issuer"))
     return (
-        f"operator: {_text(operator_jwt or store.path / 'nats' / 'operator.jwt')}\n"
+        f"operator: {operator or _text(store.path / 'nats' / 'operator.jwt')}\n"
         f"system_account: {keys['system']}\n"
         "resolver {\n"
         "  type: full\n"

@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ from events.bus.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
 
 BOOK_VERSION = 1
+Kept = TypeVar("Kept")
 
 
 class UserRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,18 @@ class Book(msgspec.Struct, kw_only=True):
     """Signing keys on their way out, still accepted: name → public key."""
 
 
+def _decoded(file: Path, kind: type[Kept]) -> Kept:
+    """Raises FileNotFoundError, Refused(credentials_missing, credentials_invalid)."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
+
+
 class Store:
     """Access to one folder. Writing happens under a lock and by atomic replacement."""
 
@@ -86,7 +100,7 @@ class Store:
         """Raises Refused: ``credentials_missing`` without a book, ``credentials_invalid`` for a damaged one."""
         file = self.path / "book.json"
         try:
-            book = msgspec.json.decode(file.read_bytes(), type=Book)
+            book = _decoded(file, Book)
         except FileNotFoundError:
             raise Refused(
                 "credentials_missing",
@@ -94,10 +108,6 @@ class Store:
                 f"`isthmus credentials init --store {self.path}`",
                 store=str(self.path),
             ) from None
-        except OSError as error:
-            raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
         if book.version != BOOK_VERSION:
             raise Refused(
                 "credentials_invalid",
@@ -118,13 +128,9 @@ class Store:
 
     def _read(self, file: Path) -> Principal | None:
         try:
-            return msgspec.json.decode(file.read_bytes(), type=Principal)
+            return _decoded(file, Principal)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Refused("credentials_invalid", f"{file} is damaged: {error}") from error
 
     def save_principal(self, principal: Principal) -> None:
         file = self._principal_file(principal.role, principal.cluster, principal.name)
@@ -156,13 +162,16 @@ class Store:
 
     def write_jwt(self, account: str, text: str) -> None:
         """Account and operator JWTs are public: the servers read them."""
-        file = self.path / "nats" / ("operator.jwt" if account == "operator" else f"accounts/{account}.jwt")
+        file = self._jwt_file(account)
         write_secret(file, text)
         file.chmod(0o644)
 
+    def _jwt_file(self, account: str) -> Path:
+        return self.path / "nats" / ("operator.jwt" if account == "operator" else f"accounts/{account}.jwt")
+
     def jwt(self, account: str) -> str:
         """Raises Refused(credentials_missing)."""
-        file = self.path / "nats" / ("operator.jwt" if account == "operator" else f"accounts/{account}.jwt")
+        file = self._jwt_file(account)
         try:
             return file.read_text("ascii")
         except OSError as error:

@@ -13,7 +13,13 @@ from typing import Literal
 import msgspec
 
 from deploy.credentials.certificates import ServerFiles
-from deploy.credentials.servers import CONNECTIONS_MAX, CONTROL_LINE_BYTES_MAX, plain_block, tls_block
+from deploy.credentials.servers import (
+    CONNECTIONS_MAX,
+    CONTROL_LINE_BYTES_MAX,
+    jwt_block,
+    plain_block,
+    tls_block,
+)
 from deploy.credentials.store import Store
 from events.errors import Usage
 
@@ -147,13 +153,4 @@ def rules(server: Server, store: Store) -> str:
     )
     if server.form == "plain":
         return head + plain_block(store)
-    keys = store.load().keys
-    preload = "".join(f"  {keys[name]}: {store.jwt(keys[name])}\n" for name in ("system", "control", "issuer"))
-    return (
-        f"{head}operator: {store.jwt('operator')}\n"
-        f"system_account: {keys['system']}\n"
-        "resolver {\n  type: full\n"
-        f"  dir: {json.dumps(str(server.data / 'accounts'))}\n"
-        '  allow_delete: false\n  interval: "2m"\n  timeout: "1s"\n}\n'
-        f"resolver_preload {{\n{preload}}}\n"
-    )
+    return head + jwt_block(store, accounts_dir=server.data / "accounts", operator=store.jwt("operator"))

@@ -255,9 +255,3 @@ ENCODERS: tuple[tuple[Encoder, Encoder, Encoder], ...] = (
     (_encode_drop_neighbour, drop_fdb, _encode_drop_route),
 )
 """By action, then by kind."""
-
-
-def encode(operation: Operation, ifindex: int, sequence: int) -> bytes:
-    """One operation as a message for the device ``ifindex``."""
-    action, kind, key, value = operation
-    return ENCODERS[action][kind](ifindex, sequence, key, value)

@@ -56,10 +56,6 @@ class Rows(NamedTuple):
         """No rows; the tables are fresh and may be filled."""
         return cls({}, {}, {})
 
-    def total(self) -> int:
-        """Rows in all three tables."""
-        return len(self.neighbours) + len(self.fdb) + len(self.routes)
-
 
 BLACKHOLE = b""
 

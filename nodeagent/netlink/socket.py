@@ -31,7 +31,7 @@ from nodeagent.netlink.constants import (
     NLMSG_OVERRUN,
     SOL_NETLINK,
 )
-from nodeagent.netlink.messages import ENCODERS, Action, Operation
+from nodeagent.netlink.messages import ENCODERS, Operation
 from nodeagent.netlink.rows import Kind, Rows, Table, describe
 
 RECEIVE_BYTES = 4 << 20
@@ -349,13 +349,3 @@ def _ends(data: bytes, first: dump.Header, sequence: int) -> bool:
     except dump.MalformedMessage:
         return False
     return last.type == NLMSG_DONE and last.sequence == sequence and bool(last.flags & NLM_F_MULTI)
-
-
-def put(kind: Kind, key: bytes, value: bytes) -> Operation:
-    """Write a row."""
-    return Operation(Action.PUT, kind, key, value)
-
-
-def drop(kind: Kind, key: bytes, value: bytes) -> Operation:
-    """Remove a row."""
-    return Operation(Action.DROP, kind, key, value)

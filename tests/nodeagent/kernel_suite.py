@@ -12,7 +12,17 @@ from typing import Protocol
 from nodeagent.dataplane.desired import difference
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
-from nodeagent.netlink.socket import Engine, drop, put
+from nodeagent.netlink.socket import Engine
+
+
+def put(kind: Kind, key: bytes, value: bytes) -> Operation:
+    """Write a row."""
+    return Operation(Action.PUT, kind, key, value)
+
+
+def drop(kind: Kind, key: bytes, value: bytes) -> Operation:
+    """Remove a row."""
+    return Operation(Action.DROP, kind, key, value)
 
 
 class Place(Protocol):
@@ -50,7 +60,7 @@ def write(place: Place, rows: Rows) -> None:
 
 
 def nothing_is_there_at_first(place: Place) -> None:
-    assert place.engine.read(place.ifindex).total() == 0
+    assert not any(place.engine.read(place.ifindex))
 
 
 def what_is_written_is_read_back(place: Place) -> None:

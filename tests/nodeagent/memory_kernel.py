@@ -27,6 +27,7 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _HEADER = struct.Struct("=IHHII")
 _DATAGRAM_LIMIT = 16384
+_NDA_CACHEINFO, _NDA_PROBES = 3, 4
 
 _Dump = list[bytes]
 
@@ -215,7 +216,7 @@ class MemoryKernel:
         mac, state, protocol = self.neighbours[key]
         body = _NDMSG.pack(c.AF_INET, key[0], state, 0, 1)
         body += _attribute(c.NDA_DST, key[1]) + _attribute(c.NDA_LLADDR, mac)
-        body += _attribute(c.NDA_PROBES, bytes(4)) + _attribute(c.NDA_CACHEINFO, bytes(16))
+        body += _attribute(_NDA_PROBES, bytes(4)) + _attribute(_NDA_CACHEINFO, bytes(16))
         if protocol:
             body += _attribute(c.NDA_PROTOCOL, bytes([protocol]))
         return _HEADER.pack(16 + len(body), c.RTM_NEWNEIGH, 0, 0, 1) + body
@@ -229,7 +230,7 @@ class MemoryKernel:
         body += _attribute(c.NDA_LLADDR, key[1])
         if destination:
             body += _attribute(c.NDA_DST, destination)
-        body += _attribute(c.NDA_CACHEINFO, bytes(16))
+        body += _attribute(_NDA_CACHEINFO, bytes(16))
         return _HEADER.pack(16 + len(body), c.RTM_NEWNEIGH, 0, 0, 1) + body
 
     def _route_dump(self, protocol: int) -> _Dump:

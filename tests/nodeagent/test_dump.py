@@ -14,8 +14,8 @@ from nodeagent.netlink import dump, monitor
 from nodeagent.netlink.dump import MalformedMessage
 from nodeagent.netlink.messages import dump_fdb, dump_neighbours, dump_routes
 from nodeagent.netlink.rows import ODD, STRAY, Kind, Rows, Table, route_key
-from nodeagent.netlink.socket import Engine, Lost, put
-from tests.nodeagent.kernel_suite import address, mac, rows_of, underlay
+from nodeagent.netlink.socket import Engine, Lost
+from tests.nodeagent.kernel_suite import address, mac, put, rows_of, underlay
 from tests.nodeagent.memory_kernel import MemoryKernel
 
 READERS = (

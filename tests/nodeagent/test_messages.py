@@ -175,4 +175,4 @@ def test_operations_choose_their_message(
         (Operation(Action.DROP, Kind.ROUTE, key, dst), messages.drop_route(sequence, key)),
     ]
     for operation, message in pairs:
-        assert messages.encode(operation, ifindex, sequence) == message
+        assert messages.ENCODERS[operation.action][operation.kind](ifindex, sequence, *operation[2:]) == message
