@@ -29,44 +29,11 @@ from controlplane.cluster.state import (
     asker_command,
     asker_node,
 )
+from events import types
 from events.codec import SkippedEvent, UnknownEvent
 from events.errors import Refused, VerificationFailed
 from events.parking import events_followed
 from events.protocol.clb import Backend, BackendKey, Holder
-from events.types import (
-    AllocationRefused,
-    CidrAppended,
-    ClbBackendAdded,
-    ClbBackendHealthChanged,
-    ClbBackendRemoved,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    ClbRefused,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    ClusterDeleted,
-    ConflictOverridden,
-    ConflictRefused,
-    Event,
-    EventsParked,
-    JoinTokenUsed,
-    NetworkDeclared,
-    NetworkWithdrawn,
-    NodeBound,
-    NodeFenced,
-    NodeGatewayMarked,
-    NodeGatewayUnmarked,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 
 Handler = Callable[[ClusterState, int, Any], None]
 
@@ -82,7 +49,7 @@ _STOPS = (LookupError, _Contradiction, Refused)
 # --- ranges and nodes: the hot ones ----------------------------------------------------------------
 
 
-def _joined(state: ClusterState, sequence: int, event: NodeJoined) -> None:
+def _joined(state: ClusterState, sequence: int, event: types.NodeJoined) -> None:
     name = event.node
     uid = event.uid
     announced = event.announced
@@ -98,7 +65,7 @@ def _joined(state: ClusterState, sequence: int, event: NodeJoined) -> None:
         state.refusals.pop(asker_node(name), None)
 
 
-def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> None:
+def _allocated(state: ClusterState, sequence: int, event: types.RangeAllocated) -> None:
     index = event.index
     # The member's own strings are kept and the event's equal ones dropped: half the memory, warm caches.
     member = state.nodes[event.node]
@@ -108,7 +75,7 @@ def _allocated(state: ClusterState, sequence: int, event: RangeAllocated) -> Non
     state.owned[member.name] = state.ranges[index] = Range(index, event.cidr, member.name, member.uid, sequence)
 
 
-def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> None:  # noqa: ARG001
+def _out(state: ClusterState, sequence: int, event: types.NodeLeft | types.NodeFenced) -> None:  # noqa: ARG001
     name = event.node
     node = state.nodes[name]
     if not (node.uid in state.by_uid and node.announced in state.by_address and node.vtep_mac in state.by_mac):
@@ -124,7 +91,7 @@ def _out(state: ClusterState, sequence: int, event: NodeLeft | NodeFenced) -> No
             known.pop(name, None)
 
 
-def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
+def _fenced(state: ClusterState, sequence: int, event: types.NodeFenced) -> None:
     if not event.former:
         _out(state, sequence, event)
     elif event.uid in state.by_uid:
@@ -132,12 +99,12 @@ def _fenced(state: ClusterState, sequence: int, event: NodeFenced) -> None:
     state.fenced[event.uid] = Fenced(event.node, sequence, event.cause, event.by_uid)
 
 
-def _draining(state: ClusterState, sequence: int, event: RangeDraining) -> None:
+def _draining(state: ClusterState, sequence: int, event: types.RangeDraining) -> None:
     del state.owned[event.node]
     state.draining[event.index] = sequence
 
 
-def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) -> None:  # noqa: ARG001
+def _quarantined(state: ClusterState, sequence: int, event: types.RangeQuarantined) -> None:  # noqa: ARG001
     index = event.index
     until = event.until
     del state.draining[index]
@@ -150,7 +117,7 @@ def _quarantined(state: ClusterState, sequence: int, event: RangeQuarantined) ->
     quarantined[index] = event
 
 
-def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # noqa: ARG001
+def _freed(state: ClusterState, sequence: int, event: types.RangeFreed) -> None:  # noqa: ARG001
     index = event.index
     if index not in state.ranges:
         raise _Contradiction(f"nobody held range {index}")
@@ -159,7 +126,7 @@ def _freed(state: ClusterState, sequence: int, event: RangeFreed) -> None:  # no
     state.pool.release(index)
 
 
-def _underlay_changed(state: ClusterState, sequence: int, event: NodeUnderlayChanged) -> None:
+def _underlay_changed(state: ClusterState, sequence: int, event: types.NodeUnderlayChanged) -> None:
     old = state.nodes[event.node]
     del state.by_address[old.announced]  # which fails before anything is written
     state.by_address[event.announced] = event.node
@@ -178,17 +145,17 @@ def _underlay_changed(state: ClusterState, sequence: int, event: NodeUnderlayCha
         state.refusals.pop(asker_node(event.node), None)
 
 
-def _unreachable(state: ClusterState, sequence: int, event: NodeUnreachable) -> None:  # noqa: ARG001
+def _unreachable(state: ClusterState, sequence: int, event: types.NodeUnreachable) -> None:  # noqa: ARG001
     if event.node not in state.nodes:
         raise _Contradiction(f"{event.node} is no member")
     state.unreachable[event.node] = event.last_seen
 
 
-def _recovered(state: ClusterState, sequence: int, event: NodeRecovered) -> None:  # noqa: ARG001
+def _recovered(state: ClusterState, sequence: int, event: types.NodeRecovered) -> None:  # noqa: ARG001
     del state.unreachable[event.node]
 
 
-def _bound(state: ClusterState, sequence: int, event: NodeBound) -> None:
+def _bound(state: ClusterState, sequence: int, event: types.NodeBound) -> None:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         raise _Contradiction(f"{event.node} (uid {event.uid}) is no member")
@@ -198,7 +165,7 @@ def _bound(state: ClusterState, sequence: int, event: NodeBound) -> None:
 # --- the cluster -------------------------------------------------------------------------------------
 
 
-def _defined(state: ClusterState, sequence: int, event: ClusterDefined) -> None:
+def _defined(state: ClusterState, sequence: int, event: types.ClusterDefined) -> None:
     if state.definition is not None:
         raise _Contradiction(f"the cluster was defined before as {state.definition.container_cidr}")
     if state.name not in {"", event.cluster}:
@@ -212,11 +179,11 @@ def _defined(state: ClusterState, sequence: int, event: ClusterDefined) -> None:
         state.networks[item.cidr] = item
 
 
-def _deleted(state: ClusterState, sequence: int, event: ClusterDeleted) -> None:  # noqa: ARG001
+def _deleted(state: ClusterState, sequence: int, event: types.ClusterDeleted) -> None:  # noqa: ARG001
     state.deleted = sequence
 
 
-def _appended(state: ClusterState, sequence: int, event: CidrAppended) -> None:
+def _appended(state: ClusterState, sequence: int, event: types.CidrAppended) -> None:
     if event.first_index != state.pool.capacity:
         raise _Contradiction(
             f"its ranges begin at index {event.first_index}, the pool ends at {state.pool.capacity}"
@@ -227,30 +194,30 @@ def _appended(state: ClusterState, sequence: int, event: CidrAppended) -> None:
     state.refusals.pop(asker_command("append-cidr"), None)
 
 
-def _declared(state: ClusterState, sequence: int, event: NetworkDeclared) -> None:  # noqa: ARG001
+def _declared(state: ClusterState, sequence: int, event: types.NetworkDeclared) -> None:  # noqa: ARG001
     state.networks[event.network.cidr] = event.network
     state.refusals.pop(asker_command("declare-network"), None)
 
 
-def _withdrawn(state: ClusterState, sequence: int, event: NetworkWithdrawn) -> None:  # noqa: ARG001
+def _withdrawn(state: ClusterState, sequence: int, event: types.NetworkWithdrawn) -> None:  # noqa: ARG001
     del state.networks[event.cidr]
 
 
-def _overridden(state: ClusterState, sequence: int, event: ConflictOverridden) -> None:  # noqa: ARG001
+def _overridden(state: ClusterState, sequence: int, event: types.ConflictOverridden) -> None:  # noqa: ARG001
     state.overrides[event.code, event.ours, event.theirs] = event
 
 
 # --- CLB ---------------------------------------------------------------------------------------------
 
 
-def _reserved(state: ClusterState, sequence: int, event: ClbReserved) -> None:  # noqa: ARG001
+def _reserved(state: ClusterState, sequence: int, event: types.ClbReserved) -> None:  # noqa: ARG001
     state.clb[event.name] = event
     for item in event.addresses:
         state.clb_addresses[item.address] = event.name
     state.refusals.pop(asker_clb(event.name), None)
 
 
-def _released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  # noqa: ARG001
+def _released(state: ClusterState, sequence: int, event: types.ClbReleased) -> None:  # noqa: ARG001
     addresses = {item.address for item in state.clb[event.name].addresses}
     if not addresses <= state.clb_addresses.keys():
         raise _Contradiction(f"another reservation has taken addresses of {event.name}")
@@ -261,17 +228,17 @@ def _released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  
         del state.backends[key]
 
 
-def _marked(state: ClusterState, sequence: int, event: NodeGatewayMarked) -> None:
+def _marked(state: ClusterState, sequence: int, event: types.NodeGatewayMarked) -> None:
     if event.node not in state.nodes:
         raise _Contradiction(f"{event.node} is no member")
     state.gateways[event.node] = sequence
 
 
-def _unmarked(state: ClusterState, sequence: int, event: NodeGatewayUnmarked) -> None:  # noqa: ARG001
+def _unmarked(state: ClusterState, sequence: int, event: types.NodeGatewayUnmarked) -> None:  # noqa: ARG001
     del state.gateways[event.node]
 
 
-def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -> None:
+def _backend_added(state: ClusterState, sequence: int, event: types.ClbBackendAdded) -> None:
     key = BackendKey.of(event)
     if event.name not in state.clb:
         raise _Contradiction(f"there is no reservation {event.name}")
@@ -293,11 +260,11 @@ def _backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -
     )
 
 
-def _backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
+def _backend_removed(state: ClusterState, sequence: int, event: types.ClbBackendRemoved) -> None:  # noqa: ARG001
     del state.backends[BackendKey.of(event)]
 
 
-def _health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
+def _health_changed(state: ClusterState, sequence: int, event: types.ClbBackendHealthChanged) -> None:
     key = BackendKey.of(event)
     state.backends[key] = msgspec.structs.replace(
         state.backends[key],
@@ -308,7 +275,7 @@ def _health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthC
     )
 
 
-def _assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> None:
+def _assigned(state: ClusterState, sequence: int, event: types.ClbHolderAssigned) -> None:
     held = state.holders.get(event.address)
     if held is not None:
         raise _Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
@@ -317,7 +284,7 @@ def _assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> N
     )
 
 
-def _holder_withdrawn(state: ClusterState, sequence: int, event: ClbHolderWithdrawn) -> None:  # noqa: ARG001
+def _holder_withdrawn(state: ClusterState, sequence: int, event: types.ClbHolderWithdrawn) -> None:  # noqa: ARG001
     del state.holders[event.address]
 
 
@@ -329,15 +296,15 @@ def _refuse(state: ClusterState, sequence: int, asker: str, code: str, message: 
     state.refusals[asker] = {**state.refusals.get(asker, {}), code: Refusal(sequence, code, message)}
 
 
-def _allocation_refused(state: ClusterState, sequence: int, event: AllocationRefused) -> None:
+def _allocation_refused(state: ClusterState, sequence: int, event: types.AllocationRefused) -> None:
     _refuse(state, sequence, asker_node(event.node), event.code, event.message)
 
 
-def _clb_refused(state: ClusterState, sequence: int, event: ClbRefused) -> None:
+def _clb_refused(state: ClusterState, sequence: int, event: types.ClbRefused) -> None:
     _refuse(state, sequence, asker_clb(event.name), event.code, event.message)
 
 
-def _conflict_refused(state: ClusterState, sequence: int, event: ConflictRefused) -> None:
+def _conflict_refused(state: ClusterState, sequence: int, event: types.ConflictRefused) -> None:
     _refuse(state, sequence, asker_command(event.command), event.code, event.message)
 
 
@@ -350,7 +317,7 @@ def _unknown(state: ClusterState, sequence: int, event: UnknownEvent) -> None:  
     )
 
 
-def _token_used(state: ClusterState, sequence: int, event: JoinTokenUsed) -> None:
+def _token_used(state: ClusterState, sequence: int, event: types.JoinTokenUsed) -> None:
     """Nothing that a later decision rests on: the command's id keeps a token from a second use."""
 
 
@@ -358,50 +325,50 @@ def _skipped(state: ClusterState, sequence: int, event: SkippedEvent) -> None:  
     state.parked |= {sequence}
 
 
-def _events_parked(state: ClusterState, sequence: int, event: EventsParked) -> None:
+def _events_parked(state: ClusterState, sequence: int, event: types.EventsParked) -> None:
     if not state.parked.issuperset(range(event.first, event.last + 1)):
         raise events_followed(sequence, event)
 
 
-HANDLERS: dict[type[Event], Handler] = {
-    ClusterDefined: _defined,
-    ClusterDeleted: _deleted,
-    CidrAppended: _appended,
-    NetworkDeclared: _declared,
-    NetworkWithdrawn: _withdrawn,
-    ConflictOverridden: _overridden,
-    ConflictRefused: _conflict_refused,
-    NodeJoined: _joined,
-    NodeUnderlayChanged: _underlay_changed,
-    NodeLeft: _out,
-    NodeUnreachable: _unreachable,
-    NodeRecovered: _recovered,
-    NodeFenced: _fenced,
-    NodeBound: _bound,
-    RangeAllocated: _allocated,
-    RangeDraining: _draining,
-    RangeQuarantined: _quarantined,
-    RangeFreed: _freed,
-    AllocationRefused: _allocation_refused,
-    ClbReserved: _reserved,
-    ClbReleased: _released,
-    ClbRefused: _clb_refused,
-    ClbBackendAdded: _backend_added,
-    ClbBackendRemoved: _backend_removed,
-    ClbBackendHealthChanged: _health_changed,
-    ClbHolderAssigned: _assigned,
-    ClbHolderWithdrawn: _holder_withdrawn,
-    NodeGatewayMarked: _marked,
-    NodeGatewayUnmarked: _unmarked,
-    JoinTokenUsed: _token_used,
-    EventsParked: _events_parked,
+HANDLERS: dict[type[types.Event], Handler] = {
+    types.ClusterDefined: _defined,
+    types.ClusterDeleted: _deleted,
+    types.CidrAppended: _appended,
+    types.NetworkDeclared: _declared,
+    types.NetworkWithdrawn: _withdrawn,
+    types.ConflictOverridden: _overridden,
+    types.ConflictRefused: _conflict_refused,
+    types.NodeJoined: _joined,
+    types.NodeUnderlayChanged: _underlay_changed,
+    types.NodeLeft: _out,
+    types.NodeUnreachable: _unreachable,
+    types.NodeRecovered: _recovered,
+    types.NodeFenced: _fenced,
+    types.NodeBound: _bound,
+    types.RangeAllocated: _allocated,
+    types.RangeDraining: _draining,
+    types.RangeQuarantined: _quarantined,
+    types.RangeFreed: _freed,
+    types.AllocationRefused: _allocation_refused,
+    types.ClbReserved: _reserved,
+    types.ClbReleased: _released,
+    types.ClbRefused: _clb_refused,
+    types.ClbBackendAdded: _backend_added,
+    types.ClbBackendRemoved: _backend_removed,
+    types.ClbBackendHealthChanged: _health_changed,
+    types.ClbHolderAssigned: _assigned,
+    types.ClbHolderWithdrawn: _holder_withdrawn,
+    types.NodeGatewayMarked: _marked,
+    types.NodeGatewayUnmarked: _unmarked,
+    types.JoinTokenUsed: _token_used,
+    types.EventsParked: _events_parked,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }
 """Event type → its handler; a test keeps it complete."""
 
 
-def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
+def evolve(state: ClusterState, sequence: int, event: types.Event) -> ClusterState:
     """Fold the event stored at ``sequence`` into ``state`` and return it.
 
     Raises VerificationFailed: ``event_unknown`` for a type that this version cannot fold,
@@ -415,7 +382,7 @@ def evolve(state: ClusterState, sequence: int, event: Event) -> ClusterState:
     return state
 
 
-def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterState:
+def fold(state: ClusterState, recorded: Iterable[tuple[int, types.Event]]) -> ClusterState:
     """Fold many events, given with their sequences; the same as :func:`evolve` on each, faster.
 
     Raises as it does; the state is then that before the event which the error names.
@@ -437,7 +404,7 @@ def fold(state: ClusterState, recorded: Iterable[tuple[int, Event]]) -> ClusterS
     return state
 
 
-def contradiction(sequence: int, event: Event, error: Exception) -> VerificationFailed:
+def contradiction(sequence: int, event: types.Event, error: Exception) -> VerificationFailed:
     """The error that names an event which cannot follow the state before it."""
     # A handler that misses what it expects meets the bare key.
     why = f"it has no {error} where this event needs one" if isinstance(error, KeyError) else str(error)

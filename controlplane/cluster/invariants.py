@@ -21,26 +21,8 @@ from typing import Any, NamedTuple
 from controlplane.cluster.addressing.addresses import Net, address_value, network
 from controlplane.cluster.addressing.plan import make_plan
 from controlplane.cluster.state import ClusterState
+from events import types
 from events.errors import Refused
-from events.types import (
-    CidrAppended,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    Event,
-    NodeBound,
-    NodeFenced,
-    NodeGatewayUnmarked,
-    NodeJoined,
-    NodeLeft,
-    NodeUnderlayChanged,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 
 
 class Violation(NamedTuple):
@@ -58,7 +40,7 @@ Check = Callable[[ClusterState, Any], Finding]
 # --- one event, before it is folded ----------------------------------------------------------------
 
 
-def _allocated(state: ClusterState, event: RangeAllocated) -> Finding:
+def _allocated(state: ClusterState, event: types.RangeAllocated) -> Finding:
     pool = state.pool
     index = event.index
     ranges = state.ranges
@@ -86,7 +68,7 @@ def _allocated(state: ClusterState, event: RangeAllocated) -> Finding:
     return None
 
 
-def _joined(state: ClusterState, event: NodeJoined) -> Finding:
+def _joined(state: ClusterState, event: types.NodeJoined) -> Finding:
     node = event.node
     if node in state.nodes:
         return 3, f"{node!r} joins with uid {event.uid!r} while {state.nodes[node].uid!r} is live"
@@ -101,9 +83,9 @@ def _joined(state: ClusterState, event: NodeJoined) -> Finding:
     return None
 
 
-def _out(state: ClusterState, event: NodeLeft | NodeFenced) -> Finding:
+def _out(state: ClusterState, event: types.NodeLeft | types.NodeFenced) -> Finding:
     member = state.nodes.get(event.node)
-    if isinstance(event, NodeFenced) and event.former:
+    if isinstance(event, types.NodeFenced) and event.former:
         if event.uid in state.by_uid:
             return 3, f"{event.node!r} (uid {event.uid!r}) is fenced as a former member, and is one"
         return None
@@ -119,11 +101,11 @@ def _holds(state: ClusterState, node: str) -> Finding:
     return None
 
 
-def _unmarked(state: ClusterState, event: NodeGatewayUnmarked) -> Finding:
+def _unmarked(state: ClusterState, event: types.NodeGatewayUnmarked) -> Finding:
     return _holds(state, event.node)
 
 
-def _assigned(state: ClusterState, event: ClbHolderAssigned) -> Finding:
+def _assigned(state: ClusterState, event: types.ClbHolderAssigned) -> Finding:
     held = state.holders.get(event.address)
     if held is not None:
         return (
@@ -147,14 +129,14 @@ def _fit(  # noqa: PLR0917  a holder's fields
     return None
 
 
-def _withdrawn(state: ClusterState, event: ClbHolderWithdrawn) -> Finding:
+def _withdrawn(state: ClusterState, event: types.ClbHolderWithdrawn) -> Finding:
     held = state.holders.get(event.address)
     if held is None or (held.node, held.epoch) != (event.node, event.epoch):
         return 11, f"{event.address} is taken from {event.node!r} (epoch {event.epoch}), which does not hold it"
     return None
 
 
-def _released(state: ClusterState, event: ClbReleased) -> Finding:
+def _released(state: ClusterState, event: types.ClbReleased) -> Finding:
     for item in event.addresses:
         held = state.holders.get(item.address)
         if held is not None:
@@ -162,7 +144,7 @@ def _released(state: ClusterState, event: ClbReleased) -> Finding:
     return None
 
 
-def _moved(state: ClusterState, event: NodeUnderlayChanged) -> Finding:
+def _moved(state: ClusterState, event: types.NodeUnderlayChanged) -> Finding:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         return 3, f"{event.node!r} (uid {event.uid!r}) moves, but it is no member"
@@ -172,14 +154,14 @@ def _moved(state: ClusterState, event: NodeUnderlayChanged) -> Finding:
     return None
 
 
-def _bound(state: ClusterState, event: NodeBound) -> Finding:
+def _bound(state: ClusterState, event: types.NodeBound) -> Finding:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         return 3, f"{event.node!r} (uid {event.uid!r}) is bound to a Kubernetes Node, but it is no member"
     return None
 
 
-def _draining(state: ClusterState, event: RangeDraining) -> Finding:
+def _draining(state: ClusterState, event: types.RangeDraining) -> Finding:
     held = state.owned.get(event.node)
     if held is None or held.index != event.index or held.epoch != event.epoch:
         return 5, f"range {event.cidr} (epoch {event.epoch}) drains, but {event.node!r} does not own it"
@@ -190,7 +172,7 @@ def _draining(state: ClusterState, event: RangeDraining) -> Finding:
     return None
 
 
-def _quarantined(state: ClusterState, event: RangeQuarantined) -> Finding:
+def _quarantined(state: ClusterState, event: types.RangeQuarantined) -> Finding:
     since = state.draining.get(event.index)
     if since is None:
         return 5, f"range {event.cidr} is quarantined, but it does not drain"
@@ -202,7 +184,7 @@ def _quarantined(state: ClusterState, event: RangeQuarantined) -> Finding:
     return None
 
 
-def _freed(state: ClusterState, event: RangeFreed) -> Finding:
+def _freed(state: ClusterState, event: types.RangeFreed) -> Finding:
     rest = state.quarantined.get(event.index)
     if rest is None or rest.epoch != event.epoch:
         return 5, f"range {event.cidr} (epoch {event.epoch}) is freed, but it was not quarantined"
@@ -211,7 +193,7 @@ def _freed(state: ClusterState, event: RangeFreed) -> Finding:
     return None
 
 
-def _defined(state: ClusterState, event: ClusterDefined) -> Finding:
+def _defined(state: ClusterState, event: types.ClusterDefined) -> Finding:
     del state
     try:
         plan = make_plan(event.container_cidr, event.max_pods_per_node, event.max_services)
@@ -222,7 +204,7 @@ def _defined(state: ClusterState, event: ClusterDefined) -> Finding:
     return None if stated == computed else (6, f"the plan states {stated}, the formula gives {computed}")
 
 
-def _appended(state: ClusterState, event: CidrAppended) -> Finding:
+def _appended(state: ClusterState, event: types.CidrAppended) -> Finding:
     try:
         net = network(event.cidr)
     except Refused as error:
@@ -236,7 +218,7 @@ def _appended(state: ClusterState, event: CidrAppended) -> Finding:
     return None
 
 
-def _reserved(state: ClusterState, event: ClbReserved) -> Finding:
+def _reserved(state: ClusterState, event: types.ClbReserved) -> Finding:
     if event.name in state.clb:
         return 7, f"reservation {event.name!r} exists already"
     problem = _pair(event)
@@ -249,7 +231,7 @@ def _reserved(state: ClusterState, event: ClbReserved) -> Finding:
     return None
 
 
-def _pair(event: ClbReserved) -> str:
+def _pair(event: types.ClbReserved) -> str:
     """What is wrong with the two addresses by themselves; empty when nothing is."""
     try:
         subnet = network(event.subnet)
@@ -274,29 +256,29 @@ def _sum(state: ClusterState) -> str:
     )
 
 
-CHECKS: dict[type[Event], Check] = {
-    RangeAllocated: _allocated,
-    NodeJoined: _joined,
-    NodeLeft: _out,
-    NodeFenced: _out,
-    NodeUnderlayChanged: _moved,
-    NodeBound: _bound,
-    RangeDraining: _draining,
-    RangeQuarantined: _quarantined,
-    RangeFreed: _freed,
-    ClusterDefined: _defined,
-    CidrAppended: _appended,
-    ClbReserved: _reserved,
-    ClbReleased: _released,
-    ClbHolderAssigned: _assigned,
-    ClbHolderWithdrawn: _withdrawn,
-    NodeGatewayUnmarked: _unmarked,
+CHECKS: dict[type[types.Event], Check] = {
+    types.RangeAllocated: _allocated,
+    types.NodeJoined: _joined,
+    types.NodeLeft: _out,
+    types.NodeFenced: _out,
+    types.NodeUnderlayChanged: _moved,
+    types.NodeBound: _bound,
+    types.RangeDraining: _draining,
+    types.RangeQuarantined: _quarantined,
+    types.RangeFreed: _freed,
+    types.ClusterDefined: _defined,
+    types.CidrAppended: _appended,
+    types.ClbReserved: _reserved,
+    types.ClbReleased: _released,
+    types.ClbHolderAssigned: _assigned,
+    types.ClbHolderWithdrawn: _withdrawn,
+    types.NodeGatewayUnmarked: _unmarked,
 }
 """Event type → its check; the others can break nothing. For loops that must be lean."""
 
 
 def violation(
-    state: ClusterState, sequence: int, event: Event, moment: datetime | None = None
+    state: ClusterState, sequence: int, event: types.Event, moment: datetime | None = None
 ) -> Violation | None:
     """What folding ``event`` into ``state`` would break, or None. O(1); call it before the fold.
 
@@ -308,7 +290,7 @@ def violation(
     finding = check_(state, event)
     if finding is not None:
         return Violation(finding[0], sequence, finding[1])
-    if moment is not None and type(event) is RangeFreed:
+    if moment is not None and type(event) is types.RangeFreed:
         until = state.quarantined[event.index].until
         if moment < until:
             message = (
@@ -337,7 +319,7 @@ def check(state: ClusterState) -> list[Violation]:
     return [Violation(number, state.sequence, message) for number, message in found]
 
 
-def _ranges(state: ClusterState, definition: ClusterDefined) -> Iterator[tuple[int, str]]:
+def _ranges(state: ClusterState, definition: types.ClusterDefined) -> Iterator[tuple[int, str]]:
     size = definition.range_size
     services = network(definition.service_cidr)
     containers = [network(own.cidr) for own in state.cidrs]
@@ -393,7 +375,7 @@ def _nodes(state: ClusterState) -> Iterator[tuple[int, str]]:
             yield 3, f"{name!r} has uid {node.uid!r}, its range {owned.cidr} belongs to {owned.uid!r}"
 
 
-def _counts(state: ClusterState, definition: ClusterDefined) -> Iterator[tuple[int, str]]:
+def _counts(state: ClusterState, definition: types.ClusterDefined) -> Iterator[tuple[int, str]]:
     size = definition.range_size
     formula = 0
     for own in state.cidrs:

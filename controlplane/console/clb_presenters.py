@@ -19,13 +19,8 @@ from controlplane.console.schemas import (
 )
 from controlplane.controller.agents.reports import Reports
 from controlplane.controller.presenters import backend_views, clb_view
+from events import types
 from events.codec import Recorded
-from events.types import (
-    ClbBackendHealthChanged,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    ClbReserved,
-)
 
 
 def clb_detail(
@@ -69,12 +64,12 @@ def clb_detail(
                 reason=event.reason,
             )
             for recorded in health
-            if isinstance(event := recorded.event, ClbBackendHealthChanged)
+            if isinstance(event := recorded.event, types.ClbBackendHealthChanged)
         ],
     )
 
 
-def _gateways(state: ClusterState, entry: ClbReserved, reports: Reports) -> list[ClbGatewayView]:
+def _gateways(state: ClusterState, entry: types.ClbReserved, reports: Reports) -> list[ClbGatewayView]:
     own = {item.address for item in entry.addresses}
     found = []
     for name, since in sorted(state.gateways.items()):
@@ -95,15 +90,15 @@ def _gateways(state: ClusterState, entry: ClbReserved, reports: Reports) -> list
 def tenures_of(events: Sequence[Recorded]) -> list[ClbTenure]:
     """Who held which address from when to when, newest first; ``events`` may begin in the middle."""
     ended: list[ClbTenure] = []
-    open_: dict[str, tuple[ClbHolderAssigned, Recorded, float]] = {}
+    open_: dict[str, tuple[types.ClbHolderAssigned, Recorded, float]] = {}
     last_end: dict[str, datetime] = {}
     for recorded in sorted(events, key=lambda one: one.sequence):
         event, at = recorded.event, recorded.envelope.time
-        if isinstance(event, ClbHolderAssigned):
+        if isinstance(event, types.ClbHolderAssigned):
             before = last_end.get(event.address)
             gap_s = max(0.0, (at - before).total_seconds()) if before is not None else 0.0
             open_[event.address] = (event, recorded, gap_s)
-        elif isinstance(event, ClbHolderWithdrawn):
+        elif isinstance(event, types.ClbHolderWithdrawn):
             last_end[event.address] = at
             began = open_.pop(event.address, None)
             ended.append(

@@ -3,112 +3,79 @@
 from __future__ import annotations
 
 from controlplane.cluster.addressing.plan import addresses_and_pods
-from events.types import (
-    AllocationRefused,
-    CidrAppended,
-    ClbBackendAdded,
-    ClbBackendHealthChanged,
-    ClbBackendRemoved,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    ClbRefused,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    ClusterDeleted,
-    ConflictOverridden,
-    ConflictRefused,
-    Event,
-    EventsParked,
-    JoinTokenUsed,
-    NetworkDeclared,
-    NetworkWithdrawn,
-    NodeBound,
-    NodeFenced,
-    NodeGatewayMarked,
-    NodeGatewayUnmarked,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
+from events import types
 
 
-def sentence(event: Event) -> str:
+def sentence(event: types.Event) -> str:
     """What happened, for a person. An event that this program does not know is named by its type."""
     match event:
-        case NodeJoined():
+        case types.NodeJoined():
             where = f" at {event.site}" if event.site else ""
             return f"{event.node} joined{where} as {event.kind} node, reached at {event.announced}"
-        case NodeUnderlayChanged():
+        case types.NodeUnderlayChanged():
             return f"{event.node} is now reached at {event.announced}"
-        case NodeLeft():
+        case types.NodeLeft():
             return f"{event.node} left{_because(event.reason)}"
-        case NodeUnreachable():
+        case types.NodeUnreachable():
             return f"{event.node} stopped reporting"
-        case NodeRecovered():
+        case types.NodeRecovered():
             return f"{event.node} reports again"
-        case NodeFenced():
+        case types.NodeFenced():
             return f"{event.node} was fenced by {event.cause}{_because(event.reason)}"
-        case NodeBound():
+        case types.NodeBound():
             return f"{event.node} is the Kubernetes Node {event.node_uid}"
-        case RangeAllocated():
+        case types.RangeAllocated():
             return f"{event.cidr} allocated to {event.node}"
-        case RangeDraining():
+        case types.RangeDraining():
             return f"{event.cidr} of {event.node} is draining"
-        case RangeQuarantined():
+        case types.RangeQuarantined():
             return f"{event.cidr} rests in quarantine until {event.until:%H:%M:%S} UTC"
-        case RangeFreed():
+        case types.RangeFreed():
             return f"{event.cidr} is back in the pool"
-        case AllocationRefused():
+        case types.AllocationRefused():
             return f"{event.node} was refused a range: {event.message}"
-        case ClbReserved():
+        case types.ClbReserved():
             return f"{_pair(event)} reserved for CLB {event.name}"
-        case ClbReleased():
+        case types.ClbReleased():
             return f"{_pair(event)} released by CLB {event.name}"
-        case ClbRefused():
+        case types.ClbRefused():
             return f"CLB {event.name} was refused: {event.message}"
-        case NodeGatewayMarked():
+        case types.NodeGatewayMarked():
             return f"{event.node} may hold CLB addresses now"
-        case NodeGatewayUnmarked():
+        case types.NodeGatewayUnmarked():
             return f"{event.node} is a gateway no more"
-        case ClbHolderAssigned():
+        case types.ClbHolderAssigned():
             before = f" after {event.previous}" if event.previous else ""
             return f"{event.node} holds {event.address} ({event.purpose} of {event.name}){before}"
-        case ClbHolderWithdrawn():
+        case types.ClbHolderWithdrawn():
             return f"{event.address} taken from {event.node}: {event.reason or event.cause}"
-        case ClbBackendAdded():
+        case types.ClbBackendAdded():
             return f"{event.purpose} of {event.name}: {_backend(event)} added"
-        case ClbBackendRemoved():
+        case types.ClbBackendRemoved():
             return f"{event.purpose} of {event.name}: {_backend(event)} removed"
-        case ClbBackendHealthChanged():
+        case types.ClbBackendHealthChanged():
             health = "healthy" if event.healthy else "unhealthy"
             return f"{event.purpose} of {event.name}: {_backend(event)} is {health}{_because(event.reason)}"
-        case ClusterDefined():
+        case types.ClusterDefined():
             return (
                 f"cluster defined: {event.container_cidr} in {event.capacity:,} ranges of "
                 f"{addresses_and_pods(event.range_size)}, Services {event.service_cidr}"
             )
-        case ClusterDeleted():
+        case types.ClusterDeleted():
             return f"cluster deleted{_because(event.reason)}"
-        case CidrAppended():
+        case types.CidrAppended():
             return f"{event.cidr} appended: {event.capacity:,} more ranges"
-        case NetworkDeclared():
+        case types.NetworkDeclared():
             return f"{event.network.kind} network {event.network.cidr} declared"
-        case NetworkWithdrawn():
+        case types.NetworkWithdrawn():
             return f"network {event.cidr} withdrawn"
-        case ConflictOverridden():
+        case types.ConflictOverridden():
             return f"overlap of {event.ours} with {event.theirs} accepted: {event.reason}"
-        case ConflictRefused():
+        case types.ConflictRefused():
             return f"{event.command} was refused: {event.message}"
-        case JoinTokenUsed():
+        case types.JoinTokenUsed():
             return f"{event.node} redeemed a join token; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"
-        case EventsParked():
+        case types.EventsParked():
             several = event.first < event.last
             what = f"events {event.first} to {event.last}" if several else f"event {event.first}"
             return f"{what} parked: {event.reason}"
@@ -120,9 +87,9 @@ def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _backend(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> str:
+def _backend(event: types.ClbBackendAdded | types.ClbBackendRemoved | types.ClbBackendHealthChanged) -> str:
     return f"{event.protocol} {event.port} to {event.address}:{event.backend_port}"
 
 
-def _pair(event: ClbReserved | ClbReleased) -> str:
+def _pair(event: types.ClbReserved | types.ClbReleased) -> str:
     return " and ".join(address.address for address in event.addresses)

@@ -20,26 +20,14 @@ from controlplane.cluster.decisions.gateways import SETTINGS
 from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.schema import LONG, LONGER, OPEN
+from events import types
 from events.errors import Refused
 from events.protocol.clb import Backend, BackendKey, Holder
-from events.types import (
-    CidrAppended,
-    ClbBackendAdded,
-    ClbBackendHealthChanged,
-    ClbHolderAssigned,
-    ClbReserved,
-    ClusterDefined,
-    ConflictOverridden,
-    Network,
-    NodeBound,
-    NodeFenced,
-    RangeQuarantined,
-)
 
 DAMAGE = (sqlite3.Error, msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError)
 """What a state cannot be read with from a file that is not what was written."""
 
-_decode_fenced = msgspec.json.Decoder(list[NodeFenced]).decode
+_decode_fenced = msgspec.json.Decoder(list[types.NodeFenced]).decode
 _decode_numbers = msgspec.json.Decoder(list[int]).decode
 
 _astuple: Any = msgspec.structs.astuple
@@ -161,12 +149,12 @@ _RANGES_ALIVE = _alive("range", "idx, cidr, node, uid, epoch, phase, until_us, w
 class _Facts(msgspec.Struct):
     """What is rare, as of a sequence."""
 
-    definition: ClusterDefined | None = None
+    definition: types.ClusterDefined | None = None
     deleted: int = 0
     cidrs: tuple[Cidr, ...] = ()
-    networks: dict[str, Network] = {}
-    overrides: dict[tuple[str, str, str], ConflictOverridden] = {}
-    clb: dict[str, ClbReserved] = {}
+    networks: dict[str, types.Network] = {}
+    overrides: dict[tuple[str, str, str], types.ConflictOverridden] = {}
+    clb: dict[str, types.ClbReserved] = {}
     refusals: dict[str, dict[str, Refusal]] = {}
 
 
@@ -185,19 +173,19 @@ def _facts(connection: sqlite3.Connection, at: int) -> _Facts:
         return [(key, part, decoder.decode(value), since) for key, part, value, since in parts.get(kind, [])]
 
     facts = _Facts()
-    for _, _, definition, since in each("definition", ClusterDefined):
+    for _, _, definition, since in each("definition", types.ClusterDefined):
         facts.definition = definition
         first = network(definition.container_cidr).first
         facts.cidrs = (Cidr(definition.container_cidr, 0, definition.capacity, first, since),)
-    for _, _, cidr, since in each("cidr", CidrAppended):
+    for _, _, cidr, since in each("cidr", types.CidrAppended):
         first = network(cidr.cidr).first
         facts.cidrs = (*facts.cidrs, Cidr(cidr.cidr, cidr.first_index, cidr.capacity, first, since))
     for _, _, _, since in each("deleted", dict[str, Any]):
         facts.deleted = since
-    facts.networks = {key: item for key, _, item, _ in each("network", Network)}
-    for _, _, event, _ in each("override", ConflictOverridden):
+    facts.networks = {key: item for key, _, item, _ in each("network", types.Network)}
+    for _, _, event, _ in each("override", types.ConflictOverridden):
         facts.overrides[event.code, event.ours, event.theirs] = event
-    facts.clb = {name: event for name, _, event, _ in each("clb", ClbReserved)}
+    facts.clb = {name: event for name, _, event, _ in each("clb", types.ClbReserved)}
     for asker, code, event, since in each("refusal", dict[str, Any]):
         facts.refusals.setdefault(asker, {})[code] = Refusal(since, code, event["message"])
     return facts
@@ -227,7 +215,7 @@ def _bound(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -
         (at, at),
     )
     return {
-        name: Bound(msgspec.json.decode(value, type=NodeBound).node_uid, since)
+        name: Bound(msgspec.json.decode(value, type=types.NodeBound).node_uid, since)
         for name, value, since in rows
         if name in nodes and nodes[name].joined < since
     }
@@ -256,17 +244,17 @@ def _gateways(
         if name in nodes and nodes[name].joined < since
     }
     for address, _, value, since in kinds.get("holder", ()):
-        held = msgspec.json.decode(value, type=ClbHolderAssigned)
+        held = msgspec.json.decode(value, type=types.ClbHolderAssigned)
         holders[address] = Holder(held.name, held.purpose, address, held.node, held.uid, since)
     health = {
-        (name, part): (msgspec.json.decode(value, type=ClbBackendHealthChanged), since)
+        (name, part): (msgspec.json.decode(value, type=types.ClbBackendHealthChanged), since)
         for name, part, value, since in kinds.get("health", ())
         if since > reserved.get(name, at)
     }
     for name, part, value, since in kinds.get("backend", ()):
         if since <= reserved.get(name, at):
             continue  # of an earlier reservation of that name
-        event = msgspec.json.decode(value, type=ClbBackendAdded)
+        event = msgspec.json.decode(value, type=types.ClbBackendAdded)
         said, changed = health.get((name, part), (None, 0))
         settings = {field: getattr(event, field) for field in SETTINGS}
         backends[BackendKey.of(event)] = Backend(
@@ -290,19 +278,19 @@ def _nodes(connection: sqlite3.Connection, at: int) -> tuple[dict[str, Node], di
 
 def _ranges(
     connection: sqlite3.Connection, at: int
-) -> tuple[dict[int, Range], dict[int, int], dict[int, RangeQuarantined]]:
+) -> tuple[dict[int, Range], dict[int, int], dict[int, types.RangeQuarantined]]:
     """Ranges that are not free, since when they drain, and the quarantined ones, each in order."""
     rows = connection.execute(_RANGES_ALIVE, {"at": at}).fetchall()
     rows.sort(key=itemgetter(8))  # valid_from
     ranges = {row[0]: Range(*row[:5]) for row in rows}
     draining: dict[int, int] = {}
-    quarantined: dict[int, RangeQuarantined] = {}
+    quarantined: dict[int, types.RangeQuarantined] = {}
     for index, cidr, _, _, epoch, phase, until_us, watermark, since in rows:
         if phase == "draining":
             draining[index] = since
         elif phase == "quarantined":
             until = moment(until_us) or _EPOCH
-            quarantined[index] = RangeQuarantined(
+            quarantined[index] = types.RangeQuarantined(
                 cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
             )
     return ranges, draining, quarantined

@@ -7,36 +7,11 @@ Written independently of :mod:`controlplane.cluster.evolve`, so that comparing t
 from __future__ import annotations
 
 from controlplane.readmodel.rows import Handlers, Rows, microseconds
+from events import types
 from events.codec import SkippedEvent
-from events.types import (
-    AllocationRefused,
-    CidrAppended,
-    ClbRefused,
-    ClbReleased,
-    ClbReserved,
-    ClusterDefined,
-    ClusterDeleted,
-    ConflictOverridden,
-    ConflictRefused,
-    EventsParked,
-    JoinTokenUsed,
-    NetworkDeclared,
-    NetworkWithdrawn,
-    NodeBound,
-    NodeFenced,
-    NodeJoined,
-    NodeLeft,
-    NodeRecovered,
-    NodeUnderlayChanged,
-    NodeUnreachable,
-    RangeAllocated,
-    RangeDraining,
-    RangeFreed,
-    RangeQuarantined,
-)
 
 
-def _joined(rows: Rows, sequence: int, time_us: int, event: NodeJoined) -> None:
+def _joined(rows: Rows, sequence: int, time_us: int, event: types.NodeJoined) -> None:
     name = event.node
     rows.nodes.open(
         name,
@@ -50,17 +25,17 @@ def _joined(rows: Rows, sequence: int, time_us: int, event: NodeJoined) -> None:
     rows.cleared(sequence, time_us, f"node/{name}")
 
 
-def _out(rows: Rows, sequence: int, time_us: int, event: NodeLeft) -> None:
+def _out(rows: Rows, sequence: int, time_us: int, event: types.NodeLeft) -> None:
     rows.nodes.close(event.node, sequence, time_us)
 
 
-def _fenced(rows: Rows, sequence: int, time_us: int, event: NodeFenced) -> None:
+def _fenced(rows: Rows, sequence: int, time_us: int, event: types.NodeFenced) -> None:
     if not event.former:
         rows.nodes.close(event.node, sequence, time_us)
     rows.fact(sequence, time_us, ("fenced", event.uid, ""), event)
 
 
-def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: NodeUnderlayChanged) -> None:
+def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeUnderlayChanged) -> None:
     new = rows.nodes.current(event.node)
     new[3:5] = event.underlay, event.announced
     new[8] = sequence
@@ -68,96 +43,96 @@ def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: NodeUnderl
     rows.cleared(sequence, time_us, f"node/{event.node}")
 
 
-def _bound(rows: Rows, sequence: int, time_us: int, event: NodeBound) -> None:
+def _bound(rows: Rows, sequence: int, time_us: int, event: types.NodeBound) -> None:
     # It ends with the membership; that end is not written (asof reads it so, as with gateways).
     rows.fact(sequence, time_us, ("bound", event.node, ""), event)
 
 
-def _unreachable(rows: Rows, sequence: int, time_us: int, event: NodeUnreachable) -> None:
+def _unreachable(rows: Rows, sequence: int, time_us: int, event: types.NodeUnreachable) -> None:
     new = rows.nodes.current(event.node)
     new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
     rows.nodes.replace(event.node, new, sequence, time_us)
 
 
-def _recovered(rows: Rows, sequence: int, time_us: int, event: NodeRecovered) -> None:
+def _recovered(rows: Rows, sequence: int, time_us: int, event: types.NodeRecovered) -> None:
     new = rows.nodes.current(event.node)
     new[9:11] = 0, None
     rows.nodes.replace(event.node, new, sequence, time_us)
 
 
-def _allocated(rows: Rows, sequence: int, time_us: int, event: RangeAllocated) -> None:
+def _allocated(rows: Rows, sequence: int, time_us: int, event: types.RangeAllocated) -> None:
     index = event.index
     row = [index, event.cidr, "allocated", event.node, event.uid, sequence, None, 0, event.cursor_after]
     rows.ranges.open(index, row, sequence, time_us)
 
 
-def _draining(rows: Rows, sequence: int, time_us: int, event: RangeDraining) -> None:
+def _draining(rows: Rows, sequence: int, time_us: int, event: types.RangeDraining) -> None:
     index = event.index
     row = [index, event.cidr, "draining", event.node, event.uid, event.epoch, None, 0, None]
     rows.ranges.replace(index, row, sequence, time_us)
 
 
-def _quarantined(rows: Rows, sequence: int, time_us: int, event: RangeQuarantined) -> None:
+def _quarantined(rows: Rows, sequence: int, time_us: int, event: types.RangeQuarantined) -> None:
     new = rows.ranges.current(event.index)
     new[2] = "quarantined"
     new[6:9] = microseconds(event.until), event.watermark, None
     rows.ranges.replace(event.index, new, sequence, time_us)
 
 
-def _freed(rows: Rows, sequence: int, time_us: int, event: RangeFreed) -> None:
+def _freed(rows: Rows, sequence: int, time_us: int, event: types.RangeFreed) -> None:
     rows.ranges.close(event.index, sequence, time_us)
 
 
-def _defined(rows: Rows, sequence: int, time_us: int, event: ClusterDefined) -> None:
+def _defined(rows: Rows, sequence: int, time_us: int, event: types.ClusterDefined) -> None:
     rows.fact(sequence, time_us, ("definition", event.cluster, ""), event)
     for network in event.networks:
         rows.fact(sequence, time_us, ("network", network.cidr, ""), network)
 
 
-def _deleted(rows: Rows, sequence: int, time_us: int, event: ClusterDeleted) -> None:
+def _deleted(rows: Rows, sequence: int, time_us: int, event: types.ClusterDeleted) -> None:
     rows.fact(sequence, time_us, ("deleted", event.cluster, ""), event)
 
 
-def _appended(rows: Rows, sequence: int, time_us: int, event: CidrAppended) -> None:
+def _appended(rows: Rows, sequence: int, time_us: int, event: types.CidrAppended) -> None:
     rows.fact(sequence, time_us, ("cidr", event.cidr, ""), event)
     rows.cleared(sequence, time_us, "command/append-cidr")
 
 
-def _declared(rows: Rows, sequence: int, time_us: int, event: NetworkDeclared) -> None:
+def _declared(rows: Rows, sequence: int, time_us: int, event: types.NetworkDeclared) -> None:
     rows.fact(sequence, time_us, ("network", event.network.cidr, ""), event.network)
     rows.cleared(sequence, time_us, "command/declare-network")
 
 
-def _withdrawn(rows: Rows, sequence: int, time_us: int, event: NetworkWithdrawn) -> None:
+def _withdrawn(rows: Rows, sequence: int, time_us: int, event: types.NetworkWithdrawn) -> None:
     rows.facts.close(("network", event.cidr, ""), sequence, time_us)
 
 
-def _overridden(rows: Rows, sequence: int, time_us: int, event: ConflictOverridden) -> None:
+def _overridden(rows: Rows, sequence: int, time_us: int, event: types.ConflictOverridden) -> None:
     rows.fact(sequence, time_us, ("override", event.code, f"{event.ours} {event.theirs}"), event)
 
 
-def _reserved(rows: Rows, sequence: int, time_us: int, event: ClbReserved) -> None:
+def _reserved(rows: Rows, sequence: int, time_us: int, event: types.ClbReserved) -> None:
     rows.fact(sequence, time_us, ("clb", event.name, ""), event)
     rows.cleared(sequence, time_us, f"clb/{event.name}")
 
 
-def _released(rows: Rows, sequence: int, time_us: int, event: ClbReleased) -> None:
+def _released(rows: Rows, sequence: int, time_us: int, event: types.ClbReleased) -> None:
     rows.facts.close(("clb", event.name, ""), sequence, time_us)
 
 
-def _allocation_refused(rows: Rows, sequence: int, time_us: int, event: AllocationRefused) -> None:
+def _allocation_refused(rows: Rows, sequence: int, time_us: int, event: types.AllocationRefused) -> None:
     rows.refusal(sequence, time_us, f"node/{event.node}", event.code, event)
 
 
-def _clb_refused(rows: Rows, sequence: int, time_us: int, event: ClbRefused) -> None:
+def _clb_refused(rows: Rows, sequence: int, time_us: int, event: types.ClbRefused) -> None:
     rows.refusal(sequence, time_us, f"clb/{event.name}", event.code, event)
 
 
-def _conflict_refused(rows: Rows, sequence: int, time_us: int, event: ConflictRefused) -> None:
+def _conflict_refused(rows: Rows, sequence: int, time_us: int, event: types.ConflictRefused) -> None:
     rows.refusal(sequence, time_us, f"command/{event.command}", event.code, event)
 
 
-def _token_used(rows: Rows, sequence: int, time_us: int, event: JoinTokenUsed) -> None:
+def _token_used(rows: Rows, sequence: int, time_us: int, event: types.JoinTokenUsed) -> None:
     rows.fact(sequence, time_us, ("token", event.token, event.node), event)
 
 
@@ -165,34 +140,34 @@ def _skipped(rows: Rows, sequence: int, time_us: int, event: SkippedEvent) -> No
     rows.skip(sequence, time_us, event)
 
 
-def _events_parked(rows: Rows, sequence: int, time_us: int, event: EventsParked) -> None:  # noqa: ARG001
+def _events_parked(rows: Rows, sequence: int, time_us: int, event: types.EventsParked) -> None:  # noqa: ARG001
     rows.parked(sequence, event)
 
 
 HANDLERS: Handlers = {
-    NodeJoined: _joined,
-    NodeLeft: _out,
-    NodeFenced: _fenced,
-    NodeBound: _bound,
-    NodeUnderlayChanged: _underlay_changed,
-    NodeUnreachable: _unreachable,
-    NodeRecovered: _recovered,
-    RangeAllocated: _allocated,
-    RangeDraining: _draining,
-    RangeQuarantined: _quarantined,
-    RangeFreed: _freed,
-    ClusterDefined: _defined,
-    ClusterDeleted: _deleted,
-    CidrAppended: _appended,
-    NetworkDeclared: _declared,
-    NetworkWithdrawn: _withdrawn,
-    ConflictOverridden: _overridden,
-    ConflictRefused: _conflict_refused,
-    ClbReserved: _reserved,
-    ClbReleased: _released,
-    ClbRefused: _clb_refused,
-    AllocationRefused: _allocation_refused,
-    JoinTokenUsed: _token_used,
-    EventsParked: _events_parked,
+    types.NodeJoined: _joined,
+    types.NodeLeft: _out,
+    types.NodeFenced: _fenced,
+    types.NodeBound: _bound,
+    types.NodeUnderlayChanged: _underlay_changed,
+    types.NodeUnreachable: _unreachable,
+    types.NodeRecovered: _recovered,
+    types.RangeAllocated: _allocated,
+    types.RangeDraining: _draining,
+    types.RangeQuarantined: _quarantined,
+    types.RangeFreed: _freed,
+    types.ClusterDefined: _defined,
+    types.ClusterDeleted: _deleted,
+    types.CidrAppended: _appended,
+    types.NetworkDeclared: _declared,
+    types.NetworkWithdrawn: _withdrawn,
+    types.ConflictOverridden: _overridden,
+    types.ConflictRefused: _conflict_refused,
+    types.ClbReserved: _reserved,
+    types.ClbReleased: _released,
+    types.ClbRefused: _clb_refused,
+    types.AllocationRefused: _allocation_refused,
+    types.JoinTokenUsed: _token_used,
+    types.EventsParked: _events_parked,
     SkippedEvent: _skipped,
 }

@@ -8,59 +8,51 @@ reservation that it was added to stands (:mod:`controlplane.readmodel.asof` read
 from __future__ import annotations
 
 from controlplane.readmodel.rows import Handlers, Rows
-from events.types import (
-    ClbBackendAdded,
-    ClbBackendHealthChanged,
-    ClbBackendRemoved,
-    ClbHolderAssigned,
-    ClbHolderWithdrawn,
-    NodeGatewayMarked,
-    NodeGatewayUnmarked,
-)
+from events import types
 
 
-def part_of(event: ClbBackendAdded | ClbBackendRemoved | ClbBackendHealthChanged) -> str:
+def part_of(event: types.ClbBackendAdded | types.ClbBackendRemoved | types.ClbBackendHealthChanged) -> str:
     """Which backend of its reservation."""
     return f"{event.purpose} {event.protocol} {event.port} {event.address} {event.backend_port}"
 
 
-def _backend_added(rows: Rows, sequence: int, time_us: int, event: ClbBackendAdded) -> None:
+def _backend_added(rows: Rows, sequence: int, time_us: int, event: types.ClbBackendAdded) -> None:
     rows.fact(sequence, time_us, ("backend", event.name, part_of(event)), event)
 
 
-def _backend_removed(rows: Rows, sequence: int, time_us: int, event: ClbBackendRemoved) -> None:
+def _backend_removed(rows: Rows, sequence: int, time_us: int, event: types.ClbBackendRemoved) -> None:
     part = part_of(event)
     rows.facts.close(("backend", event.name, part), sequence, time_us)
     if rows.facts.is_open(("health", event.name, part)):
         rows.facts.close(("health", event.name, part), sequence, time_us)
 
 
-def _health_changed(rows: Rows, sequence: int, time_us: int, event: ClbBackendHealthChanged) -> None:
+def _health_changed(rows: Rows, sequence: int, time_us: int, event: types.ClbBackendHealthChanged) -> None:
     rows.fact(sequence, time_us, ("health", event.name, part_of(event)), event)
 
 
-def _assigned(rows: Rows, sequence: int, time_us: int, event: ClbHolderAssigned) -> None:
+def _assigned(rows: Rows, sequence: int, time_us: int, event: types.ClbHolderAssigned) -> None:
     rows.fact(sequence, time_us, ("holder", event.address, ""), event)
 
 
-def _withdrawn(rows: Rows, sequence: int, time_us: int, event: ClbHolderWithdrawn) -> None:
+def _withdrawn(rows: Rows, sequence: int, time_us: int, event: types.ClbHolderWithdrawn) -> None:
     rows.facts.close(("holder", event.address, ""), sequence, time_us)
 
 
-def _marked(rows: Rows, sequence: int, time_us: int, event: NodeGatewayMarked) -> None:
+def _marked(rows: Rows, sequence: int, time_us: int, event: types.NodeGatewayMarked) -> None:
     rows.fact(sequence, time_us, ("gateway", event.node, ""), event)
 
 
-def _unmarked(rows: Rows, sequence: int, time_us: int, event: NodeGatewayUnmarked) -> None:
+def _unmarked(rows: Rows, sequence: int, time_us: int, event: types.NodeGatewayUnmarked) -> None:
     rows.facts.close(("gateway", event.node, ""), sequence, time_us)
 
 
 HANDLERS: Handlers = {
-    ClbBackendAdded: _backend_added,
-    ClbBackendRemoved: _backend_removed,
-    ClbBackendHealthChanged: _health_changed,
-    ClbHolderAssigned: _assigned,
-    ClbHolderWithdrawn: _withdrawn,
-    NodeGatewayMarked: _marked,
-    NodeGatewayUnmarked: _unmarked,
+    types.ClbBackendAdded: _backend_added,
+    types.ClbBackendRemoved: _backend_removed,
+    types.ClbBackendHealthChanged: _health_changed,
+    types.ClbHolderAssigned: _assigned,
+    types.ClbHolderWithdrawn: _withdrawn,
+    types.NodeGatewayMarked: _marked,
+    types.NodeGatewayUnmarked: _unmarked,
 }

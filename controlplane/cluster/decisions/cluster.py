@@ -21,6 +21,7 @@ from controlplane.cluster.addressing.plan import check_private, make_plan, prefi
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.input_checks import seconds, text, whole
 from controlplane.cluster.state import ClusterState, asker_command
+from events import types
 from events.errors import BadRequest, Refused
 from events.protocol.commands import (
     AppendCidr,
@@ -31,16 +32,6 @@ from events.protocol.commands import (
     WithdrawNetwork,
 )
 from events.subjects import check_label
-from events.types import (
-    CidrAppended,
-    ClbReleased,
-    ClusterDefined,
-    ClusterDeleted,
-    ConflictRefused,
-    Network,
-    NetworkDeclared,
-    NetworkWithdrawn,
-)
 
 LONGEST_S = 366 * 86400.0
 """Upper bound of every configurable time: a year."""
@@ -68,10 +59,10 @@ def define(state: ClusterState, command: DefineCluster, now: datetime, context: 
     return Decision((wanted, *accepted), _described(wanted))
 
 
-def _definition(name: str, command: DefineCluster) -> ClusterDefined:
+def _definition(name: str, command: DefineCluster) -> types.ClusterDefined:
     """The checked definition. Raises Refused and BadRequest."""
     plan = make_plan(command.container_cidr, command.pods_per_node, command.services)
-    return ClusterDefined(
+    return types.ClusterDefined(
         cluster=check_label(name, "cluster"),
         container_cidr=plan.container_cidr,
         max_pods_per_node=plan.max_pods_per_node,
@@ -89,7 +80,7 @@ def _definition(name: str, command: DefineCluster) -> ClusterDefined:
     )
 
 
-def _networks(networks: tuple[Network, ...]) -> tuple[Network, ...]:
+def _networks(networks: tuple[types.Network, ...]) -> tuple[types.Network, ...]:
     if len(networks) > NETWORKS_LIMIT:
         raise BadRequest(
             "bad_request", f"{len(networks):,} networks; at most {NETWORKS_LIMIT:,}", limit=NETWORKS_LIMIT
@@ -103,12 +94,12 @@ def _networks(networks: tuple[Network, ...]) -> tuple[Network, ...]:
     return networks
 
 
-def _check_network(item: Network) -> None:
+def _check_network(item: types.Network) -> None:
     network_side(item)
     text(item.name, "the network's name", limit=253)
 
 
-def _described(definition: ClusterDefined) -> dict[str, Any]:
+def _described(definition: types.ClusterDefined) -> dict[str, Any]:
     described: dict[str, Any] = msgspec.to_builtins(definition)
     return described
 
@@ -125,7 +116,9 @@ _FIXED = (
 )
 
 
-def _defined_already(state: ClusterState, current: ClusterDefined, wanted: ClusterDefined) -> Decision:
+def _defined_already(
+    state: ClusterState, current: types.ClusterDefined, wanted: types.ClusterDefined
+) -> Decision:
     differences = [
         f"{field} {getattr(current, field)} (asked: {getattr(wanted, field)})"
         for field in _FIXED
@@ -177,7 +170,7 @@ def append(state: ClusterState, command: AppendCidr, now: datetime, context: Dec
     accepted, refused = settle(conflicts, command.overrides, state.name)
     if refused is not None:
         return _conflict(state, command, refused)
-    event = CidrAppended(cluster=state.name, cidr=str(net), first_index=state.capacity, capacity=capacity)
+    event = types.CidrAppended(cluster=state.name, cidr=str(net), first_index=state.capacity, capacity=capacity)
     return Decision(
         (*accepted, event), _appended(event.cidr, event.first_index, capacity, state.capacity + capacity)
     )
@@ -193,7 +186,7 @@ def _conflict(state: ClusterState, command: Command, conflict: Conflict) -> Deci
     known = state.refusals.get(asker_command(command.name), {}).get(conflict.code)
     if known is not None and known.message == error.message:
         return Decision(refusal=error)
-    event = ConflictRefused(
+    event = types.ConflictRefused(
         cluster=state.name,
         command=command.name,
         code=conflict.code,
@@ -216,7 +209,7 @@ def declare(state: ClusterState, command: DeclareNetwork, now: datetime, context
     accepted, refused = settle(conflicts, command.overrides, state.name)
     if refused is not None:
         return _conflict(state, command, refused)
-    event = NetworkDeclared(cluster=state.name, network=command.network)
+    event = types.NetworkDeclared(cluster=state.name, network=command.network)
     return Decision((*accepted, event), msgspec.to_builtins(command.network))
 
 
@@ -234,7 +227,9 @@ def withdraw(
             f"no network {command.cidr[:64]!r} is declared; declared: {listed}",
             cidr=command.cidr[:64],
         )
-    return Decision((NetworkWithdrawn(cluster=state.name, cidr=command.cidr),), msgspec.to_builtins(known))
+    return Decision(
+        (types.NetworkWithdrawn(cluster=state.name, cidr=command.cidr),), msgspec.to_builtins(known)
+    )
 
 
 def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: DecisionContext) -> Decision:
@@ -257,10 +252,10 @@ def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: 
             nodes=first,
         )
     released = [
-        ClbReleased(name=item.name, subnet=item.subnet, addresses=item.addresses)
+        types.ClbReleased(name=item.name, subnet=item.subnet, addresses=item.addresses)
         for _, item in sorted(state.clb.items())
     ]
     return Decision(
-        (*released, ClusterDeleted(cluster=state.name, reason=reason)),
+        (*released, types.ClusterDeleted(cluster=state.name, reason=reason)),
         {"cluster": state.name, "released_clb": [item.name for item in released]},
     )

@@ -9,17 +9,10 @@ from controlplane.cluster.decision import Decision, DecisionContext, definition_
 from controlplane.cluster.decisions.holders import PROVIDER, hand_over
 from controlplane.cluster.input_checks import text, unicast
 from controlplane.cluster.state import ClusterState
+from events import types
 from events.errors import BadRequest, Refused
 from events.protocol.clb import Backend, BackendKey
 from events.protocol.commands import AddBackend, MarkGateway, RemoveBackend, ReportHealth
-from events.types import (
-    ClbBackendAdded,
-    ClbBackendHealthChanged,
-    ClbBackendRemoved,
-    ClbReserved,
-    NodeGatewayMarked,
-    NodeGatewayUnmarked,
-)
 
 HEALTH_REST_S = 5.0
 """A backend's recorded health changes at most once in this time, however it flaps; its holder acts at once."""
@@ -65,9 +58,9 @@ def mark(state: ClusterState, command: MarkGateway, now: datetime, context: Deci
                 node=member.name,
                 kind=member.kind,
             )
-        return Decision((NodeGatewayMarked(node=member.name, uid=member.uid),), result)
+        return Decision((types.NodeGatewayMarked(node=member.name, uid=member.uid),), result)
     moved = hand_over(state, member.name, "unmarked", context)
-    return Decision((*moved, NodeGatewayUnmarked(node=member.name, uid=member.uid)), result)
+    return Decision((*moved, types.NodeGatewayUnmarked(node=member.name, uid=member.uid)), result)
 
 
 def add(state: ClusterState, command: AddBackend, now: datetime, context: DecisionContext) -> Decision:
@@ -97,7 +90,7 @@ def add(state: ClusterState, command: AddBackend, now: datetime, context: Decisi
             field="address",
         )
     settings: dict[str, Any] = {field: getattr(command, field) for field in SETTINGS}
-    event = ClbBackendAdded(**key._asdict(), **settings)
+    event = types.ClbBackendAdded(**key._asdict(), **settings)
     return Decision((event,), _described(key, existing.healthy if existing else True))
 
 
@@ -108,7 +101,7 @@ def remove(state: ClusterState, command: RemoveBackend, now: datetime, context: 
     _reservation(state, command.reservation, command.purpose)
     key = key_of(command)
     known = _known(state, key)
-    return Decision((ClbBackendRemoved(**key._asdict()),), _described(key, known.healthy))
+    return Decision((types.ClbBackendRemoved(**key._asdict()),), _described(key, known.healthy))
 
 
 def report(state: ClusterState, command: ReportHealth, now: datetime, context: DecisionContext) -> Decision:
@@ -145,7 +138,7 @@ def report(state: ClusterState, command: ReportHealth, now: datetime, context: D
         rest = known.changed_at + timedelta(seconds=HEALTH_REST_S) - now
         if timedelta() < rest <= timedelta(seconds=HEALTH_REST_S):
             return Decision((), {**_described(key, known.healthy), "again_after_s": rest.total_seconds()})
-    event = ClbBackendHealthChanged(
+    event = types.ClbBackendHealthChanged(
         **key._asdict(),
         healthy=command.healthy,
         node=command.node,
@@ -191,7 +184,7 @@ def _check(command: AddBackend) -> None:
         )
 
 
-def _reservation(state: ClusterState, name: str, purpose: str) -> ClbReserved:
+def _reservation(state: ClusterState, name: str, purpose: str) -> types.ClbReserved:
     """The reservation that our gateways serve, with that purpose. Raises Refused."""
     reservation = state.clb.get(name)
     if reservation is None:

@@ -13,17 +13,10 @@ from typing import Any
 import msgspec
 
 from controlplane.controller.commands.planner import Decided
+from events import types
 from events.codec import Recorded
 from events.errors import BadRequest, IsthmusError, Unavailable, from_wire
 from events.protocol.commands import CommandReply, WrittenEvent
-from events.types import (
-    AllocationRefused,
-    ClbRefused,
-    ConflictOverridden,
-    ConflictRefused,
-    NodeJoined,
-    RangeAllocated,
-)
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -62,7 +55,7 @@ def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | Isthmu
             "log_unavailable", "the command happened, but its events could not be read; ask again"
         )
     last = recorded[-1]
-    if isinstance(last.event, AllocationRefused | ClbRefused | ConflictRefused):
+    if isinstance(last.event, types.AllocationRefused | types.ClbRefused | types.ConflictRefused):
         return from_wire(last.event.code, last.event.message)
     joins = _joins(recorded)
     result: dict[str, Any]
@@ -73,7 +66,7 @@ def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | Isthmu
         result = joins[0]
     else:
         # An accepted overlap stands beside what the command was for.
-        main = next((r for r in reversed(recorded) if not isinstance(r.event, ConflictOverridden)), last)
+        main = next((r for r in reversed(recorded) if not isinstance(r.event, types.ConflictOverridden)), last)
         result = msgspec.to_builtins(main.event)
     return CommandReply(
         sequence=last.sequence,
@@ -89,7 +82,7 @@ def recall(recorded: Sequence[Recorded], now: datetime) -> CommandReply | Isthmu
 
 def _joins(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
     """What each join among the events was answered with."""
-    joined = {r.event.uid: r.event for r in recorded if isinstance(r.event, NodeJoined)}
+    joined = {r.event.uid: r.event for r in recorded if isinstance(r.event, types.NodeJoined)}
     return [
         {
             "node": r.event.node,
@@ -102,7 +95,7 @@ def _joins(recorded: Sequence[Recorded]) -> list[dict[str, Any]]:
             "announced": joined[r.event.uid].announced,
         }
         for r in recorded
-        if isinstance(r.event, RangeAllocated) and r.event.uid in joined
+        if isinstance(r.event, types.RangeAllocated) and r.event.uid in joined
     ]
 
 
