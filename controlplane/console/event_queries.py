@@ -52,13 +52,6 @@ def command_of(connection: sqlite3.Connection, sequence: int) -> tuple[int, int]
     return (row[0], row[1]) if row and row[1] >= sequence else None
 
 
-def times(connection: sqlite3.Connection, sequences: Sequence[int]) -> dict[int, int]:
-    """When those events were decided, Unix microseconds."""
-    marks = ",".join("?" * len(sequences))
-    query = f"SELECT sequence, time_us FROM event WHERE sequence IN ({marks})"  # noqa: S608  only marks
-    return dict(connection.execute(query, tuple(sequences)).fetchall())
-
-
 def of_kind(connection: sqlite3.Connection, entity: str, prefix: str, until: int, limit: int) -> list[int]:
     """Sequences of the newest events of an entity whose type begins with ``prefix``, ascending."""
     rows = connection.execute(

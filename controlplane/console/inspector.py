@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TypeVar
 
 from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
@@ -15,7 +14,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.console import event_queries
 from controlplane.console.schemas import TimelineBucket
 from controlplane.controller.agents.agent_history.records import Alarm
-from controlplane.controller.agents.agent_history.store import Coverage, HistoryStore, as_moment, microseconds
+from controlplane.controller.agents.agent_history.store import Coverage, HistoryStore
 from controlplane.controller.agents.convergence import Convergence, ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
@@ -25,12 +24,12 @@ from controlplane.controller.observability.span_store import SpanStore
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.asof import load_state, moment, sequence_at
 from controlplane.readmodel.projector import Projector
+from controlplane.readmodel.rows import as_moment, microseconds
 from events.codec import Recorded, decode
 from events.log import LogReader
 from events.protocol.queries import Condition
 from events.status import AgentStatus
 
-T = TypeVar("T")
 PROJECTED_WITHIN_S = 3.0
 """How long a question about the very recent past waits for the read model."""
 
@@ -129,27 +128,24 @@ class Inspector:
     def metrics(self) -> bytes:
         return self._observability.telemetry.prometheus()
 
-    async def _query(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._projector.query(question)
-
     async def state_at(self, sequence: int) -> ClusterState:
         if sequence == 0:
             return ClusterState(self.cluster)
         await self._projector.reached(sequence, timeout_s=PROJECTED_WITHIN_S)
-        return await self._query(lambda connection: load_state(connection, sequence))
+        return await self._projector.query(lambda connection: load_state(connection, sequence))
 
     async def time_of(self, sequence: int) -> datetime | None:
         def question(connection: sqlite3.Connection) -> datetime | None:
             row = connection.execute("SELECT time_us FROM event WHERE sequence = ?", (sequence,)).fetchone()
             return moment(row[0]) if row else None
 
-        return await self._query(question)
+        return await self._projector.query(question)
 
     async def command_of(self, sequence: int) -> tuple[int, int] | None:
-        return await self._query(lambda connection: event_queries.command_of(connection, sequence))
+        return await self._projector.query(lambda connection: event_queries.command_of(connection, sequence))
 
     async def sequence_at(self, moment_: datetime) -> int:
-        return await self._query(lambda connection: sequence_at(connection, moment_))
+        return await self._projector.query(lambda connection: sequence_at(connection, moment_))
 
     async def events(
         self, *, before: int, limit: int, entity: str, aggregate: str
@@ -157,7 +153,9 @@ class Inspector:
         if not entity and not aggregate:
             wanted: Sequence[int] = range(max(1, before - limit), before)
         else:
-            wanted = await self._query(lambda c: event_queries.matching(c, before, limit, entity, aggregate))
+            wanted = await self._projector.query(
+                lambda c: event_queries.matching(c, before, limit, entity, aggregate)
+            )
         found = await self._pick(wanted)
         complete = len(wanted) < limit or (found and found[-1].sequence <= 1)
         return found, 0 if complete or not found else found[-1].sequence
@@ -184,7 +182,7 @@ class Inspector:
         return next(iter(await self._read(sequence, sequence)), None)
 
     async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
-        return await self._query(lambda connection: event_queries.timeline(connection, buckets))
+        return await self._projector.query(lambda connection: event_queries.timeline(connection, buckets))
 
     # --- the agents' past ----------------------------------------------------------------------------
 
@@ -220,13 +218,11 @@ class Inspector:
 
     async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
         await self._projector.reached(until, timeout_s=PROJECTED_WITHIN_S)
-        wanted = await self._query(lambda c: event_queries.of_kind(c, name, f"clb.{kind}", until, limit))
+        wanted = await self._projector.query(
+            lambda c: event_queries.of_kind(c, name, f"clb.{kind}", until, limit)
+        )
         return await self._pick(wanted)
 
-    async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
-        found = await self._query(lambda connection: event_queries.times(connection, sequences))
-        return {sequence: as_moment(us) for sequence, us in found.items()}
-
     async def until(self, sequence: int) -> datetime | None:
-        us = await self._query(lambda connection: event_queries.first_time(connection, sequence))
+        us = await self._projector.query(lambda connection: event_queries.first_time(connection, sequence))
         return as_moment(us) if us is not None else None

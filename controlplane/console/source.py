@@ -148,13 +148,6 @@ class Source(Protocol):
         """
         ...
 
-    async def times(self, sequences: Sequence[int]) -> dict[int, datetime]:
-        """When those events were decided, as far as the read model knows them.
-
-        Cancelled, it leaves nothing behind.
-        """
-        ...
-
     async def until(self, sequence: int) -> datetime | None:
         """When the next event was decided; None when there is none yet. Cancelled, it leaves nothing behind."""
         ...

@@ -7,23 +7,24 @@ each member at most once even while the state moves on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, TypeVar
 
 import msgspec
 
 from controlplane.cluster.addressing.addresses import address_value, network
+from controlplane.cluster.decisions.clb import reserved
 from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState, Node
+from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.presenters import (
-    all_conditions,
     backend_views,
     cidr_views,
     clb_view,
+    conditions_now,
     pool_view,
     range_view,
     refusal_views,
@@ -53,47 +54,10 @@ from events.protocol.queries import (
 )
 from events.status import AgentStatus
 
-if TYPE_CHECKING:
-    from controlplane.controller.agents.attestation import Difference
+T = TypeVar("T", bound=Query)
 
 
-class Reports(Protocol):
-    """What the agents have said, by uid; :class:`controlplane.controller.agents.liveness.Liveness` is one."""
-
-    @property
-    def last_seen(self) -> Mapping[str, datetime]: ...
-    @property
-    def applied(self) -> Mapping[str, int]: ...
-    @property
-    def statuses(self) -> Mapping[str, AgentStatus]: ...
-    @property
-    def differences(self) -> Mapping[str, Difference]: ...
-    @property
-    def agreeing(self) -> Mapping[str, int]: ...
-    @property
-    def absent(self) -> Container[str]: ...
-    def stale(self, uid: str) -> bool: ...
-
-
-class NoReports:
-    """No report from anybody: for answers about a state that no agent follows (a replay, a test)."""
-
-    last_seen: Mapping[str, datetime] = MappingProxyType({})
-    applied: Mapping[str, int] = MappingProxyType({})
-    statuses: Mapping[str, AgentStatus] = MappingProxyType({})
-    differences: Mapping[str, Difference] = MappingProxyType({})
-    agreeing: Mapping[str, int] = MappingProxyType({})
-    absent: Container[str] = frozenset()
-
-    def stale(self, uid: str) -> bool:  # noqa: ARG002  the port's
-        """Nobody has reported."""
-        return False
-
-
-NO_REPORTS = NoReports()
-
-
-def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> ClusterView:  # noqa: ARG001
+def show_cluster(state: ClusterState, query: ShowCluster, reports: Liveness) -> ClusterView:  # noqa: ARG001
     """The cluster in numbers. O(n log n), for its digest."""
     return ClusterView(
         cluster=state.name,
@@ -110,14 +74,7 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: Reports) -> C
         fenced_uids=len(state.fenced),
         reservations=len(state.clb),
         watermark=watermark(state, reports.applied, absent=reports.absent),
-        conditions=tuple(
-            all_conditions(
-                state,
-                reports.applied,
-                ((found.node, found.rows) for found in reports.differences.values()),
-                absent=reports.absent,
-            )
-        ),
+        conditions=tuple(conditions_now(state, reports)),
     )
 
 
@@ -129,7 +86,7 @@ def _page(keys: list[Any], limit: int) -> tuple[list[Any], int, Any]:
     return page, len(keys), page[-1] if len(keys) > limit else None
 
 
-def list_nodes(state: ClusterState, query: ListNodes, reports: Reports) -> NodePage:
+def list_nodes(state: ClusterState, query: ListNodes, reports: Liveness) -> NodePage:
     """A page of members; ``total`` counts the matches after ``after``."""
     names = [name for name in state.nodes if name > query.after]
     if (query.kind, query.site, query.unreachable) != (None, None, None):
@@ -153,7 +110,7 @@ PATH_MAX = 20
 PASSED_AGE_MAX_S = 10 * 365 * 86400.0
 
 
-def node_view(state: ClusterState, node: Node, reports: Reports = NO_REPORTS) -> NodeView:
+def node_view(state: ClusterState, node: Node, reports: Liveness) -> NodeView:
     """One member with its range and its agent's last report."""
     owned = state.owned.get(node.name)
     status = reports.statuses.get(node.uid)
@@ -197,14 +154,14 @@ def passed_at(status: AgentStatus | None, heard: datetime | None) -> datetime | 
     return heard - timedelta(seconds=status.passed_age_s)
 
 
-def kernel_verdict(reports: Reports, uid: str) -> str:
+def kernel_verdict(reports: Liveness, uid: str) -> str:
     """``agrees``, ``differs`` or empty when nothing is known."""
     if uid in reports.differences:
         return "differs"
     return "agrees" if uid in reports.agreeing else ""
 
 
-def show_node(state: ClusterState, query: ShowNode, reports: Reports) -> NodeView:
+def show_node(state: ClusterState, query: ShowNode, reports: Liveness) -> NodeView:
     """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
     node = state.nodes.get(query.node)
     if node is not None:
@@ -220,7 +177,7 @@ def show_node(state: ClusterState, query: ShowNode, reports: Reports) -> NodeVie
     return NodeView(node=query.node, member=False, refusals=refusals)
 
 
-def list_ranges(state: ClusterState, query: ListRanges, reports: Reports) -> RangePage:  # noqa: ARG001
+def list_ranges(state: ClusterState, query: ListRanges, reports: Liveness) -> RangePage:  # noqa: ARG001
     """A page of the ranges that are not free, in order of index."""
     source: Iterable[int] = {
         None: state.ranges,
@@ -233,7 +190,7 @@ def list_ranges(state: ClusterState, query: ListRanges, reports: Reports) -> Ran
     return RangePage(sequence=state.sequence, ranges=views, total=total, next_after=following)
 
 
-def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # noqa: ARG001
+def who_has(state: ClusterState, query: WhoHas, reports: Liveness) -> Holder:  # noqa: ARG001
     """Whose the address is now. Raises BadRequest(bad_request) when it is no address."""
     value = address_value(query.address)
     if value is None:
@@ -271,21 +228,14 @@ def who_has(state: ClusterState, query: WhoHas, reports: Reports) -> Holder:  # 
     return Holder(address=query.address, kind="outside")
 
 
-def list_clb(state: ClusterState, query: ListClb, reports: Reports) -> ClbList:  # noqa: ARG001
+def list_clb(state: ClusterState, query: ListClb, reports: Liveness) -> ClbList:  # noqa: ARG001
     """All reservations."""
     return ClbList(sequence=state.sequence, reservations=tuple(state.clb[n] for n in sorted(state.clb)))
 
 
-def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbAnswer:  # noqa: ARG001
+def show_clb(state: ClusterState, query: ShowClb, reports: Liveness) -> ClbAnswer:  # noqa: ARG001
     """One reservation. Raises Refused(clb_unknown)."""
-    reservation = state.clb.get(query.reservation)
-    if reservation is None:
-        listed = ", ".join(sorted(state.clb)[:8]) or "none"
-        raise Refused(
-            "clb_unknown",
-            f"no CLB reservation is named {query.reservation[:63]!r}; reserved: {listed}",
-            reservation=query.reservation[:63],
-        )
+    reservation = reserved(state, query.reservation)
     served = reservation.provider == PROVIDER
     return ClbAnswer(
         sequence=state.sequence,
@@ -299,7 +249,7 @@ def show_clb(state: ClusterState, query: ShowClb, reports: Reports) -> ClbAnswer
     )
 
 
-_ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, Reports], Answer]] = {
+_ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, Liveness], Answer]] = {
     ShowCluster: show_cluster,
     ListNodes: list_nodes,
     ShowNode: show_node,
@@ -312,16 +262,16 @@ _DECODERS = {query.name: msgspec.json.Decoder(query) for query in QUERIES}
 _encode = msgspec.json.Encoder().encode
 
 
-def ask(state: ClusterState, query: Query, reports: Reports = NO_REPORTS) -> Answer:
-    """Answer a query. Raises Refused and BadRequest."""
-    return _ANSWERERS[type(query)](state, query, reports)
+def ask(state: ClusterState, query: Query, reports: Liveness | None = None) -> Answer:
+    """Answer a query; without ``reports`` as when nobody has reported. Raises Refused and BadRequest."""
+    return _ANSWERERS[type(query)](state, query, reports or Liveness())
 
 
 def answer(
     state: ClusterState,
     name: str,
     body: bytes,
-    reports: Reports = NO_REPORTS,
+    reports: Liveness | None = None,
     *,
     further: Sequence[Condition] = (),
     about: Callable[[], Mapping[str, Any]] = dict,
@@ -340,11 +290,15 @@ def answer(
             f"no query is named {name[:64]!r}; there are {', '.join(sorted(_DECODERS))}",
             name=name[:64],
         )
-    try:
-        query = decoder.decode(body or b"{}")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error
-    found = ask(state, query, reports)
+    found = ask(state, decoded(decoder, name, body), reports)
     if isinstance(found, ClusterView):
         found = msgspec.structs.replace(found, conditions=(*further, *found.conditions), **about())
     return _encode(found)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], name: str, body: bytes) -> T:
+    """The query ``name`` out of a request (an empty body counts as ``{}``). Raises BadRequest(bad_request)."""
+    try:
+        return decoder.decode(body or b"{}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest("bad_request", f"query {name}: {error}", query=name) from error

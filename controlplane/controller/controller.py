@@ -360,8 +360,7 @@ class Controller:
                 await self._barrier.passed()
         halted = self.replica.halted
         own = [poisoned(halted)] if halted is not None else []
-        own += [*self.liveness.clocks.conditions(), *self.liveness.warnings(), *self._conditions()]
-        own += self.liveness.pods.conditions()
+        own += [*self.liveness.conditions(), *self._conditions()]
         return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)
 
     def _about(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from controlplane.readmodel.store import is_damage
 from events.errors import Unavailable
 from events.protocol.queries import Condition
 
@@ -26,9 +27,6 @@ log = logging.getLogger("isthmus.controller")
 
 T = TypeVar("T")
 IN_MEMORY = ":memory:"
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
-_MISMATCH = ("no such column", "no such table", "has no column named", "values were supplied")
-"""A file with other tables than ours: another program's, or one of a later release."""
 
 
 class SideDatabase:
@@ -77,7 +75,7 @@ class SideDatabase:
         try:
             found = work()
         except sqlite3.Error as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise self._failed(error) from error
             self._begin_anew(error)
             try:
@@ -95,7 +93,7 @@ class SideDatabase:
         try:
             self.connection = self._opened(self._path)
         except sqlite3.Error as error:
-            if _is_damage(error):
+            if is_damage(error):
                 self._set_aside(error)
             else:
                 self._fall_back(error)
@@ -140,8 +138,3 @@ class SideDatabase:
             database.close()
             raise
         return database
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in _DAMAGE or any(text in str(error) for text in _MISMATCH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.decisions.gateways import SETTINGS
 from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
-from controlplane.readmodel.rows import microseconds
+from controlplane.readmodel.rows import as_moment, microseconds
 from controlplane.readmodel.schema import LONG, LONGER, OPEN
 from events import types
 from events.errors import Refused
@@ -32,12 +32,10 @@ _decode_numbers = msgspec.json.Decoder(list[int]).decode
 
 _astuple: Any = msgspec.structs.astuple
 
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-
 
 def moment(us: int | None) -> datetime | None:
     """The moment of so many Unix microseconds."""
-    return None if us is None else _EPOCH + timedelta(microseconds=us)
+    return None if us is None else as_moment(us)
 
 
 def sequence_at(connection: sqlite3.Connection, when: datetime) -> int:
@@ -289,7 +287,7 @@ def _ranges(
         if phase == "draining":
             draining[index] = since
         elif phase == "quarantined":
-            until = moment(until_us) or _EPOCH
+            until = as_moment(until_us or 0)
             quarantined[index] = types.RangeQuarantined(
                 cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
             )

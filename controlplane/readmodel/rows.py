@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from events.errors import VerificationFailed
 from events.parking import events_followed
 from events.types import Event, EventsParked, RangeQuarantined
 
-__all__ = ["Contradiction", "Handlers", "Rows", "microseconds"]
+__all__ = ["Contradiction", "Handlers", "Rows", "as_moment", "microseconds"]
 
 _json = msgspec.json.Encoder().encode
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -35,6 +35,11 @@ def microseconds(moment: datetime) -> int:
     """Unix microseconds, exactly (a float would round)."""
     delta = moment - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def as_moment(us: int) -> datetime:
+    """The moment of so many Unix microseconds."""
+    return _EPOCH + timedelta(microseconds=us)
 
 
 class Rows:

@@ -38,14 +38,15 @@ CURRENT = "current"
 CACHE_KIB = 32 * 1024
 _HANDLERS = {**cluster_rows.HANDLERS, **gateway_rows.HANDLERS}
 
-
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_MISMATCH = ("no such column", "no such table", "has no column named", "values were supplied")
+"""Of a file with other tables than ours: another program's, or one of another release."""
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file is not what was written; not so for a full disk or one that does not answer."""
+    """Whether a file is not what was written to it; not so for a full disk or one that does not answer."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in _DAMAGE or "no such table" in str(error) or "no such column" in str(error)
+    return code in _DAMAGE or any(text in str(error) for text in _MISMATCH)
 
 
 class SequenceSpan(NamedTuple):

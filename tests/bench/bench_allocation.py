@@ -149,7 +149,7 @@ def _memory() -> dict[str, Any]:
     liveness = Liveness()
     for uid, name in state.by_uid.items():
         report = AgentStatus(node=name, uid=uid, applied=state.sequence, sent_at=NOW, kernel_digest="0" * 64)
-        liveness.observe_bytes(msgspec.json.encode(report))
+        liveness.observe(msgspec.json.decode(msgspec.json.encode(report), type=AgentStatus))
     gc.collect()
     used = _resident_mb() - before
     if len(state.nodes) != MEMORY_NODES:

@@ -11,7 +11,7 @@ import pytest
 
 from controlplane.cluster.decide import AdvanceDrains, MarkLiveness
 from controlplane.cluster.digest import state_digest
-from controlplane.controller.answers import NO_REPORTS, answer, ask
+from controlplane.controller.answers import answer, ask
 from events.errors import BadRequest, IsthmusError, Refused
 from events.protocol.commands import (
     AppendCidr,
@@ -88,7 +88,7 @@ def world() -> World:
     return world
 
 
-def conditions(world: World, reports: Any = NO_REPORTS) -> dict[str, str]:
+def conditions(world: World, reports: Any = None) -> dict[str, str]:
     view = ask(world.state, ShowCluster(), reports)
     assert isinstance(view, ClusterView)
     assert {item.code for item in view.conditions} <= set(CONDITIONS)

@@ -213,18 +213,24 @@ def _described(event: ClbReserved, warnings: list[str]) -> dict[str, Any]:
     return {**described, "warnings": warnings} if warnings else described
 
 
+def reserved(state: ClusterState, name: str) -> ClbReserved:
+    """The reservation of that name. Raises Refused(clb_unknown)."""
+    found = state.clb.get(name)
+    if found is None:
+        listed = ", ".join(sorted(state.clb)[:8]) or "none"
+        raise Refused(
+            "clb_unknown",
+            f"no CLB reservation is named {name[:63]!r}; reserved: {listed}",
+            reservation=name[:63],
+        )
+    return found
+
+
 def release(state: ClusterState, command: ReleaseClb, now: datetime, context: DecisionContext) -> Decision:
     """Give the pair back. Raises Refused(clb_unknown)."""
     del now, context
     definition_of(state)
-    existing = state.clb.get(command.reservation)
-    if existing is None:
-        listed = ", ".join(sorted(state.clb)[:8]) or "none"
-        raise Refused(
-            "clb_unknown",
-            f"no CLB reservation is named {command.reservation[:63]!r}; reserved: {listed}",
-            reservation=command.reservation[:63],
-        )
+    existing = reserved(state, command.reservation)
     event = ClbReleased(name=existing.name, subnet=existing.subnet, addresses=existing.addresses)
     held = [state.holders[item.address] for item in existing.addresses if item.address in state.holders]
     return Decision((*(withdrawn(h, "released") for h in held), event), msgspec.to_builtins(event))

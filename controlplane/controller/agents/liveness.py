@@ -13,8 +13,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-import msgspec
-
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor, Difference
@@ -23,8 +21,6 @@ from controlplane.controller.clocks import ClockCheck, Watch
 from events.protocol.queries import Condition
 from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeFenced, NodeJoined, NodeLeft
-
-_decode = msgspec.json.Decoder(AgentStatus).decode
 
 UIDS_LIMIT = 200_000
 """Agents remembered. Reports of more are dropped: somebody invents uids."""
@@ -47,7 +43,6 @@ class Liveness:
         self._last_seen: dict[str, datetime] = {}
         self._applied: dict[str, int] = {}
         self._status: dict[str, AgentStatus] = {}
-        self._dropped = 0
         self.watching_since = self.watch.now()
         """From this moment on, by the watch, silence has been watched without a gap."""
         self.pods = PodReports()
@@ -76,16 +71,6 @@ class Liveness:
     def _watched_s(self) -> float:
         return self.watch.now().timestamp()
 
-    def observe_bytes(self, body: bytes, *, age_s: float = 0.0) -> AgentStatus | None:
-        """Take one report as it came; None (and a count) when it is unreadable."""
-        try:
-            status = _decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._dropped += 1
-            return None
-        self.observe(status, age_s=age_s)
-        return status
-
     def observe(self, status: AgentStatus, *, age_s: float = 0.0, state: ClusterState | None = None) -> None:
         """Take one report. Late and repeated ones are harmless: applied sequences only grow.
 
@@ -97,7 +82,6 @@ class Liveness:
         uid = status.uid
         known = self._last_seen.get(uid) if uid in self._status else None
         if uid not in self._last_seen and len(self._last_seen) >= UIDS_LIMIT:
-            self._dropped += 1
             return
         arrived = self.watch.now() - timedelta(seconds=max(0.0, age_s))
         if not age_s:
@@ -174,10 +158,9 @@ class Liveness:
         """uid → the last sequence at which its kernel was as the log says."""
         return self.attestor.agreeing
 
-    @property
-    def dropped(self) -> int:
-        """Reports that were unreadable or too many."""
-        return self._dropped
+    def conditions(self) -> tuple[Condition, ...]:
+        """What a person should know about the reports themselves, and the clocks behind them."""
+        return (*self.clocks.conditions(), *self.pods.conditions(), *self.warnings())
 
 
 class Came(Container[str]):

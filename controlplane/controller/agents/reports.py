@@ -93,8 +93,7 @@ class LiveReports:
 
     @property
     def further(self) -> Sequence[Condition]:
-        live = self._liveness
-        return (*live.clocks.conditions(), *live.pods.conditions(), *live.warnings())
+        return self._liveness.conditions()
 
     def state_of(self, uid: str) -> str:
         status = self._liveness.statuses.get(uid)

@@ -31,7 +31,6 @@ from controlplane.controller.commands.discovery import Discovery
 from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.replies import encode_error, encode_reply
 from controlplane.controller.commands.requests import Request, parse
-from events import subjects
 from events.bus.nats_fastpath import Outgoing, inline, publish_all
 from events.errors import IsthmusError, Unavailable
 from events.protocol.commands import Command, CommandReply
@@ -210,8 +209,3 @@ class Endpoint:
         self._answers.append(Outgoing(reply, body, headers))
         self._sent.clear()
         self._wake.set()
-
-
-def query_subject(cluster: str, name: str) -> str:
-    """The subject of a read-only question to the controller."""
-    return f"{subjects.command(cluster, name).replace('.command.', '.query.', 1)}"

@@ -10,7 +10,7 @@ from controlplane.cluster.decisions.time import watermark
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.observability.metrics import Live
-from controlplane.controller.presenters import all_conditions
+from controlplane.controller.presenters import conditions_now
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
 from events.telemetry.role import our_version
@@ -53,15 +53,8 @@ def live_numbers(
         reports=lambda: observability.history.count,
         latest=observability.convergence.newest,
         conditions=lambda: (
-            *all_conditions(
-                replica.state,
-                liveness.applied,
-                ((found.node, found.rows) for found in liveness.differences.values()),
-                absent=liveness.absent,
-            ),
-            *liveness.clocks.conditions(),
-            *liveness.warnings(),
-            *liveness.pods.conditions(),
+            *conditions_now(replica.state, liveness),
+            *liveness.conditions(),
             *observability.conditions(),
         ),
         other_release=lambda: sum(

@@ -9,10 +9,11 @@ Spans of other traces that *link* into a trace belong to its picture and are ret
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,7 +29,6 @@ LINK_HOPS = 2
 """How far a picture follows links: to the agent that catches up, and to the comparison that this brings."""
 PRUNE_SLACK = 0.02
 
-T = TypeVar("T")
 Reference = Literal["command", "sequence", "node"]
 
 _SCHEMA = """
@@ -50,10 +50,12 @@ CREATE TABLE IF NOT EXISTS refs (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS refs_of ON refs (span);
 """
-_COLUMNS = (
-    "id, trace_id, span_id, parent_id, name, kind, service, instance, "
-    "start_ns, end_ns, status, message, attributes"
+_FIELDS = (
+    *("trace_id", "span_id", "parent_id", "name", "kind", "service", "instance"),
+    *("start_ns", "end_ns", "status", "message"),
 )
+_values = attrgetter(*_FIELDS)
+_COLUMNS = f"{', '.join(_FIELDS)}, attributes"
 _attributes = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -75,7 +77,7 @@ class SpanStore:
     """Recent spans. Open it with :meth:`open`.
 
     A batch costs the event loop one hop, not one per row. What cannot be read or written raises
-    Unavailable(record_unavailable); a damaged file is begun anew.
+    Unavailable(record_unavailable); a damaged file is begun anew. What was cancelled ends in its thread.
     """
 
     def __init__(self, file: SideDatabase, limit: int) -> None:
@@ -93,16 +95,13 @@ class SpanStore:
         async with SideDatabase.open(path, _SCHEMA, what="recent traces") as file:
             store = cls(file, limit)
             with suppress(Unavailable):
-                store._count = await store._run(lambda: store._rows("SELECT count(*) FROM spans")[0][0])
+                store._count = await file.run(lambda: store._rows("SELECT count(*) FROM spans")[0][0])
             yield store
 
     @property
     def count(self) -> int:
         """Spans kept now."""
         return self._count
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await self.file.run(work)
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return self.file.connection.execute(query, values).fetchall()
@@ -113,7 +112,7 @@ class SpanStore:
         Cancelled, they are still written, in the thread.
         """
         if records:
-            await self._run(lambda: self._add(records))
+            await self.file.run(lambda: self._add(records))
 
     def _add(self, records: Sequence[SpanRecord]) -> None:
         with self.file.connection:
@@ -124,22 +123,8 @@ class SpanStore:
 
     def _insert(self, record: SpanRecord) -> None:
         cursor = self.file.connection.execute(
-            "INSERT OR IGNORE INTO spans (trace_id, span_id, parent_id, name, kind, service, instance, "
-            "start_ns, end_ns, status, message, attributes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                record.trace_id,
-                record.span_id,
-                record.parent_id,
-                record.name,
-                record.kind,
-                record.service,
-                record.instance,
-                record.start_ns,
-                record.end_ns,
-                record.status,
-                record.message,
-                msgspec.json.encode(record.attributes).decode(),
-            ),
+            f"INSERT OR IGNORE INTO spans ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608  constants only
+            (*_values(record), msgspec.json.encode(record.attributes).decode()),
         )
         if cursor.rowcount != 1:
             return
@@ -161,17 +146,16 @@ class SpanStore:
     async def trace(self, trace_id: str) -> list[SpanRecord]:
         """The spans of a trace and of those that link into it, oldest start first; empty when unknown.
 
-        Links are followed for :data:`LINK_HOPS`. At most :data:`TRACE_SPANS_MAX`. Cancelled, the reading ends
-        in its thread.
+        Links are followed for :data:`LINK_HOPS`. At most :data:`TRACE_SPANS_MAX`.
         """
-        return await self._run(lambda: self._trace(trace_id))
+        return await self.file.run(lambda: self._trace(trace_id))
 
     def _trace(self, trace_id: str) -> list[SpanRecord]:
         rows = self._rows(
             "WITH RECURSIVE picture (trace_id, hops) AS (VALUES (?1, 0) UNION "  # noqa: S608  constants only
             "SELECT o.trace_id, hops + 1 FROM picture p JOIN links l ON l.trace_id = p.trace_id "
             "JOIN spans o ON o.id = l.span WHERE hops < ?3) "
-            f"SELECT {_COLUMNS} FROM spans WHERE trace_id IN (SELECT trace_id FROM picture) "
+            f"SELECT id, {_COLUMNS} FROM spans WHERE trace_id IN (SELECT trace_id FROM picture) "
             "ORDER BY start_ns, id LIMIT ?2",
             (trace_id, TRACE_SPANS_MAX, LINK_HOPS),
         )
@@ -184,17 +168,7 @@ class SpanStore:
             links.setdefault(span, []).append(SpanLink(linked_trace, linked_span))
         return [
             SpanRecord(
-                trace_id=row[1],
-                span_id=row[2],
-                parent_id=row[3],
-                name=row[4],
-                kind=row[5],
-                service=row[6],
-                instance=row[7],
-                start_ns=row[8],
-                end_ns=row[9],
-                status=row[10],
-                message=row[11],
+                **dict(zip(_FIELDS, row[1:], strict=False)),
                 attributes=_attributes.decode(row[12]),
                 links=links.get(row[0], []),
             )
@@ -202,30 +176,21 @@ class SpanStore:
         ]
 
     async def find(self, kind: Reference, key: str, *, limit: int = 20) -> list[str]:
-        """Ids of the traces that touched a command, a sequence or a node, newest first.
-
-        Cancelled, the reading ends in its thread.
-        """
+        """Ids of the traces that touched a command, a sequence or a node, newest first."""
         query = (
             "SELECT s.trace_id FROM refs JOIN spans s ON s.id = refs.span WHERE refs.kind = ? AND key = ? "
             "GROUP BY 1 ORDER BY max(refs.span) DESC LIMIT ?"
         )
-        return [row[0] for row in await self._run(lambda: self._rows(query, (kind, key, limit)))]
+        return [row[0] for row in await self.file.run(lambda: self._rows(query, (kind, key, limit)))]
 
     async def beginning(self, prefix: str, *, limit: int = 20) -> list[str]:
-        """Ids of the traces whose id begins with these hexadecimal digits.
-
-        Cancelled, the reading ends in its thread.
-        """
+        """Ids of the traces whose id begins with these hexadecimal digits."""
         query = "SELECT DISTINCT trace_id FROM spans WHERE trace_id >= ? AND trace_id < ? LIMIT ?"
-        rows = await self._run(lambda: self._rows(query, (prefix, f"{prefix}g", limit)))
+        rows = await self.file.run(lambda: self._rows(query, (prefix, f"{prefix}g", limit)))
         return [row[0] for row in rows]
 
     async def recent(self, *, limit: int = 50, errors: bool = False, node: str = "") -> list[TraceSummary]:
-        """The latest traces by their root span, newest first; ``errors`` and ``node`` narrow them.
-
-        Cancelled, the reading ends in its thread.
-        """
+        """The latest traces by their root span, newest first; ``errors`` and ``node`` narrow them."""
         conditions = ["parent_id = ''"]
         values: list[object] = []
         if errors:
@@ -247,7 +212,7 @@ class SpanStore:
             "(SELECT count(*) FROM spans a WHERE a.trace_id = s.trace_id AND a.status = 'ERROR') "
             f"FROM spans s WHERE {' AND '.join(conditions)} ORDER BY s.id DESC LIMIT ?"
         )
-        rows = await self._run(lambda: self._rows(query, (*values, limit)))
+        rows = await self.file.run(lambda: self._rows(query, (*values, limit)))
         return [
             TraceSummary(
                 trace_id=row[0],

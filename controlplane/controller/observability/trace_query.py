@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import msgspec
 
+from controlplane.controller.answers import decoded
 from controlplane.controller.observability.span_store import SpanStore, TraceSummary
 from controlplane.controller.observability.waterfall import Waterfall, waterfall
 from controlplane.controller.replication.replica import Replica
 from events.codec import Recorded, decode
-from events.errors import BadRequest, Refused
+from events.errors import Refused
 from events.log import LogReader
 from events.protocol.queries import Query
 
@@ -62,7 +63,10 @@ _traces = msgspec.json.Decoder(TracesQuery)
 
 
 class TraceAnswers:
-    """Answers from the built-in store, and from the log where it says which trace wrote an event."""
+    """Answers from the built-in store, and from the log where it says which trace wrote an event.
+
+    A cancellation leaves nothing behind.
+    """
 
     def __init__(self, log: LogReader, replica: Replica, spans: SpanStore) -> None:
         self._log = log
@@ -70,14 +74,8 @@ class TraceAnswers:
         self._spans = spans
 
     async def trace(self, body: bytes) -> bytes:
-        """Answer a :class:`TraceQuery`. Raises BadRequest(bad_request) and Refused(trace_unknown).
-
-        Cancelled, it leaves nothing behind.
-        """
-        try:
-            query = _trace.decode(body or b"{}")
-        except msgspec.MsgspecError as error:
-            raise BadRequest("bad_request", f"query trace: {error}") from error
+        """Answer a :class:`TraceQuery`. Raises BadRequest(bad_request) and Refused(trace_unknown)."""
+        query = decoded(_trace, "trace", body)
         found = await self.find(query.reference, limit=max(1, min(query.limit, 10)))
         pictures: list[Waterfall] = []
         left = ROWS_MAX
@@ -101,14 +99,8 @@ class TraceAnswers:
         return msgspec.json.encode(TraceAnswer(traces=pictures))
 
     async def traces(self, body: bytes) -> bytes:
-        """Answer a :class:`TracesQuery`. Raises BadRequest(bad_request).
-
-        Cancelled, it leaves nothing behind.
-        """
-        try:
-            query = _traces.decode(body or b"{}")
-        except msgspec.MsgspecError as error:
-            raise BadRequest("bad_request", f"query traces: {error}") from error
+        """Answer a :class:`TracesQuery`. Raises BadRequest(bad_request)."""
+        query = decoded(_traces, "traces", body)
         found = await self._spans.recent(
             limit=max(1, min(query.limit, 500)), errors=query.errors, node=query.node
         )
@@ -117,8 +109,7 @@ class TraceAnswers:
     async def find(self, reference: str, *, limit: int) -> list[str]:
         """Ids of the traces that belong to what ``reference`` names, newest first.
 
-        A trace's id may be cut to its first eight digits or more. Raises Refused(trace_unknown). Cancelled, it
-        leaves nothing behind.
+        A trace's id may be cut to its first eight digits or more. Raises Refused(trace_unknown).
         """
         if _TRACE_ID.fullmatch(reference):
             return [reference]

@@ -22,10 +22,11 @@ from controlplane.controller.agents.agent_history.records import (
     ConvergenceRecord,
     Observed,
 )
-from controlplane.controller.agents.agent_history.store import HistoryStore, microseconds
+from controlplane.controller.agents.agent_history.store import HistoryStore
 from controlplane.controller.agents.convergence import ConvergenceTracker, Transaction
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports
+from controlplane.readmodel.rows import microseconds
 from events.errors import IsthmusError, Unavailable
 from events.status import AgentStatus
 

@@ -8,16 +8,18 @@ Beyond the limits the oldest rows go, and ``floor`` says from when on the record
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
 from controlplane.controller.agents.agent_history.records import Alarm, Batch, ConvergenceRecord, Observed
 from controlplane.controller.side_database import SideDatabase
+from controlplane.readmodel.rows import as_moment, microseconds
 
 REPORTS_MAX = 1_000_000
 """Rows of agents kept by default: about 120 MB on disk. Five nodes at human pace fill it in years."""
@@ -25,8 +27,6 @@ RECORDS_MAX = 10_000
 ALARMS_MAX = 1_000
 SLACK = 0.05
 OPEN = 9223372036854775807
-
-T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agent (id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, node TEXT NOT NULL) STRICT;
@@ -70,13 +70,14 @@ class _More(msgspec.Struct, omit_defaults=True):
     path_mtu: int = 0
 
 
+_COLUMNS = attrgetter("applied", "state", "kernel", "kernel_at", "peers")
 _encode = msgspec.json.Encoder().encode
 _more = msgspec.json.Decoder(_More).decode
 _slowest = msgspec.json.Decoder(tuple[tuple[str, float], ...]).decode
 
 
 class HistoryStore:
-    """The open file. Made by :meth:`open`; everything is done in its thread.
+    """The open file. Made by :meth:`open`; everything is done in its thread, where a cancelled call ends.
 
     Raises Unavailable(record_unavailable) for what cannot be read or written.
     """
@@ -105,9 +106,6 @@ class HistoryStore:
         """Rows of agents kept now."""
         return self._count
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await self.file.run(work)
-
     # --- writing -------------------------------------------------------------------------------------
 
     async def write(self, batch: Batch) -> None:
@@ -115,7 +113,7 @@ class HistoryStore:
 
         Cancelled, the transaction goes on in its thread: it is written whole or not at all.
         """
-        await self._run(lambda: self._write(batch))
+        await self.file.run(lambda: self._write(batch))
 
     def _write(self, batch: Batch) -> None:
         execute = self.file.connection.execute
@@ -166,29 +164,10 @@ class HistoryStore:
             "UPDATE report SET until_us = max(at_us + 1, ?) WHERE agent = ? AND until_us = ?",
             (since_us, agent, OPEN),
         )
-        more = _More(
-            observed.digest,
-            observed.rows,
-            observed.conditions,
-            observed.version,
-            observed.interval_s,
-            observed.gateway,
-            observed.mtu,
-            observed.path_mtu,
-        )
+        more = msgspec.convert(observed, _More, from_attributes=True)
         cursor = self.file.connection.execute(
             "INSERT OR REPLACE INTO report VALUES (?,?,?,?,?,?,?,?,?)",
-            (
-                agent,
-                since_us,
-                OPEN,
-                observed.applied,
-                observed.state,
-                observed.kernel,
-                observed.kernel_at,
-                observed.peers,
-                _encode(more).decode(),
-            ),
+            (agent, since_us, OPEN, *_COLUMNS(observed), _encode(more).decode()),
         )
         self._count += cursor.rowcount
 
@@ -223,7 +202,7 @@ class HistoryStore:
     # --- reading -------------------------------------------------------------------------------------
 
     async def coverage(self, moment_us: int) -> Coverage:
-        """Whether somebody recorded at that moment. Cancelled, the reading ends in its thread."""
+        """Whether somebody recorded at that moment."""
 
         def work() -> Coverage:
             (floor,) = self.file.connection.execute("SELECT at_us FROM floor").fetchone()
@@ -236,13 +215,10 @@ class HistoryStore:
             since = max(floor, first)
             return Coverage(inside is not None and moment_us >= since, as_moment(since))
 
-        return await self._run(work)
+        return await self.file.run(work)
 
     async def agents(self, uids: Iterable[str], moment_us: int) -> dict[str, Observed]:
-        """Those agents as they were known then; who is not in it had not been heard of.
-
-        Cancelled, the reading ends in its thread.
-        """
+        """Those agents as they were known then; who is not in it had not been heard of."""
         wanted = _encode(list(uids)).decode()
 
         def work() -> dict[str, Observed]:
@@ -255,20 +231,17 @@ class HistoryStore:
             )
             return {row[0]: _observed(row) for row in rows}
 
-        return await self._run(work)
+        return await self.file.run(work)
 
     async def convergence_records(self, until_sequence: int, limit: int) -> list[ConvergenceRecord]:
-        """The latest recorded transactions that end at or before a sequence, newest first.
-
-        Cancelled, the reading ends in its thread.
-        """
+        """The latest recorded transactions that end at or before a sequence, newest first."""
         query = "SELECT * FROM transit WHERE last <= ? ORDER BY first DESC LIMIT ?"
-        return await self._run(
+        return await self.file.run(
             lambda: [_record(row) for row in self.file.connection.execute(query, (until_sequence, limit))]
         )
 
     async def convergence_record(self, sequence: int) -> ConvergenceRecord | None:
-        """The transaction that contains a sequence. Cancelled, the reading ends in its thread."""
+        """The transaction that contains a sequence."""
         query = "SELECT * FROM transit WHERE first <= ? ORDER BY first DESC LIMIT 1"
 
         def work() -> ConvergenceRecord | None:
@@ -276,27 +249,17 @@ class HistoryStore:
             found = _record(row) if row else None
             return found if found and found.last >= sequence else None
 
-        return await self._run(work)
+        return await self.file.run(work)
 
     async def alarms(self, moment_us: int, limit: int) -> list[Alarm]:
-        """The latest alarms up to a moment, newest first. Cancelled, the reading ends in its thread."""
+        """The latest alarms up to a moment, newest first."""
         query = "SELECT name, code, message, at_us FROM alarm WHERE at_us <= ? ORDER BY id DESC LIMIT ?"
-        return await self._run(
+        return await self.file.run(
             lambda: [
                 Alarm(name=name, code=code, message=message, at=as_moment(at_us))
                 for name, code, message, at_us in self.file.connection.execute(query, (moment_us, limit))
             ]
         )
-
-
-def microseconds(moment: datetime) -> int:
-    """Unix time."""
-    return int(moment.timestamp() * 1_000_000)
-
-
-def as_moment(us: int) -> datetime:
-    """The moment of so many Unix microseconds."""
-    return datetime.fromtimestamp(us / 1e6, UTC)
 
 
 def _observed(row: Sequence[Any]) -> Observed:
@@ -310,15 +273,8 @@ def _observed(row: Sequence[Any]) -> Observed:
         state=state,
         kernel=kernel,
         kernel_at=kernel_at,
-        digest=more.digest,
-        rows=more.rows,
-        conditions=more.conditions,
         peers=peers,
-        version=more.version,
-        interval_s=more.interval_s,
-        gateway=more.gateway,
-        mtu=more.mtu,
-        path_mtu=more.path_mtu,
+        **msgspec.structs.asdict(more),
     )
 
 
