@@ -9,12 +9,12 @@ import msgspec
 
 from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
-from controlplane.cli.common import override_option, send, show_written, write_options
+from controlplane.cli.common import ask, override_option, send, show_written, write_options
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
 from events.errors import Usage
-from events.protocol.commands import Override, ReleaseClb, ReserveClb
+from events.protocol.commands import ReleaseClb, ReserveClb
 from events.protocol.queries import ClbAnswer, ClbList, ListClb, ShowClb
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def clb() -> None:
 
 
 @clb.command()
-@click.argument("name")
+@click.argument("reservation", metavar="NAME")
 @click.option("--subnet", required=True, metavar="CIDR", help="The VPC subnet to take two addresses from.")
 @click.option("--gateway", default="", metavar="IP", help="The subnet's router [its first address].")
 @click.option(
@@ -57,37 +57,24 @@ def clb() -> None:
 )
 @override_option
 @write_options
-@json_option
-@bus_options
 def reserve(
     *,
     context: BusContext,
-    name: str,
+    reservation: str,
     subnet: str,
-    gateway: str,
-    exclude: tuple[str, ...],
     purposes: str,
-    provider: str,
-    overrides: tuple[Override, ...],
     how: dict[str, Any],
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Reserve two usable addresses of a subnet, both or none. Repeating it changes nothing."""
     pair = tuple(part.strip() for part in purposes.split(","))
     if len(pair) != 2:
         raise Usage("usage", f"--purposes {purposes!r}: name exactly two, separated by a comma")
-    command = ReserveClb(
-        reservation=name,
-        subnet=subnet,
-        gateway=gateway,
-        exclude=exclude,
-        purposes=pair,
-        provider=provider,
-        overrides=overrides,
-    )
+    command = ReserveClb(reservation=reservation, subnet=subnet, purposes=pair, **settings)
     reply = send(context, command, how)
     addresses = ", ".join(f"{a['purpose']} {a['address']}" for a in reply.result.get("addresses", ()))
-    show_written(reply, f"{name} reserved in {subnet}: {addresses}", as_json=as_json)
+    show_written(reply, f"{reservation} reserved in {subnet}: {addresses}", as_json=as_json)
     if not as_json:
         for warning in reply.result.get("warnings", ()):
             click.echo(f"note: {warning}", err=True)
@@ -96,8 +83,6 @@ def reserve(
 @clb.command()
 @click.argument("name")
 @write_options
-@json_option
-@bus_options
 def release(*, context: BusContext, name: str, how: dict[str, Any], as_json: bool) -> None:
     """Give the two addresses back."""
     reply = send(context, ReleaseClb(reservation=name), how)
@@ -110,12 +95,7 @@ def release(*, context: BusContext, name: str, how: dict[str, Any], as_json: boo
 @bus_options
 def list_(*, context: BusContext, as_json: bool) -> None:
     """List the reservations."""
-
-    async def main() -> ClbList:
-        async with controller(context) as client:
-            return await client.ask(ListClb(), ClbList)
-
-    answer = run(main())
+    answer = ask(context, ListClb(), ClbList)
     if as_json:
         print_json(answer)
         return

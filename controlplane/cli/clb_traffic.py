@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import click
 
 from controlplane.cli.common import send, show_written, write_options
-from events.cli.options import BusContext, bus_options, json_option
+from events.cli.options import BusContext
 from events.errors import Usage
+from events.protocol.clb import BackendKey
 from events.protocol.commands import AddBackend, MarkGateway, RemoveBackend
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @click.group()
@@ -27,8 +32,6 @@ def gateway() -> None:
 @gateway.command("add")
 @click.argument("node")
 @write_options
-@json_option
-@bus_options
 def gateway_add(*, context: BusContext, node: str, how: dict[str, Any], as_json: bool) -> None:
     """Let a cloud node hold addresses."""
     reply = send(context, MarkGateway(node=node), how)
@@ -38,8 +41,6 @@ def gateway_add(*, context: BusContext, node: str, how: dict[str, Any], as_json:
 @gateway.command("remove")
 @click.argument("node")
 @write_options
-@json_option
-@bus_options
 def gateway_remove(*, context: BusContext, node: str, how: dict[str, Any], as_json: bool) -> None:
     """Let a node hold no address any more; the other gateways take over first."""
     reply = send(context, MarkGateway(node=node, on=False), how)
@@ -57,20 +58,27 @@ def backend() -> None:
     """
 
 
-def _place(text: str, port: int) -> tuple[str, int]:
-    """``ADDRESS`` or ``ADDRESS:PORT``. Raises Usage."""
-    address, colon, number = text.partition(":")
-    if colon and not number.isdecimal():
-        raise Usage("usage", f"{text!r} is not ADDRESS or ADDRESS:PORT")
-    return address, int(number) if colon else port
+def backend_arguments(function: Function) -> Function:
+    """Add what names a backend; the command receives it as one ``key: BackendKey``. Raises Usage."""
+
+    @click.argument("name")
+    @click.argument("purpose")
+    @click.argument("port", type=click.IntRange(1, 65535))
+    @click.argument("target", metavar="ADDRESS[:PORT]")
+    @click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+    @wraps(function)
+    def wrapper(*args: Any, name: str, purpose: str, port: int, target: str, protocol: Any, **rest: Any) -> Any:
+        address, colon, number = target.partition(":")
+        if colon and not number.isdecimal():
+            raise Usage("usage", f"{target!r} is not ADDRESS or ADDRESS:PORT")
+        key = BackendKey(name, purpose, protocol, port, address, int(number) if colon else port)
+        return function(*args, key=key, **rest)
+
+    return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 
 
 @backend.command("add")
-@click.argument("name")
-@click.argument("purpose")
-@click.argument("port", type=click.IntRange(1, 65535))
-@click.argument("target", metavar="ADDRESS[:PORT]")
-@click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+@backend_arguments
 @click.option("--affinity", type=click.Choice(["none", "source"]), default="none", show_default=True,
               help="source: a client's connections all go to one backend.")  # fmt: skip
 @click.option("--check", type=click.Choice(["tcp", "http", "https", "none"]), default=None,
@@ -84,16 +92,10 @@ def _place(text: str, port: int) -> tuple[str, int]:
 @click.option("--rise", type=int, default=2, show_default=True, help="Good answers in a row to be healthy.")
 @click.option("--fall", type=int, default=2, show_default=True, help="Bad answers in a row to be unhealthy.")
 @write_options
-@json_option
-@bus_options
 def backend_add(
     *,
     context: BusContext,
-    name: str,
-    purpose: str,
-    port: int,
-    target: str,
-    protocol: Any,
+    key: BackendKey,
     check: Any,
     check_port: int,
     how: dict[str, Any],
@@ -101,52 +103,25 @@ def backend_add(
     **settings: Any,
 ) -> None:
     """Let connections to PORT of PURPOSE's address go to a backend; repeated, it changes the settings."""
-    address, backend_port = _place(target, port)
-    check = check or ("none" if protocol == "udp" and not check_port else "tcp")
-    command = AddBackend(
-        reservation=name,
-        purpose=purpose,
-        port=port,
-        address=address,
-        backend_port=backend_port,
-        protocol=protocol,
-        check=check,
-        check_port=check_port,
-        **settings,
-    )
-    reply = send(context, command, how)
-    show_written(reply, f"{purpose} {protocol} {port} → {address}:{backend_port}", as_json=as_json)
+    check = check or ("none" if key.protocol == "udp" and not check_port else "tcp")
+    reply = send(context, AddBackend(**_named(key), check=check, check_port=check_port, **settings), how)
+    show_written(reply, _route(key), as_json=as_json)
 
 
 @backend.command("remove")
-@click.argument("name")
-@click.argument("purpose")
-@click.argument("port", type=click.IntRange(1, 65535))
-@click.argument("target", metavar="ADDRESS[:PORT]")
-@click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+@backend_arguments
 @write_options
-@json_option
-@bus_options
-def backend_remove(
-    *,
-    context: BusContext,
-    name: str,
-    purpose: str,
-    port: int,
-    target: str,
-    protocol: Any,
-    how: dict[str, Any],
-    as_json: bool,
-) -> None:
+def backend_remove(*, context: BusContext, key: BackendKey, how: dict[str, Any], as_json: bool) -> None:
     """Send no new connection to a backend; those in progress stay with it."""
-    address, backend_port = _place(target, port)
-    command = RemoveBackend(
-        reservation=name,
-        purpose=purpose,
-        port=port,
-        address=address,
-        backend_port=backend_port,
-        protocol=protocol,
-    )
-    reply = send(context, command, how)
-    show_written(reply, f"{purpose} {protocol} {port} → {address}:{backend_port} removed", as_json=as_json)
+    reply = send(context, RemoveBackend(**_named(key)), how)
+    show_written(reply, f"{_route(key)} removed", as_json=as_json)
+
+
+def _named(key: BackendKey) -> dict[str, Any]:
+    """As commands name a backend."""
+    named = key._asdict()
+    return {"reservation": named.pop("name"), **named}
+
+
+def _route(key: BackendKey) -> str:
+    return f"{key.purpose} {key.protocol} {key.port} → {key.address}:{key.backend_port}"

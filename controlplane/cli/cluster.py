@@ -8,7 +8,9 @@ import click
 
 from controlplane.cli.common import (
     addresses_for,
+    ask,
     override_option,
+    pages,
     send,
     show_conditions,
     show_written,
@@ -59,7 +61,9 @@ def parse_network(value: str, name: str = "") -> Network:
 
 
 @cluster.command()
-@click.option("--cidr", required=True, metavar="CIDR", help="Container CIDR, for example 10.200.0.0/16.")
+@click.option(
+    "--cidr", "container_cidr", required=True, metavar="CIDR", help="Container CIDR, for example 10.200.0.0/16."
+)
 @click.option(
     "--pods",
     type=int,
@@ -77,12 +81,18 @@ def parse_network(value: str, name: str = "") -> Network:
     help="A routed network to stay clear of; KIND is vpc, idc, clb or route. Repeatable.",
 )
 @click.option("--vni", type=int, default=100, show_default=True, help="VXLAN network identifier.")
-@click.option("--port", type=int, default=8472, show_default=True, help="VXLAN UDP port.")
+@click.option("--port", "vxlan_port", type=int, default=8472, show_default=True, help="VXLAN UDP port.")
 @click.option(
-    "--quarantine", type=float, default=60, show_default=True, help="Seconds that a released range rests."
+    "--quarantine",
+    "quarantine_s",
+    type=float,
+    default=60,
+    show_default=True,
+    help="Seconds that a released range rests.",
 )
 @click.option(
     "--unreachable-after",
+    "unreachable_after_s",
     type=float,
     default=30,
     show_default=True,
@@ -90,6 +100,7 @@ def parse_network(value: str, name: str = "") -> Network:
 )
 @click.option(
     "--remove-after",
+    "remove_after_s",
     type=float,
     default=0,
     show_default=True,
@@ -97,24 +108,16 @@ def parse_network(value: str, name: str = "") -> Network:
 )
 @override_option
 @write_options
-@json_option
-@bus_options
 def define(
     *,
     context: BusContext,
-    cidr: str,
+    container_cidr: str,
     pods: int,
     usable_pods: int | None,
-    services: int,
     networks: tuple[str, ...],
-    vni: int,
-    port: int,
-    quarantine: float,
-    unreachable_after: float,
-    remove_after: float,
-    overrides: tuple[Override, ...],
     how: dict[str, Any],
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Define the cluster's address plan; the first event of its log.
 
@@ -126,21 +129,15 @@ def define(
         --override cidr_conflict_with_vpc='the VPC routes only 10.128/9, ticket 4711'
     """
     command = DefineCluster(
-        container_cidr=cidr,
+        container_cidr=container_cidr,
         pods_per_node=addresses_for(pods, usable_pods),
-        services=services,
         networks=tuple(parse_network(item) for item in networks),
-        vni=vni,
-        vxlan_port=port,
-        quarantine_s=quarantine,
-        unreachable_after_s=unreachable_after,
-        remove_after_s=remove_after,
-        overrides=overrides,
+        **settings,
     )
     reply = send(context, command, how)
     made = reply.result
     sentence = (
-        f"cluster {context.cluster} defined: {made.get('container_cidr', cidr)}, "
+        f"cluster {context.cluster} defined: {made.get('container_cidr', container_cidr)}, "
         f"{made.get('capacity', 0):,} ranges of {addresses_and_pods(made.get('range_size', 0))}, "
         f"Services {made.get('service_cidr', '')}"
     )
@@ -152,12 +149,7 @@ def define(
 @bus_options
 def show(*, context: BusContext, as_json: bool) -> None:
     """Show the plan, the pool, the networks and what deserves attention."""
-
-    async def main() -> ClusterView:
-        async with controller(context) as client:
-            return await client.ask(ShowCluster(), ClusterView)
-
-    view = run(main())
+    view = ask(context, ShowCluster(), ClusterView)
     if as_json:
         print_json(view)
         return
@@ -215,14 +207,9 @@ def ranges(*, context: BusContext, phase: Any, as_json: bool) -> None:
     """List the ranges that are not free, with their owners and what they wait for."""
 
     async def main() -> list[RangeView]:
-        found: list[RangeView] = []
-        after: int | None = -1
         async with controller(context) as client:
-            while after is not None:
-                page = await client.ask(ListRanges(after=after, phase=phase), RangePage)
-                found.extend(page.ranges)
-                after = page.next_after
-        return found
+            query = ListRanges(phase=phase)
+            return [one async for page in pages(client, query, RangePage) for one in page.ranges]
 
     found = run(main())
     if as_json:
@@ -253,12 +240,7 @@ def _waits(view: RangeView) -> str:
 @bus_options
 def who(*, context: BusContext, address: str, as_json: bool) -> None:
     """Say whose an address is now. (Whose it was: isthmus replay who --ip ADDRESS --at WHEN)"""
-
-    async def main() -> Holder:
-        async with controller(context) as client:
-            return await client.ask(WhoHas(address=address), Holder)
-
-    holder = run(main())
+    holder = ask(context, WhoHas(address=address), Holder)
     if as_json:
         print_json(holder)
         return
@@ -286,8 +268,6 @@ def _belongs(holder: Holder) -> str:
 @click.option("--cidr", "named", metavar="CIDR", help="The same as the argument.")
 @override_option
 @write_options
-@json_option
-@bus_options
 def append(
     *,
     context: BusContext,
@@ -318,8 +298,6 @@ def append(
 @click.option("--reason", default="", help="Why; recorded for ever.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @write_options
-@json_option
-@bus_options
 def delete(*, context: BusContext, reason: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
     """Delete the cluster: refused while nodes live. Its log stays readable for ever."""
     if not how["dry_run"]:
@@ -339,8 +317,6 @@ def network() -> None:
 @click.option("--name", default="", help="A name for messages.")
 @override_option
 @write_options
-@json_option
-@bus_options
 def network_add(
     *,
     context: BusContext,
@@ -366,8 +342,6 @@ def network_add(
 @network.command("remove")
 @click.argument("cidr")
 @write_options
-@json_option
-@bus_options
 def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_json: bool) -> None:
     """Forget a declared network."""
     show_written(send(context, WithdrawNetwork(cidr=cidr), how), f"network {cidr} withdrawn", as_json=as_json)
@@ -378,12 +352,7 @@ def network_remove(*, context: BusContext, cidr: str, how: dict[str, Any], as_js
 @bus_options
 def network_list(*, context: BusContext, as_json: bool) -> None:
     """List the declared networks and the overlaps that somebody accepted."""
-
-    async def main() -> ClusterView:
-        async with controller(context) as client:
-            return await client.ask(ShowCluster(), ClusterView)
-
-    view = run(main())
+    view = ask(context, ShowCluster(), ClusterView)
     if as_json:
         print_json({"sequence": view.sequence, "networks": view.networks, "overrides": view.overrides})
         return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -13,11 +13,16 @@ from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.console.address import CONSOLE
 from events.cli.hints import hint, reaching
 from events.cli.listen import METAVAR, Listen
-from events.cli.options import BusContext, controller, parse_pairs, run
+from events.cli.options import BusContext, bus_options, controller, json_option, parse_pairs, run
 from events.cli.tables import coloured, escaped, print_json, print_table
 from events.protocol.commands import Command, CommandReply, Override
-from events.protocol.queries import Condition
+from events.protocol.queries import Condition, ListNodes, ListRanges, NodePage, Query, RangePage
 
+if TYPE_CHECKING:
+    from events.bus.client import ControllerClient
+
+T = TypeVar("T", bound=msgspec.Struct)
+Page = TypeVar("Page", NodePage, RangePage)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -41,7 +46,11 @@ def override_option(function: Function) -> Function:
 
 
 def write_options(function: Function) -> Function:
-    """Add ``--dry-run`` and ``--command-id``; the command receives one ``how: dict``."""
+    """What every command that writes takes: ``--dry-run``, ``--command-id``, ``--json`` and the bus's options.
+
+    The command receives ``context: BusContext``, ``how: dict`` (for :func:`send`) and ``as_json: bool``.
+    """
+    function = json_option(bus_options(function))
 
     @click.option("--dry-run", is_flag=True, help="Show the events that would be written; write nothing.")
     @click.option(
@@ -93,6 +102,27 @@ def send(context: BusContext, command: Command, how: dict[str, Any]) -> CommandR
             return await client.send(command, **how)
 
     return run(main())
+
+
+def ask(context: BusContext, query: Query, answer: type[T]) -> T:
+    """Ask the controllers, and wait for the answer. Raises IsthmusError."""
+
+    async def main() -> T:
+        async with controller(context) as client:
+            return await client.ask(query, answer)
+
+    return run(main())
+
+
+async def pages(
+    client: ControllerClient, query: ListNodes | ListRanges, answer: type[Page]
+) -> AsyncIterator[Page]:
+    """Every page of a list from ``query`` on; later ones may be newer. Cancelled, it leaves nothing behind."""
+    after: str | int | None = query.after
+    while after is not None:
+        page = await client.ask(msgspec.structs.replace(query, after=after), answer)
+        yield page
+        after = page.next_after
 
 
 def show_written(reply: CommandReply, sentence: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.common import send, show_written, write_options
+from controlplane.cli.common import ask, pages, send, show_written, write_options
 from controlplane.cli.node_import.command import import_
 from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
@@ -85,16 +85,9 @@ async def _all_nodes(
     client: ControllerClient, kind: Any, site: str | None, *, unreachable: bool
 ) -> tuple[int, list[NodeView]]:
     """All pages. The sequence is that of the first; later pages may be newer."""
-    nodes: list[NodeView] = []
-    after, sequence = "", 0
-    while True:
-        query = ListNodes(after=after, kind=kind, site=site, unreachable=True if unreachable else None)
-        page = await client.ask(query, NodePage)
-        sequence = sequence or page.sequence
-        nodes.extend(page.nodes)
-        if page.next_after is None:
-            return sequence, nodes
-        after = page.next_after
+    query = ListNodes(kind=kind, site=site, unreachable=True if unreachable else None)
+    found = [page async for page in pages(client, query, NodePage)]
+    return found[0].sequence, [one for page in found for one in page.nodes]
 
 
 def _state(view: NodeView) -> str:
@@ -150,12 +143,7 @@ def _age(moment: datetime | None) -> str:
 @bus_options
 def show(*, context: BusContext, name: str, as_json: bool) -> None:
     """Show one node, or why a node that asks gets nothing."""
-
-    async def main() -> NodeView:
-        async with controller(context) as client:
-            return await client.ask(ShowNode(node=name), NodeView)
-
-    view = run(main())
+    view = ask(context, ShowNode(node=name), NodeView)
     if as_json:
         print_json(view)
         return
@@ -199,8 +187,6 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--reason", default="", help="Why; recorded for ever.")
 @write_options
-@json_option
-@bus_options
 def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
     """Take a node out: its range drains and comes free. It may join again.
 
@@ -224,8 +210,6 @@ def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], 
 @click.option("--reason", default="", help="Why; recorded for ever.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @write_options
-@json_option
-@bus_options
 def fence(
     *, context: BusContext, name: str, reason: str, yes: bool, how: dict[str, Any], as_json: bool
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.common import show_conditions
+from controlplane.cli.common import pages, show_conditions
 from events.cli.hints import hint
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.output import WATCH_S
@@ -86,14 +86,11 @@ def _once(context: BusContext, *, as_json: bool, clear: bool) -> bool:
 async def _counted(client: Any) -> dict[str, int]:
     """Members by state, of a controller that does not say it."""
     counts: dict[str, int] = {}
-    after: str | None = ""
-    while after is not None:
-        page = await client.ask(ListNodes(after=after), NodePage)
+    async for page in pages(client, ListNodes(), NodePage):
         for node in page.nodes:
-            spoken = "silent" if node.stale else node.agent_state or "unreported"
-            state = "unreachable" if node.unreachable else spoken
+            reported = "silent" if node.stale else node.agent_state or "unreported"
+            state = "unreachable" if node.unreachable else reported
             counts[state] = counts.get(state, 0) + 1
-        after = page.next_after
     return counts
 
 

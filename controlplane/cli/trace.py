@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlplane.cli.common import ask
 from events.cli.numbers import printed_number
-from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.options import BusContext, bus_options, json_option
 from events.cli.output import listing_options
 from events.cli.tables import console, print_json, print_table
 
@@ -50,13 +51,9 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
     """
     from controlplane.controller.observability.trace_query import TraceAnswer, TraceQuery
 
-    async def ask() -> TraceAnswer:
-        async with controller(context) as client:
-            number = printed_number(reference)
-            asked = reference if number is None else str(number)
-            return await client.ask(TraceQuery(reference=asked, limit=limit), TraceAnswer)
-
-    answer = run(ask())
+    number = printed_number(reference)
+    asked = reference if number is None else str(number)
+    answer = ask(context, TraceQuery(reference=asked, limit=limit), TraceAnswer)
     if as_json:
         print_json(answer)
         return
@@ -79,12 +76,7 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
     """
     from controlplane.controller.observability.trace_query import TracesAnswer, TracesQuery
 
-    async def ask() -> TracesAnswer:
-        async with controller(context) as client:
-            query = TracesQuery(limit=limit, errors=errors, node=node)
-            return await client.ask(query, TracesAnswer)
-
-    answer = run(ask())
+    answer = ask(context, TracesQuery(limit=limit, errors=errors, node=node), TracesAnswer)
     if as_json:
         print_json(answer)
         return

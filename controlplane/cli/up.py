@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from controlplane.cli.cluster import parse_network
 from controlplane.cli.common import addresses_for, http_option, usable_pods_option
+from controlplane.console.address import is_loopback
 from events import subjects
 from events.cli.options import default_actor, json_option
 
@@ -108,17 +109,15 @@ def up(  # noqa: PLR0917  click passes options by name
     """
     from controlplane.cli.serving import run, setup_logging
     from events.protocol.commands import DefineCluster
-    from events.types import Network
 
     subjects.check_label(cluster, "cluster")
     define: DefineCluster | None = None
     if cidr:
-        pairs = [_network(item) for item in networks]
         define = DefineCluster(
             container_cidr=cidr,
             pods_per_node=addresses_for(pods, usable_pods),
             services=services,
-            networks=tuple(Network(kind=kind, cidr=net) for kind, net in pairs),
+            networks=tuple(parse_network(item) for item in networks),
             quarantine_s=quarantine,
         )
     setup_logging(log_level, instance="up")
@@ -131,31 +130,13 @@ def up(  # noqa: PLR0917  click passes options by name
 
 def open_bus_warning(host: str, port: int, *, locked: bool, knowingly: bool) -> str:
     """What a bus opens that others can reach and that has no locks; empty when it opens nothing."""
-    if locked or knowingly or _loopback(host):
+    if locked or knowingly or is_loopback(host):
         return ""
     return (
         f"WARNING: the bus on {host}:{port} has no credentials and no TLS: whoever reaches that port can "
         "change the cluster, write its log and stop it. For real use give --server-config (`isthmus deploy "
         "nats` makes it); or close the port to others, and say --insecure to hear this no more."
     )
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: it may be anybody's
-
-
-def _network(text: str) -> tuple[Any, str]:
-    from events.errors import Usage
-
-    kind, equals, net = text.partition("=")
-    if not equals or kind not in {"vpc", "idc", "clb", "route"} or not net:
-        raise Usage("usage", f"--network {text!r} is not of the form KIND=CIDR (KIND: vpc, idc, clb, route)")
-    return kind, net
 
 
 async def _up(

@@ -10,7 +10,6 @@ compared in constant time, sessions are bounded and expire.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import math
 import secrets
 import time
@@ -25,6 +24,7 @@ from litestar.exceptions import (
     TooManyRequestsException,
 )
 
+from controlplane.console.address import is_loopback
 from controlplane.console.limits import Attempts
 from events.errors import Usage
 
@@ -47,16 +47,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a listening address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, token: str) -> None:
