@@ -23,7 +23,7 @@ from events.protocol.queries import Condition
 
 
 class Source(Protocol):
-    """A controller, as the API sees it."""
+    """A controller, as the API sees it. A cancelled question leaves nothing behind."""
 
     @property
     def cluster(self) -> str:
@@ -95,17 +95,11 @@ class Source(Protocol):
         ...
 
     async def state_at(self, sequence: int) -> ClusterState:
-        """The state as it was directly after ``sequence``, for the caller alone. 0 is the empty state.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The state as it was directly after ``sequence``, for the caller alone. 0 is the empty state."""
         ...
 
     async def time_of(self, sequence: int) -> datetime | None:
-        """When the event was decided; None when there is no such event (yet) in the read model.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """When the event was decided; None when there is no such event (yet) in the read model."""
         ...
 
     async def command_of(self, sequence: int) -> tuple[int, int] | None:
@@ -116,47 +110,35 @@ class Source(Protocol):
         ...
 
     async def reports_at(self, state: ClusterState, moment: datetime) -> Reports:
-        """What was known of that state's members then. Cancelled, it leaves nothing behind."""
+        """What was known of that state's members then."""
         ...
 
     async def recorded(self, moment: datetime) -> Coverage:
-        """Whether the agents' reports were recorded at that moment. Cancelled, it leaves nothing behind."""
+        """Whether the agents' reports were recorded at that moment."""
         ...
 
     async def convergence_at(self, sequence: int, moment: datetime, limit: int) -> list[Convergence]:
-        """The latest transactions up to a sequence as they were known then, newest first.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The latest transactions up to a sequence as they were known then, newest first."""
         ...
 
     async def convergence_of(self, sequence: int, moment: datetime | None) -> Convergence | None:
-        """The transaction that contains a sequence, at that moment (None: now); None when not recorded.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The transaction that contains a sequence, at that moment (None: now); None when not recorded."""
         ...
 
     async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
-        """The latest alarms up to a moment, newest first. Cancelled, it leaves nothing behind."""
+        """The latest alarms up to a moment, newest first."""
         ...
 
     async def clb_events(self, name: str, *, until: int, kind: str, limit: int) -> Sequence[Recorded]:
-        """Events of a reservation whose verb begins with ``kind``, at most so many, newest first.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """Events of a reservation whose verb begins with ``kind``, at most so many, newest first."""
         ...
 
     async def until(self, sequence: int) -> datetime | None:
-        """When the next event was decided; None when there is none yet. Cancelled, it leaves nothing behind."""
+        """When the next event was decided; None when there is none yet."""
         ...
 
     async def sequence_at(self, moment: datetime) -> int:
-        """The last sequence decided at or before the moment; 0 when there is none.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The last sequence decided at or before the moment; 0 when there is none."""
         ...
 
     async def events(
@@ -165,17 +147,13 @@ class Source(Protocol):
         """At most ``limit`` events with a sequence below ``before``, newest first.
 
         ``entity`` and ``aggregate`` narrow them (empty: all). The number is where to go on; 0 at the beginning.
-        Cancelled, it leaves nothing behind.
         """
         ...
 
     async def event(self, sequence: int) -> Recorded | None:
-        """One event; None beyond the head. Cancelled, it leaves nothing behind."""
+        """One event; None beyond the head."""
         ...
 
     async def timeline(self, *, buckets: int) -> Sequence[TimelineBucket]:
-        """The log from its beginning to the read model's checkpoint, evenly cut by sequence.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The log from its beginning to the read model's checkpoint, evenly cut by sequence."""
         ...

@@ -25,10 +25,9 @@ from nats.aio.client import Client
 
 from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
-from controlplane.controller.agents.gateway_reports import WithGateways
 from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.agents.report_door import ReportDoor
-from controlplane.controller.agents.reporting import WithMembers
+from controlplane.controller.agents.reporting import WithReports
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_keeper import StatusKeeper
 from controlplane.controller.answers import answer
@@ -40,7 +39,7 @@ from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
 from controlplane.controller.hooks import NullObserver, Observer
-from controlplane.controller.leadership.leader import Handover, Leadership
+from controlplane.controller.leadership.leader import Leadership, LeadershipTransfer
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
 from controlplane.controller.leadership.term import Term
 from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
@@ -149,10 +148,7 @@ class Controller:
             source=source,
             observer=observer,
             command_table=_CommandTable(self.projector),
-            context_source=WithMembers(
-                WithGateways(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
-                self.liveness,
-            ),
+            context_source=WithReports(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
             outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
             term=None,
             limits=options.limits,
@@ -170,12 +166,12 @@ class Controller:
             halted=lambda: replica.halted is not None,
             on_change=lambda leading: replica.rest(alone=leading),
         )
-        self._handover = Handover(client, cluster, self.leadership, duties, name=self.name)
+        self._transfer = LeadershipTransfer(client, cluster, self.leadership, duties, name=self.name)
         self._parker = Parker(event_log, replica, source=source, actor=f"controller/{self.name}")
         self._halted_log = HaltedLog(
             replica,
             observer,
-            yield_leadership=self._handover.yield_leadership,
+            yield_leadership=self._transfer.yield_leadership,
             park=self._park if options.on_poison == "park" else None,
         )
         self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
@@ -276,12 +272,12 @@ class Controller:
         tasks = [asyncio.create_task(part, name=name) for name, part in self._parts().items()]
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
-            await self._handover.open()
+            await self._transfer.open()
             await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(STOP_S):
-                        await self._handover.leave()
+                        await self._transfer.leave()
         finally:
             await end([*tasks, stop])
             self.changes.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from controlplane.kubernetes import objects, pods
 from controlplane.kubernetes.api import Change, KubernetesApi, WatchExpiredError
 from controlplane.kubernetes.desired import Member, Wanted, same_machine, wanted
 from controlplane.kubernetes.objects import Node
+from events.bus.retry import backoff_s, happened, jittered_s
 from events.errors import IsthmusError, Refused, Unavailable
 from events.ids import new_id
 
@@ -92,7 +92,6 @@ class Bridge:
         fence_deleted_s: float = 0.0,
         evict_stale_pods: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        jitter: random.Random | None = None,
     ) -> None:
         self._api = api
         self._members = members
@@ -105,12 +104,11 @@ class Bridge:
         """Name → (the member's uid, the Node's UID): to be recorded."""
         self._binding = asyncio.Event()
         self._now = now
-        self._jitter = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self.nodes: dict[str, Node] = {}
         """Name → the Node as last seen."""
         self._due: dict[str, None] = {}
-        self._again: dict[str, tuple[float, float]] = {}
-        """Name → (when it is to be tried again by the loop's clock, the pause that was waited)."""
+        self._again: dict[str, tuple[float, int]] = {}
+        """Name → (when it is to be tried again by the loop's clock, how often that failed)."""
         self._busy: set[str] = set()
         self._wake = asyncio.Event()
         self._warned: dict[tuple[str, str], str] = {}
@@ -149,7 +147,7 @@ class Bridge:
         self._wake.set()
 
     async def _follow_nodes(self) -> None:
-        version, pause_s = "", PAUSE_FIRST_S
+        version, failures = "", 0
         while True:
             try:
                 if not version:
@@ -162,15 +160,15 @@ class Bridge:
                 async with aclosing(cast("AsyncGenerator[Change, None]", changes)) as following:
                     async for change in following:
                         version = change.version or version
-                        pause_s = PAUSE_FIRST_S
+                        failures = 0
                         self._notice(change)
             except WatchExpiredError:
                 version = ""
             except (Unavailable, Refused) as error:
                 self._troubled(error)
                 version = version if isinstance(error, Unavailable) else ""
-                await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
-                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
+                await asyncio.sleep(_pause_s(failures))
+                failures += 1
 
     def _notice(self, change: Change) -> None:
         node = change.node
@@ -217,7 +215,7 @@ class Bridge:
 
     async def _bind(self) -> None:
         """Have it recorded which member is which Node, many at a time."""
-        pause_s = PAUSE_FIRST_S
+        failures = 0
         while True:
             await self._binding.wait()
             if not self._members.leading:
@@ -229,10 +227,10 @@ class Bridge:
                 await self._members.bind([(name, *uids) for name, uids in some.items()])
             except IsthmusError as error:
                 log.warning("%d Nodes are not recorded yet: %s [%s]", len(some), error.message, error.code)
-                await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
-                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
+                await asyncio.sleep(_pause_s(failures))
+                failures += 1
             else:
-                pause_s = PAUSE_FIRST_S
+                failures = 0
                 for name, uids in some.items():
                     if self._unbound.get(name) == uids:
                         del self._unbound[name]
@@ -275,7 +273,7 @@ class Bridge:
 
     async def _resync(self) -> None:
         while True:
-            await asyncio.sleep(RESYNC_S * self._jitter.uniform(0.8, 1.2))
+            await asyncio.sleep(jittered_s(RESYNC_S, 0.2))
             self.mark_all()
 
     # --- what is written -------------------------------------------------------------------------------
@@ -290,10 +288,9 @@ class Bridge:
             except (Unavailable, Refused) as error:
                 self.failed += 1
                 self._troubled(error)
-                _, pause_s = self._again.get(name, (0.0, PAUSE_FIRST_S / 2))
-                pause_s = min(PAUSE_LONGEST_S, pause_s * 2)
-                due = asyncio.get_running_loop().time() + pause_s * self._jitter.uniform(0.5, 1.5)
-                self._again[name] = (due, pause_s)
+                _, failures = self._again.get(name, (0.0, 0))
+                due = asyncio.get_running_loop().time() + _pause_s(failures)
+                self._again[name] = (due, failures + 1)
             finally:
                 self._busy.discard(name)
                 self._wake.set()
@@ -305,18 +302,14 @@ class Bridge:
             if self._members.leading:
                 now = loop.time()
                 for name in self._due:
-                    if name not in self._busy and self._again.get(name, (0.0, 0.0))[0] <= now:
+                    if name not in self._busy and self._again.get(name, (0.0, 0))[0] <= now:
                         del self._due[name]
                         return name
                 for name, (due, _) in self._again.items():
                     if due <= now and name not in self._busy and name not in self._due and name in self.nodes:
                         return name
             self._wake.clear()
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await happened(self._wake, within_s=LOOK_S)
 
     async def _settle(self, name: str) -> None:
         """Write what one Node lacks. Raises Unavailable, Refused."""
@@ -423,6 +416,10 @@ class Bridge:
         if self.problem != error.message:
             log.warning("%s [%s]", error.message, error.code)
         self.problem = error.message
+
+
+def _pause_s(failures: int) -> float:
+    return backoff_s(failures, first_s=PAUSE_FIRST_S, longest_s=PAUSE_LONGEST_S)
 
 
 def _said(want: Wanted, member: Member | None) -> str:

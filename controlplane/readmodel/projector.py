@@ -9,7 +9,6 @@ commands go on, and a rebuild that is switched in is picked up here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from controlplane.changes import Changes, Lagged, Subscription
 from controlplane.readmodel.asof import parked_rows
 from controlplane.readmodel.rebuild import rebuild
 from controlplane.readmodel.store import Store, current_generation, generation_file, is_damage, prune
+from events.bus.retry import happened
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
@@ -236,9 +236,7 @@ class Projector:
         loop = asyncio.get_running_loop()
         until = loop.time() + GATHER_S
         while BURST <= len(run) < GATHER and loop.time() < until:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(GAP_S, until - loop.time())):
-                    await self._asked.wait()
+            if await happened(self._asked, within_s=min(GAP_S, until - loop.time())):
                 return run
             more = subscription.take()
             if not more:

@@ -10,17 +10,18 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 
+DICE = random.Random()  # noqa: S311  spreads load, guards nothing
 _DOUBLINGS_MAX = 32  # 2**32 times the first pause is longer than any longest one
 
 
-def backoff_s(failures: int, *, first_s: float, longest_s: float) -> float:
+def backoff_s(failures: int, *, first_s: float, longest_s: float, dice: random.Random = DICE) -> float:
     """Seconds to wait after ``failures`` earlier ones: doubled each time, jittered by half."""
-    return jittered_s(min(longest_s, first_s * 2.0 ** min(failures, _DOUBLINGS_MAX)))
+    return jittered_s(min(longest_s, first_s * 2.0 ** min(failures, _DOUBLINGS_MAX)), dice=dice)
 
 
-def jittered_s(seconds: float, spread: float = 0.5) -> float:
+def jittered_s(seconds: float, spread: float = 0.5, *, dice: random.Random = DICE) -> float:
     """About as many seconds: at random between ``1 - spread`` and ``1 + spread`` times as many."""
-    return seconds * random.uniform(1.0 - spread, 1.0 + spread)  # noqa: S311  spreads load, guards nothing
+    return seconds * dice.uniform(1.0 - spread, 1.0 + spread)
 
 
 async def pauses(deadline: float, *, first_s: float = 0.02, longest_s: float = 1.0) -> AsyncIterator[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from tests.waiting import until
 async def bridged(folder: Path, server: ApiServer, table: Table, **options: Any) -> AsyncIterator[Bridge]:
     async with server.serving(folder) as kubeconfig:
         client = await KubernetesClient.open(kubeconfig)
-        bridge = Bridge(client, table, instance="c1", jitter=random.Random(1), **options)
+        bridge = Bridge(client, table, instance="c1", **options)
         running = asyncio.create_task(bridge.run())
         try:
             yield bridge

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-import msgspec
-
-from controlplane.cluster.decision import AssignHolders, DecisionContext, Tick
+from controlplane.cluster.decision import AssignHolders
 from controlplane.cluster.decisions.holders import FRESH_S
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.context import ContextSource
-from events.protocol.commands import Command
 
 
 def look(state: ClusterState, liveness: Liveness) -> AssignHolders:
@@ -29,29 +24,9 @@ def look(state: ClusterState, liveness: Liveness) -> AssignHolders:
     )
 
 
-class WithGateways:
-    """A context_source that also tells which gateways are heard and able now, where there are any."""
-
-    def __init__(
-        self,
-        around: ContextSource,
-        state: Callable[[], ClusterState],
-        liveness: Liveness,
-    ) -> None:
-        self._around = around
-        self._state = state
-        self._liveness = liveness
-
-    async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context. Raises Unavailable. Cancelled, it leaves nothing behind."""
-        known = await self._around.context_for(commands)
-        state = self._state()
-        if not state.gateways:
-            return known
-        seen = look(state, self._liveness)
-        fresh = self._liveness.watch.now() - timedelta(seconds=FRESH_S)
-        heard = {uid for uid in seen.able if uid in seen.last_seen and seen.last_seen[uid] >= fresh}
-        names = frozenset(
-            name for name in state.gateways if name in state.nodes and state.nodes[name].uid in heard
-        )
-        return msgspec.structs.replace(known, gateways=names)
+def heard_gateways(state: ClusterState, liveness: Liveness) -> frozenset[str]:
+    """Names of the gateways that are heard and able now."""
+    seen = look(state, liveness)
+    fresh = liveness.watch.now() - timedelta(seconds=FRESH_S)
+    heard = {uid for uid in seen.able if uid in seen.last_seen and seen.last_seen[uid] >= fresh}
+    return frozenset(name for name in state.gateways if name in state.nodes and state.nodes[name].uid in heard)

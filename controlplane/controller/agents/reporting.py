@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from controlplane.cluster.decision import DecisionContext, Tick, Voice
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.agents.gateway_reports import heard_gateways
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.context import ContextSource
 from events.protocol.commands import ChangeUnderlay, Command, FenceNode, ImportNodes, JoinNode
@@ -54,23 +57,24 @@ class LiveMembers:
         return Voice(status.instance, status.underlay, silent_s)
 
 
-class WithMembers:
-    """A context source that also tells which members report, for what may replace one."""
+class WithReports:
+    """A context source that also tells what the reports say, for what may replace a member or move an address.
 
-    def __init__(
-        self,
-        around: ContextSource,
-        liveness: Liveness,
-    ) -> None:
+    Which members report; which gateways are heard and able now, where there are any; which ranges have pods.
+    """
+
+    def __init__(self, around: ContextSource, state: Callable[[], ClusterState], liveness: Liveness) -> None:
         self._around = around
+        self._state = state
         self._liveness = liveness
 
     async def context_for(self, commands: Sequence[Command | Tick]) -> DecisionContext:
-        """The context. Raises Unavailable. Cancelled, it leaves nothing behind."""
         known = await self._around.context_for(commands)
+        state, more = self._state(), dict[str, Any]()
+        if state.gateways:
+            more["gateways"] = heard_gateways(state, self._liveness)
         if any(isinstance(command, FenceNode) for command in commands):
-            pods = self._liveness.pods
-            known = msgspec.structs.replace(known, occupied=pods.occupied(pods.state()))
-        if not any(isinstance(command, JoinNode | ImportNodes | ChangeUnderlay) for command in commands):
-            return known
-        return msgspec.structs.replace(known, members=LiveMembers(self._liveness))
+            more["occupied"] = self._liveness.pods.occupied(state)
+        if any(isinstance(command, JoinNode | ImportNodes | ChangeUnderlay) for command in commands):
+            more["members"] = LiveMembers(self._liveness)
+        return msgspec.structs.replace(known, **more) if more else known

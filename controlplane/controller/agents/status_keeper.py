@@ -8,12 +8,11 @@ their reports; there only has to be a stream again that takes them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from nats.aio.client import Client
 
-from events.bus.retry import raise_if_cancelled
+from events.bus.retry import happened, raise_if_cancelled
 from events.errors import IsthmusError
 from events.jetstream.stream import ensure_stream, status_stream_settings
 
@@ -49,6 +48,4 @@ class StatusKeeper:
             except IsthmusError as error:
                 log.warning("the agents' reports cannot be kept: %s", error.message)
                 pause_s = RETRY_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
+            await happened(self._wake, within_s=pause_s)

@@ -19,7 +19,7 @@ from controlplane.controller.commands.batch import (
 from controlplane.controller.hooks import Observer
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
-from events.bus.retry import pauses
+from events.bus.retry import backoff_s, pauses
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
 from events.log import EventLog
 
@@ -97,7 +97,7 @@ class Appender:
         deadline = loop.time() + self._limits.commit_deadline_s
         expected = batch.plan.base.sequence
         self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
-        pause_s, unknown = 0.05, False
+        failures, unknown = 0, False
         while True:
             if not batch.term.valid:
                 raise OutcomeUnknown("outcome_unknown", NOT_IN_OFFICE) if unknown else not_in_office()
@@ -115,13 +115,14 @@ class Appender:
             except Unavailable as error:
                 unknown = unknown or isinstance(error, OutcomeUnknown)
                 self.unsure = True
+                pause_s = backoff_s(failures, first_s=0.05, longest_s=1.0, dice=self._jitter)
                 if loop.time() + pause_s >= deadline:
                     if unknown and not isinstance(error, OutcomeUnknown):
                         raise OutcomeUnknown("outcome_unknown", error.message) from error
                     raise
                 log.warning("append not acknowledged (%s); trying again", error.message)
-            await asyncio.sleep(pause_s * self._jitter.uniform(0.5, 1.5))
-            pause_s = min(1.0, pause_s * 2)
+            await asyncio.sleep(pause_s)
+            failures += 1
         self.unsure = False
         self._observer.appended(
             [d.pending.request for d in batch.plan.decided if d.writes],

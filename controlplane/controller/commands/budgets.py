@@ -77,13 +77,7 @@ class NodeBudgets:
 
         Raises Overloaded(overloaded): the request was not taken, and repeating it later is safe.
         """
-        known = self._nodes.get(node)
-        if known is None:
-            known = self._nodes[node] = _Node()
-            if len(self._nodes) > NODES_MAX:
-                self._nodes.popitem(last=False)
-        else:
-            self._nodes.move_to_end(node)
+        known = self._of(node)
         self._take(known, node, "commands")
         kind = self._kind(node, command)
         if kind:
@@ -102,12 +96,18 @@ class NodeBudgets:
 
     def exceeded(self, node: str, what: str) -> None:
         """Something else of this node (its spans, its reports) was more than is taken."""
+        known = self._of(node)
+        known.refused_s, known.what = self._clock(), what
+
+    def _of(self, node: str) -> _Node:
         known = self._nodes.get(node)
         if known is None:
             known = self._nodes[node] = _Node()
             if len(self._nodes) > NODES_MAX:
                 self._nodes.popitem(last=False)
-        known.refused_s, known.what = self._clock(), what
+        else:
+            self._nodes.move_to_end(node)
+        return known
 
     def conditions(self) -> list[Condition]:
         """Who was refused for asking too much, a short while ago. O(nodes counted)."""

@@ -49,6 +49,7 @@ from controlplane.controller.leadership.term import Term, endless
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.tasks import end
+from events.bus.retry import DICE, happened
 from events.codec import seal
 from events.errors import (
     IsthmusError,
@@ -98,7 +99,7 @@ class Committer:
         term: Term | None = ENDLESS,
         context_source: ContextSource | None = None,
         limits: Limits | None = None,
-        jitter: random.Random | None = None,
+        jitter: random.Random = DICE,
     ) -> None:
         self._log = event_log
         self._replica = replica
@@ -118,7 +119,7 @@ class Committer:
             replica,
             limits=self._limits,
             observer=self._observer,
-            jitter=jitter or random.Random(),  # noqa: S311  spreads retries, guards nothing
+            jitter=jitter,
             outcomes=outcomes,
         )
         self._waiting: deque[Pending] = deque()
@@ -209,12 +210,7 @@ class Committer:
 
         Cancelled, only the waiting ends.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await happened(self._idle, within_s=timeout_s)
 
     def statistics(self) -> dict[str, int]:
         """Commands waiting, batches committed so far, events in them."""

@@ -28,6 +28,7 @@ from controlplane.controller.leadership.lease import Lease
 from controlplane.controller.leadership.term import Term, running_s
 from controlplane.controller.replication.outcomes import Succeeded
 from controlplane.controller.tasks import end
+from events.bus.retry import DICE, happened, jittered_s
 from events.errors import IsthmusError, Unavailable
 
 log = logging.getLogger("isthmus.controller")
@@ -86,7 +87,7 @@ class Leadership:
         ready: Callable[[], bool],
         on_change: Callable[[bool], None] = lambda _leading: None,
         halted: Callable[[], bool] = lambda: False,
-        jitter: random.Random | None = None,
+        jitter: random.Random = DICE,
         clock: Callable[[], float] = running_s,
     ) -> None:
         self._lease = lease
@@ -95,7 +96,7 @@ class Leadership:
         self.ready = ready
         self._halted = halted
         self._on_change = on_change
-        self._jitter = jitter or random.Random()  # noqa: S311  spreads polls, guards nothing
+        self._jitter = jitter
         self._clock = clock
         self._term: Term | None = None
         self._promised_until_s = 0.0
@@ -165,9 +166,7 @@ class Leadership:
         Cancelled, the lease may be kept until it runs out by itself.
         """
         self._stepping_down = True
-        await self._duties.end()
-        self._set_leading(False)
-        await self._lease.release()
+        await self._give_up()
 
     async def step_aside(self) -> None:
         """The same, but lead again some time later if nobody else does.
@@ -175,6 +174,9 @@ class Leadership:
         Cancelled, the lease may be kept until it runs out by itself.
         """
         self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
+        await self._give_up()
+
+    async def _give_up(self) -> None:
         await self._duties.end()
         self._set_leading(False)
         await self._lease.release()
@@ -212,11 +214,9 @@ class Leadership:
             if self._promised_until_s and not promised:
                 self._promised_until_s = 0.0
                 await self._duties.end()  # somebody else got it
-            pause_s = 0.05 if promised else self._lease.ttl_s / POLLS_PER_TTL * self._jitter.uniform(0.8, 1.2)
             self._hurry.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._hurry.wait()
+            poll_s = jittered_s(self._lease.ttl_s / POLLS_PER_TTL, 0.2, dice=self._jitter)
+            await happened(self._hurry, within_s=0.05 if promised else poll_s)
 
     async def _until_lost(self, term: Term, beginning: asyncio.Task[None]) -> None:
         """Renew until that fails. The lifetime counts from before the renewal was sent.
@@ -245,8 +245,8 @@ def handover_subject(cluster: str) -> str:
     return f"isthmus.{cluster}.controllers.handover"
 
 
-class Handover:
-    """Both sides of the planned handover, over plain requests on the bus."""
+class LeadershipTransfer:
+    """Both sides of a planned change of the leader, over plain requests on the bus."""
 
     def __init__(
         self, client: Client, cluster: str, leadership: Leadership, duties: LeaderDuties, *, name: str
@@ -266,7 +266,7 @@ class Handover:
     async def yield_leadership(self, *, timeout_s: float = 1.0) -> bool:
         """Step aside if another is ready to lead; whether one was.
 
-        Cancelled, it may lead still, and another ask in vain.
+        Cancelled, it may lead still, and another may be waiting to.
         """
         if not self._leadership.leading:
             return False

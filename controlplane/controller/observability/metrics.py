@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
 from controlplane.cluster.decision import Tick
 from controlplane.cluster.range_counts import range_counts
@@ -69,29 +69,25 @@ class ControllerMetrics(NullObserver):
     def __init__(self, telemetry: Telemetry) -> None:
         meter = telemetry.meter
         self._meter = meter
-        self._commands = meter.create_histogram(
+
+        def seconds(name: str, description: str) -> Histogram:
+            return meter.create_histogram(
+                name, unit="s", description=description, explicit_bucket_boundaries_advisory=SECONDS
+            )
+
+        self._commands = seconds(
             "isthmus.command.duration",
-            unit="s",
-            description="From receipt to answer: the slowest of each group commit, by command and code.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+            "From receipt to answer: the slowest of each group commit, by command and code.",
         )
         self._answers = meter.create_counter(
             "isthmus.commands",
             description="Answered commands, by command and code (ok, or an error); without the looks of the "
             "controller itself that found nothing to do.",
         )
-        self._queued = meter.create_histogram(
-            "isthmus.command.queued",
-            unit="s",
-            description="From receipt to decision: the longest wait of each group commit.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+        self._queued = seconds(
+            "isthmus.command.queued", "From receipt to decision: the longest wait of each group commit."
         )
-        self._append = meter.create_histogram(
-            "isthmus.append.duration",
-            unit="s",
-            description="One atomic append to the log, with its condition.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
+        self._append = seconds("isthmus.append.duration", "One atomic append to the log, with its condition.")
         self._batch = meter.create_histogram(
             "isthmus.append.events",
             unit="{event}",
@@ -101,28 +97,18 @@ class ControllerMetrics(NullObserver):
         self._conflicts = meter.create_counter(
             "isthmus.append.conflicts", description="Appends lost to another controller and decided again."
         )
-        self._project = meter.create_histogram(
-            "isthmus.projection.duration",
-            unit="s",
-            description="One transaction of the read model.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
+        self._project = seconds("isthmus.projection.duration", "One transaction of the read model.")
         self._events = meter.create_counter("isthmus.events", description="Stored events, by type.")
         self._refusals = meter.create_counter(
             "isthmus.refusals", description="Commands that were refused, by code."
         )
         self._alarms = meter.create_counter("isthmus.alarms", description="Alarms raised, by name.")
-        self._applied = meter.create_histogram(
+        self._applied = seconds(
             "isthmus.convergence.agent",
-            unit="s",
-            description="From sending a transaction to the log to one agent's report that its kernel holds it.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+            "From sending a transaction to the log to one agent's report that its kernel holds it.",
         )
-        self._converged = meter.create_histogram(
-            "isthmus.convergence.all",
-            unit="s",
-            description="From sending a transaction to the log to the report of the last agent.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+        self._converged = seconds(
+            "isthmus.convergence.all", "From sending a transaction to the log to the report of the last agent."
         )
         # Series that an alert or a dashboard reads exist from the start, at zero.
         self._conflicts.add(0)

@@ -166,8 +166,7 @@ class Replica:
         self._noise.clear()
         try:
             while self._alone and not self._noise.is_set():
-                await happened(self._noise, within_s=LOOK_S)
-                if not self._noise.is_set():
+                if not await happened(self._noise, within_s=LOOK_S):
                     await self._look()
         finally:
             self._resting = False
