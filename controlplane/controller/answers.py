@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import msgspec
 
@@ -19,12 +20,11 @@ from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState, Node
-from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.presenters import (
+    all_conditions,
     backend_views,
     cidr_views,
     clb_view,
-    conditions_now,
     pool_view,
     range_view,
     refusal_views,
@@ -54,10 +54,35 @@ from events.protocol.queries import (
 )
 from events.status import AgentStatus
 
+if TYPE_CHECKING:
+    from controlplane.controller.agents.liveness import Liveness
+
 T = TypeVar("T", bound=Query)
 
 
-def show_cluster(state: ClusterState, query: ShowCluster, reports: Liveness) -> ClusterView:  # noqa: ARG001
+class Unreported:
+    """Nobody has reported: for answers about a state that no agent follows (a replay, a test)."""
+
+    last_seen = applied = statuses = differences = agreeing = MappingProxyType[str, Any]({})
+    absent = frozenset[str]()
+
+    def stale(self, uid: str) -> bool:  # noqa: ARG002  as Liveness has it
+        """It says nothing that could be old."""
+        return False
+
+
+UNREPORTED = Unreported()
+LastReports: TypeAlias = Union["Liveness", Unreported]
+"""The last report of each agent, by uid."""
+
+
+def conditions_now(state: ClusterState, reports: LastReports) -> list[Condition]:
+    """:func:`~controlplane.controller.presenters.all_conditions` of the present."""
+    differing = ((found.node, found.rows) for found in reports.differences.values())
+    return all_conditions(state, reports.applied, differing, absent=reports.absent)
+
+
+def show_cluster(state: ClusterState, query: ShowCluster, reports: LastReports) -> ClusterView:  # noqa: ARG001
     """The cluster in numbers. O(n log n), for its digest."""
     return ClusterView(
         cluster=state.name,
@@ -86,7 +111,7 @@ def _page(keys: list[Any], limit: int) -> tuple[list[Any], int, Any]:
     return page, len(keys), page[-1] if len(keys) > limit else None
 
 
-def list_nodes(state: ClusterState, query: ListNodes, reports: Liveness) -> NodePage:
+def list_nodes(state: ClusterState, query: ListNodes, reports: LastReports) -> NodePage:
     """A page of members; ``total`` counts the matches after ``after``."""
     names = [name for name in state.nodes if name > query.after]
     if (query.kind, query.site, query.unreachable) != (None, None, None):
@@ -110,7 +135,7 @@ PATH_MAX = 20
 PASSED_AGE_MAX_S = 10 * 365 * 86400.0
 
 
-def node_view(state: ClusterState, node: Node, reports: Liveness) -> NodeView:
+def node_view(state: ClusterState, node: Node, reports: LastReports = UNREPORTED) -> NodeView:
     """One member with its range and its agent's last report."""
     owned = state.owned.get(node.name)
     status = reports.statuses.get(node.uid)
@@ -154,14 +179,14 @@ def passed_at(status: AgentStatus | None, heard: datetime | None) -> datetime | 
     return heard - timedelta(seconds=status.passed_age_s)
 
 
-def kernel_verdict(reports: Liveness, uid: str) -> str:
+def kernel_verdict(reports: LastReports, uid: str) -> str:
     """``agrees``, ``differs`` or empty when nothing is known."""
     if uid in reports.differences:
         return "differs"
     return "agrees" if uid in reports.agreeing else ""
 
 
-def show_node(state: ClusterState, query: ShowNode, reports: Liveness) -> NodeView:
+def show_node(state: ClusterState, query: ShowNode, reports: LastReports) -> NodeView:
     """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
     node = state.nodes.get(query.node)
     if node is not None:
@@ -177,7 +202,7 @@ def show_node(state: ClusterState, query: ShowNode, reports: Liveness) -> NodeVi
     return NodeView(node=query.node, member=False, refusals=refusals)
 
 
-def list_ranges(state: ClusterState, query: ListRanges, reports: Liveness) -> RangePage:  # noqa: ARG001
+def list_ranges(state: ClusterState, query: ListRanges, reports: LastReports) -> RangePage:  # noqa: ARG001
     """A page of the ranges that are not free, in order of index."""
     source: Iterable[int] = {
         None: state.ranges,
@@ -190,7 +215,7 @@ def list_ranges(state: ClusterState, query: ListRanges, reports: Liveness) -> Ra
     return RangePage(sequence=state.sequence, ranges=views, total=total, next_after=following)
 
 
-def who_has(state: ClusterState, query: WhoHas, reports: Liveness) -> Holder:  # noqa: ARG001
+def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Holder:  # noqa: ARG001
     """Whose the address is now. Raises BadRequest(bad_request) when it is no address."""
     value = address_value(query.address)
     if value is None:
@@ -228,12 +253,12 @@ def who_has(state: ClusterState, query: WhoHas, reports: Liveness) -> Holder:  #
     return Holder(address=query.address, kind="outside")
 
 
-def list_clb(state: ClusterState, query: ListClb, reports: Liveness) -> ClbList:  # noqa: ARG001
+def list_clb(state: ClusterState, query: ListClb, reports: LastReports) -> ClbList:  # noqa: ARG001
     """All reservations."""
     return ClbList(sequence=state.sequence, reservations=tuple(state.clb[n] for n in sorted(state.clb)))
 
 
-def show_clb(state: ClusterState, query: ShowClb, reports: Liveness) -> ClbAnswer:  # noqa: ARG001
+def show_clb(state: ClusterState, query: ShowClb, reports: LastReports) -> ClbAnswer:  # noqa: ARG001
     """One reservation. Raises Refused(clb_unknown)."""
     reservation = reserved(state, query.reservation)
     served = reservation.provider == PROVIDER
@@ -249,7 +274,7 @@ def show_clb(state: ClusterState, query: ShowClb, reports: Liveness) -> ClbAnswe
     )
 
 
-_ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, Liveness], Answer]] = {
+_ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, LastReports], Answer]] = {
     ShowCluster: show_cluster,
     ListNodes: list_nodes,
     ShowNode: show_node,
@@ -262,16 +287,16 @@ _DECODERS = {query.name: msgspec.json.Decoder(query) for query in QUERIES}
 _encode = msgspec.json.Encoder().encode
 
 
-def ask(state: ClusterState, query: Query, reports: Liveness | None = None) -> Answer:
-    """Answer a query; without ``reports`` as when nobody has reported. Raises Refused and BadRequest."""
-    return _ANSWERERS[type(query)](state, query, reports or Liveness())
+def ask(state: ClusterState, query: Query, reports: LastReports = UNREPORTED) -> Answer:
+    """Answer a query. Raises Refused and BadRequest."""
+    return _ANSWERERS[type(query)](state, query, reports)
 
 
 def answer(
     state: ClusterState,
     name: str,
     body: bytes,
-    reports: Liveness | None = None,
+    reports: LastReports = UNREPORTED,
     *,
     further: Sequence[Condition] = (),
     about: Callable[[], Mapping[str, Any]] = dict,

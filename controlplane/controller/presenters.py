@@ -16,7 +16,6 @@ from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.conditions import conditions, kernel_conditions
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState, Range, asker_node
-from controlplane.controller.agents.liveness import Liveness
 from events.protocol.clb import Backend
 from events.protocol.queries import (
     REMEDIES,
@@ -122,12 +121,6 @@ def all_conditions(
     found += kernel_conditions(differing)
     found = [msgspec.structs.replace(one, help=one.help or REMEDIES.get(one.code, "")) for one in found]
     return sorted(found, key=lambda condition: URGENCY.index(condition.severity))
-
-
-def conditions_now(state: ClusterState, reports: Liveness) -> list[Condition]:
-    """:func:`all_conditions` of the present."""
-    differing = ((found.node, found.rows) for found in reports.differences.values())
-    return all_conditions(state, reports.applied, differing, absent=reports.absent)
 
 
 # --- CLB ---------------------------------------------------------------------------------------------

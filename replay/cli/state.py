@@ -25,8 +25,7 @@ async def state_command(source: LogSource, at: str, list_nodes: bool, list_range
     isthmus replay state --at -2h
     isthmus replay state --at 4711 --nodes --archive prod.isthmus
     """
-    from controlplane.controller.agents.liveness import Liveness
-    from controlplane.controller.answers import node_view, show_cluster
+    from controlplane.controller.answers import UNREPORTED, node_view, show_cluster
     from controlplane.controller.presenters import range_view
     from events.protocol.queries import ShowCluster
 
@@ -34,10 +33,11 @@ async def state_command(source: LogSource, at: str, list_nodes: bool, list_range
         point = await session.point(at)
         with progress("folding", point.sequence) as tick:
             state, origin = await session.states().at(point.sequence, tick)
-        nobody = Liveness()
-        view = show_cluster(state, ShowCluster(), nobody)
+        view = show_cluster(state, ShowCluster(), UNREPORTED)
         nodes = (
-            [node_view(state, state.nodes[name], nobody) for name in sorted(state.nodes)] if list_nodes else []
+            [node_view(state, state.nodes[name], UNREPORTED) for name in sorted(state.nodes)]
+            if list_nodes
+            else []
         )
         ranges = (
             [range_view(state, state.ranges[index]) for index in sorted(state.ranges)] if list_ranges else []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from controlplane.cluster.decisions.time import watermark
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
+from controlplane.controller.answers import conditions_now
 from controlplane.controller.observability.metrics import Live
-from controlplane.controller.presenters import conditions_now
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
 from events.telemetry.role import our_version
