@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state import FURTHER, ClusterState
 
 FORMAT = "isthmus-state/1"
 """Changes whenever the canonical text does; digests of different formats are not comparable."""
@@ -46,12 +46,13 @@ def canonical(state: ClusterState) -> bytes:
         _sorted(state.clb),
         [(asker, _sorted(known)) for asker, known in _sorted(state.refusals)],
     ]
-    if state.gateways or state.backends or state.holders or state.bound:
+    further = [_sorted(getattr(state, field)) for field in FURTHER]
+    while further and not further[-1]:
+        further.pop()
+    if state.gateways or state.backends or state.holders or further:
         # Only where there is any, so that the digests of logs from before gateways stay what they were.
         text.append([_sorted(state.gateways), _sorted(state.backends), _sorted(state.holders)])
-    if state.bound:
-        text.append(_sorted(state.bound))
-    return _encode(text)
+    return _encode([*text, *further])
 
 
 def state_digest(state: ClusterState) -> str:

@@ -9,10 +9,10 @@ No clock, no I/O, and nothing that cannot be rebuilt from the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import datetime
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -20,9 +20,18 @@ from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Holder
-from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
+from events.types import (
+    ClbReserved,
+    ClusterDefined,
+    ConflictOverridden,
+    Event,
+    Network,
+    NodeBound,
+    RangeQuarantined,
+)
 
 __all__ = [
+    "FURTHER",
     "Bound",
     "Cidr",
     "ClusterState",
@@ -302,6 +311,25 @@ INDICES = frozenset(
 """Fields that follow from the facts: :meth:`ClusterState.from_parts` makes them, the digest leaves them out."""
 
 _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")
+
+
+class Further(NamedTuple):
+    """A later map of the state, from a member's name to what ``keeps`` makes of an event and its sequence.
+
+    It ends with the membership. ``entries`` is the type of its entries as a list. Its event's row is a fact
+    of a kind named like the map; digest, decoder and the reading of rows take every such map from here, so
+    that a new one is said in no other place.
+    """
+
+    event: type[Event]
+    entries: Any
+    keeps: Callable[[Any, int], Any]
+
+
+FURTHER: dict[str, Further] = {
+    "bound": Further(NodeBound, list[tuple[str, Bound]], lambda event, since: Bound(event.node_uid, since)),
+}
+"""Field of the state → what it is made of; in the order in which they came to be, which stays."""
 
 
 def asker_node(node: str) -> str:

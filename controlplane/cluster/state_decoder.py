@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import datetime
 from hashlib import sha256
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
 from controlplane.cluster.digest import FORMAT, state_digest
-from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
+from controlplane.cluster.state import FURTHER, Cidr, ClusterState, Fenced, Node, Range, Refusal
 from events.errors import VerificationFailed
 from events.protocol.clb import Backend, BackendKey, Holder
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, RangeQuarantined
@@ -41,13 +42,16 @@ class _Canonical(msgspec.Struct, array_like=True):
     clb: list[tuple[str, ClbReserved]]
     refusals: list[tuple[str, list[tuple[str, Refusal]]]]
     traffic: _Traffic = ([], [], [])
-    bound: list[tuple[str, Bound]] = []
 
 
 def decode_state(text: bytes) -> ClusterState:
     """Rebuild the state. Raises VerificationFailed(digest_mismatch) when it is not what the text says."""
     try:
         c = msgspec.json.decode(text, type=_Canonical)
+        behind = msgspec.json.decode(text, type=list[msgspec.Raw])[len(_Canonical.__struct_fields__) :]
+        further: dict[str, Any] = {field: {} for field in FURTHER}
+        for (field, kind), raw in zip(FURTHER.items(), behind, strict=False):
+            further[field] = dict(msgspec.json.decode(raw, type=kind.entries))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationFailed("digest_mismatch", f"the stored state is unreadable: {error}") from error
     if c.format != FORMAT:
@@ -75,8 +79,8 @@ def decode_state(text: bytes) -> ClusterState:
         gateways=dict(gateways),
         backends=dict(backends),
         holders=dict(holders),
-        bound=dict(c.bound),
         parked=frozenset(),  # not in the text
+        **further,
     )
     if state_digest(state) != sha256(text).hexdigest():
         raise VerificationFailed("digest_mismatch", "the stored state contradicts itself", sequence=c.sequence)

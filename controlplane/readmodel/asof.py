@@ -17,7 +17,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.decisions.gateways import SETTINGS
-from controlplane.cluster.state import Bound, Cidr, ClusterState, Fenced, Node, Range, Refusal
+from controlplane.cluster.state import FURTHER, Cidr, ClusterState, Fenced, Node, Range, Refusal
 from controlplane.readmodel.rows import as_moment, microseconds
 from controlplane.readmodel.schema import LONG, LONGER, OPEN
 from events import types
@@ -109,7 +109,7 @@ def _load(connection: sqlite3.Connection, at: int | None) -> ClusterState:
         backends=backends,
         holders=holders,
         parked=parked_rows(connection, sequence),
-        bound=_bound(connection, nodes, sequence),
+        **_further(connection, nodes, sequence),
     )
 
 
@@ -205,18 +205,19 @@ def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     return dict(zip(uids, fenced, strict=True))
 
 
-def _bound(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, Bound]:
-    """After nodes: a binding ends with the membership."""
-    rows = connection.execute(
-        "SELECT key, value, valid_from FROM fact INDEXED BY fact_rare"
-        " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' AND kind = 'bound'",
-        (at, at),
-    )
-    return {
-        name: Bound(msgspec.json.decode(value, type=types.NodeBound).node_uid, since)
-        for name, value, since in rows
-        if name in nodes and nodes[name].joined < since
-    }
+def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, dict[str, Any]]:
+    """After nodes: what is known of members ends with the membership."""
+    found: dict[str, dict[str, Any]] = {field: {} for field in FURTHER}
+    marks = ", ".join("?" * len(FURTHER))
+    for field, name, value, since in connection.execute(
+        "SELECT kind, key, value, valid_from FROM fact INDEXED BY fact_rare"  # noqa: S608  marks
+        f" WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' AND kind IN ({marks})",
+        (at, at, *FURTHER),
+    ):
+        if name in nodes and nodes[name].joined < since:
+            event = msgspec.json.decode(value, type=FURTHER[field].event)
+            found[field][name] = FURTHER[field].keeps(event, since)
+    return found
 
 
 def _gateways(
