@@ -7,7 +7,8 @@ here touches a device that is not ours; a device is ours if it has our name and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
@@ -62,6 +63,16 @@ class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Properties that are not as specified and were left so, see :func:`ensure_device`."""
 
 
+@contextmanager
+def _kernel() -> Iterator[Any]:
+    """A socket. What the kernel refuses is an OSError: a device may vanish between any two calls."""
+    try:
+        with IPRoute() as socket:
+            yield socket
+    except NetlinkError as error:
+        raise OSError(error.code, str(error)) from error
+
+
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
@@ -84,13 +95,13 @@ def _link(message: Any) -> Link:
 
 def links() -> list[Link]:
     """Every device of this network namespace."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         return [_link(message) for message in socket.get_links()]
 
 
 def find(name: str) -> Link | None:
     """The device of that name."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         return _find(socket, name)
 
 
@@ -106,7 +117,7 @@ def _find(socket: Any, name: str) -> Link | None:
 
 def addresses() -> list[tuple[int, str, int]]:
     """(device index, IPv4 address, prefix length) of every address."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         return [
             (
                 message["index"],
@@ -130,7 +141,7 @@ def own_addresses() -> frozenset[str]:
 
 def default_device() -> str:
     """The device of the default route with the lowest metric; empty when there is none."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         routes = [
             (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
             for message in socket.get_default_routes(family=2, table=254)
@@ -146,7 +157,7 @@ def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:
     """Name → index of those devices that have a route into the network: for a range, its pods' devices."""
     network = IPv4Network(cidr)
     found: dict[str, int] = {}
-    with IPRoute() as socket:
+    with _kernel() as socket:
         for index in sorted(among):
             # Filtered by the kernel: other nodes' routes may be thousands.
             for message in socket.get_routes(family=2, oif=index, table=254):
@@ -177,7 +188,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
         wanted["src"] = source
     if incoming:
         wanted["iif"] = incoming
-    with IPRoute() as socket:
+    with _kernel() as socket:
         try:
             (found,) = socket.route("get", **wanted)
             index = int(found.get_attr("RTA_OIF") or 0)
@@ -194,7 +205,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
 
 def route_mtu(address: str) -> int:
     """The MTU of the route to an address, if it has one of its own; else 0. Raises OSError (NetlinkError)."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         (found,) = socket.route("get", dst=address)
         metrics = found.get_attr("RTA_METRICS")
         return int((metrics.get_attr("RTAX_MTU") if metrics else 0) or 0)
@@ -210,7 +221,7 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
     and OSError (NetlinkError) for what the kernel refuses otherwise.
     """
     actions: list[str] = []
-    with IPRoute() as socket:
+    with _kernel() as socket:
         link = _find(socket, spec.name)
         if link is not None and link.kind != "vxlan":
             raise Refused(
@@ -333,13 +344,13 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
 
 def has_ports(bridge: int) -> bool:
     """Whether any device hangs on that bridge (by index)."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         return any(True for _ in socket.get_links(master=bridge))
 
 
 def neighbours(index: int) -> list[str]:
     """IPv4 addresses that have answered on that device."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         return [
             str(message.get_attr("NDA_DST"))
             for message in socket.get_neighbours(family=2, ifindex=index)
@@ -349,7 +360,7 @@ def neighbours(index: int) -> list[str]:
 
 def remove_veth(index: int) -> bool:
     """Remove a veth device, and with it its other end; False when there is none of that index and kind."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         try:
             link = _link(socket.get_links(index)[0])
         except (NetlinkError, IndexError):
@@ -362,7 +373,7 @@ def remove_veth(index: int) -> bool:
 
 def remove_device(name: str) -> bool:
     """Remove our device (rows go with it); False when there is none of that name and kind."""
-    with IPRoute() as socket:
+    with _kernel() as socket:
         link = _find(socket, name)
         if link is None or link.kind != "vxlan":
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from datetime import UTC, datetime
@@ -80,6 +81,12 @@ def test_the_inner_mtu_leaves_room_for_the_tunnel(underlay: int, configured: int
 @given(st.binary(min_size=4, max_size=4), st.integers(0, 32), st.integers(0, 2**32 - 1))
 def test_route_keys_hold_what_they_were_made_of(network: bytes, length: int, metric: int) -> None:
     assert split_route_key(route_key(network, length, metric)) == (network, length, metric)
+
+
+def test_a_device_that_vanishes_between_two_calls_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="No such device") as raised, links._kernel() as socket:
+        socket.link("set", index=2**31 - 1, state="up")
+    assert raised.value.errno == errno.ENODEV
 
 
 def test_rows_are_described_in_the_words_of_the_tools() -> None:
