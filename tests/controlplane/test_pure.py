@@ -88,8 +88,8 @@ ALLOWED = {"bisect",
 }  # fmt: skip
 """Everything that the core may import; none of it has a clock, a dice or a handle but datetime.now."""
 
-SHELL = {"ids.py"}
-"""Imported on the way (the codec seals with it), called by the shell alone."""
+SHELL = {"events/ids.py", "events/__init__.py"}
+"""Imported on the way, called by the shell alone: ids, and what says which libraries are read late."""
 
 
 def core_modules() -> list[Path]:
@@ -104,7 +104,7 @@ def core_modules() -> list[Path]:
 
 
 def test_the_core_imports_nothing_impure_and_asks_no_clock() -> None:
-    modules = [path for path in core_modules() if path.name not in SHELL]
+    modules = [path for path in core_modules() if "/".join(path.parts[-2:]) not in SHELL]
     assert {"decide.py", "evolve.py", "nodes.py", "time.py", "invariants.py"} <= {path.name for path in modules}
     for path in modules:
         for node in ast.walk(ast.parse(path.read_text())):
