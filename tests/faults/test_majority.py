@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
+from controlplane.controller.leadership import lease as lease_module
 from events.bus.connection import BusOptions, connect
 from events.bus.server import process as server_module
 from events.chain import Head
 from events.errors import OutcomeUnknown, Refused, Unavailable
+from events.jetstream.api import call
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
@@ -131,3 +133,28 @@ async def _says_unavailable(client: Client) -> bool:
     except Unavailable as error:
         return error.code in {"log_unavailable", "bus_unreachable"}
     return False
+
+
+async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEADERLESS_S", 1.0)
+    async with ServerCluster(tmp_path) as cluster:
+        nats = await connect(BusOptions(servers=cluster.urls), name="test")
+        try:
+            lease = lease_module.BusLease(nats, "prod", "a", replicas=2)
+
+            async def acquired() -> bool:
+                try:
+                    return await lease.acquire()
+                except Unavailable:
+                    return False
+
+            await until(acquired, "the lease is made")
+            stream = f"$JS.API.STREAM.INFO.{lease_module.lease_stream('prod')}"
+            info = await call(nats, stream, timeout_s=5.0)
+            lost = info["cluster"]["replicas"][0]["name"]  # two copies: without one there is no majority
+            await next(server for server in cluster.servers if server.options.name == lost).stop()
+            await until(acquired, "the lease is taken on the two servers that are left")
+        finally:
+            await nats.close()

@@ -9,11 +9,16 @@ The bus judges its age by a server's wall clock. When that was ahead at the last
 the message would outlive its holder by as much as the clock was ahead. So whoever waits for the lease also
 watches its revision: one that has not been renewed for longer than its lifetime, by the watcher's own monotonic
 clock, is nobody's.
+
+Replicas in memory whose servers were killed one after the other can end without a leader for good: the one that
+still has the history waits for a leader to catch up with, the others have less (seen with nats-server 2.15.1).
+Nothing in the bucket is worth keeping, so whoever waits for the lease makes it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any, Protocol
 
@@ -22,14 +27,19 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events.errors import Refused, Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in, last_message
+from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, error_in, last_message
 from events.jetstream.stream import ensure_stream
+
+log = logging.getLogger("isthmus.controller")
 
 LEASE_TTL_S = 2.0
 """A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""
 
 UNRENEWED_TTLS = 2.0
 """Lifetimes after which a lease that was not renewed is taken, whatever its age is by the bus."""
+
+LEADERLESS_S = 12.0
+"""Seconds without an answer after which the bucket is made anew: an election takes 4 to 9."""
 
 _WRONG_REVISION = frozenset({10071, 10164})
 
@@ -128,12 +138,38 @@ class BusLease:
         self._ensured = False
         self._watched = (0, 0.0)
         """The revision that another holds, and since when at least, by the monotonic clock."""
+        self._away_since: float | None = None
+        """Since when the bucket has not answered, by the monotonic clock."""
 
     @property
     def ttl_s(self) -> float:
         return self._ttl_s
 
     async def acquire(self) -> bool:
+        try:
+            acquired = await self._acquire()
+        except Unavailable:
+            now_s = time.monotonic()
+            if self._away_since is None:
+                self._away_since = now_s
+            elif now_s - self._away_since > LEADERLESS_S:
+                self._away_since = None
+                await self._discard()
+            raise
+        self._away_since = None
+        return acquired
+
+    async def _discard(self) -> None:
+        """Delete the bucket that nobody answers for. Raises Unavailable where the bus does not do that."""
+        log.warning("the lease's stream %s has had no leader for %g s: made anew", self._stream, LEADERLESS_S)
+        self._ensured = False
+        try:
+            await call(self._client, f"{self._prefix}.STREAM.DELETE.{self._stream}", timeout_s=2.0)
+        except ApiError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise Unavailable("log_unavailable", f"the lease on the bus: {error}") from error
+
+    async def _acquire(self) -> bool:
         await self._ensure()
         revision = await self._write(0)
         if revision is None:
