@@ -187,7 +187,8 @@ def _scalar(key: str, value: Any, option: click.Option) -> Any:
     choice = isinstance(option.type, click.Choice)
     if text and not isinstance(value, str) and not choice:
         raise click.BadParameter("takes a text in quotes")
-    if not text and isinstance(value, str) and not isinstance(option.type, click.types.FuncParamType):
+    number = isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+    if number and isinstance(value, str):
         raise click.BadParameter("takes a number, without quotes")
     try:
         option.type.convert(str(value), option, None)

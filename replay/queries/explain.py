@@ -182,9 +182,7 @@ async def _explain(
     if reports.strangers:
         left_out.append(f"{reports.strangers:,} that never were members (their join was refused)")
     note = (
-        ""
-        if applied or left_out
-        else "What the agents report is on the live bus, or in a capsule: here it is not known."
+        "" if applied or left_out else "no agents' reports at hand: they are on the live bus, or in a capsule"
     )
     if left_out:
         note = f"not counted: {', '.join(left_out)}"
