@@ -70,9 +70,9 @@ def test_a_range_is_not_reused_while_pods_of_its_last_owner_run() -> None:
         # The way out is one command, and works as quoted.
         (said,) = [text for text in a.status()["conditions"] if text.startswith("pods:")]
         command = said.rpartition(": ")[2]
-        assert re.fullmatch(r"isthmus agent [\w -]+", command)
+        assert re.fullmatch(r"isthmus agent [\w ./-]+", command)
         done = subprocess.run(
-            ["ip", "netns", "exec", "a", ISTHMUS, *command.split()[1:], "--state-dir", f"{a.directory}/state"],
+            ["ip", "netns", "exec", "a", ISTHMUS, *command.split()[1:]],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -118,7 +118,9 @@ def test_a_node_that_leaves_says_that_no_pod_runs() -> None:
                  "--state-dir", f"{a.directory}/state", "--cni-dir", f"{a.directory}/cni"]  # fmt: skip
         refused = subprocess.run(leave, capture_output=True, text=True, check=False)
         assert refused.returncode == 1
-        assert "1 pods" in refused.stderr
+        assert (
+            f"1 pod still runs on a with addresses of the container network ({one.address})" in refused.stderr
+        )
         one.delete()
         done = subprocess.run([*leave, "--yes"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
