@@ -175,6 +175,27 @@ async def ensure_stream(
     raise last or Unavailable("log_unavailable", f"stream {name} did not answer within {timeout_s:g} s")
 
 
+async def discard(client: Client, name: str, *, prefix: str = DEFAULT_PREFIX) -> None:
+    """Delete a stream that nobody answers for, so that it can be made anew: only of what soon comes again.
+
+    Replicas in memory whose servers were killed one after the other can end without a leader for good: the one
+    that still has the history waits for a leader to catch up with, the others have less (seen with nats-server
+    2.15.1). Raises Unavailable where the bus does not take that. Cancelled, it may be gone.
+    """
+    log.warning("stream %s has had no leader for a while: it is made anew", name)
+    try:
+        await call(client, f"{prefix}.STREAM.DELETE.{name}", timeout_s=2.0)
+    except ApiError as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise Unavailable("log_unavailable", f"stream {name}: {error}", stream=name) from error
+
+
+def led(info: Mapping[str, Any]) -> bool:
+    """Whether a stream of which the bus says this (STREAM.INFO) has a leader, or needs none."""
+    cluster = info.get("cluster") or {}
+    return bool(cluster.get("leader")) or not cluster.get("replicas")
+
+
 def _lost(name: str, remembered: int) -> Unavailable:
     return Unavailable(
         "log_missing",

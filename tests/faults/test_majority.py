@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
+from controlplane.controller.agents import status_keeper
 from controlplane.controller.leadership import lease as lease_module
+from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server import process as server_module
 from events.chain import Head
@@ -157,4 +160,31 @@ async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
             await next(server for server in cluster.servers if server.options.name == lost).stop()
             await until(acquired, "the lease is taken on the two servers that are left")
         finally:
+            await nats.close()
+
+
+async def test_the_agents_reports_are_taken_again_when_their_stream_has_lost_its_leader_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_keeper, "LEADERLESS_S", 1.0)
+    monkeypatch.setattr(status_keeper, "LOOK_AGAIN_S", 0.2)
+    async with ServerCluster(tmp_path) as cluster:
+        nats = await connect(BusOptions(servers=cluster.urls), name="test")
+        keeping = asyncio.create_task(status_keeper.StatusKeeper(nats, "prod", replicas=2).run())
+        try:
+
+            async def taken() -> bool:
+                try:
+                    return bool((await nats.jetstream(timeout=1.0).publish("isthmus.prod.status.n1", b"")).seq)
+                except (NatsError, TimeoutError):
+                    return False
+
+            await until(taken, "reports are taken")
+            info = await call(nats, f"$JS.API.STREAM.INFO.{subjects.status_stream('prod')}", timeout_s=5.0)
+            lost = info["cluster"]["replicas"][0]["name"]
+            await next(server for server in cluster.servers if server.options.name == lost).stop()
+            await until(taken, "reports are taken on the two servers that are left")
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
             await nats.close()

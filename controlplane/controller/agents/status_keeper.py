@@ -2,26 +2,31 @@
 
 It lives in the servers' memory (:func:`events.jetstream.stream.status_stream_settings`), so a single
 server that was killed comes back without it, while the controller that made it lives on. Agents repeat
-their reports; there only has to be a stream again that takes them.
+their reports; there only has to be a stream again that takes them, also where its replicas have lost
+their leader for good (:func:`events.jetstream.stream.discard`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from nats.aio.client import Client
 
 from events.bus.retry import happened, raise_if_cancelled
-from events.errors import IsthmusError
-from events.jetstream.stream import ensure_stream, status_stream_settings
+from events.errors import IsthmusError, Unavailable
+from events.jetstream.stream import discard, ensure_stream, led, status_stream_settings
 
 log = logging.getLogger("isthmus.controller")
 
-LOOK_AGAIN_S = 30.0
+LOOK_AGAIN_S = 10.0
 """A restart of the server that we are connected to is noticed at once; one elsewhere within this time."""
 
 RETRY_S = 1.0
+
+LEADERLESS_S = 12.0
+"""Seconds without a leader after which the stream is made anew: an election takes 4 to 9."""
 
 
 class StatusKeeper:
@@ -32,6 +37,8 @@ class StatusKeeper:
         self._settings = status_stream_settings(cluster)
         self._replicas = replicas
         self._wake = asyncio.Event()
+        self._away_since: float | None = None
+        """Since when the stream has had no leader, by the monotonic clock."""
 
     def look(self) -> None:
         """The connection was restored: the server may be a new one."""
@@ -44,8 +51,28 @@ class StatusKeeper:
             self._wake.clear()
             pause_s = LOOK_AGAIN_S
             try:
-                await ensure_stream(self._client, self._settings, replicas=self._replicas)
+                await self._ensure()
             except IsthmusError as error:
                 log.warning("the agents' reports cannot be kept: %s", error.message)
                 pause_s = RETRY_S
             await happened(self._wake, within_s=pause_s)
+
+    async def _ensure(self) -> None:
+        """Raises Unavailable without a stream that has a leader; after LEADERLESS_S of that it is deleted."""
+        problem: Unavailable | None = None
+        try:
+            info = await ensure_stream(self._client, self._settings, replicas=self._replicas)
+            if not led(info):
+                problem = Unavailable("log_unavailable", f"stream {self._settings['name']} has no leader")
+        except Unavailable as error:
+            problem = error
+        if problem is None:
+            self._away_since = None
+            return
+        now_s = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now_s
+        elif now_s - self._away_since > LEADERLESS_S:
+            self._away_since = None
+            await discard(self._client, self._settings["name"])
+        raise problem

@@ -10,15 +10,13 @@ the message would outlive its holder by as much as the clock was ahead. So whoev
 watches its revision: one that has not been renewed for longer than its lifetime, by the watcher's own monotonic
 clock, is nobody's.
 
-Replicas in memory whose servers were killed one after the other can end without a leader for good: the one that
-still has the history waits for a leader to catch up with, the others have less (seen with nats-server 2.15.1).
-Nothing in the bucket is worth keeping, so whoever waits for the lease makes it anew.
+The bucket can lose its leader for good (:func:`events.jetstream.stream.discard`). Nothing in it is worth
+keeping, so whoever waits for the lease makes it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import Any, Protocol
 
@@ -27,10 +25,8 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from events.errors import Refused, Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call, error_in, last_message
-from events.jetstream.stream import ensure_stream
-
-log = logging.getLogger("isthmus.controller")
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in, last_message
+from events.jetstream.stream import discard, ensure_stream
 
 LEASE_TTL_S = 2.0
 """A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""
@@ -154,20 +150,11 @@ class BusLease:
                 self._away_since = now_s
             elif now_s - self._away_since > LEADERLESS_S:
                 self._away_since = None
-                await self._discard()
+                self._ensured = False
+                await discard(self._client, self._stream, prefix=self._prefix)
             raise
         self._away_since = None
         return acquired
-
-    async def _discard(self) -> None:
-        """Delete the bucket that nobody answers for. Raises Unavailable where the bus does not do that."""
-        log.warning("the lease's stream %s has had no leader for %g s: made anew", self._stream, LEADERLESS_S)
-        self._ensured = False
-        try:
-            await call(self._client, f"{self._prefix}.STREAM.DELETE.{self._stream}", timeout_s=2.0)
-        except ApiError as error:
-            if error.err_code != STREAM_NOT_FOUND:
-                raise Unavailable("log_unavailable", f"the lease on the bus: {error}") from error
 
     async def _acquire(self) -> bool:
         await self._ensure()
