@@ -46,11 +46,11 @@ kind = socket.SOCK_STREAM if sys.argv[1] == "tcp" else socket.SOCK_DGRAM
 s = socket.socket(socket.AF_INET, kind)
 s.settimeout(0.4)
 try:
-    if len(sys.argv) > 4:
-        s.bind((sys.argv[4], 0))
+    if len(sys.argv) > 5:
+        s.bind((sys.argv[5], 0))
     s.connect((sys.argv[2], int(sys.argv[3])))
     if sys.argv[1] == "udp":
-        s.send(b"?")
+        s.send(bytes.fromhex(sys.argv[4]))
     print(s.recv(100).decode())
 except OSError as error:
     print("none", error)
@@ -108,9 +108,10 @@ def serve(place: str, kind: str, address: str, port: int) -> subprocess.Popen[st
     return server
 
 
-def ask(place: str, kind: str, address: str, port: int = 80, source: str = "") -> str:
-    """Who the server says we are ("address port"), or "none …" when nothing comes back."""
-    return sh(f"ip netns exec {place} {sys.executable} -c '{ASK}' {kind} {address} {port} {source}").strip()
+def ask(place: str, kind: str, address: str, port: int = 80, source: str = "", datagram: bytes = b"?") -> str:
+    """Who the server says we are ("address port"), or "none …" when nothing comes back to the ``datagram``."""
+    words = f"{kind} {address} {port} {datagram.hex()} {source}"
+    return sh(f"ip netns exec {place} {sys.executable} -c '{ASK}' {words}").strip()
 
 
 def outside(through: Node, *cidrs: str) -> list[subprocess.Popen[str]]:

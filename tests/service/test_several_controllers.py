@@ -130,7 +130,7 @@ async def test_a_planned_handover_fails_no_command_even_without_retries(
 
         lanes = [asyncio.create_task(load(lane)) for lane in range(4)]
         await until(lambda: len(answered) > 40)
-        await a._handover.leave()
+        await a._transfer.leave()
         await until(lambda: b.leadership.serving)
         seen = len(answered)
         await until(lambda: len(answered) > seen + 40)
