@@ -90,6 +90,12 @@ async def _set_up(lab: Lab, setup: ClbSetup) -> None:
             )
         )
 
+    async def listening() -> bool:
+        return all("ready" in server.log.read_text() for server in setup.servers.values())
+
+    # A new backend counts as healthy until it was checked: the pair may be held before a stand-in listens.
+    await lab.wait_until(listening, HEALTH_LIMIT_S, "the stand-ins to listen")
+
     async def held_and_healthy() -> bool:
         view = await show(lab)
         return all(h.node for h in view.holders) and all(b.healthy for b in view.backends)
