@@ -153,7 +153,12 @@ class Node:
         }
 
     def flow(self, target: Node, interval_s: float = 0.02) -> Flow:
-        """Packets from this node's VTEP address to another's, through the tunnel."""
+        """Packets from this node's VTEP address to another's, through the tunnel, once a first one has passed.
+
+        An agent is ready with its rows; its firewall lets a new member in a moment later.
+        """
+        once = ["ip", "netns", "exec", self.name, "ping", "-c1", "-W1", "-I", self.vtep, target.vtep]
+        until(lambda: subprocess.run(once, capture_output=True, check=False).returncode == 0, "packets pass")
         return Flow(self.name, self.vtep, target.vtep, interval_s)
 
 
