@@ -86,3 +86,9 @@ def from_wire(code: str, message: str, details: dict[str, Any] | None = None) ->
     if known is None:
         return Refused("unknown_code", f"{message} (code {code})", **(details or {}))
     return _BY_NAME[known.kind](code, message, **(details or {}))
+
+
+def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group to show: a refusal before time-outs that follow from it, ours before others."""
+    errors = [foremost(one) if isinstance(one, BaseExceptionGroup) else one for one in group.exceptions]
+    return min(errors, key=lambda error: (not isinstance(error, Refused), not isinstance(error, IsthmusError)))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from events.errors import IsthmusError
+from events.errors import foremost
 from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -122,7 +122,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 if self.outbox is not None:
                     tasks.create_task(self.outbox.run(self._ship_spans), name="spans")
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise foremost(group) from None
         finally:
             self._finish()
 
@@ -173,11 +173,3 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         except OSError as error:
             log.warning("the cache cannot be written: %s", error.strerror)
         log.info("agent of %s stopped; its rows stay", self.config.node)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that matters of a task group: ours before a library's."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.extend([_first(error)] if isinstance(error, BaseExceptionGroup) else [error])
-    return next((error for error in leaves if isinstance(error, IsthmusError)), leaves[0])

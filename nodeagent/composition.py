@@ -94,7 +94,7 @@ class HealthSources:
     def host(self) -> Host | None:
         """What belongs to the overlay on this host; None while this node has no range."""
         own, underlay = self._view.own, self._reconciler.tunnel.underlay
-        if own is None or not self._reconciler.ifindex or self._view.left:
+        if own is None or not self._reconciler.tunnel.ifindex or self._view.left:
             return None
         devices = (
             self._config.device,

@@ -7,7 +7,6 @@ pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.datapla
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,7 +20,7 @@ from events.bus.connection import BusOptions, connect
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
 from events.status import SILENT_INTERVALS
-from nodeagent import local_files, privileges
+from nodeagent import local_files, privileges, system
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.underlay import overlay_mtu, resolve
@@ -74,9 +73,8 @@ async def examine(node: ExaminedNode, *, bus: bool = True) -> list[Finding]:
 
 def _known_view(node: ExaminedNode) -> View | None:
     """The view that the agent last kept, if there is one."""
-    try:
-        status = local_files.read_status(node.state_dir)
-    except IsthmusError:
+    status = _status(node)
+    if status is None:
         return None
     view = Cache(node.state_dir).load(status.cluster, status.node, status.uid)
     return view if view.sequence else None
@@ -95,8 +93,7 @@ def _privileges(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
 
 
 def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
-    path = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
-    if shutil.which("nft", path=path):
+    if system.find("nft"):
         yield Finding("nftables", "ok", "nft is installed")
     else:
         yield Finding(

@@ -60,13 +60,13 @@ class NodeConfiguration:
             port=view.plan.port,
             own_range=view.own.cidr,
             cidrs=view.plan.cidrs,
-            ifindex=self._reconciler.ifindex,
+            ifindex=self._reconciler.tunnel.ifindex,
             underlay=self._reconciler.tunnel.underlay_address(),
             strays=self._pods.strays,
         )
         if self._config.firewall:
             self._firewall.want(rules, view.vteps)
-        if spec is not None and self._reconciler.ifindex:
+        if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 
     def _give_cni(self, cidr: str, mtu: int) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from events import subjects
+from events.bus.retry import happened
 from events.status import RANGES_MAX, AgentStatus
 from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
@@ -100,9 +101,7 @@ class StatusReporter:
         """Until cancelled."""
         await self.report()
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s()):
-                    await self._due.wait()
+            await happened(self._due, within_s=self._interval_s())
             self._due.clear()
             await self.report()
             await asyncio.sleep(STATUS_GAP_S)

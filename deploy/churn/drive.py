@@ -19,7 +19,8 @@ import msgspec
 
 from deploy.churn.trace import simulated_uid
 from events import subjects
-from events.errors import Refused, Unavailable
+from events.bus.retry import happened
+from events.errors import Refused, foremost
 from events.protocol.commands import JoinNode, LeaveNode
 from events.status import AgentStatus
 
@@ -85,9 +86,7 @@ class Fleet:
     async def range_freed(self, timeout_s: float) -> None:
         """Returns when a range went back to the pool, or after `timeout_s`."""
         self._freed.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._freed.wait()
+        await happened(self._freed, within_s=timeout_s)
 
     async def _follow(self, after: int) -> None:
         async for batch in self._reader.read(after=after, follow=True):
@@ -100,9 +99,7 @@ class Fleet:
 
     async def _report(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await self._moved.wait()
+            await happened(self._moved, within_s=HEARTBEAT_S)
             self._moved.clear()
             applied, now = self.applied, datetime.now(UTC)
             for node, uid in list(self.live.items()):
@@ -164,7 +161,7 @@ class Driver:
                         )
                     task.add_done_callback(lambda _: slots.release())
         except BaseExceptionGroup as failed:
-            raise _first(failed) from failed
+            raise foremost(failed) from failed
         return self.tally
 
     async def _join(self, instance: Instance) -> None:
@@ -210,16 +207,3 @@ class Driver:
         self.tally.latencies_s.append(latency_s)
         if self._progress is not None:
             self._progress(self.tally)
-
-
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show: a refusal says more than the time-outs that follow from it."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [failed]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        else:
-            flat.append(error)
-    return min(flat, key=lambda error: (not isinstance(error, Refused), not isinstance(error, Unavailable)))

@@ -19,16 +19,13 @@ from deploy.join.progress import Progress, Step
 from events.cli.options import confirm, json_option, run
 from events.cli.tables import print_json
 from events.errors import IsthmusError, Usage
+from nodeagent.cli import state_option
 from nodeagent.config import DEFAULT_STATE_DIR
 from nodeagent.pods.farewell import refuse_running
 
 SIGNS = {"done": "✓", "unchanged": "=", "planned": "·", "failed": "✗"}
 TOKEN_LIMIT = 32 * 1024
 
-state_option = click.option(
-    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path),
-    default=DEFAULT_STATE_DIR, show_default=True, help="Where the agent keeps its uid, cache and status.",
-)  # fmt: skip
 folder_option = click.option(
     "--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True,
     help="Where settings and credentials go.",

@@ -5,7 +5,6 @@ Cancelled, a program that runs is ended and what it did by then stays; all of it
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from deploy.join.files import MARK, UNITS
 from events.errors import Refused
 from nodeagent.local_files import write_atomically
+from nodeagent.system import run
 
 SYSTEMD_UNITS = Path("/etc/systemd/system")
 COMMAND_LIMIT_S = 60.0
@@ -114,27 +114,14 @@ async def system(*command: str) -> str:
 
     Raises Refused(command_failed) with its words, its exit code and the command.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(COMMAND_LIMIT_S):
-            out, _ = await process.communicate()
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        raise
-    said = out.decode(errors="replace").strip()
-    if process.returncode:
+    ended = await run(*command, timeout_s=COMMAND_LIMIT_S)
+    said = (ended.out + ended.err).strip()
+    if ended.code:
         raise Refused(
             "command_failed",
-            f"`{' '.join(command)}` ended with {process.returncode}: {said[-500:] or 'it said nothing'}",
+            f"`{' '.join(command)}` ended with {ended.code}: {said[-500:] or 'it said nothing'}",
             command=list(command),
-            exit_code=process.returncode,
+            exit_code=ended.code,
         )
     return said
 

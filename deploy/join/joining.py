@@ -25,6 +25,7 @@ from nodeagent.cli import run_command
 from nodeagent.doctor import ExaminedNode, examine
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
+from nodeagent.membership.view import first_address
 
 READY_LIMIT_S = 60.0
 LOOK_S = 0.5
@@ -292,5 +293,5 @@ async def _raise_when_it_keeps_ending(node: str) -> None:
 async def _ask_peers(request: JoinRequest, status: LocalStatus) -> tuple[list[str], list[str]]:
     """The VTEP addresses of all peers in the agent's cache, and those that did not answer."""
     view = Cache(request.state_dir).load(status.cluster, status.node, status.uid)
-    asked = [peers.vtep_address(peer.cidr) for peer in view.peers]
-    return asked, await peers.silent(peers.vtep_address(status.range), asked)
+    asked = [first_address(peer.cidr) for peer in view.peers]
+    return asked, await peers.silent(first_address(status.range), asked)

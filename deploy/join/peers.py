@@ -11,7 +11,8 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Sequence
-from ipaddress import IPv4Network
+
+from nodeagent.health.packets import icmp
 
 ROUND_S = 2.0
 """How long answers of one round are waited for."""
@@ -20,17 +21,9 @@ BURST = 64
 _HEADER = struct.Struct("!BBHHH")
 
 
-def vtep_address(cidr: str) -> str:
-    """The first address of a range, which its node's tunnel device has."""
-    return str(IPv4Network(cidr).network_address)
-
-
 def echo(identifier: int, sequence: int) -> bytes:
-    """An ICMP echo request (RFC 792)."""
-    head = _HEADER.pack(8, 0, 0, identifier, sequence)
-    total = sum(struct.unpack(f"!{len(head) // 2}H", head))
-    total = (total & 0xFFFF) + (total >> 16)
-    return _HEADER.pack(8, 0, ~(total + (total >> 16)) & 0xFFFF, identifier, sequence)
+    """An ICMP echo request."""
+    return icmp(8, identifier, sequence)
 
 
 def answered(packet: bytes, identifier: int) -> bool:

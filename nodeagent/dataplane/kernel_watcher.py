@@ -33,14 +33,8 @@ class ResyncTarget(Protocol):
     tunnel: TunnelDevice
     guard: FightGuard[RepairKey]
     counters: Counters
-
-    @property
-    def desired(self) -> Desired | None:
-        """The rows to have; None before the node holds a range."""
-
-    @property
-    def view(self) -> View | None:
-        """What they are made from."""
+    desired: Desired | None
+    view: View | None
 
     def request(self, reason: str) -> None:
         """Ask for a comparison."""

@@ -67,10 +67,12 @@ class Reconciler:
         self._on_applied: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
         self._triggers = ResyncTriggers(config.resync_s)
-        self._desired: Desired | None = None
+        self.desired: Desired | None = None
+        """The rows to have; None before the node holds a range."""
         self._built_for: tuple[str, Plan] | None = None
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
-        self._view: View | None = None
+        self.view: View | None = None
+        """What the rows are made from; None before the first look at the log."""
         self.mtus: dict[Peer, int] = {}
         """The inner MTU of each peer whose way is narrower than the device, in bytes."""
         self.guard = FightGuard[RepairKey]()
@@ -85,21 +87,6 @@ class Reconciler:
         self.watcher = KernelWatcher(self)
 
     # ------------------------------------------------------------------ what others ask of it
-
-    @property
-    def desired(self) -> Desired | None:
-        """The rows to have; None before the node holds a range."""
-        return self._desired
-
-    @property
-    def view(self) -> View | None:
-        """What the rows are made from; None before the first look at the log."""
-        return self._view
-
-    @property
-    def ifindex(self) -> int:
-        """The tunnel device's index; 0 before it is there."""
-        return self.tunnel.ifindex
 
     def probe_context(self, view: View) -> tuple[View, str, int] | None:
         """View, own underlay address and device MTU to measure paths with; None while packets cannot leave."""
@@ -117,7 +104,7 @@ class Reconciler:
 
         The MTU of a route is this node's own finding: a route that has it right counts as the log's.
         """
-        view = self._view
+        view = self.view
         if view is None or self._digest_shift is None or not self.clean or self.applied != view.sequence:
             return ""
         expected = view.expected_digest()
@@ -151,7 +138,7 @@ class Reconciler:
         """
         async with self._lock:
             before, self.mtus = self.mtus, dict(mtus)
-            view, desired = self._view, self._desired
+            view, desired = self.view, self.desired
             if view is None or desired is None:
                 return
             operations = [
@@ -175,11 +162,11 @@ class Reconciler:
         self._narrow(view, desired)
 
     def _follow(self, view: View, changes: Sequence[Change]) -> None:
-        self._view = view
+        self.view = view
         if self._rebuild(view):
             self.request("membership")
             return
-        desired = self._desired
+        desired = self.desired
         if desired is None:
             self.applied = 0  # rows of an earlier life may stand: nobody confirms what nobody manages
             self._on_applied()
@@ -246,10 +233,10 @@ class Reconciler:
         if built == self._built_for:
             return False
         self._built_for = built
-        self._desired = None
+        self.desired = None
         if view.own is not None:
-            self._desired = desired_of(view.own, view)
-            self._narrow(view, self._desired)
+            self.desired = desired_of(view.own, view)
+            self._narrow(view, self.desired)
         self.clean, self._fresh = False, True
         return True
 
@@ -263,7 +250,7 @@ class Reconciler:
         try:
             while True:
                 reasons = await self._triggers.next(failures, self.guard.next_release(time.monotonic()))
-                if self._view is None or (self._desired is None and self._built_for is None):
+                if self.view is None or (self.desired is None and self._built_for is None):
                     continue
                 failures = 0 if await self.resync(reasons) else failures + 1
                 await asyncio.sleep(max(GAP_S, 2 * self.counters.last_resync_s))
@@ -292,8 +279,8 @@ class Reconciler:
 
     async def _resync(self, reasons: set[str], span: Span) -> bool:
         async with self._lock:
-            view = self._view
-            if view is None or view.own is None or view.plan is None or self._desired is None:
+            view = self.view
+            if view is None or view.own is None or view.plan is None or self.desired is None:
                 return True
             started = time.perf_counter()
             try:
@@ -302,9 +289,9 @@ class Reconciler:
                 foreign = FOREIGN_ROUTE in reasons
                 device = await asyncio.to_thread(self._prepare, view.own, view.plan, foreign, peers)
                 if not self.counters.resyncs and self.tunnel.existed:
-                    await asyncio.to_thread(self._adopt, view, self._desired)
+                    await asyncio.to_thread(self._adopt, view, self.desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
-                outcome = await asyncio.to_thread(self._compare, self._desired, on_purpose)
+                outcome = await asyncio.to_thread(self._compare, self.desired, on_purpose)
             except IsthmusError as error:
                 mark_error(span, error)
                 self._failed(error.message)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
+
+from events.bus.retry import backoff_s, happened, jittered_s
 
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 5.0
 
@@ -28,15 +29,12 @@ class ResyncTriggers:
         After ``failures`` in a row the time is short and grows; ``release`` is another moment (of the monotonic
         clock) at which to look. Cancelled, the reasons stay.
         """
-        pause = self._period_s * random.uniform(0.8, 1.2)  # noqa: S311  spreads the nodes, no secret
+        pause = jittered_s(self._period_s, 0.2)
         if failures:
-            pause = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2**failures) * random.uniform(0.7, 1.3)  # noqa: S311
+            pause = backoff_s(failures, first_s=RETRY_FIRST_S, longest_s=RETRY_LONGEST_S)
         if release is not None:
             pause = min(pause, max(0.0, release - time.monotonic()) + 0.01)
-        try:
-            async with asyncio.timeout(pause):
-                await self._wake.wait()
-        except TimeoutError:
+        if not await happened(self._wake, within_s=pause):
             self._reasons.add("retry" if failures else "timer")
         self._wake.clear()
         reasons, self._reasons = self._reasons, set()

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 
 from events.errors import Refused
+from nodeagent import system
 from nodeagent.fastpath import layout, libbpf
 from nodeagent.fastpath.programs import INGRESS, PREFIX
 
 HOLD_S, RENEW_S = 3.0, 1.0
-PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
 def _record_of(device: str) -> int:
@@ -86,7 +85,7 @@ async def capture(device: str, address: str, seconds: float, expression: Sequenc
     Raises Refused(prerequisite_missing) without tcpdump, and as :func:`held` does. Cancelled, it ends tcpdump
     and leaves the flows free to be fast again.
     """
-    program = shutil.which("tcpdump", path=PATH)
+    program = system.find("tcpdump")
     if program is None:
         raise Refused(
             "prerequisite_missing", "tcpdump is not installed: apt-get install tcpdump", program="tcpdump"

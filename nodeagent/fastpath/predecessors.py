@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from nodeagent.dataplane import host_settings
-from nodeagent.fastpath import libbpf, programs
+from nodeagent.fastpath import programs
 from nodeagent.local_files import write_atomically
 
 FILE = "fastpath.json"
@@ -82,14 +82,4 @@ class Predecessors:
 
     def take_off(self, keep: Container[int]) -> int:
         """Take the programs of earlier lives off the devices where they hung; how many. Raises OSError."""
-        taken = 0
-        for ifindex in self._devices:
-            for direction in (programs.INGRESS, programs.EGRESS):
-                try:
-                    there = libbpf.attached(ifindex, direction)
-                except OSError:
-                    continue  # the device has gone, and they with it
-                for number in there:
-                    if number in self._ids and number not in keep:
-                        taken += libbpf.detach_id(number, ifindex, direction)
-        return taken
+        return programs.sweep(self._devices, self._ids, keep, named=False)

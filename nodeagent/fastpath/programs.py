@@ -46,9 +46,13 @@ def hooks(tunnel: int, underlay: int, pods: Iterable[int], bridges: Iterable[int
 
 
 def sweep(
-    ifindexes: Iterable[int], known: Container[int] = frozenset(), keep: Container[int] = frozenset()
+    ifindexes: Iterable[int],
+    known: Container[int] = frozenset(),
+    keep: Container[int] = frozenset(),
+    *,
+    named: bool = True,
 ) -> int:
-    """Take every program of ours (by name, or ``known`` by its id) but ``keep`` off these devices; how many.
+    """Take every program of ours off: ``known`` by its id, if ``named`` by its name, but ``keep``; how many.
 
     Raises Refused(prerequisite_missing), OSError.
     """
@@ -60,7 +64,7 @@ def sweep(
             except OSError:
                 continue  # the device has gone, or the kernel knows no such hook
             for number in there:
-                ours = number in known or libbpf.name_of(number).startswith(PREFIX)
+                ours = number in known or (named and libbpf.name_of(number).startswith(PREFIX))
                 if ours and number not in keep:
                     taken += libbpf.detach_id(number, ifindex, direction)
     return taken

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from events.bus.retry import happened
 from events.errors import IsthmusError
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane.tunnel_device import TunnelDevice
@@ -164,13 +165,11 @@ class FastPath:
             while True:
                 self._wake.clear()
                 try:
-                    self._step()
+                    self._step(self._loaded)
                 except OSError as error:
                     self._failed(error)
                 await asyncio.sleep(GAP_S)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._wake.wait()
+                await happened(self._wake, within_s=LOOK_S)
         finally:
             for monitor in (devices, ruleset):
                 loop.remove_reader(monitor.fileno())
@@ -262,28 +261,27 @@ class FastPath:
             mac=mac_bytes(spec.mac),
         )
 
-    def _step(self) -> None:
+    def _step(self, loaded: Programs) -> None:
         """One look. Raises OSError."""
-        loaded, view = self._loaded, self._view
-        if loaded is None:
-            return
-        wanted = self._wanted_record()
+        view, wanted = self._view, self._wanted_record()
         if wanted is None or view.own is None:
-            self._stand_down("")
+            self._stand_down(loaded, "")
             return
         if self._look_around or wanted.tunnel != self._record.tunnel:
             self._look_around = False
             self._found = ports.find(view.own.cidr, wanted.tunnel)
             self._filtered = ports.filtered()
-        obstacle = self._obstacle(wanted)
+        obstacle = self._obstacle(loaded, wanted)
         if obstacle:
-            self._stand_down(obstacle)
+            self._stand_down(loaded, obstacle)
             return
-        skipped = self._skip_filtered_pods()
-        self._hang(programs.hooks(wanted.tunnel, wanted.underlay, self._ports.veths, self._ports.bridges))
+        skipped = self._skip_filtered_pods(loaded)
+        self._hang(
+            loaded, programs.hooks(wanted.tunnel, wanted.underlay, self._ports.veths, self._ports.bridges)
+        )
         changed = self._void or wanted != self._record
         if self._compare or not self.on:
-            changed = self._compare_peers() or changed
+            changed = self._compare_peers(loaded) or changed
             self._compare = False
             if loaded.told() != self._record.pack()[: layout.HELD_UNTIL_OFFSET] and self.on:
                 self.counted.repaired += 1
@@ -301,21 +299,20 @@ class FastPath:
         self.why_not = skipped
         self._conditions.set(CONDITION, skipped)
 
-    def _stand_down(self, obstacle: str) -> None:
+    def _stand_down(self, loaded: Programs, obstacle: str) -> None:
         """Everything takes the stack; the programs go, so that nothing is left where it is not wanted."""
         if self.on:
             self._tell(NodeRecord())
             log.info("the fast path is off: %s", obstacle or "the tunnel is not ready")
         for hook in self._hooks:
-            if self._loaded is not None:
-                self._loaded.take_off(hook)
+            loaded.take_off(hook)
         self._hooks = set()
         self.why_not = obstacle
         self._conditions.set(CONDITION, obstacle)
 
-    def _obstacle(self, wanted: NodeRecord) -> str:
+    def _obstacle(self, loaded: Programs, wanted: NodeRecord) -> str:
         """Why packets must take the stack on this node; empty when nothing speaks against it."""
-        loaded, underlay = self._loaded, self._tunnel.underlay
+        underlay, known = self._tunnel.underlay, self._predecessors.ids
         name = underlay.device if underlay is not None else ""
         if not ports.is_ethernet(wanted.underlay):
             return f"the underlay {name} is no Ethernet device"
@@ -325,24 +322,19 @@ class FastPath:
             return (
                 f"another program shapes or filters the tunnel device by tc ({self._filtered[wanted.tunnel]})"
             )
-        if loaded is not None:
-            known = self._predecessors.ids
-            if loaded.others(wanted.tunnel, INGRESS, known) or loaded.others(wanted.tunnel, EGRESS, known):
-                return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
-            if loaded.others_behind(wanted.underlay, INGRESS, known):
-                return (
-                    f"another program handles what arrives on {name} by eBPF, behind ours (see `bpftool net`)"
-                )
+        if loaded.others(wanted.tunnel, INGRESS, known) or loaded.others(wanted.tunnel, EGRESS, known):
+            return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
+        if loaded.others_behind(wanted.underlay, INGRESS, known):
+            return f"another program handles what arrives on {name} by eBPF, behind ours (see `bpftool net`)"
         return ""
 
-    def _skip_filtered_pods(self) -> str:
+    def _skip_filtered_pods(self, loaded: Programs) -> str:
         """Leave out pods whose traffic somebody shapes or filters; says how many."""
-        loaded, left = self._loaded, set()
+        known, left = self._predecessors.ids, set()
         for pod in self._found.veths | self._found.bridges:
             foreign = pod in self._filtered
-            if not foreign and loaded is not None:
+            if not foreign:
                 try:
-                    known = self._predecessors.ids
                     foreign = bool(
                         loaded.others(pod, EGRESS, known) or loaded.others_behind(pod, INGRESS, known)
                     )
@@ -354,10 +346,7 @@ class FastPath:
         shaped = len(left & self._filtered.keys())
         return f"{shaped} pods take the stack, because they are shaped or filtered by tc" if shaped else ""
 
-    def _hang(self, wanted: set[Hook]) -> None:
-        loaded = self._loaded
-        if loaded is None:
-            return
+    def _hang(self, loaded: Programs, wanted: set[Hook]) -> None:
         for hook in self._hooks - wanted:
             loaded.take_off(hook)
         gone = False
@@ -376,11 +365,8 @@ class FastPath:
         self._hooks = here
         self._look_around = self._look_around or gone
 
-    def _compare_peers(self) -> bool:
+    def _compare_peers(self, loaded: Programs) -> bool:
         """Map against desired; whether they differed from what was written."""
-        loaded = self._loaded
-        if loaded is None:
-            return False
         desired, there = self._desired(), loaded.peers()
         if desired == there:
             self._entries = desired

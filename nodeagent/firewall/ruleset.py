@@ -35,14 +35,13 @@ transaction has taken effect as a whole or not at all.
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from collections.abc import Iterable
 from ipaddress import ip_address
 
 import msgspec
 
 from events.errors import Refused
+from nodeagent import system
 
 TABLE = "isthmus"
 VXLAN_FLAGS = "@th,64,32 0x08000000"
@@ -278,33 +277,19 @@ async def remove() -> bool:
 
 
 async def _run(*arguments: str, stdin: str = "") -> str:
-    program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin")
+    program = system.find("nft")
     if program is None:
         raise Refused(
             "prerequisite_missing",
             f"the program nft is not installed, so pods are not shielded from outside: {INSTALL}",
             program="nft",
         )
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            out, err = await process.communicate(stdin.encode())
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        raise
-    if process.returncode != 0:
-        words = err.decode(errors="replace").strip().splitlines()
+    ended = await system.run(program, *arguments, stdin=stdin, timeout_s=TIMEOUT_S)
+    if ended.code:
+        words = ended.err.strip().splitlines()
         raise Refused(
             "firewall_refused",
-            f"nft refused the table inet {TABLE}: {words[0] if words else process.returncode}. "
+            f"nft refused the table inet {TABLE}: {words[0] if words else ended.code}. "
             f"`isthmus doctor` checks for missing kernel features",
         )
-    return out.decode(errors="replace")
+    return ended.out

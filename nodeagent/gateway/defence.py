@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from events import subjects
 from events.errors import IsthmusError, Unavailable
 from events.jetstream.freshness import MirrorContact, last_word
+from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
 from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
@@ -27,11 +28,12 @@ from nodeagent.membership.view import View
 log = logging.getLogger("isthmus.agent.gateway")
 
 
-class Bus(Protocol):
-    """What this needs of the agent's other parts."""
+class GatewayContext(Protocol):
+    """What the gateway needs of the agent's other parts."""
 
     @property
     def view(self) -> View: ...
+    def link(self) -> Underlay | None: ...
     def bus(self) -> Client | None: ...
     def caught_up(self) -> bool: ...
 
@@ -42,7 +44,7 @@ class Defence:
     def __init__(
         self,
         cluster: str,
-        context: Bus,
+        context: GatewayContext,
         announcer: ArpAnnouncer,
         fitness: Fitness,
         standing: Callable[[], list[str]],

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import random
 import ssl
 from collections.abc import Callable, Mapping
 
+from events.bus.retry import jittered_s
 from events.protocol.clb import Backend, BackendKey
 
 CHECKS_AT_ONCE = 64
@@ -58,7 +58,7 @@ class Health:
     async def _watch(self, key: BackendKey, backend: Backend) -> None:
         loop = asyncio.get_running_loop()
         healthy, streak, rise, well_since = backend.healthy, 0, backend.rise, loop.time()
-        await asyncio.sleep(backend.check_interval_s * random.uniform(0, 0.5))  # noqa: S311  spreads, no secret
+        await asyncio.sleep(jittered_s(backend.check_interval_s / 4, 1.0))
         while True:
             async with self._slots:
                 problem = await check(key, backend)
@@ -76,7 +76,7 @@ class Health:
             self._verdicts[key] = healthy, problem
             if before is None or before[0] != healthy:
                 self._changed()
-            await asyncio.sleep(backend.check_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
+            await asyncio.sleep(jittered_s(backend.check_interval_s, 0.1))
 
     async def close(self) -> None:
         """End all checks."""

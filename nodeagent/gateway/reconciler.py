@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
-
-from nats.aio.client import Client
 
 from events.errors import IsthmusError
 from events.protocol.clb import Backend, BackendKey, Holder
@@ -24,26 +21,15 @@ from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import conntrack, link, rules
 from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
-from nodeagent.gateway.defence import Defence
+from nodeagent.gateway.defence import Defence, GatewayContext
 from nodeagent.gateway.fitness import Fitness
 from nodeagent.gateway.graceful_release import LOOK_S, GracefulRelease, Served
 from nodeagent.gateway.health import Health
 from nodeagent.gateway.previous_holders import Candidate, PreviousHolders
 from nodeagent.gateway.reporter import HealthReporter
 from nodeagent.gateway.rules import Listener
-from nodeagent.membership.view import View
 
 log = logging.getLogger("isthmus.agent.gateway")
-
-
-class GatewayContext(Protocol):
-    """What the gateway needs of the agent's other parts."""
-
-    @property
-    def view(self) -> View: ...
-    def link(self) -> Underlay | None: ...
-    def bus(self) -> Client | None: ...
-    def caught_up(self) -> bool: ...
 
 
 class GatewayReconciler:

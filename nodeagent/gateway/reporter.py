@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection
-from typing import Protocol
-
-from nats.aio.client import Client
 
 from events.bus.client import ControllerClient
+from events.bus.retry import happened
 from events.errors import IsthmusError
 from events.protocol.clb import Holder
 from events.protocol.commands import ReportHealth
 from nodeagent.config import AgentConfig
 from nodeagent.gateway.arp_announcer import BEAT_S
+from nodeagent.gateway.defence import GatewayContext
 from nodeagent.gateway.health import Health
-from nodeagent.membership.view import View
 
 log = logging.getLogger("isthmus.agent.gateway")
 
@@ -25,19 +22,15 @@ REPORT_TIMEOUT_S = 3.0
 REASON_CHARACTERS = 200
 
 
-class Bus(Protocol):
-    """What this needs of the agent's other parts."""
-
-    @property
-    def view(self) -> View: ...
-    def bus(self) -> Client | None: ...
-
-
 class HealthReporter:
     """:meth:`run` reports for ever; :meth:`due` says that a verdict changed. ``held`` is what we answer for."""
 
     def __init__(
-        self, config: AgentConfig, context: Bus, health: Health, held: Callable[[], Collection[Holder]]
+        self,
+        config: AgentConfig,
+        context: GatewayContext,
+        health: Health,
+        held: Callable[[], Collection[Holder]],
     ) -> None:
         self._config = config
         self._context = context
@@ -52,9 +45,7 @@ class HealthReporter:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
-                    await self._due.wait()
+            await happened(self._due, within_s=BEAT_S)
             self._due.clear()
             for holder in list(self._held()):
                 await self._report(holder)

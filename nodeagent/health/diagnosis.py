@@ -6,18 +6,17 @@ and what cannot be looked at is left out rather than guessed. Cancelled, it leav
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from nodeagent import system
+
 TIMEOUT_S = 5.0
-SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 OWN_TABLES = frozenset({"isthmus", "isthmus_clb"})
 SYSCTL_FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 CNI_SUFFIXES = (".conf", ".conflist", ".json")
@@ -202,23 +201,11 @@ def cni_before(directory: Path, own: str) -> str:
 
 async def _run(program: str, *arguments: str) -> str:
     """Standard output of a program; empty when it is not there, fails, or takes too long."""
-    found = shutil.which(program, path=SEARCH_PATH)
+    found = system.find(program)
     if found is None:
         return ""
-    process = await asyncio.create_subprocess_exec(
-        found,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            out, _ = await process.communicate()
+        ended = await system.run(found, *arguments, timeout_s=TIMEOUT_S)
     except TimeoutError:
         return ""
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return out.decode(errors="replace") if process.returncode == 0 else ""
+    return "" if ended.code else ended.out

@@ -15,7 +15,7 @@ import struct
 from typing import Literal, NamedTuple
 
 from nodeagent.netlink.rows import address_bytes
-from nodeagent.path_mtu.probe import PROBE_PORT, checksum
+from nodeagent.path_mtu.probe import IPV4, PROBE_PORT, UDP, checksum, datagram, ipv4
 
 CALL_PORT = 33440
 """Where a probe device takes calls; the answers come from the port after it."""
@@ -23,11 +23,8 @@ CALL_PORT = 33440
 MARK = b"isthmus!"
 TOKEN_BYTES = 8
 
-_IPV4 = struct.Struct("!BBHHHBBH4s4s")
-_UDP = struct.Struct("!HHHH")
 _ICMP = struct.Struct("!BBHHH")
 _ECHO_REPLY, _UNREACHABLE, _ECHO_REQUEST = 0, 3, 8
-_TTL = 64
 
 
 class Answer(NamedTuple):
@@ -47,49 +44,26 @@ class Question(NamedTuple):
     otherwise: tuple[bytes, ...]
 
 
-def _ipv4(protocol: int, source: bytes, target: bytes, payload: bytes) -> bytes:
-    fields = (0x45, 0, _IPV4.size + len(payload), 0, 0, _TTL, protocol)
-    header = _IPV4.pack(*fields, 0, source, target)
-    return _IPV4.pack(*fields, checksum(header), source, target) + payload
-
-
-def _icmp(kind: int, identifier: int, number: int, payload: bytes) -> bytes:
+def icmp(kind: int, identifier: int, number: int, payload: bytes = b"") -> bytes:
+    """An ICMP message (RFC 792) about an echo."""
     body = _ICMP.pack(kind, 0, 0, identifier, number) + payload
     return _ICMP.pack(kind, 0, checksum(body), identifier, number) + payload
 
 
-def _datagram(source_port: int, target_port: int, payload: bytes) -> bytes:
-    return _UDP.pack(source_port, target_port, _UDP.size + len(payload), 0) + payload
-
-
 def echo_request(source: str, target: str, token: bytes) -> bytes:
     """An echo request with the token inside."""
-    return _ipv4(
-        socket.IPPROTO_ICMP,
-        address_bytes(source),
-        address_bytes(target),
-        _icmp(_ECHO_REQUEST, 0x1574, 1, MARK + token),
-    )
+    echo = icmp(_ECHO_REQUEST, 0x1574, 1, MARK + token)
+    return ipv4(socket.IPPROTO_ICMP, address_bytes(source), address_bytes(target), echo)
 
 
 def closed_port(source: str, target: str, token: bytes) -> bytes:
     """A datagram to a port that nobody has; its source port (the token's first two bytes) comes back."""
-    return _ipv4(
-        socket.IPPROTO_UDP,
-        address_bytes(source),
-        address_bytes(target),
-        _datagram(port_of(token), PROBE_PORT, MARK + token),
-    )
+    return datagram(source, port_of(token), target, PROBE_PORT, MARK + token)
 
 
 def call(source: str, target: str, token: bytes) -> bytes:
     """A call to a peer's probe address."""
-    return _ipv4(
-        socket.IPPROTO_UDP,
-        address_bytes(source),
-        address_bytes(target),
-        _datagram(port_of(token), CALL_PORT, MARK + token),
-    )
+    return datagram(source, port_of(token), target, CALL_PORT, MARK + token)
 
 
 def port_of(token: bytes) -> int:
@@ -102,7 +76,7 @@ def understand(packet: bytes, own: bytes) -> Answer | Question | None:
 
     ``own`` is the device's address: anything addressed elsewhere is not looked at.
     """
-    if len(packet) < _IPV4.size or packet[0] >> 4 != 4:
+    if len(packet) < IPV4.size or packet[0] >> 4 != 4:
         return None
     header = (packet[0] & 15) * 4
     protocol, source, target = packet[9], packet[12:16], packet[16:20]
@@ -111,7 +85,7 @@ def understand(packet: bytes, own: bytes) -> Answer | Question | None:
         return None
     if protocol == socket.IPPROTO_ICMP and len(body) >= _ICMP.size:
         return _icmp_of(body, source, own)
-    if protocol == socket.IPPROTO_UDP and len(body) >= _UDP.size:
+    if protocol == socket.IPPROTO_UDP and len(body) >= UDP.size:
         return _udp_of(body, source, own)
     return None
 
@@ -122,9 +96,9 @@ def _icmp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None
     if kind == _ECHO_REPLY and payload.startswith(MARK):
         return Answer("echo", source, payload[len(MARK) : len(MARK) + TOKEN_BYTES])
     if kind == _ECHO_REQUEST:
-        reply = _ipv4(socket.IPPROTO_ICMP, own, source, _icmp(_ECHO_REPLY, identifier, number, payload))
+        reply = ipv4(socket.IPPROTO_ICMP, own, source, icmp(_ECHO_REPLY, identifier, number, payload))
         return Question((reply,), (reply,))
-    if kind == _UNREACHABLE and len(payload) >= _IPV4.size + 4:
+    if kind == _UNREACHABLE and len(payload) >= IPV4.size + 4:
         inner = (payload[0] & 15) * 4
         if payload[9] == socket.IPPROTO_UDP and len(payload) >= inner + 4:
             # An administrative refusal comes from the peer's filter: the packet did arrive there.
@@ -133,14 +107,15 @@ def _icmp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None
 
 
 def _udp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None:
-    source_port, target_port, _, _ = _UDP.unpack_from(body)
-    payload = body[_UDP.size :]
+    source_port, target_port, _, _ = UDP.unpack_from(body)
+    payload = body[UDP.size :]
     if not payload.startswith(MARK):
         return None
     token = payload[len(MARK) : len(MARK) + TOKEN_BYTES]
     if target_port == CALL_PORT:
+        asked, asker = socket.inet_ntoa(own), socket.inet_ntoa(source)
         replies = [
-            _ipv4(socket.IPPROTO_UDP, own, source, _datagram(port, source_port, MARK + token + flag))
+            datagram(asked, port, asker, source_port, MARK + token + flag)
             for port, flag in ((CALL_PORT, b"+"), (CALL_PORT, b"-"), (CALL_PORT + 1, b""))
         ]
         return Question((replies[0], replies[2]), (replies[1], replies[2]))

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address
 
 import msgspec
 
+from events.bus.retry import jittered_s
 from nodeagent.conditions import Conditions
 from nodeagent.health import packets
 from nodeagent.health.path_judge import PathJudge, Round, Standing
@@ -114,7 +115,7 @@ class PathProber:
                 context = self._context()
                 if context is not None:
                     await self._round(context)
-                await asyncio.sleep(self._pause_s() * random.uniform(0.8, 1.2))  # noqa: S311  spreads the nodes
+                await asyncio.sleep(jittered_s(self._pause_s(), 0.2))
         finally:
             if self.device is not None:
                 self.device.close()

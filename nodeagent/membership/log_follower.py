@@ -7,9 +7,7 @@ Membership is read from the log only; the join command merely asks for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -23,6 +21,7 @@ from nats.aio.client import Client
 from events.bus.access.enrolment import keep_fresh
 from events.bus.client import ControllerClient
 from events.bus.connection import connect
+from events.bus.retry import backoff_s, happened, jittered_s
 from events.chain import CHAIN_HEADER
 from events.codec import StoredMessage, UnknownEvent
 from events.errors import IsthmusError, Unavailable, VerificationFailed
@@ -146,7 +145,7 @@ class LogFollower:
             await client.close()
 
     async def _connect(self) -> Client:
-        pause_s = RETRY_FIRST_S
+        failures = 0
         while True:
             try:
                 client = await connect(
@@ -157,8 +156,8 @@ class LogFollower:
                 )
             except Unavailable as error:
                 self._conditions.set("bus", error.message)
-                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
-                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                await asyncio.sleep(_again_s(failures))
+                failures += 1
                 continue
             self._conditions.clear("bus")
             return client
@@ -190,7 +189,7 @@ class LogFollower:
             if self._moved:
                 self._moved = False
                 await client.force_reconnect()
-            pause_s = RETRY_FIRST_S
+            failures = 0
             while True:
                 self._room.clear()
                 try:
@@ -198,7 +197,7 @@ class LogFollower:
                 except Unavailable as error:
                     self._conditions.set("join", error.message)
                     self.session.asked.set()
-                    pause_s = min(RETRY_LONGEST_S, pause_s * 2)
+                    pause_s = _again_s(failures)
                 except IsthmusError as error:
                     self._conditions.set("join", error.message)
                     self._hold(held=error.code == HELD)
@@ -206,13 +205,14 @@ class LogFollower:
                         raise
                     # A cluster that is about to be defined is a matter of moments, other refusals are not.
                     soon = error.code in {"cluster_not_defined", HELD}
-                    pause_s = min(RETRY_LONGEST_S, pause_s * 2) if soon else REFUSED_RETRY_S
+                    pause_s = _again_s(failures) if soon else jittered_s(REFUSED_RETRY_S, 0.3)
                 else:
                     self._conditions.clear("join")
                     self._hold(held=False)
                     self.session.joined = True
                     break
-                await self._wait_for_room(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+                failures += 1
+                await self._wait_for_room(pause_s)
 
     def _hold(self, *, held: bool) -> None:
         self.session.held = held
@@ -224,10 +224,8 @@ class LogFollower:
 
     async def _wait_for_room(self, pause_s: float) -> None:
         """Until it is time to ask again, or the container network has grown."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._room.wait()
-                await asyncio.sleep(random.uniform(0, ROOM_SPREAD_S))  # noqa: S311  jitter, not a secret
+        if await happened(self._room, within_s=pause_s):
+            await asyncio.sleep(jittered_s(ROOM_SPREAD_S / 2, 1.0))
 
     async def _join(self, controller: ControllerClient) -> None:
         underlay = self._underlay()
@@ -253,8 +251,9 @@ class LogFollower:
             prefix=self._config.bus.api_prefix,
             recheck=lambda: self._check_same(stream),
         )
-        pause_s = RETRY_FIRST_S
+        failures = 0
         while True:
+            pause_s = _again_s(failures)
             try:
                 await self._check_same(stream)
                 await self._check_memory(client, stream)
@@ -266,7 +265,7 @@ class LogFollower:
                     async for batch in batches:
                         self._conditions.clear("log")
                         self.session.replaced = False
-                        pause_s = RETRY_FIRST_S
+                        failures, pause_s = 0, _again_s(0)
                         await self.take(batch)
             except VerificationFailed as error:
                 if await self._leave_out(stream):
@@ -274,11 +273,11 @@ class LogFollower:
                 # Our rows are right up to here; nothing that follows can be trusted.
                 self._conditions.set("log", error.message)
                 self.session.replaced = error.code == "log_replaced"
-                pause_s = REFUSED_RETRY_S
+                pause_s = jittered_s(REFUSED_RETRY_S, 0.3)
             except Unavailable as error:
                 self._conditions.set("log", error.message)
-                pause_s = min(RETRY_LONGEST_S, pause_s * 2)
-            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311  jitter, not a secret
+                failures += 1
+            await asyncio.sleep(pause_s)
 
     async def _leave_out(self, stream: LogReader) -> bool:
         """Whether the log says of more events than are known here that they are parked.
@@ -437,6 +436,10 @@ class LogFollower:
             self._conditions.clear("cache")
         except OSError as error:
             self._conditions.set("cache", f"the local cache cannot be written: {error.strerror}")
+
+
+def _again_s(failures: int) -> float:
+    return backoff_s(failures, first_s=RETRY_FIRST_S, longest_s=RETRY_LONGEST_S)
 
 
 def _decided_at(message: StoredMessage) -> float:

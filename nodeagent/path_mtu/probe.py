@@ -38,8 +38,9 @@ STEPS_LIMIT = 24
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE, _IP_MTU = 10, 3, 14
 _VXLAN = struct.Struct("!B3xI")
 _ETHERNET = struct.Struct("!6s6sH")
-_IPV4 = struct.Struct("!BBHHHBBH4s4s")
-_UDP = struct.Struct("!HHHH")
+IPV4 = struct.Struct("!BBHHHBBH4s4s")
+UDP = struct.Struct("!HHHH")
+_TTL = 64
 _OUTER = 20 + 8
 _INNER_FLAGS = 0x08  # the VNI is valid
 _ETHERTYPE_IPV4 = 0x0800
@@ -59,19 +60,23 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
 
     def packet(self, source_port: int, outer_bytes: int) -> bytes:
         """The payload of the outer UDP datagram that makes an IP packet of ``outer_bytes``."""
-        inner_bytes = outer_bytes - _OUTER - _VXLAN.size - _ETHERNET.size
-        source, target = address_bytes(self.vtep), address_bytes(self.peer_vtep)
-        fields = (0x45, 0, inner_bytes, 0, 0, 64, socket.IPPROTO_UDP)
-        header_sum = checksum(_IPV4.pack(*fields, 0, source, target))
-        return b"".join(
-            (
-                _VXLAN.pack(_INNER_FLAGS, self.vni << 8),
-                _ETHERNET.pack(mac_bytes(self.peer_mac), mac_bytes(self.mac), _ETHERTYPE_IPV4),
-                _IPV4.pack(*fields, header_sum, source, target),
-                _UDP.pack(source_port, PROBE_PORT, inner_bytes - _IPV4.size, 0),
-                bytes(inner_bytes - _IPV4.size - _UDP.size),
-            )
-        )
+        padding = bytes(outer_bytes - _OUTER - _VXLAN.size - _ETHERNET.size - IPV4.size - UDP.size)
+        outer = _VXLAN.pack(_INNER_FLAGS, self.vni << 8)
+        outer += _ETHERNET.pack(mac_bytes(self.peer_mac), mac_bytes(self.mac), _ETHERTYPE_IPV4)
+        return outer + datagram(self.vtep, source_port, self.peer_vtep, PROBE_PORT, padding)
+
+
+def ipv4(protocol: int, source: bytes, target: bytes, payload: bytes) -> bytes:
+    """An IPv4 packet without options."""
+    fields = (0x45, 0, IPV4.size + len(payload), 0, 0, _TTL, protocol)
+    header = IPV4.pack(*fields, 0, source, target)
+    return IPV4.pack(*fields, checksum(header), source, target) + payload
+
+
+def datagram(source: str, source_port: int, target: str, target_port: int, payload: bytes) -> bytes:
+    """An IPv4 packet with a UDP datagram."""
+    udp = UDP.pack(source_port, target_port, UDP.size + len(payload), 0) + payload
+    return ipv4(socket.IPPROTO_UDP, address_bytes(source), address_bytes(target), udp)
 
 
 def checksum(header: bytes) -> int:

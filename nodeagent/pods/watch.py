@@ -7,11 +7,11 @@ gone. As long as there are any, nothing new starts here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from events.bus.retry import happened
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.view import View
@@ -69,9 +69,7 @@ class PodWatch:
         """Until cancelled. What goes wrong becomes a condition, and what is known then counts as not known."""
         while True:
             await self._look()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HURRY_S if self.strays or not self._view.joined else PERIOD_S):
-                    await self._wake.wait()
+            await happened(self._wake, within_s=HURRY_S if self.strays or not self._view.joined else PERIOD_S)
             self._wake.clear()
 
     async def _look(self) -> None:

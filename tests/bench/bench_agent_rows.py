@@ -279,7 +279,7 @@ async def _joins(directory: Path, between: Callable[[int], None]) -> list[float]
         started = time.perf_counter()
         await follower.take(ReadBatch(batch, 0))
         times.append(confirmed[-1] - started)
-        between(reconciler.ifindex)
+        between(reconciler.tunnel.ifindex)
     assert reconciler.counters.direct == len(joins) == JOINS
     assert reconciler.applied == view.sequence
     assert await reconciler.resync({"check"})

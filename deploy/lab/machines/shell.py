@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from events.errors import Refused
+from nodeagent import system
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,27 +41,15 @@ async def run(
     Raises CommandFailedError when it fails and TimeoutError when it takes longer than `timeout_s`. Cancelled,
     it kills the command and waits for its end; what the command changed by then stays.
     """
-    process = await asyncio.create_subprocess_exec(
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PATH": SEARCH_PATH, **(env or {})},
-    )
+    environment = {"PATH": SEARCH_PATH, **(env or {})}
     try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin.encode())
-    except BaseException as error:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        if isinstance(error, TimeoutError):
-            raise TimeoutError(f"{' '.join(arguments)} took longer than {timeout_s:g} s") from error
-        raise
-    if process.returncode != 0:
-        said = (err.decode(errors="replace") + out.decode(errors="replace")).strip()
-        raise CommandFailedError(f"{' '.join(arguments)} ended with {process.returncode}: {said}")
-    return out.decode()
+        ended = await system.run(*arguments, stdin=stdin, env=environment, timeout_s=timeout_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"{' '.join(arguments)} took longer than {timeout_s:g} s") from error
+    if ended.code:
+        said = (ended.err + ended.out).strip()
+        raise CommandFailedError(f"{' '.join(arguments)} ended with {ended.code}: {said}")
+    return ended.out
 
 
 async def run_json(arguments: Sequence[str]) -> Any:

@@ -1,0 +1,46 @@
+"""Running the system's own programs, each with a deadline; an ordinary PATH does not show all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from typing import NamedTuple
+
+SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
+
+
+class Ended(NamedTuple):
+    """How a program ended: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def find(program: str) -> str | None:
+    """Where the program is; None when it is not installed."""
+    return shutil.which(program, path=SEARCH_PATH)
+
+
+async def run(*command: str, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float) -> Ended:
+    """Run a program to its end; ``env`` adds to this process's environment.
+
+    Raises TimeoutError, OSError. Late or cancelled, the program is killed first; what it did by then stays.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate(stdin.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Ended(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
