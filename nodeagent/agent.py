@@ -8,12 +8,12 @@ whatever view there is. Stop: report, close, and leave every row where it is. Th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
 import msgspec
 
+from events.bus.retry import happened
 from events.errors import foremost
 from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent.conditions import Conditions
@@ -37,7 +37,7 @@ from nodeagent.reports import StatusReporter
 log = logging.getLogger("isthmus.agent")
 
 
-class ViewHandover:
+class ChangeDispatcher:
     """Hands what the log changed on to the kernel side and to what is derived from it.
 
     Until :meth:`begin` it only notes the causes: the first comparison covers everything up to there. Cancelled,
@@ -84,7 +84,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fastpath: FastPath
     node: NodeConfiguration
     pods: PodWatch
-    handover: ViewHandover
+    dispatcher: ChangeDispatcher
     follower: LogFollower
     prober: PathMtuProber
     path: PathProber
@@ -140,24 +140,20 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         session, patience_s = self.session, self.config.bus_patience_s
         while not session.caught_up.is_set():
             seen = session.last_at
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await session.caught_up.wait()
-                    break
+            if await happened(session.caught_up, within_s=patience_s):
+                break
             if session.last_at == seen:
                 log.info("the bus is away: going on with the view at event %d", self.view.sequence)
                 break
         if session.connected:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await session.asked.wait()
+            await happened(session.asked, within_s=patience_s)
         if session.held:  # a copy of a machine that reports: nothing of the member's is set up here
             self.node.hold()
             await session.admitted.wait()
-        await self.handover.begin()
+        await self.dispatcher.begin()
 
     async def _serve(self) -> None:
-        await self.handover.begun.wait()
+        await self.dispatcher.begun.wait()
         await self.gateway.run()
 
     async def _ship_spans(self, spans: Sequence[SpanRecord]) -> None:

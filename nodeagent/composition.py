@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from events.telemetry.logs import follow_position
 from events.telemetry.role import Telemetry
 from events.telemetry.spans import Outbox
-from nodeagent.agent import Agent, ViewHandover
+from nodeagent.agent import Agent, ChangeDispatcher
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
@@ -214,7 +214,7 @@ def compose(
         loaded=fastpath[0],
         why_not=fastpath[1],
     )
-    handover = ViewHandover(view, reconciler, node, fast)
+    dispatcher = ChangeDispatcher(view, reconciler, node, fast)
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
     host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
@@ -250,7 +250,7 @@ def compose(
         fastpath=fast,
         node=node,
         pods=pods,
-        handover=handover,
+        dispatcher=dispatcher,
         follower=LogFollower(
             config,
             view,
@@ -258,7 +258,7 @@ def compose(
             conditions,
             telemetry,
             session=session,
-            apply=handover.apply,
+            apply=dispatcher.apply,
             underlay=reconciler.tunnel.underlay_address,
         ),
         prober=prober,
@@ -307,7 +307,7 @@ async def run_agent(
     telemetry = telemetry or Telemetry.off("agent", config.node)
     prepare_directory(config.state_dir)
     with only_one(config.state_dir):
-        identity = identify(config.state_dir, wish=uid, machine_uid=machine_uid)
+        identity = identify(config.state_dir, given=uid, machine_uid=machine_uid)
         agent = compose(config, identity, telemetry=telemetry, outbox=outbox, fastpath=fastpath)
         view = agent.view
         follow_position(lambda: view.sequence)

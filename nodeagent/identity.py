@@ -56,14 +56,14 @@ class _UidFile(NamedTuple):
     """Empty when the file holds no uid."""
 
 
-def identify(directory: Path, *, wish: str = "", machine_uid: str = "") -> Identity:
-    """The remembered identity, mended if need be; else ``wish``, the machine's uid, or a new one.
+def identify(directory: Path, *, given: str = "", machine_uid: str = "") -> Identity:
+    """The remembered identity, mended if need be; else ``given``, the machine's uid, or a new one.
 
-    ``wish`` is a uid given on the command line, and wins. Whatever is returned is written down before.
+    ``given`` is a uid given on the command line, and wins. Whatever is returned is written down before.
     Raises Refused(identity_unreadable), OSError.
     """
     file, known = _uid_file(directory), _known(directory)
-    uid = wish or _settled(directory, file, known)
+    uid = given or _settled(directory, file, known)
     if not uid:
         uid = machine_uid or new_id()
     elif uid != file.uid:

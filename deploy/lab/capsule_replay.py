@@ -28,7 +28,7 @@ from events.types import NodeJoined
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconcile import apply_directly, reconcile
 from nodeagent.membership.peers import Change
-from nodeagent.membership.view import Member, Plan, Saved, View, first_address
+from nodeagent.membership.view import Member, OverlayPlan, Saved, View, first_address
 from nodeagent.netlink.links import DeviceSpec, ensure_device
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 
@@ -102,7 +102,7 @@ def view_of(state: ClusterState, node: str) -> View:
     plan = None
     if definition is not None:
         cidrs = tuple(cidr.cidr for cidr in state.cidrs)
-        plan = Plan(definition.vni, definition.vxlan_port, definition.service_cidr, cidrs)
+        plan = OverlayPlan(definition.vni, definition.vxlan_port, definition.service_cidr, cidrs)
     saved = Saved(
         state.name,
         node,

@@ -29,7 +29,7 @@ from nodeagent.dataplane.resync_triggers import ResyncTriggers
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import PEERS_ASKED
 from nodeagent.membership.peers import Change, Peer
-from nodeagent.membership.view import Plan, View
+from nodeagent.membership.view import OverlayPlan, View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import describe
@@ -69,7 +69,7 @@ class Reconciler:
         self._triggers = ResyncTriggers(config.resync_s)
         self.desired: Desired | None = None
         """The rows to have; None before the node holds a range."""
-        self._built_for: tuple[str, Plan] | None = None
+        self._built_for: tuple[str, OverlayPlan] | None = None
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
         self.view: View | None = None
         """What the rows are made from; None before the first look at the log."""
@@ -382,7 +382,7 @@ class Reconciler:
             f"the kernel refused {len(refusals)} rows, the first: {refusals[0]}" if refusals else "",
         )
 
-    def _prepare(self, own: Peer, plan: Plan, look_around: bool, peers: Sequence[str]) -> DeviceOutcome:
+    def _prepare(self, own: Peer, plan: OverlayPlan, look_around: bool, peers: Sequence[str]) -> DeviceOutcome:
         """In a worker thread. Raises IsthmusError, OSError."""
         now = time.monotonic()
         outcome = self.tunnel.prepare(

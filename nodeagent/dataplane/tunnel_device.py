@@ -19,7 +19,7 @@ from nodeagent.dataplane.preflight import accepted, drawing_away, foreign_routes
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import Plan, first_address
+from nodeagent.membership.view import OverlayPlan, first_address
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Operation
@@ -63,7 +63,7 @@ class TunnelDevice:
     def prepare(
         self,
         own: Peer,
-        plan: Plan,
+        plan: OverlayPlan,
         *,
         look_around: bool,
         peers: Iterable[str] = (),
@@ -143,7 +143,7 @@ class TunnelDevice:
             self._engine.close()
             self._engine = None
 
-    def _note_foreign_routes(self, plan: Plan, own: Peer) -> None:
+    def _note_foreign_routes(self, plan: OverlayPlan, own: Peer) -> None:
         """Routes that are not ours and win over ours cannot be repaired by us, only told."""
         found = drawing_away(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
         self._conditions.set(

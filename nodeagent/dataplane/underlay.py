@@ -46,7 +46,7 @@ def overlay_mtu(underlay: Underlay, configured: int = 0) -> int:
     return min(configured, following) if configured else following
 
 
-def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) -> Underlay:
+def resolve(wanted: str, last: Underlay | None = None, peers: Iterable[str] = ()) -> Underlay:
     """Find the underlay for ``auto``, a device name or an address.
 
     ``peers`` are addresses of peers, of which some are asked about. When the underlay is away just now, the
@@ -54,12 +54,12 @@ def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) 
     address, no default route.
     """
     some = list(islice(peers, PEERS_ASKED))
-    if _is_address(wish):
-        return _leaving(_by_address(wish, last), some)
+    if _is_address(wanted):
+        return _leaving(_by_address(wanted, last), some)
     kept = _by_address(last.address, last) if last is not None else None
-    if kept is not None and kept.present and wish in {"auto", kept.device}:
+    if kept is not None and kept.present and wanted in {"auto", kept.device}:
         return _leaving(kept, some)
-    device = (_device_towards(some) or links.default_device()) if wish == "auto" else wish
+    device = (_device_towards(some) or links.default_device()) if wanted == "auto" else wanted
     if not device and last is not None:
         device = last.device
     link = links.find(device) if device else None
@@ -72,7 +72,7 @@ def resolve(wish: str, last: Underlay | None = None, peers: Iterable[str] = ()) 
         return _leaving(kept, some)  # it has moved: to a bridge that the device is a port of, for instance
     if last is not None:
         return msgspec.structs.replace(last, ifindex=0, up=False)
-    raise Usage("usage", _why_not(wish, found=link is not None))
+    raise Usage("usage", _why_not(wanted, found=link is not None))
 
 
 def _device_towards(peers: Iterable[str]) -> str:
@@ -111,16 +111,15 @@ def _leaving(found: Underlay, peers: Iterable[str]) -> Underlay:
     return msgspec.structs.replace(found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up)
 
 
-def _why_not(wish: str, *, found: bool) -> str:
-    if ":" in wish:
-        return f"--underlay {wish}: {IPV4_ONLY}. Give the node's IPv4 address, or its device"
+def _why_not(wanted: str, *, found: bool) -> str:
+    option = f"--underlay {wanted}"
+    if ":" in wanted:
+        return f"{option}: {IPV4_ONLY}. Give the node's IPv4 address, or its device"
     if found:
-        return (
-            f"--underlay {wish}: the device has no IPv4 address, and {IPV4_ONLY}. Give it one, or name another"
-        )
-    if wish == "auto":
+        return f"{option}: the device has no IPv4 address, and {IPV4_ONLY}. Give it one, or name another"
+    if wanted == "auto":
         return "no IPv4 default route tells the underlay: start with --underlay ADDRESS or --underlay DEVICE"
-    return f"--underlay {wish}: there is no such device (see `ip link`), and it is no IPv4 address"
+    return f"{option}: there is no such device (see `ip link`), and it is no IPv4 address"
 
 
 def _by_address(address: str, last: Underlay | None) -> Underlay:

@@ -60,7 +60,7 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
     underlay: str
 
 
-class Plan(msgspec.Struct, frozen=True):
+class OverlayPlan(msgspec.Struct, frozen=True):
     """The overlay's constants and the container network, as the log defines them."""
 
     vni: int
@@ -81,7 +81,7 @@ class Saved(msgspec.Struct, frozen=True):
     uid: str
     sequence: int
     chain: str
-    plan: Plan | None
+    plan: OverlayPlan | None
     members: list[Member]
     ranges: list[tuple[str, int, str]]
     floors: dict[str, int]
@@ -105,7 +105,7 @@ class View:
         self.node = node
         self.uid = uid
         self.head: Head = genesis(cluster)
-        self.plan: Plan | None = None
+        self.plan: OverlayPlan | None = None
         self.members: dict[str, Member] = {}  # node name → member
         self.peers = PeerTable()
         self.own: Peer | None = None
@@ -237,7 +237,7 @@ class View:
         if problem or not sound:
             self._leave_out("the definition", problem or "no container CIDR is left")
         else:
-            self.plan = Plan(
+            self.plan = OverlayPlan(
                 definition.vni,
                 definition.vxlan_port,
                 definition.service_cidr,
@@ -255,7 +255,7 @@ class View:
         return self._judge_anew()
 
     def _judge_anew(self) -> tuple[Change, ...]:
-        """Plan, own range or addresses changed: hold all rows against the rules again. O(peers)."""
+        """OverlayPlan, own range or addresses changed: hold all rows against the rules again. O(peers)."""
         plan, local = self.plan, self._rules.local
         if plan is None:
             return NO_CHANGES
@@ -438,7 +438,7 @@ class View:
         return view
 
 
-def _with_network(plan: Plan, event: NetworkDeclared | NetworkWithdrawn) -> Plan:
+def _with_network(plan: OverlayPlan, event: NetworkDeclared | NetworkWithdrawn) -> OverlayPlan:
     if isinstance(event, NetworkDeclared):
         return msgspec.structs.replace(plan, networks=(*plan.networks, event.network.cidr))
     rest = tuple(network for network in plan.networks if network != event.cidr)

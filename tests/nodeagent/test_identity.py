@@ -58,7 +58,7 @@ def test_unreadable_and_nobody_else_knows_is_no_new_identity(tmp_path: Path, dam
         identify(tmp_path, machine_uid="another")
     assert refused.value.code == "identity_unreadable"
     assert (tmp_path / "uid").read_bytes() == damage, "nothing is changed"
-    assert identify(tmp_path, wish=UID).uid == UID, "whoever says it by name goes on"
+    assert identify(tmp_path, given=UID).uid == UID, "whoever says it by name goes on"
 
 
 @pytest.mark.slow

@@ -36,11 +36,11 @@ class Machine:
     """A machine of the lab: the process that keeps its namespaces open."""
 
     name: str
-    holder: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process
 
     @property
     def pid(self) -> int:
-        return self.holder.pid
+        return self.process.pid
 
     def inside(self, *arguments: str) -> list[str]:
         """The command line that runs `arguments` on this machine."""
@@ -54,9 +54,9 @@ class Machine:
         return await run(self.inside(*arguments), stdin=stdin)
 
     async def close(self) -> None:
-        if self.holder.returncode is None:
-            self.holder.kill()
-        await self.holder.wait()
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
 
 
 async def start_machine(name: str) -> Machine:
@@ -65,7 +65,7 @@ async def start_machine(name: str) -> Machine:
     Cancelled while the namespaces are made, the process that keeps them stays, known to nobody, until the
     sandbox ends.
     """
-    holder = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         "unshare", "--net", "--mount", "--uts", "--propagation", "private",
         "sh", "-c", _SET_UP_MACHINE, "sh", name,
         stdin=asyncio.subprocess.DEVNULL,
@@ -74,13 +74,13 @@ async def start_machine(name: str) -> Machine:
         env={"PATH": SEARCH_PATH},
         start_new_session=True,
     )  # fmt: skip
-    if holder.stdout is None or holder.stderr is None:
+    if process.stdout is None or process.stderr is None:
         raise RuntimeError("pipes were asked for")
-    if await holder.stdout.readline() != b"ready\n":
-        said = (await holder.stderr.read()).decode(errors="replace").strip()
-        await holder.wait()
+    if await process.stdout.readline() != b"ready\n":
+        said = (await process.stderr.read()).decode(errors="replace").strip()
+        await process.wait()
         raise CommandFailedError(f"no namespaces for {name}: {said}")
-    return Machine(name, holder)
+    return Machine(name, process)
 
 
 @dataclass(slots=True)
