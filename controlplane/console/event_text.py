@@ -1,9 +1,24 @@
-"""Each event as one short sentence for the feed. Words only: nothing is computed here."""
+"""Each event as one short sentence, and one character, for the feed. Words only: nothing is computed here."""
 
 from __future__ import annotations
 
 from controlplane.cluster.addressing.plan import addresses_and_pods
 from events import types
+
+MARKS = {
+    "allocated": "▣", "backend-added": "+", "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔",
+    "cidr-appended": "+", "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐",
+    "fenced": "×", "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
+    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "network-declared": "+", "network-withdrawn": "−",
+    "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄",
+    "underlay-changed": "→", "unreachable": "?", "used": "✓",
+}  # fmt: skip
+"""The last word of an event's type → its mark."""
+
+
+def mark(event: types.Event) -> str:
+    """The character before an event's sentence; a dot for an event that this program does not know."""
+    return "!" if "refused" in event.verb else MARKS.get(event.verb, "•")
 
 
 def sentence(event: types.Event) -> str:

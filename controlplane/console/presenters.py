@@ -8,7 +8,7 @@ from controlplane.cluster.addressing.addresses import address_text
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.state import ClusterState, Node
-from controlplane.console.event_text import sentence
+from controlplane.console.event_text import mark, sentence
 from controlplane.console.schemas import (
     EventRow,
     NetworkView,
@@ -223,6 +223,7 @@ def event_row(recorded: Recorded, *, with_data: bool) -> EventRow:
         actor=envelope.actor,
         command_id=envelope.command_id,
         summary=sentence(recorded.event),
+        mark=mark(recorded.event),
         trace_id=parts[1] if len(parts) == 4 else "",
         data=body,
         first=first,

@@ -252,7 +252,8 @@ class NodeDetail(View, frozen=True, kw_only=True):
 
 
 class EventRow(View, frozen=True, kw_only=True):
-    """One event of the log. ``summary`` is a sentence for people; ``data`` the event's body as stored.
+    """One event of the log. ``summary`` is a sentence for people, ``mark`` a character for its kind;
+    ``data`` is the event's body as stored.
 
     ``first`` and ``last`` are the events of the command that it belongs to.
     """
@@ -264,6 +265,7 @@ class EventRow(View, frozen=True, kw_only=True):
     actor: str
     command_id: str
     summary: str
+    mark: str = "•"
     trace_id: str = ""
     data: dict[str, Any] = {}
     first: int = 0

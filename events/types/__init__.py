@@ -15,8 +15,8 @@ definition, so that a fold need not parse an address. Moments are UTC.
 
 An event that brings state touches seven files, and tests say which of them was forgotten: its module here and
 this one, ``controlplane/cluster/evolve.py`` (with ``state.py`` for a new field), the decision that writes it in
-``controlplane/cluster/decisions/``, its rows in ``controlplane/readmodel/``, and its sentence in
-``controlplane/console/event_text.py``, from which the feed, the commands and the browser take it.
+``controlplane/cluster/decisions/``, its rows in ``controlplane/readmodel/``, and its sentence and mark in
+``controlplane/console/event_text.py``, from which the feed, the commands and the browser take them.
 """
 
 from __future__ import annotations

@@ -6,14 +6,13 @@ A type that a table leaves out on purpose stands here with the reason.
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
 
 from controlplane.cluster import invariants
 from controlplane.cluster.evolve import HANDLERS
-from controlplane.console.event_text import sentence
+from controlplane.console.event_text import MARKS, mark, sentence
 from controlplane.readmodel import cluster_rows, gateway_rows
 from events.codec import decode_event
 from events.types import EVENT_TYPES, Event
@@ -110,15 +109,12 @@ def test_golden_files_and_the_sentence_for_the_feed(cls: type[Event]) -> None:
     bare = f"{event.aggregate} {event.entity} {event.verb.replace('-', ' ')}"
     assert sentence(event) not in {"", bare}, "controlplane/console/event_text.py has no sentence for it"
     assert sentence(event).isprintable()
+    assert mark(event) != "•", "controlplane/console/event_text.py has no mark for it"
+    assert len(mark(event)) == 1
 
 
-def test_the_marks_of_the_console() -> None:
-    script = (ROOT / "controlplane/console/static/js/dom.js").read_text()
-    found = re.search(r"const marks = \{([^}]*)\}", script)
-    assert found is not None
-    marks = set(re.findall(r'"?([a-z-]+)"?: "', found[1]))
-    wanted = {"refused" if "refused" in cls.verb else cls.verb for cls in EVENT_TYPES}
-    assert wanted <= marks, "controlplane/console/static/js/dom.js, eventBadge"
+def test_no_mark_outlives_its_event() -> None:
+    assert set(MARKS) <= {cls.verb for cls in EVENT_TYPES}
 
 
 def test_a_type_that_a_table_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

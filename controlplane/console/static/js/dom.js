@@ -98,13 +98,12 @@ export function dotted(value) {
   return [24, 16, 8, 0].map((shift) => Math.floor(value / 2 ** shift) % 256).join(".");
 }
 
-export function eventBadge(type) {
+export function eventBadge({ type, mark }) {
   const [aggregate, verb] = type.split(".");
-  const marks = { "holder-assigned": "⇄", "holder-withdrawn": "⇄", "backend-health-changed": "♥", "backend-added": "+", "backend-removed": "−", "gateway-marked": "G", "gateway-unmarked": "G", defined: "◎", "cidr-appended": "+", joined: "+", left: "−", fenced: "×", unreachable: "?", recovered: "✓", allocated: "▣", draining: "◐", quarantined: "◑", freed: "○", refused: "!", reserved: "⇄", released: "⇄", deleted: "×", "network-declared": "+", "network-withdrawn": "−", "conflict-overridden": "!", "underlay-changed": "→", bound: "⇔", used: "✓", parked: "∥" };
   const short = verb.includes("refused") ? "refused" : verb;
   const alike = { "holder-assigned": "reserved", "holder-withdrawn": "left" };
   const kind = alike[verb] ?? (["joined", "allocated", "recovered", "reserved", "left", "draining", "released", "quarantined", "fenced", "unreachable", "refused"].includes(short) ? short : "other");
-  return h(`span.badge.${kind}`, { title: `${aggregate} ${verb}`, "aria-hidden": "true" }, marks[short] || "•");
+  return h(`span.badge.${kind}`, { title: `${aggregate} ${verb}`, "aria-hidden": "true" }, mark);
 }
 
 export const stateLabel = (name, text) => h(`span.state.${name}`, {}, h("i", { "aria-hidden": "true" }), text || name);

@@ -55,7 +55,7 @@ export class EventsPage {
     this.count.textContent = this.rows.length ? `${n(this.rows.length)} shown` : "";
     this.older.hidden = !this.before;
     this.body.replaceChildren(...this.rows.map((event) => h("tr", {}, h("td.num", {}, link(`/events/${event.sequence}`, n(event.sequence))), h("td", { title: event.time }, moment(event.time)),
-      h("td.c-event", {}, h("span.state", {}, eventBadge(event.type), h("span", {}, event.summary))), h("td.c-actor.muted", {}, event.actor), h("td.c-trace", {}, event.trace_id ? link(`/traces/${event.trace_id}`, mono(event.trace_id.slice(0, 8))) : "–"))));
+      h("td.c-event", {}, h("span.state", {}, eventBadge(event), h("span", {}, event.summary))), h("td.c-actor.muted", {}, event.actor), h("td.c-trace", {}, event.trace_id ? link(`/traces/${event.trace_id}`, mono(event.trace_id.slice(0, 8))) : "–"))));
     if (!this.rows.length) this.body.replaceChildren(h("tr", {}, h("td.empty", { colSpan: 5 }, "No events")));
   }
 }
@@ -86,7 +86,7 @@ export class EventPage {
     const event = this.event;
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
-    this.top.replaceChildren(h("h1", {}, `Event ${n(event.sequence)}`), eventBadge(event.type), h("span", {}, event.summary), h("div.spacer", {}),
+    this.top.replaceChildren(h("h1", {}, `Event ${n(event.sequence)}`), eventBadge(event), h("span", {}, event.summary), h("div.spacer", {}),
       h("button.plain", { type: "button", onclick: () => this.go("/", { at: event.last }) }, "Show everything as of here"));
     this.convergence = panel("Convergence", h("p.muted", {}, "…"));
     const node = event.data.node;

@@ -160,7 +160,7 @@ export class NodePage {
       if (others.length) panels.push(panel("Ranges on their way back", h("ul.feed", {}, others.map((range) => h("li", {}, mono(range.cidr), range.phase, h("span.muted", {}, range.until ? `until ${moment(range.until)}` : `since ${n(range.draining_since)}`))))));
       if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));
     }
-    panels.push(panel("History", events.length ? h("ol.feed", {}, events.map((event) => h("li", {}, eventBadge(event.type), h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when", {}, ago(event.time))))) : h("p.empty", {}, "No events")));
+    panels.push(panel("History", events.length ? h("ol.feed", {}, events.map((event) => h("li", {}, eventBadge(event), h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when", {}, ago(event.time))))) : h("p.empty", {}, "No events")));
     panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, trace.name)), h("span.when", {}, `${moment(trace.start_ns / 1e6)} · ${took(trace.duration_ms / 1000)}`)))) : h("p.empty", {}, "No trace kept")));
     this.content.replaceChildren(...panels);
   }

@@ -144,7 +144,7 @@ export class OverviewPage {
 
   showFeed() {
     const fresh = store.events.filter((event) => event.fresh);
-    this.feed.replaceChildren(...store.events.slice(0, 14).map((event) => h("li", { class: event.fresh ? "new" : "" }, eventBadge(event.type),
+    this.feed.replaceChildren(...store.events.slice(0, 14).map((event) => h("li", { class: event.fresh ? "new" : "" }, eventBadge(event),
       h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when.num", {}, n(event.sequence)))));
     if (!store.events.length) this.feed.replaceChildren(h("li.empty", {}, "No events yet"));
     for (const event of fresh) event.fresh = false;
