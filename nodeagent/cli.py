@@ -309,7 +309,7 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
     if not yes:
         elsewhere = state_dir != Path(DEFAULT_STATE_DIR)
         way = "isthmus agent leave --yes" + (f" --state-dir {state_dir}" if elsewhere else "")
-        refuse_running(pods, status, hint(context, way))
+        refuse_running(pods, status, hint(context.cluster, way))
     confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
 
     async def go() -> None:

@@ -159,9 +159,8 @@ def show(*, context: BusContext, as_json: bool) -> None:
 def _show(context: BusContext, view: ClusterView) -> None:
     made, pool = view.definition, view.pool
     if made is None:
-        click.echo(
-            f"cluster {view.cluster} is not defined yet: {hint(context, 'isthmus cluster define --cidr CIDR')}"
-        )
+        way = hint(context.cluster, "isthmus cluster define --cidr CIDR")
+        click.echo(f"cluster {view.cluster} is not defined yet: {way}")
         return
     phases = (
         f"{pool.allocated:,} allocated + {pool.draining:,} draining + {pool.quarantined:,} quarantined "

@@ -170,4 +170,4 @@ def show_conditions(conditions: Sequence[Condition], *, context: BusContext) -> 
         )
         click.echo(f"{label}  {escaped(reaching(item.message))} [{item.code}]")
         if item.help:
-            click.echo(f"{'':>8}  → {hint(context, item.help)}")
+            click.echo(f"{'':>8}  → {hint(context.cluster, item.help)}")

@@ -109,7 +109,9 @@ def _show(
         ("log", f"event {view.sequence:,}"),
     ]
     if view.definition is None:
-        rows.append(("cluster", "not defined yet: " + hint(context, "isthmus cluster define --cidr CIDR")))
+        rows.append(
+            ("cluster", "not defined yet: " + hint(context.cluster, "isthmus cluster define --cidr CIDR"))
+        )
     else:
         rows += [
             ("nodes", _nodes(view, agents)),

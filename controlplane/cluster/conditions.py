@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import islice
 
-from controlplane.cluster.addressing.exhaustion import earliest_free
+from controlplane.cluster.decisions.exhaustion import earliest_free
 from controlplane.cluster.decisions.holders import gateway_addresses
 from controlplane.cluster.decisions.time import laggards
 from controlplane.cluster.state import ClusterState

@@ -13,10 +13,10 @@ from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.state import ClusterState
 from controlplane.console import event_queries
 from controlplane.console.schemas import TimelineBucket
-from controlplane.controller.agents.agent_history.records import Alarm
 from controlplane.controller.agents.agent_history.store import Coverage, HistoryStore
 from controlplane.controller.agents.convergence import Convergence, ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.records import Alarm
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
 from controlplane.controller.observability.live import trouble
 from controlplane.controller.observability.setup import Observability

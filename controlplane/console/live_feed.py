@@ -22,8 +22,8 @@ from controlplane.console.as_of import SETTLED_S
 from controlplane.console.presenters import behind, conditions_of, event_row, node_row
 from controlplane.console.schemas import EventRow, NodeRow
 from controlplane.console.source import Source
-from controlplane.controller.agents.agent_history.records import Kernel
 from controlplane.controller.agents.convergence import Convergence
+from controlplane.controller.agents.records import Kernel
 from controlplane.controller.agents.reports import Reports, agent_state
 from controlplane.controller.presenters import pool_view
 from events.codec import Recorded

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.controller.agents.agent_history.records import Alarm, Kernel
+from controlplane.controller.agents.records import Alarm, Kernel
 from events.protocol.queries import (
     CidrView,
     ClbBackendView,

@@ -13,9 +13,9 @@ from typing import Protocol
 from controlplane.changes import Changes
 from controlplane.cluster.state import ClusterState
 from controlplane.console.schemas import TimelineBucket
-from controlplane.controller.agents.agent_history.records import Alarm
 from controlplane.controller.agents.agent_history.store import Coverage
 from controlplane.controller.agents.convergence import Convergence, ConvergenceTracker
+from controlplane.controller.agents.records import Alarm
 from controlplane.controller.agents.reports import Reports
 from controlplane.controller.observability.span_store import SpanStore
 from events.codec import Recorded

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from events.errors import IsthmusError
 
 if TYPE_CHECKING:
-    from controlplane.controller.commands.requests import Request
+    from controlplane.controller.requests import Request
 
 log = logging.getLogger("isthmus.controller")
 

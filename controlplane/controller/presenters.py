@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.cluster.addressing.exhaustion import earliest_free
 from controlplane.cluster.addressing.plan import PODS_UNUSABLE
 from controlplane.cluster.conditions import conditions, kernel_conditions
+from controlplane.cluster.decisions.exhaustion import earliest_free
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState, Range, asker_node
 from events.protocol.clb import Backend

@@ -14,8 +14,8 @@ from controlplane.changes import Changes, Lagged
 from controlplane.cluster.decision import BindNodes, Tick
 from controlplane.cluster.state import ClusterState, asker_node
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.controller import Controller
+from controlplane.controller.requests import Request
 from controlplane.kubernetes import endpoints
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge

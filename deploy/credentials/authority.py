@@ -26,8 +26,8 @@ from deploy.credentials.layout import Role
 from deploy.credentials.store import Book, Principal, Store, UserRecord
 from events import subjects
 from events.bus.access.creds import API_TAG, render, write_secret
-from events.bus.access.enrolment import RENEW_TAG
 from events.bus.access.nkeys import KeyPair, generate
+from events.bus.enrolment import RENEW_TAG
 from events.errors import BadRequest, Refused
 
 DAY_S = 86_400

@@ -190,7 +190,7 @@ def redeem(word: str | None, token_file: Any, node: str, folder: Path, as_json: 
     \b
     Example: isthmus credentials redeem --token-file - < token.txt
     """
-    from events.bus.access.enrolment import redeem as redeem_token
+    from events.bus.enrolment import redeem as redeem_token
 
     text = token_file.read(32 * 1024) if token_file is not None else word
     if not text:

@@ -12,7 +12,7 @@ import click
 from deploy.credentials.authority import CORE_KEYS, TENANT_ROLES, Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
-from events.bus.access.enrolment import JoinToken
+from events.bus.enrolment import JoinToken
 from events.cli.options import run
 from events.cli.tables import print_json
 

@@ -221,7 +221,7 @@ def show(file: Path, as_json: bool) -> None:
     Example: isthmus credentials show /etc/isthmus/agent.creds
     """
     from events.bus.access.creds import load
-    from events.bus.access.enrolment import renewal_due
+    from events.bus.enrolment import renewal_due
 
     found = load(file)
     due = renewal_due(found)

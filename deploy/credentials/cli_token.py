@@ -11,7 +11,7 @@ import click
 from deploy.credentials.cli_common import cluster_option, push_option, store_option, tokens, urls_of
 from deploy.credentials.tokens import MINUTES
 from events.bus.access.creds import write_secret
-from events.bus.access.enrolment import JoinToken
+from events.bus.enrolment import JoinToken
 from events.cli.options import json_option
 from events.cli.tables import print_json
 from events.errors import Usage

@@ -22,9 +22,9 @@ from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, node_user
 from deploy.credentials.jwt import check, encode
 from deploy.credentials.store import Store
 from events import subjects
-from events.bus.access.enrolment import EnrolReply, EnrolRequest, statement
 from events.bus.access.nkeys import kind_of, verify
 from events.bus.client import ControllerClient
+from events.bus.enrolment import EnrolReply, EnrolRequest, statement
 from events.errors import IsthmusError, Refused
 from events.printable import printable
 from events.protocol.commands import UseToken, token_command_id

@@ -8,8 +8,8 @@ from pathlib import Path
 from deploy.credentials.authority import Authority
 from deploy.credentials.claims import scoped_user
 from deploy.credentials.jwt import encode
-from events.bus.access.enrolment import JoinToken
 from events.bus.access.nkeys import generate
+from events.bus.enrolment import JoinToken
 from events.errors import BadRequest, Refused
 
 MINUTES = 60

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from events.bus.access.enrolment import JoinToken
+from events.bus.enrolment import JoinToken
 
 MARK = "# Written by `isthmus join`; `isthmus leave` removes it."
 """First line of each file that a join writes. A file without it is somebody else's and is left alone."""

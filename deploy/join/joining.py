@@ -17,8 +17,8 @@ import msgspec
 from deploy.join import files, host, peers
 from deploy.join.progress import Progress, Step
 from events.bus.access import creds
-from events.bus.access.enrolment import JoinToken, read_token, redeem
 from events.bus.connection import BusOptions
+from events.bus.enrolment import JoinToken, read_token, redeem
 from events.cli.config import read, refuse
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.cli import run_command

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.checks.kernel import OverlayRows, overlay_rows
 from deploy.lab.failures import CheckFailedError
+from deploy.lab.machines.kernel import OverlayRows, overlay_rows
 from deploy.lab.machines.machine import Machine, start_machine
 from deploy.lab.machines.sandbox import CLONE_NEWNET
 from deploy.lab.reports.report import Report

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 from nats.errors import Error as NatsError
 
 from deploy.lab import commands
-from deploy.lab.checks.kernel import OverlayRows, overlay_rows
-from deploy.lab.checks.members import Member, Members
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.daemons import Daemon
+from deploy.lab.machines.kernel import OverlayRows, overlay_rows
 from deploy.lab.machines.machine import Fabric, Machine
+from deploy.lab.machines.pods import Pod, start_pod
 from deploy.lab.machines.secure import Security
 from deploy.lab.machines.shell import run
+from deploy.lab.members import Member, Members
 from deploy.lab.topology.layout import CONTAINER_CIDR, MAX_PODS_PER_NODE, MAX_SERVICES, Node, Topology
-from deploy.lab.traffic.pods import Pod, start_pod
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
 from events.errors import Refused, Unavailable

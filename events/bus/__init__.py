@@ -2,5 +2,6 @@
 
 ``connection``, ``nats_fastpath``   one way to connect; what nats-py cannot do, isolated, with the reasons
 ``client``, ``retry``               commands and queries, sent and understood; how retries wait
-``access/``, ``server/``            credentials and enrolment by token; nats-server started by us
+``enrolment``                       a join token is exchanged for credentials, which renew themselves
+``access/``, ``server/``            credentials; nats-server started by us
 """

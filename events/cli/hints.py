@@ -8,8 +8,6 @@ import shlex
 import click
 from click.core import ParameterSource
 
-from events.cli.options import BusContext
-
 CARRIED = ("bus", "cluster", "creds", "ca", "tls_cert", "tls_key")
 
 
@@ -38,11 +36,11 @@ def reaching(text: str) -> str:
     return _QUOTED.sub(completed, text)
 
 
-def hint(context: BusContext, command: str) -> str:
+def hint(cluster: str, command: str) -> str:
     """The command with the bus, cluster and credentials that were given as flags; the environment stays."""
     running = click.get_current_context(silent=True)
     if running is None:
-        return command if context.cluster == "default" else f"{command} --cluster {context.cluster}"
+        return command if cluster == "default" else f"{command} --cluster {cluster}"
     return " ".join([command, *_given(running)])
 
 

@@ -22,6 +22,7 @@ import msgspec
 
 from events import subjects
 from events.cli.bus_urls import bus_servers
+from events.cli.hints import reaching
 from events.cli.output import json_option
 from events.errors import IsthmusError, Usage
 
@@ -105,8 +106,6 @@ def bus_options(function: Function) -> Function:
         try:
             return function(*args, context=context, **rest)
         except IsthmusError as error:
-            from events.cli.hints import reaching
-
             error.message = reaching(error.message)
             raise
 

@@ -18,9 +18,9 @@ from typing import cast
 import msgspec
 from nats.aio.client import Client
 
-from events.bus.access.enrolment import keep_fresh
 from events.bus.client import ControllerClient
 from events.bus.connection import connect
+from events.bus.enrolment import keep_fresh
 from events.bus.retry import backoff_s, happened, jittered_s
 from events.chain import CHAIN_HEADER
 from events.codec import StoredMessage, UnknownEvent

@@ -20,11 +20,11 @@ from controlplane.console.server import serve
 from controlplane.controller.agents.agent_history.recorder import Recorder
 from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.commands.committer import Committer
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.observability.live import live_numbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from controlplane.readmodel.projector import Projector
 from events.attestation import ClusterSum
 from events.ids import new_id

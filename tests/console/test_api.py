@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
-from controlplane.controller.agents.agent_history.records import ConvergenceRecord
+from controlplane.controller.agents.records import ConvergenceRecord
 from events.errors import Usage
 from events.protocol.commands import MarkGateway
 from tests.console.conftest import Background

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from controlplane.cluster.addressing.overlap import CODE_OF_KIND, next_free_network
+from controlplane.cluster.addressing.free import next_free_network
 from controlplane.cluster.decide import DecisionContext
+from controlplane.cluster.decisions.overlap import CODE_OF_KIND
 from events.protocol.commands import (
     AppendCidr,
     DeclareNetwork,

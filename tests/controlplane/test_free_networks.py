@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.cluster.addressing.addresses import Net, network
-from controlplane.cluster.addressing.overlap import free_networks, next_free_network
+from controlplane.cluster.addressing.free import free_networks, next_free_network
 from controlplane.cluster.addressing.plan import PRIVATE
 
 

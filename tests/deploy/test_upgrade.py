@@ -17,7 +17,7 @@ from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.commands.requests import parse
+from controlplane.controller.requests import parse
 from events import codec, subjects
 from events.chain import CHAIN_HEADER, genesis, verify_link
 from events.codec import Cause, OutgoingMessage, UnknownEvent, decode_event, seal

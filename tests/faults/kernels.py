@@ -9,8 +9,8 @@ from pathlib import Path
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.attestation import Attestor
 from deploy.lab.capsule_replay import expected_rows
-from deploy.lab.checks.kernel import overlay_rows
 from deploy.lab.machines.daemons import Daemon
+from deploy.lab.machines.kernel import overlay_rows
 from deploy.lab.machines.machine import Machine
 from events.status import AgentStatus
 

@@ -22,10 +22,11 @@ from nats.aio.client import Client
 
 from controlplane.controller.leadership.lease import lease_stream
 from deploy.lab import commands
+from deploy.lab.failures import CommandFailedError
 from deploy.lab.machines.buses import Buses
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.machine import Fabric, Machine
-from deploy.lab.machines.shell import CommandFailedError, run
+from deploy.lab.machines.shell import run
 from deploy.lab.reports.run_directory import RunDirectory
 from deploy.lab.topology.layout import MANAGEMENT, Node, two_sites
 from events import subjects

@@ -21,7 +21,7 @@ def one(name: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=["events", "controlplane.controller.commands.requests", "deploy.credentials", "replay.archive"]
+        include=["events", "controlplane.controller.requests", "deploy.credentials", "replay.archive"]
     ):
         from tests.fuzz.targets import TARGETS, attempt
 

@@ -17,12 +17,12 @@ from nats.aio.client import Client
 
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.answers import answer
-from controlplane.controller.commands.requests import parse
+from controlplane.controller.requests import parse
 from deploy.credentials.jwt import check, encode
 from events import subjects
 from events.bus.access import creds as credentials
-from events.bus.access.enrolment import JoinToken, read_token
 from events.bus.access.nkeys import from_seed, generate, kind_of
+from events.bus.enrolment import JoinToken, read_token
 from events.chain import genesis
 from events.cli.config import add_config, read
 from events.codec import Cause, StoredMessage, decode, seal

@@ -15,7 +15,7 @@ from controlplane.cli.main import root
 from deploy.join import files, host, peers
 from deploy.join.cli import leave
 from deploy.join.progress import Progress
-from events.bus.access.enrolment import JoinToken, read_token
+from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
 from events.errors import IsthmusError, Refused
 from nodeagent.cli import run_command

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from controlplane.controller.agents.agent_history import recorder as recording
 from controlplane.controller.agents.agent_history.recorder import Recorder, convergence_record
-from controlplane.controller.agents.agent_history.records import (
+from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
+from controlplane.controller.agents.convergence import ConvergenceTracker
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.records import (
     LATENCIES_MAX,
     Batch,
     ConvergenceRecord,
     Observed,
 )
-from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
-from controlplane.controller.agents.convergence import ConvergenceTracker
-from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.clocks import Watch
 from controlplane.controller.observability.setup import Observability
 from events.errors import Unavailable, Usage

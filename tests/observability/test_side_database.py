@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from controlplane.controller.agents.agent_history.records import Alarm, Batch
 from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
+from controlplane.controller.agents.records import Alarm, Batch
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore
 from events.errors import Unavailable

@@ -18,9 +18,9 @@ from deploy.credentials.prepare import SecureSite, prepare
 from deploy.credentials.push import push_accounts
 from deploy.credentials.tokens import make_token
 from events import subjects
-from events.bus.access.enrolment import JoinToken
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
+from events.bus.enrolment import JoinToken
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.live import LiveReader

@@ -18,9 +18,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects
-from events.bus.access.enrolment import redeem
 from events.bus.access.nkeys import from_seed
 from events.bus.client import ControllerClient
+from events.bus.enrolment import redeem
 from events.cli.traced_client import TracedClient
 from events.codec import Recorded
 from events.errors import BadRequest, Refused

@@ -22,10 +22,10 @@ from deploy.credentials.servers import jwt_block, limits_block, plain_block, tls
 from deploy.credentials.tokens import make_token
 from events import subjects
 from events.bus.access import creds
-from events.bus.access.enrolment import EnrolReply, keep_fresh, read_token, redeem, renew, request
 from events.bus.access.nkeys import generate
 from events.bus.client import ControllerClient
 from events.bus.connection import connect
+from events.bus.enrolment import EnrolReply, keep_fresh, read_token, redeem, renew, request
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.errors import Refused

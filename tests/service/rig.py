@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.controller.commands.committer import Committer
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from events.ids import new_id
 from events.log import EventLog
 from events.memory import MemoryLog

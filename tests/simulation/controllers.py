@@ -15,7 +15,6 @@ from controlplane.controller.clocks import ClockCheck, Watch
 from controlplane.controller.commands.batch import Limits, not_in_office
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.planner import Answer as GiveAnswer
-from controlplane.controller.commands.requests import parse
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.leadership.leader import Leadership
 from controlplane.controller.leadership.lease import MemoryLease
@@ -23,6 +22,7 @@ from controlplane.controller.leadership.term import Term
 from controlplane.controller.replication.outcomes import MemoryOutcomes
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import parse
 from controlplane.controller.tasks import end
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.protocol.queries import Answer, Query

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from controlplane.cluster.addressing.addresses import Net, network
-from controlplane.cluster.addressing.overlap import next_free_network
+from controlplane.cluster.addressing.free import next_free_network
 from controlplane.cluster.addressing.plan import (
     PRIVATE,
     Plan,

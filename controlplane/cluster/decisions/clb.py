@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
-from controlplane.cluster.addressing.overlap import settle, subnet_conflicts
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.holders import withdrawn
+from controlplane.cluster.decisions.overlap import settle, subnet_conflicts
 from controlplane.cluster.state import ClusterState, asker_clb
 from events.errors import BadRequest, Refused
 from events.protocol.commands import ReleaseClb, ReserveClb

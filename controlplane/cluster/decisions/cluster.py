@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from controlplane.cluster.addressing.addresses import network
-from controlplane.cluster.addressing.overlap import (
+from controlplane.cluster.addressing.plan import check_private, make_plan, prefix_of
+from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.overlap import (
     Conflict,
     Side,
     container_conflicts,
@@ -17,8 +19,6 @@ from controlplane.cluster.addressing.overlap import (
     network_side,
     settle,
 )
-from controlplane.cluster.addressing.plan import check_private, make_plan, prefix_of
-from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.input_checks import seconds, text, whole
 from controlplane.cluster.state import ClusterState, asker_command
 from events import types

@@ -10,11 +10,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from controlplane.cluster.addressing.exhaustion import exhausted
 from controlplane.cluster.addressing.mac import vtep_mac
-from controlplane.cluster.addressing.overlap import address_conflicts, settle
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.exhaustion import exhausted
 from controlplane.cluster.decisions.holders import Cause, hand_over
+from controlplane.cluster.decisions.overlap import address_conflicts, settle
 from controlplane.cluster.input_checks import text, unicast
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
 from events.errors import Refused

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 from controlplane.cluster.state import ClusterState, Node
-from controlplane.controller.agents.agent_history.records import Kernel, Observed
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.records import Kernel, Observed
 from events.protocol.queries import Condition
 from events.status import SILENT_INTERVALS
 

@@ -1,6 +1,5 @@
 """The command service: requests in, decisions appended, answers out.
 
-``requests``         bytes and headers of a request → a checked command, or a typed error
 ``endpoint``         the subscriptions on the bus: commands, queries, service discovery
 ``committer``        the only writer: decides waiting commands on a fork and appends them together
 ``planner``          one group of commands, decided on a speculative state; no I/O

@@ -27,8 +27,6 @@ from events.errors import IsthmusError, Overloaded
 from events.protocol.commands import ChangeUnderlay, Command, CommandReply, JoinNode, LeaveNode, ReportHealth
 from events.protocol.queries import Condition
 
-BODY_LIMIT_BYTES = 16 * 1024
-"""Largest request on a node's own subject."""
 NODES_MAX = 50_000
 """Nodes that are counted; the one that asked least lately gives way (its buckets are full again by then)."""
 SHOWN_S = 300.0

@@ -42,12 +42,12 @@ from controlplane.controller.commands.planner import (
     plan_group,
     recorded_of,
 )
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.context import ContextSource, NoContext
 from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.leadership.term import Term, endless
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from controlplane.controller.tasks import end
 from events.bus.retry import DICE, happened
 from events.codec import seal

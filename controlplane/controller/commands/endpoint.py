@@ -30,7 +30,7 @@ from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.discovery import Discovery
 from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.replies import encode_error, encode_reply
-from controlplane.controller.commands.requests import Request, parse
+from controlplane.controller.requests import Request, parse
 from events.bus.nats_fastpath import Outgoing, inline, publish_all
 from events.errors import IsthmusError, Unavailable
 from events.protocol.commands import Command, CommandReply

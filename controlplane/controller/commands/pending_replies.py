@@ -12,10 +12,10 @@ import msgspec
 from controlplane.cluster.decision import Tick
 from controlplane.controller.commands.planner import Answer, GroupPlan, Pending
 from controlplane.controller.commands.replies import recall, reply_to
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
 from controlplane.controller.replication.outcomes import Outcome
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from controlplane.readmodel.store import SequenceSpan
 from events.codec import OutgoingMessage, decode
 from events.errors import IsthmusError

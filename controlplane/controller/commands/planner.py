@@ -16,9 +16,9 @@ from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import Observer
 from controlplane.controller.leadership.term import Term
+from controlplane.controller.requests import Request
 from events.chain import CHAIN_HEADER, Head
 from events.codec import Cause, OutgoingMessage, Recorded
 from events.envelope import Envelope

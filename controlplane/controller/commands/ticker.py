@@ -18,8 +18,8 @@ from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, Tick
 from controlplane.controller.agents.gateway_reports import look
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.committer import Committer
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from events.errors import IsthmusError
 from events.ids import new_id
 

@@ -17,8 +17,8 @@ from controlplane.cluster.decision import Tick
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import NullObserver
+from controlplane.controller.requests import Request
 from events.bus.access.creds import ends_at
 from events.codec import Recorded
 from events.errors import IsthmusError

@@ -24,16 +24,16 @@ from nats.aio.client import Client
 
 from controlplane.changes import Changes, Lagged
 from controlplane.controller.agents.agent_history.recorder import Recorder
-from controlplane.controller.agents.agent_history.records import ConvergenceRecord
 from controlplane.controller.agents.agent_history.store import REPORTS_MAX, HistoryStore
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
-from controlplane.controller.commands.requests import Request
+from controlplane.controller.agents.records import ConvergenceRecord
 from controlplane.controller.hooks import Observer
 from controlplane.controller.observability.metrics import ControllerMetrics, Live
 from controlplane.controller.observability.span_intake import SpanIntake
 from controlplane.controller.observability.span_store import SPANS_MAX, SpanStore
 from controlplane.controller.observability.tracing import TracingObserver
+from controlplane.controller.requests import Request
 from controlplane.controller.tasks import end
 from events.codec import Recorded
 from events.errors import IsthmusError, Unavailable, Usage

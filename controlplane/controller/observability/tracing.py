@@ -19,8 +19,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.hooks import NullObserver, TraceContext
+from controlplane.controller.requests import Request
 from events import subjects
 from events.errors import IsthmusError
 from events.telemetry.role import MESSAGING_SYSTEM, Telemetry, extract, mark_error

@@ -1,5 +1,4 @@
 """The lab's checks, with counted packets and real kernel tables; none takes the controller's word for it.
 
 ``overlay``, ``bus``, ``leaf``, ``clb``, ``clb_failures``   the checks, in the order in which the lab runs them
-``kernel``, ``members``                                     what they compare: rows, and the log
 """

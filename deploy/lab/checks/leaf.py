@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deploy.churn.trace import simulated_uid
-from deploy.lab.checks.kernel import OverlayRows, vxlan_device
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.buses import LEAF
+from deploy.lab.machines.kernel import OverlayRows, vxlan_device
 from deploy.lab.machines.shell import run
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events import subjects

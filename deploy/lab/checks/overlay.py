@@ -12,15 +12,15 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from deploy.lab.checks.kernel import vxlan_device
 from deploy.lab.failures import CheckFailedError
+from deploy.lab.machines.kernel import vxlan_device
 from deploy.lab.traffic.measure import PACKETS, Flows, judge_pairs, pod_in, probe_all, short, site_of
 from nodeagent.local_files import read_status
 
 if TYPE_CHECKING:
+    from deploy.lab.machines.pods import Pod
     from deploy.lab.reports.report import Report
     from deploy.lab.runtime import Lab, LabNode
-    from deploy.lab.traffic.pods import Pod
 
 UDP_AND_IP = 28  # header bytes before a UDP payload (RFC 768, RFC 791 without options)
 

@@ -13,7 +13,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deploy.lab.machines.shell import SEARCH_PATH, CommandFailedError, run
+from deploy.lab.failures import CommandFailedError
+from deploy.lab.machines.shell import SEARCH_PATH, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

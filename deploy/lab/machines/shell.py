@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from deploy.lab.failures import CommandFailedError
 from events.errors import Refused
 from nodeagent import system
 
@@ -27,10 +28,6 @@ PACKAGE_OF = {
 
 # What the agent's conflist names.
 CNI_PLUGINS = ("ptp", "host-local", "portmap")
-
-
-class CommandFailedError(RuntimeError):
-    """A program ended with another code than 0; the message holds the command line and what it said."""
 
 
 async def run(

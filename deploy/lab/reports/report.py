@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.failures import CheckFailedError
-from deploy.lab.machines.shell import CommandFailedError
+from deploy.lab.failures import CheckFailedError, CommandFailedError
 from events.errors import IsthmusError
 
 if TYPE_CHECKING:

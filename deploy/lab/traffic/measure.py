@@ -9,8 +9,8 @@ from deploy.lab.failures import CheckFailedError
 from deploy.lab.reports.report import Check
 
 if TYPE_CHECKING:
+    from deploy.lab.machines.pods import Pod
     from deploy.lab.runtime import Lab
-    from deploy.lab.traffic.pods import Pod
 
 PACKETS = 10
 FLOW_INTERVAL_MS = 5.0

@@ -15,16 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from controlplane.controller.agents.agent_history.records import (
+from controlplane.controller.agents.agent_history.store import HistoryStore
+from controlplane.controller.agents.convergence import ConvergenceTracker, Transaction
+from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.records import (
     LATENCIES_MAX,
     Alarm,
     Batch,
     ConvergenceRecord,
     Observed,
 )
-from controlplane.controller.agents.agent_history.store import HistoryStore
-from controlplane.controller.agents.convergence import ConvergenceTracker, Transaction
-from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports
 from controlplane.readmodel.rows import microseconds
 from events.errors import IsthmusError, Unavailable

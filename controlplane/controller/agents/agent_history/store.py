@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from controlplane.controller.agents.agent_history.records import Alarm, Batch, ConvergenceRecord, Observed
+from controlplane.controller.agents.records import Alarm, Batch, ConvergenceRecord, Observed
 from controlplane.controller.side_database import SideDatabase
 from controlplane.readmodel.rows import as_moment, microseconds
 

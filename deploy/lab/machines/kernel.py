@@ -14,8 +14,8 @@ from deploy.lab.machines.shell import run_json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deploy.lab.checks.members import Member
     from deploy.lab.machines.machine import Machine
+    from deploy.lab.members import Member
 
 PROTOCOL = "84"
 """The agent's mark of ownership on routes and neighbours, as the design states it."""

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.lab.machines.shell import SEARCH_PATH, CommandFailedError, run
+from deploy.lab.failures import CommandFailedError
+from deploy.lab.machines.shell import SEARCH_PATH, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploy.lab.machines.machine import Machine
 
-PROBER = Path(__file__).with_name("prober.py")
+PROBER = Path(__file__).parents[1] / "traffic" / "prober.py"
 
 
 @dataclass(slots=True)

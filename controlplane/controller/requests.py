@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from controlplane.cluster.decision import Tick
-from controlplane.controller.commands.budgets import BODY_LIMIT_BYTES as NODE_BODY_LIMIT_BYTES
 from events import subjects
 from events.errors import BadRequest, Refused
 from events.ids import new_id
@@ -31,6 +30,9 @@ from events.protocol.commands import (
     UseToken,
     token_command_id,
 )
+
+NODE_BODY_LIMIT_BYTES = 16 * 1024
+"""Largest request on a node's own subject."""
 
 _DECODERS: dict[str, Callable[[bytes], Command]] = {
     cls.name: msgspec.json.Decoder(cls).decode for cls in COMMANDS

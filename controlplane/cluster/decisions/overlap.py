@@ -7,7 +7,8 @@ operator may override a conflict by its code, with a reason; the override become
 
 The checks themselves compare :class:`Net` bounds rather than build netaddr objects: a check reads each
 member's address, a comparison of two integers is a line either way, and an ``IPNetwork`` costs microseconds.
-What is free, once something conflicts, is netaddr's set arithmetic.
+What is free, once something conflicts, is netaddr's set arithmetic
+(:mod:`controlplane.cluster.addressing.free`).
 
 Codes follow the provider's ``InternalError.CidrConflictWith…``.
 """
@@ -18,10 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from netaddr import IPNetwork, IPSet
-
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
-from controlplane.cluster.addressing.plan import PRIVATE
+from controlplane.cluster.addressing.free import free_networks
 from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.input_checks import text
 from controlplane.cluster.state import ClusterState
@@ -230,24 +229,3 @@ def settle(
             return [], conflict
         accepted.append(conflict.overridden(cluster, reasons[conflict.code]))
     return accepted, None
-
-
-def next_free_network(size: int, taken: Sequence[Net]) -> Net | None:
-    """The first of :func:`free_networks`; None if there is none."""
-    return next(free_networks(size, taken), None)
-
-
-def free_networks(size: int, taken: Sequence[Net]) -> Iterator[Net]:
-    """The private networks of ``size`` addresses that overlap none of ``taken``, in order.
-
-    10/8 first, then 172.16/12 and 192.168/16; 9/8 is never proposed, it belongs to somebody else
-    on most networks. The set arithmetic is netaddr's: a free network of that size lies in one of the
-    largest free ones. For conflicts and proposals only: a taken network costs microseconds.
-    """
-    blocks = IPSet(IPNetwork(str(block)) for block in PRIVATE[1:])
-    reach = [block for block in PRIVATE[1:] if block.size >= size]
-    aligned = {Net(net.first & -size, size) if net.size < size else net for net in taken}  # many hosts are few
-    blocked = IPSet(IPNetwork(str(net)) for net in aligned if any(block.overlaps(net) for block in reach))
-    for free in (blocks - blocked).iter_cidrs():
-        for first in range(free.first, free.last + 2 - size, size):
-            yield Net(first, size)
