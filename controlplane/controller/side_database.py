@@ -4,8 +4,7 @@ It must never stop the controller. A damaged file is set aside and begun anew, w
 the damage shows; where no file can be written (a read-only or full disk) the record is kept in memory. What
 happened is said as a condition. Everything is done in one thread: the event loop pays one hop for a batch.
 
-Not by aiosqlite: its public interface hops for each statement, and a damaged file is closed, set aside and
-begun anew within one piece of work here, which it has no word for. The read model needs neither.
+Why not by aiosqlite: :mod:`controlplane.readmodel.store`.
 """
 
 from __future__ import annotations

@@ -4,9 +4,15 @@ A directory holds generations (``gen-000001.db`` and so on, SQLite in WAL mode) 
 name of the one in use, replaced atomically: a rebuild makes the next generation beside the live one
 and switches the name. The files carry distinct names because SQLite finds a WAL by its file's name.
 
-One transaction per batch, the checkpoint in it, done in one hop to the connection's thread: with
-aiosqlite the hops are the cost. ``synchronous=NORMAL``: a power cut may lose the last transactions
-whole, and they are projected again.
+One transaction per batch, the checkpoint in it. ``synchronous=NORMAL``: a power cut may lose the last
+transactions whole, and they are projected again.
+
+**aiosqlite**: its public interface hops to its thread for each statement, and a batch of 1,000 events writes
+thousands, which must be one transaction that no other reader's statement gets into. So a batch goes to that
+thread as one function, by what aiosqlite offers only privately (offering it publicly has been declined;
+``deploy/constraints.txt`` pins the version). The files that a controller can do without
+(:mod:`controlplane.controller.side_database`) do without aiosqlite, too: a damaged one is closed, set aside and
+begun anew within one piece of work, for which it has no word.
 """
 
 from __future__ import annotations
@@ -259,13 +265,7 @@ def lock_directory(directory: Path) -> int:
 
 
 async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *arguments: Any) -> T:
-    """One function in the connection's thread, with the raw connection.
-
-    aiosqlite offers this only privately, and offering it publicly has been declined; the dependency
-    is pinned by a test. Its public interface hops for each statement: a batch of 1,000 events writes
-    thousands, which must be one transaction that no other reader's statement gets into. Cancelled, the
-    function still runs to its end in the thread.
-    """
+    """One function in the connection's thread, with the raw connection. Cancelled, it runs to its end there."""
     raw = connection._conn  # noqa: SLF001
     result: T = await connection._execute(function, raw, *arguments)  # type: ignore[no-untyped-call]  # noqa: SLF001
     return result
