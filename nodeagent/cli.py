@@ -273,7 +273,7 @@ def end_pods_command(state_dir: Path, cni_data_dir: str, yes: bool, as_json: boo
     """
     from nodeagent import local_files
     from nodeagent.pods.end import end
-    from nodeagent.pods.farewell import pods_here
+    from nodeagent.pods.leaving import pods_here
 
     status = local_files.read_status(state_dir)
     data_dir = Path(cni_data_dir or status.pod_directory or state_dir / "pod-addresses")
@@ -302,7 +302,7 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
     """
     from events.bus.connection import connect
     from nodeagent import identity, local_files
-    from nodeagent.pods.farewell import leave, pods_here, refuse_running
+    from nodeagent.pods.leaving import leave, pods_here, refuse_running
 
     status = local_files.read_status(state_dir)
     pods = pods_here(state_dir, status, Path(status.pod_directory or state_dir / "pod-addresses"))

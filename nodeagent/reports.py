@@ -152,7 +152,7 @@ class StatusReporter:
     def _message(self) -> AgentStatus:
         # Sequences of a log that is gone say nothing about this one: nobody's range may be freed on them.
         replaced = self._session.replaced
-        not_ready = self._gateway.fitness.not_ready_reason()
+        not_ready = self._gateway.readiness.not_ready_reason()
         spec = self._reconciler.tunnel.spec
         return AgentStatus(
             node=self._config.node,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
-class Ended(NamedTuple):
+class Completed(NamedTuple):
     """How a program ended: its exit code, and what it wrote."""
 
     code: int
@@ -24,7 +24,9 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=SEARCH_PATH)
 
 
-async def run(*command: str, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float) -> Ended:
+async def run(
+    *command: str, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float
+) -> Completed:
     """Run a program to its end; ``env`` adds to this process's environment.
 
     Raises TimeoutError, OSError. Late or cancelled, the program is killed first; what it did by then stays.
@@ -43,4 +45,4 @@ async def run(*command: str, stdin: str = "", env: Mapping[str, str] | None = No
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return Ended(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+    return Completed(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))

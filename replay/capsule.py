@@ -34,7 +34,7 @@ from replay.when import When
 _encode = msgspec.json.Encoder().encode
 
 
-class About(msgspec.Struct, frozen=True, kw_only=True):
+class CapsuleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a capsule is about. ``digest`` is the state's before the first event."""
 
     cluster: str
@@ -64,7 +64,7 @@ async def make_capsule(
     *,
     reason: str = "",
     progress: Progress | None = None,
-) -> About:
+) -> CapsuleInfo:
     """Pack ``(begin, end]`` into a new file. Raises Usage for an empty stretch, Refused(archive_exists).
 
     Cancelled, no file is left.
@@ -80,7 +80,7 @@ async def make_capsule(
         message = await history.message(begin.sequence)
         head = Head(begin.sequence, bytes.fromhex(message.headers[CHAIN_HEADER]))
     reports = await history.reports()
-    about = About(
+    about = CapsuleInfo(
         cluster=history.cluster,
         source=history.source,
         begin=begin,
@@ -135,7 +135,7 @@ class Capsule:
     def __init__(self, path: str | Path) -> None:
         self.archive = ArchiveLog(path)
         try:
-            found = self.archive.decoded_notes("capsule", About)
+            found = self.archive.decoded_notes("capsule", CapsuleInfo)
         except BaseException:
             self.archive.close()
             raise

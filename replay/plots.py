@@ -41,7 +41,7 @@ _COLOURS = {"allocated": "#2a6f97", "draining": "#e09f3e", "quarantined": "#9d9d
 """Distinguishable by lightness alone, so that a print in grey stays readable."""
 
 
-class Drawn(msgspec.Struct, frozen=True, kw_only=True):
+class PlotResult(msgspec.Struct, frozen=True, kw_only=True):
     """What was drawn, and from how much."""
 
     file: str
@@ -95,7 +95,7 @@ class PlotRequest(NamedTuple):
     progress: Progress | None = None
 
 
-async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> Drawn:
+async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> PlotResult:
     """Draw ``kind`` into ``path`` (``.svg`` or ``.png``).
 
     Raises Usage for another ending, Refused(not_in_history) when there is nothing to draw. Cancelled, no file
@@ -114,7 +114,7 @@ async def draw(request: PlotRequest, kind: Kind, path: str | Path) -> Drawn:
             figure.savefig(beside, metadata={"Date": None} if Path(path).suffix.lower() == ".svg" else None)
     finally:
         pyplot.close(figure)
-    return Drawn(
+    return PlotResult(
         file=str(path),
         kind=kind,
         begin=begin,

@@ -134,7 +134,7 @@ def show(*, context: BusContext, name: str, lines: int, as_json: bool) -> None:
 
     view, events = run(main())
     if as_json:
-        print_json({**msgspec.to_builtins(view), "history": [clb_view.told(r) for r in events[-lines:]]})
+        print_json({**msgspec.to_builtins(view), "history": [clb_view.event_json(r) for r in events[-lines:]]})
         return
     clb_view.show(view, events, lines)
 

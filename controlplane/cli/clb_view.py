@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from events.protocol.queries import ClbAnswer, ClbBackendView, HolderView
 
 
-def told(recorded: Recorded) -> dict[str, Any]:
+def event_json(recorded: Recorded) -> dict[str, Any]:
     """One event as JSON."""
     return {
         "sequence": recorded.sequence,

@@ -31,7 +31,15 @@ from events.protocol.commands import (
     Override,
     WithdrawNetwork,
 )
-from events.protocol.queries import ClusterView, Holder, ListRanges, RangePage, RangeView, ShowCluster, WhoHas
+from events.protocol.queries import (
+    AddressOwner,
+    ClusterView,
+    ListRanges,
+    RangePage,
+    RangeView,
+    ShowCluster,
+    WhoHas,
+)
 from events.types import Network
 
 KINDS = ("vpc", "idc", "clb", "route")
@@ -239,14 +247,14 @@ def _waits(view: RangeView) -> str:
 @bus_options
 def who(*, context: BusContext, address: str, as_json: bool) -> None:
     """Say whose an address is now. (Whose it was: isthmus replay who --ip ADDRESS --at WHEN)"""
-    holder = ask(context, WhoHas(address=address), Holder)
+    holder = ask(context, WhoHas(address=address), AddressOwner)
     if as_json:
         print_json(holder)
         return
     click.echo(f"{address} {_belongs(holder)}")
 
 
-def _belongs(holder: Holder) -> str:
+def _belongs(holder: AddressOwner) -> str:
     if holder.kind == "range" and holder.range is not None:
         epoch = f"epoch {holder.range.epoch}"
         if holder.range.phase == "allocated":

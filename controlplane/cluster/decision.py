@@ -30,7 +30,7 @@ class Decision(NamedTuple):
     after: ClusterState | None = None
 
 
-class Voice(NamedTuple):
+class AgentProcess(NamedTuple):
     """Whose reports count for a member: one process of an agent, and where that finds itself."""
 
     instance: str
@@ -49,7 +49,7 @@ class Members(Protocol):
         """Whether its agent was ever heard."""
         ...
 
-    def voice(self, uid: str) -> Voice | None:
+    def process_of(self, uid: str) -> AgentProcess | None:
         """Which agent speaks for that member; None when none reports, or one that does not say who it is."""
         ...
 
@@ -63,7 +63,7 @@ class _Nobody:
     def ever(self, uid: str) -> bool:  # noqa: ARG002  the port's
         return False
 
-    def voice(self, uid: str) -> Voice | None:  # noqa: ARG002  the port's
+    def process_of(self, uid: str) -> AgentProcess | None:  # noqa: ARG002  the port's
         return None
 
 

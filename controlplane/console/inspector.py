@@ -18,7 +18,7 @@ from controlplane.controller.agents.convergence import Convergence, ConvergenceT
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import Alarm
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
-from controlplane.controller.observability.live import trouble
+from controlplane.controller.observability.live import not_working_reason
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore
 from controlplane.controller.replication.replica import Replica
@@ -117,8 +117,8 @@ class Inspector:
     def alarms_raised(self) -> int:
         return self._observability.recorder.alarms_raised
 
-    def trouble(self) -> str:
-        return trouble(self._replica, self._projector)
+    def not_working_reason(self) -> str:
+        return not_working_reason(self._replica, self._projector)
 
     def own_conditions(self) -> list[Condition]:
         halted = self._replica.halted

@@ -329,7 +329,7 @@ async def metrics(source: From) -> Response[bytes]:
 @get("/healthz", summary="Is it well?", tags=["operation"], responses=failures(503))
 async def health(source: From) -> Response[Health]:
     """200 while this controller does its work, else 503 with the reason. Needs no token, says no more."""
-    reason = source.trouble()
+    reason = source.not_working_reason()
     body = Health(ok=not reason, reason=reason and "not healthy; the reason is in the log and the metrics")
     return Response(body, status_code=503 if reason else 200)
 

@@ -82,7 +82,7 @@ class Source(Protocol):
         """Alarms since this controller's start."""
         ...
 
-    def trouble(self) -> str:
+    def not_working_reason(self) -> str:
         """Why this controller does not do its work; empty when it does."""
         ...
 

@@ -33,12 +33,12 @@ from events.errors import BadRequest, Refused
 from events.protocol.queries import (
     PAGE_LIMIT,
     QUERIES,
+    AddressOwner,
     Answer,
     ClbAnswer,
     ClbList,
     ClusterView,
     Condition,
-    Holder,
     HolderView,
     ListClb,
     ListNodes,
@@ -215,7 +215,7 @@ def list_ranges(state: ClusterState, query: ListRanges, reports: LastReports) ->
     return RangePage(sequence=state.sequence, ranges=views, total=total, next_after=following)
 
 
-def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Holder:  # noqa: ARG001
+def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> AddressOwner:  # noqa: ARG001
     """Whose the address is now. Raises BadRequest(bad_request) when it is no address."""
     value = address_value(query.address)
     if value is None:
@@ -224,7 +224,7 @@ def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Holder:
     if reservation is not None:
         purpose = next(a.purpose for a in state.clb[reservation].addresses if a.address == query.address)
         held = state.holders.get(query.address)
-        return Holder(
+        return AddressOwner(
             address=query.address,
             kind="clb",
             reservation=reservation,
@@ -233,7 +233,7 @@ def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Holder:
         )
     name = state.by_address.get(query.address)
     if name is not None:
-        return Holder(address=query.address, kind="node", node=name)
+        return AddressOwner(address=query.address, kind="node", node=name)
     definition = state.definition
     for own in state.cidrs:
         if not network(own.cidr).has(value) or definition is None:
@@ -243,14 +243,14 @@ def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Holder:
             owned = state.ranges.get(own.first_index + position)
             cidr = state.cidr_of(own.first_index + position)
             if owned is None:
-                return Holder(address=query.address, kind="free_range", cidr=cidr)
-            return Holder(
+                return AddressOwner(address=query.address, kind="free_range", cidr=cidr)
+            return AddressOwner(
                 address=query.address, kind="range", cidr=cidr, node=owned.node, range=range_view(state, owned)
             )
         if own.first_index == 0 and network(definition.service_cidr).has(value):
-            return Holder(address=query.address, kind="service", cidr=definition.service_cidr)
-        return Holder(address=query.address, kind="stranded", cidr=own.cidr)
-    return Holder(address=query.address, kind="outside")
+            return AddressOwner(address=query.address, kind="service", cidr=definition.service_cidr)
+        return AddressOwner(address=query.address, kind="stranded", cidr=own.cidr)
+    return AddressOwner(address=query.address, kind="outside")
 
 
 def list_clb(state: ClusterState, query: ListClb, reports: LastReports) -> ClbList:  # noqa: ARG001

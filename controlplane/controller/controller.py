@@ -26,10 +26,10 @@ from nats.aio.client import Client
 from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.liveness import Liveness, watch_members
-from controlplane.controller.agents.report_door import ReportDoor
+from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.agents.reporting import WithReports
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
-from controlplane.controller.agents.status_keeper import StatusKeeper
+from controlplane.controller.agents.status_stream import StatusStreamMaintainer
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
 from controlplane.controller.commands.batch import Limits
@@ -125,7 +125,7 @@ class Controller:
         self.changes: Changes = replica.changes
         self.liveness = Liveness(clocks=ClockCheck(last_event=lambda: replica.last_time))
         self.budgets = NodeBudgets(lambda: replica.state)
-        self.reports = ReportDoor(self.liveness, lambda: replica.state, exceeded=self.budgets.exceeded)
+        self.reports = ReportIntake(self.liveness, lambda: replica.state, exceeded=self.budgets.exceeded)
         self.liveness.exceeded = self.budgets.exceeded
         self.liveness.warnings = lambda: (*self.reports.conditions(), *self.budgets.conditions())
         self.liveness.pods.state = lambda: replica.state
@@ -174,7 +174,7 @@ class Controller:
             yield_leadership=self._transfer.yield_leadership,
             park=self._park if options.on_poison == "park" else None,
         )
-        self._status_keeper = StatusKeeper(client, cluster, replicas=options.replicas)
+        self._status_keeper = StatusStreamMaintainer(client, cluster, replicas=options.replicas)
         self._ticker = Ticker(
             self.committer,
             replica,

@@ -337,7 +337,11 @@ class Bridge:
         Unavailable, Refused.
         """
         left_over = member is not None and bool(member.stray_ranges)
-        told = pods.told(node.name, member, evicting=self._evict_stale_pods) if member and left_over else ""
+        told = (
+            pods.stale_pods_text(node.name, member, evicting=self._evict_stale_pods)
+            if member and left_over
+            else ""
+        )
         await self._warn(node, told, "IsthmusStalePods", kind="pods", action="EvictPods")
         if member is None or not left_over or not self._evict_stale_pods or not same_machine(node, member):
             return

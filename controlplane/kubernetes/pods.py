@@ -95,7 +95,7 @@ def eviction(pod: Pod) -> dict[str, Any]:
     }
 
 
-def told(node: str, member: Member, *, evicting: bool) -> str:
+def stale_pods_text(node: str, member: Member, *, evicting: bool) -> str:
     """What an Event says of them, with the way out."""
     some = ", ".join(member.stray_pods[:NAMED]) or ", ".join(member.stray_ranges)
     way_out = (

@@ -60,7 +60,7 @@ def tokens(
     from deploy.credentials.tokens import make_token
 
     authority, ca = Authority.open(store), store / "tls" / "ca.pem"
-    tell(authority, push, [authority.add("node", cluster, name).account for name in names])
+    push_if_asked(authority, push, [authority.add("node", cluster, name).account for name in names])
     return [
         make_token(
             authority, cluster, name, servers=urls_of(servers), ca=ca if ca.exists() else None, minutes=minutes,
@@ -70,7 +70,7 @@ def tokens(
     ]  # fmt: skip
 
 
-def tell(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:
+def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:
     """Tell the servers, if asked to. Returns how many took it."""
     if not urls:
         return 0
@@ -104,7 +104,7 @@ def issue(
     authority = Authority.open(store)
     principal = authority.add(*key_of(role, cluster, name), again=again)
     path = authority.issue(principal, days=days)
-    servers = tell(authority, push, [account_of(authority, principal)])
+    servers = push_if_asked(authority, push, [account_of(authority, principal)])
     issued = authority.find(*key_of(role, cluster, name)).users[-1]
     return {
         "role": role,

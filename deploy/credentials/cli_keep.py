@@ -19,10 +19,10 @@ from deploy.credentials.cli_common import (
     days_option,
     issue,
     key_of,
+    push_if_asked,
     push_option,
     say,
     store_option,
-    tell,
     when,
 )
 from deploy.credentials.layout import Role
@@ -68,7 +68,7 @@ def rotate(
     if role == "key":
         count = authority.rotate_key(name, finish=finish)
         accounts = [p.account for p in authority.store.principals() if p.account and not p.revoked_at]
-        servers = tell(authority, push, accounts)
+        servers = push_if_asked(authority, push, accounts)
         result: dict[str, Any] = {"key": name, "accounts": count, "servers": servers, "finished": finish}
         if as_json:
             print_json(result)
@@ -85,7 +85,7 @@ def rotate(
     principal = authority.find(*key_of(found, cluster, name))
     result["retired"] = authority.retire(principal) if retire else []
     if retire:
-        result["servers"] = tell(authority, push, [account_of(authority, principal)])
+        result["servers"] = push_if_asked(authority, push, [account_of(authority, principal)])
     say(result, as_json=as_json)
 
 
@@ -127,7 +127,7 @@ def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None
     """
     authority = Authority.open(store)
     principal = authority.revoke(*key_of(role, cluster, name))
-    servers = tell(authority, push, [account_of(authority, principal)])
+    servers = push_if_asked(authority, push, [account_of(authority, principal)])
     if as_json:
         print_json({"role": role, "name": name, "revoked_at": when(principal.revoked_at), "servers": servers})
     elif servers:
@@ -207,7 +207,7 @@ def push(store: Path, servers: str) -> None:
     keys = authority.book.keys
     accounts = [keys["system"], keys["control"], keys["issuer"]]
     accounts += [principal.account for principal in authority.store.principals() if principal.account]
-    count = tell(authority, servers, accounts)
+    count = push_if_asked(authority, servers, accounts)
     click.echo(f"{len(accounts)} account(s), {count} server(s)")
 
 

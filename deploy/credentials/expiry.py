@@ -14,7 +14,7 @@ MARK = "# until"
 _LINE = re.compile(rf"^.*\bnkey: (?P<key>U[A-Z2-7]{{55}})\b.*{MARK} (?P<until>\S+)$")
 
 
-class Ended(NamedTuple):
+class ExpiredUser(NamedTuple):
     """A user that was taken out: its public key, and when its credentials ended."""
 
     public: str
@@ -25,7 +25,7 @@ class Pruned(NamedTuple):
     """``marks``: how many users with an end the text had; ``next``: when the next one's time comes."""
 
     text: str
-    ended: list[Ended]
+    ended: list[ExpiredUser]
     marks: int
     next: datetime | None
 
@@ -49,7 +49,7 @@ def prune(text: str, now: datetime) -> Pruned:
             kept.append(line)
             ahead += [until] if until is not None else []
         else:
-            ended.append(Ended(found["key"], until or now))
+            ended.append(ExpiredUser(found["key"], until or now))
     return Pruned("".join(kept), ended, len(ended) + len(ahead), min(ahead, default=None))
 
 

@@ -21,7 +21,7 @@ from events.cli.tables import print_json
 from events.errors import IsthmusError, Usage
 from nodeagent.cli import state_option
 from nodeagent.config import DEFAULT_STATE_DIR
-from nodeagent.pods.farewell import refuse_running
+from nodeagent.pods.leaving import refuse_running
 
 SIGNS = {"done": "✓", "unchanged": "=", "planned": "·", "failed": "✗"}
 TOKEN_LIMIT = 32 * 1024

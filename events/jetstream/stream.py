@@ -190,7 +190,7 @@ async def discard(client: Client, name: str, *, prefix: str = DEFAULT_PREFIX) ->
             raise Unavailable("log_unavailable", f"stream {name}: {error}", stream=name) from error
 
 
-def led(info: Mapping[str, Any]) -> bool:
+def has_leader(info: Mapping[str, Any]) -> bool:
     """Whether a stream of which the bus says this (STREAM.INFO) has a leader, or needs none."""
     cluster = info.get("cluster") or {}
     return bool(cluster.get("leader")) or not cluster.get("replicas")

@@ -123,7 +123,7 @@ class ListRanges(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class WhoHas(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose an address is now: a range's, a node's, a CLB's, the Service range's → :class:`Holder`."""
+    """Whose an address is now: a range's, a node's, a CLB's, the Service range's → :class:`AddressOwner`."""
 
     name: ClassVar[str] = "who"
     address: str
@@ -301,7 +301,7 @@ class RangePage(msgspec.Struct, frozen=True, kw_only=True):
     next_after: int | None = None
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AddressOwner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whose an address is. ``kind`` says which of the other fields are set."""
 
     address: str
@@ -386,4 +386,4 @@ class ClbList(msgspec.Struct, frozen=True, kw_only=True):
     reservations: tuple[ClbReserved, ...]
 
 
-Answer = ClusterView | NodePage | NodeView | RangePage | Holder | ClbList | ClbAnswer
+Answer = ClusterView | NodePage | NodeView | RangePage | AddressOwner | ClbList | ClbAnswer

@@ -1,6 +1,6 @@
 """What would make the overlay do harm on this node, and what merely deserves a word.
 
-Facts are gathered here and judged by pure functions; nothing is changed. Only :func:`refuse_harm`
+Facts are gathered here and judged by pure functions; nothing is changed. Only :func:`refuse_conflicting_routes`
 stops a start: where the container network overlaps a route that is not ours, traffic that works
 today would vanish into the tunnel.
 """
@@ -109,7 +109,9 @@ def overlapping(
     ]
 
 
-def drawing_away(routes: Iterable[ForeignRoute], cidrs: Iterable[str], own_range: str) -> list[ForeignRoute]:
+def overriding_routes(
+    routes: Iterable[ForeignRoute], cidrs: Iterable[str], own_range: str
+) -> list[ForeignRoute]:
     """Those of them that win over the routes to ranges: no shorter than a range."""
     length = IPv4Network(own_range).prefixlen
     return [route for route, _ in overlapping(routes, cidrs, own_range) if route.network.prefixlen >= length]
@@ -137,7 +139,7 @@ def accepted(networks: Iterable[str], cidrs: Iterable[str], underlay: str) -> Ca
     return is_accepted
 
 
-def refuse_harm(
+def refuse_conflicting_routes(
     cidrs: Iterable[str],
     own_range: str,
     own_ifindex: int = 0,

@@ -15,7 +15,7 @@ from events.attestation import MODULUS, fdb_hash, neighbour_hash, route_hash
 from nodeagent.dataplane.desired import difference
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind, Rows, split_route_key
-from nodeagent.netlink.socket import Engine, KernelRefusal, Lost
+from nodeagent.netlink.socket import AnswersLost, Engine, KernelRefusal
 
 ROUNDS = 3
 """Attempts to make the kernel agree in one reconciliation; what is left then is reported."""
@@ -56,7 +56,7 @@ def reconcile(
 ) -> Outcome:
     """Make the kernel agree with ``desired``, as far as ``allow`` lets operations through.
 
-    Raises Lost and OSError of the engine.
+    Raises AnswersLost and OSError of the engine.
     """
     written = removed = 0
     refusals: list[KernelRefusal] = []
@@ -108,14 +108,14 @@ def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]
     """The short way for one change: its messages in one batch, and a look at the FDB rows that had to go.
 
     The kernel's silence proves a write; an FDB removal is read back, because with a wrong
-    destination it succeeds and deletes nothing. Raises Lost when a row is still there, OSError.
+    destination it succeeds and deletes nothing. Raises AnswersLost when a row is still there, OSError.
     """
     refusals = engine.execute(operations, ifindex)
     if refusals:
         refusals = [refusal for refusal in refusals if _matters(refusal)]
     for action, kind, key, _ in operations:
         if action is _DROP and kind is Kind.FDB and engine.read_one(kind, key, ifindex) is not None:
-            raise Lost(errno.EAGAIN, "an FDB row survived its removal")
+            raise AnswersLost(errno.EAGAIN, "an FDB row survived its removal")
     return refusals
 
 

@@ -33,7 +33,7 @@ from nodeagent.membership.view import OverlayPlan, View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import describe
-from nodeagent.netlink.socket import KernelRefusal, Lost
+from nodeagent.netlink.socket import AnswersLost, KernelRefusal
 from nodeagent.tracing import Causes, mark_refused
 
 log = logging.getLogger("isthmus.agent.reconciler")
@@ -201,7 +201,7 @@ class Reconciler:
         started = time.perf_counter()
         try:
             refusals = self.tunnel.apply(operations)
-        except Lost as error:
+        except AnswersLost as error:
             mark_error(span, error)
             self._fresh = True
             self.request(f"lost: {error}")
@@ -396,7 +396,7 @@ class Reconciler:
         return outcome
 
     def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
-        """In a worker thread. Raises Lost, OSError."""
+        """In a worker thread. Raises AnswersLost, OSError."""
         if on_purpose:
             return self.tunnel.compare(desired, None)
         now = time.monotonic()

@@ -15,7 +15,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
-from nodeagent.dataplane.preflight import accepted, drawing_away, foreign_routes, refuse_harm
+from nodeagent.dataplane.preflight import accepted, foreign_routes, overriding_routes, refuse_conflicting_routes
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
@@ -86,7 +86,7 @@ class TunnelDevice:
         )
         first = not self._settled
         if first and not self.existed:
-            refuse_harm(
+            refuse_conflicting_routes(
                 plan.cidrs,
                 own.cidr,
                 self._own_index(),
@@ -121,19 +121,19 @@ class TunnelDevice:
         self._settled = True
 
     def compare(self, desired: Desired, allow: Callable[[Operation], bool] | None) -> Outcome:
-        """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises Lost."""
+        """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises AnswersLost."""
         if self._engine is None:
             raise OSError(CLOSED)
         return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
 
     def apply(self, operations: Sequence[Operation]) -> list[KernelRefusal]:
-        """Write one change at once. Raises Lost, OSError."""
+        """Write one change at once. Raises AnswersLost, OSError."""
         if self._engine is None:
             raise OSError(CLOSED)
         return apply_directly(self._engine, self.ifindex, operations)
 
     def mtus(self) -> dict[bytes, int]:
-        """The MTU of our routes that have one of their own, by route key. Raises Lost, OSError."""
+        """The MTU of our routes that have one of their own, by route key. Raises AnswersLost, OSError."""
         routes = self._engine.read(self.ifindex).routes if self._engine is not None else {}
         return {key: int.from_bytes(value[4:], "big") for key, value in routes.items() if len(value) == 8}
 
@@ -145,7 +145,7 @@ class TunnelDevice:
 
     def _note_foreign_routes(self, plan: OverlayPlan, own: Peer) -> None:
         """Routes that are not ours and win over ours cannot be repaired by us, only told."""
-        found = drawing_away(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
+        found = overriding_routes(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
         self._conditions.set(
             "routes",
             f"{len(found)} routes of others draw container traffic away, the first: {found[0]}. "

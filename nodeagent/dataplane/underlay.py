@@ -92,7 +92,7 @@ def _leaving(found: Underlay, peers: Iterable[str]) -> Underlay:
     """
     if not found.present:
         return found
-    ways: dict[int, links.Way] = {}
+    ways: dict[int, links.KernelRoute] = {}
     for peer in peers:
         with contextlib.suppress(OSError):
             way = links.route_to(peer, source=found.address)

@@ -22,7 +22,7 @@ from nodeagent.dataplane.underlay import Underlay
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules
 from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
-from nodeagent.gateway.fitness import Fitness
+from nodeagent.gateway.readiness import GatewayReadiness
 from nodeagent.membership.view import View
 
 log = logging.getLogger("isthmus.agent.gateway")
@@ -46,13 +46,13 @@ class Defence:
         cluster: str,
         context: GatewayContext,
         announcer: ArpAnnouncer,
-        fitness: Fitness,
+        readiness: GatewayReadiness,
         standing: Callable[[], list[str]],
     ) -> None:
         self._cluster = cluster
         self._context = context
         self._announcer = announcer
-        self._fitness = fitness
+        self._readiness = readiness
         self._standing = standing
         self._contact = MirrorContact()
 
@@ -65,7 +65,7 @@ class Defence:
                     await self._turn()
                 except (IsthmusError, OSError, TimeoutError) as error:
                     self._announcer.close()
-                    self._fitness.failed()
+                    self._readiness.failed()
                     log.warning("held addresses could not be defended: %s", error)
             wake()  # look after addresses that somebody took away
 

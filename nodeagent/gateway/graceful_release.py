@@ -27,7 +27,7 @@ LOOK_S = 0.03
 """Between two looks whether the new holder was heard."""
 
 
-class Served(NamedTuple):
+class ServedAddress(NamedTuple):
     """An address that is served here: as whose, and the machine before, which has its older connections."""
 
     holder: Holder
@@ -35,7 +35,7 @@ class Served(NamedTuple):
 
 
 class _Releasing(NamedTuple):
-    served: Served
+    served: ServedAddress
     until: float
 
 
@@ -47,11 +47,11 @@ class GracefulRelease:
 
     async def follow(
         self,
-        before: Mapping[str, Served],
+        before: Mapping[str, ServedAddress],
         held: Collection[str],
         elsewhere: Collection[str],
         ask: Callable[[str], None],
-    ) -> dict[str, Served]:
+    ) -> dict[str, ServedAddress]:
         """What is still to be served though it is not held.
 
         ``before`` was served until now, ``held`` is held by the log, ``elsewhere`` others hold; ``ask`` asks

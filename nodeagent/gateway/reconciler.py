@@ -22,10 +22,10 @@ from nodeagent.firewall import ruleset
 from nodeagent.gateway import conntrack, link, rules
 from nodeagent.gateway.arp_announcer import BEAT_S, ArpAnnouncer
 from nodeagent.gateway.defence import Defence, GatewayContext
-from nodeagent.gateway.fitness import Fitness
-from nodeagent.gateway.graceful_release import LOOK_S, GracefulRelease, Served
+from nodeagent.gateway.graceful_release import LOOK_S, GracefulRelease, ServedAddress
 from nodeagent.gateway.health import Health
 from nodeagent.gateway.previous_holders import Candidate, PreviousHolders
+from nodeagent.gateway.readiness import GatewayReadiness
 from nodeagent.gateway.reporter import HealthReporter
 from nodeagent.gateway.rules import Listener
 
@@ -45,10 +45,10 @@ class GatewayReconciler:
         self._held: dict[str, Holder] = {}
         self._there: set[str] = set()  # held addresses that are on the link
         self._taken: dict[str, int] = {}  # address → the epoch for which it was announced
-        self._served: dict[str, Served] = {}  # held, or until their new holder is there
-        self.fitness = Fitness(config, context.link)
+        self._served: dict[str, ServedAddress] = {}  # held, or until their new holder is there
+        self.readiness = GatewayReadiness(config, context.link)
         self._announcer = ArpAnnouncer(context.link)
-        self._defence = Defence(config.cluster, context, self._announcer, self.fitness, self._standing)
+        self._defence = Defence(config.cluster, context, self._announcer, self.readiness, self._standing)
         self._reporter = HealthReporter(config, context, self.health, self._holders)
         self.previous_holders = PreviousHolders(conditions)
         self.graceful_release = GracefulRelease()
@@ -68,7 +68,7 @@ class GatewayReconciler:
 
     def status_line(self) -> str:
         """This node's part in one line, for its status; empty where gateways do not matter."""
-        return self.fitness.status_line(marked=self.marked)
+        return self.readiness.status_line(marked=self.marked)
 
     def held(self) -> tuple[str, ...]:
         """What this node holds, in words for its status."""
@@ -105,10 +105,10 @@ class GatewayReconciler:
             try:
                 await self._step()
                 self._conditions.clear("gateway")
-                self.fitness.succeeded()
+                self.readiness.succeeded()
             except (IsthmusError, OSError, TimeoutError) as error:
                 self._applied = None
-                self.fitness.failed()
+                self.readiness.failed()
                 self._conditions.set("gateway", getattr(error, "message", "") or str(error) or "timed out")
                 await asyncio.sleep(BEAT_S)
                 self._wake.set()
@@ -128,9 +128,11 @@ class GatewayReconciler:
         held = {holder.address: holder for holder in traffic.held_by(self._config.node, view.uid)}
         if not caught_up and not held:
             return  # a view that is still being read says nothing yet
-        served = {address: Served(holder, self._previous_holder(holder)) for address, holder in held.items()}
+        served = {
+            address: ServedAddress(holder, self._previous_holder(holder)) for address, holder in held.items()
+        }
         elsewhere = traffic.holders.keys() - held.keys()
-        releasing: dict[str, Served] = {}
+        releasing: dict[str, ServedAddress] = {}
         if caught_up:
             releasing = await self.graceful_release.follow(self._served, held, elsewhere, self._announcer.ask)
         served |= releasing
@@ -150,7 +152,7 @@ class GatewayReconciler:
         underlay = self._context.link()
         if underlay is None or not underlay.present:
             return
-        self.fitness.carrier = await asyncio.to_thread(link.carrier, underlay.ifindex)
+        self.readiness.carrier = await asyncio.to_thread(link.carrier, underlay.ifindex)
         previous = [one.previous for one in served.values() if one.previous is not None]
         await self.previous_holders.look(previous, sorted(elsewhere - releasing.keys()), underlay.device)
         here = {entry.address for entry in present if entry.ifindex == underlay.ifindex}

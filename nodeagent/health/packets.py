@@ -27,7 +27,7 @@ _ICMP = struct.Struct("!BBHHH")
 _ECHO_REPLY, _UNREACHABLE, _ECHO_REQUEST = 0, 3, 8
 
 
-class Answer(NamedTuple):
+class ProbeReply(NamedTuple):
     """Something came back: the token of the question (for ``port``: the source port that was used)."""
 
     kind: Literal["echo", "port", "heard", "call"]
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     """``heard``: whether the peer's own packets pass, as it has confirmed lately."""
 
 
-class Question(NamedTuple):
+class ProbeRequest(NamedTuple):
     """A peer asks: what to send back while own packets pass, and while that is not confirmed."""
 
     passing: tuple[bytes, ...]
@@ -71,7 +71,7 @@ def port_of(token: bytes) -> int:
     return int.from_bytes(token[:2], "big") | 0x8000
 
 
-def understand(packet: bytes, own: bytes) -> Answer | Question | None:
+def parse(packet: bytes, own: bytes) -> ProbeReply | ProbeRequest | None:
     """What a packet that came out of the probe device is; None when it is none of our business.
 
     ``own`` is the device's address: anything addressed elsewhere is not looked at.
@@ -90,23 +90,23 @@ def understand(packet: bytes, own: bytes) -> Answer | Question | None:
     return None
 
 
-def _icmp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None:
+def _icmp_of(body: bytes, source: bytes, own: bytes) -> ProbeReply | ProbeRequest | None:
     kind, _, _, identifier, number = _ICMP.unpack_from(body)
     payload = body[_ICMP.size :]
     if kind == _ECHO_REPLY and payload.startswith(MARK):
-        return Answer("echo", source, payload[len(MARK) : len(MARK) + TOKEN_BYTES])
+        return ProbeReply("echo", source, payload[len(MARK) : len(MARK) + TOKEN_BYTES])
     if kind == _ECHO_REQUEST:
         reply = ipv4(socket.IPPROTO_ICMP, own, source, icmp(_ECHO_REPLY, identifier, number, payload))
-        return Question((reply,), (reply,))
+        return ProbeRequest((reply,), (reply,))
     if kind == _UNREACHABLE and len(payload) >= IPV4.size + 4:
         inner = (payload[0] & 15) * 4
         if payload[9] == socket.IPPROTO_UDP and len(payload) >= inner + 4:
             # An administrative refusal comes from the peer's filter: the packet did arrive there.
-            return Answer("port", payload[16:20], payload[inner : inner + 2])
+            return ProbeReply("port", payload[16:20], payload[inner : inner + 2])
     return None
 
 
-def _udp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None:
+def _udp_of(body: bytes, source: bytes, own: bytes) -> ProbeReply | ProbeRequest | None:
     source_port, target_port, _, _ = UDP.unpack_from(body)
     payload = body[UDP.size :]
     if not payload.startswith(MARK):
@@ -118,9 +118,9 @@ def _udp_of(body: bytes, source: bytes, own: bytes) -> Answer | Question | None:
             datagram(asked, port, asker, source_port, MARK + token + flag)
             for port, flag in ((CALL_PORT, b"+"), (CALL_PORT, b"-"), (CALL_PORT + 1, b""))
         ]
-        return Question((replies[0], replies[2]), (replies[1], replies[2]))
+        return ProbeRequest((replies[0], replies[2]), (replies[1], replies[2]))
     if target_port == port_of(token) and source_port == CALL_PORT:
-        return Answer("heard", source, token, payload[len(MARK) + TOKEN_BYTES :] == b"+")
+        return ProbeReply("heard", source, token, payload[len(MARK) + TOKEN_BYTES :] == b"+")
     if target_port == port_of(token) and source_port == CALL_PORT + 1:
-        return Answer("call", source, token)
+        return ProbeReply("call", source, token)
     return None

@@ -286,8 +286,8 @@ class PathProber:
         device = self.device
         if device is None:
             return
-        found = packets.understand(packet, packed(device.address))
-        if isinstance(found, packets.Question):
+        found = packets.parse(packet, packed(device.address))
+        if isinstance(found, packets.ProbeRequest):
             self._reply(found)
         elif found is not None:
             peer = self._waiting.get((found.kind, found.token))
@@ -297,7 +297,7 @@ class PathProber:
                     self._passing.add(peer)
                 self._news.set()
 
-    def _reply(self, question: packets.Question) -> None:
+    def _reply(self, question: packets.ProbeRequest) -> None:
         now = time.monotonic()
         self._budget = min(REPLIES_PER_S, self._budget + (now - self._budget_at) * REPLIES_PER_S)
         self._budget_at = now

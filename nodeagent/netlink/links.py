@@ -168,7 +168,7 @@ def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:
     return found
 
 
-class Way(msgspec.Struct, frozen=True, kw_only=True):
+class KernelRoute(msgspec.Struct, frozen=True, kw_only=True):
     """Where the kernel sends packets to an address: device, table, and the source that it would give them."""
 
     index: int
@@ -177,7 +177,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     table: int = 0
 
 
-def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
+def route_to(target: str, *, source: str = "", incoming: int = 0) -> KernelRoute:
     """Ask the kernel where a packet would go, with its policy rules.
 
     ``incoming``: the device by which it comes to be forwarded (its index); without it, a packet of the host
@@ -195,7 +195,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> Way:
             name = str(socket.link("get", index=index)[0].get_attr("IFLA_IFNAME")) if index else ""
         except NetlinkError as error:
             raise OSError(error.code, str(error)) from error
-        return Way(
+        return KernelRoute(
             index=index,
             device=name,
             source=str(found.get_attr("RTA_PREFSRC") or ""),

@@ -62,7 +62,7 @@ class KernelRefusal(NamedTuple):
         return f"{operation.action.name.lower()} {describe(*operation[1:])}: {name} ({words})"
 
 
-class Lost(OSError):
+class AnswersLost(OSError):
     """Answers were lost (buffer overflow, interrupted or malformed dumps): read everything back."""
 
 
@@ -198,7 +198,7 @@ class Engine:
     def execute(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
         """Execute in order; return what the kernel refused (the rest is done).
 
-        Raises Lost when answers were lost, and then nobody knows without reading back; OSError
+        Raises AnswersLost when answers were lost, and then nobody knows without reading back; OSError
         when the socket is broken.
         """
         if len(operations) <= CHUNK_MESSAGES:
@@ -232,7 +232,7 @@ class Engine:
         while True:
             for header, offset in _parsed(data):
                 if header.type == NLMSG_OVERRUN:
-                    raise Lost(errno.ENOBUFS, "the kernel reported an overrun")
+                    raise AnswersLost(errno.ENOBUFS, "the kernel reported an overrun")
                 if header.type != NLMSG_ERROR:
                     continue
                 failure = dump.error(data, offset, header)
@@ -243,7 +243,7 @@ class Engine:
             data = self._receive()
 
     def read(self, ifindex: int) -> Rows:
-        """All rows of the device and all routes of our protocol. Raises Lost, OSError."""
+        """All rows of the device and all routes of our protocol. Raises AnswersLost, OSError."""
         return Rows(
             self._dump(lambda s: messages.dump_neighbours(ifindex, s), dump.read_neighbours, ifindex),
             self._dump(lambda s: messages.dump_fdb(ifindex, s), dump.read_fdb, ifindex),
@@ -251,7 +251,7 @@ class Engine:
         )
 
     def read_one(self, kind: Kind, key: bytes, ifindex: int) -> bytes | None:
-        """The value of one neighbour or FDB row, None when it is absent. Raises Lost, OSError."""
+        """The value of one neighbour or FDB row, None when it is absent. Raises AnswersLost, OSError."""
         last = self._take(2) + 1
         ask = messages.get_neighbour if kind is Kind.NEIGHBOUR else messages.get_fdb
         self._channel.send(ask(ifindex, last - 1, key) + messages.barrier(last))
@@ -278,7 +278,7 @@ class Engine:
             self._channel.send(request(sequence))
             if self._collect(sequence, read, ifindex, table):
                 return table
-        raise Lost(errno.EINTR, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
+        raise AnswersLost(errno.EINTR, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
 
     def _collect(
         self, sequence: int, read: Callable[[bytes, int, Table], None], ifindex: int, table: Table
@@ -299,16 +299,16 @@ class Engine:
                 if _ends(data, first, sequence):
                     return consistent
             except dump.MalformedMessage as error:
-                raise Lost(errno.EBADMSG, f"a malformed dump: {error}") from error
+                raise AnswersLost(errno.EBADMSG, f"a malformed dump: {error}") from error
 
     def _receive(self) -> bytes:
         try:
             return self._channel.receive()
         except BlockingIOError as error:
-            raise Lost(errno.ENODATA, "the kernel sent no answer") from error
+            raise AnswersLost(errno.ENODATA, "the kernel sent no answer") from error
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                raise Lost(errno.ENOBUFS, "answers did not fit the receive buffer") from error
+                raise AnswersLost(errno.ENOBUFS, "answers did not fit the receive buffer") from error
             raise
 
     def _drain(self) -> None:
@@ -335,7 +335,7 @@ def _parsed(data: bytes) -> list[tuple[dump.Header, int]]:
     try:
         return list(dump.messages(data))
     except dump.MalformedMessage as error:
-        raise Lost(errno.EBADMSG, f"a malformed answer: {error}") from error
+        raise AnswersLost(errno.EBADMSG, f"a malformed answer: {error}") from error
 
 
 def _ends(data: bytes, first: dump.Header, sequence: int) -> bool:

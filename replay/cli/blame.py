@@ -6,12 +6,12 @@ import click
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
-from replay.cli.session import LogSource, Word, at_option, opened, source_options
+from replay.cli.session import LogSource, SuggestingChoice, at_option, opened, source_options
 
 
 @click.command("blame")
 @source_options
-@click.argument("kind", type=Word(["node"]))
+@click.argument("kind", type=SuggestingChoice(["node"]))
 @click.argument("name")
 @at_option
 @json_option

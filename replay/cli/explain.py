@@ -9,7 +9,7 @@ import click
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
 from replay.cli.log import brief
-from replay.cli.session import LogSource, Session, Word, opened, progress, source_options
+from replay.cli.session import LogSource, Session, SuggestingChoice, opened, progress, source_options
 
 if TYPE_CHECKING:
     from replay.queries.explain import Applied, Explanation
@@ -19,7 +19,7 @@ _AGENTS_SHOWN = 30
 
 @click.command("explain")
 @source_options
-@click.argument("kind", type=Word(["node", "range", "command", "sequence"]))
+@click.argument("kind", type=SuggestingChoice(["node", "range", "command", "sequence"]))
 @click.argument("name")
 @click.option("--all", "every", is_flag=True, help="Every command that concerned it, not only the last.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="As it was known at this moment.")

@@ -76,7 +76,7 @@ async def export_command(  # noqa: PLR0917  click passes options by name
                 progress=tick,
             )
         if metrics and not done.broken:
-            tell_collector(Path(metrics), source.context.cluster, done.last)
+            write_backup_metrics(Path(metrics), source.context.cluster, done.last)
         if as_json:
             print_json(done)
             return
@@ -98,7 +98,7 @@ async def export_command(  # noqa: PLR0917  click passes options by name
             click.echo(f"WARNING: {done.broken:,} links do not hold, the first: {done.first_broken}", err=True)
 
 
-def tell_collector(path: Path, cluster: str, last: int) -> None:
+def write_backup_metrics(path: Path, cluster: str, last: int) -> None:
     """Write the time (s since 1970) and last sequence of a backup as Prometheus reads them. Raises Refused."""
     text = "".join(
         f"# HELP {name} {what}\n# TYPE {name} gauge\n{name}{{isthmus_cluster={json.dumps(cluster)}}} {value}\n"

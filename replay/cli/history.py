@@ -8,12 +8,12 @@ import click
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import fields_line, print_json, print_table
-from replay.cli.session import LogSource, Word, opened, source_options
+from replay.cli.session import LogSource, SuggestingChoice, opened, source_options
 
 
 @click.command("history")
 @source_options
-@click.argument("kind", type=Word(["node", "range", "clb", "cluster"]))
+@click.argument("kind", type=SuggestingChoice(["node", "range", "clb", "cluster"]))
 @click.argument("name", default="")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @json_option

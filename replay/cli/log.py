@@ -106,16 +106,16 @@ async def log_command(  # noqa: PLR0917  click passes options by name
                         del waiting[:_TABLE_ROWS]
                 show(waiting)
         for first, last in _joined(holes):
-            _tell_hole(first, last)
+            _note_gap(first, last)
         if follow:
             async for batch in entries(
-                session.history, wanted, after=session.history.end, follow=True, on_hole=_tell_hole
+                session.history, wanted, after=session.history.end, follow=True, on_hole=_note_gap
             ):
                 show(batch)
         elif not shown:
             if not as_json:
                 click.echo("no such event")
-            await _wonder(session, wanted)
+            await _suggest(session, wanted)
 
 
 def _joined(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -129,12 +129,12 @@ def _joined(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def _tell_hole(first: int, last: int) -> None:
+def _note_gap(first: int, last: int) -> None:
     what = f"events {first:,} to {last:,} are missing" if last > first else f"event {first:,} is missing"
     click.echo(f"note: {what} from the stream; isthmus replay verify judges the rest", err=True)
 
 
-async def _wonder(session: Session, wanted: Filter) -> None:
+async def _suggest(session: Session, wanted: Filter) -> None:
     """Nothing fits the filter: say so where a name or a type is one that the log does not know."""
     from replay.queries.unknown import hint, suggestions, types_like
 

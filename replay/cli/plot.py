@@ -8,12 +8,12 @@ import click
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json
-from replay.cli.session import LogSource, Word, opened, progress, source_options
+from replay.cli.session import LogSource, SuggestingChoice, opened, progress, source_options
 
 
 @click.command("plot")
 @source_options
-@click.argument("kind", type=Word(["pool", "churn", "ring"]))
+@click.argument("kind", type=SuggestingChoice(["pool", "churn", "ring"]))
 @click.option("--from", "since", default="start", metavar="WHEN", help="Begin with this moment.")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @json_option

@@ -131,7 +131,7 @@ def _carried(session: Session) -> tuple[Checkpoint, ...]:
 
 async def _controller(source: LogSource) -> tuple[list[tuple[str, int, str]], tuple[Checkpoint, ...]]:
     """What the live controller says of its state, and its signed checkpoints; nothing when none answers."""
-    from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
+    from controlplane.controller.publishing.checkpointer import CheckpointList, ListCheckpoints
     from events.cli.options import controller
     from events.errors import Unavailable
     from events.protocol.queries import ClusterView, ShowCluster
@@ -139,7 +139,7 @@ async def _controller(source: LogSource) -> tuple[list[tuple[str, int, str]], tu
     try:
         async with controller(source.context) as client:
             view = await client.ask(ShowCluster(), ClusterView, timeout_s=2.0)
-            told = await client.ask(ListCheckpoints(), ToldCheckpoints, timeout_s=2.0)
+            told = await client.ask(ListCheckpoints(), CheckpointList, timeout_s=2.0)
     except Unavailable as error:
         if error.code == "bus_unreachable":
             raise

@@ -377,7 +377,7 @@ def test_the_stream_carries_a_join_within_a_second(small):
 
 def test_a_controller_that_is_not_well_says_so_without_details(small, monkeypatch):
     assert get(small, "/healthz").json() == {"ok": True, "reason": ""}
-    monkeypatch.setattr(small.rig.source, "trouble", lambda: "secret path /data")
+    monkeypatch.setattr(small.rig.source, "not_working_reason", lambda: "secret path /data")
     answer = get(small, "/healthz")
     assert answer.status_code == 503
     assert "secret" not in answer.text

@@ -25,10 +25,10 @@ from events.protocol.commands import (
 from events.protocol.queries import (
     CONDITIONS,
     QUERIES,
+    AddressOwner,
     ClbAnswer,
     ClbList,
     ClusterView,
-    Holder,
     ListClb,
     ListNodes,
     ListRanges,
@@ -50,7 +50,7 @@ ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
     ListNodes: NodePage,
     ShowNode: NodeView,
     ListRanges: RangePage,
-    WhoHas: Holder,
+    WhoHas: AddressOwner,
     ListClb: ClbList,
     ShowClb: ClbAnswer,
 }
@@ -126,7 +126,7 @@ def test_a_node_with_its_range_and_its_agents_report(world: World) -> None:
     assert (silent.applied, silent.lag, silent.agent_state) == (None, None, "")
 
 
-def test_a_node_that_asked_in_vain_shows_why(world: World) -> None:
+def test_a_node_that_was_refused_shows_why(world: World) -> None:
     world.refused(joining(7, underlay="192.0.2.2"))
     view = ask(world.state, ShowNode(node="n7"))
     assert isinstance(view, NodeView)
@@ -193,7 +193,7 @@ def test_who_has_any_address_equals_a_search_through_everything(world: World) ->
         "203.0.113.1",
     ]:
         holder = ask(state, WhoHas(address=text))
-        assert isinstance(holder, Holder)
+        assert isinstance(holder, AddressOwner)
         address = IPv4Address(text)
         held = [r for r in state.ranges.values() if address in IPv4Network(r.cidr)]
         clb = [a for r in state.clb.values() for a in r.addresses if a.address == text]

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from controlplane.cluster.decide import DecisionContext
-from controlplane.cluster.decision import Voice
+from controlplane.cluster.decision import AgentProcess
 from controlplane.controller.agents.liveness import ABSENT_AFTER_S, Liveness
-from controlplane.controller.agents.report_door import ReportDoor
+from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
 from controlplane.controller.clocks import Watch
 from events.protocol.commands import FenceNode, ImportNodes, JoinNode
@@ -27,7 +27,7 @@ class Said:
     def __init__(self, heard: Mapping[str, float], past: frozenset[str] = frozenset()) -> None:
         self.heard = heard
         self.past = past
-        self.voices: dict[str, Voice] = {}
+        self.processes: dict[str, AgentProcess] = {}
 
     def silent_s(self, uid: str) -> float | None:
         return self.heard.get(uid)
@@ -35,8 +35,8 @@ class Said:
     def ever(self, uid: str) -> bool:
         return uid in self.heard or uid in self.past
 
-    def voice(self, uid: str) -> Voice | None:
-        return self.voices.get(uid)
+    def process_of(self, uid: str) -> AgentProcess | None:
+        return self.processes.get(uid)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_another_uid_does_not_join_in_the_name_of_a_member_that_reports(world: W
 def test_a_copy_of_a_machine_does_not_move_it_while_it_reports(world: World) -> None:
     member = world.state.nodes["n0"]
     said = Said({"uid-0": 2.0})
-    said.voices["uid-0"] = Voice("first", member.underlay, 2.0)
+    said.processes["uid-0"] = AgentProcess("first", member.underlay, 2.0)
 
     def asks(instance: str, underlay: str = "192.0.2.99") -> JoinNode:
         world.context = DecisionContext(members=said, instance=instance)
@@ -76,9 +76,9 @@ def test_a_copy_of_a_machine_does_not_move_it_while_it_reports(world: World) -> 
     assert len(world.log) == written, "the next process of the same machine"
     world.ok(asks("first"))
     assert world.state.nodes["n0"].underlay == "192.0.2.99", "the process that is the member may move"
-    said.voices["uid-0"] = Voice("first", "192.0.2.99", 2.0)
+    said.processes["uid-0"] = AgentProcess("first", "192.0.2.99", 2.0)
     assert world.refused(asks("second", "192.0.2.98")) == "identity_twice"
-    said.voices.clear()  # silent
+    said.processes.clear()  # silent
     world.ok(asks("second", "192.0.2.98"))
     assert world.state.nodes["n0"].underlay == "192.0.2.98"
 
@@ -87,7 +87,7 @@ def test_of_two_agents_with_one_identity_one_counts(world: World) -> None:
     """Reports of the one that was there count; its successor's do at once, a copy's once it is silent."""
     member, moment = world.state.nodes["n0"], [1000.0]
     liveness = Liveness()
-    door = ReportDoor(liveness, lambda: world.state, clock=lambda: moment[0])
+    door = ReportIntake(liveness, lambda: world.state, clock=lambda: moment[0])
 
     def says(instance: str, applied: int, underlay: str = member.underlay, boot: str = "b1") -> bool:
         moment[0] += 1

@@ -170,7 +170,7 @@ async def test_the_agents_reports_are_taken_again_when_their_stream_has_lost_its
     monkeypatch.setattr(status_keeper, "LOOK_AGAIN_S", 0.2)
     async with ServerCluster(tmp_path) as cluster:
         nats = await connect(BusOptions(servers=cluster.urls), name="test")
-        keeping = asyncio.create_task(status_keeper.StatusKeeper(nats, "prod", replicas=2).run())
+        keeping = asyncio.create_task(status_keeper.StatusStreamMaintainer(nats, "prod", replicas=2).run())
         try:
 
             async def taken() -> bool:

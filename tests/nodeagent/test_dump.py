@@ -14,7 +14,7 @@ from nodeagent.netlink import dump, monitor
 from nodeagent.netlink.dump import MalformedMessage
 from nodeagent.netlink.messages import dump_fdb, dump_neighbours, dump_routes
 from nodeagent.netlink.rows import ODD, STRAY, Kind, Rows, Table, route_key
-from nodeagent.netlink.socket import Engine, Lost
+from nodeagent.netlink.socket import AnswersLost, Engine
 from tests.nodeagent.kernel_suite import address, mac, put, rows_of, underlay
 from tests.nodeagent.memory_kernel import MemoryKernel
 
@@ -163,7 +163,7 @@ def test_lost_answers_are_said_to_be_lost() -> None:
             raise OSError(105, "No buffer space available")
 
     for channel in (Overflowing(), Replies()):
-        with pytest.raises(Lost):
+        with pytest.raises(AnswersLost):
             Engine(channel).execute([put(Kind.FDB, mac(0), underlay(0))], 5)
 
 
@@ -201,7 +201,7 @@ def test_a_refusal_from_an_exchange_that_was_given_up_is_no_refusal_of_the_next(
     kernel.add_device(5)
     engine = Engine(kernel)
     operations = [put(Kind.NEIGHBOUR, address(i), mac(i)) for i in range(3)]
-    with pytest.raises(Lost):
+    with pytest.raises(AnswersLost):
         engine.execute(operations, 6)  # no such device: its refusals stay unread
     assert engine.execute(operations, 5) == []
     assert engine.read(5).neighbours == {address(i): mac(i) for i in range(3)}

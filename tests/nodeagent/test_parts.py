@@ -120,7 +120,7 @@ def test_overlaps_are_found_and_the_own_pods_and_wider_routes_are_none() -> None
 
 def test_only_routes_as_long_as_a_range_draw_its_packets_away() -> None:
     routes = [route("172.16.0.0/16"), route("172.16.9.0/24"), route("172.16.9.64/26"), route("172.16.9.7/32")]
-    found = preflight.drawing_away(routes, ["172.16.0.0/16"], "172.16.0.64/26")
+    found = preflight.overriding_routes(routes, ["172.16.0.0/16"], "172.16.0.64/26")
     assert [str(found_route.network) for found_route in found] == ["172.16.9.64/26", "172.16.9.7/32"]
 
 

@@ -79,21 +79,21 @@ def test_what_may_have_another_cause_is_no_fault(found: Round) -> None:
 
 @given(st.binary(max_size=200), st.binary(min_size=4, max_size=4))
 def test_any_bytes_are_understood_or_left_alone(packet: bytes, own: bytes) -> None:
-    packets.understand(packet, own)
+    packets.parse(packet, own)
 
 
 @given(st.binary(min_size=8, max_size=8))
 def test_a_call_is_answered_from_two_ports_and_a_stranger_is_not(token: bytes) -> None:
     one, other = "10.0.0.63", "10.0.0.127"
-    asked = packets.understand(packets.call(one, other, token), bytes([10, 0, 0, 127]))
-    assert isinstance(asked, packets.Question)
-    heard, called = (packets.understand(reply, bytes([10, 0, 0, 63])) for reply in asked.passing)
-    assert heard == packets.Answer("heard", bytes([10, 0, 0, 127]), token, passes=True)
-    assert called == packets.Answer("call", bytes([10, 0, 0, 127]), token)
-    unsure = packets.understand(asked.otherwise[0], bytes([10, 0, 0, 63]))
-    assert isinstance(unsure, packets.Answer)
+    asked = packets.parse(packets.call(one, other, token), bytes([10, 0, 0, 127]))
+    assert isinstance(asked, packets.ProbeRequest)
+    heard, called = (packets.parse(reply, bytes([10, 0, 0, 63])) for reply in asked.passing)
+    assert heard == packets.ProbeReply("heard", bytes([10, 0, 0, 127]), token, passes=True)
+    assert called == packets.ProbeReply("call", bytes([10, 0, 0, 127]), token)
+    unsure = packets.parse(asked.otherwise[0], bytes([10, 0, 0, 63]))
+    assert isinstance(unsure, packets.ProbeReply)
     assert not unsure.passes
-    assert packets.understand(packets.call(one, other, token), bytes([10, 0, 0, 1])) is None
+    assert packets.parse(packets.call(one, other, token), bytes([10, 0, 0, 1])) is None
 
 
 def test_chains_of_ours_and_chains_that_accept_are_not_named() -> None:

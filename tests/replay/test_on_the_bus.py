@@ -16,9 +16,9 @@ import pytest
 from controlplane.controller.controller import Controller
 from controlplane.controller.publishing.checkpointer import (
     KEY_NAME,
+    CheckpointList,
     ListCheckpoints,
     SigningSchedule,
-    ToldCheckpoints,
 )
 from controlplane.controller.publishing.checkpoints import (
     FILE_NAME,
@@ -171,8 +171,8 @@ async def test_the_controller_signs_and_verify_holds_the_log_and_itself_to_it(
     check_signature(checkpoint, CLUSTER, key)
     assert read_checkpoints(tmp_path / "data" / FILE_NAME) == [checkpoint]
     async with client(bus) as ops:
-        told = await ops.ask(ListCheckpoints(), ToldCheckpoints)
-        assert told == ToldCheckpoints(key=key, checkpoints=(checkpoint,))
+        told = await ops.ask(ListCheckpoints(), CheckpointList)
+        assert told == CheckpointList(key=key, checkpoints=(checkpoint,))
         await ops.send(LeaveNode(node="gz-0", uid="uid-0"))
     report = await isthmus(
         "replay", "verify", "--bus", bus.servers[0], "--cluster", CLUSTER, "--public-key", key,

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.controller.agents.liveness import Liveness, watch_members
-from controlplane.controller.agents.report_door import ReportDoor
+from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.answers import ask
 from controlplane.controller.clocks import ClockCheck, Watch
-from controlplane.controller.commands.batch import Limits, not_in_office
+from controlplane.controller.commands.batch import Limits, not_leading
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.planner import Answer as GiveAnswer
 from controlplane.controller.commands.ticker import Ticker
@@ -120,7 +120,7 @@ class SimController:
             new_id=lambda: f"{self.name}-{self._starts}-{next(numbers)}",
         )
         parts = (replica.follow(), committer.run(), leadership.run(), ticker.run())
-        self.door = ReportDoor(
+        self.door = ReportIntake(
             self.liveness, lambda: replica.state, clock=lambda: asyncio.get_running_loop().time()
         )
         parts = (*parts, watch_members(self.liveness, replica.changes), self.barrier.run())
@@ -212,7 +212,7 @@ class SimController:
         """A request as it arrives, by the subscription to which it was routed."""
         try:
             if socket != self._opening:
-                raise not_in_office()
+                raise not_leading()
             received_s = asyncio.get_running_loop().time()
             self.committer.offer(
                 parse(self._disk.cluster, subject, headers, body, received_s=received_s), answer

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from controlplane.cluster.decisions import time as time_rules
-from controlplane.controller.agents.report_door import ReportDoor
+from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.clocks import Watch
 from controlplane.controller.commands import planner
 from controlplane.controller.commands.pending_replies import PendingReplies
@@ -51,7 +51,7 @@ def test_a_seed_is_one_history_whatever_the_hash_seed() -> None:
 
 
 def _believe_every_report(_original: Callable[..., Any]) -> Callable[..., Any]:
-    def take(self: ReportDoor, status: Any, *, age_s: float = 0.0) -> bool:
+    def take(self: ReportIntake, status: Any, *, age_s: float = 0.0) -> bool:
         self._liveness.observe(status, age_s=age_s)
         return True
 
@@ -106,7 +106,7 @@ def _nobody_watched(self: Ticker) -> None:
         (planner, "decide", _stale),
         (Watch, "now", lambda _: _by_the_wall_clock),
         (Ticker, "_rested_s", lambda _: _nobody_watched),
-        (ReportDoor, "take", _believe_every_report),
+        (ReportIntake, "take", _believe_every_report),
     ],
     ids=[
         "no idempotency",

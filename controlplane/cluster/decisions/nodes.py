@@ -185,9 +185,9 @@ def _move(
     result = _described(member, owned) | {"underlay": where.underlay, "announced": where.announced}
     if (member.underlay, member.announced) == (where.underlay, where.announced):
         return Decision((), result)
-    twin = _twin(member, where, context)
-    if twin is not None:
-        return Decision(refusal=twin)
+    refusal = _other_machine(member, where, context)
+    if refusal is not None:
+        return Decision(refusal=refusal)
     problem, accepted = _obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, member.name, member.uid, problem)
@@ -197,27 +197,27 @@ def _move(
     return Decision((*accepted, moved), result)
 
 
-def _twin(member: Node, where: Addresses, context: DecisionContext) -> Refused | None:
+def _other_machine(member: Node, where: Addresses, context: DecisionContext) -> Refused | None:
     """Why another machine with the member's identity does not move it: the member reports from its place.
 
     Not recorded: a machine that has moved across a restart is let in once its predecessor is silent.
     """
-    voice = context.members.voice(member.uid)
-    if not context.instance or voice is None or voice.instance == context.instance:
+    process = context.members.process_of(member.uid)
+    if not context.instance or process is None or process.instance == context.instance:
         return None
-    if voice.underlay != member.underlay or where.underlay == member.underlay:
+    if process.underlay != member.underlay or where.underlay == member.underlay:
         return None
     return Refused(
         "identity_twice",
-        f"node {member.name!r} (uid {member.uid!r}) reports from {voice.underlay}, "
-        f"heard {voice.silent_s:.0f} s ago, and another agent with this identity "
+        f"node {member.name!r} (uid {member.uid!r}) reports from {process.underlay}, "
+        f"heard {process.silent_s:.0f} s ago, and another agent with this identity "
         f"asks from {where.underlay}: the node stays where it is. If "
         f"{where.underlay} is a copy of that machine, stop its agent, give it an identity of its own "
         f"(isthmus agent new-identity --yes), and start it; if it is the same machine, it is let in when the "
         f"other agent is silent",
         node=member.name,
         uid=member.uid,
-        underlay=voice.underlay,
+        underlay=process.underlay,
         other=where.underlay,
     )
 

@@ -38,7 +38,7 @@ class Liveness:
         self.clocks = clocks or ClockCheck()
         self.absent = Absent(self, self._watched_s)
         """Members whose agents have never reported."""
-        self.came = Came(self)
+        self.ever_heard = EverHeard(self)
         """Members whose agents have been heard at all."""
         self._last_seen: dict[str, datetime] = {}
         self._applied: dict[str, int] = {}
@@ -107,7 +107,7 @@ class Liveness:
         self._last_seen.setdefault(uid, at)
         self.absent.joined(uid, at.timestamp())
         if itself:
-            self.came.add(uid)
+            self.ever_heard.add(uid)
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""
@@ -115,7 +115,7 @@ class Liveness:
         self._applied.pop(uid, None)
         self._status.pop(uid, None)
         self.absent.forget(uid)
-        self.came.forget(uid)
+        self.ever_heard.forget(uid)
         self.attestor.forget(uid)
 
     @property
@@ -163,7 +163,7 @@ class Liveness:
         return (*self.clocks.conditions(), *self.pods.conditions(), *self.warnings())
 
 
-class Came(Container[str]):
+class EverHeard(Container[str]):
     """The uids of members whose agents have been heard: by a report, or by their own join."""
 
     def __init__(self, liveness: Liveness) -> None:

@@ -20,8 +20,8 @@ SLACK = 1000
 """Owners remembered beyond those that the state has; then the others are forgotten."""
 
 
-class Word(NamedTuple):
-    """One node's last word: up to which event it knew its ranges, and the ranges of which pods still run."""
+class PodReport(NamedTuple):
+    """What one node said last: up to which event it knew its ranges, and the ranges of which pods still run."""
 
     node: str
     sequence: int
@@ -31,10 +31,10 @@ class Word(NamedTuple):
 
 
 class PodReports:
-    """uid → its last word; only of members and of last owners."""
+    """uid → its last report; only of members and of last owners."""
 
     def __init__(self) -> None:
-        self._words: dict[str, Word] = {}
+        self._last: dict[str, PodReport] = {}
         self._ahead: dict[str, AgentStatus] = {}
         self.state: Callable[[], ClusterState] = ClusterState
         """The present state, for :meth:`conditions`."""
@@ -58,14 +58,16 @@ class PodReports:
             (held.node, held.uid) == (node, uid) for held in ending(state)
         ):
             return
-        if len(self._words) > len(state.ranges) + SLACK:
+        if len(self._last) > len(state.ranges) + SLACK:
             known = {held.uid for held in state.ranges.values()}
-            self._words = {uid: word for uid, word in self._words.items() if uid in known}
-        self._words[uid] = Word(node, status.pods_sequence, status.pods, status.stray_ranges, status.stray_pods)
+            self._last = {uid: said for uid, said in self._last.items() if uid in known}
+        self._last[uid] = PodReport(
+            node, status.pods_sequence, status.pods, status.stray_ranges, status.stray_pods
+        )
 
-    def of(self, uid: str) -> Word | None:
-        """The last word of that uid."""
-        return self._words.get(uid)
+    def of(self, uid: str) -> PodReport | None:
+        """The last report of that uid."""
+        return self._last.get(uid)
 
     def occupied(self, state: ClusterState) -> dict[int, str]:
         """Indices of ranges that are not to be reused yet → why, in words.
@@ -76,17 +78,17 @@ class PodReports:
         for status in [one for one in self._ahead.values() if one.pods_sequence <= state.sequence]:
             self.take(status, state)
         # A node speaks for the ranges that it had itself: nobody holds up the reuse of another's.
-        named = {(word.node, cidr): word for word in self._words.values() for cidr in word.stray_ranges}
+        named = {(said.node, cidr): said for said in self._last.values() for cidr in said.stray_ranges}
         found: dict[int, str] = {}
         for held in ending(state):
             fenced = state.fenced.get(held.uid)
             if fenced is not None and fenced.cause == "operator":
                 continue
-            word = named.get((held.node, held.cidr))
-            if word is not None:
-                found[held.index] = f"pods of {held.cidr} still run on {word.node}"
+            said = named.get((held.node, held.cidr))
+            if said is not None:
+                found[held.index] = f"pods of {held.cidr} still run on {said.node}"
             elif fenced is None and held.index in state.draining:
-                last = self._words.get(held.uid)
+                last = self._last.get(held.uid)
                 if not self.heard_all:
                     found[held.index] = "this controller has not read the last reports yet"
                 elif last is not None and last.sequence < state.draining[held.index]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.cluster.decision import DecisionContext, Tick, Voice
+from controlplane.cluster.decision import AgentProcess, DecisionContext, Tick
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.gateway_reports import heard_gateways
 from controlplane.controller.agents.liveness import Liveness
@@ -49,12 +49,12 @@ class LiveMembers:
         """Whether an agent of that uid was ever heard, as far as is known here."""
         return uid in self._liveness.statuses or self.silent_s(uid) is not None
 
-    def voice(self, uid: str) -> Voice | None:
+    def process_of(self, uid: str) -> AgentProcess | None:
         """Which agent speaks for that member, as long as it is heard."""
         status, silent_s = self._liveness.statuses.get(uid), self.silent_s(uid)
         if status is None or silent_s is None or not status.instance:
             return None
-        return Voice(status.instance, status.underlay, silent_s)
+        return AgentProcess(status.instance, status.underlay, silent_s)
 
 
 class WithReports:

@@ -8,12 +8,12 @@ import random
 import time
 
 from controlplane.controller.commands.batch import (
-    NOT_IN_OFFICE,
+    NOT_LEADING,
     Batch,
     Limits,
-    Raced,
-    Superseded,
-    not_in_office,
+    LostRace,
+    OutcomesNotKept,
+    not_leading,
     unwritten_of,
 )
 from controlplane.controller.hooks import Observer
@@ -50,8 +50,8 @@ class Appender:
     async def append(self, batch: Batch) -> None:
         """Store what the batch writes, and make sure of what it does not.
 
-        Raises Raced, Superseded, and OutcomeUnknown or Unavailable after the deadline. Cancelled, it leaves
-        the batch stored or not.
+        Raises LostRace, OutcomesNotKept, and OutcomeUnknown or Unavailable after the deadline. Cancelled, it
+        leaves the batch stored or not.
         """
         if batch.messages:
             await self._store(batch)
@@ -60,7 +60,7 @@ class Appender:
         await self._keep(batch)
 
     async def _vouch(self, batch: Batch) -> None:
-        """The log still ends where the batch was decided: asked after it was. Raises Raced and Unavailable."""
+        """The log still ends where the batch was decided: asked after it was. Raises LostRace, Unavailable."""
         expected, last = batch.plan.base.sequence, 0
         async for left_s in pauses(asyncio.get_running_loop().time() + self._limits.append_timeout_s):
             last = await self._log.vouched_end(timeout_s=left_s)
@@ -69,13 +69,13 @@ class Appender:
             if last > expected:
                 log.info("decided on sequence %d, the log ends at %d; deciding again", expected, last)
                 self.unsure = True
-                raise Raced
+                raise LostRace
         raise Unavailable(
             "log_unavailable", f"the log is vouched for up to {last} only, this controller has read {expected}"
         )
 
     async def _keep(self, batch: Batch) -> None:
-        """Keep the outcomes that no event will tell. Raises Superseded."""
+        """Keep the outcomes that no event will tell. Raises OutcomesNotKept."""
         unwritten = unwritten_of(batch.plan)
         if not unwritten or self._outcomes is None:
             return
@@ -83,14 +83,14 @@ class Appender:
             await self._outcomes.record(unwritten)
         except Succeeded:
             batch.term.end()
-            raise Superseded(not_in_office()) from None
+            raise OutcomesNotKept(not_leading()) from None
         except IsthmusError as error:
-            raise Superseded(error) from error
+            raise OutcomesNotKept(error) from error
 
     async def _store(self, batch: Batch) -> None:
         """Store the batch. Repeating is safe: the log knows its own messages.
 
-        Raises Raced, and OutcomeUnknown or Unavailable after the deadline.
+        Raises LostRace, and OutcomeUnknown or Unavailable after the deadline.
         """
         loop = asyncio.get_running_loop()
         started = time.monotonic()
@@ -100,7 +100,7 @@ class Appender:
         failures, unknown = 0, False
         while True:
             if not batch.term.valid:
-                raise OutcomeUnknown("outcome_unknown", NOT_IN_OFFICE) if unknown else not_in_office()
+                raise OutcomeUnknown("outcome_unknown", NOT_LEADING) if unknown else not_leading()
             try:
                 await self._log.append(
                     batch.messages, expected=expected, timeout_s=self._limits.append_timeout_s
@@ -111,7 +111,7 @@ class Appender:
                     raise
                 log.info("another writer was first (%s); deciding again", error.message)
                 self.unsure = True
-                raise Raced from error
+                raise LostRace from error
             except Unavailable as error:
                 unknown = unknown or isinstance(error, OutcomeUnknown)
                 self.unsure = True

@@ -73,11 +73,11 @@ def undecidable(error: VerificationFailed) -> VerificationFailed:
     )
 
 
-class Raced(Exception):
+class LostRace(Exception):
     """Another writer was first: nothing of the batch is stored."""
 
 
-class Superseded(Exception):
+class OutcomesNotKept(Exception):
     """What the batch wrote is stored; what it did not write could not be kept: it is answered with ``told``."""
 
     def __init__(self, told: IsthmusError) -> None:
@@ -85,14 +85,14 @@ class Superseded(Exception):
         self.told = told
 
 
-NOT_IN_OFFICE = (
+NOT_LEADING = (
     "this controller does not lead any more (it was paused, cut off, or succeeded by another): "
     "it decided nothing; repeat with the same command id, and the one that leads answers"
 )
 
 
-def not_in_office() -> Unavailable:
-    return Unavailable("no_controller", NOT_IN_OFFICE)
+def not_leading() -> Unavailable:
+    return Unavailable("no_controller", NOT_LEADING)
 
 
 def unwritten_of(plan: GroupPlan) -> list[Outcome]:

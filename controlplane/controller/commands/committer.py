@@ -28,9 +28,9 @@ from controlplane.controller.commands.appender import Appender
 from controlplane.controller.commands.batch import (
     Batch,
     Limits,
-    Raced,
-    Superseded,
-    not_in_office,
+    LostRace,
+    OutcomesNotKept,
+    not_leading,
     not_yet_folded,
     undecidable,
 )
@@ -44,7 +44,7 @@ from controlplane.controller.commands.planner import (
 )
 from controlplane.controller.context import ContextSource, NoContext
 from controlplane.controller.hooks import NullObserver, Observer
-from controlplane.controller.leadership.term import Term, endless
+from controlplane.controller.leadership.term import Term, unlimited
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.requests import Request
@@ -69,15 +69,15 @@ SPECULATIVE_LIMIT = 20_000
 RACES_LIMIT = 20
 """Times a group is decided again because another controller wrote first."""
 
-ENDLESS = endless()
+UNLIMITED = unlimited()
 
 
 class Committer:
     """Takes checked requests and answers each after its effect is stored.
 
-    ``term`` is the one to begin with: :func:`~controlplane.controller.leadership.term.endless` for a committer
-    that competes with nobody, None for one that waits for :meth:`begin`. Without ``outcomes`` nothing is kept
-    of commands that write nothing, but in memory.
+    ``term`` is the one to begin with: :func:`~controlplane.controller.leadership.term.unlimited` for a
+    committer that competes with nobody, None for one that waits for :meth:`begin`. Without ``outcomes`` nothing
+    is kept of commands that write nothing, but in memory.
 
     ``source`` names this controller in the envelope. ``now`` is the wall clock (UTC); times in the
     log never run backwards, because each decision takes the later of the clock and the last event.
@@ -96,7 +96,7 @@ class Committer:
         observer: Observer | None = None,
         command_table: CommandTable | None = None,
         outcomes: OutcomeLog | None = None,
-        term: Term | None = ENDLESS,
+        term: Term | None = UNLIMITED,
         context_source: ContextSource | None = None,
         limits: Limits | None = None,
         jitter: random.Random = DICE,
@@ -157,7 +157,7 @@ class Committer:
         """Decide nothing any more; whoever waits is told to ask again. What is on its way is answered later."""
         self._term = None
         waiting, self._waiting = [*self._waiting], deque()
-        self._fail(waiting, not_in_office())
+        self._fail(waiting, not_leading())
         self._wake.set()
 
     # --- taking commands ---------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Committer:
                 await self._something_to_do(appending)
                 if self._waiting and self._term is not None and not self._term.valid:
                     # Paused for longer than a term lasts, or succeeded: what came to this one is nobody's.
-                    self._fail([self._waiting.popleft() for _ in range(len(self._waiting))], not_in_office())
+                    self._fail([self._waiting.popleft() for _ in range(len(self._waiting))], not_leading())
                 if self._waiting and self._term is not None:
                     group = self._next_group(self._term)
                     batch = await self._prepare(group, in_flight) if group else None
@@ -263,7 +263,7 @@ class Committer:
     def _next_group(self, term: Term) -> list[Pending]:
         """Those that wait for this term. What was put back from another one is told to ask again."""
         group = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LIMIT))]
-        self._fail([p for p in group if p.term not in (None, term)], not_in_office())
+        self._fail([p for p in group if p.term not in (None, term)], not_leading())
         group = [p for p in group if p.term in (None, term)]
         for pending in group:
             pending.term = term
@@ -325,14 +325,14 @@ class Committer:
         self._waiting.extendleft(reversed(plan.left))
         writing = [(d.cause, d.events) for d in plan.decided if d.writes]
         messages, head = seal(replica.cluster, plan.base, writing)
-        term = group[0].term or ENDLESS
+        term = group[0].term or UNLIMITED
         return Batch(plan, messages, head, recorded_of(plan, messages, self._now()), term)
 
     async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> bool:
         """Wait for the append, adopt it and answer. False when it is not stored as it was decided."""
         try:
             await appending
-        except Raced:
+        except LostRace:
             self._races += 1
             if self._races >= RACES_LIMIT:
                 self._races = 0
@@ -344,7 +344,7 @@ class Committer:
             else:
                 self._put_back(batch.pendings)
             return False
-        except Superseded as error:
+        except OutcomesNotKept as error:
             # What it wrote is stored and counts; what it did not write was not kept, and is nobody's answer.
             self._replica.adopt(batch.recorded, batch.head)
             self._replies.settle(batch.plan, batch.messages, unwritten=error.told)

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from controlplane.controller.commands.batch import not_in_office
+from controlplane.controller.commands.batch import not_leading
 from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.discovery import Discovery
@@ -143,7 +143,7 @@ class Endpoint:
         answer = self._answerer(message.reply)
         try:
             if opening != self._opening:
-                raise not_in_office()  # noqa: TRY301  answered like every other error
+                raise not_leading()  # noqa: TRY301  answered like every other error
             request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
             if request.node and self._budgets is not None:
                 answer = self._counted(request, answer)

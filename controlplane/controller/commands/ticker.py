@@ -105,7 +105,7 @@ class Ticker:
                 watched=self._members(),
                 at=self._watch.now(),
                 removes=not (clocks.apart or clocks.ahead),
-                came=self._liveness.came,
+                came=self._liveness.ever_heard,
             )
         )
         await self.holders()

@@ -51,6 +51,6 @@ class Term:
         self._ended = True
 
 
-def endless() -> Term:
+def unlimited() -> Term:
     """The term of a committer that competes with nobody: a test's, a benchmark's."""
     return Term(float("inf"))

@@ -10,7 +10,7 @@ from controlplane.cluster.decisions.time import watermark
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.answers import conditions_now
-from controlplane.controller.observability.metrics import Live
+from controlplane.controller.observability.metrics import LiveNumbers
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
 from events.telemetry.role import our_version
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from controlplane.controller.observability.setup import Observability
 
 
-def trouble(replica: Replica, projector: Projector) -> str:
+def not_working_reason(replica: Replica, projector: Projector) -> str:
     """Why this controller does not do its work; empty when it does."""
     if replica.halted is not None:
         return f"the log cannot be followed: {replica.halted.message}"
@@ -37,9 +37,9 @@ def live_numbers(
     leading: Callable[[], bool],
     waiting: Callable[[], int],
     credentials: str = "",
-) -> Live:
+) -> LiveNumbers:
     """What a scrape reads; nothing is computed before."""
-    return Live(
+    return LiveNumbers(
         state=lambda: replica.state,
         head=lambda: replica.state.sequence,
         projected=lambda: projector.sequence,
@@ -47,7 +47,7 @@ def live_numbers(
         agents=lambda: agents_by_state(replica.state, LiveReports(liveness, datetime.now(UTC))),
         watermark=lambda: watermark(replica.state, liveness.applied, absent=liveness.absent) or 0,
         chain_verified=lambda: replica.head.sequence,
-        healthy=lambda: not trouble(replica, projector),
+        healthy=lambda: not not_working_reason(replica, projector),
         waiting=waiting,
         spans=lambda: observability.spans.count,
         reports=lambda: observability.history.count,

@@ -34,7 +34,7 @@ STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", 
 COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 
 
-class Live(NamedTuple):
+class LiveNumbers(NamedTuple):
     """The live numbers that a scrape reads; each is called then and returns at once.
 
     ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
@@ -207,7 +207,7 @@ class ControllerMetrics(NullObserver):
 
     # --- gauges --------------------------------------------------------------------------------------
 
-    def bind(self, live: Live) -> None:
+    def bind(self, live: LiveNumbers) -> None:
         """Start to read the live numbers at each scrape. Call once."""
         state = live.state
 

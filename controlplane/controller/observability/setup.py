@@ -29,7 +29,7 @@ from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import ConvergenceRecord
 from controlplane.controller.hooks import Observer
-from controlplane.controller.observability.metrics import ControllerMetrics, Live
+from controlplane.controller.observability.metrics import ControllerMetrics, LiveNumbers
 from controlplane.controller.observability.span_intake import SpanIntake
 from controlplane.controller.observability.span_store import SPANS_MAX, SpanStore
 from controlplane.controller.observability.tracing import TracingObserver
@@ -157,7 +157,7 @@ class Observability:
 
     @asynccontextmanager
     async def following(
-        self, changes: Changes, liveness: Liveness, live: Live, client: Client | None
+        self, changes: Changes, liveness: Liveness, live: LiveNumbers, client: Client | None
     ) -> AsyncIterator[None]:
         """Follow the events and the reports until the block is left; ``client`` brings others' spans.
 

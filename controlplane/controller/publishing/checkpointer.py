@@ -31,7 +31,7 @@ from events.protocol.queries import Query
 log = logging.getLogger("isthmus.controller")
 
 KEY_NAME = "checkpoint-key.pem"
-TOLD_MAX = 200
+LISTED_MAX = 200
 """Most checkpoints in one answer: under 100 KB; the file has all."""
 
 _encode = msgspec.json.Encoder().encode
@@ -49,12 +49,12 @@ class SigningSchedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListCheckpoints(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The controller's signed checkpoints, the newest :data:`TOLD_MAX` → :class:`ToldCheckpoints`."""
+    """The controller's signed checkpoints, the newest :data:`LISTED_MAX` → :class:`CheckpointList`."""
 
     name: ClassVar[str] = "checkpoints"
 
 
-class ToldCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointList(msgspec.Struct, frozen=True, kw_only=True):
     """The answer: oldest first, and the public key (hex) that this controller signs with."""
 
     key: str
@@ -81,7 +81,7 @@ class Checkpointer:
         self._schedule = schedule or SigningSchedule()
         self._now = now
         known = read_checkpoints(self._path) if self._path.exists() else []
-        self._told = known[-TOLD_MAX:]
+        self._told = known[-LISTED_MAX:]
 
     @property
     def last(self) -> Checkpoint | None:
@@ -119,9 +119,9 @@ class Checkpointer:
             time=self._now(),
         )
         await asyncio.to_thread(append_checkpoints, self._path, [checkpoint])
-        self._told = [*self._told, checkpoint][-TOLD_MAX:]
+        self._told = [*self._told, checkpoint][-LISTED_MAX:]
         return checkpoint
 
     async def answer(self, _: bytes) -> bytes:
         """The answer to :class:`ListCheckpoints`. It never suspends: no cancellation comes inside of it."""
-        return _encode(ToldCheckpoints(key=self._key.public_hex, checkpoints=tuple(self._told)))
+        return _encode(CheckpointList(key=self._key.public_hex, checkpoints=tuple(self._told)))

@@ -4,15 +4,15 @@
 every WHEN; ``progress`` shows long work to a person. It answers no question and prints no table.
 """
 
-from replay.cli.session.options import LogSource, TimesAsArguments, Word, at_option, source_options
+from replay.cli.session.options import LogSource, SuggestingChoice, TimesAsArguments, at_option, source_options
 from replay.cli.session.progress import progress
 from replay.cli.session.session import Session, controllers_checkpoints, opened
 
 __all__ = [
     "LogSource",
     "Session",
+    "SuggestingChoice",
     "TimesAsArguments",
-    "Word",
     "at_option",
     "controllers_checkpoints",
     "opened",

@@ -59,7 +59,7 @@ def source_options(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 
 
-class Word(click.Choice[str]):
+class SuggestingChoice(click.Choice[str]):
     """A choice that names the nearest word when none fits."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:

@@ -162,12 +162,12 @@ async def controllers_checkpoints(source: LogSource) -> list[Checkpoint]:
 
     Cancelled, it leaves nothing behind.
     """
-    from controlplane.controller.publishing.checkpointer import ListCheckpoints, ToldCheckpoints
+    from controlplane.controller.publishing.checkpointer import CheckpointList, ListCheckpoints
     from events.cli.options import controller
     from events.errors import Unavailable
 
     try:
         async with controller(source.context) as client:
-            return list((await client.ask(ListCheckpoints(), ToldCheckpoints, timeout_s=2.0)).checkpoints)
+            return list((await client.ask(ListCheckpoints(), CheckpointList, timeout_s=2.0)).checkpoints)
     except Unavailable:
         return []

@@ -15,7 +15,7 @@ UNABLE_REST_S = 60.0
 """How long it says so after the last failure: gateways that all fail must not pass an address around."""
 
 
-class Fitness:
+class GatewayReadiness:
     """What speaks against it. ``carrier`` is whether the underlay link's cable is in, as it was last seen."""
 
     def __init__(self, config: AgentConfig, link: Callable[[], Underlay | None]) -> None:

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 
 from events.bus.retry import happened, raise_if_cancelled
 from events.errors import IsthmusError, Unavailable
-from events.jetstream.stream import discard, ensure_stream, led, status_stream_settings
+from events.jetstream.stream import discard, ensure_stream, has_leader, status_stream_settings
 
 log = logging.getLogger("isthmus.controller")
 
@@ -29,7 +29,7 @@ LEADERLESS_S = 12.0
 """Seconds without a leader after which the stream is made anew: an election takes 4 to 9."""
 
 
-class StatusKeeper:
+class StatusStreamMaintainer:
     """Makes the cluster's status stream again whenever it is gone. :meth:`look` says: look now."""
 
     def __init__(self, client: Client, cluster: str, *, replicas: int | None) -> None:
@@ -62,7 +62,7 @@ class StatusKeeper:
         problem: Unavailable | None = None
         try:
             info = await ensure_stream(self._client, self._settings, replicas=self._replicas)
-            if not led(info):
+            if not has_leader(info):
                 problem = Unavailable("log_unavailable", f"stream {self._settings['name']} has no leader")
         except Unavailable as error:
             problem = error

@@ -37,7 +37,7 @@ WAITING_MAX = 20_000
 """Nodes of which a report waits for the log; more are not kept."""
 AHEAD_S = 10.0
 """How long a report may speak of an event that this controller has not read."""
-VOICES_MAX = 200_000
+PROCESSES_MAX = 200_000
 """Members of which it is remembered which process speaks for them; beyond, all are learned anew."""
 REPORTS_S, REPORTS_BURST = 20.0, 200.0
 """Reports of one member that are taken: in the long run each second, and at once. Agents leave a pause."""
@@ -54,7 +54,7 @@ class _Waiting(NamedTuple):
     since_s: float
 
 
-class _Voice(NamedTuple):
+class _Process(NamedTuple):
     """The agent process whose reports count for a member, as of its last report."""
 
     status: AgentStatus
@@ -68,7 +68,7 @@ class _Voice(NamedTuple):
         return now - self.at_s <= SILENT_INTERVALS * interval_s
 
 
-class ReportDoor:
+class ReportIntake:
     """Takes the agents' reports, hands those that count to ``liveness``. ``clock`` is monotonic (seconds)."""
 
     def __init__(
@@ -87,7 +87,7 @@ class ReportDoor:
         self._clock = clock
         self._strangers: OrderedDict[str, _Waiting] = OrderedDict()  # node → its report, of no member yet
         self._ahead: dict[str, _Waiting] = {}  # node → its report, of a sequence that is not read yet
-        self._voices: dict[str, _Voice] = {}  # uid → whose reports count for it
+        self._processes: dict[str, _Process] = {}  # uid → whose reports count for it
         self._others: dict[str, AgentStatus] = {}  # uid → what another agent with it said since
         self._notes: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # code, node → text, when
         self.refused = 0
@@ -122,10 +122,12 @@ class ReportDoor:
 
     def _speaks(self, status: AgentStatus, place: str, at_s: float) -> bool:
         """Whether this process's word counts for the member, whom the log has at ``place``."""
-        uid, voice = status.uid, self._voices.get(status.uid)
-        if voice is not None and voice.status.instance != status.instance:
-            known = voice.status
-            successor = (known.underlay, known.boot) == (status.underlay, status.boot) or not voice.lives(at_s)
+        uid, process = status.uid, self._processes.get(status.uid)
+        if process is not None and process.status.instance != status.instance:
+            known = process.status
+            successor = (known.underlay, known.boot) == (status.underlay, status.boot) or not process.lives(
+                at_s
+            )
             at_home = status.underlay == place and known.underlay != place
             if not (successor or at_home):
                 if uid in self._others or len(self._others) < WAITING_MAX:
@@ -133,9 +135,9 @@ class ReportDoor:
                 return False
         elif (other := self._others.pop(uid, None)) is not None:  # both live: this one has spoken again
             self._note("identity_twice", status.node, f"{_where(status)} counts; {_where(other)} does not")
-        if uid not in self._voices and len(self._voices) >= VOICES_MAX:
-            self._voices.clear()
-        self._voices[uid] = _Voice(status, at_s)
+        if uid not in self._processes and len(self._processes) >= PROCESSES_MAX:
+            self._processes.clear()
+        self._processes[uid] = _Process(status, at_s)
         return True
 
     def malformed(self, node: str, why: str) -> None:
