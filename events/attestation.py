@@ -38,9 +38,9 @@ def route_hash(network: bytes, prefix_length: int, metric: int, gateway: bytes) 
     return row_hash("route", network + bytes([prefix_length]) + metric.to_bytes(4, "big"), gateway)
 
 
-def link_hash(vni: int, port: int, vtep_mac: str, address: str, *, up: bool = True) -> int:
+def link_hash(vni: int, port: int, vtep_mac: str, address: str) -> int:
     """The vxlan device: VNI, UDP port, MAC, its address (the range's first), and that it is up."""
-    text = f"{vni} {port} {vtep_mac.lower()} {address} {'up' if up else 'down'}"
+    text = f"{vni} {port} {vtep_mac.lower()} {address} up"
     return row_hash("link", b"", text.encode())
 
 

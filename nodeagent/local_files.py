@@ -68,14 +68,14 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """Addresses of pods in ranges that are not this node's (any more)."""
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError.
 
     ``durable``: also after a loss of power.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             file.write(data)
             if durable:
                 file.flush()

@@ -56,16 +56,16 @@ def cluster() -> None:
     """
 
 
-def parse_network(value: str, name: str = "") -> Network:
+def parse_network(value: str) -> Network:
     """``vpc=10.0.0.0/16`` or ``vpc:office=10.0.0.0/16`` → a network. Raises Usage(usage)."""
     left, equals, cidr = value.partition("=")
-    kind, _, inline = left.partition(":")
+    kind, _, name = left.partition(":")
     if not equals or kind not in KINDS or not cidr:
         raise Usage(
             "usage",
             f"network {value!r} is not of the form KIND=CIDR or KIND:NAME=CIDR, KIND one of {', '.join(KINDS)}",
         )
-    return Network(cidr=cidr, kind=kind, name=inline or name)  # type: ignore[arg-type]  # checked above
+    return Network(cidr=cidr, kind=kind, name=name)  # type: ignore[arg-type]  # checked above
 
 
 @cluster.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +49,6 @@ async def controller_process(
     fence_deleted_s: float = 0.0,
     evict_stale_pods: bool = False,
     apiserver_backends: str = "",
-    environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
 
@@ -60,10 +59,10 @@ async def controller_process(
     Raises what :meth:`Controller.start` raises, and Usage(usage) for an address that demands a token. A
     cancellation inside of the block closes all of it, too.
     """
-    token = environ.get("ISTHMUS_HTTP_TOKEN", "")
+    token = os.environ.get("ISTHMUS_HTTP_TOKEN", "")
     async with AsyncExitStack() as stack:
         observability = await stack.enter_async_context(
-            Observability.open(options.cluster, options.name or "controller", options.data, environ=environ)
+            Observability.open(options.cluster, options.name or "controller", options.data)
         )
         controller = await Controller.start(
             options,

@@ -46,7 +46,6 @@ class Inspector:
         observability: Observability,
         *,
         leading: Callable[[], bool],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._log = log
         self._replica = replica
@@ -54,7 +53,6 @@ class Inspector:
         self._liveness = liveness
         self._observability = observability
         self._leading = leading
-        self._now = now
 
     @property
     def cluster(self) -> str:
@@ -87,7 +85,7 @@ class Inspector:
     def latest_convergence(self, limit: int) -> list[Convergence]:
         found = self.convergence.latest(limit)
         before = found[-1].first_sequence if found else self.state.sequence + 1
-        now_us = microseconds(self._now())
+        now_us = microseconds(datetime.now(UTC))
         recalled = self._observability.recalled
         if any(one.applied < one.expected for one in recalled):
             # The measuring broke off with the process. What every agent has applied since is not on its way
@@ -104,7 +102,7 @@ class Inspector:
         return self._observability.spans
 
     def reports(self) -> Reports:
-        return LiveReports(self._liveness, self._now())
+        return LiveReports(self._liveness, datetime.now(UTC))
 
     def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
         def listener(status: AgentStatus) -> None:
@@ -208,9 +206,9 @@ class Inspector:
             known = self.convergence.of(sequence)
             if known is not None:
                 return known
-        await self._observability.recorder.settle(moment or self._now())
+        await self._observability.recorder.settle(moment or datetime.now(UTC))
         found = await self._history.convergence_record(sequence)
-        return found.seen_at(microseconds(moment or self._now())) if found is not None else None
+        return found.seen_at(microseconds(moment or datetime.now(UTC))) if found is not None else None
 
     async def alarms(self, moment: datetime, limit: int) -> list[Alarm]:
         await self._observability.recorder.settle(moment)

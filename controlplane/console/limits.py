@@ -148,7 +148,7 @@ async def _refuse(send: Send, status: int, code: str, message: str) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def connection_class(*, waiting_max: int = WAITING_MAX, request_s: float = REQUEST_S) -> type[H11Protocol]:
+def connection_class() -> type[H11Protocol]:
     """uvicorn's HTTP protocol for one server, whose connections that wait for a request are limited."""
     waiting: dict[H11Protocol, asyncio.TimerHandle] = {}  # the longest wait first
 
@@ -157,7 +157,7 @@ def connection_class(*, waiting_max: int = WAITING_MAX, request_s: float = REQUE
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(waiting) >= waiting_max:
+            if len(waiting) >= WAITING_MAX:
                 next(iter(waiting)).transport.abort()
             self._wait()
 
@@ -178,7 +178,7 @@ def connection_class(*, waiting_max: int = WAITING_MAX, request_s: float = REQUE
 
         def _wait(self) -> None:
             self._asked()
-            waiting[self] = self.loop.call_later(request_s, self._late)
+            waiting[self] = self.loop.call_later(REQUEST_S, self._late)
 
         def _asked(self) -> None:
             timer = waiting.pop(self, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -18,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from controlplane.kubernetes.api import KubernetesApi
 from controlplane.kubernetes.objects import EndpointSlice
+from events.bus.retry import jittered_s
 from events.errors import IsthmusError
 
 log = logging.getLogger("isthmus.kubernetes")
@@ -68,10 +68,9 @@ class Backends(Protocol):
 class EndpointBackends:
     """Keeps the backends in step. :meth:`run` until cancelled."""
 
-    def __init__(self, api: KubernetesApi, backends: Backends, *, jitter: random.Random | None = None) -> None:
+    def __init__(self, api: KubernetesApi, backends: Backends) -> None:
         self._api = api
         self._backends = backends
-        self._jitter = jitter or random.Random()  # noqa: S311  spreads requests, guards nothing
         self._followed: dict[int, bool] = {}
         """Sequence → what the log says of that event, which never changes."""
         self.problem = ""
@@ -91,7 +90,7 @@ class EndpointBackends:
                 pause_s = min(POLL_LONGEST_S, pause_s * 2)
             else:
                 self.problem, pause_s = "", POLL_S
-            await asyncio.sleep(pause_s * self._jitter.uniform(0.8, 1.2))
+            await asyncio.sleep(jittered_s(pause_s, 0.2))
 
     async def settle(self) -> None:
         """Make the backends what the slices say. Raises IsthmusError; what was written before it stands.

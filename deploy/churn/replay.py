@@ -92,12 +92,11 @@ async def drive(
     plan: Sequence[Change],
     *,
     window: int,
-    patience_s: float = 30.0,
     progress: Callable[[Tally], None] | None = None,
 ) -> Outcome:
     """Plays the plan to its end. Raises what `Driver.play` raises. Cancelled, what was sent may take effect."""
     loop = asyncio.get_running_loop()
-    driver = Driver(controller, fleet, window=window, patience_s=patience_s, progress=progress)
+    driver = Driver(controller, fleet, window=window, patience_s=30.0, progress=progress)
     started = loop.time()
     tally = await driver.play(plan)
     return Outcome(traces, tally, loop.time() - started)

@@ -46,12 +46,12 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def create_authority(folder: Path, *, name: str = "Isthmus bus", now: datetime | None = None) -> Path:
+def create_authority(folder: Path, *, name: str = "Isthmus bus") -> Path:
     """Make ``ca.pem`` and ``ca.key`` in ``folder`` unless they are there; return the certificate's path."""
     certificate_file, key_file = folder / "ca.pem", folder / "ca.key"
     if certificate_file.exists() and key_file.exists():
         return certificate_file
-    now = now or datetime.now(UTC)
+    now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key()
     certificate = (
@@ -104,9 +104,7 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
 
-def issue_server(
-    folder: Path, name: str, hosts: Sequence[str], *, days: int = SERVER_DAYS, now: datetime | None = None
-) -> ServerFiles:
+def issue_server(folder: Path, name: str, hosts: Sequence[str], *, days: int = SERVER_DAYS) -> ServerFiles:
     """A certificate for the server ``name`` under every host name and address in ``hosts``.
 
     It replaces an earlier one; a running server takes it up on reload (SIGHUP) without dropping
@@ -132,7 +130,7 @@ def issue_server(
         ) from error
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
         raise Refused("credentials_invalid", f"{folder / 'ca.key'} is no elliptic-curve key")
-    now = now or datetime.now(UTC)
+    now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
         _begun(name, authority.subject, key.public_key(), now, days)

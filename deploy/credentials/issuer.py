@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,22 +40,14 @@ _encode = msgspec.json.Encoder().encode
 class Issuer:
     """Answers ``isthmus.*.enrol.*`` and ``isthmus.*.renew.*``. Several may run; each request reaches one.
 
-    ``days`` is the lifetime of what it issues; ``now`` gives Unix seconds.
+    ``days`` is the lifetime of what it issues.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        store: Store,
-        *,
-        days: float = LIFETIME_DAYS["node"],
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, client: Client, store: Store, *, days: float = LIFETIME_DAYS["node"]) -> None:
         self._client = client
         self._key = store.key("nodes")
         self._book = store.load()
         self._days = days
-        self._now = now
         self.issued = 0
         self.refused = 0
 
@@ -112,7 +103,7 @@ class Issuer:
             raise Refused("bad_request", "the new key is no user's key")
         if claims.get("name") != asked.node:
             raise Refused("forbidden", f"credentials of {claims.get('name')!r} ask for node {asked.node!r}")
-        if int(claims.get("exp", 0)) <= self._now():
+        if int(claims.get("exp", 0)) <= time.time():
             raise Refused("token_invalid", "the presented token or credentials have expired")
         said = statement(asked.cluster, asked.node, asked.public_key, asked.jwt)
         if not verify(str(claims["sub"]), said, signature):
@@ -121,7 +112,7 @@ class Issuer:
 
     async def _redeemed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
         token = str(claims["sub"])
-        expires = int(self._now() + self._days * DAY_S)
+        expires = int(time.time() + self._days * DAY_S)
         controller = ControllerClient(self._client, asked.cluster, actor="issuer")
         reply = await controller.send(
             UseToken(
@@ -143,7 +134,7 @@ class Issuer:
         return self._sign(asked, claims, expires)
 
     async def _renewed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
-        return self._sign(asked, claims, int(self._now() + self._days * DAY_S))
+        return self._sign(asked, claims, int(time.time() + self._days * DAY_S))
 
     def _sign(self, asked: EnrolRequest, claims: dict[str, Any], expires: int) -> str:
         account = str(claims["nats"].get("issuer_account", ""))
@@ -153,5 +144,5 @@ class Issuer:
             asked.node,
             node_user(account, asked.cluster, asked.node),
             expires=expires,
-            issued=int(self._now()),
+            issued=int(time.time()),
         )

@@ -38,13 +38,13 @@ class MirrorState(msgspec.Struct, frozen=True, kw_only=True):
         return self.exists and 0 <= self.silent_s <= SILENT_MAX_S and self.lag == 0
 
 
-async def make_mirrors(client: Client, cluster: str, *, hub_domain: str, timeout_s: float = 15.0) -> None:
+async def make_mirrors(client: Client, cluster: str, *, hub_domain: str) -> None:
     """Make both mirrors on the site's server, or check them.
 
     Raises Refused(log_settings_differ), Unavailable.
     """
     for settings in (event_stream_settings(cluster), snapshot_stream_settings(cluster)):
-        await ensure_stream(client, mirror_settings(settings, hub_domain=hub_domain), timeout_s=timeout_s)
+        await ensure_stream(client, mirror_settings(settings, hub_domain=hub_domain), timeout_s=15.0)
 
 
 async def mirror_states(client: Client, cluster: str) -> list[MirrorState]:

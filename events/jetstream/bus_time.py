@@ -24,7 +24,7 @@ class BusTime(NamedTuple):
     within_s: float
 
 
-async def bus_time(client: Client, stream: str, *, timeout_s: float = 2.0) -> BusTime:
+async def bus_time(client: Client, stream: str) -> BusTime:
     """Ask for the time of the server that leads ``stream``. Raises Unavailable.
 
     Cancellation leaves nothing behind.
@@ -32,7 +32,7 @@ async def bus_time(client: Client, stream: str, *, timeout_s: float = 2.0) -> Bu
     asked_s = time.monotonic()
     subject = f"{prefix_of(client, DEFAULT_PREFIX)}.STREAM.INFO.{stream}"
     try:
-        answer = await call(client, subject, timeout_s=timeout_s)
+        answer = await call(client, subject, timeout_s=2.0)
         unix_ns = recorded_ns(answer["ts"])
     except (ApiError, KeyError, TypeError, ValueError) as error:
         raise Unavailable("log_unavailable", f"stream {stream} does not tell its time: {error}") from error

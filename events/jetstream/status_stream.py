@@ -21,7 +21,6 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.bus.retry import happened, raise_if_cancelled
 from events.errors import BadRequest, Unavailable
-from events.jetstream.api import DEFAULT_PREFIX
 from events.jetstream.bus_time import bus_time
 from events.jetstream.direct import DirectReader
 from events.printable import printable
@@ -74,14 +73,13 @@ class StatusReader:
         client: Client,
         cluster: str,
         *,
-        prefix: str = DEFAULT_PREFIX,
         on_refused: Callable[[str, str], None] | None = None,
     ) -> None:
         self._client = client
         self._cluster = cluster
         self._subject_prefix = subjects.status_wildcard(cluster).removesuffix("*")
         self._on_refused = on_refused or _logged
-        self._direct = DirectReader(client, subjects.status_stream(cluster), prefix=prefix)
+        self._direct = DirectReader(client, subjects.status_stream(cluster))
 
     async def all(self) -> list[Reported]:
         """The last status of every node that the stream holds, without ages. Raises Unavailable.

@@ -163,11 +163,11 @@ async def explain(fault: str, port: int, cidrs: Iterable[str]) -> str:
     )
 
 
-def sysctl_files(name: str, value: str, folders: Iterable[str] = SYSCTL_FOLDERS) -> list[str]:
+def sysctl_files(name: str, value: str) -> list[str]:
     """Configuration files that set a setting (``net.ipv4.ip_forward``) to a value."""
     files = [
         Path("/etc/sysctl.conf"),
-        *(file for folder in folders for file in sorted(Path(folder).glob("*.conf"))),
+        *(file for folder in SYSCTL_FOLDERS for file in sorted(Path(folder).glob("*.conf"))),
     ]
     found = []
     for file in files:

@@ -61,13 +61,10 @@ class _Node:
 
 
 class NodeBudgets:
-    """The buckets of all nodes. ``clock`` is monotonic (seconds)."""
+    """The buckets of all nodes."""
 
-    def __init__(
-        self, state: Callable[[], ClusterState], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, state: Callable[[], ClusterState]) -> None:
         self._state = state
-        self._clock = clock
         self._nodes: OrderedDict[str, _Node] = OrderedDict()
 
     def spend(self, node: str, command: Command) -> str:
@@ -95,7 +92,7 @@ class NodeBudgets:
     def exceeded(self, node: str, what: str) -> None:
         """Something else of this node (its spans, its reports) was more than is taken."""
         known = self._of(node)
-        known.refused_s, known.what = self._clock(), what
+        known.refused_s, known.what = time.monotonic(), what
 
     def _of(self, node: str) -> _Node:
         known = self._nodes.get(node)
@@ -109,7 +106,7 @@ class NodeBudgets:
 
     def conditions(self) -> list[Condition]:
         """Who was refused for asking too much, a short while ago. O(nodes counted)."""
-        now = self._clock()
+        now = time.monotonic()
         over = [f"{node} ({one.what})" for node, one in self._nodes.items() if now - one.refused_s <= SHOWN_S]
         if not over:
             return []
@@ -139,7 +136,7 @@ class NodeBudgets:
         return ""
 
     def _take(self, known: _Node, node: str, kind: str) -> None:
-        budget, now, found = BUDGETS[kind], self._clock(), known.left.get(kind)
+        budget, now, found = BUDGETS[kind], time.monotonic(), known.left.get(kind)
         if found is None:  # nearly always: a node joins once
             known.left[kind] = budget.burst - 1.0, now
             return

@@ -30,10 +30,9 @@ _CHOOSING = (DefineCluster, AppendCidr)
 class OtherClusters:
     """Asks the bus for its other clusters."""
 
-    def __init__(self, client: Client, cluster: str, *, prefix: str = DEFAULT_PREFIX) -> None:
+    def __init__(self, client: Client, cluster: str) -> None:
         self._client = client
         self._cluster = cluster
-        self._prefix = prefix
         self._known = DecisionContext()
         self._read_s = float("-inf")
 
@@ -68,7 +67,7 @@ class OtherClusters:
         while True:
             answer = await call(
                 self._client,
-                f"{self._prefix}.STREAM.NAMES",
+                f"{DEFAULT_PREFIX}.STREAM.NAMES",
                 {"subject": "isthmus.*.events.>", "offset": len(names)},
                 timeout_s=2.0,
             )
@@ -106,7 +105,7 @@ class OtherClusters:
         try:
             answer = await call(
                 self._client,
-                f"{self._prefix}.STREAM.MSG.GET.{subjects.stream(cluster)}",
+                f"{DEFAULT_PREFIX}.STREAM.MSG.GET.{subjects.stream(cluster)}",
                 which,
                 timeout_s=2.0,
             )

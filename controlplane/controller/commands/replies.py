@@ -104,16 +104,14 @@ def encode_reply(reply: CommandReply) -> bytes:
     return _encode(reply)
 
 
-def encode_error(
-    error: IsthmusError, *, sequence: int = 0, now: datetime | None = None
-) -> tuple[bytes, dict[str, str]]:
+def encode_error(error: IsthmusError, *, now: datetime | None = None) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of an answer that says no.
 
     ``Nats-Service-Error-Code`` is the HTTP class that the NATS service convention uses: 400, 409,
     503 or 500.
     """
     reply = CommandReply(
-        sequence=sequence, code=error.code, message=error.message, details=error.details, answered_at=now
+        sequence=0, code=error.code, message=error.message, details=error.details, answered_at=now
     )
     if isinstance(error, BadRequest):
         number = "400"

@@ -121,7 +121,6 @@ class BusLease:
         *,
         ttl_s: float = LEASE_TTL_S,
         replicas: int | None = None,
-        prefix: str = DEFAULT_PREFIX,
     ) -> None:
         self._client = client
         self._stream = lease_stream(cluster)
@@ -129,7 +128,6 @@ class BusLease:
         self._body = msgspec.json.encode({"holder": holder})
         self._ttl_s = ttl_s
         self._replicas = replicas
-        self._prefix = prefix
         self._revision = 0
         self._ensured = False
         self._watched = (0, 0.0)
@@ -151,7 +149,7 @@ class BusLease:
             elif now_s - self._away_since > LEADERLESS_S:
                 self._away_since = None
                 self._ensured = False
-                await discard(self._client, self._stream, prefix=self._prefix)
+                await discard(self._client, self._stream)
             raise
         self._away_since = None
         return acquired
@@ -174,7 +172,7 @@ class BusLease:
         stood still; and a renewal that is on its way meets the condition of whichever write comes first.
         """
         try:
-            found = await last_message(self._client, self._prefix, self._stream, self._subject, timeout_s=1.0)
+            found = await last_message(self._client, DEFAULT_PREFIX, self._stream, self._subject, timeout_s=1.0)
         except ApiError as error:
             raise Unavailable("log_unavailable", f"the lease on the bus: {error}") from error
         revision, now_s = found[0] if found else 0, time.monotonic()
@@ -203,7 +201,7 @@ class BusLease:
             try:
                 await call(
                     self._client,
-                    f"{self._prefix}.STREAM.MSG.DELETE.{self._stream}",
+                    f"{DEFAULT_PREFIX}.STREAM.MSG.DELETE.{self._stream}",
                     {"seq": revision, "no_erase": True},
                     timeout_s=1.0,
                 )
@@ -230,7 +228,6 @@ class BusLease:
                 "allow_direct": False,
             },
             replicas=self._replicas,
-            prefix=self._prefix,
             timeout_s=5.0,
         )
         self._ensured = True

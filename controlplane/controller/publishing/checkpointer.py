@@ -71,7 +71,6 @@ class Checkpointer:
         *,
         active: Callable[[], bool],
         schedule: SigningSchedule | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Reads or makes the key. Raises Usage for an unreadable one, VerificationFailed for a bad file."""
         self._path = directory / FILE_NAME
@@ -79,7 +78,6 @@ class Checkpointer:
         self._replica = replica
         self._active = active
         self._schedule = schedule or SigningSchedule()
-        self._now = now
         known = read_checkpoints(self._path) if self._path.exists() else []
         self._told = known[-LISTED_MAX:]
 
@@ -116,7 +114,7 @@ class Checkpointer:
             sequence=head.sequence,
             chain=head.hex,
             state=state_digest(state),
-            time=self._now(),
+            time=datetime.now(UTC),
         )
         await asyncio.to_thread(append_checkpoints, self._path, [checkpoint])
         self._told = [*self._told, checkpoint][-LISTED_MAX:]

@@ -90,14 +90,12 @@ class SnapshotPublisher:
         active: Callable[[], bool],
         replicas: int | None = None,
         schedule: SnapshotSchedule | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._bucket = bucket
         self._replica = replica
         self._active = active
         self._replicas = replicas
         self._schedule = schedule or SnapshotSchedule()
-        self._now = now
         self._ensured = False
         self.published = 0
         """The sequence of the last snapshot that this controller published."""
@@ -123,7 +121,7 @@ class SnapshotPublisher:
         if not self._ensured:
             await self._bucket.ensure(replicas=self._replicas)
             self._ensured = True
-        snapshot = snapshot_of(self._replica.state, self._replica.head, self._now())
+        snapshot = snapshot_of(self._replica.state, self._replica.head, datetime.now(UTC))
         await self._bucket.publish(snapshot)
         self.published = snapshot.sequence
 

@@ -30,19 +30,12 @@ UNWRITTEN_LIMIT = 200_000
 class CommandDedup:
     """Command id → sequences of its events, and the answer that was given."""
 
-    def __init__(
-        self,
-        *,
-        spans_limit: int = SPANS_LIMIT,
-        answers_limit: int = ANSWERS_LIMIT,
-        unwritten_limit: int = UNWRITTEN_LIMIT,
-    ) -> None:
+    def __init__(self, *, spans_limit: int = SPANS_LIMIT, answers_limit: int = ANSWERS_LIMIT) -> None:
         self._spans: OrderedDict[str, SequenceSpan] = OrderedDict()
         self._answers: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
         self._unwritten: OrderedDict[str, Outcome] = OrderedDict()
         self._spans_limit = spans_limit
         self._answers_limit = answers_limit
-        self._unwritten_limit = unwritten_limit
         self._since = 0
         self._projected = 0
 
@@ -74,7 +67,7 @@ class CommandDedup:
         """Keep what commands came to that wrote nothing: no event will ever tell it again."""
         for outcome in outcomes:
             self._unwritten[outcome.command_id] = outcome
-            if len(self._unwritten) > self._unwritten_limit:
+            if len(self._unwritten) > UNWRITTEN_LIMIT:
                 self._unwritten.popitem(last=False)
 
     def projected(self, sequence: int) -> None:

@@ -44,13 +44,11 @@ class HaltedLog:
         *,
         yield_leadership: Callable[[], Awaitable[bool]],
         park: Callable[[VerificationFailed], Awaitable[bool]] | None = None,
-        again_s: float = AGAIN_S,
     ) -> None:
         self._replica = replica
         self._observer = observer
         self._yield_leadership = yield_leadership
         self._park = park
-        self._again_s = again_s
 
     async def run(self) -> None:
         """Follow for ever. Raises nothing. Cancelled, the replica stands where it is."""
@@ -67,7 +65,7 @@ class HaltedLog:
     async def _wait_halted(self, error: VerificationFailed) -> None:
         """Return when the log is to be read again."""
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + self._again_s
+        until_s = loop.time() + AGAIN_S
         while loop.time() < until_s:
             if not await self._yield_leadership() and self._park is not None and await self._park(error):
                 return

@@ -47,6 +47,8 @@ RECORD_BYTES = 256 << 10
 """Of one message: a group of commands may need several."""
 READ_S = 10.0
 """Longest reading of what earlier leaders kept."""
+TIMEOUT_S = 2.0
+"""Of one question to the bus."""
 _TRIES = 4
 
 
@@ -163,8 +165,6 @@ class BusOutcomes:
         holder: str,
         *,
         replicas: int | None = None,
-        prefix: str = DEFAULT_PREFIX,
-        timeout_s: float = 2.0,
     ) -> None:
         self._client = client
         self._cluster = cluster
@@ -173,8 +173,6 @@ class BusOutcomes:
         self._subject = f"isthmus.{cluster}.outcomes"
         self._holder = holder
         self._replicas = replicas
-        self._prefix = prefix
-        self._timeout_s = timeout_s
         self._last = 0
         self._read = 0
         self._ensured = False
@@ -186,7 +184,7 @@ class BusOutcomes:
         for _ in range(_TRIES):
             try:
                 info = await call(
-                    self._client, f"{self._prefix}.STREAM.INFO.{self._stream}", timeout_s=self._timeout_s
+                    self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{self._stream}", timeout_s=TIMEOUT_S
                 )
                 self._last = await self._publish(_Record(self._holder), int(info["state"]["last_seq"]))
             except Succeeded:
@@ -203,19 +201,19 @@ class BusOutcomes:
         if replicas is None:
             try:
                 info = await call(
-                    self._client, f"{self._prefix}.STREAM.INFO.{self._stream}", timeout_s=self._timeout_s
+                    self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{self._stream}", timeout_s=TIMEOUT_S
                 )
             except ApiError as error:
                 if error.err_code != STREAM_NOT_FOUND:
                     raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
                 info = await self._log_info()
             replicas = int(info["config"].get("num_replicas", 1))
-        await ensure_stream(self._client, self._settings, replicas=replicas, prefix=self._prefix, timeout_s=5.0)
+        await ensure_stream(self._client, self._settings, replicas=replicas, timeout_s=5.0)
 
     async def _log_info(self) -> dict[str, Any]:
         stream = subjects.stream(self._cluster)
         try:
-            return await call(self._client, f"{self._prefix}.STREAM.INFO.{stream}", timeout_s=self._timeout_s)
+            return await call(self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{stream}", timeout_s=TIMEOUT_S)
         except ApiError as error:
             if error.err_code == STREAM_NOT_FOUND:  # a test's bus
                 return {"config": {}}
@@ -241,7 +239,7 @@ class BusOutcomes:
         body, mark = _encode(record), uuid4().hex
         headers = {"Nats-Expected-Last-Sequence": str(last), MARK: mark}
         problem: Exception | None = None
-        async for _ in pauses(asyncio.get_running_loop().time() + self._timeout_s):
+        async for _ in pauses(asyncio.get_running_loop().time() + TIMEOUT_S):
             try:
                 refusal = await self._try(body, headers)
                 if refusal is None or await self._stands(mark, last + 1):
@@ -261,15 +259,13 @@ class BusOutcomes:
         if not self._client.is_connected:
             # nats-py would keep the message and send it at some later time, unasked.
             raise Unavailable("bus_unreachable", "the connection to the bus is down; it is being restored")
-        reply = await self._client.request(self._subject, body, timeout=self._timeout_s, headers=dict(headers))
+        reply = await self._client.request(self._subject, body, timeout=TIMEOUT_S, headers=dict(headers))
         return error_in(msgspec.json.decode(reply.data))
 
     async def _stands(self, mark: str, sequence: int) -> bool:
         """Whether the message there is the one with that mark: its acknowledgement was lost."""
         try:
-            found = await message_at(
-                self._client, self._prefix, self._stream, sequence, timeout_s=self._timeout_s
-            )
+            found = await message_at(self._client, DEFAULT_PREFIX, self._stream, sequence, timeout_s=TIMEOUT_S)
         except ApiError as error:
             raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
         return found is not None and found[1].get(MARK) == mark
@@ -279,7 +275,7 @@ class BusOutcomes:
 
         A replica that has not got so far is asked again.
         """
-        reader = DirectReader(self._client, self._stream, prefix=self._prefix)
+        reader = DirectReader(self._client, self._stream)
         found: list[Outcome] = []
         position = self._read
         try:

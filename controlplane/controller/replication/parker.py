@@ -11,7 +11,6 @@ then contradicts is parked in its turn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from controlplane.controller.replication.replica import Replica
@@ -41,13 +40,11 @@ class Parker:
         *,
         source: str,
         actor: str,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._log = event_log
         self._replica = replica
         self._source = source
         self._actor = actor
-        self._now = now
 
     async def park(self, poison: VerificationFailed) -> EventsParked | None:
         """The event that was written, if it was. Raises nothing: what failed is tried again later.
@@ -81,7 +78,7 @@ class Parker:
         cause = Cause(
             command_id=f"park-{new_id()}",
             actor=self._actor,
-            time=max(self._now(), self._replica.last_time),
+            time=max(datetime.now(UTC), self._replica.last_time),
             source=self._source,
         )
         messages, _ = seal(self._log.cluster, head, [(cause, [event])])

@@ -19,10 +19,9 @@ WITHIN_S = 3.0
 class ReadBarrier:
     """Of one replica. Must be run (:meth:`run`) while it is used."""
 
-    def __init__(self, event_log: EventLog, replica: Replica, *, within_s: float = WITHIN_S) -> None:
+    def __init__(self, event_log: EventLog, replica: Replica) -> None:
         self._log = event_log
         self._replica = replica
-        self._within_s = within_s
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
 
@@ -47,8 +46,8 @@ class ReadBarrier:
                     await self._wake.wait()
                 asked, self._waiting = self._waiting, []
                 try:
-                    last = await self._log.vouched_end(timeout_s=self._within_s)
-                    await self._replica.reached(last, timeout_s=self._within_s)
+                    last = await self._log.vouched_end(timeout_s=WITHIN_S)
+                    await self._replica.reached(last, timeout_s=WITHIN_S)
                 except IsthmusError as error:
                     for future in asked:
                         if not future.done():

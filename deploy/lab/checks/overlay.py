@@ -18,7 +18,6 @@ from deploy.lab.traffic.measure import PACKETS, Flows, judge_pairs, pod_in, prob
 from nodeagent.local_files import read_status
 
 if TYPE_CHECKING:
-    from deploy.lab.machines.pods import Pod
     from deploy.lab.reports.report import Report
     from deploy.lab.runtime import Lab, LabNode
 
@@ -49,11 +48,11 @@ async def cyclic_ranges(lab: Lab, report: Report) -> None:
         check.detail = f"{members[0].range} … {members[-1].range}, cursor now {members[-1].cursor_after}"
 
 
-async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] | None = None) -> None:
+async def every_pair(lab: Lab, report: Report, *, name: str) -> None:
     """Every pod reaches every pod on every other node: numbered packets, counted at their return."""
     with report.stage(name) as check:
         await lab.wait_converged()
-        results = await probe_all(lab, sources)
+        results = await probe_all(lab)
         report.table(
             f"{PACKETS} packets from each pod to each pod on another node: how many came back",
             ("from \\ to", *(short(pod.name) for pod in lab.pods)),
@@ -62,7 +61,7 @@ async def every_pair(lab: Lab, report: Report, *, name: str, sources: list[Pod] 
                     f"{short(source.name)} {source.address}",
                     *(results[source.name].get(target.name, {}).get("received", "·") for target in lab.pods),
                 )
-                for source in (sources or lab.pods)
+                for source in lab.pods
             ],
             right=tuple(short(pod.name) for pod in lab.pods),
         )  # fmt: skip

@@ -70,9 +70,9 @@ class Pod:
         """Starts a stream of numbered packets that goes on until `stop_flow`."""
         await self._ask(op="flow-start", target=target, interval_ms=interval_ms)
 
-    async def stop_flow(self, *, at_least: int = 0, timeout_ms: int = 5000) -> dict[str, Any]:
+    async def stop_flow(self, *, at_least: int = 0) -> dict[str, Any]:
         """Stops once `at_least` packets were sent, waits for the last answers, and returns the counts."""
-        answer = await self._ask(op="flow-stop", at_least=at_least, timeout_ms=timeout_ms)
+        answer = await self._ask(op="flow-stop", at_least=at_least, timeout_ms=5000)
         return dict(answer["results"][0])
 
     async def _ask(self, **command: Any) -> dict[str, Any]:
