@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from controlplane.controller.agents import status_keeper
+from controlplane.controller.agents import status_stream
 from controlplane.controller.leadership import lease as lease_module
 from events import subjects
 from events.bus.connection import BusOptions, connect
@@ -166,11 +166,11 @@ async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
 async def test_the_agents_reports_are_taken_again_when_their_stream_has_lost_its_leader_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_keeper, "LEADERLESS_S", 1.0)
-    monkeypatch.setattr(status_keeper, "LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(status_stream, "LEADERLESS_S", 1.0)
+    monkeypatch.setattr(status_stream, "LOOK_AGAIN_S", 0.2)
     async with ServerCluster(tmp_path) as cluster:
         nats = await connect(BusOptions(servers=cluster.urls), name="test")
-        keeping = asyncio.create_task(status_keeper.StatusStreamMaintainer(nats, "prod", replicas=2).run())
+        keeping = asyncio.create_task(status_stream.StatusStreamMaintainer(nats, "prod", replicas=2).run())
         try:
 
             async def taken() -> bool:
