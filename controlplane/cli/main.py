@@ -28,7 +28,7 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.options import suggesting
+from events.cli.lazy import LazyGroup
 from events.cli.tables import escaped
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
@@ -72,7 +72,7 @@ SECTIONS = {
 """Headings of the help, each with its commands in order; what others register comes last."""
 
 
-class Commands(click.Group):
+class Commands(LazyGroup):
     """A group whose commands are the registered entry points."""
 
     @staticmethod
@@ -94,16 +94,6 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             raise _missing(error) from error
         return _configurable(cmd_name, command)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of that name. Raises UsageError, which suggests the nearest ones."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            # click suggests only among commands that are loaded; here none is before its call.
-            raise suggesting(error, args[0], self._entries(), ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rest = set(self.list_commands(ctx))

@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.state import (
     Bound,
@@ -242,22 +240,7 @@ def _backend_added(state: ClusterState, sequence: int, event: types.ClbBackendAd
     key = BackendKey.of(event)
     if event.name not in state.clb:
         raise _Contradiction(f"there is no reservation {event.name}")
-    known = state.backends.get(key)
-    state.backends[key] = Backend(
-        affinity=event.affinity,
-        check=event.check,
-        check_path=event.check_path,
-        check_port=event.check_port,
-        check_interval_s=event.check_interval_s,
-        check_timeout_s=event.check_timeout_s,
-        rise=event.rise,
-        fall=event.fall,
-        added=sequence,
-        healthy=known.healthy if known else True,
-        changed=known.changed if known else 0,
-        changed_at=known.changed_at if known else None,
-        reason=known.reason if known else "",
-    )
+    state.backends[key] = Backend.added_by(event, sequence, state.backends.get(key))
 
 
 def _backend_removed(state: ClusterState, sequence: int, event: types.ClbBackendRemoved) -> None:  # noqa: ARG001
@@ -266,22 +249,14 @@ def _backend_removed(state: ClusterState, sequence: int, event: types.ClbBackend
 
 def _health_changed(state: ClusterState, sequence: int, event: types.ClbBackendHealthChanged) -> None:
     key = BackendKey.of(event)
-    state.backends[key] = msgspec.structs.replace(
-        state.backends[key],
-        healthy=event.healthy,
-        changed=sequence,
-        changed_at=event.at,
-        reason=event.reason,
-    )
+    state.backends[key] = state.backends[key].judged_by(event, sequence)
 
 
 def _assigned(state: ClusterState, sequence: int, event: types.ClbHolderAssigned) -> None:
     held = state.holders.get(event.address)
     if held is not None:
         raise _Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
-    state.holders[event.address] = Holder(
-        event.name, event.purpose, event.address, event.node, event.uid, sequence
-    )
+    state.holders[event.address] = Holder.assigned_by(event, sequence)
 
 
 def _holder_withdrawn(state: ClusterState, sequence: int, event: types.ClbHolderWithdrawn) -> None:  # noqa: ARG001

@@ -1,13 +1,13 @@
 """Who holds which CLB address, and which backends serve it: the shapes that both sides share.
 
 The controller keeps them in its state, agents in their view, snapshots carry them from one to the
-other. Only shapes: no decision, no fold.
+other. Only shapes, and what one event makes of one of them: no decision, no fold.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -17,6 +17,7 @@ from events.types import (
     ClbBackendAdded,
     ClbBackendHealthChanged,
     ClbBackendRemoved,
+    ClbHolderAssigned,
     ClbReserved,
     Protocol,
 )
@@ -64,6 +65,31 @@ class Backend(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     changed_at: datetime | None = None
     reason: str = ""
 
+    @classmethod
+    def added_by(cls, event: ClbBackendAdded, sequence: int, known: Self | None) -> Self:
+        """The backend as an event adds it; one that is ``known`` keeps its health."""
+        return cls(
+            affinity=event.affinity,
+            check=event.check,
+            check_path=event.check_path,
+            check_port=event.check_port,
+            check_interval_s=event.check_interval_s,
+            check_timeout_s=event.check_timeout_s,
+            rise=event.rise,
+            fall=event.fall,
+            added=sequence,
+            healthy=known.healthy if known else True,
+            changed=known.changed if known else 0,
+            changed_at=known.changed_at if known else None,
+            reason=known.reason if known else "",
+        )
+
+    def judged_by(self, event: ClbBackendHealthChanged, sequence: int) -> Self:
+        """The same backend with another health."""
+        return msgspec.structs.replace(
+            self, healthy=event.healthy, changed=sequence, changed_at=event.at, reason=event.reason
+        )
+
 
 class Holder(msgspec.Struct, frozen=True, gc=False):
     """The gateway that holds an address since ``epoch``."""
@@ -74,6 +100,11 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
     node: str
     uid: str
     epoch: int
+
+    @classmethod
+    def assigned_by(cls, event: ClbHolderAssigned, sequence: int) -> Self:
+        """The gateway that an event gives the address to."""
+        return cls(event.name, event.purpose, event.address, event.node, event.uid, sequence)
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-
 from events.protocol.clb import Backend, BackendKey, Holder, Traffic
 from events.types import (
     ClbBackendAdded,
@@ -91,11 +89,14 @@ class TrafficTable:
             case ClbReleased():
                 self._release(event)
             case ClbBackendAdded():
-                self._add(sequence, event)
+                key = BackendKey.of(event)
+                self.backends[key] = Backend.added_by(event, sequence, self.backends.get(key))
             case ClbBackendRemoved():
                 self.backends.pop(BackendKey.of(event), None)
             case ClbBackendHealthChanged():
-                self._health(sequence, event)
+                known = self.backends.get(BackendKey.of(event))
+                if known is not None:
+                    self.backends[BackendKey.of(event)] = known.judged_by(event, sequence)
             case ClbHolderAssigned():
                 self._assign(sequence, event, former)
             case ClbHolderWithdrawn():
@@ -114,9 +115,7 @@ class TrafficTable:
         """The newer epoch counts, whatever came before."""
         held = self.holders.get(event.address)
         if held is None or held.epoch < sequence:
-            self.holders[event.address] = Holder(
-                event.name, event.purpose, event.address, event.node, event.uid, sequence
-            )
+            self.holders[event.address] = Holder.assigned_by(event, sequence)
             if former and event.previous != event.node:
                 self.former[event.address] = former
             else:
@@ -129,25 +128,3 @@ class TrafficTable:
         for item in event.addresses:
             self.holders.pop(item.address, None)
             self.former.pop(item.address, None)
-
-    def _add(self, sequence: int, event: ClbBackendAdded) -> None:
-        known = self.backends.get(BackendKey.of(event))
-        self.backends[BackendKey.of(event)] = Backend(
-            affinity=event.affinity,
-            check=event.check,
-            check_path=event.check_path,
-            check_port=event.check_port,
-            check_interval_s=event.check_interval_s,
-            check_timeout_s=event.check_timeout_s,
-            rise=event.rise,
-            fall=event.fall,
-            added=sequence,
-            healthy=known.healthy if known else True,
-        )
-
-    def _health(self, sequence: int, event: ClbBackendHealthChanged) -> None:
-        known = self.backends.get(BackendKey.of(event))
-        if known is not None:
-            self.backends[BackendKey.of(event)] = msgspec.structs.replace(
-                known, healthy=event.healthy, changed=sequence, reason=event.reason
-            )

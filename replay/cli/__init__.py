@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-from events.cli.options import suggesting
+from events.cli.lazy import LazyGroup
 
 _ORDER = (
     "log",
@@ -33,7 +33,7 @@ _ORDER = (
 """Each command is ``<name>_command`` in the module of its name (``import_`` for a name that Python keeps)."""
 
 
-class _Lazy(click.Group):
+class _Lazy(LazyGroup):
     """A group that imports a command's module when the command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
@@ -45,15 +45,6 @@ class _Lazy(click.Group):
         module = import_module("replay.cli." + ("import_" if cmd_name == "import" else cmd_name))
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            # click suggests only among commands that are loaded; here none is before its call.
-            raise suggesting(error, args[0], _ORDER, ctx) from None
 
 
 @click.group(cls=_Lazy)
