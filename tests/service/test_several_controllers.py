@@ -23,7 +23,7 @@ from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.controller import Controller, ControllerOptions
 from controlplane.controller.leadership.leader import Leadership
-from controlplane.controller.leadership.lease import BusLease, MemoryLease
+from controlplane.controller.leadership.lease import BusLease
 from controlplane.controller.leadership.term import Term
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
@@ -32,6 +32,7 @@ from events.codec import decode
 from events.jetstream.log import JetStreamLog
 from tests.service.onbus import CLUSTER, client, controller, run_controller
 from tests.service.rig import DEFINE, Rig, join, running
+from tests.simulation.in_memory import MemoryLease
 from tests.waiting import patient, until
 from tests.wall_clocks import can_set, set_ahead
 

@@ -17,9 +17,7 @@ from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.planner import Answer as GiveAnswer
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.leadership.leader import Leadership
-from controlplane.controller.leadership.lease import MemoryLease
 from controlplane.controller.leadership.term import Term
-from controlplane.controller.replication.outcomes import MemoryOutcomes
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.requests import parse
@@ -29,6 +27,7 @@ from events.protocol.queries import Answer, Query
 from events.status import AgentStatus
 from tests.simulation import virtual
 from tests.simulation.faults import Weather
+from tests.simulation.in_memory import MemoryLease, MemoryOutcomes
 from tests.simulation.truth import WatchedLog
 from tests.simulation.wires import OutgoingAppend, WiredLease, WiredLog, WiredOutcomes
 
@@ -49,12 +48,12 @@ class SimController:
         name: str,
         log: WatchedLog,
         place: MemoryLease.Slot,
-        shelf: MemoryOutcomes.Shelf,
+        store: MemoryOutcomes.Store,
         weather: Weather,
         seed: int,
     ) -> None:
         self.name = name
-        self._shelf = shelf
+        self._store = store
         self._disk = log
         self._place = place
         self._weather = weather
@@ -97,7 +96,7 @@ class SimController:
             monotonic=loop.time,
             limits=LIMITS,
             jitter=dice,
-            outcomes=WiredOutcomes(self._shelf, self.name, self._weather),
+            outcomes=WiredOutcomes(self._store, self.name, self._weather),
             term=None,
         )
         self.barrier = ReadBarrier(wire, replica)

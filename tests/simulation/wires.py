@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from controlplane.controller.leadership.lease import MemoryLease
-from controlplane.controller.replication.outcomes import MemoryOutcomes, Outcome
+from controlplane.controller.replication.outcomes import Outcome
 from events.chain import Head
 from events.codec import OutgoingMessage
 from events.errors import IsthmusError, OutcomeUnknown, Unavailable
 from events.log import ReadBatch
 from events.memory import MemoryLog
 from tests.simulation.faults import Weather
+from tests.simulation.in_memory import MemoryLease, MemoryOutcomes
 
 LATENCY_S = 0.002
 
@@ -92,8 +92,8 @@ class WiredLog:
 class WiredOutcomes(MemoryOutcomes):
     """The outcomes over the same wires."""
 
-    def __init__(self, shelf: MemoryOutcomes.Shelf, owner: str, weather: Weather) -> None:
-        super().__init__(shelf)
+    def __init__(self, store: MemoryOutcomes.Store, owner: str, weather: Weather) -> None:
+        super().__init__(store)
         self._owner = owner
         self._weather = weather
 

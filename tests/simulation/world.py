@@ -9,8 +9,6 @@ from typing import NamedTuple
 import msgspec
 
 from controlplane.cluster.digest import state_digest
-from controlplane.controller.leadership.lease import MemoryLease
-from controlplane.controller.replication.outcomes import MemoryOutcomes
 from events.errors import IsthmusError
 from events.protocol.commands import (
     Command,
@@ -26,6 +24,7 @@ from tests.simulation import virtual
 from tests.simulation.clients import Client
 from tests.simulation.controllers import SimController
 from tests.simulation.faults import Fault, Weather, draw, shrink
+from tests.simulation.in_memory import MemoryLease, MemoryOutcomes
 from tests.simulation.nodes import SimNode
 from tests.simulation.truth import WatchedLog, Wrong
 
@@ -60,8 +59,8 @@ async def _live(seed: int, faults: Sequence[Fault]) -> Outcome:
     acknowledged: dict[str, CommandReply] = {}
     history: list[Op] = []
     told: dict[str, set[str]] = {}
-    shelf = MemoryOutcomes.Shelf()
-    controllers = [SimController(name, log, place, shelf, weather, seed) for name in CONTROLLERS]
+    store = MemoryOutcomes.Store()
+    controllers = [SimController(name, log, place, store, weather, seed) for name in CONTROLLERS]
     nodes = [
         SimNode(
             number,

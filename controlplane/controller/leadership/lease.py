@@ -16,7 +16,6 @@ keeping, so whoever waits for the lease makes it anew.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any, Protocol
 
@@ -65,44 +64,6 @@ class Lease(Protocol):
     async def release(self) -> None:
         """Give it up at once, if it is held. Raises Unavailable. Cancelled, it runs out by itself."""
         ...
-
-
-class MemoryLease:
-    """The lease in one process: any number of holders share one :class:`MemoryLease.Slot`."""
-
-    class Slot:
-        """Who holds it, and until when by the event loop's clock."""
-
-        def __init__(self) -> None:
-            self.holder = ""
-            self.until_s = 0.0
-
-    def __init__(self, slot: Slot, holder: str, *, ttl_s: float = LEASE_TTL_S) -> None:
-        self._slot = slot
-        self._holder = holder
-        self._ttl_s = ttl_s
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
-
-    async def acquire(self) -> bool:
-        now_s = asyncio.get_running_loop().time()
-        if self._slot.holder and self._slot.until_s > now_s:
-            return self._slot.holder == self._holder
-        self._slot.holder, self._slot.until_s = self._holder, now_s + self._ttl_s
-        return True
-
-    async def renew(self) -> bool:
-        now_s = asyncio.get_running_loop().time()
-        if self._slot.holder != self._holder or self._slot.until_s <= now_s:
-            return False
-        self._slot.until_s = now_s + self._ttl_s
-        return True
-
-    async def release(self) -> None:
-        if self._slot.holder == self._holder:
-            self._slot.holder = ""
 
 
 def lease_stream(cluster: str) -> str:

@@ -76,7 +76,7 @@ class Succeeded(Exception):
 
 
 class OutcomeLog(Protocol):
-    """The port. Implementations: on the bus, and in memory."""
+    """The port. Implementations: on the bus, and in memory for the simulation."""
 
     async def begin(self) -> Sequence[Outcome]:
         """Begin a term: whoever had the one before records nothing any more. What is known, oldest first.
@@ -91,33 +91,6 @@ class OutcomeLog(Protocol):
         Raises Succeeded when the term is over, and Unavailable when they may or may not be kept.
         """
         ...
-
-
-class MemoryOutcomes:
-    """In one process: any number of controllers share one :class:`MemoryOutcomes.Shelf`."""
-
-    class Shelf:
-        """What is kept, and by how many records and beginnings."""
-
-        def __init__(self) -> None:
-            self.kept: list[Outcome] = []
-            self.last = 0
-
-    def __init__(self, shelf: Shelf | None = None) -> None:
-        self._shelf = shelf or MemoryOutcomes.Shelf()
-        self._last = 0
-
-    async def begin(self) -> Sequence[Outcome]:
-        self._shelf.last += 1
-        self._last = self._shelf.last
-        return tuple(self._shelf.kept)
-
-    async def record(self, outcomes: Sequence[Outcome]) -> None:
-        if self._last != self._shelf.last:
-            raise Succeeded
-        self._shelf.last += 1
-        self._last = self._shelf.last
-        self._shelf.kept.extend(outcomes)
 
 
 class _Record(msgspec.Struct, frozen=True):
