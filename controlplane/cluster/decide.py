@@ -21,6 +21,7 @@ from controlplane.cluster.decision import (
     Tick,
 )
 from controlplane.cluster.decisions import (
+    adoption,
     batch,
     clb,
     cluster,
@@ -35,12 +36,15 @@ from controlplane.cluster.state import ClusterState
 from events.errors import Refused
 from events.protocol.commands import (
     AddBackend,
+    AdoptNodes,
     AppendCidr,
+    BeginAdoption,
     ChangeUnderlay,
     Command,
     DeclareNetwork,
     DefineCluster,
     DeleteCluster,
+    EndAdoption,
     FenceNode,
     ImportNodes,
     JoinNode,
@@ -81,6 +85,9 @@ RULES: dict[type[Command | Tick], Rule] = {
     RemoveNode: nodes.remove,
     FenceNode: nodes.fence,
     ImportNodes: batch.import_nodes,
+    BeginAdoption: adoption.begin,
+    AdoptNodes: adoption.adopt,
+    EndAdoption: adoption.end,
     ReserveClb: clb.reserve,
     ReleaseClb: clb.release,
     MarkGateway: gateways.mark,

@@ -16,6 +16,7 @@ from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.state import (
+    Adoption,
     Bound,
     Cidr,
     ClusterState,
@@ -71,6 +72,12 @@ def _allocated(state: ClusterState, sequence: int, event: types.RangeAllocated) 
     pool.take(index)
     pool.cursor = event.cursor_after
     state.owned[member.name] = state.ranges[index] = Range(index, event.cidr, member.name, member.uid, sequence)
+
+
+def _adopted(state: ClusterState, sequence: int, event: types.RangeAdopted) -> None:
+    if not state.adoption:
+        raise _Contradiction(f"range {event.cidr} is adopted, and the cluster is in no adoption")
+    _allocated(state, sequence, event)
 
 
 def _out(state: ClusterState, sequence: int, event: types.NodeLeft | types.NodeFenced) -> None:  # noqa: ARG001
@@ -190,6 +197,16 @@ def _appended(state: ClusterState, sequence: int, event: types.CidrAppended) -> 
     state.cidrs = (*state.cidrs, Cidr(event.cidr, event.first_index, event.capacity, first, sequence))
     state.pool.grow(event.capacity)
     state.refusals.pop(asker_command("append-cidr"), None)
+
+
+def _adoption_begun(state: ClusterState, sequence: int, event: types.AdoptionBegun) -> None:
+    if state.adoption:
+        raise _Contradiction(f"the cluster is in adoption since event {state.adoption[event.cluster].since}")
+    state.adoption[event.cluster] = Adoption(event.source, event.plan, sequence)
+
+
+def _adoption_ended(state: ClusterState, sequence: int, event: types.AdoptionEnded) -> None:  # noqa: ARG001
+    del state.adoption[event.cluster]
 
 
 def _declared(state: ClusterState, sequence: int, event: types.NetworkDeclared) -> None:  # noqa: ARG001
@@ -337,6 +354,9 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.NodeGatewayUnmarked: _unmarked,
     types.JoinTokenUsed: _token_used,
     types.EventsParked: _events_parked,
+    types.AdoptionBegun: _adoption_begun,
+    types.AdoptionEnded: _adoption_ended,
+    types.RangeAdopted: _adopted,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from controlplane.cluster.addressing.addresses import Net, address_value, network
 from controlplane.cluster.addressing.plan import make_plan
+from controlplane.cluster.addressing.pool import cursor_behind
 from controlplane.cluster.state import ClusterState
 from events import types
 from events.errors import Refused
@@ -45,8 +46,7 @@ def _allocated(state: ClusterState, event: types.RangeAllocated) -> Finding:
     index = event.index
     ranges = state.ranges
     if index in ranges:
-        held = ranges[index]
-        return 1, f"range {held.cidr} of {held.node!r} (epoch {held.epoch}) is given to {event.node!r}"
+        return _taken(state, event)
     capacity = pool.capacity
     cursor = pool.cursor
     if not 0 <= index < capacity:
@@ -55,10 +55,33 @@ def _allocated(state: ClusterState, event: types.RangeAllocated) -> Finding:
         return 2, f"index {index} was taken; the next free one from cursor {cursor} is {pool.next_free(cursor)}"
     if event.cursor_after != (index + 1) % capacity:
         return 2, f"cursor {event.cursor_after} after index {index} in a pool of {capacity}"
-    if pool.free + len(ranges) != capacity:
+    return _owner(state, event)
+
+
+def _adopted(state: ClusterState, event: types.RangeAdopted) -> Finding:
+    """The one way to a given range: while the cluster is in adoption, the cursor behind the range after it."""
+    index, pool = event.index, state.pool
+    if not state.adoption:
+        return 2, f"range {event.cidr} is adopted by {event.node!r}, and the cluster is in no adoption"
+    if index in state.ranges:
+        return _taken(state, event)
+    if not 0 <= index < pool.capacity:
+        return 1, f"index {index} is outside the pool of {pool.capacity} ranges"
+    if event.cursor_after != cursor_behind(pool, index):
+        return 2, f"cursor {event.cursor_after} after adopting index {index} at cursor {pool.cursor}"
+    return _owner(state, event)
+
+
+def _taken(state: ClusterState, event: types.RangeAllocated) -> Finding:
+    held = state.ranges[event.index]
+    return 1, f"range {held.cidr} of {held.node!r} (epoch {held.epoch}) is given to {event.node!r}"
+
+
+def _owner(state: ClusterState, event: types.RangeAllocated) -> Finding:
+    if state.pool.free + len(state.ranges) != state.pool.capacity:
         return 6, _sum(state)
-    if state.definition is None or event.cidr != state.cidr_of(index):
-        return 1, f"range {event.cidr} is not where index {index} lies"
+    if state.definition is None or event.cidr != state.cidr_of(event.index):
+        return 1, f"range {event.cidr} is not where index {event.index} lies"
     node = event.node
     member = state.nodes.get(node)
     if member is None or member.uid != event.uid:
@@ -258,6 +281,7 @@ def _sum(state: ClusterState) -> str:
 
 CHECKS: dict[type[types.Event], Check] = {
     types.RangeAllocated: _allocated,
+    types.RangeAdopted: _adopted,
     types.NodeJoined: _joined,
     types.NodeLeft: _out,
     types.NodeFenced: _out,

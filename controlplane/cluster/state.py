@@ -21,6 +21,7 @@ from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Holder
 from events.types import (
+    AdoptionBegun,
     ClbReserved,
     ClusterDefined,
     ConflictOverridden,
@@ -32,6 +33,7 @@ from events.types import (
 
 __all__ = [
     "FURTHER",
+    "Adoption",
     "Bound",
     "Cidr",
     "ClusterState",
@@ -83,6 +85,14 @@ class Bound(msgspec.Struct, frozen=True, gc=False):
     since: int
 
 
+class Adoption(msgspec.Struct, frozen=True, gc=False):
+    """What nodes are being taken over from, by which plan (its SHA-256), and since which sequence."""
+
+    source: str
+    plan: str
+    since: int
+
+
 class Cidr(msgspec.Struct, frozen=True, gc=False):
     """A container CIDR: ``capacity`` ranges from index ``first_index`` on.
 
@@ -120,6 +130,7 @@ class ClusterState:
     """
 
     __slots__ = (
+        "adoption",
         "backends",
         "bound",
         "by_address",
@@ -177,6 +188,7 @@ class ClusterState:
         self.clb: MutableMapping[str, ClbReserved] = {}  # name → reservation
         self.clb_addresses: MutableMapping[str, str] = {}  # reserved address → name of the reservation
         self.bound: MutableMapping[str, Bound] = {}  # name of a member → its Kubernetes Node
+        self.adoption: MutableMapping[str, Adoption] = {}  # name of the cluster → what is under way
         self.gateways: MutableMapping[str, int] = {}  # name of a member → sequence of its mark
         self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
@@ -211,6 +223,7 @@ class ClusterState:
         holders: Mapping[str, Holder],
         parked: frozenset[int],
         bound: Mapping[str, Bound],
+        adoption: Mapping[str, Adoption],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -244,7 +257,7 @@ class ClusterState:
         state.clb_addresses = {item.address: name for name, held in clb.items() for item in held.addresses}
         state.refusals = {asker: dict(known) for asker, known in refusals.items()}
         state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
-        state.bound = dict(bound)
+        state.bound, state.adoption = dict(bound), dict(adoption)
         return state
 
     @property
@@ -314,20 +327,27 @@ _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and 
 
 
 class Further(NamedTuple):
-    """A later map of the state, from a member's name to what ``keeps`` makes of an event and its sequence.
+    """A later map of the state, from a name to what ``keeps`` makes of an event and its sequence.
 
-    It ends with the membership. ``entries`` is the type of its entries as a list. Its event's row is a fact
-    of a kind named like the map; digest, decoder and the reading of rows take every such map from here, so
-    that a new one is said in no other place.
+    The name is a member's, and its entry ends with the membership, unless ``of_member`` is false. ``entries``
+    is the type of its entries as a list. Its event's row is a fact of a kind named like the map; digest,
+    decoder and the reading of rows take every such map from here, so that a new one is said in no other place.
     """
 
     event: type[Event]
     entries: Any
     keeps: Callable[[Any, int], Any]
+    of_member: bool = True
 
 
 FURTHER: dict[str, Further] = {
     "bound": Further(NodeBound, list[tuple[str, Bound]], lambda event, since: Bound(event.node_uid, since)),
+    "adoption": Further(
+        AdoptionBegun,
+        list[tuple[str, Adoption]],
+        lambda event, since: Adoption(event.source, event.plan, since),
+        of_member=False,
+    ),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

@@ -39,6 +39,8 @@ def sentence(event: types.Event) -> str:
             return f"{event.node} was fenced by {event.cause}{_because(event.reason)}"
         case types.NodeBound():
             return f"{event.node} is the Kubernetes Node {event.node_uid}"
+        case types.RangeAdopted():
+            return f"{event.cidr} of {event.node} adopted from {event.source}"
         case types.RangeAllocated():
             return f"{event.cidr} allocated to {event.node}"
         case types.RangeDraining():
@@ -80,6 +82,10 @@ def sentence(event: types.Event) -> str:
             return f"cluster deleted{_because(event.reason)}"
         case types.CidrAppended():
             return f"{event.cidr} appended: {event.capacity:,} more ranges"
+        case types.AdoptionBegun():
+            return f"nodes of a running cluster keep their ranges from here on: adoption from {event.source}"
+        case types.AdoptionEnded():
+            return f"no further range is adopted{_because(event.reason)}"
         case types.NetworkDeclared():
             return f"{event.network.kind} network {event.network.cidr} declared"
         case types.NetworkWithdrawn():

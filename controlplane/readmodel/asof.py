@@ -214,9 +214,9 @@ def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int)
         f" WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' AND kind IN ({marks})",
         (at, at, *FURTHER),
     ):
-        if name in nodes and nodes[name].joined < since:
-            event = msgspec.json.decode(value, type=FURTHER[field].event)
-            found[field][name] = FURTHER[field].keeps(event, since)
+        kind = FURTHER[field]
+        if not kind.of_member or (name in nodes and nodes[name].joined < since):
+            found[field][name] = kind.keeps(msgspec.json.decode(value, type=kind.event), since)
     return found
 
 

@@ -98,6 +98,14 @@ def _appended(rows: Rows, sequence: int, time_us: int, event: types.CidrAppended
     rows.cleared(sequence, time_us, "command/append-cidr")
 
 
+def _adoption_begun(rows: Rows, sequence: int, time_us: int, event: types.AdoptionBegun) -> None:
+    rows.fact(sequence, time_us, ("adoption", event.cluster, ""), event)
+
+
+def _adoption_ended(rows: Rows, sequence: int, time_us: int, event: types.AdoptionEnded) -> None:
+    rows.facts.close(("adoption", event.cluster, ""), sequence, time_us)
+
+
 def _declared(rows: Rows, sequence: int, time_us: int, event: types.NetworkDeclared) -> None:
     rows.fact(sequence, time_us, ("network", event.network.cidr, ""), event.network)
     rows.cleared(sequence, time_us, "command/declare-network")
@@ -153,6 +161,7 @@ HANDLERS: Handlers = {
     types.NodeUnreachable: _unreachable,
     types.NodeRecovered: _recovered,
     types.RangeAllocated: _allocated,
+    types.RangeAdopted: _allocated,
     types.RangeDraining: _draining,
     types.RangeQuarantined: _quarantined,
     types.RangeFreed: _freed,
@@ -169,5 +178,7 @@ HANDLERS: Handlers = {
     types.AllocationRefused: _allocation_refused,
     types.JoinTokenUsed: _token_used,
     types.EventsParked: _events_parked,
+    types.AdoptionBegun: _adoption_begun,
+    types.AdoptionEnded: _adoption_ended,
     SkippedEvent: _skipped,
 }

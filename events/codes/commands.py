@@ -70,6 +70,81 @@ COMMAND_CODES: dict[str, Code] = {
         "A cluster with live nodes cannot be deleted.",
         "Remove the nodes that the message lists, then repeat.",
     ),
+    "adoption_closed": Code(
+        "Refused",
+        "A range is to be adopted, and the cluster is in no adoption.",
+        "Begin an adoption, with the plan that was made.",
+    ),
+    "adoption_open": Code(
+        "Refused",
+        "The cluster is in adoption from something else already.",
+        "End that adoption first: `isthmus adopt end`.",
+    ),
+    "adoption_refused": Code(
+        "Refused",
+        "Nodes cannot be adopted as they are; nothing was written. The details list all findings.",
+        "Correct what each finding names, make the plan anew, and run it.",
+    ),
+    "adopt_range_missing": Code(
+        "Refused",
+        "The node has no range.",
+        "Let the present network give it one, or leave the node out: it joins as a new one.",
+    ),
+    "adopt_range_unreadable": Code(
+        "Refused",
+        "What is given as the node's range is no IPv4 network (masked by whoever passed the file on, perhaps).",
+        "Make the plan from the cluster's own objects.",
+    ),
+    "adopt_range_ipv6": Code(
+        "Refused",
+        "The node's range is an IPv6 one; the overlay carries IPv4.",
+        "Leave the node out, or give it an IPv4 range in the present network first.",
+    ),
+    "adopt_range_several": Code(
+        "Refused",
+        "The node has several ranges; here every node has exactly one.",
+        "Drain the node and let it join as a new one, or free the further ranges first.",
+    ),
+    "adopt_range_host_bits": Code(
+        "Refused",
+        "The range's address is not the first one of the range.",
+        "The message shows the range that is probably meant.",
+    ),
+    "adopt_range_size": Code(
+        "Refused",
+        "The node's range has another size than the cluster's ranges.",
+        "Plan with the size that most nodes have; drain the others and let them join as new ones.",
+    ),
+    "adopt_range_outside": Code(
+        "Refused",
+        "The range lies outside the container CIDRs.",
+        "Plan with the CIDR that the present network uses, or append one: `isthmus cluster append CIDR`.",
+    ),
+    "adopt_range_service": Code(
+        "Refused",
+        "The range overlaps the Service range, the last segment of the container CIDR.",
+        "Plan with fewer Services (`--services`), or drain the node and let it join as a new one.",
+    ),
+    "adopt_range_taken": Code(
+        "Refused",
+        "Another node has the range, or had it until just now; the message names both.",
+        "Only one of the two can keep it: drain the other and let it join as a new one.",
+    ),
+    "adopt_range_fixed": Code(
+        "Refused",
+        "The node is a member with another range or another MAC.",
+        "A member's range does not change: remove the node first, or make the plan anew.",
+    ),
+    "adopt_mac_invalid": Code(
+        "Refused",
+        "The VTEP's MAC is missing or is no locally administered unicast address.",
+        "Restart the present network's daemon on that node, which gives its device a MAC and announces it.",
+    ),
+    "adopt_mac_taken": Code(
+        "Refused",
+        "Two nodes have one VTEP MAC (a cloned machine); the message names both.",
+        "Delete the device on one of them and restart the present network's daemon, which makes a new one.",
+    ),
     "cidr_invalid": Code(
         "Refused",
         "The text is not an IPv4 network, or it has host bits set.",

@@ -163,6 +163,49 @@ class ImportNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
     replace: tuple[str, ...] = ()
 
 
+class BeginAdoption(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator lets nodes of a running cluster keep the ranges that they have, until :class:`EndAdoption`.
+
+    ``plan`` is the SHA-256 of the plan that was decided on. Repeating it writes nothing.
+    """
+
+    name: ClassVar[str] = "begin-adoption"
+    source: str
+    plan: str = ""
+
+
+class AdoptedNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A node of a running cluster as it is: its range, the MAC of its VTEP, and where it is reached."""
+
+    node: str
+    uid: str
+    kind: NodeKind
+    underlay: str
+    range: str
+    vtep_mac: str
+    announced: str = ""
+    site: str = ""
+
+
+class AdoptNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Make nodes members with exactly these ranges, all or none (at most 400 per request).
+
+    Only while the cluster is in adoption. The refusal names every finding of every node at once.
+    Repeating it writes nothing.
+    """
+
+    name: ClassVar[str] = "adopt-nodes"
+    nodes: tuple[AdoptedNode, ...]
+    overrides: tuple[Override, ...] = ()
+
+
+class EndAdoption(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No further range is adopted. Repeating it writes nothing."""
+
+    name: ClassVar[str] = "end-adoption"
+    reason: str = ""
+
+
 class ReserveClb(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Reserve two addresses of a subnet for a private CLB. Idempotent by name.
 
@@ -285,6 +328,9 @@ COMMANDS: tuple[type[Command], ...] = (
     RemoveBackend,
     ReportHealth,
     UseToken,
+    BeginAdoption,
+    AdoptNodes,
+    EndAdoption,
 )
 """Every command that can be sent."""
 

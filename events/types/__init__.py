@@ -34,6 +34,8 @@ from events.types.clb import (
     ClbReserved,
 )
 from events.types.cluster import (
+    AdoptionBegun,
+    AdoptionEnded,
     CidrAppended,
     ClusterDefined,
     ClusterDeleted,
@@ -53,11 +55,20 @@ from events.types.node import (
     NodeUnderlayChanged,
     NodeUnreachable,
 )
-from events.types.range import AllocationRefused, RangeAllocated, RangeDraining, RangeFreed, RangeQuarantined
+from events.types.range import (
+    AllocationRefused,
+    RangeAdopted,
+    RangeAllocated,
+    RangeDraining,
+    RangeFreed,
+    RangeQuarantined,
+)
 from events.types.record import EventsParked, JoinTokenUsed
 
 __all__ = [
     "EVENT_TYPES",
+    "AdoptionBegun",
+    "AdoptionEnded",
     "Affinity",
     "AllocationRefused",
     "CheckKind",
@@ -93,6 +104,7 @@ __all__ = [
     "NodeUnderlayChanged",
     "NodeUnreachable",
     "Protocol",
+    "RangeAdopted",
     "RangeAllocated",
     "RangeDraining",
     "RangeFreed",
@@ -131,5 +143,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ClbHolderWithdrawn,
     JoinTokenUsed,
     EventsParked,
+    AdoptionBegun,
+    AdoptionEnded,
+    RangeAdopted,
 )
 """The whole set, in the order of the documentation."""

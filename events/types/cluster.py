@@ -57,6 +57,25 @@ class CidrAppended(_ClusterEvent, frozen=True, kw_only=True, gc=False):
     capacity: int
 
 
+class AdoptionBegun(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """From here to the end of the adoption, nodes of a running cluster may keep the ranges that they have.
+
+    ``source`` is what they are taken over from (``flannel``, ``cilium``, ``podcidr``); ``plan`` is the SHA-256
+    of the plan that somebody decided on, as text; empty: none.
+    """
+
+    verb: ClassVar[str] = "adoption-begun"
+    source: str
+    plan: str = ""
+
+
+class AdoptionEnded(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """No further range is adopted: new nodes take free ranges in turn, as in any cluster."""
+
+    verb: ClassVar[str] = "adoption-ended"
+    reason: str = ""
+
+
 class NetworkDeclared(_ClusterEvent, frozen=True, kw_only=True, gc=False):
     """A routed network was made known after the definition; overlap checks know it from here on."""
 

@@ -22,7 +22,7 @@ class NodeJoined(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """A node became a member. ``uid`` names the installation, ``node`` the role.
 
     ``underlay`` is the address on the node's own link, ``announced`` the one by which its peers
-    reach it (they differ behind NAT). ``vtep_mac`` is derived from the uid.
+    reach it (they differ behind NAT). ``vtep_mac`` is derived from the uid; an adopted node keeps its own.
     """
 
     verb: ClassVar[str] = "joined"

@@ -30,6 +30,18 @@ class RangeAllocated(_RangeEvent, frozen=True, kw_only=True, gc=False):
     cursor_after: int
 
 
+class RangeAdopted(RangeAllocated, frozen=True, kw_only=True, gc=False):
+    """A node of a running cluster keeps exactly the range that it has; **this event's sequence is its epoch**.
+
+    In all else an allocation. Written only while the cluster is in adoption: between
+    :class:`events.types.AdoptionBegun` and its end. ``source`` says from what the range was taken over,
+    ``flannel`` for example. The cursor moves behind the range where it was not beyond it.
+    """
+
+    verb: ClassVar[str] = "adopted"
+    source: str
+
+
 class RangeDraining(_RangeEvent, frozen=True, kw_only=True, gc=False):
     """The range lost its owner; peers may still hold rows for it until each has applied this sequence."""
 

@@ -22,6 +22,7 @@ from events.types import (
     NodeFenced,
     NodeJoined,
     NodeLeft,
+    RangeAdopted,
     RangeAllocated,
     RangeDraining,
     RangeFreed,
@@ -169,7 +170,7 @@ class _Counting:
             began = self.born.pop(event.uid, None)  # type: ignore[attr-defined]
             if began is not None and counts:
                 self.lives.append((now - began) / 1e9)
-        elif kind is RangeAllocated:
+        elif kind is RangeAllocated or kind is RangeAdopted:
             index = event.index  # type: ignore[attr-defined]
             before = self.given.get(index)
             self.allocations += 1

@@ -75,6 +75,7 @@ class _Simulation:
         self.exhausted: tuple[datetime, int] | None = None
         self.extra: list[dict[str, Any]] = []
         self.overrides: list[commands.Override] = []
+        self.adopted: dict[str, types.NodeJoined] = {}  # while in adoption: who joined, its range to come
         self.recorded_sequence = fork.sequence
 
     # --- the fork -------------------------------------------------------------------------------------
@@ -110,6 +111,8 @@ class _Simulation:
         self._must(self._define(definition))
         for cidr in self.real.cidrs[1:]:
             self._must(commands.AppendCidr(cidr=cidr.cidr))
+        for adoption in self.real.adoption.values():
+            self._must(commands.BeginAdoption(source=adoption.source, plan=adoption.plan))
         for node in sorted(self.real.nodes.values(), key=lambda node: node.joined):
             self._join(_join_request(node.name, node, ()))
         for reservation in self.real.clb.values():
@@ -218,6 +221,15 @@ class _Simulation:
                 self._put(commands.WithdrawNetwork(cidr=event.cidr))
             case types.ConflictOverridden():
                 self.overrides.append(commands.Override(code=event.code, reason=event.reason))
+            case types.AdoptionBegun():
+                self._put(commands.BeginAdoption(source=event.source, plan=event.plan))
+            case types.AdoptionEnded():
+                self._put(commands.EndAdoption(reason=event.reason))
+            case types.NodeJoined() if state.adoption:
+                self.adopted[event.node] = event
+            case types.RangeAdopted() | types.RangeAllocated() if event.node in self.adopted:
+                self.owner[recorded.sequence] = event.uid
+                self._given(self.adopted.pop(event.node), event)
             case types.NodeJoined():
                 self._join(_join_request(event.node, event, tuple(self.overrides)))
             case types.NodeUnderlayChanged():
@@ -248,6 +260,25 @@ class _Simulation:
                 self._put(commands.ReleaseClb(reservation=event.name))
             case _:
                 pass
+
+    def _given(self, joined: types.NodeJoined, event: types.RangeAllocated) -> None:
+        """A node that came during the adoption: with the range that it had, where this plan has such a one."""
+        request = _join_request(joined.node, joined, tuple(self.overrides))
+        if isinstance(event, types.RangeAdopted):
+            node = commands.AdoptedNode(
+                node=joined.node,
+                uid=joined.uid,
+                kind=joined.kind,
+                underlay=joined.underlay,
+                announced=joined.announced,
+                site=joined.site,
+                vtep_mac=joined.vtep_mac,
+                range=event.cidr,
+            )
+            command = commands.AdoptNodes(nodes=(node,), overrides=request.overrides)
+            if self._put(command).refusal is None:
+                return
+        self._join(request)
 
     def _fence(self, event: types.NodeFenced) -> None:
         """A fact, also when another machine takes the name and its joining is refused: the old one is gone."""
@@ -284,6 +315,8 @@ class _Simulation:
 
     def answer(self, real: ClusterState, until: Point) -> WhatIf:
         """Both outcomes beside each other."""
+        for joined in self.adopted.values():  # the history ends between a node and its range
+            self._join(_join_request(joined.node, joined, ()))
         moved = []
         for name in sorted(real.nodes.keys() | self.state.nodes.keys()):
             mine, theirs = self.state.owned.get(name), real.owned.get(name)

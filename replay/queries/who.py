@@ -133,6 +133,7 @@ def _empty(address: str, at: Point, kind: Kind, cidr: str, note: str) -> WhoAnsw
 
 _PHASES: dict[type, RangeState] = {
     types.RangeAllocated: "allocated",
+    types.RangeAdopted: "allocated",
     types.RangeDraining: "draining",
     types.RangeQuarantined: "quarantined",
     types.RangeFreed: "free",

@@ -19,11 +19,15 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.answers import ask
 from events.protocol.commands import (
     AddBackend,
+    AdoptedNode,
+    AdoptNodes,
     AppendCidr,
+    BeginAdoption,
     ChangeUnderlay,
     DeclareNetwork,
     DefineCluster,
     DeleteCluster,
+    EndAdoption,
     FenceNode,
     ImportNodes,
     LeaveNode,
@@ -107,6 +111,12 @@ def commands() -> list[Any]:
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
         UseToken(token="U" * 56, node="n7", public_key="U" * 56, expires=START + timedelta(days=1)),
         UseToken(token="U" * 56, node="n7", public_key="U" * 56, expires=silent),
+        AppendCidr(cidr="172.16.4.0/26"),
+        BeginAdoption(source="flannel", plan="ab" * 32),
+        AdoptNodes(nodes=(OLD,)),
+        EndAdoption(reason="all are here"),
+        AdoptNodes(nodes=(OLD,)),
+        RemoveNode(node="old"),
         DeleteCluster(),
         *(RemoveNode(node=name) for name in ("n1", "n11", "n2")),
         AdvanceDrains(applied={}),
@@ -116,6 +126,14 @@ def commands() -> list[Any]:
     ]
 
 
+OLD = AdoptedNode(
+    node="old",
+    uid="uid-old",
+    kind="cloud",
+    underlay="192.0.2.99",
+    range="172.16.4.32/27",
+    vtep_mac="8a:00:00:00:00:01",
+)
 BACKEND: dict[str, Any] = {"reservation": "gw", "purpose": "apiserver", "address": "192.0.2.77"}
 HEARD = {"uid-1": START + timedelta(seconds=60), "twin": START + timedelta(seconds=60)}
 SURROUNDINGS = DecisionContext(clusters={"stage": ("10.0.1.0/24",)})

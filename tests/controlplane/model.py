@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Model:
     recorded: set[tuple[str, str]] = field(default_factory=set)  # (asker, code) on record
     applied: dict[str, int] = field(default_factory=dict)
     head: int = 0
+    adopting: bool = False
 
     def __post_init__(self) -> None:
         net = IPv4Network(self.cidr)
@@ -113,6 +115,50 @@ class Model:
         self.members.append(Member(name, uid, kind, underlay, announced, index, last_seen=now))
         self.recorded = {item for item in self.recorded if item[0] != name}
         return ""
+
+    def range_at(self, place: int) -> str:
+        """The range at that place of the pool; beyond it the Services' segment, before it one outside."""
+        if 0 <= place < len(self.slots):
+            return str(self.slots[place].net)
+        services = self.containers[0].broadcast_address + 1 - self.service_size
+        return (
+            f"{services}/{_prefix(self.range_size)}" if place > 0 else f"10.77.0.0/{_prefix(self.range_size)}"
+        )
+
+    def adopt(self, node: Any, macs: dict[str, str], now: datetime) -> set[str]:
+        """What is wrong with the node as it is; nothing: it is a member with its range afterwards."""
+        if not self.adopting:
+            return {"adoption_closed"}
+        codes: set[str] = set()
+        wanted = IPv4Network(node.range)
+        index = next((i for i, slot in enumerate(self.slots) if slot.net == wanted), -1)
+        if index < 0:
+            inside = any(wanted.subnet_of(net) for net in self.containers)
+            codes.add("adopt_range_service" if inside else "adopt_range_outside")
+        if macs.get(node.vtep_mac, node.node) != node.node:
+            codes.add("adopt_mac_taken")
+        old = self.member(node.node)
+        if old:
+            if old.uid != node.uid:
+                codes.add("node_alive")
+            mine = next(mac for mac, name in macs.items() if name == node.node)
+            if (old.slot, mine) != (index, node.vtep_mac):
+                codes.add("adopt_range_fixed")
+            return codes
+        if index >= 0 and self.slots[index].phase != "free":
+            codes.add("adopt_range_taken")
+        problem = self.obstacle(node.node, node.uid, node.underlay, node.underlay)
+        codes |= {problem} if problem else set()
+        if not codes:
+            slot = self.slots[index]
+            slot.phase, slot.node, slot.uid, slot.since, slot.until = "allocated", node.node, node.uid, 0, None
+            if index >= self.cursor:
+                self.cursor = (index + 1) % len(self.slots)
+            self.members.append(
+                Member(node.node, node.uid, node.kind, node.underlay, node.underlay, index, last_seen=now)
+            )
+            self.recorded = {item for item in self.recorded if item[0] != node.node}
+        return codes
 
     def move(self, member: Member, underlay: str, announced: str) -> str:
         code = self.obstacle(member.name, member.uid, underlay, announced)

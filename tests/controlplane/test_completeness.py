@@ -25,18 +25,19 @@ CLB = {name for name in ALL if name.startswith("Clb")}
 REFUSALS = {"AllocationRefused", "ClbRefused", "ConflictRefused"}
 GATEWAYS = {"NodeGatewayMarked", "NodeGatewayUnmarked"}
 NETWORKS = {"NetworkDeclared", "NetworkWithdrawn", "ConflictOverridden"}
+ADOPTIONS = {"AdoptionBegun", "AdoptionEnded"}
 BESIDE = {"EventsParked", "JoinTokenUsed"}
 """They say something about the log and about credentials, nothing about the cluster."""
 
 WITHOUT_CHECK = (
-    REFUSALS | NETWORKS | BESIDE
+    REFUSALS | NETWORKS | BESIDE | ADOPTIONS
     | {"NodeUnreachable", "NodeRecovered", "NodeGatewayMarked", "ClusterDeleted"}
     | {"ClbBackendAdded", "ClbBackendRemoved", "ClbBackendHealthChanged"}
 )  # fmt: skip
 """They can break none of the invariants: they give, take and move no range and no address."""
 
 WITHOUT_ROWS_OF_PEERS = (
-    CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE
+    CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS
     | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}
@@ -60,7 +61,8 @@ def named(path: str, function: str) -> set[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             found |= {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
             found |= {name.attr for name in ast.walk(node.args[1]) if isinstance(name, ast.Attribute)}
-    return found & ALL
+    # A pattern and an isinstance test match what is derived from the type, too.
+    return {name for name, cls in TYPES.items() if any(base.__name__ in found for base in cls.__mro__)}
 
 
 def complete(table: set[str], left_out: set[str], what: str) -> None:

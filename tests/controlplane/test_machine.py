@@ -15,9 +15,13 @@ from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.invariants import check
 from controlplane.cluster.state import ClusterState
 from events.protocol.commands import (
+    AdoptedNode,
+    AdoptNodes,
     AppendCidr,
+    BeginAdoption,
     ChangeUnderlay,
     DefineCluster,
+    EndAdoption,
     FenceNode,
     JoinNode,
     LeaveNode,
@@ -147,6 +151,38 @@ class Cluster(RuleBasedStateMachine):
         )
         self.agree(decision, code)
         return decision
+
+    # --- adoption ----------------------------------------------------------------------------------
+
+    @rule(on=st.booleans())
+    def begin_or_end_adoption(self, on: bool) -> None:
+        self.model.adopting = on
+        self.agree(self.do(BeginAdoption(source="flannel") if on else EndAdoption()), "")
+
+    @rule(target=live, name=nodes, uid=uids, place=st.integers(-1, 12), mac=st.integers(0, 40))
+    def adopt(self, name: str, uid: str, place: int, mac: int) -> Any:
+        """A node comes with a range of its own: any of the pool, the one behind it, or one outside."""
+        cidr = self.model.range_at(place)
+        node = AdoptedNode(
+            node=name,
+            uid=f"{name}-{uid}",
+            kind="cloud",
+            underlay=f"203.0.113.{200 + NODES.index(name)}",
+            range=cidr,
+            vtep_mac=f"8a:00:00:00:00:{mac:02x}",
+        )
+        known = self.model.member(name)
+        taken = {member.vtep_mac: member.name for member in self.world.state.nodes.values()}
+        codes = self.model.adopt(node, taken, self.world.now)
+        decision = self.do(AdoptNodes(nodes=(node,)))
+        found = decision.refusal.details.get("findings", []) if decision.refusal else []
+        assert {each["code"] for each in found} == codes - {"adoption_closed"}, (decision, codes)
+        closed = {"adoption_closed"} & codes
+        self.agree(decision, "adoption_closed" if closed else "adoption_refused" if codes else "")
+        if codes:
+            return multiple()
+        assert bool(decision.events) == (known is None)
+        return (name, f"{name}-{uid}")
 
     @rule(who=live, underlay=addresses)
     def move(self, who: tuple[str, str], underlay: str) -> None:

@@ -211,6 +211,10 @@ BODIES = {
     "leave": f"{{{_NODE}}}",
     "remove-node": '{"node":"idc-1"}',
     "fence-node": '{"node":"idc-1","reason":"dead"}',
+    "begin-adoption": '{"source":"flannel","plan":""}',
+    "adopt-nodes": f'{{"nodes":[{{{_NODE},"kind":"cloud","underlay":"192.0.2.1","range":"10.0.0.0/26",'
+    '"vtep_mac":"8a:00:00:00:00:01"}]}',
+    "end-adoption": '{"reason":""}',
     "import-nodes": f'{{"nodes":[{{{_NODE},"kind":"cloud","underlay":"192.0.2.1"}}]}}',
     "reserve-clb": '{"reservation":"gw","subnet":"192.0.2.0/28"}',
     "release-clb": '{"reservation":"gw"}',

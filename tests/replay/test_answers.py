@@ -21,6 +21,15 @@ from controlplane.cluster.state_decoder import decode_state
 from events.chain import genesis
 from events.codec import decode
 from events.errors import Refused
+from events.protocol.commands import (
+    AdoptedNode,
+    AdoptNodes,
+    BeginAdoption,
+    DefineCluster,
+    EndAdoption,
+    JoinNode,
+    LeaveNode,
+)
 from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
@@ -38,7 +47,7 @@ from replay.queries.whatif import whatif
 from replay.queries.who import who
 from replay.when import When, from_ns
 from tests.replay import brute
-from tests.replay.histories import CLUSTER, NAMES, ListLog, history
+from tests.replay.histories import CLUSTER, NAMES, Author, ListLog, history
 
 Question = Callable[[History, list[dict[str, Any]]], Awaitable[None]]
 histories = st.builds(history, st.integers(0, 10**6), st.integers(5, 110))
@@ -336,6 +345,49 @@ def test_living_the_past_again_unchanged_changes_nothing(messages, data):
         answer = await whatif(States(past), at(fork), at(past.end), OtherPlan())
         assert (answer.differing, answer.refused) == (0, 0)
         assert answer.imagined == answer.recorded
+
+    ask(messages, question)
+
+
+def adopted_history() -> list[Any]:
+    """A cluster that took over three nodes, one of which leaves; then a new one joins."""
+    author = Author(7)
+    author.do(DefineCluster(container_cidr="10.42.0.0/22", pods_per_node=64, services=64, quarantine_s=0))
+    author.do(BeginAdoption(source="flannel", plan="ab" * 32))
+    nodes = tuple(
+        AdoptedNode(
+            node=f"old{number}",
+            uid=f"machine-{number}",
+            kind="cloud",
+            underlay=f"192.168.7.{number + 1}",
+            range=f"10.42.{number}.64/26",
+            vtep_mac=f"8a:00:00:00:00:{number:02x}",
+        )
+        for number in range(3)
+    )
+    author.do(AdoptNodes(nodes=nodes))
+    author.do(LeaveNode(node="old1", uid="machine-1"))
+    author.do(EndAdoption())
+    author.do(JoinNode(node="new", uid="u", kind="cloud", underlay="192.168.8.1"))
+    return author.messages
+
+
+def test_an_adoption_lives_again_with_the_same_ranges_and_another_plan_gives_others() -> None:
+    messages = adopted_history()
+
+    async def question(past: History, _: list[dict[str, Any]]) -> None:
+        for fork in (0, 1, 2, 8, len(messages)):
+            answer = await whatif(States(past), at(fork), at(past.end), OtherPlan())
+            assert (answer.differing, answer.refused) == (0, 0)
+            assert answer.imagined == answer.recorded
+        other = await whatif(States(past), at(0), at(past.end), OtherPlan(container_cidr="10.50.0.0/22"))
+        moved = {each.node: each.recorded for each in other.moved}
+        assert moved == {"old0": "10.42.0.64/26", "old2": "10.42.2.64/26", "new": "10.42.2.128/26"}
+        state, _ = await States(past).at(past.end)
+        assert {name: held.cidr for name, held in state.owned.items()} == moved
+        who_had = await who(past, "10.42.1.70", at(8))
+        assert who_had.holder is not None
+        assert who_had.holder.node == "old1"
 
     ask(messages, question)
 

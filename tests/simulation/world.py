@@ -11,9 +11,13 @@ import msgspec
 from controlplane.cluster.digest import state_digest
 from events.errors import IsthmusError
 from events.protocol.commands import (
+    AdoptedNode,
+    AdoptNodes,
+    BeginAdoption,
     Command,
     CommandReply,
     DefineCluster,
+    EndAdoption,
     FenceNode,
     ReleaseClb,
     RemoveNode,
@@ -109,8 +113,23 @@ async def _operate(client: Client, weather: Weather) -> None:
             FenceNode(node=name, reason="operator"),
             ReserveClb(reservation="lb", subnet="10.9.0.0/29"),
             ReleaseClb(reservation="lb"),
+            BeginAdoption(source="flannel"),
+            AdoptNodes(nodes=(_old(dice.randrange(6)),)),
+            EndAdoption(),
         )
         await client.send(dice.choice(commands))
+
+
+def _old(number: int) -> AdoptedNode:
+    """A machine that had its range before there was this cluster. It is never heard, and stays a member."""
+    return AdoptedNode(
+        node="old",
+        uid="uid-old",
+        kind="cloud",
+        underlay="192.0.2.200",
+        range=f"10.0.0.{16 * number}/28",
+        vtep_mac="8a:00:00:00:00:01",
+    )
 
 
 async def _audit(client: Client, weather: Weather) -> None:

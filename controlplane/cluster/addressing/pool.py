@@ -88,6 +88,11 @@ class Pool:
         return _ForkedPool(self)
 
 
+def cursor_behind(pool: Pool, index: int) -> int:
+    """The cursor once a given range is taken: behind it, unless it is beyond it already."""
+    return (index + 1) % pool.capacity if index >= pool.cursor else pool.cursor
+
+
 class _ForkedPool(Pool):
     """Copies a chunk the first time it writes to it; the summary (one byte per 4,096 ranges) at once."""
 

@@ -55,7 +55,7 @@ def join(
     """
     definition_of(state)
     _check_join(command)
-    where = _addresses(command)
+    where = addresses(command)
     name, uid = command.node, command.uid
     member = state.nodes.get(name)
     if member is not None and member.uid == uid:
@@ -64,7 +64,7 @@ def join(
         alive = living(member, uid, context)
         if alive is not None:
             return _refuse(state, name, uid, alive)
-    problem, accepted = _obstacle(state, command, where, context)
+    problem, accepted = obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, name, uid, problem)
     events: list[Event] = [*accepted]
@@ -148,7 +148,7 @@ def _check_join(command: JoinNode) -> None:
         )
 
 
-def _addresses(command: JoinNode | ChangeUnderlay) -> Addresses:
+def addresses(command: JoinNode | ChangeUnderlay) -> Addresses:
     """The announced address defaults to the underlay's. Raises BadRequest(underlay_address_invalid)."""
     announced = command.announced or command.underlay
     value = unicast(command.underlay, "underlay address")
@@ -188,7 +188,7 @@ def _move(
     refusal = _other_machine(member, where, context)
     if refusal is not None:
         return Decision(refusal=refusal)
-    problem, accepted = _obstacle(state, command, where, context)
+    problem, accepted = obstacle(state, command, where, context)
     if problem is not None:
         return _refuse(state, member.name, member.uid, problem)
     moved = NodeUnderlayChanged(
@@ -222,7 +222,7 @@ def _other_machine(member: Node, where: Addresses, context: DecisionContext) -> 
     )
 
 
-def _obstacle(
+def obstacle(
     state: ClusterState,
     command: JoinNode | ChangeUnderlay,
     where: Addresses,
@@ -370,7 +370,7 @@ def change_underlay(
     """Reach the node at another address; its range and epoch stay. The same addresses write nothing."""
     del now
     member = _own(state, command.node, command.uid)
-    return _move(state, command, member, _addresses(command), context)
+    return _move(state, command, member, addresses(command), context)
 
 
 def _out(
