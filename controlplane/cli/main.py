@@ -55,6 +55,7 @@ SECTIONS = {
         "status",
         "node",
         "cluster",
+        "adopt",
         "clb",
         "events",
         "replay",

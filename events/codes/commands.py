@@ -85,6 +85,51 @@ COMMAND_CODES: dict[str, Code] = {
         "Nodes cannot be adopted as they are; nothing was written. The details list all findings.",
         "Correct what each finding names, make the plan anew, and run it.",
     ),
+    "adopt_plan_invalid": Code(
+        "BadRequest",
+        "The file is no plan of an adoption, or was changed since it was made.",
+        "Make the plan anew from the cluster's own objects; a plan is not edited.",
+    ),
+    "adopt_node_unreadable": Code(
+        "Refused",
+        "What the object says of the node does not suffice: no machine id, no one address, no kind.",
+        "The message says what is missing and which option or annotation gives it.",
+    ),
+    "adopt_node_unnamed": Code(
+        "Refused",
+        "A lease or a CiliumNode belongs to no node of the input.",
+        "Give the list of nodes that has it (`--nodes`, `--hosts`), or remove what a gone node has left.",
+    ),
+    "adopt_annotation_missing": Code(
+        "Refused",
+        "The node lacks annotations that flannel writes: there is no device to take over, or flannel is off.",
+        "Start flannel on it, or leave the node out (`--skip`).",
+    ),
+    "adopt_annotation_unreadable": Code(
+        "Refused",
+        "Flannel's annotation with the VTEP's MAC is no JSON object.",
+        "Restart flannel on that node, which writes it anew.",
+    ),
+    "adopt_backend": Code(
+        "Refused",
+        "Flannel's backend on the node is not vxlan; only a VXLAN device can be taken over.",
+        "Bring flannel to its vxlan backend first, or leave the node out (`--skip`).",
+    ),
+    "adopt_vni_differs": Code(
+        "Refused",
+        "The node has another VNI than the others.",
+        "Give it the others' VNI in flannel's configuration, or leave the node out (`--skip`).",
+    ),
+    "adopt_port_differs": Code(
+        "Refused",
+        "The node has another VXLAN port than the others.",
+        "Give it the others' port in flannel's configuration, or leave the node out (`--skip`).",
+    ),
+    "adopt_mtu_differs": Code(
+        "Refused",
+        "The node's inner MTU is another one than that of the others.",
+        "Say one that suits all by `--mtu`, or make the nodes' underlays alike first.",
+    ),
     "adopt_range_missing": Code(
         "Refused",
         "The node has no range.",
