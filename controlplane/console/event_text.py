@@ -6,6 +6,7 @@ from controlplane.cluster.addressing.plan import addresses_and_pods
 from events import types
 
 MARKS = {
+    "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤",
     "allocated": "▣", "backend-added": "+", "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔",
     "cidr-appended": "+", "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐",
     "fenced": "×", "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",

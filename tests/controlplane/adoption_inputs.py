@@ -116,7 +116,7 @@ def eks() -> str:
             node(
                 f"ip-10-0-0-{n}.eu-west-1.compute.internal", n, provider=f"aws:///eu-west-1a/i-00000{n:02d}",
                 labels={"topology.kubernetes.io/zone": "eu-west-1a"},
-                addresses=[internal(f"10.0.0.{n}"), {"type": "InternalDNS", "address": f"ip-10-0-0-{n}.internal"}],
+                addresses=[internal(f"10.0.0.{n}"), {"type": "InternalDNS", "address": f"ip-{n}.internal"}],
             )
             for n in (11, 12)
         )
