@@ -16,10 +16,10 @@ import msgspec
 
 from controlplane.cli.adopt.sources import Candidate, Network, SubnetEnv
 from controlplane.cluster.addressing.addresses import Net, network
-from controlplane.cluster.addressing.given_range import Finding, read
 from controlplane.cluster.addressing.mac import vtep_mac
 from controlplane.cluster.addressing.plan import prefix_of
 from controlplane.cluster.decide import decide
+from controlplane.cluster.decisions.given_range import Finding, read
 from controlplane.cluster.decisions.nodes import UID_LIMIT
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState

@@ -17,7 +17,7 @@ import msgspec
 from controlplane.cli.node_import.encoding import unreadable
 from controlplane.cli.node_import.kubernetes import Rules, read_node
 from controlplane.cluster.addressing.addresses import address_value
-from controlplane.cluster.addressing.given_range import Finding
+from controlplane.cluster.decisions.given_range import Finding
 
 FLANNEL = "flannel.alpha.coreos.com"
 NODES_MAX = 100_000

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from controlplane.cluster.addressing.given_range import Finding, place, read
 from controlplane.cluster.addressing.pool import cursor_behind
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.given_range import Finding, place, read
 from controlplane.cluster.decisions.nodes import SITE_LIMIT, UID_LIMIT, Addresses, addresses, obstacle
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.input_checks import text
