@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.controlplane import adoption_inputs as given
-from tests.controlplane.test_cli import Isthmus, bus, isthmus
-
-__all__ = ["bus", "isthmus"]
+from tests.controlplane.ran import Isthmus
 
 pytestmark = pytest.mark.bus
 
