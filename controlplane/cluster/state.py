@@ -242,8 +242,7 @@ class ClusterState:
         state.by_mac = {node.vtep_mac: node.name for node in nodes.values()}
         state.external = sum(node.kind == "external" for node in nodes.values())
         state.ranges, state.draining, state.quarantined = dict(ranges), dict(draining), dict(quarantined)
-        for _ in map(state.pool.take, ranges):
-            pass
+        state.pool.take_all(ranges)
         state.pool.cursor = cursor
         state.owned = {
             held.node: held

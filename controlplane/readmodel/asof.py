@@ -27,10 +27,18 @@ from events.protocol.clb import Backend, BackendKey, Holder
 DAMAGE = (sqlite3.Error, msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError)
 """What a state cannot be read with from a file that is not what was written."""
 
-_decode_fenced = msgspec.json.Decoder(list[types.NodeFenced]).decode
-_decode_numbers = msgspec.json.Decoder(list[int]).decode
 
-_astuple: Any = msgspec.structs.astuple
+class _FencedUid(msgspec.Struct, gc=False):
+    """What a state keeps of a `types.NodeFenced`."""
+
+    node: str
+    uid: str
+    cause: str
+    by_uid: str = ""
+
+
+_decode_fenced = msgspec.json.Decoder(list[_FencedUid]).decode
+_decode_numbers = msgspec.json.Decoder(list[int]).decode
 
 
 def moment(us: int | None) -> datetime | None:
@@ -191,18 +199,19 @@ def _facts(connection: sqlite3.Connection, at: int) -> _Facts:
 
 def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     """Fenced uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
-    events, since = connection.execute(
+    texts, since = connection.execute(
         "SELECT '[' || group_concat(value) || ']', '[' || group_concat(valid_from) || ']' FROM ("
         " SELECT value, valid_from FROM fact INDEXED BY fact_fenced"
         " WHERE valid_from <= ? AND valid_to > ? AND kind = 'fenced'"
         " ORDER BY valid_to, valid_from)",  # as the index has them: nothing is sorted
         (at, at),
     ).fetchone()
-    if events is None:
+    if texts is None:
         return {}
-    nodes, uids, causes, successors, *_ = zip(*map(_astuple, _decode_fenced(events)), strict=True)
-    fenced = map(Fenced, nodes, _decode_numbers(since), causes, successors)
-    return dict(zip(uids, fenced, strict=True))
+    return {
+        one.uid: Fenced(one.node, number, one.cause, one.by_uid)
+        for one, number in zip(_decode_fenced(texts), _decode_numbers(since), strict=True)
+    }
 
 
 def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, dict[str, Any]]:
@@ -271,7 +280,8 @@ def _nodes(connection: sqlite3.Connection, at: int) -> tuple[dict[str, Node], di
     """Members in the order in which they joined, and when the unreachable ones were last seen."""
     rows = connection.execute(_NODES_ALIVE, {"at": at}).fetchall()
     rows.sort(key=itemgetter(7))  # joined
-    nodes = {row[0]: Node(*row[:9]) for row in rows}
+    columns = list(zip(*rows, strict=True))
+    nodes = dict(zip(columns[0], map(Node, *columns[:9]), strict=True)) if columns else {}
     return nodes, {row[0]: moment(row[10]) for row in rows if row[9]}
 
 
@@ -281,7 +291,8 @@ def _ranges(
     """Ranges that are not free, since when they drain, and the quarantined ones, each in order."""
     rows = connection.execute(_RANGES_ALIVE, {"at": at}).fetchall()
     rows.sort(key=itemgetter(8))  # valid_from
-    ranges = {row[0]: Range(*row[:5]) for row in rows}
+    columns = list(zip(*rows, strict=True))
+    ranges = dict(zip(columns[0], map(Range, *columns[:5]), strict=True)) if columns else {}
     draining: dict[int, int] = {}
     quarantined: dict[int, types.RangeQuarantined] = {}
     for index, cidr, _, _, epoch, phase, until_us, watermark, since in rows:

@@ -11,6 +11,8 @@ The pool knows indices only: no owners, no states, no addresses.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 _SHIFT = 12
 _CHUNK = 1 << _SHIFT
 _MASK = _CHUNK - 1
@@ -56,6 +58,16 @@ class Pool:
             raise LookupError(f"range {index} is not free")
         chunk[index & _MASK] = 1
         self.free -= 1
+
+    def take_all(self, indices: Collection[int]) -> None:
+        """Mark free ranges as taken. Raises LookupError, some marked, for one that is not free."""
+        chunks = self._chunks
+        for index in indices:
+            chunk = chunks[index >> _SHIFT]
+            if chunk[index & _MASK]:
+                raise LookupError(f"range {index} is not free")
+            chunk[index & _MASK] = 1
+        self.free -= len(indices)
 
     def release(self, index: int) -> None:
         """Mark a taken range as free. Raises LookupError when it is free already or does not exist."""
