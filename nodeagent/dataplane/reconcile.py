@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import msgspec
 
@@ -21,6 +22,8 @@ ROUNDS = 3
 """Attempts to make the kernel agree in one reconciliation; what is left then is reported."""
 
 _DROP = Action.DROP
+_ACTION, _KIND = itemgetter(0), itemgetter(1)
+"""Of an operation; a cold start has 150,000."""
 _ABSENT = frozenset({errno.ENOENT, errno.ESRCH})
 
 
@@ -80,28 +83,27 @@ def reconcile(
         if not operations:
             break
         refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]
-        puts = sum(operation.action is Action.PUT for operation in operations)
+        puts = list(map(_ACTION, operations)).count(Action.PUT)
         written += puts
         removed += len(operations) - puts
         kernel = engine.read(ifindex)
-    remaining = difference(desired, kernel)
+    else:
+        pending = difference(desired, kernel)
     return Outcome(
         written,
         removed,
-        tuple(refusals) if remaining else (),
-        tuple(remaining),
+        tuple(refusals) if pending else (),
+        tuple(pending),
         tuple(withheld.values()),
-        digest_shift(kernel, remaining),
+        digest_shift(kernel, pending),
         found or (),
-        _by_kind(remaining),
+        _by_kind(pending),
     )
 
 
 def _by_kind(operations: Sequence[Operation]) -> tuple[int, ...]:
-    counts = [0] * len(Kind)
-    for operation in operations:
-        counts[operation.kind] += 1
-    return tuple(counts)
+    kinds = list(map(_KIND, operations))
+    return tuple(kinds.count(kind) for kind in Kind)
 
 
 def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]) -> list[KernelRefusal]:

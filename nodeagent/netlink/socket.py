@@ -209,12 +209,13 @@ class Engine:
         return refusals
 
     def _chunk(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
-        first = sequence = self._take(len(operations) + 1)
+        first = self._take(len(operations) + 1)
+        sequence = first + len(operations)
         encoders = ENCODERS
-        parts = []
-        for action, kind, key, value in operations:
-            parts.append(encoders[action][kind](ifindex, sequence, key, value))
-            sequence += 1
+        parts = [
+            encoders[action][kind](ifindex, number, key, value)
+            for number, (action, kind, key, value) in enumerate(operations, first)
+        ]
         parts.append(messages.barrier(sequence))
         self._channel.send(b"".join(parts))
         data = self._receive()
