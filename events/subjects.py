@@ -11,6 +11,7 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
 ``isthmus.C.snapshot.…``                               snapshots for agents (``ISTHMUS_C_SNAPSHOT``)
 ``isthmus.C.enrol.<node>``                             a join token's holder asks the issuer for credentials
+``isthmus.C.enrol-pod.<node>``                         the same by a pod's ServiceAccount token
 ``isthmus.C.renew.<node>``                             a node asks the issuer for its next ones
 ``isthmus.C.spans.<node>``                             a node's finished spans, for the built-in store
 ``isthmus.C.spans._<role>``                            the same from a role that is no node
@@ -158,6 +159,11 @@ def snapshot_chunk(cluster: str, slot: int, index: int) -> str:
 def enrol(cluster: str, node: str) -> str:
     """Where the holder of a join token asks the issuer for the node's credentials."""
     return f"isthmus.{cluster}.enrol.{token(node)}"
+
+
+def enrol_pod(cluster: str, node: str) -> str:
+    """Where an agent asks for the node's credentials as a pod of Kubernetes."""
+    return f"isthmus.{cluster}.enrol-pod.{token(node)}"
 
 
 def renew(cluster: str, node: str) -> str:

@@ -96,7 +96,8 @@ def sentence(event: types.Event) -> str:
         case types.ConflictRefused():
             return f"{event.command} was refused: {event.message}"
         case types.JoinTokenUsed():
-            return f"{event.node} redeemed a join token; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"
+            by = f"proved itself as pod {event.pod}" if event.pod else "redeemed a join token"
+            return f"{event.node} {by}; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"
         case types.EventsParked():
             several = event.first < event.last
             what = f"events {event.first} to {event.last}" if several else f"event {event.first}"

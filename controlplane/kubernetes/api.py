@@ -24,6 +24,7 @@ from controlplane.kubernetes.objects import (
     WatchLine,
 )
 from controlplane.kubernetes.pods import Pod, PodList, eviction
+from controlplane.kubernetes.tokens import TokenReview, review
 from events.errors import IsthmusError, Refused, Unavailable
 
 PAGE = 500
@@ -43,6 +44,7 @@ _slices = msgspec.json.Decoder(EndpointSliceList).decode
 _node = msgspec.json.Decoder(Node).decode
 _line = msgspec.json.Decoder(WatchLine).decode
 _failure = msgspec.json.Decoder(Failure).decode
+_review = msgspec.json.Decoder(TokenReview).decode
 
 
 class Change(NamedTuple):
@@ -161,6 +163,15 @@ class KubernetesClient:
         except Refused as error:
             if error.details.get("status") not in {404, 409}:
                 raise
+
+    async def review_token(self, token: str, audience: str) -> TokenReview:
+        """Whose ServiceAccount token it is. Raises Unavailable(kubernetes_unreachable), Refused.
+
+        Cancelled, it leaves nothing behind.
+        """
+        path = "/apis/authentication.k8s.io/v1/tokenreviews"
+        found: TokenReview = await self._decoded("POST", path, _review, body=review(token, audience))
+        return found
 
     async def _listed(self, path: str, decode: Any, *selected: tuple[str, str]) -> tuple[list[Any], str]:
         """All pages of a list, and its version."""

@@ -35,12 +35,13 @@ LIFETIME_DAYS: dict[Role, int] = {
     "node": 90,
     "operator": 30,
     "audit": 90,
+    "kubernetes": 3650,
     "controller": 365,
     "site": 365,
     "issuer": 365,
     "system": 365,
 }
-TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit")
+TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes")
 CORE_KEYS: dict[Role, str] = {
     "controller": "control",
     "site": "control",
@@ -165,11 +166,14 @@ class Authority:
             )
         return principal
 
-    def add(self, role: Role, cluster: str, name: str, *, again: bool = False) -> Principal:
+    def add(
+        self, role: Role, cluster: str, name: str, *, again: bool = False, kubernetes: bool = False
+    ) -> Principal:
         """Make the account of a tenant (or the entry of a core user), with no credentials yet.
 
         Idempotent. Raises BadRequest for a malformed name, and Refused(credentials_revoked) for a
-        revoked one unless ``again``; then it gets a new account, so that nothing old opens it.
+        revoked one unless ``again``; then it gets a new account, so that nothing old opens it. ``kubernetes``:
+        a node that is let in by the token of a pod.
         """
         if role in TENANT_ROLES:
             layout.tenant(role, cluster, name)  # refuses a malformed name
@@ -187,7 +191,7 @@ class Authority:
                 )
             account = generate("account").public if role in TENANT_ROLES else ""
             # The account's own key is not kept: its users are made by scoped signing keys only.
-            principal = Principal(role=role, cluster=cluster, name=name, account=account)
+            principal = Principal(role=role, cluster=cluster, name=name, account=account, kubernetes=kubernetes)
             self._write(principal)
         return principal
 
@@ -197,6 +201,8 @@ class Authority:
         if not principal.account:
             self.write_core()
             return
+        if principal.role == "kubernetes":
+            self.write_core()  # the issuer's account of an earlier release does not offer what this one asks
         tenant = layout.tenant(principal.role, principal.cluster, principal.name)
         self._account(
             self.store.key("operator"),

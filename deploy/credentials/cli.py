@@ -18,9 +18,10 @@ from deploy.credentials.cli_common import (
     tokens,
 )
 from deploy.credentials.layout import Role
-from events.cli.options import json_option, run
+from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import print_json
 from events.errors import Usage
+from events.subjects import check_node_name
 
 
 @click.group()
@@ -129,6 +130,13 @@ credentials.add_command(
 )
 credentials.add_command(
     _role_command(
+        "kubernetes",
+        "Credentials by which agents of a Kubernetes cluster may ask for those of their nodes.",
+        "isthmus credentials kubernetes pods --cluster prod",
+    )
+)
+credentials.add_command(
+    _role_command(
         "site",
         "Credentials of a site's own server (a leaf node of the bus).",
         "isthmus credentials site idc-1",
@@ -167,6 +175,53 @@ def token(
         print_json({"node": node, "cluster": cluster, "minutes": minutes, "token": made.text()})
     else:
         click.echo(made.text())
+
+
+@credentials.command()
+@bus_options
+@click.option(
+    "--node", required=True, envvar="NODE_NAME", help="Name of the Kubernetes Node that the pod runs on."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("/var/run/secrets/isthmus/token"),
+    show_default=True,
+    help="The pod's projected ServiceAccount token, with the audience isthmus.",
+)
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/etc/isthmus"),
+    show_default=True,
+    help="Folder for agent.creds and ca.pem.",
+)
+@click.option("--wait", "within_s", default=120.0, show_default=True, help="Seconds to ask again for.")
+@json_option
+def enrol(
+    *, context: BusContext, node: str, token_file: Path, folder: Path, within_s: float, as_json: bool
+) -> None:
+    """In a pod on a Kubernetes node: get the node's credentials for the pod's ServiceAccount token.
+
+    --creds are those of `isthmus credentials kubernetes pods`, which open nothing else. Credentials that are
+    there and good stay.
+
+    \b
+    Example: isthmus credentials enrol --node "$NODE_NAME" --cluster prod \\
+               --bus tls://10.0.0.5:4222 --creds /enrolment/pods.creds --ca /enrolment/ca.pem
+    """
+    from events.bus.service_account import enrol as enrol_pod
+
+    check_node_name(node)
+    fetched = run(
+        enrol_pod(context.bus, context.cluster, node, token_file=token_file, folder=folder, within_s=within_s)
+    )
+    file = folder / "agent.creds"
+    if as_json:
+        print_json({"node": node, "cluster": context.cluster, "credentials": str(file), "fetched": fetched})
+    else:
+        click.echo(f"node {node} of cluster {context.cluster}: {file} {'fetched' if fetched else 'is good'}")
 
 
 @credentials.command()

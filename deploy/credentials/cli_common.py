@@ -16,7 +16,7 @@ from events.bus.enrolment import JoinToken
 from events.cli.options import run
 from events.cli.tables import print_json
 
-ROLES: tuple[Role, ...] = ("node", "operator", "audit", "controller", "site", "issuer", "system")
+ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes", "controller", "site", "issuer", "system")
 
 store_option = click.option(
     "--store",
@@ -104,7 +104,10 @@ def issue(
     authority = Authority.open(store)
     principal = authority.add(*key_of(role, cluster, name), again=again)
     path = authority.issue(principal, days=days)
-    servers = push_if_asked(authority, push, [account_of(authority, principal)])
+    accounts = [account_of(authority, principal)]
+    if role == "kubernetes":
+        accounts.append(authority.book.keys["issuer"])
+    servers = push_if_asked(authority, push, accounts)
     issued = authority.find(*key_of(role, cluster, name)).users[-1]
     return {
         "role": role,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from controlplane.kubernetes.tokens import ACCOUNT
 from deploy.credentials.authority import LIFETIME_DAYS, Authority
 from deploy.credentials.cli import credentials
 from deploy.credentials.cli_common import (
@@ -28,7 +31,7 @@ from deploy.credentials.cli_common import (
 from deploy.credentials.layout import Role
 from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import print_json, print_table
-from events.errors import Refused
+from events.errors import Refused, Usage
 
 
 @credentials.command()
@@ -290,22 +293,51 @@ def prune(file: Path, as_json: bool) -> None:
 @click.option(
     "--days", type=float, default=LIFETIME_DAYS["node"], show_default=True, help="Lifetime of what it issues."
 )
-def serve(store: Path, context: BusContext, days: float) -> None:
+@click.option(
+    "--kubernetes", is_flag=True, envvar="ISTHMUS_KUBERNETES",
+    help="Also to agents in pods, by their ServiceAccount tokens; needs the whole store, and as a pod itself "
+    "the right to create tokenreviews (or --kubeconfig).",
+)  # fmt: skip
+@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Access to the API server; implies --kubernetes.")  # fmt: skip
+@click.option(
+    "--service-account",
+    default=ACCOUNT,
+    show_default=True,
+    metavar="NAMESPACE/NAME",
+    help="What agents run as.",
+)
+@click.option("--adopt", is_flag=True, help="With --kubernetes: also nodes that were let in without it before.")
+def serve(
+    *, store: Path, context: BusContext, days: float, kubernetes: bool, kubeconfig: Path | None,
+    service_account: str, adopt: bool,
+) -> None:  # fmt: skip
     """Run the issuer: it redeems join tokens and renews nodes' credentials.
 
-    Of the store it needs book.json and keys/nodes.seed only; give it the issuer's credentials.
+    Of the store it needs book.json and keys/nodes.seed only; give it the issuer's credentials. With
+    --kubernetes agents prove themselves by their pods' tokens, nodes are let in as they come, and the store
+    must be the whole authority.
 
     \b
     Example: isthmus credentials serve --store /etc/isthmus/issuer \\
                --bus tls://10.0.0.5:4222 --creds /etc/isthmus/issuer.creds --ca /etc/isthmus/ca.pem
     """
-    run(_serve(store, context, days))
+    account = None
+    if kubernetes or kubeconfig is not None:
+        account = service_account
+        if account.count("/") != 1 or account.startswith("/") or account.endswith("/"):
+            raise Usage("usage", f"--service-account {account!r} is not NAMESPACE/NAME")
+    run(_serve(store, context, days, account, kubeconfig, adopt=adopt))
 
 
-async def _serve(store: Path, context: BusContext, days: float) -> None:
+async def _serve(
+    store: Path, context: BusContext, days: float, account: str | None, kubeconfig: Path | None, *, adopt: bool
+) -> None:
     import signal
 
-    from deploy.credentials.issuer import Issuer
+    from controlplane.kubernetes.api import KubernetesClient
+    from deploy.credentials.issuers.pods import PodIssuer
+    from deploy.credentials.issuers.tokens import Issuer
     from deploy.credentials.store import Store
     from events.bus.connection import connect
 
@@ -313,12 +345,27 @@ async def _serve(store: Path, context: BusContext, days: float) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    client = await connect(context.bus, name=f"isthmus-issuer/{os.getpid()}")
-    try:
+    async with AsyncExitStack() as stack:
+        client = await connect(context.bus, name=f"isthmus-issuer/{os.getpid()}")
+        stack.push_async_callback(client.close)
         issuer = Issuer(client, Store(store), days=days)
         await issuer.start()
+        pods: PodIssuer | None = None
+        if account is not None:
+            api = await KubernetesClient.open(kubeconfig)
+            stack.push_async_callback(api.close)
+            authority = Authority.open(store)
+            own = authority.store.creds(authority.find("system", "", "system"))
+            system = await connect(
+                msgspec.structs.replace(context.bus, credentials=str(own)), name="isthmus-issuer/accounts"
+            )
+            stack.push_async_callback(system.close)
+            pods = PodIssuer(
+                client, system, store, context.cluster, api, account=account, days=days, adopt=adopt
+            )
+            await pods.start()
+            stack.push_async_callback(pods.close)
         click.echo(f"issuer ready at {client.connected_url.netloc if client.connected_url else 'the bus'}")
         await stop.wait()
-    finally:
-        await client.close()
-    click.echo(f"issued {issuer.issued}, refused {issuer.refused}")
+    issued = issuer.issued + (pods.issued if pods else 0)
+    click.echo(f"issued {issued}, refused {issuer.refused + (pods.refused if pods else 0)}")

@@ -15,7 +15,7 @@ CONTROL    the streams and the controllers; exports commands, status, reads (nev
            ``deliver_subject`` could forge an event)
 ISSUER     redeems join tokens and renews credentials; holds one scoped signing key
 SYSTEM     the servers' own; pushes account JWTs
-tenants    one per node, operator, auditor
+tenants    one per node, operator, auditor, and one for the pods of a Kubernetes cluster that ask to be nodes
 =========  ====================================================================================
 """
 
@@ -28,7 +28,7 @@ import msgspec
 from events import subjects
 from events.protocol.commands import COMMANDS, UseToken
 
-Role = Literal["node", "operator", "audit", "controller", "site", "issuer", "system"]
+Role = Literal["node", "operator", "audit", "kubernetes", "controller", "site", "issuer", "system"]
 Kind = Literal["service", "stream"]
 
 API_PREFIX = "ISTHMUS.API"
@@ -42,6 +42,8 @@ NODE_CONNECTION_LIMIT = 4
 """The agent, its successor during an upgrade, and a person who looks after it."""
 NODE_SUBSCRIPTION_LIMIT = 64
 PERSON_CONNECTION_LIMIT = 64
+POD_CONNECTION_LIMIT = 1024
+"""Nodes of one Kubernetes cluster that ask for their first credentials at a time."""
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -101,7 +103,11 @@ CONTROL_EXPORTS: tuple[Share, ...] = (
 )
 """Offered to every account of this operator; what a tenant really has is in its imports."""
 
-ISSUER_EXPORTS: tuple[Share, ...] = (Share("isthmus.*.enrol.*"), Share("isthmus.*.renew.*"))
+ISSUER_EXPORTS: tuple[Share, ...] = (
+    Share("isthmus.*.enrol.*"),
+    Share("isthmus.*.enrol-pod.*"),
+    Share("isthmus.*.renew.*"),
+)
 
 
 def _api(call: str, *, streamed: bool = False) -> Share:
@@ -199,9 +205,25 @@ def audit(cluster: str, name: str) -> Tenant:
     )
 
 
+def kubernetes(cluster: str, name: str) -> Tenant:
+    """Agents that have no credentials yet: they may ask the issuer, and prove themselves by a pod's token."""
+    subjects.check_label(cluster, "cluster")
+    subjects.check_label(name, "kubernetes name")
+    ask = (Share(f"isthmus.{cluster}.enrol-pod.*"),)
+    return Tenant(
+        name=f"{cluster}/kubernetes/{name}",
+        control=(),
+        issuer=ask,
+        permissions=_allow(ask),
+        limits=Limits(
+            connections=POD_CONNECTION_LIMIT, subscriptions=16, payload_bytes=NODE_PAYLOAD_LIMIT_BYTES
+        ),
+    )
+
+
 def tenant(role: Role, cluster: str, name: str) -> Tenant:
     """The tenant of a role. Raises BadRequest for a malformed name."""
-    return {"node": node, "operator": operator, "audit": audit}[role](cluster, name)
+    return {"node": node, "operator": operator, "audit": audit, "kubernetes": kubernetes}[role](cluster, name)
 
 
 ISSUER = Tenant(

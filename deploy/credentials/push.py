@@ -37,7 +37,7 @@ async def push_accounts(options: BusOptions, store: Store, accounts: Iterable[st
 
         async def one(account: str) -> int:
             async with pushing:
-                return await _push(client, account, store.jwt(account))
+                return await push_account(client, account, store.jwt(account))
 
         servers = await asyncio.gather(*(one(account) for account in accounts))
     finally:
@@ -45,7 +45,11 @@ async def push_accounts(options: BusOptions, store: Store, accounts: Iterable[st
     return max(servers, default=0)
 
 
-async def _push(client: Client, account: str, jwt: str) -> int:
+async def push_account(client: Client, account: str, jwt: str) -> int:
+    """Send one account's JWT by a connection of the system account; return how many servers took it.
+
+    Raises as :func:`push_accounts`. Cancelled, some servers may have taken it.
+    """
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox)
     taken = 0

@@ -51,6 +51,8 @@ class Principal(msgspec.Struct, kw_only=True):
     users: list[UserRecord] = []
     revocations: dict[str, int] = {}
     revoked_at: int = 0
+    kubernetes: bool = False
+    """Let in by the token of a pod, and so again by another one."""
 
 
 class Book(msgspec.Struct, kw_only=True):

@@ -113,6 +113,16 @@ RUNNING_CODES: dict[str, Code] = {
         "The credentials of that name were revoked.",
         "If the machine is to come back, make new ones with `isthmus credentials node NAME --again`.",
     ),
+    "service_account_invalid": Code(
+        "Refused",
+        "The API server does not vouch for a pod's token: expired, for another audience, its pod gone.",
+        "Nothing, if the pod was just deleted: its successor asks anew. Else look at its projected volume.",
+    ),
+    "service_account_forbidden": Code(
+        "Refused",
+        "A pod's token is genuine, but its pod is no agent of that node: another account, Node, or no pod.",
+        "An agent gets the credentials of the Node that it runs on; the message names both sides.",
+    ),
     "token_invalid": Code(
         "Refused",
         "The join token is damaged, expired, or for another node or cluster.",

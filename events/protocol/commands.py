@@ -302,6 +302,8 @@ class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node: str
     public_key: str
     expires: datetime
+    pod: str = ""
+    """Who proved itself by a ServiceAccount token instead; ``token`` is then the new key itself."""
 
 
 def token_command_id(token: str) -> str:

@@ -13,6 +13,9 @@ class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
 
     ``token`` is the token's own public key, so that the log holds nothing secret; ``expires`` is
     when the credentials end. A token is good once: the command's id is made of the token.
+
+    ``pod`` (namespace/name and uid) proved itself by its ServiceAccount token instead; ``token`` is then the
+    new key itself.
     """
 
     aggregate: ClassVar[str] = "token"
@@ -21,6 +24,7 @@ class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
     node: str
     public_key: str
     expires: datetime
+    pod: str = ""
 
     @property
     def entity(self) -> str:

@@ -2,7 +2,8 @@
 
 Nodes with list (limit, continue), watch (resourceVersion, bookmarks, 410 behind what was forgotten), merge
 patch, strategic merge patch of conditions on the status subresource, preconditions, immutability of podCIDR,
-bearer tokens with rights. The words of refusals are those of Kubernetes 1.36.
+bearer tokens with rights, projected ServiceAccount tokens and their review. The words of refusals are those
+of Kubernetes 1.36.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class ApiServer:
         self.pods: dict[str, dict[str, Any]] = {}
         """By uid."""
         self.slices: list[dict[str, Any]] = []
+        self.tokens: dict[str, dict[str, Any]] = {}
+        """Projected token → whose it is; one that is expired or whose pod is gone is taken out."""
+        self.reviews = 0
         self.guarded: set[str] = set()
         """Names of pods that a disruption budget does not let go."""
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
@@ -235,6 +239,41 @@ class ApiServer:
             "status": {"phase": "Running", "podIP": address},
         }
 
+    def project(
+        self, node: str, *, account: str = "isthmus-system:isthmus-agent", audience: str = "isthmus",
+        bound: bool = True,
+    ) -> str:  # fmt: skip
+        """The token of a pod on a Node; one that is not ``bound`` belongs to no pod."""
+        number = next(self._uids)
+        token = f"head.body-{number}.signature"
+        where = {
+            "node-name": node, "node-uid": f"uid-of-{node}",
+            "pod-name": f"pod-{number}", "pod-uid": f"p-{number}",
+        }  # fmt: skip
+        extra = {f"authentication.kubernetes.io/{key}": [value] for key, value in where.items()}
+        self.tokens[token] = {
+            "audience": audience,
+            "user": {
+                "username": f"system:serviceaccount:{account}",
+                "extra": {"authentication.kubernetes.io/credential-id": ["JTI=1"], **(extra if bound else {})},
+            },
+        }
+        return token
+
+    async def _review(self, request: web.Request) -> web.StreamResponse:
+        self.reviews += 1
+        body = await request.json()
+        audiences = body["spec"].get("audiences", [])
+        found = self.tokens.get(body["spec"]["token"])
+        if found is None:
+            said: dict[str, Any] = {"user": {}, "error": "[invalid bearer token, token lookup failed]"}
+        elif found["audience"] not in audiences:
+            words = f'token audiences ["{found["audience"]}"] is invalid for the target audiences {audiences}'
+            said = {"user": {}, "error": f"[invalid bearer token, {words}]"}
+        else:
+            said = {"authenticated": True, "user": found["user"], "audiences": [found["audience"]]}
+        return web.json_response({**body, "status": said}, status=201)
+
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         field, _, node = request.query["fieldSelector"].partition("=")
         assert field == "spec.nodeName"
@@ -274,6 +313,7 @@ class ApiServer:
             web.get("/api/v1/pods", self._pods),
             web.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", self._slices),
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
+            web.post("/apis/authentication.k8s.io/v1/tokenreviews", self._review),
             web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),
         ])  # fmt: skip
         runner = web.AppRunner(app, shutdown_timeout=0.1)

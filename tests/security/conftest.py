@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from controlplane.controller.controller import Controller, ControllerOptions
-from deploy.credentials.issuer import Issuer
+from deploy.credentials.issuers.tokens import Issuer
 from deploy.credentials.prepare import SecureSite, prepare
 from deploy.credentials.push import push_accounts
 from deploy.credentials.tokens import make_token

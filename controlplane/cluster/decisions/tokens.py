@@ -19,6 +19,7 @@ from events.types import JoinTokenUsed
 
 _KEY_LENGTH = 56
 """A public nkey as text."""
+_POD_LENGTH = 512
 
 
 def use(state: ClusterState, command: UseToken, now: datetime, context: DecisionContext) -> Decision:
@@ -32,6 +33,8 @@ def use(state: ClusterState, command: UseToken, now: datetime, context: Decision
     for what, key in (("token", command.token), ("public_key", command.public_key)):
         if len(key) != _KEY_LENGTH or not (key.isascii() and key.isalnum() and key.startswith("U")):
             raise BadRequest("bad_request", f"{what} {key[:60]!r} is no public key of a user", field=what)
+    if len(command.pod) > _POD_LENGTH or not command.pod.isprintable():
+        raise BadRequest("bad_request", f"pod {command.pod[:60]!r} is no pod's name and uid", field="pod")
     if command.expires <= now:
         raise BadRequest(
             "bad_request",
@@ -39,6 +42,10 @@ def use(state: ClusterState, command: UseToken, now: datetime, context: Decision
             field="expires",
         )
     event = JoinTokenUsed(
-        token=command.token, node=command.node, public_key=command.public_key, expires=command.expires
+        token=command.token,
+        node=command.node,
+        public_key=command.public_key,
+        expires=command.expires,
+        pod=command.pod,
     )
     return Decision((event,), msgspec.to_builtins(event))
