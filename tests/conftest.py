@@ -36,9 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """``-n auto``: one more than there are cores, because real clusters and kernels often only wait.
 
-    They wait for promised times of the product (a lease, a fencing time), so most cannot be shortened.
+    They wait for promised times of the product (a lease, a fencing time), so most cannot be shortened. Those of
+    ``make test-fast`` only compute.
     """
-    return len(os.sched_getaffinity(0)) + 1
+    return len(os.sched_getaffinity(0)) + (os.environ.get("ISTHMUS_HYPOTHESIS") != "fast")
 
 
 # Deterministic by default: the same commit gives the same verdict. `ISTHMUS_HYPOTHESIS=explore`
