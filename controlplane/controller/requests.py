@@ -88,7 +88,7 @@ def parse(
     if stated != str(SCHEMA_VERSION):
         raise BadRequest(
             "unsupported_schema",
-            f"the request speaks command schema {stated[:16]!r}, this controller speaks {SCHEMA_VERSION}",
+            f"the request has command schema {stated[:16]!r}, this controller knows {SCHEMA_VERSION}",
             stated=stated[:16],
             supported=[SCHEMA_VERSION],
         )

@@ -123,7 +123,7 @@ def _reissue(store: Path, name: str, *, as_json: bool) -> None:
 @push_option
 @json_option
 def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None, as_json: bool) -> None:
-    """Shut a name out: every credential it ever had. With --push its connections end at once.
+    """Revoke a name: every credential it ever had. With --push its connections end at once.
 
     \b
     Example: isthmus credentials revoke node idc-7 --cluster prod --push tls://10.0.0.5:4222
@@ -134,7 +134,7 @@ def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None
     if as_json:
         print_json({"role": role, "name": name, "revoked_at": when(principal.revoked_at), "servers": servers})
     elif servers:
-        click.echo(f"{role} {name} is shut out; {servers} server(s) know it")
+        click.echo(f"{role} {name} is revoked; {servers} server(s) know it")
     else:
         click.echo(f"{role} {name} is revoked in {store}; the servers learn it by `isthmus credentials push`")
 

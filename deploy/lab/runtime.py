@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nats.errors import Error as NatsError
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from deploy.lab.machines.buses import Buses
     from deploy.lab.reports.run_directory import RunDirectory
     from events.log import LogReader
+
+T = TypeVar("T")
 
 CLUSTER = "lab"
 START_LIMIT_S = 60.0  # a mirror at a site may take the server a quarter of a minute to begin
@@ -133,30 +135,22 @@ class Lab:
     @property
     def controller(self) -> Daemon:
         """The controller, once it runs. Raises RuntimeError before."""
-        if self._controller is None:
-            raise RuntimeError("the controller is started first")
-        return self._controller
+        return _started(self._controller)
 
     @property
     def client(self) -> ControllerClient:
         """The client, once it runs. Raises RuntimeError before."""
-        if self._client is None:
-            raise RuntimeError("the controller is started first")
-        return self._client
+        return _started(self._client)
 
     @property
     def bus(self) -> Client:
         """The bus, once it runs. Raises RuntimeError before."""
-        if self._bus is None:
-            raise RuntimeError("the controller is started first")
-        return self._bus
+        return _started(self._bus)
 
     @property
     def log(self) -> LogReader:
         """The log, once it runs. Raises RuntimeError before."""
-        if self._log is None:
-            raise RuntimeError("the controller is started first")
-        return self._log
+        return _started(self._log)
 
     @property
     def pods(self) -> list[Pod]:
@@ -433,6 +427,12 @@ class Lab:
             env=self.controllers_environment if as_controller else self.environment,
             timeout_s=COMMAND_LIMIT_S,
         )
+
+
+def _started(part: T | None) -> T:
+    if part is None:
+        raise RuntimeError("the controller is started first")
+    return part
 
 
 async def _close(bus: Client) -> None:

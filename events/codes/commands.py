@@ -284,7 +284,7 @@ COMMAND_CODES: dict[str, Code] = {
     ),
     "node_alive": Code(
         "Refused",
-        "The name belongs to a member that has been heard: another uid does not take its place unasked.",
+        "The name belongs to a member that has been heard: only a decision that names it replaces it.",
         "Give the machine one uid, or say that the member is to go: `isthmus node fence NODE --yes`, or "
         "`isthmus node import --replace NODE FILE`.",
     ),

@@ -23,7 +23,7 @@ LOCAL_CODES: dict[str, Code] = {
     ),
     "evidence_missing": Code(
         "VerificationFailed",
-        "A log was to be proven by a key, and nothing that the key signed speaks of it.",
+        "A log was to be proven by a key, and nothing that the key signed is about it.",
         "Give the checkpoints that the controller signed (--checkpoints), or an archive that is signed.",
     ),
     "digest_mismatch": Code(

@@ -108,7 +108,7 @@ async def vouched_end(client: Client, prefix: str, stream: str, *, timeout_s: fl
         problem = f"its leader last heard a majority of the servers {age_s:.1f} s ago"
     raise Unavailable(
         "log_unavailable",
-        f"nobody vouches for the end of stream {stream} ({problem}; asked for {timeout_s:g} s): "
+        f"no majority confirms the end of stream {stream} ({problem}; asked for {timeout_s:g} s): "
         f"an answer now could be an old one; ask again when a majority of the bus is up",
         stream=stream,
     )

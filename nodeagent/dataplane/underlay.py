@@ -118,7 +118,7 @@ def _why_not(wanted: str, *, found: bool) -> str:
     if found:
         return f"{option}: the device has no IPv4 address, and {IPV4_ONLY}. Give it one, or name another"
     if wanted == "auto":
-        return "no IPv4 default route tells the underlay: start with --underlay ADDRESS or --underlay DEVICE"
+        return "no IPv4 default route leads to the underlay: start with --underlay ADDRESS or --underlay DEVICE"
     return f"{option}: there is no such device (see `ip link`), and it is no IPv4 address"
 
 

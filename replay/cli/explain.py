@@ -165,7 +165,9 @@ def _print_members(session: Session, item: Explanation) -> None:
         )
         for agent in item.applied
     ]
-    rows[lacking:lacking] = [(node, "not known", "", "", "no word of this agent here") for node in item.unheard]
+    rows[lacking:lacking] = [
+        (node, "not known", "", "", "no report of this agent here") for node in item.unheard
+    ]
     print_table(
         ("node", "in its kernel", "up to event", "when", "evidence"),
         rows[:_AGENTS_SHOWN],

@@ -26,7 +26,7 @@ from replay.output_files import whole_file
     "--checkpoints",
     default="",
     metavar="FILE",
-    help="Signed checkpoints to put into it [those that the live controller tells].",
+    help="Signed checkpoints to put into it [those of the live controller].",
 )
 @click.option(
     "--metrics",

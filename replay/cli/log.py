@@ -19,10 +19,10 @@ _TABLE_ROWS = 500
 
 @click.command("log")
 @source_options
-@click.option("--node", default="", help="Only what speaks of this node.")
-@click.option("--range", "range_", default="", metavar="CIDR", help="Only what speaks of this range.")
+@click.option("--node", default="", help="Only events about this node.")
+@click.option("--range", "range_", default="", metavar="CIDR", help="Only events about this range.")
 @click.option(
-    "--ip", "address", default="", metavar="ADDR", help="Only what speaks of this address or its range."
+    "--ip", "address", default="", metavar="ADDR", help="Only events about this address or its range."
 )
 @click.option("--type", "types", multiple=True, metavar="PREFIX", help="Only types that begin so. Repeatable.")
 @click.option("--by", "by", default="", metavar="TEXT", help="Only events whose actor contains this.")
@@ -131,7 +131,7 @@ def _joined(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _note_gap(first: int, last: int) -> None:
     what = f"events {first:,} to {last:,} are missing" if last > first else f"event {first:,} is missing"
-    click.echo(f"note: {what} from the stream; isthmus replay verify judges the rest", err=True)
+    click.echo(f"note: {what} from the stream; isthmus replay verify checks the rest", err=True)
 
 
 async def _suggest(session: Session, wanted: Filter) -> None:
@@ -144,7 +144,7 @@ async def _suggest(session: Session, wanted: Filter) -> None:
                 break
             else:
                 near = hint(await suggestions(session.history, kind, name))
-                click.echo(f"note: no event speaks of {kind} {name!r}{near}", err=True)
+                click.echo(f"note: no event is about {kind} {name!r}{near}", err=True)
     if types := types_like(wanted.types):
         click.echo(f"note: did you mean the type {' or '.join(types)}?", err=True)
 

@@ -1,4 +1,4 @@
-"""What is said when a log never speaks of the thing asked about: what it does know, and the nearest name.
+"""What is said when a log has nothing about the thing asked about: what it does know, and the nearest name.
 
 Looked up only then, and in a bounded part of the log: a suggestion need not be complete.
 """
@@ -18,12 +18,12 @@ from replay.queries.who import plan_of
 
 
 async def unknown(history: History, kind: str, name: str, until: int | None = None) -> Refused:
-    """The refusal for a ``node``, ``range`` (CIDR), ``clb``, ``cluster``, … that the log never speaks of.
+    """The refusal for a ``node``, ``range`` (CIDR), ``clb``, ``cluster``, … that the log has nothing about.
 
     Cancelled, it leaves nothing behind.
     """
     end = history.end if until is None else until
-    message = f"{history.source} never speaks of {kind} {name!r} in events {history.start + 1} to {end}"
+    message = f"{history.source} has nothing about {kind} {name!r} in events {history.start + 1} to {end}"
     known = await _before(history, kind, name)
     if known:
         message += f"; {known}"

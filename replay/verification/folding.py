@@ -259,9 +259,7 @@ class Folding:
     def _vouchers(self) -> str:
         if self._wanted.public_keys:
             reached = max(self._vouched.values(), default=0)
-            return (
-                f"the keys vouch for the events up to {reached:,} of {self.state.sequence:,}" if reached else ""
-            )
+            return f"the keys prove the events up to {reached:,} of {self.state.sequence:,}" if reached else ""
         if self._signed:
             return "signatures were checked with the keys that the checkpoints name: give one you trust"
         return ""

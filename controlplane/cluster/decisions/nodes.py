@@ -347,7 +347,7 @@ def _own(state: ClusterState, name: str, uid: str) -> Node:
     if fenced is not None:
         raise Refused(
             "node_fenced",
-            f"uid {uid!r} was fenced at sequence {fenced.since}: it speaks for node {name!r} no more",
+            f"uid {uid!r} was fenced at sequence {fenced.since}: it no longer counts as node {name!r}",
             node=name,
             uid=uid,
             sequence=fenced.since,

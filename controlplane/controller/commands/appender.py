@@ -71,7 +71,8 @@ class Appender:
                 self.unsure = True
                 raise LostRace
         raise Unavailable(
-            "log_unavailable", f"the log is vouched for up to {last} only, this controller has read {expected}"
+            "log_unavailable",
+            f"a majority of the bus confirms the log up to {last} only, this controller has read {expected}",
         )
 
     async def _keep(self, batch: Batch) -> None:

@@ -244,7 +244,7 @@ def which_way(lab: Lab, report: Report) -> None:
     fast, slow = total("fast_out", "fast_in"), total("slow_out", "slow_in")
     report.note(
         f"The fast path is on at {len(on)} of {len(found)} nodes: it carried {fast:,} packets; "
-        f"the stack judged {slow:,} packets of flows first or anew"
+        f"the stack decided {slow:,} packets of flows first or anew"
     )
 
 
