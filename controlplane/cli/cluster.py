@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from controlplane.cli.common import (
+    PODS_PER_NODE,
     addresses_for,
     ask,
     override_option,
@@ -75,7 +76,7 @@ def parse_network(value: str) -> Network:
 @click.option(
     "--pods",
     type=int,
-    default=256,
+    default=PODS_PER_NODE,
     show_default=True,
     help="Addresses per node, rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )

@@ -66,6 +66,10 @@ def write_options(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]  # click's options change the call, not the name
 
 
+PODS_PER_NODE = 256
+"""What `up`, `cluster define` and `plan` take unless told otherwise; holds a kubelet's usual 110 pods."""
+
+
 def usable_pods_option(function: Function) -> Function:
     """Add ``--usable-pods``; the command receives ``usable_pods: int | None``, see :func:`addresses_for`."""
     return click.option(

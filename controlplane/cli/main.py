@@ -9,8 +9,11 @@ import another. This is also the only place where an error becomes text and an e
 1     refused, or a check failed
 2     wrong usage
 3     the bus or the controller cannot be reached
-130   interrupted
+130   interrupted: Ctrl-C in what would have ended by itself
 ====  =====================================================
+
+``up``, ``controller``, ``agent`` and the like run until they are stopped: SIGINT and SIGTERM are their ordinary
+end, with 0.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ _EXTRA_OF = {
 }
 
 
+_WORD = re.compile(r"[a-z]{4,}")
 GROUP = "isthmus.commands"
 _OWN = (
     EntryPoint("status", "controlplane.cli.status:status", GROUP),
@@ -159,7 +163,8 @@ def root() -> None:
     Ask the past:   isthmus replay who --ip 10.200.7.9 --at yesterday
 
     Options of a command can be given as environment variables, for example ISTHMUS_BUS and
-    ISTHMUS_CLUSTER. Exit codes: 0 done, 1 refused, 2 usage, 3 cannot reach the bus.
+    ISTHMUS_CLUSTER. Exit codes: 0 done, 1 refused, 2 usage, 3 cannot reach the bus,
+    130 interrupted (what runs until it is stopped ends with 0).
     """
 
 
@@ -174,8 +179,16 @@ def report(error: IsthmusError, *, as_json: bool) -> None:
     text = "\n".join(escaped(line) for line in error.message.split("\n"))
     click.echo(f"isthmus: {text} [{error.code}]", err=True)
     remedy = CODES[error.code].remedy
-    if remedy and remedy not in error.message:
+    if remedy and not says_already(error.message, remedy):
         click.echo(f"  → {remedy}", err=True)
+
+
+def says_already(message: str, remedy: str) -> bool:
+    """Whether a message has the way out in it, so that the code's general advice would only repeat it."""
+    if "the message" in remedy:
+        return True
+    advice = set(_WORD.findall(remedy.lower())) - {"isthmus"}
+    return 2 * len(advice & set(_WORD.findall(message.lower()))) > len(advice)
 
 
 def main() -> None:

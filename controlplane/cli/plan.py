@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controlplane.cli.common import addresses_for, usable_pods_option
+from controlplane.cli.common import PODS_PER_NODE, addresses_for, usable_pods_option
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.addressing.plan import (
     MAX_SERVICES,
@@ -26,7 +26,7 @@ from events.errors import Refused
 @click.option(
     "--pods",
     type=int,
-    default=256,
+    default=PODS_PER_NODE,
     show_default=True,
     help=f"Addresses per node (at least {MIN_PODS_PER_NODE}), rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )

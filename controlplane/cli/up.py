@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import msgspec
+from click.core import ParameterSource
 
 from controlplane.cli.cluster import parse_network
-from controlplane.cli.common import addresses_for, http_option, usable_pods_option
+from controlplane.cli.common import PODS_PER_NODE, addresses_for, http_option, usable_pods_option
 from controlplane.console.address import is_loopback
 from events import subjects
 from events.cli.options import default_actor, json_option
@@ -42,7 +44,7 @@ class Lock(NamedTuple):
 @click.option("--cidr", help="Define the cluster at start, with this container CIDR.")
 @click.option(
     "--pods",
-    default=64,
+    default=PODS_PER_NODE,
     show_default=True,
     help="With --cidr: addresses per node, rounded up to 2ⁿ: 64 addresses, 61 pods.",
 )
@@ -75,7 +77,9 @@ class Lock(NamedTuple):
 @http_option
 @click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
 @json_option
+@click.pass_context
 def up(  # noqa: PLR0917  click passes options by name
+    running: click.Context,
     data: Path,
     cluster: str,
     host: str,
@@ -125,7 +129,9 @@ def up(  # noqa: PLR0917  click passes options by name
     if warning:
         click.echo(warning, err=True)
     lock = Lock(server_config.read_text() if server_config else "", creds or "", ca or "")
-    run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json))
+    # A cluster that an earlier release defined, with its smaller default, starts by the same command line.
+    asked = usable_pods is not None or running.get_parameter_source("pods") is not ParameterSource.DEFAULT
+    run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json, any_pods=not asked))
 
 
 def open_bus_warning(host: str, port: int, *, locked: bool, knowingly: bool) -> str:
@@ -149,6 +155,7 @@ async def _up(
     lock: Lock,
     http: str,
     as_json: bool,
+    any_pods: bool,
 ) -> None:
     from controlplane.cli.controller_process import controller_process
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
@@ -171,9 +178,12 @@ async def _up(
             async def on_ready() -> None:
                 halted = controller.replica.halted
                 if define is not None and halted is None:
+                    wanted, there = define, controller.replica.state.definition
+                    if there is not None and any_pods:
+                        wanted = msgspec.structs.replace(define, pods_per_node=there.max_pods_per_node)
                     client = await connect(bus, name="isthmus-up")
                     try:
-                        await ControllerClient(client, cluster, actor=default_actor()).send(define)
+                        await ControllerClient(client, cluster, actor=default_actor()).send(wanted)
                     finally:
                         await client.close()
                 facts = {
@@ -196,7 +206,7 @@ async def _up(
                 if not facts["defined"]:
                     say(
                         f"next        isthmus cluster define --bus {server.url} --cluster {cluster} "
-                        "--cidr 172.16.0.0/16 --pods 64"
+                        "--cidr 172.16.0.0/16"
                     )
 
             await serve(controller, on_ready, leading=True, failed=server.failed())

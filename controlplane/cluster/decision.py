@@ -95,9 +95,11 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the controller's own commands: decisions that time and reports bring. Never sent on the bus.
 
     At most ``limit`` events come of one, to fit an atomic batch; the rest follows at the next tick.
+    ``task`` says in an operator's words what is done, for the log.
     """
 
     name: ClassVar[str]
+    task: ClassVar[str]
     limit: int = 900
 
 
@@ -113,6 +115,7 @@ class MarkLiveness(Tick, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "mark-liveness"
+    task: ClassVar[str] = "telling silent nodes from living ones"
     last_seen: Mapping[str, datetime]
     watching_since: datetime
     watched: Mapping[str, datetime] | None = None
@@ -133,6 +136,7 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "advance-drains"
+    task: ClassVar[str] = "returning released ranges to the pool"
     applied: Mapping[str, int]
     absent: Container[str] = frozenset()
     occupied: Container[int] = frozenset()
@@ -147,6 +151,7 @@ class BindNodes(Tick, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "bind-nodes"
+    task: ClassVar[str] = "recording which member is which Kubernetes Node"
     nodes: tuple[tuple[str, str, str], ...]
 
 
@@ -158,6 +163,7 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "assign-holders"
+    task: ClassVar[str] = "giving CLB addresses to gateways"
     last_seen: Mapping[str, datetime]
     watching_since: datetime
     able: frozenset[str]

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import re
 import ssl
 from collections import deque
@@ -56,6 +57,7 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 _DENIED = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IGNORECASE)
 _DENIED_MAX = 32
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _TOLD_MAX = 8
 """Different refusals that are told while the bus is away."""
 _CLOSE_S = 0.5
@@ -169,7 +171,7 @@ async def connect(
         raise Unavailable(
             "bus_unreachable",
             f"no NATS server answers at {', '.join(options.servers)} ({_why(error, said)}): "
-            f"check the address, that the server runs, and the credentials",
+            "check the address (--bus, ISTHMUS_BUS), the server, the network and the credentials",
             servers=list(options.servers),
         ) from error
     said.clear()
@@ -184,7 +186,9 @@ def was_denied(client: Client, subject: str) -> bool:
 
 def _why(error: BaseException, said: list[str]) -> str:
     """The last thing that went wrong, which tells more than nats-py's final word."""
-    return next((text for text in reversed(said) if text), str(error) or type(error).__name__)
+    found = next((text for text in reversed(said) if text), str(error) or type(error).__name__)
+    numbers = dict.fromkeys(map(int, _ERRNO.findall(found)))
+    return ", ".join(os.strerror(number).lower() for number in numbers) or found
 
 
 def _refused(options: BusOptions, said: str) -> str:

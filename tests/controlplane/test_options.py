@@ -11,12 +11,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from controlplane.cli.main import root
+from controlplane.cli.main import report, root
 from controlplane.cli.up import open_bus_warning
 from events.cli.completion import SHELLS
 from events.cli.listen import Listen
 from events.cli.output import watching
 from events.cli.tables import print_table
+from events.errors import Refused
 
 
 @pytest.mark.parametrize(("usable", "size"), [(1, 4), (5, 8), (61, 64), (62, 128), (125, 128), (126, 256)])
@@ -114,3 +115,36 @@ def test_a_wrong_place_to_listen_is_refused_before_anything_starts(
         assert result.exit_code == 2, result.output
         assert "is not HOST:PORT, PORT or off" in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_one_default_for_the_addresses_of_a_node() -> None:
+    found = set()
+    for words in (["up"], ["plan"], ["cluster", "define"]):
+        command: click.Command = root
+        for word in words:
+            assert isinstance(command, click.Group)
+            following = command.get_command(click.Context(command), word)
+            assert following is not None
+            command = following
+        found.add(next(param.default for param in command.params if param.name == "pods"))
+    assert found == {256}
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "repeats"),
+    [
+        ("bus_unreachable", ("no NATS server answers at nats://a: check the address (--bus, ISTHMUS_BUS), "
+         "the server, the network and the credentials"), True),
+        ("name_repeated", ("line 3 gives the name a to uid 1, this one to uid 2: give each machine a name of "
+         "its own"), True),
+        ("overlay_conflict", "UDP port 8472 is bound by another program", True),
+        ("event_unknown", "event 7 is of type node.flew.v1, which this projection does not know", False),
+        ("node_fenced", "uid u (node n) was fenced at sequence 9 (gone)", False),
+    ],
+)  # fmt: skip
+def test_the_way_out_is_said_once(
+    code: str, message: str, repeats: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(Refused(code, message), as_json=False)
+    said = capsys.readouterr().err
+    assert ("→" not in said) is repeats, said

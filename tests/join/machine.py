@@ -1,13 +1,15 @@
-"""A Debian 12 with a real systemd, booted by systemd-nspawn in a network namespace that the test made.
+"""A Debian with a real systemd, booted by systemd-nspawn in a network namespace that the test made.
 
 The system is made by mmdebstrap from Debian's archive (some minutes, so these tests are asked for:
-ISTHMUS_SYSTEMD=1). Isthmus is installed as on a user's machine: by our Debian package, on Debian's Python.
+ISTHMUS_SYSTEMD=1). Isthmus is installed as on a user's machine: by apt, from our Debian package, with what
+that depends on and recommends, on Debian's Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,23 +18,29 @@ from pathlib import Path
 from tests.nodeagent.site import until
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = "systemd,systemd-sysv,iproute2,nftables,procps,python3,containernetworking-plugins"
+PACKAGES = "systemd,systemd-sysv"
 
 
-def make_system(folder: Path, package: Path, suite: str = "bookworm") -> None:
-    """A Debian with our package, installed by Debian's own tools. Fails with their words."""
-    for command in (
-        ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)],
-        ["cp", str(package), str(folder / "root" / "isthmus.deb")],
-        ["chroot", str(folder), "dpkg", "-i", "/root/isthmus.deb"],
-    ):
-        # It loads nothing in a container, and fails at boot where Debian 13 comes without libkmod.
-        if command[0] == "chroot":
-            masked = folder / "etc" / "systemd" / "system" / "systemd-modules-load.service"
-            masked.unlink(missing_ok=True)
-            masked.symlink_to("/dev/null")
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+def make_system(folder: Path, suite: str = "bookworm") -> None:
+    """A bare Debian that boots. Fails with mmdebstrap's words."""
+    _done(["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)])
+    # It loads nothing in a container, and fails at boot where Debian 13 comes without libkmod.
+    (folder / "etc" / "systemd" / "system" / "systemd-modules-load.service").symlink_to("/dev/null")
+    shutil.copy("/etc/resolv.conf", folder / "etc" / "resolv.conf")
+    _done(["chroot", str(folder), "apt-get", "update", "-q"])
+
+
+def install(folder: Path, what: str | Path) -> None:
+    """``apt install`` a Debian package, by its name or from a file, before the system is booted."""
+    if isinstance(what, Path):
+        shutil.copy(what, folder / "root" / what.name)
+        what = f"/root/{what.name}"
+    _done(["chroot", str(folder), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", what])
+
+
+def _done(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def make_package(folder: Path, debian: int = 12) -> Path:
@@ -72,11 +80,19 @@ class Machine:
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """A shell line inside, as root."""
-        return subprocess.run(
-            ["nsenter", "-t", str(self.leader()), "-a", "env", "-i", "HOME=/root", "LANG=C.UTF-8",
-             "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        return subprocess.run(self._inside(command), capture_output=True, text=True, check=False, timeout=120)
+
+    def _inside(self, command: str) -> list[str]:
+        return [
+            *("nsenter", "-t", str(self.leader()), "-a", "env", "-i", "HOME=/root", "LANG=C.UTF-8"),
+            *("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"),
+        ]
+
+    def open(self, command: str) -> subprocess.Popen[str]:
+        """A terminal in which a command of root's goes on running; its words can be read."""
+        return subprocess.Popen(
+            self._inside(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def ok(self, command: str) -> str:
         """A shell line that must succeed; what it printed."""

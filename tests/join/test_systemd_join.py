@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.join.machine import booted, make_package, make_system
+from tests.join.machine import booted, install, make_package, make_system
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import until
 
@@ -52,7 +52,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> object:
     given = os.environ.get("ISTHMUS_TEST_PACKAGE")
     suite = os.environ.get("ISTHMUS_TEST_SUITE", "bookworm")
     package = Path(given) if given else make_package(folder.parent, {"bookworm": 12, "trixie": 13}[suite])
-    make_system(folder, package, suite)
+    make_system(folder, suite)
+    install(folder, package)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SYSTEM, str(folder))
         yield

@@ -23,8 +23,8 @@ _MARK = "ISTHMUS_TEST_INSIDE"
 LIMIT_S = 300
 
 
-def inside(function: Callable[[], Any]) -> Callable[[], None]:
-    """See the module."""
+def inside(function: Callable[[], Any], limit_s: float = LIMIT_S) -> Callable[[], None]:
+    """See the module. What the function prints is printed."""
 
     @pytest.mark.netns
     @functools.wraps(function)
@@ -47,9 +47,10 @@ def inside(function: Callable[[], Any]) -> Callable[[], None]:
             env={**os.environ, _MARK: "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
             capture_output=True,
             text=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
             check=False,
         )
+        sys.stdout.write(finished.stdout)
         if finished.returncode:
             pytest.fail(
                 f"inside the sandbox:\n{finished.stdout[-6000:]}\n{finished.stderr[-12000:]}", pytrace=False

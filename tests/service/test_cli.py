@@ -18,7 +18,7 @@ def isthmus(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_up_defines_keeps_and_stops(tmp_path: Path) -> None:
-    with up(tmp_path, "--cidr", "172.16.0.0/16", "--network", "vpc=10.0.0.0/16") as facts:
+    with up(tmp_path, "--cidr", "172.16.0.0/16", "--pods", "64", "--network", "vpc=10.0.0.0/16") as facts:
         assert facts["defined"] is True
         assert facts["sequence"] == 1
         at = ("--bus", facts["bus"], "--cluster", facts["cluster"])
@@ -28,7 +28,8 @@ def test_up_defines_keeps_and_stops(tmp_path: Path) -> None:
         assert "cluster.defined" in isthmus("events", "tail", *at).stdout
         rebuilt = isthmus("controller", "rebuild", *at, "--data", str(tmp_path), "--json")
         assert json.loads(rebuilt.stdout)["sequence"] == 1, rebuilt.stderr
-    with up(tmp_path) as facts:
+    # A cluster that was made with other ranges than today's default starts by the same short command line.
+    with up(tmp_path, "--cidr", "172.16.0.0/16", "--network", "vpc=10.0.0.0/16") as facts:
         assert facts["defined"] is True
         assert facts["sequence"] == 1
 
@@ -40,5 +41,8 @@ def test_a_bus_that_is_not_there_is_exit_code_3_and_bad_usage_is_2(tmp_path: Pat
         assert done.returncode == 3, done.stderr
         assert "bus_unreachable" in done.stderr
         assert "bus: " not in done.stderr, "the message says it once"
+        assert done.stderr.count("ISTHMUS_BUS") == 1, "and what to do, too"
+        assert "connection refused" in done.stderr
+        assert "Errno" not in done.stderr
         assert "Traceback" not in done.stderr
     assert isthmus("up", "--data", str(tmp_path), "--cidr", "10.0.0.0/8", "--network", "x").returncode == 2

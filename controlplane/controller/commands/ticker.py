@@ -63,6 +63,7 @@ class Ticker:
         self._leading_since: datetime | None = None
         self._resting: dict[int, tuple[int, datetime]] = {}
         self._watched: dict[str, datetime] = {}
+        self._failing: dict[str, str] = {}
 
     async def run(self) -> None:
         """Tick for ever. A refused or failed tick is logged; the next one tries again.
@@ -176,4 +177,11 @@ class Ticker:
         try:
             await self._committer.submit(request)
         except IsthmusError as error:
-            log.warning("%s: %s [%s]", tick.name, error.message, error.code)
+            if self._failing.get(tick.name) != error.code:  # every second until it ends: told once
+                log.warning(
+                    "%s has to wait: %s [%s]; tried again every %g s",
+                    tick.task, error.message, error.code, self._tick_s,
+                )  # fmt: skip
+            self._failing[tick.name] = error.code
+        else:
+            self._failing.pop(tick.name, None)
