@@ -173,5 +173,5 @@ def show_conditions(conditions: Sequence[Condition], *, context: BusContext) -> 
             else label
         )
         click.echo(f"{label}  {escaped(reaching(item.message))} [{item.code}]")
-        if item.help:
+        if item.help and item.help not in item.message:
             click.echo(f"{'':>8}  → {hint(context.cluster, item.help)}")

@@ -77,12 +77,21 @@ async def _tail(
     try:
         event_log = await JetStreamLog.open(client, context.cluster)
         start = after if after is not None else max(0, (await event_log.head()).sequence - lines)
-        show = _json_line if as_json else _Printer()
+        show, shown = _json_line if as_json else _Printer(), 0
         # The first one's predecessor is not read; from it on, each link is checked.
         async for batch in verified(event_log, start, follow=follow):
             for recorded in batch.events:
                 if recorded.envelope.type.startswith(prefix):
                     show(recorded)
+                    shown += 1
+        if not shown:
+            end = (await event_log.head()).sequence
+            which = (
+                f"no event after {start:,} is of a type that begins with {prefix}"
+                if prefix and start < end
+                else (f"no event after {start:,}")
+            )
+            click.echo(f"note: {which}; the log ends at event {end:,}", err=True)
     finally:
         following = False
         await client.close()

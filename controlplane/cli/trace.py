@@ -38,7 +38,13 @@ def trace() -> None:
 @trace.command("show")
 @bus_options
 @click.argument("reference", metavar="EVENT|COMMAND|NODE|TRACE")
-@click.option("--limit", default=1, show_default=True, help="Show at most so many traces (of a node, say).")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Show at most so many traces (of a node, say).",
+)
 @click.option("--attributes", is_flag=True, help="Print each span's attributes, too.")
 @json_option
 def show(context: BusContext, reference: str, limit: int, attributes: bool, as_json: bool) -> None:
@@ -63,7 +69,7 @@ def show(context: BusContext, reference: str, limit: int, attributes: bool, as_j
 
 @trace.command("list")
 @bus_options
-@click.option("--limit", default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
 @click.option("--errors", is_flag=True, help="Only traces with an error or a refusal.")
 @click.option("--node", default="", help="Only traces that touched this node.")
 @listing_options

@@ -12,7 +12,13 @@ from replay.cli.session import progress
 @click.command("sample")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--events", "count", default=10_000, show_default=True, help="How many events.")
-@click.option("--nodes", default=3000, show_default=True, help="About how many nodes at a time, at most.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 100_000),
+    default=3000,
+    show_default=True,
+    help="About how many nodes at a time, at most.",
+)
 @click.option("--seed", default=1, show_default=True, help="Decides everything.")
 def sample_command(file: str, count: int, nodes: int, seed: int) -> None:
     """Make a practice archive with a long valid sample history: to try this tool without a cluster.

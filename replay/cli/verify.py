@@ -37,7 +37,12 @@ _SHOWN = 40
     "--against", multiple=True, metavar="FILE", help="An archive of the same log made earlier. Repeatable."
 )
 @click.option("--expect", default="", metavar="SEQ:DIGEST", help="A head known from elsewhere.")
-@click.option("--jobs", default=0, help="Processes for the checks of form [one per processor].")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Processes for the checks of form [one per processor].",
+)
 @json_option
 @awaited
 async def verify_command(  # noqa: PLR0917  click passes options by name

@@ -20,8 +20,13 @@ _ROWS = 30
 )
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @click.option("--cidr", default="", help="Another container CIDR.")
-@click.option("--pods", default=0, help="Another number of addresses per node (64 addresses, 61 pods).")
-@click.option("--services", default=0, help="Another number of Services.")
+@click.option(
+    "--pods",
+    type=click.IntRange(0, 2**24),
+    default=0,
+    help="Another number of addresses per node (64 addresses, 61 pods).",
+)
+@click.option("--services", type=click.IntRange(0, 2**24), default=0, help="Another number of Services.")
 @click.option(
     "--append", "appended", multiple=True, metavar="CIDR", help="A further container CIDR. Repeatable."
 )

@@ -10,9 +10,9 @@ import pytest
 
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.committer import Committer
-from controlplane.controller.commands.requests import Request
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.replication.replica import Replica
+from controlplane.controller.requests import Request
 from events.errors import Unavailable
 from tests.controlplane.world import World
 

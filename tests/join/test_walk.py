@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 PLACE = "ISTHMUS_TEST_WALK"
 MACHINES = {"10.0.0.2": "bus", "10.0.0.11": "cloud-1", "192.168.50.11": "idc-1"}
+INSTALL = "apt install "
 ALERT = "IsthmusManyNodesUnreachable"
 
 RUNTIME = """
@@ -67,7 +68,7 @@ def lines() -> Iterator[tuple[str, str]]:
 
 
 def test_the_walk_is_one_command_for_bus_and_controller_and_one_for_a_node() -> None:
-    typed = [(where, line) for where, line in lines() if not line.startswith("apt install")]
+    typed = [(where, line) for where, line in lines() if not line.startswith(INSTALL)]
     assert [line.split()[:2] for where, line in typed if where != "bus"] == [["isthmus", "agent"]] * 2
     assert typed[0][0] == "bus"
     assert typed[0][1].startswith("isthmus up ")
@@ -76,7 +77,7 @@ def test_the_walk_is_one_command_for_bus_and_controller_and_one_for_a_node() -> 
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Three bare Debians; the package is beside them."""
+    """Three bare Debians, on which is installed what the README says."""
     if not os.environ.get("ISTHMUS_SYSTEMD"):
         pytest.skip("makes and boots three Debians for some minutes: only with ISTHMUS_SYSTEMD=1")
     for program in ("mmdebstrap", "systemd-nspawn"):
@@ -89,18 +90,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     make_system(folder / "bus", suite)
     for name in ("cloud-1", "idc-1"):
         subprocess.run(["cp", "-a", str(folder / "bus"), str(folder / name)], check=True)
+    started, typed = time.monotonic(), 0
+    for where, line in lines():
+        if line.startswith(INSTALL):
+            what = line.split()[-1]
+            for name in MACHINES.values() if where == "all" else [where]:
+                install(folder / name, package if what.startswith("./") else what)
+                typed += 1
     for name in MACHINES.values():
         (folder / name / "etc" / "hostname").write_text(f"{name}\n")
         (folder / name / "root" / "runtime.py").write_text(RUNTIME)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(PLACE, json.dumps([str(folder), str(package)]))
+        patch.setenv(PLACE, json.dumps([str(folder), started, typed]))
         yield
 
 
 @pytest.mark.usefixtures("place")
 @functools.partial(inside, limit_s=1800)
 def test_from_bare_machines_to_an_alert_that_is_explained() -> None:
-    folder, package = map(Path, json.loads(os.environ[PLACE]))
+    place, started, typed = json.loads(os.environ[PLACE])
+    folder = Path(place)
     sh("ip netns add bus && ip netns add cloud-1 && ip netns add idc-1 && ip netns add router")
     for name in ("bus", "cloud-1", "idc-1", "router"):
         sh(f"ip -n {name} link set lo up")
@@ -116,18 +125,12 @@ def test_from_bare_machines_to_an_alert_that_is_explained() -> None:
         sh(f"ip -n {name} route add default via {'10.0.0.1' if cloud else '192.168.50.1'}")
     sh("ip netns exec router sysctl -qw net.ipv4.ip_forward=1")
 
-    started, typed = time.monotonic(), 0
-    to_type = list(lines())
-    while to_type[0][1].startswith("apt install "):
-        where, line = to_type.pop(0)
-        what = line.split()[-1]
-        for name in MACHINES.values() if where == "all" else [where]:
-            install(folder / name, package if what.startswith("./") else what)
-            typed += 1
     with contextlib.ExitStack() as stack:
         machines = {name: stack.enter_context(booted(folder / name, name)) for name in MACHINES.values()}
         said, exported = {}, ""
-        for where, line in to_type:
+        for where, line in lines():
+            if line.startswith(INSTALL):
+                continue
             typed += 1
             if line.startswith(("isthmus up ", "isthmus agent ")):
                 _terminal(stack, machines[where], line)
