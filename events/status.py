@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from events.errors import BadRequest
+from events.mesh import MeshReport, checked_mesh
 from events.printable import printable
 
 DRIFT_SHOWN = 10
@@ -85,6 +86,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Bytes that a packet of its pods may have, by the tunnel's device; 0: not known."""
     path_mtu: int = 0
     """The same on the narrowest way to a peer that was measured; 0: none was (yet)."""
+    mesh: MeshReport | None = None
+    """What it measured of its peers; None from agents that do not ask (those before 0.3)."""
 
 
 def checked(status: AgentStatus) -> AgentStatus:
@@ -99,6 +102,8 @@ def checked(status: AgentStatus) -> AgentStatus:
         fit: Any
         if isinstance(value, str):
             fit = _name(field, value) if field in _NAMES else printable(value, TEXT_MAX)
+        elif isinstance(value, MeshReport):
+            fit = checked_mesh(value)
         elif isinstance(value, tuple):
             fit = tuple(printable(text, TEXT_MAX) for text in value[: _LISTS.get(field, TEXTS_MAX)])
         else:

@@ -28,6 +28,8 @@ from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
+from nodeagent.mesh.prober import MeshProber
+from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
@@ -88,6 +90,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     follower: LogFollower
     prober: PathMtuProber
     path: PathProber
+    mesh: MeshProber
+    tracer: PeerTracer
     host_watch: HostWatch
     reporter: StatusReporter
     outbox: Outbox | None = None
@@ -115,6 +119,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.fastpath.run(), name="fast path")
                 tasks.create_task(self.prober.run(), name="path mtu")
                 tasks.create_task(self.path.run(), name="path")
+                tasks.create_task(self.mesh.run(), name="mesh")
+                tasks.create_task(self.tracer.run(), name="mesh traces")
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")

@@ -34,6 +34,8 @@ from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.sanity import unicast_problem
 from nodeagent.membership.view import View
+from nodeagent.mesh.prober import MeshProber
+from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
@@ -217,6 +219,9 @@ def compose(
     dispatcher = ChangeDispatcher(view, reconciler, node, fast)
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
+    mesh = MeshProber(path, context=sources.route, narrow=lambda: reconciler.mtus)
+    tracer = PeerTracer(mesh.told)
+    mesh.tracer = tracer
     host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
     prober = PathMtuProber(
         conditions,
@@ -237,6 +242,7 @@ def compose(
         host_watch=host_watch,
         fastpath=fast,
         path_mtu=lambda: prober.smallest,
+        mesh=mesh,
     )
     agent = Agent(
         config=config,
@@ -263,6 +269,8 @@ def compose(
         ),
         prober=prober,
         path=path,
+        mesh=mesh,
+        tracer=tracer,
         host_watch=host_watch,
         reporter=reporter,
         outbox=outbox,
@@ -270,6 +278,8 @@ def compose(
     reconciler.notify(_AfterEachStep(agent, identity))
     path.notify(reporter.due)
     host_watch.notify(reporter.due)
+    mesh.notify(reporter.due)
+    tracer.due = reporter.due
     pods.notify(agent.pods_changed)
     return agent
 

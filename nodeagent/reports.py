@@ -30,6 +30,7 @@ from nodeagent.health.path_prober import PathProber
 from nodeagent.local_files import LocalStatus, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
+from nodeagent.mesh.prober import MeshProber
 from nodeagent.pods.watch import PodWatch, pod_directory
 
 log = logging.getLogger("isthmus.agent")
@@ -77,12 +78,14 @@ class StatusReporter:
         host_watch: HostWatch,
         fastpath: FastPath,
         path_mtu: Callable[[], int],
+        mesh: MeshProber,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
         self._firewall_repairs = firewall_repairs
         self._path, self._host_watch = path, host_watch
         self._fastpath, self._path_mtu = fastpath, path_mtu
+        self._mesh = mesh
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -177,6 +180,7 @@ class StatusReporter:
             epoch=self._view.own.epoch if self._view.own else 0,
             mtu=spec.mtu if spec else 0,
             path_mtu=self._path_mtu(),
+            mesh=self._mesh.report(),
         )
 
     def status(self) -> LocalStatus:

@@ -12,6 +12,7 @@ from itertools import islice
 from controlplane.cluster.decisions.exhaustion import earliest_free
 from controlplane.cluster.decisions.holders import gateway_addresses
 from controlplane.cluster.decisions.time import laggards
+from controlplane.cluster.mesh.verdict import sentence
 from controlplane.cluster.state import ClusterState
 from events.errors import IsthmusError
 from events.protocol.queries import Condition
@@ -133,6 +134,12 @@ def _members(state: ClusterState) -> Iterator[Condition]:
             message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes "
             f"{'does' if len(state.unreachable) == 1 else 'do'} not report: {_some(state.unreachable)}",
         )
+    if state.lost_paths:
+        said = [
+            sentence(one.scope, one.a, one.b, one.fault, (one.broken_from, one.broken_to))
+            for one in state.lost_paths.values()
+        ]
+        yield Condition(code="path_lost", severity="critical", message=_some(said))
     yield from _traffic(state)
     if state.external and not state.clb:
         yield Condition(

@@ -18,6 +18,7 @@ from controlplane.cluster.decision import (
     Decision,
     DecisionContext,
     MarkLiveness,
+    MarkPaths,
     Tick,
 )
 from controlplane.cluster.decisions import (
@@ -29,6 +30,7 @@ from controlplane.cluster.decisions import (
     holders,
     kubernetes,
     nodes,
+    paths,
     time,
     tokens,
 )
@@ -67,6 +69,7 @@ __all__ = [
     "Decision",
     "DecisionContext",
     "MarkLiveness",
+    "MarkPaths",
     "Tick",
     "decide",
 ]
@@ -99,6 +102,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     AdvanceDrains: time.advance_drains,
     AssignHolders: holders.assign,
     BindNodes: kubernetes.bind,
+    MarkPaths: paths.mark,
 }
 """Command → its rule; a test keeps it complete."""
 

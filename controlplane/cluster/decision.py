@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
-from controlplane.cluster.state import ClusterState
+from controlplane.cluster.mesh.verdict import Finding
+from controlplane.cluster.state import ClusterState, PathKey
 from events.errors import Refused
 from events.types import ClusterDefined, Event
 
@@ -169,6 +170,18 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     able: frozenset[str]
     unable: Mapping[str, str] = {}
     at: datetime | None = None
+
+
+class MarkPaths(Tick, frozen=True, kw_only=True):
+    """Record which paths are lost, and which (by scope, a, b) are not any more.
+
+    ``at_s`` is the present by the clock of the findings.
+    """
+
+    name: ClassVar[str] = "mark-paths"
+    found: tuple[Finding, ...] = ()
+    over: frozenset[PathKey] = frozenset()
+    at_s: float = 0.0
 
 
 def definition_of(state: ClusterState) -> ClusterDefined:

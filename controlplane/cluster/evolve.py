@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
+from controlplane.cluster.folds import clb, paths
+from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import (
     Adoption,
     Bound,
@@ -32,16 +34,11 @@ from events import types
 from events.codec import SkippedEvent, UnknownEvent
 from events.errors import Refused, VerificationFailed
 from events.parking import events_followed
-from events.protocol.clb import Backend, BackendKey, Holder
 
 Handler = Callable[[ClusterState, int, Any], None]
 
 
-class _Contradiction(Exception):
-    """An event that cannot follow this state; the text says why."""
-
-
-_STOPS = (LookupError, _Contradiction, Refused)
+_STOPS = (LookupError, Contradiction, Refused)
 """What a handler raises for an event that cannot follow (Refused: a CIDR in it is none)."""
 
 
@@ -76,7 +73,7 @@ def _allocated(state: ClusterState, sequence: int, event: types.RangeAllocated) 
 
 def _adopted(state: ClusterState, sequence: int, event: types.RangeAdopted) -> None:
     if not state.adoption:
-        raise _Contradiction(f"range {event.cidr} is adopted, and the cluster is in no adoption")
+        raise Contradiction(f"range {event.cidr} is adopted, and the cluster is in no adoption")
     _allocated(state, sequence, event)
 
 
@@ -84,7 +81,7 @@ def _out(state: ClusterState, sequence: int, event: types.NodeLeft | types.NodeF
     name = event.node
     node = state.nodes[name]
     if not (node.uid in state.by_uid and node.announced in state.by_address and node.vtep_mac in state.by_mac):
-        raise _Contradiction(f"another member has taken the uid or an address of {name}")
+        raise Contradiction(f"another member has taken the uid or an address of {name}")
     del state.nodes[name]
     del state.by_uid[node.uid]
     del state.by_address[node.announced]
@@ -100,7 +97,7 @@ def _fenced(state: ClusterState, sequence: int, event: types.NodeFenced) -> None
     if not event.former:
         _out(state, sequence, event)
     elif event.uid in state.by_uid:
-        raise _Contradiction(f"uid {event.uid!r} is fenced as a former member, and is one")
+        raise Contradiction(f"uid {event.uid!r} is fenced as a former member, and is one")
     state.fenced[event.uid] = Fenced(event.node, sequence, event.cause, event.by_uid)
 
 
@@ -125,7 +122,7 @@ def _quarantined(state: ClusterState, sequence: int, event: types.RangeQuarantin
 def _freed(state: ClusterState, sequence: int, event: types.RangeFreed) -> None:  # noqa: ARG001
     index = event.index
     if index not in state.ranges:
-        raise _Contradiction(f"nobody held range {index}")
+        raise Contradiction(f"nobody held range {index}")
     del state.quarantined[index]
     del state.ranges[index]
     state.pool.release(index)
@@ -152,7 +149,7 @@ def _underlay_changed(state: ClusterState, sequence: int, event: types.NodeUnder
 
 def _unreachable(state: ClusterState, sequence: int, event: types.NodeUnreachable) -> None:  # noqa: ARG001
     if event.node not in state.nodes:
-        raise _Contradiction(f"{event.node} is no member")
+        raise Contradiction(f"{event.node} is no member")
     state.unreachable[event.node] = event.last_seen
 
 
@@ -163,7 +160,7 @@ def _recovered(state: ClusterState, sequence: int, event: types.NodeRecovered) -
 def _bound(state: ClusterState, sequence: int, event: types.NodeBound) -> None:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
-        raise _Contradiction(f"{event.node} (uid {event.uid}) is no member")
+        raise Contradiction(f"{event.node} (uid {event.uid}) is no member")
     state.bound[event.node] = Bound(event.node_uid, sequence)
 
 
@@ -172,9 +169,9 @@ def _bound(state: ClusterState, sequence: int, event: types.NodeBound) -> None:
 
 def _defined(state: ClusterState, sequence: int, event: types.ClusterDefined) -> None:
     if state.definition is not None:
-        raise _Contradiction(f"the cluster was defined before as {state.definition.container_cidr}")
+        raise Contradiction(f"the cluster was defined before as {state.definition.container_cidr}")
     if state.name not in {"", event.cluster}:
-        raise _Contradiction(f"this is the log of cluster {state.name}")
+        raise Contradiction(f"this is the log of cluster {state.name}")
     first = network(event.container_cidr).first
     state.name = event.cluster
     state.definition = event
@@ -190,7 +187,7 @@ def _deleted(state: ClusterState, sequence: int, event: types.ClusterDeleted) ->
 
 def _appended(state: ClusterState, sequence: int, event: types.CidrAppended) -> None:
     if event.first_index != state.pool.capacity:
-        raise _Contradiction(
+        raise Contradiction(
             f"its ranges begin at index {event.first_index}, the pool ends at {state.pool.capacity}"
         )
     first = network(event.cidr).first
@@ -201,7 +198,7 @@ def _appended(state: ClusterState, sequence: int, event: types.CidrAppended) -> 
 
 def _adoption_begun(state: ClusterState, sequence: int, event: types.AdoptionBegun) -> None:
     if state.adoption:
-        raise _Contradiction(f"the cluster is in adoption since event {state.adoption[event.cluster].since}")
+        raise Contradiction(f"the cluster is in adoption since event {state.adoption[event.cluster].since}")
     state.adoption[event.cluster] = Adoption(event.source, event.plan, sequence)
 
 
@@ -220,64 +217,6 @@ def _withdrawn(state: ClusterState, sequence: int, event: types.NetworkWithdrawn
 
 def _overridden(state: ClusterState, sequence: int, event: types.ConflictOverridden) -> None:  # noqa: ARG001
     state.overrides[event.code, event.ours, event.theirs] = event
-
-
-# --- CLB ---------------------------------------------------------------------------------------------
-
-
-def _reserved(state: ClusterState, sequence: int, event: types.ClbReserved) -> None:  # noqa: ARG001
-    state.clb[event.name] = event
-    for item in event.addresses:
-        state.clb_addresses[item.address] = event.name
-    state.refusals.pop(asker_clb(event.name), None)
-
-
-def _released(state: ClusterState, sequence: int, event: types.ClbReleased) -> None:  # noqa: ARG001
-    addresses = {item.address for item in state.clb[event.name].addresses}
-    if not addresses <= state.clb_addresses.keys():
-        raise _Contradiction(f"another reservation has taken addresses of {event.name}")
-    del state.clb[event.name]
-    for address in addresses:
-        del state.clb_addresses[address]
-    for key in [key for key in state.backends if key.name == event.name]:
-        del state.backends[key]
-
-
-def _marked(state: ClusterState, sequence: int, event: types.NodeGatewayMarked) -> None:
-    if event.node not in state.nodes:
-        raise _Contradiction(f"{event.node} is no member")
-    state.gateways[event.node] = sequence
-
-
-def _unmarked(state: ClusterState, sequence: int, event: types.NodeGatewayUnmarked) -> None:  # noqa: ARG001
-    del state.gateways[event.node]
-
-
-def _backend_added(state: ClusterState, sequence: int, event: types.ClbBackendAdded) -> None:
-    key = BackendKey.of(event)
-    if event.name not in state.clb:
-        raise _Contradiction(f"there is no reservation {event.name}")
-    state.backends[key] = Backend.added_by(event, sequence, state.backends.get(key))
-
-
-def _backend_removed(state: ClusterState, sequence: int, event: types.ClbBackendRemoved) -> None:  # noqa: ARG001
-    del state.backends[BackendKey.of(event)]
-
-
-def _health_changed(state: ClusterState, sequence: int, event: types.ClbBackendHealthChanged) -> None:
-    key = BackendKey.of(event)
-    state.backends[key] = state.backends[key].judged_by(event, sequence)
-
-
-def _assigned(state: ClusterState, sequence: int, event: types.ClbHolderAssigned) -> None:
-    held = state.holders.get(event.address)
-    if held is not None:
-        raise _Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
-    state.holders[event.address] = Holder.assigned_by(event, sequence)
-
-
-def _holder_withdrawn(state: ClusterState, sequence: int, event: types.ClbHolderWithdrawn) -> None:  # noqa: ARG001
-    del state.holders[event.address]
 
 
 # --- refusals ----------------------------------------------------------------------------------------
@@ -337,21 +276,23 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.NodeRecovered: _recovered,
     types.NodeFenced: _fenced,
     types.NodeBound: _bound,
+    types.PathLost: paths.lost,
+    types.PathRestored: paths.restored,
     types.RangeAllocated: _allocated,
     types.RangeDraining: _draining,
     types.RangeQuarantined: _quarantined,
     types.RangeFreed: _freed,
     types.AllocationRefused: _allocation_refused,
-    types.ClbReserved: _reserved,
-    types.ClbReleased: _released,
+    types.ClbReserved: clb.reserved,
+    types.ClbReleased: clb.released,
     types.ClbRefused: _clb_refused,
-    types.ClbBackendAdded: _backend_added,
-    types.ClbBackendRemoved: _backend_removed,
-    types.ClbBackendHealthChanged: _health_changed,
-    types.ClbHolderAssigned: _assigned,
-    types.ClbHolderWithdrawn: _holder_withdrawn,
-    types.NodeGatewayMarked: _marked,
-    types.NodeGatewayUnmarked: _unmarked,
+    types.ClbBackendAdded: clb.backend_added,
+    types.ClbBackendRemoved: clb.backend_removed,
+    types.ClbBackendHealthChanged: clb.health_changed,
+    types.ClbHolderAssigned: clb.assigned,
+    types.ClbHolderWithdrawn: clb.holder_withdrawn,
+    types.NodeGatewayMarked: clb.marked,
+    types.NodeGatewayUnmarked: clb.unmarked,
     types.JoinTokenUsed: _token_used,
     types.EventsParked: _events_parked,
     types.AdoptionBegun: _adoption_begun,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -28,6 +28,7 @@ from events.types import (
     Event,
     Network,
     NodeBound,
+    PathLost,
     RangeQuarantined,
 )
 
@@ -38,7 +39,9 @@ __all__ = [
     "Cidr",
     "ClusterState",
     "Fenced",
+    "LostPath",
     "Node",
+    "PathKey",
     "Phase",
     "Range",
     "Refusal",
@@ -123,6 +126,37 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
+class LostPath(msgspec.Struct, frozen=True, gc=False):
+    """A path that is lost since the event at ``sequence``; see :class:`events.types.PathLost`."""
+
+    scope: str
+    a: str
+    b: str
+    fault: str
+    broken_from: str
+    broken_to: str
+    sequence: int
+    since: datetime | None
+
+    @classmethod
+    def of(cls, event: PathLost, sequence: int) -> Self:
+        """What that event, stored there, says."""
+        return cls(
+            event.scope,
+            event.a,
+            event.b,
+            event.fault,
+            event.broken_from,
+            event.broken_to,
+            sequence,
+            event.since,
+        )
+
+
+PathKey = tuple[str, str, str]
+"""Scope, a, b."""
+
+
 class ClusterState:
     """Everything that decisions need, with the indices that make them O(1).
 
@@ -146,6 +180,7 @@ class ClusterState:
         "fenced",
         "gateways",
         "holders",
+        "lost_paths",
         "name",
         "networks",
         "nodes",
@@ -192,6 +227,7 @@ class ClusterState:
         self.gateways: MutableMapping[str, int] = {}  # name of a member → sequence of its mark
         self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
+        self.lost_paths: MutableMapping[PathKey, LostPath] = {}  # what agents do not reach
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()
         """Sequences that were left out, because the log says so."""
@@ -224,6 +260,7 @@ class ClusterState:
         parked: frozenset[int],
         bound: Mapping[str, Bound],
         adoption: Mapping[str, Adoption],
+        lost_paths: Mapping[PathKey, LostPath],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -257,6 +294,7 @@ class ClusterState:
         state.refusals = {asker: dict(known) for asker, known in refusals.items()}
         state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
         state.bound, state.adoption = dict(bound), dict(adoption)
+        state.lost_paths = dict(lost_paths)
         return state
 
     @property
@@ -328,15 +366,17 @@ _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and 
 class Further(NamedTuple):
     """A later map of the state, from a name to what ``keeps`` makes of an event and its sequence.
 
-    The name is a member's, and its entry ends with the membership, unless ``of_member`` is false. ``entries``
-    is the type of its entries as a list. Its event's row is a fact of a kind named like the map; digest,
-    decoder and the reading of rows take every such map from here, so that a new one is said in no other place.
+    The name is a member's, and its entry ends with the membership, unless ``of_member`` is false; with ``key``
+    it is that of the event instead. ``entries`` is the type of its entries as a list. Its event's row is a fact
+    of a kind named like the map; digest, decoder and the reading of rows take every such map from here, so that
+    a new one is said in no other place.
     """
 
     event: type[Event]
     entries: Any
     keeps: Callable[[Any, int], Any]
     of_member: bool = True
+    key: Callable[[Any], Any] | None = None
 
 
 FURTHER: dict[str, Further] = {
@@ -346,6 +386,13 @@ FURTHER: dict[str, Further] = {
         list[tuple[str, Adoption]],
         lambda event, since: Adoption(event.source, event.plan, since),
         of_member=False,
+    ),
+    "lost_paths": Further(
+        PathLost,
+        list[tuple[PathKey, LostPath]],
+        LostPath.of,
+        of_member=False,
+        key=lambda event: (event.scope, event.a, event.b),
     ),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlplane.cluster.addressing.plan import addresses_and_pods
+from controlplane.cluster.mesh import verdict
 from events import types
 
 MARKS = {
@@ -10,8 +11,8 @@ MARKS = {
     "allocated": "▣", "backend-added": "+", "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔",
     "cidr-appended": "+", "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐",
     "fenced": "×", "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
-    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "network-declared": "+", "network-withdrawn": "−",
-    "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄",
+    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+", "network-withdrawn": "−",
+    "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄", "restored": "✓",
     "underlay-changed": "→", "unreachable": "?", "used": "✓",
 }  # fmt: skip
 """The last word of an event's type → its mark."""
@@ -95,6 +96,12 @@ def sentence(event: types.Event) -> str:
             return f"overlap of {event.ours} with {event.theirs} accepted: {event.reason}"
         case types.ConflictRefused():
             return f"{event.command} was refused: {event.message}"
+        case types.PathLost():
+            broken = event.broken_from, event.broken_to
+            return verdict.sentence(event.scope, event.a, event.b, event.fault, broken)
+        case types.PathRestored():
+            names = f"{event.a} and {event.b}" if event.b else event.a
+            return f"packets pass again: {event.scope} {names}"
         case types.JoinTokenUsed():
             by = f"proved itself as pod {event.pod}" if event.pod else "redeemed a join token"
             return f"{event.node} {by}; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"

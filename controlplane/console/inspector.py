@@ -105,7 +105,7 @@ class Inspector:
         return LiveReports(self._liveness, datetime.now(UTC))
 
     def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
-        def listener(status: AgentStatus) -> None:
+        def listener(status: AgentStatus, _age_s: float) -> None:
             callback(status.uid)
 
         self._liveness.listeners.append(listener)

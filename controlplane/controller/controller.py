@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import socket
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -38,10 +37,12 @@ from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
+from controlplane.controller.duties import CommandTable, Duties
 from controlplane.controller.hooks import NullObserver, Observer
 from controlplane.controller.leadership.leader import Leadership, LeadershipTransfer
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
-from controlplane.controller.leadership.term import Term
+from controlplane.controller.mesh.answers import MeshAnswers
+from controlplane.controller.mesh.collector import Collector
 from controlplane.controller.publishing.checkpointer import Checkpointer, ListCheckpoints, SigningSchedule
 from controlplane.controller.publishing.snapshots import SnapshotPublisher, SnapshotSchedule
 from controlplane.controller.replication.command_dedup import CommandDedup
@@ -53,7 +54,7 @@ from controlplane.controller.replication.replica import Replica
 from controlplane.controller.replication.restore import last_sequence_seen, restore
 from controlplane.controller.tasks import end, failure
 from controlplane.readmodel.projector import Projector
-from controlplane.readmodel.store import SequenceSpan, lock_directory
+from controlplane.readmodel.store import lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.errors import Unavailable, VerificationFailed
@@ -61,6 +62,7 @@ from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import StatusReader
+from events.protocol.mesh import ShowMesh
 from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
 from events.telemetry.role import our_version
@@ -129,6 +131,8 @@ class Controller:
         self.liveness.exceeded = self.budgets.exceeded
         self.liveness.warnings = lambda: (*self.reports.conditions(), *self.budgets.conditions())
         self.liveness.pods.state = lambda: replica.state
+        self.mesh = Collector(lambda: replica.state)
+        self.liveness.listeners.append(self.mesh.take)
         self.observer = observer
         self._lock = lock
         self._conditions = conditions
@@ -147,7 +151,7 @@ class Controller:
             replica,
             source=source,
             observer=observer,
-            command_table=_CommandTable(self.projector),
+            command_table=CommandTable(self.projector),
             context_source=WithReports(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
             outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
             term=None,
@@ -157,7 +161,7 @@ class Controller:
         self.endpoint = Endpoint(
             client, cluster, self.committer, self._ask, instance=self.name, budgets=self.budgets
         )
-        duties = _Duties(self.endpoint, self.committer)
+        duties = Duties(self.endpoint, self.committer)
         self.leadership = Leadership(
             BusLease(client, cluster, self.name, ttl_s=options.lease_ttl_s, replicas=options.replicas),
             duties,
@@ -182,6 +186,7 @@ class Controller:
             actor=f"controller/{self.name}",
             active=lambda: self.leadership.in_office and replica.halted is None,
             tick_s=options.tick_s,
+            mesh=self.mesh,
         )
 
         self.snapshots = SnapshotPublisher(
@@ -194,7 +199,12 @@ class Controller:
         self.checkpointer = Checkpointer(
             options.data, replica, active=lambda: self.leadership.in_office, schedule=options.checkpoints
         )
-        self._queries = {ListCheckpoints.name: self.checkpointer.answer, **queries(self)}
+        self.mesh_answers = MeshAnswers(self.mesh, replica, self._barrier)
+        self._queries = {
+            ListCheckpoints.name: self.checkpointer.answer,
+            ShowMesh.name: self.mesh_answers.answer,
+            **queries(self),
+        }
 
     @classmethod
     async def start(
@@ -302,6 +312,7 @@ class Controller:
             "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
             "statuses": self._watch_statuses(),
             "clocks": self._compare_clocks(),
+            "recent events": self.mesh_answers.recent.follow(self.changes),
             "late reports": self.reports.follow(self.changes),
             "status stream": self._status_keeper.run(),
             "snapshots": self.snapshots.run(),
@@ -393,45 +404,3 @@ class Controller:
                 log.warning("%s", now or "the clocks agree again")
             said = now
             await asyncio.sleep(COMPARE_CLOCKS_S)
-
-
-class _Duties:
-    """Leading means: the endpoint is open, and the committer decides what comes in."""
-
-    def __init__(self, endpoint: Endpoint, committer: Committer) -> None:
-        self._endpoint = endpoint
-        self._committer = committer
-        self._term: Term | None = None
-
-    async def prepare(self) -> None:
-        await self._endpoint.open()
-
-    async def begin(self, term: Term) -> None:
-        await self._committer.begin(term)
-        self._term = term
-
-    async def end(self) -> None:
-        term, self._term = self._term, None
-        if term is not None and term.valid:
-            await self._endpoint.close()
-            self._committer.end_term()
-        else:
-            self._committer.end_term()
-            await self._endpoint.close(decide=False, timeout_s=0.5)
-
-
-class _CommandTable:
-    """The commands table of whichever generation is current; nothing while the projection is stopped."""
-
-    def __init__(self, projector: Projector) -> None:
-        self._projector = projector
-
-    async def spans(self, command_ids: Sequence[str]) -> dict[str, SequenceSpan]:
-        try:
-            store = await self._projector.open()
-            return await store.spans(command_ids)
-        except (sqlite3.Error, ValueError) as error:  # ValueError: closed meanwhile, for a switch
-            raise Unavailable(
-                "log_unavailable",
-                f"the read model cannot tell whether these commands happened before: {error}",
-            ) from error

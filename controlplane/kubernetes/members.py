@@ -111,7 +111,7 @@ class ControllerMembers:
         wake = asyncio.Event()
         said: dict[str, tuple[object, ...]] = {}
 
-        def reported(status: AgentStatus) -> None:
+        def reported(status: AgentStatus, _age_s: float) -> None:
             now = (status.state, status.conditions, status.stray_ranges, status.stray_pods)
             if said.get(status.node) != now:
                 said[status.node] = now

@@ -214,9 +214,9 @@ def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
     }
 
 
-def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, dict[str, Any]]:
+def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, dict[Any, Any]]:
     """After nodes: what is known of members ends with the membership."""
-    found: dict[str, dict[str, Any]] = {field: {} for field in FURTHER}
+    found: dict[str, dict[Any, Any]] = {field: {} for field in FURTHER}
     marks = ", ".join("?" * len(FURTHER))
     for field, name, value, since in connection.execute(
         "SELECT kind, key, value, valid_from FROM fact INDEXED BY fact_rare"  # noqa: S608  marks
@@ -224,8 +224,10 @@ def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int)
         (at, at, *FURTHER),
     ):
         kind = FURTHER[field]
-        if not kind.of_member or (name in nodes and nodes[name].joined < since):
-            found[field][name] = kind.keeps(msgspec.json.decode(value, type=kind.event), since)
+        if kind.of_member and (name not in nodes or nodes[name].joined >= since):
+            continue
+        event = msgspec.json.decode(value, type=kind.event)
+        found[field][name if kind.key is None else kind.key(event)] = kind.keeps(event, since)
     return found
 
 

@@ -152,6 +152,14 @@ def _events_parked(rows: Rows, sequence: int, time_us: int, event: types.EventsP
     rows.parked(sequence, event)
 
 
+def _path_lost(rows: Rows, sequence: int, time_us: int, event: types.PathLost) -> None:
+    rows.fact(sequence, time_us, ("lost_paths", f"{event.scope} {event.a}", event.b), event)
+
+
+def _path_restored(rows: Rows, sequence: int, time_us: int, event: types.PathRestored) -> None:
+    rows.facts.close(("lost_paths", f"{event.scope} {event.a}", event.b), sequence, time_us)
+
+
 HANDLERS: Handlers = {
     types.NodeJoined: _joined,
     types.NodeLeft: _out,
@@ -160,6 +168,8 @@ HANDLERS: Handlers = {
     types.NodeUnderlayChanged: _underlay_changed,
     types.NodeUnreachable: _unreachable,
     types.NodeRecovered: _recovered,
+    types.PathLost: _path_lost,
+    types.PathRestored: _path_restored,
     types.RangeAllocated: _allocated,
     types.RangeAdopted: _allocated,
     types.RangeDraining: _draining,

@@ -100,7 +100,8 @@ CREATE TABLE parked (
     error TEXT NOT NULL, time_us INTEGER NOT NULL
 );
 """
-"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted.
+"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted,
+path.
 
 Fenced uids are the ones of which a long history has thousands.
 """

@@ -203,6 +203,24 @@ ALERTS = (
         "`isthmus status` has the numbers; set the clocks (NTP) of the machines that it names.",
     ),
     Alert(
+        "IsthmusPathLost",
+        "sum by (isthmus_cluster) (max by (isthmus_cluster, scope, fault) "
+        '(isthmus_paths_lost{scope=~"node|pair"})) > 0',
+        "1m",
+        "page",
+        "Packets of pods do not pass between nodes of cluster {{ $labels.isthmus_cluster }}.",
+        "`isthmus mesh` names the node, pair or direction, the evidence, and the events just before.",
+    ),
+    Alert(
+        "IsthmusSitePartitioned",
+        "sum by (isthmus_cluster) (max by (isthmus_cluster, scope, fault) "
+        '(isthmus_paths_lost{scope=~"site|sites"})) > 0',
+        "30s",
+        "page",
+        "A site of cluster {{ $labels.isthmus_cluster }} is cut off, or two do not reach each other.",
+        "`isthmus mesh` names the sites; look at the link between them, and at filters on UDP port 8472.",
+    ),
+    Alert(
         "IsthmusBackupTooOld",
         "time() - max by (isthmus_cluster) (isthmus_backup_time_seconds) > 36 * 3600",
         "10m",

@@ -39,6 +39,7 @@ CONDITIONS: dict[str, str] = {
     "pods_running": "Pods may still run with addresses of released ranges, which are not reused before; the "
     "message names the nodes and how to end it.",
     "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
+    "path_lost": "Packets of pods do not pass, as several agents measured; the message says where.",
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
     "clb_no_holder": "No gateway holds an address of a reserved pair; mark a cloud node as a gateway and start "
     "its agent with --gateway.",
@@ -71,6 +72,7 @@ REMEDIES: dict[str, str] = {
     "pool_low": "isthmus cluster append CIDR",
     "drain_waiting": "isthmus node list",
     "nodes_unreachable": "isthmus node list --unreachable",
+    "path_lost": "isthmus mesh",
     "no_clb": "isthmus clb reserve main --subnet CIDR",
     "clb_no_holder": "isthmus clb gateway add NODE",
     "clb_no_backend": "isthmus clb show NAME",

@@ -55,6 +55,7 @@ from events.types.node import (
     NodeUnderlayChanged,
     NodeUnreachable,
 )
+from events.types.path import PathLost, PathRestored
 from events.types.range import (
     AllocationRefused,
     RangeAdopted,
@@ -103,6 +104,8 @@ __all__ = [
     "NodeRecovered",
     "NodeUnderlayChanged",
     "NodeUnreachable",
+    "PathLost",
+    "PathRestored",
     "Protocol",
     "RangeAdopted",
     "RangeAllocated",
@@ -146,5 +149,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     AdoptionBegun,
     AdoptionEnded,
     RangeAdopted,
+    PathLost,
+    PathRestored,
 )
 """The whole set, in the order of the documentation."""

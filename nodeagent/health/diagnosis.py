@@ -60,8 +60,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 async def dropping_chains() -> list[Chain]:
     """Forward chains with policy drop, nftables' and iptables' alike (the older iptables, too)."""
-    found = parse_chains(await _run("nft", "--json", "list", "chains"))
-    legacy = await _run("iptables-legacy-save", "-t", "filter")
+    found = parse_chains(await run_program("nft", "--json", "list", "chains"))
+    legacy = await run_program("iptables-legacy-save", "-t", "filter")
     if ":FORWARD DROP" in legacy:
         names = [line[1:].split()[0] for line in legacy.splitlines() if line.startswith(":")]
         found.append(Chain(family="ip", table="filter", name="FORWARD", program=maker_of(names)))
@@ -97,7 +97,7 @@ def maker_of(chains: Iterable[str]) -> str:
 
 async def dropping_rules(port: int) -> list[str]:
     """Rules that drop or reject UDP to the tunnel's port, in nft's words."""
-    listing = await _run("nft", "list", "ruleset", "-s")
+    listing = await run_program("nft", "list", "ruleset", "-s")
     table = chain = ""
     found: list[str] = []
     for raw in listing.splitlines():
@@ -110,7 +110,7 @@ async def dropping_rules(port: int) -> list[str]:
             found.append(f"`{line}` in chain {chain} of table {table}")
     found += [
         f"`{line}` (iptables-legacy)"
-        for line in (await _run("iptables-legacy-save")).splitlines()
+        for line in (await run_program("iptables-legacy-save")).splitlines()
         if (f"--dport {port} " in f"{line} " and line.endswith(("-j DROP", "-j REJECT")))
         or f"--dport {port} -j REJECT" in line
     ]
@@ -127,7 +127,7 @@ def _drops(line: str, port: int) -> bool:
 async def policy_rules() -> list[str]:
     """Policy routing rules of others, as ``ip rule`` prints them."""
     try:
-        rules: list[dict[str, Any]] = json.loads(await _run("ip", "-4", "-j", "rule") or "[]")
+        rules: list[dict[str, Any]] = json.loads(await run_program("ip", "-4", "-j", "rule") or "[]")
     except json.JSONDecodeError:
         return []
     return [
@@ -199,8 +199,11 @@ def cni_before(directory: Path, own: str) -> str:
     )
 
 
-async def _run(program: str, *arguments: str) -> str:
-    """Standard output of a program; empty when it is not there, fails, or takes too long."""
+async def run_program(program: str, *arguments: str) -> str:
+    """Standard output of a program; empty when it is not there, fails, or takes too long.
+
+    Cancelled, the program is killed.
+    """
     found = system.find(program)
     if found is None:
         return ""

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
+from typing import Protocol
 
 import msgspec
 
@@ -56,6 +57,13 @@ class Route(msgspec.Struct, frozen=True):
     mtu: int
 
 
+class Sharer(Protocol):
+    """Somebody else who sends by the probe device, and gets what comes back."""
+
+    def received(self, packet: bytes) -> bool: ...
+    def kernel_answered(self, token: bytes) -> bool: ...
+
+
 class PathProber:
     """Run it; ``standing``, ``confirmed_at`` and the condition ``path`` say what it found."""
 
@@ -76,6 +84,8 @@ class PathProber:
         self.judge = PathJudge()
         self.device: ProbeDevice | None = None
         self.unable = ""
+        self.mesh: Sharer | None = None
+        """Who shares the device."""
         self._waiting: dict[tuple[str, bytes], str] = {}  # kind and token → range of the peer
         self._heard: dict[str, set[str]] = {}
         self._passing: set[str] = set()
@@ -216,10 +226,10 @@ class PathProber:
         outside: frozenset[str] = frozenset()
         if not forwarded:
             own = first_address(context.view.own.cidr) if context.view.own is not None else ""
-            answers = await asyncio.gather(*(_refused(own, first_address(peer.cidr)) for peer in peers))
+            answers = await asyncio.gather(*(answers_at(own, first_address(peer.cidr)) for peer in peers))
             direct = frozenset(peer.cidr for peer, answer in zip(peers, answers, strict=True) if answer)
             if not direct:
-                answers = await asyncio.gather(*(_refused(context.underlay, peer.underlay) for peer in peers))
+                answers = await asyncio.gather(*(answers_at(context.underlay, peer.underlay) for peer in peers))
                 outside = frozenset(peer.cidr for peer, answer in zip(peers, answers, strict=True) if answer)
         self._waiting.clear()
         return Round(
@@ -284,7 +294,7 @@ class PathProber:
 
     def _received(self, packet: bytes) -> None:
         device = self.device
-        if device is None:
+        if device is None or (self.mesh is not None and self.mesh.received(packet)):
             return
         found = packets.parse(packet, packed(device.address))
         if isinstance(found, packets.ProbeRequest):
@@ -296,6 +306,8 @@ class PathProber:
                 if found.passes:
                     self._passing.add(peer)
                 self._news.set()
+            elif found.kind == "echo" and self.mesh is not None:
+                self.mesh.kernel_answered(found.token)
 
     def _reply(self, question: packets.ProbeRequest) -> None:
         now = time.monotonic()
@@ -308,8 +320,11 @@ class PathProber:
             self._send(packet)
 
 
-async def _refused(source: str, target: str) -> bool:
-    """Whether a host answers a datagram to a closed port, from one of our own addresses."""
+async def answers_at(source: str, target: str) -> bool:
+    """Whether a host answers a datagram to a closed port, from one of our own addresses.
+
+    Cancelled, it leaves nothing behind.
+    """
     if not source or IPv4Address(source).is_unspecified:
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

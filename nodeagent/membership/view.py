@@ -13,7 +13,7 @@ import msgspec
 from events.attestation import ClusterSum
 from events.chain import Head, genesis
 from events.codec import SkippedEvent
-from events.jetstream.snapshots import Snapshot
+from events.jetstream.snapshots import Snapshot, SnapshotMember
 from events.parking import events_followed
 from events.protocol.clb import Traffic
 from events.types import (
@@ -58,6 +58,11 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
     vtep_mac: str
     announced: str
     underlay: str
+    site: str = ""
+
+
+def _member(one: NodeJoined | SnapshotMember) -> Member:
+    return Member(one.node, one.uid, one.vtep_mac, one.announced, one.underlay, one.site)
 
 
 class OverlayPlan(msgspec.Struct, frozen=True):
@@ -148,9 +153,7 @@ class View:
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):
             self._note_addresses(event.underlay, event.announced)
-            self.members[event.node] = Member(
-                event.node, event.uid, event.vtep_mac, event.announced, event.underlay
-            )
+            self.members[event.node] = _member(event)
         elif isinstance(event, RangeAllocated):
             return self._allocated(event.cidr, sequence, event.node, event.uid)
         elif isinstance(event, RangeDraining):
@@ -339,10 +342,7 @@ class View:
             changes += self._planned(snapshot.definition, tuple(snapshot.cidrs), snapshot.networks)
         for one in snapshot.members:
             self._note_addresses(one.underlay, one.announced)
-        self.members = {
-            member.node: Member(member.node, member.uid, member.vtep_mac, member.announced, member.underlay)
-            for member in snapshot.members
-        }
+        self.members = {member.node: _member(member) for member in snapshot.members}
         self.deleted = snapshot.deleted
         self.traffic = TrafficTable(sound_traffic(snapshot.traffic))
         self.fenced = self.uid in snapshot.fenced

@@ -66,9 +66,9 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
         return outer + datagram(self.vtep, source_port, self.peer_vtep, PROBE_PORT, padding)
 
 
-def ipv4(protocol: int, source: bytes, target: bytes, payload: bytes) -> bytes:
-    """An IPv4 packet without options."""
-    fields = (0x45, 0, IPV4.size + len(payload), 0, 0, _TTL, protocol)
+def ipv4(protocol: int, source: bytes, target: bytes, payload: bytes, *, flags: int = 0) -> bytes:
+    """An IPv4 packet without options; ``flags`` are those of fragmentation."""
+    fields = (0x45, 0, IPV4.size + len(payload), 0, flags, _TTL, protocol)
     header = IPV4.pack(*fields, 0, source, target)
     return IPV4.pack(*fields, checksum(header), source, target) + payload
 

@@ -11,10 +11,12 @@ from controlplane.cluster.decide import (
     BindNodes,
     DecisionContext,
     MarkLiveness,
+    MarkPaths,
     decide,
 )
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import check
+from controlplane.cluster.mesh.verdict import Finding
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.answers import ask
 from events.protocol.commands import (
@@ -83,6 +85,8 @@ def commands() -> list[Any]:
         WithdrawNetwork(cidr="198.18.0.0/15"),
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=watched),
         MarkLiveness(last_seen={"uid-1": START}, watching_since=watched),
+        MarkPaths(found=(DARK, Finding(scope="pair", a="n1", b="n11", since=1.0)), at_s=9.0),
+        MarkPaths(found=(DARK,), over=frozenset({("pair", "n1", "n11")}), at_s=10.0),
         ReserveClb(reservation="gw", subnet="198.51.100.32/28", provider="gateway"),
         MarkGateway(node="n11"),
         MarkGateway(node="n1"),
@@ -103,7 +107,7 @@ def commands() -> list[Any]:
                 epoch=epoch,
             )
             for healthy in (False, True)
-            for epoch in range(25, 50)
+            for epoch in range(25, 60)
         ),
         MarkGateway(node="n1", on=False),
         RemoveBackend(**BACKEND, port=443),
@@ -134,6 +138,7 @@ OLD = AdoptedNode(
     range="172.16.4.32/27",
     vtep_mac="8a:00:00:00:00:01",
 )
+DARK = Finding(scope="node", a="n1", fault="direction", broken=("n1", ""), since=2.0, evidence=("3 paths",))
 BACKEND: dict[str, Any] = {"reservation": "gw", "purpose": "apiserver", "address": "192.0.2.77"}
 HEARD = {"uid-1": START + timedelta(seconds=60), "twin": START + timedelta(seconds=60)}
 SURROUNDINGS = DecisionContext(clusters={"stage": ("10.0.1.0/24",)})

@@ -28,16 +28,18 @@ NETWORKS = {"NetworkDeclared", "NetworkWithdrawn", "ConflictOverridden"}
 ADOPTIONS = {"AdoptionBegun", "AdoptionEnded"}
 BESIDE = {"EventsParked", "JoinTokenUsed"}
 """They say something about the log and about credentials, nothing about the cluster."""
+PATHS = {"PathLost", "PathRestored"}
+"""They say what packets met, and give or take nothing."""
 
 WITHOUT_CHECK = (
-    REFUSALS | NETWORKS | BESIDE | ADOPTIONS
+    REFUSALS | NETWORKS | BESIDE | ADOPTIONS | PATHS
     | {"NodeUnreachable", "NodeRecovered", "NodeGatewayMarked", "ClusterDeleted"}
     | {"ClbBackendAdded", "ClbBackendRemoved", "ClbBackendHealthChanged"}
 )  # fmt: skip
 """They can break none of the invariants: they give, take and move no range and no address."""
 
 WITHOUT_ROWS_OF_PEERS = (
-    CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS
+    CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS
     | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}
@@ -45,9 +47,15 @@ WITHOUT_ROWS_OF_PEERS = (
 """They change no row of a kernel: a range that drains takes the rows away before what follows it."""
 
 NOT_IMAGINED = (
-    (CLB - {"ClbReserved", "ClbReleased"}) | REFUSALS | GATEWAYS | BESIDE | {"RangeDraining", "NodeBound"}
+    (CLB - {"ClbReserved", "ClbReleased"})
+    | REFUSALS
+    | GATEWAYS
+    | BESIDE
+    | PATHS
+    | {"RangeDraining", "NodeBound"}
 )
-"""What another plan would not change (gateways and their backends), or decides anew (refusals, drains)."""
+"""What another plan would not change (gateways and their backends, what packets meet), or decides anew
+(refusals, drains)."""
 
 
 def named(path: str, function: str) -> set[str]:

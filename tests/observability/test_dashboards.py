@@ -287,6 +287,20 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ['isthmus_conditions{code="clocks_disagree",C}|1'],
         ['isthmus_conditions{code="clocks_disagree",C}|0'],
     ),
+    "IsthmusPathLost": (
+        ['isthmus_paths_lost{scope="node",fault="pods",C}|1'],
+        [
+            'isthmus_paths_lost{scope="node",fault="pods",C}|0',
+            'isthmus_paths_lost{scope="site",fault="silent",C}|1',
+        ],
+    ),
+    "IsthmusSitePartitioned": (
+        ['isthmus_paths_lost{scope="sites",fault="direction",C}|1'],
+        [
+            'isthmus_paths_lost{scope="sites",fault="silent",C}|0',
+            'isthmus_paths_lost{scope="pair",fault="silent",C}|1',
+        ],
+    ),
     # The tests' time begins at 1970.
     "IsthmusCredentialsExpire": (
         ["isthmus_credentials_expire_time_seconds{C}|200000"],

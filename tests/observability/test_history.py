@@ -38,7 +38,7 @@ class World:
         self.tracker = ConvergenceTracker()
         self.recorder = Recorder(store, self.tracker, now=self._seconds, clock=self._seconds)
         self.recorder.watch(self.liveness)
-        self.liveness.listeners.append(self.recorder.reported)
+        self.liveness.listeners.append(lambda status, _age_s: self.recorder.reported(status))
         self.store = store
 
     def _seconds(self) -> float:

@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from controlplane.cluster.decision import AdvanceDrains, AssignHolders, BindNodes, MarkLiveness
+from controlplane.cluster.decision import AdvanceDrains, AssignHolders, BindNodes, MarkLiveness, MarkPaths
+from controlplane.cluster.mesh.verdict import Finding
 from controlplane.controller.hooks import NullObserver
 from controlplane.readmodel.projector import Projector
 from events.errors import IsthmusError
@@ -55,6 +56,10 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
         if step % 10 == 9:
             nodes = tuple((name, node.uid, f"node-{step % 3}") for name, node in state.nodes.items())
             await it.send(BindNodes(nodes=nodes))
+            known = [name for name in (f"n{step % 60}", *state.nodes) if name in state.nodes]
+            lost = tuple(Finding(scope="node", a=name, since=1.0) for name in known[: step // 10 % 4])
+            over = frozenset(list(state.lost_paths)[: step // 10 % 2])
+            await it.send(MarkPaths(found=lost, over=over, at_s=step + 2.0))
         command: Any = pick.choice(
             (
                 join(number),

@@ -55,8 +55,8 @@ class Liveness:
         """What is wrong with the reports that were not taken."""
         self.exceeded: Callable[[str, str], None] = lambda _node, _what: None
         """Called with a node and what it did too much of."""
-        self.listeners: list[Callable[[AgentStatus], None]] = []
-        """Called with each report that was taken; each returns at once."""
+        self.listeners: list[Callable[[AgentStatus, float], None]] = []
+        """Called with each report that was taken and its age in seconds; each returns at once."""
 
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
@@ -95,7 +95,7 @@ class Liveness:
         if state is not None:
             self.attestor.judge(state, status)
         for listener in self.listeners:
-            listener(status)
+            listener(status, age_s)
 
     def joined(self, uid: str, *, itself: bool = True, at: datetime | None = None) -> None:
         """The node has just become a member, ``at`` by :attr:`watch`: now, if the caller has not looked.

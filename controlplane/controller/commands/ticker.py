@@ -14,10 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, Tick
+from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, MarkPaths, Tick
 from controlplane.controller.agents.gateway_reports import look
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.committer import Committer
+from controlplane.controller.mesh.collector import Collector
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.requests import Request
 from events.errors import IsthmusError
@@ -51,6 +52,7 @@ class Ticker:
         active: Callable[[], bool],
         new_id: Callable[[], str] = new_id,
         tick_s: float = TICK_S,
+        mesh: Collector | None = None,
     ) -> None:
         self._committer = committer
         self._replica = replica
@@ -59,6 +61,7 @@ class Ticker:
         self._active = active
         self._new_id = new_id
         self._tick_s = tick_s
+        self._mesh = mesh
         self._watch = liveness.watch
         self._leading_since: datetime | None = None
         self._resting: dict[int, tuple[int, datetime]] = {}
@@ -94,6 +97,8 @@ class Ticker:
             # Stopped by a signal, or the machine slept: what happened meanwhile nobody watched.
             log.warning("this controller stood still: silence and quarantines are watched anew")
             self._liveness.watch_anew()
+            if self._mesh is not None:
+                self._mesh.restart()
             self._leading_since = None
         since = self._due()
         if since is None:
@@ -110,6 +115,7 @@ class Ticker:
             )
         )
         await self.holders()
+        await self.paths()
         await self.drains()
 
     async def holders(self) -> None:
@@ -118,6 +124,16 @@ class Ticker:
         if self._due() is None or not state.gateways:
             return
         await self._submit(look(state, self._liveness))
+
+    async def paths(self) -> None:
+        """Look at what the agents measured. Cancelled, the decision is made all the same: it is in the
+        queue."""
+        mesh, lost = self._mesh, self._replica.state.lost_paths
+        if mesh is None or self._due() is None or (mesh.mixed and not lost):
+            return  # while agents of 0.2.0 report, its controllers may come back: they cannot fold such events
+        found, over = mesh.settled(set(lost))
+        if over or any(one.key not in lost or lost[one.key].fault != one.fault for one in found) or lost:
+            await self._submit(MarkPaths(found=tuple(found), over=frozenset(over), at_s=mesh.now()))
 
     async def drains(self) -> None:
         """Look at drains and quarantines. Cancelled, the decision is made all the same: it is in the queue."""
@@ -141,6 +157,8 @@ class Ticker:
             self._leading_since = self._watch.now()
             self._resting.clear()
             self._watched.clear()
+            if self._mesh is not None:
+                self._mesh.restart()
         state = self._replica.state
         return self._leading_since if state.definition is not None and not state.deleted else None
 

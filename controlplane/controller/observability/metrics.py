@@ -8,12 +8,14 @@ states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand ser
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
 from controlplane.cluster.decision import Tick
+from controlplane.cluster.mesh.verdict import FAULTS, SCOPES
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
@@ -273,6 +275,11 @@ class ControllerMetrics(NullObserver):
             "Conditions that need a person, by code.",
             lambda: conditions_by_code(live.conditions()),
         )
+        gauge(
+            "isthmus.paths.lost",
+            "Paths that packets of pods do not pass, by what is meant (site, sites, node, pair) and the fault.",
+            lambda: lost_paths(state()),
+        )
         one("isthmus.agents.other.release", "Agents of another release than this one.", live.other_release)
         one(
             "isthmus.credentials.expire.time",
@@ -287,6 +294,13 @@ def agents_in_each(counts: Mapping[str, int]) -> list[Observation]:
     return [
         Observation(count, {"state": name}) for name, count in {**dict.fromkeys(STATES, 0), **counts}.items()
     ]
+
+
+def lost_paths(state: ClusterState) -> list[Observation]:
+    """Every kind has its series, at zero, too."""
+    kinds = [(scope, fault) for scope in SCOPES for fault in FAULTS]
+    counts = Counter((lost.scope, lost.fault) for lost in state.lost_paths.values())
+    return [Observation(counts[scope, fault], {"scope": scope, "fault": fault}) for scope, fault in kinds]
 
 
 def conditions_by_code(found: Iterable[Condition]) -> list[Observation]:

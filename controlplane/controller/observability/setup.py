@@ -165,7 +165,7 @@ class Observability:
         """
         self.metrics.bind(live)
 
-        def on_report(status: AgentStatus) -> None:
+        def on_report(status: AgentStatus, _age_s: float) -> None:
             # An agent whose node was taken out goes on reporting; nothing waits for it.
             if status.uid in live.state().by_uid:
                 self.convergence.reported(status.node, status.applied, time.monotonic())

@@ -101,7 +101,7 @@ export function dotted(value) {
 export function eventBadge({ type, mark }) {
   const [aggregate, verb] = type.split(".");
   const short = verb.includes("refused") ? "refused" : verb;
-  const alike = { "holder-assigned": "reserved", "holder-withdrawn": "left" };
+  const alike = { "holder-assigned": "reserved", "holder-withdrawn": "left", lost: "unreachable", restored: "recovered" };
   const kind = alike[verb] ?? (["joined", "allocated", "recovered", "reserved", "left", "draining", "released", "quarantined", "fenced", "unreachable", "refused"].includes(short) ? short : "other");
   return h(`span.badge.${kind}`, { title: `${aggregate} ${verb}`, "aria-hidden": "true" }, mark);
 }

@@ -1,0 +1,1 @@
+"""``isthmus mesh``: what the agents measured of each other, and the verdict."""

@@ -1,0 +1,107 @@
+"""``isthmus mesh``: whether pods of one node reach those of another, and the smallest explanation if not."""
+
+from __future__ import annotations
+
+import click
+
+from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.tables import print_json, print_table
+from events.errors import Usage
+from events.protocol.mesh import FindingView, MeshView, NodePath, ShowMesh
+
+LOST = 1
+"""Exit code when something does not pass."""
+
+
+@click.command()
+@click.argument("nodes", nargs=-1, metavar="[NODE [NODE]]")
+@click.option("--site", default=None, metavar="SITE", help="Also what was measured between nodes of this site.")
+@click.option("--other", default=None, metavar="SITE", help="With --site: between the nodes of both sites.")
+@json_option
+@bus_options
+def mesh(
+    *, context: BusContext, nodes: tuple[str, ...], site: str | None, other: str | None, as_json: bool
+) -> None:
+    """Whether pods reach each other, as the agents measure it through the tunnel, and what is in the way.
+
+    \b
+    isthmus mesh                      findings, and the matrix by site
+    isthmus mesh --site sz            also between the nodes of a site
+    isthmus mesh idc-7                what was measured of and by one node
+    isthmus mesh idc-7 cloud-1        between two, with the traces of both while they are in trouble
+
+    Exit code 0: all that is measured passes; 1: something does not.
+    """
+    if len(nodes) > 2:
+        raise Usage("usage", f"{len(nodes)} nodes are named: name none, one or two")
+    if other is not None and site is None:
+        raise Usage("usage", f"--other {other} needs --site, the other end")
+    a, b = (*nodes, "", "")[:2]
+
+    async def ask() -> MeshView:
+        async with controller(context) as client:
+            return await client.ask(ShowMesh(a=a, b=b, site=site, other=other), MeshView)
+
+    view = run(ask())
+    found = [one for one in view.findings if _concerns(one, set(nodes))]
+    lost = any(path.state not in {"ok", "kernel only", "not measured"} for path in view.paths) if b else False
+    if as_json:
+        print_json(view)
+    else:
+        _show(view, found, pair=bool(b))
+    if found or lost:
+        raise SystemExit(LOST)
+
+
+def _concerns(one: FindingView, nodes: set[str]) -> bool:
+    """Whether a finding is about one of these nodes; about sites it always is."""
+    return not nodes or one.scope in {"site", "sites"} or bool({one.a, one.b} & nodes)
+
+
+def _show(view: MeshView, found: list[FindingView], *, pair: bool) -> None:
+    click.echo(f"{view.capable:,} of {view.nodes:,} nodes measure; sequence {view.sequence:,}")
+    if view.unmeasured:
+        click.echo(f"not measured (agents before 0.3, or unable): {', '.join(view.unmeasured)}")
+    if view.quiet:
+        click.echo(f"no report lately of: {', '.join(view.quiet)}")
+    for one in found:
+        since = f", since {one.since.astimezone():%Y-%m-%d %H:%M:%S}" if one.since else ""
+        recorded = f" (event {one.recorded})" if one.recorded else ""
+        click.echo(f"✗ {one.sentence}{since}{recorded}")
+        for text in (*one.evidence, *one.before):
+            click.echo(f"    {text}")
+    if not found:
+        click.echo("✓ nothing is known that does not pass")
+    if not pair:
+        print_table(
+            ("from", "to", "measured", "lost", "large lost", "rtt ms", "worst ms", "jitter ms", "loss"),
+            [
+                (
+                    one.a or "-", one.b or "-", one.measured, one.lost or "", one.large_lost or "",
+                    f"{one.rtt_us / 1000:.2f}", f"{one.worst_rtt_us / 1000:.2f}",
+                    f"{one.jitter_us / 1000:.2f}", f"{one.loss:.1%}",
+                )
+                for one in view.sites
+            ],
+            right=("measured", "lost", "large lost", "rtt ms", "worst ms", "jitter ms", "loss"),
+            drop=("jitter ms", "worst ms"),
+            empty="nothing is measured yet: agents of 0.3 begin when they know a peer",
+        )  # fmt: skip
+    if view.paths or pair:
+        print_table(
+            ("node", "asked", "state", "large", "rtt ms", "loss", "last answer"),
+            [_path(one) for one in view.paths],
+            right=("rtt ms", "loss", "last answer"),
+            drop=("loss", "large"),
+            empty="these two have not measured each other yet",
+        )
+    for told in view.traces:
+        verdict = f"stops at {told.stops}" if told.stops else "passes"
+        click.echo(f"{told.by} → {told.of}, {told.trace.age_s:.0f} s ago: {verdict}")
+        for step in told.trace.steps:
+            click.echo(f"  {'?✗✓'[step.ok + 1]} {step.name}{f': {step.text}' if step.text else ''}")
+
+
+def _path(one: NodePath) -> tuple[object, ...]:
+    answered = f"{one.age_s:.0f} s ago" if one.state in {"ok", "kernel only"} else f"none for {one.age_s:.0f} s"
+    return one.by, one.of, one.state, one.large, f"{one.rtt_us / 1000:.2f}", f"{one.loss:.0%}", answered

@@ -1,0 +1,110 @@
+"""Reservations, gateways, and backends: what their events do to the state.
+
+Each handler looks before it writes (:mod:`controlplane.cluster.evolve`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlplane.cluster.folds.contradiction import Contradiction
+from controlplane.cluster.state import ClusterState, asker_clb
+from events.protocol.clb import Backend, BackendKey, Holder
+from events.types import (
+    ClbBackendAdded,
+    ClbBackendHealthChanged,
+    ClbBackendRemoved,
+    ClbHolderAssigned,
+    ClbHolderWithdrawn,
+    ClbReleased,
+    ClbReserved,
+    NodeGatewayMarked,
+    NodeGatewayUnmarked,
+)
+
+
+def reserved(state: ClusterState, sequence: int, event: ClbReserved) -> None:  # noqa: ARG001
+    """Two addresses are taken, and whatever was refused for that name is settled."""
+    state.clb[event.name] = event
+    for item in event.addresses:
+        state.clb_addresses[item.address] = event.name
+    state.refusals.pop(asker_clb(event.name), None)
+
+
+def released(state: ClusterState, sequence: int, event: ClbReleased) -> None:  # noqa: ARG001
+    """The addresses are free, and the backends behind them are gone. Raises Contradiction."""
+    addresses = {item.address for item in state.clb[event.name].addresses}
+    if not addresses <= state.clb_addresses.keys():
+        raise Contradiction(f"another reservation has taken addresses of {event.name}")
+    del state.clb[event.name]
+    for address in addresses:
+        del state.clb_addresses[address]
+    for key in [key for key in state.backends if key.name == event.name]:
+        del state.backends[key]
+
+
+def marked(state: ClusterState, sequence: int, event: NodeGatewayMarked) -> None:
+    """The node is a gateway. Raises Contradiction."""
+    if event.node not in state.nodes:
+        raise Contradiction(f"{event.node} is no member")
+    state.gateways[event.node] = sequence
+
+
+def unmarked(state: ClusterState, sequence: int, event: NodeGatewayUnmarked) -> None:  # noqa: ARG001
+    """The node is a gateway no more."""
+    del state.gateways[event.node]
+
+
+def backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) -> None:
+    """A backend, or new settings of one whose health stays known. Raises Contradiction."""
+    key = BackendKey.of(event)
+    if event.name not in state.clb:
+        raise Contradiction(f"there is no reservation {event.name}")
+    known = state.backends.get(key)
+    state.backends[key] = Backend(
+        affinity=event.affinity,
+        check=event.check,
+        check_path=event.check_path,
+        check_port=event.check_port,
+        check_interval_s=event.check_interval_s,
+        check_timeout_s=event.check_timeout_s,
+        rise=event.rise,
+        fall=event.fall,
+        added=sequence,
+        healthy=known.healthy if known else True,
+        changed=known.changed if known else 0,
+        changed_at=known.changed_at if known else None,
+        reason=known.reason if known else "",
+    )
+
+
+def backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
+    """The backend is gone."""
+    del state.backends[BackendKey.of(event)]
+
+
+def health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
+    """Gateways found the backend well, or not."""
+    key = BackendKey.of(event)
+    state.backends[key] = msgspec.structs.replace(
+        state.backends[key],
+        healthy=event.healthy,
+        changed=sequence,
+        changed_at=event.at,
+        reason=event.reason,
+    )
+
+
+def assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> None:
+    """A gateway holds the address. Raises Contradiction."""
+    held = state.holders.get(event.address)
+    if held is not None:
+        raise Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
+    state.holders[event.address] = Holder(
+        event.name, event.purpose, event.address, event.node, event.uid, sequence
+    )
+
+
+def holder_withdrawn(state: ClusterState, sequence: int, event: ClbHolderWithdrawn) -> None:  # noqa: ARG001
+    """Nobody holds the address."""
+    del state.holders[event.address]

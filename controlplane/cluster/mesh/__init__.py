@@ -1,0 +1,1 @@
+"""What the agents' measurements of each other mean: the smallest explanation (pure)."""

@@ -1,0 +1,1 @@
+"""The agents' measurements collected, judged, debounced, and answered for."""

@@ -1,0 +1,199 @@
+"""Answers about the mesh: matrices, findings with the events just before them, and the traces of a pair."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from statistics import median
+
+import msgspec
+
+from controlplane.changes import Changes, Lagged
+from controlplane.cluster.mesh.verdict import Finding, sentence
+from controlplane.cluster.state import ClusterState
+from controlplane.controller.mesh.collector import FRESH_S, Collector, Seen
+from controlplane.controller.replication.read_barrier import ReadBarrier
+from controlplane.controller.replication.replica import Replica
+from events.errors import BadRequest, Refused, VerificationFailed
+from events.mesh import ANSWERED, KERNEL, LARGE_LOST, LARGE_OK, STATES, Trace
+from events.protocol.mesh import CELLS_MAX, FindingView, MeshView, NodePath, NodeTrace, ShowMesh, SitePath
+from events.types import PathLost, PathRestored
+
+SHOWN = 20
+RECENT = 64
+BEFORE_S = 60.0
+"""Events are shown with a finding when they came so long before it at most."""
+AFTER_S = 1.5
+_decode = msgspec.json.Decoder(ShowMesh).decode
+
+
+class RecentEvents:
+    """The last events of the log in words, with their time."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[datetime, str]] = deque(maxlen=RECENT)
+
+    async def follow(self, changes: Changes) -> None:
+        """For ever. Cancelled, what was taken stays."""
+        while True:
+            with suppress(Lagged):
+                async for run in changes.subscribe():
+                    for one in run:
+                        if not isinstance(one.event, PathLost | PathRestored):
+                            said = f"event {one.sequence}: {one.event.type_name()} of {one.event.entity}"
+                            self._events.append((one.envelope.time, said))
+                return
+
+    def before(self, moment: datetime) -> tuple[str, ...]:
+        """Those just before a moment, the newest first."""
+        found = [
+            f"{said}, {max(0.0, (moment - at).total_seconds()):.0f} s before"
+            for at, said in reversed(self._events)
+            if -AFTER_S <= (moment - at).total_seconds() <= BEFORE_S
+        ]
+        return tuple(found[:3])
+
+
+class MeshAnswers:
+    """Answers :class:`ShowMesh`."""
+
+    def __init__(self, collector: Collector, replica: Replica, barrier: ReadBarrier | None = None) -> None:
+        self._collector, self._replica, self._barrier = collector, replica, barrier
+        self.recent = RecentEvents()
+
+    async def answer(self, body: bytes) -> bytes:
+        """The answer to a request. Raises BadRequest, Refused(node_unknown). Cancelled, nothing is left
+        behind."""
+        try:
+            query = _decode(body or b"{}")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest("bad_request", f"query mesh: {error}", query="mesh") from error
+        if self._barrier is not None and self._replica.halted is None:
+            with suppress(VerificationFailed):
+                await self._barrier.passed()
+        return msgspec.json.encode(self.view(query))
+
+    def view(self, query: ShowMesh) -> MeshView:
+        """What is known now. Raises Refused(node_unknown)."""
+        collector, state = self._collector, self._replica.state
+        for name in (query.a, query.b):
+            if name and name not in state.nodes:
+                raise Refused(
+                    "node_unknown",
+                    f"no live node is named {name[:253]!r} (of {len(state.nodes):,}): isthmus node list",
+                    node=name[:253],
+                )
+        measuring = [name for name in state.nodes if name in collector.capable and name not in collector.unable]
+        return MeshView(
+            sequence=state.sequence,
+            nodes=len(state.nodes),
+            capable=len(measuring),
+            quiet=tuple(islice((name for name in sorted(state.nodes) if collector.silent(name)), SHOWN)),
+            unmeasured=tuple(islice((n for n in sorted(state.nodes) if n not in set(measuring)), SHOWN)),
+            findings=self._findings(state),
+            sites=tuple(self._sites(state)),
+            paths=tuple(islice(self._paths(state, query), CELLS_MAX)),
+            traces=tuple(self._traces(query)) if query.a and query.b else (),
+        )
+
+    def _findings(self, state: ClusterState) -> tuple[FindingView, ...]:
+        now, wall = self._collector.now(), datetime.now(UTC)
+
+        def view(one: Finding) -> FindingView:
+            since = wall - timedelta(seconds=max(0.0, now - one.since)) if one.since else None
+            known = state.lost_paths.get(one.key)
+            return FindingView(
+                scope=one.scope,
+                a=one.a,
+                b=one.b,
+                fault=one.fault,
+                sentence=one.sentence,
+                since=since,
+                evidence=one.evidence,
+                recorded=known.sequence if known is not None else 0,
+                before=self.recent.before(since) if since is not None else (),
+            )
+
+        present = [view(one) for one in self._collector.findings()]
+        shown = {(one.scope, one.a, one.b) for one in present}
+        for key, lost in state.lost_paths.items():
+            if key not in shown:
+                broken = lost.broken_from, lost.broken_to
+                said = sentence(lost.scope, lost.a, lost.b, lost.fault, broken)
+                present.append(
+                    FindingView(
+                        scope=lost.scope, a=lost.a, b=lost.b, fault=lost.fault, sentence=said,
+                        since=lost.since, recorded=lost.sequence,
+                        evidence=("recorded, and not seen restored yet",),
+                    )
+                )  # fmt: skip
+        return tuple(present)
+
+    def _rows(self, state: ClusterState) -> Iterable[tuple[str, str, Seen]]:
+        names = self._collector.names()
+        for by, row in self._collector.rows.items():
+            if by in state.nodes:
+                for epoch, seen in row.items():
+                    of = names.get(epoch)
+                    if of is not None and of in state.nodes:
+                        yield by, of, seen
+
+    def _sites(self, state: ClusterState) -> Iterable[SitePath]:
+        found: dict[tuple[str, str], list[Seen]] = {}
+        for by, of, seen in self._rows(state):
+            found.setdefault((state.nodes[by].site, state.nodes[of].site), []).append(seen)
+        for (a, b), all_seen in sorted(found.items()):
+            passing = [one for one in all_seen if one.state in {ANSWERED, KERNEL}]
+            times = [one.rtt_us for one in passing if one.rtt_us]
+            yield SitePath(
+                a=a,
+                b=b,
+                measured=len(all_seen),
+                lost=sum(self._lost(one) for one in all_seen),
+                large_lost=sum(one.large == LARGE_LOST for one in passing),
+                rtt_us=round(median(times)) if times else 0,
+                worst_rtt_us=max(times, default=0),
+                jitter_us=round(median(one.jitter_us for one in passing)) if passing else 0,
+                loss=round(sum(one.loss for one in passing) / 1000 / len(passing), 4) if passing else 0.0,
+            )
+
+    def _lost(self, seen: Seen) -> bool:
+        return seen.state not in {ANSWERED, KERNEL} and self._collector.now() - seen.told <= FRESH_S
+
+    def _paths(self, state: ClusterState, query: ShowMesh) -> Iterable[NodePath]:
+        now = self._collector.now()
+        if not (query.nodes or query.a or query.site is not None):
+            return
+        wanted = {query.a, query.b} - {""}
+        for by, of, seen in self._rows(state):
+            sites = {state.nodes[by].site, state.nodes[of].site}
+            if wanted and not (wanted <= {by, of} if len(wanted) == 2 else wanted & {by, of}):
+                continue
+            if query.site is not None and not {query.site, query.other or query.site} >= sites:
+                continue
+            if query.other is not None and query.other != query.site and len(sites) < 2:
+                continue
+            yield NodePath(
+                by=by,
+                of=of,
+                state=STATES.get(seen.state, "not measured"),
+                age_s=round(max(0.0, now - seen.at), 1),
+                rtt_us=seen.rtt_us,
+                jitter_us=seen.jitter_us,
+                loss=seen.loss / 1000,
+                heard_s=round(now - seen.heard, 1) if seen.heard >= 0 else -1.0,
+                large={LARGE_OK: "ok", LARGE_LOST: "lost"}.get(seen.large, ""),
+            )
+
+    def _traces(self, query: ShowMesh) -> Iterable[NodeTrace]:
+        for by, of in ((query.a, query.b), (query.b, query.a)):
+            trace = self._collector.trace(by, of)
+            if trace is not None:
+                stop = next((step for step in trace.steps if step.ok == 0), None)
+                yield NodeTrace(
+                    by=by, of=of, trace=Trace(trace.epoch, trace.age_s, trace.steps),
+                    stops=stop.name if stop is not None else "",
+                )  # fmt: skip
