@@ -30,6 +30,9 @@ STEP_S = 1 / schedule.SLOTS_PER_S
 BEHIND_SLOTS = 4
 """Slots that are made up for after a short delay; what is older is left out."""
 REPLIES_PER_S = 100.0
+FOLLOW_PAUSE, FOLLOW_PAUSE_MAX_S = 40, 10.0
+"""Pause between two looks at all members, in times of what the last one took, and at most: churn in a large
+cluster costs a fortieth of a core."""
 TELL_S = 0.5
 """Shortest time between two reports that this asks for."""
 
@@ -61,6 +64,7 @@ class MeshProber:
         self._by_epoch: dict[int, Peer] = {}
         self._ring: schedule.Ring | None = None
         self._known: tuple[int, int, int] = (0, 0, 0)
+        self._follow_from = 0.0
         self._replies = REPLIES_PER_S
         self._replied_at = 0.0
         self._due: Callable[[], None] = lambda: None
@@ -117,7 +121,8 @@ class MeshProber:
     def _follow(self, view: View) -> None:
         own = view.own
         known = view.sequence, own.epoch if own else 0, len(view.peers)
-        if own is None or known == self._known:
+        begun = time.monotonic()
+        if own is None or known == self._known or begun < self._follow_from:
             return
         self._known = known
         peers = list(view.peers)
@@ -133,6 +138,8 @@ class MeshProber:
 
         places = [(peer.epoch, site(peer.node)) for peer in peers]
         self._ring = schedule.ring([*places, (own.epoch, site(own.node))], own.epoch)
+        took = time.monotonic() - begun
+        self._follow_from = begun + took + min(FOLLOW_PAUSE_MAX_S, FOLLOW_PAUSE * took)
 
     def _ask(self, context: Route, ask: Ask, now: float) -> None:
         peer, device = self._by_epoch.get(ask.epoch), self._path.device

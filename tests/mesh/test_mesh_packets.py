@@ -146,3 +146,24 @@ def test_a_large_question_is_never_cut_on_its_way() -> None:
     assert len(large) == 1450
     assert int.from_bytes(large[6:8], "big") == packets.DF
     assert socket.inet_ntoa(large[12:16]) == str(IPv4Address(PEER))
+
+
+def test_churn_in_a_large_cluster_costs_a_small_share(
+    mesh: MeshProber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event changes the view; a look at all members, slow as it may be, is not taken for each."""
+    clock = [mesh._follow_from + 1]
+    looked = []
+
+    def follow(_epochs: Any) -> None:
+        looked.append(clock[0])
+        clock[0] += 0.1
+
+    monkeypatch.setattr(prober.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(mesh.book, "follow", follow)
+    view = View()
+    for sequence in range(10, 1010):
+        view.sequence = sequence
+        mesh._follow(view)  # type: ignore[arg-type]
+        clock[0] += 0.01
+    assert 2 <= len(looked) <= 4
