@@ -76,6 +76,7 @@ async def controller_process(
             controller.projector,
             controller.liveness,
             observability,
+            mesh=controller.mesh_answers,
             leading=lambda: controller.leadership.leading,
         )
         live = live_numbers(

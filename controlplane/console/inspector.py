@@ -18,6 +18,7 @@ from controlplane.controller.agents.convergence import Convergence, ConvergenceT
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import Alarm
 from controlplane.controller.agents.reports import LiveReports, PastReports, Reports
+from controlplane.controller.mesh.answers import MeshAnswers
 from controlplane.controller.observability.live import not_working_reason
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore
@@ -27,6 +28,7 @@ from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.rows import as_moment, microseconds
 from events.codec import Recorded, decode
 from events.log import LogReader
+from events.protocol.mesh import MeshView, ShowMesh
 from events.protocol.queries import Condition
 from events.status import AgentStatus
 
@@ -45,6 +47,7 @@ class Inspector:
         liveness: Liveness,
         observability: Observability,
         *,
+        mesh: MeshAnswers,
         leading: Callable[[], bool],
     ) -> None:
         self._log = log
@@ -52,6 +55,7 @@ class Inspector:
         self._projector = projector
         self._liveness = liveness
         self._observability = observability
+        self._mesh = mesh
         self._leading = leading
 
     @property
@@ -103,6 +107,9 @@ class Inspector:
 
     def reports(self) -> Reports:
         return LiveReports(self._liveness, datetime.now(UTC))
+
+    def mesh(self, query: ShowMesh) -> MeshView:
+        return self._mesh.view(query)
 
     def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:
         def listener(status: AgentStatus, _age_s: float) -> None:

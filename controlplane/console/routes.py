@@ -29,6 +29,7 @@ from controlplane.console.schemas import (
     EventPage,
     EventRow,
     Health,
+    Mesh,
     Moment,
     NodeDetail,
     NodeList,
@@ -40,8 +41,10 @@ from controlplane.console.schemas import (
 from controlplane.console.security import Gate, caller_of
 from controlplane.console.source import Source
 from controlplane.controller.agents.convergence import BEHIND_LISTED, Convergence
+from controlplane.controller.mesh.answers import recorded
 from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, TraceSummary
 from controlplane.controller.observability.waterfall import Waterfall, waterfall
+from events.protocol.mesh import MeshView, ShowMesh
 from events.protocol.queries import PAGE_LIMIT
 from events.telemetry.http import CONTENT_TYPE
 
@@ -138,6 +141,49 @@ class OverlayController(Controller):
             raise NotFound(f"no node is named {name!r} at sequence {position.sequence}", code="node_unknown")
         return detail
 
+    @get("/mesh", summary="Whether pods reach each other", responses=failures(400, 404))
+    async def mesh(  # noqa: PLR0917  query parameters, passed by name
+        self,
+        source: From,
+        at: At = PRESENT,
+        time: Time = None,
+        site: Annotated[
+            str | None,
+            Query(max_length=253, description="Also the paths between the nodes of this site."),
+        ] = None,
+        other: Annotated[
+            str | None, Query(max_length=253, description="With `site`: between the nodes of both sites.")
+        ] = None,
+        node: Annotated[str, Query(max_length=253, description="Also the paths of and by this node.")] = "",
+        peer: Annotated[
+            str,
+            Query(max_length=253, description="With `node`: the paths between the two, and their traces."),
+        ] = "",
+        nodes: Annotated[
+            bool, Query(description="Also the paths between all nodes, the first 4,096 of them.")
+        ] = False,
+    ) -> Mesh:
+        """What the agents measure through the tunnel: findings, the matrix by site, and by node if asked for.
+
+        Of the past: the findings that were recorded.
+        """
+        then = await as_of(source, at, time)
+        for name in (node, peer):
+            if name and name not in then.state.nodes:
+                raise NotFound(
+                    f"no node is named {name!r} at sequence {then.position.sequence}", code="node_unknown"
+                )
+        if then.position.live:
+            view = source.mesh(ShowMesh(site=site, other=other, a=node, b=peer, nodes=nodes))
+        else:
+            view = MeshView(
+                sequence=then.position.sequence,
+                nodes=len(then.state.nodes),
+                capable=0,
+                findings=recorded(then.state),
+            )
+        return Mesh(position=then.position, measured=then.position.live, mesh=view)
+
     @get("/clb/{name:str}", summary="One CLB reservation", responses=failures(400, 404))
     async def clb(self, source: From, name: ClbName, at: At = PRESENT, time: Time = None) -> ClbDetail:
         """Its addresses, who holds them since when, the backends and their health, and how that came about."""
@@ -183,7 +229,7 @@ class HistoryController(Controller):
             Query(max_length=253, description="Only events of this node, range (CIDR) or reservation."),
         ] = "",
         aggregate: Annotated[
-            Literal["cluster", "node", "range", "allocation", "clb"] | None,
+            Literal["cluster", "node", "range", "allocation", "clb", "path"] | None,
             Query(description="Only events of this kind of thing."),
         ] = None,
     ) -> EventPage:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from controlplane.controller.agents.records import Alarm, Kernel
+from events.protocol.mesh import MeshView
 from events.protocol.queries import (
     CidrView,
     ClbBackendView,
@@ -56,6 +57,18 @@ class Position(View, frozen=True, kw_only=True):
     settled: int = 0
     first: int = 0
     last: int = 0
+
+
+class Mesh(View, frozen=True, kw_only=True):
+    """Whether pods reach each other. Times ending in ``_us`` are microseconds, in ``_s`` seconds.
+
+    Measurements are of the present only, and not kept: of the past (``measured`` is false) the findings that
+    were recorded then are told, each with the sequence of the event that has its evidence.
+    """
+
+    position: Position
+    measured: bool
+    mesh: MeshView
 
 
 class ClbGatewayView(View, frozen=True, kw_only=True):

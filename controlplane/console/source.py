@@ -19,6 +19,7 @@ from controlplane.controller.agents.records import Alarm
 from controlplane.controller.agents.reports import Reports
 from controlplane.controller.observability.span_store import SpanStore
 from events.codec import Recorded
+from events.protocol.mesh import MeshView, ShowMesh
 from events.protocol.queries import Condition
 
 
@@ -71,6 +72,10 @@ class Source(Protocol):
 
     def reports(self) -> Reports:
         """What the agents last said."""
+        ...
+
+    def mesh(self, query: ShowMesh) -> MeshView:
+        """What the agents measure of each other now. Raises Refused(node_unknown)."""
         ...
 
     def hear(self, callback: Callable[[str], None]) -> Callable[[], None]:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import msgspec
 
-from events.mesh import Trace
 from events.protocol.queries import Query
 
 CELLS_MAX = 4096
@@ -77,12 +76,24 @@ class FindingView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Events just before it began."""
 
 
+class HopView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One hop of a trace. ``passed`` is None where it could not be looked at."""
+
+    name: str
+    passed: bool | None = None
+    text: str = ""
+
+
 class NodeTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """The way from one node to another, hop by hop; empty ``stops``: it passes, or nobody knows."""
+    """The way from one node to another, hop by hop, as the agent of ``by`` found it ``age_s`` seconds ago.
+
+    ``stops`` is the first hop that does not pass; empty: all pass, or nobody knows.
+    """
 
     by: str
     of: str
-    trace: Trace
+    age_s: float
+    hops: tuple[HopView, ...] = ()
     stops: str = ""
 
 

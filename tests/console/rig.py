@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from controlplane.cluster.decision import MarkPaths
 from controlplane.console.inspector import Inspector
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.server import serve
@@ -21,6 +22,8 @@ from controlplane.controller.agents.agent_history.recorder import Recorder
 from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.ticker import Ticker
+from controlplane.controller.mesh.answers import MeshAnswers
+from controlplane.controller.mesh.collector import Collector
 from controlplane.controller.observability.live import live_numbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.replication.replica import Replica
@@ -29,6 +32,7 @@ from controlplane.readmodel.projector import Projector
 from events.attestation import ClusterSum
 from events.ids import new_id
 from events.memory import MemoryLog
+from events.mesh import ANSWERED, LARGE_OK, PEERS_MAX, SILENT, MeshReport, PeerSeen
 from events.protocol.commands import (
     AddBackend,
     Command,
@@ -61,6 +65,7 @@ class Rig:
         feed: LiveFeed,
         ticker: Ticker,
         recorder: Recorder,
+        mesh: Collector,
     ) -> None:
         self.url = url
         self.committer = committer
@@ -70,6 +75,7 @@ class Rig:
         self.feed = feed
         self.ticker = ticker
         self.recorder = recorder
+        self.mesh = mesh
         self._sum = ClusterSum()
         self._summed_at = -1
 
@@ -163,6 +169,35 @@ class Rig:
             )
         )
 
+    def measure(self, *, lost: Collection[str] = (), peers: int = PEERS_MAX) -> None:
+        """Every agent reports what it measured of the next ones by name; those ``lost`` answer nobody."""
+        state = self.replica.state
+        names = sorted(state.owned)
+        for at, name in enumerate(names):
+            seen = []
+            for step in range(1, min(peers, len(names) - 1) + 1):
+                of = names[(at + step) % len(names)]
+                far = state.nodes[of].site != state.nodes[name].site
+                silent = bool({of, name} & set(lost))
+                seen.append(
+                    PeerSeen(
+                        state.owned[of].epoch, SILENT if silent else ANSWERED, 0.5 if silent else 1.0,
+                        (9000 if far else 300) + 7 * step, 40, 0, -1.0 if silent else 1.0, LARGE_OK,
+                    )
+                )  # fmt: skip
+            self.report(name, state.sequence, mesh=MeshReport(peers=tuple(seen), measured=len(seen)))
+
+    async def lose(self, name: str) -> None:
+        """Nobody reaches that node any more, and it is recorded."""
+        self.measure(lost=(name,))
+        found = [one for one in self.mesh.findings() if one.scope != "view"]
+        await self.send(MarkPaths(found=tuple(found), at_s=self.mesh.now()))
+
+    async def restore(self) -> None:
+        """Everybody answers everybody, and it is recorded."""
+        self.measure()
+        await self.send(MarkPaths(over=frozenset(self.replica.state.lost_paths), at_s=self.mesh.now()))
+
     async def record(self) -> None:
         """Have written down what the agents say now: it is done once a second only."""
         await self.recorder.flush(budget=100_000)
@@ -179,6 +214,7 @@ class Rig:
         wrong: bool = False,
         agent_state: Literal["starting", "ready", "degraded", "stopping"] = "ready",
         gateway: bool = False,
+        mesh: MeshReport | None = None,
     ) -> None:
         """One agent's report with the digest that its kernel would have; none of an earlier sequence."""
         state = self.replica.state
@@ -204,6 +240,7 @@ class Rig:
                 peers=len(state.nodes) - 1,
                 agent_version="0.1.0",
                 gateway=gateway,
+                mesh=mesh,
                 mtu=1450,
                 path_mtu=1380 if node.kind == "external" else 1450,
                 pods=12,
@@ -249,7 +286,17 @@ async def running(
             committer, replica, liveness, actor="controller/rig", active=lambda: ticking, tick_s=0.5
         )
         by_hand = Ticker(committer, replica, liveness, actor="controller/rig", active=lambda: True)
-        source = Inspector(log, replica, projector, liveness, observability, leading=lambda: True)
+        mesh = Collector(lambda: replica.state)
+        liveness.listeners.append(mesh.take)
+        source = Inspector(
+            log,
+            replica,
+            projector,
+            liveness,
+            observability,
+            mesh=MeshAnswers(mesh, replica),
+            leading=lambda: True,
+        )
         feed = LiveFeed(source)
         live = live_numbers(
             replica,
@@ -274,7 +321,8 @@ async def running(
                 observability.following(replica.changes, liveness, live, None),
                 serve(source, port=port, token=token, feed=feed) as url,
             ):
-                yield Rig(url, committer, replica, liveness, source, feed, by_hand, observability.recorder)
+                recorder = observability.recorder
+                yield Rig(url, committer, replica, liveness, source, feed, by_hand, recorder, mesh)
         finally:
             for task in tasks:
                 task.cancel()

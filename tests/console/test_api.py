@@ -48,7 +48,7 @@ def fuzz(background: Background, directory: Path, *options: str) -> None:
         cwd=directory, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "Tested: 17" in done.stdout, done.stdout[-2000:]
+    assert "Tested: 18" in done.stdout, done.stdout[-2000:]
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_the_guarded_api_withstands_it_too_and_demands_the_token(guarded, tmp_pa
 GUARDED = (
     "/api/v1/overview", "/api/v1/space", "/api/v1/nodes", "/api/v1/nodes/vm-1", "/api/v1/events",
     "/api/v1/events/1", "/api/v1/timeline", "/api/v1/moment?time=2026-01-01T00:00:00Z",
-    "/api/v1/convergence", "/api/v1/convergence/3", "/api/v1/clb/apiserver", "/api/v1/traces", "/api/v1/live",
-    "/metrics", "/api/openapi.json",
+    "/api/v1/convergence", "/api/v1/convergence/3", "/api/v1/clb/apiserver", "/api/v1/mesh", "/api/v1/traces",
+    "/api/v1/live", "/metrics", "/api/openapi.json",
 )  # fmt: skip
 
 

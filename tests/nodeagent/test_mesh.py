@@ -48,9 +48,9 @@ def test_the_verdict_names_what_was_broken() -> None:
         traces = until(lambda: mesh(place, "c", "d", code=1)["traces"], "the agents have traced it", 60)
         stops = {(trace["by"], trace["stops"]) for trace in traces}
         assert stops <= {("c", "filters"), ("c", "tunnel ping"), ("d", "tunnel ping")}, traces
-        rows = [step for trace in traces for step in trace["trace"][2] if step[0] in {"route", "rows"}]
+        rows = [hop for trace in traces for hop in trace["hops"] if hop["name"] in {"route", "rows"}]
         assert rows
-        assert all(step[1] == 1 for step in rows), traces
+        assert all(hop["passed"] for hop in rows), traces
 
         a.run("nft delete table ip t")
         c.run("nft delete table inet t")

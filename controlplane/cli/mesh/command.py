@@ -97,9 +97,10 @@ def _show(view: MeshView, found: list[FindingView], *, pair: bool) -> None:
         )
     for told in view.traces:
         verdict = f"stops at {told.stops}" if told.stops else "passes"
-        click.echo(f"{told.by} → {told.of}, {told.trace.age_s:.0f} s ago: {verdict}")
-        for step in told.trace.steps:
-            click.echo(f"  {'?✗✓'[step.ok + 1]} {step.name}{f': {step.text}' if step.text else ''}")
+        click.echo(f"{told.by} → {told.of}, {told.age_s:.0f} s ago: {verdict}")
+        for hop in told.hops:
+            mark = {True: "✓", False: "✗", None: "?"}[hop.passed]
+            click.echo(f"  {mark} {hop.name}{f': {hop.text}' if hop.text else ''}")
 
 
 def _path(one: NodePath) -> tuple[object, ...]:

@@ -18,8 +18,17 @@ from controlplane.controller.mesh.collector import FRESH_S, Collector, Seen
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from events.errors import BadRequest, Refused, VerificationFailed
-from events.mesh import ANSWERED, KERNEL, LARGE_LOST, LARGE_OK, STATES, Trace
-from events.protocol.mesh import CELLS_MAX, FindingView, MeshView, NodePath, NodeTrace, ShowMesh, SitePath
+from events.mesh import ANSWERED, KERNEL, LARGE_LOST, LARGE_OK, STATES
+from events.protocol.mesh import (
+    CELLS_MAX,
+    FindingView,
+    HopView,
+    MeshView,
+    NodePath,
+    NodeTrace,
+    ShowMesh,
+    SitePath,
+)
 from events.types import PathLost, PathRestored
 
 SHOWN = 20
@@ -119,18 +128,11 @@ class MeshAnswers:
 
         present = [view(one) for one in self._collector.findings()]
         shown = {(one.scope, one.a, one.b) for one in present}
-        for key, lost in state.lost_paths.items():
-            if key not in shown:
-                broken = lost.broken_from, lost.broken_to
-                said = sentence(lost.scope, lost.a, lost.b, lost.fault, broken)
-                present.append(
-                    FindingView(
-                        scope=lost.scope, a=lost.a, b=lost.b, fault=lost.fault, sentence=said,
-                        since=lost.since, recorded=lost.sequence,
-                        evidence=("recorded, and not seen restored yet",),
-                    )
-                )  # fmt: skip
-        return tuple(present)
+        known = (one for one in recorded(state) if (one.scope, one.a, one.b) not in shown)
+        return (
+            *present,
+            *(msgspec.structs.replace(one, evidence=("recorded, and not seen restored yet",)) for one in known),
+        )
 
     def _rows(self, state: ClusterState) -> Iterable[tuple[str, str, Seen]]:
         names = self._collector.names()
@@ -192,8 +194,29 @@ class MeshAnswers:
         for by, of in ((query.a, query.b), (query.b, query.a)):
             trace = self._collector.trace(by, of)
             if trace is not None:
-                stop = next((step for step in trace.steps if step.ok == 0), None)
                 yield NodeTrace(
-                    by=by, of=of, trace=Trace(trace.epoch, trace.age_s, trace.steps),
-                    stops=stop.name if stop is not None else "",
-                )  # fmt: skip
+                    by=by,
+                    of=of,
+                    age_s=trace.age_s,
+                    hops=tuple(
+                        HopView(name=step.name, passed=None if step.ok < 0 else step.ok == 1, text=step.text)
+                        for step in trace.steps
+                    ),
+                    stops=next((step.name for step in trace.steps if step.ok == 0), ""),
+                )
+
+
+def recorded(state: ClusterState) -> tuple[FindingView, ...]:
+    """What a state, present or past, has recorded as lost; its evidence is in the event ``recorded``."""
+    return tuple(
+        FindingView(
+            scope=lost.scope,
+            a=lost.a,
+            b=lost.b,
+            fault=lost.fault,
+            sentence=sentence(lost.scope, lost.a, lost.b, lost.fault, (lost.broken_from, lost.broken_to)),
+            since=lost.since,
+            recorded=lost.sequence,
+        )
+        for lost in state.lost_paths.values()
+    )
