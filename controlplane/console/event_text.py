@@ -11,8 +11,8 @@ MARKS = {
     "allocated": "▣", "backend-added": "+", "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔",
     "cidr-appended": "+", "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐",
     "fenced": "×", "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
-    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+", "network-withdrawn": "−",
-    "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄", "restored": "✓",
+    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+",
+    "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄", "restored": "✓",
     "underlay-changed": "→", "unreachable": "?", "used": "✓",
 }  # fmt: skip
 """The last word of an event's type → its mark."""
