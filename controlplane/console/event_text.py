@@ -7,13 +7,13 @@ from controlplane.cluster.mesh import verdict
 from events import types
 
 MARKS = {
-    "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤",
-    "allocated": "▣", "backend-added": "+", "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔",
-    "cidr-appended": "+", "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐",
-    "fenced": "×", "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
+    "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤", "allocated": "▣", "backend-added": "+",
+    "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔", "cidr-appended": "+",
+    "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐", "fenced": "×",
+    "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
     "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+",
-    "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄", "reserved": "⇄", "restored": "✓",
-    "underlay-changed": "→", "unreachable": "?", "used": "✓",
+    "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄",
+    "reserved": "⇄", "restored": "✓", "underlay-changed": "→", "unreachable": "?", "used": "✓",
 }  # fmt: skip
 """The last word of an event's type → its mark."""
 

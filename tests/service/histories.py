@@ -18,8 +18,10 @@ from events.errors import IsthmusError
 from events.protocol.commands import (
     AddBackend,
     AppendCidr,
+    BeginAdoption,
     ChangeUnderlay,
     DeclareNetwork,
+    EndAdoption,
     FenceNode,
     LeaveNode,
     MarkGateway,
@@ -60,6 +62,10 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
             lost = tuple(Finding(scope="node", a=name, since=1.0) for name in known[: step // 10 % 4])
             over = frozenset(list(state.lost_paths)[: step // 10 % 2])
             await it.send(MarkPaths(found=lost, over=over, at_s=step + 2.0))
+        if step % 40 == 19:
+            await it.send(BeginAdoption(source="flannel"))
+        if step % 40 == 39:
+            await it.send(EndAdoption())
         command: Any = pick.choice(
             (
                 join(number),

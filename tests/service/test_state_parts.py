@@ -78,7 +78,7 @@ async def test_the_rows_and_the_canonical_text_give_back_every_field(tmp_path: P
     async with projecting(it, tmp_path) as projector:
         await projector.reached(len(events), timeout_s=60.0)
         store = await projector.open()
-        for state in _folds(events, every=19):
+        for state in _folds(events, every=11):
             wanted, at = everything(state), state.sequence
             assert everything(await store.run(lambda c, at=at: load_state(c, at))) == wanted
             decoded = everything(decode_state(canonical(state)))
