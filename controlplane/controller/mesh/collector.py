@@ -1,7 +1,7 @@
 """Collects what the agents measured of each other, and says what it means now.
 
 Observations in memory: linear in the nodes (of each at most :data:`PER_NODE` measurements, fewer in a large
-cluster). Only members' reports come here (:class:`controlplane.controller.agents.report_door.ReportDoor`).
+cluster). Only members' reports come here (:class:`controlplane.controller.agents.report_intake.ReportIntake`).
 """
 
 from __future__ import annotations
