@@ -193,7 +193,7 @@ def compose(
     member = view.members.get(config.node)
     if view.joined and member is not None and not unicast_problem(member.underlay):
         reconciler.tunnel.assume_underlay(member.underlay)
-    firewall = FirewallReconciler(conditions, telemetry)
+    firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
     pods = PodWatch(config, view, conditions)
     node = NodeConfiguration(
@@ -237,7 +237,7 @@ def compose(
         reconciler=reconciler,
         gateway=gateway,
         pods=pods,
-        firewall_repairs=lambda: firewall.repairs,
+        firewall=firewall,
         path=path,
         host_watch=host_watch,
         fastpath=fast,
@@ -276,6 +276,7 @@ def compose(
         outbox=outbox,
     )
     reconciler.notify(_AfterEachStep(agent, identity))
+    firewall.notify(reporter.due)
     path.notify(reporter.due)
     host_watch.notify(reporter.due)
     mesh.notify(reporter.due)

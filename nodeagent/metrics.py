@@ -53,11 +53,11 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
         lambda: [Observation(int(agent.reporter.state() == state), {"state": state}) for state in STATES],
     )
     one("isthmus.agent.sequence", "Last sequence of the view.", lambda: agent.view.sequence)
-    one("isthmus.agent.applied", "Last sequence that the kernel holds.", lambda: reconciler.applied)
+    one("isthmus.agent.applied", "Last sequence that the kernel holds.", lambda: agent.reporter.applied)
     one(
         "isthmus.agent.behind",
         "Events that are known and not yet in the kernel.",
-        lambda: session.pending + max(0, agent.view.sequence - reconciler.applied),
+        lambda: session.pending + max(0, agent.view.sequence - agent.reporter.applied),
     )
     one(
         "isthmus.agent.bus.connected",

@@ -64,8 +64,7 @@ class NodeConfiguration:
             underlay=self._reconciler.tunnel.underlay_address(),
             strays=self._pods.strays,
         )
-        if self._config.firewall:
-            self._firewall.want(rules, view.vteps)
+        self._firewall.want(rules, view.vteps, view.sequence)
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 

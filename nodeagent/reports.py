@@ -23,6 +23,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.fastpath.reconciler import FastPath
+from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
@@ -73,7 +74,7 @@ class StatusReporter:
         reconciler: Reconciler,
         gateway: GatewayReconciler,
         pods: PodWatch,
-        firewall_repairs: Callable[[], int],
+        firewall: FirewallReconciler,
         path: PathProber,
         host_watch: HostWatch,
         fastpath: FastPath,
@@ -82,7 +83,7 @@ class StatusReporter:
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
-        self._firewall_repairs = firewall_repairs
+        self._firewall = firewall
         self._path, self._host_watch = path, host_watch
         self._fastpath, self._path_mtu = fastpath, path_mtu
         self._mesh = mesh
@@ -96,6 +97,11 @@ class StatusReporter:
         """Where this node's spans go."""
         return subjects.spans(self._config.cluster, self._config.node)
 
+    @property
+    def applied(self) -> int:
+        """The last event that rows and firewall follow: a new member's packets pass, a leaver's do not."""
+        return self._firewall.confirmed(self._reconciler.applied)
+
     def due(self) -> None:
         """Something changed: report soon."""
         self._due.set()
@@ -104,7 +110,9 @@ class StatusReporter:
         """Until cancelled."""
         await self.report()
         while True:
-            await happened(self._due, within_s=self._interval_s())
+            if await happened(self._due, within_s=self._interval_s()):
+                # The firewall follows in a moment: then this report says that the event is applied.
+                await happened(self._firewall.settled, within_s=STATUS_GAP_S)
             self._due.clear()
             await self.report()
             await asyncio.sleep(STATUS_GAP_S)
@@ -128,9 +136,9 @@ class StatusReporter:
             return "fenced"
         if view.left or self._session.held:
             return "degraded"
-        if not view.joined or not reconciler.counters.resyncs:
+        if not view.joined or not reconciler.counters.resyncs or not self._firewall.begun:
             return "starting"
-        cut_off = self._path.failing or self._host_watch.failing
+        cut_off = self._path.failing or self._host_watch.failing or not self._firewall.in_step
         healthy = reconciler.clean and not self._conditions.has("contested") and not cut_off
         return "ready" if healthy else "degraded"
 
@@ -156,14 +164,14 @@ class StatusReporter:
         # Sequences of a log that is gone say nothing about this one: nobody's range may be freed on them.
         replaced = self._session.replaced
         not_ready = self._gateway.readiness.not_ready_reason()
-        spec = self._reconciler.tunnel.spec
+        spec, applied = self._reconciler.tunnel.spec, self.applied
         return AgentStatus(
             node=self._config.node,
             uid=self._view.uid,
-            applied=0 if replaced else self._reconciler.applied,
+            applied=0 if replaced else applied,
             sent_at=datetime.now(UTC),
             state=self.state(),  # type: ignore[arg-type]
-            kernel_digest="" if replaced else self._reconciler.digest(),
+            kernel_digest="" if replaced else self._digest(applied),
             peers=len(self._view.peers),
             conditions=self._conditions.sentences(),
             drift=self._reconciler.drift,
@@ -182,6 +190,10 @@ class StatusReporter:
             path_mtu=self._path_mtu(),
             mesh=self._mesh.report(),
         )
+
+    def _digest(self, applied: int) -> str:
+        """The rows' digest, if they are those of what is called applied."""
+        return self._reconciler.digest() if applied == self._reconciler.applied else ""
 
     def status(self) -> LocalStatus:
         """Everything about this agent, as it is now."""
@@ -206,9 +218,9 @@ class StatusReporter:
             mtu=spec.mtu if spec else 0,
             peers=len(view.peers),
             sequence=view.sequence,
-            applied=reconciler.applied,
+            applied=self.applied,
             chain=view.head.hex,
-            behind=session.pending + max(0, view.sequence - reconciler.applied),
+            behind=session.pending + max(0, view.sequence - self.applied),
             last_event_at=view.last_event_at,
             bus_connected=session.connected,
             bus_contact_at=session.last_at,
@@ -216,7 +228,7 @@ class StatusReporter:
             kernel_digest=reconciler.digest(),
             counters={
                 **msgspec.to_builtins(reconciler.counters),
-                "firewall_repairs": self._firewall_repairs(),
+                "firewall_repairs": self._firewall.repairs,
                 "host_repairs": self._host_watch.repairs,
                 **{f"fastpath_{name}": float(count) for name, count in self._fastpath.counters().items()},
                 "fastpath_repaired": self._fastpath.counted.repaired,

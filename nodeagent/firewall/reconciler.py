@@ -1,6 +1,7 @@
 """Keeps the firewall table in step with the plan and the members, away from the path of the rows.
 
-Running ``nft`` takes milliseconds, a join's three messages microseconds: so this has a task of its own.
+Running ``nft`` takes milliseconds, a join's three messages microseconds: so this has a task of its own. What
+of the log counts as applied waits for both: rows to a member that the table does not know carry no answer.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ INCREMENT_LIMIT = 500
 
 
 class FirewallReconciler:
-    """Wanted rules and members against those applied."""
+    """Wanted rules and members against those applied.
 
-    def __init__(self, conditions: Conditions, telemetry: Telemetry | None = None) -> None:
+    Whoever :meth:`notify` names is called after each run that changed what is confirmed.
+    """
+
+    def __init__(
+        self, conditions: Conditions, telemetry: Telemetry | None = None, *, enabled: bool = True
+    ) -> None:
+        """``enabled``: whether this node has a firewall of ours at all."""
         self._conditions = conditions
         self._telemetry = telemetry or Telemetry.off("agent")
         self._causes = Causes()
@@ -44,12 +51,33 @@ class FirewallReconciler:
         self._verify = False
         self.settled = asyncio.Event()
         """Set while the kernel's table is the wanted one."""
+        self._enabled = enabled
+        if not enabled:
+            self.settled.set()
+        self._sequence = self._covered = 0
+        self._filters = enabled  # whether a table of ours judges packets, as far as is known
+        self.begun = self.in_step = not enabled
+        """Whether the kernel's table is the wanted one or about to be; also where nothing of ours filters."""
+        self._on_confirmed: Callable[[], None] = lambda: None
         self.repairs = 0
         self._guard = FightGuard[RepairKey]()
 
-    def want(self, rules: Rules, members: Callable[[], set[str]]) -> None:
-        """The table to have from now on; ``members`` is asked for the known VTEPs when it is written."""
-        self._rules, self._members = rules, members
+    def notify(self, on_confirmed: Callable[[], None]) -> None:
+        """Name whom to call after each run that changed what is confirmed."""
+        self._on_confirmed = on_confirmed
+
+    def confirmed(self, sequence: int) -> int:
+        """How much of the log up to ``sequence`` the kernel's table follows; all of it where there is none."""
+        return min(sequence, self._covered) if self._filters else sequence
+
+    def want(self, rules: Rules, members: Callable[[], set[str]], sequence: int) -> None:
+        """The table to have from now on, by the log up to ``sequence``.
+
+        ``members`` is asked for the known VTEPs when it is written.
+        """
+        if not self._enabled:
+            return
+        self._rules, self._members, self._sequence = rules, members, sequence
         self._causes.note()
         self.settled.clear()
         self._wake.set()
@@ -90,6 +118,7 @@ class FirewallReconciler:
         """Repair at once, but a table that is changed again and again ever more rarely."""
         loop = asyncio.get_running_loop()
         while not self._guard.allow(_TABLE_ROW, loop.time()):
+            self._confirm(in_step=False)
             self._conditions.set(
                 "firewall contested", "another program changes our nftables table again and again"
             )
@@ -99,8 +128,26 @@ class FirewallReconciler:
 
     async def _pause(self) -> None:
         self._applied = None  # unknown: the next attempt writes all of it
+        self._filters = await self._there()
+        self._confirm(in_step=not self._filters)
         await asyncio.sleep(RETRY_S)
         self._wake.set()
+
+    async def _there(self) -> bool:
+        """Whether a table of ours judges packets. Without the program there is none that we could wait for."""
+        try:
+            return bool(await ruleset.listing())
+        except IsthmusError:
+            return False
+        except (OSError, TimeoutError):
+            return True
+
+    def _confirm(self, *, in_step: bool, covered: int | None = None) -> None:
+        before = self.begun, self.in_step, self._covered
+        self.begun, self.in_step = True, in_step
+        self._covered = self._covered if covered is None else covered
+        if before != (self.begun, self.in_step, self._covered):
+            self._on_confirmed()
 
     async def _step(self) -> None:
         if self._verify:
@@ -115,7 +162,7 @@ class FirewallReconciler:
                 self._applied = None
         if self._rules is None:
             return
-        wanted = (self._rules, frozenset(self._members()))
+        wanted, sequence = (self._rules, frozenset(self._members())), self._sequence
         parent, links = self._causes.take()
         if wanted != self._applied:
             with self._telemetry.span(
@@ -129,8 +176,10 @@ class FirewallReconciler:
                 await self._write(wanted)
                 self._listing = await ruleset.listing()
             self._applied = wanted
+        self._filters = True
         if not self._wake.is_set():
             self.settled.set()
+        self._confirm(in_step=True, covered=sequence)
 
     async def _write(self, wanted: tuple[Rules, frozenset[str]]) -> None:
         rules, vteps = wanted

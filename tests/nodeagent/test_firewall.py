@@ -1,0 +1,91 @@
+"""What of the log the firewall follows: said of the kernel's table, not of what is wanted of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nodeagent.conditions import Conditions
+from nodeagent.firewall import ruleset
+from nodeagent.firewall.reconciler import FirewallReconciler
+from nodeagent.firewall.ruleset import Rules
+from tests.nodeagent.sandbox import inside, sh
+from tests.waiting import until
+
+RULES = Rules(device="isthmus", port=8472, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
+GATE = """#!/bin/sh
+touch {place}/asked
+while [ -e {place}/closed ]; do sleep 0.01; done
+[ ! -e {place}/broken ] || {{ cat >/dev/null; [ "$1" != -f ] || {{ echo no >&2; exit 1; }}; }}
+exec {place}/nft "$@"
+"""
+
+
+@contextlib.asynccontextmanager
+async def running(firewall: FirewallReconciler) -> AsyncIterator[None]:
+    task = asyncio.create_task(firewall.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def gate(place: Path) -> None:
+    """The real nft behind a gate, and able to refuse what is written; in this test's mount namespace only."""
+    sh(f"cp $(command -v nft) {place}/nft")
+    (place / "gate").write_text(GATE.format(place=place))
+    sh(f"chmod +x {place}/gate && mount --bind {place}/gate $(command -v nft)")
+
+
+@inside
+async def test_members_come_and_go_in_the_kernel_before_their_events_count_as_applied() -> None:
+    with TemporaryDirectory() as name:
+        place, members, told = Path(name), {"10.0.0.2"}, []
+        gate(place)
+        firewall = FirewallReconciler(Conditions())
+        firewall.notify(lambda: told.append(firewall.confirmed(99)))
+        async with running(firewall):
+            for sequence, there in ((5, {"10.0.0.2"}), (7, {"10.0.0.2", "10.0.0.3"}), (9, {"10.0.0.3"})):
+                before = firewall.confirmed(sequence)
+                members = there
+                for file in ("closed", "asked"):
+                    (place / file).touch()
+                (place / "asked").unlink()
+                firewall.want(RULES, lambda: members, sequence)  # noqa: B023
+                await until((place / "asked").exists, "nft is under way")
+                assert firewall.confirmed(sequence) == before < sequence, "not before the kernel has it"
+                (place / "closed").unlink()
+                await until(lambda: firewall.confirmed(99) == sequence, "applied")  # noqa: B023
+                assert await ruleset.elements_of("vteps") == there
+                assert firewall.in_step
+            assert told == [5, 7, 9], "whoever reports is woken"
+            firewall.want(RULES, lambda: members, 11)
+            await until(lambda: firewall.confirmed(99) == 11, "an event that changes nothing here")
+            # A table that cannot be brought up to date keeps its old members: nothing later is applied.
+            (place / "broken").touch()
+            firewall.want(RULES, set, 13)
+            await until(lambda: not firewall.in_step, "it is said")
+            assert firewall.confirmed(99) == 11
+
+
+@inside
+async def test_where_no_table_of_ours_judges_packets_nothing_waits_for_it() -> None:
+    with TemporaryDirectory() as name:
+        place, conditions = Path(name), Conditions()
+        gate(place)
+        (place / "broken").touch()
+        firewall = FirewallReconciler(conditions)
+        assert firewall.confirmed(5) == 0, "a table of an earlier life may stand"
+        async with running(firewall):
+            firewall.want(RULES, set, 5)
+            await until(lambda: firewall.confirmed(5) == 5, "no table, nothing to wait for")
+            assert firewall.in_step
+            assert conditions.has("firewall"), "and it is said that pods are not shielded"
+    off = FirewallReconciler(Conditions(), enabled=False)
+    off.want(RULES, set, 5)
+    assert (off.confirmed(7), off.in_step, off.settled.is_set()) == (7, True, True)
