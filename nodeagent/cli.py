@@ -15,6 +15,7 @@ import msgspec
 
 from events.cli.hints import hint
 from events.cli.listen import METAVAR, Listen
+from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import console, print_json
 from events.subjects import check_node_name
@@ -169,7 +170,7 @@ def status_command(state_dir: Path, as_json: bool) -> None:
 @agent.command("capture")
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")
 @click.option("--pod", default="", metavar="ADDRESS", help="Only this pod's packets [all].")
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10, show_default=True, help="How long.")
+@click.option("--seconds", type=Finite(0.1, 3600), default=10, show_default=True, help="How long.")
 @click.argument("expression", nargs=-1)
 def capture_command(device: str, pod: str, seconds: float, expression: tuple[str, ...]) -> None:
     """Show packets inside the tunnel (tcpdump), those of fast flows included. Needs root.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from controlplane.cli.common import http_option
+from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, json_option
 
 _data = click.option(
@@ -48,7 +49,7 @@ _data = click.option(
 @click.option(
     "--fence-deleted",
     "fence_deleted_s",
-    type=click.FloatRange(0, 86_400),
+    type=Finite(0, 86_400),
     default=0.0,
     show_default=True,
     metavar="SECONDS",

@@ -14,6 +14,7 @@ from controlplane.cli.common import PODS_PER_NODE, addresses_for, http_option, u
 from controlplane.console.address import is_loopback
 from events import subjects
 from events.cli.options import default_actor, json_option
+from events.input_files import read_whole
 
 if TYPE_CHECKING:
     from events.protocol.commands import DefineCluster
@@ -128,7 +129,7 @@ def up(  # noqa: PLR0917  click passes options by name
     warning = open_bus_warning(host, port, locked=server_config is not None, knowingly=insecure)
     if warning:
         click.echo(warning, err=True)
-    lock = Lock(server_config.read_text() if server_config else "", creds or "", ca or "")
+    lock = Lock(read_whole(server_config).decode() if server_config else "", creds or "", ca or "")
     # A cluster that an earlier release defined, with its smaller default, starts by the same command line.
     asked = usable_pods is not None or running.get_parameter_source("pods") is not ParameterSource.DEFAULT
     run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json, any_pods=not asked))

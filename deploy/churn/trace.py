@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from events.errors import Usage
+from events.input_files import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -108,7 +109,7 @@ def load(paths: Sequence[Path], external: Sequence[str] = ()) -> list[Trace]:
     traces: list[Trace] = []
     for position, path in enumerate(paths):
         try:
-            content = msgspec.json.decode(path.read_bytes(), type=_File)
+            content = msgspec.json.decode(read_whole(path), type=_File)
         except OSError as error:
             raise Usage("usage", f"{path}: {error.strerror}", file=str(path)) from error
         except msgspec.MsgspecError as error:

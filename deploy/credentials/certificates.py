@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from events.bus.access.creds import write_secret
 from events.errors import BadRequest, Refused
+from events.input_files import read_whole
 
 CA_DAYS = 3650
 SERVER_DAYS = 397
@@ -122,8 +123,8 @@ def issue_server(folder: Path, name: str, hosts: Sequence[str], *, days: int = S
             "bad_request", f"server {name!r} needs at least one host name or address", field="host"
         )
     try:
-        authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-        ca_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        authority = x509.load_pem_x509_certificate(read_whole(folder / "ca.pem"))
+        ca_key = serialization.load_pem_private_key(read_whole(folder / "ca.key"), None)
     except (OSError, ValueError) as error:
         raise Refused(
             "credentials_missing", f"{folder} holds no usable certificate authority (ca.pem, ca.key): {error}"
@@ -164,7 +165,7 @@ def _host(text: str) -> x509.GeneralName:
 def expiry(certificate: Path) -> datetime:
     """When a certificate ends (UTC). Raises Refused(credentials_missing or credentials_invalid)."""
     try:
-        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+        return x509.load_pem_x509_certificate(read_whole(certificate)).not_valid_after_utc
     except OSError as error:
         raise Refused("credentials_missing", f"{certificate} cannot be read: {error.strerror}") from error
     except ValueError as error:

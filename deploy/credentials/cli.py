@@ -9,6 +9,7 @@ import click
 
 from deploy.credentials.authority import Authority
 from deploy.credentials.cli_common import (
+    MINUTES_RANGE,
     cluster_option,
     days_option,
     issue,
@@ -18,6 +19,7 @@ from deploy.credentials.cli_common import (
     tokens,
 )
 from deploy.credentials.layout import Role
+from events.cli.files import INPUT_FILE, Input
 from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import print_json
 from events.errors import Usage
@@ -156,7 +158,9 @@ credentials.add_command(
 @cluster_option
 @click.argument("node")
 @click.option("--bus", "servers", required=True, metavar="URL[,URL…]", help="Where the node finds the bus.")
-@click.option("--minutes", type=float, default=60, show_default=True, help="How long the token is good.")
+@click.option(
+    "--minutes", type=MINUTES_RANGE, default=60, show_default=True, help="How long the token is good."
+)
 @push_option
 @json_option
 def token(
@@ -226,7 +230,7 @@ def enrol(
 
 @credentials.command()
 @click.option("--token", "word", envvar="ISTHMUS_JOIN_TOKEN", help="The token itself (better: --token-file).")
-@click.option("--token-file", type=click.File("r"), help="File with the token; - is standard input.")
+@click.option("--token-file", type=INPUT_FILE, help="File with the token; - is standard input.")
 @click.option("--node", default="", help="Refuse a token for any other node.")
 @click.option(
     "--to",
@@ -237,7 +241,7 @@ def enrol(
     help="Folder for agent.creds and ca.pem.",
 )
 @json_option
-def redeem(word: str | None, token_file: Any, node: str, folder: Path, as_json: bool) -> None:
+def redeem(word: str | None, token_file: Input | None, node: str, folder: Path, as_json: bool) -> None:
     """On a node: turn a join token into this node's own credentials.
 
     The key is made here; only its public half leaves the machine.
@@ -247,7 +251,7 @@ def redeem(word: str | None, token_file: Any, node: str, folder: Path, as_json: 
     """
     from events.bus.enrolment import redeem as redeem_token
 
-    text = token_file.read(32 * 1024) if token_file is not None else word
+    text = token_file.read_text(32 * 1024) if token_file is not None else word
     if not text:
         raise Usage("usage", "give the token by --token-file FILE, --token or ISTHMUS_JOIN_TOKEN")
     got, options = run(redeem_token(text, folder, node=node))

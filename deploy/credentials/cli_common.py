@@ -13,6 +13,7 @@ from deploy.credentials.authority import CORE_KEYS, TENANT_ROLES, Authority
 from deploy.credentials.layout import Role
 from deploy.credentials.store import Principal
 from events.bus.enrolment import JoinToken
+from events.cli.numbers import Finite
 from events.cli.options import run
 from events.cli.tables import print_json
 
@@ -26,7 +27,10 @@ store_option = click.option(
     show_default=True,
     help="Folder of the authority. Keep it off line; nothing in it is needed to run.",
 )
-days_option = click.option("--days", type=float, help="Lifetime of the credentials [by role].")
+DAYS_MAX = 36_500
+DAYS = Finite(0, DAYS_MAX, min_open=True)
+MINUTES_RANGE = Finite(0, DAYS_MAX * 1440, min_open=True)
+days_option = click.option("--days", type=DAYS, help="Lifetime of the credentials [by role].")
 cluster_option = click.option(
     "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."
 )

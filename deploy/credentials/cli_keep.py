@@ -16,6 +16,8 @@ from controlplane.kubernetes.tokens import ACCOUNT
 from deploy.credentials.authority import LIFETIME_DAYS, Authority
 from deploy.credentials.cli import credentials
 from deploy.credentials.cli_common import (
+    DAYS,
+    DAYS_MAX,
     ROLES,
     account_of,
     cluster_option,
@@ -29,9 +31,11 @@ from deploy.credentials.cli_common import (
     when,
 )
 from deploy.credentials.layout import Role
+from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, json_option, run
 from events.cli.tables import print_json, print_table
 from events.errors import Refused, Usage
+from events.input_files import read_whole
 
 
 @credentials.command()
@@ -100,7 +104,7 @@ def _reissue(store: Path, name: str, *, as_json: bool) -> None:
 
     file = store / "tls" / f"{name}.pem"
     expiry(file)  # refuses a missing or damaged one
-    names = x509.load_pem_x509_certificate(file.read_bytes()).extensions.get_extension_for_class(
+    names = x509.load_pem_x509_certificate(read_whole(file)).extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     )
     hosts = [str(value.value) for value in names.value]
@@ -142,7 +146,9 @@ def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None
 @credentials.command("list")
 @store_option
 @click.option("--role", type=click.Choice(ROLES), help="Only this role.")
-@click.option("--expiring", type=float, metavar="DAYS", help="Only what ends within so many days.")
+@click.option(
+    "--expiring", type=Finite(0, DAYS_MAX), metavar="DAYS", help="Only what ends within so many days."
+)
 @json_option
 def list_(store: Path, role: Role | None, expiring: float | None, as_json: bool) -> None:
     """Who has credentials, and until when. Never shows a secret."""
@@ -183,7 +189,7 @@ def list_(store: Path, role: Role | None, expiring: float | None, as_json: bool)
 @store_option
 @click.argument("name")
 @click.option("--host", "hosts", multiple=True, required=True, help="A name or address of the server.")
-@click.option("--days", type=int, default=397, show_default=True)
+@click.option("--days", type=click.IntRange(1, DAYS_MAX), default=397, show_default=True)
 def tls(store: Path, name: str, hosts: tuple[str, ...], days: int) -> None:
     """A certificate for one server, signed by the authority of the store.
 
@@ -262,7 +268,7 @@ def prune(file: Path, as_json: bool) -> None:
     from events.bus.access.creds import write_secret
 
     try:
-        text, before = file.read_text(), file.stat()
+        text, before = read_whole(file).decode(), file.stat()
     except OSError as error:
         raise Refused("credentials_missing", f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -291,7 +297,7 @@ def prune(file: Path, as_json: bool) -> None:
 @store_option
 @bus_options
 @click.option(
-    "--days", type=float, default=LIFETIME_DAYS["node"], show_default=True, help="Lifetime of what it issues."
+    "--days", type=DAYS, default=LIFETIME_DAYS["node"], show_default=True, help="Lifetime of what it issues."
 )
 @click.option(
     "--kubernetes", is_flag=True, envvar="ISTHMUS_KUBERNETES",

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from deploy.credentials.cli_common import cluster_option, push_option, store_option, tokens, urls_of
+from deploy.credentials.cli_common import (
+    MINUTES_RANGE,
+    cluster_option,
+    push_option,
+    store_option,
+    tokens,
+    urls_of,
+)
 from deploy.credentials.tokens import MINUTES
 from events.bus.access.creds import write_secret
 from events.bus.enrolment import JoinToken
+from events.cli.files import INPUT_FILE, Input
 from events.cli.options import json_option
 from events.cli.tables import print_json
 from events.errors import Usage
@@ -37,7 +44,7 @@ def token() -> None:
 
 @token.command("create")
 @click.argument("nodes", nargs=-1)
-@click.option("--file", "listed", type=click.File("r"), help="Names, one a line; - is standard input.")
+@click.option("--file", "listed", type=INPUT_FILE, help="Names, one a line; - is standard input.")
 @click.option("--count", type=click.IntRange(1, COUNT_MAX), help="As many nodes as this: NAME-1, NAME-2, …")
 @click.option("--bus", "servers", required=True, envvar="ISTHMUS_BUS", metavar="URL[,URL…]",
               help="Where the node finds the bus.")  # fmt: skip
@@ -48,13 +55,15 @@ def token() -> None:
 @click.option("--kind", type=click.Choice(["cloud", "external"]), default="external", show_default=True,
               help="What the node joins as.")  # fmt: skip
 @click.option("--site", default="", help="Name of its site, for people.")
-@click.option("--minutes", type=float, default=MINUTES, show_default=True, help="How long the token is good.")
+@click.option(
+    "--minutes", type=MINUTES_RANGE, default=MINUTES, show_default=True, help="How long the token is good."
+)
 @click.option("--to", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for files NAME.token; without it one token is printed.")  # fmt: skip
 @push_option
 @json_option
 def create(
-    *, nodes: tuple[str, ...], listed: Any, count: int | None, servers: str, cluster: str, store: Path,
+    *, nodes: tuple[str, ...], listed: Input | None, count: int | None, servers: str, cluster: str, store: Path,
     is_open: bool, kind: str, site: str, minutes: float, to: Path | None, push: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make join tokens. Each is for one name, good once, and ends soon. Whoever has it can become that node.
@@ -87,11 +96,11 @@ def create(
         click.echo(made[0].text())
 
 
-def _names(nodes: Sequence[str], listed: Any, count: int | None) -> list[str]:
+def _names(nodes: Sequence[str], listed: Input | None, count: int | None) -> list[str]:
     """The nodes asked for, each once, in order. Raises Usage, BadRequest(node_name_invalid)."""
     given = [*nodes]
     if listed is not None:
-        lines = (line.strip() for line in listed.read(FILE_LIMIT).lstrip("\ufeff").splitlines())
+        lines = (line.strip() for line in listed.read_text(FILE_LIMIT).splitlines())
         given += [line for line in lines if line and not line.startswith("#")]
     if count is not None:
         if len(given) != 1:

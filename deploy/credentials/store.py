@@ -28,6 +28,7 @@ from deploy.credentials.layout import Role
 from events.bus.access.creds import write_secret
 from events.bus.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
+from events.input_files import read_whole
 
 BOOK_VERSION = 1
 Kept = TypeVar("Kept")
@@ -69,7 +70,7 @@ class Book(msgspec.Struct, kw_only=True):
 def _decoded(file: Path, kind: type[Kept]) -> Kept:
     """Raises FileNotFoundError, Refused(credentials_missing, credentials_invalid)."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
+        return msgspec.json.decode(read_whole(file), type=kind)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -16,6 +16,7 @@ from deploy.join.joining import join as join_node
 from deploy.join.leaving import LeaveRequest, running_pods
 from deploy.join.leaving import leave as leave_node
 from deploy.join.progress import Progress, Step
+from events.cli.files import INPUT_FILE, Input
 from events.cli.options import confirm, json_option, run
 from events.cli.tables import print_json
 from events.errors import IsthmusError, Usage
@@ -52,7 +53,7 @@ def _document(progress: Progress, **more: Any) -> None:
 
 @click.command()
 @click.argument("token", required=False, envvar="ISTHMUS_JOIN_TOKEN")
-@click.option("--token-file", type=click.File("r"), help="File with the token; - is standard input.")
+@click.option("--token-file", type=INPUT_FILE, help="File with the token; - is standard input.")
 @click.option("--node", default="", help="Refuse a token for any other node.")
 @click.option(
     "--kind", type=click.Choice(["cloud", "external"]), help="Where the node runs [the token's, or cloud]."
@@ -68,7 +69,7 @@ def _document(progress: Progress, **more: Any) -> None:
 def join(
     *,
     token: str | None,
-    token_file: Any,
+    token_file: Input | None,
     kind: str | None,
     foreground: bool,
     dry_run: bool,
@@ -89,7 +90,7 @@ def join(
       isthmus join --token-file idc-7.token
       isthmus join --token-file - --dry-run < idc-7.token
     """
-    text = token_file.read(TOKEN_LIMIT) if token_file is not None else token
+    text = token_file.read_text(TOKEN_LIMIT) if token_file is not None else token
     if not text:
         raise Usage("usage", "give the token: isthmus join --token-file FILE, or ISTHMUS_JOIN_TOKEN")
     progress = _progress(as_json=as_json)

@@ -27,6 +27,7 @@ from nats.errors import StaleConnectionError
 from events.bus.access import creds
 from events.bus.nats_fastpath import REFUSALS, ReconnectingClient
 from events.errors import Refused, Unavailable
+from events.input_files import check_regular
 
 DEFAULT_BUS = "nats://127.0.0.1:4222"
 
@@ -80,6 +81,33 @@ def _identity(client: ReconnectingClient, options: BusOptions) -> dict[str, Any]
     }
 
 
+def _tls(options: BusOptions) -> ssl.SSLContext | None:
+    """What the TLS files hold. Raises Refused(credentials_missing or credentials_invalid), naming them."""
+    if not options.ca and not options.certificate:
+        return None
+    files = [file for file in (options.ca, options.certificate, options.key) if file]
+    try:
+        for file in files:
+            check_regular(file)
+        files = [file for file in files if file != options.ca]
+        try:
+            found = ssl.create_default_context(cafile=options.ca or None)
+        except ssl.SSLError:
+            files = [options.ca]
+            raise
+        if options.certificate:  # a key behind a passphrase is refused: nobody is there to be asked for it
+            found.load_cert_chain(options.certificate, options.key or None, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise Refused(
+            "credentials_invalid",
+            f"{' and '.join(files)}: no usable PEM file ({error.reason or error.strerror or error})",
+        ) from error
+    except (OSError, ValueError) as error:
+        name, why = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        raise Refused("credentials_missing", f"{name or ' and '.join(files)} cannot be read: {why}") from error
+    return found
+
+
 async def connect(
     options: BusOptions,
     *,
@@ -97,11 +125,7 @@ async def connect(
     client.denied = deque(maxlen=_DENIED_MAX)
     identity = _identity(client, options)
     client.api_prefix = options.api_prefix
-    tls: ssl.SSLContext | None = None
-    if options.ca or options.certificate:
-        tls = ssl.create_default_context(cafile=options.ca or None)
-        if options.certificate:
-            tls.load_cert_chain(options.certificate, options.key or None)
+    tls = _tls(options)
 
     said: list[str] = []
     connected = False

@@ -21,6 +21,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.enrolment import EnrolReply
 from events.bus.retry import pauses
 from events.errors import IsthmusError, Overloaded, Refused, Unavailable, from_wire
+from events.input_files import read_whole
 
 TOKEN_LIMIT = 16 * 1024
 ANSWER_S = 10.0
@@ -92,7 +93,7 @@ def _keep(folder: Path, text: str, ca: str) -> None:
 
 def _token(file: Path) -> str:
     try:
-        text = file.read_text("ascii").strip()
+        text = read_whole(file).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
             "credentials_missing",

@@ -23,6 +23,7 @@ import click
 
 from events.cli.bus_urls import bad_url
 from events.errors import IsthmusError, Usage
+from events.input_files import read_up_to
 from events.subjects import check_label, check_node_name
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -262,8 +263,7 @@ def refuse(faults: Sequence[Fault], source: str) -> Usage:
 def load(path: Path, command: click.Command) -> dict[str, Any]:
     """Read and check a file. Raises Usage(config_invalid) with all faults."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_LIMIT_BYTES + 1)
+        raw = read_up_to(path, FILE_LIMIT_BYTES + 1)
         other = next((name for mark, name in _OTHER_ENCODINGS if raw.startswith(mark)), "")
         if other:
             raise refuse([Fault(1, f"it is {other} text; save it as UTF-8")], str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -35,3 +36,13 @@ class Sequence(click.ParamType):  # type: ignore[type-arg]  # generic in newer r
 
 
 SEQUENCE = Sequence()
+
+
+class Finite(click.FloatRange):
+    """A number within bounds; neither infinity nor "nan", which no comparison finds out of bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{str(value)[:40]!r} is no number", param, ctx)
+        return number

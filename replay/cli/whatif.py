@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import fields_line, print_json, print_table
+from events.input_files import read_whole
 from replay.cli.session import LogSource, opened, progress, source_options
 
 _ROWS = 30
@@ -61,7 +60,7 @@ async def whatif_command(  # noqa: PLR0917  click passes options by name
     from replay.queries.other_plan import OtherPlan, parse_commands
     from replay.queries.whatif import whatif
 
-    extra = parse_commands(Path(commands).read_bytes()) if commands else ()  # noqa: ASYNC240  a small file, once
+    extra = parse_commands(read_whole(commands)) if commands else ()
     plan = OtherPlan(
         container_cidr=cidr, pods_per_node=pods, services=services, appended=appended, commands=extra
     )

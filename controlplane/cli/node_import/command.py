@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import netaddr
@@ -12,6 +12,7 @@ from controlplane.cli.node_import.encoding import SIZE_MAX_BYTES, text_of
 from controlplane.cli.node_import.kubernetes import EXTERNAL_LABELS, KIND_LABELS, PROVIDERS, SITE_LABELS, Rules
 from controlplane.cli.node_import.parse import Line, NodeFile, all_unreadable, read_file
 from events.bus.client import ControllerClient
+from events.cli.files import INPUT_FILE, Input
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.tables import print_json, print_table
 from events.errors import BadRequest, Refused
@@ -25,7 +26,7 @@ _STATUSES = ("joined", "unchanged", "not written", "refused")
 
 
 @click.command("import")
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=INPUT_FILE)
 @click.option("--kind", type=click.Choice(["cloud", "external"]), help="Kind of nodes that do not say it.")
 @click.option(
     "--underlay-cidr", "underlay_cidrs", multiple=True, metavar="CIDR",
@@ -66,7 +67,7 @@ _STATUSES = ("joined", "unchanged", "not written", "refused")
 def import_(
     *,
     context: BusContext,
-    file: BinaryIO,
+    file: Input,
     replace: tuple[str, ...],
     partial: bool | None,
     batch: int,

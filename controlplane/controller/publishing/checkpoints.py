@@ -32,11 +32,15 @@ from cryptography.hazmat.primitives.serialization import (
 from controlplane.cluster.digest import FORMAT
 from events.envelope import format_time
 from events.errors import Usage, VerificationFailed
+from events.input_files import read_whole
 
 MAGIC = "isthmus-checkpoint/1"
 FILE_NAME = "checkpoints.jsonl"
 
 _encode = msgspec.json.Encoder().encode
+
+FILE_LIMIT_BYTES = 512 * 1024 * 1024
+"""A million checkpoints: more than a controller signs in years."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +91,7 @@ class SigningKey:
     def load(cls, path: str | Path) -> Self:
         """Read a PEM file. Raises Usage when it cannot be read or holds another kind of key."""
         try:
-            key = load_pem_private_key(Path(path).read_bytes(), password=None)
+            key = load_pem_private_key(read_whole(path), password=None)
         except (OSError, ValueError, TypeError) as error:
             raise Usage("usage", f"cannot read the signing key {path}: {error}") from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -138,7 +142,7 @@ def load_public_key(source: str) -> str:
     if len(text) == 64 and not set(text) - set("0123456789abcdef"):
         return text
     try:
-        key = load_pem_public_key(Path(source).read_bytes())
+        key = load_pem_public_key(read_whole(source))
     except (OSError, ValueError) as error:
         raise Usage("usage", f"{source!r} is neither 64 hex digits nor a readable PEM file: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
@@ -191,7 +195,7 @@ def parse_checkpoints(data: bytes) -> list[Checkpoint]:
 def read_checkpoints(path: str | Path) -> list[Checkpoint]:
     """The checkpoints of a file, oldest first. Raises Usage when it cannot be read, VerificationFailed."""
     try:
-        data = Path(path).read_bytes()
+        data = read_whole(path, FILE_LIMIT_BYTES)
     except OSError as error:
         raise Usage("usage", f"cannot read checkpoints from {path}: {error.strerror}") from error
     if not data.endswith(b"\n"):  # the writer died inside its last line: that one was never given

@@ -20,6 +20,7 @@ import msgspec
 
 from events.bus.access.nkeys import KeyPair, from_seed
 from events.errors import Refused
+from events.input_files import read_up_to
 
 _BLOCK = re.compile(r"-----BEGIN (?P<what>[A-Z ]+)-----\s*(?P<text>\S+)\s+-+END (?P=what)-+")
 _LIMIT_BYTES = 64 * 1024
@@ -100,8 +101,7 @@ def parse(text: str, source: str = "the credentials") -> Credentials:
 def load(path: str | Path) -> Credentials:
     """Read a file. Raises Refused: ``credentials_missing`` when it cannot be read, ``credentials_invalid``."""
     try:
-        with Path(path).open(encoding="ascii", errors="replace") as file:
-            text = file.read(_LIMIT_BYTES)
+        text = read_up_to(path, _LIMIT_BYTES).decode("ascii", errors="replace")
     except OSError as error:
         raise Refused(
             "credentials_missing",
