@@ -21,11 +21,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import click
@@ -249,8 +251,12 @@ def _run(arguments: list[str]) -> int:
         if sys.stdout is not stdout:
             return 0  # click wraps it, and ends so, when the reader has gone
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        if not isinstance(error.__cause__, EOFError):
+            return 130
+        found = _of_an_end(error.__cause__)
+        report(found, as_json=as_json)
+        return found.exit_code
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -283,6 +289,18 @@ def _check_encoding(arguments: Sequence[str]) -> None:
             raise Usage(
                 "usage", f"the argument {argument.encode(errors='backslashreplace').decode()} is no UTF-8"
             )
+
+
+def _of_an_end(error: EOFError) -> IsthmusError:
+    """Something ended too soon; click takes that for a Ctrl-C, of which nobody is told."""
+    if "marshal" not in str(error):
+        return Usage("usage", "standard input ended before it answered: give --yes, or answer it")
+    root_folder = Path(__file__).parents[2]
+    return IsthmusError(
+        "prerequisite_missing",
+        "this installation holds byte code that was cut short, as a full disk leaves it. Remove what can be "
+        f"made anew: find {shlex.quote(str(root_folder))} -name '*.pyc' -delete",
+    )
 
 
 def _of_the_caller(error: Exception) -> IsthmusError | None:

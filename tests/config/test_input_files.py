@@ -83,6 +83,19 @@ def test_numbers_out_of_range_are_wrong_usage(
     assert command[-1] in call(capsys, *command, number)
 
 
+@pytest.mark.parametrize(
+    ("error", "says"), [("marshal data too short", "-name '*.pyc' -delete"), ("", "standard input ended")]
+)
+def test_an_end_that_comes_too_soon_is_told(
+    error: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object) -> None:
+        raise EOFError(error)
+
+    monkeypatch.setattr(main.Commands, "get_command", ends)  # where byte code is read, and questions are asked
+    assert says in call(capsys, "node", "list")
+
+
 def test_a_fifo_with_a_slow_writer_is_read_to_its_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     begun, go_on = threading.Event(), threading.Event()

@@ -47,9 +47,12 @@ def isthmus(*arguments: object, bytes_max: int | None = None, **more) -> subproc
         if bytes_max is not None
         else None
     )
+    # Python writes a module's byte code short, too, and notices nothing: the next command would not start.
+    environment = {**os.environ, **more.pop("env", {}), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [EXECUTABLE, "replay", *map(str, arguments)],
         preexec_fn=limit,
+        env=environment,
         capture_output="stdout" not in more,
         timeout=60,
         check=False,
