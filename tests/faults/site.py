@@ -54,6 +54,13 @@ class Part:
     hurt: int = 0
     cuts: int = 0
     ahead_s: int = 0
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def ensure_running(self) -> None:
+        """A supervisor's work. Of two that find it ended at one moment, one starts it."""
+        async with self._starting:
+            if not self.daemon.running:
+                await self.daemon.start()
 
     @property
     def name(self) -> str:
@@ -112,7 +119,7 @@ class Site:
                     # A server that was started on a full disk says so and ends; it is started again.
                     if code != EXIT_UNREACHABLE and "no space left on device" not in str(tail):
                         self.wrong.append(f"{part.name} ended by itself ({code}): {tail}")
-                    await part.daemon.start()
+                    await part.ensure_running()
             await asyncio.sleep(WATCH_S)
 
     def victim(self, role: Role, pick: int) -> Part:
@@ -144,7 +151,7 @@ class Site:
             if fault.kind == "kill":
                 await part.daemon.kill()
                 await asyncio.sleep(fault.lasts_s)
-                await _ensure_running(part)
+                await part.ensure_running()
             elif fault.kind == "pause":
                 part.daemon.send(signal.SIGSTOP)
                 await asyncio.sleep(fault.lasts_s)
@@ -165,7 +172,7 @@ class Site:
                 # An operator makes room and starts the server again.
                 await part.daemon.machine.run("rm", "-f", f"{self.store(part)}/ballast")
                 await part.daemon.kill()
-                await _ensure_running(part)
+                await part.ensure_running()
         finally:
             part.hurt -= 1
 
@@ -184,12 +191,6 @@ def holder(answer: dict[str, Any]) -> str:
 
 def _picked(parts: list[Part], pick: int) -> Part:
     return parts[pick % len(parts)]
-
-
-async def _ensure_running(part: Part) -> None:
-    """A supervisor's work. Another fault may have started it again already."""
-    if not part.daemon.running:
-        await part.daemon.start()
 
 
 async def _fill_disk(machine: Machine, store: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from controlplane.cluster.decide import decide
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
+from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.machine import Machine
 from events.attestation import ClusterSum
 from events.chain import genesis
@@ -21,6 +23,7 @@ from events.protocol.commands import Command, CommandReply, DefineCluster, JoinN
 from events.status import AgentStatus
 from tests.faults.checker import Answers, Verdict, doubled, examine
 from tests.faults.kernels import Recorder, unattested
+from tests.faults.site import Part
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NODES = ("a", "b", "c")
@@ -159,3 +162,25 @@ async def test_a_row_that_vanished_for_a_moment_is_named_unless_its_node_left(
         (tmp_path / "kernel-a.log").write_text(f"Deleted {row}\n")
         (line,) = recorder.taken_away(verdict.state)
         assert line.startswith("the kernel of a lost")
+
+
+class ThisMachine:
+    """Where a test's own processes run."""
+
+    name = "here"
+
+    def inside(self, *arguments: str) -> list[str]:
+        return [*arguments]
+
+
+async def test_two_supervisors_that_find_a_process_ended_start_it_once(tmp_path: Path) -> None:
+    """Else the second would take the first one's ports, or fail for them again and again."""
+    part = Part(Daemon("sleeper", ThisMachine(), ["sleep", "60"], tmp_path / "log"))  # type: ignore[arg-type]
+    try:
+        await asyncio.gather(*(part.ensure_running() for _ in range(3)))
+        assert part.daemon.starts == 1
+        await part.daemon.kill()
+        await part.ensure_running()
+        assert part.daemon.starts == 2
+    finally:
+        await part.daemon.kill()
