@@ -1,4 +1,7 @@
-"""Removes everything of ours from a node, or only what it remembers. Nothing else in this package ever does."""
+"""Removes everything of ours from a node, or only what it remembers, or gives a node that was taken over back.
+
+Nothing else in this package ever does.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from pathlib import Path
 
 from events.errors import Refused
 from nodeagent import identity
+from nodeagent.dataplane import takeover
 from nodeagent.fastpath import programs
 from nodeagent.fastpath.predecessors import FILE as FASTPATH_FILE
 from nodeagent.fastpath.predecessors import Predecessors
-from nodeagent.firewall import ruleset
+from nodeagent.firewall import predecessor, ruleset
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
@@ -61,6 +65,38 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         ):  # the machine's own uid can never join again: whoever starts an agent here again means a new one
             removed.append(f"the fenced uid; the next agent here is {identity.renew(state_dir)}")
     return removed
+
+
+async def give_back(state_dir: Path, cni_dir: Path, device: str, old: str) -> list[str]:
+    """Give a node back to the network before: device, routes, rules and CNI file, in safe order.
+
+    The node stays a member, and the others' rows towards it stay right: its range, MAC and address are what
+    they were. Returns what was done, in words; nothing the second time. Cancelled, a part may be left; it may
+    be repeated.
+
+    Raises Refused(agent_running) while an agent runs, OSError.
+    """
+    prepare_directory(state_dir)
+    with only_one(state_dir):
+        done: list[str] = []
+        taken = await asyncio.to_thread(_remove_programs, state_dir)
+        if taken:
+            done.append(f"{taken} programs of the fast path removed")
+        done += await asyncio.to_thread(takeover.give_back, device, old)
+        # Flannel's rules stand before ours go: no packet of a pod leaves without its masquerade.
+        if await predecessor.restore(state_dir):
+            done.append("flannel's rules are back")
+        try:
+            if await ruleset.remove():
+                done.append(f"nftables table inet {ruleset.TABLE} removed")
+        except Refused as error:
+            if error.code != "prerequisite_missing":
+                raise
+        if cni.put_back(cni_dir):
+            done.append(f"{cni_dir / cni.FLANNEL_FILE} is back")
+        if (cni_dir / cni.FLANNEL_FILE).exists() and cni.remove(cni_dir):
+            done.append(f"{cni_dir / cni.FILE_NAME} removed")
+    return done
 
 
 def forget(state_dir: Path) -> bool:

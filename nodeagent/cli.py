@@ -81,6 +81,10 @@ def agent() -> None:
               help="Where host-local keeps the pods' addresses [the plugin's default].")  # fmt: skip
 @click.option("--cni-plugin", type=click.Choice(["ptp", "bridge"]), default="ptp", show_default=True,
               help="How pods are attached.")  # fmt: skip
+@click.option("--cni-network", default="", metavar="NAME",
+              help="Name of the CNI network [isthmus; cbr0 with --take-over].")  # fmt: skip
+@click.option("--take-over", default="", metavar="DEVICE",
+              help="Flannel's device, flannel.1: becomes ours with its rows while packets flow.")  # fmt: skip
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")
 @click.option("--mtu", type=int, default=0, help="Inner MTU in bytes [underlay − 50, followed].")
 @click.option("--gro/--no-gro", default=True, show_default=True,
@@ -215,6 +219,35 @@ def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_jso
         print_json({"removed": removed})
     else:
         click.echo("\n".join(f"removed {what}" for what in removed) or "nothing of ours was here")
+
+
+@agent.command("give-back")
+@state_option
+@click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
+@click.option("--device", default=DEFAULT_DEVICE, show_default=True)
+@click.option("--to", "old", default="flannel.1", show_default=True, metavar="DEVICE",
+              help="The name that the device had.")  # fmt: skip
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+def give_back_command(
+    *, state_dir: Path, cni_dir: Path, device: str, old: str, yes: bool, as_json: bool
+) -> None:
+    """Give a node that was taken over (`--take-over`) back to flannel, while its packets flow.
+
+    Stop the agent first, and start flannel behind it. The node stays a member: other nodes' rows towards it are
+    right in both networks.
+
+    \b
+    Example: systemctl stop isthmus-agent && isthmus agent give-back --yes
+    """
+    from nodeagent.clean import give_back
+
+    confirm("Flannel's device, routes, rules and CNI file come back. Go on?", yes=yes)
+    done = run(give_back(state_dir, cni_dir, device, old))
+    if as_json:
+        print_json({"done": done})
+    else:
+        click.echo("\n".join(done) or "nothing of ours was here")
 
 
 @agent.command("forget")

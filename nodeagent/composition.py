@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 
 import msgspec
 from nats.aio.client import Client
@@ -22,6 +23,7 @@ from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import Programs
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.fastpath.start import SWITCHED_OFF
+from nodeagent.firewall import predecessor
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health import diagnosis
@@ -193,7 +195,8 @@ def compose(
     member = view.members.get(config.node)
     if view.joined and member is not None and not unicast_problem(member.underlay):
         reconciler.tunnel.assume_underlay(member.underlay)
-    firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall)
+    replacing = partial(predecessor.replacing, config.state_dir) if config.take_over else None
+    firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall, replacing=replacing)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
     pods = PodWatch(config, view, conditions)
     node = NodeConfiguration(

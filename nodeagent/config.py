@@ -18,6 +18,9 @@ FastPathMode = Literal["auto", "off", "require"]
 DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
 DEFAULT_CNI_DIR = "/etc/cni/net.d"
 DEFAULT_DEVICE = "isthmus"
+DEFAULT_NETWORK, FLANNEL_NETWORK = "isthmus", "cbr0"
+HOST_LOCAL_DIR = "/var/lib/cni/networks"
+"""Where the host-local plugin keeps addresses when nobody says another folder."""
 DEVICE_NAME_LIMIT = 15  # IFNAMSIZ − 1
 IPV4_ONLY = "the tunnels run over IPv4 only"
 
@@ -41,6 +44,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     cni_plugin: CniPlugin = "ptp"
     cni_data_dir: str = ""
     """Where host-local remembers the pods' addresses; empty is below ``state_dir``."""
+    cni_network: str = ""
+    """Name of the network in the CNI file, and of host-local's folder; empty: see :meth:`network`."""
+    take_over: str = ""
+    """The tunnel device of a network that was here before: ours from now on, with its rows; empty: none."""
     device: str = DEFAULT_DEVICE
     mtu: int = 0
     gro: bool = True
@@ -75,6 +82,18 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join([command, *said])
 
     @property
+    def network(self) -> str:
+        """The CNI network's name: that of flannel where its pods run on, so that no address is given twice."""
+        return self.cni_network or (FLANNEL_NETWORK if self.take_over else DEFAULT_NETWORK)
+
+    @property
+    def pod_directory(self) -> Path:
+        """Below which host-local keeps the pods' addresses."""
+        if self.cni_data_dir:
+            return Path(self.cni_data_dir)
+        return Path(HOST_LOCAL_DIR) if self.take_over else self.state_dir / "pod-addresses"
+
+    @property
     def behind_nat(self) -> bool:
         """Whether peers reach this node by another address than its own."""
         return bool(self.announced) and self.announced != self.underlay
@@ -82,10 +101,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(config: AgentConfig) -> AgentConfig:
     """Return the settings if they make sense. Raises Usage(usage)."""
-    if not 1 <= len(config.device) <= DEVICE_NAME_LIMIT or "/" in config.device or " " in config.device:
-        raise Usage(
-            "usage", f"--device {config.device!r}: a device name has 1 to {DEVICE_NAME_LIMIT} characters"
-        )
+    for option, name in (("--device", config.device), ("--take-over", config.take_over or "-")):
+        if not 1 <= len(name) <= DEVICE_NAME_LIMIT or "/" in name or " " in name:
+            raise Usage("usage", f"{option} {name!r}: a device name has 1 to {DEVICE_NAME_LIMIT} characters")
+    if config.cni_network and not all(c.isalnum() or c in "-_." for c in config.cni_network):
+        raise Usage("usage", f"--cni-network {config.cni_network[:64]!r} is no name of a network")
     if config.announced:
         try:
             IPv4Address(config.announced)

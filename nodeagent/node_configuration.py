@@ -18,7 +18,7 @@ from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.membership.view import View
 from nodeagent.pods import cni
-from nodeagent.pods.watch import PodWatch, pod_directory
+from nodeagent.pods.watch import PodWatch
 
 log = logging.getLogger("isthmus.agent")
 
@@ -103,7 +103,8 @@ class NodeConfiguration:
             cidr=cidr,
             mtu=mtu,
             plugin=self._config.cni_plugin,
-            data_dir=str(pod_directory(self._config)),
+            data_dir=str(self._config.pod_directory),
+            name=self._config.network,
         )
         started_ns = time.time_ns()
         try:
@@ -113,6 +114,8 @@ class NodeConfiguration:
                     "cni write", start_time=started_ns, attributes=attributes
                 ).end()
                 log.info("CNI configuration written: %s, mtu %d", cidr, mtu)
+            if self._config.take_over and cni.set_aside(self._config.cni_dir):
+                log.info("flannel's CNI file is set aside: new pods start on ours")
             self._conditions.clear("cni")
         except OSError as error:
             self._conditions.set("cni", f"{self._config.cni_dir} cannot be written: {error.strerror}")

@@ -32,7 +32,7 @@ from nodeagent.local_files import LocalStatus, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
-from nodeagent.pods.watch import PodWatch, pod_directory
+from nodeagent.pods.watch import PodWatch
 
 log = logging.getLogger("isthmus.agent")
 
@@ -242,7 +242,7 @@ class StatusReporter:
             path_confirmed_at=self._path.confirmed_wall(),
             cni_dir=str(self._config.cni_dir),
             interval_s=self._interval_s(),
-            pod_directory=str(pod_directory(self._config)),
+            pod_directory=str(self._config.pod_directory),
             pods=self._pods.pods.own if self._pods.pods is not None else -1,
             stray_pods=self._pods.strays,
         )

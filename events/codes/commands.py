@@ -130,6 +130,11 @@ COMMAND_CODES: dict[str, Code] = {
         "The node's inner MTU is another one than that of the others.",
         "Say one that suits all by `--mtu`, or make the nodes' underlays alike first.",
     ),
+    "adopt_halted": Code(
+        "Refused",
+        "A node lost packets, or its agent was not ready in time; it was given back, and the run halted.",
+        "The message names the probes and what the agent says; when that is mended, run it again.",
+    ),
     "adopt_range_missing": Code(
         "Refused",
         "The node has no range.",

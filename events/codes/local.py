@@ -89,6 +89,11 @@ LOCAL_CODES: dict[str, Code] = {
         "The kernel or the nft program refused the agent's nftables table; the table before it stays.",
         "Run `isthmus doctor`: it names the missing kernel feature or program.",
     ),
+    "adopt_device_differs": Code(
+        "Refused",
+        "The device to take over is not the one that the log knows, or the kernel cannot rename it.",
+        "The message names what differs; it is left as it is. Plan the adoption anew.",
+    ),
     "agent_running": Code(
         "Refused",
         "An agent already runs on this node with the same state directory.",

@@ -79,6 +79,15 @@ def set_sysctl(name: str, value: str) -> bool:
     return True
 
 
+def answer_for_others(bridge: str) -> bool:
+    """Pods of a bridge take the whole range for their link: the host answers for those that are not on it.
+
+    False where there is no such bridge, or nothing to do. Raises OSError.
+    """
+    name = f"net/ipv4/conf/{bridge}/proxy_arp"
+    return read_sysctl(name) is not None and set_sysctl(name, "1")
+
+
 def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str], list[str]]:
     """Everything that the tunnel device and the host need; what was done, and what could not be done."""
     done: list[str] = []

@@ -56,16 +56,18 @@ def reconcile(
     desired: Rows,
     *,
     allow: Callable[[Operation], bool] | None = None,
+    seen: Callable[[Rows], Rows] = lambda kernel: kernel,
 ) -> Outcome:
     """Make the kernel agree with ``desired``, as far as ``allow`` lets operations through.
 
+    ``seen`` says which of the kernel's rows count: another network's may stand beside ours.
     Raises AnswersLost and OSError of the engine.
     """
     written = removed = 0
     refusals: list[KernelRefusal] = []
     withheld: dict[tuple[Kind, bytes], Operation] = {}
     permitted: set[tuple[Kind, bytes]] = set()
-    kernel = engine.read(ifindex)
+    kernel = seen(engine.read(ifindex))
     found: tuple[int, ...] | None = None
     for _ in range(ROUNDS):
         pending = difference(desired, kernel)
@@ -86,7 +88,7 @@ def reconcile(
         puts = list(map(_ACTION, operations)).count(Action.PUT)
         written += puts
         removed += len(operations) - puts
-        kernel = engine.read(ifindex)
+        kernel = seen(engine.read(ifindex))
     else:
         pending = difference(desired, kernel)
     return Outcome(

@@ -7,12 +7,13 @@ call in at a time.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
-from nodeagent.dataplane import host_settings
+from nodeagent.dataplane import host_settings, takeover
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
 from nodeagent.dataplane.preflight import accepted, foreign_routes, overriding_routes, refuse_conflicting_routes
@@ -25,6 +26,9 @@ from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, NetlinkChannel
 
+log = logging.getLogger("isthmus.agent.device")
+
+FLANNEL_BRIDGE = "cni0"
 CLOSED = "the netlink socket is closed"
 
 
@@ -85,6 +89,11 @@ class TunnelDevice:
             mtu=overlay_mtu(underlay, self._config.mtu),
         )
         first = not self._settled
+        if self._config.take_over:
+            for step in takeover.take(self._config.take_over, spec):
+                log.info("taken over: %s", step)
+                self.existed = True
+            host_settings.answer_for_others(FLANNEL_BRIDGE)
         if first and not self.existed:
             refuse_conflicting_routes(
                 plan.cidrs,
@@ -124,7 +133,27 @@ class TunnelDevice:
         """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises AnswersLost."""
         if self._engine is None:
             raise OSError(CLOSED)
-        return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
+        if not self._config.take_over:
+            return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
+        foreign = takeover.foreign_routes(self.ifindex)
+        outcome = reconcile(
+            self._engine,
+            self.ifindex,
+            desired.rows,
+            allow=allow,
+            seen=lambda kernel: takeover.spared(desired.rows, kernel, foreign),
+        )
+        if outcome.clean:
+            takeover.sweep(self.ifindex, takeover.superseded(desired.rows, foreign))
+        left = len(foreign) - len(takeover.superseded(desired.rows, foreign))
+        self._conditions.set(
+            "takeover",
+            f"{left} routes of the network before this one lead to ranges that the log does not know and stay. "
+            f"Plan the adoption anew and run it: isthmus adopt plan --help"
+            if left
+            else "",
+        )
+        return outcome
 
     def apply(self, operations: Sequence[Operation]) -> list[KernelRefusal]:
         """Write one change at once. Raises AnswersLost, OSError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
@@ -37,12 +37,21 @@ class FirewallReconciler:
     """
 
     def __init__(
-        self, conditions: Conditions, telemetry: Telemetry | None = None, *, enabled: bool = True
+        self,
+        conditions: Conditions,
+        telemetry: Telemetry | None = None,
+        *,
+        enabled: bool = True,
+        replacing: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
-        """``enabled``: whether this node has a firewall of ours at all."""
+        """``enabled``: whether this node has a firewall of ours at all.
+
+        ``replacing``: what takes another network's rules away in the transaction that brings ours.
+        """
         self._conditions = conditions
         self._telemetry = telemetry or Telemetry.off("agent")
         self._causes = Causes()
+        self._replacing = replacing
         self._rules: Rules | None = None
         self._members: Callable[[], set[str]] = set
         self._applied: tuple[Rules, frozenset[str]] | None = None
@@ -189,4 +198,5 @@ class FirewallReconciler:
             if len(added) + len(removed) <= INCREMENT_LIMIT:
                 await ruleset.nft(ruleset.render_members(added, removed))
                 return
-        await ruleset.replace(rules, vteps)
+        also = await self._replacing() if self._replacing is not None else ""
+        await ruleset.replace(rules, vteps, also=also)

@@ -217,8 +217,8 @@ async def nft(script: str) -> None:
     await _run("-f", "-", stdin=script)
 
 
-async def replace(rules: Rules, vteps: Iterable[str]) -> None:
-    """Bring the table to this form without losing a packet, whatever it holds now.
+async def replace(rules: Rules, vteps: Iterable[str], *, also: str = "") -> None:
+    """Bring the table to this form without losing a packet, whatever it holds now; ``also`` in the same step.
 
     A table whose chains or sets are of another kind (another version's) cannot be changed in place: it is
     deleted and made anew. Raises Refused as `nft` does.
@@ -228,12 +228,12 @@ async def replace(rules: Rules, vteps: Iterable[str]) -> None:
     other_cidrs = await elements_of("containers") - set(rules.cidrs)
     try:
         if not other_cidrs:
-            await nft(render(rules, wanted, stale=stale))
+            await nft(render(rules, wanted, stale=stale) + also)
             return
     except Refused as error:
         if error.code != "firewall_refused":
             raise
-    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted))
+    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted) + also)
 
 
 async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> set[str]:

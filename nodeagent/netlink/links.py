@@ -7,7 +7,7 @@ here touches a device that is not ours; a device is ours if it has our name and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -340,6 +340,55 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
         f"cluster with another port",
         port=spec.port,
     )
+
+
+def rename(index: int, name: str) -> None:
+    """Give a device another name; its addresses, rows and routes stay. Raises OSError."""
+    with _kernel() as socket:
+        socket.link("set", index=index, ifname=name)
+
+
+def alternative_names(index: int) -> list[str]:
+    """By what other names a device can be found."""
+    with _kernel() as socket:
+        found = socket.get_links(index)
+        listed = found[0].get_attr("IFLA_PROP_LIST") if found else None
+        return [str(name) for name in listed.get_attrs("IFLA_ALT_IFNAME")] if listed else []
+
+
+def add_alternative_name(index: int, name: str) -> None:
+    """Let a device be found by that name, too. Raises OSError."""
+    with _kernel() as socket:
+        socket.link("property_add", index=index, altname=name)
+
+
+def drop_alternative_name(index: int, name: str) -> None:
+    """Take one of its other names from a device. Raises OSError."""
+    with _kernel() as socket:
+        socket.link("property_del", index=index, altname=name)
+
+
+def put_plain_routes(index: int, routes: Sequence[tuple[bytes, int, bytes]]) -> None:
+    """``ip route replace NETWORK/LENGTH via GATEWAY dev … onlink``, with no mark of ours. Raises OSError."""
+    with _kernel() as socket:
+        for network, length, gateway in routes:
+            target = f"{IPv4Address(network)}/{length}"
+            socket.route(
+                "replace", dst=target, gateway=str(IPv4Address(gateway)), oif=index, flags=["onlink"], proto=3
+            )
+
+
+def drop_routes(index: int, routes: Sequence[tuple[bytes, int, int, int]]) -> None:
+    """Remove routes over a device: (network, length, protocol, metric). One that is gone is no error."""
+    with _kernel() as socket:
+        for network, length, protocol, metric in routes:
+            target = f"{IPv4Address(network)}/{length}"
+            priority = {"priority": metric} if metric else {}
+            try:
+                socket.route("del", dst=target, oif=index, proto=protocol, **priority)
+            except NetlinkError as error:
+                if error.code != errno.ESRCH:
+                    raise
 
 
 def has_ports(bridge: int) -> bool:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from nodeagent.config import DEFAULT_NETWORK, FLANNEL_NETWORK
 from nodeagent.dataplane.preflight import foreign_routes
 from nodeagent.netlink import links
-from nodeagent.pods.cni import BRIDGE, NETWORK
+from nodeagent.pods.cni import BRIDGE, FLANNEL_BRIDGE
 
 YOUNG_S = 60.0
 """How long a lease counts without a route: a pod is attached in much less."""
@@ -52,9 +53,9 @@ def find(data_dir: Path, containers: Sequence[str], own: str, *, device: str, se
         link = present.get(route.ifindex)
         if link is not None and link.kind == "veth" and route.network.prefixlen == 32:
             found.add(route.network.network_address)
-    bridge = next((link.index for link in present.values() if link.name == BRIDGE), 0)
-    if bridge and links.has_ports(bridge):
-        found |= {*leases, *map(IPv4Address, links.neighbours(bridge))}
+    for bridge in [link.index for link in present.values() if link.name in {BRIDGE, FLANNEL_BRIDGE}]:
+        if links.has_ports(bridge):
+            found |= {*leases, *map(IPv4Address, links.neighbours(bridge))}
     inside = {address for address in found if any(address in network for network in networks)}
     home = {address for address in inside if own and address in IPv4Network(own)}
     return Pods(
@@ -68,8 +69,8 @@ def find(data_dir: Path, containers: Sequence[str], own: str, *, device: str, se
 def leases_in(data_dir: Path) -> dict[IPv4Address, float]:
     """host-local's leases: address → when it was given (Unix seconds). Raises OSError."""
     found: dict[IPv4Address, float] = {}
-    directory = data_dir / NETWORK
-    for path in directory.iterdir() if directory.is_dir() else ():
+    directories = [data_dir / name for name in (DEFAULT_NETWORK, FLANNEL_NETWORK)]
+    for path in (path for directory in directories if directory.is_dir() for path in directory.iterdir()):
         try:
             found[IPv4Address(path.name)] = path.stat().st_mtime
         except (ValueError, FileNotFoundError):
@@ -79,4 +80,5 @@ def leases_in(data_dir: Path) -> dict[IPv4Address, float]:
 
 def release(data_dir: Path, address: str) -> None:
     """End the lease of an address whose pod is gone. Raises OSError."""
-    (data_dir / NETWORK / address).unlink(missing_ok=True)
+    for name in (DEFAULT_NETWORK, FLANNEL_NETWORK):
+        (data_dir / name / address).unlink(missing_ok=True)

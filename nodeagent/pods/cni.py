@@ -13,16 +13,24 @@ from typing import Any
 
 import msgspec
 
-from nodeagent.config import CniPlugin
+from nodeagent.config import DEFAULT_NETWORK, CniPlugin
 from nodeagent.local_files import write_atomically
 
 FILE_NAME = "10-isthmus.conflist"
+FLANNEL_FILE, FLANNEL_ASIDE = "10-flannel.conflist", "10-flannel.conflist.before-isthmus"
 CNI_VERSION = "1.0.0"
-NETWORK = "isthmus"
-BRIDGE = "isthmus-br0"
+BRIDGE, FLANNEL_BRIDGE = "isthmus-br0", "cni0"
 
 
-def conflist(*, cidr: str, mtu: int, plugin: CniPlugin, data_dir: str = "", dns: tuple[str, ...] = ()) -> bytes:
+def conflist(
+    *,
+    cidr: str,
+    mtu: int,
+    plugin: CniPlugin,
+    data_dir: str = "",
+    dns: tuple[str, ...] = (),
+    name: str = DEFAULT_NETWORK,
+) -> bytes:
     """The file's content. ``mtu`` is bytes; ``data_dir`` is host-local's directory (empty: its default)."""
     subnet = IPv4Network(cidr)
     gateway = str(subnet.network_address + 1)
@@ -49,7 +57,7 @@ def conflist(*, cidr: str, mtu: int, plugin: CniPlugin, data_dir: str = "", dns:
         main["dns"] = {"nameservers": list(dns)}
     document = {
         "cniVersion": CNI_VERSION,
-        "name": NETWORK,
+        "name": name,
         "plugins": [main, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
@@ -77,6 +85,26 @@ def range_of(directory: Path) -> str:
         return str(document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
+
+
+def set_aside(directory: Path) -> bool:
+    """Flannel's file gets a name that no runtime reads, once ours is there; False when that is done.
+
+    Raises OSError.
+    """
+    if not (directory / FILE_NAME).exists() or not (directory / FLANNEL_FILE).exists():
+        return False
+    (directory / FLANNEL_FILE).replace(directory / FLANNEL_ASIDE)
+    return True
+
+
+def put_back(directory: Path) -> bool:
+    """Flannel's file gets its name back, and ours goes behind it; False when there is none. Raises OSError."""
+    try:
+        (directory / FLANNEL_ASIDE).replace(directory / FLANNEL_FILE)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def remove(directory: Path) -> bool:

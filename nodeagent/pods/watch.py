@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from events.bus.retry import happened
 from nodeagent.conditions import Conditions
@@ -22,11 +21,6 @@ log = logging.getLogger("isthmus.agent.pods")
 PERIOD_S, HURRY_S = 15.0, 1.0
 """Between two looks; the shorter one while there are pods with addresses of a range that is not this node's."""
 SHOWN = 5
-
-
-def pod_directory(config: AgentConfig) -> Path:
-    """Where host-local keeps the pods' addresses."""
-    return Path(config.cni_data_dir) if config.cni_data_dir else config.state_dir / "pod-addresses"
 
 
 class PodWatch:
@@ -81,7 +75,7 @@ class PodWatch:
         try:
             self.pods = await asyncio.to_thread(
                 find,
-                pod_directory(self._config),
+                self._config.pod_directory,
                 plan.cidrs,
                 own,
                 device=self._config.device,

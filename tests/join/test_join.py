@@ -19,8 +19,8 @@ from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
 from events.errors import IsthmusError, Refused
 from nodeagent.cli import run_command
+from nodeagent.config import DEFAULT_NETWORK
 from nodeagent.local_files import LocalStatus, write_status
-from nodeagent.pods.cni import NETWORK
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, site, until
 
@@ -208,7 +208,7 @@ def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
 
 def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:
     """The refusal names the pods and the way out, as it works here; nothing is given up."""
-    leases = tmp_path / "pod-addresses" / NETWORK
+    leases = tmp_path / "pod-addresses" / DEFAULT_NETWORK
     leases.mkdir(parents=True)
     for address in ("172.16.1.2", "172.16.1.3"):
         (leases / address).touch()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
 from controlplane.cli.adopt import plan_file, planning, sources
+from controlplane.cli.adopt.progress import NodeProgress, Progress
+from controlplane.cli.adopt.rollout import Rollout, Ways
 from controlplane.cli.node_import.encoding import SIZE_MAX_BYTES, text_of
 from controlplane.cli.node_import.kubernetes import Rules
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
@@ -17,6 +20,7 @@ from events.errors import BadRequest
 from events.protocol.commands import AdoptedNode, EndAdoption
 from events.protocol.queries import PAGE_LIMIT, ListNodes, NodePage, NodeView
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 SOURCES = ("flannel", "cilium", "podcidr")
 FILE = click.File("rb")
 
@@ -28,7 +32,9 @@ def adopt() -> None:
     \b
     kubectl get nodes -o json | isthmus adopt plan --nodes - --to plan.json
     isthmus adopt run plan.json
+    isthmus adopt run plan.json --on-node 'ssh root@{address}'
     isthmus adopt status plan.json
+    isthmus adopt rollback plan.json --on-node 'ssh root@{address}'
     isthmus adopt end
     """
 
@@ -153,49 +159,160 @@ def _show(report: planning.Report, to: Path | None) -> None:
         click.echo(where)
 
 
+STATES = ("taken over", "given back", "adopted", "differs", "absent")
 PLAN = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+TAKE = "systemctl stop flanneld && systemctl start isthmus-agent"
+GIVE = "systemctl stop isthmus-agent && isthmus agent give-back --yes && systemctl start flanneld"
+
+
+def on_nodes(function: Function) -> Function:
+    """The options of what is done on nodes."""
+    for option in reversed((
+        click.option("--on-node", default="", metavar="COMMAND",
+                     help="How to run a line on a node: 'ssh root@{address}'. [the log only]"),
+        click.option("--take", default=TAKE, show_default=True, metavar="LINE", help="Flannel off, agent on."),
+        click.option("--give", default=GIVE, show_default=True, metavar="LINE", help="Agent off, flannel on."),
+        click.option("--pods", type=FILE, help="kubectl get pods -A -o json: pods to probe [the bridges]."),
+        click.option("--node", "only", multiple=True, metavar="NODE", help="Only this node. Repeatable."),
+        click.option("--pings", type=click.IntRange(1, 100), default=5, show_default=True,
+                     help="Packets of a probe; none may be lost."),
+        click.option("--within", "within_s", type=click.FloatRange(1, 3600), default=120, show_default=True,
+                     help="Seconds that an agent may take to be ready."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
 
 
 @adopt.command("run")
 @click.argument("plan", type=PLAN)
+@on_nodes
 @click.option("--dry-run", is_flag=True, help="Decide the first step only; write nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
 @bus_options
-def run_command(*, context: BusContext, plan: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Bring the plan into the cluster's log: every node of it becomes a member with its own range and MAC.
+def run_command(
+    *, context: BusContext, plan: Path, dry_run: bool, yes: bool, as_json: bool, **how: Any
+) -> None:
+    """Bring the plan into the cluster's log, and with --on-node take its nodes over, one by one.
 
-    Nothing changes on any node. The cluster is defined if it is not yet. Repeating it writes nothing, so a run
-    that was cut off is simply run again.
+    In the log every node becomes a member with its own range and MAC; the cluster is defined if it is not yet.
+    With --on-node each node is probed, taken over by the line of --take, and probed again when its agent is
+    ready. If any packet is lost, it is given back by the line of --give, and the run halts. {node}, {address},
+    {uid}, {kind}, {site} and {device} in these stand for the node's own.
+
+    A run that was cut off is simply run again: PLAN.progress says how far it came.
 
     \b
     isthmus adopt run plan.json --bus nats://10.0.0.2:4222
+    isthmus adopt run plan.json --on-node 'ssh root@{address}'
     """
+    made = _of_cluster(plan, context)
+    rollout = _rollout(plan, made, how)
+    if not dry_run:
+        what = "members as they are" + (", and take them over one by one" if rollout else "")
+        confirm(f"Make {len(made.nodes):,} nodes of cluster {made.cluster} {what}?", yes=yes)
+    commands = planning.commands(made)
+
+    async def main() -> tuple[list[dict[str, Any]], int]:
+        report: list[dict[str, Any]] = []
+        async with controller(context) as client:
+            for command in commands[:1] if dry_run else commands:
+                reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
+                done = {"command": command.name, "events": len(reply.events), "sequence": reply.sequence}
+                report.append(done)
+            over = (
+                0 if dry_run or rollout is None else await rollout(client).take_over(_names(made, how["only"]))
+            )
+        return report, over
+
+    steps, over = run(main())
+    written = sum(step["events"] for step in steps)
+    if as_json:
+        print_json(
+            {"plan": made.digest, "nodes": len(made.nodes), "events": written, "over": over, "steps": steps}
+        )
+    elif dry_run:
+        click.echo("nothing was written; the controller would take the first step")
+    else:
+        click.echo(f"{len(made.nodes):,} nodes are members with the ranges that they had; {written:,} events")
+        if rollout is not None:
+            click.echo(f"{over:,} nodes were taken over now")
+
+
+@adopt.command("rollback")
+@click.argument("plan", type=PLAN)
+@on_nodes
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@bus_options
+def rollback_command(*, context: BusContext, plan: Path, yes: bool, as_json: bool, **how: Any) -> None:
+    """Give nodes that were taken over back to flannel, the last one first, each between two rounds of probes.
+
+    The nodes stay members, so that those that are still over reach them. Repeating it goes on.
+
+    \b
+    isthmus adopt rollback plan.json --on-node 'ssh root@{address}' --node worker-3
+    isthmus adopt rollback plan.json --on-node 'ssh root@{address}'
+    """
+    made = _of_cluster(plan, context)
+    rollout = _rollout(plan, made, how)
+    if rollout is None:
+        raise BadRequest("bad_request", "say how to reach a node: --on-node 'ssh root@{address}'")
+    names = _names(made, how["only"])
+    confirm(f"Give up to {len(names):,} nodes back to {made.source}?", yes=yes)
+
+    async def main() -> int:
+        async with controller(context) as client:
+            return await rollout(client).give_back(names)
+
+    given = run(main())
+    if as_json:
+        print_json({"plan": made.digest, "given": given})
+    else:
+        click.echo(f"{given:,} nodes were given back")
+
+
+def _of_cluster(plan: Path, context: BusContext) -> planning.AdoptionPlan:
+    """The plan, if it is one of this cluster. Raises BadRequest."""
     made = plan_file.load(plan)
     if made.cluster != context.cluster:
         raise BadRequest(
             "wrong_cluster", f"{plan} is for cluster {made.cluster!r}, this run is for {context.cluster!r}"
         )
-    if not dry_run:
-        confirm(f"Make {len(made.nodes):,} nodes members of cluster {made.cluster} as they are?", yes=yes)
-    commands = planning.commands(made)
+    return made
 
-    async def main() -> list[dict[str, Any]]:
-        report: list[dict[str, Any]] = []
-        async with controller(context) as client:
-            for command in commands[:1] if dry_run else commands:
-                reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
-                report.append(
-                    {"command": command.name, "events": len(reply.events), "sequence": reply.sequence}
-                )
-        return report
 
-    done = run(main())
-    written = sum(step["events"] for step in done)
-    if as_json:
-        print_json({"plan": made.digest, "nodes": len(made.nodes), "events": written, "steps": done})
-    else:
-        click.echo(f"{len(made.nodes):,} nodes are members with the ranges that they had; {written:,} events")
+def _names(made: planning.AdoptionPlan, only: Sequence[str]) -> list[str]:
+    """The nodes that are meant, in the plan's order. Raises BadRequest."""
+    names = [node.node for node in made.nodes]
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise BadRequest("bad_request", f"--node {', '.join(unknown)[:200]}: not in the plan")
+    return [name for name in names if not only or name in only]
+
+
+def _rollout(
+    plan: Path, made: planning.AdoptionPlan, how: Mapping[str, Any]
+) -> Callable[[Any], Rollout] | None:
+    """What does it, given a client; None without a way to the nodes. Raises BadRequest."""
+    if not how["on_node"]:
+        return None
+    if not made.device:
+        raise BadRequest(
+            "bad_request", f"a plan of {made.source} has no device to take over: leave out --on-node"
+        )
+    ways = Ways(**{key: how[key] for key in ("on_node", "take", "give", "pings", "within_s")})
+    homes = {IPv4Network(node.range): node.node for node in made.nodes}
+    length = 33 - made.define.pods_per_node.bit_length()
+    pods: dict[str, list[str]] = {}
+    for address in sources.pods_of(_text(how["pods"])) if how["pods"] is not None else ():
+        name = homes.get(IPv4Network((address, length), strict=False))
+        if name is not None:
+            pods.setdefault(name, []).append(address)
+    progress = Progress(plan, made.digest)
+    return lambda client: Rollout(made, progress, client, ways, pods, lambda line: click.echo(line, err=True))
 
 
 @adopt.command("status")
@@ -223,27 +340,30 @@ def status_command(*, context: BusContext, plan: Path, as_json: bool) -> None:
         return members
 
     members = run(main())
-    rows = [_state(node, members.get(node.node)) for node in made.nodes]
-    counts = {state: sum(1 for row in rows if row[2] == state) for state in ("taken over", "adopted", "absent")}
+    progress = Progress(plan, made.digest)
+    rows = [_state(node, members.get(node.node), progress.of(node.node)) for node in made.nodes]
+    counts = {state: sum(1 for row in rows if row[2] == state) for state in STATES}
     if as_json:
-        keys = ("node", "range", "state", "agent", "path")
+        keys = ("node", "range", "state", "agent", "path", "finding")
         print_json(
             {"plan": made.digest, **counts, "nodes": [dict(zip(keys, row, strict=True)) for row in rows]}
         )
     else:
-        print_table(("node", "range", "state", "agent", "packets"), rows)
+        print_table(("node", "range", "state", "agent", "packets", "halted because"), rows)
         click.echo(", ".join(f"{count:,} {state}" for state, count in counts.items() if count))
-    if counts["absent"] or any(row[2] == "differs" for row in rows):
+    if counts["absent"] or counts["differs"]:
         raise SystemExit(1)
 
 
-def _state(node: AdoptedNode, view: NodeView | None) -> tuple[str, str, str, str, str]:
+def _state(node: AdoptedNode, view: NodeView | None, done: NodeProgress) -> tuple[str, ...]:
     if view is None or not view.member:
-        return node.node, node.range, "absent", "", ""
+        return node.node, node.range, "absent", "", "", done.finding
     if (view.cidr, view.vtep_mac, view.uid) != (node.range, node.vtep_mac, node.uid):
-        return node.node, node.range, "differs", view.agent_state, f"member with {view.cidr}"
-    heard = view.agent_state not in {"", "unreported"} and not view.stale
-    return node.node, node.range, "taken over" if heard else "adopted", view.agent_state, view.path
+        return node.node, node.range, "differs", view.agent_state, f"member with {view.cidr}", done.finding
+    heard = view.agent_state not in {"", "unreported"}
+    state = "given back" if done.state == "given" else "taken over" if heard else "adopted"
+    agent = f"{view.agent_state}, silent" if heard and view.stale else view.agent_state
+    return node.node, node.range, state, agent, view.path, done.finding
 
 
 @adopt.command("end")

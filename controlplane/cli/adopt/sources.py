@@ -290,6 +290,24 @@ def subnet_env_of(text: str) -> SubnetEnv:
     return SubnetEnv(said.get("FLANNEL_NETWORK", "").partition(",")[0], f"{quad}/{length}", int(mtu))
 
 
+def pods_of(text: str) -> list[str]:
+    """Addresses of running pods that have one of their own: ``kubectl get pods -A -o json``.
+
+    Raises BadRequest(import_unreadable).
+    """
+    found = []
+    for item in _items(text, "Pod"):
+        spec, status = _dict(item.get("spec")), _dict(item.get("status"))
+        address = _text(status.get("podIP"))
+        if (
+            address_value(address) is not None
+            and not spec.get("hostNetwork")
+            and status.get("phase") == "Running"
+        ):
+            found.append(address)
+    return found
+
+
 def _items(text: str, kind: str) -> list[dict[str, Any]]:
     document = _json(text)
     listed = document.get("items") if isinstance(document, dict) and "items" in document else document
