@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from events import errors
+from events.cli.codes_table import table
 from events.codes import CODES
-from events.codes_table import table
 from events.protocol.queries import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ PACKAGES = ("events", "controlplane", "nodeagent", "replay", "deploy")
 
 def test_the_document_is_what_the_code_says() -> None:
     written = (ROOT / "events" / "CODES.md").read_text()
-    assert written == table(), "run: python -m events.codes_table > events/CODES.md"
+    assert written == table(), "run: python -m events.cli.codes_table > events/CODES.md"
 
 
 def test_every_code_has_a_kind_a_meaning_and_a_remedy() -> None:

@@ -1,4 +1,4 @@
-"""The documentation's tables of codes, generated: ``python -m events.codes_table > events/CODES.md``.
+"""The documentation's tables of codes, generated: ``python -m events.cli.codes_table > events/CODES.md``.
 
 A test compares the file with what this prints, so that no code goes undocumented.
 """
@@ -16,7 +16,7 @@ _EXIT = {"Usage": 2, "Unavailable": 3, "Overloaded": 3, "OutcomeUnknown": 3}
 _HEAD = """\
 # Codes
 
-Generated from `events/codes` and `events/protocol/queries.py` by `python -m events.codes_table`;
+Generated from `events/codes` and `events/protocol/queries.py` by `python -m events.cli.codes_table`;
 do not edit.
 
 Every error that reaches a person or a program carries one of these codes. A code is never renamed or
