@@ -2,4 +2,5 @@
 
 They read a :class:`replay.history.History` and fold states by :class:`replay.queries.states.States`. They
 print nothing, open nothing and never ask what time it is: moments come in as points of the log.
+Cancelled, a question leaves nothing behind.
 """

@@ -34,10 +34,7 @@ Picture = dict[str, dict[str, dict[str, Any]]]
 
 
 async def difference(states: States, a: Point, b: Point, progress: Progress | None = None) -> Difference:
-    """Compare the states at ``a`` and ``b``; ``a`` may be the later one, and is then still the left side.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """Compare the states at ``a`` and ``b``; ``a`` may be the later one, and is then still the left side."""
     early, late = (a, b) if a.sequence <= b.sequence else (b, a)
     state, origin = await states.at(early.sequence, progress)
     first, first_counts = picture(state), counts(state)

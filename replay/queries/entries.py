@@ -105,7 +105,7 @@ async def entries(
     """Matching events of ``(after, until]`` in batches, in order; with ``follow`` also what comes later.
 
     One node's or one range's events come through the log's index. ``on_hole`` as for
-    :meth:`replay.history.History.messages`. Cancelled, it leaves nothing behind.
+    :meth:`replay.history.History.messages`.
     """
     matcher = Matcher(wanted)
     kind, name = ("node", wanted.node) if wanted.node else ("range", wanted.range)
@@ -133,10 +133,7 @@ async def newest(
     on_hole: OnHole | None = None,
     progress: Progress | None = None,
 ) -> list[Entry]:
-    """The last ``count`` matching events of ``(after, until]``, in order; reads no more than it must.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """The last ``count`` matching events of ``(after, until]``, in order; reads no more than it must."""
     kind, name = ("node", wanted.node) if wanted.node else ("range", wanted.range)
     found: list[Entry] = []
     if name:

@@ -78,7 +78,7 @@ async def explain(
 ) -> list[Explanation]:
     """Explain every command that speaks of a node or range, or the one that is named. Newest last.
 
-    Raises Refused(not_in_history). Cancelled, it leaves nothing behind.
+    Raises Refused(not_in_history).
     """
     stop = history.end if until is None else until
     commands: dict[str, list[Recorded]] = {}
@@ -209,7 +209,7 @@ async def with_unheard(
     """The explanations (in order) with the members of each moment of whom nothing is known.
 
     Raises Refused(not_in_history) for an incremental archive on its own: who was a member then it cannot say.
-    Cancelled, it leaves nothing behind.
+
     """
     found: list[Explanation] = []
     folded: ClusterState | None = None

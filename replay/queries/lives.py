@@ -33,7 +33,7 @@ class Attribute(msgspec.Struct, frozen=True, kw_only=True):
 async def life(history: History, kind: Thing, name: str, *, until: int | None = None) -> list[Step]:
     """Every event about the thing, in order. For a node also what became of its ranges afterwards.
 
-    Raises Refused(not_in_history) for a name that no event is about. Cancelled, it leaves nothing behind.
+    Raises Refused(not_in_history) for a name that no event is about.
     """
     found = [recorded async for recorded in history.about(kind, name, until=until)]
     if not found:

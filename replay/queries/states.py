@@ -113,10 +113,7 @@ class States:
             self.read_model = None
 
     async def at(self, sequence: int, progress: Progress | None = None) -> tuple[ClusterState, Origin]:
-        """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded.
-
-        Cancelled, it leaves nothing behind.
-        """
+        """The state behind ``sequence``. Raises VerificationFailed for a log that cannot be folded."""
         model = self.read_model
         if model is not None and sequence <= model.checkpoint:
             try:

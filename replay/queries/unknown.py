@@ -18,10 +18,7 @@ from replay.queries.who import plan_of
 
 
 async def unknown(history: History, kind: str, name: str, until: int | None = None) -> Refused:
-    """The refusal for a ``node``, ``range`` (CIDR), ``clb``, ``cluster``, … that the log has nothing about.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """The refusal for a ``node``, ``range`` (CIDR), ``clb``, ``cluster``, … that the log has nothing about."""
     end = history.end if until is None else until
     message = f"{history.source} has nothing about {kind} {name!r} in events {history.start + 1} to {end}"
     known = await _before(history, kind, name)
@@ -33,10 +30,7 @@ async def unknown(history: History, kind: str, name: str, until: int | None = No
 
 
 async def suggestions(history: History, kind: str, name: str) -> list[str]:
-    """Names like ``name`` that the log does speak of, the nearest first.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """Names like ``name`` that the log does speak of, the nearest first."""
     if kind == "range":
         return await _ranges(history, name)
     if kind in ("node", "clb"):

@@ -81,10 +81,7 @@ class DividedNetworks(NamedTuple):
 
 
 async def plan_of(history: History, until: int, before: ClusterState | None) -> DividedNetworks | None:
-    """The cluster's plan behind ``until``; None when none is defined. ``before``: a capsule's state.
-
-    Cancelled, it leaves nothing behind.
-    """
+    """The cluster's plan behind ``until``; None when none is defined. ``before``: a capsule's state."""
     definition = before.definition if before is not None else None
     pools = [(IPv4Network(c.cidr), c.capacity) for c in before.cidrs] if before is not None else []
     async for recorded in history.about("cluster", history.cluster, until=until):
@@ -105,7 +102,7 @@ async def who(history: History, address: str, at: Point) -> WhoAnswer:
     """Answer for ``address`` at ``at``.
 
     Raises Usage(usage) for a text that is no IPv4 address, Refused(not_in_history) for an incremental archive
-    on its own: it cannot know who held what before. Cancelled, it leaves nothing behind.
+    on its own: it cannot know who held what before.
     """
     try:
         wanted = IPv4Address(address.strip())

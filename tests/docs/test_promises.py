@@ -1,6 +1,7 @@
 """What a caller must know stands in the docstring: what is raised, and what a cancellation leaves behind.
 
-Held for everything that is public. What a class or a module says of cancellation holds for all its coroutines.
+Held for everything that is public. What a class, a module or the package around it says of cancellation
+holds for all coroutines in there.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ def ports(source: str) -> Iterator[str]:
             yield from (n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) -> Iterator[Promise]:
-    """What the docstrings of the public functions of a module do not say."""
+def missing(
+    module: str, source: str, spoken_for: frozenset[str] = frozenset(), package: str = ""
+) -> Iterator[Promise]:
+    """What the docstrings of the public functions of a module do not say; ``package``: its ``__init__``."""
 
     def visit(body: list[ast.stmt], path: tuple[str, ...], of_class: str = "") -> Iterator[Promise]:
         for node in body:
@@ -79,8 +82,8 @@ def missing(module: str, source: str, spoken_for: frozenset[str] = frozenset()) 
                     yield Promise(module, name, "cancellation")
 
     tree = ast.parse(source)
-    of_module = re.search(r"\bCancelled, .*", ast.get_docstring(tree) or "")
-    yield from visit(tree.body, (), of_module[0] if of_module else "")
+    around = [ast.get_docstring(tree) or "", ast.get_docstring(ast.parse(package)) or ""]
+    yield from visit(tree.body, (), " ".join(re.findall(r"\bCancelled, .*", "\n".join(around))))
 
 
 def unsaid() -> list[str]:
@@ -89,7 +92,11 @@ def unsaid() -> list[str]:
         str(path.relative_to(ROOT)): path.read_text() for top in OURS for path in (ROOT / top).rglob("*.py")
     }
     spoken_for = frozenset(name for text in texts.values() for name in ports(text))
-    return sorted(str(one) for module, text in texts.items() for one in missing(module, text, spoken_for))
+    return sorted(
+        str(one)
+        for module, text in texts.items()
+        for one in missing(module, text, spoken_for, texts.get(str(Path(module).with_name("__init__.py")), ""))
+    )
 
 
 def test_docstrings_say_what_is_raised_and_what_a_cancellation_leaves_behind() -> None:
@@ -103,6 +110,12 @@ def test_a_port_speaks_for_implementations_without_a_docstring() -> None:
     implementation = "class C:\n    async def f(self):\n        raise OSError\n"
     assert list(missing("m", implementation, frozenset({"f"}))) == []
     assert [p.what for p in missing("m", "async def f():\n    pass\n", frozenset({"f"}))] == ["cancellation"]
+
+
+def test_a_package_speaks_for_its_modules() -> None:
+    module = 'async def f():\n    """Waits."""\n'
+    assert list(missing("m", module, package='"""P. Cancelled, nothing is left."""')) == []
+    assert [p.what for p in missing("m", module, package='"""P."""')] == ["cancellation"]
 
 
 @pytest.mark.parametrize(
