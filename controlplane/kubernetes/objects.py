@@ -13,8 +13,6 @@ from events.machine_identity import machine_uid
 
 PREFIX = "isthmus.io/"
 """Of annotations and of the start-up taint."""
-SETTLED_PREFIX = "isthmus.node-restriction.kubernetes.io/"
-"""Of labels that say what a node is. A kubelet cannot set them itself: admission NodeRestriction refuses it."""
 
 RANGE = f"{PREFIX}range"
 EPOCH = f"{PREFIX}epoch"

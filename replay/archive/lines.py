@@ -24,7 +24,6 @@ from events.codec import SkippedEvent, StoredMessage, event_of
 from events.types import EVENT_TYPES, Event, RangeFreed
 from replay.archive.format import EventLine
 
-_encode_line = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_lines = msgspec.json.Decoder(EventLine).decode_lines
