@@ -2,7 +2,7 @@
 
 What it enforces, each by name in the table:
 
-* ``received``, ``vxlan``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
+* ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
   tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
   another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
@@ -116,9 +116,9 @@ table inet {TABLE} {{
   chain received {{
     type filter hook prerouting priority raw; policy accept;
     iif{tunnel} ip saddr != {containers} counter drop
-    udp dport {rules.port} {VXLAN_FLAGS} jump vxlan
+    udp dport {rules.port} {VXLAN_FLAGS} jump from_members
   }}
-  chain vxlan {{
+  chain from_members {{
     {member}
     fib daddr type != local return
     ip saddr @vteps notrack accept

@@ -19,6 +19,7 @@ from tests.nodeagent.site import until
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = "systemd,systemd-sysv"
+UP = {"running", "degraded"}
 
 
 def make_system(folder: Path, suite: str = "bookworm") -> None:
@@ -68,8 +69,10 @@ class Machine:
                 ["systemd-nspawn", "-q", "-b", "-D", str(self.folder), "--register=no", "--keep-unit",
                  f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+                env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
             )  # fmt: skip
-        until(lambda: "running" in self.run("systemctl is-system-running").stdout, "systemd is up", 60)
+        # Debian's own units for hardware fail in a container: a system with them is as up as it gets.
+        until(lambda: self.run("systemctl is-system-running").stdout.strip() in UP, "systemd is up", 240)
         return self
 
     def leader(self) -> int:

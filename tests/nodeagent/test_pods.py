@@ -73,9 +73,9 @@ def test_pods_and_the_firewall() -> None:
         assert "172.16.200.9" not in seen.communicate()[0]
         # VXLAN from an unknown VTEP is dropped: the same packet from a member's address is let in.
         vxlan = bytes.fromhex("0800000000006400") + bytes(60)
-        with counted(a, "vxlan", 0):
+        with counted(a, "from_members", 0):
             ask("far", "udp", a.underlay, 8472, datagram=vxlan)
-        with counted(a, "vxlan", 0, packets=0):
+        with counted(a, "from_members", 0, packets=0):
             ask("b", "udp", a.underlay, 8472, datagram=vxlan)
         # What the kernel would not take for VXLAN is nobody's there, from a member neither.
         for stranger in ("far", "b"):
@@ -83,7 +83,7 @@ def test_pods_and_the_firewall() -> None:
                 ask(stranger, "udp", a.underlay, 8472)
         # Nor may a pod speak as a member to another node, through the tunnel or to any address of the node.
         for target in (a.vtep, a.underlay):
-            with counted(a, "vxlan", 0):
+            with counted(a, "from_members", 0):
                 ask(three.name if target == a.vtep else one.name, "udp", target, 8472, datagram=vxlan)
         check_what_comes_out_of_the_tunnel(a, b, one, two)
         # A pod that takes another pod's address is heard by nobody.
