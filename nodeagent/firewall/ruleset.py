@@ -2,8 +2,8 @@
 
 What it enforces, each by name in the table:
 
-* ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past connection
-  tracking; nothing leaves the tunnel whose inner source is no container address.
+* ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past
+  connection tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
   another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
   are for somebody else then, must find back.
