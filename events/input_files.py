@@ -49,6 +49,16 @@ def read_whole(path: str | Path, limit: int | None = None) -> bytes:
     return found
 
 
+def read_regular(path: str | Path, limit: int | None = None) -> bytes:
+    """All of a file that a program wrote for itself: a FIFO or a device in its place is refused at once.
+
+    Raises OSError, also for more than ``limit`` bytes [:data:`WHOLE_LIMIT_BYTES`].
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return read_whole(path, limit)
+
+
 def check_regular(path: str | Path) -> None:
     """For files that a library opens, again and again. Raises OSError for a FIFO or a folder."""
     mode = Path(path).stat().st_mode

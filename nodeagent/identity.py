@@ -17,7 +17,8 @@ import msgspec
 
 from events.errors import Refused
 from events.ids import new_id
-from nodeagent.local_files import STATUS_FILE, write_atomically
+from events.input_files import read_regular
+from nodeagent.local_files import STATUS_FILE, VIEW_LIMIT_BYTES, write_atomically
 
 log = logging.getLogger("isthmus.agent")
 
@@ -142,13 +143,13 @@ def forget(directory: Path) -> list[str]:
 def _known(directory: Path) -> Identity | None:
     """What files other than ``uid`` say; the one with a checksum first."""
     with contextlib.suppress(OSError, ValueError):
-        identity = msgspec.json.decode((directory / IDENTITY_FILE).read_bytes(), type=Identity)
+        identity = msgspec.json.decode(read_regular(directory / IDENTITY_FILE), type=Identity)
         if identity.checksum == _checksum(identity) and _is_uid(identity.uid):
             return identity
         log.warning("%s is damaged", directory / IDENTITY_FILE)
     for name in (VIEW_FILE, STATUS_FILE):
         with contextlib.suppress(OSError, ValueError):
-            said = msgspec.json.decode((directory / name).read_bytes(), type=_Mentioned)
+            said = msgspec.json.decode(read_regular(directory / name, VIEW_LIMIT_BYTES), type=_Mentioned)
             if _is_uid(said.uid):
                 return said.identity()
     return None
@@ -173,8 +174,7 @@ def _uid_file(directory: Path) -> _UidFile:
 def _bytes(path: Path) -> bytes | None:
     """The file's content (its beginning); None when there is no such file. Raises OSError."""
     try:
-        with path.open("rb") as file:
-            return file.read(READ_LIMIT)
+        return read_regular(path)[:READ_LIMIT]
     except FileNotFoundError:
         return None
 

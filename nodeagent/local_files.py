@@ -11,8 +11,11 @@ from pathlib import Path
 import msgspec
 
 from events.errors import Refused, Unavailable
+from events.input_files import read_regular
 
 STATUS_FILE = "status.json"
+VIEW_LIMIT_BYTES = 1 << 30
+"""More than a view of a hundred thousand nodes and its journal."""
 
 
 class LocalStatus(msgspec.Struct, kw_only=True):
@@ -130,7 +133,8 @@ def only_one(directory: Path) -> Iterator[None]:
 def running(directory: Path) -> bool:
     """Whether an agent holds the lock now. Looks only: a lock made here would be another account's."""
     try:
-        with (directory / "lock").open("rb") as file:
+        handle = os.open(directory / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -147,7 +151,7 @@ def write_status(directory: Path, status: LocalStatus) -> None:
 def read_status(directory: Path) -> LocalStatus:
     """What the agent last wrote. Raises Unavailable(agent_not_running) when there is nothing."""
     try:
-        return msgspec.json.decode((directory / STATUS_FILE).read_bytes(), type=LocalStatus)
+        return msgspec.json.decode(read_regular(directory / STATUS_FILE), type=LocalStatus)
     except (OSError, msgspec.MsgspecError) as error:
         raise Unavailable(
             "agent_not_running",

@@ -129,7 +129,11 @@ class Controller:
         self.budgets = NodeBudgets(lambda: replica.state)
         self.reports = ReportIntake(self.liveness, lambda: replica.state, exceeded=self.budgets.exceeded)
         self.liveness.exceeded = self.budgets.exceeded
-        self.liveness.warnings = lambda: (*self.reports.conditions(), *self.budgets.conditions())
+        self.liveness.warnings = lambda: (
+            *self.reports.conditions(),
+            *self.budgets.conditions(),
+            *self.checkpointer.conditions(),
+        )
         self.liveness.pods.state = lambda: replica.state
         self.mesh = Collector(lambda: replica.state)
         self.liveness.listeners.append(self.mesh.take)

@@ -35,6 +35,7 @@ from controlplane.readmodel.schema import SCHEMA, VERSION
 from events.chain import Head, genesis
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Usage, VerificationFailed
+from events.input_files import read_regular
 
 log = logging.getLogger("isthmus.controller")
 
@@ -68,10 +69,10 @@ def generation_file(directory: Path, number: int) -> Path:
 
 
 def current_generation(directory: Path) -> int:
-    """The number in ``current``; 0 when there is none."""
+    """The number in ``current``; 0 when there is none that can be read."""
     try:
-        return int((directory / CURRENT).read_text().strip())
-    except (FileNotFoundError, ValueError):
+        return int(read_regular(directory / CURRENT).decode().strip())
+    except (OSError, ValueError):
         return 0
 
 
@@ -82,7 +83,10 @@ def switch(directory: Path, number: int) -> None:
         file.write(f"{number}\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(directory / CURRENT)
+    target = directory / CURRENT
+    if target.is_dir() and not target.is_symlink():  # no file can take its place
+        target.rename(directory / f"{CURRENT}.damaged-{number}")
+    temporary.replace(target)
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -48,8 +48,9 @@ CONDITIONS: dict[str, str] = {
     "joins_refused": "Nodes asked for a range and were refused; the message names them and the cause.",
     "kernel_differs": "Nodes whose kernel rows are not those that the log demands; the message names them. "
     "Their agents say which rows, and repair them unless another program keeps rewriting them.",
-    "record_incomplete": "A file that the controller can do without (recent traces, or what the agents "
-    "reported) was unreadable and set aside, or cannot be written; the message names it and what to do.",
+    "record_incomplete": "A file that the controller can do without (recent traces, what the agents reported, "
+    "the key and file of checkpoints) was unreadable and set aside, or cannot be written; the message names it "
+    "and what to do.",
     "log_poisoned": "The log holds an event that the controller cannot follow; the message names it. Answers "
     "are of the state before it, commands are refused.",
     "clocks_disagree": "Clocks are more than 10 s apart: the controller's, the bus server's, the log's or the "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from events.input_files import read_regular
 from nodeagent.dataplane import host_settings
 from nodeagent.fastpath import programs
 from nodeagent.local_files import write_atomically
@@ -38,7 +39,7 @@ class Predecessors:
         self._path = state_dir / FILE
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+            kept = msgspec.json.decode(read_regular(self._path), type=_Kept)
         except (OSError, msgspec.MsgspecError):
             kept = _Kept(self._boot, [], [])
         current = kept.boot == self._boot

@@ -9,6 +9,7 @@ the log once the bus is there (:meth:`~nodeagent.membership.log_follower.LogFoll
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import struct
@@ -23,7 +24,8 @@ import msgspec
 from events.chain import Head
 from events.codec import UnknownEvent, decode_event
 from events.errors import IsthmusError, VerificationFailed
-from nodeagent.local_files import write_atomically
+from events.input_files import read_regular
+from nodeagent.local_files import VIEW_LIMIT_BYTES, write_atomically
 from nodeagent.membership.view import Saved, View
 
 JOURNAL_LIMIT = 5000
@@ -69,7 +71,7 @@ class Cache:
         """The view as last known; an empty one when there is none for this cluster, node and uid."""
         fresh = View(cluster, node, uid)
         try:
-            view = View.restore(_saved.decode(_unsealed(self._snapshot.read_bytes())))
+            view = View.restore(_saved.decode(_unsealed(read_regular(self._snapshot, VIEW_LIMIT_BYTES))))
         except FileNotFoundError:
             view = fresh
         except (OSError, ValueError, LookupError, IsthmusError) as error:
@@ -83,7 +85,7 @@ class Cache:
 
     def _replay(self, view: View) -> None:
         try:
-            data = self._journal.read_bytes()
+            data = read_regular(self._journal, VIEW_LIMIT_BYTES)
         except OSError:
             return
         for frame in _frames(data):
@@ -108,6 +110,8 @@ class Cache:
     def append(self, entries: list[Entry]) -> None:
         """Remember events. Raises OSError."""
         if self._file is None:
+            if self._journal.exists() and not self._journal.is_file():
+                raise OSError(errno.EINVAL, f"{self._journal} is no regular file")
             self._file = self._journal.open("ab", buffering=0)
         frames = [_encode_entry(entry._replace(checksum=entry.sum())) for entry in entries]
         self._file.write(b"".join([_LENGTH.pack(len(frame)) + frame for frame in frames]))
@@ -128,7 +132,7 @@ class Cache:
     def says_fenced(self) -> bool:
         """Whether the view at rest says that its uid was fenced."""
         try:
-            return _saved.decode(_unsealed(self._snapshot.read_bytes())).fenced
+            return _saved.decode(_unsealed(read_regular(self._snapshot, VIEW_LIMIT_BYTES))).fenced
         except (OSError, ValueError):
             return False
 

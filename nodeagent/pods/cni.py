@@ -7,14 +7,18 @@ the second the gateway's, so neither is given to a pod; nobody can ask for a par
 
 from __future__ import annotations
 
+import logging
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from events.input_files import read_regular
 from nodeagent.config import DEFAULT_NETWORK, CniPlugin
 from nodeagent.local_files import write_atomically
+
+log = logging.getLogger("isthmus.agent")
 
 FILE_NAME = "10-isthmus.conflist"
 FLANNEL_FILE, FLANNEL_ASIDE = "10-flannel.conflist", "10-flannel.conflist.before-isthmus"
@@ -70,10 +74,12 @@ def write(directory: Path, content: bytes) -> bool:
     """
     path = directory / FILE_NAME
     try:
-        if path.read_bytes() == content:
+        if read_regular(path) == content:
             return False
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # something else in its place is replaced; a folder cannot be
+        log.warning("%s cannot be read (%s) and is written anew", path, error.strerror)
     write_atomically(path, content)
     return True
 
@@ -81,7 +87,7 @@ def write(directory: Path, content: bytes) -> bool:
 def range_of(directory: Path) -> str:
     """The range that our file gives to pods; empty when there is none."""
     try:
-        document = msgspec.json.decode((directory / FILE_NAME).read_bytes())
+        document = msgspec.json.decode(read_regular(directory / FILE_NAME))
         return str(document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""

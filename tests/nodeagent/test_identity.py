@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,10 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.errors import Refused
+from events.errors import IsthmusError, Refused
 from events.types import Event
+from nodeagent.fastpath.predecessors import FILE as FASTPATH
+from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.identity import Identity, identify, left, remember, renew
+from nodeagent.local_files import read_status, running
 from nodeagent.membership.cache import Cache, Entry
+from nodeagent.pods.cni import FILE_NAME, range_of, write
 from tests.nodeagent.logs import DEFINED, folded, joined
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import ISTHMUS, site
@@ -192,3 +199,52 @@ def test_a_cloned_machine_is_held_and_noticed_on_both_sides() -> None:
             [ISTHMUS, "agent", "new-identity", "--yes", "--state-dir", c.directory / "state"], check=True
         )
         c.start("--node", "c").ready(2)
+
+
+def remembered(directory: Path) -> None:
+    cache = Cache(directory)
+    try:
+        cache.append([])
+    finally:
+        cache.close()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to itself"])
+@pytest.mark.parametrize(
+    "name", ["uid", "identity.json", "view.json", "view.journal", "status.json", "lock", FASTPATH, FILE_NAME]
+)
+def test_what_stands_in_a_files_place_is_named_and_waited_for_by_nobody(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    """Of each file that an agent keeps: opening a FIFO waits for ever, in the middle of the agent's work."""
+    path = tmp_path / name
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name)
+    uses: list[Callable[[], object]] = [
+        lambda: identify(tmp_path, machine_uid="m"),
+        lambda: Cache(tmp_path).load("c", "n0", "u0"),
+        lambda: remembered(tmp_path),
+        lambda: Cache(tmp_path).says_fenced(),
+        lambda: Predecessors(tmp_path),
+        lambda: read_status(tmp_path),
+        lambda: running(tmp_path),
+        lambda: range_of(tmp_path),
+        lambda: write(tmp_path, b"{}"),
+    ]
+
+    def stuck(*_: object) -> None:
+        raise AssertionError(f"{name} as a {kind} is waited for")
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    try:
+        for use in uses:
+            signal.alarm(5)
+            with contextlib.suppress(IsthmusError, OSError):
+                use()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -58,7 +58,16 @@ def _elsewhere(path: Path) -> None:
     (path.parent / "current").write_text("999")
 
 
-DAMAGES = [_cut, _empty, _noise, _zeros, _folder, _pointer, _elsewhere]
+def _no_pointer(path: Path) -> None:
+    _folder(path.parent / "current")
+
+
+def _fifo(path: Path) -> None:
+    (path.parent / "current").unlink()
+    os.mkfifo(path.parent / "current")
+
+
+DAMAGES = [_cut, _empty, _noise, _zeros, _folder, _pointer, _elsewhere, _no_pointer, _fifo]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

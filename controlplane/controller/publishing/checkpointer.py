@@ -26,7 +26,7 @@ from controlplane.controller.publishing.checkpoints import (
 )
 from controlplane.controller.replication.replica import Replica
 from events.errors import IsthmusError
-from events.protocol.queries import Query
+from events.protocol.queries import Condition, Query
 
 log = logging.getLogger("isthmus.controller")
 
@@ -72,14 +72,55 @@ class Checkpointer:
         active: Callable[[], bool],
         schedule: SigningSchedule | None = None,
     ) -> None:
-        """Reads or makes the key. Raises Usage for an unreadable one, VerificationFailed for a bad file."""
+        """Reads or makes the key. Signing never stops a controller: what is damaged is set aside and said."""
         self._path = directory / FILE_NAME
-        self._key = SigningKey.load_or_generate(directory / KEY_NAME)
+        self._faults: list[str] = []
+        self._key = self._own_key(directory / KEY_NAME)
         self._replica = replica
         self._active = active
         self._schedule = schedule or SigningSchedule()
-        known = read_checkpoints(self._path) if self._path.exists() else []
-        self._told = known[-LISTED_MAX:]
+        self._told = self._known()[-LISTED_MAX:]
+
+    def _own_key(self, path: Path) -> SigningKey:
+        try:
+            return SigningKey.load_or_generate(path)
+        except (IsthmusError, OSError) as error:
+            try:
+                if isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError):
+                    raise error from None  # it may be sound: who has the right to read it can go on with it
+                aside = _set_aside(path)
+                made, how = (
+                    SigningKey.load_or_generate(path),
+                    f"it is set aside as {aside}, and a new one signs",
+                )
+            except (IsthmusError, OSError):
+                made, how = SigningKey.generate(), "one in memory signs until this controller ends"
+            self._fault(
+                f"the key that signs checkpoints cannot be used ({error}): {how}. Give auditors its public "
+                f"half {made.public_hex} beside the earlier one's, or restore {path} from a copy and restart"
+            )
+            return made
+
+    def _known(self) -> list[Checkpoint]:
+        try:
+            return read_checkpoints(self._path) if self._path.exists() else []
+        except (IsthmusError, OSError) as error:
+            try:
+                how = f"it is set aside as {_set_aside(self._path)}, and begins anew"
+            except OSError as further:
+                how = f"nothing is added to it ({further.strerror})"
+            self._fault(f"the checkpoints in {self._path} cannot be read ({error}): {how}")
+            return []
+
+    def _fault(self, message: str) -> None:
+        log.warning("%s", message)
+        self._faults.append(f"{message}. This is said until the controller restarts")
+
+    def conditions(self) -> list[Condition]:
+        """That the key or the file was damaged and began anew."""
+        return [
+            Condition(code="record_incomplete", severity="warning", message=message) for message in self._faults
+        ]
 
     @property
     def last(self) -> Checkpoint | None:
@@ -123,3 +164,14 @@ class Checkpointer:
     async def answer(self, _: bytes) -> bytes:
         """The answer to :class:`ListCheckpoints`. It never suspends: no cancellation comes inside of it."""
         return _encode(CheckpointList(key=self._key.public_hex, checkpoints=tuple(self._told)))
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename what is there, whatever it is. Raises OSError."""
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while aside.is_symlink() or aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(aside)
+    return aside

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from controlplane.cluster.digest import FORMAT
+from events.bus.access.creds import write_secret
 from events.envelope import format_time
 from events.errors import Usage, VerificationFailed
 from events.input_files import read_whole
@@ -100,17 +101,16 @@ class SigningKey:
 
     @classmethod
     def load_or_generate(cls, path: str | Path) -> Self:
-        """Read the key, or make one (mode 0600) with its public half beside it (``.pub``)."""
+        """Read the key, or make one (mode 0600) with its public half beside it (``.pub``).
+
+        Raises Usage for one that cannot be read, OSError for one that cannot be written.
+        """
         target = Path(path)
-        if target.exists():
+        if target.is_symlink() or target.exists():
             return cls.load(target)
         made = cls.generate()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(made._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # noqa: SLF001  its own
-            file.flush()
-            os.fsync(file.fileno())
+        # Whole or not at all: what a full disk cut short would be taken for a damaged key at the next start.
+        write_secret(target, made._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # noqa: SLF001  its own
         target.with_name(target.name + ".pub").write_bytes(made.public_pem())
         return made
 
