@@ -25,6 +25,11 @@ from events.cli.tables import print_json
 from events.errors import Usage
 from events.subjects import check_node_name
 
+folder_option = click.option(
+    "--to", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("/etc/isthmus"),
+    show_default=True, help="Folder for agent.creds and ca.pem.",
+)  # fmt: skip
+
 
 @click.group()
 def credentials() -> None:
@@ -193,14 +198,7 @@ def token(
     show_default=True,
     help="The pod's projected ServiceAccount token, with the audience isthmus.",
 )
-@click.option(
-    "--to",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/etc/isthmus"),
-    show_default=True,
-    help="Folder for agent.creds and ca.pem.",
-)
+@folder_option
 @click.option("--wait", "within_s", default=120.0, show_default=True, help="Seconds to ask again for.")
 @json_option
 def enrol(
@@ -232,14 +230,7 @@ def enrol(
 @click.option("--token", "word", envvar="ISTHMUS_JOIN_TOKEN", help="The token itself (better: --token-file).")
 @click.option("--token-file", type=INPUT_FILE, help="File with the token; - is standard input.")
 @click.option("--node", default="", help="Refuse a token for any other node.")
-@click.option(
-    "--to",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/etc/isthmus"),
-    show_default=True,
-    help="Folder for agent.creds and ca.pem.",
-)
+@folder_option
 @json_option
 def redeem(word: str | None, token_file: Input | None, node: str, folder: Path, as_json: bool) -> None:
     """On a node: turn a join token into this node's own credentials.

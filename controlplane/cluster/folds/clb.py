@@ -5,8 +5,6 @@ Each handler looks before it writes (:mod:`controlplane.cluster.evolve`).
 
 from __future__ import annotations
 
-import msgspec
-
 from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import ClusterState, asker_clb
 from events.protocol.clb import Backend, BackendKey, Holder
@@ -60,22 +58,7 @@ def backend_added(state: ClusterState, sequence: int, event: ClbBackendAdded) ->
     key = BackendKey.of(event)
     if event.name not in state.clb:
         raise Contradiction(f"there is no reservation {event.name}")
-    known = state.backends.get(key)
-    state.backends[key] = Backend(
-        affinity=event.affinity,
-        check=event.check,
-        check_path=event.check_path,
-        check_port=event.check_port,
-        check_interval_s=event.check_interval_s,
-        check_timeout_s=event.check_timeout_s,
-        rise=event.rise,
-        fall=event.fall,
-        added=sequence,
-        healthy=known.healthy if known else True,
-        changed=known.changed if known else 0,
-        changed_at=known.changed_at if known else None,
-        reason=known.reason if known else "",
-    )
+    state.backends[key] = Backend.added_by(event, sequence, state.backends.get(key))
 
 
 def backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved) -> None:  # noqa: ARG001
@@ -86,13 +69,7 @@ def backend_removed(state: ClusterState, sequence: int, event: ClbBackendRemoved
 def health_changed(state: ClusterState, sequence: int, event: ClbBackendHealthChanged) -> None:
     """Gateways found the backend well, or not."""
     key = BackendKey.of(event)
-    state.backends[key] = msgspec.structs.replace(
-        state.backends[key],
-        healthy=event.healthy,
-        changed=sequence,
-        changed_at=event.at,
-        reason=event.reason,
-    )
+    state.backends[key] = state.backends[key].judged_by(event, sequence)
 
 
 def assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> None:
@@ -100,9 +77,7 @@ def assigned(state: ClusterState, sequence: int, event: ClbHolderAssigned) -> No
     held = state.holders.get(event.address)
     if held is not None:
         raise Contradiction(f"{held.node} holds {event.address} since {held.epoch}")
-    state.holders[event.address] = Holder(
-        event.name, event.purpose, event.address, event.node, event.uid, sequence
-    )
+    state.holders[event.address] = Holder.assigned_by(event, sequence)
 
 
 def holder_withdrawn(state: ClusterState, sequence: int, event: ClbHolderWithdrawn) -> None:  # noqa: ARG001
