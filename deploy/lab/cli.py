@@ -85,6 +85,11 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Replay an incident capsule step by step in real kernels; with --keep each step waits.",
 )  # fmt: skip
 @click.option(
+    "--from", "source", type=click.Choice(["flannel"]),
+    help="A flannel cluster instead: taken over and given back under traffic between all its pods.",
+)  # fmt: skip
+@click.option("--nodes", default=10, show_default=True, type=click.IntRange(2, 40), help="Nodes of --from.")
+@click.option(
     "--http", default=CONSOLE_PORT, show_default=True, type=ConsolePort(), metavar="[HOST:]PORT",
     help="With --keep: where on 127.0.0.1 the console appears; 0, or a port that is taken, is any free one.",
 )  # fmt: skip
@@ -94,7 +99,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
-    capsule: Path | None, http: int, as_json: bool, name: str,
+    capsule: Path | None, source: str | None, nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, checked with real packets.
 
@@ -116,12 +121,15 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
+    isthmus lab --from flannel --nodes 10       take a flannel cluster over, and give it back
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
     """
     if ctx.invoked_subcommand is not None:
         return
     if capsule is not None:
         sys.exit(_replay_capsule(capsule, as_json=as_json, pause=keep))
+    if source is not None:
+        sys.exit(_take_over(nodes, as_json=as_json))
     if once and keep:
         raise Usage("usage", "--once takes the lab down at the end, --keep keeps it: give one of them")
     if secure and churn:
@@ -182,6 +190,15 @@ def _replay_capsule(file: Path, *, as_json: bool, pause: bool) -> int:
     Capsule(file).close()  # a file that is none is refused before anything is made
     shell.require_programs()
     return sandbox.run(lambda: capsule_replay.work(file, as_json=as_json, pause=pause), lambda *_: None)
+
+
+def _take_over(nodes: int, *, as_json: bool) -> int:
+    from deploy.lab import flannel_lab
+    from deploy.lab.machines import sandbox, shell
+
+    plugins = shell.require_programs()
+    shell.require_for_flannel(plugins)
+    return sandbox.run(lambda: flannel_lab.work(plugins, nodes, as_json=as_json), lambda *_: None)
 
 
 def _listen(port: int) -> socket.socket:

@@ -66,6 +66,22 @@ def find_cni_plugins(environment: Mapping[str, str]) -> str | None:
     return None
 
 
+def require_for_flannel(plugins: str) -> None:
+    """What a lab with flannel's rules and bridge needs beyond that. Raises Refused(prerequisite_missing)."""
+    missing = [
+        name for name in ("iptables-restore", "iptables-save") if shutil.which(name, path=SEARCH_PATH) is None
+    ]
+    if not os.access(f"{plugins}/bridge", os.X_OK):
+        missing.append("the CNI plugin bridge")
+    if missing:
+        raise Refused(
+            "prerequisite_missing",
+            f"not found: {', '.join(missing)}. On Debian or Ubuntu type:  "
+            f"sudo apt-get install -y iptables containernetworking-plugins",
+            missing=missing,
+        )
+
+
 def require_programs() -> str:
     """The directory of the CNI plugins, once every program that the lab starts is found.
 
