@@ -366,7 +366,7 @@ class Bridge:
         own: dict[str, Any] = objects.pod_cidr_patch(node, want.pod_cidr) if want.pod_cidr else {}
         if want.annotate and member is not None:
             # In one patch: of five thousand Nodes each request counts.
-            own |= objects.annotations_patch(node, member.cidr, member.epoch, member.uid)
+            own |= objects.annotations_patch(node, member.cidr, member.epoch, member.uid, member.flannel)
         if own:
             patches.append((own, False))
         if want.condition is not None:

@@ -11,6 +11,7 @@ range, agent ready                      none or the range          podCIDR; Fals
 range, agent silent after being ready   the range                  nothing: the data path goes on
 range                                   another one                True, IsthmusRangeConflict, Event
 that of another machine                 any                        True, IsthmusRangeConflict, Event
+in adoption, agent never heard          any                        nothing: another network serves it
 ======================================  =========================  ======================================
 
 A recorded refusal (``uid_in_use``: the node was renamed) and a ``maxPods`` above the range's addresses become
@@ -52,6 +53,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     node_uid: str = ""
     stray_ranges: tuple[str, ...] = ()
     stray_pods: tuple[str, ...] = ()
+    elsewhere: bool = False
+    """Its pods are still served by the network that is being adopted: nothing is said about it here."""
+    flannel: tuple[tuple[str, str], ...] = ()
+    """Flannel's annotations, by which nodes that are still on flannel find this one; empty: none is left."""
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -89,6 +94,8 @@ def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: st
     which the Node has as its podCIDR, when that is another one.
     """
     found = node.spec.pod_cidr
+    if member is not None and member.elsewhere:
+        return NOTHING
     if member is None or not member.cidr:
         message = f"{node.name} has no range: " + (
             refusal or "no agent has joined by this name; look with `isthmus agent status` on the node"
@@ -159,7 +166,8 @@ def _too_many_pods(node: Node, member: Member) -> str:
 def _stale(node: Node, member: Member) -> bool:
     """Whether the annotations say anything else than the log."""
     said = node.metadata.annotations
-    return (said.get(RANGE), said.get(EPOCH), said.get(UID)) != (member.cidr, str(member.epoch), member.uid)
+    ours = {RANGE: member.cidr, EPOCH: str(member.epoch), UID: member.uid, **dict(member.flannel)}
+    return any(said.get(key) != value for key, value in ours.items())
 
 
 def _changed(node: Node, condition: Condition) -> Condition | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.decision import BindNodes, Tick
-from controlplane.cluster.state import ClusterState, asker_node
+from controlplane.cluster.state import ClusterState, Node, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.controller import Controller
 from controlplane.controller.requests import Request
@@ -21,6 +21,7 @@ from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
 from controlplane.kubernetes.endpoints import Endpoint, EndpointBackends
+from controlplane.kubernetes.objects import flannel_annotations
 from events.codec import decode
 from events.ids import new_id
 from events.log import LogReader
@@ -72,6 +73,8 @@ class ControllerMembers:
             complaint="; ".join(status.conditions[:COMPLAINTS_SHOWN]) if status is not None else "",
             stray_ranges=_former(status, owned.cidr),
             stray_pods=status.stray_pods if status is not None else (),
+            elsewhere=bool(state.adoption) and status is None,
+            flannel=_flannel(state, node),
         )
 
     def refusal(self, name: str) -> str:
@@ -145,6 +148,14 @@ class ControllerMembers:
                 return  # the controller ends
             names[""] = None
             wake.set()
+
+
+def _flannel(state: ClusterState, node: Node) -> tuple[tuple[str, str], ...]:
+    """Flannel's annotations of a member, as long as nodes may still be on flannel."""
+    adoption = state.adoption.get(state.name)
+    if adoption is None or adoption.source != "flannel" or state.definition is None:
+        return ()
+    return flannel_annotations(state.definition.vni, node.vtep_mac, node.announced)
 
 
 def _agent(status: AgentStatus | None, *, silent: bool, epoch: int) -> Agent:

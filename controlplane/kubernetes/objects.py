@@ -5,6 +5,7 @@ Sources: ``core/v1 Node`` and ``events.k8s.io/v1 Event`` of Kubernetes 1.36.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -180,11 +181,25 @@ def pod_cidr_patch(node: Node, cidr: str) -> dict[str, Any]:
     return {"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}
 
 
-def annotations_patch(node: Node, cidr: str, epoch: int, uid: str) -> dict[str, Any]:
-    """What the log says of the member, for people who look at the Node."""
-    return {
-        "metadata": {"uid": node.metadata.uid, "annotations": {RANGE: cidr, EPOCH: str(epoch), UID: uid}},
-    }
+def annotations_patch(
+    node: Node, cidr: str, epoch: int, uid: str, others: Iterable[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """What the log says of the member, for people who look at the Node; ``others`` are another network's."""
+    said = {RANGE: cidr, EPOCH: str(epoch), UID: uid, **dict(others)}
+    return {"metadata": {"uid": node.metadata.uid, "annotations": said}}
+
+
+FLANNEL = "flannel.alpha.coreos.com"
+
+
+def flannel_annotations(vni: int, mac: str, address: str) -> tuple[tuple[str, str], ...]:
+    """What flannel's daemons look for on a Node to write their rows towards it."""
+    return (
+        (f"{FLANNEL}/backend-data", f'{{"VNI":{vni},"VtepMAC":"{mac}"}}'),
+        (f"{FLANNEL}/backend-type", "vxlan"),
+        (f"{FLANNEL}/kube-subnet-manager", "true"),
+        (f"{FLANNEL}/public-ip", address),
+    )
 
 
 def untaint_patch(node: Node) -> dict[str, Any]:

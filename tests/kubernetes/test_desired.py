@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +67,31 @@ def test_a_foreign_pod_cidr_is_never_touched_and_both_sides_are_named() -> None:
     assert want.condition.reason == "IsthmusRangeConflict"
     for word in ("10.200.9.0/26", RANGE, "n7", "kubectl delete node n1"):
         assert word in want.warning
+
+
+def test_a_node_that_is_still_on_flannel_is_left_to_it() -> None:
+    for agent in ("never heard", "silent", "ready"):
+        still = Member(uid="m1", cidr=RANGE, epoch=5, agent=agent, elsewhere=True)  # type: ignore[arg-type]
+        assert wanted(node(RANGE), still) is NOTHING
+        assert wanted(node("10.200.9.0/26"), still) is NOTHING
+
+
+def test_a_new_node_shows_itself_to_flannels_nodes_while_any_is_left() -> None:
+    said = objects.flannel_annotations(1, "66:00:00:00:00:07", "192.0.2.7")
+    new = Member(uid="m1", cidr=RANGE, epoch=5, agent="ready", flannel=said)
+    found = node(RANGE)
+    assert wanted(found, new).annotate
+    patch = objects.annotations_patch(found, new.cidr, new.epoch, new.uid, new.flannel)
+    written = patch["metadata"]["annotations"]
+    assert json.loads(written["flannel.alpha.coreos.com/backend-data"]) == {
+        "VNI": 1,
+        "VtepMAC": "66:00:00:00:00:07",
+    }
+    assert written["flannel.alpha.coreos.com/public-ip"] == "192.0.2.7"
+    found = msgspec.structs.replace(
+        found, metadata=msgspec.structs.replace(found.metadata, annotations=written)
+    )
+    assert not wanted(found, new).annotate
 
 
 taints = st.lists(st.sampled_from([STARTUP, OTHERS]), max_size=2, unique=True).map(tuple)
