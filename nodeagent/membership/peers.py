@@ -5,7 +5,7 @@ Pure values and a pure fold; it must never touch the kernel, the clock or the bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -61,12 +61,10 @@ class PeerTable:
     Its size is bounded by the number of ranges of the cluster.
     """
 
-    def __init__(self, peers: Iterable[Peer] = (), floors: Mapping[str, int] | None = None) -> None:
+    def __init__(self, floors: Mapping[str, int] | None = None) -> None:
         self._by_range: dict[str, Peer] = {}
         self._floors: dict[str, int] = dict(floors or {})  # range → highest epoch that is over
         self._by_node: dict[str, str] = {}  # node name → its range
-        for peer in peers:
-            self.put(peer)
 
     def __len__(self) -> int:
         return len(self._by_range)

@@ -183,11 +183,6 @@ def commands(plan: AdoptionPlan) -> list[Command]:
     ]
 
 
-def _services(cidr: str) -> tuple[Declared, ...]:
-    """The cluster's own Service range, as a network to stay clear of."""
-    return (Declared(cidr=cidr, kind="route", name="services"),) if cidr else ()
-
-
 def _begun(wish: Wish, define: DefineCluster) -> ClusterState:
     """The cluster as it would be just before its first node. Raises Refused and BadRequest."""
     state = ClusterState(wish.cluster)
