@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import get_args
 
 import click
+import msgspec
 
-from deploy.kubernetes_variants import controller_options, external
+from deploy.kubernetes.all_in_one import OwnBus, render
+from deploy.kubernetes.values import Values, read_values
+from deploy.kubernetes.variants import controller_options, external, valued, valued_agent
 from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
+from events.cli.bus_urls import bus_servers
+from events.cli.options import run
 from events.errors import Refused, Usage
 
 HERE = Path(__file__).parent
@@ -34,6 +39,7 @@ def deploy() -> None:
     isthmus deploy nats cluster --name bus-1 --host 10.0.0.5 --peer bus-1 --peer bus-2 --peer bus-3 --to out
     isthmus deploy systemd --to /etc/systemd/system
     isthmus deploy kubernetes --to manifests
+    isthmus deploy kubernetes --all-in-one --to isthmus.yaml
     """
 
 
@@ -121,6 +127,16 @@ def systemd(to: Path, *, gateway: bool) -> None:
 
 
 @deploy.command()
+@click.option("--all-in-one", is_flag=True,
+              help="One file for kubectl apply: bus, issuer, controller and agents.")  # fmt: skip
+@click.option("--values", "values_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="TOML, JSON or YAML; `isthmus deploy values` prints all of them.")  # fmt: skip
+@click.option("--bus", "urls", default="", metavar="URL[,URL…]",
+              help="With --all-in-one: a bus of your own, whose authority is in --store.")  # fmt: skip
+@click.option(
+    "--store", envvar="ISTHMUS_STORE", type=click.Path(file_okay=False, path_type=Path),
+    default=Path("credentials"), show_default=True, help="With --bus: folder of the credentials authority.",
+)  # fmt: skip
 @click.option(
     "--external-site", "sites", multiple=True, metavar="SITE",
     help="Also agents for the external nodes of this site, by label. Repeatable.",
@@ -133,29 +149,129 @@ def systemd(to: Path, *, gateway: bool) -> None:
     "--apiserver-backends", default="", metavar="RESERVATION",
     help="The apiserver backends of this CLB reservation follow Kubernetes; more rights: endpointslices.",
 )  # fmt: skip
-@to_option
-def kubernetes(to: Path, *, sites: tuple[str, ...], evict_stale_pods: bool, apiserver_backends: str) -> None:
-    """The Kubernetes manifests, with their kustomization.
+@click.option("-o", "--output", "--to", "to", type=click.Path(path_type=Path),
+              help="Folder to write into; with --all-in-one the file [standard output].")  # fmt: skip
+def kubernetes(
+    *, all_in_one: bool, values_file: Path | None, urls: str, store: Path, sites: tuple[str, ...],
+    evict_stale_pods: bool, apiserver_backends: str, to: Path | None,
+) -> None:  # fmt: skip
+    """The Kubernetes manifests, with their kustomization, or all in one file.
 
     External nodes are those labelled isthmus.node-restriction.kubernetes.io/kind=external and …/site=SITE.
 
     \b
-    Example: isthmus deploy kubernetes --to manifests && kubectl apply -k manifests
+    Example: isthmus deploy kubernetes --all-in-one --to isthmus.yaml && kubectl apply -f isthmus.yaml
+             isthmus deploy kubernetes --to manifests && kubectl apply -k manifests
     """
+    said = read_values(values_file) if values_file is not None else Values()
+    values = msgspec.structs.replace(
+        said,
+        external_sites=(*said.external_sites, *sites),
+        evict_stale_pods=said.evict_stale_pods or evict_stale_pods,
+        apiserver_backends=apiserver_backends or said.apiserver_backends,
+        bus=msgspec.structs.replace(said.bus, urls=bus_servers(urls)) if urls else said.bus,
+    )
+    if all_in_one:
+        text = render(values, _own_bus(values, store) if values.bus.urls else None)
+        if to is None or str(to) == "-":
+            click.echo(text, nl=False)
+        else:
+            write_secret(to, text)
+            click.echo(f"{to}: kubectl apply -f {to}")
+        return
+    if to is None:
+        raise Usage("usage", "say where to: --to FOLDER, or --all-in-one for one file")
+    shipped = HERE / "kubernetes"
+    made = {file.name: file.read_text() for file in sorted(shipped.glob("*.yaml"))}
     agents = {
-        f"agent-external-{site}.yaml": external((HERE / "kubernetes" / "agent.yaml").read_text(), site)
-        for site in dict.fromkeys(sites)
+        f"agent-external-{site}.yaml": external(made["agent.yaml"], site)
+        for site in dict.fromkeys(values.external_sites)
     }
-    _copy("kubernetes", "*.yaml", to)
-    for name, text in agents.items():
-        (to / name).write_text(text)
     for name in ("rbac.yaml", "controller.yaml"):
-        text = (to / name).read_text()
-        changed = controller_options(text, evict=evict_stale_pods, reservation=apiserver_backends)
-        (to / name).write_text(changed)
-    listed = to / "kustomization.yaml"
-    lines = "".join(f"  - {name}\n" for name in agents)
-    listed.write_text(listed.read_text().replace("  - agent.yaml\n", f"  - agent.yaml\n{lines}"))
+        made[name] = controller_options(
+            made[name], evict=values.evict_stale_pods, reservation=values.apiserver_backends
+        )
+    listed = "".join(f"  - {name}\n" for name in agents)
+    made["kustomization.yaml"] = made["kustomization.yaml"].replace(
+        "  - agent.yaml\n", f"  - agent.yaml\n{listed}"
+    )
+    made |= agents
+    if values_file is not None:
+        for name, text in made.items():
+            if "kind: DaemonSet" in text:
+                made[name] = valued_agent(text, values)
+        made["controller.yaml"] = valued(made["controller.yaml"], values)
+        made["settings.yaml"] = made["settings.yaml"].replace(
+            "ISTHMUS_CLUSTER: prod", f"ISTHMUS_CLUSTER: {values.cluster_name}"
+        )
+    to.mkdir(parents=True, exist_ok=True)
+    for name, text in made.items():
+        (to / name).write_text(text)
+    click.echo(f"{to}: {', '.join(made)}")
+
+
+def _own_bus(values: Values, store: Path) -> OwnBus:
+    """Credentials for agents that ask and for the controllers, by the authority of one's own bus."""
+    from deploy.credentials.authority import Authority
+
+    authority = Authority.open(store)
+    ca = store / "tls" / "ca.pem"
+    principals = (
+        authority.add("kubernetes", values.cluster_name, "pods"),
+        authority.add("controller", "", f"kubernetes-{values.cluster_name}"),
+    )
+    texts = [authority.issue(principal).read_text() for principal in principals]
+    return OwnBus(ca.read_text() if ca.exists() else "", *texts)
+
+
+@deploy.command("values")
+def values_() -> None:
+    """All values that `isthmus deploy kubernetes --values FILE` takes, with what they are unless said.
+
+    \b
+    Example: isthmus deploy values > values.json
+    """
+    click.echo(msgspec.json.format(msgspec.json.encode(Values()), indent=2))
+
+
+@deploy.command()
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="Where authority, bus and controller keep their files.")  # fmt: skip
+@click.option("--host", "hosts", multiple=True, required=True, help="Address by which agents reach the bus.")
+@click.option("--port", default=4222, show_default=True, help="Port of the bus.")
+@click.option("--node", required=True, envvar="NODE_NAME", help="Name of the Kubernetes Node this runs on.")
+@click.option("--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True)
+@click.option("--owner", default=65532, show_default=True, help="User id of the roles.")
+@click.option("--at", type=click.Path(path_type=Path), default=Path("/var/lib/isthmus/nats"), show_default=True,
+              help="Where the bus will have its part of the folder.")  # fmt: skip
+@click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Access to the API server [as a pod].")  # fmt: skip
+def bootstrap(
+    *, folder: Path, hosts: tuple[str, ...], port: int, node: str, cluster: str, owner: int, at: Path,
+    kubeconfig: Path | None,
+) -> None:  # fmt: skip
+    """The control pod's first container: keys, certificates and the bus's files, once; then where they are.
+
+    \b
+    Example: isthmus deploy bootstrap --folder /var/lib/isthmus --host 10.0.0.5 --node cp-1 --cluster prod
+    """
+    from controlplane.kubernetes.api import KubernetesClient
+    from deploy.kubernetes import bootstrap as steps
+
+    async def work() -> None:
+        api = await KubernetesClient.open(kubeconfig)
+        try:
+            if there := await steps.elsewhere(api, folder):
+                raise steps.on_another_node(there, node)
+            made = steps.prepare(folder, cluster=cluster, hosts=hosts, port=port, bus_folder=at)
+            steps.hand_over(folder, owner)
+            bus = f"tls://{hosts[0]}:{port}"
+            await steps.publish(api, made, bus=bus, node=node)
+        finally:
+            await api.close()
+        click.echo(f"bus {bus} on {node}, authority {made.authority}")
+
+    run(work())
 
 
 def _copy(folder: str, pattern: str, to: Path) -> None:

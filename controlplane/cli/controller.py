@@ -70,6 +70,10 @@ _data = click.option(
     help="The backends behind the apiserver address of this CLB reservation follow Kubernetes' own list of API "
     "servers; those that an operator added stay.",
 )
+@click.option(
+    "--define", "definition", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Define the cluster by this file (JSON, of `isthmus deploy kubernetes`) while its log is empty.",
+)  # fmt: skip
 @http_option
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -87,6 +91,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     evict_stale_pods: bool,
     apiserver_backends: str,
     kubeconfig: Path | None,
+    definition: Path | None,
     http: str,
     log_level: str,
     as_json: bool,
@@ -118,6 +123,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             fence_deleted_s=fence_deleted_s,
             evict_stale_pods=evict_stale_pods,
             apiserver_backends=apiserver_backends,
+            definition=definition,
             http=http,
             as_json=as_json,
         )
@@ -136,12 +142,14 @@ async def _controller(
     fence_deleted_s: float,
     evict_stale_pods: bool,
     apiserver_backends: str,
+    definition: Path | None,
     http: str,
     as_json: bool,
 ) -> None:
     from controlplane.cli.controller_process import controller_process
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
+    from controlplane.controller.defining import defining, read_definition
     from events.cli.tables import print_json
 
     options = ControllerOptions(
@@ -153,6 +161,7 @@ async def _controller(
         verify_log=verify_log,
         on_poison=on_poison,
     )
+    wanted = read_definition(definition) if definition is not None else None
     async with controller_process(
         options,
         http=http,
@@ -181,7 +190,8 @@ async def _controller(
                 console_lines(running)
                 standstill_line(controller)
 
-        await serve(controller, on_ready, leading=False)
+        async with defining(controller, wanted):
+            await serve(controller, on_ready, leading=False)
 
 
 @controller.command()

@@ -173,6 +173,36 @@ class KubernetesClient:
         found: TokenReview = await self._decoded("POST", path, _review, body=review(token, audience))
         return found
 
+    async def read(self, path: str) -> dict[str, Any] | None:
+        """Any object; None when there is none. Raises Unavailable, Refused.
+
+        Cancelled, it leaves nothing behind.
+        """
+        try:
+            found: dict[str, Any] = await self._decoded("GET", path, msgspec.json.decode)
+        except Refused as error:
+            if error.details.get("status") == 404:
+                return None
+            raise
+        return found
+
+    async def create(self, path: str, thing: Mapping[str, Any]) -> bool:
+        """Create an object; False when it is there already. Raises Unavailable, Refused.
+
+        Cancelled, it may be there.
+        """
+        try:
+            await self._decoded("POST", path, msgspec.Raw, body=thing)
+        except Refused as error:
+            if error.details.get("status") == 409:
+                return False
+            raise
+        return True
+
+    async def merge(self, path: str, patch: Mapping[str, Any]) -> None:
+        """Merge into an object. Raises Unavailable, Refused. Cancelled, it may have been patched."""
+        await self._decoded("PATCH", path, msgspec.Raw, body=patch, kind=MERGE)
+
     async def _listed(self, path: str, decode: Any, *selected: tuple[str, str]) -> tuple[list[Any], str]:
         """All pages of a list, and its version."""
         found: list[Any] = []

@@ -78,6 +78,7 @@ async def enrol(
             if met.code not in _AGAIN:
                 raise
             error = met
+            pair = generate("user")  # a recorded question keeps its answer: ask another one
             continue
         _keep(folder, creds.render(jwt, pair.seed), bus.ca)
         return True

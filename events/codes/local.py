@@ -147,6 +147,11 @@ LOCAL_CODES: dict[str, Code] = {
         "The agent was started and did not become ready in time; the message says what it waits for.",
         "Look with `isthmus agent status` and at its journal, mend that, and repeat the same command.",
     ),
+    "bus_elsewhere": Code(
+        "Refused",
+        "The bus of this Kubernetes cluster, and its log, are on another node: a second log is not begun here.",
+        "Let the pod run on the node that the message names; back the log up by `isthmus replay export FILE`.",
+    ),
     "command_failed": Code(
         "Refused",
         "A program of the system that was needed ended with an error; its own words are in the message.",

@@ -50,6 +50,8 @@ class ApiServer:
         self.tokens: dict[str, dict[str, Any]] = {}
         """Projected token → whose it is; one that is expired or whose pod is gone is taken out."""
         self.reviews = 0
+        self.objects: dict[str, dict[str, Any]] = {}
+        """ConfigMaps and Secrets by their paths."""
         self.guarded: set[str] = set()
         """Names of pods that a disruption budget does not let go."""
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
@@ -260,6 +262,23 @@ class ApiServer:
         }
         return token
 
+    async def _create(self, request: web.Request) -> web.StreamResponse:
+        thing = await request.json()
+        path = f"{request.path}/{thing['metadata']['name']}"
+        if path in self.objects:
+            return status(409, "AlreadyExists", f"{path} already exists")
+        self.objects[path] = thing
+        return web.json_response(thing, status=201)
+
+    async def _object(self, request: web.Request) -> web.StreamResponse:
+        found = self.objects.get(request.path)
+        if found is None:
+            return status(404, "NotFound", f"{request.path} not found")
+        if request.method == "PATCH":
+            assert request.content_type == "application/merge-patch+json"
+            merge(found, await request.json(), strategic=False)
+        return web.json_response(found)
+
     async def _review(self, request: web.Request) -> web.StreamResponse:
         self.reviews += 1
         body = await request.json()
@@ -303,7 +322,7 @@ class ApiServer:
         return web.json_response({"kind": "Status", "status": "Success"}, status=201)
 
     @asynccontextmanager
-    async def serving(self, folder: Path) -> AsyncIterator[Path]:
+    async def serving(self, folder: Path, host: str = "127.0.0.1") -> AsyncIterator[Path]:
         """Serve; yields a kubeconfig file."""
         app = web.Application(middlewares=[self._gate])
         app.add_routes([
@@ -313,19 +332,22 @@ class ApiServer:
             web.get("/api/v1/pods", self._pods),
             web.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", self._slices),
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
+            web.post("/api/v1/namespaces/isthmus-system/{kind:configmaps|secrets}", self._create),
+            web.get("/api/v1/namespaces/isthmus-system/{kind}/{name}", self._object),
+            web.patch("/api/v1/namespaces/isthmus-system/{kind}/{name}", self._object),
             web.post("/apis/authentication.k8s.io/v1/tokenreviews", self._review),
             web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),
         ])  # fmt: skip
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, host, 0)
         await site.start()
         port = runner.addresses[0][1]
         file = folder / "kubeconfig"
         file.write_text(
             json.dumps({
                 "apiVersion": "v1", "kind": "Config", "current-context": "t",
-                "clusters": [{"name": "t", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+                "clusters": [{"name": "t", "cluster": {"server": f"http://{host}:{port}"}}],
                 "users": [{"name": "t", "user": {"token": TOKEN}}],
                 "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
             })
