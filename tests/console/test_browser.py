@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 VIEWS = {
     "/": "Overlay", "/#/nodes": "Nodes", "/#/nodes/idc-3": "idc-3", "/#/events": "Events",
     "/#/events/4": "Event 4", "/#/traces": "Traces", "/#/plan": "Plan", "/#/clb": "CLB",
-    "/#/clb/apiserver": "apiserver",
+    "/#/clb/apiserver": "apiserver", "/#/mesh": "Mesh",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import { $, ago, forgetColours, h, moment, n } from "./dom.js";
 import { ClbListPage, ClbPage } from "./clb.js";
 import { EventPage, EventsPage } from "./events.js";
+import { MeshPage } from "./mesh.js";
 import { NodePage, NodesPage } from "./nodes.js";
 import { OverviewPage } from "./overview.js";
 import { PlanPage } from "./plan.js";
@@ -14,6 +15,8 @@ const ROUTES = [
   [/^\/$/, OverviewPage, "Overlay", "#/"],
   [/^\/nodes$/, NodesPage, "Nodes", "#/nodes"],
   [/^\/nodes\/(.+)$/, NodePage, "Node", "#/nodes"],
+  [/^\/mesh$/, MeshPage, "Mesh", "#/mesh"],
+  [/^\/mesh\/((?:sites|nodes)~[^~]*~[^~]*)$/, MeshPage, "Mesh", "#/mesh"],
   [/^\/events$/, EventsPage, "Events", "#/events"],
   [/^\/events\/(\d+)$/, EventPage, "Event", "#/events"],
   [/^\/traces$/, TracesPage, "Traces", "#/traces"],

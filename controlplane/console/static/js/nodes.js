@@ -1,6 +1,7 @@
 // All nodes in a table that draws only what is in view, and one page for each node.
 
 import { ago, eventBadge, h, kernelLabel, kindLabel, link, moment, mono, n, stateLabel, took } from "./dom.js";
+import { findings, pathsTable } from "./mesh.js";
 import { store } from "./store.js";
 
 const ROW = 36;
@@ -126,16 +127,17 @@ export class NodePage {
 
   async load() {
     const path = encodeURIComponent(this.name);
-    const [node, traces] = await Promise.all([
+    const [node, traces, mesh] = await Promise.all([
       store.get(`nodes/${path}${store.suffix()}`).catch((error) => ({ error })),
       store.get(`traces?limit=12&node=${path}`).catch(() => []),
+      store.get(`mesh?node=${path}${store.suffix("&")}`).catch(() => null),
     ]);
     const at = store.live ? null : node.position?.sequence ?? store.at;
     const history = await store.get(`events?limit=40&entity=${path}${at === null ? "" : `&before=${at + 1}`}`).catch(() => ({ events: [] }));
-    this.show(node, history.events, traces);
+    this.show(node, history.events, traces, mesh);
   }
 
-  show(node, events, traces) {
+  show(node, events, traces, mesh) {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
     const panels = [];
@@ -156,6 +158,8 @@ export class NodePage {
       if (row && node.position.recorded) panels.push(panel("Kernel", h("dl.facts", {},
         fact("Against the log", kernelLabel(row)), fact("Compared at", row.kernel_at ? link(`/events/${row.kernel_at}`, n(row.kernel_at)) : "–"), fact("Digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 16), "…") : "not reported")),
         node.kernel_rows.length ? h("ul.rows", { "aria-label": "Rows that differ" }, node.kernel_rows.map((text) => h("li.mono", {}, text))) : row.kernel === "differs" ? h("p.muted", {}, "The agent names no row: isthmus agent status on that node shows its own view.") : ""));
+      const found = mesh?.mesh.findings.filter((one) => [one.a, one.b].includes(this.name) || [one.a, one.b].includes(row?.site || null)) ?? [];
+      if (row && mesh) panels.push(panel("Paths", found.length ? findings(found) : "", mesh.measured ? (mesh.mesh.paths.length ? pathsTable(this.name, mesh.mesh.paths) : h("p.muted", {}, "Not measured.")) : h("p.muted", {}, "Measurements are of the present only; of this moment what was recorded is shown.")));
       const others = node.ranges.filter((range) => range.phase !== "allocated");
       if (others.length) panels.push(panel("Ranges on their way back", h("ul.feed", {}, others.map((range) => h("li", {}, mono(range.cidr), range.phase, h("span.muted", {}, range.until ? `until ${moment(range.until)}` : `since ${n(range.draining_since)}`))))));
       if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));
