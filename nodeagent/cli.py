@@ -152,7 +152,7 @@ async def _until_stopped(agent_: Coroutine[Any, Any, None], telemetry: Any, metr
 @state_option
 @json_option
 def status_command(state_dir: Path, as_json: bool) -> None:
-    """What the agent of this node knows, has applied, and complains about.
+    """What the agent of this node knows, has applied, and which conditions it has.
 
     \b
     Example:

@@ -33,7 +33,7 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.lazy import LazyGroup
+from events.cli.lazy import LazyGroup, summarize
 from events.cli.tables import escaped
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
@@ -63,6 +63,7 @@ SECTIONS = {
         "cluster",
         "adopt",
         "clb",
+        "mesh",
         "events",
         "replay",
         "trace",
@@ -100,7 +101,7 @@ class Commands(LazyGroup):
             command: click.Command = entry.load()
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        return _configurable(cmd_name, command)
+        return summarize(_configurable(cmd_name, command))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rest = set(self.list_commands(ctx))
@@ -116,7 +117,7 @@ class Commands(LazyGroup):
         for name in names:
             try:
                 command = self.get_command(ctx, name)
-                text = command.get_short_help_str(limit=90) if command else ""
+                text = command.get_short_help_str() if command else ""
             except IsthmusError as error:
                 text = f"({error.message})"
             rows.append((name, text))

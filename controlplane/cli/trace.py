@@ -28,7 +28,7 @@ NAME_MIN = 12
 
 @click.group()
 def trace() -> None:
-    """Traces of commands: from the hand that sent them to the netlink write on every node.
+    """Traces of commands: from the operator who sent them to the netlink writes on every node.
 
     The controller keeps recent spans of every role by itself. To send them to a collector, too, set
     OTEL_EXPORTER_OTLP_ENDPOINT for each role.

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from events.cli.options import suggesting
+
+_SENTENCE = re.compile(r".*?[.](?=\s|$)", re.DOTALL)
+
+
+def summarize(command: click.Command) -> click.Command:
+    """Let lists of commands show the whole first sentence of this one and those below: click cuts it short."""
+    text = (command.help or "").split("\f")[0].strip().split("\n\n")[0]
+    if text and not command.short_help:
+        found = _SENTENCE.match(text)
+        command.short_help = " ".join((found[0] if found else text).split()).rstrip(".:")
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        summarize(each)
+    return command
 
 
 class LazyGroup(click.Group):

@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-from events.cli.lazy import LazyGroup
+from events.cli.lazy import LazyGroup, summarize
 
 _ORDER = (
     "log",
@@ -44,7 +44,7 @@ class _Lazy(LazyGroup):
             return None
         module = import_module("replay.cli." + ("import_" if cmd_name == "import" else cmd_name))
         command: click.Command = getattr(module, f"{cmd_name}_command")
-        return command
+        return summarize(command)
 
 
 @click.group(cls=_Lazy)

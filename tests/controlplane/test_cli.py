@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.controlplane.ran import Isthmus
@@ -189,3 +191,24 @@ def test_help_of_every_command_shows_an_example_or_says_what_it_does() -> None:
             env={**os.environ, "COLUMNS": "110"},
         ).stdout
         assert "isthmus " in out
+
+
+def test_lists_of_commands_show_whole_sentences_under_known_headings() -> None:
+    from controlplane.cli.main import root
+
+    def listings(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(command, click.Group):
+            context = click.Context(command, info_name=path, max_content_width=80, terminal_width=80)
+            yield path, command.get_help(context)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                yield from listings(below, f"{path} {name}")
+
+    found = dict(listings(root, "isthmus"))
+    assert len(found) > 15
+    assert "Others:" not in found["isthmus"], "name its section in controlplane/cli/main.py"
+    for path, text in found.items():
+        commands = text.partition("\nCommands:")[2] or text.partition("\nOperate:")[2]
+        assert commands, path
+        assert "..." not in commands, f"{path} --help cuts a sentence short:\n{commands}"
