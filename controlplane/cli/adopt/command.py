@@ -21,6 +21,7 @@ from events.protocol.commands import AdoptedNode, EndAdoption
 from events.protocol.queries import PAGE_LIMIT, ListNodes, NodePage, NodeView
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+MTU_MIN = 576
 SOURCES = ("flannel", "cilium", "podcidr")
 FILE = click.File("rb")
 
@@ -56,7 +57,9 @@ def adopt() -> None:
 @click.option("--service-cidr", default="", help="The cluster's own Service range, to stay clear of.")
 @click.option("--vni", type=int, default=0, help="VXLAN network identifier [what most nodes have].")
 @click.option("--port", type=int, default=0, help="VXLAN UDP port [as the input says, or 8472].")
-@click.option("--mtu", type=int, default=0, help="Inner MTU in bytes [FLANNEL_MTU, or followed].")
+@click.option(
+    "--mtu", type=click.IntRange(0, 65485), default=0, help="Inner MTU in bytes [FLANNEL_MTU, or followed]."
+)
 @click.option("--kind", type=click.Choice(["cloud", "external"]), default="cloud", show_default=True,
               help="Kind of nodes that do not say it.")  # fmt: skip
 @click.option("--underlay-cidr", "underlay_cidrs", multiple=True, metavar="CIDR",
@@ -93,6 +96,10 @@ def plan_command(
     if nodes is None and hosts is None:
         raise BadRequest(
             "bad_request", "say who the nodes are: --nodes FILE, or --hosts FILE with --leases FILE"
+        )
+    if 0 < wish["mtu"] < MTU_MIN:
+        raise BadRequest(
+            "bad_request", f"--mtu {wish['mtu']}: {MTU_MIN} … 65485 bytes, or 0 to follow the underlay"
         )
     rules = Rules(kind=kind, underlay_cidrs=underlay_cidrs)
     found = sources.nodes_of(_text(nodes), rules) if nodes is not None else []
@@ -200,7 +207,7 @@ def run_command(
     In the log every node becomes a member with its own range and MAC; the cluster is defined if it is not yet.
     With --on-node each node is probed, taken over by the line of --take, and probed again when its agent is
     ready. If any packet is lost, it is given back by the line of --give, and the run halts. {node}, {address},
-    {uid}, {kind}, {site} and {device} in these stand for the node's own.
+    {uid}, {kind}, {site}, {device} and {mtu} in these stand for the node's own.
 
     A run that was cut off is simply run again: PLAN.progress says how far it came.
 
@@ -209,7 +216,7 @@ def run_command(
     isthmus adopt run plan.json --on-node 'ssh root@{address}'
     """
     made = _of_cluster(plan, context)
-    rollout = _rollout(plan, made, how)
+    rollout, names = _rollout(plan, made, how), _names(made, how["only"])
     if not dry_run:
         what = "members as they are" + (", and take them over one by one" if rollout else "")
         confirm(f"Make {len(made.nodes):,} nodes of cluster {made.cluster} {what}?", yes=yes)
@@ -222,9 +229,7 @@ def run_command(
                 reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
                 done = {"command": command.name, "events": len(reply.events), "sequence": reply.sequence}
                 report.append(done)
-            over = (
-                0 if dry_run or rollout is None else await rollout(client).take_over(_names(made, how["only"]))
-            )
+            over = 0 if dry_run or rollout is None else await rollout(client).take_over(names)
         return report, over
 
     steps, over = run(main())

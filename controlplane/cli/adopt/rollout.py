@@ -215,7 +215,7 @@ def _filled(text: str, node: AdoptedNode, plan: AdoptionPlan) -> str:
     """The text with the node's own words; other braces are the shell's."""
     words = {
         "node": node.node, "address": node.underlay, "uid": node.uid, "kind": node.kind, "site": node.site,
-        "device": plan.device,
+        "device": plan.device, "mtu": str(plan.mtu),
     }  # fmt: skip
     for key, value in words.items():
         text = text.replace("{" + key + "}", value)
