@@ -57,6 +57,8 @@ class ApiServer:
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
         """(path, content type, patch) of each that was taken."""
         self.lists = 0
+        self.requested = 0
+        """Requests of any kind."""
         self.requests = 0
         """Requests for EndpointSlices."""
         self.forbidden: set[str] = set()
@@ -126,6 +128,7 @@ class ApiServer:
 
     @web.middleware
     async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.requested += 1
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return status(401, "Unauthorized", "Unauthorized")
         if self.broken:
