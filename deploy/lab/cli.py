@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deploy.lab.reports.run_directory import LabState, RunDirectory
 
 DOWN_LIMIT_S = 20.0
+KINDS = ("filter", "peer", "mtu", "route", "direction", "fdb", "port")
+"""What ``--break`` can break (:data:`deploy.lab.checks.mesh.BREAKS`)."""
 
 _name = click.option("--name", default="lab", show_default=True, help="Which lab, when several run.")
 
@@ -77,6 +79,10 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Also: a CLB pair on two gateways, an API server stand-in behind it; backends and gateways fail.",
 )  # fmt: skip
 @click.option(
+    "--break", "breaks", multiple=True, metavar="KIND", type=click.Choice([*KINDS, "all"]),
+    help=f"Break a path instead, and show its verdict; may be repeated: {', '.join(KINDS)}, or all.",
+)  # fmt: skip
+@click.option(
     "--leaf", is_flag=True,
     help="A leaf server at the data centre mirrors the log; its link is cut, a node starts from the mirror.",
 )  # fmt: skip
@@ -99,6 +105,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
+    breaks: tuple[str, ...],
     capsule: Path | None, source: str | None, nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, checked with real packets.
@@ -119,6 +126,8 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
+    isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
+    isthmus lab --break all --cloud 7   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
     isthmus lab --from flannel --nodes 10       take a flannel cluster over, and give it back
@@ -140,11 +149,12 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     from deploy.churn.trace import find_files
     from deploy.lab import scenario
+    from deploy.lab.checks.mesh import chosen
     from deploy.lab.machines import sandbox, shell
     from deploy.lab.reports import run_directory
     from deploy.lab.topology.layout import two_sites
 
-    files = find_files(churn)
+    files, broken = find_files(churn), chosen(breaks, cloud)
     if kills and not files:
         raise Usage("usage", "--kills needs --churn: processes are killed while recorded churn runs")
     plugins = shell.require_programs()
@@ -163,7 +173,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
-        bus_servers=int(bus_servers), leaf=leaf, clb=clb,
+        bus_servers=int(bus_servers), leaf=leaf, clb=clb, breaks=broken,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

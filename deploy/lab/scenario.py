@@ -46,6 +46,8 @@ class LabOptions:
     bus_servers: int = 1
     leaf: bool = False
     clb: bool = False
+    breaks: Sequence[str] = ()
+    """Paths to break instead of the other checks, by kind."""
     console: int = -1  # descriptor of a listening socket of the host, for the console
     console_url: str = ""
     quarantine_s: float = 1.0
@@ -124,6 +126,11 @@ async def _run_checks(
         await lab.open_console(options.console)
         report.note(f"The console is at {options.console_url}")
     publish()
+    if options.breaks:
+        from deploy.lab.checks.mesh import breaks
+
+        await breaks(lab, report, options.breaks, keep=options.keep)
+        return
     await overlay.cyclic_ranges(lab, report)
     await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")
     await overlay.full_size(lab, report)
