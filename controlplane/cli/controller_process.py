@@ -86,6 +86,7 @@ async def controller_process(
             observability,
             leading=lambda: controller.leadership.leading,
             waiting=lambda: controller.committer.statistics()["waiting"],
+            site_paths=controller.mesh_answers.sites,
             credentials=options.bus.credentials,
         )
         await stack.enter_async_context(

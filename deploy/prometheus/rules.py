@@ -221,6 +221,18 @@ ALERTS = (
         "`isthmus mesh` names the sites; look at the link between them, and at filters on UDP port 8472.",
     ),
     Alert(
+        "IsthmusLatencyAboveBaseline",
+        "max by (isthmus_cluster, site, peer_site) (isthmus_sites_rtt_seconds) "
+        "> 2 * max by (isthmus_cluster, site, peer_site) "
+        "(avg_over_time(isthmus_sites_rtt_seconds[1d] offset 15m)) "
+        "and max by (isthmus_cluster, site, peer_site) (isthmus_sites_rtt_seconds) > 0.005",
+        "10m",
+        "ticket",
+        "Pods of sites {{ $labels.site }} and {{ $labels.peer_site }} of cluster {{ $labels.isthmus_cluster }} "
+        "take {{ $value | humanizeDuration }} for a round trip: more than twice the last day's mean.",
+        "`isthmus mesh --site SITE --other SITE` shows which nodes; look at the link, and at what fills it.",
+    ),
+    Alert(
         "IsthmusBackupTooOld",
         "time() - max by (isthmus_cluster) (isthmus_backup_time_seconds) > 36 * 3600",
         "10m",

@@ -301,6 +301,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
             'isthmus_paths_lost{scope="pair",fault="silent",C}|1',
         ],
     ),
+    # It grows by 1 ms a minute, so it is more than twice the mean of what was a quarter of an hour ago; or not.
+    "IsthmusLatencyAboveBaseline": (
+        ['isthmus_sites_rtt_seconds{site="a",peer_site="b",C}|0.01+0.001'],
+        [
+            'isthmus_sites_rtt_seconds{site="a",peer_site="b",C}|0.3',
+            'isthmus_sites_rtt_seconds{site="a",peer_site="a",C}|0.00001+0.00001',
+        ],
+    ),
     # The tests' time begins at 1970.
     "IsthmusCredentialsExpire": (
         ["isthmus_credentials_expire_time_seconds{C}|200000"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from controlplane.controller.answers import conditions_now
 from controlplane.controller.observability.metrics import LiveNumbers
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
+from events.protocol.mesh import SitePath
 from events.telemetry.role import our_version
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def live_numbers(
     *,
     leading: Callable[[], bool],
     waiting: Callable[[], int],
+    site_paths: Callable[[], Sequence[SitePath]] = tuple,
     credentials: str = "",
 ) -> LiveNumbers:
     """What a scrape reads; nothing is computed before."""
@@ -49,6 +51,7 @@ def live_numbers(
         chain_verified=lambda: replica.head.sequence,
         healthy=lambda: not not_working_reason(replica, projector),
         waiting=waiting,
+        site_paths=site_paths,
         spans=lambda: observability.spans.count,
         reports=lambda: observability.history.count,
         latest=observability.convergence.newest,

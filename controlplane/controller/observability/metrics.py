@@ -2,7 +2,7 @@
 
 Counters and histograms are fed by the committer (as an observer) and by the stored events; the
 gauges are read from the live state when somebody scrapes. Labels have few values: commands, codes,
-states, CIDRs. Never a node's name: ten thousand nodes would be ten thousand series.
+states, CIDRs, sites. Never a node's name: ten thousand nodes would be ten thousand series.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
@@ -24,6 +25,7 @@ from controlplane.controller.requests import Request
 from events.bus.access.creds import ends_at
 from events.codec import Recorded
 from events.errors import IsthmusError
+from events.protocol.mesh import SitePath
 from events.protocol.queries import CONDITIONS, Condition
 from events.telemetry.role import Telemetry
 from events.types import AllocationRefused, NodeFenced, NodeJoined, NodeLeft, RangeAllocated, RangeFreed
@@ -45,6 +47,7 @@ class LiveNumbers(NamedTuple):
     ``healthy`` is false after an alarm. ``spans`` and ``reports`` count what the built-in stores keep.
     ``latest`` is the way of the latest transaction that an agent has confirmed. ``other_release`` counts
     agents of another release than this controller; ``credentials`` is the file it shows to the bus.
+    ``site_paths`` is what the agents measure between sites.
     """
 
     state: Callable[[], ClusterState]
@@ -63,6 +66,11 @@ class LiveNumbers(NamedTuple):
     conditions: Callable[[], Iterable[Condition]] = tuple
     other_release: Callable[[], int] = lambda: 0
     credentials: str = ""
+    site_paths: Callable[[], Iterable[SitePath]] = tuple
+
+
+SITE_PAIRS_MAX = 400
+"""Pairs of sites that have series."""
 
 
 class ControllerMetrics(NullObserver):
@@ -280,6 +288,17 @@ class ControllerMetrics(NullObserver):
             "Paths that packets of pods do not pass, by what is meant (site, sites, node, pair) and the fault.",
             lambda: lost_paths(state()),
         )
+        gauge(
+            "isthmus.sites.rtt",
+            "Median round trip of pods' packets from one site to another, or within one, as agents measure it.",
+            lambda: between_sites(live.site_paths(), lambda path: path.rtt_us / 1e6 if path.rtt_us else None),
+            "s",
+        )
+        gauge(
+            "isthmus.sites.loss",
+            "Share of probes from one site to another that were lost where packets pass, 0 … 1.",
+            lambda: between_sites(live.site_paths(), lambda path: path.loss),
+        )
         one("isthmus.agents.other.release", "Agents of another release than this one.", live.other_release)
         one(
             "isthmus.credentials.expire.time",
@@ -301,6 +320,16 @@ def lost_paths(state: ClusterState) -> list[Observation]:
     kinds = [(scope, fault) for scope in SCOPES for fault in FAULTS]
     counts = Counter((lost.scope, lost.fault) for lost in state.lost_paths.values())
     return [Observation(counts[scope, fault], {"scope": scope, "fault": fault}) for scope, fault in kinds]
+
+
+def between_sites(paths: Iterable[SitePath], value: Callable[[SitePath], float | None]) -> list[Observation]:
+    """One series a pair of sites, of the first :data:`SITE_PAIRS_MAX` pairs."""
+    found = ((path, value(path)) for path in islice(paths, SITE_PAIRS_MAX))
+    return [
+        Observation(number, {"site": path.a, "peer_site": path.b})
+        for path, number in found
+        if number is not None
+    ]
 
 
 def conditions_by_code(found: Iterable[Condition]) -> list[Observation]:
