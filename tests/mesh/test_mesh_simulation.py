@@ -108,6 +108,16 @@ def test_large_packets_only() -> None:
         assert (found.key, found.fault) == (key, "large"), found
 
 
+def test_a_dead_node_hides_nothing_of_what_its_witnesses_have() -> None:
+    world = World({"a": 6, "b": 2})
+    world.run(20)
+    world.agents["a-5"].up = False
+    world.passes = lambda a, b, large: not (large and "a-1" in {a.name, b.name})
+    world.run(40)
+    found = {(one.key, one.fault) for one in world.collector.findings()}
+    assert found == {(("node", "a-5", ""), "silent"), (("node", "a-1", ""), "large")}
+
+
 def test_a_killed_agent_is_no_lost_path() -> None:
     world = World({"a": 4, "b": 4}, loss=0.01)
     world.run(20)

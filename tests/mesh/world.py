@@ -30,6 +30,7 @@ class Agent:
         self.on_bus = True
         self.probes = True
         self.reported = -99.0
+        self.starts = 0
         self.packets = 0
 
 
@@ -77,6 +78,7 @@ class World:
     def restart(self, agent: Agent) -> None:
         """The process begins anew and knows nothing."""
         agent.alive, agent.book = True, Book()
+        agent.starts += 1
         self._rings.pop(agent.epoch, None)
 
     def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
@@ -176,6 +178,7 @@ class World:
                 AgentStatus(
                     node=agent.name, uid=self.state.nodes[agent.name].uid, applied=1, interval_s=HEARTBEAT_S,
                     sent_at=datetime(2026, 1, 1, tzinfo=UTC), mesh=report if agent.probes else None,
+                    instance=f"{agent.name}-{agent.starts}",
                 )
             )
         )  # fmt: skip

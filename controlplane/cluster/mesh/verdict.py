@@ -128,7 +128,9 @@ def explain(evidence: Evidence) -> list[Finding]:
     found += left.cut_sites()
     found += left.dark_nodes()
     found += left.rest()
-    covered = {name for one in found for name in (one.a, one.b, *one.nodes) if one.scope in {"node", "site"}}
+    cut = {one.a for one in found if one.scope == "site"}
+    covered = {one.a for one in found if one.scope == "node"}
+    covered |= {name for name, site in evidence.sites.items() if site in cut} if cut else set()
     lost = left.all
     found += [one for one in stuck if not covered & {one.a, one.b}]
     covered |= blocked

@@ -16,7 +16,8 @@ from controlplane.cluster.state import ClusterState
 from events.mesh import ANSWERED, KERNEL, LARGE_LOST, NEVER, SILENT, UNSURE, PeerSeen, Trace
 from events.status import SILENT_INTERVALS, AgentStatus
 
-PER_NODE, TOTAL = 256, 400_000
+PER_NODE, TOTAL = 256, 160_000
+"""Measurements kept of one node and of all, at most."""
 FRESH_S = 30.0
 """What an agent said so long ago, and did not repeat, counts no more as trouble."""
 NEVER_S = 15.0
@@ -55,6 +56,7 @@ class Collector:
         """Node → epoch of a peer's range → what it measured of it."""
         self._bad: dict[str, dict[int, Seen]] = {}
         self._heard_at: dict[str, tuple[float, float]] = {}  # node → its last report, and its interval
+        self._begun: dict[str, tuple[str, float]] = {}  # node → its process, and since when that reports
         self._passed: dict[str, float] = {}
         self._passed_sites: dict[tuple[str, str], float] = {}
         self._traces: dict[str, tuple[float, tuple[Trace, ...]]] = {}
@@ -83,9 +85,9 @@ class Collector:
 
     def _forget(self, state: ClusterState) -> None:
         for name in [name for name in self.rows if name not in state.nodes]:
-            for table in (self.rows, self._bad, self._heard_at, self._passed, self._traces, self.unable):
+            for table in (self._heard_at, self._begun, self._passed):
                 table.pop(name, None)
-            self.capable.discard(name)
+            self._drop(name)
         sites = {node.site for node in state.nodes.values()}
         self._passed_sites = {key: at for key, at in self._passed_sites.items() if sites >= set(key)}
 
@@ -98,6 +100,9 @@ class Collector:
             return
         if name in self._heard_at and self._heard_at[name][0] > now:
             return  # a newer one was taken
+        begun = self._begun.get(name)
+        if begun is None or begun[0] != status.instance or self.quiet(name):
+            self._begun[name] = status.instance, now
         self._heard_at[name] = now, status.interval_s
         if mesh is None:
             if name in self.capable or name in self.rows:
@@ -221,9 +226,10 @@ class Collector:
 
     def _stuck(self, of: str, seen: Seen) -> bool:
         """Whether the agent there lives and can answer: what does not pass is what its host forwards."""
-        heard = self._heard_at.get(of, (0.0, 0.0))[0]
+        heard, begun = self._heard_at.get(of, (0.0, 0.0))[0], self._begun.get(of, ("", 0.0))[1]
         able = of in self.capable and not self.unable.get(of) and not self.quiet(of)
-        return able and heard - seen.at > STUCK_S
+        # Both have said so for long enough, and by the same process: one that was away may just be back.
+        return able and min(heard, seen.told) - max(seen.at, begun) > STUCK_S
 
     def findings(self) -> list[Finding]:
         """The present explanation, not debounced."""
@@ -291,10 +297,13 @@ class Collector:
         return row.get(epoch) if row is not None else None
 
     def trace(self, by: str, of: str) -> Trace | None:
-        """The last trace of one node to another."""
+        """The last trace of one node to another, its age as it is now."""
         held = self._state().owned.get(of)
-        found = self._traces.get(by, (0.0, ()))[1]
-        return next((one for one in found if held is not None and one.epoch == held.epoch), None)
+        at, found = self._traces.get(by, (0.0, ()))
+        for one in found:
+            if held is not None and one.epoch == held.epoch:
+                return Trace(one.epoch, one.age_s + self._clock() - at, one.steps)
+        return None
 
 
 def _moments(seen: PeerSeen, now: float) -> Seen:
