@@ -96,6 +96,11 @@ def live_wildcard(cluster: str) -> str:
     return f"isthmus.{cluster}.live.>"
 
 
+def trace_wanted(cluster: str, node: str) -> str:
+    """Where an agent learns that somebody wants its way to a peer traced: among what comes live, not stored."""
+    return f"isthmus.{cluster}.live.trace.{token(check_node_name(node))}.wanted"
+
+
 def event(cluster: str, aggregate: str, entity: str, verb: str) -> str:
     """The subject of one event, for example ``isthmus.prod.events.node.idc-7.joined``."""
     return f"isthmus.{cluster}.events.{aggregate}.{token(entity)}.{verb}"

@@ -29,6 +29,7 @@ from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.peers import Change
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
+from nodeagent.mesh.requests import TraceRequests
 from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
@@ -92,6 +93,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     path: PathProber
     mesh: MeshProber
     tracer: PeerTracer
+    trace_requests: TraceRequests
     host_watch: HostWatch
     reporter: StatusReporter
     outbox: Outbox | None = None
@@ -121,6 +123,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.path.run(), name="path")
                 tasks.create_task(self.mesh.run(), name="mesh")
                 tasks.create_task(self.tracer.run(), name="mesh traces")
+                tasks.create_task(self.trace_requests.run(), name="requests for traces")
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")

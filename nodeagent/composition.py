@@ -37,6 +37,7 @@ from nodeagent.membership.log_follower import BusSession, LogFollower
 from nodeagent.membership.sanity import unicast_problem
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
+from nodeagent.mesh.requests import TraceRequests
 from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
@@ -274,6 +275,7 @@ def compose(
         path=path,
         mesh=mesh,
         tracer=tracer,
+        trace_requests=TraceRequests(session, config.cluster, config.node, trace=mesh.trace),
         host_watch=host_watch,
         reporter=reporter,
         outbox=outbox,

@@ -203,7 +203,7 @@ class Controller:
         self.checkpointer = Checkpointer(
             options.data, replica, active=lambda: self.leadership.in_office, schedule=options.checkpoints
         )
-        self.mesh_answers = MeshAnswers(self.mesh, replica, self._barrier)
+        self.mesh_answers = MeshAnswers(self.mesh, replica, self._barrier, publish=client.publish)
         self._queries = {
             ListCheckpoints.name: self.checkpointer.answer,
             ShowMesh.name: self.mesh_answers.answer,

@@ -12,6 +12,12 @@ from events.protocol.queries import Query
 CELLS_MAX = 4096
 
 
+class TraceWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is told when its way to a peer, named by the epoch of its range, shall be traced."""
+
+    epoch: int
+
+
 class ShowMesh(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was measured → :class:`MeshView`. With ``site`` (and ``other``) also between the nodes of these
     sites; with ``a`` and ``b`` between two nodes, and the traces of both.
@@ -24,6 +30,8 @@ class ShowMesh(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     b: str = ""
     nodes: bool = False
     """Whether the measurements between nodes are wanted, too, as many as fit."""
+    trace: bool = False
+    """Whether the agents of ``a`` and ``b`` shall trace each other now; a later answer has what they found."""
 
 
 class SitePath(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,7 +97,7 @@ def maker_of(chains: Iterable[str]) -> str:
 
 async def dropping_rules(port: int) -> list[str]:
     """Rules that drop or reject UDP to the tunnel's port, in nft's words."""
-    listing = await run_program("nft", "list", "ruleset", "-s")
+    listing = await run_program("nft", "-s", "list", "ruleset")
     table = chain = ""
     found: list[str] = []
     for raw in listing.splitlines():
@@ -114,6 +114,28 @@ async def dropping_rules(port: int) -> list[str]:
         if (f"--dport {port} " in f"{line} " and line.endswith(("-j DROP", "-j REJECT")))
         or f"--dport {port} -j REJECT" in line
     ]
+    return found
+
+
+async def dropped_packets() -> dict[str, int]:
+    """Packets that nftables rules which drop or reject, and count, have taken so far, by chain; ours too."""
+    return counted_drops(await run_program("nft", "--json", "list", "ruleset"))
+
+
+def counted_drops(document: str) -> dict[str, int]:
+    """The same out of nft's JSON."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+        for entry in json.loads(document or "{}").get("nftables", []):
+            rule = entry.get("rule")
+            if rule is None:
+                continue
+            terms = [term for term in rule.get("expr", []) if isinstance(term, dict)]
+            if any("drop" in term or "reject" in term for term in terms):
+                chain = f"chain {rule['chain']} of table {rule['family']} {rule['table']}"
+                counters = (term["counter"] for term in terms if isinstance(term.get("counter"), dict))
+                taken = sum(counter["packets"] for counter in counters)
+                found[chain] = found.get(chain, 0) + taken
     return found
 
 

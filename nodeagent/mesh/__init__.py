@@ -5,4 +5,5 @@
 ``packets``   the questions and answers as bytes (pure)
 ``prober``    sends, answers and reports
 ``tracing``   follows the way to one peer hop by hop
+``requests``  hears whose way somebody wants traced
 """

@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
+
 from events.mesh import MeshReport, Trace
+from events.protocol.mesh import TraceWanted
 from nodeagent.health import packets as kernel_packets
 from nodeagent.health.path_prober import PathProber, Route
 from nodeagent.health.probe_device import packed, probe_address
@@ -25,6 +28,7 @@ from nodeagent.mesh import packets, schedule
 from nodeagent.mesh.book import Ask, Book
 
 log = logging.getLogger("isthmus.agent.mesh")
+_wanted = msgspec.json.Decoder(TraceWanted).decode
 
 STEP_S = 1 / schedule.SLOTS_PER_S
 BEHIND_SLOTS = 4
@@ -41,6 +45,8 @@ class Tracer(Protocol):
     """Follows the way to peers in trouble."""
 
     def want(self, peers: list[Peer], route: Route) -> None: ...
+    def asked(self, now: float) -> list[int]: ...
+    def ask(self, epoch: int, now: float) -> None: ...
     def traces(self, now: float) -> tuple[Trace, ...]: ...
 
 
@@ -106,9 +112,12 @@ class MeshProber:
                     self._ask(context, Ask(further, "small"), now)
         for ask in self.book.due():
             self._ask(context, ask, now)
-        troubled = self.book.in_trouble()
         if self.tracer is not None:
-            self.tracer.want([self._by_epoch[epoch] for epoch in troubled if epoch in self._by_epoch], context)
+            wanted = dict.fromkeys(self.book.in_trouble())
+            for epoch in self.tracer.asked(now):
+                wanted.pop(epoch, None)
+                wanted[epoch] = None
+            self.tracer.want([self._by_epoch[epoch] for epoch in wanted if epoch in self._by_epoch], context)
         if self.book.changed and now - self._told_at >= TELL_S:
             self._told_at = now
             self._due()
@@ -199,6 +208,16 @@ class MeshProber:
     def told(self, epoch: int) -> tuple[int, int]:
         """Whether small and large packets pass to a peer: 1 they do, 0 they do not, -1 it is not known."""
         return self.book.passes(epoch)
+
+    def trace(self, body: bytes) -> None:
+        """A request to trace the way to a peer came, as bytes; what is none, or of no peer, changes nothing."""
+        try:
+            epoch = _wanted(body).epoch
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            log.debug("no request to trace: %s", error)
+            return
+        if self.tracer is not None and epoch in self._by_epoch:
+            self.tracer.ask(epoch, time.monotonic())
 
     def kernel_answered(self, token: bytes) -> bool:
         """An echo came back that the path prober did not wait for; whether it was one of ours."""

@@ -7,12 +7,14 @@ underlay address, through the tunnel to its kernel, and from pod to pod.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from events.mesh import TRACES_MAX, Step, Trace
 from nodeagent.health import diagnosis
@@ -28,6 +30,10 @@ log = logging.getLogger("isthmus.agent.mesh")
 
 AGAIN_S = 5.0
 """Between two traces of one peer, while it is in trouble."""
+ROUND_S = 1.0
+"""Between two rounds, however often traces are asked for."""
+ASKED_KEPT_S = 30.0
+"""A trace that somebody asked for is kept and repeated so long."""
 NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV})
 """What the kernel answers when it would not forward a packet."""
 
@@ -47,9 +53,23 @@ class PeerTracer:
         self._route: Route | None = None
         self._found: dict[int, tuple[float, tuple[Step, ...]]] = {}
         self._wake = asyncio.Event()
+        self._asked: dict[int, float] = {}
+
+    def ask(self, epoch: int, now: float) -> None:
+        """Somebody wants to see the way to the peer with that epoch, whatever its state; the last few count."""
+        self._asked.pop(epoch, None)
+        self._asked[epoch] = now
+        while len(self._asked) > TRACES_MAX:
+            del self._asked[next(iter(self._asked))]
+        self._wake.set()
+
+    def asked(self, now: float) -> list[int]:
+        """Whose ways were asked for lately."""
+        self._asked = {epoch: at for epoch, at in self._asked.items() if now - at < ASKED_KEPT_S}
+        return list(self._asked)
 
     def want(self, peers: list[Peer], route: Route) -> None:
-        """The peers in trouble, now."""
+        """The peers to trace, now: the last few of them, so what matters most is last."""
         self._route = route
         wanted = peers[-TRACES_MAX:]
         if wanted != self._wanted:
@@ -67,6 +87,7 @@ class PeerTracer:
     async def run(self) -> None:
         """Until cancelled; what it has started ends with it."""
         while True:
+            begun = time.monotonic()
             self._wake.clear()
             for peer in list(self._wanted):
                 route = self._route
@@ -81,8 +102,9 @@ class PeerTracer:
                 known = self._found.get(peer.epoch)
                 if peer in self._wanted:
                     self._found[peer.epoch] = time.monotonic(), steps
-                    if known is None or known[1] != steps:
+                    if known is None or known[1] != steps or known[0] < self._asked.get(peer.epoch, 0.0):
                         self.due()
+            await asyncio.sleep(max(0.0, begun + ROUND_S - time.monotonic()))
             try:
                 async with asyncio.timeout(AGAIN_S if self._wanted else None):
                     await self._wake.wait()
@@ -97,13 +119,21 @@ class PeerTracer:
         small, large = self._told(peer.epoch)
         vtep = first_address(peer.cidr)
         steps = list(await asyncio.to_thread(_kernel_steps, peer, route, own.cidr))
+        before = await _drops(route.device)
         tunnel, underlay = await asyncio.gather(
             answers_at(first_address(own.cidr), vtep), answers_at(route.underlay, peer.underlay)
         )
-        if small == 1:
-            steps.append(Step("filters", 1))
-        else:
-            steps.append(await _filters(plan.port))
+        after = await _drops(route.device)
+        rose = [
+            f"{after[name] - before.get(name, 0):,} by {name}"
+            for name in after
+            if after[name] > before.get(name, 0)
+        ]
+        counted = (
+            "dropped here meanwhile: " + "; ".join(rose[:3]) if rose else "nothing was dropped here meanwhile"
+        )
+        found = Step("filters", 1) if small == 1 else await _filters(plan.port)
+        steps.append(Step(found.name, found.ok, f"{found.text}; {counted}" if found.text else counted))
         # Many networks drop datagrams to closed ports: silence is a fault only where nothing else passes.
         steps += [
             Step("underlay ping", 1)
@@ -131,6 +161,21 @@ async def _filters(port: int) -> Step:
         return Step("filters", 0, f"UDP port {port} is dropped here: {rules[0]}")
     chains = await diagnosis.dropping_chains()
     return Step("filters", 0, f"not forwarded here: {chains[0]}") if chains else Step("filters", 1)
+
+
+async def _drops(device: str) -> dict[str, int]:
+    """Packets dropped on this host so far: by rules that count, and by the tunnel device."""
+    return {**await diagnosis.dropped_packets(), **_dropped_by(device)}
+
+
+def _dropped_by(device: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in ("tx_errors", "tx_dropped", "rx_dropped", "rx_errors"):
+        with contextlib.suppress(OSError, ValueError):
+            found[f"{name} of {device}"] = int(
+                Path(f"/sys/class/net/{device}/statistics/{name}").read_text(encoding="ascii")
+            )
+    return found
 
 
 def _kernel_steps(peer: Peer, route: Route, own_range: str) -> tuple[Step, Step]:

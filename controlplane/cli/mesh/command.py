@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import click
+import msgspec
 
 from events.cli.options import BusContext, bus_options, controller, json_option, run
 from events.cli.tables import print_json, print_table
@@ -11,6 +15,8 @@ from events.protocol.mesh import FindingView, MeshView, NodePath, ShowMesh
 
 LOST = 1
 """Exit code when something does not pass."""
+TRACE_WAIT_S = 10.0
+"""How long a trace is waited for: a round of packets that are not answered takes a few seconds."""
 
 
 @click.command()
@@ -28,9 +34,9 @@ def mesh(
     isthmus mesh                      findings, and the matrix by site
     isthmus mesh --site sz            also between the nodes of a site
     isthmus mesh idc-7                what was measured of and by one node
-    isthmus mesh idc-7 cloud-1        between two, with the traces of both while they are in trouble
+    isthmus mesh idc-7 cloud-1        between two: both agents trace the way to the other hop by hop
 
-    Exit code 0: all that is measured passes; 1: something does not.
+    Exit code 0: all that is measured passes; 1: something does not (of the nodes named, if any are).
     """
     if len(nodes) > 2:
         raise Usage("usage", f"{len(nodes)} nodes are named: name none, one or two")
@@ -40,17 +46,35 @@ def mesh(
 
     async def ask() -> MeshView:
         async with controller(context) as client:
-            return await client.ask(ShowMesh(a=a, b=b, site=site, other=other), MeshView)
+            query = ShowMesh(a=a, b=b, site=site, other=other, trace=bool(b))
+            asked_at = time.monotonic()
+            view = await client.ask(query, MeshView)
+            later = msgspec.structs.replace(query, trace=False)
+            while b and not _traced(view, {a, b}, time.monotonic() - asked_at):
+                if time.monotonic() - asked_at > TRACE_WAIT_S:
+                    break
+                await asyncio.sleep(0.25)
+                view = await client.ask(later, MeshView)
+            return view
 
     view = run(ask())
     found = [one for one in view.findings if _concerns(one, set(nodes))]
-    lost = any(path.state not in {"ok", "kernel only", "not measured"} for path in view.paths) if b else False
+    lost = bool(b) and (
+        any(told.stops for told in view.traces)
+        or any(path.state not in {"ok", "kernel only", "not measured"} for path in view.paths)
+    )
     if as_json:
         print_json(view)
     else:
-        _show(view, found, pair=bool(b))
+        _show(view, found, set(nodes), pair=bool(b))
     if found or lost:
         raise SystemExit(LOST)
+
+
+def _traced(view: MeshView, nodes: set[str], elapsed_s: float) -> bool:
+    """Whether both have traced the way since it was asked for, as far as they can."""
+    silent = {*view.quiet, *view.unmeasured}
+    return nodes - silent <= {told.by for told in view.traces if told.age_s <= elapsed_s}
 
 
 def _concerns(one: FindingView, nodes: set[str]) -> bool:
@@ -58,7 +82,7 @@ def _concerns(one: FindingView, nodes: set[str]) -> bool:
     return not nodes or one.scope in {"site", "sites"} or bool({one.a, one.b} & nodes)
 
 
-def _show(view: MeshView, found: list[FindingView], *, pair: bool) -> None:
+def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bool) -> None:
     click.echo(f"{view.capable:,} of {view.nodes:,} nodes measure; sequence {view.sequence:,}")
     if view.unmeasured:
         click.echo(f"not measured (agents before 0.3, or unable): {', '.join(view.unmeasured)}")
@@ -95,6 +119,9 @@ def _show(view: MeshView, found: list[FindingView], *, pair: bool) -> None:
             drop=("loss", "large"),
             empty="these two have not measured each other yet",
         )
+    if pair:
+        for name in sorted(nodes - {told.by for told in view.traces}):
+            click.echo(f"no trace by {name}: its agent is away, is older than 0.3, or has not answered in time")
     for told in view.traces:
         verdict = f"stops at {told.stops}" if told.stops else "passes"
         click.echo(f"{told.by} → {told.of}, {told.age_s:.0f} s ago: {verdict}")

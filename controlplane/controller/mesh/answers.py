@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -17,6 +17,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.mesh.collector import FRESH_S, Collector, Seen
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
+from events import subjects
 from events.errors import BadRequest, Refused, VerificationFailed
 from events.mesh import ANSWERED, KERNEL, LARGE_LOST, LARGE_OK, STATES
 from events.protocol.mesh import (
@@ -28,6 +29,7 @@ from events.protocol.mesh import (
     NodeTrace,
     ShowMesh,
     SitePath,
+    TraceWanted,
 )
 from events.types import PathLost, PathRestored
 
@@ -36,6 +38,9 @@ RECENT = 64
 BEFORE_S = 60.0
 """Events are shown with a finding when they came so long before it at most."""
 AFTER_S = 1.5
+TRACE_PAUSE_S = 0.2
+"""Between two pairs that agents are asked to trace, at least."""
+SITES_KEPT_S = 1.0
 _decode = msgspec.json.Decoder(ShowMesh).decode
 
 
@@ -69,9 +74,27 @@ class RecentEvents:
 class MeshAnswers:
     """Answers :class:`ShowMesh`."""
 
-    def __init__(self, collector: Collector, replica: Replica, barrier: ReadBarrier | None = None) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        replica: Replica,
+        barrier: ReadBarrier | None = None,
+        *,
+        publish: Callable[[str, bytes], Awaitable[None]] | None = None,
+    ) -> None:
+        """``publish`` tells agents something, by subject; without it none is asked to trace."""
         self._collector, self._replica, self._barrier = collector, replica, barrier
+        self._publish = publish
+        self._asked_at = -1e9
+        self._sites_at, self._sites_then = -1e9, tuple[SitePath, ...]()
         self.recent = RecentEvents()
+
+    def sites(self) -> tuple[SitePath, ...]:
+        """The matrix by site, at most :data:`SITES_KEPT_S` old. O(measurements) when it is made anew."""
+        now = self._collector.now()
+        if now - self._sites_at > SITES_KEPT_S or now < self._sites_at:
+            self._sites_at, self._sites_then = now, tuple(self._sites(self._replica.state))
+        return self._sites_then
 
     async def answer(self, body: bytes) -> bytes:
         """The answer to a request. Raises BadRequest, Refused(node_unknown). Cancelled, nothing is left
@@ -83,7 +106,24 @@ class MeshAnswers:
         if self._barrier is not None and self._replica.halted is None:
             with suppress(VerificationFailed):
                 await self._barrier.passed()
-        return msgspec.json.encode(self.view(query))
+        view = self.view(query)
+        if query.trace and query.a and query.b:
+            await self._have_traced(query.a, query.b)
+        return msgspec.json.encode(view)
+
+    async def _have_traced(self, a: str, b: str) -> None:
+        """Ask both agents to trace their way to the other one. What the bus raises is let through."""
+        now, state = self._collector.now(), self._replica.state
+        if self._publish is None or a == b:
+            return
+        if now - self._asked_at < TRACE_PAUSE_S:
+            return  # what was asked for just now is under way; agents take few at a time
+        self._asked_at = now
+        for by, of in ((a, b), (b, a)):
+            held = state.owned.get(of)
+            if held is not None:
+                wanted = msgspec.json.encode(TraceWanted(epoch=held.epoch))
+                await self._publish(subjects.trace_wanted(state.name, by), wanted)
 
     def view(self, query: ShowMesh) -> MeshView:
         """What is known now. Raises Refused(node_unknown)."""
@@ -103,7 +143,7 @@ class MeshAnswers:
             quiet=tuple(islice((name for name in sorted(state.nodes) if collector.silent(name)), SHOWN)),
             unmeasured=tuple(islice((n for n in sorted(state.nodes) if n not in set(measuring)), SHOWN)),
             findings=self._findings(state),
-            sites=tuple(self._sites(state)),
+            sites=self.sites(),
             paths=tuple(islice(self._paths(state, query), CELLS_MAX)),
             traces=tuple(self._traces(query)) if query.a and query.b else (),
         )
