@@ -84,7 +84,7 @@ def selectors(expression: str) -> Iterator[str]:
 
     def walk(node: Any) -> Iterator[str]:
         if isinstance(node, promql_parser.VectorSelector):
-            yield node.prettify()
+            yield re.sub(r"\s+offset \S+", "", node.prettify())  # a selector's series are those of any time
         for part in ("lhs", "rhs", "expr", "param", "vector_selector"):
             inner = getattr(node, part, None)
             if inner is not None:
@@ -177,6 +177,8 @@ def test_every_selector_meets_a_series_of_a_real_scrape_and_a_healthy_site_raise
                 "four scrapes",
                 20,
             )
+            measured = {"match[]": "isthmus_sites_rtt_seconds"}
+            until(lambda: ask(base, "series", **measured), "the agents have measured each other", 60)
             missing = [
                 f"{where}: {selector}"
                 for where, expression in every_expression().items()
@@ -227,6 +229,11 @@ _DRIFT = [
 PROMISED: dict[str, list[str]] = {
     "pool by state and per CIDR": [*_POOL, 'isthmus_pool_ranges{cidr!=""}'],
     "capacity": ["isthmus_pool_capacity"],
+    "paths": [
+        'isthmus_paths_lost{scope="node",fault="silent"}',
+        "isthmus_sites_rtt_seconds",
+        "isthmus_sites_loss",
+    ],
     "cursor": ["isthmus_pool_cursor"],
     "joins": ['isthmus_events_total{type="node.joined.v1"}'],
     "leaves": ['isthmus_events_total{type="node.left.v1"}', 'isthmus_events_total{type="node.fenced.v1"}'],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
-from deploy.grafana.panels import SELECT, Query, board, graph, number, per_second, row
+from deploy.grafana.panels import SELECT, Query, board, graph, number, row
 
 BETWEEN = "isthmus_cluster, site, peer_site"
 NAMED = "{{site}} → {{peer_site}}"
@@ -66,9 +66,9 @@ def mesh() -> dashboard.Dashboard:
                 unit="percentunit",
             ),
             graph(
-                "Lost and restored",
-                "Events a second.",
-                Query(per_second("isthmus_events_total", by="type", only='type=~"path.*"'), "{{type}}"),
+                "Lost paths",
+                "What is recorded as lost, by what is meant and how.",
+                Query(f"max by (scope, fault) (isthmus_paths_lost{{{SELECT}}}) > 0", "{{scope}}: {{fault}}"),
             ),
         ),
     )
