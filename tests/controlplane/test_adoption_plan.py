@@ -289,6 +289,22 @@ def test_the_plan_does_what_it_says_and_a_second_run_writes_nothing() -> None:
     assert state.adoption["prod"].plan == made.digest
 
 
+def test_a_node_that_flannel_adds_meanwhile_comes_with_the_next_plan() -> None:
+    state = ClusterState("default")
+    written = []
+    for count in (3, 5):
+        made = plan(given.k3s(count)).plan
+        assert made is not None
+        for command in planning.commands(made):
+            decision = decide(state, command, START)
+            assert decision.refusal is None, decision.refusal
+            for event in decision.events:
+                evolve(state, state.sequence + 1, event)
+            written.append(len(decision.events))
+    assert written == [1, 1, 6, 0, 0, 4]
+    assert state.owned["k3s-5"].cidr == "10.42.4.0/24"
+
+
 def test_many_nodes_go_in_batches() -> None:
     nodes = []
     for n in range(1, 1001):

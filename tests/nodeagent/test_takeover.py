@@ -9,9 +9,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from deploy.lab.machines.flannel import DEVICE, FlannelNode, kubernetes_list
+from events.errors import Refused
+from nodeagent.dataplane import takeover
+from nodeagent.netlink import links
+from nodeagent.netlink.links import DeviceSpec
 from tests.nodeagent.pods import PLUGINS
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Flow, Node, Site, site
@@ -81,14 +86,6 @@ def attach(node: Node, name: str, config: dict[str, Any]) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return str(json.loads(done.stdout)["ips"][0]["address"]).partition("/")[0]
-
-
-def start(node: Node) -> None:
-    uid = old_node(node).uid
-    node.start(
-        *("--take-over", DEVICE, "--uid", uid, "--kind", "external"),
-        *("--cni-data-dir", str(node.directory / "networks"), "--resync", "2"),
-    )
 
 
 def take(place: Site) -> str:
@@ -248,25 +245,34 @@ def new_pod(node: Node) -> str:
 
 @inside
 def test_another_device_is_left_as_it_is_and_told() -> None:
-    with site("a", "b", start=False, kind=OldSite) as place:
-        a, b = place.nodes.values()
-        old = [old_node(a), old_node(b)]
-        listed, plan = place.directory / "nodes.json", place.directory / "plan.json"
-        listed.write_text(kubernetes_list(old))
-        sh(f"{ISTHMUS} adopt plan --nodes {listed} --to {plan}")
-        until(lambda: place.isthmus("cluster", "show").returncode == 0, "the controller answers")
-        assert place.isthmus("adopt", "run", str(plan), "--yes").returncode == 0
-        install(a, old)
-        a.run(f"ip link set {DEVICE} address 8a:00:00:00:00:99")
-        start(a)
-        until(
-            lambda: "adopt_device" in str(a.log()) or "is not the one" in json.dumps(a.status()),
-            "it is told",
-            30,
-        )
-        assert "8a:00:00:00:00:99" in a.run(f"ip link show {DEVICE}")
-        assert not Path("/sys/class/net/isthmus").exists()
-        # Another node joins meanwhile as any node does: the adopted ones keep theirs.
-        start(b)
-        b.ready(1)
-        assert b.status()["range"] == "10.42.2.0/24"
+    sh("ip link add eth0 type bridge && ip addr add 10.0.0.1/24 dev eth0 && ip link set eth0 up")
+    for line in FlannelNode("a", 1, "10.0.0.1").device():
+        sh(f"ip {line}")
+    wanted = DeviceSpec(
+        name="isthmus",
+        vni=1,
+        port=8472,
+        mac="8a:f1:a0:00:00:01",
+        local="10.0.0.1",
+        address="10.42.1.0",
+        mtu=1450,
+    )
+    others = {"mac": "8a:00:00:00:00:99", "vni": 7, "port": 4789, "local": "10.0.0.9"}
+    for field, value in others.items():
+        with pytest.raises(Refused) as refused:
+            takeover.take(DEVICE, msgspec.structs.replace(wanted, **{field: value}))
+        assert refused.value.code == "adopt_device_differs"
+        assert str(value) in refused.value.message
+        assert links.find("isthmus") is None
+    before = links.find(DEVICE)
+    assert before is not None
+    assert takeover.take(DEVICE, wanted) == [f"{DEVICE} renamed isthmus", f"alternative name {DEVICE}"]
+    assert takeover.take(DEVICE, wanted) == []
+    links.drop_alternative_name(before.index, DEVICE)  # as if it had been killed between the two steps
+    assert takeover.take(DEVICE, wanted) == [f"alternative name {DEVICE}"]
+    after = links.find("isthmus")
+    assert after is not None
+    assert (after.index, after.mac, after.up) == (before.index, before.mac, True)
+    assert "isthmus renamed flannel.1" in takeover.give_back("isthmus", DEVICE)
+    assert takeover.give_back("isthmus", DEVICE) == []
+    assert takeover.take("flannel.7", wanted) == []  # nothing of that name: ours is made as on any node
