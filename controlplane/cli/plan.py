@@ -40,6 +40,9 @@ from events.errors import Refused
 )
 @click.option("--nodes", type=int, help="Propose the smallest plan for so many nodes.")
 @click.option("--avoid", multiple=True, metavar="CIDR", help="A network to stay clear of. Repeatable.")
+@click.option(
+    "--kubeadm", is_flag=True, help="Print what a Kubernetes cluster on it is made with: kubeadm's file."
+)
 @json_option
 def plan(
     *,
@@ -49,6 +52,7 @@ def plan(
     services: int,
     nodes: int | None,
     avoid: tuple[str, ...],
+    kubeadm: bool,
     as_json: bool,
 ) -> None:
     """Cut a container CIDR into node ranges and the Service range, or propose one.
@@ -60,13 +64,19 @@ def plan(
     isthmus plan --cidr 172.16.0.0/16 --pods 64 --services 256 --nodes 300
     isthmus plan --cidr 172.16.0.0/16 --usable-pods 64
     isthmus plan --pods 64 --nodes 5000 --avoid 10.0.0.0/12
+    isthmus plan --cidr 10.200.0.0/16 --pods 64 --kubeadm > kubeadm.yaml
     """
+    if kubeadm and as_json:
+        raise click.UsageError("--kubeadm prints kubeadm's file, --json the plan: one of them")
     pods = addresses_for(pods, usable_pods)
     if not cidr and nodes is None:
         raise click.UsageError("give --cidr, or --nodes for a proposal, or both")
     if nodes is not None:
         proposal = propose(cidr, pods, services, nodes, avoid)
         _check_clear(proposal.plan, avoid)
+        if kubeadm:
+            click.echo(_kubeadm(proposal.plan), nl=False)
+            return
         if as_json:
             print_json(proposal)
             return
@@ -74,10 +84,37 @@ def plan(
         return
     made = make_plan(cidr, pods, services)
     _check_clear(made, avoid)
-    if as_json:
+    if kubeadm:
+        click.echo(_kubeadm(made), nl=False)
+    elif as_json:
         print_json(made)
     else:
         _show(made, f"{made.container_cidr} holds {made.capacity:,} nodes")
+
+
+def _kubeadm(made: Plan) -> str:
+    """The parts of kubeadm's file that must fit the plan; ``kubeadm init --config FILE``."""
+    return (
+        "# No podSubnet: ranges are given by Isthmus, and by nobody else.\n"
+        "apiVersion: kubeadm.k8s.io/v1beta4\n"
+        "kind: ClusterConfiguration\n"
+        "networking:\n"
+        f"  serviceSubnet: {made.service_cidr}\n"
+        "controllerManager:\n"
+        "  extraArgs:\n"
+        '    - {name: allocate-node-cidrs, value: "false"}\n'
+        "---\n"
+        "apiVersion: kubelet.config.k8s.io/v1beta1\n"
+        "kind: KubeletConfiguration\n"
+        f"# The addresses of a range of {made.range_size}, less three.\n"
+        f"maxPods: {made.usable_pods}\n"
+        "---\n"
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n"
+        "kind: KubeProxyConfiguration\n"
+        "# After `isthmus cluster append`: detectLocalMode NodeCIDR, in the place of the CIDR.\n"
+        f"clusterCIDR: {made.container_cidr}\n"
+        "detectLocalMode: ClusterCIDR\n"
+    )
 
 
 def _check_clear(made: Plan, avoid: tuple[str, ...]) -> None:

@@ -78,6 +78,7 @@ ln -s /usr/bin/python3 "$place/bin/python3"
 printf '#!/opt/isthmus/bin/python3\nimport sys\n\nfrom controlplane.cli.main import main\n\nsys.exit(main())\n' >"$place/bin/isthmus"
 chmod 755 "$place/bin/isthmus" "$place/bin/nats-server"
 mkdir -p "$root/usr/bin" && ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/isthmus"
+ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/kubectl-isthmus" # kubectl isthmus …
 
 install -D -m 644 -t "$root/usr/lib/systemd/system" deploy/systemd/*.service deploy/systemd/*.timer
 install -D -m 644 deploy/systemd/isthmus-sysusers.conf "$root/usr/lib/sysusers.d/isthmus.conf"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.controlplane.ran import Isthmus
 
@@ -162,6 +163,17 @@ def test_without_a_bus_the_exit_code_is_3(isthmus: Isthmus, monkeypatch: pytest.
     ran = isthmus("node", "list", "--json")
     assert ran.code == 3
     assert ran.json["error"]["code"] == "bus_unreachable"
+
+
+def test_a_plan_says_what_kubeadm_must_be_told(isthmus: Isthmus) -> None:
+    told = isthmus("plan", "--cidr", "10.200.0.0/16", "--pods", "64", "--services", "256", "--kubeadm")
+    cluster, kubelet, proxy = yaml.safe_load_all(told.out)
+    assert cluster["networking"] == {"serviceSubnet": "10.200.255.0/24"}
+    assert cluster["controllerManager"]["extraArgs"] == [{"name": "allocate-node-cidrs", "value": "false"}]
+    assert kubelet["maxPods"] == 61
+    assert proxy["clusterCIDR"] == "10.200.0.0/16"
+    proposed = isthmus("plan", "--pods", "64", "--nodes", "100", "--kubeadm").out
+    assert next(yaml.safe_load_all(proposed))["networking"]["serviceSubnet"]
 
 
 def test_plan_needs_no_bus(isthmus: Isthmus, monkeypatch: pytest.MonkeyPatch) -> None:
