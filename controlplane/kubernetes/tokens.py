@@ -79,7 +79,9 @@ def pod_of(found: TokenReview, node: str, *, audience: str = AUDIENCE, account: 
     """
     said = found.status
     if not said.authenticated or audience not in (said.audiences or ()):
-        why = said.error or f"it is for {', '.join(said.audiences or ()) or 'another audience'}"
+        audiences = ", ".join(said.audiences or ()) or "no audience that it names"
+        meant = f"it is for {audiences}" if said.authenticated else "it has expired, or is none of this cluster"
+        why = said.error or meant
         raise Refused(
             "service_account_invalid",
             f"the API server does not vouch for the token of the pod on {node} for the audience "

@@ -6,12 +6,17 @@ So that the API server of the tests' own answers as Kubernetes does, and is beli
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
+from controlplane.kubernetes import tokens
+from controlplane.kubernetes.tokens import TokenReview
+from events.errors import Refused
 from tests.kubernetes.apiserver import TOKEN, ApiServer
 from tests.kubernetes.real import ADMIN, ASSETS, KUBELET, RealApiServer, serving
 
@@ -20,10 +25,15 @@ Ask = Callable[..., Awaitable[tuple[int, Any]]]
 
 
 class Server:
-    """Either of them, by the same three words."""
+    """Either of them, by the same words. ``token``: one of the agents' ServiceAccount, for an audience."""
 
-    def __init__(self, ask: Ask, add: Callable[..., Awaitable[dict[str, Any]]], *, real: bool) -> None:
-        self.ask, self.add, self.real = ask, add, real
+    def __init__(
+        self,
+        ask: Ask,
+        add: Callable[..., Awaitable[dict[str, Any]]],
+        token: Callable[[str], Awaitable[str]],
+    ) -> None:
+        self.ask, self.add, self.token = ask, add, token
 
     async def patch(
         self, name: str, patch: dict[str, Any], kind: str = MERGE, part: str = ""
@@ -37,7 +47,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         if not ASSETS:
             pytest.skip("KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd")
         async with serving(tmp_path) as real:
-            yield Server(real.ask, real.add, real=True)
+            yield Server(real.ask, real.add, partial(account_token, real))
         return
     ours = ApiServer()
     async with ours.serving(tmp_path) as kubeconfig, aiohttp.ClientSession() as session:
@@ -57,7 +67,23 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         async def add(name: str, **spec: Any) -> dict[str, Any]:
             return ours.add(name, **spec)
 
-        yield Server(ask, add, real=False)
+        async def token(audience: str) -> str:
+            return ours.project("n1", audience=audience, bound=False)
+
+        yield Server(ask, add, token)
+
+
+async def account_token(real: RealApiServer, audience: str) -> str:
+    """By the TokenRequest of a ServiceAccount that is made for it."""
+    namespaces = "/api/v1/namespaces"
+    accounts = f"{namespaces}/isthmus-system/serviceaccounts"
+    for path, name in ((namespaces, "isthmus-system"), (accounts, "isthmus-agent")):
+        code, said = await real.ask("POST", path, {"metadata": {"name": name}})
+        assert code in {201, 409}, said
+    asked = {"spec": {"audiences": [audience]}}
+    code, said = await real.ask("POST", f"{accounts}/isthmus-agent/token", asked)
+    assert code == 201, said
+    return str(said["status"]["token"])
 
 
 def spec(cidr: str, uid: str = "") -> dict[str, Any]:
@@ -142,6 +168,26 @@ async def test_the_answers_that_the_bridge_rests_on(server: Server) -> None:
     assert (code, said["reason"]) == (422, "Invalid")
     code, said = await server.ask("POST", path, {**event, "metadata": {"name": "n1.3"}, "action": ""})
     assert (code, said["reason"]) == (422, "Invalid")
+
+
+async def test_the_review_of_a_token(server: Server) -> None:
+    async def review(token: str, audience: str) -> TokenReview:
+        code, said = await server.ask(
+            "POST", "/apis/authentication.k8s.io/v1/tokenreviews", tokens.review(token, audience)
+        )
+        assert code == 201, said
+        return msgspec.convert(said, TokenReview)
+
+    own = await server.token("isthmus")
+    found = (await review(own, "isthmus")).status
+    assert (found.authenticated, found.audiences) == (True, ("isthmus",))
+    assert found.user.username == "system:serviceaccount:isthmus-system:isthmus-agent"
+    for token, audience in ((own, "other"), (await server.token("other"), "isthmus"), ("a.b.c", "isthmus")):
+        assert not (await review(token, audience)).status.authenticated
+    # It is bound to no pod, so that it says nothing of a Node.
+    with pytest.raises(Refused) as said:
+        tokens.pod_of(await review(own, "isthmus"), "n1")
+    assert said.value.code == "service_account_forbidden"
 
 
 async def test_what_a_kubelet_may_not_say_of_itself(tmp_path: Path) -> None:
