@@ -50,6 +50,8 @@ _EXTRA_OF = {
 
 
 _WORD = re.compile(r"[a-z]{4,}")
+_NOT_OURS = re.compile(r"is not (?:readable|writable|executable)")
+AS_WHOM = "run it as root (sudo), or as the account that this belongs to"
 GROUP = "isthmus.commands"
 _OWN = (
     EntryPoint("status", "controlplane.cli.status:status", GROUP),
@@ -117,7 +119,7 @@ class Commands(LazyGroup):
         for name in names:
             try:
                 command = self.get_command(ctx, name)
-                text = command.get_short_help_str() if command else ""
+                text = command.get_short_help_str(limit=120) if command else ""
             except IsthmusError as error:
                 text = f"({error.message})"
             rows.append((name, text))
@@ -247,6 +249,8 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except click.ClickException as error:
         error.show()
+        if os.geteuid() != 0 and _NOT_OURS.search(error.format_message()):
+            click.echo(f"  → {AS_WHOM}", err=True)
         return error.exit_code
     except SystemExit as error:
         if sys.stdout is not stdout:
@@ -307,7 +311,8 @@ def _of_an_end(error: EOFError) -> IsthmusError:
 def _of_the_caller(error: Exception) -> IsthmusError | None:
     """The error of a file or a text that the caller named, if it is one."""
     if isinstance(error, OSError) and error.filename is not None:
-        return Usage("file_unusable", f"{escaped(str(error.filename))}: {error.strerror or error}")
+        whose = f"; {AS_WHOM}" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        return Usage("file_unusable", f"{escaped(str(error.filename))}: {error.strerror or error}{whose}")
     if isinstance(error, UnicodeDecodeError):
         return Usage(
             "file_unusable", f"a file or the input is no UTF-8 text: {error.reason} at byte {error.start}"

@@ -159,7 +159,10 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
             ("joined", f"sequence {view.joined}"),
             ("address changed", f"sequence {view.changed}" if view.changed != view.joined else "never"),
             ("state", _state(view)),
-            ("last report", f"{_age(view.last_seen)} ago" if view.last_seen else "never"),
+            (
+                "last report",  # joining counts as word of it, but reported it has not then
+                f"{_age(view.last_seen)} ago" if view.last_seen and view.agent_state else "never",
+            ),
             ("applied", "unknown" if view.applied is None else f"{view.applied:,} ({_lag(view)} behind)"),
             (
                 "kernel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from controlplane.cli.main import report, root
+from controlplane.cli.main import AS_WHOM, report, root
+from controlplane.cli.main import _run as run_line
 from controlplane.cli.up import open_bus_warning
 from events.cli.completion import SHELLS
 from events.cli.listen import Listen
@@ -148,3 +150,24 @@ def test_the_way_out_is_said_once(
     report(Refused(code, message), as_json=False)
     said = capsys.readouterr().err
     assert ("→" not in said) is repeats, said
+
+
+def test_an_ordinary_user_is_told_who_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a place that is root's or the agent's (the tests' own user may be root, to whom nothing is closed)."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != tmp_path)
+    assert run_line(["agent", "status", "--state-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"'{tmp_path}' is not readable" in said
+    assert f"→ {AS_WHOM}" in said
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Path, "write_text", closed)
+    monkeypatch.setattr(Path, "mkdir", closed)
+    assert run_line(["deploy", "systemd", "--to", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: Permission denied; {AS_WHOM} [file_unusable]" in said

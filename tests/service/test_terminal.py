@@ -196,6 +196,22 @@ def test_the_other_forms_of_a_list(cluster: dict[str, str]) -> None:
     piped(cluster, "node", "list", "--sort-by", "weather", code=2)
 
 
+def test_a_member_that_never_reported_has_no_last_report(cluster: dict[str, str]) -> None:
+    shown = [line.split(None, 2) for line in piped(cluster, "node", "show", "n1").splitlines()]
+    assert ["last", "report:", "never"] in shown
+
+
+def test_a_tail_that_shows_nothing_says_why(cluster: dict[str, str]) -> None:
+    for arguments in (["--from", "6,121"], ["--type", "weather."]):
+        done = subprocess.run(
+            [PROGRAM, "events", "tail", *arguments], env=cluster, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "the log ends at event" in done.stderr
+    piped(cluster, "trace", "list", "--limit", "-1", code=2)
+
+
 def test_colours_are_for_terminals_that_want_them(cluster: dict[str, str]) -> None:
     assert "\x1b[1m" in on_terminal(cluster, 120, "node", "list")
     assert "\x1b[1m" not in on_terminal({**cluster, "NO_COLOR": "1"}, 120, "node", "list")
