@@ -146,8 +146,8 @@ def _show(report: planning.Report, to: Path | None) -> None:
     plan = report.plan
     if plan is not None:
         print_table(
-            ("node", "range", "underlay", "vtep mac", "kind"),
-            [(n.node, n.range, n.announced or n.underlay, n.vtep_mac, n.kind) for n in plan.nodes],
+            ("node", "range", "underlay", "vtep mac", "kind", "site"),
+            [(n.node, n.range, n.announced or n.underlay, n.vtep_mac, n.kind, n.site) for n in plan.nodes],
         )
         define = plan.define
         click.echo(
