@@ -128,22 +128,25 @@ def run_command(
     )
     machine = read_machine_uid() if machine_id == "host" else ""
     agent_ = run_agent(
-        config, uid=uid, machine_uid=machine, telemetry=telemetry, outbox=outbox, fastpath=fastpath
+        config,
+        uid=uid,
+        machine_uid=machine,
+        telemetry=telemetry,
+        outbox=outbox,
+        fastpath=fastpath,
+        metrics=metrics,
     )
-    run(_until_stopped(agent_, telemetry, metrics))
+    run(_until_stopped(agent_, telemetry))
 
 
-async def _until_stopped(agent_: Coroutine[Any, Any, None], telemetry: Any, metrics: str) -> None:
-    from events.telemetry.http import serve_where
-
+async def _until_stopped(agent_: Coroutine[Any, Any, None], telemetry: Any) -> None:
     loop = asyncio.get_running_loop()
     main = asyncio.create_task(agent_, name="agent")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     try:
-        async with serve_where(telemetry.prometheus, metrics):
-            with contextlib.suppress(asyncio.CancelledError):
-                await main
+        with contextlib.suppress(asyncio.CancelledError):
+            await main
     finally:
         await telemetry.close()
 

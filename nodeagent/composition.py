@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 from nats.aio.client import Client
 
+from events.telemetry.http import serve_where
 from events.telemetry.logs import follow_position
 from events.telemetry.role import Telemetry
 from events.telemetry.spans import Outbox
@@ -315,10 +316,12 @@ async def run_agent(
     telemetry: Telemetry | None = None,
     outbox: Outbox | None = None,
     fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
+    metrics: str = "off",
 ) -> None:
     """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start.
 
-    ``uid`` is one given by name; ``machine_uid`` what a new installation takes.
+    ``uid`` is one given by name; ``machine_uid`` what a new installation takes; ``metrics`` where `/metrics`
+    and `/healthz` are served, ``HOST:PORT`` or ``off``.
     """
     telemetry = telemetry or Telemetry.off("agent", config.node)
     prepare_directory(config.state_dir)
@@ -330,4 +333,5 @@ async def run_agent(
         if outbox is not None:
             outbox.population = lambda: len(view.peers) + 1
         bind(agent, telemetry)
-        await agent.run()
+        async with serve_where(telemetry.prometheus, metrics, healthy=agent.reporter.not_ready_reason):
+            await agent.run()

@@ -127,6 +127,13 @@ class StatusReporter:
         """A gateway is missed within seconds, so it reports every second."""
         return min(self._config.heartbeat_s, BEAT_S) if self._gateway.marked else self._config.heartbeat_s
 
+    def not_ready_reason(self) -> str:
+        """Why this node's pods should not be relied on, for ``/healthz``; empty while the agent is ready."""
+        state = self.state()
+        if state == "ready":
+            return ""
+        return "; ".join((f"the agent is {state}", *self._conditions.sentences()))
+
     def state(self) -> str:
         """starting, ready, degraded, stopping or fenced."""
         view, reconciler = self._view, self._reconciler

@@ -62,8 +62,12 @@ async def serve_metrics(
 
 
 @asynccontextmanager
-async def serve_where(render: Callable[[], bytes], where: str) -> AsyncIterator[int]:
+async def serve_where(
+    render: Callable[[], bytes], where: str, *, healthy: Callable[[], str] = lambda: ""
+) -> AsyncIterator[int]:
     """Serve at ``HOST:PORT``; yields the port, 0 for ``off`` or when the address is taken.
+
+    ``healthy`` as for `serve_metrics`.
 
     Metrics are worth a warning, not a stop. Raises Usage(usage) for anything else. A cancellation inside of the
     block ends it, too.
@@ -77,7 +81,7 @@ async def serve_where(render: Callable[[], bytes], where: str) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         try:
             port = await stack.enter_async_context(
-                serve_metrics(render, host=host.strip("[]") or "127.0.0.1", port=int(number))
+                serve_metrics(render, host=host.strip("[]") or "127.0.0.1", port=int(number), healthy=healthy)
             )
         except Unavailable as error:
             log.warning("%s; going on without", error.message)

@@ -99,7 +99,7 @@ class Node:
             self.agent = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", self.site.bus,
                  "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
-                 "--cni-dir", str(self.directory / "cni"), "--metrics", "off", "--heartbeat", "0.5",
+                 "--cni-dir", str(self.directory / "cni"), "--heartbeat", "0.5",
                  *_mode(program, options), *options],
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
             )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -43,11 +44,25 @@ def forwards(node: Node, device: str) -> bool:
     return node.run(f"cat /proc/sys/net/ipv4/conf/{device}/forwarding").strip() == "1"
 
 
+def probed(node: Node) -> tuple[int, str]:
+    """What Kubernetes' readiness probe of the shipped manifest gets from the agent: HTTP status and text."""
+    code = (
+        "import http.client as h; c = h.HTTPConnection('127.0.0.1', 7481); c.request('GET', '/healthz'); "
+        "a = c.getresponse(); print(a.status, a.read().decode())"
+    )
+    status, _, text = node.run(f'{sys.executable} -c "{code}"').partition(" ")
+    return int(status), text
+
+
 def broken_and_mended(place: Site, breaking: str, mending: str, *words: str) -> None:
     """``a`` says what is wrong, the others are not blamed, and it is ready once that is over."""
     a, *others = place.nodes.values()
+    assert probed(a) == (200, "ok\n\n")
     a.run(breaking)
     blamed(a, *words)
+    status, text = probed(a)
+    assert status == 503
+    assert all(word in text for word in ("degraded", *words))
     assert all(other.status()["state"] == "ready" for other in others), [
         o.status()["conditions"] for o in others
     ]
