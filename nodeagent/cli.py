@@ -17,7 +17,7 @@ from events.cli.hints import hint
 from events.cli.listen import METAVAR, Listen
 from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
-from events.cli.tables import console, print_json
+from events.cli.tables import console, escaped, print_json
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
 
@@ -339,13 +339,14 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
     """
     from events.bus.connection import connect
     from nodeagent import identity, local_files
-    from nodeagent.pods.leaving import leave, pods_here, refuse_running
+    from nodeagent.pods.leaving import is_elsewhere, leave, pods_here, refuse_running
 
     status = local_files.read_status(state_dir)
     pods = pods_here(state_dir, status, Path(status.pod_directory or state_dir / "pod-addresses"))
+    elsewhere = is_elsewhere(state_dir, status)
     if not yes:
-        elsewhere = state_dir != Path(DEFAULT_STATE_DIR)
-        way = "isthmus agent leave --yes" + (f" --state-dir {state_dir}" if elsewhere else "")
+        chosen = state_dir != Path(DEFAULT_STATE_DIR)
+        way = "isthmus agent leave --yes" + (f" --state-dir {state_dir}" if chosen else "")
         refuse_running(pods, status, hint(context.cluster, way))
     confirm(f"Leave the cluster with {status.node}? Its range drains and its pods lose their network.", yes=yes)
 
@@ -353,7 +354,9 @@ def leave_command(context: BusContext, state_dir: Path, cni_dir: Path, reason: s
         client = await connect(context.bus, name=f"isthmus-leave/{status.node}")
         try:
             named = msgspec.structs.replace(status, cluster=context.cluster)
-            await leave(client, named, pods, reason=reason, cni_dir=cni_dir, actor=context.actor)
+            await leave(
+                client, named, pods, reason=reason, cni_dir=cni_dir, actor=context.actor, elsewhere=elsewhere
+            )
         finally:
             await client.close()
 
@@ -386,6 +389,8 @@ def doctor(context: BusContext, as_json: bool, **options: Any) -> None:
         for finding in findings:
             fix = f"\n{'':30}→ {finding.fix}" if finding.fix else ""
             screen.print(f"[{colours[finding.level]}]{finding.level:<8}[/] {finding.check:<20} ", end="")
-            screen.print(finding.text + fix, markup=False, soft_wrap=True)
+            screen.print(
+                "\n".join(map(escaped, (finding.text + fix).split("\n"))), markup=False, soft_wrap=True
+            )
     if any(finding.level == "problem" for finding in findings):
         raise SystemExit(1)

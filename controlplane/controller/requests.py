@@ -120,7 +120,7 @@ def parse(
         actor=_actor(headers, asker),
         received_s=received_s,
         node=asker,
-        instance=printable(headers.get(INSTANCE, ""), 64) if asker else "",
+        instance=printable(headers.get(INSTANCE, ""), 64),
         dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
         correlation_id=printable(headers.get("ce-correlationid", ""), 128),
         causation_id=printable(headers.get("ce-causationid", ""), 128),

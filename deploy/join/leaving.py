@@ -18,8 +18,8 @@ from nodeagent.clean import clean
 from nodeagent.cli import run_command
 from nodeagent.local_files import LocalStatus, read_status
 from nodeagent.pods.addresses import Pods
+from nodeagent.pods.leaving import is_elsewhere, pods_here
 from nodeagent.pods.leaving import leave as leave_cluster
-from nodeagent.pods.leaving import pods_here
 
 CREDENTIAL_FILES = ("agent.creds", "ca.pem")
 
@@ -124,6 +124,14 @@ async def _tell(values: dict[str, object], status: LocalStatus, request: LeaveRe
     )
     client = await connect(options, name=f"isthmus-leave/{status.node}")
     try:
-        await leave_cluster(client, status, pods, reason=request.reason, cni_dir=cni_dir, actor=default_actor())
+        await leave_cluster(
+            client,
+            status,
+            pods,
+            reason=request.reason,
+            cni_dir=cni_dir,
+            actor=default_actor(),
+            elsewhere=await asyncio.to_thread(is_elsewhere, request.state_dir, status),
+        )
     finally:
         await client.close()

@@ -280,7 +280,8 @@ COMMAND_CODES: dict[str, Code] = {
     "uid_in_use": Code(
         "Refused",
         "A live node of another name has the same uid: a cloned machine, or a renamed one.",
-        "Give the clone a uid of its own, or remove the node of the old name first.",
+        "Give the clone a uid of its own (isthmus agent new-identity --yes), or remove the node of the old "
+        "name first.",
     ),
     "identity_twice": Code(
         "Refused",

@@ -14,10 +14,12 @@ from nats.aio.client import Client
 from events import subjects
 from events.bus.client import ControllerClient
 from events.errors import Refused
-from events.protocol.commands import LeaveNode
+from events.ids import new_id
+from events.protocol.commands import INSTANCE, LeaveNode
 from events.status import AgentStatus
 from nodeagent.local_files import LocalStatus
 from nodeagent.membership.cache import Cache
+from nodeagent.netlink.links import own_addresses
 from nodeagent.pods import cni
 from nodeagent.pods.addresses import Pods, find
 
@@ -30,6 +32,13 @@ def pods_here(state_dir: Path, status: LocalStatus, data_dir: Path) -> Pods:
     cidrs = view.plan.cidrs if view.plan is not None else (status.range,) if status.range else ()
     own = view.own.cidr if view.own is not None else status.range
     return find(data_dir, cidrs, own, device=status.device, sequence=view.sequence)
+
+
+def is_elsewhere(state_dir: Path, status: LocalStatus) -> bool:
+    """Whether the log has the node at an address that is not this machine's: a copy? Raises OSError."""
+    member = Cache(state_dir).load(status.cluster, status.node, status.uid).members.get(status.node)
+    known = member.underlay if member is not None else status.underlay
+    return bool(known) and known not in own_addresses()
 
 
 def in_words(pods: Pods, node: str) -> str:
@@ -57,11 +66,12 @@ def refuse_running(pods: Pods, status: LocalStatus, command: str) -> None:
 
 
 async def leave(
-    client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path, actor: str
+    client: Client, status: LocalStatus, pods: Pods, *, reason: str, cni_dir: Path, actor: str, elsewhere: bool
 ) -> None:
     """Take the CNI configuration away, leave, and say which ranges still have pods here.
 
-    ``actor`` is the person or program that has asked for it, for the record.
+    ``actor`` is the person or program that has asked for it, for the record. ``elsewhere``: this machine is not
+    where the log has the node; if the node reports, it stays.
 
     Raises IsthmusError, OSError. Cancelled, the node may have left; repeating it then says so.
     """
@@ -69,13 +79,14 @@ async def leave(
     controller = ControllerClient(client, status.cluster, actor=actor)
     command = LeaveNode(node=status.node, uid=status.uid, reason=reason)
     controller.node = status.node  # with the node's own credentials …
+    headers = {INSTANCE: new_id()} if elsewhere else {}
     try:
-        reply = await controller.send(command)
+        reply = await controller.send(command, headers=headers)
     except Refused as error:
         if error.code != "forbidden":
             raise
         controller.node = ""  # … or with an operator's, who asks on another subject
-        reply = await controller.send(command)
+        reply = await controller.send(command, headers=headers)
     occupied = {status.range} if pods.own and status.range else set()
     if pods.strays and status.range:
         occupied |= set(pods.ranges(int(status.range.partition("/")[2])))

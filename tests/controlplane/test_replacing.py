@@ -15,7 +15,7 @@ from controlplane.controller.agents.liveness import ABSENT_AFTER_S, Liveness
 from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.agents.reporting import WATCH_S, LiveMembers
 from controlplane.controller.clocks import Watch
-from events.protocol.commands import FenceNode, ImportNodes, JoinNode
+from events.protocol.commands import FenceNode, ImportNodes, JoinNode, LeaveNode
 from events.status import AgentStatus
 from events.types import NodeFenced
 from tests.controlplane.world import World, joining, names
@@ -81,6 +81,19 @@ def test_a_copy_of_a_machine_does_not_move_it_while_it_reports(world: World) -> 
     said.processes.clear()  # silent
     world.ok(asks("second", "192.0.2.98"))
     assert world.state.nodes["n0"].underlay == "192.0.2.98"
+
+
+def test_a_copy_of_a_machine_does_not_take_it_out_while_it_reports(world: World) -> None:
+    said = Said({"uid-0": 2.0})
+    said.processes["uid-0"] = AgentProcess("first", world.state.nodes["n0"].underlay, 2.0)
+    world.context = DecisionContext(members=said, instance="a copy's")
+    leaving = LeaveNode(node="n0", uid="uid-0")
+    written = len(world.log)
+    assert world.refused(leaving) == "identity_twice"
+    assert len(world.log) == written
+    said.processes.clear()  # silent
+    world.ok(leaving)
+    assert "n0" not in world.state.nodes
 
 
 def test_of_two_agents_with_one_identity_one_counts(world: World) -> None:

@@ -26,7 +26,7 @@ from nodeagent.membership.cache import Cache, Entry
 from nodeagent.pods.cni import FILE_NAME, range_of, write
 from tests.nodeagent.logs import DEFINED, folded, joined
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import ISTHMUS, site
+from tests.nodeagent.site import BUS, ISTHMUS, site
 from tests.waiting import wait_for as until
 
 UID = "0192f3a0-7d7e-7c3c-9d6e-0f6f3f0f7d31"
@@ -193,8 +193,13 @@ def test_a_cloned_machine_is_held_and_noticed_on_both_sides() -> None:
         until(noticed, "the controller, too", 30)
         assert "10.0.0.1" in said
         assert "10.0.0.3" in said
-        assert (b.rows(), b.status()["sequence"]) == (before, head), "the original keeps its place"
         c.stop()
+        folders = f"--state-dir {c.directory}/state --cni-dir {c.directory}/cni"
+        leave = f"ip netns exec c {ISTHMUS} agent leave --yes --bus {BUS} {folders}"
+        refused = subprocess.run(leave.split(), capture_output=True, text=True, check=False)
+        assert refused.returncode == 1, refused.stdout + refused.stderr
+        assert "identity_twice" in refused.stderr
+        assert (b.rows(), b.status()["sequence"]) == (before, head), "the original keeps its place"
         subprocess.run(
             [ISTHMUS, "agent", "new-identity", "--yes", "--state-dir", c.directory / "state"], check=True
         )

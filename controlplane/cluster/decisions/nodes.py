@@ -390,9 +390,24 @@ def _out(
 
 
 def leave(state: ClusterState, command: LeaveNode, now: datetime, context: DecisionContext) -> Decision:
-    """The node leaves of its own accord; its range drains."""
+    """The node leaves of its own accord; its range drains.
+
+    Raises Refused(identity_twice) when a machine elsewhere asks while the member reports.
+    """
     del now
     member = _own(state, command.node, command.uid)
+    process = context.members.process_of(member.uid)
+    if context.instance and process is not None and process.instance != context.instance:
+        raise Refused(
+            "identity_twice",
+            f"node {member.name!r} (uid {member.uid!r}) reports from {process.underlay}, heard "
+            f"{process.silent_s:.0f} s ago, and this machine has no such address: the node stays. If this is a "
+            f"copy of that machine, give it an identity of its own (isthmus agent new-identity --yes); to take "
+            f"the node out all the same: isthmus node remove {member.name}",
+            node=member.name,
+            uid=member.uid,
+            underlay=process.underlay,
+        )
     reason = text(command.reason, "reason")
     return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 

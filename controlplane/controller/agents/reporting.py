@@ -12,7 +12,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.gateway_reports import heard_gateways
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.context import ContextSource
-from events.protocol.commands import ChangeUnderlay, Command, FenceNode, ImportNodes, JoinNode
+from events.protocol.commands import ChangeUnderlay, Command, FenceNode, ImportNodes, JoinNode, LeaveNode
 from events.status import SILENT_INTERVALS
 
 INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 60.0
@@ -75,6 +75,8 @@ class WithReports:
             more["gateways"] = heard_gateways(state, self._liveness)
         if any(isinstance(command, FenceNode) for command in commands):
             more["occupied"] = self._liveness.pods.occupied(state)
-        if any(isinstance(command, JoinNode | ImportNodes | ChangeUnderlay) for command in commands):
+        if any(
+            isinstance(command, JoinNode | ImportNodes | ChangeUnderlay | LeaveNode) for command in commands
+        ):
             more["members"] = LiveMembers(self._liveness)
         return msgspec.structs.replace(known, **more) if more else known
