@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploy.lab.reports.run_directory import LabState, RunDirectory
 
 DOWN_LIMIT_S = 20.0
-KINDS = ("filter", "peer", "mtu", "route", "direction", "fdb", "port")
+KINDS = ("filter", "forward", "peer", "mtu", "route", "direction", "fdb", "port")
 """What ``--break`` can break (:data:`deploy.lab.checks.mesh.BREAKS`)."""
 
 _name = click.option("--name", default="lab", show_default=True, help="Which lab, when several run.")
@@ -127,7 +127,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
-    isthmus lab --break all --cloud 7   … all kinds at once; with --keep they stay broken, to be looked at
+    isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
     isthmus lab --from flannel --nodes 10       take a flannel cluster over, and give it back

@@ -17,16 +17,19 @@ WANTED = {
     "cloud-1's own firewall drops UDP port 8472": (
         "node", "direction", "nothing passes from the others to cloud-1", "UDP port 8472 is dropped here",
     ),
-    "cloud-2 is dead": ("node", "silent", "node cloud-2 is reached by nobody", "no report of cloud-2"),
-    "cloud-3's cable carries 1400 bytes": (
-        "node", "large", "small ones do: node cloud-3", "bytes do not arrive",
+    "cloud-2's own firewall forwards nothing": (
+        "node", "pods", "node cloud-2 does not forward packets to or from pods", "not forwarded here",
     ),
-    "cloud-4 routes cloud-5's range elsewhere": ("pair", "", "cloud-4", "leave by eth0, not by isthmus"),
-    "nothing from cloud-5 arrives at cloud-6": (
-        "pair", "direction", "nothing passes from cloud-5 to cloud-6", "answers no datagram",
+    "cloud-3 is dead": ("node", "silent", "node cloud-3 is reached by nobody", "no report of cloud-3"),
+    "cloud-4's cable carries 1400 bytes": (
+        "node", "large", "small ones do: node cloud-4", "bytes do not arrive",
     ),
-    "another program writes cloud-6's FDB row of cloud-7": (
-        "pair", "direction", "nothing passes from cloud-6 to cloud-7", "172.16.0.250, the log says 172.16.0.17",
+    "cloud-5 routes cloud-6's range elsewhere": ("pair", "", "cloud-5", "leave by eth0, not by isthmus"),
+    "nothing from cloud-6 arrives at cloud-7": (
+        "pair", "direction", "nothing passes from cloud-6 to cloud-7", "answers no datagram",
+    ),
+    "another program writes cloud-7's FDB row of cloud-8": (
+        "pair", "direction", "nothing passes from cloud-7 to cloud-8", "172.16.0.250, the log says 172.16.0.18",
     ),
     "UDP port 8472 is closed between the sites": (
         "sites", "silent", "sites idc and vpc do not reach each other", "(UDP port 8472)",
@@ -40,7 +43,7 @@ WANTED = {
 @pytest.mark.slow
 def test_the_verdict_names_whatever_is_broken_and_the_end_of_it(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "150"}
-    line = ("lab", "--once", "--json", "--break", "all", "--cloud", "7", "--pods", "1")
+    line = ("lab", "--once", "--json", "--break", "all", "--cloud", "8", "--pods", "1")
     done = isthmus(*line, env=env, timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     checks = proven(json.loads(done.stdout))
@@ -59,5 +62,5 @@ def test_kinds_are_the_same_everywhere_and_get_the_nodes_that_they_need() -> Non
     assert tuple(BREAKS) == KINDS
     assert chosen(["port"], 3) == ("port",)
     assert chosen(["route", "route", "filter"], 3) == ("filter", "route")
-    with pytest.raises(Usage, match="--break all --cloud 7"):
+    with pytest.raises(Usage, match="--break all --cloud 8"):
         chosen(["all"], 3)

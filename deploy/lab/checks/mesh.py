@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from deploy.lab.failures import CheckFailedError
+from deploy.lab.failures import CheckFailedError, CommandFailedError
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.shell import run
 from events.errors import Unavailable, Usage
@@ -35,6 +35,7 @@ FILTER = (
     f"add table {TABLE}; add chain {TABLE} c {{ type filter hook HOOK priority -10; }}; "
     f"add rule {TABLE} c udp dport {PORT} drop"
 )
+FORWARD = f"add table {TABLE}; add chain {TABLE} c {{ type filter hook forward priority 0; policy drop; }}"
 ROUTES = "199"
 """The routing table of the wrong route."""
 NOBODY = "02:00:00:00:00:99"
@@ -62,6 +63,10 @@ class Break:
 
 async def _filter(lab: Lab, at: Sequence[LabNode]) -> None:  # noqa: ARG001 - as the others
     await at[0].machine.run("nft", FILTER.replace("HOOK", "input"))
+
+
+async def _no_forwarding(lab: Lab, at: Sequence[LabNode]) -> None:  # noqa: ARG001
+    await at[0].machine.run("nft", FORWARD)
 
 
 async def _no_filter(lab: Lab, at: Sequence[LabNode]) -> None:  # noqa: ARG001
@@ -137,6 +142,9 @@ BREAKS: Final[dict[str, Break]] = {
     "filter": Break(
         f"{{0}}'s own firewall drops UDP port {PORT}", "node", "direction", f"UDP port {PORT} is dropped here",
         _filter, _no_filter, broken=lambda at: ("", at[0]),
+    ),
+    "forward": Break(
+        "{0}'s own firewall forwards nothing", "node", "pods", "not forwarded here", _no_forwarding, _no_filter,
     ),
     "peer": Break("{0} is dead", "node", "silent", "no report of", _unplug, _plug),
     "mtu": Break(
@@ -242,7 +250,14 @@ async def breaks(lab: Lab, report: Report, kinds: Sequence[str], *, keep: bool) 
                 "event": one.finding.recorded,
                 "seconds": round(one.seconds, 1),
             }
-    with report.stage("Nothing else is called lost") as check:
+    with report.stage("Nothing else is called lost, and a script learns of it by the exit code") as check:
+        try:
+            said = await lab.isthmus("mesh")
+        except CommandFailedError as error:
+            if "ended with 1:" not in str(error):
+                raise
+        else:
+            raise CheckFailedError(f"isthmus mesh ended with 0:\n{said}")
         seen = await _ask(lab, ShowMesh())
         wanted = {one.key for one in broken}
         false = [
@@ -257,7 +272,11 @@ async def breaks(lab: Lab, report: Report, kinds: Sequence[str], *, keep: bool) 
     for one in broken:
         await one.kind.mend(lab, one.at)
     with report.stage("Mended: every path is restored, and recorded so") as check:
-        check.measured = {"seconds": round(await _restored(lab), 1)}
+        seconds = round(await _restored(lab), 1)
+        events = await lab.isthmus("events", "tail", "--from", "1", "--json")
+        check.measured = {"seconds": seconds, "restored": events.count("path.restored.v1")}
+        if check.measured["restored"] < len(broken):
+            raise CheckFailedError(f"{check.measured['restored']} events for {len(broken)} paths")
 
 
 async def _traced(lab: Lab, report: Report) -> None:
