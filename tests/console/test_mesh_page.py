@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 from playwright.sync_api import expect
 
@@ -11,6 +12,7 @@ from events.protocol.commands import DeclareNetwork
 from events.types import Network
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
+from tests.console.rig import join
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +51,11 @@ def test_the_matrix_leads_from_sites_to_nodes_to_a_pair(browser, meshed):
         state = meshed.rig.replica.state
         there, here = state.nodes[meshed.gone].site, min(n.site for n in state.nodes.values())
         sites.get_by_role("button", name=f"{here} to {there}").click()
-        expect(page).to_have_url(re.compile("#/mesh/sites~"))
+        expect(page).to_have_url(re.compile("#/mesh/sites/"))
         members = sum(node.site in {here, there} for node in state.nodes.values())
         expect(page.get_by_role("table", name="Paths between nodes").locator("tbody tr")).to_have_count(members)
         page.get_by_role("table", name="Paths between nodes").locator("td.lost button").first.click()
-        expect(page).to_have_url(re.compile("#/mesh/nodes~"))
+        expect(page).to_have_url(re.compile("#/mesh/nodes/"))
         expect(page.locator("main h1")).to_contain_text(meshed.gone)
         expect(page.get_by_role("table", name="Paths", exact=True).locator("tbody tr")).to_have_count(1)
         expect(page.locator("td.heat.lost")).to_have_count(2)
@@ -93,3 +95,17 @@ def test_a_nodes_page_has_its_paths_and_the_page_fits_a_phone(browser, meshed, w
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert page.evaluate("document.querySelector('main').scrollWidth") <= width
         assert violations(page) == []
+
+
+def test_a_site_of_any_name_is_text_and_can_be_looked_into(browser, started):
+    rig = started.rig
+    evil = "a~b/c?%<img src=x onerror=window.hurt=1>"
+    started.do(rig.define(2))
+    started.do(rig.fill(1))
+    started.do(rig.send(msgspec.structs.replace(join(2), site=evil)))
+    started.call(rig.measure)
+    with page_on(browser, rig.url, "/#/mesh") as page:
+        page.get_by_role("table", name="Paths between sites").get_by_role("button", name=evil).first.click()
+        expect(page.locator("main h1")).to_contain_text("<img src=x")
+        expect(page.get_by_role("table", name="Paths between nodes").locator("tbody tr")).to_have_count(2)
+        assert page.evaluate("window.hurt") is None

@@ -16,7 +16,7 @@ const ROUTES = [
   [/^\/nodes$/, NodesPage, "Nodes", "#/nodes"],
   [/^\/nodes\/(.+)$/, NodePage, "Node", "#/nodes"],
   [/^\/mesh$/, MeshPage, "Mesh", "#/mesh"],
-  [/^\/mesh\/((?:sites|nodes)~[^~]*~[^~]*)$/, MeshPage, "Mesh", "#/mesh"],
+  [/^\/mesh\/(sites|nodes)\/([^/]*)\/([^/]*)$/, MeshPage, "Mesh", "#/mesh"],
   [/^\/events$/, EventsPage, "Events", "#/events"],
   [/^\/events\/(\d+)$/, EventPage, "Event", "#/events"],
   [/^\/traces$/, TracesPage, "Traces", "#/traces"],

@@ -125,10 +125,10 @@ export const hops = (traces) => traces.map((trace) => h("div", {}, h("h3", {}, `
   h("ol.feed", {}, (trace.hops ?? []).map((hop) => h("li", {}, h("span", { class: hop.passed === false ? "error-text" : "muted" }, hop.passed === false ? "✕" : hop.passed ? "✓" : "?"), h("span.what", { title: hop.text ?? "" }, `${hop.name}${hop.text ? `: ${hop.text}` : ""}`), h("span.when", {}, ""))))));
 
 export class MeshPage {
-  constructor(go, pair = "") {
+  constructor(go, of = "", a = "", b = "") {
     this.go = go;
     // Which part is looked into: two sites, or two nodes; in the address, so that a link shows the same.
-    [this.of, this.a, this.b] = pair ? pair.split("~") : ["", "", ""];
+    [this.of, this.a, this.b] = [of, a, b];
     this.top = h("div.head", {}, h("h1", {}, this.of === "nodes" ? `${this.a} and ${this.b}` : this.of === "sites" ? `${site(this.a)} and ${site(this.b)}` : "Mesh"));
     this.content = h("div.stack", {});
     this.element = h("div.page", {}, this.of ? h("p", {}, link("/mesh", "← Mesh")) : "", this.top, this.content);
@@ -147,7 +147,7 @@ export class MeshPage {
     this.show(answer);
   }
 
-  open(kind, a, b) { this.go(`/mesh/${kind}~${encodeURIComponent(a)}~${encodeURIComponent(b)}`); }
+  open(kind, a, b) { this.go(`/mesh/${kind}/${encodeURIComponent(a)}/${encodeURIComponent(b)}`); }
 
   show(answer) {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
