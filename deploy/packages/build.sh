@@ -104,7 +104,7 @@ Maintainer: $maintainer
 Section: net
 Priority: optional
 Installed-Size: $(du -sk --apparent-size "$root" | cut -f1)
-Depends: python3 (>= $python), python3 (<< $next), iproute2, nftables, systemd
+Depends: python3 (>= $python), python3 (<< $next), iproute2, nftables, procps, systemd
 Recommends: containernetworking-plugins, libbpf1
 Description: one container network over clouds and data centres, with its history
  Event-sourced control plane for a VXLAN overlay: bus, controller, node agent and
