@@ -313,6 +313,8 @@ def _of_the_caller(error: Exception) -> IsthmusError | None:
     if isinstance(error, OSError) and error.filename is not None:
         whose = f"; {AS_WHOM}" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
         return Usage("file_unusable", f"{escaped(str(error.filename))}: {error.strerror or error}{whose}")
+    if type(error).__module__ == "sqlite3":  # not imported here: few commands need it
+        return Usage("file_unusable", f"the database in the folder that was given cannot be used: {error}")
     if isinstance(error, UnicodeDecodeError):
         return Usage(
             "file_unusable", f"a file or the input is no UTF-8 text: {error.reason} at byte {error.start}"

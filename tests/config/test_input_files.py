@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_an_end_that_comes_too_soon_is_told(
 
     monkeypatch.setattr(main.Commands, "get_command", ends)  # where byte code is read, and questions are asked
     assert says in call(capsys, "node", "list")
+
+
+def test_a_full_disk_under_a_database_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(main.Commands, "get_command", full)
+    assert "disk is full" in call(capsys, "controller", "rebuild")
 
 
 def test_a_fifo_with_a_slow_writer_is_read_to_its_end(tmp_path: Path) -> None:
