@@ -112,7 +112,7 @@ def real(agents: int) -> dict[str, Any]:
         nodes = list(place.nodes.values())
         for at in range(0, agents, 8):
             for node in nodes[at : at + 8]:
-                node.start()
+                node.start("--machine-id", "none")
             until(lambda some=nodes[at : at + 8]: _states(some) <= {"ready", "degraded"}, "eight report", 200)  # type: ignore[misc]
 
         def ask() -> dict[str, Any]:
