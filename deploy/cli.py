@@ -61,7 +61,9 @@ def deploy() -> None:
 @click.option("--data", type=click.Path(path_type=Path), default=Path("/var/lib/isthmus/nats"),
               show_default=True, help="Where the server keeps its data.")  # fmt: skip
 @click.option("--listen", default="0.0.0.0", show_default=True, help="Address that the server listens on.")
-@click.option("--port", default=4222, show_default=True, help="Port for clients.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4222, show_default=True, help="Port for clients."
+)
 @click.option("--cluster-port", default=6222, show_default=True)
 @click.option("--leaf-port", default=7422, show_default=True)
 @click.option("--monitor", default="127.0.0.1:8222", show_default=True, help="Address of the health endpoint.")
@@ -238,7 +240,7 @@ def values_() -> None:
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), required=True,
               help="Where authority, bus and controller keep their files.")  # fmt: skip
 @click.option("--host", "hosts", multiple=True, required=True, help="Address by which agents reach the bus.")
-@click.option("--port", default=4222, show_default=True, help="Port of the bus.")
+@click.option("--port", type=click.IntRange(1, 65535), default=4222, show_default=True, help="Port of the bus.")
 @click.option("--node", required=True, envvar="NODE_NAME", help="Name of the Kubernetes Node this runs on.")
 @click.option("--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True)
 @click.option("--owner", default=65532, show_default=True, help="User id of the roles.")

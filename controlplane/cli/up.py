@@ -41,7 +41,13 @@ class Lock(NamedTuple):
     "--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True, help="Name of the cluster."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the bus listens on.")
-@click.option("--port", default=4222, show_default=True, help="Port that the bus listens on; 0 takes any.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=4222,
+    show_default=True,
+    help="Port that the bus listens on; 0 takes any.",
+)
 @click.option("--cidr", help="Define the cluster at start, with this container CIDR.")
 @click.option(
     "--pods",
