@@ -220,7 +220,8 @@ class History:
         """The events of ``(after, until]`` that speak of a ``node``, ``range`` (CIDR), ``clb``, ``cluster``
         or ``address``, one by one as they are wanted.
 
-        For a node that includes the allocation and the draining of its ranges; for an address the events that
+        For a node that includes the allocation and the draining of its ranges, and what was found of its
+        paths; for an address the events that
         gave it to a node or a balancer (or changed it).
         """
         stop = self.end if until is None else until

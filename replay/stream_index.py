@@ -15,6 +15,7 @@ from events.errors import VerificationFailed
 from events.jetstream.direct import DirectReader
 from events.jetstream.log import JetStreamLog
 from events.status import AgentStatus
+from events.types import PathLost
 from replay.archive.postings import keys_of
 from replay.history import History
 from replay.log_index import ScanIndex
@@ -86,6 +87,11 @@ class StreamIndex(ScanIndex):
                         sibling = await self.at(sequence)
                         if sibling is not None and f"node/{name}" in keys_of(sibling):
                             found[sequence] = sibling
+            for sequence, message in (
+                await self._on(subjects.event(self._cluster, PathLost.aggregate, "*", "*"), after, stop)
+            ).items():
+                if f"node/{name}" in keys_of(message):
+                    found[sequence] = message
         return [found[sequence] for sequence in sorted(found)]
 
     async def _on(self, subject: str, after: int, stop: int) -> dict[int, StoredMessage]:

@@ -71,8 +71,14 @@ def matching(connection: sqlite3.Connection, before: int, limit: int, entity: st
         values += [f"{aggregate}.", f"{aggregate}/"]
     if entity:
         # A node's history includes its ranges': they name it, but are events of the range.
-        conditions.append("(entity = ? OR sequence IN (SELECT valid_from FROM range WHERE node = ?))")
-        values += [entity, entity]
+        # So do the losses of its paths and their ends.
+        paths = "FROM fact WHERE kind = 'lost_paths' AND (key IN (?, ?) OR part = ?)"
+        conditions.append(
+            "(entity = ? OR sequence IN (SELECT valid_from FROM range WHERE node = ?"  # noqa: S608
+            f" UNION ALL SELECT valid_from {paths} UNION ALL SELECT valid_to {paths}))"
+        )
+        ends = (f"node {entity}", f"pair {entity}", entity)
+        values += [entity, entity, *ends, *ends]
     rows = connection.execute(
         f"SELECT sequence FROM event WHERE {' AND '.join(conditions)} ORDER BY sequence DESC LIMIT ?",  # noqa: S608
         (*values, limit),

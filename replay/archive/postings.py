@@ -2,8 +2,8 @@
 
 Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``cluster/<name>`` and
 ``address/<ip>`` (a node's underlay, a reserved balancer address); an allocation counts for its node
-and its range. ``event/parked`` are the events that park others. Keys come from the JSON of the body, so
-that an event of an unknown type is indexed too.
+and its range, a path of one node or between two for those nodes. ``event/parked`` are the events that
+park others. Keys come from the JSON of the body, so that an event of an unknown type is indexed too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from events.codec import StoredMessage
-from events.types import Event, EventsParked
+from events.types import Event, EventsParked, PathLost
 from replay.archive.format import IndexLine
 from replay.archive.lines import messages
 
@@ -65,6 +65,9 @@ class _Names(msgspec.Struct, gc=False):
     name: str = ""
     address: str = ""
     cluster: str = ""
+    scope: str = ""
+    a: str = ""
+    b: str = ""
 
 
 _names = msgspec.json.Decoder(_Names).decode
@@ -118,6 +121,8 @@ def _keys_by(aggregate: str, verb: str, names: _Names) -> list[str]:
         return keys
     if aggregate == "clb" and names.name:
         keys.append(f"clb/{names.name}")
+    elif aggregate == PathLost.aggregate and names.scope in ("node", "pair"):
+        keys.extend(f"node/{end}" for end in (names.a, names.b) if end)
     elif aggregate == EventsParked.aggregate:
         keys.append(PARKINGS)
     elif aggregate == "cluster" and names.cluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import httpx
 import msgspec
 import pytest
 from playwright.sync_api import expect
@@ -36,6 +37,14 @@ def meshed(tmp_path_factory):
         background.do(rig.lose(background.gone))
         background.do(rig.send(DeclareNetwork(network=Network(cidr="192.168.77.0/24", kind="idc"))))
         yield background
+
+
+def test_a_nodes_events_have_what_was_found_of_its_paths(meshed):
+    page = httpx.get(f"{meshed.rig.url}/api/v1/events", params={"entity": meshed.gone}).json()
+    assert page["events"][0]["type"] == "path.lost.v1"
+    other = min(name for name in meshed.rig.replica.state.nodes if name != meshed.gone)
+    page = httpx.get(f"{meshed.rig.url}/api/v1/events", params={"entity": other}).json()
+    assert "path.lost.v1" not in {event["type"] for event in page["events"]}
 
 
 def test_the_matrix_leads_from_sites_to_nodes_to_a_pair(browser, meshed):

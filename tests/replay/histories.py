@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from controlplane.cluster.decide import AdvanceDrains, MarkLiveness, decide
+from controlplane.cluster.decision import MarkPaths
 from controlplane.cluster.evolve import evolve
+from controlplane.cluster.mesh.verdict import Finding
 from controlplane.cluster.state import ClusterState
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import Cause, StoredMessage, seal
@@ -65,7 +67,7 @@ class Author:
         self.messages: list[StoredMessage] = []
         self.counter = 0
 
-    def do(self, command: Command | AdvanceDrains | MarkLiveness, actor: str = "ops@test") -> bool:
+    def do(self, command: Command | AdvanceDrains | MarkLiveness | MarkPaths, actor: str = "ops@test") -> bool:
         """Decide and store; whether it was accepted."""
         decision = decide(self.state, command, self.now)
         if decision.events:
@@ -88,6 +90,13 @@ class Author:
                 )
             self.head = head
         return decision.refusal is None
+
+    def paths(self) -> None:
+        """One member goes dark, and nothing passes from it to another one; then all is well again."""
+        first, second, *_ = sorted(self.state.nodes)
+        found = (Finding(scope="node", a=first), Finding(scope="pair", a=first, b=second))
+        self.do(MarkPaths(found=found), "controller")
+        self.do(MarkPaths(over=frozenset(self.state.lost_paths)), "controller")
 
     def step(self) -> None:
         """One random wish, or time doing its work."""

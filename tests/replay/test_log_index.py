@@ -16,6 +16,7 @@ from controlplane.readmodel.asof import sequence_at
 from controlplane.readmodel.schema import SCHEMA
 from events.chain import genesis
 from events.codec import StoredMessage
+from events.protocol.commands import DefineCluster
 from replay.archive import writer as writing
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
@@ -25,7 +26,7 @@ from replay.queries.stats import stats
 from replay.verification.outcome import Wanted
 from replay.verification.verify import verify
 from replay.when import When
-from tests.replay.histories import CLUSTER, ListLog, history
+from tests.replay.histories import CLUSTER, Author, ListLog, history
 
 MESSAGES = history(3, steps=60)[:64]
 BEGIN_NS = 1_772_438_400_000_000_000
@@ -132,6 +133,27 @@ async def test_an_archive_finds_what_reading_all_of_it_finds(tmp_path, kind) -> 
             assert both[0] == both[1]
         if kind == "node":
             assert await live.last_about_node(name) == await past.last_about_node(name)
+    archive.close()
+
+
+async def test_a_nodes_history_has_what_was_found_of_its_paths(tmp_path) -> None:
+    author = Author(3)
+    author.do(DefineCluster(container_cidr="10.8.0.0/24", pods_per_node=16, services=64))
+    while len(author.state.nodes) < 3:
+        author.step()
+    before = author.head.sequence
+    author.paths()
+    first, second, third = sorted(author.state.nodes)[:3]
+    archive = ArchiveLog(write(tmp_path / "log", author.messages))
+    for past in (await History.open(ListLog(author.messages)), await archive_history(archive)):
+        found = {
+            name: [r.event.verb async for r in past.about("node", name, after=before)]
+            for name in (first, second, third)
+        }
+        assert found == {
+            first: ["lost", "lost", "restored", "restored"], second: ["lost", "restored"], third: []
+        }  # fmt: skip
+    assert (await verify(await archive_history(archive), Wanted())).sound
     archive.close()
 
 

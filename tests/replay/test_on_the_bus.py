@@ -37,6 +37,7 @@ from events.subjects import events_wildcard
 from events.subjects import status as status_subject
 from events.subjects import stream as event_stream
 from replay.archive.reader import ArchiveLog
+from replay.history import History
 from replay.queries.lives import life
 from replay.queries.who import who
 from replay.stream_index import stream_history
@@ -46,7 +47,7 @@ from replay.verification.verify import verify
 from tests.contract.samples import everything
 from tests.replay import brute
 from tests.replay.histories import CLUSTER as PAST
-from tests.replay.histories import history
+from tests.replay.histories import Author, ListLog, history
 from tests.service.onbus import CLUSTER, client, controller
 from tests.waiting import until
 
@@ -223,6 +224,23 @@ async def test_a_forged_event_on_the_live_stream_is_found_and_located(bus: BusOp
     await nats.jetstream().publish(f"isthmus.{PAST}.events.node.evil.left", b'{"node":"evil","uid":"x"}')
     report = await isthmus(*arguments, code=1)
     assert {last, last + 1} <= {f["sequence"] for f in report["findings"]}
+    await nats.close()
+
+
+async def test_a_nodes_history_on_the_live_stream_has_its_paths(bus: BusOptions) -> None:
+    author = Author(3)
+    author.do(DefineCluster(container_cidr="10.8.0.0/24", pods_per_node=16, services=64))
+    while len(author.state.nodes) < 3:
+        author.step()
+    author.paths()
+    nats = await connect(bus, name="test")
+    log = await JetStreamLog.open(nats, PAST, create=True)
+    for message in author.messages:
+        await log.append([as_published(message)], expected=message.sequence - 1)
+    past, plain = await stream_history(log), await History.open(ListLog(author.messages))
+    for name in author.state.nodes:
+        found, wanted = [[r.sequence async for r in each.about("node", name)] for each in (past, plain)]
+        assert found == wanted
     await nats.close()
 
 
