@@ -176,6 +176,10 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         "ok",
         f"{underlay.address} on {underlay.device}, MTU {underlay.mtu} (inside {overlay_mtu(underlay)})",
     )
+    if view is not None:
+        members = (peer.underlay for peer in view.peers)
+        limit = host_settings.read_sysctl(findings.NEIGHBOURS_MAX.replace(".", "/"))
+        yield from findings.neighbour_table(underlay.address, members, limit)
     link = links.find(node.device)
     if link is not None and link.mtu > underlay.mtu - links.VXLAN_OVERHEAD_V4:
         yield Finding(

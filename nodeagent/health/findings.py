@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Interface, IPv4Network, ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,9 @@ MAX_PODS_DEFAULT = 110
 
 PACKAGE = "apt-get install containernetworking-plugins (or the plugins' release, into /opt/cni/bin)"
 ADDRESSES_UNUSABLE = 3
+NEIGHBOURS_MAX = "net.ipv4.neigh.default.gc_thresh3"
+NEIGHBOURS_SHARE = 0.5
+"""Of the kernel's neighbour table for members on the link; other programs and namespaces share it."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -163,6 +166,33 @@ def max_pods(own_range: str, config: Path = KUBELET_CONFIG) -> Iterator[Finding]
         yield Finding(
             "max pods", "ok", f"kubelet's {allowed} pods fit into {own_range} ({addresses} addresses)"
         )
+
+
+def neighbour_table(address: str, peers: Iterable[str], limit: str | None) -> Iterator[Finding]:
+    """Whether the kernel's table of link-layer neighbours holds the members on this node's own links.
+
+    ``address`` is the underlay's, ``peers`` are the others', ``limit`` is :data:`NEIGHBOURS_MAX`: entries in
+    all, beyond which the kernel resolves nobody (arp(7)). Members behind a router need no entry, nor
+    do rows of ours, which are permanent (exempt since Linux 5.0). Raises OSError.
+    """
+    here = ip_address(address)
+    nets = [IPv4Interface(f"{own}/{length}").network for _, own, length in links.addresses()]
+    nets = [net for net in nets if here in net]
+    near = sum(any(ip_address(peer) in net for net in nets) for peer in peers)
+    if limit is None or not limit.isdigit() or not near:
+        return
+    if near < int(limit) * NEIGHBOURS_SHARE:
+        yield Finding("neighbour table", "ok", f"{near} members on this link, room for {int(limit)}")
+        return
+    enough = 1 << (4 * near - 1).bit_length()
+    yield Finding(
+        "neighbour table",
+        "warning",
+        f"{near} members on this link, and {NEIGHBOURS_MAX} is {limit}: "
+        "when the table is full, members cannot be reached",
+        f"sysctl -w {NEIGHBOURS_MAX}={enough} {NEIGHBOURS_MAX[:-1]}2={enough // 2}, "
+        "and keep it in /etc/sysctl.d",
+    )
 
 
 def path(status: LocalStatus, now: float | None = None) -> Iterator[Finding]:

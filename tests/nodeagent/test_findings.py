@@ -78,3 +78,16 @@ def test_forwarding_and_chains_are_looked_at_as_the_kernel_has_them() -> None:
         sh(found[0].fix.replace("iptables ", f"{iptables} "))  # the cure works as it is printed
         assert "172.16.0.0/16" in sh(f"{iptables}-save")
         sh(f"{iptables} -P FORWARD ACCEPT")
+
+
+@inside
+def test_a_table_of_neighbours_that_is_too_small_for_the_link_is_named() -> None:
+    sh("ip link add eth0 type veth peer name far && ip addr add 10.7.0.1/16 dev eth0 && ip link set eth0 up")
+    near = [f"10.7.{number // 250}.{2 + number % 250}" for number in range(600)]
+    far = [f"10.8.{number // 250}.{2 + number % 250}" for number in range(2000)]
+    (found,) = findings.neighbour_table("10.7.0.1", near + far, "1024")
+    assert (found.level, found.text[:11]) == ("warning", "600 members")
+    assert "gc_thresh3=4096 net.ipv4.neigh.default.gc_thresh2=2048" in found.fix
+    (found,) = findings.neighbour_table("10.7.0.1", near[:400] + far, "1024")
+    assert found.level == "ok"
+    assert not list(findings.neighbour_table("10.7.0.1", far, "1024"))
