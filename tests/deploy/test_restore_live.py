@@ -32,7 +32,13 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 def lose(place: Site) -> None:
     """The disk with the log is gone, and the controller's read model with it."""
     place.down(signal.SIGKILL)
-    shutil.rmtree(place.directory / "up")
+    disk = place.directory / "up"
+
+    def gone() -> bool:
+        shutil.rmtree(disk, ignore_errors=True)  # the bus ends a moment later, and removes files of its own
+        return not disk.exists()
+
+    until(gone, "the disk is empty")
 
 
 def restore(place: Site, archive: Path) -> None:

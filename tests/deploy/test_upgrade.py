@@ -107,7 +107,7 @@ def test_another_command_schema_is_refused_and_both_are_named(schema: str) -> No
     with pytest.raises(IsthmusError) as refused:
         parse(CLUSTER, subjects.node_command(CLUSTER, "n1", "join"), headers, JOIN_0_1, received_s=0)
     assert refused.value.code == "unsupported_schema"
-    assert re.search(rf"'{schema}'.*speaks 1", refused.value.message)
+    assert re.search(rf"'{schema}'.*knows 1", refused.value.message)
 
 
 def test_this_agent_follows_a_later_controllers_log(history: list[Event]) -> None:
