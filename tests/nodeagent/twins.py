@@ -230,6 +230,7 @@ class Network:
         while marked is not None:
             for place, plug in self._plugs.items():
                 while True:
+                    assert time.monotonic() < deadline, f"packets go round in {self.name} and do not end"
                     try:
                         frame, about = plug.recvfrom(1 << 17)
                     except BlockingIOError:
