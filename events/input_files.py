@@ -80,4 +80,4 @@ def _first(handle: int, path: str | Path, size: int) -> bytes:
             return found
         if time.monotonic() > deadline:
             raise OSError(errno.ENXIO, f"it is a FIFO that nobody writes to (waited {WRITER_S:g} s)", str(path))
-        time.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)  # poll(2) would not wait: it tells a FIFO without a writer as hung up at once

@@ -97,7 +97,7 @@ class PodIssuer:
             except IsthmusError as error:
                 self.refused += 1
                 await self._reply(message, error)
-            except Exception:
+            except Exception:  # a defect, told in the log: it must not end the service of all others
                 log.exception("%s: not answered", message.subject)
             else:
                 self.issued += 1
