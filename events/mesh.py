@@ -47,7 +47,7 @@ class PeerSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     was not answered. ``loss`` is in thousandths of the last 16 questions; ``heard_s``: seconds before the
     report
     at which a question of that peer last came (−1: none has). ``large`` speaks of packets as large as the path
-    should carry.
+    should carry, and ``large_s`` is how long ago the last of these was answered (−1: none was).
     """
 
     epoch: int
@@ -58,6 +58,7 @@ class PeerSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     loss: int = 0
     heard_s: float = -1.0
     large: int = LARGE_UNKNOWN
+    large_s: float = -1.0
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -99,6 +100,7 @@ def checked_mesh(report: MeshReport) -> MeshReport:
             _within(number, 0, 10**9)
         _within(seen.at_s, 0, _AGE_MAX_S)
         _within(seen.heard_s, -1, _AGE_MAX_S)
+        _within(seen.large_s, -1, _AGE_MAX_S)
     for number in (report.measured, report.silent):
         _within(number, 0, _BIG)
     traces = tuple(

@@ -86,6 +86,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Bytes that a packet of its pods may have, by the tunnel's device; 0: not known."""
     path_mtu: int = 0
     """The same on the narrowest way to a peer that was measured; 0: none was (yet)."""
+    fast_path: str = ""
+    """Whether its fast path is ``on`` or ``off``; empty from agents before 0.3."""
     mesh: MeshReport | None = None
     """What it measured of its peers; None from agents that do not ask (those before 0.3)."""
 

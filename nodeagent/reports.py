@@ -195,6 +195,7 @@ class StatusReporter:
             epoch=self._view.own.epoch if self._view.own else 0,
             mtu=spec.mtu if spec else 0,
             path_mtu=self._path_mtu(),
+            fast_path="on" if self._fastpath.on else "off",
             mesh=self._mesh.report(),
         )
 

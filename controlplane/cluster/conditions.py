@@ -12,7 +12,7 @@ from itertools import islice
 from controlplane.cluster.decisions.exhaustion import earliest_free
 from controlplane.cluster.decisions.holders import gateway_addresses
 from controlplane.cluster.decisions.time import laggards
-from controlplane.cluster.mesh.verdict import sentence
+from controlplane.cluster.mesh.findings import sentence
 from controlplane.cluster.state import ClusterState
 from events.errors import IsthmusError
 from events.protocol.queries import Condition

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
-from controlplane.cluster.mesh.verdict import Finding
+from controlplane.cluster.mesh.findings import Finding
 from controlplane.cluster.state import ClusterState, PathKey
 from events.errors import Refused
 from events.types import ClusterDefined, Event

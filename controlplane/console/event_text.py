@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controlplane.cluster.addressing.plan import addresses_and_pods
-from controlplane.cluster.mesh import verdict
+from controlplane.cluster.mesh import findings
 from events import types
 
 MARKS = {
@@ -98,10 +98,10 @@ def sentence(event: types.Event) -> str:
             return f"{event.command} was refused: {event.message}"
         case types.PathLost():
             broken = event.broken_from, event.broken_to
-            return verdict.sentence(event.scope, event.a, event.b, event.fault, broken)
+            return findings.sentence(event.scope, event.a, event.b, event.fault, broken)
         case types.PathRestored():
-            names = f"{event.a} and {event.b}" if event.b else event.a
-            return f"packets pass again: {event.scope} {names}"
+            names = f" {event.a} and {event.b}" if event.b else f" {event.a}" if event.a else ""
+            return f"packets pass again: {event.scope}{names}"
         case types.JoinTokenUsed():
             by = f"proved itself as pod {event.pod}" if event.pod else "redeemed a join token"
             return f"{event.node} {by}; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"

@@ -149,6 +149,8 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         version=observed.version if observed is not None else "",
         mtu=observed.mtu if observed is not None else 0,
         path_mtu=observed.path_mtu if observed is not None else 0,
+        translated=node.underlay != node.announced,
+        fast_path=observed.fast_path if observed is not None else "",
         pods=observed.pods if observed is not None else -1,
     )
 

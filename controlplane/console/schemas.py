@@ -62,7 +62,8 @@ class Position(View, frozen=True, kw_only=True):
 class Mesh(View, frozen=True, kw_only=True):
     """Whether pods reach each other. Times ending in ``_us`` are microseconds, in ``_s`` seconds.
 
-    Measurements are of the present only, and not kept: of the past (``measured`` is false) the findings that
+    Measurements are of the present only, and not kept: ``usual_us`` is the mean of a day at most, since this
+    controller began to watch. Of the past (``measured`` is false) the findings that
     were recorded then are told, each with the sequence of the event that has its evidence.
     """
 
@@ -205,7 +206,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     0.3) and ``passed_age_s`` how long ago one last did (-1: not known). ``mtu`` is what a packet of its pods
     may have in bytes, ``path_mtu`` the same on the narrowest way to a peer (0: not known); ``pods`` counts the
     addresses of its range that pods have now (-1: not known; not recorded for the past). Once ``stale``, all
-    that its agent said is what was. ``version`` is its agent's release.
+    that its agent said is what was. ``version`` is its agent's release. A ``translated`` node is reached at
+    another address than its own. ``fast_path`` is on, off, or empty: not known.
     """
 
     name: str
@@ -229,6 +231,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     mtu: int = 0
     path_mtu: int = 0
     pods: int = -1
+    translated: bool = False
+    fast_path: str = ""
 
 
 class NodeList(View, frozen=True, kw_only=True):

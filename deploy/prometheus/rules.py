@@ -214,10 +214,10 @@ ALERTS = (
     Alert(
         "IsthmusSitePartitioned",
         "sum by (isthmus_cluster) (max by (isthmus_cluster, scope, fault) "
-        '(isthmus_paths_lost{scope=~"site|sites"})) > 0',
+        '(isthmus_paths_lost{scope=~"cluster|site|sites"})) > 0',
         "30s",
         "page",
-        "A site of cluster {{ $labels.isthmus_cluster }} is cut off, or two do not reach each other.",
+        "A site of cluster {{ $labels.isthmus_cluster }} is cut off, or sites do not reach each other.",
         "`isthmus mesh` names the sites; look at the link between them, and at filters on UDP port 8472.",
     ),
     Alert(

@@ -35,7 +35,11 @@ class ShowMesh(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SitePath(msgspec.Struct, frozen=True, kw_only=True):
-    """From one site to another (or within one), by the last measurements: medians, and the worst of them."""
+    """From one site to another (or within one), by the last measurements: medians, and the worst of them.
+
+    ``usual_us`` is the median of the usual round trips: of each pair its mean since the controller that answers
+    began to watch, at most of about a day (0: none).
+    """
 
     a: str
     b: str
@@ -45,6 +49,7 @@ class SitePath(msgspec.Struct, frozen=True, kw_only=True):
     rtt_us: int = 0
     worst_rtt_us: int = 0
     jitter_us: int = 0
+    usual_us: int = 0
     loss: float = 0.0
     """Share of packets, 0 … 1."""
 
@@ -52,8 +57,8 @@ class SitePath(msgspec.Struct, frozen=True, kw_only=True):
 class NodePath(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ``by`` measured of ``of``. ``state``: a word of :data:`events.mesh.STATES`, or ``not measured``.
 
-    ``age_s``: seconds since the last answer, or since when there is none; ``heard_s`` since ``of`` was
-    last heard.
+    ``usual_us`` is the mean round trip, as in :class:`SitePath`. ``age_s``: seconds since the last answer, or
+    since when there is none; ``heard_s`` since ``of`` was last heard.
     """
 
     by: str
@@ -62,6 +67,7 @@ class NodePath(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_s: float = -1.0
     rtt_us: int = 0
     jitter_us: int = 0
+    usual_us: int = 0
     loss: float = 0.0
     heard_s: float = -1.0
     large: str = ""

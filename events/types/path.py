@@ -10,9 +10,9 @@ from events.types.base import Event
 
 
 class _PathEvent(Event, frozen=True, kw_only=True, gc=False):
-    """``scope`` is ``site``, ``sites``, ``node`` or ``pair``; ``a`` and ``b`` are sites or nodes.
+    """``scope`` is ``cluster``, ``site``, ``sites``, ``node`` or ``pair``; ``a`` and ``b`` are sites or nodes.
 
-    ``b`` is empty where one is meant.
+    ``b`` is empty where one is meant, and both are where everything is.
     """
 
     aggregate: ClassVar[str] = "path"
@@ -31,9 +31,9 @@ class PathLost(_PathEvent, frozen=True, kw_only=True, gc=False):
     """Packets of pods do not pass there: the smallest explanation of what several agents measured.
 
     ``fault``: ``silent`` (nothing passes), ``direction`` (nothing passes from ``broken_from`` to
-    ``broken_to``; an
-    empty one stands for all others) or ``large`` (small packets pass). ``since`` is when it began,
-    ``evidence`` in words.
+    ``broken_to``; an empty one stands for all others), ``part`` (a node and some of the others do not reach
+    each other), ``large`` (small packets pass) or ``pods`` (kernels answer, pods do not). ``since`` is when it
+    began, ``evidence`` in words.
     """
 
     verb: ClassVar[str] = "lost"

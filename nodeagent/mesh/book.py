@@ -40,6 +40,8 @@ STILL_S = 0.4
 """Whoever looks later than this was stopped: what it waited for then is forgotten."""
 KERNEL_MISSED = 2
 """Answers of a kernel that must be missing before its node counts as silent."""
+LOSSY, PATIENT = 2, 2
+"""So many losses among the last questions, and twice the tries are made before a peer counts as silent."""
 RECHECK_S, RECHECKED = 2.0, 8
 """Peers in trouble are asked again so often, and so many of them each time."""
 AGAIN_PER_S = 32.0
@@ -82,6 +84,7 @@ class _Peer(msgspec.Struct, gc=False):
     kernel_missed: int = 0
     large: int = LARGE_UNKNOWN
     large_since: float = -1.0
+    large_at: float = -1.0
     large_trying: int = 0
     checked: float = -1.0
 
@@ -147,9 +150,9 @@ class Book:
             return True
         if kind == "large":
             peer.large_trying = 0
-            if peer.large == LARGE_LOST:
+            was, peer.large, peer.large_since, peer.large_at = peer.large, LARGE_OK, -1.0, now
+            if was == LARGE_LOST:
                 self._note(pending.epoch, peer)
-            peer.large, peer.large_since = LARGE_OK, -1.0
         else:
             if pending.attempt == 1:
                 self._outcome(peer, lost=False)
@@ -224,6 +227,12 @@ class Book:
     def _patience(self, peer: _Peer) -> float:
         return min(WAIT_MAX_S, max(WAIT_S, 3 * peer.rtt))
 
+    def _tries(self, peer: _Peer) -> int:
+        """Where packets are lost now and then, several in a row are no silence yet."""
+        before = peer.bits >> 1  # without the question that is being tried
+        lost = max(0, peer.asked - 1) - before.bit_count()
+        return TRIES * PATIENT if peer.answered >= 0 and lost >= LOSSY and peer.state == ANSWERED else TRIES
+
     def _missed(self, pending: _Pending, peer: _Peer, now: float) -> None:
         """One question was not answered in time; a late answer still counts, for the state."""
         if pending.kind == "kernel":
@@ -237,7 +246,7 @@ class Book:
                 return  # nothing passes: that it is large says nothing
             if peer.large_since < 0:
                 peer.large_since = pending.sent
-            if pending.attempt < TRIES:
+            if pending.attempt < self._tries(peer):
                 self._more(Ask(pending.epoch, "large"), pending.attempt + 1)
                 self._more(Ask(pending.epoch, "small"), 2)
             elif peer.large != LARGE_LOST and peer.answered > peer.large_since:
@@ -252,14 +261,14 @@ class Book:
             self._outcome(peer, lost=True)
         if peer.answered < pending.sent and peer.since < 0:
             peer.since = pending.sent
-        if pending.attempt < TRIES:
+        if pending.attempt < self._tries(peer):
             self._more(Ask(pending.epoch, "kernel"), 1)  # before: whose answer is missing first is told first
             self._more(Ask(pending.epoch, "small"), pending.attempt + 1)
         elif peer.answered < 0 and not peer.kernel_known:
             self._enter(pending.epoch, peer, NEVER, now)
         elif not peer.kernel_known:
             self._enter(pending.epoch, peer, UNSURE, now)
-        elif peer.kernel_missed >= KERNEL_MISSED:
+        elif peer.kernel_missed >= KERNEL_MISSED * self._tries(peer) // TRIES:
             self._enter(pending.epoch, peer, SILENT, now)
         elif peer.kernel_missed == 0:
             self._enter(pending.epoch, peer, KERNEL, now)
@@ -329,6 +338,7 @@ class Book:
             round(1000 * lost / peer.asked) if peer.asked else 0,
             round(max(0.0, now - peer.heard), 2) if peer.heard >= 0 else -1.0,
             peer.large,
+            round(max(0.0, now - peer.large_at), 2) if peer.large_at >= 0 else -1.0,
         )
 
     def report(

@@ -11,7 +11,7 @@ from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import MarkPaths
 from controlplane.cluster.decisions.paths import EVIDENCE_MAX, OPEN_MAX, TEXT_MAX
 from controlplane.cluster.evolve import evolve
-from controlplane.cluster.mesh.verdict import Finding
+from controlplane.cluster.mesh.findings import Finding
 from controlplane.cluster.state import ClusterState
 from events.errors import VerificationFailed
 from events.protocol.commands import DefineCluster, RemoveNode

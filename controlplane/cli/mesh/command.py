@@ -98,25 +98,28 @@ def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bo
         click.echo("✓ nothing is known that does not pass")
     if not pair:
         print_table(
-            ("from", "to", "measured", "lost", "large lost", "rtt ms", "worst ms", "jitter ms", "loss"),
+            (
+                "from", "to", "measured", "lost", "large lost", "rtt ms", "usual ms", "worst ms", "jitter ms",
+                "loss",
+            ),
             [
                 (
                     one.a or "-", one.b or "-", one.measured, one.lost or "", one.large_lost or "",
-                    f"{one.rtt_us / 1000:.2f}", f"{one.worst_rtt_us / 1000:.2f}",
+                    _ms(one.rtt_us), _ms(one.usual_us), f"{one.worst_rtt_us / 1000:.2f}",
                     f"{one.jitter_us / 1000:.2f}", f"{one.loss:.1%}",
                 )
                 for one in view.sites
             ],
-            right=("measured", "lost", "large lost", "rtt ms", "worst ms", "jitter ms", "loss"),
-            drop=("jitter ms", "worst ms"),
+            right=("measured", "lost", "large lost", "rtt ms", "usual ms", "worst ms", "jitter ms", "loss"),
+            drop=("jitter ms", "worst ms", "large lost", "usual ms"),
             empty="nothing is measured yet: agents of 0.3 begin when they know a peer",
         )  # fmt: skip
     if view.paths or pair:
         print_table(
-            ("node", "asked", "state", "large", "rtt ms", "loss", "last answer"),
+            ("node", "asked", "state", "large", "rtt ms", "usual ms", "loss", "last answer"),
             [_path(one) for one in view.paths],
-            right=("rtt ms", "loss", "last answer"),
-            drop=("loss", "large"),
+            right=("rtt ms", "usual ms", "loss", "last answer"),
+            drop=("loss", "usual ms", "large"),
             empty="these two have not measured each other yet",
         )
     if pair:
@@ -132,4 +135,8 @@ def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bo
 
 def _path(one: NodePath) -> tuple[object, ...]:
     answered = f"{one.age_s:.0f} s ago" if one.state in {"ok", "kernel only"} else f"none for {one.age_s:.0f} s"
-    return one.by, one.of, one.state, one.large, f"{one.rtt_us / 1000:.2f}", f"{one.loss:.0%}", answered
+    return one.by, one.of, one.state, one.large, _ms(one.rtt_us), _ms(one.usual_us), f"{one.loss:.0%}", answered
+
+
+def _ms(us: int) -> str:
+    return f"{us / 1000:.2f}" if us else ""

@@ -1,178 +1,129 @@
-"""The smallest explanation of what the agents could not reach: one node, one site, one pair, one direction.
+"""The smallest explanation of what the agents could not reach: everything, one site, two, one node, one pair.
 
-Pure: what was seen goes in, findings come out, in time that grows with the trouble and not with the cluster. A
-node or a site is named only when nothing that was measured later speaks for it; what one agent says alone, and
-others contradict, is that agent's own view.
+Pure: what was seen goes in, findings come out, in time that grows with the trouble and not with the cluster.
+The same is asked three times: of packets to pods' addresses that kernels answer for, of any packet, and of
+large ones. A node or a site is named only when nothing that was measured later speaks for it, and when the
+trouble is not that of fewer; what one agent says alone, and others contradict, is that agent's own view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
 
 import msgspec
 
-Scope = Literal["site", "sites", "node", "pair", "view"]
-Fault = Literal["silent", "direction", "large", "pods", "view"]
-
-SCOPES = ("site", "sites", "node", "pair")
-FAULTS = ("silent", "direction", "large", "pods")
-"""What is recorded; a ``view`` never is."""
+from controlplane.cluster.mesh.evidence import Evidence, Missing, Passed, some
+from controlplane.cluster.mesh.findings import SHOWN, Fault, Finding, Scope
 
 WITNESSES = 3
 """Peers that must miss a node before it alone is named, where there are so many."""
-SHOWN = 6
 FOUND_MAX = 64
 """Findings given at most, the largest explanations first."""
 MARGIN_S = 0.2
 """Moments of two agents' measurements closer than this are not told apart."""
-
-
-class Missing(NamedTuple):
-    """``by`` got no answer of ``of`` since the moment ``since``.
-
-    ``only``: of what alone there is none: of ``large`` packets, or of ``pods``, while the kernel there answers.
-    """
-
-    by: str
-    of: str
-    since: float
-    only: Literal["", "large", "pods"] = ""
-
-
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything by node name; moments are seconds of one monotonic clock.
-
-    ``sites`` are those of all members. ``passed``: when an answer last came to or from a node, by any
-    measurement;
-    ``passed_sites`` the same for two sites (sorted), ``passed_pairs`` for who asked whom. ``heard``: when
-    ``by``
-    last heard a question of ``of``. ``quiet`` agents do not report. ``steps``: where a trace of ``by`` to
-    ``of`` stopped, in words.
-    """
-
-    sites: Mapping[str, str]
-    missing: Collection[Missing]
-    passed: Mapping[str, float] = {}
-    passed_sites: Mapping[tuple[str, str], float] = {}
-    passed_pairs: Mapping[tuple[str, str], float] = {}
-    heard: Mapping[tuple[str, str], float] = {}
-    kernel: Mapping[tuple[str, str], float] = {}
-    """Since when ``by`` gets answers of the kernel of ``of`` alone."""
-    quiet: Collection[str] = frozenset()
-    steps: Mapping[tuple[str, str], str] = {}
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One explanation. ``a`` and ``b`` are nodes or sites, ``b`` empty where one is meant.
-
-    ``broken``: the direction in which nothing passes (from, to), where it is only one.
-    """
-
-    scope: Scope
-    a: str
-    b: str = ""
-    fault: Fault = "silent"
-    broken: tuple[str, str] = ("", "")
-    since: float = 0.0
-    evidence: tuple[str, ...] = ()
-    nodes: tuple[str, ...] = ()
-    """Those that are behind it, some of them."""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What it is about: of each there is one finding at a time."""
-        return self.scope, self.a, self.b
-
-    @property
-    def sentence(self) -> str:
-        """In one sentence."""
-        return sentence(self.scope, self.a, self.b, self.fault, self.broken)
-
-
-def sentence(scope: str, a: str, b: str, fault: str, broken: tuple[str, str] = ("", "")) -> str:
-    """A finding, or a recorded one, for people."""
-    what = {
-        "site": f"site {a} is cut off from all others",
-        "sites": f"sites {a} and {b} do not reach each other",
-        "node": f"node {a} is reached by nobody",
-        "pair": f"{a} and {b} do not reach each other",
-        "view": f"only {a} says so: others are reached by everybody else, and reach {a}",
-    }
-    if fault == "large":
-        where = f"{scope} {a}" if not b else f"{a} and {b}" if scope == "pair" else f"sites {a} and {b}"
-        return f"large packets do not pass, small ones do: {where}"
-    if fault == "pods":
-        where = f"node {a} does" if scope == "node" else f"one of {a} and {b} does"
-        return f"the tunnel works, but {where} not forward packets to or from pods"
-    if fault == "direction":
-        start, end = broken
-        return f"one direction only: nothing passes from {start or 'the others'} to {end or 'the others'}"
-    return what.get(scope, f"{a} {b}".strip())
-
-
-def _sorted(a: str, b: str) -> tuple[str, str]:
-    return (a, b) if a < b else (b, a)
+LATER_S = 2 * MARGIN_S + 1.0
+"""An answer that the other end got so long after is a contradiction."""
+NEVER = float("-inf")
+Pair = tuple[str, str]
 
 
 def explain(evidence: Evidence) -> list[Finding]:
     """The findings, the widest first."""
-    found: list[Finding] = []
-    pods = [one for one in evidence.missing if one.only == "pods"]
-    stuck = _stuck(evidence, pods)
+    by_kind: dict[str, list[Missing]] = {"": [], "pods": [], "large": []}
+    for one in evidence.missing:
+        if one.by in evidence.sites and one.of in evidence.sites and one.by != one.of:
+            by_kind[one.only].append(one)
+    stuck = _Pairs(evidence, "pods", by_kind["pods"], evidence.pods).explained()
     blocked = {one.a for one in stuck if one.scope == "node"}
-    left = _Pairs(
-        evidence, [one for one in evidence.missing if not one.only and not blocked & {one.by, one.of}]
+    dark = _Pairs(
+        evidence,
+        "silent",
+        [one for one in by_kind[""] if not blocked & {one.by, one.of}],
+        evidence.passed,
     )
-    found += left.views()
-    found += left.cut_sites()
-    found += left.dark_nodes()
-    found += left.rest()
+    lost = dark.all
+    found = dark.explained()
     cut = {one.a for one in found if one.scope == "site"}
     covered = {one.a for one in found if one.scope == "node"}
     covered |= {name for name, site in evidence.sites.items() if site in cut} if cut else set()
-    lost = left.all
     found += [one for one in stuck if not covered & {one.a, one.b}]
     covered |= blocked
     large = [
         one
-        for one in evidence.missing
-        if one.only == "large" and _sorted(one.by, one.of) not in lost and not covered & {one.by, one.of}
+        for one in by_kind["large"]
+        if _sorted(one.by, one.of) not in lost and not covered & {one.by, one.of}
     ]
-    found += _large(evidence, large)
+    found += _Pairs(evidence, "large", large, evidence.large).explained()
     return found[:FOUND_MAX]
 
 
-class _Pairs:
-    """Pairs without an answer that nothing explains yet."""
+def _sorted(a: str, b: str) -> Pair:
+    return (a, b) if a < b else (b, a)
 
-    def __init__(self, evidence: Evidence, missing: Iterable[Missing]) -> None:
-        self._e = evidence
-        self._said: dict[tuple[str, str], list[Missing]] = {}
+
+def _disjoint(pairs: Iterable[Pair], enough: int) -> bool:
+    """Whether so many of the pairs have no node in common: then fewer nodes do not explain them."""
+    pairs = list(pairs)
+    degree: dict[str, int] = {}
+    for pair in pairs:
+        for name in pair:
+            degree[name] = degree.get(name, 0) + 1
+    taken: set[str] = set()
+    count = 0
+    for a, b in sorted(pairs, key=lambda pair: degree[pair[0]] + degree[pair[1]]):
+        if count >= enough:
+            break
+        if a not in taken and b not in taken:
+            taken |= {a, b}
+            count += 1
+    return count >= enough
+
+
+class _Pairs:
+    """Pairs without an answer of one kind that nothing explains yet."""
+
+    def __init__(self, evidence: Evidence, fault: Fault, missing: Iterable[Missing], passed: Passed) -> None:
+        self._e, self._fault, self._passed = evidence, fault, passed
+        self._said: dict[Pair, list[Missing]] = {}
         self._views: dict[str, list[Missing]] = {}
         for one in missing:
-            if one.by not in evidence.sites or one.of not in evidence.sites or one.by == one.of:
-                continue
-            if evidence.passed_pairs.get((one.of, one.by), float("-inf")) > one.since + 2 * MARGIN_S + 1.0:
+            if passed.pairs.get((one.of, one.by), NEVER) > one.since + LATER_S:
                 self._views.setdefault(one.by, []).append(one)
-            elif (one.of, one.by) in evidence.kernel:
+            elif fault == "silent" and (one.of, one.by) in evidence.kernel:
                 continue  # the other side reaches its kernel: what it says of its pods will tell
             else:
                 self._said.setdefault(_sorted(one.by, one.of), []).append(one)
         self.all = frozenset(self._said)
+        self._members: dict[str, int] = {}
+        if self._said:
+            for site in evidence.sites.values():
+                self._members[site] = self._members.get(site, 0) + 1
 
-    def _newest(self, pairs: Iterable[tuple[str, str]]) -> float:
+    def explained(self) -> list[Finding]:
+        """What explains them, the widest first. Call it once."""
+        return [
+            *self._own_views(),
+            *self._everything(),
+            *self._cut_sites(),
+            *self._nodes(),
+            *self._lone_sites(),
+            *self._parts(),
+            *(self._finding("pair", a, b, [(a, b)]) for a, b in sorted(self._said)),
+        ]
+
+    def _newest(self, pairs: Iterable[Pair]) -> float:
         return max(one.since for pair in pairs for one in self._said[pair])
 
-    def _oldest(self, pairs: Iterable[tuple[str, str]]) -> float:
-        return min(one.since for pair in pairs for one in self._said[pair])
-
-    def _take(self, pairs: Iterable[tuple[str, str]]) -> None:
-        for pair in pairs:
+    def _take(self, pairs: Iterable[Pair]) -> None:
+        for pair in list(pairs):
             self._said.pop(pair, None)
 
-    def views(self) -> list[Finding]:
-        """What one agent says and the other side contradicts."""
+    def _own_views(self) -> list[Finding]:
+        """What one agent says and the other side contradicts; what else it says alone belongs to that."""
+        for name in [one for one, said in self._views.items() if len(said) > 1]:
+            for pair in [one for one in self._said if name in one]:
+                if {one.by for one in self._said[pair]} == {name}:
+                    self._views[name] += self._said.pop(pair)
         return [
             Finding(
                 scope="view",
@@ -180,21 +131,34 @@ class _Pairs:
                 fault="view",
                 since=min(one.since for one in said),
                 evidence=(
-                    f"{name} gets no answer of {_some([one.of for one in said])}, and they get its answers",
+                    f"{name} gets no answer of {some([one.of for one in said])}, and they get its answers",
                     *self._steps((name, one.of) for one in said),
                 ),
                 nodes=tuple(sorted(one.of for one in said))[:SHOWN],
             )
             for name, said in sorted(self._views.items())
+            if self._fault != "large"  # one of its large packets was lost, and then they passed
         ]
 
-    def cut_sites(self) -> list[Finding]:
+    def _everything(self) -> list[Finding]:
+        """Nothing at all passes between any two."""
+        said, members = self._said, len(self._e.sites)
+        witnesses = {one.by for ones in said.values() for one in ones}
+        if (
+            members < 4
+            or len(witnesses) < max(WITNESSES, members // 2)
+            or max(self._passed.nodes.values(), default=NEVER) > self._newest(said) + MARGIN_S
+            or not _disjoint(said, max(2, members // 3))
+        ):
+            return []
+        found = self._finding("cluster", "", "", list(said))
+        said.clear()
+        return [found]
+
+    def _cut_sites(self) -> list[Finding]:
         """Sites between which nothing passes."""
-        sites, e = self._e.sites, self._e
-        members: dict[str, int] = {}
-        for site in sites.values():
-            members[site] = members.get(site, 0) + 1
-        between: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        sites, members = self._e.sites, self._members
+        between: dict[Pair, list[Pair]] = {}
         for pair in self._said:
             s, t = sites[pair[0]], sites[pair[1]]
             if s != t:
@@ -204,25 +168,19 @@ class _Pairs:
             for (s, t), pairs in between.items()
             if members[s] + members[t] > 2
             and len(pairs) >= min(WITNESSES, members[s] * members[t])
-            and all(
-                len({n for pair in pairs for n in pair if sites[n] == one}) >= min(2, members[one])
-                for one in (s, t)
-            )
-            and e.passed_sites.get((s, t), float("-inf")) <= self._newest(pairs) + MARGIN_S
+            and _disjoint(pairs, min(WITNESSES, members[s], members[t]))
+            and self._passed.sites.get((s, t), NEVER) <= self._newest(pairs) + MARGIN_S
         }
         found: list[Finding] = []
         for site in sorted(
             {one for pair in dark for one in pair}, key=lambda one: (not self._silent(one), one)
         ):
             mine = {pair: pairs for pair, pairs in dark.items() if site in pair}
-            lit = [
-                pair
-                for pair in e.passed_sites
-                if site in pair
-                and pair[0] != pair[1]
-                and mine
-                and e.passed_sites[pair] > max(self._newest(pairs) for pairs in mine.values()) + MARGIN_S
-            ]
+            lit = mine and any(
+                at > max(self._newest(pairs) for pairs in mine.values()) + MARGIN_S
+                for pair, at in self._passed.sites.items()
+                if site in pair and pair[0] != pair[1]
+            )
             alone = len(members) > 2 and len(mine) >= 2
             if (
                 not mine
@@ -231,13 +189,15 @@ class _Pairs:
                 or not (alone or (len(members) == 2 and self._silent(site)))
             ):
                 continue
-            pairs = [pair for some in mine.values() for pair in some if pair in self._said]
+            pairs = [pair for some_pairs in mine.values() for pair in some_pairs if pair in self._said]
             if not pairs:
                 continue
             found.append(self._finding("site", site, "", pairs))
-            inner = [pair for pair in self._said if sites[pair[0]] == site or sites[pair[1]] == site]
-            self._take(inner)
-            dark = {pair: some for pair, some in dark.items() if site not in pair}
+            if self._fault == "silent":
+                self._take([pair for pair in self._said if site in {sites[pair[0]], sites[pair[1]]}])
+            else:
+                self._take(pairs)
+            dark = {pair: some_pairs for pair, some_pairs in dark.items() if site not in pair}
         for (s, t), pairs in sorted(dark.items()):
             if members[s] > 1 and members[t] > 1:
                 left = [pair for pair in pairs if pair in self._said]
@@ -250,59 +210,113 @@ class _Pairs:
         names = [name for name, one in self._e.sites.items() if one == site]
         return bool(names) and all(name in self._e.quiet for name in names)
 
-    def dark_nodes(self) -> list[Finding]:
-        """Nodes that nobody reaches any more."""
-        e = self._e
-        around: dict[str, list[tuple[str, str]]] = {}
+    def _around(self) -> dict[str, list[Pair]]:
+        around: dict[str, list[Pair]] = {}
         for pair in self._said:
             for name in pair:
                 around.setdefault(name, []).append(pair)
+        return around
+
+    def _nodes(self) -> list[Finding]:
+        """Nodes that nobody reaches any more."""
+        e, around = self._e, self._around()
         found: list[Finding] = []
         others = len(e.sites) - 1
         for name in sorted(around, key=lambda one: (-len(around[one]), one not in e.quiet, one)):
             pairs = [pair for pair in around[name] if pair in self._said]
-            enough = len(pairs) >= min(WITNESSES, others) or (name in e.quiet and len(pairs) >= min(2, others))
+            quiet = name in e.quiet
+            enough = len(pairs) >= min(WITNESSES, others) or (quiet and len(pairs) >= min(2, others))
             if not pairs or not enough:
                 continue
-            if others == 1 and name not in e.quiet:
+            if others == 1 and not quiet:
                 continue  # of two nodes either may be the one
-            if e.passed.get(name, float("-inf")) > self._newest(pairs) + MARGIN_S:
+            if len({one.by for pair in pairs for one in self._said[pair]} - {name}) < min(2, others):
+                continue  # it says so itself: the others would, too
+            if self._passed.nodes.get(name, NEVER) > self._newest(pairs) + MARGIN_S:
                 continue
             found.append(self._finding("node", name, "", pairs))
             self._take(pairs)
         return found
 
-    def rest(self) -> list[Finding]:
-        """Each pair by itself."""
-        return [self._finding("pair", a, b, [(a, b)]) for a, b in sorted(self._said)]
+    def _lone_sites(self) -> list[Finding]:
+        """A site of one node that reaches other sites, and nothing at one of them."""
+        sites, between = self._e.sites, dict[Pair, list[Pair]]()
+        for pair in self._said:
+            s, t = sites[pair[0]], sites[pair[1]]
+            if s != t and 1 in {self._members[s], self._members[t]}:
+                between.setdefault(_sorted(s, t), []).append(pair)
+        found: list[Finding] = []
+        for (s, t), pairs in sorted(between.items()):
+            if len(pairs) < WITNESSES or self._passed.sites.get((s, t), NEVER) > self._newest(pairs) + MARGIN_S:
+                continue
+            found.append(self._finding("sites", s, t, pairs))
+            self._take(pairs)
+        return found
 
-    def _finding(self, scope: Scope, a: str, b: str, pairs: list[tuple[str, str]]) -> Finding:
-        broken = self._direction(scope, a, pairs)
+    def _parts(self) -> list[Finding]:
+        """Nodes that others reach, and several do not."""
+        found: list[Finding] = []
+        around = self._around()
+        for name in sorted(around, key=lambda one: (-len(around[one]), one)):
+            pairs = [pair for pair in around[name] if pair in self._said]
+            if len(pairs) >= WITNESSES:
+                one = self._finding("node", name, "", pairs)
+                found.append(one if one.fault not in {"silent", "direction"} else _part(one))
+                self._take(pairs)
+        return found
+
+    def _finding(self, scope: Scope, a: str, b: str, pairs: list[Pair]) -> Finding:
         said = [one for pair in pairs for one in self._said[pair]]
-        witnesses = sorted({one.by for one in said})
-        evidence = [f"{len(pairs)} of their paths without an answer, as {_some(witnesses)} found"]
-        quiet = sorted({name for pair in pairs for name in pair} & set(self._e.quiet))
-        if quiet:
-            evidence.append(f"no report of {_some(quiet)} either")
-        evidence += self._steps((one.by, one.of) for one in said)
+        broken = self._direction(scope, a, pairs) if self._fault == "silent" else ("", "")
         return Finding(
             scope=scope,
             a=a,
             b=b,
-            fault="direction" if broken != ("", "") else "silent",
+            fault="direction" if broken != ("", "") else self._fault,
             broken=broken,
-            since=self._oldest(pairs),
-            evidence=tuple(evidence),
+            since=min(one.since for one in said),
+            last=max(one.since for one in said),
+            doubt=self._doubtful(scope, a, said),
+            evidence=tuple(self._evidence(scope, a, pairs, said)),
             nodes=tuple(sorted({name for pair in pairs for name in pair}))[:SHOWN],
         )
 
-    def _steps(self, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    def _doubtful(self, scope: Scope, a: str, said: list[Missing]) -> bool:
+        if scope not in {"node", "pair"}:
+            return False
+        witnesses = {one.by for one in said}
+        ends = {one.of for one in said} - witnesses
+        return len(witnesses) == 1 and a in witnesses | ends and not ends <= set(self._e.quiet)
+
+    def _evidence(self, scope: Scope, a: str, pairs: list[Pair], said: list[Missing]) -> list[str]:
+        witnesses = sorted({one.by for one in said})
+        if self._fault == "pods":
+            hosts = [a] if scope == "node" else sorted({one.of for one in said})
+            asking = {one.by for one in said} - set(hosts)
+            text = [
+                f"kernels answer {some(asking or witnesses)}, the probe addresses behind them do not",
+                f"the agent of {some(hosts)} lives",
+            ]
+            told = self._steps((one.of, one.by) for one in said)
+            return text + (told or self._steps((one.by, one.of) for one in said))
+        if self._fault == "large":
+            text = [f"{len(pairs):,} of their paths, as {some(witnesses)} found"]
+        else:
+            text = [f"{len(pairs):,} of their paths without an answer, as {some(witnesses)} found"]
+        quiet = sorted({name for pair in pairs for name in pair} & set(self._e.quiet))
+        if quiet and self._fault == "silent":
+            text.append(f"no report of {some(quiet)} either")
+        return text + self._steps((one.by, one.of) for one in said)
+
+    def _steps(self, pairs: Iterable[Pair]) -> list[str]:
         told = [f"{by}: {self._e.steps[by, of]}" for by, of in sorted(set(pairs)) if (by, of) in self._e.steps]
         return list(dict.fromkeys(told))[:2]
 
-    def _direction(self, scope: Scope, a: str, pairs: list[tuple[str, str]]) -> tuple[str, str]:
+    def _direction(self, scope: Scope, a: str, pairs: list[Pair]) -> tuple[str, str]:
         """From where to where nothing passes, if questions still arrive the other way."""
         sites = self._e.sites
+        if scope == "cluster":
+            return "", ""
 
         def side(name: str) -> str:
             if scope in {"site", "sites"}:
@@ -310,11 +324,11 @@ class _Pairs:
                 return own if own == a or scope == "sites" else ""
             return name if name == a or scope == "pair" else ""
 
-        arrives: set[tuple[str, str]] = set()
+        arrives: set[Pair] = set()
         for one, other in pairs:
             since = max(said.since for said in self._said[one, other])
             for by, of in ((one, other), (other, one)):
-                if self._e.heard.get((by, of), float("-inf")) > since + 2 * MARGIN_S:
+                if self._e.heard.get((by, of), NEVER) > since + 2 * MARGIN_S:
                     arrives.add((side(of), side(by)))
         ends = {(side(one), side(other)) for one, other in pairs}
         ways = ends | {(end, start) for start, end in ends}
@@ -325,93 +339,7 @@ class _Pairs:
         return "", ""
 
 
-def _stuck(e: Evidence, missing: list[Missing]) -> list[Finding]:
-    """Hosts whose kernels and agents live, and of which nothing comes that they had to forward."""
-    said: dict[str, list[Missing]] = {}
-    for one in missing:
-        if one.by in e.sites and one.of in e.sites and one.by != one.of:
-            said.setdefault(one.of, []).append(one)
-    found: list[Finding] = []
-    for name, ones in sorted(said.items()):
-        witnesses = sorted({one.by for one in ones})
-        alone = len(witnesses) < min(WITNESSES, len(e.sites) - 1)
-        for some in [[one] for one in ones] if alone else [ones]:
-            a, b = _sorted(some[0].by, name) if alone else (name, "")
-            steps = [f"{name}: {e.steps[name, one.by]}" for one in some if (name, one.by) in e.steps]
-            found.append(
-                Finding(
-                    scope="pair" if alone else "node",
-                    a=a,
-                    b=b,
-                    fault="pods",
-                    since=min(one.since for one in some),
-                    evidence=(
-                        f"its kernel answers {_some({one.by for one in some})}, its probe address does not",
-                        f"the agent of {name} lives",
-                        *list(dict.fromkeys(steps))[:2],
-                    ),
-                    nodes=tuple(sorted({name, *witnesses}))[:SHOWN],
-                )
-            )
-    return found
-
-
-def _large(e: Evidence, missing: list[Missing]) -> list[Finding]:
-    """Paths that carry small packets only: of a pair of sites, of one node, or of a pair."""
-    said: dict[tuple[str, str], list[Missing]] = {}
-    for one in missing:
-        if one.by in e.sites and one.of in e.sites:
-            said.setdefault(_sorted(one.by, one.of), []).append(one)
-    found: list[Finding] = []
-
-    def add(scope: Scope, a: str, b: str, pairs: list[tuple[str, str]]) -> None:
-        ones = [one for pair in pairs for one in said.pop(pair)]
-        steps = [f"{one.by}: {e.steps[one.by, one.of]}" for one in ones if (one.by, one.of) in e.steps]
-        found.append(
-            Finding(
-                scope=scope,
-                a=a,
-                b=b,
-                fault="large",
-                since=min(one.since for one in ones),
-                evidence=(
-                    f"{len(pairs)} of their paths, as {_some(sorted({one.by for one in ones}))} found",
-                    *list(dict.fromkeys(steps))[:2],
-                ),
-                nodes=tuple(sorted({name for pair in pairs for name in pair}))[:SHOWN],
-            )
-        )
-
-    around: dict[str, list[tuple[str, str]]] = {}
-    for pair in said:
-        for name in pair:
-            around.setdefault(name, []).append(pair)
-    others = len(e.sites) - 1
-    hubs = [name for name, pairs in around.items() if len(pairs) >= max(2, min(WITNESSES, others))]
-    if len(hubs) == 1 or (hubs and len(max(around.values(), key=len)) > 1 and _one_hub(around)):
-        hub = max(hubs, key=lambda name: (len(around[name]), name))
-        add("node", hub, "", list(around[hub]))
-    between: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for a, b in said:
-        if e.sites[a] != e.sites[b]:
-            between.setdefault(_sorted(e.sites[a], e.sites[b]), []).append((a, b))
-    for (s, t), pairs in sorted(between.items()):
-        if len(pairs) >= WITNESSES and all(
-            len({n for p in pairs for n in p if e.sites[n] == one}) > 1 for one in (s, t)
-        ):
-            add("sites", s, t, pairs)
-    for a, b in sorted(said):
-        add("pair", a, b, [(a, b)])
-    return found
-
-
-def _one_hub(around: Mapping[str, list[tuple[str, str]]]) -> bool:
-    """Whether all pairs have one node in common."""
-    pairs = {pair for some in around.values() for pair in some}
-    return any(len(some) == len(pairs) for some in around.values())
-
-
-def _some(names: Collection[str]) -> str:
-    ordered = sorted(names)
-    rest = len(ordered) - SHOWN
-    return ", ".join(ordered[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+def _part(one: Finding) -> Finding:
+    others = [name for name in one.nodes if name != one.a]
+    text = (f"among others with {some(others)}; it reaches, and is reached by, the rest", *one.evidence)
+    return msgspec.structs.replace(one, fault="part", broken=("", ""), evidence=text)

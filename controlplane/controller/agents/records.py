@@ -47,6 +47,7 @@ class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     """Whether packets of its pods pass, in its own word."""
     mtu: int = 0
     path_mtu: int = 0
+    fast_path: str = ""
     pods: int = -1
     """Pods with an address of its range; −1: not known. Not recorded: it changes with every pod."""
 

@@ -133,6 +133,7 @@ class LiveReports:
             path=status.path[:TEXT_MAX],
             mtu=status.mtu,
             path_mtu=status.path_mtu,
+            fast_path=status.fast_path if status.fast_path in {"on", "off"} else "",
             pods=status.pods,
         )
 

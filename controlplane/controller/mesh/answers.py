@@ -12,7 +12,7 @@ from statistics import median
 import msgspec
 
 from controlplane.changes import Changes, Lagged
-from controlplane.cluster.mesh.verdict import Finding, sentence
+from controlplane.cluster.mesh.findings import Finding, sentence
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.mesh.collector import FRESH_S, Collector, Seen
 from controlplane.controller.replication.read_barrier import ReadBarrier
@@ -38,6 +38,7 @@ RECENT = 64
 BEFORE_S = 60.0
 """Events are shown with a finding when they came so long before it at most."""
 AFTER_S = 1.5
+DOUBT = ("only one end has said so yet",)
 TRACE_PAUSE_S = 0.2
 """Between two pairs that agents are asked to trace, at least."""
 SITES_KEPT_S = 1.0
@@ -161,7 +162,7 @@ class MeshAnswers:
                 fault=one.fault,
                 sentence=one.sentence,
                 since=since,
-                evidence=one.evidence,
+                evidence=(*one.evidence, *(DOUBT if one.doubt and known is None else ())),
                 recorded=known.sequence if known is not None else 0,
                 before=self.recent.before(since) if since is not None else (),
             )
@@ -190,6 +191,7 @@ class MeshAnswers:
         for (a, b), all_seen in sorted(found.items()):
             passing = [one for one in all_seen if one.state in {ANSWERED, KERNEL}]
             times = [one.rtt_us for one in passing if one.rtt_us]
+            usual = [one.usual_us for one in passing if one.usual_us]
             yield SitePath(
                 a=a,
                 b=b,
@@ -199,6 +201,7 @@ class MeshAnswers:
                 rtt_us=round(median(times)) if times else 0,
                 worst_rtt_us=max(times, default=0),
                 jitter_us=round(median(one.jitter_us for one in passing)) if passing else 0,
+                usual_us=round(median(usual)) if usual else 0,
                 loss=round(sum(one.loss for one in passing) / 1000 / len(passing), 4) if passing else 0.0,
             )
 
@@ -225,6 +228,7 @@ class MeshAnswers:
                 age_s=round(max(0.0, now - seen.at), 1),
                 rtt_us=seen.rtt_us,
                 jitter_us=seen.jitter_us,
+                usual_us=round(seen.usual_us),
                 loss=seen.loss / 1000,
                 heard_s=round(now - seen.heard, 1) if seen.heard >= 0 else -1.0,
                 large={LARGE_OK: "ok", LARGE_LOST: "lost"}.get(seen.large, ""),

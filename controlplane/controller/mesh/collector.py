@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from controlplane.cluster.mesh.verdict import Evidence, Finding, Missing, explain
+from controlplane.cluster.mesh.evidence import Evidence, Missing, Passed
+from controlplane.cluster.mesh.findings import Finding
+from controlplane.cluster.mesh.verdict import explain
 from controlplane.cluster.state import ClusterState
-from events.mesh import ANSWERED, KERNEL, LARGE_LOST, NEVER, SILENT, UNSURE, PeerSeen, Trace
+from controlplane.controller.mesh.debounce import Debounce
+from events.mesh import (
+    ANSWERED,
+    KERNEL,
+    LARGE_LOST,
+    LARGE_OK,
+    LARGE_UNKNOWN,
+    NEVER,
+    SILENT,
+    UNSURE,
+    PeerSeen,
+    Trace,
+)
 from events.status import SILENT_INTERVALS, AgentStatus
 
 PER_NODE, TOTAL = 256, 160_000
@@ -24,16 +38,13 @@ NEVER_S = 15.0
 """A peer whose agent can answer and never did for so long is missing."""
 STUCK_S = 6.0
 """A peer whose agent goes on reporting for so long, while only its kernel answers, does not forward to pods."""
-HOLD_S, CLEAR_S = 1.0, 3.0
-"""A finding is told when it has held so long, and is over when it has been absent so long."""
-PAIR_HOLD_S = 4.0
-"""The same for what few witnesses say."""
-SETTLE_S = 15.0
-"""After a start or a change of leadership nothing is told to have ended before this."""
+BASELINE_S = 86_400.0
+"""A round trip's usual length is its mean of about so long."""
 
 
 class Seen(NamedTuple):
-    """One measurement; ``at``, ``heard`` and ``told`` are moments of the collector's clock (-1: never)."""
+    """One measurement; ``at``, ``heard``, ``told`` and ``large_at`` are moments of the collector's clock (-1:
+    never). ``usual_us`` is the mean round trip of the last ``counted`` reports, at most of a day."""
 
     state: int
     at: float
@@ -43,6 +54,31 @@ class Seen(NamedTuple):
     heard: float
     large: int
     told: float
+    large_at: float = -1.0
+    usual_us: float = 0.0
+    counted: int = 0
+
+
+class _Passes:
+    """When an answer of one kind last came, of nodes and between sites."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, float] = {}
+        self.sites: dict[tuple[str, str], float] = {}
+
+    def note(self, state: ClusterState, by: str, of: str, at: float) -> None:
+        for name in (by, of):
+            if at > self.nodes.get(name, -1.0):
+                self.nodes[name] = at
+        one, other = state.nodes.get(by), state.nodes.get(of)
+        if one is not None and other is not None:
+            key = (one.site, other.site) if one.site < other.site else (other.site, one.site)
+            if at > self.sites.get(key, -1.0):
+                self.sites[key] = at
+
+    def forget(self, state: ClusterState, sites: Collection[str]) -> None:
+        self.nodes = {name: at for name, at in self.nodes.items() if name in state.nodes}
+        self.sites = {key: at for key, at in self.sites.items() if key[0] in sites and key[1] in sites}
 
 
 class Collector:
@@ -57,17 +93,13 @@ class Collector:
         self._bad: dict[str, dict[int, Seen]] = {}
         self._heard_at: dict[str, tuple[float, float]] = {}  # node → its last report, and its interval
         self._begun: dict[str, tuple[str, float]] = {}  # node → its process, and since when that reports
-        self._passed: dict[str, float] = {}
-        self._passed_sites: dict[tuple[str, str], float] = {}
+        self._any, self._pods, self._large = _Passes(), _Passes(), _Passes()
         self._traces: dict[str, tuple[float, tuple[Trace, ...]]] = {}
         self.unable: dict[str, str] = {}
         self.capable: set[str] = set()
         self._names: dict[int, str] = {}
         self._named_at = -1
-        self._first: dict[tuple[str, str, str], float] = {}
-        self._absent: dict[tuple[str, str, str], float] = {}
-        self._held: dict[tuple[str, str, str], Finding] = {}
-        self.since = clock()
+        self._debounce = Debounce(clock())
 
     def now(self) -> float:
         """The present by the clock of all these moments."""
@@ -85,11 +117,12 @@ class Collector:
 
     def _forget(self, state: ClusterState) -> None:
         for name in [name for name in self.rows if name not in state.nodes]:
-            for table in (self._heard_at, self._begun, self._passed):
-                table.pop(name, None)
+            self._heard_at.pop(name, None)
+            self._begun.pop(name, None)
             self._drop(name)
         sites = {node.site for node in state.nodes.values()}
-        self._passed_sites = {key: at for key, at in self._passed_sites.items() if sites >= set(key)}
+        for passes in (self._any, self._pods, self._large):
+            passes.forget(state, sites)
 
     def take(self, status: AgentStatus, age_s: float = 0.0) -> None:
         """One report of a member, which arrived so many seconds ago."""
@@ -120,7 +153,7 @@ class Collector:
             peer = names.get(seen.epoch)
             if peer is None or peer == name:
                 continue
-            found = _moments(seen, now)
+            found = _moments(seen, now, row.get(seen.epoch))
             row[seen.epoch] = found
             row.move_to_end(seen.epoch)
             if seen.state in {SILENT, UNSURE, NEVER} or (seen.large == LARGE_LOST and seen.state == ANSWERED):
@@ -129,8 +162,18 @@ class Collector:
                 before = self._bad.get(name, {}).get(seen.epoch)
                 since = before.at if before is not None and before.state == KERNEL else now
                 bad[seen.epoch] = found._replace(at=since)
+            if seen.state == ANSWERED and seen.large != LARGE_LOST:
+                self._pods.note(state, name, peer, found.at)
             if seen.state in {ANSWERED, KERNEL} and seen.large != LARGE_LOST:
-                self._pass(state, name, peer, found.at)
+                self._any.note(state, name, peer, found.at)
+            if seen.large == LARGE_OK and found.large_at >= 0:
+                self._large.note(state, name, peer, found.large_at)
+        for epoch, before in self._bad.get(name, {}).items():
+            # An agent that began anew does not know yet what it said of large packets before.
+            said = row.get(epoch)
+            lost = before.large == LARGE_LOST and before.state == ANSWERED and epoch not in bad
+            if lost and said is not None and (said.told < now or said.large == LARGE_UNKNOWN):
+                bad[epoch] = before
         most = max(16, min(PER_NODE, TOTAL // max(1, len(state.nodes))))
         while len(row) > most:
             row.popitem(last=False)
@@ -142,16 +185,6 @@ class Collector:
         self.capable.discard(name)
         for table in (self.rows, self._bad, self._traces, self.unable):
             table.pop(name, None)
-
-    def _pass(self, state: ClusterState, by: str, of: str, at: float) -> None:
-        for name in (by, of):
-            if at > self._passed.get(name, -1.0):
-                self._passed[name] = at
-        one, other = state.nodes.get(by), state.nodes.get(of)
-        if one is not None and other is not None:
-            key = (one.site, other.site) if one.site < other.site else (other.site, one.site)
-            if at > self._passed_sites.get(key, -1.0):
-                self._passed_sites[key] = at
 
     def quiet(self, name: str) -> bool:
         """Whether its agent has missed its time to report (a little more than one interval)."""
@@ -173,6 +206,7 @@ class Collector:
         now, names, state = self._clock(), self.names(), self._state()
         missing: list[Missing] = []
         pairs: dict[tuple[str, str], float] = {}
+        large: dict[tuple[str, str], float] = {}
         heard: dict[tuple[str, str], float] = {}
         kernel: dict[tuple[str, str], float] = {}
         steps: dict[tuple[str, str], str] = {}
@@ -188,6 +222,9 @@ class Collector:
                     if self._stuck(of, seen):
                         missing.append(Missing(by, of, seen.at, "pods"))
                         involved |= {by, of}
+                        back = self._row(of, epochs.get(by, 0))
+                        if back is not None and back.state == ANSWERED:
+                            pairs[of, by] = back.at
                     continue
                 missing.append(Missing(by, of, seen.at, "large" if seen.state == ANSWERED else ""))
                 involved |= {by, of}
@@ -195,6 +232,8 @@ class Collector:
                 if back is not None:
                     if back.state == ANSWERED:
                         pairs[of, by] = back.at
+                    if back.large == LARGE_OK:
+                        large[of, by] = back.large_at
                     heard[of, by] = back.heard
                 heard[by, of] = seen.heard
         for name in involved:
@@ -205,9 +244,9 @@ class Collector:
         return Evidence(
             sites={node.name: node.site for node in state.nodes.values()} if missing else {},
             missing=missing,
-            passed=self._passed,
-            passed_sites=self._passed_sites,
-            passed_pairs=pairs,
+            passed=Passed(self._any.nodes, self._any.sites, pairs),
+            pods=Passed(self._pods.nodes, self._pods.sites, pairs),
+            large=Passed(self._large.nodes, self._large.sites, large),
             heard=heard,
             kernel=kernel,
             quiet=frozenset(name for name in state.nodes if self.quiet(name)) if missing else frozenset(),
@@ -245,52 +284,49 @@ class Collector:
 
     def restart(self) -> None:
         """Whoever decides from here on has watched nothing yet."""
-        self._first.clear()
-        self._absent.clear()
-        self._held.clear()
-        self.since = self._clock()
+        self._debounce = Debounce(self._clock())
 
     def settled(self, open_keys: set[tuple[str, str, str]]) -> tuple[list[Finding], set[tuple[str, str, str]]]:
         """What has held long enough to be told, and which of the open ones are over. Call it every tick."""
-        now = self._clock()
-        present = {one.key: one for one in self.findings() if one.scope != "view"}
-        for key in [key for key in self._first if key not in present]:
-            del self._first[key]
-        told: list[Finding] = []
-        for key, one in present.items():
-            first = self._first.setdefault(key, now)
-            wide = one.scope in {"site", "sites"} or (one.scope == "node" and len(one.nodes) > 3)
-            if now - first >= (HOLD_S if wide else PAIR_HOLD_S if one.fault != "large" else 2 * PAIR_HOLD_S):
-                told.append(one)
-            self._absent.pop(key, None)
-        over: set[tuple[str, str, str]] = set()
-        for key in open_keys - present.keys():
-            if now - self._absent.setdefault(key, now) >= CLEAR_S and self._proven(key):
-                over.add(key)
-        for key in self._absent.keys() - open_keys:
-            del self._absent[key]
-        return told, over
-
-    def _proven(self, key: tuple[str, str, str]) -> bool:
-        """Whether something was heard since that speaks for it: silence of everybody ends no trouble."""
-        now, (scope, a, b) = self._clock(), key
-        if now - self.since < SETTLE_S:
-            return False
-        if scope == "node":
-            return now - self._passed.get(a, -FRESH_S * 9) < FRESH_S
-        if scope == "pair":
-            return any(now - self._pair(x, y) < 4 * FRESH_S for x, y in ((a, b), (b, a)))
-        return any(
-            now - at < FRESH_S
-            for pair, at in self._passed_sites.items()
-            if a in pair and pair[0] != pair[1] and (not b or b in pair)
+        present = [one for one in self.findings() if one.scope != "view"]
+        return self._debounce.look(
+            self._clock(), present, open_keys, answered=self._answered, passed=self._last
         )
 
-    def _pair(self, by: str, of: str) -> float:
-        state = self._state()
-        held = state.owned.get(of)
+    def _answered(self, name: str, since: float) -> bool:
+        """Whether an agent has reported long enough after a moment to contradict what another one says."""
+        return self._heard_at.get(name, (0.0, 0.0))[0] > since
+
+    def _last(self, one: Finding) -> float:
+        """When something last passed that speaks against a finding; -inf: nothing is known to have."""
+        fault = one.fault
+        if fault == "view":  # all that is known of it is that it was recorded
+            recorded = self._state().lost_paths.get(one.key)
+            fault = recorded.fault if recorded is not None else "silent"  # type: ignore[assignment]
+        passes = {"large": self._large, "pods": self._pods}.get(fault, self._any)
+        if one.scope == "pair" or (fault == "part" and one.nodes):
+            others = [one.b] if one.scope == "pair" else [name for name in one.nodes if name != one.a]
+            ways = [way for other in others for way in ((one.a, other), (other, one.a))]
+            return max((self._pair(by, of, fault) for by, of in ways), default=float("-inf"))
+        if one.scope == "node":
+            return passes.nodes.get(one.a, float("-inf"))
+        if one.scope == "cluster":
+            return max(passes.nodes.values(), default=float("-inf"))
+        between = (
+            at
+            for pair, at in passes.sites.items()
+            if one.a in pair and pair[0] != pair[1] and (not one.b or one.b in pair)
+        )
+        return max(between, default=float("-inf"))
+
+    def _pair(self, by: str, of: str, fault: str) -> float:
+        held = self._state().owned.get(of)
         seen = self._row(by, held.epoch) if held is not None else None
-        return seen.at if seen is not None and seen.state in {ANSWERED, KERNEL} else -1e9
+        if seen is None or seen.state not in {ANSWERED, KERNEL} or (fault == "pods" and seen.state == KERNEL):
+            return float("-inf")
+        if fault == "large":
+            return seen.large_at if seen.large == LARGE_OK else float("-inf")
+        return seen.at
 
     def _row(self, by: str, epoch: int) -> Seen | None:
         row = self.rows.get(by)
@@ -306,7 +342,12 @@ class Collector:
         return None
 
 
-def _moments(seen: PeerSeen, now: float) -> Seen:
+def _moments(seen: PeerSeen, now: float, before: Seen | None) -> Seen:
+    usual, counted = (before.usual_us, before.counted) if before is not None else (0.0, 0)
+    if seen.state == ANSWERED and seen.rtt_us:
+        elapsed = now - before.told if before is not None else 0.0
+        share = max(1 / (counted + 1), min(1.0, elapsed / BASELINE_S))
+        usual, counted = usual + (seen.rtt_us - usual) * share, counted + 1
     return Seen(
         seen.state,
         now - seen.at_s,
@@ -316,4 +357,7 @@ def _moments(seen: PeerSeen, now: float) -> Seen:
         now - seen.heard_s if seen.heard_s >= 0 else -1.0,
         seen.large,
         now,
+        now - seen.large_s if seen.large_s >= 0 else -1.0,
+        usual,
+        counted,
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
 from controlplane.cluster.decision import Tick
-from controlplane.cluster.mesh.verdict import FAULTS, SCOPES
+from controlplane.cluster.mesh.findings import FAULTS, SCOPES
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence

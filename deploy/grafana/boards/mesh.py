@@ -20,8 +20,8 @@ def mesh() -> dashboard.Dashboard:
             "Now",
             number(
                 "Sites lost",
-                "Sites that are cut off, and pairs of sites that do not reach each other.",
-                Query(_lost("site|sites")),
+                "Sites that are cut off, pairs of sites that do not reach each other, or all of them.",
+                Query(_lost("cluster|site|sites")),
                 alarm=1,
                 span=8,
             ),

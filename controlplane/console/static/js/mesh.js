@@ -5,29 +5,30 @@ import { store } from "./store.js";
 
 const EVERY_MS = 4000;
 const NODES_SHOWN = 32; // a matrix of so many nodes is still read; more are asked for site by site
-const SCOPES = { node: "One node", site: "One site", pair: "One pair of nodes", sites: "Two sites", view: "One agent's view" };
+const SCOPES = { cluster: "Everything", node: "One node", site: "One site", pair: "One pair of nodes", sites: "Two sites", view: "One agent's view" };
 const ms = (us) => took(us / 1e6);
 const event = (sequence) => link(`/events/${sequence}`, `event ${n(sequence)}`);
 const page = (name) => link(`/nodes/${encodeURIComponent(name)}`, name);
 const site = (name) => name || "no site";
 
-// How bad, by loss first and then by how slow against the usual of this matrix.
+// How bad, by loss first, then against the path's own usual round trip, then against the others here.
 function heat(path, usual) {
   if (!path || (path.by !== undefined ? ["not measured", "agent away"].includes(path.state ?? "not measured") : !path.measured)) return "none";
   if (path.by !== undefined ? ["silent", "never answered"].includes(path.state) : path.lost && path.lost === path.measured) return "lost";
   if (path.lost || path.loss > 0.01 || path.large_lost || path.large === "lost") return "lossy";
-  const rtt = path.rtt_us ?? 0;
-  return rtt > 4 * usual ? "slow" : rtt > 2 * usual ? "slower" : "fine";
+  const [rtt, own] = [path.rtt_us ?? 0, path.usual_us ?? 0];
+  return own && rtt > 2 * own && rtt - own > 1000 ? "slow" : rtt > 4 * usual ? "slower" : "fine";
 }
-const WORDS = { none: "not measured", lost: "lost", lossy: "losing packets", slow: "slow", slower: "slower than usual", fine: "passes" };
+const WORDS = { none: "not measured", lost: "lost", lossy: "losing packets", slow: "slower than usual", slower: "slower than most here", fine: "passes" };
 const median = (values) => { const sorted = values.filter((v) => v > 0).sort((a, b) => a - b); return sorted[Math.floor(sorted.length / 2)] ?? 0; };
 
 function cell(path, kind, what, open) {
-  const text = kind === "none" ? "–" : kind === "lost" && !path.rtt_us ? "✕" : `${kind === "lost" ? "✕ " : ""}${ms(path.rtt_us)}`;
+  const text = kind === "none" ? "–" : !path.rtt_us ? (kind === "lost" ? "✕" : "!") : `${kind === "lost" ? "✕ " : ""}${ms(path.rtt_us)}`;
   const large = path?.large_lost || path?.large === "lost" ? ", large packets lost" : "";
   const loss = path?.loss ? `, ${(path.loss * 100).toFixed(path.loss < 0.1 ? 1 : 0)} % of packets lost` : "";
-  const label = `${what}: ${WORDS[kind]}${path?.rtt_us ? `, ${ms(path.rtt_us)} there and back` : ""}${loss}${large}`;
-  return h(`td.heat.${kind}`, { title: label }, open ? h("button", { type: "button", "aria-label": label, onclick: open }, text) : h("span", { "aria-label": label, role: "img" }, text), loss && kind !== "lost" ? h("small", {}, ` ${(path.loss * 100).toFixed(0)} %`) : "");
+  const usually = path?.usual_us ? `, usually ${ms(path.usual_us)}` : "";
+  const label = `${what}: ${WORDS[kind]}${path?.rtt_us ? `, ${ms(path.rtt_us)} there and back${usually}` : ""}${loss}${large}`;
+  return h(`td.heat.${kind}`, { title: label }, open ? h("button", { type: "button", "aria-label": label, onclick: open }, text) : h("span", { "aria-label": label, role: "img" }, text), loss && kind !== "lost" ? h("small", {}, ` ${(path.loss * 100).toFixed(0)} %`) : "", kind === "slow" ? h("small", {}, usually.replace(",", "")) : "");
 }
 
 // Rows measure, columns are measured.
@@ -50,15 +51,41 @@ export function findings(list) {
     h("span", {}, one.sentence, one.since ? h("span.muted", {}, ` since ${moment(one.since)} (${ago(one.since)})`) : "", one.recorded ? [" · ", event(one.recorded)] : h("span.muted", {}, " · not recorded yet"),
       (one.evidence ?? []).map((line) => h("div.muted", {}, line)),
       (one.before ?? []).length ? h("div.muted", {}, "Just before: ", one.before.join("; ")) : "",
-      h("div", {}, h("code.help", {}, ["site", "sites"].includes(one.scope) ? `isthmus mesh --site ${one.a || "''"}${one.b ? ` --other ${one.b}` : ""}` : `isthmus mesh ${one.a} ${one.b ?? ""}`.trim()))))));
+      h("div", {}, h("code.help", {}, ["site", "sites"].includes(one.scope) ? `isthmus mesh --site ${one.a || "''"}${one.b ? ` --other ${one.b}` : ""}` : one.scope === "cluster" ? "isthmus mesh" : `isthmus mesh ${one.a} ${one.b ?? ""}`.trim()))))));
+}
+
+// What was recorded of a past moment, as paths: between the nodes, and of these between the sites.
+function recordedPaths(list) {
+  const nodes = [...store.nodes.values()];
+  const about = (one, a, b) => ({ cluster: true, site: a.site !== b.site && [a.site, b.site].includes(one.a), sites: a.site !== b.site && [a.site, b.site].includes(one.a) && [a.site, b.site].includes(one.b), node: [a.name, b.name].includes(one.a) && one.fault !== "part", pair: [a.name, b.name].includes(one.a) && [a.name, b.name].includes(one.b) })[one.scope];
+  const paths = [];
+  for (const a of nodes) for (const b of nodes) {
+    const found = a === b ? [] : list.filter((one) => about(one, a, b));
+    const large = found.length && found.every((one) => one.fault === "large");
+    if (a !== b) paths.push({ by: a.name, of: b.name, sites: [a.site, b.site], state: found.length ? (large ? "ok" : "silent") : "not measured", large: large ? "lost" : "" });
+  }
+  const sites = new Map();
+  for (const path of paths) {
+    const [a, b] = path.sites;
+    const site = sites.get(`${a}\n${b}`) ?? { a, b, measured: 0, lost: 0, large_lost: 0, pairs: 0 };
+    site.pairs += 1;
+    site.lost += path.state === "silent";
+    site.large_lost += path.large === "lost";
+    site.measured = site.lost || site.large_lost ? site.pairs : 0;
+    sites.set(`${a}\n${b}`, site);
+  }
+  return { paths, sites: [...sites.values()] };
 }
 
 // The sites and what connects them, as a drawing: one line for each pair, both directions in it.
 function topology(sites) {
   const groups = new Map();
   for (const node of store.nodes.values()) {
-    const group = groups.get(node.site) ?? { nodes: 0, cloud: 0, up: 0 };
+    const group = groups.get(node.site) ?? { nodes: 0, cloud: 0, up: 0, translated: 0, fast: 0, told: 0 };
     group.nodes += 1;
+    group.translated += Boolean(node.translated);
+    group.fast += node.fast_path === "on";
+    group.told += Boolean(node.fast_path);
     group.cloud += node.kind === "cloud";
     group.up += ["ready", "degraded"].includes(node.state);
     groups.set(node.site, group);
@@ -95,10 +122,12 @@ function topology(sites) {
       const group = groups.get(name);
       return [svg("circle", { cx: x, cy: y, r: 42, class: `place ${group.cloud ? "cloud" : "external"}` }), svg("text", { x, y: y - 3, class: "name" }, site(name).length > 11 ? `${site(name).slice(0, 10)}…` : site(name)), svg("text", { x, y: y + 13, class: "count" }, `${n(group.up)}/${n(group.nodes)} up`)];
     }));
+  const through = (a, b) => `tunnel (VXLAN, not encrypted)${[a, b].some((name) => groups.get(name).translated) ? ", through address translation" : ""}`;
+  const facts = (group) => [group.translated ? ` · ${n(group.translated)} reached at another address than their own (address translation)` : "", group.told ? ` · fast path on ${n(group.fast)} of ${n(group.told)}` : ""].map((text) => h("span.muted", {}, text));
   const way = (path) => (path?.measured ? `${path.lost ? `${n(path.lost)} of ${n(path.measured)} lost` : "passes"}, ${ms(path.rtt_us)}` : "not measured");
   return [drawn,
-    h("ul.feed", { "aria-label": "Sites" }, names.map((name) => h("li", {}, h("span", { class: groups.get(name).cloud ? "k-cloud" : "k-external" }, groups.get(name).cloud ? "☁" : "▦"), h("span.what", {}, site(name), h("span.muted", {}, ` · ${n(groups.get(name).up)} of ${plural(groups.get(name).nodes, "node")} up`), (holders.get(name) ?? []).map((text) => h("span.muted", {}, ` · gateway ${text}`))), h("span.when", {}, "")))),
-    ways.length ? h("ul.feed", { "aria-label": "Ways between sites" }, ways.map(({ a, b, there, back, kind }) => h("li", {}, h(`i.heat.${kind}.key`, { "aria-hidden": "true" }), h("span.what", {}, `${site(a)} ↔ ${site(b)}`, h("span.muted", {}, store.live ? ` · tunnel (VXLAN, not encrypted) · there: ${way(there)} · back: ${way(back)}` : " · tunnel (VXLAN, not encrypted)")), h("span.when", {}, store.live ? WORDS[kind] : "")))) : ""];
+    h("ul.feed", { "aria-label": "Sites" }, names.map((name) => h("li", {}, h("span", { class: groups.get(name).cloud ? "k-cloud" : "k-external" }, groups.get(name).cloud ? "☁" : "▦"), h("span.what", {}, site(name), h("span.muted", {}, ` · ${n(groups.get(name).up)} of ${plural(groups.get(name).nodes, "node")} up`), facts(groups.get(name)), (holders.get(name) ?? []).map((text) => h("span.muted", {}, ` · gateway ${text}`))), h("span.when", {}, "")))),
+    ways.length ? h("ul.feed", { "aria-label": "Ways between sites" }, ways.map(({ a, b, there, back, kind }) => h("li", {}, h(`i.heat.${kind}.key`, { "aria-hidden": "true" }), h("span.what", {}, `${site(a)} ↔ ${site(b)}`, h("span.muted", {}, store.live ? ` · ${through(a, b)} · there: ${way(there)} · back: ${way(back)}` : ` · ${through(a, b)}`)), h("span.when", {}, store.live ? WORDS[kind] : "")))) : ""];
 }
 
 export function pathsTable(name, paths) {
@@ -115,8 +144,9 @@ export function pathsTable(name, paths) {
   rows.sort((x, y) => Math.min(...x.kinds.map((k) => order.indexOf(k))) - Math.min(...y.kinds.map((k) => order.indexOf(k))) || x.other.localeCompare(y.other));
   const shown = rows.slice(0, 60);
   return [h("div.scroll.matrix", { tabindex: "0", role: "region", "aria-label": "Paths, scrollable" }, h("table", { "aria-label": "Paths" },
-    h("thead", {}, h("tr", {}, ["Peer", "There", "Back", "Large packets", "Last answer"].map((label) => h("th", { scope: "col" }, label)))),
+    h("thead", {}, h("tr", {}, ["Peer", "There", "Back", "Usually", "Large packets", "Last answer"].map((label) => h("th", { scope: "col" }, label)))),
     h("tbody", {}, shown.map(({ other, there, back, kinds }) => h("tr", {}, h("td", {}, page(other)), cell(there, kinds[0], `${name} to ${other}`), cell(back, kinds[1], `${other} to ${name}`),
+      h("td.num", {}, there?.usual_us ? ms(there.usual_us) : "–"),
       h("td", {}, { ok: "pass", lost: "LOST" }[there?.large] ?? "not known"), h("td", {}, (there?.age_s ?? -1) >= 0 ? `${took(there.age_s)} ago` : "–")))))),
     rows.length > shown.length ? h("p.muted", {}, `The ${n(shown.length)} worst of ${plural(rows.length, "peer")}.`) : ""];
 }
@@ -159,6 +189,12 @@ export class MeshPage {
     const panels = [];
     if (mesh.findings.length) panels.push(panel("What does not pass", findings(mesh.findings)));
     if (!measured) panels.push(panel("Measurements", h("p.muted", {}, "Measurements are of the present only and not kept. Of this moment the findings above were recorded", mesh.findings.length ? "." : ": there was none.")));
+    if (!measured && !this.of && lost && store.nodes.size <= 400) {
+      const then = recordedPaths(mesh.findings);
+      const names = [...new Set(then.sites.flatMap((path) => [path.a, path.b]))].sort();
+      panels.push(panel("By site, as it was recorded", matrix("Paths between sites", names, then.sites, site, null)));
+      if (store.nodes.size <= NODES_SHOWN) panels.push(panel("By node, as it was recorded", matrix("Paths between nodes", [...store.nodes.keys()].sort(), then.paths, page, null)));
+    }
     if (this.of === "nodes") {
       if (measured) panels.push(panel("Measured", pathsTable(this.a, mesh.paths)), panel("Hop by hop", mesh.traces.length ? hops(mesh.traces) : h("p.muted", {}, "No agent has traced this pair: it does so when packets are lost. In a terminal: ", mono(`isthmus mesh ${this.a} ${this.b}`))));
     } else if (measured) {
@@ -170,7 +206,7 @@ export class MeshPage {
       if (!names.length && !members.length) panels.push(panel("Measured", h("p.empty", {}, "Nothing is measured yet. Agents of this release measure by themselves.")));
       for (const [title, list] of [["Not heard lately", mesh.quiet], ["Not measuring", mesh.unmeasured]]) if (!this.of && list?.length) panels.push(panel(title, h("p", {}, list.flatMap((name, i) => [i ? ", " : "", page(name)]))));
     }
-    if (!this.of) panels.push(panel("Topology", topology(mesh.sites)));
+    if (!this.of) panels.push(panel("Topology", topology(measured ? mesh.sites : recordedPaths(mesh.findings).sites)));
     // What somebody has the focus on stays where it is when the numbers are new.
     const at = [...this.content.querySelectorAll("button, a, [tabindex]")].indexOf(document.activeElement);
     const scrolled = [...this.content.querySelectorAll(".matrix")].map((box) => box.scrollLeft);

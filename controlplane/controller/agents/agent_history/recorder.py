@@ -192,6 +192,7 @@ def _quiet(known: Observed, observed: Observed) -> bool:
         and known.gateway == observed.gateway
         and known.version == observed.version
         and (known.mtu, known.path_mtu) == (observed.mtu, observed.path_mtu)
+        and known.fast_path == observed.fast_path
     )
 
 

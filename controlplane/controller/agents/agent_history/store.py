@@ -68,6 +68,7 @@ class _More(msgspec.Struct, omit_defaults=True):
     gateway: bool = False
     mtu: int = 0
     path_mtu: int = 0
+    fast_path: str = ""
 
 
 _COLUMNS = attrgetter("applied", "state", "kernel", "kernel_at", "peers")
