@@ -60,6 +60,8 @@ missing_test_packages() {
   has_tool tcpdump || echo tcpdump
   # For building the eBPF programs anew and comparing them with those that are shipped.
   has_tool clang && [ -e /usr/include/bpf/bpf_helpers.h ] && has_tool llvm-strip || echo "clang llvm libbpf-dev linux-libc-dev"
+  # For building the CNI plugin anew, for both processors.
+  has_tool ld.lld || echo lld
   has_tool zstd || echo zstd
   [ "${1:-}" != bench ] || has_tool etcd || echo etcd-server
 }

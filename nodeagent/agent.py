@@ -34,6 +34,7 @@ from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
@@ -87,6 +88,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fastpath: FastPath
     node: NodeConfiguration
     pods: PodWatch
+    plugin: PluginKeeper
     dispatcher: ChangeDispatcher
     follower: LogFollower
     prober: PathMtuProber
@@ -127,6 +129,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")
+                tasks.create_task(self.plugin.run(), name="CNI plugin")
                 tasks.create_task(self.reporter.run(), name="report")
                 if self.outbox is not None:
                     tasks.create_task(self.outbox.run(self._ship_spans), name="spans")

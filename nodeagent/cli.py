@@ -83,6 +83,12 @@ def agent() -> None:
               help="How pods are attached.")  # fmt: skip
 @click.option("--cni-network", default="", metavar="NAME",
               help="Name of the CNI network [isthmus; cbr0 with --take-over].")  # fmt: skip
+@click.option("--cni-bin-dir", default="", metavar="DIRECTORY",
+              help="Where the CNI plugins are [/opt/cni/bin, /usr/lib/cni, /usr/libexec/cni].")  # fmt: skip
+@click.option("--cni-own-plugin", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
+              help="End the CNI chain with our plugin where it is installed.")  # fmt: skip
+@click.option("--pod-facts/--no-pod-facts", default=True, show_default=True,
+              help="Note which pod had which address, for `isthmus replay who`.")  # fmt: skip
 @click.option("--take-over", default="", metavar="DEVICE",
               help="Flannel's device, flannel.1: becomes ours with its rows while packets flow.")  # fmt: skip
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")
@@ -291,6 +297,35 @@ def new_identity_command(state_dir: Path, yes: bool) -> None:
 
     confirm("Join anew, with another uid and another range?", yes=yes)
     click.echo(f"the uid is {new_identity(state_dir)} from now on")
+
+
+@agent.command("install-plugin")
+@click.option("--cni-bin-dir", default="", metavar="DIRECTORY",
+              help="Where the CNI plugins are [/opt/cni/bin, /usr/lib/cni, /usr/libexec/cni].")  # fmt: skip
+def install_plugin_command(cni_bin_dir: str) -> None:
+    """Put our CNI plugin beside the standard ones (`portmap`), in this release's version.
+
+    A running agent sees it within seconds and ends the CNI chain with it: then pods are known by name, and the
+    container runtime hears whether their packets pass. Nothing changes for pods that run.
+
+    \b
+    Example:
+      isthmus agent install-plugin --cni-bin-dir /opt/cni/bin
+    """
+    from events.errors import Refused
+    from nodeagent.pods.plugin import chain
+
+    places = chain.directories(cni_bin_dir)
+    try:
+        written = chain.install(places)
+    except OSError as error:
+        raise Refused(
+            "not_permitted", f"the plugin cannot be written ({error}): run as root, or name --cni-bin-dir"
+        ) from error
+    for path in written:
+        click.echo(f"{path} written")
+    if not written:
+        click.echo(f"nothing to do in {', '.join(places)}: it is there, or no standard plugin (portmap) is")
 
 
 @agent.command("end-pods")

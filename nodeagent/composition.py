@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 from nats.aio.client import Client
@@ -43,6 +45,10 @@ from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.pods.facts import PodFacts
+from nodeagent.pods.plugin.answers import Standing
+from nodeagent.pods.plugin.chain import Chain
+from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
@@ -113,6 +119,36 @@ class HealthSources:
         """What is in the way of packets. Cancelled, it leaves nothing behind."""
         plan = self._view.plan
         return await diagnosis.explain(fault, plan.port, plan.cidrs) if plan is not None else ""
+
+
+class PodSources:
+    """What answering the container runtime needs: whose addresses are whose, and whether packets pass."""
+
+    def __init__(self, view: View, session: BusSession) -> None:
+        self._view, self._session = view, session
+        self.cut_off: Callable[[], str] = lambda: ""
+        """Why packets of pods do not pass; empty while they do, or nobody knows."""
+        self.plugin: PluginKeeper | None = None
+
+    def epoch_of(self, address: str) -> int:
+        """The epoch of this node's range if the address is of it, else 0."""
+        own = self._view.own
+        return own.epoch if own is not None and IPv4Address(address) in IPv4Network(own.cidr) else 0
+
+    def standing(self) -> Standing:
+        """This node now."""
+        view, no_range = self._view, ""
+        if view.fenced or view.deleted or view.left or self._session.held:
+            no_range = "this node is no member (any more), or another machine has its identity"
+        elif view.own is None:
+            no_range = "this node has no range yet"
+        cidrs = tuple(view.plan.cidrs) if view.plan is not None else ()
+        own = view.own.cidr if view.own is not None else ""
+        return Standing(cidrs=cidrs, own=own, no_range=no_range, no_packets=self.cut_off())
+
+    def chain(self) -> Chain | None:
+        """The CNI plugins that are installed, once it is known."""
+        return self.plugin.chain if self.plugin is not None else None
 
 
 class _AfterEachStep:
@@ -200,7 +236,7 @@ def compose(
     replacing = partial(predecessor.replacing, config.state_dir) if config.take_over else None
     firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall, replacing=replacing)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
-    pods = PodWatch(config, view, conditions)
+    pods, sources_of_pods = PodWatch(config, view, conditions), PodSources(view, session)
     node = NodeConfiguration(
         config,
         view,
@@ -211,7 +247,11 @@ def compose(
         gateway=gateway,
         pods=pods,
         held=lambda: session.held,
+        chain=sources_of_pods.chain,
     )
+    facts = PodFacts(config.state_dir, enabled=config.pod_facts, epoch_of=sources_of_pods.epoch_of)
+    plugin = PluginKeeper(config, facts, standing=sources_of_pods.standing, changed=node.follow)
+    sources_of_pods.plugin, pods.on_look = plugin, plugin.on_look
     fast = FastPath(
         conditions,
         reconciler.tunnel,
@@ -261,6 +301,7 @@ def compose(
         fastpath=fast,
         node=node,
         pods=pods,
+        plugin=plugin,
         dispatcher=dispatcher,
         follower=LogFollower(
             config,
@@ -281,6 +322,7 @@ def compose(
         reporter=reporter,
         outbox=outbox,
     )
+    sources_of_pods.cut_off = reporter.cut_off
     reconciler.notify(_AfterEachStep(agent, identity))
     firewall.notify(reporter.due)
     path.notify(reporter.due)

@@ -46,6 +46,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where host-local remembers the pods' addresses; empty is below ``state_dir``."""
     cni_network: str = ""
     """Name of the network in the CNI file, and of host-local's folder; empty: see :meth:`network`."""
+    cni_bin_dir: str = ""
+    """Where the CNI plugins are; empty: the usual folders."""
+    cni_own_plugin: Literal["auto", "off"] = "auto"
+    """Whether our own plugin ends the chain where it is installed."""
+    pod_facts: bool = True
+    """Whether it is noted which pod had which address."""
     take_over: str = ""
     """The tunnel device of a network that was here before: ours from now on, with its rows; empty: none."""
     device: str = DEFAULT_DEVICE

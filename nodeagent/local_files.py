@@ -71,15 +71,17 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """Addresses of pods in ranges that are not this node's (any more)."""
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o644) -> None:
     """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError.
 
-    ``durable``: also after a loss of power.
+    ``durable``: also after a loss of power. Another ``mode`` than the default holds whatever the umask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             file.write(data)
+            if mode != 0o644:
+                os.fchmod(file.fileno(), mode)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

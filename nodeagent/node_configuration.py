@@ -18,6 +18,7 @@ from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.membership.view import View
 from nodeagent.pods import cni
+from nodeagent.pods.plugin.chain import Chain
 from nodeagent.pods.watch import PodWatch
 
 log = logging.getLogger("isthmus.agent")
@@ -38,12 +39,15 @@ class NodeConfiguration:
         gateway: GatewayReconciler,
         pods: PodWatch,
         held: Callable[[], bool],
+        chain: Callable[[], Chain | None],
     ) -> None:
-        """``held``: another machine has this one's identity, and keeps its place."""
+        """``held``: another machine has this one's identity, and keeps its place. ``chain``: of CNI plugins;
+        None while it is not known.
+        """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
         self._pods = pods
-        self._held = held
+        self._held, self._chain = held, chain
         self._verified_at = 0
 
     def follow(self) -> None:
@@ -99,12 +103,16 @@ class NodeConfiguration:
             self.follow()
 
     def _write_cni(self, cidr: str, mtu: int) -> None:
+        chain = self._chain()
+        if chain is None:
+            return  # in a moment: the file is not written twice
         content = cni.conflist(
             cidr=cidr,
             mtu=mtu,
             plugin=self._config.cni_plugin,
             data_dir=str(self._config.pod_directory),
             name=self._config.network,
+            chain=chain,
         )
         started_ns = time.time_ns()
         try:

@@ -36,6 +36,8 @@ from nodeagent.pods.watch import PodWatch
 
 log = logging.getLogger("isthmus.agent")
 
+CUT_OFF_LIMIT = 1000  # characters
+
 STATUS_GAP_S = 0.1
 """Shortest time between two reports; a burst of changes makes one."""
 
@@ -133,6 +135,12 @@ class StatusReporter:
         if state == "ready":
             return ""
         return "; ".join((f"the agent is {state}", *self._conditions.sentences()))
+
+    def cut_off(self) -> str:
+        """Why packets of this node's pods do not pass, for the container runtime; empty while they do."""
+        if not (self._path.failing or self._host_watch.failing):
+            return ""
+        return "; ".join(("packets of pods do not pass", *self._conditions.sentences()))[:CUT_OFF_LIMIT]
 
     def state(self) -> str:
         """starting, ready, degraded, stopping or fenced."""

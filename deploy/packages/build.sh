@@ -80,6 +80,8 @@ chmod 755 "$place/bin/isthmus" "$place/bin/nats-server"
 mkdir -p "$root/usr/bin" && ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/isthmus"
 ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/kubectl-isthmus" # kubectl isthmus …
 
+# Where Debian's CNI plugins are; the agent's unit puts it beside others, too.
+install -D -m 755 "nodeagent/pods/plugin/isthmus-$(uname -m)" "$root/usr/lib/cni/isthmus"
 install -D -m 644 -t "$root/usr/lib/systemd/system" deploy/systemd/*.service deploy/systemd/*.timer
 install -D -m 644 deploy/systemd/isthmus-sysusers.conf "$root/usr/lib/sysusers.d/isthmus.conf"
 install -D -m 644 deploy/systemd/isthmus-tmpfiles.conf "$root/usr/lib/tmpfiles.d/isthmus.conf"

@@ -15,16 +15,18 @@ from typing import Literal
 
 import msgspec
 
+from events.errors import IsthmusError
 from nodeagent.config import DEFAULT_CNI_DIR
 from nodeagent.dataplane.host_settings import read_sysctl
 from nodeagent.health import diagnosis, settings
 from nodeagent.local_files import LocalStatus
 from nodeagent.netlink import links
 from nodeagent.pods import cni
+from nodeagent.pods.plugin import chain
 
 Level = Literal["ok", "info", "warning", "problem"]
 
-CNI_DIRECTORIES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+CNI_DIRECTORIES = chain.DIRECTORIES
 CNI_PLUGINS = ("ptp", "host-local", "portmap")
 """What our file names, where there is none yet."""
 
@@ -33,6 +35,7 @@ MAX_PODS_DEFAULT = 110
 """kubelet's own."""
 
 PACKAGE = "apt-get install containernetworking-plugins (or the plugins' release, into /opt/cni/bin)"
+INSTALL_OURS = "isthmus agent install-plugin"
 ADDRESSES_UNUSABLE = 3
 NEIGHBOURS_MAX = "net.ipv4.neigh.default.gc_thresh3"
 NEIGHBOURS_SHARE = 0.5
@@ -102,10 +105,11 @@ def plugins(status: LocalStatus | None) -> Iterator[Finding]:
             "problem" if named else "warning",
             f"CNI plugins are missing: {', '.join(missing)} (looked in {', '.join(CNI_DIRECTORIES)}): pods "
             "that need them do not start",
-            PACKAGE,
+            PACKAGE if {*missing} != {chain.OUR_PLUGIN} else INSTALL_OURS,
         )
     else:
         yield Finding("cni", "ok", f"CNI plugins are there ({', '.join(wanted)})")
+    yield from _own_plugin(named)
     try:
         before = diagnosis.cni_before(directory, cni.FILE_NAME)
     except FileNotFoundError:
@@ -123,6 +127,31 @@ def plugins(status: LocalStatus | None) -> Iterator[Finding]:
             "the bridge plugin is used and net.bridge.bridge-nf-call-iptables is not 1: Services between pods "
             "of this node are not translated",
             "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1, or --cni-plugin ptp",
+        )
+
+
+def _own_plugin(named: list[dict[str, object]]) -> Iterator[Finding]:
+    """Whether our own plugin ends the chain, and is this release's."""
+    if not named:
+        return
+    programs = [Path(place) / chain.OUR_PLUGIN for place in CNI_DIRECTORIES]
+    there = [path for path in programs if path.exists()]
+    if not there:
+        text = "our own is not installed: pods are noticed later, and the runtime is not told of cut packets"
+        yield Finding("cni plugin", "info", text, INSTALL_OURS)
+        return
+    try:
+        old = [str(path) for path in there if not chain.current(path, chain.shipped())]
+    except IsthmusError as error:
+        yield Finding("cni plugin", "info", error.message)
+        return
+    if old:
+        yield Finding("cni plugin", "warning", f"{', '.join(old)} is another release's", INSTALL_OURS)
+    elif chain.OUR_PLUGIN in _types(named):
+        yield Finding("cni plugin", "ok", f"{there[0]} ends the chain")
+    else:
+        yield Finding(
+            "cni plugin", "info", f"{there[0]} is there, and our file does not name it (--cni-own-plugin)"
         )
 
 

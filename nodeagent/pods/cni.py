@@ -1,7 +1,8 @@
 """The CNI configuration of this node: the standard plugins with the node's own range.
 
 ``ptp`` (default: the faster one) or ``bridge`` attaches a pod, ``host-local`` gives it an address out
-of the node's range, ``portmap`` serves host ports. The first address of the range is the VTEP's and
+of the node's range, ``portmap`` serves host ports; where our own plugin is installed it ends the chain
+(:mod:`.plugin.chain`). The first address of the range is the VTEP's and
 the second the gateway's, so neither is given to a pod; nobody can ask for a particular one.
 """
 
@@ -17,6 +18,7 @@ import msgspec
 from events.input_files import read_regular
 from nodeagent.config import DEFAULT_NETWORK, CniPlugin
 from nodeagent.local_files import write_atomically
+from nodeagent.pods.plugin.chain import STANDARD, Chain
 
 log = logging.getLogger("isthmus.agent")
 
@@ -34,8 +36,12 @@ def conflist(
     data_dir: str = "",
     dns: tuple[str, ...] = (),
     name: str = DEFAULT_NETWORK,
+    chain: Chain = STANDARD,
 ) -> bytes:
-    """The file's content. ``mtu`` is bytes; ``data_dir`` is host-local's directory (empty: its default)."""
+    """The file's content. ``mtu`` is bytes; ``data_dir`` is host-local's directory (empty: its default).
+
+    ``chain`` is what a pod passes behind ``portmap``, and which versions every plugin knows.
+    """
     subnet = IPv4Network(cidr)
     gateway = str(subnet.network_address + 1)
     ipam: dict[str, Any] = {
@@ -59,11 +65,11 @@ def conflist(
         main |= {"bridge": BRIDGE, "isGateway": True, "forceAddress": True, "hairpinMode": True}
     if dns:
         main["dns"] = {"nameservers": list(dns)}
-    document = {
-        "cniVersion": CNI_VERSION,
-        "name": name,
-        "plugins": [main, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
-    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+    document: dict[str, Any] = {"cniVersion": CNI_VERSION}
+    if chain.versions:
+        document["cniVersions"] = list(chain.versions)
+    document |= {"name": name, "plugins": [main, portmap, *chain.tail]}
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 from events.bus.retry import happened
 from nodeagent.conditions import Conditions
@@ -30,6 +31,8 @@ class PodWatch:
         self._config, self._view, self._conditions = config, view, conditions
         self._wake = asyncio.Event()
         self._on_change: Callable[[], None] = lambda: None
+        self.on_look: Callable[[Pods, datetime], Awaitable[None]] | None = None
+        """Called after each look that succeeded, with what it found and when it began."""
         self.pods: Pods | None = None
         """What the last look found; None before the first, and when it failed."""
         self._found_for = ""
@@ -71,7 +74,7 @@ class PodWatch:
         plan, own, sequence = view.plan, view.own.cidr if view.own is not None else "", view.sequence
         if plan is None:
             return
-        before = (self.pods, self._found_for)
+        before, began = (self.pods, self._found_for), datetime.now(UTC)
         try:
             self.pods = await asyncio.to_thread(
                 find,
@@ -83,6 +86,8 @@ class PodWatch:
             )
             self._found_for = own
             self._conditions.clear("pods unknown")
+            if self.on_look is not None:
+                await self.on_look(self.pods, began)
         except OSError as error:
             self.pods = None
             self._conditions.set("pods unknown", f"the pods' addresses cannot be read: {error}")

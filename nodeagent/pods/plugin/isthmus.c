@@ -10,6 +10,10 @@
 
 #include "system.h"
 
+#ifndef AGENT_MS
+#define AGENT_MS 3000 /* for the agent to answer, connection included */
+#endif
+
 enum {
   INPUT_MAX = 1 << 20,      /* bytes of configuration; a pod's result has less than 4,000 */
   VARIABLE_MAX = 8192,      /* bytes of one variable; longer ones are not passed on */
@@ -17,7 +21,6 @@ enum {
   ANSWER_MAX = 64 << 10,
   DEPTH_MAX = 64,           /* nested values in the configuration */
   INPUT_MS = 10000,         /* for the runtime to write its configuration */
-  AGENT_MS = 3000,          /* for the agent to answer, connection included */
   VERSION_MAX = 16,
 };
 
