@@ -87,6 +87,8 @@ def agent() -> None:
               help="Where the CNI plugins are [/opt/cni/bin, /usr/lib/cni, /usr/libexec/cni].")  # fmt: skip
 @click.option("--cni-own-plugin", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
               help="End the CNI chain with our plugin where it is installed.")  # fmt: skip
+@click.option("--cni-bandwidth", is_flag=True,
+              help="Shape pods by their bandwidth annotations, where our plugin is installed.")  # fmt: skip
 @click.option("--pod-facts/--no-pod-facts", default=True, show_default=True,
               help="Note which pod had which address, for `isthmus replay who`.")  # fmt: skip
 @click.option("--take-over", default="", metavar="DEVICE",

@@ -50,6 +50,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where the CNI plugins are; empty: the usual folders."""
     cni_own_plugin: Literal["auto", "off"] = "auto"
     """Whether our own plugin ends the chain where it is installed."""
+    cni_bandwidth: bool = False
+    """Whether the standard ``bandwidth`` plugin shapes pods that ask for it; only where ours ends the chain."""
     pod_facts: bool = True
     """Whether it is noted which pod had which address."""
     take_over: str = ""

@@ -69,6 +69,8 @@ def conflist(
     document: dict[str, Any] = {"cniVersion": CNI_VERSION}
     if chain.versions:
         document["cniVersions"] = list(chain.versions)
+    if chain.unchecked:
+        document["disableCheck"] = True
     document |= {"name": name, "plugins": [main, portmap, *chain.tail]}
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 

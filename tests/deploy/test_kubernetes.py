@@ -261,6 +261,7 @@ def test_the_image_carries_every_plugin_that_our_file_names() -> None:
     dockerfile = (FOLDER.parent / "container" / "Dockerfile").read_text()
     moved = next(line for line in dockerfile.splitlines() if "/opt/cni/bin/)" in line)
     assert {"bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp"} <= set(moved.split())
+    assert "COPY --from=build /opt/cni-isthmus /opt/cni/bin/isthmus\n" in dockerfile
     agent = next(document for document in WORKLOADS if document["metadata"]["name"] == "isthmus-agent")
     script = next(c for c in agent["spec"]["template"]["spec"]["initContainers"] if c["name"] == "cni-plugins")
     assert script["command"] == ["/bin/sh", "-ec"]
@@ -274,12 +275,14 @@ def test_the_init_container_installs_plugins_and_keeps_those_of_the_host(tmp_pat
     image, host = tmp_path / "image", tmp_path / "host"
     for folder in (image, host):
         folder.mkdir()
-    for folder, name in ((image, "ptp"), (image, "loopback"), (host, "loopback")):
+    given = ((image, "ptp"), (image, "loopback"), (host, "loopback"), (image, "isthmus"), (host, "isthmus"))
+    for folder, name in given:
         (folder / name).write_text(f"#!/bin/sh\n# {folder.name}\n")
         (folder / name).chmod(0o755)
     script = container["args"][0].replace("/opt/cni/bin", str(image)).replace("/host/bin", str(host))
     for _ in range(2):
         subprocess.run(["/bin/sh", "-ec", script], check=True, timeout=30)
-    assert sorted(file.name for file in host.iterdir()) == ["loopback", "ptp"]
+    assert sorted(file.name for file in host.iterdir()) == ["isthmus", "loopback", "ptp"]
     assert "host" in (host / "loopback").read_text()
+    assert "image" in (host / "isthmus").read_text(), "ours is this release's"
     assert (host / "ptp").stat().st_mode & 0o111

@@ -44,7 +44,7 @@ class Runtime:
         found: dict[str, Any] = json.loads((self.node.directory / "cni" / "10-isthmus.conflist").read_text())
         return found
 
-    def add(self, name: str, **pod: str) -> str:
+    def add(self, name: str, /, **pod: str) -> str:
         sh(f"ip netns add {name} && ip -n {name} link set lo up")
         file, result = self.file, None
         for plugin in file["plugins"]:
@@ -52,8 +52,9 @@ class Runtime:
         self.results[name] = result
         return str(result["ips"][0]["address"]).partition("/")[0]
 
-    def check(self, name: str, **pod: str) -> None:
+    def check(self, name: str, /, **pod: str) -> None:
         file = self.file
+        assert not file.get("disableCheck")
         for plugin in file["plugins"]:
             self._call("CHECK", file, plugin, name, self.results[name], pod)
 
@@ -67,7 +68,7 @@ class Runtime:
         """Our plugin alone: STATUS and GC, as a runtime with 1.1.0 asks."""
         (plugin,) = (each for each in self.file["plugins"] if each["type"] == "isthmus")
         done = self._run(
-            "isthmus", {**plugin, "cniVersion": "1.1.0", "name": "isthmus", **config}, command, "", {}
+            "isthmus", {**plugin, "cniVersion": "1.1.0", "name": "isthmus", **config}, command, "c-x", {}
         )
         return done.returncode, json.loads(done.stdout or "{}")
 
@@ -118,7 +119,7 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         options = ("--cni-bin-dir", str(runtime.plugins), "--heartbeat", "0.5")
         a.start(*options).ready()
         file = runtime.file
-        assert [each["type"] for each in file["plugins"]] == ["ptp", "portmap", "bandwidth", "isthmus"]
+        assert [each["type"] for each in file["plugins"]] == ["ptp", "portmap", "isthmus"]
         old = "1.1.0" not in chain.versions(Path(PLUGINS, "ptp"))
         assert file.get("cniVersions") == (None if old else ["1.0.0", "1.1.0"]), "only what every plugin knows"
 
@@ -131,15 +132,18 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         assert runtime.own("STATUS") == (0, {})
         second = runtime.add("c-two", namespace="shop", name="\x1b[2Jweb")
         assert book(a)["c-two"]["address"] == second
-        assert "pod" not in book(a)["c-two"], "what is no name is none"
+        assert not book(a)["c-two"].get("pod"), "what is no name is none"
         runtime.delete("c-two")
         assert "c-two" not in book(a)
 
         # Killed: nothing is forgotten, and pods come and go without it.
         a.stop(signal.SIGKILL)
         began = time.monotonic()
-        runtime.add("c-three", namespace="shop", name="web-3", uid="u-3")
+        third = runtime.add("c-three", namespace="shop", name="web-3", uid="u-3")
         assert time.monotonic() - began < 30, "it does not wait for what is not there"
+        a.run(
+            f"touch -d '1 minute ago' {a.directory}/state/pod-addresses/isthmus/{third}"
+        )  # it is no longer young
         runtime.delete("c-one")
         assert runtime.own("STATUS") == (0, {}), "pods can be attached, and packets pass"
         a.start(*options).ready()
@@ -147,7 +151,7 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         assert ends(a)["c-one"] == "found"
         until(lambda: "c-three" in book(a), "the pod that was missed is found", 60)
         assert book(a)["c-three"]["sure"] == "found"
-        assert "pod" not in book(a)["c-three"], "nobody told its name"
+        assert not book(a)["c-three"].get("pod"), "nobody told its name"
         runtime.check("c-three", namespace="shop", name="web-3", uid="u-3")
         assert book(a)["c-three"]["pod"]["name"] == "web-3", "now somebody has"
 
@@ -165,7 +169,18 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         # An address that is not of this node's range is refused, since another node may give it to its pods.
         stray = {"cniVersion": "1.1.0", "ips": [{"address": "172.16.77.2/26"}]}
         assert runtime.own("ADD", prevResult=stray)[1]["code"] == 11
-        # Packets that do not pass: the host does not forward, and may not.
+        # With shaping a pod passes one plugin more, and the runtime is told not to call CHECK.
+        a.stop()
+        a.start(*options, "--cni-bandwidth").ready()
+        until(
+            lambda: [each["type"] for each in runtime.file["plugins"]][2:] == ["bandwidth", "isthmus"],
+            "shaping",
+        )
+        assert runtime.file["disableCheck"] is True
+        runtime.add("c-five", namespace="shop", name="web-5")
+        assert "tbf" in a.run("tc qdisc show")
+        assert book(a)["c-five"]["pod"]["name"] == "web-5"
+        runtime.delete("c-five")
         a.stop()
         # Taken away: the file is as it always was, and the socket is gone with the agent.
         assert not (a.directory / "state" / "cni.sock").exists()

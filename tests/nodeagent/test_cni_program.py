@@ -1,7 +1,8 @@
-"""The C program at the end of the CNI chain: what is shipped is its source's, and hostile input does not break it."""
+"""The C program at the end of the CNI chain: what is shipped is its source's, and bad input breaks nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -16,8 +17,12 @@ from pathlib import Path
 import pytest
 
 from events.errors import BadRequest
+from nodeagent.pods.facts import PodFacts
 from nodeagent.pods.plugin import chain
+from nodeagent.pods.plugin.answers import PluginAnswers, Standing
 from nodeagent.pods.plugin.requests import PodName, addresses_of, parse, pod_of
+from nodeagent.pods.plugin.server import PluginSocket
+from tests.waiting import until as until_async
 
 FOLDER = Path(chain.__file__).parent
 COMPILER = "14"
@@ -166,7 +171,10 @@ class Agent:
             if self._reply is None:
                 self._held.append(connection)
                 continue
-            self.heard.append(b"".join(iter(lambda: connection.recv(65536), b"")))
+            parts: list[bytes] = []
+            while part := connection.recv(65536):
+                parts.append(part)
+            self.heard.append(b"".join(parts))
             connection.sendall(self._reply)
             connection.close()
 
@@ -292,3 +300,54 @@ def test_what_is_no_request_is_refused(bad: bytes) -> None:
 )
 def test_a_result_without_an_ipv4_address_has_none(result: object) -> None:
     assert addresses_of(result) == ()
+
+
+# --- program and agent together ---
+
+
+@pytest.mark.parametrize(
+    ("standing", "command", "code", "words"),
+    [
+        (Standing(own="172.16.0.0/26"), "STATUS", 0, ""),
+        (Standing(no_range="this node has no range yet"), "STATUS", 50, "no range yet"),
+        (Standing(own="172.16.0.0/26", no_packets="packets do not pass"), "STATUS", 51, "do not pass"),
+        (Standing(no_range="none", no_packets="packets do not pass"), "STATUS", 50, "none"),
+        (Standing(own="172.16.0.0/26", no_packets="x"), "ADD", 0, ""),
+        (Standing(cidrs=("172.16.0.0/16",), own="172.16.0.64/26"), "ADD", 11, "172.16.0.2 is not of 172.16.0.64/26"),
+        (Standing(cidrs=("172.16.0.0/16",)), "ADD", 11, "any range"),
+        (Standing(cidrs=("10.0.0.0/8",)), "ADD", 0, ""),
+        (Standing(cidrs=("172.16.0.0/16",), own="172.16.0.64/26"), "CHECK", 101, "start anew"),
+        (Standing(cidrs=("172.16.0.0/16",)), "DEL", 0, ""),
+    ],
+)  # fmt: skip
+async def test_the_agents_word_is_the_programs_exit(
+    program: Path, tmp_path: Path, standing: Standing, command: str, code: int, words: str
+) -> None:
+    facts = PodFacts(tmp_path, enabled=True, epoch_of=lambda address: 7)
+    served = PluginSocket(tmp_path / "cni.sock", PluginAnswers(facts, lambda: standing))
+    running = asyncio.create_task(served.run())
+    try:
+        await until_async(lambda: (tmp_path / "cni.sock").exists(), "the socket is there")
+        assert (tmp_path / "cni.sock").stat().st_mode & 0o777 == 0o600
+        config = {**CONFIG, "socket": str(tmp_path / "cni.sock")}
+        done = await asyncio.to_thread(call, program, command, config)
+        assert served.answered == 1
+        assert done.returncode == (1 if code else 0)
+        if code:
+            said = json.loads(done.stdout)
+            assert (said["code"], said["cniVersion"]) == (code, "1.0.0")
+            assert words in said["msg"]
+        assert [fact.address for fact in facts.present] == (
+            ["172.16.0.2"] if (command, code) == ("ADD", 0) else []
+        )
+        for garbage in (b"", b"\0" * 5000, b"isthmus-cni/1\0CNI_COMMAND=ADD\0\0{", os.urandom(3000)):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "cni.sock"))
+            writer.write(garbage)
+            writer.write_eof()
+            assert await reader.read() == b"", "no answer: the plugin goes on"
+            writer.close()
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert not (tmp_path / "cni.sock").exists()

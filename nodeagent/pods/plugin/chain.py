@@ -39,6 +39,8 @@ class Chain(msgspec.Struct, frozen=True):
     versions: tuple[str, ...] = ()
     directory: str = ""
     """Where ours was found; empty without it."""
+    unchecked: bool = False
+    """Whether runtimes must not call CHECK: ``bandwidth`` 1.1.1 crashes there for a pod without limits."""
 
 
 STANDARD = Chain()
@@ -54,8 +56,8 @@ def directories(chosen: str) -> tuple[str, ...]:
     return (chosen,) if chosen else DIRECTORIES
 
 
-def look(main: str, places: Sequence[str], socket: Path) -> Chain:
-    """In a worker thread: what is installed now. ``main`` is ptp or bridge. Raises nothing."""
+def look(main: str, places: Sequence[str], socket: Path, *, shaping: bool = False) -> Chain:
+    """In a worker thread: what is installed now. ``main`` is ptp or bridge, ``shaping`` adds bandwidth."""
     if len(os.fsencode(socket)) > SOCKET_PATH_MAX:
         return STANDARD
     for place in places:
@@ -64,12 +66,12 @@ def look(main: str, places: Sequence[str], socket: Path) -> Chain:
             if OFFERED[0] not in known[OUR_PLUGIN]:
                 continue  # something else of that name
             tail: list[dict[str, Any]] = []
-            if _is_program(Path(place, SHAPER)):
+            if shaping and _is_program(Path(place, SHAPER)):
                 known[SHAPER] = versions(Path(place, SHAPER))
                 tail.append({"type": SHAPER, "capabilities": {"bandwidth": True}})
             tail.append({"type": OUR_PLUGIN, "socket": str(socket)})
             common = tuple(each for each in OFFERED if all(each in found for found in known.values()))
-            return Chain(tuple(tail), common if len(common) > 1 else (), place)
+            return Chain(tuple(tail), common if len(common) > 1 else (), place, len(tail) > 1)
     return STANDARD
 
 

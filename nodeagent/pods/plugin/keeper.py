@@ -53,7 +53,9 @@ class PluginKeeper:
     async def _follow(self) -> None:
         places, before = directories(self._config.cni_bin_dir), self.chain
         while True:
-            self.chain = await asyncio.to_thread(look, self._config.cni_plugin, places, self._path)
+            self.chain = await asyncio.to_thread(
+                look, self._config.cni_plugin, places, self._path, shaping=self._config.cni_bandwidth
+            )
             if self.chain != before:
                 if self.chain.directory or before is not None:
                     log.info("the CNI chain ends with %s", self.chain.directory or "the standard plugins")
