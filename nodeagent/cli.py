@@ -315,7 +315,7 @@ def install_plugin_command(cni_bin_dir: str) -> None:
       isthmus agent install-plugin --cni-bin-dir /opt/cni/bin
     """
     from events.errors import Refused
-    from nodeagent.pods.plugin import chain
+    from nodeagent.pods import chain
 
     places = chain.directories(cni_bin_dir)
     try:

@@ -45,9 +45,9 @@ from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.metrics import bind
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
+from nodeagent.pods.chain import Chain
 from nodeagent.pods.facts import PodFacts
 from nodeagent.pods.plugin.answers import Standing
-from nodeagent.pods.plugin.chain import Chain
 from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter

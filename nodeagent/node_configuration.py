@@ -18,7 +18,7 @@ from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.membership.view import View
 from nodeagent.pods import cni
-from nodeagent.pods.plugin.chain import Chain
+from nodeagent.pods.chain import Chain
 from nodeagent.pods.watch import PodWatch
 
 log = logging.getLogger("isthmus.agent")

@@ -21,8 +21,7 @@ from nodeagent.dataplane.host_settings import read_sysctl
 from nodeagent.health import diagnosis, settings
 from nodeagent.local_files import LocalStatus
 from nodeagent.netlink import links
-from nodeagent.pods import cni
-from nodeagent.pods.plugin import chain
+from nodeagent.pods import chain, cni
 
 Level = Literal["ok", "info", "warning", "problem"]
 

@@ -2,7 +2,7 @@
 
 ``ptp`` (default: the faster one) or ``bridge`` attaches a pod, ``host-local`` gives it an address out
 of the node's range, ``portmap`` serves host ports; where our own plugin is installed it ends the chain
-(:mod:`.plugin.chain`). The first address of the range is the VTEP's and
+(:mod:`.chain`). The first address of the range is the VTEP's and
 the second the gateway's, so neither is given to a pod; nobody can ask for a particular one.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 from events.input_files import read_regular
 from nodeagent.config import DEFAULT_NETWORK, CniPlugin
 from nodeagent.local_files import write_atomically
-from nodeagent.pods.plugin.chain import STANDARD, Chain
+from nodeagent.pods.chain import STANDARD, Chain
 
 log = logging.getLogger("isthmus.agent")
 

@@ -206,7 +206,7 @@ class PodFacts:
             await self._save()
 
     async def taken(self, facts: Collection[PodFact]) -> None:
-        """A controller has these (or will never take them): they need not be reported again."""
+        """A controller has these, or will never take them: they are done. Cancelled, as above."""
         done = set(facts)
         self._unsent = [fact for fact in self._unsent if fact not in done]
         await self._save()

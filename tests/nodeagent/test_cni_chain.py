@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.pods.plugin import chain
+from nodeagent.pods import chain
 from tests.nodeagent.pods import PLUGINS
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, site

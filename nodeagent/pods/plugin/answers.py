@@ -47,7 +47,7 @@ class PluginAnswers:
                 stray = _stray(standing, request.addresses)
                 if stray:
                     return _failure(
-                        request, NOT_OURS, f"{stray}: it has to start anew (isthmus agent end-pods)"
+                        request, NOT_OURS, f"{stray}: it has to start anew: `isthmus agent end-pods --yes`"
                     )
                 await self._begun(request)
             case "DEL":

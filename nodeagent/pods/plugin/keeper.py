@@ -12,9 +12,9 @@ from pathlib import Path
 from nodeagent.config import AgentConfig
 from nodeagent.pods import facts as pod_facts
 from nodeagent.pods.addresses import Pods
+from nodeagent.pods.chain import STANDARD, Chain, directories, look, socket_path
 from nodeagent.pods.facts import PodFacts
 from nodeagent.pods.plugin.answers import PluginAnswers, Standing
-from nodeagent.pods.plugin.chain import STANDARD, Chain, directories, look, socket_path
 from nodeagent.pods.plugin.server import PluginSocket
 
 log = logging.getLogger("isthmus.agent.cni")

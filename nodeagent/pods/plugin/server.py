@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from events.errors import BadRequest
-from nodeagent.pods.plugin.chain import SOCKET_PATH_MAX
+from nodeagent.pods.chain import SOCKET_PATH_MAX
 from nodeagent.pods.plugin.requests import REQUEST_MAX_BYTES, PluginRequest, parse
 
 log = logging.getLogger("isthmus.agent.cni")
