@@ -10,7 +10,7 @@ import msgspec
 from controlplane.cli import clb_view
 from controlplane.cli.clb_traffic import backend, gateway
 from controlplane.cli.common import ask, override_option, send, show_written, write_options
-from events.cli.options import BusContext, bus_options, controller, json_option, run
+from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
 from events.errors import Usage
@@ -82,9 +82,12 @@ def reserve(
 
 @clb.command()
 @click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @write_options
-def release(*, context: BusContext, name: str, how: dict[str, Any], as_json: bool) -> None:
-    """Give the two addresses back."""
+def release(*, context: BusContext, name: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
+    """Give the two addresses back. External nodes that reach the API server by them lose the way."""
+    if not how["dry_run"]:
+        confirm(f"Release {name}? Who reaches the API server by its addresses loses the way.", yes=yes)
     reply = send(context, ReleaseClb(reservation=name), how)
     addresses = ", ".join(a["address"] for a in reply.result.get("addresses", ()))
     show_written(reply, f"{name} released: {addresses}", as_json=as_json)
@@ -100,12 +103,13 @@ def list_(*, context: BusContext, as_json: bool) -> None:
         print_json(answer)
         return
     print_table(
-        ("reservation", "subnet", "purpose", "address", "purpose", "address", "provider"),
+        ("reservation", "subnet", "purpose", "address", "purpose 2", "address 2", "provider"),
         [
             (r.name, r.subnet, *(text for a in r.addresses for text in (a.purpose, a.address)), r.provider)
             for r in answer.reservations
         ],
         drop=("provider", "subnet"),
+        shorten=("purpose 2", "purpose"),
         empty="no reservation: isthmus clb reserve NAME --subnet CIDR",
     )
 

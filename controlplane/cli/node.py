@@ -10,9 +10,9 @@ import click
 from controlplane.cli.common import ask, pages, send, show_written, write_options
 from controlplane.cli.node_import.command import import_
 from events.bus.client import ControllerClient
-from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
+from events.cli.options import BusContext, asked, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
-from events.cli.tables import print_json, print_table
+from events.cli.tables import counted, print_json, print_table
 from events.errors import IsthmusError
 from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
@@ -72,10 +72,10 @@ def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool
             )
             for n in nodes
         ],
-        title=f"{len(nodes):,} nodes at sequence {sequence}",
+        title=f"{counted(len(nodes), 'node')} at sequence {sequence:,}",
         right=("epoch", "behind"),
         wide=COLUMNS[9:],
-        drop=("behind", "epoch", "kind", "site"),
+        drop=("behind", "epoch", "kind", "site", "last report"),
         shorten=("node", "site"),
         empty="no node has joined",
     )
@@ -189,14 +189,20 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
 @node.command()
 @click.argument("name")
 @click.option("--reason", default="", help="Why; recorded for ever.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @write_options
-def remove(*, context: BusContext, name: str, reason: str, how: dict[str, Any], as_json: bool) -> None:
+def remove(
+    *, context: BusContext, name: str, reason: str, yes: bool, how: dict[str, Any], as_json: bool
+) -> None:
     """Take a node out: its range drains and comes free. It may join again.
 
     New pods do not start on it from then on, and its range is not reused before those that run there are gone.
     For a node that is dead for good, and that others must not wait for, see `fence`.
     """
     running = _running(context, name)
+    if not how["dry_run"]:
+        what = f" {running} run on it." if running else ""
+        confirm(f"Remove node {name}? Its range drains.{what}", yes=yes or not asked())
     reply = send(context, RemoveNode(node=name, reason=reason), how)
     cidr = reply.result.get("cidr", "its range")
     waits = ""

@@ -96,16 +96,21 @@ def list_traces(context: BusContext, limit: int, errors: bool, node: str, as_jso
                 t.services,
                 f"{t.duration_ms:.1f}",
                 t.errors or "",
-                t.name,
+                _deed(t.name),
                 f"{t.service.removeprefix('isthmus-')} {t.instance}",
             )
             for t in answer.traces
         ],
         right=("spans", "on", "took ms", "errors"),
-        drop=("on", "spans"),
+        drop=("on", "spans", "errors"),
         shorten=("begun by", "trace"),
         empty="no trace is kept yet; every command leaves one",
     )
+
+
+def _deed(name: str) -> str:
+    """What was done, of a span's name."""
+    return name.removeprefix("process command.").replace("-", " ") if "command." in name else name
 
 
 def draw(picture: Waterfall, *, attributes: bool) -> None:

@@ -46,7 +46,7 @@ def credentials() -> None:
     A person:     isthmus credentials operator alice
     A reader:     isthmus credentials audit archive
     Renew:        isthmus credentials rotate node idc-7 --retire --push tls://10.0.0.5:4222
-    Shut out:     isthmus credentials revoke node idc-7 --push tls://10.0.0.5:4222
+    Shut out:     isthmus credentials revoke node idc-7 --yes --push tls://10.0.0.5:4222
     """
 
 

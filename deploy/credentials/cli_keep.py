@@ -32,7 +32,7 @@ from deploy.credentials.cli_common import (
 )
 from deploy.credentials.layout import Role
 from events.cli.numbers import Finite
-from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import print_json, print_table
 from events.errors import Refused, Usage
 from events.input_files import read_whole
@@ -125,14 +125,18 @@ def _reissue(store: Path, name: str, *, as_json: bool) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @click.argument("name")
 @push_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
-def revoke(*, store: Path, cluster: str, role: Role, name: str, push: str | None, as_json: bool) -> None:
+def revoke(
+    *, store: Path, cluster: str, role: Role, name: str, push: str | None, yes: bool, as_json: bool
+) -> None:
     """Revoke a name: every credential it ever had. With --push its connections end at once.
 
     \b
-    Example: isthmus credentials revoke node idc-7 --cluster prod --push tls://10.0.0.5:4222
+    Example: isthmus credentials revoke node idc-7 --yes --cluster prod --push tls://10.0.0.5:4222
     """
     authority = Authority.open(store)
+    confirm(f"Revoke {role} {name}? Every credential that it ever had ends, for good.", yes=yes)
     principal = authority.revoke(*key_of(role, cluster, name))
     servers = push_if_asked(authority, push, [account_of(authority, principal)])
     if as_json:

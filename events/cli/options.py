@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BusContext",
+    "asked",
     "awaited",
     "bus_options",
     "confirm",
@@ -166,6 +167,11 @@ def parse_pairs(values: Iterable[str], what: str) -> dict[str, str]:
     return pairs
 
 
+def asked() -> bool:
+    """Whether somebody can be asked: standard input is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something that cannot be undone; without a terminal ``--yes`` is needed.
 
@@ -173,6 +179,6 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not asked():
         raise Usage("usage", f"{question} There is no terminal to ask on: add --yes to confirm.")
     click.confirm(question, abort=True)

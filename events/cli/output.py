@@ -67,6 +67,11 @@ def json_option(function: Function) -> Function:
     return function if taken & {"-o", "--output"} else _form_option(PROGRAMS)(function)
 
 
+def table_option(function: Function) -> Function:
+    """As :func:`json_option`, and ``-o wide`` for a table that a terminal shortens."""
+    return _form_option((*PROGRAMS, "wide"))(_json_flag(function))
+
+
 def listing_options(function: Function) -> Function:
     """The options of a list; the command receives ``as_json: bool`` and prints one table or one document."""
 

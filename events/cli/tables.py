@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 GAP = "   "
 SHORTEST = 8
 """Characters that a shortened cell keeps."""
+WHOLE = re.compile(r"\d+\.\d+\.|[0-9a-f]{8}-|[0-9a-f]+:[0-9a-f:]+")
+"""How a cell begins that is never cut: an address, a uid."""
 NOTHING = "-"
 META = "isthmus.output"
 """Key in click's ``meta`` of what :mod:`events.cli.output` was told; see :class:`Output`."""
@@ -173,7 +175,7 @@ def print_table(
     heads = [name.upper() if name else "" for name in columns]
     widths = {n: max(len(heads[n]), *(len(_text(row[n])) for row in cells)) for n in shown}
     if styled and how.form != "wide":
-        shown, widths = _fitted(columns, shown, widths, drop, shorten)
+        shown, widths = _fitted(columns, cells, shown, widths, drop=drop, shorten=shorten)
     aligned = {n for n in shown if columns[n] in set(right)}
     if how.headers:
         line = _line([heads[n] for n in shown], [widths[n] for n in shown], [n in aligned for n in shown])
@@ -185,8 +187,10 @@ def print_table(
 
 def _fitted(
     columns: Sequence[str],
+    cells: Sequence[Sequence[str | Text]],
     shown: list[int],
     widths: dict[int, int],
+    *,
     drop: Sequence[str],
     shorten: Sequence[str],
 ) -> tuple[list[int], dict[int, int]]:
@@ -202,7 +206,9 @@ def _fitted(
     for name in shorten:
         for n in shown:
             if columns[n] == name and excess() > 0:
-                widths[n] = max(SHORTEST, len(name), widths[n] - excess())
+                texts = (_text(row[n]) for row in cells)
+                whole = max((len(text) for text in texts if WHOLE.match(text)), default=0)
+                widths[n] = max(SHORTEST, len(name), whole, widths[n] - excess())
     return shown, widths
 
 
@@ -237,10 +243,7 @@ def _line(parts: Sequence[str], widths: Sequence[int], aligned: Sequence[bool]) 
 
 
 def _write(parts: Sequence[str | Text], widths: Sequence[int], aligned: Sequence[bool]) -> None:
-    cut = [
-        text if len(text) <= width else f"{text[: width - 1]}…"
-        for text, width in zip(map(_text, parts), widths, strict=True)
-    ]
+    cut = [_shortened(text, width) for text, width in zip(map(_text, parts), widths, strict=True)]
     if all(isinstance(part, str) for part in parts) or not coloured():
         click.echo(_line(cut, widths, aligned))
         return
@@ -254,6 +257,21 @@ def _write(parts: Sequence[str | Text], widths: Sequence[int], aligned: Sequence
         line.append_text(Text.assemble(pad, styled) if right else Text.assemble(styled, pad))
     line.rstrip()
     console().print(line, soft_wrap=True)
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 node``, ``3,001 nodes``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def _shortened(text: str, width: int) -> str:
+    """At most ``width`` characters: prose loses whole words, so that no address in it is cut."""
+    if len(text) <= width:
+        return text
+    if " " not in text:
+        return f"{text[: width - 1]}…"
+    kept = text[: width - 1].rpartition(" ")[0].rstrip()
+    return f"{kept} …" if kept else "…"
 
 
 def _facts(name: str, rows: Sequence[Sequence[str | Text]], *, title: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from events.cli.options import awaited, json_option
+from events.cli.options import awaited
+from events.cli.output import table_option
 from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, SuggestingChoice, at_option, opened, source_options
 
@@ -14,7 +15,7 @@ from replay.cli.session import LogSource, SuggestingChoice, at_option, opened, s
 @click.argument("kind", type=SuggestingChoice(["node"]))
 @click.argument("name")
 @at_option
-@json_option
+@table_option
 @awaited
 async def blame_command(source: LogSource, kind: str, name: str, at: str, as_json: bool) -> None:
     """Which event last set each attribute of a node.
@@ -38,4 +39,5 @@ async def blame_command(source: LogSource, kind: str, name: str, at: str, as_jso
             ],
             title=f"{kind} {name} at {session.at(point)}",
             right=("seq",),
+            drop=("by", "event"),
         )

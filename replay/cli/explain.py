@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from events.cli.options import awaited, json_option
+from events.cli.options import awaited
+from events.cli.output import table_option
 from events.cli.tables import print_json, print_table
 from replay.cli.log import brief
 from replay.cli.session import LogSource, Session, SuggestingChoice, opened, progress, source_options
 
 if TYPE_CHECKING:
+    from replay.queries.entries import Entry
     from replay.queries.explain import Applied, Explanation
 
 _AGENTS_SHOWN = 30
+_EVENTS_SHOWN = 30
 
 
 @click.command("explain")
@@ -26,7 +29,7 @@ _AGENTS_SHOWN = 30
 @click.option(
     "--spans", default="", metavar="FILE", help="A span store's file instead of the live controller's."
 )
-@json_option
+@table_option
 @awaited
 async def explain_command(  # noqa: PLR0917  click passes options by name
     source: LogSource, kind: str, name: str, every: bool, until: str, spans: str, as_json: bool
@@ -53,7 +56,7 @@ async def explain_command(  # noqa: PLR0917  click passes options by name
             print_json(found)
             return
         for item in found:
-            _print(session, item)
+            _print(session, item, kind, name)
 
 
 async def _with_spans(session: Session, item: Explanation, file: str, reports: list[Any]) -> Explanation:
@@ -113,7 +116,7 @@ async def _kept(session: Session, trace_id: str) -> list[Any]:
     return [row.span for picture in told.traces for row in picture.rows]
 
 
-def _print(session: Session, item: Explanation) -> None:
+def _print(session: Session, item: Explanation, kind: str, name: str) -> None:
     rows = [
         ("command", item.command_id),
         ("asked by", item.actor),
@@ -136,17 +139,37 @@ def _print(session: Session, item: Explanation) -> None:
         ("", ""), rows, title=f"events {item.events[0].stamp.sequence:,} to {item.events[-1].stamp.sequence:,}"
     )
     columns = ("seq", "recorded", "event", "about", "details")
-    for title, entries in (("caused", item.events), ("followed by", item.followed_by)):
-        if entries:
+    for title, all_of_it in (("caused", item.events), ("followed by", item.followed_by)):
+        if entries := _shown(all_of_it, kind, name):
             print_table(
                 columns,
                 [(e.stamp.sequence, session.when(e.stamp), e.stamp.type, e.entity, brief(e)) for e in entries],
-                title=title,
+                title=title if len(entries) == len(all_of_it) else f"{title} {len(all_of_it):,} events, here",
                 right=("seq",),
+                shorten=("details", "about"),
             )
+    if len(item.events) > _EVENTS_SHOWN:
+        click.echo(f"all of them: isthmus replay log --command-id {item.command_id} -n 0")
     _print_members(session, item)
     if item.note:
         click.echo(item.note)
+
+
+def _shown(entries: list[Entry], kind: str, name: str) -> list[Entry]:
+    """All that a command caused; of one for many nodes (an import) what is about the one asked of."""
+    if len(entries) <= _EVENTS_SHOWN:
+        return entries
+    names: set[object] = {name}
+    if kind == "sequence":
+        number = int(name.lstrip("#"))
+        names = {word for e in entries if e.stamp.sequence == number for word in _about(e)}
+    about = [e for e in entries if names & _about(e)]
+    return (about or entries)[:_EVENTS_SHOWN]
+
+
+def _about(entry: Entry) -> set[object]:
+    """What an event is about: a range's is about its node, too."""
+    return {entry.entity, entry.event.get("node", entry.entity)}
 
 
 def _print_members(session: Session, item: Explanation) -> None:

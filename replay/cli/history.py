@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import click
 
-from events.cli.options import awaited, json_option
+from events.cli.options import awaited
+from events.cli.output import table_option
 from events.cli.tables import fields_line, print_json, print_table
 from replay.cli.session import LogSource, SuggestingChoice, opened, source_options
 
@@ -16,7 +17,7 @@ from replay.cli.session import LogSource, SuggestingChoice, opened, source_optio
 @click.argument("kind", type=SuggestingChoice(["node", "range", "clb", "cluster"]))
 @click.argument("name", default="")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
-@json_option
+@table_option
 @awaited
 async def history_command(source: LogSource, kind: str, name: str, until: str, as_json: bool) -> None:
     """The life of a node, a range (CIDR), a CLB reservation or the cluster.
@@ -48,4 +49,6 @@ async def history_command(source: LogSource, kind: str, name: str, until: str, a
             rows,
             title=f"{kind} {name} ({session.history.source})",
             right=("seq",),
+            drop=("by",),
+            shorten=("details",),
         )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import awaited, json_option
+from events.cli.options import awaited
+from events.cli.output import table_option
 from events.cli.tables import fields_line, print_table
 from replay.cli.session import LogSource, Session, opened, progress, source_options
 
@@ -39,7 +40,7 @@ _TABLE_ROWS = 500
     help="The last so many; 0 for all.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Wait for more, until Ctrl-C.")
-@json_option
+@table_option
 @awaited
 async def log_command(  # noqa: PLR0917  click passes options by name
     source: LogSource,
@@ -154,6 +155,8 @@ def _table(session: Session, some: list[Entry]) -> None:
         ("seq", "recorded", "type", "about", "by", "details"),
         [_row(session, entry) for entry in some],
         right=("seq",),
+        drop=("by",),
+        shorten=("details", "about"),
     )
 
 

@@ -136,7 +136,7 @@ def test_ten_failovers_in_a_row_and_a_gateway_that_leaves() -> None:
             made.mark(holder, on=True)
         # The eleventh time it leaves the cluster altogether, and its machine lives on.
         leaving = made.holders()[0]
-        made.cli("node", "remove", leaving)
+        made.cli("node", "remove", "--yes", leaving)
         staying = {"g1": "g2", "g2": "g1"}[leaving]
         assert made.holders() == [staying, staying]
         until(lambda: f"inet {address}/" not in made.place.nodes[leaving].run("ip addr show dev eth0"), "gone")

@@ -179,7 +179,9 @@ def pictures(lab: RealLab, browser: Browser) -> None:
     held = lab.pid(names[-1])
     kill(held, signal.SIGSTOP)
     try:
-        lab.on("controller", "isthmus", "node", "remove", names[3], "--reason", "returned to the vendor")
+        lab.on(
+            "controller", "isthmus", "node", "remove", "--yes", names[3], "--reason", "returned to the vendor"
+        )
         lab.wait("one to be behind", lambda: lab.ask("overview")["agents_behind"] == 1)
         for theme in ("dark", "light"):
             with opened(browser, lab.url, "/", theme=theme) as page:

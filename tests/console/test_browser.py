@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from events.protocol.commands import AppendCidr, MarkGateway
+from events.protocol.commands import AppendCidr, ImportNodes, MarkGateway
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -62,9 +62,25 @@ def test_each_view_shows_no_complaint_no_outside_request_and_passes_the_accessib
         assert violations(page) == []
 
 
+def test_members_that_never_reported_do_not_look_as_if_they_were_up(browser, started):
+    rig = started.rig
+    started.do(rig.define(4))
+    started.do(rig.send(ImportNodes(nodes=tuple(join(number) for number in range(1, 5)))))
+    rig.report("vm-1", rig.replica.state.sequence)
+    with page_on(browser, rig.url, "/#/nodes") as page:
+        settled(page)
+        expect(page.locator(".head [role=status]")).to_have_text("1 of 4 up")
+        expect(page.locator("tbody .state", has_text="never reported")).to_have_count(3)
+        page.get_by_label("State").select_option("unreported")
+        expect(page.locator(".head [role=status]")).to_have_text("3 shown; 1 of 4 up")
+    with page_on(browser, rig.url, "/#/mesh") as page:
+        settled(page)
+        expect(page.locator(".head .state")).to_have_text("not known whether pods reach each other")
+
+
 def test_a_trace_is_drawn_as_a_waterfall_and_opens_its_spans(browser, small):
     with page_on(browser, small.rig.url, "/#/traces") as page:
-        page.get_by_role("link", name="process command.import-nodes").first.click()
+        page.get_by_role("link", name="import nodes").first.click()
         expect(page.locator(".wf summary")).to_have_count(3)
         page.locator(".wf summary").first.click()
         expect(page.locator(".wf .detail").first).to_contain_text("isthmus.command.id")

@@ -40,7 +40,7 @@ def test_a_cluster_is_planned_adopted_looked_at_and_closed(isthmus: Isthmus, tmp
 
     status = isthmus("adopt", "status", str(plan), "--json")
     assert (status.code, status.json["adopted"], status.json["absent"]) == (0, 3, 0)
-    assert isthmus("node", "remove", "k3s-2").code == 0
+    assert isthmus("node", "remove", "--yes", "k3s-2").code == 0
     assert isthmus("adopt", "status", str(plan)).code == 1
 
     plan.write_text(plan.read_text().replace("10.42.2.0/24", "10.42.3.0/24"))

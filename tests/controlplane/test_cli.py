@@ -73,8 +73,8 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert "10.0.8.4" in isthmus("clb", "list").out
     assert "10.0.8.2" in isthmus("clb", "show", "main").out
     assert "[clb_subnet_too_small]" in isthmus("clb", "reserve", "tiny", "--subnet", "10.0.8.0/31").err
-    assert isthmus("clb", "release", "main").code == 0
-    assert isthmus("clb", "release", "main").code == 1
+    assert isthmus("clb", "release", "main", "--yes").code == 0
+    assert isthmus("clb", "release", "main", "--yes").code == 1
 
     # one that our gateways serve: holders, backends and what happened to it
     assert isthmus("clb", "reserve", "ours", "--subnet", "10.0.9.0/28", "--provider", "gateway").code == 0
@@ -90,7 +90,7 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert [e["type"] for e in told["history"]] == ["clb.reserved.v1"] + ["clb.backend-added.v1"] * 2
     assert [e["event"].get("address") for e in told["history"]] == [None, "10.0.1.5", "10.0.1.6"]
     assert isthmus("clb", "show", "ours", "--json", "--history", "0").json["history"] == []
-    assert isthmus("clb", "release", "ours").code == 0
+    assert isthmus("clb", "release", "ours", "--yes").code == 0
     assert "[clb_unknown]" in isthmus("clb", "show", "ours").err
 
     # growth and networks
@@ -112,7 +112,7 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert isthmus("cluster", "network", "remove", "10.200.0.0/16").code == 0
 
     # leaving
-    assert "10.200.0.0/27 drains" in isthmus("node", "remove", "c1", "--reason", "returned").out
+    assert "10.200.0.0/27 drains" in isthmus("node", "remove", "--yes", "c1", "--reason", "returned").out
     assert "can never join again" in isthmus("node", "fence", "idc-1", "--yes").out
     assert "isthmus replay who" in isthmus("cluster", "who", "--help").out
     for address, says in (

@@ -115,7 +115,7 @@ def test_controllers_first_then_agents_and_all_the_way_back() -> None:
         replace(place, ISTHMUS, a, b)
         until(lambda: reported(place) == {"a": NOW, "b": NOW, "c": previous.VERSION}, "they say so")
         takes_in(place, "d", ISTHMUS)
-        said(place.isthmus("node", "remove", "d"))
+        said(place.isthmus("node", "remove", "--yes", "d"))
         until(lambda: [n.status()["peers"] for n in (a, b, place.nodes["c"])] == [2, 2, 2], "d is gone")
         place.nodes.pop("d").stop()
 

@@ -140,7 +140,10 @@ def _misused(
         return error.format_message()
     if rest and not isinstance(command, click.Group) and not context.allow_extra_args:
         return f"{rest} is too much for {context.command_path}"
-    asks = any(param.name == "yes" for param in command.params)
+    asks = any(
+        param.name == "yes" and "Without a terminal" not in str(getattr(param, "help", ""))
+        for param in command.params
+    )
     if asks and whole and must_agree and not values.get("yes"):
         return f"{context.command_path} asks for a confirmation: say --yes"
     there = {name for name, value in values.items() if isinstance(value, str | tuple | list) and value}

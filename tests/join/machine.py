@@ -91,11 +91,23 @@ class Machine:
             *("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"),
         ]
 
-    def open(self, command: str) -> subprocess.Popen[str]:
-        """A terminal in which a command of root's goes on running; its words can be read."""
-        return subprocess.Popen(
-            self._inside(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+    @contextlib.contextmanager
+    def open(self, command: str) -> Iterator[subprocess.Popen[str]]:
+        """A terminal with a command of root's, which runs for the block at most; its words can be read."""
+        with subprocess.Popen(
+            self._inside(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as running:
+            try:
+                yield running
+            finally:
+                # A system that goes down stops its processes before it kills them; nsenter stops with its
+                # child, and nobody else would ever wake it.
+                running.send_signal(signal.SIGCONT)
+                running.terminate()
 
     def ok(self, command: str) -> str:
         """A shell line that must succeed; what it printed."""

@@ -185,7 +185,7 @@ def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> Non
                 fast(a, b)
         with talk(one, two) as flow:
             fast(a, b)
-            assert place.isthmus("node", "remove", "b").returncode == 0
+            assert place.isthmus("node", "remove", "--yes", "b").returncode == 0
             flow.ends_soon("the other node has left")
 
 

@@ -91,7 +91,7 @@ def test_a_node_cut_off_from_the_bus_keeps_its_rows_and_catches_up_in_order() ->
         chain = "add chain inet cut both { type filter hook input priority 0; }"
         a.run(f"nft 'add table inet cut; {chain}; add rule inet cut both tcp sport 4222 drop'")
         c.stop()
-        assert place.isthmus("node", "remove", "c").returncode == 0
+        assert place.isthmus("node", "remove", "--yes", "c").returncode == 0
         until(lambda: leaver not in str(b.rows()), "b follows")
         assert a.rows() == before, "a does not know, and has not changed"
         a.run("nft delete table inet cut")

@@ -48,7 +48,7 @@ def test_a_range_is_not_reused_while_pods_of_its_last_owner_run() -> None:
         old = str(a.status()["range"])
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         until(lambda: counted(place, a) == 1, "the pod is counted", 40)
-        removed = place.isthmus("node", "remove", "a", "--reason", "test")
+        removed = place.isthmus("node", "remove", "--yes", "a", "--reason", "test")
         assert removed.returncode == 0, removed.stderr
         assert "1 pods" in removed.stdout, "whoever removes it is told"
         until(lambda: not conflists(a), "no new pod starts on a node without a range", 5)
@@ -98,7 +98,7 @@ def test_a_machine_that_is_gone_is_fenced_by_name() -> None:
         a.stop(9)
         assert "1 pods" in place.isthmus("node", "fence", "a").stderr, "whoever fences is told"
         assert phase(place) == "free", "and nothing was done"
-        removed = place.isthmus("node", "remove", "a")
+        removed = place.isthmus("node", "remove", "--yes", "a")
         assert removed.returncode == 0
         assert "isthmus node fence a --yes" in removed.stdout
         until(lambda: "has not said yet" in conditions(place), "the range waits for a word of the node")

@@ -167,7 +167,7 @@ def test_every_selector_meets_a_series_of_a_real_scrape_and_a_healthy_site_raise
             node.ready(2)
         done = place.isthmus("clb", "reserve", "apiserver", "--subnet", "192.168.9.0/28")
         assert done.returncode == 0, done.stderr
-        assert place.isthmus("clb", "release", "nothing").returncode == 1
+        assert place.isthmus("clb", "release", "nothing", "--yes").returncode == 1
         targets = ["127.0.0.1:7480", *(f"{node.underlay}:7481" for node in place.nodes.values())]
         with prometheus(Path(name), targets) as base:
             until(lambda: len(ask(base, "query", query="up == 1")["result"]) == 4, "four healthy targets", 20)

@@ -210,7 +210,7 @@ def test_a_refusal_sets_status_and_code() -> None:
     with receiving() as receiver:
         export_to(receiver.port)
         with running_site() as place:
-            done = place.isthmus("clb", "release", "nothing")
+            done = place.isthmus("clb", "release", "nothing", "--yes")
             assert done.returncode == 1
             process = until(lambda: receiver.find("process command.release-clb"), "the refused command")[0]
             assert process.failed

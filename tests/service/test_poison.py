@@ -99,7 +99,7 @@ async def test_a_controller_that_starts_before_such_an_event_runs_and_says_so(
         shown = await loop.run_in_executor(None, ask, "cluster", "show")
         assert shown.returncode == 0
         assert "log_poisoned" in shown.stdout
-        removed = await loop.run_in_executor(None, ask, "node", "remove", "n1")
+        removed = await loop.run_in_executor(None, ask, "node", "remove", "--yes", "n1")
         assert removed.returncode == 1, removed.stderr
         assert "range.freed.v1" in removed.stderr
         assert "Traceback" not in removed.stderr

@@ -39,8 +39,14 @@ LISTINGS: dict[str, list[str]] = {
     "reservations": ["clb", "list"],
     "traces": ["trace", "list"],
 }
-NEEDED = {"list": 90, "ranges": 70}
-"""Columns that a list needs for what is never cut."""
+PAGES = (
+    ["replay", "log"],
+    ["replay", "history", "node", LONG],
+    ["replay", "history", "clb", "main"],
+    ["replay", "explain", "node", "n10"],
+    ["replay", "blame", "node", "n1"],
+)
+"""Tables with a heading, which a terminal shortens and ``-o wide`` does not."""
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -157,7 +163,32 @@ def test_a_terminal_gets_one_line_a_row_and_nothing_that_matters_is_cut(
                     )
                 elif re.match(r"\d+\.\d+\.", word):
                     assert word in everything or word == "…"
-        assert max(map(len, lines)) <= max(columns, NEEDED.get(listing[-1], 0)), "one row, one line"
+        assert max(map(len, lines)) <= max(columns, 61), "one row, one line"  # 61: the longest addresses
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_a_page_shortens_by_whole_words(here: Callable[..., str], page: list[str]) -> None:
+    everything = {word for line in here(*page, "-o", "wide").splitlines() for word in line.split()}
+    for columns in (80, 120):
+        lines = ANSI.sub("", here(*page, columns=columns)).splitlines()
+        table = [line for line in lines if re.match(r" *\d+   ", line)]
+        assert max(map(len, table), default=0) <= max(columns, 100 if page[1] == "blame" else 0)
+        for word in {word for line in table for word in line.split()} - everything - {"…"}:
+            assert LONG.startswith(word.removesuffix("…")), "only a name may be cut"
+    assert "…" not in here(*page)
+
+
+@pytest.mark.parametrize("listing", LISTINGS.values(), ids=LISTINGS)
+def test_a_list_sorts_by_each_of_its_columns(here: Callable[..., str], listing: list[str]) -> None:
+    head, *body = rows(here(*listing, "-o", "wide"))
+    assert len(set(head)) == len(head), "two columns of one name cannot both be sorted by"
+    for name in head:
+        sorted_ = rows(
+            here(*listing, "-o", "wide", "--no-headers", "--sort-by", name.lower().replace(" ", "-"))
+        )
+        assert sorted(sorted_) == sorted(body)
+        column = [row[head.index(name)] for row in sorted_]
+        assert column == sorted(column, key=tables._natural)
 
 
 def test_a_real_terminal(cluster: dict[str, str]) -> None:

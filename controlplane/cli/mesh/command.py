@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import click
 import msgspec
@@ -15,6 +16,7 @@ from events.protocol.mesh import FindingView, MeshView, NodePath, ShowMesh
 
 LOST = 1
 """Exit code when something does not pass."""
+NAMES_SHOWN = 5
 TRACE_WAIT_S = 10.0
 """How long a trace is waited for: a round of packets that are not answered takes a few seconds."""
 
@@ -82,20 +84,31 @@ def _concerns(one: FindingView, nodes: set[str]) -> bool:
     return not nodes or one.scope in {"site", "sites"} or bool({one.a, one.b} & nodes)
 
 
+def _names(names: Sequence[str], count: int = 0) -> str:
+    """A few by name, and how many there are where that is known: the controller names only the first."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    if count > NAMES_SHOWN:
+        return f"{shown} and {count - NAMES_SHOWN:,} more"
+    return f"{shown} …" if len(names) > NAMES_SHOWN else shown
+
+
 def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bool) -> None:
     click.echo(f"{view.capable:,} of {view.nodes:,} nodes measure; sequence {view.sequence:,}")
     if view.unmeasured:
-        click.echo(f"not measured (agents before 0.3, or unable): {', '.join(view.unmeasured)}")
+        unmeasured = _names(view.unmeasured, view.nodes - view.capable)
+        click.echo(f"not measured (never heard, before 0.3, or unable): {unmeasured}")
     if view.quiet:
-        click.echo(f"no report lately of: {', '.join(view.quiet)}")
+        click.echo(f"no report lately of: {_names(view.quiet)}")
     for one in found:
         since = f", since {one.since.astimezone():%Y-%m-%d %H:%M:%S}" if one.since else ""
         recorded = f" (event {one.recorded})" if one.recorded else ""
         click.echo(f"✗ {one.sentence}{since}{recorded}")
         for text in (*one.evidence, *one.before):
             click.echo(f"    {text}")
-    if not found:
+    if not found and view.capable:
         click.echo("✓ nothing is known that does not pass")
+    elif not found:
+        click.echo("? no node measures: whether pods reach each other is not known")
     if not pair:
         print_table(
             (

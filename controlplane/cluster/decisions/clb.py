@@ -184,7 +184,7 @@ def _again(command: ReserveClb, existing: ClbReserved, gateway: int | None, excl
         raise Refused(
             "clb_already_reserved",
             f"reservation {existing.name!r} exists with {', '.join(differences)}: release it first "
-            f"(isthmus clb release {existing.name}) or choose another name",
+            f"(isthmus clb release {existing.name} --yes) or choose another name",
             reservation=existing.name,
             differences=differences,
         )

@@ -269,7 +269,7 @@ def obstacle(
             return Refused(
                 "underlay_address_in_use",
                 f"node {name!r} uses {address}, which CLB reservation {reservation!r} holds: release it first "
-                f"(isthmus clb release {reservation}) or correct the address",
+                f"(isthmus clb release {reservation} --yes) or correct the address",
                 node=name,
                 address=address,
                 reservation=reservation,

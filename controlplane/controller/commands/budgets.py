@@ -117,7 +117,7 @@ class NodeBudgets:
                 severity="warning",
                 message=f"more than a node needs came from {', '.join(sorted(over)[:SHOWN])}{more}; "
                 f"what is beyond is refused",
-                help="isthmus credentials revoke node NODE",
+                help="isthmus credentials revoke node NODE --yes",
             )
         ]
 

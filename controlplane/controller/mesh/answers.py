@@ -136,13 +136,13 @@ class MeshAnswers:
                     f"no live node is named {name[:253]!r} (of {len(state.nodes):,}): isthmus node list",
                     node=name[:253],
                 )
-        measuring = [name for name in state.nodes if name in collector.capable and name not in collector.unable]
+        measuring = {name for name in state.nodes if name in collector.capable and name not in collector.unable}
         return MeshView(
             sequence=state.sequence,
             nodes=len(state.nodes),
             capable=len(measuring),
             quiet=tuple(islice((name for name in sorted(state.nodes) if collector.silent(name)), SHOWN)),
-            unmeasured=tuple(islice((n for n in sorted(state.nodes) if n not in set(measuring)), SHOWN)),
+            unmeasured=tuple(islice(sorted(state.nodes.keys() - measuring), SHOWN)),
             findings=self._findings(state),
             sites=self.sites(),
             paths=tuple(islice(self._paths(state, query), CELLS_MAX)),

@@ -128,7 +128,7 @@ class Issuer:
             raise Refused(
                 "token_used",
                 f"the join token for node {asked.node!r} was used before (event {reply.sequence}); "
-                f"if that was not you, revoke the node: `isthmus credentials revoke node {asked.node}`",
+                f"if that was not you, revoke the node: `isthmus credentials revoke node {asked.node} --yes`",
                 node=asked.node,
             )
         return self._sign(asked, claims, expires)

@@ -110,7 +110,9 @@ async def leave(lab: Lab, report: Report, name: str) -> None:
         leaver.pods.clear()
         others = [other for other in lab.nodes if other != name]
         before = await lab.rows(others)
-        removing = asyncio.create_task(lab.isthmus("node", "remove", name, "--reason", "the lab takes it out"))
+        removing = asyncio.create_task(
+            lab.isthmus("node", "remove", "--yes", name, "--reason", "the lab takes it out")
+        )
         await lab.members.wait_for(lambda: name not in lab.members.live, 10, f"the event that {name} left")
         gone_ms: dict[str, float] = {}
 

@@ -106,7 +106,11 @@ export function eventBadge({ type, mark }) {
   return h(`span.badge.${kind}`, { title: `${aggregate} ${verb}`, "aria-hidden": "true" }, mark);
 }
 
-export const stateLabel = (name, text) => h(`span.state.${name}`, {}, h("i", { "aria-hidden": "true" }), text || name);
+export const stateWord = (name) => (name === "unreported" ? "never reported" : name);
+export const stateLabel = (name, text) => h(`span.state.${name}`, {}, h("i", { "aria-hidden": "true" }), text || stateWord(name));
+// A trace by what was done, in an operator's words.
+const DEEDS = { "mark-liveness": "note who stopped or began to report" };
+export const deed = (name) => (name.startsWith("process command.") ? DEEDS[name.slice(16)] ?? name.slice(16).replaceAll("-", " ") : name);
 const VERDICTS = { agrees: ["good", "✓ agrees"], differs: ["bad", "✕ differs"], unchecked: ["", "not compared yet"], "": ["", "not reported"] };
 // The attestation of a node's kernel, as compared with the log.
 export const kernelLabel = (node) => { const [tone, text] = VERDICTS[node.kernel ?? ""]; return h(`span.kernel.${node.stale ? "none" : tone || "none"}`, { title: node.kernel_at ? `compared at event ${node.kernel_at}` : "" }, node.stale && node.kernel ? `${text} when last heard` : text); };

@@ -185,7 +185,7 @@ export class MeshPage {
     const { mesh, measured } = answer;
     const heading = this.top.firstChild;
     const lost = mesh.findings.filter((one) => one.scope !== "view").length;
-    this.top.replaceChildren(heading, measured || lost ? stateLabel(lost ? "unreachable" : "ready", lost ? plural(lost, "finding") : "pods reach each other") : "", measured ? h("span.muted", {}, `${n(mesh.capable)} of ${plural(mesh.nodes, "node")} measure`) : "");
+    this.top.replaceChildren(heading, lost ? stateLabel("unreachable", plural(lost, "finding")) : measured ? (mesh.capable ? stateLabel("ready", "pods reach each other") : stateLabel("unknown", "not known whether pods reach each other")) : "", measured ? h("span.muted", {}, `${n(mesh.capable)} of ${plural(mesh.nodes, "node")} measure`) : "");
     const panels = [];
     if (mesh.findings.length) panels.push(panel("What does not pass", findings(mesh.findings)));
     if (!measured) panels.push(panel("Measurements", h("p.muted", {}, "Measurements are of the present only and not kept. Of this moment the findings above were recorded", mesh.findings.length ? "." : ": there was none.")));

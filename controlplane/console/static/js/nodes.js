@@ -1,6 +1,6 @@
 // All nodes in a table that draws only what is in view, and one page for each node.
 
-import { ago, eventBadge, h, kernelLabel, kindLabel, link, moment, mono, n, stateLabel, took } from "./dom.js";
+import { ago, deed, eventBadge, h, kernelLabel, kindLabel, link, moment, mono, n, stateLabel, stateWord, took } from "./dom.js";
 import { findings, pathsTable } from "./mesh.js";
 import { store } from "./store.js";
 
@@ -58,7 +58,7 @@ export class NodesPage {
   }
 
   select(label, values) {
-    return h("select", { "aria-label": label, onchange: () => this.refill() }, h("option", { value: "" }, `${label}: any`), values.map((value) => h("option", { value }, value)));
+    return h("select", { "aria-label": label, onchange: () => this.refill() }, h("option", { value: "" }, `${label}: any`), values.map((value) => h("option", { value }, stateWord(value))));
   }
 
   sortBy(key) {
@@ -84,7 +84,9 @@ export class NodesPage {
       const [x, y] = [value(a), value(b)];
       return turn * (typeof x === "number" ? x - (y ?? 0) : natural.compare(String(x ?? ""), String(y ?? ""))) || natural.compare(a.name, b.name);
     });
-    this.count.textContent = this.rows.length === store.nodes.size ? `${n(this.rows.length)}` : `${n(this.rows.length)} of ${n(store.nodes.size)}`;
+    const all = this.rows.length === store.nodes.size;
+    const up = [...store.nodes.values()].filter((node) => node.state === "ready").length;
+    this.count.textContent = `${all ? "" : `${n(this.rows.length)} shown; `}${n(up)} of ${n(store.nodes.size)} up`;
     this.table.setAttribute("aria-rowcount", this.rows.length + 1);
     this.window();
   }
@@ -165,7 +167,7 @@ export class NodePage {
       if (node.refusals.length) panels.push(panel("Refused", h("ul.conditions", {}, node.refusals.map((r) => h("li.warning", {}, h("b", {}, r.code), r.message)))));
     }
     panels.push(panel("History", events.length ? h("ol.feed", {}, events.map((event) => h("li", {}, eventBadge(event), h("span.what", { title: event.summary }, link(`/events/${event.sequence}`, event.summary)), h("span.when", {}, ago(event.time))))) : h("p.empty", {}, "No events")));
-    panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, trace.name)), h("span.when", {}, `${moment(trace.start_ns / 1e6)} · ${took(trace.duration_ms / 1000)}`)))) : h("p.empty", {}, "No trace kept")));
+    panels.push(panel("Traces", traces.length ? h("ol.feed", {}, traces.map((trace) => h("li", {}, h("span", { class: trace.errors ? "error-text" : "muted" }, trace.errors ? "✕" : "✓"), h("span.what", {}, link(`/traces/${trace.trace_id}`, deed(trace.name))), h("span.when", {}, `${moment(trace.start_ns / 1e6)} · ${took(trace.duration_ms / 1000)}`)))) : h("p.empty", {}, "No trace kept")));
     this.content.replaceChildren(...panels);
   }
 }

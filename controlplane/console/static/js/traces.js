@@ -1,6 +1,6 @@
 // Recent traces of the built-in store, and one trace as a waterfall.
 
-import { h, link, moment, mono, n, took } from "./dom.js";
+import { deed, h, link, moment, mono, n, took } from "./dom.js";
 import { store } from "./store.js";
 
 const SERVICE_COLOURS = { "isthmus-cli": "service", "isthmus-controller": "allocated", "isthmus-agent": "external" };
@@ -22,7 +22,7 @@ export class TracesPage {
 
   async load() {
     const list = await store.get(`traces?limit=100${this.errors.checked ? "&errors=true" : ""}`).catch(() => []);
-    this.body.replaceChildren(...list.map((trace) => h("tr", {}, h("td", {}, moment(trace.start_ns / 1e6)), h("td.c-event", {}, link(`/traces/${trace.trace_id}`, trace.name), trace.errors ? h("span.error-text", {}, "  ✕ refused or failed") : ""),
+    this.body.replaceChildren(...list.map((trace) => h("tr", {}, h("td", {}, moment(trace.start_ns / 1e6)), h("td.c-event", {}, link(`/traces/${trace.trace_id}`, deed(trace.name)), trace.errors ? h("span.error-text", {}, "  ✕ refused or failed") : ""),
       h("td.c-more.muted", {}, `${trace.service.replace("isthmus-", "")} ${trace.instance}`), h("td.c-more.right.num", {}, n(trace.spans)), h("td.c-more.right.num", {}, n(trace.services)), h("td.right.num", {}, took(trace.duration_ms / 1000)))));
     if (!list.length) this.body.replaceChildren(h("tr", {}, h("td.empty", { colSpan: 6 }, "No trace is kept yet. Every command leaves one.")));
   }
@@ -47,7 +47,7 @@ export class TracePage {
     }
     const total = Math.max(trace.duration_ms, 0.001);
     const seen = [...new Set(trace.rows.map((row) => row.span.service))];
-    this.top.replaceChildren(h("h1", {}, trace.rows[0]?.span.name ?? "Trace"), h("span.chip.num", {}, took(total / 1000)), h("span.chip", {}, `${n(trace.rows.length)} spans`), h("span.chip", {}, `${n(trace.services.length)} processes`),
+    this.top.replaceChildren(h("h1", {}, deed(trace.rows[0]?.span.name ?? "Trace")), h("span.chip.num", {}, took(total / 1000)), h("span.chip", {}, `${n(trace.rows.length)} spans`), h("span.chip", {}, `${n(trace.services.length)} processes`),
       trace.errors ? h("span.error-text", {}, `✕ ${n(trace.errors)} refused or failed`) : "", h("div.spacer", {}), h("span.mono.muted", {}, this.id));
     this.content.replaceChildren(
       h("ul.legend", {}, seen.map((service) => h("li", {}, h("i", { css: { background: tint(service) } }), service)), trace.rows.some((row) => row.joined === "link") && h("li", {}, "↪ joined by a link, not a parent")),
