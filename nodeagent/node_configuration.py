@@ -9,6 +9,8 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from events.telemetry.role import Telemetry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -16,6 +18,7 @@ from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.membership.sanity import sound_sources
 from nodeagent.membership.view import View
 from nodeagent.pods import cni
 from nodeagent.pods.chain import Chain
@@ -49,6 +52,7 @@ class NodeConfiguration:
         self._pods = pods
         self._held, self._chain = held, chain
         self._verified_at = 0
+        self._rules: Rules | None = None
 
     def follow(self) -> None:
         """The view or the kernel side changed."""
@@ -56,10 +60,11 @@ class NodeConfiguration:
         view, spec = self._view, self._reconciler.tunnel.spec
         if view.own is None or view.plan is None:
             if view.left or view.fenced or view.deleted:
+                self._shut()
                 self._take_cni_away()
                 self._pods.look()
             return
-        rules = Rules(
+        rules = self._rules = Rules(
             device=self._config.device,
             port=view.plan.port,
             own_range=view.own.cidr,
@@ -67,10 +72,21 @@ class NodeConfiguration:
             ifindex=self._reconciler.tunnel.ifindex,
             underlay=self._reconciler.tunnel.underlay_address(),
             strays=self._pods.strays,
+            entries=self._entries(view.plan.cidrs),
         )
         self._firewall.want(rules, view.vteps, view.sequence)
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
+
+    def _shut(self) -> None:
+        """A member no more: its rules stay, but nobody from outside comes in by them."""
+        if self._rules is not None and self._rules.entries:
+            self._rules = msgspec.structs.replace(self._rules, entries=())
+            self._firewall.want(self._rules, self._view.vteps, self._view.sequence)
+
+    def _entries(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:
+        """Whom from outside this node lets through to pods: nobody, unless it is a gateway."""
+        return sound_sources(self._view.traffic.entries.values(), cidrs) if self._gateway.serves else ()
 
     def _give_cni(self, cidr: str, mtu: int) -> None:
         """New pods start here, unless some still have addresses of an earlier range."""

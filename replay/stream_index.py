@@ -48,7 +48,7 @@ class StreamIndex(ScanIndex):
     async def about(
         self, kind: str, name: str, *, after: int, until: int, newest_first: bool
     ) -> AsyncIterator[StoredMessage]:
-        if kind not in ("node", "range", "clb", "cluster"):
+        if kind not in ("node", "range", "clb", "entry", "cluster"):
             async for message in super().about(kind, name, after=after, until=until, newest_first=newest_first):
                 yield message
             return

@@ -65,6 +65,7 @@ SECTIONS = {
         "cluster",
         "adopt",
         "clb",
+        "entry",
         "mesh",
         "events",
         "replay",

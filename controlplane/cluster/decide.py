@@ -26,6 +26,7 @@ from controlplane.cluster.decisions import (
     batch,
     clb,
     cluster,
+    entries,
     gateways,
     holders,
     kubernetes,
@@ -38,6 +39,7 @@ from controlplane.cluster.state import ClusterState
 from events.errors import Refused
 from events.protocol.commands import (
     AddBackend,
+    AddEntry,
     AdoptNodes,
     AppendCidr,
     BeginAdoption,
@@ -54,6 +56,7 @@ from events.protocol.commands import (
     MarkGateway,
     ReleaseClb,
     RemoveBackend,
+    RemoveEntry,
     RemoveNode,
     ReportHealth,
     ReserveClb,
@@ -97,6 +100,8 @@ RULES: dict[type[Command | Tick], Rule] = {
     AddBackend: gateways.add,
     RemoveBackend: gateways.remove,
     ReportHealth: gateways.report,
+    AddEntry: entries.add,
+    RemoveEntry: entries.remove,
     UseToken: tokens.use,
     MarkLiveness: time.mark_liveness,
     AdvanceDrains: time.advance_drains,

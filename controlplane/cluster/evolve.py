@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
-from controlplane.cluster.folds import clb, paths
+from controlplane.cluster.folds import clb, entries, paths
 from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import (
     Adoption,
@@ -298,6 +298,8 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.AdoptionBegun: _adoption_begun,
     types.AdoptionEnded: _adoption_ended,
     types.RangeAdopted: _adopted,
+    types.EntryAdded: entries.added,
+    types.EntryRemoved: entries.removed,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }

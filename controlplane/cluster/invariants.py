@@ -6,7 +6,7 @@ them at every sequence. Both report; neither stops anything.
 
 Numbers are those of the design, section 4: 1 disjoint and aligned ranges, 2 next-fit, 3 one node
 per name, uid and address, 5 no reuse before confirmation and rest, 6 the sum, 7 the CLB pair,
-11 one holder per CLB address.
+11 one holder per CLB address, 19 entries' sources.
 (4, 8, 9 and 10 speak of agents, commands, digests and the kernel.)
 """
 
@@ -18,6 +18,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from controlplane.cluster import entry_sources
 from controlplane.cluster.addressing.addresses import Net, address_value, network
 from controlplane.cluster.addressing.plan import make_plan
 from controlplane.cluster.addressing.pool import cursor_behind
@@ -238,7 +239,7 @@ def _appended(state: ClusterState, event: types.CidrAppended) -> Finding:
     for own in state.cidrs:
         if network(own.cidr).overlaps(net):
             return 1, f"{event.cidr} overlaps the container CIDR {own.cidr}"
-    return None
+    return (19, known) if (known := entry_sources.appended(state, net)) else None
 
 
 def _reserved(state: ClusterState, event: types.ClbReserved) -> Finding:
@@ -297,6 +298,7 @@ CHECKS: dict[type[types.Event], Check] = {
     types.ClbHolderAssigned: _assigned,
     types.ClbHolderWithdrawn: _withdrawn,
     types.NodeGatewayUnmarked: _unmarked,
+    types.EntryAdded: entry_sources.added,
 }
 """Event type → its check; the others can break nothing. For loops that must be lean."""
 
@@ -328,7 +330,7 @@ def violation(
 
 
 def check(state: ClusterState) -> list[Violation]:
-    """Every violation of invariants 1, 2, 3, 6, 7 and 11 in the state. O(n log n)."""
+    """Every violation of invariants 1, 2, 3, 6, 7, 11 and 19 in the state. O(n log n)."""
     definition = state.definition
     if definition is None:
         return []
@@ -339,6 +341,7 @@ def check(state: ClusterState) -> list[Violation]:
         *_counts(state, definition),
         *_reservations(state),
         *_holders(state),
+        *entry_sources.whole(state),
     )
     return [Violation(number, state.sequence, message) for number, message in found]
 

@@ -19,12 +19,13 @@ import msgspec
 from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.layered_dict import Overlay
-from events.protocol.clb import Backend, BackendKey, Holder
+from events.protocol.clb import Backend, BackendKey, Entry, Holder
 from events.types import (
     AdoptionBegun,
     ClbReserved,
     ClusterDefined,
     ConflictOverridden,
+    EntryAdded,
     Event,
     Network,
     NodeBound,
@@ -176,6 +177,7 @@ class ClusterState:
         "definition",
         "deleted",
         "draining",
+        "entries",
         "external",
         "fenced",
         "gateways",
@@ -228,6 +230,7 @@ class ClusterState:
         self.backends: MutableMapping[BackendKey, Backend] = {}  # of reservations that gateways serve
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
         self.lost_paths: MutableMapping[PathKey, LostPath] = {}  # what agents do not reach
+        self.entries: MutableMapping[str, Entry] = {}  # name → who from outside may reach pods
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()
         """Sequences that were left out, because the log says so."""
@@ -261,6 +264,7 @@ class ClusterState:
         bound: Mapping[str, Bound],
         adoption: Mapping[str, Adoption],
         lost_paths: Mapping[PathKey, LostPath],
+        entries: Mapping[str, Entry],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -294,7 +298,7 @@ class ClusterState:
         state.refusals = {asker: dict(known) for asker, known in refusals.items()}
         state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
         state.bound, state.adoption = dict(bound), dict(adoption)
-        state.lost_paths = dict(lost_paths)
+        state.lost_paths, state.entries = dict(lost_paths), dict(entries)
         return state
 
     @property
@@ -394,6 +398,7 @@ FURTHER: dict[str, Further] = {
         of_member=False,
         key=lambda event: (event.scope, event.a, event.b),
     ),
+    "entries": Further(EntryAdded, list[tuple[str, Entry]], Entry.of, of_member=False),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

@@ -7,12 +7,14 @@ from controlplane.cluster.mesh import findings
 from events import types
 
 MARKS = {
-    "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤", "allocated": "▣", "backend-added": "+",
+    "added": "⇥", "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤", "allocated": "▣",
+    "backend-added": "+",
     "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔", "cidr-appended": "+",
     "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐", "fenced": "×",
     "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
     "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+",
     "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄",
+    "removed": "−",
     "reserved": "⇄", "restored": "✓", "underlay-changed": "→", "unreachable": "?", "used": "✓",
 }  # fmt: skip
 """The last word of an event's type → its mark."""
@@ -75,6 +77,10 @@ def sentence(event: types.Event) -> str:
         case types.ClbBackendHealthChanged():
             health = "healthy" if event.healthy else "unhealthy"
             return f"{event.purpose} of {event.name}: {_backend(event)} is {health}{_because(event.reason)}"
+        case types.EntryAdded():
+            return f"{', '.join(event.sources)} may reach pods by {event.address} (entry {event.name})"
+        case types.EntryRemoved():
+            return f"{', '.join(event.sources)} may reach pods by entry {event.name} no more"
         case types.ClusterDefined():
             return (
                 f"cluster defined: {event.container_cidr} in {event.capacity:,} ranges of "

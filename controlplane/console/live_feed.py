@@ -181,7 +181,7 @@ class LiveFeed:
                 nodes[getattr(event, "node", "")] = None
             elif event.aggregate == "node":
                 nodes[event.entity] = None
-            clb = clb or event.aggregate in {"clb", "cluster"}
+            clb = clb or event.aggregate in {"clb", "entry", "cluster"}
         nodes.pop("", None)
         resync = (
             len(nodes) > TOUCHED_MAX

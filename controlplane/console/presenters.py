@@ -24,6 +24,7 @@ from controlplane.controller.presenters import (
     all_conditions,
     cidr_views,
     clb_views,
+    entry_views,
     pool_view,
     range_view,
     refusal_views,
@@ -58,6 +59,7 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
             for (site, kind), counts in sorted(sites.items())
         ],
         clb=clb_views(state),
+        entries=entry_views(state),
         networks=[
             NetworkView(cidr=network.cidr, kind=network.kind, name=network.name)
             for network in state.networks.values()

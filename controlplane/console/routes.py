@@ -229,7 +229,7 @@ class HistoryController(Controller):
             Query(max_length=253, description="Only events of this node, range (CIDR) or reservation."),
         ] = "",
         aggregate: Annotated[
-            Literal["cluster", "node", "range", "allocation", "clb", "path"] | None,
+            Literal["cluster", "node", "range", "allocation", "clb", "entry", "path"] | None,
             Query(description="Only events of this kind of thing."),
         ] = None,
     ) -> EventPage:

@@ -18,6 +18,7 @@ from events.protocol.queries import (
     ClbBackendView,
     ClbView,
     Condition,
+    EntryView,
     PoolView,
     RangeView,
     RefusalView,
@@ -165,6 +166,7 @@ class Overview(View, frozen=True, kw_only=True):
     fenced: int = 0
     sites: list[SiteView] = []
     clb: list[ClbView] = []
+    entries: list[EntryView] = []
     networks: list[NetworkView] = []
     conditions: list[Condition] = []
     leading: bool = False

@@ -16,6 +16,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import address_value, network
 from controlplane.cluster.decisions.clb import reserved
+from controlplane.cluster.decisions.entries import known
 from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.decisions.time import watermark
 from controlplane.cluster.digest import state_digest
@@ -25,6 +26,8 @@ from controlplane.controller.presenters import (
     backend_views,
     cidr_views,
     clb_view,
+    entry_view,
+    entry_views,
     pool_view,
     range_view,
     refusal_views,
@@ -39,8 +42,11 @@ from events.protocol.queries import (
     ClbList,
     ClusterView,
     Condition,
+    EntryList,
+    EntryView,
     HolderView,
     ListClb,
+    ListEntries,
     ListNodes,
     ListRanges,
     NodePage,
@@ -49,6 +55,7 @@ from events.protocol.queries import (
     RangePage,
     ShowClb,
     ShowCluster,
+    ShowEntry,
     ShowNode,
     WhoHas,
 )
@@ -274,6 +281,17 @@ def show_clb(state: ClusterState, query: ShowClb, reports: LastReports) -> ClbAn
     )
 
 
+def list_entries(state: ClusterState, query: ListEntries, reports: LastReports) -> EntryList:  # noqa: ARG001
+    """All entries."""
+    return EntryList(sequence=state.sequence, entries=entry_views(state))
+
+
+def show_entry(state: ClusterState, query: ShowEntry, reports: LastReports) -> EntryView:  # noqa: ARG001
+    """One entry. Raises Refused(entry_unknown)."""
+    known(state, query.entry)
+    return entry_view(state, query.entry)
+
+
 _ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, LastReports], Answer]] = {
     ShowCluster: show_cluster,
     ListNodes: list_nodes,
@@ -282,6 +300,8 @@ _ANSWERERS: dict[type[Query], Callable[[ClusterState, Any, LastReports], Answer]
     WhoHas: who_has,
     ListClb: list_clb,
     ShowClb: show_clb,
+    ListEntries: list_entries,
+    ShowEntry: show_entry,
 }
 _DECODERS = {query.name: msgspec.json.Decoder(query) for query in QUERIES}
 _encode = msgspec.json.Encoder().encode

@@ -24,6 +24,7 @@ from events.protocol.queries import (
     ClbBackendView,
     ClbView,
     Condition,
+    EntryView,
     PoolView,
     RangeView,
     RefusalView,
@@ -157,6 +158,26 @@ def _address(state: ClusterState, entry: ClbReserved, item: ClbAddress) -> ClbAd
         epoch=holder.epoch if holder else 0,
         backends=len(serving),
         healthy=sum(backend.healthy for backend in serving),
+    )
+
+
+def entry_views(state: ClusterState) -> list[EntryView]:
+    """The entries by name."""
+    return [entry_view(state, name) for name in sorted(state.entries)]
+
+
+def entry_view(state: ClusterState, name: str) -> EntryView:
+    """One entry, and who holds the address by which its sources come."""
+    entry = state.entries[name]
+    holder = state.holders.get(entry.address)
+    return EntryView(
+        name=name,
+        sources=list(entry.sources),
+        address=entry.address,
+        reservation=state.clb_addresses.get(entry.address, ""),
+        since=entry.since,
+        node=holder.node if holder else "",
+        epoch=holder.epoch if holder else 0,
     )
 
 

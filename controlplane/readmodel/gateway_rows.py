@@ -1,4 +1,6 @@
-"""The rows of gateways, their addresses and backends: kinds ``gateway``, ``holder``, ``backend``, ``health``.
+"""The rows of gateways, their addresses, backends and entries.
+
+Kinds ``gateway``, ``holder``, ``backend``, ``health``, ``entries``.
 
 A mark ends with the node's membership and a backend with its reservation. Those ends are not written
 as rows: a mark counts while the node is a member that joined before it, a backend while the
@@ -47,6 +49,14 @@ def _unmarked(rows: Rows, sequence: int, time_us: int, event: types.NodeGatewayU
     rows.facts.close(("gateway", event.node, ""), sequence, time_us)
 
 
+def _entry_added(rows: Rows, sequence: int, time_us: int, event: types.EntryAdded) -> None:
+    rows.fact(sequence, time_us, ("entries", event.name, ""), event)
+
+
+def _entry_removed(rows: Rows, sequence: int, time_us: int, event: types.EntryRemoved) -> None:
+    rows.facts.close(("entries", event.name, ""), sequence, time_us)
+
+
 HANDLERS: Handlers = {
     types.ClbBackendAdded: _backend_added,
     types.ClbBackendRemoved: _backend_removed,
@@ -55,4 +65,6 @@ HANDLERS: Handlers = {
     types.ClbHolderWithdrawn: _withdrawn,
     types.NodeGatewayMarked: _marked,
     types.NodeGatewayUnmarked: _unmarked,
+    types.EntryAdded: _entry_added,
+    types.EntryRemoved: _entry_removed,
 }

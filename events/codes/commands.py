@@ -341,6 +341,22 @@ COMMAND_CODES: dict[str, Code] = {
     ),
     # --- CLB -----------------------------------------------------------------------------------------
     "clb_unknown": Code("Refused", "No CLB reservation has that name.", "List them: `isthmus clb list`."),
+    "clb_in_use": Code(
+        "Refused",
+        "Sources outside of the overlay come in by an address of the pair.",
+        "Remove the entry that the message names, or move it to another address.",
+    ),
+    "entry_unknown": Code("Refused", "No entry has that name.", "List them: `isthmus entry list`."),
+    "entry_address_unknown": Code(
+        "Refused",
+        "The address by which an entry's sources are to come is none that gateways hold.",
+        "Reserve a pair for gateways: `isthmus clb reserve NAME --subnet CIDR --provider gateway`.",
+    ),
+    "cidr_conflict_with_entry": Code(
+        "Refused",
+        "A source of an entry and a container CIDR overlap.",
+        "Choose another network; an entry lists hosts outside of the container network.",
+    ),
     "clb_already_reserved": Code(
         "Refused",
         "A reservation of that name exists with another subnet or other purposes.",

@@ -19,6 +19,7 @@ from events.types import (
     ClbBackendRemoved,
     ClbHolderAssigned,
     ClbReserved,
+    EntryAdded,
     Protocol,
 )
 
@@ -107,6 +108,22 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
         return cls(event.name, event.purpose, event.address, event.node, event.uid, sequence)
 
 
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """Sources outside of the overlay that may reach pods; ``since`` is the sequence of the event that says so.
+
+    ``address`` is that of a CLB pair, by which they come.
+    """
+
+    sources: tuple[str, ...]
+    address: str
+    since: int
+
+    @classmethod
+    def of(cls, event: EntryAdded, sequence: int) -> Self:
+        """The entry as an event makes it."""
+        return cls(event.sources, event.address, sequence)
+
+
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a gateway needs to know, in a snapshot. ``gateways``: node → sequence of its mark.
 
@@ -118,3 +135,4 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backends: tuple[tuple[BackendKey, Backend], ...] = ()
     holders: tuple[Holder, ...] = ()
     former: dict[str, str] = {}
+    entries: dict[str, Entry] = {}

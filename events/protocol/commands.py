@@ -291,6 +291,27 @@ class ReportHealth(Command, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reason: str = ""
 
 
+class AddEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let sources outside of the overlay reach pods and ClusterIPs through gateways.
+
+    ``sources`` are all that this entry lets in: repeated with others, it shuts those out that are not named
+    any more. ``address`` is one of a pair that gateways hold (empty: that of the entry, or of the only such
+    pair the first). Repeating it writes nothing.
+    """
+
+    name: ClassVar[str] = "add-entry"
+    entry: str
+    sources: tuple[str, ...]
+    address: str = ""
+
+
+class RemoveEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let them in no more; their connections end."""
+
+    name: ClassVar[str] = "remove-entry"
+    entry: str
+
+
 class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The issuer records that it redeems a join token; only its credentials reach this subject.
 
@@ -333,6 +354,8 @@ COMMANDS: tuple[type[Command], ...] = (
     BeginAdoption,
     AdoptNodes,
     EndAdoption,
+    AddEntry,
+    RemoveEntry,
 )
 """Every command that can be sent."""
 

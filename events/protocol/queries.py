@@ -145,7 +145,22 @@ class ShowClb(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reservation: str
 
 
-QUERIES: tuple[type[Query], ...] = (ShowCluster, ListNodes, ShowNode, ListRanges, WhoHas, ListClb, ShowClb)
+class ListEntries(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All entries → :class:`EntryList`."""
+
+    name: ClassVar[str] = "entries"
+
+
+class ShowEntry(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry → :class:`EntryView`."""
+
+    name: ClassVar[str] = "entry"
+    entry: str
+
+
+QUERIES: tuple[type[Query], ...] = (
+    *(ShowCluster, ListNodes, ShowNode, ListRanges, WhoHas, ListClb, ShowClb, ListEntries, ShowEntry),
+)
 """Every query that can be sent."""
 
 
@@ -389,4 +404,29 @@ class ClbList(msgspec.Struct, frozen=True, kw_only=True):
     reservations: tuple[ClbReserved, ...]
 
 
-Answer = ClusterView | NodePage | NodeView | RangePage | AddressOwner | ClbList | ClbAnswer
+class EntryView(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sources outside of the overlay may reach pods, and by which address they come.
+
+    ``since`` is the sequence of the event that says so, ``node`` the gateway that holds the address since
+    ``epoch`` (empty: nobody does). Every gateway lets them in; the address is where their routers send to.
+    """
+
+    name: str
+    sources: list[str]
+    address: str
+    reservation: str
+    since: int
+    node: str = ""
+    epoch: int = 0
+
+
+class EntryList(msgspec.Struct, frozen=True, kw_only=True):
+    """All entries, in order of their names."""
+
+    sequence: int
+    entries: list[EntryView]
+
+
+Answer = (
+    ClusterView | NodePage | NodeView | RangePage | AddressOwner | ClbList | ClbAnswer | EntryList | EntryView
+)

@@ -44,6 +44,7 @@ from events.types.cluster import (
     NetworkDeclared,
     NetworkWithdrawn,
 )
+from events.types.entry import EntryAdded, EntryRemoved
 from events.types.node import (
     NodeBound,
     NodeFenced,
@@ -87,6 +88,8 @@ __all__ = [
     "ClusterDeleted",
     "ConflictOverridden",
     "ConflictRefused",
+    "EntryAdded",
+    "EntryRemoved",
     "Event",
     "EventsParked",
     "JoinTokenUsed",
@@ -151,5 +154,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RangeAdopted,
     PathLost,
     PathRestored,
+    EntryAdded,
+    EntryRemoved,
 )
 """The whole set, in the order of the documentation."""

@@ -9,12 +9,17 @@ What it enforces, each by name in the table:
   are for somebody else then, must find back.
 * ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``: a container address comes only from where
   its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
-  connection to a container address. Replies pass, and what the Service proxy has ``translated`` (NodePort,
-  LoadBalancer, hostPort), unless it was sent to a container address: a ClusterIP is for the inside.
+  connection to a container address, a ClusterIP included. Replies pass, and what the Service proxy has
+  translated (NodePort, LoadBalancer, hostPort).
+* ``entered``, ``answered``: on gateways the sources of ``entries`` are let in to pods and ClusterIPs, only from
+  where their route leads (not a pod that pretends to be one of them); answers leave by the gateway that has
+  the connection. Each packet is asked anew: who is no longer listed is cut off in running connections, too.
 * ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
   cut off from everybody else.
 * ``masqueraded``: pods that talk to the outside do it with the node's address, and the node itself and whom
   the Service proxy sends through the tunnel with its VTEP's, both by source ports clear of the VXLAN port.
+  So do the sources of ``entries``, whichever node the pod is on: other nodes need to know nothing of them, and
+  answers come back to the gateway that has the connection, also after the address has moved on.
 * ``leaving``, ``inside``: what would still carry a container address to the outside is dropped, and what is
   addressed to a range that nobody has does not follow the default route there.
 
@@ -67,6 +72,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     underlay: str = ""
     strays: tuple[str, ...] = ()
     """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
+    entries: tuple[str, ...] = ()
+    """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
 
 
 def source_ports(vxlan_port: int) -> str:
@@ -93,8 +100,9 @@ def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> 
 table inet {TABLE} {{}}
 flush table inet {TABLE}
 {render_members((), stale)}\
-table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; }}
+table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; set entries {{ type ipv4_addr; flags interval; }}; }}
 flush set inet {TABLE} strays
+flush set inet {TABLE} entries
 table inet {TABLE} {{
   set vteps {{
     type ipv4_addr
@@ -112,6 +120,11 @@ table inet {TABLE} {{
   set strays {{
     type ipv4_addr
     {_elements(rules.strays)}
+  }}
+  set entries {{
+    type ipv4_addr
+    flags interval
+    {_elements(rules.entries)}
   }}
   chain received {{
     type filter hook prerouting priority raw; policy accept;
@@ -143,16 +156,22 @@ table inet {TABLE} {{
     fib saddr . iif oif missing counter drop
     accept
   }}
-  chain translated {{
-    ct original ip daddr {containers} counter drop
-    accept
+  chain entered {{
+    fib saddr . iif oif missing counter drop
+    ct original ip saddr @entries accept
+    counter drop
+  }}
+  chain answered {{
+    ct direction reply ct original ip daddr {containers} ip daddr @entries accept
+    counter drop
   }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
     iif{tunnel} goto tunnelled
     ip saddr {containers} goto pods
+    ct original ip saddr != {containers} ct original ip daddr {containers} goto entered
     ct state established,related accept
-    ct status dnat goto translated
+    ct status dnat accept
     ip daddr {containers} counter drop
   }}
   chain delivered {{
@@ -162,14 +181,16 @@ table inet {TABLE} {{
     iif{tunnel} goto tunnelled
     {answering}
     ip saddr {containers} goto pods
+    ct direction original ct status dnat ct original ip daddr {containers} goto entered
     ct state established,related accept
-    ct status dnat goto translated
+    ct status dnat accept
     ip daddr {containers} counter drop
   }}
   chain masqueraded {{
     type nat hook postrouting priority srcnat + 5; policy accept;
     ip saddr {own} ip daddr != {containers} jump outside
     oifname "{rules.device}" ip saddr != {containers} ip daddr {containers} jump outside
+    ip saddr @entries ip daddr {containers} fib saddr type != local jump outside
   }}
   chain outside {{
     ip daddr 224.0.0.0/4 return
@@ -180,7 +201,7 @@ table inet {TABLE} {{
   chain leaving {{
     type filter hook postrouting priority srcnat + 50; policy accept;
     ip daddr {containers} goto inside
-    oif != {LOOPBACK} ip saddr {containers} counter drop
+    oif != {LOOPBACK} ip saddr {containers} goto answered
   }}
   chain inside {{
     oif{tunnel} accept

@@ -66,6 +66,11 @@ class GatewayReconciler:
         """Whether the log says that this node is a gateway."""
         return self._config.node in self._context.view.traffic.gateways
 
+    @property
+    def serves(self) -> bool:
+        """Whether it is one: by the log, and by its own settings."""
+        return self._config.gateway and self.marked
+
     def status_line(self) -> str:
         """This node's part in one line, for its status; empty where gateways do not matter."""
         return self.readiness.status_line(marked=self.marked)

@@ -65,4 +65,6 @@ def difference(view: View, fresh: View) -> str:
     ]
     if names:
         return f"{len(names)} members, the first: {names[0]}"
-    return "" if view.traffic.holders == fresh.traffic.holders else "the holders of CLB addresses"
+    if view.traffic.holders != fresh.traffic.holders:
+        return "the holders of CLB addresses"
+    return "" if view.traffic.entries == fresh.traffic.entries else "the entries"

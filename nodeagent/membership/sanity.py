@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import IPv4Network, collapse_addresses
 from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
 
 import msgspec
 
-from events.protocol.clb import Backend, BackendKey, Traffic
+from events.protocol.clb import Backend, BackendKey, Entry, Traffic
 from events.types import Event
 from nodeagent.membership.peers import Peer
 
@@ -118,6 +119,16 @@ def container_problem(cidr: str) -> str:
     return ""
 
 
+def source_problem(cidr: str) -> str:
+    """Whether hosts elsewhere can have these addresses, so that an entry may let them in."""
+    network = network_of(cidr)
+    if network is None or network.length < 8:
+        return f"the source {quoted(cidr)} is no network in canonical form of 8 to 32 bits"
+    if any(network.meets(other) for other in _NO_HOSTS):
+        return f"the source {cidr} holds addresses of no host elsewhere"
+    return ""
+
+
 def overlay_problem(vni: int, port: int) -> str:
     """Whether a tunnel device can have these."""
     if not 1 <= vni <= _HIGHEST_VNI:
@@ -125,7 +136,7 @@ def overlay_problem(vni: int, port: int) -> str:
     return "" if 1 <= port <= 65535 else f"the UDP port {str(port)[:SHOWN]} is outside 1 … 65535"
 
 
-def clb_problem(event: Event | Backend) -> str:
+def clb_problem(event: Event | Backend | Entry) -> str:
     """Whether what an event says of a CLB pair can be served: its addresses, ports, and checks."""
     for field, (low, high) in _CLB_BOUNDS.items():
         value = getattr(event, field, low)
@@ -134,9 +145,29 @@ def clb_problem(event: Event | Backend) -> str:
     path = getattr(event, "check_path", "/")
     if not _PATH.fullmatch(path):
         return f"its check_path {quoted(path)} is no path"
+    for source in getattr(event, "sources", ()):
+        problem = source_problem(source)
+        if problem:
+            return problem
     addresses = [getattr(item, "address", "") for item in getattr(event, "addresses", ())]
     addresses += [event.address] if hasattr(event, "address") else []
     return next((problem for address in addresses if (problem := unicast_problem(address, "its address"))), "")
+
+
+_NO_HOSTS = (Network(0, 8), Network(127 << 24, 8), Network(0xA9FE << 16, 16), Network(224 << 24, 3))
+"""This network, loopback, link-local, multicast and what is reserved."""
+
+
+def sound_sources(entries: Iterable[Entry], containers: Iterable[str]) -> tuple[str, ...]:
+    """Whom the entries let in, none twice; nobody with an address of a network for containers."""
+    inside = [network for cidr in containers if (network := network_of(cidr)) is not None]
+    found = [
+        source
+        for entry in entries
+        for source in entry.sources
+        if (network := network_of(source)) is not None and not any(network.meets(own) for own in inside)
+    ]
+    return tuple(str(network) for network in collapse_addresses(map(IPv4Network, found)))
 
 
 class RowRules:
@@ -190,6 +221,7 @@ def sound_traffic(traffic: Traffic) -> Traffic:
             (key, one) for key, one in traffic.backends if not (_key_problem(key) or clb_problem(one))
         ),
         holders=tuple(one for one in traffic.holders if not unicast_problem(one.address)),
+        entries={name: one for name, one in traffic.entries.items() if not clb_problem(one)},
         former={a: m for a, m in traffic.former.items() if not (unicast_problem(a) or unicast_problem(m))},
     )
 

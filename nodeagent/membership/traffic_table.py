@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from events.protocol.clb import Backend, BackendKey, Holder, Traffic
+from events.protocol.clb import Backend, BackendKey, Entry, Holder, Traffic
 from events.types import (
     ClbBackendAdded,
     ClbBackendHealthChanged,
@@ -16,6 +16,8 @@ from events.types import (
     ClbHolderWithdrawn,
     ClbReleased,
     ClbReserved,
+    EntryAdded,
+    EntryRemoved,
     Event,
     NodeFenced,
     NodeGatewayMarked,
@@ -35,6 +37,8 @@ CONCERNED = (
     NodeGatewayUnmarked,
     NodeLeft,
     NodeFenced,
+    EntryAdded,
+    EntryRemoved,
 )
 """The events that change it."""
 
@@ -50,6 +54,8 @@ class TrafficTable:
         self.holders = {holder.address: holder for holder in traffic.holders}
         self.former = dict(traffic.former)
         """Held address → underlay address of the machine that held it just before, where this view saw it."""
+        self.entries = dict(traffic.entries)
+        """Name → who from outside may reach pods through gateways."""
         self.version = 0
 
     def save(self) -> Traffic:
@@ -60,6 +66,7 @@ class TrafficTable:
             backends=tuple(self.backends.items()),
             holders=tuple(self.holders.values()),
             former=dict(self.former),
+            entries=dict(self.entries),
         )
 
     def held_by(self, node: str, uid: str) -> Iterator[Holder]:
@@ -103,6 +110,10 @@ class TrafficTable:
                 held = self.holders.get(event.address)
                 if held is not None and held.epoch <= event.epoch:
                     del self.holders[event.address]
+            case EntryAdded():
+                self.entries[event.name] = Entry.of(event, sequence)
+            case EntryRemoved():
+                self.entries.pop(event.name, None)
             case NodeGatewayMarked():
                 self.gateways[event.node] = sequence
             case NodeGatewayUnmarked() | NodeLeft() | NodeFenced():
@@ -110,6 +121,11 @@ class TrafficTable:
             case _:
                 return
         self.version += 1
+
+    def without(self, event: Event) -> None:
+        """Leave an event out that makes no sense; whom an entry let in before, it takes away all the same."""
+        if isinstance(event, EntryAdded) and self.entries.pop(event.name, None) is not None:
+            self.version += 1
 
     def _assign(self, sequence: int, event: ClbHolderAssigned, former: str) -> None:
         """The newer epoch counts, whatever came before."""

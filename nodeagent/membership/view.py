@@ -147,8 +147,8 @@ class View:
         if type(event) in _TRAFFIC_TYPES:
             problem = clb_problem(event)
             if problem:
-                self._leave_out(f"event {sequence} ({event.entity})", problem)
-                return NO_CHANGES
+                self.traffic.without(event)
+                return self._leave_out(f"event {sequence} ({event.entity})", problem)
             before = self.members.get(event.previous) if isinstance(event, ClbHolderAssigned) else None
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):
@@ -173,8 +173,7 @@ class View:
         elif isinstance(event, CidrAppended) and self.plan is not None:
             problem = container_problem(event.cidr)
             if problem:
-                self._leave_out(f"event {sequence}", problem)
-                return NO_CHANGES
+                return self._leave_out(f"event {sequence}", problem)
             self.plan = msgspec.structs.replace(self.plan, cidrs=(*self.plan.cidrs, event.cidr))
             return self._judge_anew()
         elif isinstance(event, ClusterDeleted):
@@ -282,9 +281,10 @@ class View:
             self.own = None
         return tuple(changes)
 
-    def _leave_out(self, what: str, why: str) -> None:
+    def _leave_out(self, what: str, why: str) -> tuple[Change, ...]:
         if len(self._nonsense) < UNSOUND_LIMIT:
             self._nonsense[what] = why
+        return NO_CHANGES
 
     def _note_addresses(self, *addresses: str) -> None:
         for address in addresses:

@@ -1,6 +1,6 @@
 """Which events speak of which thing: the index inside an archive.
 
-Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``cluster/<name>`` and
+Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``entry/<name>``, ``cluster/<name>`` and
 ``address/<ip>`` (a node's underlay, a reserved balancer address); an allocation counts for its node
 and its range, a path of one node or between two for those nodes. ``event/parked`` are the events that
 park others. Keys come from the JSON of the body, so that an event of an unknown type is indexed too.
@@ -119,8 +119,8 @@ def _keys_by(aggregate: str, verb: str, names: _Names) -> list[str]:
         if names.cidr:
             keys.append(f"range/{names.cidr}")
         return keys
-    if aggregate == "clb" and names.name:
-        keys.append(f"clb/{names.name}")
+    if aggregate in ("clb", "entry") and names.name:
+        keys.append(f"{aggregate}/{names.name}")
     elif aggregate == PathLost.aggregate and names.scope in ("node", "pair"):
         keys.extend(f"node/{end}" for end in (names.a, names.b) if end)
     elif aggregate == EventsParked.aggregate:

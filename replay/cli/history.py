@@ -14,13 +14,13 @@ from replay.cli.session import LogSource, SuggestingChoice, opened, source_optio
 
 @click.command("history")
 @source_options
-@click.argument("kind", type=SuggestingChoice(["node", "range", "clb", "cluster"]))
+@click.argument("kind", type=SuggestingChoice(["node", "range", "clb", "entry", "cluster"]))
 @click.argument("name", default="")
 @click.option("--to", "until", default="now", metavar="WHEN", help="End with this moment.")
 @table_option
 @awaited
 async def history_command(source: LogSource, kind: str, name: str, until: str, as_json: bool) -> None:
-    """The life of a node, a range (CIDR), a CLB reservation or the cluster.
+    """The life of a node, a range (CIDR), a CLB reservation, an entry or the cluster.
 
     \b
     isthmus replay history node idc-7

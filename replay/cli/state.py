@@ -65,6 +65,10 @@ async def state_command(source: LogSource, at: str, list_nodes: bool, list_range
             ),
             ("cursor", f"{pool.cursor:,} (next: {pool.next_range or 'none'})"),
             ("CLB reservations", ", ".join(sorted(state.clb)) or "none"),
+            *(
+                (f"entry {name}", f"{', '.join(e.sources)} by {e.address}")
+                for name, e in sorted(state.entries.items())
+            ),
             ("digest", view.digest),
             ("found by", f"{origin.method}" + (f" of {origin.folded:,} events" if origin.folded else "")),
         ]

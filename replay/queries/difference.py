@@ -93,6 +93,7 @@ def counts(state: ClusterState) -> dict[str, int]:
         "cursor": state.pool.cursor,
         "fenced": len(state.fenced),
         "reservations": len(state.clb),
+        "entries": len(state.entries),
     }
 
 
@@ -131,6 +132,10 @@ def picture(state: ClusterState) -> Picture:
         "clb": {
             name: {"subnet": r.subnet, "addresses": ", ".join(item.address for item in r.addresses)}
             for name, r in state.clb.items()
+        },
+        "entry": {
+            name: {"sources": ", ".join(entry.sources), "address": entry.address}
+            for name, entry in state.entries.items()
         },
         "network": {cidr: {"kind": net.kind, "name": net.name} for cidr, net in state.networks.items()},
     }

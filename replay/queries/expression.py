@@ -64,6 +64,7 @@ VARIABLES: dict[str, tuple[Term, Trend, str]] = {
     ),
     "fenced": (lambda m: len(m.state.fenced), "rising", "fenced uids"),
     "reservations": (lambda m: len(m.state.clb), "any", "CLB reservations"),
+    "entries": (lambda m: len(m.state.entries), "any", "entries: who from outside may reach pods"),
     "networks": (lambda m: len(m.state.networks), "any", "declared networks"),
     "defined": (lambda m: m.state.definition is not None, "rising", "whether the cluster is defined"),
     "deleted": (lambda m: bool(m.state.deleted), "rising", "whether the cluster was deleted"),

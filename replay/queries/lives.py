@@ -12,7 +12,7 @@ from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.unknown import unknown
 
-Thing = Literal["node", "range", "clb", "cluster"]
+Thing = Literal["node", "range", "clb", "entry", "cluster"]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

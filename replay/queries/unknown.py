@@ -33,7 +33,7 @@ async def suggestions(history: History, kind: str, name: str) -> list[str]:
     """Names like ``name`` that the log does speak of, the nearest first."""
     if kind == "range":
         return await _ranges(history, name)
-    if kind in ("node", "clb"):
+    if kind in ("node", "clb", "entry"):
         return get_close_matches(name, await history.names(kind), n=3)
     return [history.cluster] if kind == "cluster" and name != history.cluster else []
 
@@ -78,6 +78,8 @@ async def _before(history: History, kind: str, name: str) -> str:
             return f"before them it was {phase}, node {found.node}, since event {found.epoch}"
     if kind == "clb" and name in state.clb:
         return f"before them it was reserved in {state.clb[name].subnet}"
+    if kind == "entry" and name in state.entries:
+        return f"it was there before them, since event {state.entries[name].since}"
     return ""
 
 

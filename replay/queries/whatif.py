@@ -258,6 +258,10 @@ class _Simulation:
                 self._put(_reserve(event, tuple(self.overrides)))
             case types.ClbReleased() if event.name in state.clb:
                 self._put(commands.ReleaseClb(reservation=event.name))
+            case types.EntryAdded():
+                self._put(commands.AddEntry(entry=event.name, sources=event.sources, address=event.address))
+            case types.EntryRemoved() if event.name in state.entries:
+                self._put(commands.RemoveEntry(entry=event.name))
             case _:
                 pass
 

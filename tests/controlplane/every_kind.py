@@ -21,6 +21,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.answers import ask
 from events.protocol.commands import (
     AddBackend,
+    AddEntry,
     AdoptedNode,
     AdoptNodes,
     AppendCidr,
@@ -37,6 +38,7 @@ from events.protocol.commands import (
     Override,
     ReleaseClb,
     RemoveBackend,
+    RemoveEntry,
     RemoveNode,
     ReportHealth,
     ReserveClb,
@@ -94,6 +96,11 @@ def commands() -> list[Any]:
         AddBackend(**BACKEND, port=443, affinity="source"),
         AddBackend(**BACKEND, port=443, check="none"),
         AddBackend(**BACKEND, port=53, protocol="udp"),
+        AddEntry(entry="api", sources=("203.0.113.0/28", "10.0.0.0/25")),
+        AddEntry(entry="api", sources=("203.0.113.0/28",)),
+        AddEntry(entry="probe", sources=("203.0.113.64/32",)),
+        RemoveEntry(entry="probe"),
+        ReleaseClb(reservation="gw"),
         AssignHolders(last_seen=HEARD, watching_since=START, able=frozenset(HEARD)),
         *(
             ReportHealth(

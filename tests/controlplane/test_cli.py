@@ -90,6 +90,33 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     assert [e["type"] for e in told["history"]] == ["clb.reserved.v1"] + ["clb.backend-added.v1"] * 2
     assert [e["event"].get("address") for e in told["history"]] == [None, "10.0.1.5", "10.0.1.6"]
     assert isthmus("clb", "show", "ours", "--json", "--history", "0").json["history"] == []
+    # sources outside of the overlay, by an address of the pair
+    listed = ("--from", "10.9.0.0/28,10.9.1.4/32")
+    assert "add --yes to confirm" in isthmus("entry", "add", "api", *listed).err
+    assert "entry.added.v1" in isthmus("entry", "add", "api", *listed, "--dry-run").out
+    assert "nobody outside reaches pods" in isthmus("entry", "list").err
+    added = isthmus("entry", "add", "api", *listed, "--yes").out
+    for part in (
+        "10.9.0.0/28, 10.9.1.4/32 may reach pods by 10.0.9.2",
+        "ip route add 10.200.0.0/24 via 10.0.9.2",
+    ):
+        assert part in added
+    assert "already so" in isthmus("entry", "add", "api", *listed, "--yes").out
+    assert "[cidr_conflict_with_entry]" in isthmus("entry", "add", "b", "--from", "10.200.0.0/28", "--yes").err
+    assert isthmus("entry", "list", "-o", "json").json["entries"][0]["sources"] == [
+        "10.9.0.0/28",
+        "10.9.1.4/32",
+    ]
+    assert isthmus("entry", "show", "api", "--json").json["history"][0]["type"] == "entry.added.v1"
+    assert "10.0.9.2 (CLB ours)" in isthmus("entry", "show", "api").out
+    assert "[clb_in_use]" in isthmus("clb", "release", "ours", "--yes").err
+    assert "add --yes to confirm" in isthmus("entry", "remove", "api").err
+    assert "reach pods no more" in isthmus("entry", "remove", "api", "--yes").out
+    assert "[entry_unknown]" in isthmus("entry", "show", "api").err
+    assert (
+        isthmus("replay", "history", "entry", "api", "--json").json["steps"][-1]["stamp"]["type"]
+        == "entry.removed.v1"
+    )
     assert isthmus("clb", "release", "ours", "--yes").code == 0
     assert "[clb_unknown]" in isthmus("clb", "show", "ours").err
 

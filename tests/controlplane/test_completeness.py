@@ -25,6 +25,7 @@ CLB = {name for name in ALL if name.startswith("Clb")}
 REFUSALS = {"AllocationRefused", "ClbRefused", "ConflictRefused"}
 GATEWAYS = {"NodeGatewayMarked", "NodeGatewayUnmarked"}
 NETWORKS = {"NetworkDeclared", "NetworkWithdrawn", "ConflictOverridden"}
+ENTRIES = {"EntryAdded", "EntryRemoved"}
 ADOPTIONS = {"AdoptionBegun", "AdoptionEnded"}
 BESIDE = {"EventsParked", "JoinTokenUsed"}
 """They say something about the log and about credentials, nothing about the cluster."""
@@ -34,12 +35,12 @@ PATHS = {"PathLost", "PathRestored"}
 WITHOUT_CHECK = (
     REFUSALS | NETWORKS | BESIDE | ADOPTIONS | PATHS
     | {"NodeUnreachable", "NodeRecovered", "NodeGatewayMarked", "ClusterDeleted"}
-    | {"ClbBackendAdded", "ClbBackendRemoved", "ClbBackendHealthChanged"}
+    | {"ClbBackendAdded", "ClbBackendRemoved", "ClbBackendHealthChanged", "EntryRemoved"}
 )  # fmt: skip
 """They can break none of the invariants: they give, take and move no range and no address."""
 
 WITHOUT_ROWS_OF_PEERS = (
-    CLB | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS
+    CLB | ENTRIES | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS
     | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}

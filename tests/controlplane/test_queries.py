@@ -14,6 +14,7 @@ from controlplane.cluster.digest import state_digest
 from controlplane.controller.answers import UNREPORTED, answer, ask
 from events.errors import BadRequest, IsthmusError, Refused
 from events.protocol.commands import (
+    AddEntry,
     AppendCidr,
     DeclareNetwork,
     DeleteCluster,
@@ -29,7 +30,10 @@ from events.protocol.queries import (
     ClbAnswer,
     ClbList,
     ClusterView,
+    EntryList,
+    EntryView,
     ListClb,
+    ListEntries,
     ListNodes,
     ListRanges,
     NodePage,
@@ -38,6 +42,7 @@ from events.protocol.queries import (
     RangePage,
     ShowClb,
     ShowCluster,
+    ShowEntry,
     ShowNode,
     WhoHas,
 )
@@ -53,6 +58,8 @@ ANSWERS: dict[type[Query], type[msgspec.Struct]] = {
     WhoHas: AddressOwner,
     ListClb: ClbList,
     ShowClb: ClbAnswer,
+    ListEntries: EntryList,
+    ShowEntry: EntryView,
 }
 """What each query's docstring says that it is answered with."""
 
@@ -221,10 +228,11 @@ def test_who_has_any_address_equals_a_search_through_everything(world: World) ->
 
 
 def test_every_query_is_answered_in_the_shape_it_promises(world: World) -> None:
-    world.ok(ReserveClb(reservation="main", subnet="198.51.100.0/29"))
+    world.ok(ReserveClb(reservation="main", subnet="198.51.100.0/29", provider="gateway"))
+    world.ok(AddEntry(entry="api", sources=("203.0.113.0/28",)))
     asked = [
         ShowCluster(), ListNodes(), ShowNode(node="n1"), ListRanges(), WhoHas(address="10.0.0.1"), ListClb(),
-        ShowClb(reservation="main"),
+        ShowClb(reservation="main"), ListEntries(), ShowEntry(entry="api"),
     ]  # fmt: skip
     assert [type(query) for query in asked] == list(QUERIES)
     for query in asked:
@@ -243,6 +251,7 @@ def test_every_query_is_answered_in_the_shape_it_promises(world: World) -> None:
         ("node", b'{"node": "n1", "nod": 1}', "bad_request"),
         ("nodes", b'{"kind": "moon"}', "bad_request"),
         ("clb", b'{"reservation": "none"}', "clb_unknown"),
+        ("entry", b'{"entry": "none"}', "entry_unknown"),
     ],
 )
 def test_a_bad_question_gets_a_typed_error(world: World, name: str, body: bytes, code: str) -> None:

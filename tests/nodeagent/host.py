@@ -54,11 +54,7 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
         desired.apply(Change(None, peer(other)))
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(difference(desired.rows, Rows.empty()), index)
-    rules = ruleset.Rules(
-        device=spec.name, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
-        ifindex=index, underlay=spec.local,
-    )  # fmt: skip
-    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}" for other in others]))
+    protect(number, *others)
     host_settings.set_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
     if not fast:
         return None
@@ -70,6 +66,15 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     for hook in programs.hooks(index, underlay, [socket.if_nametoindex(name) for name in names]):
         loaded.hang(hook)
     return loaded
+
+
+def protect(number: int, *others: int, entries: tuple[str, ...] = ()) -> None:
+    """The firewall's table as the agent writes it, with sources that are let in."""
+    rules = ruleset.Rules(
+        device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
+        ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", entries=entries,
+    )  # fmt: skip
+    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}" for other in others]))
 
 
 def record(number: int, tunnel: int, underlay: int, *, generation: int) -> layout.NodeRecord:

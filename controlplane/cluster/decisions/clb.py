@@ -14,6 +14,7 @@ import msgspec
 
 from controlplane.cluster.addressing.addresses import Net, address_text, address_value, network
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.entries import by_address
 from controlplane.cluster.decisions.holders import withdrawn
 from controlplane.cluster.decisions.overlap import settle, subnet_conflicts
 from controlplane.cluster.state import ClusterState, asker_clb
@@ -227,10 +228,19 @@ def reserved(state: ClusterState, name: str) -> ClbReserved:
 
 
 def release(state: ClusterState, command: ReleaseClb, now: datetime, context: DecisionContext) -> Decision:
-    """Give the pair back. Raises Refused(clb_unknown)."""
+    """Give the pair back. Raises Refused(clb_unknown, clb_in_use)."""
     del now, context
     definition_of(state)
     existing = reserved(state, command.reservation)
+    used = by_address(state, {item.address for item in existing.addresses})
+    if used:
+        raise Refused(
+            "clb_in_use",
+            f"sources come in by an address of {existing.name!r}: entry {', '.join(used)}. "
+            f"Remove it first: `isthmus entry remove {used[0]}`",
+            reservation=existing.name,
+            entries=used,
+        )
     event = ClbReleased(name=existing.name, subnet=existing.subnet, addresses=existing.addresses)
     held = [state.holders[item.address] for item in existing.addresses if item.address in state.holders]
     return Decision((*(withdrawn(h, "released") for h in held), event), msgspec.to_builtins(event))

@@ -10,6 +10,7 @@ import msgspec
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.addressing.plan import check_private, make_plan, prefix_of
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.entries import removed
 from controlplane.cluster.decisions.overlap import (
     Conflict,
     Side,
@@ -233,7 +234,7 @@ def withdraw(
 
 
 def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: DecisionContext) -> Decision:
-    """End the cluster: its CLB reservations are released with it. Refused while nodes live.
+    """End the cluster: its entries end and its CLB reservations are released with it. Refused while nodes live.
 
     Raises Refused(cluster_has_live_nodes).
     """
@@ -251,11 +252,12 @@ def delete(state: ClusterState, command: DeleteCluster, now: datetime, context: 
             count=len(state.nodes),
             nodes=first,
         )
+    entries = [removed(name, entry) for name, entry in sorted(state.entries.items())]
     released = [
         types.ClbReleased(name=item.name, subnet=item.subnet, addresses=item.addresses)
         for _, item in sorted(state.clb.items())
     ]
     return Decision(
-        (*released, types.ClusterDeleted(cluster=state.name, reason=reason)),
+        (*entries, *released, types.ClusterDeleted(cluster=state.name, reason=reason)),
         {"cluster": state.name, "released_clb": [item.name for item in released]},
     )

@@ -42,12 +42,14 @@ NAME_OF_KIND = {
     "route": "route",
 }
 
+ENTRY = "cidr_conflict_with_entry"
+
 OVERRIDABLE = (
     *CODE_OF_KIND.values(),
     "cidr_conflict_with_other_cluster",
     "cidr_conflict_with_node",
 )
-"""The checks that an operator may override. An overlap with an own container CIDR never is."""
+"""The checks that an operator may override. An overlap with an own container CIDR or with an entry never is."""
 
 
 OFFERED = 3
@@ -144,6 +146,9 @@ def _obstacles(
     for reservation in state.clb.values():
         label = f"the subnet of CLB reservation {reservation.name!r}"
         yield "cidr_conflict_with_clb_subnet", Side(network(reservation.subnet), label)
+    for name, entry in state.entries.items():
+        for source in entry.sources:
+            yield ENTRY, Side(network(source), f"a source of entry {name!r}:")
     yield from _foreign(state, context)
     for node in state.nodes.values():
         for address in {node.underlay, node.announced}:
@@ -180,6 +185,13 @@ def subnet_conflicts(subnet: Net, state: ClusterState, context: DecisionContext)
         if side.net.overlaps(subnet):
             found.append(Conflict(code, theirs, side, advice))
     return found
+
+
+def source_conflicts(entry: str, source: Net, state: ClusterState) -> list[Conflict]:
+    """The container CIDRs of this cluster, Services included, that a source of an entry overlaps."""
+    theirs = Side(source, f"a source of entry {entry!r}:")
+    advice = "an entry is for hosts outside of the container network; inside nothing has to be let in"
+    return [Conflict(ENTRY, ours, theirs, advice) for ours in _containers(state) if ours.net.overlaps(source)]
 
 
 def address_conflicts(

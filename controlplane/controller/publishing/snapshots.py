@@ -75,6 +75,7 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
             gateways=dict(state.gateways),
             backends=tuple(state.backends.items()),
             holders=tuple(state.holders.values()),
+            entries=dict(state.entries),
         ),
     )
 

@@ -30,6 +30,16 @@ function card(title, address, ours, since, extra) {
     extra);
 }
 
+// Who from outside may reach pods, and by which address they come.
+function entries(list) {
+  const rows = list.map((entry) => h("tr", {}, h("td", {}, entry.name), h("td", {}, mono(entry.sources.join(", "))), h("td", {}, mono(entry.address)),
+    h("td", {}, entry.node ? node(entry.node) : h("b.error-text", {}, "no gateway")), h("td", {}, event(entry.since))));
+  return h("section.panel", { "aria-label": "Entries" }, h("header", {}, h("h2", {}, "Entries")), rows.length
+    ? h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Entries, scrollable" }, h("table", { "aria-label": "Entries" },
+      h("thead", {}, h("tr", {}, ["Name", "Sources", "Come by", "Held by", "Since"].map((head) => h("th", { scope: "col" }, head)))), h("tbody", {}, rows)))
+    : h("p.empty", {}, store.live ? "Nobody outside reaches pods. isthmus entry add NAME --from CIDR" : "Nobody outside reached pods then."));
+}
+
 export class ClbListPage {
   constructor() {
     this.content = h("div.stack", {});
@@ -43,6 +53,7 @@ export class ClbListPage {
       h("div.head", {}, h("h2.large", {}, link(page(clb.name), clb.name)), h("span.chip", {}, clb.provider), h("span.muted", {}, "in ", mono(clb.subnet))),
       h("div.two", {}, clb.addresses.map((address) => card(address.purpose, address, clb.provider === "gateway", true))))));
     if (!list.length) this.content.replaceChildren(h("section.panel", {}, h("p.empty", {}, store.live ? "No pair is reserved. isthmus clb reserve NAME --subnet CIDR" : "No pair was reserved then.")));
+    if (list.length || store.overview.entries.length) this.content.append(entries(store.overview.entries));
   }
 }
 

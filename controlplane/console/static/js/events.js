@@ -7,7 +7,7 @@ export class EventsPage {
   constructor(go) {
     this.rows = [];
     this.aggregate = h("select", { "aria-label": "Kind of event", onchange: () => this.load() }, h("option", { value: "" }, "Every kind"),
-      ["node", "range", "allocation", "clb", "cluster"].map((value) => h("option", { value }, value)));
+      ["node", "range", "allocation", "clb", "entry", "cluster"].map((value) => h("option", { value }, value)));
     this.entity = h("input.wide", { type: "search", placeholder: "Node, range (CIDR) or reservation", "aria-label": "Filter by node, range or reservation", onchange: () => this.load() });
     this.body = h("tbody", {});
     this.older = h("button.plain", { type: "button", onclick: () => this.more() }, "Older");
