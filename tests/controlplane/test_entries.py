@@ -130,7 +130,7 @@ def test_what_an_entry_rests_on_stays_while_it_is_there() -> None:
     state = cluster()
     do(state, AddEntry(entry="x", sources=("10.5.0.0/24",)))
     held = refused(state, ReleaseClb(reservation="gw"))
-    assert (held.code, "isthmus entry remove x" in held.message) == ("clb_in_use", True)
+    assert (held.code, "isthmus entry remove x --yes" in held.message) == ("clb_in_use", True)
     overlap = refused(state, AppendCidr(cidr="10.5.0.0/16"))
     assert overlap.code == "cidr_conflict_with_entry"
     assert "'x'" in overlap.message

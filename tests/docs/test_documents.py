@@ -13,7 +13,7 @@ from controlplane.console.reference import document, reference
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "deploy/README.md")
 TOP = ("controlplane", "nodeagent", "events", "replay", "deploy", "tests")
-INVARIANTS = 18
+INVARIANTS = 19
 
 
 def named_paths(text: str) -> set[str]:

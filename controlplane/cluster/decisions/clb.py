@@ -237,7 +237,7 @@ def release(state: ClusterState, command: ReleaseClb, now: datetime, context: De
         raise Refused(
             "clb_in_use",
             f"sources come in by an address of {existing.name!r}: entry {', '.join(used)}. "
-            f"Remove it first: `isthmus entry remove {used[0]}`",
+            f"Remove it first: `isthmus entry remove {used[0]} --yes`",
             reservation=existing.name,
             entries=used,
         )

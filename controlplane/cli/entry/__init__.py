@@ -1,0 +1,1 @@
+"""``isthmus entry``: who from outside of the overlay may reach pods."""
