@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from controlplane.cluster.state import ClusterState
 from controlplane.console.errors import NotFound
+from controlplane.console.inspector import Inspector
 from controlplane.console.schemas import Position
-from controlplane.console.source import Source
-from controlplane.controller.agents.reports import NoReports, Reports
+from controlplane.controller.agents.reports import PastReports, Reports
 from events.errors import BadRequest
 
 PRESENT = -1
@@ -32,7 +32,7 @@ class AsOf(NamedTuple):
         return self.position.moment
 
 
-async def as_of(source: Source, at: int, time: str | None) -> AsOf:
+async def as_of(source: Inspector, at: int, time: str | None) -> AsOf:
     """The overlay at a moment (RFC 3339; it goes before a sequence), at a sequence, or now.
 
     A sequence is shown as it was in the end, just before the next event. Raises NotFound for one that is not
@@ -57,14 +57,15 @@ async def as_of(source: Source, at: int, time: str | None) -> AsOf:
     state = await source.state_at(at)
     coverage = await source.recorded(moment)
     first, last = await source.command_of(at) or (0, 0)
-    reports: Reports = await source.reports_at(state, moment) if coverage.recorded else NoReports()
+    recorded = coverage.recorded
+    reports: Reports = await source.reports_at(state, moment) if recorded else PastReports(None, moment)
     position = Position(
         sequence=at,
         head=head,
         live=False,
         at=decided,
         moment=moment,
-        recorded=coverage.recorded,
+        recorded=recorded,
         recorded_from=coverage.since,
         settled=min(at, await source.sequence_at(moment - timedelta(seconds=SETTLED_S))),
         first=first,
@@ -73,7 +74,7 @@ async def as_of(source: Source, at: int, time: str | None) -> AsOf:
     return AsOf(state, position, reports)
 
 
-async def _present(source: Source, now: datetime) -> AsOf:
+async def _present(source: Inspector, now: datetime) -> AsOf:
     settled = await source.sequence_at(now - timedelta(seconds=SETTLED_S))
     # No await from here on: the state moves.
     head = source.state.sequence
@@ -83,7 +84,7 @@ async def _present(source: Source, now: datetime) -> AsOf:
     return AsOf(source.state, position, source.reports())
 
 
-async def _last_moment(source: Source, at: int, decided: datetime | None, now: datetime) -> datetime:
+async def _last_moment(source: Inspector, at: int, decided: datetime | None, now: datetime) -> datetime:
     following = await source.until(at)
     if following is None:
         return now

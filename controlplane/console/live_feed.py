@@ -19,9 +19,9 @@ import msgspec
 
 from controlplane.changes import Lagged
 from controlplane.console.as_of import SETTLED_S
+from controlplane.console.inspector import Inspector
 from controlplane.console.presenters import behind, conditions_of, event_row, node_row
 from controlplane.console.schemas import EventRow, NodeRow
-from controlplane.console.source import Source
 from controlplane.controller.agents.convergence import Convergence
 from controlplane.controller.agents.records import Kernel
 from controlplane.controller.agents.reports import Reports, agent_state
@@ -75,7 +75,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 class LiveFeed:
     """Makes frames and hands them to listeners. :meth:`run` is owned by the server."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Inspector) -> None:
         self._source = source
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._known: dict[str, tuple[str, int, Kernel, int]] = {}
@@ -115,7 +115,7 @@ class LiveFeed:
 
     async def _follow(self) -> None:
         """Frames from now on, as long as anybody listens."""
-        subscription = self._source.changes.subscribe()
+        subscription = self._source.replica.changes.subscribe()
         stop_hearing = self._source.hear(self._hear)
         self._swept_s = float("-inf")
         self._heads.clear()  # what was noted when somebody last listened says nothing of the meantime
@@ -148,8 +148,8 @@ class LiveFeed:
         convergence = source.latest_convergence(CONVERGENCE_SHOWN)
         settled = self._settled()
         moment = source.head_time
-        alarmed = source.alarms_raised != self._alarms
-        self._alarms = source.alarms_raised
+        raised = source.observability.recorder.alarms_raised
+        alarmed, self._alarms = raised != self._alarms, raised
         found = (
             [*source.own_conditions(), *conditions_of(state, reports)]
             if agents or events or alarmed

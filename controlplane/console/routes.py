@@ -22,6 +22,7 @@ from controlplane.console import presenters
 from controlplane.console.as_of import PRESENT, as_of, parse_moment
 from controlplane.console.clb_presenters import clb_detail
 from controlplane.console.errors import NotFound, failures
+from controlplane.console.inspector import Inspector
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.schemas import (
     ClbDetail,
@@ -39,7 +40,6 @@ from controlplane.console.schemas import (
     Timeline,
 )
 from controlplane.console.security import Gate, caller_of
-from controlplane.console.source import Source
 from controlplane.controller.agents.convergence import BEHIND_LISTED, Convergence
 from controlplane.controller.mesh.answers import recorded
 from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, TraceSummary
@@ -54,8 +54,8 @@ ALARMS_SHOWN = 20
 TENURES_MAX = 100
 HEALTH_MAX = 60
 
-From = NamedDependency[SkipValidation[Source]]
-"""The controller; checking a protocol at run time would read all of it for each request."""
+From = NamedDependency[SkipValidation[Inspector]]
+"""The controller; checking its type for each request would bring nothing."""
 
 At = Annotated[
     int,
@@ -90,12 +90,12 @@ class OverlayController(Controller):
     async def overview(self, source: From, at: At = PRESENT, time: Time = None) -> Overview:
         """Pool, nodes by site, CLB reservations, networks, agents, alarms and conditions."""
         then = await as_of(source, at, time)
-        view = presenters.overview(then.state, then.position, source.cluster, then.reports)
+        view = presenters.overview(then.state, then.position, source.replica.cluster, then.reports)
         alarms = await source.alarms(then.moment, ALARMS_SHOWN)
         live = then.position.live
         return msgspec.structs.replace(
             view,
-            leading=live and source.leading,
+            leading=live and source.leading(),
             alarms=alarms,
             conditions=[*(source.own_conditions() if live else ()), *view.conditions],
         )
@@ -174,7 +174,7 @@ class OverlayController(Controller):
                     f"no node is named {name!r} at sequence {then.position.sequence}", code="node_unknown"
                 )
         if then.position.live:
-            view = source.mesh(ShowMesh(site=site, other=other, a=node, b=peer, nodes=nodes))
+            view = source.mesh.view(ShowMesh(site=site, other=other, a=node, b=peer, nodes=nodes))
         else:
             view = MeshView(
                 sequence=then.position.sequence,
@@ -334,12 +334,12 @@ class TraceController(Controller):
         node: Annotated[str, Query(max_length=253, description="Only traces that touched this node.")] = "",
     ) -> list[TraceSummary]:
         """Newest first."""
-        return await source.spans.recent(limit=limit, errors=errors, node=node)
+        return await source.observability.spans.recent(limit=limit, errors=errors, node=node)
 
     @get("/{trace_id:str}", summary="One trace", responses=failures(400, 404))
     async def trace(self, source: From, trace_id: TraceId) -> Waterfall:
         """Its spans as a waterfall, with the spans of other traces that link into it."""
-        spans = await source.spans.trace(trace_id)
+        spans = await source.observability.spans.trace(trace_id)
         if not spans:
             raise NotFound(
                 f"trace {trace_id} is not kept: it was not sampled, or is too old", code="trace_unknown"
@@ -369,7 +369,7 @@ class LiveController(Controller):
 )
 async def metrics(source: From) -> Response[bytes]:
     """The text format, version 0.0.4."""
-    return Response(source.metrics(), headers={"content-type": CONTENT_TYPE})
+    return Response(source.observability.telemetry.prometheus(), headers={"content-type": CONTENT_TYPE})
 
 
 @get("/healthz", summary="Is it well?", tags=["operation"], responses=failures(503))

@@ -31,10 +31,10 @@ from controlplane.console.errors import (
     on_malformed,
     on_not_found,
 )
+from controlplane.console.inspector import Inspector
 from controlplane.console.limits import Limits, connection_class
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.security import COOKIE, HEADERS, Gate, caller_of, check_exposure
-from controlplane.console.source import Source
 from events.errors import IsthmusError, Unavailable
 from events.protocol.queries import (
     CidrView,
@@ -50,7 +50,7 @@ STATIC = Path(__file__).parent / "static"
 BODY_LIMIT_BYTES = 16 * 1024
 
 
-def create_app(source: Source, feed: LiveFeed, *, token: str = "") -> Litestar:
+def create_app(source: Inspector, feed: LiveFeed, *, token: str = "") -> Litestar:
     """The API and the console of one controller.
 
     With a token, everything needs it but ``/healthz``, the session routes and the console's own files,
@@ -184,7 +184,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serve(
-    source: Source, *, host: str = "127.0.0.1", port: int = 0, token: str = "", feed: LiveFeed | None = None
+    source: Inspector, *, host: str = "127.0.0.1", port: int = 0, token: str = "", feed: LiveFeed | None = None
 ) -> AsyncIterator[str]:
     """Serve API and console until the block is left; yields the address (``http://127.0.0.1:7480``).
 

@@ -38,7 +38,7 @@ from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
 from controlplane.controller.duties import CommandTable, Duties
-from controlplane.controller.hooks import NullObserver, Observer
+from controlplane.controller.hooks import Observer
 from controlplane.controller.leadership.leader import Leadership, LeadershipTransfer
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
 from controlplane.controller.mesh.answers import MeshAnswers
@@ -229,7 +229,7 @@ class Controller:
         connection closed.
         """
         subjects.check_label(options.cluster, "cluster")
-        observer = observer or NullObserver()
+        observer = observer or Observer()
         lock = lock_directory(options.data / "readmodel")
         replicas: list[Replica] = []  # the one of this controller, once it is there
         follow_position(lambda: replicas[0].state.sequence if replicas else 0)

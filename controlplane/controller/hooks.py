@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from events.errors import IsthmusError
 
@@ -26,49 +26,25 @@ class TraceContext(NamedTuple):
     tracestate: str
 
 
-class Observer(Protocol):
-    """What may watch a controller. Durations are seconds; every method returns at once."""
+class Observer:
+    """Base of what watches a controller. Durations are seconds; every method returns at once."""
 
-    def received(self, request: Request) -> TraceContext | None:
+    def received(self, request: Request) -> TraceContext | None:  # noqa: ARG002  for those that care
         """A command was taken into the queue. The context returned, if any, replaces the request's own."""
-        ...
+        return None
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
         """The command was decided (again, after a lost race)."""
-        ...
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         """The group's events are stored as ``first`` … ``last``."""
-        ...
 
     def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
         """The answer is on its way; ``took_s`` counts from receipt."""
-        ...
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:
         """The read model holds everything up to ``last``."""
-        ...
 
     def alarmed(self, name: str, error: IsthmusError) -> None:
         """Something needs a person: a broken chain, a stopped projection, a lost lease."""
-        ...
-
-
-class NullObserver:
-    """Watches nothing; a base for observers that care about a part."""
-
-    def received(self, request: Request) -> TraceContext | None:  # noqa: ARG002  the port's
-        return None
-
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None: ...
-
-    def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None: ...
-
-    def answered(
-        self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None
-    ) -> None: ...
-
-    def projected(self, *, last: int, count: int, took_s: float) -> None: ...
-
-    def alarmed(self, name: str, error: IsthmusError) -> None:
         log.error("ALARM %s: %s [%s]", name, error.message, error.code)

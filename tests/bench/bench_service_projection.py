@@ -21,7 +21,7 @@ from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import AdvanceDrains
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.hooks import NullObserver
+from controlplane.controller.hooks import Observer
 from controlplane.readmodel.projector import BATCH, Projector
 from controlplane.readmodel.rows import microseconds
 from controlplane.readmodel.store import Store, _prepare
@@ -76,7 +76,7 @@ async def history() -> MemoryLog:
 
 async def ours(log: MemoryLog, directory: Path) -> float:
     """Events per second through the projector."""
-    projector = Projector(directory, log, Changes(), observer=NullObserver())
+    projector = Projector(directory, log, Changes(), observer=Observer())
     await projector.open()
     end = (await log.head()).sequence
     started = time.perf_counter()

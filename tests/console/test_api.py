@@ -218,8 +218,8 @@ def test_a_measurement_that_an_earlier_process_broke_off_is_listed_only_while_so
     for number in (1, 2):
         started.do(rig.send(join(number)))
     # As in a process that has started since: nothing measured by itself yet, this read from the record.
-    rig.source.convergence._transactions.clear()
-    rig.source.convergence._lasts.clear()
+    rig.source.observability.convergence._transactions.clear()
+    rig.source.observability.convergence._lasts.clear()
     rig.source._observability.recalled = [broken, whole]
 
     def summaries() -> list[str]:

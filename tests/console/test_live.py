@@ -34,9 +34,9 @@ async def test_who_was_behind_while_nobody_listened_is_behind_in_the_first_frame
         listening = frames(rig)
         reading = asyncio.ensure_future(anext(listening))
         await until(lambda: rig.report_all() or reading.done())
-        following = rig.source.changes.statistics()["subscribers"]
+        following = rig.source.replica.changes.statistics()["subscribers"]
         await listening.aclose()  # type: ignore[attr-defined]
-        await until(lambda: rig.source.changes.statistics()["subscribers"] < following)
+        await until(lambda: rig.source.replica.changes.statistics()["subscribers"] < following)
         await rig.send(join(6))  # nobody listens, and five agents do not have it
         written = rig.source.head_time
         assert written is not None

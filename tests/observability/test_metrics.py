@@ -28,7 +28,7 @@ async def scraped(rig: Rig) -> dict[tuple[str, frozenset[tuple[str, str]]], floa
     """Name and own labels → value. Every family has a help text and a type."""
     await asyncio.sleep(0)  # the answers of one group are counted in the next turn of the loop
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    for family in text_string_to_metric_families(rig.source.metrics().decode()):
+    for family in text_string_to_metric_families(rig.source.observability.telemetry.prometheus().decode()):
         assert family.documentation.endswith((".", "metadata")), family.name
         assert family.type in {"counter", "gauge", "histogram"}, family.name
         for sample in family.samples:

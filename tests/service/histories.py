@@ -12,7 +12,7 @@ from typing import Any
 
 from controlplane.cluster.decision import AdvanceDrains, AssignHolders, BindNodes, MarkLiveness, MarkPaths
 from controlplane.cluster.mesh.verdict import Finding
-from controlplane.controller.hooks import NullObserver
+from controlplane.controller.hooks import Observer
 from controlplane.readmodel.projector import Projector
 from events.errors import IsthmusError
 from events.protocol.commands import (
@@ -120,7 +120,7 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
 
 @asynccontextmanager
 async def projecting(it: Rig, directory: Path, **options: Any) -> AsyncIterator[Projector]:
-    projector = Projector(directory, it.log, it.replica.changes, observer=NullObserver(), **options)
+    projector = Projector(directory, it.log, it.replica.changes, observer=Observer(), **options)
     task = asyncio.create_task(projector.run())
     try:
         yield projector

@@ -10,7 +10,7 @@ An observation, not a fact: nothing of it is stored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -61,18 +61,10 @@ class Attestor:
         self._changes: deque[_Change] = deque(maxlen=CHANGES_LIMIT)
         self._from = 0  # reports about earlier sequences cannot be judged
         self._sequence = 0
-        self._differences: dict[str, Difference] = {}  # uid → how its kernel differs
-        self._agreeing: dict[str, int] = {}  # uid → the last sequence at which its kernel was as the log says
-
-    @property
-    def differences(self) -> Mapping[str, Difference]:
+        self.differences: dict[str, Difference] = {}
         """uid → how that node's kernel differs, as of its last report."""
-        return self._differences
-
-    @property
-    def agreeing(self) -> Mapping[str, int]:
+        self.agreeing: dict[str, int] = {}
         """uid → the last sequence at which that node's kernel was found to be as the log says."""
-        return self._agreeing
 
     def load(self, state: ClusterState) -> None:
         """Begin anew from a state."""
@@ -129,10 +121,10 @@ class Attestor:
         if expected is None:
             return None
         if expected == status.kernel_digest:
-            self._differences.pop(status.uid, None)
-            self._agreeing[status.uid] = status.applied
+            self.differences.pop(status.uid, None)
+            self.agreeing[status.uid] = status.applied
             return True
-        self._differences[status.uid] = Difference(
+        self.differences[status.uid] = Difference(
             node=status.node,
             sequence=status.applied,
             expected=expected,
@@ -143,8 +135,8 @@ class Attestor:
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""
-        self._differences.pop(uid, None)
-        self._agreeing.pop(uid, None)
+        self.differences.pop(uid, None)
+        self.agreeing.pop(uid, None)
 
     def _expected(self, state: ClusterState, status: AgentStatus) -> str | None:
         node, owned, definition = state.nodes.get(status.node), state.owned.get(status.node), state.definition

@@ -40,9 +40,12 @@ class Liveness:
         """Members whose agents have never reported."""
         self.ever_heard = EverHeard(self)
         """Members whose agents have been heard at all."""
-        self._last_seen: dict[str, datetime] = {}
-        self._applied: dict[str, int] = {}
-        self._status: dict[str, AgentStatus] = {}
+        self.heard: dict[str, datetime] = {}
+        """uid → arrival of its last report, by :attr:`watch`."""
+        self.applied: dict[str, int] = {}
+        """uid → highest sequence that its agent has applied."""
+        self.statuses: dict[str, AgentStatus] = {}
+        """uid → its last report."""
         self.watching_since = self.watch.now()
         """From this moment on, by the watch, silence has been watched without a gap."""
         self.pods = PodReports()
@@ -60,7 +63,7 @@ class Liveness:
 
     def restart(self) -> None:
         """Listening was interrupted (the bus was away): silence counts from now on only."""
-        self._last_seen.clear()
+        self.heard.clear()
         self.watch_anew()
 
     def watch_anew(self) -> None:
@@ -80,17 +83,17 @@ class Liveness:
         ``applied``) keeps what it had: its kernel has it still.
         """
         uid = status.uid
-        known = self._last_seen.get(uid) if uid in self._status else None
-        if uid not in self._last_seen and len(self._last_seen) >= UIDS_LIMIT:
+        known = self.heard.get(uid) if uid in self.statuses else None
+        if uid not in self.heard and len(self.heard) >= UIDS_LIMIT:
             return
         arrived = self.watch.now() - timedelta(seconds=max(0.0, age_s))
         if not age_s:
             self.clocks.agent(status.node, status.sent_at)
         if known is None or arrived > known:
-            self._last_seen[uid] = arrived
-            self._status[uid] = status
-        if status.applied > self._applied.get(uid, 0):
-            self._applied[uid] = status.applied
+            self.heard[uid] = arrived
+            self.statuses[uid] = status
+        if status.applied > self.applied.get(uid, 0):
+            self.applied[uid] = status.applied
             self.moved.set()
         if state is not None:
             self.attestor.judge(state, status)
@@ -104,49 +107,34 @@ class Liveness:
         else it says nothing at all.
         """
         at = at or self.watch.now()
-        self._last_seen.setdefault(uid, at)
+        self.heard.setdefault(uid, at)
         self.absent.joined(uid, at.timestamp())
         if itself:
             self.ever_heard.add(uid)
 
     def forget(self, uid: str) -> None:
         """The node is no member any more."""
-        self._last_seen.pop(uid, None)
-        self._applied.pop(uid, None)
-        self._status.pop(uid, None)
+        self.heard.pop(uid, None)
+        self.applied.pop(uid, None)
+        self.statuses.pop(uid, None)
         self.absent.forget(uid)
         self.ever_heard.forget(uid)
         self.attestor.forget(uid)
 
     @property
-    def heard(self) -> Mapping[str, datetime]:
-        """uid → arrival of its last report, by :attr:`watch`."""
-        return self._last_seen
-
-    @property
     def last_seen(self) -> Mapping[str, datetime]:
         """uid → arrival of its last report, as the wall clock counts now."""
-        return _ByWallClock(self._last_seen, self.watch)
+        return _ByWallClock(self.heard, self.watch)
 
     def silence_s(self, uid: str) -> float | None:
         """For how long an agent has not reported; None when it never has."""
-        seen = self._last_seen.get(uid)
+        seen = self.heard.get(uid)
         return None if seen is None else (self.watch.now() - seen).total_seconds()
 
     def stale(self, uid: str) -> bool:
         """Whether its last report is older than it should be: it says what was."""
-        status, silence_s = self._status.get(uid), self.silence_s(uid)
+        status, silence_s = self.statuses.get(uid), self.silence_s(uid)
         return status is not None and (silence_s is None or silence_s > SILENT_INTERVALS * status.interval_s)
-
-    @property
-    def applied(self) -> Mapping[str, int]:
-        """uid → highest sequence that its agent has applied."""
-        return self._applied
-
-    @property
-    def statuses(self) -> Mapping[str, AgentStatus]:
-        """uid → its last report."""
-        return self._status
 
     @property
     def differences(self) -> Mapping[str, Difference]:

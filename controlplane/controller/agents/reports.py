@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Protocol
 
 from controlplane.cluster.state import ClusterState, Node
@@ -168,14 +167,14 @@ class LiveReports:
 
 
 class PastReports:
-    """A moment that was recorded."""
+    """A moment that was recorded; without ``agents`` one that nobody recorded."""
 
-    recorded = True
     absent: Container[str] = frozenset()
     further: Sequence[Condition] = ()
 
-    def __init__(self, agents: Mapping[str, Observed], moment: datetime) -> None:
-        self._agents = agents
+    def __init__(self, agents: Mapping[str, Observed] | None, moment: datetime) -> None:
+        self.recorded = agents is not None
+        self._agents = agents or {}
         self._moment = moment
 
     @property
@@ -204,31 +203,6 @@ class PastReports:
         return min(passed, observed.interval_s)
 
     def passed_age_s(self, uid: str) -> float:  # noqa: ARG002  not recorded
-        return -1.0
-
-
-class NoReports:
-    """Nobody recorded."""
-
-    recorded = False
-    absent: Container[str] = frozenset()
-    further: Sequence[Condition] = ()
-    applied: Mapping[str, int] = MappingProxyType({})
-    differing: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-
-    def state_of(self, uid: str) -> str:  # noqa: ARG002  the port's
-        return "unknown"
-
-    def kernel_of(self, uid: str) -> Kernel:  # noqa: ARG002
-        return ""
-
-    def of(self, uid: str) -> Observed | None:  # noqa: ARG002
-        return None
-
-    def age_s(self, observed: Observed) -> float:  # noqa: ARG002
-        return -1.0
-
-    def passed_age_s(self, uid: str) -> float:  # noqa: ARG002
         return -1.0
 
 

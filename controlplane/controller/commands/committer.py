@@ -43,7 +43,7 @@ from controlplane.controller.commands.planner import (
     recorded_of,
 )
 from controlplane.controller.context import ContextSource, NoContext
-from controlplane.controller.hooks import NullObserver, Observer
+from controlplane.controller.hooks import Observer
 from controlplane.controller.leadership.term import Term, unlimited
 from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
@@ -106,7 +106,7 @@ class Committer:
         self._source = source
         self._now = now
         self._clock = LogClock(wall=now, monotonic=monotonic)
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._context_source = context_source or NoContext()
         self._limits = limits or Limits()
         self._replies = PendingReplies(

@@ -20,7 +20,7 @@ from controlplane.cluster.mesh.findings import FAULTS, SCOPES
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
-from controlplane.controller.hooks import NullObserver
+from controlplane.controller.hooks import Observer
 from controlplane.controller.requests import Request
 from events.bus.access.creds import ends_at
 from events.codec import Recorded
@@ -73,7 +73,7 @@ SITE_PAIRS_MAX = 400
 """Pairs of sites that have series."""
 
 
-class ControllerMetrics(NullObserver):
+class ControllerMetrics(Observer):
     """The instruments. Attach it to the committer, feed it the stored events, and bind the live numbers."""
 
     def __init__(self, telemetry: Telemetry) -> None:

@@ -28,7 +28,7 @@ from controlplane.controller.agents.agent_history.store import REPORTS_MAX, Hist
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import ConvergenceRecord
-from controlplane.controller.hooks import Observer
+from controlplane.controller.hooks import Observer, TraceContext
 from controlplane.controller.observability.metrics import ControllerMetrics, LiveNumbers
 from controlplane.controller.observability.span_intake import SpanIntake
 from controlplane.controller.observability.span_store import SPANS_MAX, SpanStore
@@ -50,7 +50,7 @@ SINGLY = 16
 """Transactions of one run that are measured one by one; more are measured together."""
 
 
-class CombinedObserver:
+class CombinedObserver(Observer):
     """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
     def __init__(
@@ -64,7 +64,9 @@ class CombinedObserver:
         self._metrics = metrics
         self._convergence = convergence
         self._recorder = recorder
-        self.received = spans.received
+
+    def received(self, request: Request) -> TraceContext | None:
+        return self._spans.received(request)
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
         self._spans.decided(request, waited_s=waited_s, took_s=took_s, events=events)

@@ -83,7 +83,8 @@ class SpanStore:
     def __init__(self, file: SideDatabase, limit: int) -> None:
         self.file = file
         self._limit = limit
-        self._count = 0
+        self.count = 0
+        """Spans kept now."""
 
     @classmethod
     @asynccontextmanager
@@ -95,13 +96,8 @@ class SpanStore:
         async with SideDatabase.open(path, _SCHEMA, what="recent traces") as file:
             store = cls(file, limit)
             with suppress(Unavailable):
-                store._count = await file.run(lambda: store._rows("SELECT count(*) FROM spans")[0][0])
+                store.count = await file.run(lambda: store._rows("SELECT count(*) FROM spans")[0][0])
             yield store
-
-    @property
-    def count(self) -> int:
-        """Spans kept now."""
-        return self._count
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return self.file.connection.execute(query, values).fetchall()
@@ -118,7 +114,7 @@ class SpanStore:
         with self.file.connection:
             for record in records:
                 self._insert(record)
-            if self._count > self._limit * (1 + PRUNE_SLACK):
+            if self.count > self._limit * (1 + PRUNE_SLACK):
                 self._prune()
 
     def _insert(self, record: SpanRecord) -> None:
@@ -129,7 +125,7 @@ class SpanStore:
         if cursor.rowcount != 1:
             return
         row = cursor.lastrowid
-        self._count += 1
+        self.count += 1
         self.file.connection.executemany(
             "INSERT OR IGNORE INTO links VALUES (?,?,?)",
             [(row, link.trace_id, link.span_id) for link in record.links],
@@ -139,9 +135,9 @@ class SpanStore:
         )
 
     def _prune(self) -> None:
-        boundary = self._rows("SELECT id FROM spans ORDER BY id LIMIT 1 OFFSET ?", (self._count - self._limit,))
+        boundary = self._rows("SELECT id FROM spans ORDER BY id LIMIT 1 OFFSET ?", (self.count - self._limit,))
         if boundary:
-            self._count -= self.file.connection.execute("DELETE FROM spans WHERE id < ?", boundary[0]).rowcount
+            self.count -= self.file.connection.execute("DELETE FROM spans WHERE id < ?", boundary[0]).rowcount
 
     async def trace(self, trace_id: str) -> list[SpanRecord]:
         """The spans of a trace and of those that link into it, oldest start first; empty when unknown.

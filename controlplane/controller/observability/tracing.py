@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from controlplane.controller.hooks import NullObserver, TraceContext
+from controlplane.controller.hooks import Observer, TraceContext
 from controlplane.controller.requests import Request
 from events import subjects
 from events.errors import IsthmusError
@@ -50,7 +50,7 @@ class _Open:
         self.decision: tuple[int, float, float, int] | None = None
 
 
-class TracingObserver(NullObserver):
+class TracingObserver(Observer):
     """Turns what the committer says into spans of ``telemetry``."""
 
     def __init__(self, telemetry: Telemetry, cluster: str) -> None:

@@ -88,7 +88,8 @@ class HistoryStore:
         self._limit = limit
         self._session = 0
         self._ids: dict[str, int] = {}
-        self._count = 0
+        self.count = 0
+        """Rows of agents kept now."""
 
     @classmethod
     @asynccontextmanager
@@ -101,11 +102,6 @@ class HistoryStore:
         """
         async with SideDatabase.open(path, _SCHEMA, what="what the agents reported") as file:
             yield cls(file, limit)
-
-    @property
-    def count(self) -> int:
-        """Rows of agents kept now."""
-        return self._count
 
     # --- writing -------------------------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class HistoryStore:
             last = execute("SELECT max(until_us) FROM watched").fetchone()[0] or 0
             execute("UPDATE report SET until_us = max(at_us + 1, ?) WHERE until_us = ?", (last + 1, OPEN))
             execute("INSERT OR IGNORE INTO watched VALUES (?, ?)", (now_us, now_us))
-            (self._count,) = execute("SELECT count(*) FROM report").fetchone()
+            (self.count,) = execute("SELECT count(*) FROM report").fetchone()
             self._session = now_us
         execute("UPDATE watched SET until_us = ? WHERE from_us = ?", (now_us, self._session))
 
@@ -170,7 +166,7 @@ class HistoryStore:
             "INSERT OR REPLACE INTO report VALUES (?,?,?,?,?,?,?,?,?)",
             (agent, since_us, OPEN, *_COLUMNS(observed), _encode(more).decode()),
         )
-        self._count += cursor.rowcount
+        self.count += cursor.rowcount
 
     def _prune(self, batch: Batch) -> None:
         execute = self.file.connection.execute
@@ -185,16 +181,16 @@ class HistoryStore:
                 "DELETE FROM alarm WHERE id <= (SELECT id FROM alarm ORDER BY id DESC LIMIT 1 OFFSET ?)",
                 (ALARMS_MAX,),
             )
-        if self._count <= self._limit * (1 + SLACK):
+        if self.count <= self._limit * (1 + SLACK):
             return
-        (self._count,) = execute("SELECT count(*) FROM report").fetchone()
+        (self.count,) = execute("SELECT count(*) FROM report").fetchone()
         row = execute(
             "SELECT until_us FROM report WHERE until_us < ? ORDER BY until_us LIMIT 1 OFFSET ?",
-            (OPEN, max(0, self._count - self._limit)),
+            (OPEN, max(0, self.count - self._limit)),
         ).fetchone()
         if row is None:
             return  # only agents of the present: their number is bounded elsewhere
-        self._count -= execute("DELETE FROM report WHERE until_us <= ?", row).rowcount
+        self.count -= execute("DELETE FROM report WHERE until_us <= ?", row).rowcount
         execute("UPDATE floor SET at_us = ?", row)
         execute("DELETE FROM watched WHERE until_us <= ?", row)
         execute("DELETE FROM agent WHERE id NOT IN (SELECT DISTINCT agent FROM report)")
