@@ -155,22 +155,20 @@ def decode(message: StoredMessage, parked: frozenset[int] = frozenset()) -> Reco
     )
 
 
-def _shared_headers(cause: Cause, count: int) -> dict[str, str]:
-    """The headers that a transaction's events have in common, with places for what they do not."""
-    return to_headers(
-        Envelope(
-            id="",
-            type="",
-            source=cause.source,
-            time=cause.time,
-            actor=cause.actor,
-            command_id=cause.command_id,
-            correlation_id=cause.correlation_id,
-            causation_id=cause.causation_id,
-            tx_count=count,
-            traceparent=cause.traceparent,
-            tracestate=cause.tracestate,
-        )
+def shared_envelope(cause: Cause, count: int) -> Envelope:
+    """What the ``count`` events of a transaction have in common, with places for what they do not."""
+    return Envelope(
+        id="",
+        type="",
+        source=cause.source,
+        time=cause.time,
+        actor=cause.actor,
+        command_id=cause.command_id,
+        correlation_id=cause.correlation_id,
+        causation_id=cause.causation_id,
+        tx_count=count,
+        traceparent=cause.traceparent,
+        tracestate=cause.tracestate,
     )
 
 
@@ -185,7 +183,7 @@ def seal(
     sequence, digest = head
     messages: list[OutgoingMessage] = []
     for cause, events in transactions:
-        shared = _shared_headers(cause, len(events))
+        shared = to_headers(shared_envelope(cause, len(events)))
         chained = Linker(shared).link
         for index, event in enumerate(events):
             sequence += 1

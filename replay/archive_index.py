@@ -25,38 +25,23 @@ class ArchiveIndex:
     """A :class:`replay.log_index.LogIndex` on opened archive files."""
 
     def __init__(self, archive: ArchiveLog) -> None:
-        self._archive = archive
+        self.archive = archive
+        self.source = ", ".join(file.path for file in archive.files)
+        self.start = archive.after
+        self.start_digest = archive.files[0].header.after_head
+        self.base_state = archive.base_state
 
     @property
     def parked(self) -> frozenset[int]:
-        return self._archive.parked
+        return self.archive.parked
 
     @parked.setter
     def parked(self, parked: frozenset[int]) -> None:
-        self._archive.parked = parked
-
-    @property
-    def source(self) -> str:
-        return ", ".join(file.path for file in self._archive.files)
-
-    @property
-    def start(self) -> int:
-        return self._archive.after
-
-    @property
-    def start_digest(self) -> str | None:
-        return self._archive.files[0].header.after_head
-
-    @property
-    def archive(self) -> ArchiveLog | None:
-        return self._archive
-
-    def base_state(self) -> bytes | None:
-        return self._archive.base_state()
+        self.archive.parked = parked
 
     async def facts(self, after: int, until: int) -> AsyncIterator[Sequence[Fact]]:
-        for place in self._archive.places_between(after, until):
-            batch = self._archive.facts(place)
+        for place in self.archive.places_between(after, until):
+            batch = self.archive.facts(place)
             if place.segment.first <= after or place.segment.last > until:
                 batch = [fact for fact in batch if after < fact.seq <= until]
             if batch:
@@ -64,8 +49,8 @@ class ArchiveIndex:
             await asyncio.sleep(0)  # all of this is CPU: let Ctrl-C in
 
     async def at(self, sequence: int) -> StoredMessage | None:
-        place = self._archive.place_of(sequence)
-        return None if place is None else self._archive.pick(place, [sequence])[0]
+        place = self.archive.place_of(sequence)
+        return None if place is None else self.archive.pick(place, [sequence])[0]
 
     async def recorded_by(self, moment_ns: int, end: int) -> int:
         """From the newest segment back to the first that holds an event of that time or before.
@@ -73,11 +58,11 @@ class ArchiveIndex:
         A segment that says so is skipped when all of it is later; one of release 0.2 says only when its first
         and last event were recorded, and is looked through. Cancelled, it leaves nothing behind.
         """
-        for place in reversed(self._archive.places_between(self.start, end)):
+        for place in reversed(self.archive.places_between(self.start, end)):
             segment = place.segment
             if segment.low_ns > moment_ns:
                 continue
-            for fact in reversed(self._archive.cached_facts(place)):
+            for fact in reversed(self.archive.cached_facts(place)):
                 if fact.recorded_ns <= moment_ns and fact.seq <= end:
                     return fact.seq
             await asyncio.sleep(0)
@@ -86,7 +71,7 @@ class ArchiveIndex:
     async def about(
         self, kind: str, name: str, *, after: int, until: int, newest_first: bool
     ) -> AsyncIterator[StoredMessage]:
-        wanted = [s for s in self._archive.sequences(f"{kind}/{name}") if after < s <= until]
+        wanted = [s for s in self.archive.sequences(f"{kind}/{name}") if after < s <= until]
         for sequence in reversed(wanted) if newest_first else wanted:
             found = await self.at(sequence)
             if found is not None:
@@ -99,7 +84,7 @@ class ArchiveIndex:
         return None
 
     async def names(self, kind: str, end: int) -> Collection[str]:  # noqa: ARG002  the archive ends there
-        return self._archive.keys(f"{kind}/", limit=NAMES_LIMIT)
+        return self.archive.keys(f"{kind}/", limit=NAMES_LIMIT)
 
     async def reports(self) -> list[AgentStatus]:
-        return self._archive.decoded_notes("status", AgentStatus)
+        return self.archive.decoded_notes("status", AgentStatus)

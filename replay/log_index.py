@@ -94,22 +94,14 @@ class LogIndex(Protocol):
 class ScanIndex:
     """Everything by reading: for a log in memory, and for any other that brings no index."""
 
+    start = 0
+    start_digest: str | None = None
+    archive: ArchiveLog | None = None
+
     def __init__(self, log: LogReader, source: str) -> None:
         self._log = log
         self.source = source
         self.parked: frozenset[int] = frozenset()
-
-    @property
-    def start(self) -> int:
-        return 0
-
-    @property
-    def start_digest(self) -> str | None:
-        return None
-
-    @property
-    def archive(self) -> ArchiveLog | None:
-        return None
 
     def base_state(self) -> bytes | None:
         return None

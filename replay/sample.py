@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 
@@ -30,14 +31,16 @@ _SERVICE_SIZE = 1024
 _QUARANTINE = timedelta(seconds=60)
 
 
+@dataclass(slots=True)
 class _Node:
     """A live node of the sample."""
 
-    __slots__ = ("epoch", "index", "name", "reachable", "uid", "underlay")
-
-    def __init__(self, name: str, uid: str, underlay: str, index: int, epoch: int) -> None:
-        self.name, self.uid, self.underlay, self.index, self.epoch = name, uid, underlay, index, epoch
-        self.reachable = True
+    name: str
+    uid: str
+    underlay: str
+    index: int
+    epoch: int
+    reachable: bool = True
 
 
 class Sample:

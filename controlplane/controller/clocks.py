@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from events.protocol.queries import Condition
@@ -86,25 +87,19 @@ class LogClock:
         return max(self._wall(), last + timedelta(seconds=(now_s - self._since_s) / 2))
 
 
+@dataclass(slots=True, eq=False)
 class ClockCheck:
     """How far other clocks are from this controller's wall clock. Positive numbers of seconds: they are ahead.
 
     ``last_event`` tells the time of the log's last event.
     """
 
-    def __init__(
-        self,
-        *,
-        wall: Now = wall_clock,
-        monotonic: Monotonic = time.monotonic,
-        last_event: Callable[[], datetime] = lambda: datetime.min.replace(tzinfo=UTC),
-    ) -> None:
-        self._wall = wall
-        self._monotonic = monotonic
-        self._last_event = last_event
-        self._bus: tuple[datetime, float] | None = None
-        self.agents_s: dict[str, float] = {}
-        """Names of the nodes whose clocks are more than :data:`TOLERANCE_S` off, at most :data:`AGENTS_MAX`."""
+    wall: Now = wall_clock
+    monotonic: Monotonic = time.monotonic
+    last_event: Callable[[], datetime] = lambda: datetime.min.replace(tzinfo=UTC)
+    _bus: tuple[datetime, float] | None = None
+    agents_s: dict[str, float] = field(default_factory=dict)
+    """Names of the nodes whose clocks are more than :data:`TOLERANCE_S` off, at most :data:`AGENTS_MAX`."""
 
     def bus(self, moment: datetime, at_s: float) -> None:
         """The bus server's clock showed ``moment`` when the monotonic clock showed ``at_s``."""
@@ -119,11 +114,11 @@ class ClockCheck:
         if self._bus is None:
             return None
         moment, at_s = self._bus
-        return (moment - self._wall()).total_seconds() + self._monotonic() - at_s
+        return (moment - self.wall()).total_seconds() + self.monotonic() - at_s
 
     def agent(self, node: str, sent_at: datetime) -> None:
         """A report came that was sent at this moment, by the agent's clock."""
-        ahead_s = (sent_at - self._wall()).total_seconds()
+        ahead_s = (sent_at - self.wall()).total_seconds()
         if abs(ahead_s) > TOLERANCE_S:
             if node in self.agents_s or len(self.agents_s) < AGENTS_MAX:
                 self.agents_s[node] = ahead_s
@@ -137,7 +132,7 @@ class ClockCheck:
     @property
     def log_s(self) -> float:
         """How far the time of the log's last event lies in the future."""
-        return (self._last_event() - self._wall()).total_seconds()
+        return (self.last_event() - self.wall()).total_seconds()
 
     @property
     def apart(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import click
 
@@ -83,6 +83,7 @@ async def _churn(
     from events.bus.connection import connect
     from events.jetstream.log import JetStreamLog
     from events.protocol.commands import DefineCluster
+    from replay.cli.session.progress import progress
 
     traces = load(find_files(files), external)
     bus = await connect(context.bus, name=f"isthmus-churn/{context.actor}")
@@ -96,16 +97,13 @@ async def _churn(
         ledger = await read_ledger(log)
         plan = plan_changes(traces, ledger, order, seed)
         async with simulated_fleet(bus, log, ledger) as fleet:
-            with _Progress(len(plan), quiet=as_json) as progress:
+            with progress("joins and leaves", len(plan), unit="commands") as tick:
                 outcome = await drive(
-                    controller, fleet, traces, plan, window=window,
-                    progress=lambda tally: progress.update("joins and leaves", tally.done, len(plan)),
-                )  # fmt: skip
+                    controller, fleet, traces, plan, window=window, progress=lambda tally: tick(tally.done)
+                )
             await settled(log, ledger, ledger.quarantine_s)
-        with _Progress(ledger.sequence, quiet=as_json) as progress:
-            verified = await verify_log(
-                log, lambda done, known: progress.update("verifying the log", done, known)
-            )
+        with progress("verifying the log", ledger.sequence) as tick:
+            verified = await verify_log(log, lambda done, _known: tick(done))
     finally:
         await bus.close()
     if not as_json:
@@ -150,27 +148,3 @@ def _show(outcome: Outcome, verified: VerifiedLog, order: LeaveOrder, seed: int)
         f"{ledger.wraps} times around the pool, at most {ledger.most_held:,} ranges held at once, "
         "and no two nodes ever shared one"
     )
-
-
-class _Progress:
-    """A progress bar on standard error; nothing when output goes to a program."""
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        target = console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=target, transient=True, disable=quiet or not target.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, description: str, completed: int, total: int) -> None:
-        self._bar.update(self._task, description=description, completed=completed, total=total)

@@ -87,75 +87,38 @@ def init(store: Path, name: str, hosts: tuple[str, ...], as_json: bool) -> None:
 
 
 def _role_command(role: Role, summary: str, example: str) -> click.Command:
-    def body(
-        *,
-        store: Path,
-        cluster: str,
-        name: str,
-        days: float | None,
-        again: bool,
-        push: str | None,
-        as_json: bool,
-    ) -> None:
-        say(issue(store, role, cluster, name, days=days, push=push, again=again), as_json=as_json)
+    @click.command(role, help=f"{summary}\n\n\b\nExample: isthmus credentials {role} {example}")
+    @store_option
+    @cluster_option
+    @click.argument("name")
+    @days_option
+    @click.option("--again", is_flag=True, help="Let a revoked name in anew, with a new account.")
+    @push_option
+    @json_option
+    def command(*, store: Path, cluster: str, name: str, as_json: bool, **how: Any) -> None:
+        say(issue(store, role, cluster, name, **how), as_json=as_json)
 
-    body.__doc__ = f"{summary}\n\n    \b\n    Example: {example}\n    "
-    command: Any = body
-    for decorator in (
-        json_option,
-        push_option,
-        click.option("--again", is_flag=True, help="Let a revoked name in anew, with a new account."),
-        days_option,
-        click.argument("name"),
-        cluster_option,
-        store_option,
-    ):
-        command = decorator(command)
-    return click.command(role)(command)
+    return command
 
 
-credentials.add_command(
-    _role_command(
+_ROLES: tuple[tuple[Role, str, str], ...] = (
+    (
         "node",
         "Credentials of one node's agent: its own commands and status, and reading.",
-        "isthmus credentials node idc-7 --cluster prod",
-    )
-)
-credentials.add_command(
-    _role_command(
-        "operator",
-        "Credentials of a person or program that gives commands.",
-        "isthmus credentials operator alice --cluster prod",
-    )
-)
-credentials.add_command(
-    _role_command(
-        "audit",
-        "Credentials that read the events and can change nothing.",
-        "isthmus credentials audit archive --cluster prod",
-    )
-)
-credentials.add_command(
-    _role_command(
+        "idc-7 --cluster prod",
+    ),
+    ("operator", "Credentials of a person or program that gives commands.", "alice --cluster prod"),
+    ("audit", "Credentials that read the events and can change nothing.", "archive --cluster prod"),
+    (
         "kubernetes",
         "Credentials by which agents of a Kubernetes cluster may ask for those of their nodes.",
-        "isthmus credentials kubernetes pods --cluster prod",
-    )
+        "pods --cluster prod",
+    ),
+    ("site", "Credentials of a site's own server (a leaf node of the bus).", "idc-1"),
+    ("controller", "Credentials of a controller; they belong to the bus, not to a cluster.", "controller-2"),
 )
-credentials.add_command(
-    _role_command(
-        "site",
-        "Credentials of a site's own server (a leaf node of the bus).",
-        "isthmus credentials site idc-1",
-    )
-)
-credentials.add_command(
-    _role_command(
-        "controller",
-        "Credentials of a controller; they belong to the bus, not to a cluster.",
-        "isthmus credentials controller controller-2",
-    )
-)
+for _role in _ROLES:
+    credentials.add_command(_role_command(*_role))
 
 
 @credentials.command()

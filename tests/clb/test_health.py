@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from deploy.lab.machines.certificate import self_signed
+from deploy.credentials.certificates import create_authority, issue_server
 from events.protocol.clb import Backend, BackendKey
 from nodeagent.gateway.health import RISE_LONGEST, Health, check
 
@@ -87,7 +87,8 @@ async def test_a_silent_and_an_absent_server_are_told_apart() -> None:
 
 
 async def test_tls_is_checked_for_an_answer_not_for_its_owner(tmp_path: Path) -> None:
-    certificate, key = self_signed(tmp_path, ["192.0.2.1"])
+    create_authority(tmp_path)
+    _, certificate, key = issue_server(tmp_path, "api", ["192.0.2.1"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     async with serving(b"HTTP/1.1 200 OK\r\n\r\n", context) as server:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.clb import reserved
 from controlplane.cluster.decisions.holders import PROVIDER, hand_over
 from controlplane.cluster.input_checks import text, unicast
 from controlplane.cluster.state import ClusterState
@@ -186,14 +187,7 @@ def _check(command: AddBackend) -> None:
 
 def _reservation(state: ClusterState, name: str, purpose: str) -> types.ClbReserved:
     """The reservation that our gateways serve, with that purpose. Raises Refused."""
-    reservation = state.clb.get(name)
-    if reservation is None:
-        listed = ", ".join(sorted(state.clb)[:8]) or "none"
-        raise Refused(
-            "clb_unknown",
-            f"no CLB reservation is named {name[:63]!r}; reserved: {listed}",
-            reservation=name[:63],
-        )
+    reservation = reserved(state, name)
     if reservation.provider != PROVIDER:
         raise Refused(
             "clb_not_gateway",

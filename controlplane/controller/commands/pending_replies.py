@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -34,24 +35,16 @@ class CommandTable(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
 class PendingReplies:
     """Knows who waits for which command, and what was answered before."""
 
-    def __init__(
-        self,
-        log: LogReader,
-        replica: Replica,
-        *,
-        now: Callable[[], datetime],
-        observer: Observer,
-        command_table: CommandTable | None,
-    ) -> None:
-        self._log = log
-        self._replica = replica
-        self._now = now
-        self._observer = observer
-        self._command_table = command_table
-        self._by_id: dict[str, Pending] = {}
+    log: LogReader
+    replica: Replica
+    now: Callable[[], datetime]
+    observer: Observer
+    command_table: CommandTable | None
+    _by_id: dict[str, Pending] = field(default_factory=dict)
 
     def join(self, request: Request, answer: Answer) -> bool:
         """Wait along with the same command, if it is on its way already."""
@@ -76,9 +69,9 @@ class PendingReplies:
             if position and isinstance(outcome, CommandReply) and not outcome.duplicate:
                 outcome = msgspec.structs.replace(outcome, duplicate=True)
             answer(outcome)
-        self._observer.answered(
+        self.observer.answered(
             request,
-            sequence=self._replica.head.sequence,
+            sequence=self.replica.head.sequence,
             took_s=time.monotonic() - request.received_s,
             error=outcome if isinstance(outcome, IsthmusError) else None,
         )
@@ -94,8 +87,8 @@ class PendingReplies:
 
         With ``unwritten`` those that wrote nothing are answered with that instead.
         """
-        sequence, at, now = plan.base.sequence, 0, self._now()
-        dedup = self._replica.dedup
+        sequence, at, now = plan.base.sequence, 0, self.now()
+        dedup = self.replica.dedup
         for decided in plan.decided:
             request = decided.pending.request
             bodies: list[bytes] | None = None
@@ -119,7 +112,7 @@ class PendingReplies:
 
         Cancelled, some of them may have been answered.
         """
-        dedup = self._replica.dedup
+        dedup = self.replica.dedup
         fresh: list[Pending] = []
         unseen: list[Pending] = []
         for pending in group:
@@ -130,12 +123,12 @@ class PendingReplies:
                 self._repeat(pending, known)
             elif (span := dedup.span(command_id)) is not None:
                 await self._rebuild(pending, span)
-            elif dedup.complete or self._command_table is None:
+            elif dedup.complete or self.command_table is None:
                 self._unless_told(pending, fresh)
             else:
                 unseen.append(pending)
-        if unseen and self._command_table is not None:
-            spans = await self._command_table.spans([p.request.command_id for p in unseen])
+        if unseen and self.command_table is not None:
+            spans = await self.command_table.spans([p.request.command_id for p in unseen])
             for pending in unseen:
                 found = spans.get(pending.request.command_id)
                 if found is None:
@@ -149,7 +142,7 @@ class PendingReplies:
 
         Only now: an outcome may have been kept and not told, and the command then have happened after all.
         """
-        told = self._replica.dedup.unwritten(pending.request.command_id)
+        told = self.replica.dedup.unwritten(pending.request.command_id)
         if told is None:
             fresh.append(pending)
         else:
@@ -158,16 +151,16 @@ class PendingReplies:
     def _repeat(self, pending: Pending, known: CommandReply | IsthmusError) -> None:
         """Give the first answer again, from memory."""
         if isinstance(known, CommandReply):
-            known = msgspec.structs.replace(known, duplicate=True, answered_at=self._now())
+            known = msgspec.structs.replace(known, duplicate=True, answered_at=self.now())
         self.finish(pending, known)
 
     async def _rebuild(self, pending: Pending, span: SequenceSpan) -> None:
         """Give the first answer again, made of the stored events."""
         stored = [
             message
-            async for batch in self._log.read(after=span.first - 1, until=span.last)
+            async for batch in self.log.read(after=span.first - 1, until=span.last)
             for message in batch.messages
         ]
         events = [decode(message) for message in stored]
         mine = [event for event in events if event.envelope.command_id == pending.request.command_id]
-        self.finish(pending, recall(mine, self._now()))
+        self.finish(pending, recall(mine, self.now()))

@@ -20,8 +20,7 @@ from controlplane.controller.hooks import Observer
 from controlplane.controller.leadership.term import Term
 from controlplane.controller.requests import Request
 from events.chain import CHAIN_HEADER, Head
-from events.codec import Cause, OutgoingMessage, Recorded
-from events.envelope import Envelope
+from events.codec import Cause, OutgoingMessage, Recorded, shared_envelope
 from events.errors import IsthmusError, Refused
 from events.protocol.commands import CommandReply, ImportNodes
 from events.types import Event
@@ -170,22 +169,14 @@ def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_a
     for decided in plan.decided:
         if not decided.writes:
             continue
-        cause = decided.cause
+        shared = shared_envelope(decided.cause, len(decided.events))
         for index, event in enumerate(decided.events):
             headers = messages[len(result)].headers
-            envelope = Envelope(
+            envelope = msgspec.structs.replace(
+                shared,
                 id=headers["ce-id"],
                 type=headers["ce-type"],
-                source=cause.source,
-                time=cause.time,
-                actor=cause.actor,
-                command_id=cause.command_id,
-                correlation_id=cause.correlation_id,
-                causation_id=cause.causation_id,
                 tx_index=index,
-                tx_count=len(decided.events),
-                traceparent=cause.traceparent,
-                tracestate=cause.tracestate,
                 chain=headers[CHAIN_HEADER],
             )
             result.append(Recorded(plan.base.sequence + len(result) + 1, envelope, event, recorded_at))

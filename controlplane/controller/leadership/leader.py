@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nats.aio.client import Client
@@ -69,6 +70,7 @@ class LeaderDuties(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
 class Leadership:
     """Holds the lease while it can, and tells ``duties`` to begin and to end.
 
@@ -78,37 +80,25 @@ class Leadership:
     does, so that questions are answered, and steps aside for whoever can decide.
     """
 
-    def __init__(
-        self,
-        lease: Lease,
-        duties: LeaderDuties,
-        *,
-        name: str,
-        ready: Callable[[], bool],
-        on_change: Callable[[bool], None] = lambda _leading: None,
-        halted: Callable[[], bool] = lambda: False,
-        jitter: random.Random = DICE,
-        clock: Callable[[], float] = running_s,
-    ) -> None:
-        self._lease = lease
-        self._duties = duties
-        self._name = name
-        self.ready = ready
-        self._halted = halted
-        self._on_change = on_change
-        self._jitter = jitter
-        self._clock = clock
-        self._term: Term | None = None
-        self._promised_until_s = 0.0
-        self._hurry = asyncio.Event()
-        self._stepping_down = False
-        self._aside_until_s = 0.0
-        self.leading = False
-        """Whether this controller believes to hold the lease; see also :attr:`in_office`."""
-        self.serving = False
-        """Whether it leads and takes requests."""
-        self.changed = asyncio.Event()
-        """Set and replaced at every change of ``leading`` and ``serving``."""
+    lease: Lease
+    duties: LeaderDuties
+    name: str
+    ready: Callable[[], bool]
+    on_change: Callable[[bool], None] = lambda _leading: None
+    halted: Callable[[], bool] = lambda: False
+    jitter: random.Random = DICE
+    clock: Callable[[], float] = running_s
+    _term: Term | None = None
+    _promised_until_s: float = 0.0
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _stepping_down: bool = False
+    _aside_until_s: float = 0.0
+    leading: bool = False
+    """Whether this controller believes to hold the lease; see also :attr:`in_office`."""
+    serving: bool = False
+    """Whether it leads and takes requests."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set and replaced at every change of ``leading`` and ``serving``."""
 
     @property
     def in_office(self) -> bool:
@@ -121,7 +111,7 @@ class Leadership:
             while True:
                 term = self._term = await self._until_acquired()
                 self._set_leading(True)
-                log.info("controller %s leads", self._name)
+                log.info("controller %s leads", self.name)
                 beginning = asyncio.create_task(self._begin(term), name="begin the term")
                 try:
                     await self._until_lost(term, beginning)
@@ -129,34 +119,34 @@ class Leadership:
                     term.end()
                     await end([beginning])
                     self._set_leading(False)
-                log.warning("controller %s leads no longer", self._name)
-                await self._duties.end()
+                log.warning("controller %s leads no longer", self.name)
+                await self.duties.end()
         finally:
             if self._term is not None:
                 self._term.end()
             if self.leading:
                 self._set_leading(False)
-            await self._duties.end()
+            await self.duties.end()
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self._lease.release()
+                    await self.lease.release()
 
     async def _begin(self, term: Term) -> None:
         """Serve once the fold has the log's last word; tried for as long as the term lasts."""
         said = ""
         while True:
             try:
-                await self._duties.prepare()
-                await self._duties.begin(term)
+                await self.duties.prepare()
+                await self.duties.begin(term)
                 self._set_serving(True)
             except Succeeded:
-                log.warning("controller %s: another one leads already", self._name)
+                log.warning("controller %s: another one leads already", self.name)
                 term.end()
             except IsthmusError as error:
                 if error.message != said:
                     said = error.message
-                    log.warning("controller %s leads and cannot answer yet: %s", self._name, said)
-                await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+                    log.warning("controller %s leads and cannot answer yet: %s", self.name, said)
+                await asyncio.sleep(self.lease.ttl_s / POLLS_PER_TTL)
                 continue
             return
 
@@ -173,13 +163,13 @@ class Leadership:
 
         Cancelled, the lease may be kept until it runs out by itself.
         """
-        self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self._lease.ttl_s
+        self._aside_until_s = asyncio.get_running_loop().time() + ASIDE_TTLS * self.lease.ttl_s
         await self._give_up()
 
     async def _give_up(self) -> None:
-        await self._duties.end()
+        await self.duties.end()
         self._set_leading(False)
-        await self._lease.release()
+        await self.lease.release()
 
     def promise(self) -> None:
         """The leader is about to step down: look more often for a while."""
@@ -188,7 +178,7 @@ class Leadership:
 
     def _set_leading(self, leading: bool) -> None:
         self.leading = leading
-        self._on_change(leading)
+        self.on_change(leading)
         self._set_serving(False)
 
     def _set_serving(self, serving: bool) -> None:
@@ -201,21 +191,21 @@ class Leadership:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
-            backoff_until_s = max(self._aside_until_s, began_s + BACKOFF_TTLS * self._lease.ttl_s)
-            willing = self.ready() or (self._halted() and loop.time() >= backoff_until_s)
+            backoff_until_s = max(self._aside_until_s, began_s + BACKOFF_TTLS * self.lease.ttl_s)
+            willing = self.ready() or (self.halted() and loop.time() >= backoff_until_s)
             if willing and not self._stepping_down:
                 began_s = loop.time()
-                asked_s = self._clock()
+                asked_s = self.clock()
                 with suppress(Unavailable):
-                    if await self._lease.acquire():
+                    if await self.lease.acquire():
                         self._promised_until_s = 0.0
-                        return Term(asked_s + self._lease.ttl_s, clock=self._clock)
+                        return Term(asked_s + self.lease.ttl_s, clock=self.clock)
             promised = self._promised_until_s > loop.time()
             if self._promised_until_s and not promised:
                 self._promised_until_s = 0.0
-                await self._duties.end()  # somebody else got it
+                await self.duties.end()  # somebody else got it
             self._hurry.clear()
-            poll_s = jittered_s(self._lease.ttl_s / POLLS_PER_TTL, 0.2, dice=self._jitter)
+            poll_s = jittered_s(self.lease.ttl_s / POLLS_PER_TTL, 0.2, dice=self.jitter)
             await happened(self._hurry, within_s=0.05 if promised else poll_s)
 
     async def _until_lost(self, term: Term, beginning: asyncio.Task[None]) -> None:
@@ -224,16 +214,16 @@ class Leadership:
         Raises what ended ``beginning``: one that will never serve must not keep the lease from others.
         """
         while True:
-            await asyncio.sleep(self._lease.ttl_s / POLLS_PER_TTL)
+            await asyncio.sleep(self.lease.ttl_s / POLLS_PER_TTL)
             if beginning.done():
                 beginning.result()
             if not self.leading or term.ended:  # it was given up meanwhile: renewing would take it again
                 return
-            asked_s = self._clock()
+            asked_s = self.clock()
             try:
-                if not await self._lease.renew():
+                if not await self.lease.renew():
                     return
-                term.extend(asked_s + self._lease.ttl_s)
+                term.extend(asked_s + self.lease.ttl_s)
             except Unavailable as error:
                 if not term.valid:
                     log.warning("the lease ran out unrenewed: %s", error.message)

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -50,43 +51,37 @@ SINGLY = 16
 """Transactions of one run that are measured one by one; more are measured together."""
 
 
+@dataclass(slots=True, eq=False)
 class CombinedObserver(Observer):
     """Spans and metrics as one observer. On the path of every command: calls, and nothing else."""
 
-    def __init__(
-        self,
-        spans: TracingObserver,
-        metrics: ControllerMetrics,
-        convergence: ConvergenceTracker,
-        recorder: Recorder,
-    ) -> None:
-        self._spans = spans
-        self._metrics = metrics
-        self._convergence = convergence
-        self._recorder = recorder
+    spans: TracingObserver
+    metrics: ControllerMetrics
+    convergence: ConvergenceTracker
+    recorder: Recorder
 
     def received(self, request: Request) -> TraceContext | None:
-        return self._spans.received(request)
+        return self.spans.received(request)
 
     def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
-        self._spans.decided(request, waited_s=waited_s, took_s=took_s, events=events)
-        self._metrics.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+        self.spans.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+        self.metrics.decided(request, waited_s=waited_s, took_s=took_s, events=events)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
-        self._spans.appended(requests, first=first, last=last, took_s=took_s)
-        self._metrics.appended(requests, first=first, last=last, took_s=took_s)
-        self._convergence.sent(first, last, time.monotonic() - took_s)
+        self.spans.appended(requests, first=first, last=last, took_s=took_s)
+        self.metrics.appended(requests, first=first, last=last, took_s=took_s)
+        self.convergence.sent(first, last, time.monotonic() - took_s)
 
     def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
-        self._spans.answered(request, sequence=sequence, took_s=took_s, error=error)
-        self._metrics.answered(request, sequence=sequence, took_s=took_s, error=error)
+        self.spans.answered(request, sequence=sequence, took_s=took_s, error=error)
+        self.metrics.answered(request, sequence=sequence, took_s=took_s, error=error)
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:
-        self._metrics.projected(last=last, count=count, took_s=took_s)
+        self.metrics.projected(last=last, count=count, took_s=took_s)
 
     def alarmed(self, name: str, error: IsthmusError) -> None:
-        self._metrics.alarmed(name, error)
-        self._recorder.alarmed(name, error)
+        self.metrics.alarmed(name, error)
+        self.recorder.alarmed(name, error)
 
 
 class Observability:

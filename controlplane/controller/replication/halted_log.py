@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from controlplane.controller.hooks import Observer
 from controlplane.controller.replication.replica import Replica
@@ -30,6 +31,7 @@ AGAIN_S = 5.0
 """How often the event is read again."""
 
 
+@dataclass(slots=True, eq=False)
 class HaltedLog:
     """Follows the log with a replica.
 
@@ -37,29 +39,21 @@ class HaltedLog:
     lead), and then ``park``, with the error that names the event: it tells whether to read on at once.
     """
 
-    def __init__(
-        self,
-        replica: Replica,
-        observer: Observer,
-        *,
-        yield_leadership: Callable[[], Awaitable[bool]],
-        park: Callable[[VerificationFailed], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._replica = replica
-        self._observer = observer
-        self._yield_leadership = yield_leadership
-        self._park = park
+    replica: Replica
+    observer: Observer
+    yield_leadership: Callable[[], Awaitable[bool]]
+    park: Callable[[VerificationFailed], Awaitable[bool]] | None = None
 
     async def run(self) -> None:
         """Follow for ever. Raises nothing. Cancelled, the replica stands where it is."""
         said = ""
         while True:
             try:
-                await self._replica.follow()
+                await self.replica.follow()
             except VerificationFailed as error:
                 if error.message != said:
                     said = error.message
-                    self._observer.alarmed(ALARM, error)
+                    self.observer.alarmed(ALARM, error)
                 await self._wait_halted(error)
 
     async def _wait_halted(self, error: VerificationFailed) -> None:
@@ -67,6 +61,6 @@ class HaltedLog:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + AGAIN_S
         while loop.time() < until_s:
-            if not await self._yield_leadership() and self._park is not None and await self._park(error):
+            if not await self.yield_leadership() and self.park is not None and await self.park(error):
                 return
             await asyncio.sleep(YIELD_S)

@@ -156,9 +156,7 @@ class BusOutcomes:
             self._ensured = True
         for _ in range(_TRIES):
             try:
-                info = await call(
-                    self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{self._stream}", timeout_s=TIMEOUT_S
-                )
+                info = await self._info(self._stream)
                 self._last = await self._publish(_Record(self._holder), int(info["state"]["last_seq"]))
             except Succeeded:
                 continue
@@ -172,25 +170,22 @@ class BusOutcomes:
         """Make the stream when it is missing, on as many servers as keep the log, unless told on how many."""
         replicas = self._replicas
         if replicas is None:
-            try:
-                info = await call(
-                    self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{self._stream}", timeout_s=TIMEOUT_S
-                )
-            except ApiError as error:
-                if error.err_code != STREAM_NOT_FOUND:
-                    raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
-                info = await self._log_info()
-            replicas = int(info["config"].get("num_replicas", 1))
-        await ensure_stream(self._client, self._settings, replicas=replicas, timeout_s=5.0)
+            replicas = await self._replicas_of(self._stream) or await self._replicas_of(
+                subjects.stream(self._cluster)
+            )
+        await ensure_stream(self._client, self._settings, replicas=replicas or 1, timeout_s=5.0)
 
-    async def _log_info(self) -> dict[str, Any]:
-        stream = subjects.stream(self._cluster)
+    async def _replicas_of(self, stream: str) -> int:
+        """On how many servers it is; 0 when it is missing. Raises Unavailable."""
         try:
-            return await call(self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{stream}", timeout_s=TIMEOUT_S)
+            return int((await self._info(stream))["config"].get("num_replicas", 1))
         except ApiError as error:
-            if error.err_code == STREAM_NOT_FOUND:  # a test's bus
-                return {"config": {}}
+            if error.err_code == STREAM_NOT_FOUND:
+                return 0
             raise Unavailable("log_unavailable", f"stream {stream}: {error}") from error
+
+    async def _info(self, stream: str) -> dict[str, Any]:
+        return await call(self._client, f"{DEFAULT_PREFIX}.STREAM.INFO.{stream}", timeout_s=TIMEOUT_S)
 
     async def record(self, outcomes: Sequence[Outcome]) -> None:
         batch: list[tuple[str, CommandReply]] = []

@@ -11,9 +11,9 @@ import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from deploy.credentials.certificates import create_authority, issue_server
 from deploy.lab.checks import clb_failures
 from deploy.lab.failures import CheckFailedError
-from deploy.lab.machines.certificate import self_signed
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.traffic.clb_flow import (
     API,
@@ -69,7 +69,8 @@ async def _set_up(lab: Lab, setup: ClbSetup) -> None:
         await lab.client.send(MarkGateway(node=name))
     reply = await lab.client.send(ReserveClb(reservation=NAME, subnet=subnet, provider="gateway"))
     setup.addresses = {item["purpose"]: item["address"] for item in reply.result["addresses"]}
-    setup.certificate, setup.key = self_signed(lab.directory.path, list(setup.addresses.values()))
+    create_authority(lab.directory.path)
+    _, setup.certificate, setup.key = issue_server(lab.directory.path, "api", [*setup.addresses.values()])
     for number, (name, purpose) in enumerate(
         (("api-1", API), ("api-2", API), ("services-1", SERVICES), ("services-2", SERVICES))
     ):

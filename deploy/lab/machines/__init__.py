@@ -3,5 +3,5 @@
 ``machine``, ``sandbox``, ``shell``   the namespaces, and running programs inside them
 ``pods``, ``kernel``                  pods attached by CNI plugins; the rows that a kernel really has
 ``daemons``, ``buses``, ``secure``    processes with a log each, NATS servers, credentials
-``forward``, ``certificate``          small helpers: the console's port, the API stand-in's certificate
+``forward``                           a small helper: the console's port
 """
