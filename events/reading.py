@@ -1,8 +1,8 @@
 """Reading a log so that it can be believed: each event linked to the one before it, and without what is parked.
 
 :func:`linked` is the one place where a link is checked, :func:`step` takes a whole event, and :func:`verified`
-is the loop for readers of many. :class:`LeavingOut` is the one answer to an event that cannot be followed: ask
-the log whether it is parked, and begin anew where it had been followed.
+is the loop for readers of many. :class:`ParkedEvents` is the one answer to an event that cannot be followed:
+ask the log whether it is parked, and begin anew where it had been followed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def stated_head(message: StoredMessage) -> Head:
     return Head(message.sequence, stated or bytes(32))
 
 
-class LeavingOut:
+class ParkedEvents:
     """The parked events that one reader of a log knows of."""
 
     def __init__(self, known: frozenset[int] = frozenset()) -> None:

@@ -26,7 +26,7 @@ from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import BusSession, LogFollower
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.mesh.requests import TraceRequests
@@ -63,7 +63,7 @@ class ChangeDispatcher:
         self._node.follow()
         self.begun.set()
 
-    async def apply(self, view: View, changes: Sequence[Change]) -> None:
+    async def apply(self, view: View, changes: Sequence[PeerChange]) -> None:
         """Events up to ``view.sequence`` changed this of the peers."""
         if not self._begun:
             self._reconciler.note_cause()

@@ -48,7 +48,7 @@ class CapsuleInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Step(NamedTuple):
+class CapsuleStep(NamedTuple):
     """One command of a capsule: its events, and the state behind them (not to be changed)."""
 
     number: int
@@ -159,7 +159,7 @@ class Capsule:
         """The state before the first event. Raises VerificationFailed(digest_mismatch)."""
         return base(await archive_history(self.archive))
 
-    async def steps(self) -> AsyncIterator[Step]:
+    async def steps(self) -> AsyncIterator[CapsuleStep]:
         """Each command in order, with the state behind it. The same state object moves on from step to step."""
         state = await self.begin()
         waiting: list[Recorded] = []
@@ -171,7 +171,7 @@ class Capsule:
                 waiting.append(recorded)
                 if recorded.envelope.tx_index + 1 >= recorded.envelope.tx_count:
                     number += 1
-                    yield Step(number, tuple(waiting), state)
+                    yield CapsuleStep(number, tuple(waiting), state)
                     waiting = []
         if waiting:
-            yield Step(number + 1, tuple(waiting), state)
+            yield CapsuleStep(number + 1, tuple(waiting), state)

@@ -367,7 +367,7 @@ INDICES = frozenset(
 _MAPS = tuple(name for name in ClusterState.__slots__ if name not in _PLAIN and name != "pool")
 
 
-class Further(NamedTuple):
+class MemberMap(NamedTuple):
     """A later map of the state, from a name to what ``keeps`` makes of an event and its sequence.
 
     The name is a member's, and its entry ends with the membership, unless ``of_member`` is false; with ``key``
@@ -383,15 +383,15 @@ class Further(NamedTuple):
     key: Callable[[Any], Any] | None = None
 
 
-FURTHER: dict[str, Further] = {
-    "bound": Further(NodeBound, list[tuple[str, Bound]], lambda event, since: Bound(event.node_uid, since)),
-    "adoption": Further(
+FURTHER: dict[str, MemberMap] = {
+    "bound": MemberMap(NodeBound, list[tuple[str, Bound]], lambda event, since: Bound(event.node_uid, since)),
+    "adoption": MemberMap(
         AdoptionBegun,
         list[tuple[str, Adoption]],
         lambda event, since: Adoption(event.source, event.plan, since),
         of_member=False,
     ),
-    "lost_paths": Further(
+    "lost_paths": MemberMap(
         PathLost,
         list[tuple[PathKey, LostPath]],
         LostPath.of,

@@ -38,7 +38,7 @@ PROJECTED_WITHIN_S = 3.0
 """How long a question about the very recent past waits for the read model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Inspector:
     """A controller's replica, read model and reports, as the API sees them.
 

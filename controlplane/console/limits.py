@@ -73,7 +73,7 @@ def _caller(address: str) -> str:
     return address if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-class Limits:
+class RequestLimits:
     """The application behind its limits. An ASGI application itself."""
 
     def __init__(self, app: Application) -> None:

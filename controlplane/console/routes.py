@@ -39,7 +39,7 @@ from controlplane.console.schemas import (
     Space,
     Timeline,
 )
-from controlplane.console.security import Gate, caller_of
+from controlplane.console.security import Authenticator, caller_of
 from controlplane.controller.agents.convergence import BEHIND_LISTED, Convergence
 from controlplane.controller.mesh.answers import recorded
 from controlplane.controller.observability.span_store import TRACE_SPANS_MAX, TraceSummary
@@ -387,7 +387,7 @@ class SessionController(Controller):
     tags = ("session",)
 
     @get("/session", summary="Am I let in?", responses=failures())
-    async def session(self, gate: NamedDependency[Gate], allowed: NamedDependency[bool]) -> Session:
+    async def session(self, gate: NamedDependency[Authenticator], allowed: NamedDependency[bool]) -> Session:
         """Whether a token is needed, and whether this caller has shown it."""
         return Session(allowed=allowed, token_required=gate.token_required)
 
@@ -395,7 +395,7 @@ class SessionController(Controller):
     async def open_session(
         self,
         request: Request[Any, Any, Any],
-        gate: NamedDependency[Gate],
+        gate: NamedDependency[Authenticator],
         data: Annotated[Credentials, Body(description="The token of this controller.")],
     ) -> Response[Session]:
         """Exchange the token for a session cookie, for browsers."""

@@ -61,7 +61,7 @@ def check_exposure(host: str, token: str) -> None:
         )
 
 
-class Gate:
+class Authenticator:
     """Decides about each request. ``token`` is empty when none is demanded."""
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -32,9 +32,9 @@ from controlplane.console.errors import (
     on_not_found,
 )
 from controlplane.console.inspector import Inspector
-from controlplane.console.limits import Limits, connection_class
+from controlplane.console.limits import RequestLimits, connection_class
 from controlplane.console.live_feed import LiveFeed
-from controlplane.console.security import COOKIE, HEADERS, Gate, caller_of, check_exposure
+from controlplane.console.security import COOKIE, HEADERS, Authenticator, caller_of, check_exposure
 from events.errors import IsthmusError, Unavailable
 from events.protocol.queries import (
     CidrView,
@@ -56,7 +56,7 @@ def create_app(source: Inspector, feed: LiveFeed, *, token: str = "") -> Litesta
     With a token, everything needs it but ``/healthz``, the session routes and the console's own files,
     which hold no data.
     """
-    gate = Gate(token)
+    gate = Authenticator(token)
 
     def allowed(request: Request[Any, Any, Any]) -> bool:
         return gate.allows(
@@ -204,7 +204,7 @@ async def serve(
     feed = feed or LiveFeed(source)
     server = _Server(
         uvicorn.Config(
-            Limits(create_app(source, feed, token=token)),  # type: ignore[arg-type]  # its own names of the same
+            RequestLimits(create_app(source, feed, token=token)),  # type: ignore[arg-type]  # its own names of the same
             http=connection_class(),
             lifespan="off",
             access_log=False,

@@ -31,13 +31,13 @@ from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_stream import StatusStreamMaintainer
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
-from controlplane.controller.commands.batch import Limits
+from controlplane.controller.commands.batch import CommitLimits
 from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.commands.other_clusters import OtherClusters
 from controlplane.controller.commands.ticker import TICK_S, Ticker
-from controlplane.controller.duties import CommandTable, Duties
+from controlplane.controller.duties import Duties, ReadModelCommands
 from controlplane.controller.hooks import Observer
 from controlplane.controller.leadership.leader import Leadership, LeadershipTransfer
 from controlplane.controller.leadership.lease import LEASE_TTL_S, BusLease
@@ -98,7 +98,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_poison: OnPoison = "stop"
     lease_ttl_s: float = LEASE_TTL_S
     tick_s: float = TICK_S
-    limits: Limits = Limits()
+    limits: CommitLimits = CommitLimits()
     snapshots: SnapshotSchedule = SnapshotSchedule()
     checkpoints: SigningSchedule = SigningSchedule()
 
@@ -155,7 +155,7 @@ class Controller:
             replica,
             source=source,
             observer=observer,
-            command_table=CommandTable(self.projector),
+            command_table=ReadModelCommands(self.projector),
             context_source=WithReports(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
             outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
             term=None,

@@ -38,7 +38,7 @@ class Duties:
             await self._endpoint.close(decide=False, timeout_s=0.5)
 
 
-class CommandTable:
+class ReadModelCommands:
     """The commands table of whichever generation is current; nothing while the projection is stopped."""
 
     def __init__(self, projector: Projector) -> None:

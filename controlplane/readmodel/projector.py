@@ -23,7 +23,7 @@ from events.bus.retry import happened
 from events.codec import Recorded
 from events.errors import IsthmusError, Refused, Unavailable, VerificationFailed
 from events.log import LogReader
-from events.reading import LeavingOut, verified
+from events.reading import ParkedEvents, verified
 
 log = logging.getLogger("isthmus.controller")
 
@@ -85,7 +85,7 @@ class Projector:
         self._changes = changes
         self._observer = observer
         self._on_projected = on_projected
-        self._parked = LeavingOut()
+        self._parked = ParkedEvents()
         self._moved = asyncio.Event()
         self._asked = asyncio.Event()
         self._askers = 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
 
-    from deploy.churn.trace import Change, Instance
+    from deploy.churn.trace import ChurnStep, Instance
     from events.bus.client import ControllerClient
     from events.log import LogReader
 
@@ -139,7 +139,7 @@ class Driver:
         self._progress = progress
         self.tally = Tally()
 
-    async def play(self, changes: Iterable[Change]) -> Tally:
+    async def play(self, changes: Iterable[ChurnStep]) -> Tally:
         """Returns when every change was answered; the first refusal that time does not cure ends it.
 
         Raises the controller's error, or Unavailable when it stayed away longer than the patience. Cancelled,

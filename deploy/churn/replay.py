@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
 
-    from deploy.churn.trace import Change, LeaveOrder
+    from deploy.churn.trace import ChurnStep, LeaveOrder
     from deploy.churn.verify import VerifiedLog
     from events.bus.client import ControllerClient
     from events.log import LogReader
@@ -64,7 +64,7 @@ class Outcome:
         }
 
 
-def plan_changes(traces: Sequence[Trace], ledger: Ledger, order: LeaveOrder, seed: int) -> list[Change]:
+def plan_changes(traces: Sequence[Trace], ledger: Ledger, order: LeaveOrder, seed: int) -> list[ChurnStep]:
     """The changes of this replay; the log's length makes its names differ from those of earlier ones."""
     taken = frozenset(ledger.underlays.values())
     return list(changes(traces, run=f"{ledger.sequence:x}", order=order, seed=seed, taken=taken))
@@ -89,7 +89,7 @@ async def drive(
     controller: ControllerClient,
     fleet: Fleet,
     traces: Sequence[Trace],
-    plan: Sequence[Change],
+    plan: Sequence[ChurnStep],
     *,
     window: int,
     progress: Callable[[Tally], None] | None = None,

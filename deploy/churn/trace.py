@@ -65,7 +65,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChurnStep:
     """One join or leave, `at_s` seconds after the recording's beginning."""
 
     at_s: float
@@ -135,7 +135,7 @@ def simulated_uid(name: str) -> str:
 
 def changes(
     traces: Sequence[Trace], *, run: str, order: LeaveOrder, seed: int, taken: Container[str] = ()
-) -> Iterator[Change]:
+) -> Iterator[ChurnStep]:
     """Every join and leave of all traces in the order of time; within a tick a site's leaves come first.
 
     `run` makes names and uids differ from those of an earlier replay on the same cluster; `taken` are
@@ -159,7 +159,7 @@ def changes(
             while len(live[index]) > wanted:
                 if order == "random":
                     live[index].rotate(-chance.randrange(len(live[index])))
-                yield Change(at_s, joins=False, instance=live[index].popleft())
+                yield ChurnStep(at_s, joins=False, instance=live[index].popleft())
             while len(live[index]) < wanted:
                 born[index] += 1
                 name = f"{trace.site}-{run}-{born[index]}"
@@ -171,4 +171,4 @@ def changes(
                         break
                 instance = Instance(name, simulated_uid(name), trace.kind, trace.site, address)
                 live[index].append(instance)
-                yield Change(at_s, joins=True, instance=instance)
+                yield ChurnStep(at_s, joins=True, instance=instance)

@@ -23,7 +23,7 @@ from typing import Any
 from deploy.credentials import claims, layout
 from deploy.credentials.jwt import encode
 from deploy.credentials.layout import Role
-from deploy.credentials.store import Book, Principal, Store, UserRecord
+from deploy.credentials.store import AuthorityKeys, Principal, Store, UserRecord
 from events import subjects
 from events.bus.access.creds import API_TAG, render, write_secret
 from events.bus.access.nkeys import KeyPair, generate
@@ -64,7 +64,7 @@ def node_user(account: str, cluster: str, name: str) -> dict[str, Any]:
 class Authority:
     """The authority kept in one folder. ``now`` gives Unix seconds."""
 
-    def __init__(self, store: Store, book: Book, *, now: Callable[[], int] = _seconds) -> None:
+    def __init__(self, store: Store, book: AuthorityKeys, *, now: Callable[[], int] = _seconds) -> None:
         self.store = store
         self.book = book
         self.now = now
@@ -93,7 +93,7 @@ class Authority:
             }
             for key, pair in pairs.items():
                 store.write_key(key, pair)
-            book = Book(name=name, keys={key: pair.public for key, pair in pairs.items()})
+            book = AuthorityKeys(name=name, keys={key: pair.public for key, pair in pairs.items()})
             authority = cls(store, book, now=now)
             authority.write_core()
             store.save(book)

@@ -56,7 +56,7 @@ class Principal(msgspec.Struct, kw_only=True):
     """Let in by the token of a pod, and so again by another one."""
 
 
-class Book(msgspec.Struct, kw_only=True):
+class AuthorityKeys(msgspec.Struct, kw_only=True):
     """The authority's own keys, public halves."""
 
     version: int = BOOK_VERSION
@@ -99,11 +99,11 @@ class Store:
         finally:
             os.close(handle)
 
-    def load(self) -> Book:
+    def load(self) -> AuthorityKeys:
         """Raises Refused: ``credentials_missing`` without a book, ``credentials_invalid`` for a damaged one."""
         file = self.path / "book.json"
         try:
-            book = _decoded(file, Book)
+            book = _decoded(file, AuthorityKeys)
         except FileNotFoundError:
             raise Refused(
                 "credentials_missing",
@@ -118,7 +118,7 @@ class Store:
             )
         return book
 
-    def save(self, book: Book) -> None:
+    def save(self, book: AuthorityKeys) -> None:
         write_secret(self.path / "book.json", msgspec.json.format(msgspec.json.encode(book), indent=1))
 
     def _principal_file(self, role: str, cluster: str, name: str) -> Path:

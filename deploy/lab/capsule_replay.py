@@ -27,7 +27,7 @@ from deploy.lab.reports.report import Report
 from events.types import NodeJoined
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconcile import apply_directly, reconcile
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import Member, OverlayPlan, Saved, View, first_address
 from nodeagent.netlink.links import DeviceSpec, ensure_device
 from nodeagent.netlink.socket import Engine, NetlinkChannel
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from controlplane.cluster.state import ClusterState
-    from replay.capsule import Capsule, Step
+    from replay.capsule import Capsule, CapsuleStep
 
 NODES_MAX = 6
 """Nodes that are shown: those that the events name, then the oldest members."""
@@ -148,7 +148,7 @@ async def prepare_node(state: ClusterState, node: str, underlay: str, mac: str) 
     replayed.index, engine = await asyncio.to_thread(prepare)
     replayed.engine = engine
     for peer in replayed.view.peers:
-        replayed.desired.apply(Change(None, peer))
+        replayed.desired.apply(PeerChange(None, peer))
     outcome = reconcile(engine, replayed.index, replayed.desired.rows)
     if not outcome.clean:
         raise CheckFailedError(f"{node}: {len(outcome.remaining)} rows could not be written")
@@ -224,7 +224,7 @@ def _wait() -> None:
     sys.stdin.readline()
 
 
-async def _step(step: Step, nodes: dict[str, ReplayedNode], report: Report) -> None:
+async def _step(step: CapsuleStep, nodes: dict[str, ReplayedNode], report: Report) -> None:
     first = step.events[0]
     names = ", ".join(f"{r.event.aggregate} {r.event.verb} {r.event.entity}" for r in step.events)
     moment = first.envelope.time.isoformat(sep=" ", timespec="milliseconds")

@@ -40,7 +40,7 @@ LONGEST_S = 600.0
 
 
 @dataclass(slots=True)
-class Place:
+class FlannelMachine:
     """One node: what flannel knows of it, its machine, its pod, and its device before anything was done."""
 
     old: FlannelNode
@@ -62,7 +62,7 @@ class Place:
 class Traffic:
     """Every pod asks every other, round after round, and counts. Cancelled, a round's counts are lost."""
 
-    places: Sequence[Place]
+    places: Sequence[FlannelMachine]
     sent: int = 0
     lost: list[str] = field(default_factory=list)
     _stop: bool = False
@@ -72,7 +72,7 @@ class Traffic:
         self._stop, self.sent, self.lost = False, 0, []
         self._tasks = [asyncio.create_task(self._ask(place)) for place in self.places]
 
-    async def _ask(self, place: Place) -> None:
+    async def _ask(self, place: FlannelMachine) -> None:
         others = [other for other in self.places if other is not place and other.pod is not None]
         targets = [other.pod.address for other in others if other.pod is not None]
         while not self._stop and place.pod is not None:
@@ -98,7 +98,7 @@ class FlannelLab:
 
     def __init__(self, report: Report, directory: Path, plugins: str, count: int) -> None:
         self._report, self._directory, self._plugins, self._count = report, directory, plugins, count
-        self.places: list[Place] = []
+        self.places: list[FlannelMachine] = []
         self._plan = directory / "plan.json"
         self._controller: Daemon | None = None
         self._traffic = Traffic(())
@@ -117,7 +117,7 @@ class FlannelLab:
             directory = self._directory / node.name
             directory.mkdir()
             (directory / "machine").write_text(str(machine.pid))
-            self.places.append(Place(node, machine, directory))
+            self.places.append(FlannelMachine(node, machine, directory))
         await asyncio.gather(*(self._install(place, old) for place in self.places))
         self._traffic = Traffic(self.places)
 
@@ -145,7 +145,7 @@ class FlannelLab:
         await machine.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
         return machine
 
-    async def _install(self, place: Place, everybody: Sequence[FlannelNode]) -> None:
+    async def _install(self, place: FlannelMachine, everybody: Sequence[FlannelNode]) -> None:
         old = place.old
         ip, bridge = old.device(), list[str]()
         for other in everybody:
@@ -282,7 +282,7 @@ class FlannelLab:
                     await asyncio.sleep(0.2)
         return "every neighbour and route has our mark; index, MAC and pods' addresses are what they were"
 
-    async def _foreign(self, place: Place) -> list[str]:
+    async def _foreign(self, place: FlannelMachine) -> list[str]:
         wrong: list[str] = []
         if (
             await place.found_device("isthmus") != place.device

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from itertools import repeat
 
-from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key, route_value
 
@@ -49,7 +49,7 @@ class Desired:
         self.rows.routes[route] = value
         return [Operation(_PUT, _ROUTE, route, value)]
 
-    def apply(self, change: Change) -> list[Operation]:
+    def apply(self, change: PeerChange) -> list[Operation]:
         """Follow one change of the peer table; return its writes, then its removals, in safe order."""
         if change.before is None and change.after is not None:
             operations = self._newcomer(change.after)

@@ -28,7 +28,7 @@ from nodeagent.dataplane.reconcile import Outcome
 from nodeagent.dataplane.resync_triggers import ResyncTriggers
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import PEERS_ASKED
-from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import OverlayPlan, View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
@@ -119,7 +119,7 @@ class Reconciler:
         self._causes.note()
         self._triggers.add(reason)
 
-    async def follow(self, view: View, changes: Sequence[Change]) -> None:
+    async def follow(self, view: View, changes: Sequence[PeerChange]) -> None:
         """Take in what events up to ``view.sequence`` changed; on return it is applied or a resync is due.
 
         Cancelled while it waits for a resync, nothing was taken in.
@@ -161,7 +161,7 @@ class Reconciler:
         self.mtus = {peer: mtu for peer in view.peers if (mtu := found.get(peer.packed()[3]))} if found else {}
         self._narrow(view, desired)
 
-    def _follow(self, view: View, changes: Sequence[Change]) -> None:
+    def _follow(self, view: View, changes: Sequence[PeerChange]) -> None:
         self.view = view
         if self._rebuild(view):
             self.request("membership")
@@ -414,5 +414,5 @@ def desired_of(own: Peer, view: View) -> Desired:
     desired = Desired()
     desired.own_range(own.cidr)
     for peer in view.peers:
-        desired.apply(Change(None, peer))
+        desired.apply(PeerChange(None, peer))
     return desired

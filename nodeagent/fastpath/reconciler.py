@@ -29,7 +29,7 @@ from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import EGRESS, INGRESS, Hook, Programs
 from nodeagent.fastpath.start import SWITCHED_OFF
 from nodeagent.firewall.monitor import RulesetMonitor
-from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes, mac_bytes
 
@@ -109,7 +109,7 @@ class FastPath:
             return
         self._tell(self._record._replace(generation=self._next_generation()))
 
-    def before(self, changes: Sequence[Change]) -> None:
+    def before(self, changes: Sequence[PeerChange]) -> None:
         """Rows of these peers are about to change: packets to and from them take the stack meanwhile."""
         if self._loaded is None or not self.on:
             return
@@ -123,7 +123,7 @@ class FastPath:
         except OSError as error:
             self._failed(error)
 
-    def after(self, changes: Sequence[Change]) -> None:
+    def after(self, changes: Sequence[PeerChange]) -> None:
         """Rows of these peers have changed."""
         if self._loaded is None or not self.on:
             return

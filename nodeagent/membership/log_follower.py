@@ -30,7 +30,7 @@ from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
 from events.protocol.commands import INSTANCE, JoinNode
-from events.reading import LeavingOut, step
+from events.reading import ParkedEvents, step
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
 from events.types import CidrAppended
@@ -38,7 +38,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.cache_check import difference, view_from_log
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import View
 from nodeagent.tracing import processing, receiving
 
@@ -98,7 +98,7 @@ class LogFollower:
         telemetry: Telemetry,
         *,
         session: BusSession | None = None,
-        apply: Callable[[View, Sequence[Change]], Awaitable[None]],
+        apply: Callable[[View, Sequence[PeerChange]], Awaitable[None]],
         underlay: Callable[[], str],
     ) -> None:
         self._config = config
@@ -110,7 +110,7 @@ class LogFollower:
         self._underlay = underlay
         self.session = session or BusSession()
         self._stream: LiveReader | None = None
-        self._parked = LeavingOut(view.parked)
+        self._parked = ParkedEvents(view.parked)
         self._rejoin = asyncio.Event()
         self._room = asyncio.Event()
         self._moved = False
@@ -394,10 +394,10 @@ class LogFollower:
         if failure is not None:
             raise failure
 
-    def _take_in(self, messages: Sequence[StoredMessage]) -> tuple[list[Change], VerificationFailed | None]:
+    def _take_in(self, messages: Sequence[StoredMessage]) -> tuple[list[PeerChange], VerificationFailed | None]:
         """Fold the messages up to the first that is not sound."""
         view = self.view
-        changes: list[Change] = []
+        changes: list[PeerChange] = []
         for message in messages:
             sequence = message.sequence
             try:

@@ -42,14 +42,14 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
         return first, mac_bytes(self.vtep_mac), address_bytes(self.underlay), route_key(first, length)
 
 
-class Change(NamedTuple):
+class PeerChange(NamedTuple):
     """What one step did to the peers. Both ``None``: nothing (old news)."""
 
     before: Peer | None
     after: Peer | None
 
 
-NOTHING = Change(None, None)
+NOTHING = PeerChange(None, None)
 _new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
@@ -85,7 +85,7 @@ class PeerTable:
         cidr = self._by_node.get(node)
         return self._by_range.get(cidr) if cidr is not None else None
 
-    def put(self, peer: Peer) -> Change:
+    def put(self, peer: Peer) -> PeerChange:
         """Add or replace the owner of a range; an older epoch than known changes nothing."""
         before = self._by_range.get(peer.cidr)
         if peer.epoch <= self._floors.get(peer.cidr, 0) or (before is not None and before.epoch > peer.epoch):
@@ -96,9 +96,9 @@ class PeerTable:
             self._forget_name(before)
         self._by_range[peer.cidr] = peer
         self._by_node[peer.node] = peer.cidr
-        return _new(Change, (before, peer))
+        return _new(PeerChange, (before, peer))
 
-    def remove(self, cidr: str, epoch: int) -> Change:
+    def remove(self, cidr: str, epoch: int) -> PeerChange:
         """End one epoch of a range; a newer owner of the same range stays."""
         self._floors[cidr] = max(epoch, self._floors.get(cidr, 0))
         before = self._by_range.get(cidr)
@@ -106,15 +106,15 @@ class PeerTable:
             return NOTHING
         del self._by_range[cidr]
         self._forget_name(before)
-        return Change(before, None)
+        return PeerChange(before, None)
 
-    def drop(self, cidr: str) -> Change:
+    def drop(self, cidr: str) -> PeerChange:
         """Take out whoever has the range, for a reason of this node's own: its epoch goes on in the log."""
         before = self._by_range.pop(cidr, None)
         if before is None:
             return NOTHING
         self._forget_name(before)
-        return Change(before, None)
+        return PeerChange(before, None)
 
     def _forget_name(self, peer: Peer) -> None:
         if self._by_node.get(peer.node) == peer.cidr:

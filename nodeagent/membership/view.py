@@ -32,7 +32,7 @@ from events.types import (
     RangeAllocated,
     RangeDraining,
 )
-from nodeagent.membership.peers import Change, Peer, PeerTable
+from nodeagent.membership.peers import Peer, PeerChange, PeerTable
 from nodeagent.membership.sanity import (
     RowRules,
     clb_problem,
@@ -44,7 +44,7 @@ from nodeagent.membership.sanity import (
 )
 from nodeagent.membership.traffic_table import CONCERNED, TrafficTable
 
-NO_CHANGES: tuple[Change, ...] = ()
+NO_CHANGES: tuple[PeerChange, ...] = ()
 UNSOUND_LIMIT = 10_000
 """Rows without sense that are remembered, so that a later event can mend them."""
 _TRAFFIC_TYPES = frozenset(CONCERNED)
@@ -139,7 +139,7 @@ class View:
         """Whether this node, with this uid, holds a range."""
         return self.own is not None
 
-    def apply(self, sequence: int, event: Event) -> tuple[Change, ...]:
+    def apply(self, sequence: int, event: Event) -> tuple[PeerChange, ...]:
         """Fold one event; return what it changed about the *other* nodes' rows.
 
         Raises VerificationFailed(events_parked) when the log parks events that this view has followed.
@@ -184,7 +184,7 @@ class View:
             raise events_followed(sequence, event)
         return NO_CHANGES
 
-    def _allocated(self, cidr: str, epoch: int, node: str, uid: str) -> tuple[Change, ...]:
+    def _allocated(self, cidr: str, epoch: int, node: str, uid: str) -> tuple[PeerChange, ...]:
         member = self.members.get(node)
         if member is None or member.uid != uid:
             return NO_CHANGES  # a log without the joining event is not ours to repair
@@ -193,7 +193,7 @@ class View:
             return self._own_range(peer)
         return self._admit(peer)
 
-    def _own_range(self, peer: Peer) -> tuple[Change, ...]:
+    def _own_range(self, peer: Peer) -> tuple[PeerChange, ...]:
         problem = (self._rules.range_problem(peer.cidr) if self.plan else "") or mac_problem(peer.vtep_mac)
         over = self._dropped(self.peers.remove(peer.cidr, peer.epoch))
         if problem:
@@ -204,7 +204,7 @@ class View:
         self.fenced = self.left = False
         return (*over, *self._judge_anew())
 
-    def _admit(self, peer: Peer) -> tuple[Change, ...]:
+    def _admit(self, peer: Peer) -> tuple[PeerChange, ...]:
         """Take in a peer, unless its rows make no sense: then nobody has the range."""
         problem = self._rules.problem(peer, self.own) if self.plan is not None else ""
         if problem:
@@ -226,7 +226,7 @@ class View:
 
     def _planned(
         self, definition: ClusterDefined, cidrs: tuple[str, ...], networks: tuple[str, ...] = ()
-    ) -> tuple[Change, ...]:
+    ) -> tuple[PeerChange, ...]:
         """Take the plan, as far as it makes sense; one without a CIDR for containers changes nothing."""
         problem = overlay_problem(definition.vni, definition.vxlan_port)
         sound: list[str] = []
@@ -249,20 +249,20 @@ class View:
             )
         return self._judge_anew()
 
-    def be_at(self, local: frozenset[str]) -> tuple[Change, ...]:
+    def be_at(self, local: frozenset[str]) -> tuple[PeerChange, ...]:
         """This machine's own addresses (and its links' broadcast addresses): no peer is there."""
         if local == self._rules.local:
             return NO_CHANGES
         self._rules.local = local
         return self._judge_anew()
 
-    def _judge_anew(self) -> tuple[Change, ...]:
+    def _judge_anew(self) -> tuple[PeerChange, ...]:
         """OverlayPlan, own range or addresses changed: hold all rows against the rules again. O(peers)."""
         plan, local = self.plan, self._rules.local
         if plan is None:
             return NO_CHANGES
         self._rules = RowRules(plan.cidrs, plan.service_cidr, plan.range_size, local)
-        changes: list[Change] = []
+        changes: list[PeerChange] = []
         for peer in [*self.peers]:
             problem = self._rules.problem(peer, self.own)
             if problem:
@@ -302,7 +302,7 @@ class View:
             "A controller is faulty, or somebody else writes to the log; see `isthmus replay log`"
         )
 
-    def _ended(self, cidr: str, epoch: int) -> tuple[Change, ...]:
+    def _ended(self, cidr: str, epoch: int) -> tuple[PeerChange, ...]:
         unsound = self._unsound.get(cidr)
         if unsound is not None and unsound[0].epoch <= epoch:
             del self._unsound[cidr]
@@ -311,13 +311,13 @@ class View:
             self.left = True
         return self._dropped(self.peers.remove(cidr, epoch))
 
-    def _dropped(self, change: Change) -> tuple[Change, ...]:
+    def _dropped(self, change: PeerChange) -> tuple[PeerChange, ...]:
         if change.before is None:
             return NO_CHANGES
         self._sum.drop(change.before.cidr)
         return (change,)
 
-    def _moved(self, event: NodeUnderlayChanged) -> tuple[Change, ...]:
+    def _moved(self, event: NodeUnderlayChanged) -> tuple[PeerChange, ...]:
         member = self.members.get(event.node)
         if member is None or member.uid != event.uid:
             return NO_CHANGES
@@ -335,9 +335,9 @@ class View:
             return NO_CHANGES
         return self._admit(msgspec.structs.replace(peer, underlay=event.announced))
 
-    def leap(self, snapshot: Snapshot) -> tuple[Change, ...]:
+    def leap(self, snapshot: Snapshot) -> tuple[PeerChange, ...]:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""
-        changes: list[Change] = []
+        changes: list[PeerChange] = []
         if snapshot.definition is not None:
             changes += self._planned(snapshot.definition, tuple(snapshot.cidrs), snapshot.networks)
         for one in snapshot.members:
@@ -357,13 +357,13 @@ class View:
         self.head = snapshot.head
         return tuple(changes)
 
-    def become(self, other: View) -> tuple[Change, ...]:
+    def become(self, other: View) -> tuple[PeerChange, ...]:
         """Take over another view of the same node; return what that changed about the other nodes' rows."""
         before = {peer.cidr: peer for peer in self.peers}
         after = {peer.cidr: peer for peer in other.peers}
         self.__dict__.update(other.__dict__)
         return tuple(
-            Change(before.get(cidr), after.get(cidr))
+            PeerChange(before.get(cidr), after.get(cidr))
             for cidr in [*before, *(after.keys() - before.keys())]
             if before.get(cidr) != after.get(cidr)
         )

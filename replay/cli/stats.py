@@ -13,7 +13,7 @@ from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, opened, progress, source_options
 
 if TYPE_CHECKING:
-    from replay.queries.stats import Spread, Stats
+    from replay.queries.stats import Distribution, Stats
 
 
 @click.command("stats")
@@ -51,7 +51,7 @@ async def stats_command(source: LogSource, since: str, until: str, as_json: bool
             ],
             title=f"cluster {session.history.cluster} ({session.history.source})",
         )
-        spreads: list[tuple[str, Spread]] = [
+        spreads: list[tuple[str, Distribution]] = [
             ("lifetime of nodes", answer.lifetimes),
             ("draining", answer.drain),
             ("quarantine", answer.rest),

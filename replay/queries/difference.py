@@ -11,7 +11,7 @@ from replay.history import Point, Progress
 from replay.queries.states import States, advance
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that differs. ``before`` is empty for what appeared, ``after`` for what vanished."""
 
     kind: str
@@ -26,7 +26,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
     a: Point
     b: Point
-    changes: list[Change]
+    changes: list[StateChange]
     counts: dict[str, tuple[int, int]]
 
 
@@ -53,9 +53,9 @@ async def difference(states: States, a: Point, b: Point, progress: Progress | No
     )
 
 
-def compare(first: Picture, second: Picture) -> list[Change]:
+def compare(first: Picture, second: Picture) -> list[StateChange]:
     """The changes from one picture to another."""
-    found: list[Change] = []
+    found: list[StateChange] = []
     for kind in first:
         before, after = first[kind], second[kind]
         for name in sorted(before.keys() | after.keys()):
@@ -64,11 +64,11 @@ def compare(first: Picture, second: Picture) -> list[Change]:
                 continue
             if old is None or new is None:
                 what = "appeared" if old is None else "vanished"
-                found.append(Change(kind=kind, name=name, what=what, before=old or {}, after=new or {}))
+                found.append(StateChange(kind=kind, name=name, what=what, before=old or {}, after=new or {}))
                 continue
             fields = [key for key in {**old, **new} if old.get(key) != new.get(key)]
             found.append(
-                Change(
+                StateChange(
                     kind=kind,
                     name=name,
                     what="changed",

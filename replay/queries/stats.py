@@ -33,7 +33,7 @@ from replay.queries.states import base
 from replay.when import from_ns
 
 
-class Spread(msgspec.Struct, frozen=True, kw_only=True):
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """How some values are spread. ``unit`` says of what; all zero when there are none."""
 
     unit: str
@@ -68,10 +68,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     nodes_at_end: int
     nodes_at_most: int
     refusals: dict[str, int]
-    lifetimes: Spread
-    reuse_distance: Spread
-    drain: Spread
-    rest: Spread
+    lifetimes: Distribution
+    reuse_distance: Distribution
+    drain: Distribution
+    rest: Distribution
     in_use: int
     capacity: int
     growth_per_day: float
@@ -90,7 +90,7 @@ FORECAST_MIN_S = 86_400
 """A shorter record says nothing of the next days: less than a day has no night."""
 
 
-class _Trend:
+class _Regression:
     """A straight line through points by least squares, in constant memory."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _Counting:
         self.since: dict[int, int] = {}  # index → ns of the last change of phase
         self.lives, self.reuse = array("d"), array("d")
         self.drains, self.rests = array("d"), array("d")
-        self.trend = _Trend()
+        self.trend = _Regression()
 
     def take(self, sequence: int, now: int, event: object) -> None:
         counts = sequence > self.after
@@ -232,16 +232,16 @@ class _Counting:
         )
 
 
-def spread(values: Sequence[float], unit: str) -> Spread:
+def spread(values: Sequence[float], unit: str) -> Distribution:
     """Summarise. Percentiles by the nearest rank."""
     if not values:
-        return Spread(unit=unit, count=0, minimum=0, median=0, mean=0, p90=0, p99=0, maximum=0)
+        return Distribution(unit=unit, count=0, minimum=0, median=0, mean=0, p90=0, p99=0, maximum=0)
     ordered = sorted(values)
 
     def rank(share: float) -> float:
         return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
 
-    return Spread(
+    return Distribution(
         unit=unit,
         count=len(ordered),
         minimum=ordered[0],

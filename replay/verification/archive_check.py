@@ -22,7 +22,7 @@ from replay.verification.full_check import LinesResult, check_lines
 from replay.verification.shared_memory import Slot, store
 
 
-class Note(Protocol):
+class Reporter(Protocol):
     """Takes note of one thing that is wrong with the file."""
 
     def __call__(self, message: str, code: str = ..., sequence: int = ...) -> None: ...
@@ -65,7 +65,7 @@ def check_file(file: ArchiveFile, *, public_keys: Collection[str] = ()) -> list[
     return found
 
 
-def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Note) -> None:
+def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Reporter) -> None:
     place = next((segment for segment in hopped if segment.kind == "manifest"), None)
     if file.tail is None or place is None or place.offset != file.tail.manifest:
         note("its manifest is not where the tail says")
@@ -94,7 +94,7 @@ def _check_manifest(file: ArchiveFile, hopped: list[Segment], note: Note) -> Non
         note("its header and its manifest name different logs")
 
 
-def _check_signature(file: ArchiveFile, public_keys: Collection[str], note: Note) -> None:
+def _check_signature(file: ArchiveFile, public_keys: Collection[str], note: Reporter) -> None:
     if file.tail is None:
         return
     from controlplane.controller.publishing.checkpoints import signature_holds

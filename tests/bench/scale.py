@@ -32,7 +32,7 @@ from events.jetstream.snapshots import pack
 from events.protocol.commands import DefineCluster, JoinNode
 from events.types import Event, NodeJoined, RangeAllocated
 from nodeagent.dataplane.desired import Desired
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import View
 
 SIZES = (1_000, 10_000, 100_000)
@@ -95,7 +95,7 @@ def viewed(bodies: Sequence[tuple[str, bytes]]) -> tuple[View, Desired]:
         view.apply(sequence, decode_event(type_name, body, sequence))
     desired = Desired()
     for peer in view.peers:
-        desired.apply(Change(None, peer))
+        desired.apply(PeerChange(None, peer))
     return view, desired
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controlplane.console.security import COOKIE, HEADERS, Gate, check_exposure
+from controlplane.console.security import COOKIE, HEADERS, Authenticator, check_exposure
 from controlplane.controller.agents.records import ConvergenceRecord
 from events.errors import Usage
 from events.protocol.commands import MarkGateway
@@ -109,7 +109,7 @@ def test_the_token_is_exchanged_for_a_session_that_a_script_cannot_read(guarded)
 
 def test_sessions_expire_and_are_bounded():
     now = [0.0]
-    gate = Gate(TOKEN, clock=lambda: now[0])
+    gate = Authenticator(TOKEN, clock=lambda: now[0])
     first = gate.open_session_for(TOKEN)
     assert first is not None
     assert gate.allows("", str(first.value))

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from controlplane.console.limits import Attempts, Limits
+from controlplane.console.limits import Attempts, RequestLimits
 from controlplane.console.security import COOKIE, LOGINS_FAILED_MAX
 from tests.console.conftest import Background
 
@@ -150,7 +150,7 @@ async def test_others_requests_leave_health_its_own_budget():
         if message["type"] == "http.response.start":
             refused.append(message["status"])
 
-    limits = Limits(app)
+    limits = RequestLimits(app)
     slow = [asyncio.create_task(limits({"type": "http", "path": "/slow"}, None, send)) for _ in range(192)]
     await asyncio.sleep(0)
     await limits({"type": "http", "path": "/slow"}, None, send)

@@ -11,7 +11,7 @@ from events.chain import Head, genesis
 from events.codec import Cause, OutgoingMessage, SkippedEvent, seal
 from events.errors import VerificationFailed
 from events.memory import MemoryLog
-from events.reading import LeavingOut, verified
+from events.reading import ParkedEvents, verified
 from events.types import EventsParked, NodeLeft
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -85,10 +85,10 @@ async def test_a_reader_that_followed_what_is_parked_begins_anew_once() -> None:
     async def begin_anew(parked: frozenset[int]) -> None:
         anew.append(parked)
 
-    async def learn(reader: LeavingOut) -> bool:
+    async def learn(reader: ParkedEvents) -> bool:
         return await reader.learn(log, sequence=5, left_out=frozenset(), begin_anew=begin_anew)
 
-    reader = LeavingOut()
+    reader = ParkedEvents()
     assert not await learn(reader)
     parking = EventsParked(first=2, last=2, poison=2, poison_id="", poison_type="", code="x", reason="y")
     messages, _ = seal("t", await log.head(), [(cause(9), [parking])])

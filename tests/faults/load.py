@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from deploy.churn.drive import Fleet
-from deploy.churn.trace import Change, changes, find_files, load, simulated_uid
+from deploy.churn.trace import ChurnStep, changes, find_files, load, simulated_uid
 from events.bus.client import ControllerClient
 from events.errors import OutcomeUnknown, Overloaded, Refused, Unavailable
 from events.ids import event_id
@@ -26,17 +26,17 @@ WORKS_S = 20.0
 LIMIT_S = 300.0
 
 
-def shares(seed: int) -> list[list[Change]]:
+def shares(seed: int) -> list[list[ChurnStep]]:
     """The joins and leaves of each recorded site: one client's work each."""
     traces = load(find_files([CHURN]))
     recorded = list(changes(traces, run="f", order="longest-lived", seed=seed))
     return [[change for change in recorded if change.instance.site == trace.site] for trace in traces]
 
 
-def endlessly(work: list[Change]) -> Iterator[Change]:
+def endlessly(work: list[ChurnStep]) -> Iterator[ChurnStep]:
     """The trace, then everybody left leaves, then the trace again with new instances, and so on."""
     for turn in count():
-        left: dict[str, Change] = {}
+        left: dict[str, ChurnStep] = {}
         for change in work:
             name = f"{change.instance.name}-{turn}"
             instance = replace(change.instance, name=name, uid=simulated_uid(name))
@@ -89,7 +89,12 @@ class Clients:
             return
 
     async def lane(
-        self, client: ControllerClient, fleet: Fleet, work: list[Change], lane: int, stopped: Callable[[], bool]
+        self,
+        client: ControllerClient,
+        fleet: Fleet,
+        work: list[ChurnStep],
+        lane: int,
+        stopped: Callable[[], bool],
     ) -> None:
         """One command after the other, joins and leaves in the trace's order, until ``stopped``."""
         for number, change in enumerate(endlessly(work)):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.churn.trace import Change, changes, load
+from deploy.churn.trace import ChurnStep, changes, load
 from tests.mesh.world import World
 
 DATA = Path(__file__).parents[1] / "data" / "node-churn"
@@ -18,7 +18,7 @@ TICKS = 13
 LOSS = 0.005
 
 
-def recorded_hour() -> Iterator[Change]:
+def recorded_hour() -> Iterator[ChurnStep]:
     traces = load([DATA / name for name in BUSIEST])
     hour = [
         replace(trace, counts=trace.counts[begin : begin + TICKS])

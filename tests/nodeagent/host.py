@@ -11,7 +11,7 @@ from nodeagent.dataplane.desired import Desired, difference
 from nodeagent.fastpath import layout, programs
 from nodeagent.fastpath.programs import Programs
 from nodeagent.firewall import ruleset
-from nodeagent.membership.peers import Change, Peer
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.netlink import links
 from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes
 from nodeagent.netlink.socket import Engine, NetlinkChannel
@@ -51,7 +51,7 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     desired = Desired()
     desired.own_range(own_range(number))
     for other in others:
-        desired.apply(Change(None, peer(other)))
+        desired.apply(PeerChange(None, peer(other)))
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(difference(desired.rows, Rows.empty()), index)
     protect(number, *others)

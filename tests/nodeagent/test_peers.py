@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nodeagent.dataplane.desired import Desired, difference
 from nodeagent.dataplane.reconcile import apply_directly, digest_shift, reconcile, row_digest
-from nodeagent.membership.peers import Change, Peer, PeerTable
+from nodeagent.membership.peers import Peer, PeerChange, PeerTable
 from nodeagent.netlink.messages import Action
 from nodeagent.netlink.rows import STRAY, Kind, Rows, mac_bytes
 from nodeagent.netlink.socket import Engine
@@ -88,11 +88,11 @@ def test_an_older_epoch_never_comes_back() -> None:
     table = PeerTable()
     new = peer("b", 9, RANGES[0])
     table.put(new)
-    assert table.put(peer("a", 4, RANGES[0])) == Change(None, None)
-    assert table.remove(RANGES[0], 4) == Change(None, None)
+    assert table.put(peer("a", 4, RANGES[0])) == PeerChange(None, None)
+    assert table.remove(RANGES[0], 4) == PeerChange(None, None)
     assert table.get(RANGES[0]) == new
     table.remove(RANGES[0], 9)
-    assert table.put(peer("a", 4, RANGES[0])) == Change(None, None)
+    assert table.put(peer("a", 4, RANGES[0])) == PeerChange(None, None)
     assert table.put(peer("c", 10, RANGES[0])).after is not None
 
 

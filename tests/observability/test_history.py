@@ -17,9 +17,9 @@ from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import (
     LATENCIES_MAX,
-    Batch,
     ConvergenceRecord,
     Observed,
+    RecordBatch,
 )
 from controlplane.controller.clocks import Watch
 from controlplane.controller.observability.setup import Observability
@@ -230,7 +230,7 @@ def test_a_selection_of_latencies_tells_the_same_as_all(latencies, passed):
 async def test_what_an_earlier_process_measured_is_still_listed(tmp_path):
     async with Observability.open("c", "one", tmp_path, environ={}) as first:
         row = ConvergenceRecord(1, 2, 1_000_000, 0, "join", 1, 1, array("f", [0.5]), (("a", 0.5),))
-        await first.history.write(Batch(2_000_000, [], [], [], [row], []))
+        await first.history.write(RecordBatch(2_000_000, [], [], [], [row], []))
         assert first.recalled == []
     async with Observability.open("c", "two", tmp_path, environ={}) as second:
         assert [(found.last, list(found.latencies)) for found in second.recalled] == [(2, [0.5])]
@@ -243,7 +243,7 @@ async def test_rows_of_many_agents_are_found_by_their_uids():
     async with HistoryStore.open() as store:
         agents = [Observed(node=f"n{i}", uid=f"u{i}", heard_us=1, applied=i) for i in range(3000)]
         record = ConvergenceRecord(1, 1, 0, 0, "", 0, 0, array("f"), ())
-        await store.write(Batch(10, agents, [5] * 3000, [], [record], []))
+        await store.write(RecordBatch(10, agents, [5] * 3000, [], [record], []))
         found = await store.agents([f"u{i}" for i in range(0, 6000, 2)], 10)
         assert len(found) == 1500
         assert found["u2998"].applied == 2998

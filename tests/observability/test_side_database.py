@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from controlplane.controller.agents.agent_history.store import HistoryStore, as_moment
-from controlplane.controller.agents.records import Alarm, Batch
+from controlplane.controller.agents.records import Alarm, RecordBatch
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.span_store import SpanStore
 from events.errors import Unavailable
@@ -66,7 +66,7 @@ async def test_another_programs_tables_are_set_aside(tmp_path):
     other.close()
     async with HistoryStore.open(path) as store:
         alarm = Alarm(name="log", code="chain_broken", message="m", at=as_moment(5))
-        await store.write(Batch(10, [], [], [], [], [alarm]))
+        await store.write(RecordBatch(10, [], [], [], [], [alarm]))
         assert len(await store.alarms(100, 5)) == 1
         assert (tmp_path / "reports.db.damaged").exists()
 

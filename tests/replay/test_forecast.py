@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from replay.cli.stats import _forecast
-from replay.queries.stats import Stats, _Trend, spread
+from replay.queries.stats import Stats, _Regression, spread
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 DAY_S = 86_400
 
 
 def answered(values: list[int], step_s: float, capacity: int = 1000) -> Stats:
-    trend = _Trend()
+    trend = _Regression()
     for number, value in enumerate(values):
         trend.add(int(number * step_s * 1e9), value)
     slope = trend.slope_per_s()
@@ -55,7 +55,7 @@ def test_what_only_goes_up_and_down_is_no_growth() -> None:
 @pytest.mark.parametrize("noise_at_most", [0, 20])
 def test_the_error_covers_the_true_slope(noise_at_most: int) -> None:
     random.seed(5)
-    trend = _Trend()
+    trend = _Regression()
     for hour in range(500):
         trend.add(hour * 3600 * 10**9, 3 * hour + random.randint(-noise_at_most, noise_at_most))
     assert abs(trend.slope_per_s() * 3600 - 3) <= trend.error_per_s() * 3600 * 1.5 + 1e-6

@@ -179,9 +179,9 @@ async def test_two_processes_cannot_share_a_data_directory(bus: BusOptions, tmp_
 async def test_a_full_queue_answers_overloaded_and_the_repeated_command_succeeds(
     bus: BusOptions, tmp_path: Path
 ) -> None:
-    from controlplane.controller.commands.batch import Limits
+    from controlplane.controller.commands.batch import CommitLimits
 
-    limits = Limits(queue=4, group_messages=4)
+    limits = CommitLimits(queue=4, group_messages=4)
     async with controller(bus, tmp_path / "a", limits=limits) as running, client(bus) as operator:
         await operator.send(DEFINE)
         codes: list[str] = []

@@ -27,7 +27,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.log_follower import LogFollower
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import View
 from tests.service.onbus import CLUSTER, client, controller
 from tests.service.poison import damaged, newer, sealed, write
@@ -68,7 +68,7 @@ class Agent:
 
     async def _apply(self, _view: View, changes: object) -> None:
         for change in changes:  # type: ignore[attr-defined]  # changes
-            assert isinstance(change, Change)
+            assert isinstance(change, PeerChange)
             if change.after is not None:
                 self.kernel[change.after.cidr] = change.after.node
             elif change.before is not None:

@@ -12,7 +12,7 @@ from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.answers import ask
 from controlplane.controller.clocks import ClockCheck, Watch
-from controlplane.controller.commands.batch import Limits, not_leading
+from controlplane.controller.commands.batch import CommitLimits, not_leading
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.planner import Answer as GiveAnswer
 from controlplane.controller.commands.ticker import Ticker
@@ -32,7 +32,7 @@ from tests.simulation.truth import WatchedLog
 from tests.simulation.wires import OutgoingAppend, WiredLease, WiredLog, WiredOutcomes
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-LIMITS = Limits(queue=64, group_messages=40, append_timeout_s=0.5, commit_deadline_s=3.0, catch_up_s=2.0)
+LIMITS = CommitLimits(queue=64, group_messages=40, append_timeout_s=0.5, commit_deadline_s=3.0, catch_up_s=2.0)
 
 
 def now() -> datetime:

@@ -9,7 +9,7 @@ from events.chain import verify_link
 from events.codec import decode
 from events.protocol.commands import JoinNode, LeaveNode
 from events.status import AgentStatus
-from nodeagent.membership.peers import Change
+from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.view import View
 from tests.simulation.clients import GIVE_UP_S, Client
 from tests.simulation.controllers import SimController, now
@@ -214,7 +214,7 @@ class SimNode:
             )
 
 
-def _write(kernel: Kernel, change: Change) -> None:
+def _write(kernel: Kernel, change: PeerChange) -> None:
     before, after = change
     if before is not None and (after is None or after.cidr != before.cidr):
         kernel.pop(before.cidr, None)

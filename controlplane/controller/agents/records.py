@@ -103,7 +103,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class Batch(NamedTuple):
+class RecordBatch(NamedTuple):
     """What is written at once. ``gone``: uid → when it ceased to be a member (or to be recorded)."""
 
     now_us: int

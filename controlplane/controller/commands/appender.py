@@ -10,7 +10,7 @@ import time
 from controlplane.controller.commands.batch import (
     NOT_LEADING,
     Batch,
-    Limits,
+    CommitLimits,
     LostRace,
     OutcomesNotKept,
     not_leading,
@@ -34,7 +34,7 @@ class Appender:
         event_log: EventLog,
         replica: Replica,
         *,
-        limits: Limits,
+        limits: CommitLimits,
         observer: Observer,
         jitter: random.Random,
         outcomes: OutcomeLog | None,

@@ -23,7 +23,7 @@ GROUP_TIME_S = 0.05
 """Longest time spent deciding one group: it bounds the pause of everything else on the event loop."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class CommitLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of the committer; seconds and counts."""
 
     queue: int = QUEUE_LIMIT

@@ -27,7 +27,7 @@ from controlplane.controller.clocks import LogClock
 from controlplane.controller.commands.appender import Appender
 from controlplane.controller.commands.batch import (
     Batch,
-    Limits,
+    CommitLimits,
     LostRace,
     OutcomesNotKept,
     not_leading,
@@ -98,7 +98,7 @@ class Committer:
         outcomes: OutcomeLog | None = None,
         term: Term | None = UNLIMITED,
         context_source: ContextSource | None = None,
-        limits: Limits | None = None,
+        limits: CommitLimits | None = None,
         jitter: random.Random = DICE,
     ) -> None:
         self._log = event_log
@@ -108,7 +108,7 @@ class Committer:
         self._clock = LogClock(wall=now, monotonic=monotonic)
         self._observer = observer or Observer()
         self._context_source = context_source or NoContext()
-        self._limits = limits or Limits()
+        self._limits = limits or CommitLimits()
         self._replies = PendingReplies(
             event_log, replica, now=now, observer=self._observer, command_table=command_table
         )

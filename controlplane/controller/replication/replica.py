@@ -29,7 +29,7 @@ from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import OutgoingMessage, Recorded, SkippedEvent, StoredMessage, decode
 from events.errors import Unavailable, VerificationFailed
 from events.log import LogReader, ReadBatch
-from events.reading import LeavingOut, linked, verified
+from events.reading import ParkedEvents, linked, verified
 
 log = logging.getLogger("isthmus.controller")
 
@@ -76,7 +76,7 @@ class Replica:
         self.last_time = _EPOCH
         self.halted: VerificationFailed | None = None
         """Why the fold stands before the next event, while it does: the error names that event."""
-        self._parked = LeavingOut(self.state.parked)
+        self._parked = ParkedEvents(self.state.parked)
         self._read = self.head
         self._expected: dict[int, _Sealed] = {}
         self._sealed: deque[tuple[int, bytes]] = deque()

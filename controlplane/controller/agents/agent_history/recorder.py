@@ -21,9 +21,9 @@ from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import (
     LATENCIES_MAX,
     Alarm,
-    Batch,
     ConvergenceRecord,
     Observed,
+    RecordBatch,
 )
 from controlplane.controller.agents.reports import LiveReports
 from controlplane.readmodel.rows import microseconds
@@ -119,7 +119,7 @@ class Recorder:
         if self._now() - moment.timestamp() < UNSETTLED_S:
             await self.flush(budget=len(self._dirty) + 1)
 
-    def _batch(self, budget: int) -> Batch:
+    def _batch(self, budget: int) -> RecordBatch:
         now_us = int(self._now() * 1e6)
         agents: list[Observed] = []
         since: list[int] = []
@@ -137,7 +137,7 @@ class Recorder:
         records = [convergence_record(found, offset_us) for found in self._convergence.unwritten(RECORDS_PER_S)]
         alarms = list(self._alarms)
         self._alarms.clear()
-        return Batch(now_us, agents, since, gone, records, alarms)
+        return RecordBatch(now_us, agents, since, gone, records, alarms)
 
     def _look(self, liveness: Liveness) -> None:
         """Those who have fallen silent, and those who are forgotten, say so by not saying anything."""

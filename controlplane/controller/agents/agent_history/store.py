@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from controlplane.controller.agents.records import Alarm, Batch, ConvergenceRecord, Observed
+from controlplane.controller.agents.records import Alarm, ConvergenceRecord, Observed, RecordBatch
 from controlplane.controller.side_database import SideDatabase
 from controlplane.readmodel.rows import as_moment, microseconds
 
@@ -105,14 +105,14 @@ class HistoryStore:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    async def write(self, batch: Batch) -> None:
+    async def write(self, batch: RecordBatch) -> None:
         """Write all of it in one transaction. Raises Unavailable (a full disk).
 
         Cancelled, the transaction goes on in its thread: it is written whole or not at all.
         """
         await self.file.run(lambda: self._write(batch))
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: RecordBatch) -> None:
         execute = self.file.connection.execute
         with self.file.connection:
             self._watch(batch.now_us)
@@ -168,7 +168,7 @@ class HistoryStore:
         )
         self.count += cursor.rowcount
 
-    def _prune(self, batch: Batch) -> None:
+    def _prune(self, batch: RecordBatch) -> None:
         execute = self.file.connection.execute
         if batch.records:
             execute(
