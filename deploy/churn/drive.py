@@ -120,23 +120,17 @@ class Fleet:
             await asyncio.sleep(REPORT_PAUSE_S)
 
 
+@dataclass(eq=False)
 class Driver:
     """Plays changes against a controller. `patience_s` is how long one command may wait for a controller."""
 
-    def __init__(
-        self,
-        controller: ControllerClient,
-        fleet: Fleet,
-        *,
-        window: int = 64,
-        patience_s: float = 30.0,
-        progress: Callable[[Tally], None] | None = None,
-    ) -> None:
-        self._controller = controller
-        self._fleet = fleet
-        self._window = window
-        self._patience_s = patience_s
-        self._progress = progress
+    controller: ControllerClient
+    fleet: Fleet
+    window: int = 64
+    patience_s: float = 30.0
+    progress: Callable[[Tally], None] | None = None
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
 
     async def play(self, changes: Iterable[ChurnStep]) -> Tally:
@@ -146,7 +140,7 @@ class Driver:
         what was sent may take effect.
         """
         joined: dict[str, asyncio.Task[None]] = {}
-        slots = asyncio.Semaphore(self._window)
+        slots = asyncio.Semaphore(self.window)
         try:
             async with asyncio.TaskGroup() as group:
                 for change in changes:
@@ -177,15 +171,15 @@ class Driver:
         while True:
             started = loop.time()
             try:
-                await self._controller.send(command, timeout_s=self._patience_s)
+                await self.controller.send(command, timeout_s=self.patience_s)
             except Refused as refusal:
                 if refusal.code != "no_free_range" or loop.time() >= deadline:
                     raise
                 self.tally.waits += 1
-                await self._fleet.range_freed(timeout_s=1.0)
+                await self.fleet.range_freed(timeout_s=1.0)
                 continue
             break
-        self._fleet.live[instance.name] = instance.uid
+        self.fleet.live[instance.name] = instance.uid
         self.tally.joins += 1
         self.tally.sites[instance.site] += 1
         self._count(loop.time() - started)
@@ -196,14 +190,14 @@ class Driver:
         started = loop.time()
         command = LeaveNode(node=instance.name, uid=instance.uid, reason="instance reclaimed")
         try:
-            await self._controller.send(command, timeout_s=self._patience_s)
+            await self.controller.send(command, timeout_s=self.patience_s)
         finally:
-            self._fleet.live.pop(instance.name, None)
+            self.fleet.live.pop(instance.name, None)
         self.tally.leaves += 1
         self.tally.sites[instance.site] -= 1
         self._count(loop.time() - started)
 
     def _count(self, latency_s: float) -> None:
         self.tally.latencies_s.append(latency_s)
-        if self._progress is not None:
-            self._progress(self.tally)
+        if self.progress is not None:
+            self.progress(self.tally)

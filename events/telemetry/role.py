@@ -24,6 +24,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -100,45 +101,38 @@ def mark_error(span: Span, error: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR, f"{code}: {error}"[:400]))
 
 
+@dataclass(eq=False)
 class Telemetry:
     """The tracer, the meter and the ``/metrics`` text of one role; made by :meth:`start` or :meth:`off`."""
 
-    def __init__(
-        self,
-        role: str,
-        instance: str,
-        *,
-        tracers: TracerProvider | None = None,
-        sampling: Sampling | None = None,
-        meters: MeterProvider | None = None,
-        registry: CollectorRegistry | None = None,
-    ) -> None:
-        self.role = role
-        self.instance = instance
-        self._tracers = tracers
-        self.tracing = tracers is not None
+    role: str
+    instance: str
+    tracers: TracerProvider | None = None
+    sampling: Sampling | None = None
+    meters: MeterProvider | None = None
+    registry: CollectorRegistry | None = None
+
+    def __post_init__(self) -> None:
+        self.tracing = self.tracers is not None
         """Whether spans go anywhere; callers may skip work that only a recorded span needs."""
-        self._sampling = sampling
-        self._meters = meters
-        self._registry = registry
-        name = f"isthmus.{role}"
-        self.tracer: trace.Tracer = (tracers or NoOpTracerProvider()).get_tracer(name)
-        self.meter: Meter = (meters or NoOpMeterProvider()).get_meter(name)
+        name = f"isthmus.{self.role}"
+        self.tracer: trace.Tracer = (self.tracers or NoOpTracerProvider()).get_tracer(name)
+        self.meter: Meter = (self.meters or NoOpMeterProvider()).get_meter(name)
 
     def would_drop(self, traceparent: str) -> bool:
         """Whether a span continuing this trace (empty: beginning one) would surely not be recorded now.
 
         Costs a fraction of starting one; for paths that see thousands of messages a second.
         """
-        if self._tracers is None:
+        if self.tracers is None:
             return True
-        if self._sampling is None:
+        if self.sampling is None:
             return False
         if traceparent:
             return traceparent.endswith("0") or (
-                self._sampling.continued is not None and self._sampling.continued.spent()
+                self.sampling.continued is not None and self.sampling.continued.spent()
             )
-        return self._sampling.root is not None and self._sampling.root.spent()
+        return self.sampling.root is not None and self.sampling.root.spent()
 
     @classmethod
     def off(cls, role: str = "none", instance: str = "") -> Telemetry:
@@ -194,7 +188,7 @@ class Telemetry:
 
         ``parent`` is a remote context; ``root`` starts a trace of its own whatever is current.
         """
-        if self._tracers is None:
+        if self.tracers is None:
             yield INVALID_SPAN
             return
         if parent is not None:
@@ -218,11 +212,11 @@ class Telemetry:
 
     def prometheus(self) -> bytes:
         """The metrics in Prometheus' text format (version 0.0.4); empty without a registry."""
-        if self._registry is None:
+        if self.registry is None:
             return b""
         from prometheus_client import generate_latest
 
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     async def close(self) -> None:
         """Hand over what is buffered, within :data:`CLOSE_TIMEOUT_S`, without blocking the event loop.
@@ -233,11 +227,11 @@ class Telemetry:
 
     def close_now(self) -> None:
         """The same for programs without an event loop (the command line)."""
-        if self._tracers is not None:
-            self._tracers.force_flush(int(CLOSE_TIMEOUT_S * 1000))
-            self._tracers.shutdown()
-        if self._meters is not None:
-            self._meters.shutdown(CLOSE_TIMEOUT_S * 1000)
+        if self.tracers is not None:
+            self.tracers.force_flush(int(CLOSE_TIMEOUT_S * 1000))
+            self.tracers.shutdown()
+        if self.meters is not None:
+            self.meters.shutdown(CLOSE_TIMEOUT_S * 1000)
 
 
 def _exporter_choice(signal: str, environ: Mapping[str, str]) -> str:

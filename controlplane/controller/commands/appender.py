@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from dataclasses import dataclass
 
 from controlplane.controller.commands.batch import (
     NOT_LEADING,
@@ -26,26 +27,17 @@ from events.log import EventLog
 log = logging.getLogger("isthmus.controller")
 
 
+@dataclass(slots=True, eq=False)
 class Appender:
     """One batch at a time. ``unsure`` says that the log may hold more than was stored and read here."""
 
-    def __init__(
-        self,
-        event_log: EventLog,
-        replica: Replica,
-        *,
-        limits: CommitLimits,
-        observer: Observer,
-        jitter: random.Random,
-        outcomes: OutcomeLog | None,
-    ) -> None:
-        self._log = event_log
-        self._replica = replica
-        self._limits = limits
-        self._observer = observer
-        self._jitter = jitter
-        self._outcomes = outcomes
-        self.unsure = True
+    log: EventLog
+    replica: Replica
+    limits: CommitLimits
+    observer: Observer
+    jitter: random.Random
+    outcomes: OutcomeLog | None
+    unsure: bool = True
 
     async def append(self, batch: Batch) -> None:
         """Store what the batch writes, and make sure of what it does not.
@@ -62,8 +54,8 @@ class Appender:
     async def _vouch(self, batch: Batch) -> None:
         """The log still ends where the batch was decided: asked after it was. Raises LostRace, Unavailable."""
         expected, last = batch.plan.base.sequence, 0
-        async for left_s in pauses(asyncio.get_running_loop().time() + self._limits.append_timeout_s):
-            last = await self._log.vouched_end(timeout_s=left_s)
+        async for left_s in pauses(asyncio.get_running_loop().time() + self.limits.append_timeout_s):
+            last = await self.log.vouched_end(timeout_s=left_s)
             if last == expected:
                 return
             if last > expected:
@@ -78,10 +70,10 @@ class Appender:
     async def _keep(self, batch: Batch) -> None:
         """Keep the outcomes that no event will tell. Raises OutcomesNotKept."""
         unwritten = unwritten_of(batch.plan)
-        if not unwritten or self._outcomes is None:
+        if not unwritten or self.outcomes is None:
             return
         try:
-            await self._outcomes.record(unwritten)
+            await self.outcomes.record(unwritten)
         except Succeeded:
             batch.term.end()
             raise OutcomesNotKept(not_leading()) from None
@@ -95,17 +87,15 @@ class Appender:
         """
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        deadline = loop.time() + self._limits.commit_deadline_s
+        deadline = loop.time() + self.limits.commit_deadline_s
         expected = batch.plan.base.sequence
-        self._replica.expect(batch.plan.base, batch.messages, batch.recorded)
+        self.replica.expect(batch.plan.base, batch.messages, batch.recorded)
         failures, unknown = 0, False
         while True:
             if not batch.term.valid:
                 raise OutcomeUnknown("outcome_unknown", NOT_LEADING) if unknown else not_leading()
             try:
-                await self._log.append(
-                    batch.messages, expected=expected, timeout_s=self._limits.append_timeout_s
-                )
+                await self.log.append(batch.messages, expected=expected, timeout_s=self.limits.append_timeout_s)
                 break
             except Refused as error:
                 if error.code != "wrong_last_sequence":
@@ -116,7 +106,7 @@ class Appender:
             except Unavailable as error:
                 unknown = unknown or isinstance(error, OutcomeUnknown)
                 self.unsure = True
-                pause_s = backoff_s(failures, first_s=0.05, longest_s=1.0, dice=self._jitter)
+                pause_s = backoff_s(failures, first_s=0.05, longest_s=1.0, dice=self.jitter)
                 if loop.time() + pause_s >= deadline:
                     if unknown and not isinstance(error, OutcomeUnknown):
                         raise OutcomeUnknown("outcome_unknown", error.message) from error
@@ -125,7 +115,7 @@ class Appender:
             await asyncio.sleep(pause_s)
             failures += 1
         self.unsure = False
-        self._observer.appended(
+        self.observer.appended(
             [d.pending.request for d in batch.plan.decided if d.writes],
             first=expected + 1,
             last=batch.head.sequence,

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 
 from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, MarkPaths, Tick
@@ -39,30 +40,21 @@ COALESCE_S = 0.1
 """Reports of applied sequences gather this long before drains are looked at."""
 
 
+@dataclass(eq=False)
 class Ticker:
     """Submits the controller's own commands while :attr:`active` says so."""
 
-    def __init__(
-        self,
-        committer: Committer,
-        replica: Replica,
-        liveness: Liveness,
-        *,
-        actor: str,
-        active: Callable[[], bool],
-        new_id: Callable[[], str] = new_id,
-        tick_s: float = TICK_S,
-        mesh: Collector | None = None,
-    ) -> None:
-        self._committer = committer
-        self._replica = replica
-        self._liveness = liveness
-        self._actor = actor
-        self._active = active
-        self._new_id = new_id
-        self._tick_s = tick_s
-        self._mesh = mesh
-        self._watch = liveness.watch
+    committer: Committer
+    replica: Replica
+    liveness: Liveness
+    actor: str
+    active: Callable[[], bool]
+    new_id: Callable[[], str] = new_id
+    tick_s: float = TICK_S
+    mesh: Collector | None = None
+
+    def __post_init__(self) -> None:
+        self._watch = self.liveness.watch
         self._leading_since: datetime | None = None
         self._resting: dict[int, tuple[int, datetime]] = {}
         self._watched: dict[str, datetime] = {}
@@ -76,16 +68,16 @@ class Ticker:
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         while True:
-            moved = self._liveness.moved
+            moved = self.liveness.moved
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_s):
-                    while not (moved.is_set() and self._replica.state.draining and self._active()):
+                    while not (moved.is_set() and self.replica.state.draining and self.active()):
                         moved.clear()
                         await moved.wait()
                     await asyncio.sleep(COALESCE_S)
             moved.clear()
             if loop.time() >= next_s - EARLY_S:
-                pace_s = min(self._tick_s, GATEWAY_TICK_S) if self._replica.state.gateways else self._tick_s
+                pace_s = min(self.tick_s, GATEWAY_TICK_S) if self.replica.state.gateways else self.tick_s
                 next_s = loop.time() + pace_s
                 await self.tick()
             else:
@@ -96,22 +88,22 @@ class Ticker:
         if not self._watch.look():
             # Stopped by a signal, or the machine slept: what happened meanwhile nobody watched.
             log.warning("this controller stood still: silence and quarantines are watched anew")
-            self._liveness.watch_anew()
-            if self._mesh is not None:
-                self._mesh.restart()
+            self.liveness.watch_anew()
+            if self.mesh is not None:
+                self.mesh.restart()
             self._leading_since = None
         since = self._due()
         if since is None:
             return
-        clocks = self._liveness.clocks
+        clocks = self.liveness.clocks
         await self._submit(
             MarkLiveness(
-                last_seen=self._liveness.heard,
-                watching_since=max(since, self._liveness.watching_since),
+                last_seen=self.liveness.heard,
+                watching_since=max(since, self.liveness.watching_since),
                 watched=self._members(),
                 at=self._watch.now(),
                 removes=not (clocks.apart or clocks.ahead),
-                came=self._liveness.ever_heard,
+                came=self.liveness.ever_heard,
             )
         )
         await self.holders()
@@ -120,15 +112,15 @@ class Ticker:
 
     async def holders(self) -> None:
         """Look at the gateways. Cancelled, the decision is made all the same: it is in the queue."""
-        state = self._replica.state
+        state = self.replica.state
         if self._due() is None or not state.gateways:
             return
-        await self._submit(look(state, self._liveness))
+        await self._submit(look(state, self.liveness))
 
     async def paths(self) -> None:
         """Look at what the agents measured. Cancelled, the decision is made all the same: it is in the
         queue."""
-        mesh, lost = self._mesh, self._replica.state.lost_paths
+        mesh, lost = self.mesh, self.replica.state.lost_paths
         if mesh is None or self._due() is None or (mesh.mixed and not lost):
             return  # while agents of 0.2.0 report, its controllers may come back: they cannot fold such events
         found, over = mesh.settled(set(lost))
@@ -137,34 +129,34 @@ class Ticker:
 
     async def drains(self) -> None:
         """Look at drains and quarantines. Cancelled, the decision is made all the same: it is in the queue."""
-        state = self._replica.state
+        state = self.replica.state
         if self._due() is not None and (state.draining or state.quarantined):
             await self._submit(
                 AdvanceDrains(
-                    applied=self._liveness.applied,
-                    absent=self._liveness.absent,
-                    occupied=self._liveness.pods.occupied(state),
+                    applied=self.liveness.applied,
+                    absent=self.liveness.absent,
+                    occupied=self.liveness.pods.occupied(state),
                     rested_s=self._rested_s(),
-                    frees=not self._liveness.clocks.apart,
+                    frees=not self.liveness.clocks.apart,
                 )
             )
 
     def _due(self) -> datetime | None:
         """Since when this controller has led and watched; None when there is nothing for it to decide."""
-        if not self._active():
+        if not self.active():
             self._leading_since = None
         elif self._leading_since is None:
             self._leading_since = self._watch.now()
             self._resting.clear()
             self._watched.clear()
-            if self._mesh is not None:
-                self._mesh.restart()
-        state = self._replica.state
+            if self.mesh is not None:
+                self.mesh.restart()
+        state = self.replica.state
         return self._leading_since if state.definition is not None and not state.deleted else None
 
     def _members(self) -> dict[str, datetime]:
         """uid → since when this leader has known the member, and would have noticed its silence."""
-        members, now, watched = self._replica.state.by_uid, self._watch.now(), self._watched
+        members, now, watched = self.replica.state.by_uid, self._watch.now(), self._watched
         for uid in members:
             if uid not in watched:
                 watched[uid] = now
@@ -175,7 +167,7 @@ class Ticker:
 
     def _rested_s(self) -> dict[int, float]:
         """Index → for how long this leader has seen the range in quarantine, which is stored."""
-        quarantined, now = self._replica.state.quarantined, self._watch.now()
+        quarantined, now = self.replica.state.quarantined, self._watch.now()
         watched = self._resting
         self._resting = {
             index: known
@@ -188,17 +180,17 @@ class Ticker:
     async def _submit(self, tick: Tick) -> None:
         request = Request(
             command=tick,
-            command_id=f"tick-{self._new_id()}",
-            actor=self._actor,
+            command_id=f"tick-{self.new_id()}",
+            actor=self.actor,
             received_s=time.monotonic(),
         )
         try:
-            await self._committer.submit(request)
+            await self.committer.submit(request)
         except IsthmusError as error:
             if self._failing.get(tick.name) != error.code:  # every second until it ends: told once
                 log.warning(
                     "%s has to wait: %s [%s]; tried again every %g s",
-                    tick.task, error.message, error.code, self._tick_s,
+                    tick.task, error.message, error.code, self.tick_s,
                 )  # fmt: skip
             self._failing[tick.name] = error.code
         else:

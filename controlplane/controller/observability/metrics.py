@@ -113,11 +113,11 @@ class ControllerMetrics(Observer):
             "isthmus.refusals", description="Commands that were refused, by code."
         )
         self._alarms = meter.create_counter("isthmus.alarms", description="Alarms raised, by name.")
-        self._applied = seconds(
+        self.applied = seconds(
             "isthmus.convergence.agent",
             "From sending a transaction to the log to one agent's report that its kernel holds it.",
         )
-        self._converged = seconds(
+        self.converged = seconds(
             "isthmus.convergence.all", "From sending a transaction to the log to the report of the last agent."
         )
         # Series that an alert or a dashboard reads exist from the start, at zero.
@@ -206,14 +206,6 @@ class ControllerMetrics(Observer):
             counts[name] = counts.get(name, 0) + 1
         for name, count in counts.items():
             self._events.add(count, {"type": name})
-
-    def agent_applied(self, seconds: float) -> None:
-        """One agent has applied one transaction."""
-        self._applied.record(seconds)
-
-    def all_applied(self, seconds: float) -> None:
-        """A transaction has reached every live agent."""
-        self._converged.record(seconds)
 
     # --- gauges --------------------------------------------------------------------------------------
 

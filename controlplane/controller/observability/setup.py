@@ -95,7 +95,7 @@ class Observability:
         self.spans = spans
         self.metrics = ControllerMetrics(telemetry)
         self.convergence = ConvergenceTracker(
-            on_applied=self.metrics.agent_applied, on_converged=self.metrics.all_applied
+            on_applied=self.metrics.applied.record, on_converged=self.metrics.converged.record
         )
         self.history = history
         self.recorder = Recorder(history, self.convergence)

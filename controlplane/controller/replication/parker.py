@@ -11,6 +11,7 @@ then contradicts is parked in its turn.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from controlplane.controller.replication.replica import Replica
@@ -30,21 +31,14 @@ SAME_COMMAND_MAX = BATCH_LIMIT
 """Events that may belong to the same command, before and after the poison."""
 
 
+@dataclass(slots=True, eq=False)
 class Parker:
     """Writes the parking event for what ``replica`` has halted at, as ``source`` and ``actor``."""
 
-    def __init__(
-        self,
-        event_log: EventLog,
-        replica: Replica,
-        *,
-        source: str,
-        actor: str,
-    ) -> None:
-        self._log = event_log
-        self._replica = replica
-        self._source = source
-        self._actor = actor
+    log: EventLog
+    replica: Replica
+    source: str
+    actor: str
 
     async def park(self, poison: VerificationFailed) -> EventsParked | None:
         """The event that was written, if it was. Raises nothing: what failed is tried again later.
@@ -77,20 +71,20 @@ class Parker:
         )
         cause = Cause(
             command_id=f"park-{new_id()}",
-            actor=self._actor,
-            time=max(datetime.now(UTC), self._replica.last_time),
-            source=self._source,
+            actor=self.actor,
+            time=max(datetime.now(UTC), self.replica.last_time),
+            source=self.source,
         )
-        messages, _ = seal(self._log.cluster, head, [(cause, [event])])
-        await self._log.append(messages, expected=head.sequence)
+        messages, _ = seal(self.log.cluster, head, [(cause, [event])])
+        await self.log.append(messages, expected=head.sequence)
         return event
 
     async def _read(self, sequence: int) -> tuple[Head, dict[int, StoredMessage], list[StoredMessage]]:
         """The log's verified end, the poison with the events around it, and the parkings after it."""
-        head = self._replica.head
+        head = self.replica.head
         around: dict[int, StoredMessage] = {}
         parkings: list[StoredMessage] = []
-        async for batch in self._log.read(after=max(0, sequence - 1 - SAME_COMMAND_MAX)):
+        async for batch in self.log.read(after=max(0, sequence - 1 - SAME_COMMAND_MAX)):
             for message in batch.messages:
                 if abs(message.sequence - sequence) <= SAME_COMMAND_MAX:
                     around[message.sequence] = message
