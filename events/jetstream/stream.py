@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from events.errors import IsthmusError, Refused, Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, STREAM_NOT_FOUND, ApiError, call
 
 log = logging.getLogger("isthmus.log")
+
+LEADERLESS_S = 12.0
+"""Seconds without a leader after which a stream is made anew: an election takes 4 to 9."""
 
 DUPLICATE_WINDOW_S = 120
 """How long the server recognises a repeated event id. Correctness does not rest on it (the expected
@@ -175,19 +179,40 @@ async def ensure_stream(
     raise last or Unavailable("log_unavailable", f"stream {name} did not answer within {timeout_s:g} s")
 
 
-async def discard(client: Client, name: str, *, prefix: str = DEFAULT_PREFIX) -> None:
-    """Delete a stream that nobody answers for, so that it can be made anew: only of what soon comes again.
+class Absence:
+    """How long nobody has answered for a stream; one that stays away is deleted, to be made anew.
 
-    Replicas in memory whose servers were killed one after the other can end without a leader for good: the one
-    that still has the history waits for a leader to catch up with, the others have less (seen with nats-server
-    2.15.1). Raises Unavailable where the bus does not take that. Cancelled, it may be gone.
+    Only for what soon comes again. Replicas in memory whose servers were killed one after the other can end
+    without a leader for good: the one that still has the history waits for a leader to catch up with, the
+    others have less (seen with nats-server 2.15.1).
     """
-    log.warning("stream %s has had no leader for a while: it is made anew", name)
-    try:
-        await call(client, f"{prefix}.STREAM.DELETE.{name}", timeout_s=2.0)
-    except ApiError as error:
-        if error.err_code != STREAM_NOT_FOUND:
-            raise Unavailable("log_unavailable", f"stream {name}: {error}", stream=name) from error
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client, self._name = client, name
+        self._since_s: float | None = None
+
+    def over(self) -> None:
+        """Somebody has answered."""
+        self._since_s = None
+
+    async def lasts(self) -> None:
+        """Nobody answers now: after :data:`LEADERLESS_S` of that the stream is deleted.
+
+        Raises Unavailable where the bus does not take that. Cancelled, it may be gone.
+        """
+        now_s = time.monotonic()
+        self._since_s = self._since_s or now_s
+        if now_s - self._since_s <= LEADERLESS_S:
+            return
+        self._since_s = None
+        log.warning("stream %s has had no leader for a while: it is made anew", self._name)
+        try:
+            await call(self._client, f"{DEFAULT_PREFIX}.STREAM.DELETE.{self._name}", timeout_s=2.0)
+        except ApiError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise Unavailable(
+                    "log_unavailable", f"stream {self._name}: {error}", stream=self._name
+                ) from error
 
 
 def has_leader(info: Mapping[str, Any]) -> bool:

@@ -31,8 +31,9 @@ from uuid import uuid4
 import httpx
 
 from events.bus.server.config import ServerOptions
-from events.bus.server.process import EmbeddedServer, free_ports
+from events.bus.server.process import EmbeddedServer
 from tests.bench.bench_service_joins import service
+from tests.ports import free_ports
 
 NODES = 1_000
 LEASES = 300

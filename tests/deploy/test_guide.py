@@ -16,8 +16,8 @@ import click
 import pytest
 
 from controlplane.cli.main import root
-from events.bus.server.process import free_ports
 from events.codes import CODES
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.bus, pytest.mark.slow]
 

@@ -22,7 +22,7 @@ from deploy.nats.mirrors import make_mirrors, wait_caught_up
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
-from events.bus.server.process import EmbeddedServer, free_ports
+from events.bus.server.process import EmbeddedServer
 from events.chain import genesis
 from events.codec import Cause, seal
 from events.errors import Refused, Unavailable
@@ -30,6 +30,7 @@ from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.types import NodeLeft
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.bus
 

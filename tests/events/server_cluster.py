@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from events.bus.server.config import ClusterMember, ServerOptions
-from events.bus.server.process import EmbeddedServer, free_ports
+from events.bus.server.process import EmbeddedServer
+from tests.ports import free_ports
 
 
 class ServerCluster:

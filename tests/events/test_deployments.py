@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from deploy.nats.mirrors import make_mirrors, mirror_states, wait_caught_up
 from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
-from events.bus.server.process import EmbeddedServer, free_ports
+from events.bus.server.process import EmbeddedServer
 from events.errors import Unavailable
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
@@ -25,6 +25,7 @@ from events.jetstream.snapshots import SnapshotBucket
 from tests.contract.samples import CLUSTER, everything, fill, verified
 from tests.events.following import Following
 from tests.events.sample_snapshot import snapshot
+from tests.ports import free_ports
 from tests.waiting import until
 
 pytestmark = pytest.mark.bus

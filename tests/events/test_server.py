@@ -12,10 +12,11 @@ import pytest
 from events.bus.connection import BusOptions, connect
 from events.bus.server import process as server_module
 from events.bus.server.config import ServerOptions, render
-from events.bus.server.process import EmbeddedServer, find_binary, free_ports
+from events.bus.server.process import EmbeddedServer, find_binary
 from events.errors import Refused, Unavailable
 from tests.contract.samples import everything, fill
 from tests.events.server_cluster import ServerCluster
+from tests.ports import free_ports
 from tests.waiting import until
 
 pytestmark = pytest.mark.bus

@@ -18,6 +18,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.server import process as server_module
 from events.chain import Head
 from events.errors import OutcomeUnknown, Refused, Unavailable
+from events.jetstream import stream as streams
 from events.jetstream.api import call
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
@@ -141,7 +142,7 @@ async def _says_unavailable(client: Client) -> bool:
 async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "LEADERLESS_S", 1.0)
+    monkeypatch.setattr(streams, "LEADERLESS_S", 1.0)
     async with ServerCluster(tmp_path) as cluster:
         nats = await connect(BusOptions(servers=cluster.urls), name="test")
         try:
@@ -166,7 +167,7 @@ async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
 async def test_the_agents_reports_are_taken_again_when_their_stream_has_lost_its_leader_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_stream, "LEADERLESS_S", 1.0)
+    monkeypatch.setattr(streams, "LEADERLESS_S", 1.0)
     monkeypatch.setattr(status_stream, "LOOK_AGAIN_S", 0.2)
     async with ServerCluster(tmp_path) as cluster:
         nats = await connect(BusOptions(servers=cluster.urls), name="test")

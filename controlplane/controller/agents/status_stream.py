@@ -3,20 +3,19 @@
 It lives in the servers' memory (:func:`events.jetstream.stream.status_stream_settings`), so a single
 server that was killed comes back without it, while the controller that made it lives on. Agents repeat
 their reports; there only has to be a stream again that takes them, also where its replicas have lost
-their leader for good (:func:`events.jetstream.stream.discard`).
+their leader for good (:func:`events.jetstream.stream.Absence`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from nats.aio.client import Client
 
 from events.bus.retry import happened, raise_if_cancelled
 from events.errors import IsthmusError, Unavailable
-from events.jetstream.stream import discard, ensure_stream, has_leader, status_stream_settings
+from events.jetstream.stream import Absence, ensure_stream, has_leader, status_stream_settings
 
 log = logging.getLogger("isthmus.controller")
 
@@ -24,9 +23,6 @@ LOOK_AGAIN_S = 10.0
 """A restart of the server that we are connected to is noticed at once; one elsewhere within this time."""
 
 RETRY_S = 1.0
-
-LEADERLESS_S = 12.0
-"""Seconds without a leader after which the stream is made anew: an election takes 4 to 9."""
 
 
 class StatusStreamMaintainer:
@@ -37,8 +33,7 @@ class StatusStreamMaintainer:
         self._settings = status_stream_settings(cluster)
         self._replicas = replicas
         self._wake = asyncio.Event()
-        self._away_since: float | None = None
-        """Since when the stream has had no leader, by the monotonic clock."""
+        self._absence = Absence(client, self._settings["name"])
 
     def look(self) -> None:
         """The connection was restored: the server may be a new one."""
@@ -58,7 +53,7 @@ class StatusStreamMaintainer:
             await happened(self._wake, within_s=pause_s)
 
     async def _ensure(self) -> None:
-        """Raises Unavailable without a stream that has a leader; after LEADERLESS_S of that it is deleted."""
+        """Raises Unavailable without a stream that has a leader; after a while of that it is deleted."""
         problem: Unavailable | None = None
         try:
             info = await ensure_stream(self._client, self._settings, replicas=self._replicas)
@@ -67,12 +62,7 @@ class StatusStreamMaintainer:
         except Unavailable as error:
             problem = error
         if problem is None:
-            self._away_since = None
+            self._absence.over()
             return
-        now_s = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now_s
-        elif now_s - self._away_since > LEADERLESS_S:
-            self._away_since = None
-            await discard(self._client, self._settings["name"])
+        await self._absence.lasts()
         raise problem

@@ -10,7 +10,7 @@ the message would outlive its holder by as much as the clock was ahead. So whoev
 watches its revision: one that has not been renewed for longer than its lifetime, by the watcher's own monotonic
 clock, is nobody's.
 
-The bucket can lose its leader for good (:func:`events.jetstream.stream.discard`). Nothing in it is worth
+The bucket can lose its leader for good (:func:`events.jetstream.stream.Absence`). Nothing in it is worth
 keeping, so whoever waits for the lease makes it anew.
 """
 
@@ -25,7 +25,7 @@ from nats.errors import Error as NatsError
 
 from events.errors import Refused, Unavailable
 from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, error_in, last_message
-from events.jetstream.stream import discard, ensure_stream
+from events.jetstream.stream import Absence, ensure_stream
 
 LEASE_TTL_S = 2.0
 """A takeover after SIGKILL takes this long plus one poll (a fifth of it); the bus needs a third to be slow."""
@@ -33,8 +33,6 @@ LEASE_TTL_S = 2.0
 UNRENEWED_TTLS = 2.0
 """Lifetimes after which a lease that was not renewed is taken, whatever its age is by the bus."""
 
-LEADERLESS_S = 12.0
-"""Seconds without an answer after which the bucket is made anew: an election takes 4 to 9."""
 
 _WRONG_REVISION = frozenset({10071, 10164})
 
@@ -87,32 +85,22 @@ class BusLease:
         self._stream = lease_stream(cluster)
         self._subject = f"$KV.ISTHMUS_{cluster}_LEADER.leader"
         self._body = msgspec.json.encode({"holder": holder})
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
         self._replicas = replicas
         self._revision = 0
         self._ensured = False
         self._watched = (0, 0.0)
         """The revision that another holds, and since when at least, by the monotonic clock."""
-        self._away_since: float | None = None
-        """Since when the bucket has not answered, by the monotonic clock."""
-
-    @property
-    def ttl_s(self) -> float:
-        return self._ttl_s
+        self._absence = Absence(client, self._stream)
 
     async def acquire(self) -> bool:
         try:
             acquired = await self._acquire()
         except Unavailable:
-            now_s = time.monotonic()
-            if self._away_since is None:
-                self._away_since = now_s
-            elif now_s - self._away_since > LEADERLESS_S:
-                self._away_since = None
-                self._ensured = False
-                await discard(self._client, self._stream)
+            self._ensured = False
+            await self._absence.lasts()
             raise
-        self._away_since = None
+        self._absence.over()
         return acquired
 
     async def _acquire(self) -> bool:
@@ -139,7 +127,7 @@ class BusLease:
         revision, now_s = found[0] if found else 0, time.monotonic()
         if revision != self._watched[0]:
             self._watched = revision, now_s
-        return revision if now_s - self._watched[1] > UNRENEWED_TTLS * self._ttl_s else 0
+        return revision if now_s - self._watched[1] > UNRENEWED_TTLS * self.ttl_s else 0
 
     async def renew(self) -> bool:
         revision = await self._write(self._revision)
@@ -183,8 +171,8 @@ class BusLease:
                 "storage": "memory",
                 "discard": "new",
                 "max_msgs_per_subject": 1,
-                "max_age": int(self._ttl_s * 1_000_000_000),
-                "duplicate_window": min(int(self._ttl_s * 1_000_000_000), 1_000_000_000),
+                "max_age": int(self.ttl_s * 1_000_000_000),
+                "duplicate_window": min(int(self.ttl_s * 1_000_000_000), 1_000_000_000),
                 "deny_delete": False,
                 "allow_direct": False,
             },
@@ -198,7 +186,7 @@ class BusLease:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         try:
             reply = await self._client.request(
-                self._subject, self._body, timeout=min(1.0, self._ttl_s / 2), headers=headers
+                self._subject, self._body, timeout=min(1.0, self.ttl_s / 2), headers=headers
             )
         except (NatsError, TimeoutError) as error:
             self._ensured = False

@@ -20,7 +20,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -361,15 +360,3 @@ class EmbeddedServer:
 def store_log(options: ServerOptions) -> Path:
     """Where the server writes its log."""
     return options.store_dir / "nats-server.log"
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Distinct TCP ports that were free a moment ago (for cluster members, who must know each other's)."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((host, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
