@@ -32,7 +32,10 @@ async def stream_history(log: JetStreamLog) -> History:
 
 
 class StreamIndex(ScanIndex):
-    """A :class:`replay.log_index.LogIndex` by direct gets on one cluster's event and status streams."""
+    """A :class:`replay.log_index.LogIndex` by direct gets on one cluster's event and status streams.
+
+    Cancelled, its coroutines leave nothing behind.
+    """
 
     def __init__(self, log: JetStreamLog) -> None:
         super().__init__(log, f"stream {subjects.stream(log.cluster)}")

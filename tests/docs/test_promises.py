@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,27 +53,41 @@ def spoken(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return bool(names & {"command", "group", "get", "post", "websocket"})
 
 
-def ports(source: str) -> Iterator[str]:
-    """The methods of a module's protocols: they speak for implementations without a docstring."""
+Methods = frozenset[str]
+
+
+def methods(node: ast.ClassDef) -> Methods:
+    return frozenset(n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def ports(source: str) -> Iterator[Methods]:
+    """The methods of each of a module's protocols: they speak for implementations without a docstring."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
-            yield from (n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+            yield methods(node)
 
 
-def missing(
-    module: str, source: str, spoken_for: frozenset[str] = frozenset(), package: str = ""
-) -> Iterator[Promise]:
+def spoken_for_in(node: ast.ClassDef, known: Collection[Methods]) -> Methods:
+    """What the ports say that the class implements: those of which it has at least half of the methods."""
+    own = methods(node)
+    return frozenset().union(*(port for port in known if 2 * len(port & own) >= len(port)))
+
+
+def missing(module: str, source: str, known: Collection[Methods] = (), package: str = "") -> Iterator[Promise]:
     """What the docstrings of the public functions of a module do not say; ``package``: its ``__init__``."""
 
-    def visit(body: list[ast.stmt], path: tuple[str, ...], of_class: str = "") -> Iterator[Promise]:
+    def visit(
+        body: list[ast.stmt], path: tuple[str, ...], of_class: str = "", spoken_for: Methods = frozenset()
+    ) -> Iterator[Promise]:
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                yield from visit(node.body, (*path, node.name), of_class + (ast.get_docstring(node) or ""))
+                around = of_class + (ast.get_docstring(node) or "")
+                yield from visit(node.body, (*path, node.name), around, spoken_for_in(node, known))
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if node.name.startswith("_") or spoken(node):
                     continue
                 said = ast.get_docstring(node) or ""
-                if not said and path and node.name in spoken_for:
+                if not said and node.name in spoken_for:
                     continue
                 name = ".".join((*path, node.name))
                 if raised(node) and not re.search(r"\b[Rr]aise", said):
@@ -91,11 +105,11 @@ def unsaid() -> list[str]:
     texts = {
         str(path.relative_to(ROOT)): path.read_text() for top in OURS for path in (ROOT / top).rglob("*.py")
     }
-    spoken_for = frozenset(name for text in texts.values() for name in ports(text))
+    known = [port for text in texts.values() for port in ports(text)]
     return sorted(
         str(one)
         for module, text in texts.items()
-        for one in missing(module, text, spoken_for, texts.get(str(Path(module).with_name("__init__.py")), ""))
+        for one in missing(module, text, known, texts.get(str(Path(module).with_name("__init__.py")), ""))
     )
 
 
@@ -106,10 +120,13 @@ def test_docstrings_say_what_is_raised_and_what_a_cancellation_leaves_behind() -
 
 def test_a_port_speaks_for_implementations_without_a_docstring() -> None:
     port = "class Port(Protocol):\n    async def f(self): ...\n    def _g(self): ...\n"
-    assert set(ports(port)) == {"f", "_g"}
+    assert list(ports(port)) == [{"f", "_g"}]
+    known = list(ports(port))
     implementation = "class C:\n    async def f(self):\n        raise OSError\n"
-    assert list(missing("m", implementation, frozenset({"f"}))) == []
-    assert [p.what for p in missing("m", "async def f():\n    pass\n", frozenset({"f"}))] == ["cancellation"]
+    assert list(missing("m", implementation, known)) == []
+    assert [p.what for p in missing("m", "async def f():\n    pass\n", known)] == ["cancellation"]
+    other = [frozenset({"f", "g", "h"})]  # a class that happens to have one method of that name is no such port
+    assert [p.what for p in missing("m", implementation, other)] == ["raises", "cancellation"]
 
 
 def test_a_package_speaks_for_its_modules() -> None:

@@ -55,6 +55,7 @@ class Machine:
         return await run(self.inside(*arguments), stdin=stdin)
 
     async def close(self) -> None:
+        """End it, and the programs on it. Cancelled, it is killed, and may not have ended."""
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
