@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ OURS = ("events", "controlplane", "nodeagent", "replay", "deploy")
 PACKAGES = sorted(path.parent for top in OURS for path in (ROOT / top).rglob("__init__.py"))
 
 
+@cache
 def imported(file: Path) -> set[str]:
     """Every dotted name that a module imports, also where it only needs it for its annotations."""
     found: set[str] = set()

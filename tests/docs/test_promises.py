@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ def spoken(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 Methods = frozenset[str]
+parsed = cache(ast.parse)
 
 
 def methods(node: ast.ClassDef) -> Methods:
@@ -62,7 +64,7 @@ def methods(node: ast.ClassDef) -> Methods:
 
 def ports(source: str) -> Iterator[Methods]:
     """The methods of each of a module's protocols: they speak for implementations without a docstring."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)) if "Protocol" in source else ():
         if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
             yield methods(node)
 
@@ -95,8 +97,8 @@ def missing(module: str, source: str, known: Collection[Methods] = (), package: 
                 if isinstance(node, ast.AsyncFunctionDef) and not re.search(r"\b[Cc]ancel", said + of_class):
                     yield Promise(module, name, "cancellation")
 
-    tree = ast.parse(source)
-    around = [ast.get_docstring(tree) or "", ast.get_docstring(ast.parse(package)) or ""]
+    tree = parsed(source)
+    around = [ast.get_docstring(tree) or "", ast.get_docstring(parsed(package)) or ""]
     yield from visit(tree.body, (), " ".join(re.findall(r"\bCancelled, .*", "\n".join(around))))
 
 
