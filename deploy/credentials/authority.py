@@ -16,7 +16,6 @@ enrol      make join tokens for existing nodes' accounts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +51,26 @@ CORE_KEYS: dict[Role, str] = {
 _TAGS = (f"{API_TAG}{layout.API_PREFIX}",)
 
 
-def _seconds() -> int:
-    return int(time.time())
-
-
 def node_user(account: str, cluster: str, name: str) -> dict[str, Any]:
     """The claims of a node's user: it says where to renew itself; what it may do, its signing key says."""
     return claims.scoped_user(account, [*_TAGS, f"{RENEW_TAG}{subjects.renew(cluster, name)}"])
 
 
 class Authority:
-    """The authority kept in one folder. ``now`` gives Unix seconds."""
+    """The authority kept in one folder."""
 
-    def __init__(self, store: Store, book: AuthorityKeys, *, now: Callable[[], int] = _seconds) -> None:
+    def __init__(self, store: Store, book: AuthorityKeys) -> None:
         self.store = store
         self.book = book
-        self.now = now
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(time.time())
 
     # --- beginning ---------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, *, name: str = "isthmus", now: Callable[[], int] = _seconds) -> Authority:
+    def create(cls, path: Path, *, name: str = "isthmus") -> Authority:
         """Make keys and the core's accounts in an empty folder.
 
         Raises Refused(credentials_exist) when the folder holds an authority already.
@@ -94,16 +92,16 @@ class Authority:
             for key, pair in pairs.items():
                 store.write_key(key, pair)
             book = AuthorityKeys(name=name, keys={key: pair.public for key, pair in pairs.items()})
-            authority = cls(store, book, now=now)
+            authority = cls(store, book)
             authority.write_core()
             store.save(book)
         return authority
 
     @classmethod
-    def open(cls, path: Path, *, now: Callable[[], int] = _seconds) -> Authority:
+    def open(cls, path: Path) -> Authority:
         """Raises Refused(credentials_missing or credentials_invalid)."""
         store = Store(path)
-        return cls(store, store.load(), now=now)
+        return cls(store, store.load())
 
     def write_core(self) -> None:
         """(Re)write the operator's and the core accounts' JWTs."""
@@ -279,15 +277,15 @@ class Authority:
 
     # --- taking back -------------------------------------------------------------------------------
 
-    def retire(self, principal: Principal, *, keep: int = 1) -> list[str]:
-        """Revoke all but the newest ``keep`` credentials of a principal; return the revoked public keys.
+    def retire(self, principal: Principal) -> list[str]:
+        """Revoke all but the newest credentials of a principal; return the revoked public keys.
 
         Of a tenant, also those that the issuer made and this folder has no record of.
         """
         with self.store.locked():
             found = self.find(principal.role, principal.cluster, principal.name)
-            old = [user.public for user in found.users[: max(0, len(found.users) - keep)]]
-            found.users = found.users[len(old) :]
+            old = [user.public for user in found.users[:-1]]
+            found.users = found.users[-1:]
             found.revocations |= dict.fromkeys(old, self.now())
             if found.account and found.users:
                 found.revocations[claims.EVERYBODY] = found.users[0].issued - 1

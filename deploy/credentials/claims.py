@@ -111,16 +111,10 @@ def tenant(
     )
 
 
-def user(permissions: Permissions | None, limits: Limits | None = None) -> dict[str, Any]:
+def user(permissions: Permissions | None) -> dict[str, Any]:
     """The claims of a user signed by an account's own key; None permits the whole account."""
-    bounds = limits or Limits()
-    return {
-        "type": "user",
-        **(permitted(permissions) if permissions else {"pub": {}, "sub": {}}),
-        "subs": bounds.subscriptions,
-        "data": -1,
-        "payload": bounds.payload_bytes,
-    }
+    claims = permitted(permissions) if permissions else {"pub": {}, "sub": {}}
+    return {"type": "user", **claims, "subs": -1, "data": -1, "payload": -1}
 
 
 def scoped_user(account_key: str, tags: Iterable[str]) -> dict[str, Any]:

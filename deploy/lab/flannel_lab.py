@@ -21,7 +21,7 @@ from deploy.lab.commands import ISTHMUS
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.daemons import Daemon
 from deploy.lab.machines.flannel import DEVICE, FlannelNode, kubernetes_list
-from deploy.lab.machines.machine import BRIDGE_MAC, start_machine
+from deploy.lab.machines.machine import BRIDGE_MAC, ip_batch, link_lines, start_machine
 from deploy.lab.machines.pods import Pod, start_pod
 from deploy.lab.machines.shell import run
 from deploy.lab.reports.report import Report
@@ -123,26 +123,11 @@ class FlannelLab:
 
     async def _machine(self, name: str, address: str) -> Machine:
         machine = await start_machine(name)
-        await run(
-            [
-                "ip",
-                "link",
-                "add",
-                f"u-{name}",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                str(machine.pid),
-            ]
-        )
-        await run(["ip", "link", "set", f"u-{name}", "master", SWITCH, "up"])
+        await ip_batch([], link_lines(f"u-{name}", SWITCH, "eth0", machine))
         lines = [f"addr add {address}/24 dev eth0", "link set eth0 up"]
         if address != CONTROLLER:
             lines.append(f"route add default via {CONTROLLER}")
-        await machine.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+        await ip_batch(machine.inside(), lines)
         return machine
 
     async def _install(self, place: FlannelMachine, everybody: Sequence[FlannelNode]) -> None:
@@ -196,19 +181,8 @@ class FlannelLab:
         nodes.write_text(kubernetes_list([place.old for place in self.places]))
         env = self._directory / "subnet.env"
         env.write_text(self.places[0].old.subnet_env())
-        said = await self._operate(
-            *(
-                ISTHMUS,
-                "adopt",
-                "plan",
-                "--nodes",
-                str(nodes),
-                "--subnet-env",
-                str(env),
-                "--to",
-                str(self._plan),
-            )
-        )
+        files = ("--nodes", str(nodes), "--subnet-env", str(env), "--to", str(self._plan))
+        said = await self._operate(ISTHMUS, "adopt", "plan", *files)
         return "\n".join(said.strip().splitlines()[-4:-1])
 
     def _over(self) -> int:

@@ -57,7 +57,3 @@ class Findings:
         """Take note of several."""
         for finding in findings:
             self.add(finding)
-
-    def by_check(self, check: str) -> int:
-        """How many errors one check kept."""
-        return sum(1 for finding in self.kept if finding.check == check and finding.level == "error")

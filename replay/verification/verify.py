@@ -179,7 +179,7 @@ def _checks(findings: Findings, chain: ChainState, folding: Folding, archive: Ar
             title=title,
             looked_at=looked_at,
             unit=unit,
-            errors=findings.by_check(name),
+            errors=sum(found.check == name and found.level == "error" for found in findings.kept),
             done=done,
             detail=detail,
         )

@@ -230,11 +230,6 @@ class Leadership:
                     return
 
 
-def handover_subject(cluster: str) -> str:
-    """Where a leader that is about to stop asks for a successor."""
-    return f"isthmus.{cluster}.controllers.handover"
-
-
 class LeadershipTransfer:
     """Both sides of a planned change of the leader, over plain requests on the bus."""
 
@@ -242,7 +237,7 @@ class LeadershipTransfer:
         self, client: Client, cluster: str, leadership: Leadership, duties: LeaderDuties, *, name: str
     ) -> None:
         self._nats = client
-        self._subject = handover_subject(cluster)
+        self._subject = f"isthmus.{cluster}.controllers.handover"
         self._leadership = leadership
         self._duties = duties
         self._name = name

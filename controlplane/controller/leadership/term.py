@@ -24,23 +24,19 @@ def running_s() -> float:
 class Term:
     """Valid until ``until_s`` by ``clock``, unless extended or ended before. Each is another one."""
 
-    __slots__ = ("_clock", "_ended", "_until_s", "number")
+    __slots__ = ("_clock", "_until_s", "ended", "number")
 
     def __init__(self, until_s: float, *, clock: Callable[[], float] = running_s) -> None:
         self.number = next(_numbers)
         self._until_s = until_s
         self._clock = clock
-        self._ended = False
+        self.ended = False
+        """Whether it is over for good."""
 
     @property
     def valid(self) -> bool:
         """Whether this controller leads, as far as it can know by itself."""
-        return not self._ended and self._clock() < self._until_s
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is over for good."""
-        return self._ended
+        return not self.ended and self._clock() < self._until_s
 
     def extend(self, until_s: float) -> None:
         """The lease was renewed, asked for before ``until_s`` minus its lifetime."""
@@ -48,7 +44,7 @@ class Term:
 
     def end(self) -> None:
         """It is over, whatever the clock says. Idempotent."""
-        self._ended = True
+        self.ended = True
 
 
 def unlimited() -> Term:

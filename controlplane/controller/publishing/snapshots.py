@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 
@@ -19,7 +18,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.replication.replica import Replica
 from events.chain import Head
 from events.errors import IsthmusError
-from events.jetstream.snapshots import Manifest, Snapshot, SnapshotMember, SnapshotRange
+from events.jetstream.snapshots import Snapshot, SnapshotBucket, SnapshotMember, SnapshotRange
 from events.protocol.clb import Traffic
 
 log = logging.getLogger("isthmus.controller")
@@ -35,21 +34,6 @@ class SnapshotSchedule(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 1000
     quiet_s: float = 30.0
     least_s: float = 5.0
-
-
-class Bucket(Protocol):
-    """Where snapshots go; :class:`events.jetstream.snapshots.SnapshotBucket` is one."""
-
-    async def ensure(self, *, replicas: int | None = None) -> None:
-        """Make the stream when missing. Cancelled, it may have been made."""
-        ...
-
-    async def publish(self, snapshot: Snapshot) -> Manifest:
-        """Store a snapshot and make it the latest.
-
-        Cancelled, it is the latest or it is not: never half of it.
-        """
-        ...
 
 
 def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
@@ -85,7 +69,7 @@ class SnapshotPublisher:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: SnapshotBucket,
         replica: Replica,
         *,
         active: Callable[[], bool],

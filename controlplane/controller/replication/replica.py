@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import NamedTuple, cast
@@ -97,8 +97,8 @@ class Replica:
         """Whether the fold has met the end of the log at least once."""
         return self._live.is_set()
 
-    async def follow(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Fold the log for ever. ``on_progress(sequence, pending)`` is called after each batch.
+    async def follow(self) -> None:
+        """Fold the log for ever.
 
         Raises VerificationFailed: ``chain_broken``, ``sequence_gap``, ``event_unknown``,
         ``event_malformed``, ``invariant_violated``; :attr:`halted` then says the same until following
@@ -107,7 +107,7 @@ class Replica:
         try:
             while True:
                 try:
-                    await self._read_on(on_progress)
+                    await self._read_on()
                     await self._rest()
                 except VerificationFailed as error:
                     if self._read.sequence > self.head.sequence:
@@ -119,7 +119,7 @@ class Replica:
             self._fail_waiters(error)
             raise
 
-    async def _read_on(self, on_progress: Callable[[int, int], None] | None) -> None:
+    async def _read_on(self) -> None:
         """Read and fold, for ever, or until this controller may rest."""
         reader = cast("AsyncGenerator[ReadBatch, None]", self._log.read(after=self._read.sequence, follow=True))
         async with aclosing(reader) as batches:  # leaving it releases what it holds on the bus
@@ -128,8 +128,6 @@ class Replica:
                 if batch.pending == 0:
                     self._live.set()
                     self._wake()
-                if on_progress is not None:
-                    on_progress(self._read.sequence, batch.pending)
                 if self._alone and self.live and self._read.sequence == self.head.sequence:
                     return
 

@@ -105,10 +105,10 @@ class Fabric:
             lines += [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"]
         lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
         for site in sites:
-            lines += _link(f"r-{site.name}", site.bridge, site.name, router)
-        lines += _link("m-controller", "br-mgmt", "mgmt0", controller)
-        await _ip_batch([], lines)
-        await _ip_batch(
+            lines += link_lines(f"r-{site.name}", site.bridge, site.name, router)
+        lines += link_lines("m-controller", "br-mgmt", "mgmt0", controller)
+        await ip_batch([], lines)
+        await ip_batch(
             router.inside(),
             [
                 line
@@ -120,7 +120,7 @@ class Fabric:
             ],
         )
         await router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        await _ip_batch(
+        await ip_batch(
             controller.inside(), [f"addr add {self.topology.controller}/24 dev mgmt0", "link set mgmt0 up"]
         )
 
@@ -128,14 +128,14 @@ class Fabric:
         """Makes the node's machine and connects it to its site and to the management network."""
         machine = await start_machine(node.name)
         self.machines[node.name] = machine
-        await _ip_batch(
+        await ip_batch(
             [],
             [
-                *_link(f"u-{node.name}", node.site.bridge, "eth0", machine),
-                *_link(f"m-{node.name}", "br-mgmt", "mgmt0", machine),
+                *link_lines(f"u-{node.name}", node.site.bridge, "eth0", machine),
+                *link_lines(f"m-{node.name}", "br-mgmt", "mgmt0", machine),
             ],
         )
-        await _ip_batch(
+        await ip_batch(
             machine.inside(),
             [
                 f"addr add {node.underlay}/{node.site.subnet.prefixlen} dev eth0",
@@ -155,13 +155,13 @@ class Fabric:
         """Makes a machine on the management network; with ``site`` also one in that site, at ``inside``."""
         machine = await start_machine(name)
         self.machines[name] = machine
-        links = _link(f"m-{name}", "br-mgmt", "mgmt0", machine)
+        links = link_lines(f"m-{name}", "br-mgmt", "mgmt0", machine)
         lines = [f"addr add {management}/24 dev mgmt0", "link set mgmt0 up"]
         if site is not None:
-            links += _link(f"u-{name}", site.bridge, "eth0", machine)
+            links += link_lines(f"u-{name}", site.bridge, "eth0", machine)
             lines += [f"addr add {inside}/{site.subnet.prefixlen} dev eth0", "link set eth0 up"]
-        await _ip_batch([], links)
-        await _ip_batch(machine.inside(), lines)
+        await ip_batch([], links)
+        await ip_batch(machine.inside(), lines)
         return machine
 
     async def close(self) -> None:
@@ -169,12 +169,14 @@ class Fabric:
         self.machines.clear()
 
 
-def _link(switch_end: str, bridge: str, far_end: str, machine: Machine) -> list[str]:
+def link_lines(switch_end: str, bridge: str, far_end: str, machine: Machine) -> list[str]:
+    """Lines of ``ip -batch`` that plug a machine into a switch."""
     return [
         f"link add {switch_end} type veth peer name {far_end} netns {machine.pid}",
         f"link set {switch_end} master {bridge} up",
     ]
 
 
-async def _ip_batch(prefix: Sequence[str], lines: Iterable[str]) -> None:
+async def ip_batch(prefix: Sequence[str], lines: Iterable[str]) -> None:
+    """Run lines of ``ip -batch``; ``prefix`` leads to the machine. Cancelled, some may have been done."""
     await run([*prefix, "ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
