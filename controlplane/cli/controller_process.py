@@ -16,7 +16,7 @@ from typing import NamedTuple
 from controlplane.console.address import CONSOLE
 from controlplane.console.inspector import Inspector
 from controlplane.controller.controller import Controller, ControllerOptions, Queries
-from controlplane.controller.observability.live import live_numbers
+from controlplane.controller.observability.live import LiveNumbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.observability.trace_query import TraceAnswers, TraceQuery, TracesQuery
 from events.errors import Unavailable, Usage
@@ -79,11 +79,13 @@ async def controller_process(
             mesh=controller.mesh_answers,
             leading=lambda: controller.leadership.leading,
         )
-        live = live_numbers(
+        live = LiveNumbers(
             controller.replica,
             controller.projector,
             controller.liveness,
-            observability,
+            observability.spans,
+            observability.history,
+            observability.convergence,
             leading=lambda: controller.leadership.leading,
             waiting=lambda: controller.committer.statistics()["waiting"],
             site_paths=controller.mesh_answers.sites,

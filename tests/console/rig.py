@@ -24,7 +24,7 @@ from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.ticker import Ticker
 from controlplane.controller.mesh.answers import MeshAnswers
 from controlplane.controller.mesh.collector import Collector
-from controlplane.controller.observability.live import live_numbers
+from controlplane.controller.observability.live import LiveNumbers
 from controlplane.controller.observability.setup import Observability
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.requests import Request
@@ -298,11 +298,13 @@ async def running(
             leading=lambda: True,
         )
         feed = LiveFeed(source)
-        live = live_numbers(
+        live = LiveNumbers(
             replica,
             projector,
             liveness,
-            observability,
+            observability.spans,
+            observability.history,
+            observability.convergence,
             leading=lambda: True,
             waiting=lambda: committer.statistics()["waiting"],
         )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from controlplane.cluster.decisions.time import watermark
+from controlplane.controller.agents.agent_history.store import HistoryStore
+from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.answers import conditions_now
-from controlplane.controller.observability.metrics import LiveNumbers
+from controlplane.controller.observability.span_store import SpanStore
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
 from events.protocol.mesh import SitePath
+from events.protocol.queries import Condition
 from events.telemetry.role import our_version
-
-if TYPE_CHECKING:
-    from controlplane.controller.observability.setup import Observability
 
 
 def not_working_reason(replica: Replica, projector: Projector) -> str:
@@ -29,42 +29,47 @@ def not_working_reason(replica: Replica, projector: Projector) -> str:
     return "" if replica.live else "the log has not been read to its end yet"
 
 
-def live_numbers(
-    replica: Replica,
-    projector: Projector,
-    liveness: Liveness,
-    observability: Observability,
-    *,
-    leading: Callable[[], bool],
-    waiting: Callable[[], int],
-    site_paths: Callable[[], Sequence[SitePath]] = tuple,
-    credentials: str = "",
-) -> LiveNumbers:
-    """What a scrape reads; nothing is computed before."""
-    return LiveNumbers(
-        state=lambda: replica.state,
-        head=lambda: replica.state.sequence,
-        projected=lambda: projector.sequence,
-        leading=leading,
-        agents=lambda: agents_by_state(replica.state, LiveReports(liveness, datetime.now(UTC))),
-        watermark=lambda: watermark(replica.state, liveness.applied, absent=liveness.absent) or 0,
-        chain_verified=lambda: replica.head.sequence,
-        healthy=lambda: not not_working_reason(replica, projector),
-        waiting=waiting,
-        site_paths=site_paths,
-        spans=lambda: observability.spans.count,
-        reports=lambda: observability.history.count,
-        latest=observability.convergence.newest,
-        conditions=lambda: (
-            *conditions_now(replica.state, liveness),
-            *liveness.conditions(),
-            *observability.conditions(),
-        ),
-        other_release=lambda: sum(
+@dataclass(eq=False)
+class LiveNumbers:
+    """What a scrape reads, when it comes; nothing is computed before.
+
+    ``waiting`` counts the commands in the queue, ``site_paths`` is what the agents measure between sites, and
+    ``credentials`` the file that the controller shows to the bus.
+    """
+
+    replica: Replica
+    projector: Projector
+    liveness: Liveness
+    spans: SpanStore
+    history: HistoryStore
+    convergence: ConvergenceTracker
+    leading: Callable[[], bool]
+    waiting: Callable[[], int]
+    site_paths: Callable[[], Sequence[SitePath]] = tuple
+    credentials: str = ""
+
+    def head(self) -> int:
+        """The log's last known sequence."""
+        return self.replica.state.sequence
+
+    def agents(self) -> dict[str, int]:
+        """Agents by reported state."""
+        return agents_by_state(self.replica.state, LiveReports(self.liveness, datetime.now(UTC)))
+
+    def watermark(self) -> int:
+        """The lowest sequence that a member's agent has applied: the head without members."""
+        return watermark(self.replica.state, self.liveness.applied, absent=self.liveness.absent) or 0
+
+    def conditions(self) -> Iterator[Condition]:
+        """Everything that a person should know."""
+        yield from conditions_now(self.replica.state, self.liveness)
+        yield from self.liveness.conditions()
+        yield from (*self.spans.file.conditions(), *self.history.file.conditions())
+
+    def other_release(self) -> int:
+        """Agents of members of another release than this controller."""
+        return sum(
             status.agent_version not in {"", our_version()}
-            for uid, status in liveness.statuses.items()
-            if uid in replica.state.by_uid
-        ),
-        credentials=credentials,
-        subscribers=lambda: replica.changes.statistics()["subscribers"],
-    )
+            for uid, status in self.liveness.statuses.items()
+            if uid in self.replica.state.by_uid
+        )

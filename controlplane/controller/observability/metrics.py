@@ -11,7 +11,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
@@ -21,6 +20,7 @@ from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
 from controlplane.controller.hooks import Observer
+from controlplane.controller.observability.live import LiveNumbers, not_working_reason
 from controlplane.controller.requests import Request
 from events.bus.access.creds import ends_at
 from events.codec import Recorded
@@ -36,37 +36,6 @@ ALARMS = ("log", "projection", "parked", "disk")
 
 STATES = ("starting", "ready", "degraded", "stopping", "silent", "unreachable", "unreported", "unknown")
 COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
-
-
-class LiveNumbers(NamedTuple):
-    """The live numbers that a scrape reads; each is called then and returns at once.
-
-    ``head`` is the log's last known sequence, ``projected`` the read model's checkpoint, ``watermark``
-    the lowest sequence that a member's agent has applied (the head without members). ``agents`` counts
-    agents by reported state. ``chain_verified`` is the sequence up to which the hash chain was checked;
-    ``healthy`` is false after an alarm. ``spans`` and ``reports`` count what the built-in stores keep.
-    ``latest`` is the way of the latest transaction that an agent has confirmed. ``other_release`` counts
-    agents of another release than this controller; ``credentials`` is the file it shows to the bus.
-    ``site_paths`` is what the agents measure between sites.
-    """
-
-    state: Callable[[], ClusterState]
-    head: Callable[[], int]
-    projected: Callable[[], int]
-    leading: Callable[[], bool]
-    agents: Callable[[], dict[str, int]]
-    watermark: Callable[[], int]
-    chain_verified: Callable[[], int]
-    healthy: Callable[[], bool]
-    waiting: Callable[[], int]
-    spans: Callable[[], int] = lambda: 0
-    subscribers: Callable[[], int] = lambda: 0
-    reports: Callable[[], int] = lambda: 0
-    latest: Callable[[], Convergence | None] = lambda: None
-    conditions: Callable[[], Iterable[Condition]] = tuple
-    other_release: Callable[[], int] = lambda: 0
-    credentials: str = ""
-    site_paths: Callable[[], Iterable[SitePath]] = tuple
 
 
 SITE_PAIRS_MAX = 400
@@ -211,7 +180,9 @@ class ControllerMetrics(Observer):
 
     def bind(self, live: LiveNumbers) -> None:
         """Start to read the live numbers at each scrape. Call once."""
-        state = live.state
+
+        def state() -> ClusterState:
+            return live.replica.state
 
         def gauge(
             name: str, description: str, read: Callable[[], Iterable[Observation]], unit: str = ""
@@ -236,15 +207,23 @@ class ControllerMetrics(Observer):
         )
         one("isthmus.clb.reservations", "CLB reservations.", lambda: len(state().clb))
         one("isthmus.log.sequence", "Last known sequence of the log.", live.head)
-        one("isthmus.projection.sequence", "The read model's checkpoint.", live.projected)
+        one("isthmus.projection.sequence", "The read model's checkpoint.", lambda: live.projector.sequence)
         one(
             "isthmus.projection.lag",
             "Events that the read model is behind.",
-            lambda: max(0, live.head() - live.projected()),
+            lambda: max(0, live.head() - live.projector.sequence),
         )
         one("isthmus.leader", "1 when this controller leads.", lambda: int(live.leading()))
-        one("isthmus.healthy", "0 after an alarm that needs a person.", lambda: int(live.healthy()))
-        one("isthmus.chain.verified", "Sequence up to which the hash chain was checked.", live.chain_verified)
+        one(
+            "isthmus.healthy",
+            "0 after an alarm that needs a person.",
+            lambda: int(not not_working_reason(live.replica, live.projector)),
+        )
+        one(
+            "isthmus.chain.verified",
+            "Sequence up to which the hash chain was checked.",
+            lambda: live.replica.head.sequence,
+        )
         one(
             "isthmus.watermark",
             "Lowest sequence that a member's agent has applied: 0 while one was never heard.",
@@ -256,15 +235,19 @@ class ControllerMetrics(Observer):
             lambda: max(0, live.head() - live.watermark()),
         )
         one("isthmus.commands.waiting", "Commands in the queue.", live.waiting)
-        one("isthmus.spans.kept", "Spans in the built-in store.", live.spans)
-        one("isthmus.reports.kept", "Changes of agents in the record of the past.", live.reports)
+        one("isthmus.spans.kept", "Spans in the built-in store.", lambda: live.spans.count)
+        one("isthmus.reports.kept", "Changes of agents in the record of the past.", lambda: live.history.count)
         gauge(
             "isthmus.convergence.latest",
             "The latest transaction: until the first, the median, the 99th of 100 and the last agent had it.",
-            lambda: latest_convergence(live.latest()),
+            lambda: latest_convergence(live.convergence.newest()),
             "s",
         )
-        one("isthmus.changes.subscribers", "Readers of the stored events in this process.", live.subscribers)
+        one(
+            "isthmus.changes.subscribers",
+            "Readers of the stored events in this process.",
+            lambda: live.replica.changes.statistics()["subscribers"],
+        )
         gauge(
             "isthmus.agents",
             "Members by their agent's state: as reported; silent or unreachable; unknown when never heard.",

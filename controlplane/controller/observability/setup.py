@@ -30,7 +30,8 @@ from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import ConvergenceRecord
 from controlplane.controller.hooks import Observer, TraceContext
-from controlplane.controller.observability.metrics import ControllerMetrics, LiveNumbers
+from controlplane.controller.observability.live import LiveNumbers
+from controlplane.controller.observability.metrics import ControllerMetrics
 from controlplane.controller.observability.span_intake import SpanIntake
 from controlplane.controller.observability.span_store import SPANS_MAX, SpanStore
 from controlplane.controller.observability.tracing import TracingObserver
@@ -164,7 +165,7 @@ class Observability:
 
         def on_report(status: AgentStatus, _age_s: float) -> None:
             # An agent whose node was taken out goes on reporting; nothing waits for it.
-            if status.uid in live.state().by_uid:
+            if status.uid in live.replica.state.by_uid:
                 self.convergence.reported(status.node, status.applied, time.monotonic())
             self.recorder.reported(status)
 
