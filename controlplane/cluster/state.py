@@ -398,7 +398,7 @@ FURTHER: dict[str, MemberMap] = {
         of_member=False,
         key=lambda event: (event.scope, event.a, event.b),
     ),
-    "entries": Further(EntryAdded, list[tuple[str, Entry]], Entry.of, of_member=False),
+    "entries": MemberMap(EntryAdded, list[tuple[str, Entry]], Entry.of, of_member=False),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

@@ -281,7 +281,7 @@ class View:
             self.own = None
         return tuple(changes)
 
-    def _leave_out(self, what: str, why: str) -> tuple[Change, ...]:
+    def _leave_out(self, what: str, why: str) -> tuple[PeerChange, ...]:
         if len(self._nonsense) < UNSOUND_LIMIT:
             self._nonsense[what] = why
         return NO_CHANGES

@@ -220,7 +220,7 @@ def test_a_measurement_that_an_earlier_process_broke_off_is_listed_only_while_so
     # As in a process that has started since: nothing measured by itself yet, this read from the record.
     rig.source.observability.convergence._transactions.clear()
     rig.source.observability.convergence._lasts.clear()
-    rig.source._observability.recalled = [broken, whole]
+    rig.source.observability.recalled = [broken, whole]
 
     def summaries() -> list[str]:
         return [one["summary"] for one in get(started, "/api/v1/convergence").json()]

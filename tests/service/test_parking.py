@@ -177,7 +177,7 @@ async def test_without_the_policy_nothing_is_parked(bus: BusOptions, tmp_path: P
         sound = (await operator.send(join(1))).sequence
         await write(bus, damaged)
         await until(lambda: running.replica.halted is not None, within_s=30)
-        await running.leadership._lease.renew()
+        await running.leadership.lease.renew()
         assert await parked_in(running.log) == frozenset()
         assert (await running.log.head()).sequence == sound + 1
 
