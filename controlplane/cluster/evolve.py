@@ -132,13 +132,16 @@ def _underlay_changed(state: ClusterState, sequence: int, event: types.NodeUnder
     old = state.nodes[event.node]
     del state.by_address[old.announced]  # which fails before anything is written
     state.by_address[event.announced] = event.node
+    if event.vtep_mac:
+        del state.by_mac[old.vtep_mac]
+        state.by_mac[event.vtep_mac] = event.node
     state.nodes[event.node] = Node(
         old.name,
         old.uid,
         old.kind,
         event.underlay,
         event.announced,
-        old.vtep_mac,
+        event.vtep_mac or old.vtep_mac,
         old.site,
         old.joined,
         sequence,

@@ -32,7 +32,8 @@ def sentence(event: types.Event) -> str:
             where = f" at {event.site}" if event.site else ""
             return f"{event.node} joined{where} as {event.kind} node, reached at {event.announced}"
         case types.NodeUnderlayChanged():
-            return f"{event.node} is now reached at {event.announced}"
+            mac = f", VTEP {event.vtep_mac}" if event.vtep_mac else ""
+            return f"{event.node} is now reached at {event.announced}{mac}"
         case types.NodeLeft():
             return f"{event.node} left{_because(event.reason)}"
         case types.NodeUnreachable():

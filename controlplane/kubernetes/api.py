@@ -77,6 +77,10 @@ class KubernetesApi(Protocol):
         """Changes behind ``version``, until the server ends the watch. Raises WatchExpiredError."""
         ...
 
+    async def read(self, path: str) -> dict[str, Any] | None:
+        """Any object, whole; None when there is none. Cancelled, it leaves nothing behind."""
+        ...
+
     async def patch_node(self, name: str, patch: Mapping[str, Any], *, status: bool = False) -> Node | None:
         """Patch a Node (its ``status`` by strategic merge). None: it is gone, or another one by now.
 

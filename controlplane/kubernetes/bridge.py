@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from controlplane.kubernetes import objects, pods
 from controlplane.kubernetes.api import Change, KubernetesApi, WatchExpiredError
-from controlplane.kubernetes.desired import Member, Wanted, same_machine, wanted
+from controlplane.kubernetes.desired import Member, Wanted, left_to_flannel, same_machine, wanted
 from controlplane.kubernetes.objects import Node
+from controlplane.kubernetes.port import Members
 from events.bus.retry import backoff_s, happened, jittered_s
 from events.errors import IsthmusError, Refused, Unavailable
 from events.ids import new_id
@@ -29,55 +30,14 @@ WRITERS = 8
 RESYNC_S = 300.0
 """Everything is looked at anew this often (jittered), whatever was noticed."""
 PAUSE_FIRST_S, PAUSE_LONGEST_S = 0.5, 30.0
+REMOVE_S = 10.0
+"""For how long the Node of a member on flannel has been deleted before it goes: kubelets register anew."""
 LOOK_S = 0.5
 """How often the agents' reports are looked at for a change."""
 BINDINGS = 500
 """Nodes whose binding is recorded at a time: one atomic batch."""
 WARNINGS_LIMIT = 20_000
 """Nodes whose last warning is remembered, so that it is not repeated."""
-
-
-class Members(Protocol):
-    """What the bridge needs of the controller."""
-
-    @property
-    def leading(self) -> bool:
-        """Whether this controller leads; only then is anything written."""
-        ...
-
-    def member(self, name: str) -> Member | None:
-        """The member of this name, as the log and the reports have it now."""
-        ...
-
-    def refusal(self, name: str) -> str:
-        """Why the node of this name has no range, as recorded; empty when nothing is."""
-        ...
-
-    def owner(self, cidr: str) -> str:
-        """The name of the member whose range this is; empty when it is nobody's."""
-        ...
-
-    async def fence(self, name: str, reason: str) -> None:
-        """Fence the member by a decision in the log that names it. Raises IsthmusError.
-
-        Cancelled, the decision may be in the log all the same.
-        """
-        ...
-
-    def bound(self) -> Mapping[str, str]:
-        """Name of a member → UID of the Kubernetes Node that it is, as the log has it."""
-        ...
-
-    async def bind(self, nodes: Sequence[tuple[str, str, str]]) -> None:
-        """Record which members are which Nodes: (name, member's uid, Node's UID). Raises IsthmusError.
-
-        Cancelled, it may be recorded all the same.
-        """
-        ...
-
-    def moved(self) -> AsyncIterator[str]:
-        """For ever: names of members of which something changed. An empty name: anything may have."""
-        ...
 
 
 class Bridge:
@@ -128,8 +88,7 @@ class Bridge:
             tasks.create_task(self._follow_members(), name="members")
             tasks.create_task(self._resync(), name="resync")
             tasks.create_task(self._bind(), name="bindings")
-            if self._fence_deleted_s > 0:
-                tasks.create_task(self._fence_deleted(), name="deleted")
+            tasks.create_task(self._follow_deleted(), name="deleted")
             for number in range(WRITERS):
                 tasks.create_task(self._write(), name=f"writer {number}")
 
@@ -177,7 +136,7 @@ class Bridge:
         if change.deleted:
             self._gone(node.name, node.metadata.uid)
             self.nodes.pop(node.name, None)
-            for kind in ("node", "pods"):
+            for kind in ("node", "pods", "adoption"):
                 self._warned.pop((node.name, kind), None)
             return
         self._deleted.pop(node.name, None)
@@ -237,12 +196,13 @@ class Bridge:
             if self._unbound:
                 self._binding.set()
 
-    async def _fence_deleted(self) -> None:
-        """Fence members of which Kubernetes says that they are gone, and which nobody hears either.
+    async def _follow_deleted(self) -> None:
+        """Act upon members of which Kubernetes says that they are gone.
 
-        Otherwise the range of a dead machine, and all that are released after it, wait for a person. A node
-        that reports is never touched, whatever became of its Node: a cloud deletes the Nodes of a site that
-        is cut off.
+        One that flannel has served so far goes as it goes for flannel. Of others, those that nobody hears
+        either are fenced where that was asked for: otherwise the range of a dead machine, and all that are
+        released after it, wait for a person. A node that reports is never touched, whatever became of its
+        Node: a cloud deletes the Nodes of a site that is cut off.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -250,19 +210,25 @@ class Bridge:
             if not self._members.leading:
                 continue
             for name, (uid, since) in list(self._deleted.items()):
-                member = self._members.member(name)
+                member, ago_s = self._members.member(name), loop.time() - since
                 if member is None or member.uid != uid:
                     self._deleted.pop(name, None)
-                elif member.agent == "silent" and loop.time() - since >= self._fence_deleted_s:
-                    try:
-                        await self._members.fence(
-                            name,
-                            f"its Node was deleted {loop.time() - since:.0f} s ago, and it is silent",
+                    continue
+                try:
+                    if member.elsewhere and member.agent == "never heard" and ago_s >= REMOVE_S:
+                        await self._members.take_out(
+                            name, f"its Node was deleted {ago_s:.0f} s ago, on flannel"
                         )
-                    except IsthmusError as error:
-                        log.warning("node %s is not fenced yet: %s [%s]", name, error.message, error.code)
+                    elif member.agent == "silent" and 0 < self._fence_deleted_s <= ago_s:
+                        await self._members.fence(
+                            name, f"its Node was deleted {ago_s:.0f} s ago, and it is silent"
+                        )
                     else:
-                        self._deleted.pop(name, None)
+                        continue
+                except IsthmusError as error:
+                    log.warning("node %s is still a member: %s [%s]", name, error.message, error.code)
+                else:
+                    self._deleted.pop(name, None)
 
     async def _follow_members(self) -> None:
         async for name in self._members.moved():
@@ -317,18 +283,40 @@ class Bridge:
         if node is None or node.metadata.deletion_timestamp:
             return
         member = self._members.member(name)
+        if self._members.adopting == "flannel" and left_to_flannel(node, member):
+            await self._adopt(node, member)
+            member = self._members.member(name)
         if member is not None and member.node_uid != node.metadata.uid and same_machine(node, member):
             self._unbound[name] = (member.uid, node.metadata.uid)
             self._binding.set()
         owner = self._members.owner(node.spec.pod_cidr) if node.spec.pod_cidr else ""
         want = wanted(
-            node, member, refusal=self._members.refusal(name), taken_by="" if owner == name else owner
-        )
+            node, member, refusal=self._members.refusal(name), taken_by="" if owner == name else owner,
+            adopting=bool(self._members.adopting),
+        )  # fmt: skip
         if want and await self._apply(node, member, want):
             self.written += 1
             if said := _said(want, member):
                 log.info("node %s: %s", name, said)
         await self._settle_pods(node, member)
+
+    async def _adopt(self, node: Node, member: Member | None) -> None:
+        """Follow what flannel has done: a node added, made anew with another range, or with another device.
+
+        Raises Unavailable, Refused: it is tried again, and its Node tells why it is not in the log.
+        """
+        whole = await self._api.read(f"/api/v1/nodes/{node.name}")
+        if whole is None or whole.get("metadata", {}).get("uid") != node.metadata.uid:
+            return
+        if member is not None and member.agent == "never heard" and member.cidr != node.spec.pod_cidr:
+            await self._members.take_out(node.name, f"flannel gave it {node.spec.pod_cidr} anew")
+        try:
+            await self._members.adopt(whole)
+        except Refused as error:
+            await self._warn(node, error.message, "IsthmusNotAdopted", kind="adoption", action="AdoptNode")
+            raise
+        await self._warn(node, "", "IsthmusNotAdopted", kind="adoption", action="AdoptNode")
+        log.info("node %s: followed flannel, podCIDR %s", node.name, node.spec.pod_cidr)
 
     async def _settle_pods(self, node: Node, member: Member | None) -> None:
         """Tell of pods that kept an address of an earlier range, and evict them if that was asked for.

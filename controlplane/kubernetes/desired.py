@@ -11,7 +11,9 @@ range, agent ready                      none or the range          podCIDR; Fals
 range, agent silent after being ready   the range                  nothing: the data path goes on
 range                                   another one                True, IsthmusRangeConflict, Event
 that of another machine                 any                        True, IsthmusRangeConflict, Event
-in adoption, agent never heard          any                        nothing: another network serves it
+in adoption, agent never heard or gone  any                        nothing: another network serves it
+none, in adoption, nothing refused      any                        nothing: it may be flannel's
+none, annotations of flannel, not ours  any                        nothing: flannel serves it
 ======================================  =========================  ======================================
 
 A recorded refusal (``uid_in_use``: the node was renamed) and a ``maxPods`` above the range's addresses become
@@ -27,7 +29,7 @@ from typing import Literal
 
 import msgspec
 
-from controlplane.kubernetes.objects import EPOCH, RANGE, STARTUP_TAINT, UID, Node, Reason
+from controlplane.kubernetes.objects import EPOCH, RANGE, STARTUP_TAINT, UID, Node, Reason, flannel_facts
 from events.machine_identity import machine_uid
 
 RESERVED = 3
@@ -54,7 +56,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     stray_ranges: tuple[str, ...] = ()
     stray_pods: tuple[str, ...] = ()
     elsewhere: bool = False
-    """Its pods are still served by the network that is being adopted: nothing is said about it here."""
+    """Its pods are served by the network that is being adopted: what that says of it is followed, and nothing
+    is said about it here."""
     flannel: tuple[tuple[str, str], ...] = ()
     """Flannel's annotations, by which nodes that are still on flannel find this one; empty: none is left."""
 
@@ -87,14 +90,18 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING = Wanted()
 
 
-def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: str = "") -> Wanted:
-    """What to write to ``node``.
+def wanted(
+    node: Node, member: Member | None, *, refusal: str = "", taken_by: str = "", adopting: bool = False
+) -> Wanted:
+    """What to write to ``node``. ``adopting``: another network may serve Nodes that are no members.
 
     ``refusal`` is the recorded reason why the node has no range; ``taken_by`` the member that owns the range
     which the Node has as its podCIDR, when that is another one.
     """
     found = node.spec.pod_cidr
     if member is not None and member.elsewhere:
+        return NOTHING
+    if member is None and (_of_flannel(node, adopting=adopting) or (adopting and not refusal)):
         return NOTHING
     if member is None or not member.cidr:
         message = f"{node.name} has no range: " + (
@@ -145,6 +152,24 @@ def wanted(node: Node, member: Member | None, *, refusal: str = "", taken_by: st
         untaint=any(taint.key == STARTUP_TAINT for taint in node.spec.taints),
         warning=crowded,
         about="IsthmusMaxPods" if crowded else "IsthmusRangeConflict",
+    )
+
+
+def _of_flannel(node: Node, *, adopting: bool) -> bool:
+    """Whether flannel serves a Node that is no member; outside of an adoption, one that never was a member."""
+    said = node.metadata.annotations
+    return flannel_facts(said) is not None and (adopting or RANGE not in said)
+
+
+def left_to_flannel(node: Node, member: Member | None) -> bool:
+    """Whether flannel serves the Node, and the log does not say so, or says something else of it."""
+    facts = flannel_facts(node.metadata.annotations)
+    if facts is None or not node.spec.pod_cidr:
+        return False
+    if member is None:
+        return True
+    return member.elsewhere and (
+        facts != flannel_facts(dict(member.flannel)) or node.spec.pod_cidr != member.cidr
     )
 
 

@@ -9,24 +9,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.decision import BindNodes, Tick
+from controlplane.cluster.decisions import adoption
 from controlplane.cluster.state import ClusterState, Node, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.controller import Controller
 from controlplane.controller.requests import Request
-from controlplane.kubernetes import endpoints
+from controlplane.kubernetes import endpoints, flannel_nodes
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
 from controlplane.kubernetes.endpoints import Endpoint, EndpointBackends
+from controlplane.kubernetes.node_objects import Rules
 from controlplane.kubernetes.objects import flannel_annotations
 from events.codec import decode
 from events.ids import new_id
 from events.log import LogReader
-from events.protocol.commands import AddBackend, Command, FenceNode, RemoveBackend
+from events.protocol.commands import AddBackend, AdoptNodes, Command, FenceNode, RemoveBackend, RemoveNode
 from events.status import AgentStatus
+from events.types import AdoptionBegun, AdoptionEnded
 
 log = logging.getLogger("isthmus.kubernetes")
 
@@ -37,7 +41,7 @@ ACTOR, COMMAND = "controller/", "kubernetes-"
 
 
 class ControllerMembers:
-    """:class:`controlplane.kubernetes.bridge.Members` on the parts of a controller."""
+    """:class:`controlplane.kubernetes.port.Members` on the parts of a controller."""
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class ControllerMembers:
             complaint="; ".join(status.conditions[:COMPLAINTS_SHOWN]) if status is not None else "",
             stray_ranges=_former(status, owned.cidr),
             stray_pods=status.stray_pods if status is not None else (),
-            elsewhere=bool(state.adoption) and status is None,
+            elsewhere=bool(state.adoption) and (status is None or status.state == "stopping"),
             flannel=_flannel(state, node),
         )
 
@@ -95,6 +99,28 @@ class ControllerMembers:
             if owned is not None and owned.cidr == cidr:
                 return owned.node
         return ""
+
+    @property
+    def adopting(self) -> str:
+        state = self._state()
+        known = state.adoption.get(state.name)
+        return known.source if known is not None else ""
+
+    async def adopt(self, item: Mapping[str, Any]) -> None:
+        """By the controller's own committer. Cancelled, the command is decided all the same."""
+        definition = self._state().definition
+        found = flannel_nodes.read_candidate(item, 1, Rules(kind="cloud"))
+        flannel_nodes.judge(found)
+        if definition is not None and found.vni not in {None, definition.vni}:
+            found.found("adopt_vni_differs", f"its VNI is {found.vni}, the cluster's is {definition.vni}")
+        if found.findings:
+            told = [{"node": found.node, "code": one.code, "message": one.message} for one in found.findings]
+            raise adoption.refused(told)
+        await self._submit(AdoptNodes(nodes=(flannel_nodes.adopted(found, found.mac),)))
+
+    async def take_out(self, name: str, reason: str) -> None:
+        """By the controller's own committer. Cancelled, the command is decided all the same."""
+        await self._submit(RemoveNode(node=name, reason=reason))
 
     async def fence(self, name: str, reason: str) -> None:
         """By the controller's own committer. Cancelled, the command is decided all the same."""
@@ -144,6 +170,8 @@ class ControllerMembers:
                         name = getattr(recorded.event, "node", None)
                         if isinstance(name, str):
                             names[name] = None
+                        elif isinstance(recorded.event, AdoptionBegun | AdoptionEnded):
+                            names[""] = None
                     wake.set()
                 return  # the controller ends
             names[""] = None

@@ -5,7 +5,7 @@ Sources: ``core/v1 Node`` and ``events.k8s.io/v1 Event`` of Kubernetes 1.36.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -200,6 +200,18 @@ def flannel_annotations(vni: int, mac: str, address: str) -> tuple[tuple[str, st
         (f"{FLANNEL}/kube-subnet-manager", "true"),
         (f"{FLANNEL}/public-ip", address),
     )
+
+
+def flannel_facts(annotations: Mapping[str, str]) -> tuple[str, str] | None:
+    """VTEP MAC and address that flannel has written to a Node; None: flannel's vxlan backend is not there."""
+    try:
+        data = msgspec.json.decode(annotations.get(f"{FLANNEL}/backend-data", ""), type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return None
+    mac, address = data.get("VtepMAC"), annotations.get(f"{FLANNEL}/public-ip", "")
+    if not isinstance(mac, str) or annotations.get(f"{FLANNEL}/backend-type") != "vxlan":
+        return None
+    return mac.lower(), annotations.get(f"{FLANNEL}/public-ip-overwrite", "") or address
 
 
 def untaint_patch(node: Node) -> dict[str, Any]:

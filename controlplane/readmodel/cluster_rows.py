@@ -38,6 +38,8 @@ def _fenced(rows: Rows, sequence: int, time_us: int, event: types.NodeFenced) ->
 def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeUnderlayChanged) -> None:
     new = rows.nodes.current(event.node)
     new[3:5] = event.underlay, event.announced
+    if event.vtep_mac:
+        new[5] = event.vtep_mac
     new[8] = sequence
     rows.nodes.replace(event.node, new, sequence, time_us)
     rows.cleared(sequence, time_us, f"node/{event.node}")

@@ -34,11 +34,16 @@ class NodeJoined(_NodeEvent, frozen=True, kw_only=True, gc=False):
 
 
 class NodeUnderlayChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
-    """The node is reached at another address; its range and epoch stay."""
+    """The node is reached at another address; its range and epoch stay.
+
+    ``vtep_mac`` is the new one of a node that another network still serves and has given another; empty: as it
+    was.
+    """
 
     verb: ClassVar[str] = "underlay-changed"
     underlay: str
     announced: str
+    vtep_mac: str = ""
 
 
 class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):

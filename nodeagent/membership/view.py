@@ -322,18 +322,18 @@ class View:
         if member is None or member.uid != event.uid:
             return NO_CHANGES
         self._note_addresses(event.underlay, event.announced)
+        mac = event.vtep_mac or member.vtep_mac
         self.members[event.node] = msgspec.structs.replace(
-            member, announced=event.announced, underlay=event.underlay
+            member, announced=event.announced, underlay=event.underlay, vtep_mac=mac
         )
         if self.own is not None and event.node == self.node:
-            self.own = msgspec.structs.replace(self.own, underlay=event.announced)
+            self.own = msgspec.structs.replace(self.own, underlay=event.announced, vtep_mac=mac)
             return self._judge_anew()
         peer = self.peers.of_node(event.node)
-        if peer is None:
-            peer = next((one for one, _ in self._unsound.values() if one.node == event.node), None)
+        peer = peer or next((one for one, _ in self._unsound.values() if one.node == event.node), None)
         if peer is None or peer.uid != event.uid:
             return NO_CHANGES
-        return self._admit(msgspec.structs.replace(peer, underlay=event.announced))
+        return self._admit(msgspec.structs.replace(peer, underlay=event.announced, vtep_mac=mac))
 
     def leap(self, snapshot: Snapshot) -> tuple[PeerChange, ...]:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""

@@ -80,6 +80,8 @@ async def blame(history: History, node: str, at: Point) -> list[Attribute]:
                 put(recorded, underlay=e.underlay, announced=e.announced, vtep_mac=e.vtep_mac)
             case types.NodeUnderlayChanged() as e:
                 put(recorded, underlay=e.underlay, announced=e.announced)
+                if e.vtep_mac:
+                    put(recorded, vtep_mac=e.vtep_mac)
             case types.NodeUnreachable() as e:
                 put(recorded, reachable=f"no, last seen {e.last_seen}" if e.last_seen else "no")
             case types.NodeRecovered():

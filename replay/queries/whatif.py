@@ -232,6 +232,11 @@ class _Simulation:
                 self._given(self.adopted.pop(event.node), event)
             case types.NodeJoined():
                 self._join(_join_request(event.node, event, tuple(self.overrides)))
+            case types.NodeUnderlayChanged() if event.vtep_mac and event.node in state.nodes:
+                node = _adopted(_join_request(event.node, state.nodes[event.node], ()), event.vtep_mac,
+                                state.owned[event.node].cidr)  # fmt: skip
+                node = msgspec.structs.replace(node, underlay=event.underlay, announced=event.announced)
+                self._put(commands.AdoptNodes(nodes=(node,), overrides=tuple(self.overrides)))
             case types.NodeUnderlayChanged():
                 self._put(
                     commands.ChangeUnderlay(
@@ -269,16 +274,7 @@ class _Simulation:
         """A node that came during the adoption: with the range that it had, where this plan has such a one."""
         request = _join_request(joined.node, joined, tuple(self.overrides))
         if isinstance(event, types.RangeAdopted):
-            node = commands.AdoptedNode(
-                node=joined.node,
-                uid=joined.uid,
-                kind=joined.kind,
-                underlay=joined.underlay,
-                announced=joined.announced,
-                site=joined.site,
-                vtep_mac=joined.vtep_mac,
-                range=event.cidr,
-            )
+            node = _adopted(request, joined.vtep_mac, event.cidr)
             command = commands.AdoptNodes(nodes=(node,), overrides=request.overrides)
             if self._put(command).refusal is None:
                 return
@@ -357,6 +353,19 @@ def _join_request(
         announced=asked.announced,
         site=asked.site,
         overrides=overrides,
+    )
+
+
+def _adopted(asked: commands.JoinNode, mac: str, cidr: str) -> commands.AdoptedNode:
+    return commands.AdoptedNode(
+        node=asked.node,
+        uid=asked.uid,
+        kind=asked.kind,
+        underlay=asked.underlay,
+        announced=asked.announced,
+        site=asked.site,
+        vtep_mac=mac,
+        range=cidr,
     )
 
 

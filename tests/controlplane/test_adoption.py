@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.digest import canonical, state_digest
 from controlplane.cluster.state_decoder import decode_state
 from events.protocol.commands import (
@@ -17,7 +18,8 @@ from events.protocol.commands import (
     RemoveNode,
     ReserveClb,
 )
-from events.types import RangeAdopted
+from events.types import NodeUnderlayChanged, RangeAdopted
+from tests.controlplane.test_replacing import Said
 from tests.controlplane.world import World, names
 
 
@@ -148,6 +150,30 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(world: 
         ("Not_A_Name", "node_name_invalid"),
     }
     assert state_digest(world.state) == before
+
+
+def test_what_the_network_before_changes_about_a_node_that_it_serves_is_followed(world: World) -> None:
+    """Flannel makes its device anew at a reboot, with another MAC, or finds itself at another address."""
+    world.ok(AdoptNodes(nodes=(node(1), node(2))))
+    decision = world.do(
+        AdoptNodes(nodes=(node(1, vtep_mac="8a:00:00:00:00:aa", underlay="198.18.0.77"), node(2)))
+    )
+    (moved,) = decision.events
+    assert isinstance(moved, NodeUnderlayChanged)
+    member = world.state.nodes["old1"]
+    assert (member.vtep_mac, member.announced) == ("8a:00:00:00:00:aa", "198.18.0.77")
+    assert world.state.owned["old1"].cidr == "10.42.1.0/24"
+    assert findings(world, node(2, vtep_mac="8a:00:00:00:00:aa")) == {("old2", "adopt_mac_taken")}
+    assert findings(world, node(2, underlay="198.18.0.77")) == {("old2", "underlay_address_in_use")}
+    world.ok(AdoptNodes(nodes=(node(3, vtep_mac="8a:00:00:00:00:01"),)))  # which nobody has any more
+    assert decode_state(canonical(world.state)).by_mac == world.state.by_mac
+
+
+def test_of_a_node_whose_agent_reports_nothing_is_followed(world: World) -> None:
+    world.ok(AdoptNodes(nodes=(node(1),)))
+    world.context = DecisionContext(members=Said({"machine-1": 1.0}))
+    assert world.do(AdoptNodes(nodes=(node(1, underlay="198.18.0.77"),))).events == ()
+    assert findings(world, node(1, vtep_mac="8a:00:00:00:00:aa")) == {("old1", "adopt_range_fixed")}
 
 
 def test_a_range_that_drains_is_nobodys_yet(world: World) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from controlplane.cli.adopt import plan_file, planning, sources
 from controlplane.cli.adopt.planning import Report, Wish
-from controlplane.cli.node_import.kubernetes import Rules
 from controlplane.cluster.decide import decide
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
+from controlplane.kubernetes.node_objects import Rules
 from events.errors import BadRequest, Refused
 from tests.controlplane import adoption_inputs as given
 from tests.controlplane.adoption_inputs import flannel, listed, node

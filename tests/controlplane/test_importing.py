@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from controlplane.cli.node_import import encoding
 from controlplane.cli.node_import.encoding import text_of
-from controlplane.cli.node_import.kubernetes import Rules
 from controlplane.cli.node_import.parse import NodeFile, parse, read_file
+from controlplane.kubernetes.node_objects import Rules
 from events.errors import BadRequest
 from events.machine_identity import machine_uid, read_machine_uid
 from events.protocol.commands import JoinNode

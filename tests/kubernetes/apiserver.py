@@ -86,6 +86,15 @@ class ApiServer:
         self._note("ADDED", node)
         return node
 
+    def put(self, node: dict[str, Any]) -> None:
+        """A Node as it stands: registered by a kubelet, and served by whatever wrote its annotations."""
+        name = node["metadata"]["name"]
+        kind = "MODIFIED" if name in self.nodes else "ADDED"
+        node["metadata"].setdefault("uid", f"node-uid-{next(self._uids)}")
+        node["status"].setdefault("conditions", [])
+        self.nodes[name] = node
+        self._note(kind, node)
+
     def delete(self, name: str) -> None:
         """Somebody deletes the Node."""
         self._note("DELETED", self.nodes.pop(name))
@@ -186,6 +195,12 @@ class ApiServer:
             return response
         finally:
             self._watches.discard(task)
+
+    async def _one(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name not in self.nodes:
+            return status(404, "NotFound", f'nodes "{name}" not found')
+        return web.json_response(self.nodes[name])
 
     async def _patch(self, request: web.Request) -> web.StreamResponse:
         node = self.nodes.get(request.match_info["name"])
@@ -330,6 +345,7 @@ class ApiServer:
         app = web.Application(middlewares=[self._gate])
         app.add_routes([
             web.get("/api/v1/nodes", self._list),
+            web.get("/api/v1/nodes/{name}", self._one),
             web.patch("/api/v1/nodes/{name}", self._patch),
             web.patch("/api/v1/nodes/{name}/status", self._patch),
             web.get("/api/v1/pods", self._pods),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,8 @@ class Table:
     def __init__(self) -> None:
         self.leading = True
         self.fenced: list[str] = []
+        self.adopting = ""
+        self.adopted: list[Mapping[str, Any]] = []
         self.members: dict[str, Member] = {}
         self.names: asyncio.Queue[str] = asyncio.Queue()
         self.refused: dict[str, str] = {}
@@ -53,6 +56,13 @@ class Table:
 
     def owner(self, cidr: str) -> str:
         return next((name for name, member in self.members.items() if member.cidr == cidr), "")
+
+    async def adopt(self, item: Mapping[str, Any]) -> None:
+        self.adopted.append(item)
+
+    async def take_out(self, name: str, reason: str) -> None:
+        assert "flannel" in reason
+        del self.members[name]
 
     async def fence(self, name: str, reason: str) -> None:
         assert "deleted" in reason

@@ -76,6 +76,20 @@ def test_a_node_that_is_still_on_flannel_is_left_to_it() -> None:
         assert wanted(node("10.200.9.0/26"), still) is NOTHING
 
 
+def test_in_an_adoption_a_node_that_is_no_member_is_left_alone() -> None:
+    said = dict(objects.flannel_annotations(1, "66:00:00:00:00:07", "192.0.2.7"))
+    flannels = msgspec.structs.replace(node(RANGE), metadata=Meta(name="n1", uid="u1", annotations=said))
+    for found in (node(), node(RANGE), flannels):
+        assert wanted(found, None, adopting=True) is NOTHING
+    assert wanted(flannels, None, adopting=True, refusal="no free range") is NOTHING
+    assert wanted(node(), None, adopting=True, refusal="no free range").condition is not None
+    assert wanted(flannels, None) is NOTHING  # before an adoption begins, too
+    ours = msgspec.structs.replace(
+        flannels, metadata=Meta(name="n1", uid="u1", annotations={**said, objects.RANGE: RANGE})
+    )
+    assert wanted(ours, None).condition is not None  # a former member
+
+
 def test_a_new_node_shows_itself_to_flannels_nodes_while_any_is_left() -> None:
     said = objects.flannel_annotations(1, "66:00:00:00:00:07", "192.0.2.7")
     new = Member(uid="m1", cidr=RANGE, epoch=5, agent="ready", flannel=said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,15 +11,23 @@ from typing import Any
 import pytest
 
 from controlplane.controller.controller import Controller
-from controlplane.kubernetes import endpoints
+from controlplane.kubernetes import bridge, endpoints
 from controlplane.kubernetes.members import bridging
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.status_stream import publish
-from events.protocol.commands import AddBackend, RemoveNode, ReserveClb
+from events.protocol.commands import (
+    AddBackend,
+    BeginAdoption,
+    DefineCluster,
+    JoinNode,
+    RemoveNode,
+    ReserveClb,
+)
 from events.status import AgentStatus
+from tests.controlplane.adoption_inputs import flannel, node
 from tests.kubernetes.apiserver import ApiServer
 from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, join
@@ -76,6 +85,70 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         await until(lambda: api.network("n1") is not None and api.nodes["n1"]["spec"].get("podCIDR"))
         assert api.nodes["n1"]["spec"]["podCIDR"] == again.result["cidr"]
         assert "n0" in state.nodes
+
+
+def on_flannel(number: int, **changes: Any) -> dict[str, Any]:
+    """A Node as flannel has it, with the range 10.42.<number>.0/24."""
+    said = flannel(number, **changes)
+    return copy.deepcopy(node(f"old-{number}", number, ranges=[f"10.42.{number}.0/24"], annotations=said))
+
+
+async def test_what_flannel_changes_during_an_adoption_is_followed(
+    bus: BusOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node added, one with a new device, one made anew with another range, one removed, one unfit."""
+    monkeypatch.setattr(bridge, "REMOVE_S", 0.1)
+    monkeypatch.setattr(bridge, "PAUSE_LONGEST_S", 0.2)
+    api = ApiServer()
+    for number in (1, 2):
+        api.put(on_flannel(number))
+    async with (
+        controller(bus, tmp_path / "a") as running,
+        client(bus) as operator,
+        api.serving(tmp_path) as kubeconfig,
+        bridging(running, kubeconfig) as bridged,
+    ):
+        define = DefineCluster(container_cidr="10.42.0.0/16", pods_per_node=256, services=256, vni=1,
+                               quarantine_s=0)  # fmt: skip
+        await operator.send(define)
+        await operator.send(BeginAdoption(source="flannel"))
+
+        def held() -> dict[str, str]:
+            return {name: owned.cidr for name, owned in running.replica.state.owned.items()}
+
+        api.add("bare")  # nothing is known of it: it may be flannel's in a moment
+        api.put(on_flannel(3))
+        await until(lambda: held() == {f"old-{n}": f"10.42.{n}.0/24" for n in (1, 2, 3)})
+        api.put(on_flannel(3, backend_data='{"VNI":1,"VtepMAC":"8a:00:00:00:0b:03"}', public_ip="192.0.2.33"))
+        await until(lambda: running.replica.state.nodes["old-3"].vtep_mac == "8a:00:00:00:0b:03")
+        assert running.replica.state.nodes["old-3"].announced == "192.0.2.33"
+
+        new = await operator.send(JoinNode(node="bare", uid="uid-bare", kind="cloud", underlay="192.0.2.99"))
+        await report(operator, "bare", "uid-bare", new.sequence)
+        await until(lambda: api.network("bare") == ("False", "IsthmusIsUp"))
+        assert (
+            api.nodes["bare"]["metadata"]["annotations"]
+            | flannel(99)
+            | {"flannel.alpha.coreos.com/backend-data": f'{{"VNI":1,"VtepMAC":"{new.result["vtep_mac"]}"}}'}
+            == api.nodes["bare"]["metadata"]["annotations"]
+        )  # by which flannel's nodes find it
+
+        # Its range is that of another node, until that is gone, too.
+        api.put(on_flannel(9) | {"spec": {"podCIDR": "10.42.2.0/24", "podCIDRs": ["10.42.2.0/24"]}})
+        await until(lambda: any("adopt_range_taken" in event["note"] for event in api.events))
+        assert "old-9" in bridged.problem or "adopt_range_taken" in bridged.problem
+        api.delete("old-2")
+        await report(operator, "bare", "uid-bare", running.replica.state.sequence + 4)
+        await until(lambda: "old-2" not in held())
+        await report(operator, "bare", "uid-bare", running.replica.state.sequence)
+        await until(lambda: held().get("old-9") == "10.42.2.0/24")
+
+        anew = on_flannel(1)
+        anew["spec"] = {"podCIDR": "10.42.77.0/24", "podCIDRs": ["10.42.77.0/24"]}
+        api.delete("old-1")
+        api.put(anew)
+        await until(lambda: held().get("old-1") == "10.42.77.0/24")
+        assert all(api.network(name) is None for name in api.nodes if name != "bare")
 
 
 def slice_of(*addresses: str, ready: bool | None = True, family: str = "IPv4") -> dict[str, Any]:

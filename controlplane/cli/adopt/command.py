@@ -13,7 +13,8 @@ from controlplane.cli.adopt import plan_file, planning, sources
 from controlplane.cli.adopt.progress import NodeProgress, Progress
 from controlplane.cli.adopt.rollout import Rollout, Ways
 from controlplane.cli.node_import.encoding import SIZE_MAX_BYTES, text_of
-from controlplane.cli.node_import.kubernetes import Rules
+from controlplane.kubernetes.flannel_nodes import Candidate
+from controlplane.kubernetes.node_objects import Rules
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.tables import print_json, print_table
 from events.errors import BadRequest
@@ -130,7 +131,7 @@ def _text(file: BinaryIO) -> str:
     return text_of(file.read(SIZE_MAX_BYTES + 1))
 
 
-def _source(found: Sequence[sources.Candidate]) -> str:
+def _source(found: Sequence[Candidate]) -> str:
     """What the nodes' ranges are of."""
     if any(each.backend == "cilium" for each in found):
         return "cilium"

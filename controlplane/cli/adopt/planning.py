@@ -14,15 +14,15 @@ from typing import Any
 
 import msgspec
 
-from controlplane.cli.adopt.sources import Candidate, Network, SubnetEnv
+from controlplane.cli.adopt.sources import Network, SubnetEnv
 from controlplane.cluster.addressing.addresses import Net, network
 from controlplane.cluster.addressing.mac import vtep_mac
 from controlplane.cluster.addressing.plan import prefix_of
 from controlplane.cluster.decide import decide
 from controlplane.cluster.decisions.given_range import Finding, read
-from controlplane.cluster.decisions.nodes import UID_LIMIT
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
+from controlplane.kubernetes.flannel_nodes import Candidate, adopted, judge
 from events.errors import BadRequest
 from events.log import BATCH_LIMIT
 from events.protocol.commands import AdoptedNode, AdoptNodes, BeginAdoption, Command, DefineCluster
@@ -96,7 +96,8 @@ def make(
     findings: list[dict[str, str]] = []
     flannel = wish.source == "flannel"
     if flannel:
-        _flannel(chosen)
+        for each in chosen:
+            judge(each)
     vni = _one(chosen, "vni", wish.vni or configured.vni, FLANNEL_VNI, "adopt_vni_differs", "VNI")
     port = _one(chosen, "port", wish.port or configured.port, FLANNEL_PORT, "adopt_port_differs", "VXLAN port")
     mtu = _mtu(chosen, envs, wish, findings)
@@ -114,7 +115,7 @@ def make(
         else (),
     )
     state = _begun(wish, define)
-    nodes = tuple(_adopted(each, flannel=flannel) for each in chosen)
+    nodes = tuple(adopted(each, each.mac if flannel else vtep_mac(each.uid)) for each in chosen)
     findings += [_entry(each.node, found) for each in chosen for found in each.findings]
     blamed = {(entry["node"], entry["code"]) for entry in findings}
     for part in range(0, len(nodes), BATCH):
@@ -195,20 +196,6 @@ def _begun(wish: Wish, define: DefineCluster) -> ClusterState:
     return state
 
 
-def _flannel(chosen: Sequence[Candidate]) -> None:
-    for each in chosen:
-        if each.backend == "lease":
-            continue  # judged when it was read
-        if not each.backend and not any(found.code == "adopt_annotation_missing" for found in each.findings):
-            each.found(
-                "adopt_annotation_missing", "it has none of flannel's annotations: is flannel running on it?"
-            )
-        elif each.backend not in {"", "vxlan"}:
-            each.found(
-                "adopt_backend", f"flannel's backend on it is {each.backend[:64]!r}; vxlan can be taken over"
-            )
-
-
 def _one(  # noqa: PLR0917  what is said about one property
     chosen: Sequence[Candidate], field: str, said: int | None, usual: int, code: str, what: str
 ) -> int:
@@ -276,19 +263,6 @@ def _container(
     return (
         f"{Net(first & ~(block - 1), block)}",
         "the smallest that holds the nodes' ranges; say --cidr if it is wider",
-    )
-
-
-def _adopted(each: Candidate, *, flannel: bool) -> AdoptedNode:
-    return AdoptedNode(
-        node=each.node,
-        uid=each.uid[:UID_LIMIT],
-        kind="external" if each.kind == "external" else "cloud",
-        underlay=each.underlay,
-        announced=each.announced,
-        site=each.site,
-        range=each.range,
-        vtep_mac=each.mac if flannel else vtep_mac(each.uid),
     )
 
 

@@ -12,37 +12,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from controlplane.cli.node_import.encoding import unreadable
-from controlplane.cli.node_import.kubernetes import Rules, read_node
 from controlplane.cluster.addressing.addresses import address_value
-from controlplane.cluster.decisions.given_range import Finding
+from controlplane.kubernetes.flannel_nodes import (
+    Candidate,
+    as_dict,
+    as_list,
+    as_text,
+    backend_data,
+    ranges_text,
+    read_candidate,
+)
+from controlplane.kubernetes.node_objects import Rules
 
-FLANNEL = "flannel.alpha.coreos.com"
 NODES_MAX = 100_000
-
-
-class Candidate(msgspec.Struct, kw_only=True):
-    """A node as the present network knows it. ``vni`` and ``port`` are None where nothing says them."""
-
-    node: str
-    uid: str = ""
-    kind: str = ""
-    site: str = ""
-    underlay: str = ""
-    announced: str = ""
-    range: str = ""
-    mac: str = ""
-    vni: int | None = None
-    port: int | None = None
-    backend: str = ""
-    addresses: tuple[str, ...] = ()
-    findings: list[Finding] = []
-
-    def found(self, code: str, message: str) -> None:
-        """Note what is wrong with it."""
-        self.findings.append(Finding(code, message))
 
 
 class Network(NamedTuple):
@@ -65,84 +48,7 @@ class SubnetEnv(NamedTuple):
 def nodes_of(text: str, rules: Rules) -> list[Candidate]:
     """The Nodes of ``kubectl get nodes -o json`` (a list, or one). Raises BadRequest(import_unreadable)."""
     items = _items(text, "Node")
-    return [_node(item, number, rules) for number, item in enumerate(items, 1)]
-
-
-def _node(item: Mapping[str, Any], number: int, rules: Rules) -> Candidate:
-    read = read_node(item, rules)
-    metadata, spec, status = (_dict(item.get(part)) for part in ("metadata", "spec", "status"))
-    fields = read.fields
-    found = Candidate(
-        node=fields.get("node", "") or f"item {number}",
-        uid=fields.get("uid", ""),
-        kind=fields.get("kind", ""),
-        site=fields.get("site", ""),
-        underlay=fields.get("underlay", ""),
-        announced=fields.get("announced", ""),
-        range=ranges_text(spec),
-        addresses=tuple(
-            str(entry["address"])
-            for entry in _list(status.get("addresses"))
-            if isinstance(entry, dict) and isinstance(entry.get("address"), str)
-        ),
-        findings=[],
-    )
-    annotations = _dict(metadata.get("annotations"))
-    public = _text(annotations.get(f"{FLANNEL}/public-ip-overwrite")) or _text(
-        annotations.get(f"{FLANNEL}/public-ip")
-    )
-    flannel = {key: value for key, value in annotations.items() if str(key).startswith(f"{FLANNEL}/")}
-    problems = read.problems
-    if public:
-        if public in found.addresses or not found.underlay:
-            # flannel's own word for where the node is settles which of several addresses it is.
-            problems = tuple(
-                p for p in problems if found.underlay or ("address" not in p and "InternalIP" not in p)
-            )
-            found.underlay, found.announced = public, ""
-        elif public != found.underlay:
-            found.announced = public
-    for problem in problems:
-        found.found("adopt_node_unreadable", problem)
-    if flannel:
-        _annotations(found, annotations)
-    return found
-
-
-def _annotations(found: Candidate, annotations: Mapping[str, Any]) -> None:
-    """What flannel says on a Node; ``backend-data`` of releases before 0.12 has no VNI."""
-    found.backend = _text(annotations.get(f"{FLANNEL}/backend-type"))
-    wanted = [key for key in ("backend-type", "public-ip") if not _text(annotations.get(f"{FLANNEL}/{key}"))]
-    data = _text(annotations.get(f"{FLANNEL}/backend-data"))
-    if found.backend in {"", "vxlan"}:
-        if not data or data == "null":
-            wanted.append("backend-data")
-        else:
-            try:
-                _backend_data(found, json.loads(data))
-            except (ValueError, RecursionError):
-                found.found(
-                    "adopt_annotation_unreadable", f"its annotation {FLANNEL}/backend-data is {data[:80]!r}"
-                )
-    if wanted:
-        found.found(
-            "adopt_annotation_missing",
-            f"it lacks flannel's {' and '.join(wanted)} ({FLANNEL}/…): is flannel running on it?",
-        )
-
-
-def _backend_data(found: Candidate, data: Any) -> None:
-    data = _dict(data)
-    mac, vni, port = data.get("VtepMAC"), data.get("VNI"), data.get("Port")
-    found.mac = mac.lower() if isinstance(mac, str) else ""
-    found.vni = vni if isinstance(vni, int) else None
-    found.port = port if isinstance(port, int) and port else None
-
-
-def ranges_text(spec: Mapping[str, Any]) -> str:
-    """The ranges of a Node's spec as one text: several are not lost."""
-    several = [_text(each) for each in _list(spec.get("podCIDRs")) if _text(each)]
-    return ",".join(dict.fromkeys(several)) or _text(spec.get("podCIDR"))
+    return [read_candidate(item, number, rules) for number, item in enumerate(items, 1)]
 
 
 def cilium_of(text: str, known: Sequence[Candidate]) -> list[Candidate]:
@@ -154,7 +60,7 @@ def cilium_of(text: str, known: Sequence[Candidate]) -> list[Candidate]:
     told: set[str] = set()
     extra: list[Candidate] = []
     for number, item in enumerate(_items(text, "CiliumNode"), 1):
-        name = _text(_dict(item.get("metadata")).get("name")) or f"item {number}"
+        name = as_text(as_dict(item.get("metadata")).get("name")) or f"item {number}"
         told.add(name)
         candidate = by_name.get(name)
         if candidate is None:
@@ -162,7 +68,7 @@ def cilium_of(text: str, known: Sequence[Candidate]) -> list[Candidate]:
             candidate.found("adopt_node_unnamed", "it is a CiliumNode, and no Node has its name")
             extra.append(candidate)
         candidate.backend = "cilium"
-        candidate.range = ranges_text(_dict(_dict(item.get("spec")).get("ipam")))
+        candidate.range = ranges_text(as_dict(as_dict(item.get("spec")).get("ipam")))
     for candidate in known:
         if candidate.node not in told:
             candidate.range = ""
@@ -190,7 +96,7 @@ def leases_of(text: str, known: Sequence[Candidate]) -> tuple[list[Candidate], N
             continue
         seen += 1
         first, _, wide = lease.partition("&")
-        public = _text(value.get("PublicIP"))
+        public = as_text(value.get("PublicIP"))
         candidate = by_address.get(public)
         if candidate is None:
             candidate = Candidate(node=f"lease {first}", underlay=public, findings=[])
@@ -201,8 +107,8 @@ def leases_of(text: str, known: Sequence[Candidate]) -> tuple[list[Candidate], N
         had = f"{candidate.range}," if candidate.range and candidate.backend == "lease" else ""
         candidate.range = had + first.replace("-", "/") + (f",{wide.replace('-', '/')}" if wide else "")
         candidate.backend = "lease"
-        backend = _text(value.get("BackendType"))
-        _backend_data(candidate, value.get("BackendData"))
+        backend = as_text(value.get("BackendType"))
+        backend_data(candidate, value.get("BackendData"))
         if backend != "vxlan":
             candidate.found(
                 "adopt_backend",
@@ -214,10 +120,10 @@ def leases_of(text: str, known: Sequence[Candidate]) -> tuple[list[Candidate], N
 
 
 def _network(value: Mapping[str, Any]) -> Network:
-    backend, length = _dict(value.get("Backend")), value.get("SubnetLen")
+    backend, length = as_dict(value.get("Backend")), value.get("SubnetLen")
     vni, port = backend.get("VNI"), backend.get("Port")
     return Network(
-        _text(value.get("Network")),
+        as_text(value.get("Network")),
         length if isinstance(length, int) and length else None,
         vni if isinstance(vni, int) and vni else None,
         port if isinstance(port, int) and port else None,
@@ -231,15 +137,15 @@ def _pairs(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise unreadable("the dump of etcd is no JSON object")
     if isinstance(document.get("kvs"), list):
         for entry in document["kvs"]:
-            key, value = (_decoded(_dict(entry).get(part)) for part in ("key", "value"))
+            key, value = (_decoded(as_dict(entry).get(part)) for part in ("key", "value"))
             yield key, _object(value)
     elif isinstance(document.get("node"), dict):
         pending: list[Any] = [document["node"]]
         while pending:
-            entry = _dict(pending.pop())
-            pending += _list(entry.get("nodes"))
+            entry = as_dict(pending.pop())
+            pending += as_list(entry.get("nodes"))
             if isinstance(entry.get("value"), str):
-                yield _text(entry.get("key")), _object(entry["value"])
+                yield as_text(entry.get("key")), _object(entry["value"])
     else:
         for key, value in document.items():
             yield key, value if isinstance(value, dict) else _object(value)
@@ -254,7 +160,7 @@ def _decoded(value: Any) -> str:
 
 def _object(value: Any) -> dict[str, Any]:
     try:
-        return _dict(json.loads(value)) if isinstance(value, str) else {}
+        return as_dict(json.loads(value)) if isinstance(value, str) else {}
     except (ValueError, RecursionError):
         return {}
 
@@ -297,8 +203,8 @@ def pods_of(text: str) -> list[str]:
     """
     found = []
     for item in _items(text, "Pod"):
-        spec, status = _dict(item.get("spec")), _dict(item.get("status"))
-        address = _text(status.get("podIP"))
+        spec, status = as_dict(item.get("spec")), as_dict(item.get("status"))
+        address = as_text(status.get("podIP"))
         if (
             address_value(address) is not None
             and not spec.get("hostNetwork")
@@ -328,15 +234,3 @@ def _json(text: str) -> Any:
         return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise unreadable(f"it is no JSON: {error}") from error
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""

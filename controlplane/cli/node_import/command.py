@@ -9,8 +9,8 @@ import click
 import netaddr
 
 from controlplane.cli.node_import.encoding import SIZE_MAX_BYTES, text_of
-from controlplane.cli.node_import.kubernetes import EXTERNAL_LABELS, KIND_LABELS, PROVIDERS, SITE_LABELS, Rules
 from controlplane.cli.node_import.parse import Line, NodeFile, all_unreadable, read_file
+from controlplane.kubernetes.node_objects import EXTERNAL_LABELS, KIND_LABELS, PROVIDERS, SITE_LABELS, Rules
 from events.bus.client import ControllerClient
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import BusContext, bus_options, controller, json_option, run

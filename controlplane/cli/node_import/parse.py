@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from controlplane.cli.node_import.encoding import unreadable
-from controlplane.cli.node_import.kubernetes import Rules, read_node
+from controlplane.kubernetes.node_objects import Rules, read_node
 from events.protocol.commands import JoinNode
 
 COLUMNS = {

@@ -20,9 +20,23 @@ from controlplane.cluster.input_checks import text
 from controlplane.cluster.state import ClusterState, Node
 from events.errors import IsthmusError, Refused
 from events.log import BATCH_LIMIT
-from events.protocol.commands import AdoptedNode, AdoptNodes, BeginAdoption, EndAdoption, JoinNode
+from events.protocol.commands import (
+    AdoptedNode,
+    AdoptNodes,
+    BeginAdoption,
+    ChangeUnderlay,
+    EndAdoption,
+    JoinNode,
+)
 from events.subjects import check_label, check_node_name
-from events.types import AdoptionBegun, AdoptionEnded, Event, NodeJoined, RangeAdopted
+from events.types import (
+    AdoptionBegun,
+    AdoptionEnded,
+    Event,
+    NodeJoined,
+    NodeUnderlayChanged,
+    RangeAdopted,
+)
 
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -133,8 +147,11 @@ def _one(
     found += _mac_findings(state, item.node, mac)
     member = state.nodes.get(item.node)
     if member is not None:
-        found += _same(state, member, item, mac, placed.cidr)
-        return found, []
+        reports = context.members.silent_s(member.uid) is not None
+        found += _same(state, member, item, mac, placed.cidr, reports=reports)
+        if found or where is None or reports:
+            return found, []
+        return _followed(state, member, where, mac, context)
     held = state.ranges.get(placed.number)
     if held is not None:
         phase = state.phase_of(placed.number)
@@ -218,8 +235,30 @@ def _mac_findings(state: ClusterState, node: str, mac: str) -> list[Finding]:
     return []
 
 
-def _same(state: ClusterState, member: Node, item: AdoptedNode, mac: str, cidr: str) -> list[Finding]:
-    """Why a member is not what is to be adopted."""
+def _followed(
+    state: ClusterState, member: Node, where: Addresses, mac: str, context: DecisionContext
+) -> tuple[list[Finding], list[Event]]:
+    """A member that the network before still serves: what that network has changed about it, or nothing."""
+    if (member.underlay, member.announced, member.vtep_mac) == (where.underlay, where.announced, mac):
+        return [], []
+    moved = ChangeUnderlay(node=member.name, uid=member.uid, underlay=where.underlay, announced=where.announced)
+    problem, accepted = obstacle(state, moved, where, context)
+    if problem is not None:
+        return [Finding(problem.code, problem.message)], []
+    changed = NodeUnderlayChanged(
+        node=member.name,
+        uid=member.uid,
+        underlay=where.underlay,
+        announced=where.announced,
+        vtep_mac=mac if mac != member.vtep_mac else "",
+    )
+    return [], [*accepted, changed]
+
+
+def _same(
+    state: ClusterState, member: Node, item: AdoptedNode, mac: str, cidr: str, *, reports: bool
+) -> list[Finding]:
+    """Why a member is not what is to be adopted. Of one whose agent reports, its MAC is settled, too."""
     owned = state.owned[member.name]
     found = []
     if member.uid != item.uid:
@@ -230,7 +269,7 @@ def _same(state: ClusterState, member: Node, item: AdoptedNode, mac: str, cidr: 
                 f"first: isthmus node remove {member.name}",
             )
         )
-    if (owned.cidr, member.vtep_mac) != (cidr, mac):
+    if owned.cidr != cidr or (reports and member.vtep_mac != mac):
         found.append(
             Finding(
                 "adopt_range_fixed",

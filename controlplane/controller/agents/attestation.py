@@ -96,7 +96,9 @@ class Attestor:
                 self._change(sequence, event.cidr, None)
             elif isinstance(event, NodeUnderlayChanged) and event.node in self._ranges:
                 cidr = self._ranges[event.node]
-                self._change(sequence, cidr, self._owners[cidr]._replace(announced=event.announced))
+                owner = self._owners[cidr]
+                mac = event.vtep_mac or owner.vtep_mac
+                self._change(sequence, cidr, owner._replace(announced=event.announced, vtep_mac=mac))
 
     def _change(self, sequence: int, cidr: str, after: _Owner | None) -> None:
         if len(self._changes) == CHANGES_LIMIT:
