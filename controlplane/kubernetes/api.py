@@ -21,6 +21,7 @@ from controlplane.kubernetes.objects import (
     Failure,
     Node,
     NodeList,
+    ObjectList,
     WatchLine,
 )
 from controlplane.kubernetes.pods import Pod, PodList, eviction
@@ -39,6 +40,7 @@ MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 _nodes = msgspec.json.Decoder(NodeList).decode
+_objects = msgspec.json.Decoder(ObjectList).decode
 _pods = msgspec.json.Decoder(PodList).decode
 _slices = msgspec.json.Decoder(EndpointSliceList).decode
 _node = msgspec.json.Decoder(Node).decode
@@ -184,6 +186,19 @@ class KubernetesClient:
         """
         try:
             found: dict[str, Any] = await self._decoded("GET", path, msgspec.json.decode)
+        except Refused as error:
+            if error.details.get("status") == 404:
+                return None
+            raise
+        return found
+
+    async def list_objects(self, path: str) -> list[dict[str, Any]] | None:
+        """All objects of a list, whole; None when the server knows no such. Raises Unavailable, Refused.
+
+        Cancelled, it leaves nothing behind.
+        """
+        try:
+            found, _ = await self._listed(path, _objects)
         except Refused as error:
             if error.details.get("status") == 404:
                 return None

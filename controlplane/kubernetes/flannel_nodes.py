@@ -6,6 +6,7 @@ Each candidate carries everything that is wrong with it; nothing is raised for w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,12 @@ from controlplane.cluster.decisions.nodes import UID_LIMIT
 from controlplane.kubernetes.node_objects import Rules, read_node
 from controlplane.kubernetes.objects import FLANNEL
 from events.protocol.commands import AdoptedNode
+
+KERNEL_MIN = (5, 2)
+"""The first with masquerading in a table of the inet family."""
+KERNEL_RENAMES = (6, 2)
+"""The first that renames a device that is up."""
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,4})")
 
 
 class Candidate(msgspec.Struct, kw_only=True):
@@ -33,6 +40,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     port: int | None = None
     backend: str = ""
     addresses: tuple[str, ...] = ()
+    kernel: str = ""
     findings: list[Finding] = []
 
     def found(self, code: str, message: str) -> None:
@@ -58,6 +66,7 @@ def read_candidate(item: Mapping[str, Any], number: int, rules: Rules) -> Candid
             for entry in as_list(status.get("addresses"))
             if isinstance(entry, dict) and isinstance(entry.get("address"), str)
         ),
+        kernel=as_text(as_dict(status.get("nodeInfo")).get("kernelVersion")),
         findings=[],
     )
     annotations = as_dict(metadata.get("annotations"))
@@ -113,9 +122,32 @@ def backend_data(found: Candidate, data: Any) -> None:
     found.port = port if isinstance(port, int) and port else None
 
 
-def judge(found: Candidate) -> None:
-    """Note why flannel's device on the node cannot be taken over."""
-    if found.backend == "lease":
+def kernel_problem(release: str, *, keep_name: bool) -> str:
+    """Why a kernel of this release (``uname -r``) is too old, in words; empty when it is not, or is unknown."""
+    found = _RELEASE.match(release)
+    if found is None:
+        return ""
+    version = int(found[1]), int(found[2])
+    if version < KERNEL_MIN:
+        return f"its kernel is Linux {release[:64]}; Isthmus needs {_dotted(KERNEL_MIN)} and later"
+    if version < KERNEL_RENAMES and not keep_name:
+        return (
+            f"its kernel is Linux {release[:64]}, which renames no device that is up "
+            f"({_dotted(KERNEL_RENAMES)} and later do): plan with --keep-name, and every device keeps its name"
+        )
+    return ""
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def judge(found: Candidate, *, keep_name: bool) -> None:
+    """Note why flannel's device on the node cannot be taken over. ``keep_name``: it need not be renamed."""
+    problem = kernel_problem(found.kernel, keep_name=keep_name)
+    if problem:
+        found.found("adopt_kernel_old", problem)
+    if found.backend in {"lease", "plan"}:
         return  # judged when it was read
     if not found.backend and not any(each.code == "adopt_annotation_missing" for each in found.findings):
         found.found(

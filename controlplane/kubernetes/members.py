@@ -110,7 +110,7 @@ class ControllerMembers:
         """By the controller's own committer. Cancelled, the command is decided all the same."""
         definition = self._state().definition
         found = flannel_nodes.read_candidate(item, 1, Rules(kind="cloud"))
-        flannel_nodes.judge(found)
+        flannel_nodes.judge(found, keep_name=True)
         if definition is not None and found.vni not in {None, definition.vni}:
             found.found("adopt_vni_differs", f"its VNI is {found.vni}, the cluster's is {definition.vni}")
         if found.findings:

@@ -126,6 +126,13 @@ class NodeList(msgspec.Struct, frozen=True):
     items: tuple[Node, ...] = ()
 
 
+class ObjectList(msgspec.Struct, frozen=True):
+    """One page of objects of any kind, whole."""
+
+    metadata: ListMeta
+    items: tuple[dict[str, Any], ...] = ()
+
+
 class SlicePort(msgspec.Struct, frozen=True):
     """One of ``ports`` of an EndpointSlice."""
 

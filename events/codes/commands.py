@@ -130,6 +130,11 @@ COMMAND_CODES: dict[str, Code] = {
         "The node's inner MTU is another one than that of the others.",
         "Say one that suits all by `--mtu`, or make the nodes' underlays alike first.",
     ),
+    "adopt_kernel_old": Code(
+        "Refused",
+        "The node's kernel is older than what taking its device over needs.",
+        "Plan with `--keep-name` (devices keep their names), update the kernel, or leave it out (`--skip`).",
+    ),
     "adopt_halted": Code(
         "Refused",
         "A node lost packets, or its agent was not ready in time; it was given back, and the run halted.",

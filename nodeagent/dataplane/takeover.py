@@ -52,12 +52,14 @@ def take(old: str, spec: DeviceSpec) -> list[str]:
     """
     ours = links.find(spec.name)
     done: list[str] = []
-    if ours is None:
+    if ours is None or spec.name == old:
         there = links.find(old)
         if there is None:
             return done  # nothing to take over: ours is made as on any node
-        wanted = {"kind": "vxlan", "VNI": spec.vni, "port": spec.port, "MAC": spec.mac, "local": spec.local}
-        has = {"kind": there.kind, "VNI": there.vni, "port": there.port, "MAC": there.mac, "local": there.local}
+        wanted = {"kind": "vxlan", "VNI": spec.vni, "port": spec.port, "MAC": spec.mac}
+        has = {"kind": there.kind, "VNI": there.vni, "port": there.port, "MAC": there.mac}
+        if spec.name != old:  # one that keeps its name is followed to another address, too, once it is ours
+            wanted["local"], has["local"] = spec.local, there.local
         differing = [
             f"{what} {has[what]} (the log: {wanted[what]})" for what in wanted if has[what] != wanted[what]
         ]
@@ -68,6 +70,8 @@ def take(old: str, spec: DeviceSpec) -> list[str]:
                 f"left as it is; plan the adoption anew",
                 device=old,
             )
+        if spec.name == old:
+            return done
         try:
             links.rename(there.index, spec.name)
         except OSError as error:

@@ -40,7 +40,27 @@ def test_a_cluster_is_planned_adopted_looked_at_and_closed(isthmus: Isthmus, tmp
 
     status = isthmus("adopt", "status", str(plan), "--json")
     assert (status.code, status.json["adopted"], status.json["absent"]) == (0, 3, 0)
-    assert isthmus("node", "remove", "--yes", "k3s-2").code == 0
+
+    # Flannel adds one, removes one and gives one a new device: no new plan is typed.
+    later = json.loads(given.k3s(4))
+    del later["items"][1]
+    later["items"][0]["metadata"]["annotations"] |= given.flannel(0x77, public_ip="192.0.2.1")
+    nodes.write_text(json.dumps(later))
+    status = isthmus("adopt", "status", str(plan), "--json")
+    assert status.code == 1
+    seen = {key: status.json["source"][key] for key in ("added", "changed", "removed")}
+    assert seen == {"added": ["k3s-4"], "changed": ["k3s-1"], "removed": ["k3s-2"]}
+    assert isthmus("adopt", "status", str(plan), "--no-follow").code == 0
+    dry = isthmus("adopt", "run", str(plan), "--dry-run")
+    assert "flannel has added k3s-4" in dry.err
+    assert json.loads(plan.read_text())["digest"] == status.json["plan"]
+    assert isthmus("adopt", "run", str(plan), "--yes", "--json").json["events"] == 5
+    listed = {node["node"]: node["vtep_mac"] for node in isthmus("node", "list", "--json").json["nodes"]}
+    assert listed == {"k3s-1": "8a:00:00:00:00:77", "k3s-3": "8a:00:00:00:00:03", "k3s-4": "8a:00:00:00:00:04"}
+    assert isthmus("adopt", "status", str(plan)).code == 0
+    assert isthmus("node", "remove", "--yes", "k3s-3").code == 0
+    assert isthmus("adopt", "status", str(plan)).code == 1
+    nodes.unlink()  # what cannot be read again is as the plan has it
     assert isthmus("adopt", "status", str(plan)).code == 1
 
     plan.write_text(plan.read_text().replace("10.42.2.0/24", "10.42.3.0/24"))

@@ -52,6 +52,8 @@ class ApiServer:
         self.reviews = 0
         self.objects: dict[str, dict[str, Any]] = {}
         """ConfigMaps and Secrets by their paths."""
+        self.custom: dict[str, list[dict[str, Any]]] = {}
+        """Objects of other kinds, by the path of their list; a path that is not here is unknown."""
         self.guarded: set[str] = set()
         """Names of pods that a disruption budget does not let go."""
         self.patches: list[tuple[str, str, dict[str, Any]]] = []
@@ -324,6 +326,11 @@ class ApiServer:
             {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": self.slices}
         )
 
+    async def _custom(self, request: web.Request) -> web.StreamResponse:
+        if request.path not in self.custom:
+            return status(404, "NotFound", "the server could not find the requested resource")
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": self.custom[request.path]})
+
     async def _evict(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         uid = next((uid for uid, pod in self.pods.items() if pod["metadata"]["name"] == name), "")
@@ -352,7 +359,8 @@ class ApiServer:
             web.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", self._slices),
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
             web.post("/api/v1/namespaces/isthmus-system/{kind:configmaps|secrets}", self._create),
-            web.get("/api/v1/namespaces/isthmus-system/{kind}/{name}", self._object),
+            web.get("/api/v1/namespaces/{namespace}/{kind}/{name}", self._object),
+            web.get("/apis/cilium.io/v2/ciliumnodes", self._custom),
             web.patch("/api/v1/namespaces/isthmus-system/{kind}/{name}", self._object),
             web.post("/apis/authentication.k8s.io/v1/tokenreviews", self._review),
             web.post("/apis/events.k8s.io/v1/namespaces/default/events", self._event),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.controller.agents import liveness
 from controlplane.controller.controller import Controller
 from controlplane.kubernetes import bridge, endpoints
 from controlplane.kubernetes.members import bridging
@@ -98,6 +99,7 @@ async def test_what_flannel_changes_during_an_adoption_is_followed(
 ) -> None:
     """A node added, one with a new device, one made anew with another range, one removed, one unfit."""
     monkeypatch.setattr(bridge, "REMOVE_S", 0.1)
+    monkeypatch.setattr(liveness, "ABSENT_AFTER_S", 0.1)  # agents that flannel's nodes do not have
     monkeypatch.setattr(bridge, "PAUSE_LONGEST_S", 0.2)
     api = ApiServer()
     for number in (1, 2):

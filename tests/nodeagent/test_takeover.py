@@ -177,6 +177,28 @@ def test_three_nodes_are_taken_over_and_given_back_without_a_lost_packet() -> No
         ran = place.isthmus("adopt", "run", str(plan), "--yes")
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
+        # A real loss, one way and in the middle: what comes out of the device by its new name is dropped.
+        for way in ("PREROUTING -i", "POSTROUTING -o"):
+            nodes[1].run(f"iptables -t mangle -A {way} isthmus -p icmp -j DROP")
+            halted = adopt(place, "run", str(plan), "--node", "b")
+            assert halted.returncode == 1
+            assert "probes lost packets" in halted.stderr, halted.stderr
+            assert "10.42.2.2 → 10.42." in halted.stderr  # from inside of the pod
+            assert "it was given back" in halted.stderr
+            assert device_of(nodes[1], DEVICE) == devices["b"]
+            assert nodes[1].run("iptables-save").count("-A FLANNEL-POSTRTG") == 6
+            assert "probes lost packets" in place.isthmus("adopt", "status", str(plan)).stdout
+            assert progress(plan, "c") == ""
+            nodes[1].run(f"iptables -t mangle -D {way} isthmus -p icmp -j DROP")
+        # Without a single probe that passes, and on a node that is not reached, nothing is touched.
+        deaf = adopt(place, "run", str(plan), "--node", "b", "--on-node", "false")
+        assert "no line can be run on 1 of 1 nodes" in deaf.stderr
+        nodes[1].run("iptables -t raw -I PREROUTING -p icmp -j DROP")
+        blind = adopt(place, "run", str(plan), "--node", "b")
+        assert "no loss could be seen" in blind.stderr
+        nodes[1].run("iptables -t raw -D PREROUTING -p icmp -j DROP")
+        assert device_of(nodes[1], DEVICE) == devices["b"]
+
         flows = {
             (one, other): Flow(pods[one][0], pods[one][1], pods[other][1], 0.01)
             for one in pods

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from controlplane.cli.adopt import plan_file, planning, sources
-from controlplane.cli.adopt.progress import NodeProgress, Progress
+from controlplane.cli.adopt import plan_file, planning
+from controlplane.cli.adopt.following import Changes
+from controlplane.cli.adopt.plan_command import plan_command
+from controlplane.cli.adopt.progress import Progress
 from controlplane.cli.adopt.rollout import Rollout, Ways
-from controlplane.cli.node_import.encoding import SIZE_MAX_BYTES, text_of
-from controlplane.kubernetes.flannel_nodes import Candidate
-from controlplane.kubernetes.node_objects import Rules
+from controlplane.cli.adopt.status_command import FOLLOW, PLAN, looked, status_command, tell
+from events.bus.client import ControllerClient
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
-from events.cli.tables import print_json, print_table
-from events.errors import BadRequest
-from events.protocol.commands import AdoptedNode, EndAdoption
-from events.protocol.queries import PAGE_LIMIT, ListNodes, NodePage, NodeView
+from events.cli.tables import print_json
+from events.errors import BadRequest, Refused
+from events.protocol.commands import EndAdoption, RemoveNode
+from events.protocol.queries import NodeView, ShowNode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-MTU_MIN = 576
-SOURCES = ("flannel", "cilium", "podcidr")
-FILE = click.File("rb")
 
 
 @click.group()
@@ -32,7 +29,7 @@ def adopt() -> None:
     """Take over a running cluster's nodes with the ranges that they have.
 
     \b
-    kubectl get nodes -o json | isthmus adopt plan --nodes - --to plan.json
+    isthmus adopt plan --kubernetes --to plan.json
     isthmus adopt run plan.json
     isthmus adopt run plan.json --on-node 'ssh root@{address}'
     isthmus adopt status plan.json
@@ -41,138 +38,13 @@ def adopt() -> None:
     """
 
 
-@adopt.command("plan")
-@click.option("--from", "source", type=click.Choice(SOURCES),
-              help="What the ranges are of [as the input shows].")  # fmt: skip
-@click.option("--nodes", type=FILE, help="Node objects: kubectl get nodes -o json (- for standard input).")
-@click.option("--leases", type=FILE,
-              help="Flannel's leases: etcdctl get --prefix /coreos.com/network -w json.")  # fmt: skip
-@click.option("--cilium", type=FILE, help="CiliumNode objects: kubectl get ciliumnodes -o json.")
-@click.option("--hosts", type=FILE, help="Without Kubernetes: lines of ADDRESS NODE UID.")
-@click.option("--subnet-env", "subnet_envs", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              multiple=True, help="A node's /run/flannel/subnet.env. Repeatable.")  # fmt: skip
-@click.option("--cidr", default="", help="Container CIDR [as the input says].")
-@click.option("--range-size", type=int, default=0, help="Addresses per node [what most nodes have].")
-@click.option("--services", type=int, default=256, show_default=True,
-              help="Services; the last segment of the CIDR stays free for them.")  # fmt: skip
-@click.option("--service-cidr", default="", help="The cluster's own Service range, to stay clear of.")
-@click.option("--vni", type=int, default=0, help="VXLAN network identifier [what most nodes have].")
-@click.option("--port", type=int, default=0, help="VXLAN UDP port [as the input says, or 8472].")
-@click.option(
-    "--mtu", type=click.IntRange(0, 65485), default=0, help="Inner MTU in bytes [FLANNEL_MTU, or followed]."
-)
-@click.option("--kind", type=click.Choice(["cloud", "external"]), default="cloud", show_default=True,
-              help="Kind of nodes that do not say it.")  # fmt: skip
-@click.option("--underlay-cidr", "underlay_cidrs", multiple=True, metavar="CIDR",
-              help="A node's address is the one in this network. Repeatable.")  # fmt: skip
-@click.option("--skip", multiple=True, metavar="NODE",
-              help="Leave this node out: it joins as a new one later. Repeatable.")  # fmt: skip
-@click.option("--cluster", envvar="ISTHMUS_CLUSTER", default="default", show_default=True)
-@click.option("--to", "to", type=click.Path(path_type=Path, dir_okay=False), help="Where the plan goes.")
-@json_option
-def plan_command(
-    *,
-    source: str | None,
-    nodes: BinaryIO | None,
-    leases: BinaryIO | None,
-    cilium: BinaryIO | None,
-    hosts: BinaryIO | None,
-    subnet_envs: tuple[Path, ...],
-    kind: str,
-    underlay_cidrs: tuple[str, ...],
-    to: Path | None,
-    as_json: bool,
-    **wish: Any,
-) -> None:
-    """Report what of a running cluster fits, and what does not and why.
-
-    Needs no bus and changes nothing; with --to and no finding, the plan is written there, and nothing else.
-    Exit code 1 when something does not fit: then no plan is written.
-
-    \b
-    kubectl get nodes -o json | isthmus adopt plan --nodes - --to plan.json
-    isthmus adopt plan --nodes nodes.json --cilium ciliumnodes.json
-    isthmus adopt plan --leases etcd.json --hosts hosts.txt --subnet-env subnet.env
-    """
-    if nodes is None and hosts is None:
-        raise BadRequest(
-            "bad_request", "say who the nodes are: --nodes FILE, or --hosts FILE with --leases FILE"
-        )
-    if 0 < wish["mtu"] < MTU_MIN:
-        raise BadRequest(
-            "bad_request", f"--mtu {wish['mtu']}: {MTU_MIN} … 65485 bytes, or 0 to follow the underlay"
-        )
-    rules = Rules(kind=kind, underlay_cidrs=underlay_cidrs)
-    found = sources.nodes_of(_text(nodes), rules) if nodes is not None else []
-    if hosts is not None:
-        found += sources.hosts_of(_text(hosts), kind)
-    configured = sources.Network()
-    if leases is not None:
-        found, configured = sources.leases_of(_text(leases), found)
-    if cilium is not None:
-        found = sources.cilium_of(_text(cilium), found)
-    report = planning.make(
-        found,
-        planning.Wish(source=source or _source(found), **wish),
-        configured=configured,
-        subnet_envs={str(path): sources.subnet_env_of(text_of(path.read_bytes())) for path in subnet_envs},
-    )
-    if to is not None and report.plan is not None:
-        plan_file.save(to, report.plan)
-    if as_json:
-        print_json(report)
-    else:
-        _show(report, to)
-    if report.findings:
-        raise SystemExit(1)
-
-
-def _text(file: BinaryIO) -> str:
-    return text_of(file.read(SIZE_MAX_BYTES + 1))
-
-
-def _source(found: Sequence[Candidate]) -> str:
-    """What the nodes' ranges are of."""
-    if any(each.backend == "cilium" for each in found):
-        return "cilium"
-    return "flannel" if any(each.backend for each in found) else "podcidr"
-
-
-def _show(report: planning.Report, to: Path | None) -> None:
-    if report.findings:
-        rows = [(entry["node"], entry["code"], entry["message"]) for entry in report.findings]
-        print_table(("node", "code", "what does not fit"), rows)
-        several = {entry["node"] for entry in report.findings}
-        click.echo(f"{len(rows)} findings about {len(several)} nodes: no plan was made")
-    plan = report.plan
-    if plan is not None:
-        print_table(
-            ("node", "range", "underlay", "vtep mac", "kind", "site"),
-            [(n.node, n.range, n.announced or n.underlay, n.vtep_mac, n.kind, n.site) for n in plan.nodes],
-        )
-        define = plan.define
-        click.echo(
-            f"{len(plan.nodes):,} nodes of {plan.capacity:,} ranges fit: {define.container_cidr} in ranges of "
-            f"{planning.size_text(plan)}; the next new node gets range {plan.cursor:,}"
-        )
-        mtu = f"{plan.mtu:,} bytes" if plan.mtu else "the underlay's less 50"
-        click.echo(
-            f"VNI {define.vni}, port {define.vxlan_port}, MTU {mtu}; "
-            f"Service range kept free: {plan.service_cidr}"
-        )
-    for note in report.notes:
-        click.echo(note)
-    if plan is not None:
-        where = f"the plan is in {to}; next: isthmus adopt run {to}" if to else "to keep the plan: --to FILE"
-        click.echo(where)
-
-
-STATES = ("taken over", "given back", "adopted", "differs", "absent")
-PLAN = click.Path(path_type=Path, exists=True, dir_okay=False)
-
+adopt.add_command(plan_command)
+adopt.add_command(status_command)
 
 TAKE = "systemctl stop flanneld && systemctl start isthmus-agent"
-GIVE = "systemctl stop isthmus-agent && isthmus agent give-back --yes && systemctl start flanneld"
+GIVE = (
+    "systemctl stop isthmus-agent && isthmus agent give-back --yes --device {ours} && systemctl start flanneld"
+)
 
 
 def on_nodes(function: Function) -> Function:
@@ -182,10 +54,9 @@ def on_nodes(function: Function) -> Function:
                      help="How to run a line on a node: 'ssh root@{address}'. [the log only]"),
         click.option("--take", default=TAKE, show_default=True, metavar="LINE", help="Flannel off, agent on."),
         click.option("--give", default=GIVE, show_default=True, metavar="LINE", help="Agent off, flannel on."),
-        click.option("--pods", type=FILE, help="kubectl get pods -A -o json: pods to probe [the bridges]."),
         click.option("--node", "only", multiple=True, metavar="NODE", help="Only this node. Repeatable."),
-        click.option("--pings", type=click.IntRange(1, 100), default=5, show_default=True,
-                     help="Packets of a probe; none may be lost."),
+        click.option("--pings", type=click.IntRange(0, 100), default=5, show_default=True,
+                     help="Packets of a probe, none of which may be lost; 0: no probes."),
         click.option("--within", "within_s", type=click.FloatRange(1, 3600), default=120, show_default=True,
                      help="Seconds that an agent may take to be ready."),
     )):  # fmt: skip
@@ -196,19 +67,23 @@ def on_nodes(function: Function) -> Function:
 @adopt.command("run")
 @click.argument("plan", type=PLAN)
 @on_nodes
+@FOLLOW
 @click.option("--dry-run", is_flag=True, help="Decide the first step only; write nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
 @bus_options
 def run_command(
-    *, context: BusContext, plan: Path, dry_run: bool, yes: bool, as_json: bool, **how: Any
+    *, context: BusContext, plan: Path, follow: bool, dry_run: bool, yes: bool, as_json: bool, **how: Any
 ) -> None:
     """Bring the plan into the cluster's log, and with --on-node take its nodes over, one by one.
 
     In the log every node becomes a member with its own range and MAC; the cluster is defined if it is not yet.
     With --on-node each node is probed, taken over by the line of --take, and probed again when its agent is
     ready. If any packet is lost, it is given back by the line of --give, and the run halts. {node}, {address},
-    {uid}, {kind}, {site}, {device} and {mtu} in these stand for the node's own.
+    {uid}, {kind}, {site}, {device}, {ours} (its name then) and {mtu} in these stand for the node's own.
+
+    Where the plan's source can be read again, what it says now counts: nodes that came are taken in, those that
+    are gone leave, and the plan is written anew.
 
     A run that was cut off is simply run again: PLAN.progress says how far it came.
 
@@ -216,8 +91,12 @@ def run_command(
     isthmus adopt run plan.json --bus nats://10.0.0.2:4222
     isthmus adopt run plan.json --on-node 'ssh root@{address}'
     """
-    made = _of_cluster(plan, context)
-    rollout, names = _rollout(plan, made, how), _names(made, how["only"])
+    planned = _of_cluster(plan, context)
+    progress = Progress(plan, planned.digest)
+    changes = run(looked(planned, progress)) if follow else Changes(plan=planned)
+    made = changes.plan
+    rollout, names = _rollout(made, progress, how), _names(made, how["only"])
+    tell(changes, made.source)
     if not dry_run:
         what = "members as they are" + (", and take them over one by one" if rollout else "")
         confirm(f"Make {len(made.nodes):,} nodes of cluster {made.cluster} {what}?", yes=yes)
@@ -226,6 +105,12 @@ def run_command(
     async def main() -> tuple[list[dict[str, Any]], int]:
         report: list[dict[str, Any]] = []
         async with controller(context) as client:
+            if rollout is not None:
+                await rollout(client).check(names)
+            if changes and not dry_run:
+                gone = await _take_out(client, changes, made.source)
+                report.append({"command": "follow", "events": gone})
+                plan_file.save(plan, made)
             for command in commands[:1] if dry_run else commands:
                 reply = await client.send(command, dry_run=dry_run, timeout_s=30.0, try_timeout_s=10.0)
                 done = {"command": command.name, "events": len(reply.events), "sequence": reply.sequence}
@@ -263,7 +148,7 @@ def rollback_command(*, context: BusContext, plan: Path, yes: bool, as_json: boo
     isthmus adopt rollback plan.json --on-node 'ssh root@{address}'
     """
     made = _of_cluster(plan, context)
-    rollout = _rollout(plan, made, how)
+    rollout = _rollout(made, Progress(plan, made.digest), how)
     if rollout is None:
         raise BadRequest("bad_request", "say how to reach a node: --on-node 'ssh root@{address}'")
     names = _names(made, how["only"])
@@ -300,8 +185,8 @@ def _names(made: planning.AdoptionPlan, only: Sequence[str]) -> list[str]:
 
 
 def _rollout(
-    plan: Path, made: planning.AdoptionPlan, how: Mapping[str, Any]
-) -> Callable[[Any], Rollout] | None:
+    made: planning.AdoptionPlan, progress: Progress, how: Mapping[str, Any]
+) -> Callable[[ControllerClient], Rollout] | None:
     """What does it, given a client; None without a way to the nodes. Raises BadRequest."""
     if not how["on_node"]:
         return None
@@ -310,66 +195,27 @@ def _rollout(
             "bad_request", f"a plan of {made.source} has no device to take over: leave out --on-node"
         )
     ways = Ways(**{key: how[key] for key in ("on_node", "take", "give", "pings", "within_s")})
-    homes = {IPv4Network(node.range): node.node for node in made.nodes}
-    length = 33 - made.define.pods_per_node.bit_length()
-    pods: dict[str, list[str]] = {}
-    for address in sources.pods_of(_text(how["pods"])) if how["pods"] is not None else ():
-        name = homes.get(IPv4Network((address, length), strict=False))
-        if name is not None:
-            pods.setdefault(name, []).append(address)
-    progress = Progress(plan, made.digest)
-    return lambda client: Rollout(made, progress, client, ways, pods, lambda line: click.echo(line, err=True))
+    return lambda client: Rollout(made, progress, client, ways, lambda line: click.echo(line, err=True))
 
 
-@adopt.command("status")
-@click.argument("plan", type=PLAN)
-@json_option
-@bus_options
-def status_command(*, context: BusContext, plan: Path, as_json: bool) -> None:
-    """Show each node of the plan: whether it is a member as planned, and whether its agent reports.
-
-    Exit code 1 while a node is no member as planned.
-
-    \b
-    isthmus adopt status plan.json
-    """
-    made = plan_file.load(plan)
-
-    async def main() -> dict[str, NodeView]:
-        members: dict[str, NodeView] = {}
-        async with controller(context) as client:
-            after: str | None = ""
-            while after is not None:
-                page = await client.ask(ListNodes(after=after, limit=PAGE_LIMIT), NodePage)
-                members |= {view.node: view for view in page.nodes}
-                after = page.next_after
-        return members
-
-    members = run(main())
-    progress = Progress(plan, made.digest)
-    rows = [_state(node, members.get(node.node), progress.of(node.node)) for node in made.nodes]
-    counts = {state: sum(1 for row in rows if row[2] == state) for state in STATES}
-    if as_json:
-        keys = ("node", "range", "state", "agent", "path", "finding")
-        print_json(
-            {"plan": made.digest, **counts, "nodes": [dict(zip(keys, row, strict=True)) for row in rows]}
-        )
-    else:
-        print_table(("node", "range", "state", "agent", "packets", "halted because"), rows)
-        click.echo(", ".join(f"{count:,} {state}" for state, count in counts.items() if count))
-    if counts["absent"] or counts["differs"]:
-        raise SystemExit(1)
-
-
-def _state(node: AdoptedNode, view: NodeView | None, done: NodeProgress) -> tuple[str, ...]:
-    if view is None or not view.member:
-        return node.node, node.range, "absent", "", "", done.finding
-    if (view.cidr, view.vtep_mac, view.uid) != (node.range, node.vtep_mac, node.uid):
-        return node.node, node.range, "differs", view.agent_state, f"member with {view.cidr}", done.finding
-    heard = view.agent_state not in {"", "unreported"}
-    state = "given back" if done.state == "given" else "taken over" if heard else "adopted"
-    agent = f"{view.agent_state}, silent" if heard and view.stale else view.agent_state
-    return node.node, node.range, state, agent, view.path, done.finding
+async def _take_out(client: ControllerClient, changes: Changes, source: str) -> int:
+    """Members that the network before has removed leave, unless an agent of ours was ever heard on them."""
+    written = 0
+    for name in changes.removed:
+        try:
+            view = await client.ask(ShowNode(node=name), NodeView)
+        except Refused as error:
+            if error.code != "node_unknown":
+                raise
+            continue
+        if not view.member:
+            continue
+        if view.agent_state not in {"", "unreported"}:
+            click.echo(f"{name} stays a member, its agent was heard: isthmus node remove {name}", err=True)
+            continue
+        reply = await client.send(RemoveNode(node=name, reason=f"{source} has removed it"))
+        written += len(reply.events)
+    return written
 
 
 @adopt.command("end")

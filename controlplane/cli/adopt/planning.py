@@ -47,13 +47,33 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     vni: int = 0
     port: int = 0
     mtu: int = 0
+    keep_name: bool = False
     skip: tuple[str, ...] = ()
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the nodes are read: the Kubernetes API, or files (``-``: a pipe, which is read once).
+
+    ``kind`` is that of nodes that do not say it; ``source`` what the ranges are of, where that was said.
+    """
+
+    kubernetes: bool = False
+    kubeconfig: str = ""
+    nodes: str = ""
+    leases: str = ""
+    cilium: str = ""
+    hosts: str = ""
+    subnet_envs: tuple[str, ...] = ()
+    kind: str = "cloud"
+    source: str = ""
+    underlay_cidrs: tuple[str, ...] = ()
 
 
 class AdoptionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What ``run`` does. ``digest`` is the SHA-256 of the rest; ``cursor`` the index behind the highest range.
 
-    ``device`` is the present network's tunnel device; empty: there is none to take over.
+    ``device`` is the present network's tunnel device; empty: there is none to take over. ``keep_name``: its
+    name stays, too, since kernels before Linux 6.2 rename no device that is up.
     """
 
     format: str
@@ -67,6 +87,8 @@ class AdoptionPlan(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     nodes: tuple[AdoptedNode, ...]
     skipped: tuple[str, ...] = ()
+    keep_name: bool = False
+    origin: Origin | None = None
     digest: str = ""
 
 
@@ -84,10 +106,15 @@ def make(
     *,
     configured: Network | None = None,
     subnet_envs: Mapping[str, SubnetEnv] | None = None,
+    origin: Origin | None = None,
+    again: bool = False,
 ) -> Report:
-    """Judge the candidates. Raises Refused and BadRequest for wishes that no candidate could meet."""
+    """Judge the candidates. Raises Refused and BadRequest for wishes that no candidate could meet.
+
+    ``again``: a plan that was made goes on; a node that was left out need not be there any more.
+    """
     configured, envs = configured or Network(), subnet_envs or {}
-    unknown = sorted(set(wish.skip) - {each.node for each in candidates})
+    unknown = [] if again else sorted(set(wish.skip) - {each.node for each in candidates})
     if unknown:
         raise BadRequest("bad_request", f"--skip {', '.join(unknown)[:200]}: no such node is in the input")
     chosen = [each for each in candidates if each.node not in wish.skip]
@@ -97,7 +124,7 @@ def make(
     flannel = wish.source == "flannel"
     if flannel:
         for each in chosen:
-            judge(each)
+            judge(each, keep_name=wish.keep_name)
     vni = _one(chosen, "vni", wish.vni or configured.vni, FLANNEL_VNI, "adopt_vni_differs", "VNI")
     port = _one(chosen, "port", wish.port or configured.port, FLANNEL_PORT, "adopt_port_differs", "VXLAN port")
     mtu = _mtu(chosen, envs, wish, findings)
@@ -145,6 +172,8 @@ def make(
         device=f"flannel.{vni}" if flannel else "",
         nodes=tuple(sorted(nodes, key=lambda node: state.owned[node.node].index)),
         skipped=wish.skip,
+        keep_name=wish.keep_name,
+        origin=origin,
     )
     return Report(plan=sealed(plan), findings=[], notes=tuple(notes))
 

@@ -17,8 +17,8 @@ from events.errors import BadRequest
 State = Literal["waiting", "taking", "over", "giving", "given"]
 SIZE_MAX_BYTES = 256 * 1024 * 1024
 
-Pair = tuple[str, str]
-"""From a node, to an address of a pod on another one."""
+Pair = tuple[str, str, str]
+"""A node; the address of the pod on it that asks, empty for the node itself; whom it asks."""
 
 
 class NodeProgress(msgspec.Struct, frozen=True, kw_only=True):

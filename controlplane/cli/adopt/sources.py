@@ -47,19 +47,25 @@ class SubnetEnv(NamedTuple):
 
 def nodes_of(text: str, rules: Rules) -> list[Candidate]:
     """The Nodes of ``kubectl get nodes -o json`` (a list, or one). Raises BadRequest(import_unreadable)."""
-    items = _items(text, "Node")
+    return nodes_in(objects(text, "Node"), rules)
+
+
+def nodes_in(items: Sequence[Mapping[str, Any]], rules: Rules) -> list[Candidate]:
+    """These Node objects."""
     return [read_candidate(item, number, rules) for number, item in enumerate(items, 1)]
 
 
 def cilium_of(text: str, known: Sequence[Candidate]) -> list[Candidate]:
-    """CiliumNode objects: the range of each node that ``known`` has by name.
+    """Those of ``kubectl get ciliumnodes -o json``. Raises BadRequest(import_unreadable)."""
+    return cilium_in(objects(text, "CiliumNode"), known)
 
-    Raises BadRequest(import_unreadable).
-    """
+
+def cilium_in(items: Sequence[Mapping[str, Any]], known: Sequence[Candidate]) -> list[Candidate]:
+    """CiliumNode objects: the range of each node that ``known`` has by name."""
     by_name = {candidate.node: candidate for candidate in known}
     told: set[str] = set()
     extra: list[Candidate] = []
-    for number, item in enumerate(_items(text, "CiliumNode"), 1):
+    for number, item in enumerate(items, 1):
         name = as_text(as_dict(item.get("metadata")).get("name")) or f"item {number}"
         told.add(name)
         candidate = by_name.get(name)
@@ -117,6 +123,11 @@ def leases_of(text: str, known: Sequence[Candidate]) -> tuple[list[Candidate], N
     if not seen:
         raise unreadable("the dump holds no lease of flannel (keys …/subnets/10.5.34.0-24)")
     return [*known, *extra], network
+
+
+def configuration_of(item: Mapping[str, Any]) -> Network:
+    """``net-conf.json`` of flannel's ConfigMap; empty where there is none."""
+    return _network(_object(as_dict(item.get("data")).get("net-conf.json")))
 
 
 def _network(value: Mapping[str, Any]) -> Network:
@@ -196,25 +207,8 @@ def subnet_env_of(text: str) -> SubnetEnv:
     return SubnetEnv(said.get("FLANNEL_NETWORK", "").partition(",")[0], f"{quad}/{length}", int(mtu))
 
 
-def pods_of(text: str) -> list[str]:
-    """Addresses of running pods that have one of their own: ``kubectl get pods -A -o json``.
-
-    Raises BadRequest(import_unreadable).
-    """
-    found = []
-    for item in _items(text, "Pod"):
-        spec, status = as_dict(item.get("spec")), as_dict(item.get("status"))
-        address = as_text(status.get("podIP"))
-        if (
-            address_value(address) is not None
-            and not spec.get("hostNetwork")
-            and status.get("phase") == "Running"
-        ):
-            found.append(address)
-    return found
-
-
-def _items(text: str, kind: str) -> list[dict[str, Any]]:
+def objects(text: str, kind: str) -> list[dict[str, Any]]:
+    """The objects of a list of ``kubectl get … -o json``, or the one. Raises BadRequest(import_unreadable)."""
     document = _json(text)
     listed = document.get("items") if isinstance(document, dict) and "items" in document else document
     items: list[Any] = listed if isinstance(listed, list) else [listed]
