@@ -107,7 +107,7 @@ class ControllerMembers:
         return known.source if known is not None else ""
 
     async def adopt(self, item: Mapping[str, Any]) -> None:
-        """By the controller's own committer. Cancelled, the command is decided all the same."""
+        """By the controller's own committer. Raises IsthmusError. Cancelled, it is decided all the same."""
         definition = self._state().definition
         found = flannel_nodes.read_candidate(item, 1, Rules(kind="cloud"))
         flannel_nodes.judge(found, keep_name=True)

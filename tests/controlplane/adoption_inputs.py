@@ -5,6 +5,7 @@ Only what a reader could stumble over is here: addresses, labels, annotations, m
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -139,3 +140,31 @@ def digitalocean() -> str:
             for n in range(2)
         )
     )  # fmt: skip
+
+
+def leases(*numbers: int, **changes: Any) -> dict[str, Any]:
+    """Flannel's configuration and its leases in etcd: of 192.0.2.<number> the range 10.5.<number>.0/24."""
+    found: dict[str, Any] = {
+        "/coreos.com/network/config": {
+            "Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan", "Port": 8472},
+        }
+    }  # fmt: skip
+    for n in numbers:
+        found[f"/coreos.com/network/subnets/10.5.{n}.0-24"] = {
+            "PublicIP": f"192.0.2.{n}",
+            "PublicIPv6": None,
+            "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": f"8a:00:00:00:00:{n:02x}"},
+        } | changes
+    return found
+
+
+def as_etcd(found: dict[str, Any]) -> str:
+    """As `etcdctl get --prefix … -w json` prints them."""
+
+    def coded(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    return json.dumps({"count": len(found), "kvs": [
+        {"key": coded(key), "value": coded(json.dumps(value)), "lease": 7} for key, value in found.items()
+    ]})  # fmt: skip

@@ -19,8 +19,7 @@ from events.protocol.commands import (
     ReserveClb,
 )
 from events.types import NodeUnderlayChanged, RangeAdopted
-from tests.controlplane.test_replacing import Said
-from tests.controlplane.world import World, names
+from tests.controlplane.world import Said, World, names
 
 
 def node(number: int, **changes: Any) -> AdoptedNode:

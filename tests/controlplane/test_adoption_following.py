@@ -16,8 +16,7 @@ from controlplane.cli.adopt.reading import Found
 from controlplane.kubernetes.node_objects import Rules
 from events.errors import BadRequest, Refused
 from tests.controlplane import adoption_inputs as given
-from tests.controlplane.adoption_inputs import flannel, listed, node
-from tests.controlplane.test_adoption_plan import as_etcd, leases
+from tests.controlplane.adoption_inputs import as_etcd, flannel, leases, listed, node
 from tests.kubernetes.apiserver import ApiServer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.kubernetes.node_objects import Rules
 from events.errors import BadRequest, Refused
 from tests.controlplane import adoption_inputs as given
-from tests.controlplane.adoption_inputs import flannel, listed, node
+from tests.controlplane.adoption_inputs import as_etcd, flannel, leases, listed, node
 from tests.controlplane.world import START
 
 RULES = Rules(kind="cloud")
@@ -153,31 +152,6 @@ def test_flannels_word_settles_which_of_two_addresses_it_is() -> None:
 
 
 # --- flannel's etcd and files, Cilium --------------------------------------------------------------------
-
-
-def leases(*numbers: int, **changes: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "/coreos.com/network/config": {
-            "Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan", "Port": 8472},
-        }
-    }  # fmt: skip
-    for n in numbers:
-        found[f"/coreos.com/network/subnets/10.5.{n}.0-24"] = {
-            "PublicIP": f"192.0.2.{n}",
-            "PublicIPv6": None,
-            "BackendType": "vxlan",
-            "BackendData": {"VNI": 1, "VtepMAC": f"8a:00:00:00:00:{n:02x}"},
-        } | changes
-    return found
-
-
-def as_etcd(found: dict[str, Any]) -> str:
-    def coded(text: str) -> str:
-        return base64.b64encode(text.encode()).decode()
-
-    return json.dumps({"count": len(found), "kvs": [
-        {"key": coded(key), "value": coded(json.dumps(value)), "lease": 7} for key, value in found.items()
-    ]})  # fmt: skip
 
 
 def as_v2(found: dict[str, Any]) -> str:

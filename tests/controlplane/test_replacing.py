@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -18,25 +17,7 @@ from controlplane.controller.clocks import Watch
 from events.protocol.commands import FenceNode, ImportNodes, JoinNode, LeaveNode
 from events.status import AgentStatus
 from events.types import NodeFenced
-from tests.controlplane.world import World, joining, names
-
-
-class Said:
-    """Reports by hand: uid → seconds since the last one."""
-
-    def __init__(self, heard: Mapping[str, float], past: frozenset[str] = frozenset()) -> None:
-        self.heard = heard
-        self.past = past
-        self.processes: dict[str, AgentProcess] = {}
-
-    def silent_s(self, uid: str) -> float | None:
-        return self.heard.get(uid)
-
-    def ever(self, uid: str) -> bool:
-        return uid in self.heard or uid in self.past
-
-    def process_of(self, uid: str) -> AgentProcess | None:
-        return self.processes.get(uid)
+from tests.controlplane.world import Said, World, joining, names
 
 
 @pytest.fixture

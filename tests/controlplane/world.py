@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlplane.cluster.decide import EMPTY_CONTEXT, Decision, DecisionContext, Tick, decide
+from controlplane.cluster.decision import AgentProcess
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import violation
@@ -14,6 +16,24 @@ from events.protocol.commands import Command, DefineCluster, JoinNode
 from events.types import Event
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Said:
+    """Reports by hand: uid → seconds since the last one."""
+
+    def __init__(self, heard: Mapping[str, float], past: frozenset[str] = frozenset()) -> None:
+        self.heard = heard
+        self.past = past
+        self.processes: dict[str, AgentProcess] = {}
+
+    def silent_s(self, uid: str) -> float | None:
+        return self.heard.get(uid)
+
+    def ever(self, uid: str) -> bool:
+        return uid in self.heard or uid in self.past
+
+    def process_of(self, uid: str) -> AgentProcess | None:
+        return self.processes.get(uid)
 
 
 class World:

@@ -92,7 +92,10 @@ class Probes:
         return tuple(pair for pair in pairs if pair in good)
 
     async def lost(self, passed: Sequence[Pair]) -> list[Pair]:
-        """Those that passed before and do not any more, though the pods at both ends still run."""
+        """Those that passed before and do not any more, though the pods at both ends still run.
+
+        Cancelled, it leaves nothing behind.
+        """
         again = set(await self.passing(passed))
         missing = [pair for pair in passed if pair not in again]
         if not missing:
