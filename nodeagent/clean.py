@@ -15,7 +15,8 @@ from nodeagent.dataplane import takeover
 from nodeagent.fastpath import programs
 from nodeagent.fastpath.predecessors import FILE as FASTPATH_FILE
 from nodeagent.fastpath.predecessors import Predecessors
-from nodeagent.firewall import predecessor, ruleset
+from nodeagent.firewall import ruleset
+from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
@@ -84,7 +85,7 @@ async def give_back(state_dir: Path, cni_dir: Path, device: str, old: str) -> li
             done.append(f"{taken} programs of the fast path removed")
         done += await asyncio.to_thread(takeover.give_back, device, old)
         # Flannel's rules stand before ours go: no packet of a pod leaves without its masquerade.
-        if await predecessor.restore(state_dir):
+        if await Predecessor(state_dir).restore():
             done.append("flannel's rules are back")
         try:
             if await ruleset.remove():

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -26,7 +25,7 @@ from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import Programs
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.fastpath.start import SWITCHED_OFF
-from nodeagent.firewall import predecessor
+from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health import diagnosis
@@ -233,7 +232,7 @@ def compose(
     member = view.members.get(config.node)
     if view.joined and member is not None and not unicast_problem(member.underlay):
         reconciler.tunnel.assume_underlay(member.underlay)
-    replacing = partial(predecessor.replacing, config.state_dir) if config.take_over else None
+    replacing = Predecessor(config.state_dir) if config.take_over else None
     firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall, replacing=replacing)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
     pods, sources_of_pods = PodWatch(config, view, conditions), PodSources(view, session)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
@@ -16,6 +16,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.dataplane.fight_guard import FightGuard, RepairKey
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.monitor import RulesetMonitor
+from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.ruleset import Rules
 from nodeagent.netlink.rows import Kind
 from nodeagent.tracing import Causes
@@ -42,11 +43,11 @@ class FirewallReconciler:
         telemetry: Telemetry | None = None,
         *,
         enabled: bool = True,
-        replacing: Callable[[], Awaitable[str]] | None = None,
+        replacing: Predecessor | None = None,
     ) -> None:
         """``enabled``: whether this node has a firewall of ours at all.
 
-        ``replacing``: what takes another network's rules away in the transaction that brings ours.
+        ``replacing``: another network's rules, which go with the transaction that brings ours.
         """
         self._conditions = conditions
         self._telemetry = telemetry or Telemetry.off("agent")
@@ -198,5 +199,7 @@ class FirewallReconciler:
             if len(added) + len(removed) <= INCREMENT_LIMIT:
                 await ruleset.nft(ruleset.render_members(added, removed))
                 return
-        also = await self._replacing() if self._replacing is not None else ""
+        also = await self._replacing.also() if self._replacing is not None else ""
         await ruleset.replace(rules, vteps, also=also)
+        if self._replacing is not None:
+            await self._replacing.after()

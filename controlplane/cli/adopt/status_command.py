@@ -29,7 +29,7 @@ FOLLOW = click.option(
 async def looked(plan: AdoptionPlan, progress: Progress) -> Changes:
     """What the plan's source says by now; nothing new where it cannot be read again, which is told.
 
-    Raises Refused(adoption_refused) when a node of the plan no longer fits. Cancelled, it leaves nothing behind.
+    Raises Refused(adoption_refused) when a node of the plan no longer fits. Cancelled, nothing is left behind.
     """
     if plan.origin is None or not repeatable(plan.origin):
         return Changes(plan=plan)

@@ -119,6 +119,28 @@ class FlannelNode(NamedTuple):
             ]
         )
 
+    def nft_rules(self) -> str:
+        """``nft -f``: the same where flannel was asked for nftables (``EnableNFTables``)."""
+        mine, all_ = self.range, self.cluster
+        return f"""\
+table ip flannel-ipv4 {{
+  chain postrtg {{
+    type nat hook postrouting priority srcnat; policy accept;
+    meta mark & 0x4000 == 0x4000 return
+    ip saddr {mine} ip daddr {all_} return
+    ip saddr {all_} ip daddr {mine} return
+    ip saddr != {all_} ip daddr {mine} return
+    ip saddr {all_} ip daddr != 224.0.0.0/4 masquerade fully-random
+    ip saddr != {all_} ip daddr {all_} masquerade fully-random
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    ip saddr {all_} accept
+    ip daddr {all_} accept
+  }}
+}}
+"""
+
     def subnet_env(self) -> str:
         """``/run/flannel/subnet.env``."""
         return (
