@@ -175,12 +175,9 @@ def _moved(state: ClusterState, event: types.NodeUnderlayChanged) -> Finding:
     other = state.by_address.get(event.announced, event.node)
     if other != event.node:
         return 3, f"{event.node!r} announces {event.announced}, the address of {other!r}"
-    if event.vtep_mac:
-        other = state.by_mac.get(event.vtep_mac, event.node)
-        if other != event.node:
-            return 3, f"{event.node!r} has VTEP MAC {event.vtep_mac}, that of {other!r}"
-        if not state.adoption:
-            return 3, f"{event.node!r} has another VTEP MAC, {event.vtep_mac}, and nothing is being adopted"
+    other = state.by_mac.get(event.vtep_mac, event.node)
+    if other != event.node or (event.vtep_mac and not state.adoption):
+        return 3, f"{event.node!r} has VTEP MAC {event.vtep_mac}, that of {other!r}, or not in an adoption"
     return None
 
 
