@@ -22,6 +22,7 @@ from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
+from nodeagent.health.accept_in_others import AcceptInOthers
 from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
 from nodeagent.membership.cache import Cache
@@ -84,6 +85,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     session: BusSession
     reconciler: Reconciler
     firewall: FirewallReconciler
+    others: AcceptInOthers
     gateway: GatewayReconciler
     fastpath: FastPath
     node: NodeConfiguration
@@ -120,6 +122,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.reconciler.run(), name="reconciler")
                 if self.config.firewall:
                     tasks.create_task(self.firewall.run(), name="firewall")
+                tasks.create_task(self.others.run(), name="others' chains")
                 tasks.create_task(self.fastpath.run(), name="fast path")
                 tasks.create_task(self.prober.run(), name="path mtu")
                 tasks.create_task(self.path.run(), name="path")

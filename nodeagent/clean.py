@@ -18,6 +18,7 @@ from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.gateway.remove import gateway_remove
+from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
 from nodeagent.netlink import links
@@ -52,6 +53,7 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
             if error.code != "prerequisite_missing":
                 raise
         removed += await gateway_remove()
+        removed += await accept_in_others.remove()
         if cni.remove(cni_dir):
             removed.append(str(cni_dir / cni.FILE_NAME))
         fenced = Cache(state_dir).says_fenced()

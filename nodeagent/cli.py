@@ -99,6 +99,8 @@ def agent() -> None:
               help="Receive offload on the tunnel; without it small packets pass faster.")  # fmt: skip
 @click.option("--firewall/--no-firewall", default=True, show_default=True,
               help="Protect pods by a nftables table of our own.")  # fmt: skip
+@click.option("--accept-in-others", is_flag=True,
+              help="Let pods through others' chains (Docker, ufw) that drop the rest.")  # fmt: skip
 @click.option("--fastpath", type=click.Choice(["auto", "off", "require"]), default="auto", show_default=True,
               help="Carry flows that the node's stack has let through by eBPF.")  # fmt: skip
 @click.option("--gateway", is_flag=True,

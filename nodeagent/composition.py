@@ -29,6 +29,7 @@ from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health import diagnosis
+from nodeagent.health.accept_in_others import AcceptInOthers
 from nodeagent.health.host_watch import Host, HostWatch
 from nodeagent.health.path_prober import PathProber, Route
 from nodeagent.health.probe_device import device_name
@@ -296,6 +297,11 @@ def compose(
         session=session,
         reconciler=reconciler,
         firewall=firewall,
+        others=AcceptInOthers(
+            conditions,
+            enabled=config.accept_in_others,
+            containers=lambda: view.plan.cidrs if view.plan is not None else (),
+        ),
         gateway=gateway,
         fastpath=fast,
         node=node,

@@ -60,6 +60,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     gro: bool = True
     firewall: bool = True
+    accept_in_others: bool = False
+    """Whether others' forward chains that drop the rest get rules that let the overlay's packets through."""
     fastpath: FastPathMode = "auto"
     """Whether flows that the stack has let through may bypass it, where the kernel can; or must."""
     gateway: bool = False
@@ -121,6 +123,11 @@ def check(config: AgentConfig) -> AgentConfig:
             raise Usage(
                 "usage", f"--announced {config.announced!r} is no IPv4 address, and {IPV4_ONLY}"
             ) from error
+    if config.accept_in_others and not config.firewall:
+        raise Usage(
+            "usage",
+            "--accept-in-others goes with --firewall: what others let through, our own table must judge",
+        )
     if config.mtu and not 576 <= config.mtu <= 65485:
         raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
     if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:

@@ -115,5 +115,8 @@ CONTROL
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 dpkg-deb --root-owner-group -Zxz -z6 --build "$root" "$to/isthmus_$version-1~deb${debian}_$architecture.deb" >/dev/null
 
+# The archive of `kubectl isthmus` for Krew, and its manifest; where it is served is filled in by whoever serves it.
+"$bin/python" -m deploy.kubernetes.krew --to "$to" --uri "${KREW_URI:-}" >&2
+
 (cd "$to" && sha256sum -- isthmus[-_]"$version"* >SHA256SUMS)
 cat "$to/SHA256SUMS"

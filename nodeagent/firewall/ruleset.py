@@ -12,8 +12,9 @@ What it enforces, each by name in the table:
   connection to a container address, a ClusterIP included. Replies pass, and what the Service proxy has
   translated (NodePort, LoadBalancer, hostPort).
 * ``entered``, ``answered``: on gateways the sources of ``entries`` are let in to pods and ClusterIPs, only from
-  where their route leads (not a pod that pretends to be one of them); answers leave by the gateway that has
-  the connection. Each packet is asked anew: who is no longer listed is cut off in running connections, too.
+  where their route leads (not a pod that pretends to be one of them), and not to a range's first two addresses,
+  which are a node's own; answers leave by the gateway that has the connection. Each packet is asked anew: who
+  is no longer listed is cut off in running connections, too.
 * ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
   cut off from everybody else.
 * ``masqueraded``: pods that talk to the outside do it with the node's address, and the node itself and whom
@@ -41,7 +42,7 @@ transaction has taken effect as a whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 
 import msgspec
 
@@ -158,6 +159,7 @@ table inet {TABLE} {{
   }}
   chain entered {{
     fib saddr . iif oif missing counter drop
+    ct direction original ip daddr & {_host_mask(own)} <= 0.0.0.1 ip daddr {containers} counter drop
     ct original ip saddr @entries accept
     counter drop
   }}
@@ -213,6 +215,11 @@ table inet {TABLE} {{
   }}
 }}
 """
+
+
+def _host_mask(own_range: str) -> str:
+    """The bits by which the addresses of a range differ; its first two addresses are the node's, no pod's."""
+    return str(IPv4Network(own_range).hostmask)
 
 
 def render_members(added: Iterable[str], removed: Iterable[str]) -> str:

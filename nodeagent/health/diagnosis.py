@@ -43,10 +43,13 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     table: str
     name: str
     program: str = ""
+    legacy: bool = False
+    """Of the older iptables, which nft does not see."""
+    how: str = "policy drop"
 
     def __str__(self) -> str:
         who = f", made by {self.program}" if self.program else ""
-        return f"chain {self.name} of table {self.family} {self.table} (policy drop{who})"
+        return f"chain {self.name} of table {self.family} {self.table} ({self.how}{who})"
 
     @property
     def cure(self) -> str:
@@ -64,7 +67,7 @@ async def dropping_chains() -> list[Chain]:
     legacy = await run_program("iptables-legacy-save", "-t", "filter")
     if ":FORWARD DROP" in legacy:
         names = [line[1:].split()[0] for line in legacy.splitlines() if line.startswith(":")]
-        found.append(Chain(family="ip", table="filter", name="FORWARD", program=maker_of(names)))
+        found.append(Chain(family="ip", table="filter", name="FORWARD", program=maker_of(names), legacy=True))
     return found
 
 

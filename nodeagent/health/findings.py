@@ -18,7 +18,7 @@ import msgspec
 from events.errors import IsthmusError
 from nodeagent.config import DEFAULT_CNI_DIR
 from nodeagent.dataplane.host_settings import read_sysctl
-from nodeagent.health import diagnosis, settings
+from nodeagent.health import accept_in_others, diagnosis, settings
 from nodeagent.local_files import LocalStatus
 from nodeagent.netlink import links
 from nodeagent.pods import chain, cni
@@ -29,6 +29,7 @@ CNI_DIRECTORIES = chain.DIRECTORIES
 CNI_PLUGINS = ("ptp", "host-local", "portmap")
 """What our file names, where there is none yet."""
 
+OPTION = "--accept-in-others"
 KUBELET_CONFIG = Path("/var/lib/kubelet/config.yaml")
 MAX_PODS_DEFAULT = 110
 """kubelet's own."""
@@ -80,16 +81,25 @@ def forwarding(device: str) -> Iterator[Finding]:
 async def filters(cidrs: tuple[str, ...]) -> list[Finding]:
     """Forward chains that drop what they do not know. Cancelled, it leaves nothing behind."""
     network = cidrs[0] if cidrs else "POD_NETWORK"
+    rules = {each.key: each for each in await accept_in_others.look()}
     chains = await diagnosis.dropping_chains()
-    return [
-        Finding(
-            "forward policy",
-            "warning",
-            f"{chain}: pods are cut off unless a rule in it accepts them",
-            chain.cure.replace("POD_NETWORK", network),
-        )
-        for chain in chains
-    ] or [Finding("forward policy", "ok", "no forward chain drops by policy")]
+    named = {(one.family, one.table, one.name) for one in chains if not one.legacy}
+    chains += [
+        diagnosis.Chain(family=key[0], table=key[1], name=key[2], how="its last rule drops or rejects the rest")
+        for key, each in rules.items()
+        if each.denies and key not in named
+    ]
+    found = []
+    for one in chains:
+        known = rules.get((one.family, one.table, one.name)) if not one.legacy else None
+        if known is not None and cidrs and known.lets(cidrs):
+            found.append(Finding("forward policy", "ok", f"{one}: our rules in it let pods through"))
+            continue
+        cure = one.cure.replace("POD_NETWORK", network)
+        by_us = "" if one.legacy else f" (the agent adds such rules with {OPTION})"
+        text = f"{one}: pods are cut off unless a rule in it accepts them{by_us}"
+        found.append(Finding("forward policy", "warning", text, cure))
+    return found or [Finding("forward policy", "ok", "no forward chain drops by policy")]
 
 
 def plugins(status: LocalStatus | None) -> Iterator[Finding]:

@@ -47,6 +47,11 @@ def asked(source: str, *, claimed: str = "") -> list[Question]:
 def test_listed_sources_reach_pods_and_cluster_ips_and_nobody_else_does() -> None:
     made = place()
     own = ip_network(host.own_range(1))
+    hosts = []
+    for node in ("n1", "n2"):  # whatever reaches a node itself is heard there
+        with within(node):
+            hosts += [socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.create_server(("", 80))]
+        hosts[-2].bind(("", 80))
     for fast in (False, True):
         made.fast(fast)
         for kind in ("udp", "tcp"):
@@ -54,13 +59,16 @@ def test_listed_sources_reach_pods_and_cluster_ips_and_nobody_else_does() -> Non
             made.ask(kind, [Question("q1", P1[1])], [*asked("f66"), *asked("f67")])
             gateway(f"{LISTED}/32")
             refused = [*asked("f67"), *asked("q1", claimed=LISTED), *asked("q1", claimed=STRANGER)]
-            refused += [Question("f66", "172.16.1.0"), Question("f66", "172.16.1.1")]  # the node's own
+            refused += [
+                Question("f66", f"172.16.{node}.{own}") for node in (1, 2) for own in (0, 1)
+            ]  # the nodes'
             found = made.ask(kind, asked("f66"), refused)
             assert {q.target: a.pod for q, a in found.items()} == dict(
                 zip(TARGETS, ("p1", "p2") * 2, strict=True)
             )
             seen = {answer.seen for answer in found.values()}
             assert all(ip_address(address) in own for address in seen), f"through the gateway: {seen}"
+            assert not heard(hosts), "no node is reached by its container addresses"
             # Through a node that is no gateway nobody comes in, listed or not.
             sh("ip -n f66 route replace default via 10.0.0.2")
             made.ask(kind, [Question("q2", P1[1])], asked("f66"))
