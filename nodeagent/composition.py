@@ -267,7 +267,7 @@ def compose(
     mesh = MeshProber(path, context=sources.route, narrow=lambda: reconciler.mtus)
     tracer = PeerTracer(mesh.told)
     mesh.tracer = tracer
-    host_watch = HostWatch(conditions, host=sources.host, rewrite_cni=node.follow)
+    host_watch = HostWatch(conditions, host=sources.host, cni_kept=node.cni_kept, rewrite_cni=node.follow)
     prober = PathMtuProber(
         conditions,
         context=lambda: reconciler.probe_context(view),

@@ -189,8 +189,9 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
             "restart the agent; it follows the underlay's MTU",
         )
     if view is not None and view.plan is not None:
+        joined_with = member.underlay if (member := view.members.get(view.node)) is not None else ""
         for cidr in view.plan.cidrs:
-            if IPv4Address(underlay.address) in IPv4Network(cidr):
+            if IPv4Address(underlay.address) in IPv4Network(cidr) and underlay.address != joined_with:
                 yield Finding(
                     "underlay",
                     "problem",
@@ -250,7 +251,17 @@ def _routes(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         return
     link = links.find(node.device)
     routes = preflight.foreign_routes(link.index if link else 0)
-    conflicts = preflight.overlapping(routes, view.plan.cidrs, view.own.cidr if view.own else "")
+    member = view.members.get(view.node)
+    is_accepted = preflight.accepted(
+        view.plan.networks, view.plan.cidrs, member.underlay if member is not None else ""
+    )
+    found = preflight.overlapping(routes, view.plan.cidrs, view.own.cidr if view.own else "")
+    conflicts = [(route, cidr) for route, cidr in found if not is_accepted(route.network)]
+    for route, cidr in found:
+        if is_accepted(route.network):
+            yield Finding(
+                "routes", "info", f"the route {route.network} overlaps {cidr}: accepted, as the log says"
+            )
     for route, cidr in conflicts[:10]:
         yield Finding(
             "routes",

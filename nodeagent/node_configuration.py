@@ -53,6 +53,7 @@ class NodeConfiguration:
         self._held, self._chain = held, chain
         self._verified_at = 0
         self._rules: Rules | None = None
+        self._written: bytes | None = None
 
     def follow(self) -> None:
         """The view or the kernel side changed."""
@@ -102,8 +103,14 @@ class NodeConfiguration:
         """Before anything is given out here: this machine is not the member, or not yet known to be."""
         self._take_cni_away()
 
+    def cni_kept(self) -> bool:
+        """Whether the CNI file is as it was written; also where there is to be none. Raises OSError."""
+        written = self._written
+        return written is None or cni.read(self._config.cni_dir) == written
+
     def _take_cni_away(self) -> None:
         """No new pod starts here: its address would be of a range that is not, or not only, this node's."""
+        self._written = None
         try:
             if cni.remove(self._config.cni_dir):
                 log.warning("CNI configuration taken away: no new pod starts on this node")
@@ -132,6 +139,7 @@ class NodeConfiguration:
         )
         started_ns = time.time_ns()
         try:
+            self._written = content
             if cni.write(self._config.cni_dir, content):
                 attributes: dict[str, str | int] = {"isthmus.range": cidr, "isthmus.mtu": mtu}
                 self._telemetry.tracer.start_span(

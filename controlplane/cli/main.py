@@ -50,6 +50,7 @@ _EXTRA_OF = {
 
 
 _WORD = re.compile(r"[a-z]{4,}")
+_OURS = re.compile(r"ISTHMUS_|OTEL_")
 _NOT_OURS = re.compile(r"is not (?:readable|writable|executable)")
 AS_WHOM = "run it as root (sudo), or as the account that this belongs to"
 GROUP = "isthmus.commands"
@@ -288,13 +289,14 @@ def asks_for_a_document(arguments: Sequence[str]) -> bool:
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        if not argument.isascii() and argument.encode(errors="surrogateescape") != argument.encode(
-            errors="replace"
-        ):
-            raise Usage(
-                "usage", f"the argument {argument.encode(errors='backslashreplace').decode()} is no UTF-8"
-            )
+    """What was given, as arguments or in the environment, is text. Raises Usage."""
+    given = [("the argument", argument) for argument in arguments]
+    given += [
+        (f"{name}, in the environment,", value) for name, value in os.environ.items() if _OURS.match(name)
+    ]
+    for what, text in given:
+        if not text.isascii() and text.encode(errors="surrogateescape") != text.encode(errors="replace"):
+            raise Usage("usage", f"{what} {text.encode(errors='backslashreplace').decode()} is no UTF-8")
 
 
 def _of_an_end(error: EOFError) -> IsthmusError:

@@ -21,6 +21,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -42,6 +43,7 @@ log = logging.getLogger("isthmus.controller")
 T = TypeVar("T")
 
 CURRENT = "current"
+LOCK = "lock"
 CACHE_KIB = 32 * 1024
 _HANDLERS = {**cluster_rows.HANDLERS, **gateway_rows.HANDLERS}
 
@@ -245,11 +247,17 @@ class Store:
 def lock_directory(directory: Path) -> int:
     """Hold the directory for this process; the descriptor to close in the end.
 
-    Raises Refused(data_in_use) when another process holds it, and Usage(usage) when it cannot be written.
+    A folder in the lock's place is set aside: nobody can hold it. Raises Refused(data_in_use) when another
+    process holds it, and Usage(usage) when it cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = directory / LOCK
+        if lock.is_dir():
+            aside = tempfile.mkdtemp(prefix=f"{LOCK}.damaged-", dir=directory)
+            with suppress(IsADirectoryError, NotADirectoryError, FileNotFoundError):
+                lock.rename(aside)  # a folder takes a folder's place, never a file that somebody holds by now
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise Usage(
             "usage",

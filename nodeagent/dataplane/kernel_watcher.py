@@ -138,6 +138,8 @@ class KernelWatcher:
                     ("mac", mac_text(notice.mac), spec.mac),
                     ("name", notice.name, spec.name),
                     ("local", notice.local, address_bytes(spec.local)),
+                    ("master", notice.master, 0),
+                    ("arp", notice.arp, True),
                 )
                 if present != wanted
             ]

@@ -121,7 +121,8 @@ def accepted(networks: Iterable[str], cidrs: Iterable[str], underlay: str) -> Ca
     """Which routes somebody has accepted beside the container network, as the log says.
 
     The controller lets a network that overlaps a container CIDR be declared, and a node with an address inside
-    of one join, only when an operator overrides the conflict, which is recorded with a reason.
+    of one join, only when an operator overrides the conflict, which is recorded with a reason. ``underlay`` is
+    empty where no node has joined.
     """
     containers = [IPv4Network(cidr) for cidr in cidrs]
     overridden: list[IPv4Network] = []
@@ -130,8 +131,10 @@ def accepted(networks: Iterable[str], cidrs: Iterable[str], underlay: str) -> Ca
             network = IPv4Network(text)
             if any(network.overlaps(each) for each in containers):
                 overridden.append(network)
-    address = IPv4Address(underlay)
-    inside = any(address in container for container in containers)
+    address = None
+    with contextlib.suppress(ValueError):
+        address = IPv4Address(underlay)
+    inside = address is not None and any(address in container for container in containers)
 
     def is_accepted(route: IPv4Network) -> bool:
         return any(route.subnet_of(network) for network in overridden) or (inside and address in route)

@@ -102,11 +102,13 @@ class TunnelDevice:
                 accepted=accepted(plan.networks, plan.cidrs, underlay.address),
             )
         elif first or look_around or self._conditions.has("routes"):
-            self._note_foreign_routes(plan, own)
+            self._note_foreign_routes(plan, own, underlay.address)
         on_purpose = spec != self.spec
         gone = self.ifindex and links.find(spec.name) is None
         if gone and not self._remade.allow(spec.name, time.monotonic()):
-            raise OSError(errno.ENODEV, f"device {spec.name} is removed again and again by another program")
+            raise OSError(
+                errno.ENODEV, f"device {spec.name} is removed or renamed again and again by another program"
+            )
         outcome = links.ensure_device(spec, (lambda _: True) if on_purpose else allow)
         self._conditions.set(
             "underlay",
@@ -172,9 +174,11 @@ class TunnelDevice:
             self._engine.close()
             self._engine = None
 
-    def _note_foreign_routes(self, plan: OverlayPlan, own: Peer) -> None:
+    def _note_foreign_routes(self, plan: OverlayPlan, own: Peer, underlay: str) -> None:
         """Routes that are not ours and win over ours cannot be repaired by us, only told."""
-        found = overriding_routes(foreign_routes(self._own_index()), plan.cidrs, own.cidr)
+        is_accepted = accepted(plan.networks, plan.cidrs, underlay)
+        routes = [route for route in foreign_routes(self._own_index()) if not is_accepted(route.network)]
+        found = overriding_routes(routes, plan.cidrs, own.cidr)
         self._conditions.set(
             "routes",
             f"{len(found)} routes of others draw container traffic away, the first: {found[0]}. "

@@ -94,8 +94,8 @@ class FirewallReconciler:
 
     def verify(self) -> None:
         """Somebody may have touched the table: compare it with what was written."""
+        self._verify = True
         if self._applied is not None:
-            self._verify = True
             self._wake.set()
 
     async def run(self) -> None:
@@ -185,6 +185,12 @@ class FirewallReconciler:
             ):
                 await self._write(wanted)
                 self._listing = await ruleset.listing()
+            if not ruleset.whole(self._listing, wanted[0]):
+                log.warning("the table inet %s was changed by somebody else while it was made", ruleset.TABLE)
+                self._applied = None
+                self._wake.set()
+                await self._patience()
+                return
             self._applied = wanted
         self._filters = True
         if not self._wake.is_set():

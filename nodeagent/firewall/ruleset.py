@@ -296,6 +296,27 @@ async def listing() -> str:
         return ""
 
 
+def whole(text: str, rules: Rules) -> bool:
+    """Whether a listing has all chains of these rules, none with fewer rules than it was given."""
+    found = _rules_by_chain(text)
+    return all(found.get(chain, -1) >= count for chain, count in _rules_by_chain(render(rules, ())).items())
+
+
+def _rules_by_chain(text: str) -> dict[str, int]:
+    """How many rules stand in each chain: one a line, here and in what the program prints."""
+    counts: dict[str, int] = {}
+    chain = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("chain "):
+            chain = line.split()[1]
+            counts[chain] = 0
+        elif line == "}":
+            chain = ""
+        elif chain and line and not line.startswith("type "):
+            counts[chain] += 1
+    return counts
+
+
 async def remove() -> bool:
     """Remove our table; False when there was none."""
     if not await listing():

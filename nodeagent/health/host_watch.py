@@ -44,11 +44,16 @@ class HostWatch:
         conditions: Conditions,
         *,
         host: Callable[[], Host | None],
+        cni_kept: Callable[[], bool] = lambda: True,
         rewrite_cni: Callable[[], None] = lambda: None,
     ) -> None:
-        """``host``: None while this node has no range. ``rewrite_cni`` writes our CNI file again."""
+        """``host``: None while this node has no range.
+
+        ``cni_kept``: whether our CNI file is as it was written; called from a worker thread, it may raise
+        OSError. ``rewrite_cni`` writes it again.
+        """
         self._conditions, self._host = conditions, host
-        self._rewrite_cni = rewrite_cni
+        self._cni_kept, self._rewrite_cni = cni_kept, rewrite_cni
         self._changed: Callable[[], None] = lambda: None
         self.guard = FightGuard[str](free_repairs=3, window_s=10 * PERIOD_S)
         self.repairs = 0
@@ -69,25 +74,35 @@ class HostWatch:
                     found = await asyncio.to_thread(self._look, host)
                 except OSError as error:
                     log.debug("the host's settings cannot be read: %s", error)
-            forwarding, order, written = found
+            forwarding, order, kept = found
+            contested = "" if host is None or kept else self._write_again(host.cni_dir)
             self._conditions.set("forwarding", forwarding)
             self._conditions.set("cni order", order)
-            self.failing = bool(forwarding or order)
-            if not written and self.guard.allow(cni.FILE_NAME, time.monotonic()):
-                self._rewrite_cni()
+            self._conditions.set("cni contested", contested)
+            self.failing = bool(forwarding or order or contested)
             if (self.failing, self.repairs) != before:
                 self._changed()
             await asyncio.sleep(PERIOD_S)
 
+    def _write_again(self, folder: Path) -> str:
+        """The CNI file is not as it was written; a sentence when that happens again and again."""
+        if self.guard.allow(cni.FILE_NAME, time.monotonic()):
+            self._rewrite_cni()
+        if not self.guard.contested(cni.FILE_NAME, time.monotonic()):
+            return ""
+        return (
+            f"{folder / cni.FILE_NAME} is removed or changed again and again by another program: "
+            "no new pod starts on this network meanwhile"
+        )
+
     def _look(self, host: Host) -> tuple[str, str, bool]:
-        """In a worker thread: what to say of forwarding, of the CNI folder, and whether our file is there.
+        """In a worker thread: what to say of forwarding, of the CNI folder, and whether our file is kept.
 
         Raises OSError.
         """
         forwarding = self._forwarding(host)
         try:
-            order = diagnosis.cni_before(host.cni_dir, cni.FILE_NAME)
-            return forwarding, order, (host.cni_dir / cni.FILE_NAME).exists()
+            return forwarding, diagnosis.cni_before(host.cni_dir, cni.FILE_NAME), self._cni_kept()
         except FileNotFoundError:
             return forwarding, "", False
 

@@ -59,6 +59,7 @@ RTN_BLACKHOLE = 6
 RTNH_F_ONLINK = 4
 
 IFF_UP = 1
+IFF_NOARP = 0x80
 
 PROTOCOL = 84
 """Our number in the protocol field of routes (RTA) and neighbours (NDA_PROTOCOL): the mark of ownership."""

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from events.errors import Refused
-from nodeagent.netlink.constants import IFF_UP
+from nodeagent.netlink.constants import IFF_NOARP, IFF_UP
 
 VXLAN_OVERHEAD_V4 = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
@@ -35,6 +35,9 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     mac: str
     kind: str = ""
+    master: int = 0
+    """Index of the bridge, bond or VRF that takes its packets; 0: none."""
+    arp: bool = True
     vni: int | None = None
     port: int | None = None
     local: str = ""
@@ -85,6 +88,8 @@ def _link(message: Any) -> Link:
         mtu=message.get_attr("IFLA_MTU") or 0,
         mac=message.get_attr("IFLA_ADDRESS") or "",
         kind=kind,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        arp=not message["flags"] & IFF_NOARP,
         vni=get("IFLA_VXLAN_ID"),
         port=get("IFLA_VXLAN_PORT"),
         local=get("IFLA_VXLAN_LOCAL") or get("IFLA_VXLAN_LOCAL6") or "",
@@ -214,15 +219,21 @@ def route_mtu(address: str) -> int:
 def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: True) -> DeviceOutcome:
     """Make our device be as specified, changing as little as possible.
 
-    VNI and port cannot change on a living device: then it is made anew, and its rows with it. What is to be
-    put right on a device that is there is asked of ``allow`` by its name (local, mac, mtu, up, address) and
-    left as it is where the answer is no.
+    VNI and port cannot change on a living device: then it is made anew, and its rows with it. One that
+    somebody renamed gets its name back. What is to be
+    put right on a device that is there is asked of ``allow`` by its name (master, local, mac, mtu, arp, up,
+    address) and left as it is where the answer is no.
     Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device,
     and OSError (NetlinkError) for what the kernel refuses otherwise.
     """
     actions: list[str] = []
     with _kernel() as socket:
         link = _find(socket, spec.name)
+        if link is None and (renamed := _renamed(socket, spec)) is not None:
+            socket.link("set", index=renamed.index, state="down")  # kernels rename few devices that are up
+            socket.link("set", index=renamed.index, ifname=spec.name)
+            actions.append(f"name {renamed.name} → {spec.name}")
+            link = _find(socket, spec.name)
         if link is not None and link.kind != "vxlan":
             raise Refused(
                 "overlay_conflict",
@@ -254,6 +265,15 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
     return DeviceOutcome(index=link.index, actions=tuple(actions), withheld=tuple(withheld))
 
 
+def _renamed(socket: Any, spec: DeviceSpec) -> Link | None:
+    """Our device under a name that somebody else gave it: our VNI, port and MAC are nobody else's."""
+    for message in socket.get_links():
+        link = _link(message)
+        if link.kind == "vxlan" and _usable(link, spec) and link.mac == spec.mac:
+            return link
+    return None
+
+
 def _usable(link: Link, spec: DeviceSpec) -> bool:
     return (link.vni, link.port, link.metadata) == (spec.vni, spec.port, False)
 
@@ -277,6 +297,9 @@ def _create(socket: Any, spec: DeviceSpec) -> None:
 
 def _adjust(socket: Any, link: Link, spec: DeviceSpec, allowed: Callable[[str], bool]) -> list[str]:
     actions: list[str] = []
+    if link.master and allowed("master"):  # it would get every packet that arrives here
+        socket.link("set", index=link.index, master=0)
+        actions.append(f"taken out of device {link.master}")
     if (link.local != spec.local or link.learning) and allowed("local"):
         socket.link(
             "set", index=link.index, kind="vxlan", vxlan_id=spec.vni, vxlan_local=spec.local, vxlan_learning=0
@@ -288,6 +311,9 @@ def _adjust(socket: Any, link: Link, spec: DeviceSpec, allowed: Callable[[str], 
     if link.mtu != spec.mtu and allowed("mtu"):
         socket.link("set", index=link.index, mtu=spec.mtu)
         actions.append(f"mtu {link.mtu} → {spec.mtu}")
+    if not link.arp and allowed("arp"):  # without it the kernel takes no MAC from the neighbour rows
+        socket.link("set", index=link.index, flags=0, change=IFF_NOARP)
+        actions.append("arp on")
     if not link.up and allowed("up"):
         try:
             socket.link("set", index=link.index, state="up")

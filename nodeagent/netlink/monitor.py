@@ -17,6 +17,7 @@ from nodeagent.netlink import dump
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
+    IFF_NOARP,
     IFF_UP,
     NLMSG_HEADER,
     RT_TABLE_MAIN,
@@ -46,7 +47,7 @@ _SO_ATTACH_FILTER = 26
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_DATA = 18, 1, 2
 _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LOCAL6 = 4, 17
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -63,6 +64,8 @@ class LinkChange(NamedTuple):
     gone: bool
     local: bytes = b""
     """For a vxlan device the address that its packets come from."""
+    master: int = 0
+    arp: bool = True
 
 
 class AddressChange(NamedTuple):
@@ -143,6 +146,8 @@ def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Noti
             found.get(_IFLA_ADDRESS, b""),
             header.type == RTM_DELLINK,
             _vxlan_local(found.get(_IFLA_LINKINFO, b"")),
+            int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
+            not flags & IFF_NOARP,
         )
     if header.type in (RTM_NEWADDR, RTM_DELADDR):
         family, _, _, _, index = _IFADDR.unpack_from(data[start:end])

@@ -75,6 +75,14 @@ def conflist(
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
+def read(directory: Path) -> bytes:
+    """What our file holds; nothing when it cannot be read."""
+    try:
+        return read_regular(directory / FILE_NAME)
+    except OSError:
+        return b""
+
+
 def write(directory: Path, content: bytes) -> bool:
     """Write the file if its content differs; say whether it did. Running pods are not touched.
 

@@ -131,6 +131,8 @@ def test_the_device_deleted_changed_or_down() -> None:
             f"ip addr del {a.vtep}/32 dev isthmus",
             "ip addr add 172.31.0.1/24 dev isthmus",
             "ip link set isthmus type vxlan id 100 local 10.0.0.99",
+            "ip link set isthmus arp off",
+            "sh -c 'ip link add br9 type bridge; ip link set isthmus master br9'",
         ):
             break_and_watch(place, command, others_suffer=True)
             until(lambda: "mtu 1450" in a.run("ip link show isthmus"), f"{command}: the MTU is back", HEAL_S)

@@ -89,3 +89,28 @@ async def test_where_no_table_of_ours_judges_packets_nothing_waits_for_it() -> N
     off = FirewallReconciler(Conditions(), enabled=False)
     off.want(RULES, set, 5)
     assert (off.confirmed(7), off.in_step, off.settled.is_set()) == (7, True, True)
+
+
+@inside
+async def test_a_table_that_goes_while_it_is_written_is_made_anew() -> None:
+    """Between the write and the look at it: what is found there is not what was written."""
+    with TemporaryDirectory() as name:
+        place, nft = Path(name), f"{name}/nft"
+        gate(place)
+        for damage in (
+            "delete table inet isthmus",
+            "flush table inet isthmus",
+            "flush chain inet isthmus leaving",
+        ):
+            (place / "gate").write_text(
+                f'[ "$1" != --stateless ] || [ ! -e {place}/once ] || {{ rm {place}/once; {nft} {damage}; }}\n'
+                f'exec {nft} "$@"\n'
+            )
+            (place / "gate").write_text("#!/bin/sh\n" + (place / "gate").read_text())
+            firewall = FirewallReconciler(Conditions())
+            (place / "once").touch()
+            async with running(firewall):
+                firewall.want(RULES, lambda: {"10.0.0.2"}, 5)
+                await until(lambda: firewall.confirmed(9) == 5, damage)  # noqa: B023
+                assert ruleset.whole(await ruleset.listing(), RULES), damage
+            await ruleset.remove()

@@ -130,7 +130,8 @@ def test_an_overlap_that_the_log_accepts_is_accepted_here() -> None:
     assert accepted(IPv4Network("172.16.9.0/25"))
     assert accepted(IPv4Network("172.16.200.0/24"))  # a member's own network
     assert not accepted(IPv4Network("172.16.8.0/24"))
-    assert not preflight.accepted([], ["172.16.0.0/16"], "10.0.0.1")(IPv4Network("172.16.9.0/24"))
+    for address in ("10.0.0.1", "", "nonsense"):
+        assert not preflight.accepted([], ["172.16.0.0/16"], address)(IPv4Network("172.16.9.0/24"))
 
 
 def test_vxlan_conflicts_are_the_same_vni_and_port_or_the_whole_port() -> None:

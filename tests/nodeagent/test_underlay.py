@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import Node, Site, site, until
+from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
 
 pytestmark = pytest.mark.slow
 
@@ -118,9 +118,27 @@ def test_a_program_that_keeps_changing_the_device_is_not_fought_for_ever() -> No
 
 
 @inside
+def test_a_program_that_keeps_taking_the_cni_file_away_is_named() -> None:
+    with site("a", "b") as place:
+        a, _ = place.nodes.values()
+        (path,) = (a.directory / "cni").glob("*.conflist")
+        written = path.read_bytes()
+        for damage in (lambda: path.write_text("{}"), path.unlink):
+            damage()
+            until(lambda: path.exists() and path.read_bytes() == written, "it is written again")
+
+        def told() -> bool:
+            path.unlink(missing_ok=True)
+            return "cni contested: " in str(a.status()["conditions"]) and a.status()["state"] == "degraded"
+
+        until(told, "another program takes it away again and again", 60)
+        until(lambda: path.exists() and not a.status()["conditions"], "it is over", 60)
+
+
+@inside
 def test_a_program_that_keeps_removing_the_device_is_not_fought_for_ever() -> None:
     with site("a", "b") as place:
-        not_fought_for_ever(place, "ip link del isthmus", "removed again and again")
+        not_fought_for_ever(place, "ip link del isthmus", "again and again by another program")
 
 
 @inside
@@ -161,7 +179,7 @@ def test_an_overlap_that_was_accepted_in_the_log_does_not_stop_an_agent() -> Non
         (a,) = place.add("a")
         a.run("ip route add 172.16.9.0/24 via 10.0.0.254")
         a.start()
-        until(lambda: "route_conflict" in a.log(), "without that it refuses to start")
+        until(lambda: "route_conflict" in a.log(), "without that it refuses to start", 90)
         a.stop()
         until(lambda: place.isthmus("cluster", "show").returncode == 0, "the cluster is there")
         added = place.isthmus(
@@ -170,6 +188,16 @@ def test_an_overlap_that_was_accepted_in_the_log_does_not_stop_an_agent() -> Non
         )  # fmt: skip
         assert added.returncode == 0, added.stderr
         a.start().ready()
+        # Nor does it degrade one that was here before, or is it the doctor's to have it removed.
+        a.run("ip route add 172.16.9.64/26 via 10.0.0.254")
+        a.stop(signal.SIGKILL)
+        a.start().ready()
+        assert a.status()["conditions"] == []
+        found = a.run(f"sh -c '{ISTHMUS} doctor --no-bus --state-dir {a.directory}/state || true'")
+        assert "172.16.9.64/26 overlaps 172.16.0.0/16: accepted" in found
+        assert "ip route del" not in found
+        a.run("ip route add 172.16.10.64/26 via 10.0.0.254")
+        until(lambda: "ip route del 172.16.10.64/26" in str(a.status()["conditions"]), "another one is told")
 
 
 @inside

@@ -15,8 +15,8 @@ from controlplane.cluster.digest import state_digest
 from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.restore import last_sequence_seen, restore
 from controlplane.readmodel.asof import load_state
-from controlplane.readmodel.store import current_generation, generation_file
-from events.errors import Unavailable, VerificationFailed
+from controlplane.readmodel.store import current_generation, generation_file, lock_directory
+from events.errors import Refused, Unavailable, VerificationFailed
 from replay.history import History
 from replay.queries.bisect import bisect
 from replay.queries.states import ReadModel, States
@@ -90,6 +90,17 @@ async def test_a_controller_starts_from_the_log_and_makes_it_anew(
             await projector.reached(it.replica.head.sequence, timeout_s=20)
             store = await projector.open()
             assert state_digest(await store.run(load_state)) == state_digest(it.replica.state)
+
+
+def test_a_folder_in_the_locks_place_is_set_aside_and_one_process_holds_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock" / "something").mkdir(parents=True)
+    held = lock_directory(tmp_path)
+    assert (tmp_path / "lock").is_file()
+    assert [path.name for path in tmp_path.glob("lock.damaged-*/*")] == ["something"]
+    with pytest.raises(Refused, match="another controller"):
+        lock_directory(tmp_path)
+    os.close(held)
+    os.close(lock_directory(tmp_path))
 
 
 async def test_damage_that_shows_while_it_runs_is_mended_without_a_restart(tmp_path: Path) -> None:
