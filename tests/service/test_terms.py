@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
+from controlplane.controller.clocks import STALL_S
 from controlplane.controller.replication.outcomes import BusOutcomes, Outcome, Succeeded
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
@@ -380,7 +381,10 @@ async def test_an_outcome_is_not_forgotten_because_a_servers_clock_jumped(
 async def test_a_leader_whose_clock_was_an_hour_ahead_leaves_no_harm_behind(
     bus: BusOptions, tmp_path: Path
 ) -> None:
-    """Nobody who reports is fenced or unreachable, under it or its successor; a range rests as it should."""
+    """Nobody who reports is fenced or unreachable, under it or its successor; a range rests as it should.
+
+    Nor does a silence count that it did not watch, because it was stopped meanwhile.
+    """
     rest_s, silent_s, removed_s = 2.0, 2.0, 0.5
     async with client(bus) as operator:
         nats, talking = operator._nats, {"n0": "uid-0", "n1": "uid-1"}
@@ -417,6 +421,14 @@ async def test_a_leader_whose_clock_was_an_hour_ahead_leaves_no_harm_behind(
             began_s = time.monotonic()
             await operator.send(RemoveNode(node="n2"), timeout_s=ANSWER_S)
             await until(lambda: well(lambda view: view.pool.quarantined == 1), "the range rests")
+            await until(lambda: well(lambda _: time.monotonic() > began_s + silent_s + removed_s))
+            first.stop()
+            speaking.cancel()
+            await until(lambda: time.monotonic() > began_s + silent_s + removed_s + STALL_S + 0.5)
+            first.go_on()
+            await until(lambda: well(lambda _: True), "it answers again, and nobody has reported meanwhile")
+            speaking = asyncio.create_task(speak())
+            began_s = time.monotonic()
             await until(lambda: well(lambda _: time.monotonic() > began_s + silent_s + removed_s))
             first.kill()
             killed_s = time.monotonic()
