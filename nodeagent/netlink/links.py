@@ -220,11 +220,10 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
     """Make our device be as specified, changing as little as possible.
 
     VNI and port cannot change on a living device: then it is made anew, and its rows with it. One that
-    somebody renamed gets its name back. What is to be
-    put right on a device that is there is asked of ``allow`` by its name (master, local, mac, mtu, arp, up,
-    address) and left as it is where the answer is no.
-    Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device,
-    and OSError (NetlinkError) for what the kernel refuses otherwise.
+    somebody renamed gets its name back. What is to be put right on a device that is there is asked of
+    ``allow`` by its name (master, local, mac, mtu, arp, up, address), and left so where the answer is no.
+    Raises Refused(overlay_conflict) when the name, the VNI or the port belongs to another device, and OSError
+    (NetlinkError) for what the kernel refuses otherwise.
     """
     actions: list[str] = []
     with _kernel() as socket:
@@ -250,8 +249,8 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
             _create(socket, spec)
             actions.append(f"created {spec.name}")
             link = _find(socket, spec.name)
-            if link is None:
-                raise OSError(errno.ENODEV, f"{spec.name} vanished while it was being made")
+        if link is None:
+            raise OSError(errno.ENODEV, f"{spec.name} vanished while it was being made")
         withheld: list[str] = []
 
         def allowed(name: str) -> bool:
@@ -267,11 +266,8 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
 
 def _renamed(socket: Any, spec: DeviceSpec) -> Link | None:
     """Our device under a name that somebody else gave it: our VNI, port and MAC are nobody else's."""
-    for message in socket.get_links():
-        link = _link(message)
-        if link.kind == "vxlan" and _usable(link, spec) and link.mac == spec.mac:
-            return link
-    return None
+    found = map(_link, socket.get_links())
+    return next((link for link in found if _usable(link, spec) and link.mac == spec.mac), None)
 
 
 def _usable(link: Link, spec: DeviceSpec) -> bool:
@@ -440,17 +436,15 @@ def remove_veth(index: int) -> bool:
             link = _link(socket.get_links(index)[0])
         except (NetlinkError, IndexError):
             return False
-        if link.kind != "veth":
-            return False
-        socket.link("del", index=index)
-        return True
+        if link.kind == "veth":
+            socket.link("del", index=index)
+        return link.kind == "veth"
 
 
 def remove_device(name: str) -> bool:
     """Remove our device (rows go with it); False when there is none of that name and kind."""
     with _kernel() as socket:
-        link = _find(socket, name)
-        if link is None or link.kind != "vxlan":
+        if (link := _find(socket, name)) is None or link.kind != "vxlan":
             return False
         socket.link("del", index=link.index)
-        return True
+    return True

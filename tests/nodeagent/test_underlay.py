@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import ISTHMUS, Node, Site, site, until
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
 
 pytestmark = pytest.mark.slow
 
@@ -193,7 +193,9 @@ def test_an_overlap_that_was_accepted_in_the_log_does_not_stop_an_agent() -> Non
         a.stop(signal.SIGKILL)
         a.start().ready()
         assert a.status()["conditions"] == []
-        found = a.run(f"sh -c '{ISTHMUS} doctor --no-bus --state-dir {a.directory}/state || true'")
+        found = a.run(
+            f"sh -c '{ISTHMUS} doctor --bus {BUS} --underlay eth0 --state-dir {a.directory}/state || true'"
+        )
         assert "172.16.9.64/26 overlaps 172.16.0.0/16: accepted" in found
         assert "ip route del" not in found
         a.run("ip route add 172.16.10.64/26 via 10.0.0.254")
