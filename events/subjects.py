@@ -9,6 +9,7 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
 ``isthmus.C.query.<name>``                             questions to a controller about the present
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
+``isthmus.C.pods.<node>.<address>``                    which pod had it (``ISTHMUS_C_PODS``)
 ``isthmus.C.snapshot.…``                               snapshots for agents (``ISTHMUS_C_SNAPSHOT``)
 ``isthmus.C.enrol.<node>``                             a join token's holder asks the issuer for credentials
 ``isthmus.C.enrol-pod.<node>``                         the same by a pod's ServiceAccount token
@@ -129,6 +130,21 @@ def status(cluster: str, node: str) -> str:
 def status_wildcard(cluster: str) -> str:
     """Matches every node's status."""
     return f"isthmus.{cluster}.status.*"
+
+
+def pods_stream(cluster: str) -> str:
+    """The name of the stream that keeps which pod had which address."""
+    return f"ISTHMUS_{cluster}_PODS"
+
+
+def pods(cluster: str, node: str, address: str) -> str:
+    """What a node (without ``node``: any) said of the pods that had an address. Only controllers write it."""
+    return f"isthmus.{cluster}.pods.{token(node) or '*'}.{token(address)}"
+
+
+def pods_wildcard(cluster: str) -> str:
+    """Matches every fact of pods."""
+    return f"isthmus.{cluster}.pods.*.*"
 
 
 def spans(cluster: str, node: str = "", *, role: str = "") -> str:

@@ -36,6 +36,7 @@ from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
 from nodeagent.pods.plugin.keeper import PluginKeeper
+from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
@@ -91,6 +92,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     node: NodeConfiguration
     pods: PodWatch
     plugin: PluginKeeper
+    pod_reporter: PodReporter
     dispatcher: ChangeDispatcher
     follower: LogFollower
     prober: PathMtuProber
@@ -133,6 +135,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")
                 tasks.create_task(self.plugin.run(), name="CNI plugin")
+                tasks.create_task(self.pod_reporter.run(), name="pod facts")
                 tasks.create_task(self.reporter.run(), name="report")
                 if self.outbox is not None:
                     tasks.create_task(self.outbox.run(self._ship_spans), name="spans")

@@ -49,6 +49,7 @@ from nodeagent.pods.chain import Chain
 from nodeagent.pods.facts import PodFacts
 from nodeagent.pods.plugin.answers import Standing
 from nodeagent.pods.plugin.keeper import PluginKeeper
+from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 
@@ -307,6 +308,7 @@ def compose(
         node=node,
         pods=pods,
         plugin=plugin,
+        pod_reporter=PodReporter(config, view, session, facts),
         dispatcher=dispatcher,
         follower=LogFollower(
             config,

@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.pod_facts import PodFacts
 from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.agents.reporting import WithReports
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
@@ -63,6 +64,7 @@ from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.jetstream.status_stream import StatusReader
 from events.protocol.mesh import ShowMesh
+from events.protocol.pods import ShowPods
 from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
 from events.telemetry.role import our_version
@@ -162,8 +164,21 @@ class Controller:
             limits=options.limits,
         )
         self._barrier = ReadBarrier(event_log, replica)
+        self.pod_facts = PodFacts(
+            client,
+            cluster,
+            state=lambda: replica.state,
+            spend=self.budgets.spend_facts,
+            replicas=options.replicas,
+        )
         self.endpoint = Endpoint(
-            client, cluster, self.committer, self._ask, instance=self.name, budgets=self.budgets
+            client,
+            cluster,
+            self.committer,
+            self._ask,
+            instance=self.name,
+            budgets=self.budgets,
+            pods=self.pod_facts,
         )
         duties = Duties(self.endpoint, self.committer)
         self.leadership = Leadership(
@@ -207,6 +222,7 @@ class Controller:
         self._queries = {
             ListCheckpoints.name: self.checkpointer.answer,
             ShowMesh.name: self.mesh_answers.answer,
+            ShowPods.name: self.pod_facts.answer,
             **queries(self),
         }
 
@@ -319,6 +335,7 @@ class Controller:
             "recent events": self.mesh_answers.recent.follow(self.changes),
             "late reports": self.reports.follow(self.changes),
             "status stream": self._status_keeper.run(),
+            "pod facts": self.pod_facts.run(),
             "snapshots": self.snapshots.run(),
             "checkpoints": self.checkpointer.run(),
         }

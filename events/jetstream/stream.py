@@ -95,6 +95,28 @@ def status_stream_settings(cluster: str) -> dict[str, Any]:
     }
 
 
+PODS_KEPT_DAYS, PODS_KEPT_PER_ADDRESS, PODS_KEPT_BYTES = 30, 64, 256 * 1024 * 1024
+"""How long, how often and how much is kept of which pod had which address."""
+
+
+def pods_stream_settings(cluster: str) -> dict[str, Any]:
+    """Which pod had which address: on disk and bounded, apart from the log. An operator may edit the bounds."""
+    return {
+        "name": subjects.pods_stream(cluster),
+        "subjects": [subjects.pods_wildcard(cluster)],
+        "description": f"Isthmus: which pod had which address in cluster {cluster}. Not needed by anything.",
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_msgs_per_subject": PODS_KEPT_PER_ADDRESS,
+        "max_age": PODS_KEPT_DAYS * 24 * 3600 * 1_000_000_000,
+        "max_bytes": PODS_KEPT_BYTES,
+        "max_msg_size": 4096,
+        "duplicate_window": DUPLICATE_WINDOW_S * 1_000_000_000,
+        "allow_direct": True,
+    }
+
+
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """``name: found X, needed Y`` for each setting that differs; the description may.
 

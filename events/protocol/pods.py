@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import msgspec
+
+from events.protocol.commands import Command
+from events.protocol.queries import Query
 
 CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 """A container's id by the CNI specification, with a bound."""
@@ -66,3 +69,47 @@ class PodFact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def key(self) -> tuple[str, str, str]:
         """Which attachment it is of."""
         return (self.container, self.interface, self.address)
+
+
+FACTS_A_REQUEST = 32
+"""Facts in one report: at most half a kilobyte each, under a node's largest request."""
+
+
+class ReportPods(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node says which pods began or ended. Nothing is decided by it, and nothing of it comes into the log.
+
+    Answered with ``result``: ``stored``, how many facts are kept, and ``refused``, the others' index → why.
+    """
+
+    name: ClassVar[str] = "report-pods"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    facts: tuple[PodFact, ...]
+
+
+class NodeFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact as it is kept: by which node of which uid."""
+
+    node: str
+    uid: str
+    fact: PodFact
+
+
+class ShowPods(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which pods had an address, by what a node said → :class:`PodsView`. Without ``node``: by any."""
+
+    name: ClassVar[str] = "pods"
+    address: str
+    node: str = ""
+
+
+class PodsView(msgspec.Struct, frozen=True, kw_only=True):
+    """``kept``: whether this bus keeps any pod facts; ``since``: the oldest of them, of all addresses.
+
+    ``facts`` are in the order in which they were taken: of one attachment the last one counts.
+    """
+
+    kept: bool
+    since: datetime | None = None
+    facts: tuple[NodeFact, ...] = ()

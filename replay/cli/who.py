@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
-from replay.cli.session import LogSource, Session, at_option, opened, source_options
+from replay.cli.session import LogSource, Session, at_option, opened, pods_of, source_options
 
 if TYPE_CHECKING:
+    from replay.queries.pods import PodAnswer
     from replay.queries.who import Holding, WhoAnswer
 
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 async def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None:
     """Whose an address was: node, uid, epoch, from when to when, who asked for it.
 
-    For a pod's address: the node whose range held it. "Nobody" names the last one.
+    For a pod's address: the node whose range held it, and the pod, if the node told of it and the
+    live cluster is asked. "Nobody" names the last one.
 
     \b
     isthmus replay who --ip 10.200.7.9
@@ -35,24 +38,57 @@ async def who_command(source: LogSource, address: str, at: str, as_json: bool) -
 
     async with opened(source) as session:
         answer = await who(session.history, address, await session.point(at))
+        pod = await _pod(source, session, answer)
         if as_json:
-            print_json(answer)
+            print_json({**msgspec.structs.asdict(answer), "pod": pod})
             return
-        print_table(("", ""), _who_rows(session, answer), title=f"{address} at {session.at(answer.at)}")
+        print_table(("", ""), _who_rows(session, answer, pod), title=f"{address} at {session.at(answer.at)}")
 
 
-def _who_rows(session: Session, answer: WhoAnswer) -> list[tuple[str, str]]:
+async def _pod(source: LogSource, session: Session, answer: WhoAnswer) -> PodAnswer | None:
+    """Which pod had it; None for what is no pod's, or nobody's. Cancelled, it leaves nothing behind."""
+    from events.errors import IsthmusError
+    from replay.queries.pods import not_at_hand, pod_at
+
+    if answer.kind != "pod" or answer.holder is None:
+        return None
+    if source.archives:
+        return not_at_hand("an archive has the log, not what nodes tell of their pods: ask the cluster itself")
+    at, history = answer.at, session.history
+    moment = at.moment or (session.now if at.sequence == history.end else at.recorded_at)
+    try:
+        return pod_at(
+            await pods_of(source, answer.address, answer.holder.node), answer.holder, moment or session.now
+        )
+    except IsthmusError as error:
+        return not_at_hand(error.message)
+
+
+def _pod_rows(session: Session, pod: PodAnswer | None) -> list[tuple[str, str]]:
+    if pod is None:
+        return []
+    if pod.state != "known":
+        since = f" ({session.show(pod.since)})" if pod.since is not None else ""
+        word = {"none": "none", "not at hand": "not known"}.get(pod.state, f"not known, {pod.state}")
+        return [("by which pod", f"{word}: {pod.note}{since}")]
+    named = f"{pod.namespace}/{pod.name}" if pod.name else f"container {pod.container[:40]}: {pod.note}"
+    sure = {"told": "told by the container runtime", "found": "found later: it was not exactly then"}
+    rows = [("by which pod", named)]
+    if pod.uid:
+        rows.append(("pod uid", pod.uid))
+    rows.append(("pod from", f"{session.show(pod.since)}, {sure[pod.began]}"))
+    rows.append(("pod to", f"{session.show(pod.until)}, {sure[pod.ended]}" if pod.until else "still"))
+    return rows
+
+
+def _who_rows(session: Session, answer: WhoAnswer, pod: PodAnswer | None) -> list[tuple[str, str]]:
     rows = [("kind", {"pod": "pod address", "outside": "not in this cluster"}.get(answer.kind, answer.kind))]
     if answer.range:
         rows.append(("range", answer.range + (f" ({answer.range_state})" if answer.range_state else "")))
     if answer.holder is not None:
         rows.append(("held then", "yes"))
         rows += _holding(session, answer.holder, current=True)
-        if answer.kind == "pod":
-            rows.append(
-                ("by which pod", "not known: the log says which node's range it was, not which pod had it")
-            )
-        return rows
+        return rows + _pod_rows(session, pod)
     rows.append(("held then", "no, by nobody" + (f": {answer.note}" if answer.note else "")))
     if answer.last is not None:
         rows.append(("the last one", ""))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,10 @@ def book(node: Node) -> dict[str, dict[str, Any]]:
     return {fact["container"]: fact for fact in json.loads(path.read_text())["open"]} if path.exists() else {}
 
 
-def ends(node: Node) -> dict[str, str]:
-    """How it knows of ends that are still to be reported: container → told or found."""
-    facts = json.loads((node.directory / "state" / "pods.json").read_text())["unsent"]
-    return {fact["container"]: fact.get("until_sure", "told") for fact in facts if fact.get("until")}
+def unsent(node: Node) -> list[dict[str, Any]]:
+    """What no controller has taken yet."""
+    found: list[dict[str, Any]] = json.loads((node.directory / "state" / "pods.json").read_text())["unsent"]
+    return found
 
 
 @inside
@@ -136,6 +137,23 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         runtime.delete("c-two")
         assert "c-two" not in book(a)
 
+        # The controllers have it, and whoever asks for the address learns of the pod.
+        def who(address: str, moment: str = "now") -> dict[str, Any]:
+            found = place.isthmus("replay", "who", "--ip", address, "--at", moment, "--json")
+            pod: dict[str, Any] = json.loads(found.stdout)["pod"]
+            return pod if pod["state"] == "known" else {}
+
+        pod = until(lambda: who(first), "the pod is named")
+        then = datetime.now(UTC).isoformat()
+        assert (pod["namespace"], pod["name"], pod["uid"], pod["node"]) == ("shop", "web-1", "u-1", "a")
+        assert (pod["began"], pod["until"]) == ("told", None)
+        text = place.isthmus("replay", "who", "--ip", first).stdout
+        assert "shop/web-1" in text
+        assert "told by the container runtime" in text
+        before = json.loads(place.isthmus("replay", "who", "--ip", second, "--json").stdout)["pod"]
+        assert before["state"] == "none", "it has ended"
+        assert not unsent(a)
+
         # Killed: nothing is forgotten, and pods come and go without it.
         a.stop(signal.SIGKILL)
         began = time.monotonic()
@@ -148,7 +166,10 @@ def test_pods_come_and_go_with_the_agent_there_and_away() -> None:
         assert runtime.own("STATUS") == (0, {}), "pods can be attached, and packets pass"
         a.start(*options).ready()
         until(lambda: "c-one" not in book(a), "the end that was missed is found")
-        assert ends(a)["c-one"] == "found"
+        pod = until(
+            lambda: who(first, then) if who(first, then).get("until") else {}, "the controllers have that end"
+        )
+        assert pod["ended"] == "found"
         until(lambda: "c-three" in book(a), "the pod that was missed is found", 60)
         assert book(a)["c-three"]["sure"] == "found"
         assert not book(a)["c-three"].get("pod"), "nobody told its name"

@@ -9,6 +9,7 @@ commands       requests of any kind, answered or not                            
 memberships    joinings as another installation, and leavings                        10, then 1 / 5 min
 moves          changes of the node's address that were written                       30, then 1 / 30 s
 health         changes of backends' health that were written                         1,000, then 5 / s
+pods           facts of pods, taken or refused                                       2,000, then 5 / s
 =============  ====================================================================  ==============
 
 Only what is written counts for the last three: a joining that is repeated, or refused because no range is free,
@@ -46,6 +47,7 @@ BUDGETS = {
     "memberships": Budget(10, 300.0),
     "moves": Budget(30, 30.0),
     "health": Budget(1000, 0.2),
+    "pods": Budget(2000, 0.2),
 }
 
 
@@ -78,6 +80,13 @@ class NodeBudgets:
         if kind:
             self._take(known, node, kind)
         return kind
+
+    def spend_facts(self, node: str, count: int) -> None:
+        """Count a report of pods. Raises Overloaded(overloaded): nothing of it was taken."""
+        known = self._of(node)
+        self._take(known, node, "commands")
+        for _ in range(count):
+            self._take(known, node, "pods")
 
     def settle(self, node: str, kind: str, outcome: CommandReply | IsthmusError) -> None:
         """The outcome of a request is known: one that wrote nothing gets back what it had been counted as."""

@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from controlplane.controller.agents.pod_facts import PodFacts
 from controlplane.controller.commands.batch import not_leading
 from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
@@ -57,12 +58,15 @@ class Endpoint:
         *,
         instance: str,
         budgets: NodeBudgets | None = None,
+        pods: PodFacts | None = None,
     ) -> None:
+        """``pods`` takes what nodes tell of their pods, of which nothing is decided."""
         self._nats = client
         self._cluster = cluster
         self._committer = committer
         self._query = query
         self._budgets = budgets
+        self._pods = pods
         self._discovery = Discovery(client, cluster, instance=instance)
         self._subscriptions: list[Subscription] = []
         self._opening = 0
@@ -144,6 +148,10 @@ class Endpoint:
         try:
             if opening != self._opening:
                 raise not_leading()  # noqa: TRY301  answered like every other error
+            if self._pods is not None and self._pods.wants(message.subject):
+                self._pods.offer(message.subject, message.data, answer)
+                self._discovery.count("command")
+                return
             request = parse(self._cluster, message.subject, message.headers, message.data, received_s=started)
             if request.node and self._budgets is not None:
                 answer = self._counted(request, answer)

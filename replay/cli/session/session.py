@@ -13,6 +13,7 @@ from replay.cli.session.options import LogSource
 
 if TYPE_CHECKING:
     from controlplane.controller.publishing.checkpoints import Checkpoint
+    from events.protocol.pods import PodsView
     from replay.history import History, Point
     from replay.queries.stamp import Stamp
     from replay.queries.states import States
@@ -155,6 +156,18 @@ async def opened(source: LogSource, *, tolerant: bool = False) -> AsyncIterator[
         yield Session(await stream_history(log), source, tz)
     finally:
         await client.close()
+
+
+async def pods_of(source: LogSource, address: str, node: str) -> PodsView:
+    """What is kept of the pods that had an address on a node. Raises IsthmusError when nobody can tell.
+
+    Cancelled, it leaves nothing behind.
+    """
+    from events.cli.options import controller
+    from events.protocol.pods import PodsView, ShowPods
+
+    async with controller(source.context) as client:
+        return await client.ask(ShowPods(address=address, node=node), PodsView, timeout_s=3.0)
 
 
 async def controllers_checkpoints(source: LogSource) -> list[Checkpoint]:
