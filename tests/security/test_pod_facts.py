@@ -7,20 +7,40 @@ from typing import Any
 
 import msgspec
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
 
 from deploy.credentials import layout
 from events import subjects
 from events.bus.client import ControllerClient
 from events.errors import BadRequest, IsthmusError, Overloaded, Refused
-from events.protocol.commands import RemoveNode
+from events.protocol.commands import JoinNode, RemoveNode
 from events.protocol.pods import FACTS_A_REQUEST, PodFact, PodName, PodsView, ReportPods, ShowPods
 from tests.security.conftest import CLUSTER, Place
-from tests.security.test_hostile_agents import ask
-from tests.security.test_hostile_identity import ALICE, MALLORY, as_node, joining
 
 pytestmark = pytest.mark.bus
 
+MALLORY, ALICE = "old-1", "old-2"
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+def joining(node: str, number: int) -> JoinNode:
+    return JoinNode(node=node, uid=f"uid-{node}", kind="external", underlay=f"192.0.2.{number}")
+
+
+async def as_node(place: Place, name: str) -> tuple[Client, ControllerClient]:
+    client = await place.open(place.files.nodes[name])
+    return client, ControllerClient(client, CLUSTER, actor=f"node/{name}")
+
+
+async def ask(client: Client, subject: str, body: bytes, timeout_s: float = 0.5) -> Msg | None:
+    """The answer, or None when the server lets the request reach nobody."""
+    try:
+        return await client.request(subject, body, timeout=timeout_s)
+    except (NoRespondersError, NatsTimeoutError):
+        return None
 
 
 def fact(address: str, epoch: int, **more: Any) -> PodFact:
