@@ -32,7 +32,7 @@ from controlplane.controller.agents.reports import LiveReports, agents_by_state
 from controlplane.controller.agents.status_stream import StatusStreamMaintainer
 from controlplane.controller.answers import answer
 from controlplane.controller.clocks import TOLERANCE_S, ClockCheck
-from controlplane.controller.commands.batch import CommitLimits
+from controlplane.controller.commands.batch import CommitLimits, not_leading
 from controlplane.controller.commands.budgets import NodeBudgets
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.commands.endpoint import Endpoint
@@ -387,6 +387,8 @@ class Controller:
             with suppress(VerificationFailed):  # it has just halted: the answer says so
                 await self._barrier.passed()
         halted = self.replica.halted
+        if halted is not None and not self.leadership.in_office:
+            raise not_leading()  # another one may have followed, and acknowledged more
         own = [poisoned(halted)] if halted is not None else []
         own += [*self.liveness.conditions(), *self._conditions()]
         return answer(self.replica.state, name, body, self.liveness, further=own, about=self._about)

@@ -159,7 +159,12 @@ class ControllerClient:
             except NatsError as error:
                 raise Unavailable("bus_unreachable", f"the bus connection failed: {error}") from error
             raise_if_cancelled()
-            return _understand(message.data, message.headers or {}, shape)
+            try:
+                return _understand(message.data, message.headers or {}, shape)
+            except Unavailable as error:
+                if error.code != "no_controller":
+                    raise
+                last = error  # it has just lost the lead, or stops: another one knows
         raise self._nobody(timeout_s) from last
 
     def _tries(self, timeout_s: float) -> AsyncIterator[float]:

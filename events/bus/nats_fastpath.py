@@ -346,6 +346,20 @@ async def publish_all(client: Client, messages: Iterable[Outgoing]) -> None:
         await client.publish(subject, body, headers=dict(headers) if headers else None)
 
 
+def forget(subscription: Subscription) -> None:
+    """Make sure that a subscription is not made anew when the connection is restored.
+
+    nats-py's ``drain`` closes it at once, and drops it only after the server has answered; where that did not
+    come (the connection was lost, the time was up) the client would subscribe to it again behind a new
+    connection, and ``unsubscribe`` refuses one that is closed (nats-py 2.12, ``Subscription._drain``).
+    """
+    client = subscription._conn  # noqa: SLF001  nats-py has no public way from one to the other
+    subscription._closed = True  # noqa: SLF001
+    if subscription._id in client._subs:  # noqa: SLF001
+        subscription._stop_processing()  # noqa: SLF001
+        client._remove_sub(subscription._id)  # noqa: SLF001
+
+
 def inline(subscription: Subscription) -> Subscription:
     """Call the subscription's callback as each message is read, instead of from a task of its own.
 

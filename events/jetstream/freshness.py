@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 
 from events.bus.retry import pauses
-from events.errors import Unavailable
-from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, last_message, prefix_of
+from events.errors import Unavailable, VerificationFailed
+from events.jetstream.api import DEFAULT_PREFIX, ApiError, call, last_message, message_at, prefix_of
 from events.jetstream.direct import recorded_ns
 
 CERTAIN_S = 3.0
 """How long after the last answer of a majority nothing can have been appended elsewhere: a follower waits
 for at least 4 s before it stands for election (minElectionTimeout of the server's raft.go), less a second
 for clocks and pauses. A mirror's word is taken for as long after its last contact with its source."""
+
+LEADER_ANSWERS_S = 3.0
+"""Longest wait for the leader's word on one event."""
 
 SAME_CONTACT_S = 0.05
 """A server tells a contact's age and its own time a moment apart."""
@@ -112,6 +115,23 @@ async def vouched_end(client: Client, prefix: str, stream: str, *, timeout_s: fl
         f"an answer now could be an old one; ask again when a majority of the bus is up",
         stream=stream,
     )
+
+
+async def only_behind(client: Client, prefix: str, stream: str, gap: VerificationFailed) -> bool:
+    """Whether only the replica that answered lacks what ``gap`` (``sequence_gap``) says is missing.
+
+    Any replica answers a direct get or keeps a reader's consumer, and one that catches up after its disk was
+    full, or from a snapshot, has holes for a while (seen with nats-server 2.15.1). The stream's leader has
+    none: what it holds was not lost, and what nobody can ask it about now is not known to be. Cancelled, it
+    leaves nothing behind.
+    """
+    expected, found = int(gap.details["expected"]), int(gap.details["found"])
+    # A replica that ends before the reader's position offers older events: the reader's own is looked for.
+    sequence = expected if found > expected else expected - 1
+    try:
+        return await message_at(client, prefix, stream, sequence, timeout_s=LEADER_ANSWERS_S) is not None
+    except (ApiError, Unavailable):
+        return True
 
 
 def evidence_age_s(info: Mapping[str, Any]) -> float:

@@ -31,6 +31,7 @@ from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.jetstream.api import DEFAULT_PREFIX, ApiError, message_at, prefix_of
 from events.jetstream.direct import DirectAnswer, DirectReader, carried_message
+from events.jetstream.freshness import only_behind
 from events.jetstream.read import log_head
 from events.log import ReadBatch
 from events.parking import parking_subjects
@@ -204,7 +205,10 @@ class LiveReader:
             await self._direct.close()
 
     async def _ask(self, position: int, stop: int | None, *, patient: bool) -> DirectAnswer:
-        """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed."""
+        """What the stream holds behind ``position``, up to ``stop``; contiguous, or VerificationFailed.
+
+        A hole is one only if the stream's leader has it, too.
+        """
         level = logging.WARNING
         loop = asyncio.get_running_loop()
         while True:
@@ -219,7 +223,13 @@ class LiveReader:
                         raise
                     continue
                 if answer.messages or patient:
-                    return self._contiguous(answer, position, stop)
+                    try:
+                        return self._contiguous(answer, position, stop)
+                    except VerificationFailed as gap:
+                        if not await only_behind(self._client, self._prefix, self._direct.stream, gap):
+                            raise
+                        last = Unavailable("log_unavailable", f"a replica lags: {gap.message}")
+                        continue
                 # A replica or mirror that lags behind the one that told us the end.
             if not patient:
                 raise last or Unavailable(

@@ -6,7 +6,8 @@ starts at the reader's position. nats-py's ordered consumer and ``fetch`` are no
 drops messages silently and restarts at sequence 1, the second reaches a third of the rate.
 
 A message missing inside a session is the transport's loss and only costs a new session; a message
-missing at the start of one is a hole in the log, and an alarm.
+missing at the start of one is a hole in the log, and an alarm, if the stream's leader lacks it, too: the
+consumer may be kept by a replica that is still catching up.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
 from events.jetstream.api import STREAM_NOT_FOUND, ApiError, call, ensure_alive, last_message
+from events.jetstream.freshness import only_behind
 from events.log import ReadBatch
 
 log = logging.getLogger("isthmus.log")
@@ -45,6 +47,8 @@ _TICK_S = 0.25
 _INACTIVE_S = 60
 """The server removes the consumer of a vanished reader after this."""
 _BYTES_MAX = 8 * 1024 * 1024
+LAGGING_S = 0.5
+"""Pause before a replica that lacked an event is asked again."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,7 +96,12 @@ class PullReader:
                     position = batch.messages[-1].sequence
                     yield batch
                     moved_at = loop.time()
-            except SessionLost as reason:
+            except (SessionLost, VerificationFailed) as reason:
+                lags = isinstance(reason, VerificationFailed)
+                if isinstance(reason, VerificationFailed) and not await only_behind(
+                    self._client, self._prefix, self._stream, reason
+                ):
+                    raise
                 if not follow and loop.time() - moved_at > self._patience_s:
                     raise Unavailable(
                         "log_unavailable",
@@ -100,6 +109,8 @@ class PullReader:
                         f"{self._patience_s:g} s, though it says that it holds {stop}: {reason}",
                     ) from None
                 log.info("stream %s: reading begins anew at %d: %s", self._stream, position + 1, reason)
+                if lags:
+                    await asyncio.sleep(jittered_s(LAGGING_S))
                 await ensure_alive(self._client)
             finally:
                 await session.close()

@@ -16,6 +16,29 @@ from nats.aio.msg import Msg
 Callback = Callable[[Msg], Awaitable[None]]
 
 
+class LaggingClient:
+    """A connection to a replica that lacks an event which the stream's leader holds, for ``times`` looks."""
+
+    def __init__(self, client: Client, lacks: int, *, times: int) -> None:
+        self._client = client
+        self._lacks = lacks
+        self.times = times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def subscribe(self, subject: str, *, cb: Callback, **options: Any) -> Any:
+        async def lacking(message: Msg) -> None:
+            pulled = message.reply.split(".") if message.reply.startswith("$JS.ACK.") else []
+            sequence = pulled[5] if pulled else (message.headers or {}).get("Nats-Sequence", "")
+            if sequence == str(self._lacks) and self.times:
+                self.times -= 1
+                return
+            await cb(message)
+
+        return await self._client.subscribe(subject, cb=lacking, **options)
+
+
 class LossyClient:
     """``lose``, ``repeat`` and ``delay`` are probabilities per message."""
 

@@ -23,6 +23,7 @@ from events.jetstream.freshness import MirrorContact
 from events.jetstream.log import JetStreamLog
 from events.jetstream.stream import differences, event_stream_settings
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
+from tests.events.lossy import LaggingClient
 from tests.waiting import until
 
 pytestmark = pytest.mark.bus
@@ -299,6 +300,22 @@ async def test_a_hole_in_the_log_is_an_alarm(client: Client) -> None:
         await everything(log)
     assert alarm.value.code == "sequence_gap"
     assert [m.sequence for m in await everything(log, after=4)] == [5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+async def test_a_hole_of_one_replica_is_none_of_the_log(
+    client: Client, log: JetStreamLog, follow: bool
+) -> None:
+    """Seen in an hour of faults: one that caught up after its disk was full lacked 28 events for a while."""
+    await fill(log, 6)
+    lagging = LaggingClient(client, 3, times=3)
+    seen: list[int] = []
+    async for batch in JetStreamLog(cast("Any", lagging), CLUSTER).read(follow=follow):
+        seen += [message.sequence for message in batch.messages]
+        if seen[-1:] == [6]:
+            break
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert lagging.times == 0
 
 
 async def test_a_log_that_ends_before_the_readers_position_is_an_alarm(

@@ -14,14 +14,16 @@ from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.process import EmbeddedServer
 from events.chain import CHAIN_HEADER
-from events.errors import Unavailable
+from events.errors import Unavailable, VerificationFailed
+from events.jetstream.api import call
 from events.jetstream.direct import recorded_ns
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
+from events.jetstream.stream import event_stream_settings
 from events.log import ReadBatch
 from tests.contract.samples import CLUSTER, everything, fill, sealed
 from tests.events.following import Following
-from tests.events.lossy import LossyClient
+from tests.events.lossy import LaggingClient, LossyClient
 
 pytestmark = pytest.mark.bus
 
@@ -45,6 +47,27 @@ async def test_lost_repeated_late_and_reordered_messages_are_harmless(
     assert following.head == head
     assert lossy.lost > 0
     await following.end()
+
+
+@pytest.mark.parametrize("lacks", [1, 3])
+async def test_a_hole_of_one_replica_is_none_of_the_log(client: Client, log: JetStreamLog, lacks: int) -> None:
+    await fill(log, 6)
+    lagging = LaggingClient(client, lacks, times=3)
+    following = Following(LiveReader(cast("Any", lagging), CLUSTER, check_s=0.1))
+    await following.reaches(6)
+    assert following.seen == [1, 2, 3, 4, 5, 6]
+    assert lagging.times == 0
+    await following.end()
+
+
+async def test_a_hole_of_the_log_itself_ends_a_follower(client: Client) -> None:
+    settings = {**event_stream_settings(CLUSTER), "deny_delete": False}
+    await call(client, f"$JS.API.STREAM.CREATE.{subjects.stream(CLUSTER)}", settings, timeout_s=5)
+    await fill(JetStreamLog(client, CLUSTER), 6)
+    await call(client, f"$JS.API.STREAM.MSG.DELETE.{subjects.stream(CLUSTER)}", {"seq": 4}, timeout_s=5)
+    following = Following(LiveReader(client, CLUSTER, check_s=0.1))
+    with pytest.raises(VerificationFailed, match="event 4 is missing"):
+        await following.reaches(6)
 
 
 async def test_a_lost_last_message_is_found_by_asking(client: Client, log: JetStreamLog) -> None:

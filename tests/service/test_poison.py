@@ -14,7 +14,7 @@ import pytest
 
 from controlplane.cluster.digest import state_digest
 from events.bus.connection import BusOptions
-from events.errors import VerificationFailed
+from events.errors import Unavailable, VerificationFailed
 from events.protocol.queries import ClusterView, ListNodes, NodePage, ShowCluster
 from events.types import NodeLeft, RangeDraining, RangeFreed
 from tests.service.onbus import CLUSTER, client, controller
@@ -150,6 +150,8 @@ async def test_one_that_cannot_follow_makes_way_for_one_that_can(bus: BusOptions
         assert "n1" not in b.replica.state.nodes
         view = await operator.ask(ShowCluster(), ClusterView)
         assert "log_poisoned" not in {condition.code for condition in view.conditions}
+        with pytest.raises(Unavailable, match="does not lead"):  # it knows less than was acknowledged
+            await a._ask(ShowCluster.name, msgspec.json.encode(ShowCluster()))
         a.replica.state.owned["n1"] = held  # mended: what could not be followed is read again
         await until(lambda: a.replica.halted is None, within_s=30)
         await a.replica.reached(answered.sequence, timeout_s=30)

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ from controlplane.controller.commands.discovery import Discovery
 from controlplane.controller.commands.planner import Answer
 from controlplane.controller.commands.replies import encode_error, encode_reply
 from controlplane.controller.requests import Request, parse
-from events.bus.nats_fastpath import Outgoing, inline, publish_all
+from events.bus.nats_fastpath import Outgoing, forget, inline, publish_all
 from events.errors import IsthmusError, Unavailable
 from events.protocol.commands import Command, CommandReply
 
@@ -111,16 +111,29 @@ class Endpoint:
         if not decide:
             self._opening += 1
         deadline = asyncio.get_running_loop().time() + timeout_s
-        with suppress(NatsError, TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                await self._discovery.close()
-                for subscription in open_:
-                    # The server stops sending; what it already sent is still handled.
-                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's gap
-                await self._committer.drained(timeout_s=timeout_s)
-                self._opening += 1
-                await self._sent.wait()
-                await self._nats.flush()
+        try:
+            with suppress(NatsError, TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._discovery.close()
+                    for subscription in open_:
+                        # The server stops sending; what it already sent is still handled.
+                        await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's gap
+                    await self._committer.drained(timeout_s=timeout_s)
+                    self._opening += 1
+                    await self._sent.wait()
+                    await self._nats.flush()
+        finally:
+            await self._give_back(open_)
+
+    async def _give_back(self, subscriptions: Sequence[Subscription]) -> None:
+        """What the server has not confirmed: else a connection that is restored would subscribe again.
+
+        A controller that leads no longer would go on taking its share of the requests, and refuse them.
+        """
+        for subscription in subscriptions:
+            with suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+            forget(subscription)
 
     async def run(self) -> None:
         """Send answers for ever.
