@@ -318,9 +318,11 @@ def prune(file: Path, as_json: bool) -> None:
     help="What agents run as.",
 )
 @click.option("--adopt", is_flag=True, help="With --kubernetes: also nodes that were let in without it before.")
+@click.option("--metrics", default="off", show_default=True, metavar="HOST:PORT",
+              help="Where /metrics is served, and /healthz: 503 while the bus is away; or off.")  # fmt: skip
 def serve(
     *, store: Path, context: BusContext, days: float, kubernetes: bool, kubeconfig: Path | None,
-    service_account: str, adopt: bool,
+    service_account: str, adopt: bool, metrics: str,
 ) -> None:  # fmt: skip
     """Run the issuer: it redeems join tokens and renews nodes' credentials.
 
@@ -337,12 +339,13 @@ def serve(
         account = service_account
         if account.count("/") != 1 or account.startswith("/") or account.endswith("/"):
             raise Usage("usage", f"--service-account {account!r} is not NAMESPACE/NAME")
-    run(_serve(store, context, days, account, kubeconfig, adopt=adopt))
+    run(_serve(store, context, days, account, kubeconfig, adopt=adopt, metrics=metrics))
 
 
 async def _serve(
-    store: Path, context: BusContext, days: float, account: str | None, kubeconfig: Path | None, *, adopt: bool
-) -> None:
+    store: Path, context: BusContext, days: float, account: str | None, kubeconfig: Path | None, *,
+    adopt: bool, metrics: str,
+) -> None:  # fmt: skip
     import signal
 
     from controlplane.kubernetes.api import KubernetesClient
@@ -350,6 +353,7 @@ async def _serve(
     from deploy.credentials.issuers.tokens import Issuer
     from deploy.credentials.store import Store
     from events.bus.connection import connect
+    from events.telemetry.http import serve_where
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -358,6 +362,7 @@ async def _serve(
     async with AsyncExitStack() as stack:
         client = await connect(context.bus, name=f"isthmus-issuer/{os.getpid()}")
         stack.push_async_callback(client.close)
+        connections = [client]
         issuer = Issuer(client, Store(store), days=days)
         await issuer.start()
         pods: PodIssuer | None = None
@@ -370,12 +375,38 @@ async def _serve(
                 msgspec.structs.replace(context.bus, credentials=str(own)), name="isthmus-issuer/accounts"
             )
             stack.push_async_callback(system.close)
+            connections.append(system)
             pods = PodIssuer(
                 client, system, store, context.cluster, api, account=account, days=days, adopt=adopt
             )
             await pods.start()
             stack.push_async_callback(pods.close)
+
+        def counted() -> tuple[int, int]:
+            return (
+                issuer.issued + (pods.issued if pods else 0), issuer.refused + (pods.refused if pods else 0)
+            )  # fmt: skip
+
+        def render() -> bytes:
+            connected = int(all(each.is_connected for each in connections))
+            return issuer_metrics(*counted(), connected=connected)
+
+        def healthy() -> str:
+            return "" if all(each.is_connected for each in connections) else "the bus is away"
+
+        await stack.enter_async_context(serve_where(render, metrics, healthy=healthy))
         click.echo(f"issuer ready at {client.connected_url.netloc if client.connected_url else 'the bus'}")
         await stop.wait()
-    issued = issuer.issued + (pods.issued if pods else 0)
-    click.echo(f"issued {issued}, refused {issuer.refused + (pods.refused if pods else 0)}")
+    click.echo("issued {}, refused {}".format(*counted()))
+
+
+def issuer_metrics(issued: int, refused: int, *, connected: int) -> bytes:
+    """The issuer's numbers, as Prometheus reads them."""
+    numbers = (
+        ("isthmus_issuer_issued_total", "counter", "Credentials handed out since the start.", issued),
+        ("isthmus_issuer_refused_total", "counter", "Requests refused since the start.", refused),
+        ("isthmus_issuer_bus_connected", "gauge", "1 while the bus is connected.", connected),
+    )
+    return "".join(
+        f"# HELP {name} {words}\n# TYPE {name} {kind}\n{name} {value}\n" for name, kind, words, value in numbers
+    ).encode()

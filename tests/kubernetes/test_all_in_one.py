@@ -114,6 +114,8 @@ def test_what_is_rendered_follows_the_schema_and_fits_together(
             assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
             if "command" not in container:
                 known(container["args"])
+        for container in pod["containers"]:
+            assert {"livenessProbe", "readinessProbe"} <= container.keys(), container["name"]
         # Before there is any network: on every node, whatever its taints.
         assert pod["hostNetwork"] is True
         if document["kind"] == "Deployment" or not said:
@@ -223,6 +225,18 @@ def empty(log: Path) -> None:
 
 def tell(name: str, log: Path) -> None:
     print(f"--- {name}\n{log.read_text()[-3000:]}")
+
+
+def probed(machine: str, pod: dict[str, Any], name: str, kind: str) -> int:
+    """The status of what the kubelet asks for."""
+    at = containers(pod)[name][kind]["httpGet"]
+    words = f"import http.client as h; c = h.HTTPConnection('{at['host']}', {at['port']}, timeout=20)"
+    code = f"{words}; c.request('GET', '{at['path']}'); print(c.getresponse().status)"
+    done = subprocess.run(
+        ["ip", "netns", "exec", machine, sys.executable, "-c", code],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    return int(done.stdout)
 
 
 class Pod:
@@ -355,6 +369,8 @@ async def test_one_file_makes_a_node_ready(machine: str, tmp_path: Path) -> None
                 assert (await node.run("host"))[0] == 0
                 code, said = await node.run("enrol", "--wait", "60")
                 assert code == 0, said
+                for kind in ("livenessProbe", "readinessProbe"):
+                    assert probed(machine, control, "issuer", kind) == 200
                 own = ("--state-dir", str(tmp_path / "state"), "--cni-dir", str(tmp_path / "cni"))
                 async with node.running("agent", tmp_path / "agent.log", *own, "--metrics", "off"):
                     await until(lambda: api.network("w-1") == ("False", "IsthmusIsUp"))
