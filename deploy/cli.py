@@ -151,11 +151,16 @@ def systemd(to: Path, *, gateway: bool) -> None:
     "--apiserver-backends", default="", metavar="RESERVATION",
     help="The apiserver backends of this CLB reservation follow Kubernetes; more rights: endpointslices.",
 )  # fmt: skip
+@click.option(
+    "--service-backends", is_flag=True,
+help="The other backends of CLB reservations follow annotated Services; more rights: "
+    "services, endpointslices.",
+)  # fmt: skip
 @click.option("-o", "--output", "--to", "to", type=click.Path(path_type=Path),
               help="Folder to write into; with --all-in-one the file [standard output].")  # fmt: skip
 def kubernetes(
     *, all_in_one: bool, values_file: Path | None, urls: str, store: Path, sites: tuple[str, ...],
-    evict_stale_pods: bool, apiserver_backends: str, to: Path | None,
+    evict_stale_pods: bool, apiserver_backends: str, service_backends: bool, to: Path | None,
 ) -> None:  # fmt: skip
     """The Kubernetes manifests, with their kustomization, or all in one file.
 
@@ -171,6 +176,7 @@ def kubernetes(
         external_sites=(*said.external_sites, *sites),
         evict_stale_pods=said.evict_stale_pods or evict_stale_pods,
         apiserver_backends=apiserver_backends or said.apiserver_backends,
+        service_backends=service_backends or said.service_backends,
         bus=msgspec.structs.replace(said.bus, urls=bus_servers(urls)) if urls else said.bus,
     )
     if all_in_one:
@@ -191,7 +197,10 @@ def kubernetes(
     }
     for name in ("rbac.yaml", "controller.yaml"):
         made[name] = controller_options(
-            made[name], evict=values.evict_stale_pods, reservation=values.apiserver_backends
+            made[name],
+            evict=values.evict_stale_pods,
+            reservation=values.apiserver_backends,
+            services=values.service_backends,
         )
     listed = "".join(f"  - {name}\n" for name in agents)
     made["kustomization.yaml"] = made["kustomization.yaml"].replace(

@@ -71,6 +71,13 @@ _data = click.option(
     "servers; those that an operator added stay.",
 )
 @click.option(
+    "--service-backends",
+    is_flag=True,
+    envvar="ISTHMUS_SERVICE_BACKENDS",
+    help="The backends behind CLB reservations' other addresses follow the Services with the annotation "
+    "isthmus.io/public-services: RESERVATION; those that an operator added stay.",
+)
+@click.option(
     "--define", "definition", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Define the cluster by this file (JSON, of `isthmus deploy kubernetes`) while its log is empty.",
 )  # fmt: skip
@@ -90,6 +97,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     fence_deleted_s: float,
     evict_stale_pods: bool,
     apiserver_backends: str,
+    service_backends: bool,
     kubeconfig: Path | None,
     definition: Path | None,
     http: str,
@@ -123,6 +131,7 @@ def controller(  # noqa: PLR0917  click passes options by name
             fence_deleted_s=fence_deleted_s,
             evict_stale_pods=evict_stale_pods,
             apiserver_backends=apiserver_backends,
+            service_backends=service_backends,
             definition=definition,
             http=http,
             as_json=as_json,
@@ -142,6 +151,7 @@ async def _controller(
     fence_deleted_s: float,
     evict_stale_pods: bool,
     apiserver_backends: str,
+    service_backends: bool,
     definition: Path | None,
     http: str,
     as_json: bool,
@@ -169,6 +179,7 @@ async def _controller(
         fence_deleted_s=fence_deleted_s,
         evict_stale_pods=evict_stale_pods,
         apiserver_backends=apiserver_backends,
+        service_backends=service_backends,
     ) as running:
         controller = running.controller
 

@@ -49,6 +49,7 @@ async def controller_process(
     fence_deleted_s: float = 0.0,
     evict_stale_pods: bool = False,
     apiserver_backends: str = "",
+    service_backends: bool = False,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
 
@@ -104,6 +105,7 @@ async def controller_process(
                     fence_deleted_s=fence_deleted_s,
                     evict_stale_pods=evict_stale_pods,
                     apiserver_backends=apiserver_backends,
+                    service_backends=service_backends,
                 )
             )
         address, why_not = "", "switched off"

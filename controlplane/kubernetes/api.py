@@ -22,6 +22,8 @@ from controlplane.kubernetes.objects import (
     Node,
     NodeList,
     ObjectList,
+    Service,
+    ServiceList,
     WatchLine,
 )
 from controlplane.kubernetes.pods import Pod, PodList, eviction
@@ -42,6 +44,7 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 _nodes = msgspec.json.Decoder(NodeList).decode
 _objects = msgspec.json.Decoder(ObjectList).decode
 _pods = msgspec.json.Decoder(PodList).decode
+_services = msgspec.json.Decoder(ServiceList).decode
 _slices = msgspec.json.Decoder(EndpointSliceList).decode
 _node = msgspec.json.Decoder(Node).decode
 _line = msgspec.json.Decoder(WatchLine).decode
@@ -101,6 +104,10 @@ class KubernetesApi(Protocol):
         """Those of a Service. Cancelled, it leaves nothing behind."""
         ...
 
+    async def list_services(self) -> list[Service]:
+        """Those of all namespaces. Cancelled, it leaves nothing behind."""
+        ...
+
     async def list_pods(self, node: str) -> list[Pod]:
         """All pods on a Node. Cancelled, it leaves nothing behind."""
         ...
@@ -156,6 +163,9 @@ class KubernetesClient:
         path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         found, _ = await self._listed(path, _slices, ("labelSelector", f"kubernetes.io/service-name={service}"))
         return found
+
+    async def list_services(self) -> list[Service]:
+        return (await self._listed("/api/v1/services", _services))[0]
 
     async def list_pods(self, node: str) -> list[Pod]:
         found, _ = await self._listed("/api/v1/pods", _pods, ("fieldSelector", f"spec.nodeName={node}"))

@@ -1,16 +1,17 @@
-"""Backends of the reserved ``apiserver`` address follow the EndpointSlices of the Service ``kubernetes``.
+"""Backends of reserved addresses follow Kubernetes: those of ``apiserver``, and those of annotated Services.
 
-API servers keep these slices themselves, so that a replaced control-plane node needs nobody who tells the CLB.
-Only backends that a controller added for this purpose are ever removed; an operator's stay. Which are whose
-stands in the log: in the actor and the command id of the event that added them. Sources:
-``discovery.k8s.io/v1 EndpointSlice`` of Kubernetes 1.36.
+The ``apiserver`` address follows the EndpointSlices of the Service ``kubernetes``: API servers keep these
+themselves, so that a replaced control-plane node needs nobody who tells the CLB. The other address follows
+:mod:`controlplane.kubernetes.services`. Only backends that a controller added for this are ever removed; an
+operator's stay. Which are whose stands in the log: in the actor and the command id of the event that added
+them. Sources: ``discovery.k8s.io/v1 EndpointSlice`` of Kubernetes 1.36.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import NamedTuple, Protocol
@@ -19,6 +20,8 @@ from controlplane.kubernetes.api import KubernetesApi
 from controlplane.kubernetes.objects import EndpointSlice
 from events.bus.retry import jittered_s
 from events.errors import IsthmusError
+from events.protocol.clb import BackendKey
+from events.protocol.commands import AddBackend
 
 log = logging.getLogger("isthmus.kubernetes")
 
@@ -38,15 +41,23 @@ class Endpoint(NamedTuple):
 
 
 class Backends(Protocol):
-    """What is needed of the controller: the backends of one port of one reservation."""
+    """What is needed of the controller."""
 
     @property
     def leading(self) -> bool:
         """Whether this controller leads; only then is anything written."""
         ...
 
-    def found(self) -> Mapping[Endpoint, int]:
+    def found(self) -> Mapping[BackendKey, int]:
         """Each backend there is → the sequence of the event that added it (or changed it last)."""
+        ...
+
+    def purposes(self, reservation: str) -> tuple[str, ...]:
+        """What the addresses of a reservation serve; empty when there is none, or nobody here realises it."""
+        ...
+
+    def underlay(self, node: str) -> str:
+        """The address of a member; empty when it is none."""
         ...
 
     async def followed(self, added: int) -> bool:
@@ -56,21 +67,64 @@ class Backends(Protocol):
         """
         ...
 
-    async def add(self, endpoint: Endpoint) -> None:
+    async def add(self, backend: AddBackend) -> None:
         """Add a backend. Raises IsthmusError. Cancelled, it may be added all the same."""
         ...
 
-    async def remove(self, endpoint: Endpoint) -> None:
+    async def remove(self, key: BackendKey) -> None:
         """Remove a backend. Raises IsthmusError. Cancelled, it may be removed all the same."""
         ...
 
 
-class EndpointBackends:
-    """Keeps the backends in step. :meth:`run` until cancelled."""
+class Following(NamedTuple):
+    """What there should be. ``covers`` says of which backends this is all; others are left alone."""
 
-    def __init__(self, api: KubernetesApi, backends: Backends) -> None:
+    wanted: Mapping[BackendKey, AddBackend]
+    covers: Callable[[BackendKey], bool]
+
+
+class Source(Protocol):
+    """What backends follow."""
+
+    async def following(self) -> Following | None:
+        """As Kubernetes says now; None: nothing follows from it. Raises IsthmusError.
+
+        Cancelled, it leaves nothing behind.
+        """
+        ...
+
+
+class ApiServers:
+    """The API servers behind a reservation's ``apiserver`` address."""
+
+    def __init__(self, api: KubernetesApi, reservation: str) -> None:
         self._api = api
+        self._reservation = reservation
+
+    async def following(self) -> Following | None:
+        """Slices without a single ready address change nothing: somebody did answer."""
+        found = addresses(await self._api.list_endpoint_slices(*SERVICE))
+        listener = (self._reservation, PURPOSE, "tcp", PORT)
+        wanted = {
+            BackendKey(self._reservation, PURPOSE, "tcp", PORT, *endpoint): AddBackend(
+                reservation=self._reservation,
+                purpose=PURPOSE,
+                port=PORT,
+                address=endpoint.address,
+                backend_port=endpoint.port,
+            )
+            for endpoint in found
+        }
+        return Following(wanted, lambda key: key.listener == listener) if wanted else None
+
+
+class FollowingBackends:
+    """Keeps backends in step with a source. :meth:`run` until cancelled."""
+
+    def __init__(self, source: Source, backends: Backends, *, about: str) -> None:
+        self._source = source
         self._backends = backends
+        self._about = about
         self._followed: dict[int, bool] = {}
         """Sequence → what the log says of that event, which never changes."""
         self.problem = ""
@@ -85,7 +139,7 @@ class EndpointBackends:
                     await self.settle()
             except IsthmusError as error:
                 if self.problem != error.message:  # one line a change, not one a try
-                    log.warning("backends of %s: %s [%s]", PURPOSE, error.message, error.code)
+                    log.warning("backends of %s: %s [%s]", self._about, error.message, error.code)
                 self.problem = error.message
                 pause_s = min(POLL_LONGEST_S, pause_s * 2)
             else:
@@ -93,27 +147,33 @@ class EndpointBackends:
             await asyncio.sleep(jittered_s(pause_s, 0.2))
 
     async def settle(self) -> None:
-        """Make the backends what the slices say. Raises IsthmusError; what was written before it stands.
+        """Make the backends what the source says. Raises IsthmusError; what was written before it stands.
 
-        Slices without a single ready address change nothing: somebody did answer. Cancelled, a part may be
-        written.
+        Cancelled, a part may be written.
         """
-        wanted = addresses(await self._api.list_endpoint_slices(*SERVICE))
-        if not wanted:
+        following = await self._source.following()
+        if following is None:
             return
-        found = self._backends.found()
+        found = {key: added for key, added in self._backends.found().items() if following.covers(key)}
         kept = set(found.values())
         self._followed = {added: says for added, says in self._followed.items() if added in kept}
-        for endpoint in sorted(wanted - found.keys()):
-            await self._backends.add(endpoint)
-            log.info("backend %s:%d of %s added, as Kubernetes says", *endpoint, PURPOSE)
-        for endpoint in sorted(found.keys() - wanted):
-            added = found[endpoint]
+        for key in sorted(following.wanted.keys() - found.keys()):
+            await self._backends.add(following.wanted[key])
+            log.info(
+                "backend %s:%d of %s added, as Kubernetes says", key.address, key.backend_port, key.purpose
+            )
+        for key in sorted(found.keys() - following.wanted.keys()):
+            added = found[key]
             if added not in self._followed:
                 self._followed[added] = await self._backends.followed(added)
             if self._followed[added]:
-                await self._backends.remove(endpoint)
-                log.info("backend %s:%d of %s removed, as Kubernetes says", *endpoint, PURPOSE)
+                await self._backends.remove(key)
+                log.info(
+                    "backend %s:%d of %s removed, as Kubernetes says",
+                    key.address,
+                    key.backend_port,
+                    key.purpose,
+                )
 
 
 def addresses(slices: Iterable[EndpointSlice]) -> set[Endpoint]:

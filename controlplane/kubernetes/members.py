@@ -14,6 +14,7 @@ from typing import Any
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.decision import BindNodes, Tick
 from controlplane.cluster.decisions import adoption
+from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.state import ClusterState, Node, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.controller import Controller
@@ -22,12 +23,14 @@ from controlplane.kubernetes import endpoints, flannel_nodes
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
-from controlplane.kubernetes.endpoints import Endpoint, EndpointBackends
+from controlplane.kubernetes.endpoints import ApiServers, FollowingBackends
 from controlplane.kubernetes.node_objects import Rules
 from controlplane.kubernetes.objects import flannel_annotations
+from controlplane.kubernetes.services import PublicServices
 from events.codec import decode
 from events.ids import new_id
 from events.log import LogReader
+from events.protocol.clb import BackendKey
 from events.protocol.commands import AddBackend, AdoptNodes, Command, FenceNode, RemoveBackend, RemoveNode
 from events.status import AgentStatus
 from events.types import AdoptionBegun, AdoptionEnded
@@ -209,13 +212,11 @@ class ControllerBackends:
 
     def __init__(
         self,
-        reservation: str,
         state: Callable[[], ClusterState],
         event_log: LogReader,
         leading: Callable[[], bool],
         submit: Callable[[Command | Tick], Awaitable[None]],
     ) -> None:
-        self._reservation = reservation
         self._state = state
         self._log = event_log
         self._leading = leading
@@ -225,13 +226,18 @@ class ControllerBackends:
     def leading(self) -> bool:
         return self._leading()
 
-    def found(self) -> Mapping[Endpoint, int]:
-        listener = (self._reservation, endpoints.PURPOSE, "tcp", endpoints.PORT)
-        return {
-            Endpoint(key.address, key.backend_port): backend.added
-            for key, backend in self._state().backends.items()
-            if key.listener == listener
-        }
+    def found(self) -> Mapping[BackendKey, int]:
+        return {key: backend.added for key, backend in self._state().backends.items()}
+
+    def purposes(self, reservation: str) -> tuple[str, ...]:
+        found = self._state().clb.get(reservation)
+        if found is None or found.provider != PROVIDER:
+            return ()
+        return tuple(item.purpose for item in found.addresses)
+
+    def underlay(self, node: str) -> str:
+        found = self._state().nodes.get(node)
+        return found.underlay if found is not None else ""
 
     async def followed(self, added: int) -> bool:
         """By the envelope: identities of actors are checked where commands come in. Raises IsthmusError.
@@ -244,25 +250,18 @@ class ControllerBackends:
                 return envelope.actor.startswith(ACTOR) and envelope.command_id.startswith(COMMAND)
         return False
 
-    async def add(self, endpoint: Endpoint) -> None:
-        await self._submit(
-            AddBackend(
-                reservation=self._reservation,
-                purpose=endpoints.PURPOSE,
-                port=endpoints.PORT,
-                address=endpoint.address,
-                backend_port=endpoint.port,
-            )
-        )
+    async def add(self, backend: AddBackend) -> None:
+        await self._submit(backend)
 
-    async def remove(self, endpoint: Endpoint) -> None:
+    async def remove(self, key: BackendKey) -> None:
         await self._submit(
             RemoveBackend(
-                reservation=self._reservation,
-                purpose=endpoints.PURPOSE,
-                port=endpoints.PORT,
-                address=endpoint.address,
-                backend_port=endpoint.port,
+                reservation=key.name,
+                purpose=key.purpose,
+                port=key.port,
+                protocol=key.protocol,
+                address=key.address,
+                backend_port=key.backend_port,
             )
         )
 
@@ -275,12 +274,14 @@ async def bridging(
     fence_deleted_s: float = 0.0,
     evict_stale_pods: bool = False,
     apiserver_backends: str = "",
+    service_backends: bool = False,
 ) -> AsyncIterator[Bridge]:
     """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
 
     ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
     ``evict_stale_pods``: pods with addresses of an earlier range are evicted, not only told of.
     ``apiserver_backends`` is the CLB reservation whose ``apiserver`` backends follow Kubernetes; empty: none.
+    ``service_backends``: those of reservations' other addresses follow the Services that are annotated so.
 
     Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
     inside of the block ends the bridge, too.
@@ -315,9 +316,15 @@ async def bridging(
     async def work() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(bridge.run(), name="bridge")
+            store = ControllerBackends(state, controller.log, leading, submit)
             if apiserver_backends:
-                store = ControllerBackends(apiserver_backends, state, controller.log, leading, submit)
-                tasks.create_task(EndpointBackends(client, store).run(), name="API server's backends")
+                servers = FollowingBackends(
+                    ApiServers(client, apiserver_backends), store, about=endpoints.PURPOSE
+                )
+                tasks.create_task(servers.run(), name="API server's backends")
+            if service_backends:
+                services = FollowingBackends(PublicServices(client, store), store, about="annotated Services")
+                tasks.create_task(services.run(), name="Services' backends")
 
     async def run() -> None:
         while True:

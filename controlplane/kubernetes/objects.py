@@ -20,6 +20,8 @@ EPOCH = f"{PREFIX}epoch"
 UID = f"{PREFIX}uid"
 """Annotations that are written for people, and never read."""
 STARTUP_TAINT = f"{PREFIX}agent-not-ready"
+CLB = f"{PREFIX}public-services"
+"""Annotation of a Service: the CLB reservation whose second address it is reached by."""
 
 CONDITION = "NetworkUnavailable"
 Reason = Literal["IsthmusIsUp", "IsthmusNoRange", "IsthmusAgentNotReady", "IsthmusRangeConflict"]
@@ -146,11 +148,12 @@ class Readiness(msgspec.Struct, frozen=True):
     ready: bool | None = None
 
 
-class SliceEndpoint(msgspec.Struct, frozen=True):
+class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel"):
     """One of ``endpoints`` of an EndpointSlice."""
 
     addresses: tuple[str, ...] = ()
     conditions: Readiness = Readiness()
+    node_name: str = ""
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
@@ -166,6 +169,46 @@ class EndpointSliceList(msgspec.Struct, frozen=True):
 
     metadata: ListMeta
     items: tuple[EndpointSlice, ...] = ()
+
+
+class ServiceMeta(msgspec.Struct, frozen=True, rename="camel"):
+    """``metadata`` of a Service."""
+
+    name: str
+    namespace: str
+    uid: str = ""
+    creation_timestamp: str = ""
+    annotations: dict[str, str] = {}
+
+
+class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
+    """One of ``spec.ports``; ``node_port`` is 0 for a Service that has none."""
+
+    port: int
+    protocol: str = "TCP"
+    node_port: int = 0
+
+
+class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """``spec`` of a Service."""
+
+    ports: tuple[ServicePort, ...] | None = ()
+    session_affinity: str = ""
+    health_check_node_port: int = 0
+
+
+class Service(msgspec.Struct, frozen=True):
+    """As much of a Service as is looked at."""
+
+    metadata: ServiceMeta
+    spec: ServiceSpec = ServiceSpec()
+
+
+class ServiceList(msgspec.Struct, frozen=True):
+    """One page of Services."""
+
+    metadata: ListMeta
+    items: tuple[Service, ...] = ()
 
 
 class WatchLine(msgspec.Struct, frozen=True):

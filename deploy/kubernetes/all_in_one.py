@@ -100,7 +100,12 @@ def _rbac(values: Values, own: OwnBus | None) -> str:
 
 
 def _options(text: str, values: Values) -> str:
-    return controller_options(text, evict=values.evict_stale_pods, reservation=values.apiserver_backends)
+    return controller_options(
+        text,
+        evict=values.evict_stale_pods,
+        reservation=values.apiserver_backends,
+        services=values.service_backends,
+    )
 
 
 def _controller(text: str, values: Values) -> str:

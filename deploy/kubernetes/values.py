@@ -124,6 +124,7 @@ class Values(_Values, frozen=True, kw_only=True):
     external_sites: tuple[str, ...] = ()
     evict_stale_pods: bool = False
     apiserver_backends: str = ""
+    service_backends: bool = False
     fence_deleted_s: float = msgspec.field(default=0.0, name="fenceDeletedSeconds")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -50,7 +50,7 @@ def external(agent: str, site: str) -> str:
     )
 
 
-def controller_options(text: str, *, evict: bool, reservation: str) -> str:
+def controller_options(text: str, *, evict: bool, reservation: str, services: bool) -> str:
     """rbac.yaml or controller.yaml with the rights for options of the bridge, and with the options.
 
     Raises Refused for a reservation that is no name.
@@ -62,6 +62,10 @@ def controller_options(text: str, *, evict: bool, reservation: str) -> str:
         rights += right("", "pods", "list") + right("", "pods/eviction", "create")
     if reservation:
         options.append(f"--apiserver-backends={check_label(reservation, 'reservation')}")
+    if services:
+        options.append("--service-backends")
+        rights += right("", "services", "list")
+    if reservation or services:
         rights += right("discovery.k8s.io", "endpointslices", "list")
     events = right("events.k8s.io", "events", "create, patch")
     if events in text:

@@ -244,14 +244,15 @@ def test_options_of_the_controller_bring_their_rights_and_nothing_else_does(tmp_
         return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
 
     asked = ["kubernetes", "--to", str(tmp_path), "--evict-stale-pods", "--apiserver-backends", "main"]
+    asked.append("--service-backends")
     written = CliRunner().invoke(deploy, asked)
     assert written.exit_code == 0, written.output
     assert rights(tmp_path) - rights(FOLDER) == {
-        ("pods", "list"), ("pods/eviction", "create"), ("endpointslices", "list")
+        ("pods", "list"), ("pods/eviction", "create"), ("endpointslices", "list"), ("services", "list")
     }  # fmt: skip
     workload = yaml.safe_load((tmp_path / "controller.yaml").read_text())
     arguments = workload["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert {"--evict-stale-pods", "--apiserver-backends=main"} <= set(arguments)
+    assert {"--evict-stale-pods", "--apiserver-backends=main", "--service-backends"} <= set(arguments)
     known = {f"--{key}" for key in options_of(command_of("controller"))}
     assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
 

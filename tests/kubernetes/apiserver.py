@@ -47,6 +47,10 @@ class ApiServer:
         self.pods: dict[str, dict[str, Any]] = {}
         """By uid."""
         self.slices: list[dict[str, Any]] = []
+        """Of the Service ``kubernetes``."""
+        self.services: list[dict[str, Any]] = []
+        self.service_slices: dict[str, list[dict[str, Any]]] = {}
+        """NAMESPACE/NAME of another Service → its EndpointSlices."""
         self.tokens: dict[str, dict[str, Any]] = {}
         """Projected token → whose it is; one that is expired or whose pod is gone is taken out."""
         self.reviews = 0
@@ -321,9 +325,18 @@ class ApiServer:
 
     async def _slices(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
-        assert request.query["labelSelector"] == "kubernetes.io/service-name=kubernetes"
+        label, _, name = request.query["labelSelector"].partition("=")
+        assert label == "kubernetes.io/service-name"
+        service = f"{request.match_info['namespace']}/{name}"
+        found = self.slices if service == "default/kubernetes" else self.service_slices.get(service, [])
         return web.json_response(
-            {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": self.slices}
+            {"kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"}, "items": found}
+        )
+
+    async def _services(self, request: web.Request) -> web.StreamResponse:
+        del request
+        return web.json_response(
+            {"kind": "ServiceList", "metadata": {"resourceVersion": "1"}, "items": self.services}
         )
 
     async def _custom(self, request: web.Request) -> web.StreamResponse:
@@ -353,10 +366,11 @@ class ApiServer:
         app.add_routes([
             web.get("/api/v1/nodes", self._list),
             web.get("/api/v1/nodes/{name}", self._one),
+            web.get("/api/v1/services", self._services),
             web.patch("/api/v1/nodes/{name}", self._patch),
             web.patch("/api/v1/nodes/{name}/status", self._patch),
             web.get("/api/v1/pods", self._pods),
-            web.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", self._slices),
+            web.get("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", self._slices),
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
             web.post("/api/v1/namespaces/isthmus-system/{kind:configmaps|secrets}", self._create),
             web.get("/api/v1/namespaces/{namespace}/{kind}/{name}", self._object),

@@ -1,7 +1,8 @@
 """Measures the bridge with many Nodes: ``python -m tests.kubernetes.measure [NODES]``; some minutes.
 
-The API server is the tests' own, in this process; the bridge has a process of its own, so that its memory and
-CPU time are its own. Nodes are as large as real ones (8 KB: images, conditions, labels).
+The API server is the one of KUBEBUILDER_ASSETS, or else the tests' own, in this process; the bridge has a
+process of its own, so that its memory and CPU time are its own. Nodes are as large as real ones (8 KB: images,
+conditions, labels).
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from tests.kubernetes.apiserver import KEPT, ApiServer
+from tests.kubernetes.real import ASSETS, serving
 from tests.kubernetes.table import Table
 from tests.waiting import until
 
@@ -42,21 +47,78 @@ async def bridge(kubeconfig: Path, nodes: int) -> None:
         table.say(f"n{number}", number)
     table.names = asyncio.Queue()
     client = await KubernetesClient.open(kubeconfig)
-    running = asyncio.create_task(Bridge(client, table, instance="m").run())
+    made = Bridge(client, table, instance="m")
+    running = asyncio.create_task(made.run())
     while await reader.readline():
-        print(json.dumps(used()), flush=True)
+        up = sum(node.network is not None and node.network.status == "False" for node in made.nodes.values())
+        print(json.dumps([*used(), up, made.written]), flush=True)
     running.cancel()
     await asyncio.wait({running})
     await client.close()
 
 
-async def main(nodes: int) -> None:
+IMAGES = [{"names": ["x" * 100], "sizeBytes": 1}] * (NODE_BYTES // 130)
+Beat = Callable[[int], Awaitable[None]]
+
+
+@asynccontextmanager
+async def ours(folder: Path, nodes: int) -> AsyncIterator[tuple[Path, Beat]]:
+    """The tests' own API server with so many Nodes: access to it, and a heartbeat."""
     server = ApiServer()
     for number in range(nodes):
-        node = server.add(f"n{number}")
-        node["status"]["images"] = [{"names": ["x" * 100], "sizeBytes": 1}] * (NODE_BYTES // 130)
+        server.add(f"n{number}")["status"]["images"] = IMAGES
+
+    async def beat(number: int) -> None:
+        server.heartbeat(f"n{number}")
+        if number % (KEPT // 2) == 0:
+            await asyncio.sleep(PACE_S)
+
+    async with server.serving(folder) as kubeconfig:
+        yield kubeconfig, beat
+
+
+@asynccontextmanager
+async def real(folder: Path, nodes: int) -> AsyncIterator[tuple[Path, Beat]]:
+    """The same with a real one."""
+    async with serving(folder) as server:
+
+        async def make(number: int) -> None:
+            await server.add(f"n{number}")
+            await patch(number, {"images": IMAGES})
+
+        async def patch(number: int, status: dict[str, Any]) -> None:
+            code, said = await server.ask(
+                "PATCH", f"/api/v1/nodes/n{number}/status", {"status": status},
+                kind="application/strategic-merge-patch+json",
+            )  # fmt: skip
+            assert code == 200, said
+
+        async def beat(number: int) -> None:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            await patch(
+                number, {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": moment}]}
+            )
+
+        await many(nodes, make)
+        yield server.kubeconfig(), beat
+
+
+async def many(count: int, do: Beat, at_once: int = 16) -> None:
+    """So many calls, some at a time."""
+    numbers = iter(range(count))
+
+    async def some() -> None:
+        for number in numbers:
+            await do(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(at_once):
+            tasks.create_task(some())
+
+
+async def main(nodes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with server.serving(Path(folder)) as kubeconfig:
+        async with (real if ASSETS else ours)(Path(folder), nodes) as (kubeconfig, beat):
             begin = time.monotonic()
             child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.kubernetes.measure", str(kubeconfig), str(nodes),
@@ -65,34 +127,30 @@ async def main(nodes: int) -> None:
             assert child.stdin is not None
             assert child.stdout is not None
 
-            async def asked() -> tuple[float, int]:
+            async def asked() -> tuple[float, int, int, int]:
                 assert child.stdin is not None
                 assert child.stdout is not None
                 child.stdin.write(b"\n")
-                cpu, memory = json.loads(await child.stdout.readline())
-                return float(cpu), int(memory)
+                cpu, memory, up, written = json.loads(await child.stdout.readline())
+                return float(cpu), int(memory), int(up), int(written)
 
-            def done() -> bool:
-                return all(server.network(name) == ("False", "IsthmusIsUp") for name in server.nodes)
+            async def done() -> bool:
+                await asyncio.sleep(0.2)
+                return (await asked())[2] == nodes
 
             await until(done, within_s=600)
             synced = time.monotonic() - begin
-            cpu, memory = await asked()
+            cpu, memory, _, _ = await asked()
             print(f"{nodes:,} Nodes of {NODE_BYTES:,} bytes: listed, watched and patched in {synced:.1f} s, "
                   f"{cpu:.1f} s of CPU, {memory} MiB")  # fmt: skip
             await asyncio.sleep(QUIET_S)
-            before, _ = await asked()
-            for first in range(0, nodes, KEPT // 2):
-                for number in range(first, min(nodes, first + KEPT // 2)):
-                    server.heartbeat(f"n{number}")
-                await asyncio.sleep(PACE_S)
-            patches = len(server.patches)
+            before, _, _, written = await asked()
+            await many(nodes, beat)
             await asyncio.sleep(QUIET_S)
-            after, memory = await asked()
+            after, memory, _, now = await asked()
             share = (after - before) / STATUS_S * 100
-            followed = len(server.patches) - patches
             print(f"{nodes:,} heartbeats: {after - before:.2f} s of CPU, {memory} MiB")
-            print(f"one each {STATUS_S} s: {share:.1f} % of a core; {followed} patches followed")
+            print(f"one each {STATUS_S} s: {share:.1f} % of a core; {now - written} Nodes were written again")
             child.stdin.close()
             await child.wait()
 

@@ -13,8 +13,8 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.waiting import until
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
+CONTROLLER_MANAGER = bool(ASSETS) and Path(ASSETS, "kube-controller-manager").exists()
 ADMIN, KUBELET = "admin-token", "kubelet-token"
 JSON = "application/json"
 
@@ -129,6 +130,24 @@ class RealApiServer:
             })
         )  # fmt: skip
         return file
+
+    @contextmanager
+    def controller_manager(self, *options: str) -> Iterator[None]:
+        """A kube-controller-manager beside it, until the block is left."""
+        with (self.folder / "kcm.log").open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    f"{ASSETS}/kube-controller-manager", f"--kubeconfig={self.kubeconfig()}",
+                    "--bind-address=127.0.0.1", f"--secure-port={free_ports(1)[0]}", "--leader-elect=false",
+                    f"--cert-dir={self.folder}/kcm", *options,
+                ],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait(30)
 
     async def close(self) -> None:
         """End the API server and our connections to it."""

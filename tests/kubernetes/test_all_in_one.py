@@ -40,6 +40,7 @@ ALL: dict[str, Any] = {
     "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}],
     "image": {"repository": "images.example:5000/isthmus", "tag": "9", "pullPolicy": "Always"},
     "imagePullSecrets": ["pull"], "externalSites": ["gz"], "evictStalePods": True, "apiserverBackends": "main",
+    "serviceBackends": True,
     "fenceDeletedSeconds": 300,
     "bus": {"port": 4333, "storagePath": "/data/isthmus", "nodeSelector": {"x": "y"}},
     "resources": {
@@ -138,11 +139,11 @@ def test_what_is_rendered_follows_the_schema_and_fits_together(
     if said:
         control = next(pod for document, pod in pods(documents) if document["kind"] == "Deployment")
         assert {
-            "--evict-stale-pods", "--apiserver-backends=main", "--fence-deleted=300"
+            "--evict-stale-pods", "--apiserver-backends=main", "--service-backends", "--fence-deleted=300"
         } <= set(containers(control)["controller"]["args"])  # fmt: skip
         assert containers(control)["controller"]["resources"]["requests"]["cpu"] == "2"
         rights = next(each for each in documents if each["kind"] == "ClusterRole")
-        assert {"pods", "pods/eviction", "endpointslices"} <= {
+        assert {"pods", "pods/eviction", "services", "endpointslices"} <= {
             r for x in rights["rules"] for r in x["resources"]
         }
 

@@ -211,3 +211,76 @@ async def test_backends_follow_the_api_servers_and_those_of_operators_stay(
     async with api.serving(tmp_path) as kubeconfig:
         await serve("a", first)
         await serve("b", second)
+
+
+def service_of(
+    name: str, port: int, node_port: int, *, made: int, reservation: str = "main", **spec: Any
+) -> Any:
+    """A NodePort Service that asks for the public address."""
+    return {
+        "metadata": {
+            "name": name, "namespace": "web", "uid": f"s-{name}",
+            "creationTimestamp": f"2026-11-29T00:00:0{made}Z",
+            "annotations": {"isthmus.io/public-services": reservation},
+        },
+        "spec": {"ports": [{"port": port, "protocol": "TCP", "nodePort": node_port}], **spec},
+    }  # fmt: skip
+
+
+def served_on(*nodes: str, ready: bool = True) -> list[dict[str, Any]]:
+    return [{
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
+        "endpoints": [
+            {"addresses": ["10.200.0.9"], "nodeName": node, "conditions": {"ready": ready}} for node in nodes
+        ],
+    }]  # fmt: skip
+
+
+async def test_the_public_address_follows_annotated_services_and_leaves_operators_ports_alone(
+    bus: BusOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "POLL_S", 0.05)
+    api = ApiServer()
+    async with (
+        controller(bus, tmp_path / "a") as running,
+        client(bus) as operator,
+        api.serving(tmp_path) as kubeconfig,
+        bridging(running, kubeconfig, service_backends=True),
+    ):
+        await operator.send(DEFINE)
+        for number in range(3):
+            await operator.send(join(number))
+        await operator.send(ReserveClb(reservation="main", subnet="10.0.8.0/28", provider="gateway"))
+        kept = AddBackend(reservation="main", purpose="public-services", port=22, address="10.0.1.9")
+        await operator.send(kept)
+        await operator.send(AddBackend(reservation="main", purpose="apiserver", port=443, address="10.0.1.9"))
+
+        def backends() -> dict[str, Any]:
+            found = running.replica.state.backends.items()
+            return {f"{key.port}>{key.address}:{key.backend_port}": each for key, each in found}
+
+        others = {"22>10.0.1.9:22", "443>10.0.1.9:443"}
+        api.services = [
+            service_of("web", 80, 30080, made=1, sessionAffinity="ClientIP"),
+            service_of("late", 80, 30081, made=2),  # asks for the same port
+            service_of("ssh", 22, 30022, made=3),  # an operator's
+            service_of("lost", 81, 30082, made=4, reservation="nobody"),
+            service_of("inner", 82, 0, made=5),  # of type ClusterIP
+            service_of("local", 83, 30083, made=6, healthCheckNodePort=31000),
+        ]
+        names = ("web", "late", "ssh", "lost", "inner", "local")
+        api.service_slices = {f"web/{name}": served_on("n0", "n1", "stranger") for name in names}
+        web = {f"80>192.168.0.{last}:30080" for last in (1, 2)}
+        local = {f"83>192.168.0.{last}:30083" for last in (1, 2)}
+        await until(lambda: backends().keys() == others | web | local)
+        assert backends()["80>192.168.0.1:30080"].affinity == "source"
+        checked = backends()["83>192.168.0.1:30083"]
+        assert (checked.check, checked.check_path, checked.check_port) == ("http", "/healthz", 31000)
+
+        # Endpoints move, and the elder goes: its port is the other one's.
+        api.service_slices["web/local"] = served_on("n2") + served_on("n1", ready=False)
+        api.services = [each for each in api.services if each["metadata"]["name"] != "web"]
+        late = {f"80>192.168.0.{last}:30081" for last in (1, 2)}
+        await until(lambda: backends().keys() == others | late | {"83>192.168.0.3:30083"})
+        api.services = []
+        await until(lambda: backends().keys() == others)
