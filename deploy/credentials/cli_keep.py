@@ -31,6 +31,7 @@ from deploy.credentials.cli_common import (
     when,
 )
 from deploy.credentials.layout import Role
+from events.cli.listen import METAVAR, Listen
 from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import print_json, print_table
@@ -318,8 +319,8 @@ def prune(file: Path, as_json: bool) -> None:
     help="What agents run as.",
 )
 @click.option("--adopt", is_flag=True, help="With --kubernetes: also nodes that were let in without it before.")
-@click.option("--metrics", default="off", show_default=True, metavar="HOST:PORT",
-              help="Where /metrics is served, and /healthz: 503 while the bus is away; or off.")  # fmt: skip
+@click.option("--metrics", type=Listen(), default="off", show_default=True, metavar=METAVAR,
+              help="Where /metrics is served, and /healthz: 503 while the bus is away.")  # fmt: skip
 def serve(
     *, store: Path, context: BusContext, days: float, kubernetes: bool, kubeconfig: Path | None,
     service_account: str, adopt: bool, metrics: str,
