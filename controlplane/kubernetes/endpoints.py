@@ -102,7 +102,10 @@ class ApiServers:
         self._reservation = reservation
 
     async def following(self) -> Following | None:
-        """Slices without a single ready address change nothing: somebody did answer."""
+        """Slices without a single ready address change nothing: somebody did answer.
+
+        Raises IsthmusError. Cancelled, it leaves nothing behind.
+        """
         found = addresses(await self._api.list_endpoint_slices(*SERVICE))
         listener = (self._reservation, PURPOSE, "tcp", PORT)
         wanted = {

@@ -35,7 +35,10 @@ class PublicServices:
         self._told: tuple[str, ...] = ()
 
     async def following(self) -> Following | None:
-        """Ports that cannot be had are told once in the log, and leave all others as they are."""
+        """Ports that cannot be had are told once in the log, and leave all others as they are.
+
+        Raises IsthmusError. Cancelled, it leaves nothing behind.
+        """
         services = [each for each in await self._api.list_services() if each.metadata.annotations.get(CLB)]
         services.sort(key=lambda each: (each.metadata.creation_timestamp, each.metadata.uid))
         nodes = {
