@@ -11,7 +11,7 @@ import msgspec
 
 from deploy.kubernetes.all_in_one import OwnBus, render
 from deploy.kubernetes.values import Values, read_values
-from deploy.kubernetes.variants import controller_options, external, valued, valued_agent
+from deploy.kubernetes.variants import controller_options, external, valued_agent, valued_controller
 from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
 from events.cli.bus_urls import bus_servers
@@ -211,9 +211,10 @@ def kubernetes(
         for name, text in made.items():
             if "kind: DaemonSet" in text:
                 made[name] = valued_agent(text, values)
-        made["controller.yaml"] = valued(made["controller.yaml"], values)
+        made["controller.yaml"] = valued_controller(made["controller.yaml"], values)
         made["settings.yaml"] = made["settings.yaml"].replace(
-            "ISTHMUS_CLUSTER: prod", f"ISTHMUS_CLUSTER: {values.cluster_name}"
+            "ISTHMUS_CLUSTER: prod",
+            f"ISTHMUS_CLUSTER: {values.cluster_name}\n  ISTHMUS_LOG_LEVEL: {values.log_level}",
         )
     to.mkdir(parents=True, exist_ok=True)
     for name, text in made.items():

@@ -18,8 +18,8 @@ from deploy.kubernetes.variants import (
     external,
     replaced,
     resourced,
-    valued,
     valued_agent,
+    valued_controller,
 )
 
 HERE = Path(__file__).parent
@@ -108,17 +108,8 @@ def _options(text: str, values: Values) -> str:
     )
 
 
-def _controller(text: str, values: Values) -> str:
-    """Common to both controllers: options, values, resources."""
-    text = _options(valued(text, values), values)
-    if values.fence_deleted_s:
-        name = "            - --name="
-        text = replaced(text, name, f"            - --fence-deleted={values.fence_deleted_s:g}\n{name}")
-    return resourced(text, "controller", values.resources.controller)
-
-
 def _control(values: Values) -> str:
-    text = _controller(_shipped("all_in_one/control.yaml"), values)
+    text = valued_controller(_options(_shipped("all_in_one/control.yaml"), values), values)
     text = replaced(text, "/var/lib/isthmus-control", values.bus.storage_path)
     text = replaced(text, "127.0.0.1:4222", f"127.0.0.1:{values.bus.port}")
     host = "            - --host=$(HOST_IP)\n"
@@ -135,7 +126,7 @@ def _control(values: Values) -> str:
 
 def _own_controller(values: Values) -> str:
     """Two controllers, with the plan."""
-    text = _controller(_shipped("controller.yaml"), values)
+    text = valued_controller(_options(_shipped("controller.yaml"), values), values)
     text = replaced(
         text, "            - --replicas=3\n", "            - --define=/etc/isthmus-plan/plan.json\n"
     )

@@ -100,6 +100,15 @@ def valued_agent(text: str, values: Values) -> str:
     return resourced(text, "agent", values.resources.agent)
 
 
+def valued_controller(text: str, values: Values) -> str:
+    """A workload with a controller, with the values that concern it."""
+    text = valued(text, values)
+    if values.fence_deleted_s:
+        name = "            - --name="
+        text = replaced(text, name, f"            - --fence-deleted={values.fence_deleted_s:g}\n{name}")
+    return resourced(text, "controller", values.resources.controller)
+
+
 def valued(text: str, values: Values) -> str:
     """Any workload with the image, and with what pulls it."""
     image = f"image: {values.image.name}\n"

@@ -49,14 +49,17 @@ async def bridge(kubeconfig: Path, nodes: int) -> None:
     client = await KubernetesClient.open(kubeconfig)
     made = Bridge(client, table, instance="m")
     running = asyncio.create_task(made.run())
-    while await reader.readline():
-        up = sum(node.network is not None and node.network.status == "False" for node in made.nodes.values())
-        print(json.dumps([*used(), up, made.written]), flush=True)
+    while line := await reader.readline():
+        if line == SYNCED:
+            await until(lambda: made.written >= nodes, within_s=600)
+        print(json.dumps([*used(), made.written]), flush=True)
     running.cancel()
     await asyncio.wait({running})
     await client.close()
 
 
+SYNCED, NOW = b"synced\n", b"now\n"
+"""What the other process is asked: once all Nodes were written, or at once."""
 IMAGES = [{"names": ["x" * 100], "sizeBytes": 1}] * (NODE_BYTES // 130)
 Beat = Callable[[int], Awaitable[None]]
 
@@ -127,27 +130,22 @@ async def main(nodes: int) -> None:
             assert child.stdin is not None
             assert child.stdout is not None
 
-            async def asked() -> tuple[float, int, int, int]:
+            async def asked(when: bytes = NOW) -> tuple[float, int, int]:
                 assert child.stdin is not None
                 assert child.stdout is not None
-                child.stdin.write(b"\n")
-                cpu, memory, up, written = json.loads(await child.stdout.readline())
-                return float(cpu), int(memory), int(up), int(written)
+                child.stdin.write(when)
+                cpu, memory, written = json.loads(await child.stdout.readline())
+                return float(cpu), int(memory), int(written)
 
-            async def done() -> bool:
-                await asyncio.sleep(0.2)
-                return (await asked())[2] == nodes
-
-            await until(done, within_s=600)
+            cpu, memory, _ = await asked(SYNCED)
             synced = time.monotonic() - begin
-            cpu, memory, _, _ = await asked()
             print(f"{nodes:,} Nodes of {NODE_BYTES:,} bytes: listed, watched and patched in {synced:.1f} s, "
                   f"{cpu:.1f} s of CPU, {memory} MiB")  # fmt: skip
             await asyncio.sleep(QUIET_S)
-            before, _, _, written = await asked()
+            before, _, written = await asked()
             await many(nodes, beat)
             await asyncio.sleep(QUIET_S)
-            after, memory, _, now = await asked()
+            after, memory, now = await asked()
             share = (after - before) / STATUS_S * 100
             print(f"{nodes:,} heartbeats: {after - before:.2f} s of CPU, {memory} MiB")
             print(f"one each {STATUS_S} s: {share:.1f} % of a core; {now - written} Nodes were written again")

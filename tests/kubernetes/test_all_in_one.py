@@ -28,26 +28,11 @@ from deploy.kubernetes.all_in_one import render
 from deploy.kubernetes.values import Values, checked, read_values
 from events.errors import Usage
 from tests.kubernetes.apiserver import ApiServer
+from tests.kubernetes.manifests import ALL
 from tests.waiting import until
 
 ISTHMUS = Path(sys.executable).with_name("isthmus")
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-ALL: dict[str, Any] = {
-    "clusterName": "c1", "podCidr": "10.99.0.0/16", "podsPerNode": 128, "services": 512, "vni": 7,
-    "backendPort": 4789, "quarantineSeconds": 5, "mtu": 1400, "underlay": "eth1", "cniBinDir": "/usr/lib/cni",
-    "cniConfDir": "/etc/cni/conf", "cniPlugin": "bridge", "fastpath": "off", "logLevel": "debug",
-    "networks": [{"kind": "vpc", "cidr": "10.0.0.0/16", "name": "v"}], "nodeSelector": {"pool": "a"},
-    "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}],
-    "image": {"repository": "images.example:5000/isthmus", "tag": "9", "pullPolicy": "Always"},
-    "imagePullSecrets": ["pull"], "externalSites": ["gz"], "evictStalePods": True, "apiserverBackends": "main",
-    "serviceBackends": True,
-    "fenceDeletedSeconds": 300,
-    "bus": {"port": 4333, "storagePath": "/data/isthmus", "nodeSelector": {"x": "y"}},
-    "resources": {
-        "agent": {"limits": {"memory": "1Gi"}}, "controller": {"requests": {"cpu": "2"}},
-        "bus": {"limits": {"memory": "4Gi", "cpu": "3"}}, "issuer": {"requests": {"memory": "64Mi"}},
-    },
-}  # fmt: skip
 
 
 def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -160,6 +145,12 @@ def test_the_manifests_of_the_kustomization_take_the_same_values(tmp_path: Path)
             fits(document)
             if document["kind"] == "DaemonSet":
                 assert "--mtu=1400" in document["spec"]["template"]["spec"]["containers"][0]["args"]
+            if name == "controller.yaml":
+                (made,) = document["spec"]["template"]["spec"]["containers"]
+                assert {"--fence-deleted=300", "--service-backends"} <= set(made["args"])
+                assert made["resources"]["requests"]["cpu"] == "2"
+            if name == "settings.yaml":
+                assert document["data"]["ISTHMUS_LOG_LEVEL"] == "debug"
 
 
 def test_every_fault_of_a_values_file_is_told_at_once(tmp_path: Path) -> None:

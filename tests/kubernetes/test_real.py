@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from controlplane.kubernetes import bridge as bridge_module
 from controlplane.kubernetes.api import KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.objects import RANGE, STARTUP_TAINT
+from tests.kubernetes.manifests import apply, token_of
 from tests.kubernetes.real import ASSETS, RealApiServer, serving
 from tests.kubernetes.table import Table
 from tests.waiting import until
@@ -20,39 +20,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.skipif(
     not ASSETS, reason="KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd"
 )
-
-MANIFESTS = Path(__file__).parents[2] / "deploy" / "kubernetes"
-PATHS = {
-    "Namespace": "/api/v1/namespaces",
-    "ServiceAccount": "/api/v1/namespaces/isthmus-system/serviceaccounts",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/isthmus-system/roles",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/isthmus-system/rolebindings",
-    "ConfigMap": "/api/v1/namespaces/isthmus-system/configmaps",
-    "DaemonSet": "/apis/apps/v1/namespaces/isthmus-system/daemonsets",
-    "Deployment": "/apis/apps/v1/namespaces/isthmus-system/deployments",
-    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/isthmus-system/networkpolicies",
-}
-
-
-async def apply(server: RealApiServer) -> None:
-    """All our manifests, and every field of them known to the API server."""
-    kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
-    for name in kustomization["resources"]:
-        for document in yaml.safe_load_all((MANIFESTS / name).read_text()):
-            path = f"{PATHS[document['kind']]}?fieldValidation=Strict"
-            code, said = await server.ask("POST", path, document)
-            assert code == 201, (name, document["kind"], said)
-
-
-async def token_of(server: RealApiServer, account: str) -> str:
-    """A token of a ServiceAccount, as a pod gets it."""
-    path = f"{PATHS['ServiceAccount']}/{account}/token"
-    request: dict[str, Any] = {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {}}
-    code, said = await server.ask("POST", path, request)
-    assert code == 201, said
-    return str(said["status"]["token"])
 
 
 async def says(server: RealApiServer, name: str, status: str, reason: str) -> None:

@@ -12,8 +12,8 @@ from controlplane.kubernetes import endpoints
 from controlplane.kubernetes.objects import RANGE, UID
 from events.protocol.commands import FenceNode, JoinNode, RemoveNode, ReserveClb
 from tests.kubernetes.cluster import Cluster, refused, started
+from tests.kubernetes.manifests import apply, token_of
 from tests.kubernetes.real import ASSETS, CONTROLLER_MANAGER, RealApiServer
-from tests.kubernetes.test_real import apply, token_of
 from tests.waiting import until
 
 pytestmark = [

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from deploy.cli import deploy
 from deploy.kubernetes.all_in_one import OwnBus, render
 from deploy.kubernetes.values import checked
+from tests.kubernetes.manifests import ALL
 from tests.kubernetes.real import ASSETS, RealApiServer, serving
-from tests.kubernetes.test_all_in_one import ALL
 
 pytestmark = pytest.mark.skipif(
     not ASSETS, reason="KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd"

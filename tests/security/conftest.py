@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from controlplane.controller.controller import Controller, ControllerOptions
+from deploy.credentials.issuers.pods import PodIssuer
 from deploy.credentials.issuers.tokens import Issuer
 from deploy.credentials.prepare import SecureSite, prepare
 from deploy.credentials.push import push_accounts
@@ -23,6 +24,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.enrolment import JoinToken
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
+from events.bus.service_account import enrol
 from events.jetstream.live import LiveReader
 from events.jetstream.stream import ensure_stream, event_stream_settings, status_stream_settings
 from events.protocol.commands import DefineCluster
@@ -145,3 +147,17 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         operator = await here.operator()
         await operator.send(DefineCluster(container_cidr="10.200.0.0/16"))
         yield here
+
+
+class Kube(NamedTuple):
+    """An API server, and the issuer beside it. ``bus``: how agents without credentials reach it."""
+
+    api: Any
+    issuer: PodIssuer
+    bus: BusOptions
+    folder: Path
+
+    async def enrol(self, node: str, token: str, *, to: str = "node", within_s: float = 20.0) -> bool:
+        file = self.folder / "token"
+        file.write_text(token)
+        return await enrol(self.bus, CLUSTER, node, token_file=file, folder=self.folder / to, within_s=within_s)

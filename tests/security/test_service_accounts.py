@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -21,29 +20,15 @@ from events.bus import service_account
 from events.bus.access import creds
 from events.bus.access.nkeys import generate
 from events.bus.client import ControllerClient
-from events.bus.connection import BusOptions, connect
+from events.bus.connection import connect
 from events.bus.enrolment import EnrolReply, renew
 from events.bus.service_account import PodRequest, enrol
 from events.errors import Refused, Unavailable
 from events.protocol.commands import JoinNode
 from tests.kubernetes.apiserver import ApiServer
-from tests.security.conftest import CLUSTER, Place
+from tests.security.conftest import CLUSTER, Kube, Place
 
 pytestmark = pytest.mark.bus
-
-
-class Kube(NamedTuple):
-    """An API server, and the issuer beside it. ``bus``: how agents without credentials reach it."""
-
-    api: ApiServer
-    issuer: PodIssuer
-    bus: BusOptions
-    folder: Path
-
-    async def enrol(self, node: str, token: str, *, to: str = "node", within_s: float = 20.0) -> bool:
-        file = self.folder / "token"
-        file.write_text(token)
-        return await enrol(self.bus, CLUSTER, node, token_file=file, folder=self.folder / to, within_s=within_s)
 
 
 @pytest.fixture
