@@ -15,8 +15,8 @@ from events.errors import VerificationFailed
 from events.jetstream.direct import DirectReader
 from events.jetstream.log import JetStreamLog
 from events.status import AgentStatus
-from events.types import PathLost
-from replay.archive.postings import keys_of
+from events.types import EntryAdded, PathLost
+from replay.archive.postings import ENTRIES, keys_of
 from replay.history import History
 from replay.log_index import ScanIndex
 
@@ -51,7 +51,7 @@ class StreamIndex(ScanIndex):
     async def about(
         self, kind: str, name: str, *, after: int, until: int, newest_first: bool
     ) -> AsyncIterator[StoredMessage]:
-        if kind not in ("node", "range", "clb", "entry", "cluster"):
+        if kind not in ("node", "range", "clb", "entry", "entries", "cluster"):
             async for message in super().about(kind, name, after=after, until=until, newest_first=newest_first):
                 yield message
             return
@@ -79,6 +79,8 @@ class StreamIndex(ScanIndex):
         return found
 
     async def _matching(self, kind: str, name: str, after: int, stop: int) -> list[StoredMessage]:
+        if (kind, name) == ENTRIES:
+            kind, name = EntryAdded.aggregate, "*"
         found = await self._on(subjects.event(self._cluster, kind, name, ">"), after, stop)
         if kind == "node":
             found |= await self._on(subjects.event(self._cluster, "allocation", name, ">"), after, stop)

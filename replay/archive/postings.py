@@ -4,6 +4,7 @@ Keys are ``node/<name>``, ``range/<cidr>``, ``clb/<name>``, ``entry/<name>``, ``
 ``address/<ip>`` (a node's underlay, a reserved balancer address); an allocation counts for its node
 and its range, a path of one node or between two for those nodes. ``event/parked`` are the events that
 park others. Keys come from the JSON of the body, so that an event of an unknown type is indexed too.
+``entries/all`` are those of all entries.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from events.codec import StoredMessage
-from events.types import Event, EventsParked, PathLost
+from events.types import EntryAdded, Event, EventsParked, PathLost
 from replay.archive.format import IndexLine
 from replay.archive.lines import messages
 
 PARKINGS = "event/parked"
 """The key of all events that park others."""
+
+ENTRIES = "entries", "all"
+"""Kind and name of all events of entries, whichever."""
 
 KEYS_PER_SEGMENT = 1024
 
@@ -121,6 +125,7 @@ def _keys_by(aggregate: str, verb: str, names: _Names) -> list[str]:
         return keys
     if aggregate in ("clb", "entry") and names.name:
         keys.append(f"{aggregate}/{names.name}")
+        keys.extend(["/".join(ENTRIES)] if aggregate == EntryAdded.aggregate else ())
     elif aggregate == PathLost.aggregate and names.scope in ("node", "pair"):
         keys.extend(f"node/{end}" for end in (names.a, names.b) if end)
     elif aggregate == EventsParked.aggregate:

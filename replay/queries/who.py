@@ -1,7 +1,7 @@
 """``who``: to whom an address belonged at a moment, since when, until when, and who asked for it.
 
 Any address is understood: a pod's (the node whose range held it), a Service's, a node's underlay
-address, a reserved balancer address. "Nobody" is an answer too, and names the last one.
+address, a reserved balancer address, a source of an entry. "Nobody" is an answer too, and names the last one.
 Reads a handful of events through the log's index; it never folds the log. What a capsule's events do
 not say is taken from the state that it carries; what not even that says is said to be unknown.
 """
@@ -17,6 +17,7 @@ from controlplane.cluster.state import ClusterState
 from events import types
 from events.codec import Recorded
 from events.errors import Usage
+from replay.archive.postings import ENTRIES
 from replay.history import History, Point
 from replay.queries.stamp import Stamp, stamp
 from replay.queries.states import base
@@ -119,7 +120,24 @@ async def who(history: History, address: str, at: Point) -> WhoAnswer:
             return _empty(str(wanted), at, "outside", "", f"a stranded address of {pool}: in no range")
         if cidr:
             return await _pod(history, str(wanted), at, cidr, before)
-    return await _fixed(history, str(wanted), at, before, defined=plan is not None)
+    answer = await _fixed(history, str(wanted), at, before, defined=plan is not None)
+    listed = await _listed(history, wanted, at, before) if answer.kind != "clb" else ()
+    if not listed:
+        return answer
+    told = f"listed then by entry {', '.join(listed)}: it may reach pods through gateways"
+    return msgspec.structs.replace(answer, note="; ".join(filter(None, (answer.note, told))))
+
+
+async def _listed(history: History, address: IPv4Address, at: Point, before: ClusterState | None) -> list[str]:
+    """The entries that let the address in at the moment."""
+    sources = {name: entry.sources for name, entry in before.entries.items()} if before is not None else {}
+    async for recorded in history.about(*ENTRIES, until=at.sequence):
+        match recorded.event:
+            case types.EntryAdded() as event:
+                sources[event.name] = event.sources
+            case types.EntryRemoved() as event:
+                sources.pop(event.name, None)
+    return sorted(name for name, cidrs in sources.items() if any(address in IPv4Network(c) for c in cidrs))
 
 
 def _empty(address: str, at: Point, kind: Kind, cidr: str, note: str) -> WhoAnswer:

@@ -109,6 +109,7 @@ def test_an_operators_day(isthmus: Isthmus, tmp_path: Path) -> None:
     ]
     assert isthmus("entry", "show", "api", "--json").json["history"][0]["type"] == "entry.added.v1"
     assert "10.0.9.2 (CLB ours)" in isthmus("entry", "show", "api").out
+    assert "listed then by entry api" in isthmus("replay", "who", "--ip", "10.9.0.1").out
     assert "[clb_in_use]" in isthmus("clb", "release", "ours", "--yes").err
     assert "add --yes to confirm" in isthmus("entry", "remove", "api").err
     assert "reach pods no more" in isthmus("entry", "remove", "api", "--yes").out
