@@ -1,6 +1,7 @@
 """Least privilege: of all capabilities the agent keeps CAP_NET_ADMIN, for itself and for ``nft``.
 
-A gateway keeps CAP_NET_RAW too, for itself only.
+A gateway keeps CAP_NET_RAW too, for itself only; a node that is taken over keeps it, where it has it, for
+``iptables-legacy``, by which flannel's rules may have been written.
 
 See capabilities(7). The bounding set is reduced too, so that not even a set-uid program started from
 here gets more. A uid of 0 remains where it was one (it owns the files), but without its powers.
@@ -34,13 +35,16 @@ def effective() -> int:
     return 0
 
 
-def keep_only_net_admin(*, raw: bool = False) -> None:
+def keep_only_net_admin(*, raw: bool = False, legacy: bool = False) -> None:
     """Drop every capability but CAP_NET_ADMIN (and CAP_NET_RAW with ``raw``), for ever.
+
+    ``legacy``: CAP_NET_RAW is kept for programs that are started, too, if it is there.
 
     Raises Refused(not_permitted) if one that is needed is missing.
     """
-    needed = {CAP_NET_ADMIN, CAP_NET_RAW} if raw else {CAP_NET_ADMIN}
     have = effective()
+    legacy = legacy and bool(have >> CAP_NET_RAW & 1)
+    needed = {CAP_NET_ADMIN, CAP_NET_RAW} if raw or legacy else {CAP_NET_ADMIN}
     if not have >> CAP_NET_ADMIN & 1:
         raise Refused(
             "not_permitted",
@@ -69,6 +73,8 @@ def keep_only_net_admin(*, raw: bool = False) -> None:
     if libc.capset(header, data) != 0:
         raise Refused("not_permitted", f"capset: {os.strerror(ctypes.get_errno())}")
     _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN)
+    if legacy:
+        _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAP_NET_RAW)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
 
 

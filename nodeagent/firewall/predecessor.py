@@ -23,6 +23,7 @@ from nodeagent.local_files import write_atomically
 FILE = "rules-before-isthmus"
 TABLE = "flannel-ipv4"
 CHAINS = {"FLANNEL-POSTRTG": "nat", "FLANNEL-FWD": "filter"}
+LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 TIMEOUT_S = 30.0
 LOCK_WAIT_S = "10"
 """How long to wait for the lock of legacy tables, which kube-proxy holds at times."""
@@ -49,7 +50,7 @@ class Predecessor:
     async def also(self) -> str:
         """What empties flannel's rules, for the end of the transaction that brings ours; empty: there are none.
 
-        Raises OSError, TimeoutError. Cancelled, nothing has changed.
+        Raises OSError, TimeoutError, Refused(firewall_refused). Cancelled, nothing has changed.
         """
         saved = {form: await _saved(form) for form in (NF_TABLES, LEGACY)}
         own = await _nft("list", "table", "ip", TABLE)
@@ -133,10 +134,30 @@ def _going(saved: str) -> list[str]:
 
 
 async def _saved(form: _Form) -> str:
-    """The rules that this form of iptables has; empty when it is not installed, or has none."""
+    """The rules that this form of iptables has; empty when it is not installed, or has none.
+
+    Raises Refused(firewall_refused) when there are legacy tables and this process may not look at them.
+    """
     program = await _program(form, "save")
     ended = await _run(program) if program else None
+    if ended is not None and ended.code and form is LEGACY and await asyncio.to_thread(_legacy_tables):
+        raise Refused(
+            "firewall_refused",
+            f"this node has tables of legacy iptables, in which flannel's rules may be, and {program} did not "
+            f"show them: {ended.err.strip()[-200:]}. It needs CAP_NET_RAW: add it to the agent's unit "
+            f"(AmbientCapabilities=CAP_NET_RAW and CapabilityBoundingSet=CAP_NET_RAW)",
+        )
     return ended.out if ended is not None and not ended.code else ""
+
+
+def _legacy_tables() -> bool:
+    """Whether the kernel has any; when it does not say so, there may be some."""
+    try:
+        return bool(LEGACY_TABLES.read_text().strip())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 async def _restore(form: _Form, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,6 +15,7 @@ from events.errors import Refused
 from nodeagent.firewall import predecessor, ruleset
 from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.ruleset import Rules
+from nodeagent.privileges import keep_only_net_admin
 from tests.nodeagent.sandbox import inside, sh
 
 OLD = FlannelNode("a", 1, "10.0.0.1")
@@ -90,6 +93,23 @@ async def test_what_lets_pods_through_stays_where_forwarding_drops() -> None:
             assert await old.restore()
             assert sh(f"{form}-save 2>/dev/null").count("-A FLANNEL-") == 8
             sh(f"{form} -P FORWARD ACCEPT; {form} -t nat -F; {form} -t nat -X; {form} -F; {form} -X")
+
+
+@inside
+def test_legacy_tables_are_looked_at_with_what_the_agent_keeps_and_told_without() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        fed("iptables-legacy-restore --noflush", OLD.rules())
+        pid = os.fork()
+        if not pid:
+            keep_only_net_admin(legacy=True)
+            asyncio.run(taken(Predecessor(Path(name))))
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert not left()
+        keep_only_net_admin()
+        with pytest.raises(Refused) as refused:
+            asyncio.run(Predecessor(Path(name)).also())
+        assert "CAP_NET_RAW" in refused.value.message
 
 
 @inside
