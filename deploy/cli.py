@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -185,7 +186,7 @@ def kubernetes(
             click.echo(text, nl=False)
         else:
             write_secret(to, text)
-            click.echo(f"{to}: kubectl apply -f {to}")
+            click.echo(f"{to}: kubectl apply -f {shlex.quote(str(to))}")
         return
     if to is None:
         raise Usage("usage", "say where to: --to FOLDER, or --all-in-one for one file")

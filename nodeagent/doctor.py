@@ -7,6 +7,7 @@ pretending. The judgements are pure functions elsewhere (:mod:`nodeagent.datapla
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -223,7 +224,7 @@ def _overlays(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
             "problem",
             f"device {link.name} holds vni {link.vni} on UDP port {link.port}"
             f"{', for all VNIs' if link.metadata else ''}: ours cannot be up beside it",
-            f"ip link del {link.name}, or define the cluster with another port",
+            f"ip link del {shlex.quote(link.name)}, or define the cluster with another port",
         )
     # A vxlan device that is up has the port's socket; without one, the socket is some program's.
     tunnels = any(link.kind == "vxlan" and link.port == port and link.up for link in present)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -88,7 +89,7 @@ def _settled(directory: Path, file: _UidFile, known: Identity | None) -> str:
             "identity_unreadable",
             f"{damaged} holds no uid, and nothing else in {directory} says who this installation is: restore "
             f"that file, give the uid that the cluster knows (`isthmus node list` shows it) by --uid, or make "
-            f"this a new node: isthmus agent new-identity --yes --state-dir {directory}",
+            f"this a new node: isthmus agent new-identity --yes --state-dir {shlex.quote(str(directory))}",
             path=str(damaged),
         )
     if not file.uid or known.uid.startswith(file.uid):

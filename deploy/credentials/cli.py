@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -220,5 +221,5 @@ def redeem(word: str | None, token_file: Input | None, node: str, folder: Path, 
         print_json(result)
     else:
         click.echo(f"node {got.node} of cluster {got.cluster}: credentials in {options.credentials}")
-        click.echo(f"Next: isthmus agent --bus {','.join(got.servers)} --creds {options.credentials}"
-                   + (f" --ca {options.ca}" if options.ca else ""))  # fmt: skip
+        words = ["isthmus", "agent", "--bus", ",".join(got.servers), "--creds", str(options.credentials)]
+        click.echo(f"Next: {shlex.join([*words, *(('--ca', str(options.ca)) if options.ca else ())])}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,7 @@ class Store:
             raise Refused(
                 "credentials_missing",
                 f"{self.path} holds no credentials authority: make one with "
-                f"`isthmus credentials init --store {self.path}`",
+                f"`isthmus credentials init --store {shlex.quote(str(self.path))}`",
                 store=str(self.path),
             ) from None
         if book.version != BOOK_VERSION:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import stat
 import sys
@@ -83,7 +84,7 @@ def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
         raise Refused(
             "file_exists",
             f"{path} is there, was not written by a join and says something else: move it away "
-            f"(`mv {path} {path}.before`) and repeat the same command",
+            f"(`mv {shlex.quote(str(path))} {shlex.quote(f'{path}.before')}`) and repeat the same command",
             path=str(path),
         )
     path.parent.mkdir(parents=True, exist_ok=True)

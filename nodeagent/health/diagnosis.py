@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,8 @@ def cni_before(directory: Path, own: str) -> str:
         plugins = [str(plugin.get("type", "?")) for plugin in document.get("plugins", [document])]
         what = f" (network {document.get('name', '?')}, plugins {', '.join(plugins)})"
     return (
-        f"{path}{what} sorts before {own}: new pods get their addresses from it. Move it away: mv {path} /root/"
+        f"{path}{what} sorts before {own}: new pods get their addresses from it. "
+        f"Move it away: mv {shlex.quote(str(path))} /root/"
     )
 
 

@@ -88,8 +88,8 @@ class HostWatch:
         """The CNI file is not as it was written; a sentence when that happens again and again."""
         if self.guard.allow(cni.FILE_NAME, time.monotonic()):
             self._rewrite_cni()
-        if not self.guard.contested(cni.FILE_NAME, time.monotonic()):
-            return ""
+        if not self.guard.contested(cni.FILE_NAME, time.monotonic()) or self._conditions.has("cni"):
+            return ""  # not again and again, or it cannot be written at all
         return (
             f"{folder / cni.FILE_NAME} is removed or changed again and again by another program: "
             "no new pod starts on this network meanwhile"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -149,5 +150,6 @@ def _show(report: planning.Report, to: Path | None) -> None:
     for note in report.notes:
         click.echo(note)
     if plan is not None:
-        where = f"the plan is in {to}; next: isthmus adopt run {to}" if to else "to keep the plan: --to FILE"
+        next_step = f"the plan is in {to}; next: isthmus adopt run {shlex.quote(str(to))}"
+        where = next_step if to else "to keep the plan: --to FILE"
         click.echo(where)
