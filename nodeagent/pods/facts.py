@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
@@ -61,8 +62,9 @@ def leases(directory: Path) -> dict[str, Lease]:
     except FileNotFoundError:
         return found
     for path in entries:
-        if path.name[:1].isdigit():  # an address; the rest is host-local's lock and marks
+        if path.name[:1].isdigit():  # the rest is host-local's lock and marks
             try:
+                IPv4Address(path.name)
                 text = read_regular(path, limit=LEASE_LIMIT_BYTES).decode("ascii", "replace")
                 since = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             except (OSError, ValueError, OverflowError):
