@@ -26,6 +26,8 @@ from tests.waiting import until
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
 CONTROLLER_MANAGER = bool(ASSETS) and Path(ASSETS, "kube-controller-manager").exists()
+BOUND = ("setpriv", "--pdeathsig", "KILL")
+"""Tests that are killed themselves leave no server behind."""
 ADMIN, KUBELET = "admin-token", "kubelet-token"
 JSON = "application/json"
 
@@ -52,7 +54,7 @@ class RealApiServer:
         """Start the API server, or start it again on what etcd has."""
         self._api = subprocess.Popen(
             [
-                f"{ASSETS}/kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
+                *BOUND, f"{ASSETS}/kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
                 "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={self.port}",
                 f"--cert-dir={self.folder}/certs", f"--token-auth-file={self.folder}/tokens.csv",
                 "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
@@ -137,7 +139,7 @@ class RealApiServer:
         with (self.folder / "kcm.log").open("ab") as log:
             process = subprocess.Popen(
                 [
-                    f"{ASSETS}/kube-controller-manager", f"--kubeconfig={self.kubeconfig()}",
+                    *BOUND, f"{ASSETS}/kube-controller-manager", f"--kubeconfig={self.kubeconfig()}",
                     "--bind-address=127.0.0.1", f"--secure-port={free_ports(1)[0]}", "--leader-elect=false",
                     f"--cert-dir={self.folder}/kcm", *options,
                 ],
@@ -167,7 +169,7 @@ def _unchecked() -> ssl.SSLContext:
 def _etcd(folder: Path, own: str, peer_port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
-            f"{ASSETS}/etcd", f"--data-dir={folder}/etcd", f"--listen-client-urls={own}",
+            *BOUND, f"{ASSETS}/etcd", f"--data-dir={folder}/etcd", f"--listen-client-urls={own}",
             f"--advertise-client-urls={own}", f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -56,6 +56,7 @@ class Process:
 
     async def kill(self) -> None:
         assert self.running is not None
+        assert self.running.returncode is None, self.log.read_text()[-2000:]
         self.running.kill()
         await self.running.wait()
 
