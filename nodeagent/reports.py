@@ -17,8 +17,8 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.retry import happened
+from events.extras import our_version
 from events.status import RANGES_MAX, AgentStatus
-from events.telemetry.role import our_version
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler

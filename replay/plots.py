@@ -17,6 +17,7 @@ import msgspec
 
 from events import types
 from events.errors import IsthmusError, Refused, Usage
+from events.extras import install_line
 from replay.history import History, Point, Progress
 from replay.output_files import whole_file
 from replay.queries.states import base
@@ -132,7 +133,7 @@ def _pyplot() -> Any:
         raise IsthmusError(
             "prerequisite_missing",
             "drawing needs matplotlib, which is not installed here; it is the extra 'plots'. Install that "
-            "from where this copy came from: pip install './isthmus-VERSION.whl[plots]'",
+            f"from where this copy came from: {install_line('plots')}",
         ) from error
 
     mpl.use("agg")

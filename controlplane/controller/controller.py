@@ -59,6 +59,7 @@ from controlplane.readmodel.store import lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.errors import Unavailable, VerificationFailed
+from events.extras import our_version
 from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
@@ -67,7 +68,6 @@ from events.protocol.mesh import ShowMesh
 from events.protocol.pods import ShowPods
 from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
-from events.telemetry.role import our_version
 
 log = logging.getLogger("isthmus.controller")
 

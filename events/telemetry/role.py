@@ -26,7 +26,6 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -46,6 +45,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from events.errors import IsthmusError, Refused, Usage
+from events.extras import install_line, our_version
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -247,14 +247,6 @@ def _exporter_choice(signal: str, environ: Mapping[str, str]) -> str:
     return choice
 
 
-def our_version() -> str:
-    """The installed release, for ``service.version``."""
-    try:
-        return version("isthmus")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _resource(role: str, instance: str, cluster: str, environ: Mapping[str, str]) -> Resource:
     from opentelemetry.sdk.resources import Resource
 
@@ -276,8 +268,7 @@ def _otlp(module: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         raise Usage(
             "usage",
-            f"OTLP export needs {error.name!r}, which is not installed: "
-            "pip install './isthmus-VERSION.whl[otlp]'",
+            f"OTLP export needs {error.name!r}, which is not installed: {install_line('otlp')}",
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -171,3 +172,26 @@ def test_an_ordinary_user_is_told_who_may(
     assert run_line(["deploy", "systemd", "--to", str(tmp_path / "x")]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}: Permission denied; {AS_WHOM} [file_unusable]" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "command"),
+    [
+        ("pyroute2", "agent", "doctor"),
+        ("pyroute2", "agent", "agent run"),
+        ("pyroute2", "agent", "lab --once"),
+        ("cryptography", "controller", "credentials init --host a"),
+        ("zstandard", "replay", "replay sample X --events 20"),
+    ],
+)
+def test_a_missing_extra_is_named_wherever_it_is_met(
+    module: str, extra: str, command: str, tmp_path: Path
+) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; from controlplane.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command.split()],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "[prerequisite_missing]" in done.stderr
+    assert f"-py3-none-any.whl[{extra}]'" in done.stderr

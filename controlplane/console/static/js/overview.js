@@ -104,6 +104,7 @@ export class OverviewPage {
     const agreeing = o.kernels.agrees ?? 0;
     const others = o.nodes - differing - agreeing;
     const unheard = (o.agents.unknown ?? 0) + (o.agents.unreported ?? 0) + (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
+    const silent = (o.agents.silent ?? 0) + (o.agents.unreachable ?? 0);
     const up = o.agents.ready ?? 0;
     const states = { unreachable: "unreachable", silent: "silent", degraded: "degraded", starting: "starting", stopping: "stopping", unreported: "never reported", unknown: "not known" };
     const down = Object.entries(states).filter(([name]) => o.agents[name]).map(([name, text]) => `${n(o.agents[name])} ${text}`);
@@ -126,7 +127,7 @@ export class OverviewPage {
         ? tile("Agents behind", n(o.agents_behind), o.agents_behind ? slowest : unheard ? `${n(unheard)} not heard` : o.nodes ? "every agent is current" : "no agents yet", null, o.agents_behind ? "warn" : "")
         : tile("Agents behind", "–", "not recorded"),
       store.recorded
-        ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], phrases(differing && h("b.error-text", {}, `${n(differing)} ${differing === 1 ? "differs" : "differ"}`), others ? `${n(others)} not compared` : differing ? "" : o.nodes ? "each digest agrees" : "no agents yet"), null, differing ? "bad" : "")
+        ? tile("Kernels agree", [n(agreeing), h("small", {}, ` of ${n(o.nodes)}`)], phrases(differing && h("b.error-text", {}, `${n(differing)} ${differing === 1 ? "differs" : "differ"}`), others ? `${n(others)} not compared` : differing || silent ? "" : o.nodes ? "each digest agrees" : "no agents yet", silent && `${n(silent)} silent since: as last heard`), null, differing ? "bad" : silent ? "warn" : "")
         : tile("Kernels agree", "–", "not recorded"),
       tile("Log", n(o.position.sequence), o.position.at ? `last event ${ago(o.position.at)}` : "empty"),
       tile("CLB", n(o.clb.length), clbLine(o.clb)));
