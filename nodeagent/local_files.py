@@ -151,9 +151,19 @@ def write_status(directory: Path, status: LocalStatus) -> None:
 
 
 def read_status(directory: Path) -> LocalStatus:
-    """What the agent last wrote. Raises Unavailable(agent_not_running) when there is nothing."""
+    """What the agent last wrote.
+
+    Raises Unavailable(agent_not_running) when there is nothing, Refused(not_permitted) when it is closed to us.
+    """
     try:
         return msgspec.json.decode(read_regular(directory / STATUS_FILE), type=LocalStatus)
+    except PermissionError as error:
+        raise Refused(
+            "not_permitted",
+            f"{directory} is closed to this account ({error.strerror}), so whether an agent runs there is not "
+            "known: run it as root (sudo), or as the account that the folder belongs to",
+            path=str(directory),
+        ) from error
     except (OSError, msgspec.MsgspecError) as error:
         raise Unavailable(
             "agent_not_running",

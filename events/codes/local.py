@@ -135,7 +135,7 @@ LOCAL_CODES: dict[str, Code] = {
     "not_permitted": Code(
         "Refused",
         "The operating system denies a capability that this needs.",
-        "Run with the capability that the message names.",
+        "Run with the capability, or as the account, that the message names.",
     ),
     "data_in_use": Code(
         "Refused",

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from events.errors import IsthmusError, Refused
 from events.types import Event
+from nodeagent import local_files
 from nodeagent.fastpath.predecessors import FILE as FASTPATH
 from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.identity import Identity, identify, left, remember, renew
@@ -253,3 +254,15 @@ def test_what_stands_in_a_files_place_is_named_and_waited_for_by_nobody(
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_closed_state_directory_is_not_taken_for_an_absent_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(local_files, "read_regular", closed)
+    with pytest.raises(Refused, match="closed to this account") as refused:
+        read_status(tmp_path)
+    assert refused.value.code == "not_permitted"
