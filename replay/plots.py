@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from events import types
+from events.cli.extras import install_line
 from events.errors import IsthmusError, Refused, Usage
-from events.extras import install_line
 from replay.history import History, Point, Progress
 from replay.output_files import whole_file
 from replay.queries.states import base

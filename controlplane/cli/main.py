@@ -33,11 +33,11 @@ from typing import Any
 import click
 import msgspec
 
+from events.cli.extras import missing
 from events.cli.lazy import LazyGroup, summarize
 from events.cli.tables import escaped
 from events.codes import CODES
 from events.errors import IsthmusError, Usage
-from events.extras import missing
 
 _WORD = re.compile(r"[a-z]{4,}")
 _OURS = re.compile(r"ISTHMUS_|OTEL_")

@@ -44,8 +44,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from events.cli.extras import install_line, our_version
 from events.errors import IsthmusError, Refused, Usage
-from events.extras import install_line, our_version
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider

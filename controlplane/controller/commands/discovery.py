@@ -17,9 +17,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from events.cli.extras import our_version
 from events.envelope import format_time
 from events.errors import IsthmusError
-from events.extras import our_version
 
 NAME = "isthmus-controller"
 

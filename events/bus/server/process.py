@@ -29,8 +29,8 @@ import msgspec
 
 from events.bus.retry import backoff_s
 from events.bus.server.config import ServerOptions, render
+from events.cli.extras import install_line
 from events.errors import Refused, Unavailable
-from events.extras import install_line
 
 log = logging.getLogger("isthmus.server")
 
