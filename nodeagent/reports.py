@@ -17,7 +17,7 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.retry import happened
-from events.cli.extras import our_version
+from events.codes.extras import our_version
 from events.status import RANGES_MAX, AgentStatus
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from events import types
-from events.cli.extras import install_line
+from events.codes.extras import install_line
 from events.errors import IsthmusError, Refused, Usage
 from replay.history import History, Point, Progress
 from replay.output_files import whole_file

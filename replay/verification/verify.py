@@ -211,6 +211,6 @@ def _moment(recorded_ns: int) -> datetime | None:
 
 
 def _program() -> str:
-    from events.cli.extras import our_version
+    from events.codes.extras import our_version
 
     return f"isthmus {our_version()}"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from events.chain import genesis
-from events.cli.extras import our_version
 from events.cli.options import default_actor
+from events.codes.extras import our_version
 from replay.archive.directory import ArchiveFile
 from replay.archive.writer import ArchiveWriter
 from tests.replay import brute

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from events.cli.extras import our_version
+from events.codes.extras import our_version
 from events.envelope import format_time
 from events.errors import IsthmusError
 

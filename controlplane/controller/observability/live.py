@@ -15,7 +15,7 @@ from controlplane.controller.answers import conditions_now
 from controlplane.controller.observability.span_store import SpanStore
 from controlplane.controller.replication.replica import Replica
 from controlplane.readmodel.projector import Projector
-from events.cli.extras import our_version
+from events.codes.extras import our_version
 from events.protocol.mesh import SitePath
 from events.protocol.queries import Condition
 

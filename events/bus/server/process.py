@@ -29,7 +29,7 @@ import msgspec
 
 from events.bus.retry import backoff_s
 from events.bus.server.config import ServerOptions, render
-from events.cli.extras import install_line
+from events.codes.extras import install_line
 from events.errors import Refused, Unavailable
 
 log = logging.getLogger("isthmus.server")

@@ -6,8 +6,6 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from events.errors import IsthmusError
-
 EXTRA_OF = {
     "aiosqlite": "controller",
     "cryptography": "controller",
@@ -33,18 +31,3 @@ def install_line(extra: str) -> str:
     """The command that adds an extra, from the wheel: the name on the public index is not ours."""
     wheel = f"./isthmus-{our_version()}-py3-none-any.whl[{extra}]"
     return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(wheel)}"
-
-
-def missing(error: ModuleNotFoundError) -> IsthmusError:
-    """A module that cannot be imported, told as the extra that brings it; internal when none of them does."""
-    module = (error.name or "").split(".")[0]
-    extra = EXTRA_OF.get(module)
-    if extra is None:
-        return IsthmusError("internal", f"the module {error.name!r} cannot be imported: {error}")
-    return IsthmusError(
-        "prerequisite_missing",
-        f"this command needs {module!r}, which is not installed here; it comes with the extra {extra!r}. "
-        f"Install that from where this copy came from: {install_line(extra)}",
-        module=module,
-        extra=extra,
-    )
