@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TypeAlias
 
 from controlplane.cluster.state import ClusterState, Node
 from controlplane.controller.agents.liveness import Liveness
@@ -20,59 +20,11 @@ CONDITIONS_MAX, ROWS_MAX, TEXT_MAX = 10, 10, 300
 """What is taken over of an agent's own words: nobody may fill the record with them."""
 
 
-class Reports(Protocol):
-    """The agents by uid."""
-
-    @property
-    def recorded(self) -> bool:
-        """Whether anything is known of this moment at all."""
-        ...
-
-    @property
-    def applied(self) -> Mapping[str, int]:
-        """uid → the last sequence that its kernel holds."""
-        ...
-
-    @property
-    def absent(self) -> Container[str]:
-        """The uids of members that have never reported, and hold nothing."""
-        ...
-
-    @property
-    def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
-        """uid → node and rows, of those whose kernel was found to differ from the log."""
-        ...
-
-    @property
-    def further(self) -> Sequence[Condition]:
-        """What a person should know about the reports themselves, and the clocks behind them."""
-        ...
-
-    def state_of(self, uid: str) -> str:
-        """Its own word, ``silent`` or ``unknown``."""
-        ...
-
-    def kernel_of(self, uid: str) -> Kernel:
-        """What the attestation of its kernel says, compared with the log."""
-        ...
-
-    def of(self, uid: str) -> Observed | None:
-        """All that is known of it; None when it has never been heard."""
-        ...
-
-    def age_s(self, observed: Observed) -> float:
-        """How old its last report was at this moment; in the past the most that it can have been."""
-        ...
-
-    def passed_age_s(self, uid: str) -> float:
-        """Seconds since a packet of its pods last passed, as it reported; −1 where that is not known."""
-        ...
-
-
 class LiveReports:
-    """The present."""
+    """The present: the agents by uid."""
 
     recorded = True
+    """Whether anything is known of this moment at all."""
 
     def __init__(self, liveness: Liveness, now: datetime) -> None:
         self._liveness = liveness
@@ -80,21 +32,26 @@ class LiveReports:
 
     @property
     def applied(self) -> Mapping[str, int]:
+        """uid → the last sequence that its kernel holds."""
         return self._liveness.applied
 
     @property
     def absent(self) -> Container[str]:
+        """The uids of members that have never reported, and hold nothing."""
         return self._liveness.absent
 
     @property
     def differing(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        """uid → node and rows, of those whose kernel was found to differ from the log."""
         return {uid: (found.node, found.rows) for uid, found in self._liveness.differences.items()}
 
     @property
     def further(self) -> Sequence[Condition]:
+        """What a person should know about the reports themselves, and the clocks behind them."""
         return self._liveness.conditions()
 
     def state_of(self, uid: str) -> str:
+        """Its own word, ``silent``, ``unreported`` or ``unknown``."""
         status = self._liveness.statuses.get(uid)
         silence_s = self._liveness.silence_s(uid)
         if status is None or silence_s is None:
@@ -102,10 +59,12 @@ class LiveReports:
         return "silent" if silence_s > SILENT_INTERVALS * status.interval_s else status.state
 
     def kernel_of(self, uid: str) -> Kernel:
+        """What the attestation of its kernel says, compared with the log."""
         status = self._liveness.statuses.get(uid)
         return self._kernel(uid, bool(status and status.kernel_digest))[0]
 
     def of(self, uid: str) -> Observed | None:
+        """All that is known of it; None when it has never been heard."""
         live = self._liveness
         status = live.statuses.get(uid)
         if status is None:
@@ -147,11 +106,13 @@ class LiveReports:
         return ("unchecked", 0) if reported else ("", 0)
 
     def age_s(self, observed: Observed) -> float:
+        """How old its last report was at this moment; in the past the most that it can have been."""
         if not observed.heard_us:
             return -1.0
         return max(0.0, self._now.timestamp() - observed.heard_us / 1e6)
 
     def passed_age_s(self, uid: str) -> float:
+        """Seconds since a packet of its pods last passed, as it reported; −1 where that is not known."""
         status, silence_s = self._liveness.statuses.get(uid), self._liveness.silence_s(uid)
         if status is None or silence_s is None or status.passed_age_s < 0:
             return -1.0
@@ -167,7 +128,7 @@ class LiveReports:
 
 
 class PastReports:
-    """A moment that was recorded; without ``agents`` one that nobody recorded."""
+    """The same of a moment that was recorded; without ``agents`` one that nobody recorded."""
 
     absent: Container[str] = frozenset()
     further: Sequence[Condition] = ()
@@ -204,6 +165,10 @@ class PastReports:
 
     def passed_age_s(self, uid: str) -> float:  # noqa: ARG002  not recorded
         return -1.0
+
+
+Reports: TypeAlias = LiveReports | PastReports
+"""What was known at one moment."""
 
 
 def agent_state(state: ClusterState, node: Node, reports: Reports) -> str:
