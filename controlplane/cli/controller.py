@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlplane.cli.common import http_option
 from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, json_option
+
+if TYPE_CHECKING:
+    from controlplane.controller.controller import ControllerOptions
 
 _data = click.option(
     "--data",
@@ -87,6 +90,7 @@ _data = click.option(
 @click.pass_context
 def controller(  # noqa: PLR0917  click passes options by name
     click_context: click.Context,
+    /,
     context: BusContext,
     data: Path,
     name: str | None,
@@ -94,15 +98,11 @@ def controller(  # noqa: PLR0917  click passes options by name
     verify_log: bool,
     on_poison: Any,
     kubernetes: bool,
-    fence_deleted_s: float,
-    evict_stale_pods: bool,
-    apiserver_backends: str,
-    service_backends: bool,
     kubeconfig: Path | None,
     definition: Path | None,
-    http: str,
     log_level: str,
     as_json: bool,
+    **process: Any,
 ) -> None:
     """Run a controller.
 
@@ -117,70 +117,32 @@ def controller(  # noqa: PLR0917  click passes options by name
     if click_context.invoked_subcommand is not None:
         return
     from controlplane.cli.serving import run, setup_logging
-
-    setup_logging(log_level, instance=name or socket.gethostname())
-    run(
-        _controller(
-            context,
-            data,
-            name or socket.gethostname(),
-            replicas=int(replicas) if replicas else None,
-            verify_log=verify_log,
-            on_poison=on_poison,
-            kubernetes=kubeconfig or kubernetes,
-            fence_deleted_s=fence_deleted_s,
-            evict_stale_pods=evict_stale_pods,
-            apiserver_backends=apiserver_backends,
-            service_backends=service_backends,
-            definition=definition,
-            http=http,
-            as_json=as_json,
-        )
-    )
-
-
-async def _controller(
-    context: BusContext,
-    data: Path,
-    name: str,
-    *,
-    replicas: int | None,
-    verify_log: bool,
-    on_poison: Any,
-    kubernetes: Path | bool,
-    fence_deleted_s: float,
-    evict_stale_pods: bool,
-    apiserver_backends: str,
-    service_backends: bool,
-    definition: Path | None,
-    http: str,
-    as_json: bool,
-) -> None:
-    from controlplane.cli.controller_process import controller_process
-    from controlplane.cli.serving import console_lines, say, serve, standstill_line
     from controlplane.controller.controller import ControllerOptions
-    from controlplane.controller.defining import defining, read_definition
-    from events.cli.tables import print_json
 
+    name = name or socket.gethostname()
+    setup_logging(log_level, instance=name)
     options = ControllerOptions(
         cluster=context.cluster,
         data=data,
         bus=context.bus,
         name=name,
-        replicas=replicas,
+        replicas=int(replicas) if replicas else None,
         verify_log=verify_log,
         on_poison=on_poison,
     )
+    run(_controller(options, definition, as_json=as_json, kubernetes=kubeconfig or kubernetes, **process))
+
+
+async def _controller(
+    options: ControllerOptions, definition: Path | None, *, as_json: bool, **process: Any
+) -> None:
+    from controlplane.cli.controller_process import controller_process
+    from controlplane.cli.serving import console_lines, say, serve, standstill_line
+    from controlplane.controller.defining import defining, read_definition
+    from events.cli.tables import print_json
+
     wanted = read_definition(definition) if definition is not None else None
-    async with controller_process(
-        options,
-        http=http,
-        kubernetes=kubernetes,
-        fence_deleted_s=fence_deleted_s,
-        evict_stale_pods=evict_stale_pods,
-        apiserver_backends=apiserver_backends,
-        service_backends=service_backends,
-    ) as running:
+    async with controller_process(options, **process) as running:
         controller = running.controller
 
         async def on_ready() -> None:
@@ -188,7 +150,7 @@ async def _controller(
             if as_json:
                 print_json(
                     {
-                        "cluster": context.cluster,
+                        "cluster": options.cluster,
                         "controller": controller.name,
                         "sequence": sequence,
                         "console": running.address,
@@ -197,7 +159,7 @@ async def _controller(
                 )
             else:
                 say(f"controller  {controller.name}")
-                say(f"cluster     {context.cluster} (event {sequence})")
+                say(f"cluster     {options.cluster} (event {sequence})")
                 console_lines(running)
                 standstill_line(controller)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from controlplane.console.address import CONSOLE
 from controlplane.console.inspector import Inspector
@@ -46,14 +46,12 @@ async def controller_process(
     *,
     http: str = CONSOLE,
     kubernetes: Path | bool = False,
-    fence_deleted_s: float = 0.0,
-    evict_stale_pods: bool = False,
-    apiserver_backends: str = "",
-    service_backends: bool = False,
+    **bridge: Any,
 ) -> AsyncIterator[ControllerProcess]:
     """A started controller (its ``run`` is the caller's), measured and served until the block is left.
 
-    ``kubernetes`` is a kubeconfig file, or True inside a cluster. ``http`` is ``HOST:PORT`` or ``off``;
+    ``kubernetes`` is a kubeconfig file, or True inside a cluster; ``bridge`` are the further arguments of
+    :func:`controlplane.kubernetes.members.bridging`. ``http`` is ``HOST:PORT`` or ``off``;
     the token comes from ``ISTHMUS_HTTP_TOKEN``. When the default
     port is taken (another controller on this machine) any free one is used.
 
@@ -98,16 +96,8 @@ async def controller_process(
         if kubernetes:
             from controlplane.kubernetes.members import bridging
 
-            await stack.enter_async_context(
-                bridging(
-                    controller,
-                    kubernetes if isinstance(kubernetes, Path) else None,
-                    fence_deleted_s=fence_deleted_s,
-                    evict_stale_pods=evict_stale_pods,
-                    apiserver_backends=apiserver_backends,
-                    service_backends=service_backends,
-                )
-            )
+            kubeconfig = kubernetes if isinstance(kubernetes, Path) else None
+            await stack.enter_async_context(bridging(controller, kubeconfig, **bridge))
         address, why_not = "", "switched off"
         if http != "off":
             address, why_not = await _serve(stack, source, http, token)

@@ -32,7 +32,7 @@ TOLD_OTHERWISE = {
 }
 """The bus tells moments and raw words, the API ages, and one state and one verdict made of them."""
 BUS_ONLY = {"member", "changed", "drift", "stray_pods"}
-API_ONLY = {"version", "mtu", "path_mtu"}
+API_ONLY = {"version", "mtu", "path_mtu", "fast_path", "translated"}
 
 
 def test_every_field_of_both_is_accounted_for() -> None:
