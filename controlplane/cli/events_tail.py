@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from events.cli.numbers import SEQUENCE
-from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.options import BusContext, awaited, bus_options, json_option
 from events.cli.tables import console, fields_line
 from events.errors import Usage
 
@@ -32,7 +32,8 @@ def events() -> None:
     "--type", "prefix", default="", help="Only types that begin so, for example node. or range.freed."
 )
 @json_option
-def tail(  # noqa: PLR0917  click passes options by name
+@awaited
+async def tail(  # noqa: PLR0917  click passes options by name
     context: BusContext,
     lines: int,
     after: int | None,
@@ -51,19 +52,14 @@ def tail(  # noqa: PLR0917  click passes options by name
     isthmus events tail --from 6,121
     isthmus events tail --after 0 --json | jq .type
     """
+    from events.bus.connection import connect
+    from events.jetstream.log import JetStreamLog
+    from events.reading import verified
+
     if begin is not None:
         if after is not None:
             raise Usage("usage", "--after and --from say the same in two ways: give one")
         after = max(0, begin - 1)
-    run(_tail(context, lines, after, prefix, follow=follow, as_json=as_json))
-
-
-async def _tail(
-    context: BusContext, lines: int, after: int | None, prefix: str, *, follow: bool, as_json: bool
-) -> None:
-    from events.bus.connection import connect
-    from events.jetstream.log import JetStreamLog
-    from events.reading import verified
 
     async def lost() -> None:
         if following:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from events.cli.options import BusContext, bus_options, json_option, run
+from events.cli.options import BusContext, awaited, bus_options, json_option
 from events.cli.tables import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from deploy.churn.replay import Outcome
     from deploy.churn.trace import LeaveOrder
     from deploy.churn.verify import VerifiedLog
@@ -38,7 +36,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @bus_options
 @json_option
-def churn(  # noqa: PLR0917 - click passes every option by name
+@awaited
+async def churn(  # noqa: PLR0917 - click passes every option by name
     files: tuple[Path, ...], external: tuple[str, ...], leave: LeaveOrder, seed: int, window: int, define: bool,
     context: BusContext, as_json: bool,
 ) -> None:  # fmt: skip
@@ -56,26 +55,6 @@ def churn(  # noqa: PLR0917 - click passes every option by name
     isthmus churn --define tests/data/node-churn
     isthmus churn --leave random --seed 7 --external '*-west-*' tests/data/node-churn
     """
-    document = run(
-        _churn(
-            context,
-            list(files),
-            list(external),
-            order=leave,
-            seed=seed,
-            window=window,
-            define=define,
-            as_json=as_json,
-        )
-    )
-    if as_json:
-        print_json(document)
-
-
-async def _churn(
-    context: BusContext, files: Sequence[Path], external: Sequence[str], *, order: LeaveOrder, seed: int,
-    window: int, define: bool, as_json: bool,
-) -> dict[str, object]:  # fmt: skip
     from deploy.churn.replay import drive, plan_changes, read_ledger, settled, simulated_fleet
     from deploy.churn.trace import find_files, load
     from deploy.churn.verify import verify_log
@@ -85,7 +64,7 @@ async def _churn(
     from events.protocol.commands import DefineCluster
     from replay.cli.session.progress import progress
 
-    traces = load(find_files(files), external)
+    traces = load(find_files(list(files)), list(external))
     bus = await connect(context.bus, name=f"isthmus-churn/{context.actor}")
     try:
         controller = ControllerClient(bus, context.cluster, actor=context.actor)
@@ -95,7 +74,7 @@ async def _churn(
             )
         log = await JetStreamLog.open(bus, context.cluster)
         ledger = await read_ledger(log)
-        plan = plan_changes(traces, ledger, order, seed)
+        plan = plan_changes(traces, ledger, leave, seed)
         async with simulated_fleet(bus, log, ledger) as fleet:
             with progress("joins and leaves", len(plan), unit="commands") as tick:
                 outcome = await drive(
@@ -106,9 +85,10 @@ async def _churn(
             verified = await verify_log(log, lambda done, _known: tick(done))
     finally:
         await bus.close()
-    if not as_json:
-        _show(outcome, verified, order, seed)
-    return outcome.document(verified, order, seed)
+    if as_json:
+        print_json(outcome.document(verified, leave, seed))
+    else:
+        _show(outcome, verified, leave, seed)
 
 
 def _show(outcome: Outcome, verified: VerifiedLog, order: LeaveOrder, seed: int) -> None:
