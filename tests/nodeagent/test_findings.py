@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.health import diagnosis, findings
 from nodeagent.local_files import LocalStatus
-from nodeagent.pods import cni
+from nodeagent.pods import chain, cni
 from tests.nodeagent.sandbox import inside, sh
 
 
@@ -51,6 +51,31 @@ def test_every_plugin_that_the_file_names_is_looked_for_and_loopback(
     (order,) = (each for each in findings.plugins(status(cni_dir=str(tmp_path))) if each.check == "cni order")
     assert "network theirs, plugins flannel" in order.text
     assert order.fix == f"mv {tmp_path}/00-other.conflist /root/"
+
+
+def test_our_own_plugin_is_missed_old_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setattr(findings, "CNI_DIRECTORIES", (str(folder),))
+
+    def found() -> findings.Finding:
+        all_ = findings.plugins(status(cni_dir=str(tmp_path)))
+        return next(each for each in all_ if each.check == "cni plugin")
+
+    for name in ("ptp", "host-local", "portmap", "loopback"):
+        (folder / name).touch(0o755)
+    cni.write(tmp_path, cni.conflist(cidr="172.16.0.0/26", mtu=1450, plugin="ptp"))
+    assert (found().level, found().fix) == ("info", "isthmus agent install-plugin")
+    (folder / "isthmus").touch(0o755)
+    assert (found().level, found().fix) == ("warning", "isthmus agent install-plugin")
+    assert chain.install([str(folder)]) == [str(folder / "isthmus")]
+    assert "does not name it" in found().text
+    ours = chain.Chain(tail=({"type": "isthmus", "socket": "/x"},))
+    cni.write(tmp_path, cni.conflist(cidr="172.16.0.0/26", mtu=1450, plugin="ptp", chain=ours))
+    assert (found().level, "ends the chain" in found().text) == ("ok", True)
+    (folder / "isthmus").unlink()
+    missing = {each.check: each for each in findings.plugins(status(cni_dir=str(tmp_path)))}["cni"]
+    assert (missing.level, missing.fix) == ("problem", "isthmus agent install-plugin")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"plugins": 3}', b'"x"'])
