@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from events.protocol.commands import AppendCidr, ImportNodes, MarkGateway
+from events.protocol.commands import AddEntry, AppendCidr, ImportNodes, MarkGateway
 from tests.console.browser import chromium, page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -202,6 +202,9 @@ def test_a_reservation_shows_its_holders_and_follows_a_failover(browser, started
     started.do(rig.serve_clb())
     served = rig.replica.state.sequence
     with page_on(browser, rig.url, "/#/clb") as page:
+        expect(page.get_by_text("Nobody outside reaches pods.")).to_be_visible()
+        started.do(rig.send(AddEntry(entry="api", sources=("203.0.113.0/28",))))
+        expect(page.get_by_role("table", name="Entries")).to_contain_text("203.0.113.0/28")
         page.get_by_role("link", name="edge").click()
         cards = page.locator(".address")
         expect(cards.first).to_contain_text("vm-1 holds it since")

@@ -72,7 +72,7 @@ def test_a_restart_while_the_underlay_is_away_or_contested_goes_on() -> None:
         a.stop()
         a.run("ip link del eth0")
         a.start()
-        until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it runs and says so", 15)
+        until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it runs and says so", 60)
         assert a.rows() == before
         a.stop()
         a.plug()
