@@ -15,6 +15,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ class RealApiServer:
             self.kill()
 
 
+@cache
 def _unchecked() -> ssl.SSLContext:
+    """One for all requests, so that their connections are used again."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
