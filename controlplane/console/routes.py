@@ -173,6 +173,12 @@ class OverlayController(Controller):
                 raise NotFound(
                     f"no node is named {name!r} at sequence {then.position.sequence}", code="node_unknown"
                 )
+        sites = {member.site for member in then.state.nodes.values()} if {site, other} != {None} else set()
+        for asked in (site, other):
+            if asked is not None and asked not in sites:
+                raise NotFound(
+                    f"no node is at a site {asked!r} at sequence {then.position.sequence}", code="node_unknown"
+                )
         if then.position.live:
             view = source.mesh.view(ShowMesh(site=site, other=other, a=node, b=peer, nodes=nodes))
         else:

@@ -133,6 +133,10 @@ async def _run_checks(
         return
     await overlay.cyclic_ranges(lab, report)
     await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")
+    if options.secure or options.leaf:
+        from deploy.lab.checks.mesh import traced
+
+        await traced(lab, report)
     await overlay.full_size(lab, report)
     if options.clb:
         await clb_checks.pair(lab, report)

@@ -28,8 +28,8 @@ from nodeagent.netlink.socket import Engine, NetlinkChannel
 
 log = logging.getLogger("isthmus.agent.mesh")
 
-AGAIN_S = 5.0
-"""Between two traces of one peer, while it is in trouble."""
+AGAIN_S, AGAIN_MAX_S = 5.0, 60.0
+"""Between two traces of one peer, while it is in trouble; twice as long each time that nothing is new."""
 ROUND_S = 1.0
 """Between two rounds, however often traces are asked for."""
 ASKED_KEPT_S = 30.0
@@ -52,6 +52,7 @@ class PeerTracer:
         self._wanted: list[Peer] = []
         self._route: Route | None = None
         self._found: dict[int, tuple[float, tuple[Step, ...]]] = {}
+        self._next: dict[int, tuple[float, float]] = {}  # epoch → when it is traced again, and the pause then
         self._wake = asyncio.Event()
         self._asked: dict[int, float] = {}
 
@@ -76,6 +77,7 @@ class PeerTracer:
             self._wanted = wanted
             present = {peer.epoch for peer in wanted}
             self._found = {epoch: found for epoch, found in self._found.items() if epoch in present}
+            self._next = {epoch: due for epoch, due in self._next.items() if epoch in present}
             self._wake.set()
 
     def traces(self, now: float) -> tuple[Trace, ...]:
@@ -91,7 +93,7 @@ class PeerTracer:
             self._wake.clear()
             for peer in list(self._wanted):
                 route = self._route
-                if route is None or route.view.own is None:
+                if route is None or route.view.own is None or not self._is_due(peer.epoch, time.monotonic()):
                     continue
                 try:
                     async with asyncio.timeout(AGAIN_S * 2):
@@ -101,7 +103,12 @@ class PeerTracer:
                     continue
                 known = self._found.get(peer.epoch)
                 if peer in self._wanted:
-                    self._found[peer.epoch] = time.monotonic(), steps
+                    now = time.monotonic()
+                    self._found[peer.epoch] = now, steps
+                    same = known is not None and [step.ok for step in known[1]] == [step.ok for step in steps]
+                    last = self._next.get(peer.epoch, (0.0, AGAIN_S))[1]
+                    pause = min(AGAIN_MAX_S, 2 * last) if same else AGAIN_S
+                    self._next[peer.epoch] = now + pause, pause
                     if known is None or known[1] != steps or known[0] < self._asked.get(peer.epoch, 0.0):
                         self.due()
             await asyncio.sleep(max(0.0, begun + ROUND_S - time.monotonic()))
@@ -110,6 +117,13 @@ class PeerTracer:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    def _is_due(self, epoch: int, now: float) -> bool:
+        """Whether it is time to look again: for a person at once, and then as long as one may be watching."""
+        asked, last = self._asked.get(epoch, -1e9), self._found.get(epoch, (-1e9, ()))[0]
+        if now - asked < ASKED_KEPT_S:
+            return last < asked or now - last >= AGAIN_S
+        return now >= self._next.get(epoch, (0.0, 0.0))[0] - 0.1
 
     async def _trace(self, peer: Peer, route: Route) -> tuple[Step, ...]:
         own = route.view.own

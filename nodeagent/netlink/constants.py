@@ -63,3 +63,6 @@ IFF_NOARP = 0x80
 
 PROTOCOL = 84
 """Our number in the protocol field of routes (RTA) and neighbours (NDA_PROTOCOL): the mark of ownership."""
+
+RTM_F_LOOKUP_TABLE = 0x1000
+"""Without it the kernel calls every routing table the main one."""

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from events.errors import Refused
-from nodeagent.netlink.constants import IFF_NOARP, IFF_UP
+from nodeagent.netlink.constants import IFF_NOARP, IFF_UP, RTM_F_LOOKUP_TABLE
 
 VXLAN_OVERHEAD_V4 = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
@@ -188,7 +188,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> KernelRoute
     ``incoming``: the device by which it comes to be forwarded (its index); without it, a packet of the host
     itself. Raises OSError as the kernel answers: EHOSTUNREACH where it would not forward, ENETUNREACH.
     """
-    wanted: dict[str, Any] = {"dst": target}
+    wanted: dict[str, Any] = {"dst": target, "flags": RTM_F_LOOKUP_TABLE}
     if source:
         wanted["src"] = source
     if incoming:

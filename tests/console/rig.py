@@ -169,8 +169,13 @@ class Rig:
             )
         )
 
-    def measure(self, *, lost: Collection[str] = (), peers: int = PEERS_MAX) -> None:
-        """Every agent reports what it measured of the next ones by name; those ``lost`` answer nobody."""
+    def measure(
+        self, *, lost: Collection[str] = (), peers: int = PEERS_MAX, slow: str = "", times: int = 1
+    ) -> None:
+        """Every agent reports what it measured of the next ones by name; those ``lost`` answer nobody.
+
+        To and from one that is ``slow`` it takes so many times as long.
+        """
         state = self.replica.state
         names = sorted(state.owned)
         for at, name in enumerate(names):
@@ -182,7 +187,8 @@ class Rig:
                 seen.append(
                     PeerSeen(
                         state.owned[of].epoch, SILENT if silent else ANSWERED, 0.5 if silent else 1.0,
-                        (9000 if far else 300) + 7 * step, 40, 0, -1.0 if silent else 1.0, LARGE_OK,
+                        ((9000 if far else 300) + 7 * step) * (times if slow in {of, name} else 1), 40, 0,
+                        -1.0 if silent else 1.0, LARGE_OK,
                     )
                 )  # fmt: skip
             self.report(name, state.sequence, mesh=MeshReport(peers=tuple(seen), measured=len(seen)))

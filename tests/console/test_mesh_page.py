@@ -106,6 +106,30 @@ def test_a_nodes_page_has_its_paths_and_the_page_fits_a_phone(browser, meshed, w
         assert violations(page) == []
 
 
+def test_what_is_slower_than_usual_is_seen_with_its_usual(browser, meshed):
+    """And a past moment has the matrix of what was recorded then."""
+    background, names = meshed, sorted(meshed.rig.replica.state.nodes)
+    for _ in range(3):
+        background.call(background.rig.measure, lost=(meshed.gone,))
+    slow, other = [name for name in names if name != meshed.gone][:2]
+    background.call(background.rig.measure, lost=(meshed.gone,), slow=slow, times=20)
+    with page_on(browser, meshed.rig.url, "/#/mesh") as page:
+        cells = page.get_by_role("table", name="Paths between nodes").locator("td.heat.slow")
+        expect(cells).to_have_count(12)  # to and from the six others that answer
+        expect(cells.first).to_contain_text("usually")
+        assert violations(page) == []
+        page.goto(f"{meshed.rig.url}/#/mesh/nodes/{slow}/{other}")
+        paths = page.get_by_role("table", name="Paths", exact=True)
+        expect(paths.locator("td.heat.slow").first).to_contain_text("usually")
+        expect(paths.locator("thead")).to_contain_text("Usually")
+        page.goto(f"{meshed.rig.url}/#/mesh?at={meshed.whole + 1}")
+        then = page.get_by_role("table", name="Paths between nodes")
+        expect(then.locator("tbody tr")).to_have_count(len(names))
+        expect(then.locator("td.heat.lost")).to_have_count(2 * (len(names) - 1))
+        assert violations(page) == []
+    background.call(background.rig.measure, lost=(meshed.gone,))
+
+
 def test_a_site_of_any_name_is_text_and_can_be_looked_into(browser, started):
     rig = started.rig
     evil = "a~b/c?%<img src=x onerror=window.hurt=1>"

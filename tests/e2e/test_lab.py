@@ -45,7 +45,9 @@ def test_the_main_job_with_tls_and_credentials_as_an_ordinary_user(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(proven(json.loads(done.stdout))) == 13
+    checks = proven(json.loads(done.stdout))
+    assert len(checks) == 14
+    assert "A way is traced on demand by the agents of both ends" in checks
     assert remains(tmp_path) == []
 
 

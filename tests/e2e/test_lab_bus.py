@@ -45,6 +45,7 @@ class TestInNamespaces:
         self, where: dict[str, str], tmp_path: Path
     ) -> None:
         checks = prove("--leaf", env=where)
+        assert "A way is traced on demand by the agents of both ends" in checks
         cut = one(checks, "Link to the hub cut")
         assert cut["node"] == "idc-1"
         assert cut["hub"] > cut["mirror"]

@@ -24,7 +24,9 @@ WANTED = {
     "cloud-4's cable carries 1400 bytes": (
         "node", "large", "small ones do: node cloud-4", "bytes do not arrive",
     ),
-    "cloud-5 routes cloud-6's range elsewhere": ("pair", "", "cloud-5", "leave by eth0, not by isthmus"),
+    "cloud-5 routes cloud-6's range elsewhere": (
+        "pair", "", "cloud-5", "leave by eth0 (table 199), not by isthmus",
+    ),
     "nothing from cloud-6 arrives at cloud-7": (
         "pair", "direction", "nothing passes from cloud-6 to cloud-7", "answers no datagram",
     ),

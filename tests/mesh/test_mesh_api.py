@@ -52,6 +52,7 @@ def test_the_matrix_is_by_site_and_on_demand_by_node(background: Background) -> 
     assert len(between) == sites[a, b]["measured"] + sites[b, a]["measured"]
     assert len(mesh(background, nodes=True)["mesh"]["paths"]) == 8 * 7
     assert mesh(background, 404, node="nobody")["code"] == "node_unknown"
+    assert "no node is at a site 'nowhere'" in mesh(background, 404, site="nowhere")["message"]
 
 
 def test_the_past_shows_what_was_recorded_then(background: Background) -> None:

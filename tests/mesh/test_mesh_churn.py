@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from deploy.churn.trace import ChurnStep, changes, load
+from tests.mesh.recording import recorded_hour
 from tests.mesh.world import World
 
-DATA = Path(__file__).parents[1] / "data" / "node-churn"
-BUSIEST = {"4-node_us-west-2c_v100_1.json": 3416, "4-node_us-east-2a_v100_1.json": 1768}
-"""Recording → the tick at which its busiest hour begins; a tick is five minutes."""
-TICKS = 13
 LOSS = 0.005
-
-
-def recorded_hour() -> Iterator[ChurnStep]:
-    traces = load([DATA / name for name in BUSIEST])
-    hour = [
-        replace(trace, counts=trace.counts[begin : begin + TICKS])
-        for trace, begin in zip(traces, BUSIEST.values(), strict=True)
-    ]
-    yield from changes(hour, run="hour", order="random", seed=3)
 
 
 def test_no_false_alarm_in_an_hour_of_recorded_churn_with_agents_killed() -> None:

@@ -176,6 +176,17 @@ def test_a_thousand_agents() -> None:
     assert world.now - begun <= 5
 
 
+def test_a_dead_pair_among_a_thousand_agents_within_the_bound_of_the_schedule() -> None:
+    world = World({f"s{number}": 100 for number in range(10)})
+    world.only({f"s{site}-{number}" for site in range(10) for number in (1, 2)})
+    world.acquaint()
+    world.run(6)
+    world.passes = lambda a, b, _large: {a.name, b.name} != {"s1-1", "s2-2"}
+    seconds, found = told(world, 90)
+    assert found.key == ("pair", "s1-1", "s2-2")
+    assert seconds <= 999 / 16 + 10
+
+
 def test_a_host_that_does_not_forward_is_named_and_a_restarted_agent_is_not() -> None:
     world = World({"a": 4, "b": 4})
     world.run(20)

@@ -29,6 +29,8 @@ class Agent:
         """The machine: its kernel forwards and answers."""
         self.on_bus = True
         self.probes = True
+        self.idle = False
+        """It answers and reports, and asks nobody: a large cluster is simulated by those who matter."""
         self.reported = -99.0
         self.starts = 0
         self.packets = 0
@@ -55,6 +57,11 @@ class World:
         for site, count in sites.items():
             for number in range(count):
                 self.add(f"{site}-{number}", site)
+
+    def only(self, names: set[str]) -> None:
+        """All others are idle."""
+        for agent in self.agents.values():
+            agent.idle = agent.name not in names
 
     def add(self, name: str, site: str) -> Agent:
         self._sequence += 2
@@ -105,6 +112,10 @@ class World:
         return ring
 
     def _step(self, agent: Agent) -> None:
+        if agent.idle:
+            if self.now - agent.reported >= HEARTBEAT_S:
+                self._report(agent)
+            return
         ring = self._rings.get(agent.epoch) or self._follow(agent)
         agent.book.look(self.now)
         if agent.probes:
@@ -131,6 +142,8 @@ class World:
     def acquaint(self) -> None:
         """As after a round of the whole mesh: everybody has had an answer of everybody."""
         for agent in self.agents.values():
+            if agent.idle:
+                continue
             self._follow(agent)
             for peer in agent.book._peers.values():
                 peer.answered = peer.kernel_at = self.now

@@ -42,6 +42,8 @@ def mesh(
     """
     if len(nodes) > 2:
         raise Usage("usage", f"{len(nodes)} nodes are named: name none, one or two")
+    if len(set(nodes)) < len(nodes):
+        raise Usage("usage", f"{nodes[0]} is named twice: a pair is of two nodes")
     if other is not None and site is None:
         raise Usage("usage", f"--other {other} needs --site, the other end")
     a, b = (*nodes, "", "")[:2]
@@ -68,7 +70,7 @@ def mesh(
     if as_json:
         print_json(view)
     else:
-        _show(view, found, set(nodes), pair=bool(b))
+        _show(view, found, set(nodes), pair=bool(b), lost=lost)
     if found or lost:
         raise SystemExit(LOST)
 
@@ -80,8 +82,8 @@ def _traced(view: MeshView, nodes: set[str], elapsed_s: float) -> bool:
 
 
 def _concerns(one: FindingView, nodes: set[str]) -> bool:
-    """Whether a finding is about one of these nodes; about sites it always is."""
-    return not nodes or one.scope in {"site", "sites"} or bool({one.a, one.b} & nodes)
+    """Whether a finding is about one of these nodes; about sites and all of them it always is."""
+    return not nodes or one.scope in {"cluster", "site", "sites"} or bool({one.a, one.b} & nodes)
 
 
 def _names(names: Sequence[str], count: int = 0) -> str:
@@ -92,7 +94,7 @@ def _names(names: Sequence[str], count: int = 0) -> str:
     return f"{shown} …" if len(names) > NAMES_SHOWN else shown
 
 
-def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bool) -> None:
+def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bool, lost: bool) -> None:
     click.echo(f"{view.capable:,} of {view.nodes:,} nodes measure; sequence {view.sequence:,}")
     if view.unmeasured:
         unmeasured = _names(view.unmeasured, view.nodes - view.capable)
@@ -105,7 +107,11 @@ def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bo
         click.echo(f"✗ {one.sentence}{since}{recorded}")
         for text in (*one.evidence, *one.before):
             click.echo(f"    {text}")
-    if not found and view.capable:
+    if not found and lost:
+        click.echo("✗ packets do not pass there, and no finding says so (yet)")
+    elif not found and nodes & set(view.unmeasured):
+        click.echo(f"? nobody can tell of {_names(sorted(nodes & set(view.unmeasured)))}: it does not measure")
+    elif not found and view.capable:
         click.echo("✓ nothing is known that does not pass")
     elif not found:
         click.echo("? no node measures: whether pods reach each other is not known")
@@ -118,7 +124,7 @@ def _show(view: MeshView, found: list[FindingView], nodes: set[str], *, pair: bo
             [
                 (
                     one.a or "-", one.b or "-", one.measured, one.lost or "", one.large_lost or "",
-                    _ms(one.rtt_us), _ms(one.usual_us), f"{one.worst_rtt_us / 1000:.2f}",
+                    _ms(one.rtt_us), _ms(one.usual_us), _ms(one.worst_rtt_us),
                     f"{one.jitter_us / 1000:.2f}", f"{one.loss:.1%}",
                 )
                 for one in view.sites

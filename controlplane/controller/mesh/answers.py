@@ -14,7 +14,7 @@ import msgspec
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.mesh.findings import Finding, sentence
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.mesh.collector import FRESH_S, Collector, Seen
+from controlplane.controller.mesh.collector import Collector, Seen
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from events import subjects
@@ -127,7 +127,7 @@ class MeshAnswers:
                 await self._publish(subjects.trace_wanted(state.name, by), wanted)
 
     def view(self, query: ShowMesh) -> MeshView:
-        """What is known now. Raises Refused(node_unknown)."""
+        """What is known now. Raises Refused(node_unknown), also for a site of no node."""
         collector, state = self._collector, self._replica.state
         for name in (query.a, query.b):
             if name and name not in state.nodes:
@@ -136,6 +136,12 @@ class MeshAnswers:
                     f"no live node is named {name[:253]!r} (of {len(state.nodes):,}): isthmus node list",
                     node=name[:253],
                 )
+        sites = {node.site for node in state.nodes.values()}
+        for asked in (query.site, query.other):
+            if asked is not None and asked not in sites:
+                known = ", ".join(sorted(filter(None, sites))[:SHOWN]) or "none has a name"
+                message = f"no live node is at a site {asked[:253]!r}; sites: {known}"
+                raise Refused("node_unknown", message, site=asked[:253])
         measuring = {name for name in state.nodes if name in collector.capable and name not in collector.unable}
         return MeshView(
             sequence=state.sequence,
@@ -186,17 +192,22 @@ class MeshAnswers:
 
     def _sites(self, state: ClusterState) -> Iterable[SitePath]:
         found: dict[tuple[str, str], list[Seen]] = {}
+        now = self._collector.now()
+        silent = {by for by in self._collector.rows if self._collector.silent(by)}
         for by, of, seen in self._rows(state):
-            found.setdefault((state.nodes[by].site, state.nodes[of].site), []).append(seen)
+            path = found.setdefault((state.nodes[by].site, state.nodes[of].site), [])
+            # What a silent agent said is what was, and of one that does not measure nobody knows.
+            if by not in silent and (_passes(seen) or self._collector.counts(of, seen, now)):
+                path.append(seen)
         for (a, b), all_seen in sorted(found.items()):
-            passing = [one for one in all_seen if one.state in {ANSWERED, KERNEL}]
+            passing = [one for one in all_seen if _passes(one)]
             times = [one.rtt_us for one in passing if one.rtt_us]
             usual = [one.usual_us for one in passing if one.usual_us]
             yield SitePath(
                 a=a,
                 b=b,
                 measured=len(all_seen),
-                lost=sum(self._lost(one) for one in all_seen),
+                lost=len(all_seen) - len(passing),
                 large_lost=sum(one.large == LARGE_LOST for one in passing),
                 rtt_us=round(median(times)) if times else 0,
                 worst_rtt_us=max(times, default=0),
@@ -204,9 +215,6 @@ class MeshAnswers:
                 usual_us=round(median(usual)) if usual else 0,
                 loss=round(sum(one.loss for one in passing) / 1000 / len(passing), 4) if passing else 0.0,
             )
-
-    def _lost(self, seen: Seen) -> bool:
-        return seen.state not in {ANSWERED, KERNEL} and self._collector.now() - seen.told <= FRESH_S
 
     def _paths(self, state: ClusterState, query: ShowMesh) -> Iterable[NodePath]:
         now = self._collector.now()
@@ -248,6 +256,10 @@ class MeshAnswers:
                     ),
                     stops=next((step.name for step in trace.steps if step.ok == 0), ""),
                 )
+
+
+def _passes(seen: Seen) -> bool:
+    return seen.state in {ANSWERED, KERNEL}
 
 
 def recorded(state: ClusterState) -> tuple[FindingView, ...]:

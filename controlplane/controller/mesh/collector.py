@@ -215,7 +215,7 @@ class Collector:
         for by, entries in self._bad.items():
             for epoch, seen in entries.items():
                 of = names.get(epoch)
-                if of is None or not self._counts(of, seen, now):
+                if of is None or not self.counts(of, seen, now):
                     continue
                 if seen.state == KERNEL:
                     kernel[by, of] = seen.at
@@ -253,7 +253,7 @@ class Collector:
             steps=steps,
         )
 
-    def _counts(self, of: str, seen: Seen, now: float) -> bool:
+    def counts(self, of: str, seen: Seen, now: float) -> bool:
         """Whether what was not answered says something about the path."""
         if now - seen.told > FRESH_S or of not in self.capable:
             return False

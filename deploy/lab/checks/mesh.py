@@ -151,7 +151,7 @@ BREAKS: Final[dict[str, Break]] = {
         f"{{0}}'s cable carries {NARROW_MTU} bytes", "node", "large", "bytes do not arrive", _narrow, _wide,
     ),
     "route": Break(
-        "{0} routes {1}'s range elsewhere", "pair", "", "leave by eth0, not by isthmus",
+        "{0} routes {1}'s range elsewhere", "pair", "", f"leave by eth0 (table {ROUTES}), not by isthmus",
         _route, _no_route, nodes=2,
     ),
     "direction": Break(
@@ -226,7 +226,7 @@ async def breaks(lab: Lab, report: Report, kinds: Sequence[str], *, keep: bool) 
         view = await _until(lab, lambda seen: _measured(seen) == pairs and not seen.findings, f"{pairs} paths")
         check.measured = {"paths": _measured(view)}
         check.detail = f"{_measured(view)} paths, of {view.capable} nodes"
-    await _traced(lab, report)
+    await traced(lab, report)
     broken = _give_out(lab, kinds)
     loop = asyncio.get_running_loop()
     for one in broken:
@@ -279,8 +279,11 @@ async def breaks(lab: Lab, report: Report, kinds: Sequence[str], *, keep: bool) 
             raise CheckFailedError(f"{check.measured['restored']} events for {len(broken)} paths")
 
 
-async def _traced(lab: Lab, report: Report) -> None:
-    """A way that passes, traced on demand as an operator does it: exit code 0, all hops of both ends."""
+async def traced(lab: Lab, report: Report) -> None:
+    """A way that passes, traced on demand as an operator does it: exit code 0, all hops of both ends.
+
+    Raises CheckFailedError.
+    """
     with report.stage("A way is traced on demand by the agents of both ends") as check:
         a, b = next(iter(lab.nodes)), lab.topology.nodes[-1].name
         check.detail = (await lab.isthmus("mesh", a, b)).strip()

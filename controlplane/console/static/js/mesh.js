@@ -28,7 +28,8 @@ function cell(path, kind, what, open) {
   const loss = path?.loss ? `, ${(path.loss * 100).toFixed(path.loss < 0.1 ? 1 : 0)} % of packets lost` : "";
   const usually = path?.usual_us ? `, usually ${ms(path.usual_us)}` : "";
   const label = `${what}: ${WORDS[kind]}${path?.rtt_us ? `, ${ms(path.rtt_us)} there and back${usually}` : ""}${loss}${large}`;
-  return h(`td.heat.${kind}`, { title: label }, open ? h("button", { type: "button", "aria-label": label, onclick: open }, text) : h("span", { "aria-label": label, role: "img" }, text), loss && kind !== "lost" ? h("small", {}, ` ${(path.loss * 100).toFixed(0)} %`) : "", kind === "slow" ? h("small", {}, usually.replace(",", "")) : "");
+  const notes = [loss && kind !== "lost" ? `${(path.loss * 100).toFixed(0)} %` : "", kind === "slow" ? usually.slice(2) : ""].filter(Boolean).map((note) => h("small", {}, note));
+  return h(`td.heat.${kind}`, { title: label }, open ? h("button", { type: "button", "aria-label": label, onclick: open }, text, notes) : h("span", { "aria-label": label, role: "img" }, text, notes));
 }
 
 // Rows measure, columns are measured.
@@ -183,6 +184,7 @@ export class MeshPage {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     if (answer.error) { this.content.replaceChildren(panel("Not here", h("p.muted", {}, answer.error.message))); return; }
     const { mesh, measured } = answer;
+    if (this.of === "nodes") mesh.findings = mesh.findings.filter((one) => this.concerns(one));
     const heading = this.top.firstChild;
     const lost = mesh.findings.filter((one) => one.scope !== "view").length;
     this.top.replaceChildren(heading, lost ? stateLabel("unreachable", plural(lost, "finding")) : measured ? (mesh.capable ? stateLabel("ready", "pods reach each other") : stateLabel("unknown", "not known whether pods reach each other")) : "", measured ? h("span.muted", {}, `${n(mesh.capable)} of ${plural(mesh.nodes, "node")} measure`) : "");
@@ -213,6 +215,13 @@ export class MeshPage {
     this.content.replaceChildren(...panels);
     [...this.content.querySelectorAll(".matrix")].forEach((box, i) => { box.scrollLeft = scrolled[i] ?? 0; });
     if (at >= 0) this.content.querySelectorAll("button, a, [tabindex]")[at]?.focus({ preventScroll: true });
+  }
+
+  // Whether a finding is about these two nodes, or about a site of theirs.
+  concerns(one) {
+    const ends = [this.a, this.b];
+    const sites = ends.map((name) => store.nodes.get(name)?.site);
+    return { cluster: true, site: sites.includes(one.a), sites: sites.includes(one.a) && sites.includes(one.b), pair: ends.includes(one.a) && ends.includes(one.b) }[one.scope] ?? ends.includes(one.a);
   }
 
   worst(paths) {
