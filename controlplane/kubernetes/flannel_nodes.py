@@ -41,6 +41,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     backend: str = ""
     addresses: tuple[str, ...] = ()
     kernel: str = ""
+    attached_by_calico: bool = False
     findings: list[Finding] = []
 
     def found(self, code: str, message: str) -> None:
@@ -84,6 +85,7 @@ def read_candidate(item: Mapping[str, Any], number: int, rules: Rules) -> Candid
             found.underlay, found.announced = public, ""
         elif public != found.underlay:
             found.announced = public
+    found.attached_by_calico = bool(flannel) and "projectcalico.org/IPv4Address" in annotations
     for problem in problems:
         found.found("adopt_node_unreadable", problem)
     if flannel:
@@ -101,8 +103,12 @@ def _annotations(found: Candidate, annotations: Mapping[str, Any]) -> None:
             wanted.append("backend-data")
         else:
             try:
-                backend_data(found, json.loads(data))
+                read = json.loads(data)
             except (ValueError, RecursionError):
+                read = None
+            if isinstance(read, dict):
+                backend_data(found, read)
+            else:
                 found.found(
                     "adopt_annotation_unreadable", f"its annotation {FLANNEL}/backend-data is {data[:80]!r}"
                 )
@@ -118,8 +124,9 @@ def backend_data(found: Candidate, data: Any) -> None:
     data = as_dict(data)
     mac, vni, port = data.get("VtepMAC"), data.get("VNI"), data.get("Port")
     found.mac = mac.lower() if isinstance(mac, str) else ""
-    found.vni = vni if isinstance(vni, int) else None
-    found.port = port if isinstance(port, int) and port else None
+    if vni is not None:  # what is no number is no VNI that another node could have
+        found.vni = vni if type(vni) is int else -1
+    found.port = port if type(port) is int and port else None
 
 
 def kernel_problem(release: str, *, keep_name: bool) -> str:

@@ -142,6 +142,76 @@ def digitalocean() -> str:
     )  # fmt: skip
 
 
+def rke2_canal() -> str:
+    """RKE2: flannel carries, Calico attaches pods and keeps policies."""
+    return listed(
+        *(
+            node(
+                f"rke2-{n}", n, ranges=[f"10.42.{n}.0/24"], provider=f"rke2://rke2-{n}",
+                labels={"node.kubernetes.io/instance-type": "rke2"},
+                annotations=flannel(n) | {
+                    "rke2.io/node-args": '["agent"]',
+                    "projectcalico.org/IPv4Address": f"192.0.2.{n}/24",
+                    "projectcalico.org/IPv4IPIPTunnelAddr": f"10.42.{n}.1",
+                },
+            )
+            for n in (1, 2)
+        )
+    )  # fmt: skip
+
+
+def microk8s() -> str:
+    """MicroK8s: Calico with its own blocks, so that no Node has a range."""
+    return listed(
+        *(
+            node(
+                f"micro-{n}", n, labels={"microk8s.io/cluster": "true"},
+                annotations={
+                    "projectcalico.org/IPv4Address": f"192.0.2.{n}/24",
+                    "projectcalico.org/IPv4VXLANTunnelAddr": f"10.1.{n}.128",
+                },
+            )
+            for n in (1, 2)
+        )
+    )  # fmt: skip
+
+
+def talos() -> str:
+    """Talos: flannel by its own manifests, no provider, several addresses of which one is flannel's."""
+    return listed(
+        *(
+            node(
+                f"talos-{n}", n, ranges=[f"10.244.{n}.0/24"],
+                labels={"node-role.kubernetes.io/control-plane": ""} if n == 1 else {},
+                annotations=flannel(n) | {
+                    "talos.dev/owned-labels": "[]",
+                    "networking.talos.dev/self-ips": f"192.0.2.{n},198.51.100.{n}",
+                },
+                addresses=[internal(f"192.0.2.{n}"), internal(f"198.51.100.{n}"), hostname(f"talos-{n}")],
+            )
+            for n in (1, 2, 3)
+        )
+    )  # fmt: skip
+
+
+def kops() -> str:
+    """kops on AWS: flannel in ranges of the shared address space, which carriers' NAT uses, too."""
+    return listed(
+        *(
+            node(
+                f"i-0000{n}", n, ranges=[f"100.96.{n}.0/24"], provider=f"aws:///eu-west-1a/i-0000{n}",
+                labels={"kops.k8s.io/instancegroup": "nodes", "topology.kubernetes.io/zone": "eu-west-1a"},
+                annotations=flannel(n),
+                addresses=[
+                    internal(f"192.0.2.{n}"), {"type": "InternalDNS", "address": f"i-{n}.internal"},
+                    {"type": "ExternalIP", "address": f"203.0.113.{n}"},
+                ],
+            )
+            for n in (1, 2, 3)
+        )
+    )  # fmt: skip
+
+
 def leases(*numbers: int, **changes: Any) -> dict[str, Any]:
     """Flannel's configuration and its leases in etcd: of 192.0.2.<number> the range 10.5.<number>.0/24."""
     found: dict[str, Any] = {

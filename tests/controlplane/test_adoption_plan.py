@@ -69,6 +69,87 @@ def test_nodes_without_ranges_are_told() -> None:
     assert codes == {"adopt_annotation_missing"}
 
 
+def test_nodes_of_rke2_and_talos_are_taken_and_those_of_kops_have_another_cidr() -> None:
+    made = plan(given.rke2_canal())
+    assert made.plan is not None
+    assert {each.kind for each in made.plan.nodes} == {"external"}
+    assert any("Calico" in note and "k8s-pod-network" in note for note in made.notes)
+    made = plan(given.talos())
+    assert made.plan is not None
+    assert [each.underlay for each in made.plan.nodes] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert not any("Calico" in note for note in made.notes)
+    with pytest.raises(Refused) as refused:  # the shared address space is nobody's own
+        plan(given.kops(), cidr="100.96.0.0/11")
+    assert refused.value.code == "cidr_not_private"
+
+
+def test_a_container_cidr_that_nobody_says_leaves_room_for_services() -> None:
+    nodes = [node(f"n{n}", n, ranges=[f"10.9.{n}.0/24"], annotations=flannel(n)) for n in (1, 2, 3)]
+    made = plan(listed(*nodes)).plan
+    assert made is not None
+    assert (made.define.container_cidr, made.service_cidr) == ("10.9.0.0/21", "10.9.7.0/24")
+
+
+def test_nodes_of_microk8s_have_no_ranges() -> None:
+    assert {code for _, code in told(plan(given.microk8s(), source="podcidr"))} == {"adopt_range_missing"}
+
+
+def with_node(**changes: Any) -> str:
+    """k3s with one node more, number 9."""
+    parts: dict[str, Any] = {"ranges": ["10.42.9.0/24"], "annotations": flannel(9)} | changes
+    return listed(*json.loads(given.k3s())["items"], node("odd", 9, **parts))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        (
+            {"annotations": flannel(9, backend_data='{"VNI":"1","VtepMAC":"8a:00:00:00:00:09"}')},
+            "adopt_vni_differs",
+        ),
+        (
+            {"annotations": flannel(9, backend_data='{"VNI":true,"VtepMAC":"8a:00:00:00:00:09"}')},
+            "adopt_vni_differs",
+        ),
+        (
+            {"annotations": flannel(9, backend_data='{"VNI":0,"VtepMAC":"8a:00:00:00:00:09"}')},
+            "adopt_vni_differs",
+        ),
+        ({"annotations": flannel(9, backend_data='{"VNI":1,"VtepMAC":"8a:00:00:00:00"}')}, "adopt_mac_invalid"),
+        ({"annotations": flannel(9, backend_data='{"VNI":1}')}, "adopt_mac_invalid"),
+        ({"annotations": flannel(9, backend_data='{"VNI":1,"VtepMAC":7}')}, "adopt_mac_invalid"),
+        ({"annotations": flannel(9, backend_data="[1]")}, "adopt_annotation_unreadable"),
+        ({"annotations": flannel(9, backend_data='"text"')}, "adopt_annotation_unreadable"),
+        ({"annotations": flannel(9, backend_type="wireguard")}, "adopt_backend"),
+        ({"annotations": flannel(9, backend_type="udp")}, "adopt_backend"),
+        ({"annotations": flannel(9, public_ip="fd00::9"), "addresses": []}, "underlay_address_invalid"),
+        ({"annotations": flannel(9, public_ip="10.42.1.7"), "addresses": []}, "cidr_conflict_with_node"),
+        ({"annotations": flannel(9, public_ip="somewhere"), "addresses": []}, "underlay_address_invalid"),
+        ({"annotations": flannel(9, public_ip="127.0.0.1"), "addresses": []}, "underlay_address_invalid"),
+        ({"annotations": flannel(9, public_ip="224.0.0.9"), "addresses": []}, "underlay_address_invalid"),
+        ({"ranges": ["10.42.9.0/255.255.255.0"]}, "adopt_range_unreadable"),
+        ({"ranges": ["10.42.9.0-10.42.9.255"]}, "adopt_range_unreadable"),
+        ({"ranges": ["0.0.0.0/0"]}, "adopt_range_unreadable"),
+        ({"ranges": ["xx.xx.xx.xx/24"]}, "adopt_range_unreadable"),
+        ({"ranges": ["10.42.9.0/16"]}, "adopt_range_host_bits"),
+        ({"ranges": ["10.42.0.0/16"]}, "adopt_range_size"),
+        ({"ranges": ["fd00:10:42::/64"]}, "adopt_range_ipv6"),
+        ({"ranges": ["fd00::/64", "10.42.9.0/24"]}, "adopt_range_ipv6"),
+    ],
+)
+def test_each_wrong_input_has_its_code(changes: dict[str, Any], code: str) -> None:
+    assert ("odd", code) in told(plan(with_node(**changes)))
+
+
+def test_a_name_or_a_machine_that_comes_twice_is_told() -> None:
+    items = json.loads(given.k3s())["items"]
+    again = node("k3s-1", 9, ranges=["10.42.9.0/24"], annotations=flannel(9))
+    assert {node for node, _ in told(plan(listed(*items, again)))} == {"k3s-1"}
+    clone = node("clone", 9, ranges=["10.42.9.0/24"], annotations=flannel(9))
+    clone["status"]["nodeInfo"] = items[0]["status"]["nodeInfo"]
+    assert told(plan(listed(*items, clone))) == {("clone", "uid_in_use")}
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     fine = [node(f"fine-{n}", n, ranges=[f"10.42.{n}.0/24"], annotations=flannel(n)) for n in range(1, 6)]
     other_vni = json.dumps({"VNI": 4096, "VtepMAC": "8a:00:00:00:00:15"})

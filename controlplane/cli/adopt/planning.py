@@ -158,6 +158,12 @@ def make(
         notes.append(
             f"{wish.source} leaves no device to take over: nodes get a new one when their agent starts"
         )
+    canal = sum(each.attached_by_calico for each in chosen) if flannel else 0
+    if canal:
+        notes.append(
+            f"{canal:,} nodes are canal's: Calico attaches their pods and keeps their policies. Start the "
+            f"agents with --cni-network k8s-pod-network, and move Calico's file away from the CNI folder"
+        )
     if findings:
         return Report(plan=None, findings=findings, notes=tuple(notes))
     plan = AdoptionPlan(
@@ -287,8 +293,9 @@ def _container(
     size = _most(nets)
     alike = [net for net in nets.values() if net.size == size]
     first, last = min(net.first for net in alike), max(net.last for net in alike)
-    bits = max((first ^ last).bit_length(), size.bit_length())
-    block = 1 << min(bits, 24)
+    block = 1 << min(max((first ^ last).bit_length(), size.bit_length()), 24)
+    while (first & ~(block - 1)) + block - wish.services <= last and block < 1 << 24:
+        block *= 2  # its last segment is kept for Services
     return (
         f"{Net(first & ~(block - 1), block)}",
         "the smallest that holds the nodes' ranges; say --cidr if it is wider",
