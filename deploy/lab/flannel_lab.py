@@ -254,7 +254,30 @@ class FlannelLab:
                     if not wrong[0].startswith("rule"):
                         raise CheckFailedError(f"{place.old.name}: {'; '.join(wrong[:4])}")
                     await asyncio.sleep(0.2)
+        await self._same_addresses()
         return "every neighbour and route has our mark; index, MAC and pods' addresses are what they were"
+
+    async def _same_addresses(self) -> None:
+        """Look into each pod for its address. Raises CheckFailedError."""
+        for place in self.places:
+            if place.pod is None:
+                continue
+            inside = [
+                "nsenter",
+                "-t",
+                str(place.pod.pid),
+                "-n",
+                "ip",
+                "-4",
+                "-o",
+                "addr",
+                "show",
+                "dev",
+                "eth0",
+            ]
+            said = await run(inside)
+            if f" inet {place.pod.address}/" not in said:
+                raise CheckFailedError(f"the pod on {place.old.name} was {place.pod.address}, and has: {said}")
 
     async def _foreign(self, place: FlannelMachine) -> list[str]:
         wrong: list[str] = []
@@ -284,6 +307,7 @@ class FlannelLab:
             found = (await place.found_device(DEVICE), own, "proto 84" in routes, rules, files)
             if found != (place.device, self._count - 1, False, 6, ["10-flannel.conflist"]):
                 raise CheckFailedError(f"{place.old.name} is not as it was: {found}")
+        await self._same_addresses()
         return (
             f"{self._count} nodes are flannel's again: device, {self._count - 1} routes each, rules, CNI file"
         )
