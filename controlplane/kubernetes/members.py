@@ -144,7 +144,12 @@ class ControllerMembers:
         said: dict[str, tuple[object, ...]] = {}
 
         def reported(status: AgentStatus, _age_s: float) -> None:
-            now = (status.state, status.conditions, status.stray_ranges, status.stray_pods)
+            # Whose report it is, and whether it knows of its own range: the same words mean more then.
+            owned = self._state().owned.get(status.node)
+            reached = owned is not None and status.applied >= owned.epoch
+            now = (
+                status.uid, reached, status.state, status.conditions, status.stray_ranges, status.stray_pods
+            )  # fmt: skip
             if said.get(status.node) != now:
                 said[status.node] = now
                 names[status.node] = None

@@ -66,6 +66,9 @@ async def test_a_join_becomes_a_pod_cidr_and_a_removal_keeps_pods_away(bus: BusO
         joined = [await operator.send(join(number)) for number in range(2)]
         await until(lambda: api.network("n0") == ("True", "IsthmusAgentNotReady"))
         for number, reply in enumerate(joined):
+            # Before its own range has come to it; then the same words mean that it has.
+            await report(operator, f"n{number}", f"uid-{number}", 1)
+            await until(lambda number=number: f"uid-{number}" in running.liveness.statuses)
             await report(operator, f"n{number}", f"uid-{number}", reply.sequence)
         await until(lambda: all(api.network(name) == ("False", "IsthmusIsUp") for name in ("n0", "n1")))
         state = running.replica.state
