@@ -44,6 +44,8 @@ LOSSY, PATIENT = 2, 2
 """So many losses among the last questions, and twice the tries are made before a peer counts as silent."""
 RECHECK_S, RECHECKED = 2.0, 8
 """Peers in trouble are asked again so often, and so many of them each time."""
+OUTAGE_S = 5.0
+"""What was lost in a silence of so long was an outage, and no sign of a path that loses some packets."""
 AGAIN_PER_S = 32.0
 """Second questions a second, at most."""
 HISTORY = 16
@@ -160,6 +162,8 @@ class Book:
                 peer.jitter += (change - peer.jitter) / HISTORY
                 peer.rtt = took if not peer.rtt else peer.rtt + (took - peer.rtt) / 4
             peer.trying = 0
+        if peer.state in {SILENT, UNSURE} and 0 <= peer.since < now - OUTAGE_S:
+            peer.bits = peer.asked = 0
         peer.answered, peer.since = now, -1.0
         self._enter(pending.epoch, peer, ANSWERED, now)
         self._fresh[pending.epoch] = None

@@ -217,6 +217,24 @@ def test_what_comes_and_goes_is_recorded_less_and_less() -> None:
     assert 1 <= len(seen.restored) <= 4  # of twelve times
 
 
+@pytest.mark.parametrize("on_bus", [True, False])
+def test_what_breaks_again_soon_is_named_as_soon_as_before(on_bus: bool) -> None:
+    made = world(a=3, b=3, c=3, d=3)
+    for _ in range(3):
+        made.passes = lambda a, b, _: not between(a, b, "d")
+        for agent in made.agents.values():
+            agent.on_bus = on_bus or agent.site != "d"
+        seconds, (found,) = made.until_told(20)
+        assert found.key == ("site", "d", "")
+        assert seconds <= 4
+        made.run(6)
+        made.passes = lambda _a, _b, _large: True
+        for agent in made.agents.values():
+            agent.on_bus = True
+        made.run(8)
+        assert made.collector.findings() == []
+
+
 def states(book: Book) -> Iterator[int]:
     yield from (peer.state for peer in book._peers.values())
 
