@@ -215,13 +215,13 @@ def test_controllers_die_at_each_append() -> None:
                 place.up(str(program))
                 controller = place.controller
                 assert controller is not None
+                line = f"until {ISTHMUS} adopt run {plan} --yes --bus {place.bus}; do sleep 0.2; done"
                 with subprocess.Popen(
-                    [ISTHMUS, "adopt", "run", str(plan), "--yes", "--bus", place.bus],
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                ) as run:  # fmt: skip
-                    until(lambda: controller.poll() is not None or run.poll() is not None, "either ends", 90)  # noqa: B023
+                    ["timeout", "120", "sh", "-c", line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                ) as run:
+                    until(lambda: controller.poll() is not None or run.poll() is not None, "either ends", 120)  # noqa: B023
                     reached = controller.poll() == -9
-                    run.kill()
+                    run.terminate()
                 place.down(signal.SIGKILL)
                 place.up()
                 answers(place)
