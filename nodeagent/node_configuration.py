@@ -75,7 +75,10 @@ class NodeConfiguration:
             strays=self._pods.strays,
             entries=self._entries(view.plan.cidrs),
         )
-        self._firewall.want(rules, view.vteps, view.sequence)
+        if rules.ifindex or not self._config.take_over:
+            # By its name alone the tunnel would not be known while it is another network's: its packets would
+            # be dropped until it is renamed, and again when it is given back.
+            self._firewall.want(rules, view.vteps, view.sequence)
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 

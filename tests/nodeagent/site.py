@@ -32,11 +32,11 @@ class Flow:
     """Numbered echo requests from one node's namespace, with the time of each answer."""
 
     def __init__(self, place: str, source: str, target: str, interval_s: float = 0.02) -> None:
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  a pipe that nobody reads stops ping after 64 KiB
         self._process = subprocess.Popen(
             ["ip", "netns", "exec", place, "ping", "-D", "-n", "-i", str(interval_s), "-I", source, target],
-            stdout=subprocess.PIPE,
+            stdout=self._said,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         self.interval_s = interval_s
         self.times: dict[int, float] = {}
@@ -45,7 +45,10 @@ class Flow:
     def stop(self) -> Flow:
         """Stop sending; count what came back. The last half second may still be under way and is cut."""
         self._process.send_signal(signal.SIGINT)
-        out, _ = self._process.communicate(timeout=10)
+        self._process.wait(timeout=10)
+        with self._said:
+            self._said.seek(0)
+            out = self._said.read()
         for match in re.finditer(r"^\[([\d.]+)\] \d+ bytes from .*icmp_seq=(\d+)", out, re.MULTILINE):
             self.times[int(match[2])] = float(match[1])
         found = re.search(r"(\d+) packets transmitted", out)
