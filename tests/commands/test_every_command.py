@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.commands import surroundings
 from tests.commands.surroundings import HARMLESS, RUN_ON, SURROUNDINGS, Case
 from tests.nodeagent.sandbox import LIMIT_S, inside, sh
-from tests.service.up import up
+from tests.service.up import PROGRAM, up
 
 EVERYTHING = os.environ.get("ISTHMUS_HYPOTHESIS") == "explore"
 ODD = (*sorted(RUN_ON - {("lab",)}), ("credentials", "enrol"))
@@ -46,7 +46,7 @@ def test_no_surroundings_are_an_internal_error() -> None:
     os.environ["HOME"] = str(home)
     with up(home / "up", "--http", "off", "--cidr", "10.200.0.0/16") as facts:
         os.environ["ISTHMUS_BUS"] = facts["bus"]
-        sh(f"isthmus replay export {home}/a.isthmus")
+        sh(f"{PROGRAM} replay export {home}/a.isthmus")
         found = [
             f"isthmus {' '.join(case.arguments)!r} ({case.surrounding}) {problem}:\n{ended.said[-1500:]}"
             for case, ended in surroundings.sweep([*cases(), *odd_options()])

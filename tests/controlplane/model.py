@@ -141,9 +141,13 @@ class Model:
         if old:
             if old.uid != node.uid:
                 codes.add("node_alive")
-            mine = next(mac for mac, name in macs.items() if name == node.node)
-            if (old.slot, mine) != (index, node.vtep_mac):
+            if old.slot != index:
                 codes.add("adopt_range_fixed")
+            mine = next(mac for mac, name in macs.items() if name == node.node)
+            same = (old.underlay, old.announced, mine) == (node.underlay, node.underlay, node.vtep_mac)
+            if not codes and not same:  # no agent of it has reported: what the network before says is followed
+                problem = self.move(old, node.underlay, node.underlay)
+                codes |= {problem} if problem else set()
             return codes
         if index >= 0 and self.slots[index].phase != "free":
             codes.add("adopt_range_taken")

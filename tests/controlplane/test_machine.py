@@ -171,7 +171,7 @@ class Cluster(RuleBasedStateMachine):
             range=cidr,
             vtep_mac=f"8a:00:00:00:00:{mac:02x}",
         )
-        known = self.model.member(name)
+        before = self.world.state.nodes.get(name)
         taken = {member.vtep_mac: member.name for member in self.world.state.nodes.values()}
         codes = self.model.adopt(node, taken, self.world.now)
         decision = self.do(AdoptNodes(nodes=(node,)))
@@ -181,7 +181,8 @@ class Cluster(RuleBasedStateMachine):
         self.agree(decision, "adoption_closed" if closed else "adoption_refused" if codes else "")
         if codes:
             return multiple()
-        assert bool(decision.events) == (known is None)
+        unchanged = before is not None and before == self.world.state.nodes[name]
+        assert bool(decision.events) != unchanged
         return (name, f"{name}-{uid}")
 
     @rule(who=live, underlay=addresses)

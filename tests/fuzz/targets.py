@@ -221,6 +221,8 @@ BODIES = {
     "mark-gateway": '{"node":"idc-1","on":true}',
     "add-backend": f"{{{_PLACE}}}",
     "remove-backend": f"{{{_PLACE}}}",
+    "add-entry": '{"entry":"apiserver","sources":["192.0.2.0/28"],"address":""}',
+    "remove-entry": '{"entry":"apiserver"}',
     "report-health": f'{{{_NODE},{_PLACE},"epoch":1,"protocol":"tcp","backend_port":443,"healthy":true}}',
     "use-token": '{"token":"U","node":"idc-1","public_key":"U","expires":"2026-03-02T14:00:00Z"}',
 }

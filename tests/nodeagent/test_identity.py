@@ -177,7 +177,9 @@ def test_a_cloned_machine_is_held_and_noticed_on_both_sides() -> None:
         a, b = place.nodes["a"], place.nodes["b"]
         (c,) = place.add("c")
         before, head = b.rows(), b.status()["sequence"]
-        shutil.copytree(a.directory / "state", c.directory / "state", ignore=shutil.ignore_patterns("lock"))
+        shutil.copytree(
+            a.directory / "state", c.directory / "state", ignore=shutil.ignore_patterns("lock", "*.sock")
+        )
         shutil.copytree(a.directory / "cni", c.directory / "cni")
         c.start("--node", "a")
         until(lambda: any("10.0.0.1" in text for text in c.status()["conditions"]), "the copy says so", 30)

@@ -17,6 +17,7 @@ from controlplane.readmodel.projector import Projector
 from events.errors import IsthmusError
 from events.protocol.commands import (
     AddBackend,
+    AddEntry,
     AppendCidr,
     BeginAdoption,
     ChangeUnderlay,
@@ -28,6 +29,7 @@ from events.protocol.commands import (
     Override,
     ReleaseClb,
     RemoveBackend,
+    RemoveEntry,
     RemoveNode,
     ReportHealth,
     ReserveClb,
@@ -66,6 +68,10 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
             await it.send(BeginAdoption(source="flannel"))
         if step % 40 == 39:
             await it.send(EndAdoption())
+        if step % 20 == 9 and any(one.provider == "gateway" for one in state.clb.values()):
+            await it.send(AddEntry(entry="api", sources=(f"203.0.113.{step % 40}/32",)))
+        if step % 20 == 14 and state.entries:
+            await it.send(RemoveEntry(entry="api"))
         command: Any = pick.choice(
             (
                 join(number),

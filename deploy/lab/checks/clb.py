@@ -70,7 +70,9 @@ async def _set_up(lab: Lab, setup: ClbSetup) -> None:
     reply = await lab.client.send(ReserveClb(reservation=NAME, subnet=subnet, provider="gateway"))
     setup.addresses = {item["purpose"]: item["address"] for item in reply.result["addresses"]}
     create_authority(lab.directory.path)
-    _, setup.certificate, setup.key = issue_server(lab.directory.path, "api", [*setup.addresses.values()])
+    setup.authority, setup.certificate, setup.key = issue_server(
+        lab.directory.path, "api", [*setup.addresses.values()]
+    )
     for number, (name, purpose) in enumerate(
         (("api-1", API), ("api-2", API), ("services-1", SERVICES), ("services-2", SERVICES))
     ):

@@ -101,6 +101,8 @@ async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
                 taking = (await holders(lab))[API]
                 if taking == leaving:
                     raise CheckFailedError(f"{leaving} still holds the address")
+                if not taking:
+                    raise CheckFailedError(f"nobody holds the address that {leaving} gave up")
                 await _on_link(lab, lab.nodes[taking], setup.addresses[API], there=True)
                 await lab.client.send(MarkGateway(node=leaving))
 

@@ -37,6 +37,7 @@ class ClbSetup:
 
     addresses: dict[str, str] = field(default_factory=dict)
     servers: dict[str, Daemon] = field(default_factory=dict)
+    authority: Path = Path()
     certificate: Path = Path()
     key: Path = Path()
 
@@ -84,10 +85,10 @@ async def request_flow(
     Cancelled inside of the block, the results stay empty; the process that asks is ended, by SIGKILL if
     END_LIMIT_S was not enough.
     """
-    certificate = [str(setup.certificate)] if purpose == API else []
+    authority = [str(setup.authority)] if purpose == API else []
     address, port = setup.addresses[purpose], str(PORTS[purpose])
     process = await asyncio.create_subprocess_exec(
-        *inside, sys.executable, WEB, "ask", address, port, str(patience_s), *certificate,
+        *inside, sys.executable, WEB, "ask", address, port, str(patience_s), *authority,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     asked = RequestFlow(purpose)

@@ -1,7 +1,7 @@
 """A stand-in for the backends of the CLB pair, and its client. Runs inside namespaces; standard library only.
 
     web.py serve NAME PORT [CERTIFICATE KEY]    answers each GET with its name, by TLS if it has a certificate
-    web.py ask ADDRESS PORT PATIENCE [CERTIFICATE]    asks every 20 ms by a new connection until its input ends,
+    web.py ask ADDRESS PORT PATIENCE [AUTHORITY]      asks every 20 ms by a new connection until its input ends,
                                                       and every 100 ms by each of a few that stay open
 
 A new connection is given up after PATIENCE seconds without an answer: a short one measures outages, a long
