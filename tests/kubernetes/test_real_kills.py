@@ -18,12 +18,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from events.bus.connection import BusOptions
+from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.errors import IsthmusError
+from events.jetstream.log import JetStreamLog
 from events.protocol.commands import RemoveNode
 from events.protocol.queries import ListNodes, NodePage
+from events.reading import verified
+from events.types import RangeAllocated
 from tests.kubernetes.cluster import DEFINE, Agents
 from tests.kubernetes.real import ASSETS, RealApiServer, serving
 from tests.service.onbus import CLUSTER, client
@@ -66,7 +69,8 @@ class World:
 
     def __init__(self, api: RealApiServer, agents: Agents, dice: random.Random) -> None:
         self.api, self.agents, self.dice = api, agents, dice
-        self.given: dict[str, set[str]] = {}
+        self.seen: dict[str, set[str]] = {}
+        """The podCIDRs that each Node has had, by name."""
         self.number = 0
 
     async def change(self) -> None:
@@ -86,13 +90,13 @@ class World:
                         self.agents.alive[name] = f"uid-{self.number}"
                         await self.agents.join(name, f"uid-{self.number}", self.number)
 
-    async def look(self, owned: dict[str, str]) -> dict[str, str]:
+    async def look(self) -> dict[str, str]:
         """The Nodes' podCIDRs, checked."""
         code, found = await self.api.ask("GET", "/api/v1/nodes")
         assert code == 200
         said = {node["metadata"]["name"]: node["spec"].get("podCIDR", "") for node in found["items"]}
-        for name, cidr in owned.items():
-            self.given.setdefault(name, set()).add(cidr)
+        for name, cidr in said.items():
+            self.seen.setdefault(name, set()).update({cidr} if cidr else ())
         written = [cidr for cidr in said.values() if cidr]
         assert len(set(written)) == len(written), said
         return said
@@ -111,6 +115,20 @@ async def killing(what: Callable[[], Awaitable[None]], after_s: float) -> AsyncI
         yield
     finally:
         await task
+
+
+async def ranges_by_node(bus: str) -> dict[str, set[str]]:
+    """Every range that the log ever gave a node, its chain verified from the first event."""
+    found: dict[str, set[str]] = {}
+    connection = await connect(BusOptions(servers=(bus,)), name="reader")
+    try:
+        async for batch in verified(JetStreamLog(connection, CLUSTER)):
+            for recorded in batch.events:
+                if isinstance(recorded.event, RangeAllocated):
+                    found.setdefault(recorded.event.node, set()).add(recorded.event.cidr)
+    finally:
+        await connection.close()
+    return found
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -160,12 +178,12 @@ async def test_kills_of_everything_leave_no_wrong_pod_cidr(seed: int, tmp_path: 
                         for _ in range(6):
                             await world.change()
                     await api.ready()
-                    await world.look({})
+                    await world.look()
 
                 async def settled() -> bool:
                     try:
                         now = await owned()
-                        said = await world.look(now)
+                        said = await world.look()
                     except (IsthmusError, *GONE):
                         return False
                     for name, cidr in said.items():
@@ -183,5 +201,8 @@ async def test_kills_of_everything_leave_no_wrong_pod_cidr(seed: int, tmp_path: 
                 await until(settled, within_s=120)
                 reporting.cancel()
                 await asyncio.wait({reporting})
+            allocated = await ranges_by_node(server.url)
+            for name, cidrs in world.seen.items():
+                assert cidrs <= allocated.get(name, set()), (name, cidrs)
         finally:
             await process.kill()
