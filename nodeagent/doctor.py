@@ -168,8 +168,8 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         yield Finding(
             "underlay",
             "problem",
-            f"{underlay.address} is not on any device that is up",
-            "bring the link up, or start the agent with --underlay DEVICE",
+            f"{underlay.address} is not on any device that is up and has a carrier",
+            "bring the link up (`ip -br link` shows NO-CARRIER where the cable or the peer is missing), or start the agent with --underlay DEVICE",
         )
         return
     yield Finding(

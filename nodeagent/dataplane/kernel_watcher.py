@@ -145,7 +145,7 @@ class KernelWatcher:
             ]
             return self._device(differing)
         if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
-            there = (not notice.gone, notice.up, notice.mtu)
+            there = (not notice.gone, notice.up and notice.carrier, notice.mtu)
             return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"
         return ""
 

@@ -114,7 +114,7 @@ class TunnelDevice:
             "underlay",
             ""
             if underlay.present
-            else f"the underlay address {underlay.address} is not on any device that is up",
+            else f"the underlay address {underlay.address} is not on any device that is up and has a carrier",
         )
         if self._engine is None:
             channel = NetlinkChannel()

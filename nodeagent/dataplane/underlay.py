@@ -26,7 +26,10 @@ IPV4_LARGEST = 65535
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """The address on the node's own link, and that link. ``ifindex`` 0: it is not there just now."""
+    """The address on the node's own link, and that link. ``ifindex`` 0: it is not there just now.
+
+    ``up``: set up, and with a carrier.
+    """
 
     address: str
     device: str
@@ -66,7 +69,7 @@ def resolve(wanted: str, last: Underlay | None = None, peers: Iterable[str] = ()
     if link is not None:
         address = next((text for index, text, _ in links.addresses() if index == link.index), "")
         if address:
-            found = Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
+            found = Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up and link.carrier)
             return _leaving(found, some)
     if kept is not None and kept.present:
         return _leaving(kept, some)  # it has moved: to a bridge that the device is a port of, for instance
@@ -80,7 +83,8 @@ def _device_towards(peers: Iterable[str]) -> str:
     for peer in peers:
         with contextlib.suppress(OSError):
             way = links.route_to(peer)
-            if way.device and way.device != LOOPBACK and way.source:
+            link = links.find(way.device) if way.source and way.device != LOOPBACK else None
+            if link is not None and link.up and link.carrier:
                 return way.device
     return ""
 
@@ -108,7 +112,7 @@ def _leaving(found: Underlay, peers: Iterable[str]) -> Underlay:
         mtu = min([found.mtu, *(link.mtu for link in others)])
         return msgspec.structs.replace(found, mtu=mtu)
     link = min(others, key=lambda link: link.mtu)
-    return msgspec.structs.replace(found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up)
+    return msgspec.structs.replace(found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up and link.carrier)
 
 
 def _why_not(wanted: str, *, found: bool) -> str:
@@ -128,7 +132,7 @@ def _by_address(address: str, last: Underlay | None) -> Underlay:
     if link is None:
         mtu = last.mtu if last is not None else ETHERNET_MTU
         return Underlay(address, last.device if last is not None else "", 0, mtu, up=False)
-    return Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up)
+    return Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up and link.carrier)
 
 
 def _is_address(text: str) -> bool:

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from events.errors import Refused
-from nodeagent.netlink.constants import IFF_NOARP, IFF_UP, RTM_F_LOOKUP_TABLE
+from nodeagent.netlink.constants import IFF_LOWER_UP, IFF_NOARP, IFF_UP, RTM_F_LOOKUP_TABLE
 
 VXLAN_OVERHEAD_V4 = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
@@ -38,6 +38,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     master: int = 0
     """Index of the bridge, bond or VRF that takes its packets; 0: none."""
     arp: bool = True
+    carrier: bool = True
+    """Whether there is somebody at the other end: a cable that is in, a peer that is up."""
     vni: int | None = None
     port: int | None = None
     local: str = ""
@@ -90,6 +92,7 @@ def _link(message: Any) -> Link:
         kind=kind,
         master=message.get_attr("IFLA_MASTER") or 0,
         arp=not message["flags"] & IFF_NOARP,
+        carrier=bool(message["flags"] & IFF_LOWER_UP),
         vni=get("IFLA_VXLAN_ID"),
         port=get("IFLA_VXLAN_PORT"),
         local=get("IFLA_VXLAN_LOCAL") or get("IFLA_VXLAN_LOCAL6") or "",
@@ -145,17 +148,15 @@ def own_addresses() -> frozenset[str]:
 
 
 def default_device() -> str:
-    """The device of the default route with the lowest metric; empty when there is none."""
+    """The device of the default route with the lowest metric, of those with a carrier if there is one; else empty."""
     with _kernel() as socket:
         routes = [
             (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
             for message in socket.get_default_routes(family=2, table=254)
         ]
         candidates = sorted((metric, index) for metric, index in routes if index)
-        if not candidates:
-            return ""
-        found = socket.link("get", index=candidates[0][1])
-        return str(found[0].get_attr("IFLA_IFNAME"))
+        found = [_link(socket.link("get", index=index)[0]) for _, index in candidates]
+        return next((link.name for link in sorted(found, key=lambda link: not link.carrier)), "")
 
 
 def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:

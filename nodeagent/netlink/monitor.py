@@ -18,6 +18,7 @@ from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
     IFF_NOARP,
+    IFF_LOWER_UP,
     IFF_UP,
     NLMSG_HEADER,
     RT_TABLE_MAIN,
@@ -66,6 +67,7 @@ class LinkChange(NamedTuple):
     """For a vxlan device the address that its packets come from."""
     master: int = 0
     arp: bool = True
+    carrier: bool = True
 
 
 class AddressChange(NamedTuple):
@@ -148,6 +150,7 @@ def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Noti
             _vxlan_local(found.get(_IFLA_LINKINFO, b"")),
             int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
             not flags & IFF_NOARP,
+            bool(flags & IFF_LOWER_UP),
         )
     if header.type in (RTM_NEWADDR, RTM_DELADDR):
         family, _, _, _, index = _IFADDR.unpack_from(data[start:end])

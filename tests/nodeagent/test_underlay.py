@@ -80,6 +80,26 @@ def test_another_link_is_followed_at_once() -> None:
         passes(b, a)
 
 
+@inside
+def test_a_link_whose_carrier_is_lost_is_left_for_another_one() -> None:
+    """It stays up and keeps its address and routes: only the carrier says that nothing leaves by it."""
+    with site("a", "b", start=False) as place:
+        a, b = place.nodes.values()
+        sh("ip link add v-a2 type veth peer name eth9 netns a && ip link set v-a2 master wire up")
+        a.run("ip addr add 10.0.0.77/24 dev eth9 metric 300")
+        a.run("ip link set eth9 up")
+        a.run("ip route add default via 10.0.0.254 dev eth9 metric 300")
+        # Two links into one network: without this the kernel itself goes on sending into the dead one.
+        a.run("sysctl -qw net.ipv4.conf.all.ignore_routes_with_linkdown=1")
+        a.start("--resync", "600", underlay="auto").ready()
+        b.start("--resync", "600").ready(1)
+        assert a.status()["underlay"] == a.underlay
+        sh("ip link set v-a down")  # the other end of the cable
+        until(lambda: a.status()["underlay"] == "10.0.0.77", "the other link is taken", 15)
+        until(lambda: member(place, "a") == "10.0.0.77", "the cluster knows it", 30)
+        passes(b, a)
+
+
 def fought(node: Node, command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         ["ip", "netns", "exec", node.name, "sh", "-c", f"while :; do {command}; sleep 0.03; done"],
