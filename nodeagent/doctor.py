@@ -169,7 +169,8 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
             "underlay",
             "problem",
             f"{underlay.address} is not on any device that is up and has a carrier",
-            "bring the link up (`ip -br link` shows NO-CARRIER where the cable or the peer is missing), or start the agent with --underlay DEVICE",
+            "bring the link up (`ip -br link` says NO-CARRIER where nobody is at the other end), or start the "
+            "agent with --underlay DEVICE",
         )
         return
     yield Finding(

@@ -69,7 +69,9 @@ def resolve(wanted: str, last: Underlay | None = None, peers: Iterable[str] = ()
     if link is not None:
         address = next((text for index, text, _ in links.addresses() if index == link.index), "")
         if address:
-            found = Underlay(address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up and link.carrier)
+            found = Underlay(
+                address, link.name, link.index, min(link.mtu, IPV4_LARGEST), link.up and link.carrier
+            )
             return _leaving(found, some)
     if kept is not None and kept.present:
         return _leaving(kept, some)  # it has moved: to a bridge that the device is a port of, for instance
@@ -112,7 +114,9 @@ def _leaving(found: Underlay, peers: Iterable[str]) -> Underlay:
         mtu = min([found.mtu, *(link.mtu for link in others)])
         return msgspec.structs.replace(found, mtu=mtu)
     link = min(others, key=lambda link: link.mtu)
-    return msgspec.structs.replace(found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up and link.carrier)
+    return msgspec.structs.replace(
+        found, device=link.name, ifindex=link.index, mtu=link.mtu, up=link.up and link.carrier
+    )
 
 
 def _why_not(wanted: str, *, found: bool) -> str:

@@ -185,7 +185,7 @@ class FirewallReconciler:
             ):
                 await self._write(wanted)
                 self._listing = await ruleset.listing()
-            if not ruleset.whole(self._listing, wanted[0]):
+            if not ruleset.as_written(self._listing, *wanted):
                 log.warning("the table inet %s was changed by somebody else while it was made", ruleset.TABLE)
                 self._applied = None
                 self._wake.set()

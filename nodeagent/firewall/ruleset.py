@@ -41,6 +41,7 @@ transaction has taken effect as a whole or not at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, ip_address
 
@@ -55,6 +56,7 @@ VXLAN_FLAGS = "@th,64,32 0x08000000"
 TIMEOUT_S = 30.0
 LOOPBACK = 1
 """The index of ``lo``, the first device of every network namespace."""
+_SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 INSTALL = "apt-get install nftables (or dnf install nftables)"
 
 
@@ -248,14 +250,15 @@ async def nft(script: str) -> None:
 async def replace(rules: Rules, vteps: Iterable[str], *, also: str = "") -> None:
     """Bring the table to this form without losing a packet, whatever it holds now; ``also`` in the same step.
 
-    A table whose chains or sets are of another kind (another version's) cannot be changed in place: it is
-    deleted and made anew. Raises Refused as `nft` does.
+    A table whose chains or sets are of another kind (another version's, somebody's own beside ours) cannot
+    be changed in place: it is deleted and made anew. Raises Refused as `nft` does.
     """
     wanted = list(vteps)
+    others = _rules_by_chain(await listing()).keys() - _rules_by_chain(render(rules, ())).keys()
     stale = await elements_of("vteps", "vteps6") - set(wanted)
     other_cidrs = await elements_of("containers") - set(rules.cidrs)
     try:
-        if not other_cidrs:
+        if not other_cidrs and not others:
             await nft(render(rules, wanted, stale=stale) + also)
             return
     except Refused as error:
@@ -296,10 +299,25 @@ async def listing() -> str:
         return ""
 
 
-def whole(text: str, rules: Rules) -> bool:
-    """Whether a listing has all chains of these rules, none with fewer rules than it was given."""
-    found = _rules_by_chain(text)
-    return all(found.get(chain, -1) >= count for chain, count in _rules_by_chain(render(rules, ())).items())
+def as_written(text: str, rules: Rules, vteps: Iterable[str]) -> bool:
+    """Whether a listing has these chains, as many rules in each, and these members; no less and no more."""
+    sets = _elements_by_set(text)
+    wanted = {
+        "vteps": {address for address in vteps if ":" not in address},
+        "vteps6": {str(ip_address(address)) for address in vteps if ":" in address},
+        "strays": set(rules.strays),
+    }
+    return _rules_by_chain(text) == _rules_by_chain(render(rules, ())) and all(
+        sets.get(name) == elements for name, elements in wanted.items()
+    )
+
+
+def _elements_by_set(text: str) -> dict[str, set[str]]:
+    """What each set of a listing holds, as the program prints it."""
+    return {
+        name: set(body.partition("elements = {")[2].partition("}")[0].replace(",", " ").split())
+        for name, body in _SET.findall(text)
+    }
 
 
 def _rules_by_chain(text: str) -> dict[str, int]:

@@ -27,7 +27,7 @@ _NUD_INCOMPLETE, _NUD_FAILED, _NUD_NOARP = 0x01, 0x20, 0x40
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A network device. The ``vxlan_*`` fields are set for vxlan devices only."""
+    """A network device. ``carrier``: somebody is at the other end. ``vni`` and below: of vxlan devices."""
 
     index: int
     name: str
@@ -39,7 +39,6 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the bridge, bond or VRF that takes its packets; 0: none."""
     arp: bool = True
     carrier: bool = True
-    """Whether there is somebody at the other end: a cable that is in, a peer that is up."""
     vni: int | None = None
     port: int | None = None
     local: str = ""
@@ -148,14 +147,13 @@ def own_addresses() -> frozenset[str]:
 
 
 def default_device() -> str:
-    """The device of the default route with the lowest metric, of those with a carrier if there is one; else empty."""
+    """The device of the best default route, one with a carrier if there is any; empty without one."""
     with _kernel() as socket:
         routes = [
-            (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF"))
+            (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF") or 0)
             for message in socket.get_default_routes(family=2, table=254)
         ]
-        candidates = sorted((metric, index) for metric, index in routes if index)
-        found = [_link(socket.link("get", index=index)[0]) for _, index in candidates]
+        found = [_link(socket.link("get", index=index)[0]) for _, index in sorted(routes) if index]
         return next((link.name for link in sorted(found, key=lambda link: not link.carrier)), "")
 
 

@@ -17,8 +17,8 @@ from nodeagent.netlink import dump
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
-    IFF_NOARP,
     IFF_LOWER_UP,
+    IFF_NOARP,
     IFF_UP,
     NLMSG_HEADER,
     RT_TABLE_MAIN,

@@ -92,8 +92,9 @@ async def test_where_no_table_of_ours_judges_packets_nothing_waits_for_it() -> N
 
 
 @inside
-async def test_a_table_that_goes_while_it_is_written_is_made_anew() -> None:
+async def test_a_table_that_is_changed_while_it_is_written_is_made_anew() -> None:
     """Between the write and the look at it: what is found there is not what was written."""
+    members = {"10.0.0.2", "fd00::2"}
     with TemporaryDirectory() as name:
         place, nft = Path(name), f"{name}/nft"
         gate(place)
@@ -101,16 +102,20 @@ async def test_a_table_that_goes_while_it_is_written_is_made_anew() -> None:
             "delete table inet isthmus",
             "flush table inet isthmus",
             "flush chain inet isthmus leaving",
+            "insert rule inet isthmus forwarded accept",
+            "add element inet isthmus vteps { 10.0.0.66 }",
+            "delete element inet isthmus vteps6 { fd00::2 }",
+            "add chain inet isthmus theirs { type filter hook forward priority 0; policy drop; }",
         ):
             (place / "gate").write_text(
-                f'[ "$1" != --stateless ] || [ ! -e {place}/once ] || {{ rm {place}/once; {nft} {damage}; }}\n'
-                f'exec {nft} "$@"\n'
+                f'#!/bin/sh\n{nft} "$@" || exit\n[ "$1" != -f ] || [ ! -e {place}/once ] || '
+                f"{{ rm {place}/once; {nft} '{damage}'; }}\n"
             )
-            (place / "gate").write_text("#!/bin/sh\n" + (place / "gate").read_text())
             firewall = FirewallReconciler(Conditions())
             (place / "once").touch()
             async with running(firewall):
-                firewall.want(RULES, lambda: {"10.0.0.2"}, 5)
+                firewall.want(RULES, lambda: members, 5)
                 await until(lambda: firewall.confirmed(9) == 5, damage)  # noqa: B023
-                assert ruleset.whole(await ruleset.listing(), RULES), damage
+                assert not (place / "once").exists(), damage
+                assert ruleset.as_written(await ruleset.listing(), RULES, members), damage
             await ruleset.remove()
