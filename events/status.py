@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -33,6 +33,53 @@ _LISTS = {"stray_ranges": 1024}
 """Lists that hold something up are as long as a report can be: what is cut of them would be forgotten."""
 _NAMES = {"node": 253, "uid": 128}
 """Names are refused when they are too long or unprintable, not cut: a cut name is another name."""
+
+WAY_AGE_MAX_S = 1e9
+WayKind = Literal["tunnel", "direct", "nat", "relayed"]
+KINDS: Final[tuple[WayKind, ...]] = ("tunnel", "direct", "nat", "relayed")
+NAMED_MAX = 32
+"""Most peers in one report."""
+VIA_MAX, WHY_MAX = 300, 200
+
+
+class PeerWay(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The way to one peer, by the epoch of its range, since ``since_s`` seconds before the report.
+
+    ``via`` is the next hop of a direct way (the peer's own underlay address), the address and port that were
+    seen of a peer behind NAT, or the name of the node that relays. ``why`` says what ended the last other way.
+    """
+
+    epoch: int
+    kind: WayKind
+    since_s: float = 0.0
+    via: str = ""
+    encrypted: bool = False
+    why: str = ""
+
+
+class WaysReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How many peers are reached which way, and those that are named."""
+
+    tunnel: int = 0
+    direct: int = 0
+    nat: int = 0
+    relayed: int = 0
+    encrypted: int = 0
+    """Peers to which packets are encrypted, whichever way they take; they are counted there, too."""
+    peers: tuple[PeerWay, ...] = ()
+
+    def counts(self) -> dict[WayKind, int]:
+        """Peers by way; none where nobody is."""
+        every: dict[WayKind, int] = {
+            "tunnel": self.tunnel, "direct": self.direct, "nat": self.nat, "relayed": self.relayed,
+        }  # fmt: skip
+        return {kind: count for kind, count in every.items() if count}
+
+    def sentence(self) -> str:
+        """``12 direct, 3 tunnel; 3 of them encrypted``; empty without peers."""
+        counts = self.counts()
+        said = ", ".join(f"{counts[kind]} {kind}" for kind in (*KINDS[1:], KINDS[0]) if kind in counts)
+        return said + (f"; {self.encrypted} of them encrypted" if self.encrypted else "")
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,6 +135,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The same on the narrowest way to a peer that was measured; 0: none was (yet)."""
     fast_path: str = ""
     """Whether its fast path is ``on`` or ``off``; empty from agents before 0.3."""
+    ways: WaysReport | None = None
+    """Which way packets take to its peers; None from agents before 0.3."""
     mesh: MeshReport | None = None
     """What it measured of its peers; None from agents that do not ask (those before 0.3)."""
 
@@ -106,6 +155,8 @@ def checked(status: AgentStatus) -> AgentStatus:
             fit = _name(field, value) if field in _NAMES else printable(value, TEXT_MAX)
         elif isinstance(value, MeshReport):
             fit = checked_mesh(value)
+        elif isinstance(value, WaysReport):
+            fit = checked_ways(value)
         elif isinstance(value, tuple):
             fit = tuple(printable(text, TEXT_MAX) for text in value[: _LISTS.get(field, TEXTS_MAX)])
         else:
@@ -142,3 +193,18 @@ def _bounds(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         shown = f"{value:g}" if abs(value) < 1e300 else "beyond all bounds"  # an int of 400 digits is no float
         raise BadRequest("bad_request", f"{field} is {shown}; the bounds are {low:g} … {high:g}", field=field)
+
+
+def checked_ways(report: WaysReport) -> WaysReport:
+    """The report cut to its bounds, with printable texts. Raises BadRequest(bad_request) for impossible
+    numbers."""
+    for number in (report.tunnel, report.direct, report.nat, report.relayed, report.encrypted):
+        _bounds("ways", number, 0, SEQUENCE_MAX)
+    peers = tuple(
+        msgspec.structs.replace(way, via=printable(way.via, VIA_MAX), why=printable(way.why, WHY_MAX))
+        for way in report.peers[:NAMED_MAX]
+    )
+    for way in peers:
+        _bounds("ways", way.epoch, 1, SEQUENCE_MAX)
+        _bounds("ways", way.since_s, 0, WAY_AGE_MAX_S)
+    return msgspec.structs.replace(report, peers=peers)

@@ -39,6 +39,7 @@ from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
+from nodeagent.ways.table import WayTable
 
 log = logging.getLogger("isthmus.agent")
 
@@ -99,6 +100,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     path: PathProber
     mesh: MeshProber
     tracer: PeerTracer
+    ways: WayTable
     trace_requests: TraceRequests
     host_watch: HostWatch
     reporter: StatusReporter

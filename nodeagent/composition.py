@@ -52,6 +52,7 @@ from nodeagent.pods.plugin.keeper import PluginKeeper
 from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
+from nodeagent.ways.table import WayTable
 
 log = logging.getLogger("isthmus.agent")
 
@@ -257,7 +258,7 @@ def compose(
         conditions,
         reconciler.tunnel,
         view,
-        mtus=lambda: reconciler.mtus,
+        mtus=lambda: reconciler.found.mtus,
         predecessors=Predecessors(config.state_dir),
         loaded=fastpath[0],
         why_not=fastpath[1],
@@ -265,14 +266,15 @@ def compose(
     dispatcher = ChangeDispatcher(view, reconciler, node, fast)
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
-    mesh = MeshProber(path, context=sources.route, narrow=lambda: reconciler.mtus)
+    ways = WayTable()
+    mesh = MeshProber(path, context=sources.route, narrow=lambda: reconciler.found.mtus)
     tracer = PeerTracer(mesh.told)
     mesh.tracer = tracer
     host_watch = HostWatch(conditions, host=sources.host, cni_kept=node.cni_kept, rewrite_cni=node.follow)
     prober = PathMtuProber(
         conditions,
         context=lambda: reconciler.probe_context(view),
-        known=lambda: reconciler.mtus,
+        known=lambda: reconciler.found.mtus,
         apply=reconciler.narrow,
     )
     reporter = StatusReporter(
@@ -289,6 +291,7 @@ def compose(
         fastpath=fast,
         path_mtu=lambda: prober.smallest,
         mesh=mesh,
+        ways=ways,
     )
     agent = Agent(
         config=config,
@@ -324,6 +327,7 @@ def compose(
         path=path,
         mesh=mesh,
         tracer=tracer,
+        ways=ways,
         trace_requests=TraceRequests(session, config.cluster, config.node, trace=mesh.trace),
         host_watch=host_watch,
         reporter=reporter,

@@ -18,6 +18,17 @@ VIEW_LIMIT_BYTES = 1 << 30
 """More than a view of a hundred thousand nodes and its journal."""
 
 
+class LocalWay(msgspec.Struct, frozen=True):
+    """The way to one peer, as :class:`events.status.PeerWay` has it; ``since`` in Unix seconds."""
+
+    peer: str
+    way: str
+    via: str = ""
+    encrypted: bool = False
+    since: float = 0.0
+    why: str = ""
+
+
 class LocalStatus(msgspec.Struct, kw_only=True):
     """Everything about one agent. Times are Unix seconds, durations seconds."""
 
@@ -67,6 +78,11 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """Where host-local keeps the pods' addresses."""
     pods: int = -1
     """Pods with an address of the node's range; -1 when not known."""
+    ways: str = ""
+    """How many peers are reached which way, in words."""
+    peer_ways: tuple[LocalWay, ...] = ()
+    """Peers that are reached otherwise than through the tunnel, or were in this life of the agent; the newest
+    change first, and not all of thousands."""
     stray_pods: tuple[str, ...] = ()
     """Addresses of pods in ranges that are not this node's (any more)."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import Observation
 
 from events.bus.access.creds import ends_at
+from events.status import KINDS
 from events.telemetry.role import Telemetry
 from nodeagent.fastpath.layout import REASONS
 from nodeagent.netlink.rows import Kind
@@ -77,6 +78,7 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
         "s",
     )
     one("isthmus.agent.peers", "Other nodes of the view.", lambda: len(agent.view.peers))
+    gauge("isthmus.agent.ways", "Peers by the way that packets take to them.", lambda: _ways(agent))
     gauge("isthmus.agent.rows", "Desired kernel rows, by kind.", lambda: rows_by_kind(agent))
     one(
         "isthmus.agent.mtu",
@@ -162,6 +164,13 @@ def _packets(path: FastPath) -> list[Observation]:
         for way in ("fast", "slow")
         for direction in ("out", "in")
     ]
+
+
+def _ways(agent: Agent) -> list[Observation]:
+    report = agent.ways.report(time.monotonic(), len(agent.view.peers))
+    counts = report.counts()
+    plain = [Observation(counts.get(kind, 0), {"way": kind}) for kind in KINDS]
+    return [*plain, Observation(report.encrypted, {"way": "encrypted"})]
 
 
 def rows_by_kind(agent: Agent) -> list[Observation]:

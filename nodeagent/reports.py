@@ -28,11 +28,12 @@ from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
-from nodeagent.local_files import LocalStatus, write_status
+from nodeagent.local_files import LocalStatus, LocalWay, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.pods.watch import PodWatch
+from nodeagent.ways.table import LISTED_MAX, WayTable
 
 log = logging.getLogger("isthmus.agent")
 
@@ -82,13 +83,14 @@ class StatusReporter:
         fastpath: FastPath,
         path_mtu: Callable[[], int],
         mesh: MeshProber,
+        ways: WayTable,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
         self._firewall = firewall
         self._path, self._host_watch = path, host_watch
         self._fastpath, self._path_mtu = fastpath, path_mtu
-        self._mesh = mesh
+        self._mesh, self._ways = mesh, ways
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -205,6 +207,7 @@ class StatusReporter:
             path_mtu=self._path_mtu(),
             fast_path="on" if self._fastpath.on else "off",
             mesh=self._mesh.report(),
+            ways=self._ways.report(time.monotonic(), len(self._view.peers)),
         )
 
     def _digest(self, applied: int) -> str:
@@ -261,4 +264,9 @@ class StatusReporter:
             pod_directory=str(self._config.pod_directory),
             pods=self._pods.pods.own if self._pods.pods is not None else -1,
             stray_pods=self._pods.strays,
+            ways=self._ways.report(time.monotonic(), len(view.peers)).sentence(),
+            peer_ways=tuple(
+                LocalWay(peer.node, way.kind, way.via, way.encrypted, time.time() - age_s, why)
+                for peer, way, age_s, why in self._ways.newest(time.monotonic(), LISTED_MAX)
+            ),
         )

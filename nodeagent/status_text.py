@@ -6,7 +6,10 @@ import time
 
 from events.cli.tables import print_table
 from events.status import SILENT_INTERVALS
-from nodeagent.local_files import LocalStatus
+from nodeagent.local_files import LocalStatus, LocalWay
+
+WAYS_SHOWN = 12
+"""Peers whose way is shown; `--json` has more."""
 
 
 def ago(then: float, now: float) -> str:
@@ -52,6 +55,12 @@ def _path(status: LocalStatus, now: float) -> str:
     return words.get(status.path, status.path)
 
 
+def _way(way: LocalWay, now: float) -> str:
+    via = f" via {way.via}" if way.via else ""
+    why = f" ({way.why})" if way.why else ""
+    return f"{way.way}{via}{', encrypted' if way.encrypted else ''}, changed {ago(way.since, now)}{why}"
+
+
 def fast_path(status: LocalStatus) -> str:
     """Which way packets took so far, in one line."""
     names = ("fast_out", "fast_in", "slow_out", "slow_in")
@@ -88,6 +97,8 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
         *([("fast path", fast_path(status))] if status.fastpath else []),
         ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
         ("packets", _path(status, now) + stale),
+        *([("ways", status.ways + stale)] if status.ways else []),
+        *((f"to {way.peer}", _way(way, now)) for way in status.peer_ways[:WAYS_SHOWN]),
         ("work", work(status.counters)),
         ("written", ago(status.written_at, now)),
     ]

@@ -16,6 +16,7 @@ from events.cli.tables import counted, print_json, print_table
 from events.errors import IsthmusError
 from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
+from events.protocol.ways import PeerWayView
 
 COLUMNS = (
     *("node", "kind", "site", "range", "underlay", "epoch", "state", "behind", "last report"),
@@ -109,6 +110,13 @@ def _packets(view: NodeView) -> str:
     return f"{words.get(view.path, view.path)}{last}{_stale(view)}"
 
 
+def _way(way: PeerWayView) -> str:
+    """Which way packets take to one peer, and since when."""
+    via = f" via {way.via}" if way.via else ""
+    since = f", since {_age(way.since)}" if way.since is not None else ""
+    return f"{way.way}{via}{', encrypted' if way.encrypted else ''}{since}{f' ({way.why})' if way.why else ''}"
+
+
 def _stale(view: NodeView) -> str:
     return " (stale: the agent is silent)" if view.stale else ""
 
@@ -172,6 +180,8 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
                 + _stale(view),
             ),
             ("packets", _packets(view)),
+            *([("ways to peers", view.ways + _stale(view))] if view.ways else []),
+            *((f"to {way.peer}", _way(way)) for way in view.peer_ways),
             *(("differs", row) for row in view.drift),
             *(("condition", condition) for condition in view.agent_conditions),
         ]

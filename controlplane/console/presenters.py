@@ -154,6 +154,7 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         translated=node.underlay != node.announced,
         fast_path=observed.fast_path if observed is not None else "",
         pods=observed.pods if observed is not None else -1,
+        ways=observed.ways.sentence() if observed is not None and observed.ways is not None else "",
     )
 
 

@@ -210,6 +210,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     addresses of its range that pods have now (-1: not known; not recorded for the past). Once ``stale``, all
     that its agent said is what was. ``version`` is its agent's release. A ``translated`` node is reached at
     another address than its own. ``fast_path`` is on, off, or empty: not known.
+    ``ways`` counts its peers by the way that packets take to them, in words (empty: not known; not recorded for
+    the past).
     """
 
     name: str
@@ -235,6 +237,7 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     pods: int = -1
     translated: bool = False
     fast_path: str = ""
+    ways: str = ""
 
 
 class NodeList(View, frozen=True, kw_only=True):

@@ -59,6 +59,7 @@ from events.protocol.queries import (
     ShowNode,
     WhoHas,
 )
+from events.protocol.ways import PeerWayView
 from events.status import AgentStatus
 
 if TYPE_CHECKING:
@@ -176,6 +177,28 @@ def node_view(state: ClusterState, node: Node, reports: LastReports = UNREPORTED
         pods=status.pods if status else -1,
         stray_pods=status.stray_pods if status else (),
         refusals=tuple(refusal_views(state, node.name)),
+        ways=status.ways.sentence() if status and status.ways else "",
+    )
+
+
+def peer_ways(
+    state: ClusterState, status: AgentStatus | None, heard: datetime | None
+) -> tuple[PeerWayView, ...]:
+    """Which way packets take to the peers that a node's report names; ``heard`` is that report's arrival."""
+    if status is None or status.ways is None:
+        return ()
+    names = {owned.epoch: name for name, owned in state.owned.items()}
+    return tuple(
+        PeerWayView(
+            peer=names[way.epoch],
+            way=way.kind,
+            since=heard - timedelta(seconds=min(way.since_s, PASSED_AGE_MAX_S)) if heard else None,
+            via=way.via,
+            encrypted=way.encrypted,
+            why=way.why,
+        )
+        for way in status.ways.peers
+        if way.epoch in names
     )
 
 
@@ -197,7 +220,8 @@ def show_node(state: ClusterState, query: ShowNode, reports: LastReports) -> Nod
     """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
     node = state.nodes.get(query.node)
     if node is not None:
-        return node_view(state, node, reports)
+        ways = peer_ways(state, reports.statuses.get(node.uid), reports.last_seen.get(node.uid))
+        return msgspec.structs.replace(node_view(state, node, reports), peer_ways=ways)
     refusals = tuple(refusal_views(state, query.node))
     if not refusals:
         raise Refused(

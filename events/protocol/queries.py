@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from events.protocol.ways import PeerWayView
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, NodeKind
 
 PAGE_LIMIT = 1000
@@ -278,6 +279,11 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stray_pods: tuple[str, ...] = ()
     """Some addresses of pods on it in ranges that it does not have any more."""
     refusals: tuple[RefusalView, ...] = ()
+    ways: str = ""
+    """How many peers its packets reach which way, in words; empty: not known."""
+    peer_ways: tuple[PeerWayView, ...] = ()
+    """The peers that they reach, or reached until lately, otherwise than through the tunnel; the newest change
+    first, and not all of many. Only of one node that is asked about."""
 
 
 class NodePage(msgspec.Struct, frozen=True, kw_only=True):

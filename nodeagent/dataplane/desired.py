@@ -11,7 +11,7 @@ from itertools import repeat
 
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import BLACKHOLE, STRAY, Kind, Rows, Table, route_key, route_value
+from nodeagent.netlink.rows import BLACKHOLE, STRAY, Kind, Rows, Table, preferred_key, route_key, route_value
 
 _PUT = Action.PUT
 _NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly
@@ -27,7 +27,8 @@ class Desired:
     destination of every claimant by its epoch.
 
     What was measured on the way to a peer (:meth:`narrow`) is part of its route for as long as that
-    peer, at that address, has the range.
+    peer, at that address, has the range. So is another way than the tunnel (:meth:`prefer`): one more route
+    beside the peer's own three rows, which stay.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,22 @@ class Desired:
         self.rows.routes[route] = value
         return [Operation(_PUT, _ROUTE, route, value)]
 
+    def prefer(self, peer: Peer, value: bytes | None) -> list[Operation]:
+        """Lead packets to a peer by another route than the tunnel's; None: by the tunnel's.
+
+        ``value`` is a route's, as :mod:`nodeagent.netlink.rows` defines it. A peer that has no rows gets none.
+        """
+        _, _, _, route = peer.packed()
+        key, routes = preferred_key(route[:4], route[4]), self.rows.routes
+        there = routes.get(key)
+        if there == value or route not in routes:
+            return []
+        if value is None:
+            del routes[key]
+            return [Operation(Action.DROP, _ROUTE, key, there or b"")]
+        routes[key] = value
+        return [Operation(_PUT, _ROUTE, key, value)]
+
     def apply(self, change: PeerChange) -> list[Operation]:
         """Follow one change of the peer table; return its writes, then its removals, in safe order."""
         if change.before is None and change.after is not None:
@@ -60,7 +77,7 @@ class Desired:
         touched = Rows(
             {**before.neighbours, **after.neighbours},
             {**before.fdb, **after.fdb},
-            {**before.routes, **after.routes},
+            {**_with_preferred(before.routes), **_with_preferred(after.routes)},
         )
         old = _pick(self.rows, touched)
         if change.before:
@@ -100,7 +117,7 @@ class Desired:
     def _leave(self, peer: Peer, rows: Rows) -> None:
         for key in rows.neighbours:
             self.rows.neighbours.pop(key, None)
-        for key in rows.routes:
+        for key in _with_preferred(rows.routes):
             self.rows.routes.pop(key, None)
         for mac in rows.fdb:
             claims = self._shared.get(mac)
@@ -112,6 +129,11 @@ class Desired:
                 self._claims[mac], self.rows.fdb[mac] = newest, claims[newest]
             elif self._claims.get(mac) == peer.epoch:
                 del self._claims[mac], self.rows.fdb[mac]
+
+
+def _with_preferred(routes: Table) -> Table:
+    """The keys of these routes and of those that may be preferred to them."""
+    return {**routes, **{preferred_key(key[:4], key[4]): b"" for key in routes}}
 
 
 def _pick(rows: Rows, keys: Rows) -> Rows:

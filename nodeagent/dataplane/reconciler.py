@@ -24,6 +24,7 @@ from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
+from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.reconcile import Outcome
 from nodeagent.dataplane.resync_triggers import ResyncTriggers
 from nodeagent.dataplane.tunnel_device import TunnelDevice
@@ -35,6 +36,7 @@ from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import describe
 from nodeagent.netlink.socket import AnswersLost, KernelRefusal
 from nodeagent.tracing import Causes, mark_refused
+from nodeagent.ways.table import Exit
 
 log = logging.getLogger("isthmus.agent.reconciler")
 
@@ -73,8 +75,7 @@ class Reconciler:
         self._fresh = False  # the desired rows were changed on purpose since the last clean comparison
         self.view: View | None = None
         """What the rows are made from; None before the first look at the log."""
-        self.mtus: dict[Peer, int] = {}
-        """The inner MTU of each peer whose way is narrower than the device, in bytes."""
+        self.found = OwnFindings()
         self.guard = FightGuard[RepairKey]()
         self.tunnel = TunnelDevice(config, conditions)
         self.applied = 0
@@ -102,7 +103,8 @@ class Reconciler:
     def digest(self) -> str:
         """The kernel's digest at ``applied``; empty when it is not known.
 
-        The MTU of a route is this node's own finding: a route that has it right counts as the log's.
+        The MTU of a route, and a route that is preferred to the tunnel's, are this node's own findings: rows
+        that have them right count as the log's.
         """
         view = self.view
         if view is None or self._digest_shift is None or not self.clean or self.applied != view.sequence:
@@ -137,29 +139,25 @@ class Reconciler:
         waits for a resync, nothing was taken in.
         """
         async with self._lock:
-            before, self.mtus = self.mtus, dict(mtus)
-            view, desired = self.view, self.desired
-            if view is None or desired is None:
-                return
-            operations = [
-                operation
-                for peer in {**before, **mtus}
-                if view.peers.get(peer.cidr) == peer
-                for operation in desired.narrow(peer, mtus.get(peer, 0))
-            ]
-            if operations:
-                self._write(view, operations)
+            operations = self.found.narrow(mtus, self.view, self.desired)
+            if operations and self.view is not None:
+                self._write(self.view, operations)
 
-    def _narrow(self, view: View, desired: Desired) -> None:
-        for peer, mtu in self.mtus.items():
-            if view.peers.get(peer.cidr) == peer:
-                desired.narrow(peer, mtu)
+    async def prefer(self, exits: Mapping[Peer, Exit]) -> None:
+        """The whole of what leads to peers by another way than the tunnel, written at once.
+
+        What the kernel refuses is not in ``found.exits`` afterwards. Cancelled while it waits for a resync,
+        nothing was taken in.
+        """
+        async with self._lock:
+            operations = self.found.prefer(exits, self.view, self.desired)
+            if operations and self.view is not None:
+                self._write(self.view, operations)
 
     def _adopt(self, view: View, desired: Desired) -> None:
-        """In a worker thread, at the start: what an earlier life found of narrow ways stands in the routes."""
-        found = self.tunnel.mtus()
-        self.mtus = {peer: mtu for peer in view.peers if (mtu := found.get(peer.packed()[3]))} if found else {}
-        self._narrow(view, desired)
+        """In a worker thread, at the start: what an earlier life found of the ways stands in the routes."""
+        self.found.adopt(self.tunnel.routes(), view)
+        self.found.put_into(desired, view)
 
     def _follow(self, view: View, changes: Sequence[PeerChange]) -> None:
         self.view = view
@@ -217,6 +215,8 @@ class Reconciler:
         self.counters.record_direct(operations, len(refusals), time.perf_counter() - started)
         if refusals:
             self._fresh = True
+            if self.desired is not None:
+                self.found.give_up(self.desired, [refusal.operation for refusal in refusals])
             self._refused(refusals)
             self.request("refused")
             return
@@ -236,7 +236,7 @@ class Reconciler:
         self.desired = None
         if view.own is not None:
             self.desired = desired_of(view.own, view)
-            self._narrow(view, self.desired)
+            self.found.put_into(self.desired, view)
         self.clean, self._fresh = False, True
         return True
 
@@ -291,7 +291,10 @@ class Reconciler:
                 if not self.counters.resyncs and self.tunnel.existed:
                     await asyncio.to_thread(self._adopt, view, self.desired)
                 on_purpose = self._fresh or not self.clean or bool(device.actions)
+                self.found.put_into(self.desired, view)  # with the device's MTU as it is now
                 outcome = await asyncio.to_thread(self._compare, self.desired, on_purpose)
+                if self.found.give_up(self.desired, [refusal.operation for refusal in outcome.refusals]):
+                    outcome = await asyncio.to_thread(self._compare, self.desired, on_purpose)
             except IsthmusError as error:
                 mark_error(span, error)
                 self._failed(error.message)
@@ -392,6 +395,7 @@ class Reconciler:
             peers=peers,
             allow=lambda name: self.guard.allow((DEVICE, name), now),
         )
+        self.found.device_mtu = self.tunnel.spec.mtu if self.tunnel.spec is not None else 0
         self.watcher.watch(self.tunnel.ifindex, self.tunnel.port)
         return outcome
 

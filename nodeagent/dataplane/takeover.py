@@ -27,7 +27,7 @@ from nodeagent.netlink.constants import (
 )
 from nodeagent.netlink.links import DeviceSpec
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import Kind, Rows, split_route_key
+from nodeagent.netlink.rows import Kind, Rows, is_preferred, split_route_key
 from nodeagent.netlink.socket import Engine, NetlinkChannel, dumped
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -153,7 +153,7 @@ def give_back(name: str, old: str) -> list[str]:
         return done
     with Engine(NetlinkChannel()) as engine:
         routes = engine.read(device.index).routes
-        through = [(key, value) for key, value in routes.items() if len(value) in {4, 8}]
+        through = [(key, v) for key, v in routes.items() if len(v) in {4, 8} and not is_preferred(key)]
         there = {(route.network, route.length) for route in foreign_routes(device.index)}
         missing = [
             (network, length, value[:4])

@@ -163,10 +163,9 @@ class TunnelDevice:
             raise OSError(CLOSED)
         return apply_directly(self._engine, self.ifindex, operations)
 
-    def mtus(self) -> dict[bytes, int]:
-        """The MTU of our routes that have one of their own, by route key. Raises AnswersLost, OSError."""
-        routes = self._engine.read(self.ifindex).routes if self._engine is not None else {}
-        return {key: int.from_bytes(value[4:], "big") for key, value in routes.items() if len(value) == 8}
+    def routes(self) -> dict[bytes, bytes]:
+        """Our routes as they are in the kernel. Raises AnswersLost, OSError."""
+        return self._engine.read(self.ifindex).routes if self._engine is not None else {}
 
     def close(self) -> None:
         """Close the socket; the next preparation opens another."""

@@ -36,6 +36,7 @@ from nodeagent.netlink.constants import (
     RTA_GATEWAY,
     RTA_METRICS,
     RTA_OIF,
+    RTA_PREFSRC,
     RTA_PRIORITY,
     RTA_TABLE,
     RTAX_MTU,
@@ -44,8 +45,9 @@ from nodeagent.netlink.constants import (
     RTN_BLACKHOLE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    RTNH_STATE,
 )
-from nodeagent.netlink.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value
+from nodeagent.netlink.rows import BLACKHOLE, ODD, STRAY, Table, route_key, route_value, side_route_value
 
 
 class MalformedMessage(ValueError):
@@ -149,7 +151,7 @@ def read_fdb(data: bytes, ifindex: int, table: Table) -> None:
 def read_routes(data: bytes, ifindex: int, table: Table) -> None:
     """Add the main table's IPv4 routes with our protocol in one datagram to ``table``.
 
-    A route of ours that leads to another device than ``ifindex`` is in an odd form.
+    A route of ours that leads to another device than ``ifindex`` has a value that names that device.
     Raises MalformedMessage.
     """
     head = struct.pack("=IH", _ROUTE.size, RTM_NEWROUTE)
@@ -224,14 +226,21 @@ def route_row(data: bytes, offset: int, header: Header, ifindex: int) -> Row | N
     if kind == RTN_BLACKHOLE:
         return key, BLACKHOLE
     gateway = found.get(RTA_GATEWAY, b"")
+    flags &= ~RTNH_STATE
     plain = kind == RTN_UNICAST and tos == 0 and len(gateway) == 4 and flags == RTNH_F_ONLINK
-    if plain and found.get(RTA_OIF) == _U32.pack(ifindex):
-        metrics = attributes(found.get(RTA_METRICS, b""), 0, len(found.get(RTA_METRICS, b"")))
-        if not metrics:
+    device = found.get(RTA_OIF, b"")
+    metrics = attributes(found.get(RTA_METRICS, b""), 0, len(found.get(RTA_METRICS, b"")))
+    mtu = metrics.pop(RTAX_MTU, b"")
+    (limit,) = _U32.unpack(mtu) if len(mtu) == _U32.size and not metrics else (0,)
+    source = found.get(RTA_PREFSRC, b"")
+    if plain and device == _U32.pack(ifindex) and not source:
+        if not metrics and not mtu:
             return key, gateway
-        mtu = metrics.pop(RTAX_MTU, b"")
-        if len(mtu) == _U32.size and any(mtu) and not metrics:
-            return key, route_value(gateway, _U32.unpack(mtu)[0])
+        if limit:
+            return key, route_value(gateway, limit)
+    on_link = kind == RTN_UNICAST and tos == 0 and not gateway and not flags
+    if (plain or on_link) and limit and len(device) == _U32.size and device != _U32.pack(ifindex):
+        return key, side_route_value(gateway or bytes(4), limit, _U32.unpack(device)[0], source)
     return key, _odd("via", gateway, "flags", flags)
 
 

@@ -30,12 +30,14 @@ from nodeagent.netlink.constants import (
     NTF_SELF,
     NUD_PERMANENT,
     PROTOCOL,
+    RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_GATEWAY,
     RTA_METRICS,
     RTA_OIF,
+    RTA_PREFSRC,
     RTA_PRIORITY,
     RTAX_MTU,
     RTM_DELNEIGH,
@@ -48,7 +50,7 @@ from nodeagent.netlink.constants import (
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
-from nodeagent.netlink.rows import BLACKHOLE, Kind, split_route_key
+from nodeagent.netlink.rows import BLACKHOLE, Kind, split_route_key, split_side_route
 
 _HEADER = "=IHHII"  # length, type, flags, sequence, port id
 _NDMSG = "BBHiHBB"  # family, pad, pad, ifindex, state, flags, type
@@ -189,6 +191,8 @@ def put_route(ifindex: int, sequence: int, key: bytes, gateway: bytes) -> bytes:
             AF_INET, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_BLACKHOLE, 0,
             8, RTA_DST, network, 8, RTA_PRIORITY, priority,
         )  # fmt: skip
+    if len(gateway) == 16:
+        return _put_side_route(sequence, key, gateway)
     if len(gateway) == 4:
         return _ROUTE_PUT.pack(
             _ROUTE_START, sequence, AF_INET, length, _ROUTE_FIXED, network, _GATEWAY, gateway, _OIF, ifindex,
@@ -197,6 +201,29 @@ def put_route(ifindex: int, sequence: int, key: bytes, gateway: bytes) -> bytes:
     return _ROUTE_PUT_MTU.pack(
         _ROUTE_START_MTU, sequence, AF_INET, length, _ROUTE_FIXED, network, _GATEWAY, gateway[:4],
         _OIF, ifindex, _PRIORITY, priority, _MTU, int.from_bytes(gateway[4:], "big"),
+    )  # fmt: skip
+
+
+def _put_side_route(sequence: int, key: bytes, value: bytes) -> bytes:
+    """``ip route replace RANGE [via GATEWAY] dev … [onlink] [src ADDRESS] proto 84 metric M mtu N``."""
+    network, length, priority = split_route_key(key)
+    gateway, mtu, device, source = split_side_route(value)
+    on_link = not any(gateway)
+    found = _ATTRIBUTE.pack(8, RTA_DST) + network
+    if not on_link:
+        found += _ATTRIBUTE.pack(8, RTA_GATEWAY) + gateway
+    found += struct.pack("=HHIHHI", 8, RTA_OIF, device, 8, RTA_PRIORITY, priority)
+    if any(source):
+        found += _ATTRIBUTE.pack(8, RTA_PREFSRC) + source
+    found += _MTU + struct.pack("=I", mtu)
+    size = _ROUTE_DUMP.size + len(found)
+    return (
+        _ROUTE_DUMP.pack(
+            size, RTM_NEWROUTE, _PUT, sequence, 0,
+            AF_INET, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_LINK if on_link else RT_SCOPE_UNIVERSE,
+            RTN_UNICAST, 0 if on_link else RTNH_F_ONLINK,
+        )
+        + found
     )  # fmt: skip
 
 

@@ -9,7 +9,10 @@ table           key                                         value
 ``neighbours``  address (4)                                 MAC (6)
 ``fdb``         MAC (6)                                     underlay address (4 or 16)
 ``routes``      network (4), prefix length (1), metric (4)  next hop (4), and the MTU (4) where the way is
-                                                            narrower than the device; empty: blackhole
+                                                            narrower than the device; empty: blackhole;
+                                                            over another device than the tunnel: next hop
+                                                            (zeros: none), MTU, device index and source,
+                                                            4 each
 ==============  ==========================================  =============================
 
 A row that the kernel holds in another form than we write it (not permanent, other device, other
@@ -61,6 +64,7 @@ BLACKHOLE = b""
 
 
 _ROUTE_KEY = struct.Struct("!4sBI")
+_SIDE = struct.Struct("!4sII4s")
 
 
 def route_key(network: bytes, prefix_length: int, priority: int | None = None) -> bytes:
@@ -78,6 +82,30 @@ def route_key(network: bytes, prefix_length: int, priority: int | None = None) -
 def route_value(next_hop: bytes, mtu: int = 0) -> bytes:
     """The value of a route; ``mtu`` in bytes is the largest inner packet, 0 the device's own."""
     return next_hop + mtu.to_bytes(4, "big") if mtu else next_hop
+
+
+def preferred_key(network: bytes, prefix_length: int) -> bytes:
+    """The key of the route that wins over the tunnel's to the same range: a quarter of its metric.
+
+    Ranges have four addresses at least, so these metrics differ as the ranges do.
+    """
+    return route_key(network, prefix_length, int.from_bytes(network, "big") >> 2)
+
+
+def is_preferred(key: bytes) -> bool:
+    """Whether a route's key is such a one."""
+    return key[:4] != key[5:]
+
+
+def side_route_value(next_hop: bytes, mtu: int, device: int, source: bytes) -> bytes:
+    """The value of a route over another device; ``next_hop`` and ``source`` are four zero bytes for none."""
+    return _SIDE.pack(next_hop, mtu, device, source or bytes(4))
+
+
+def split_side_route(value: bytes) -> tuple[bytes, int, int, bytes]:
+    """Next hop, MTU, device index and source of such a value."""
+    next_hop, mtu, device, source = _SIDE.unpack(value)
+    return next_hop, mtu, device, source
 
 
 def split_route_key(key: bytes) -> tuple[bytes, int, int]:
@@ -118,6 +146,9 @@ def describe(kind: Kind, key: bytes, value: bytes) -> str:
         return f"fdb {mac_text(key)} dst {_value(value)}"
     network, length, priority = split_route_key(key)
     target = "blackhole" if value == BLACKHOLE else f"via {_value(value)}"
+    if len(value) == _SIDE.size:
+        next_hop, mtu, device, _ = split_side_route(value)
+        target = f"{f'via {ip_address(next_hop)} ' if any(next_hop) else ''}dev #{device} mtu {mtu}"
     return f"route {ip_address(network)}/{length} {target} metric {priority}"
 
 

@@ -20,7 +20,7 @@ from tests.controlplane.world import START, World
 
 OTHER_NAME = {"node": "name", "cidr": "range", "lag": "behind", "agent_conditions": "conditions"}
 """The bus's name → the API's."""
-SAME = {"kind", "site", "announced", "index", "epoch", "applied", "kernel_at", "path", "stale", "pods"}
+SAME = {"kind", "site", "announced", "index", "epoch", "applied", "kernel_at", "path", "stale", "pods", "ways"}
 ELSEWHERE = {"uid", "underlay", "vtep_mac", "joined", "refusals"}
 """Fields of ``NodeView`` that the API has in ``NodeDetail``."""
 TOLD_OTHERWISE = {
@@ -31,7 +31,7 @@ TOLD_OTHERWISE = {
     "kernel": "kernel",
 }
 """The bus tells moments and raw words, the API ages, and one state and one verdict made of them."""
-BUS_ONLY = {"member", "changed", "drift", "stray_pods"}
+BUS_ONLY = {"member", "changed", "drift", "stray_pods", "peer_ways"}
 API_ONLY = {"version", "mtu", "path_mtu", "fast_path", "translated"}
 
 

@@ -11,9 +11,9 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from nodeagent.netlink import constants as c
-from nodeagent.netlink import messages
+from nodeagent.netlink import dump, messages
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import Kind, mac_text, route_key, route_value
+from nodeagent.netlink.rows import Kind, mac_text, route_key, route_value, side_route_value
 
 ifindexes = st.integers(1, 2**31 - 1)
 sequences = st.integers(0, 2**32 - 1)
@@ -123,6 +123,38 @@ def test_put_route_of_a_narrower_way(
     )  # fmt: skip
     value = route_value(gateway, mtu)
     assert messages.put_route(ifindex, sequence, route_key(network, length, metric), value) == expected
+
+
+@given(ifindexes, sequences, addresses, lengths, metrics, addresses, st.integers(1, 65535), addresses)
+def test_put_route_over_another_device(
+    device: int,
+    sequence: int,
+    network: bytes,
+    length: int,
+    metric: int,
+    gateway: bytes,
+    mtu: int,
+    source: bytes,
+) -> None:
+    via = [("RTA_GATEWAY", v4(gateway))] if any(gateway) else []
+    attrs = [
+        ("RTA_DST", v4(network)),
+        *via,
+        ("RTA_OIF", device),
+        ("RTA_PRIORITY", metric),
+        *([("RTA_PREFSRC", v4(source))] if any(source) else []),
+        ("RTA_METRICS", {"attrs": [("RTAX_MTU", mtu)]}),
+    ]
+    expected = reference(
+        rtmsg, c.RTM_NEWROUTE, PUT, sequence, attrs,
+        family=2, dst_len=length, table=254, proto=84, scope=0 if via else 253, type=1, flags=4 if via else 0,
+    )  # fmt: skip
+    key, value = route_key(network, length, metric), side_route_value(gateway, mtu, device, source)
+    written = messages.put_route(9, sequence, key, value)
+    assert written == expected
+    read: dict[bytes, bytes] = {}
+    dump.read_routes(written, 9 if device != 9 else 8, read)
+    assert read == {key: value}
 
 
 @given(ifindexes, sequences, addresses, lengths, metrics)

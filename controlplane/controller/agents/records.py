@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from controlplane.controller.agents.convergence import Confirmed, Convergence
+from events.status import WaysReport
 
 Kernel = Literal["agrees", "differs", "unchecked", ""]
 """The attestation compared with the log. ``unchecked``: reported, but nothing to compare it with (yet)."""
@@ -48,6 +49,8 @@ class Observed(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     mtu: int = 0
     path_mtu: int = 0
     fast_path: str = ""
+    ways: WaysReport | None = None
+    """Which way its packets take to its peers. Not recorded, as what was measured of them."""
     pods: int = -1
     """Pods with an address of its range; −1: not known. Not recorded: it changes with every pod."""
 

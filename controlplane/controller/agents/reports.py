@@ -93,6 +93,7 @@ class LiveReports:
             path_mtu=status.path_mtu,
             fast_path=status.fast_path if status.fast_path in {"on", "off"} else "",
             pods=status.pods,
+            ways=status.ways,
         )
 
     def _kernel(self, uid: str, reported: bool) -> tuple[Kernel, int]:

@@ -1,0 +1,108 @@
+"""What this node found out itself of the ways to its peers, and not by the log: narrow ways, and other ways.
+
+Both are parts of rows, so they are put into every set of rows that is made anew. No input or output; the
+reconciler's lock lets one call in at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from nodeagent.dataplane.desired import Desired
+from nodeagent.membership.peers import Peer
+from nodeagent.membership.view import View
+from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.rows import (
+    Kind,
+    is_preferred,
+    preferred_key,
+    route_value,
+    side_route_value,
+    split_cidr,
+)
+from nodeagent.ways.table import Exit
+
+
+class OwnFindings:
+    """``mtus``: the inner MTU of each peer whose way is narrower than the device, in bytes; ``exits``: peers
+    that are reached by another way than the tunnel; ``device_mtu``: of the tunnel, 0 while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.mtus: dict[Peer, int] = {}
+        self.exits: dict[Peer, Exit] = {}
+        self.device_mtu = 0
+
+    def narrow(self, mtus: Mapping[Peer, int], view: View | None, desired: Desired | None) -> list[Operation]:
+        """The whole of what is known of narrow ways; what to write for it."""
+        before, self.mtus = self.mtus, dict(mtus)
+        changed = _present({**before, **mtus}, view)
+        if desired is None:
+            return []
+        return [
+            operation
+            for peer in changed
+            for operation in (
+                *desired.narrow(peer, mtus.get(peer, 0)),
+                *(desired.prefer(peer, self._preferred(peer)) if peer in self.exits else ()),
+            )
+        ]
+
+    def prefer(self, exits: Mapping[Peer, Exit], view: View | None, desired: Desired | None) -> list[Operation]:
+        """The whole of what leads to peers by another way than the tunnel; what to write for it."""
+        before, self.exits = self.exits, dict(exits)
+        changed = [peer for peer in {**before, **exits} if before.get(peer) != exits.get(peer)]
+        if desired is None:
+            return []
+        return [
+            operation
+            for peer in _present(changed, view)
+            for operation in desired.prefer(peer, self._preferred(peer))
+        ]
+
+    def put_into(self, desired: Desired, view: View) -> None:
+        """Rows were made anew, or the device has another MTU."""
+        for peer in _present(self.mtus, view):
+            desired.narrow(peer, self.mtus[peer])
+        for peer in _present(self.exits, view):
+            desired.prefer(peer, self._preferred(peer))
+
+    def adopt(self, routes: Mapping[bytes, bytes], view: View) -> None:
+        """At the start: what an earlier life found of narrow ways stands in the kernel's routes."""
+        narrow = {
+            key: int.from_bytes(value[4:], "big")
+            for key, value in routes.items()
+            if len(value) == 8 and not is_preferred(key)
+        }
+        if narrow:
+            self.mtus = {peer: mtu for peer in view.peers if (mtu := narrow.get(peer.packed()[3]))}
+
+    def give_up(self, desired: Desired, refused: Sequence[Operation]) -> bool:
+        """A preferred route that the kernel does not take (its device is down) is none; whether one was."""
+        keys = {
+            operation.key
+            for operation in refused
+            if operation.kind is Kind.ROUTE and operation.action is Action.PUT and is_preferred(operation.key)
+        }
+        for key in keys:
+            desired.rows.routes.pop(key, None)
+        if keys:
+            self.exits = {
+                peer: way
+                for peer, way in self.exits.items()
+                if preferred_key(*split_cidr(peer.cidr)) not in keys
+            }
+        return bool(keys)
+
+    def _preferred(self, peer: Peer) -> bytes | None:
+        way = self.exits.get(peer)
+        if way is None or not self.device_mtu:
+            return None
+        if not way.device:
+            return route_value(way.gateway, self.mtus.get(peer, 0))
+        return side_route_value(way.gateway, self.mtus.get(peer, self.device_mtu), way.device, way.source)
+
+
+def _present(peers: Iterable[Peer], view: View | None) -> list[Peer]:
+    """Those that the log still knows as they are here."""
+    return [peer for peer in peers if view is not None and view.peers.get(peer.cidr) == peer]
