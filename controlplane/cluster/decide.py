@@ -85,7 +85,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     AppendCidr: cluster.append,
     DeclareNetwork: cluster.declare,
     WithdrawNetwork: cluster.withdraw,
-    JoinNode: nodes.join,
+    JoinNode: tokens.join,
     ChangeUnderlay: nodes.change_underlay,
     LeaveNode: nodes.leave,
     RemoveNode: nodes.remove,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
-from controlplane.cluster.folds import clb, entries, paths
+from controlplane.cluster.folds import clb, entries, paths, tokens
 from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import (
     Adoption,
@@ -303,6 +303,7 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.RangeAdopted: _adopted,
     types.EntryAdded: entries.added,
     types.EntryRemoved: entries.removed,
+    types.SharedTokenUsed: tokens.shared_used,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }

@@ -31,10 +31,12 @@ from events.types import (
     NodeBound,
     PathLost,
     RangeQuarantined,
+    SharedTokenUsed,
 )
 
 __all__ = [
     "FURTHER",
+    "Admission",
     "Adoption",
     "Bound",
     "Cidr",
@@ -87,6 +89,23 @@ class Bound(msgspec.Struct, frozen=True, gc=False):
 
     node_uid: str
     since: int
+
+
+class Admission(msgspec.Struct, frozen=True, gc=False):
+    """How a name was let in by a join token for several machines; see :class:`events.types.SharedTokenUsed`."""
+
+    token: str
+    public_key: str
+    use: int
+    kind: str
+    site: str
+    at: datetime
+    since: int
+
+    @classmethod
+    def of(cls, event: SharedTokenUsed, sequence: int) -> Self:
+        """What that event, stored there, says."""
+        return cls(event.token, event.public_key, event.use, event.kind, event.site, event.at, sequence)
 
 
 class Adoption(msgspec.Struct, frozen=True, gc=False):
@@ -165,6 +184,7 @@ class ClusterState:
     """
 
     __slots__ = (
+        "admitted",
         "adoption",
         "backends",
         "bound",
@@ -182,6 +202,7 @@ class ClusterState:
         "fenced",
         "gateways",
         "holders",
+        "last_admitted",
         "lost_paths",
         "name",
         "networks",
@@ -231,6 +252,8 @@ class ClusterState:
         self.holders: MutableMapping[str, Holder] = {}  # reserved address → the gateway that holds it
         self.lost_paths: MutableMapping[PathKey, LostPath] = {}  # what agents do not reach
         self.entries: MutableMapping[str, Entry] = {}  # name → who from outside may reach pods
+        self.admitted: MutableMapping[str, Admission] = {}  # node name → how a shared token let it in
+        self.last_admitted: MutableMapping[str, str] = {}  # shared token → the node of its latest use
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()
         """Sequences that were left out, because the log says so."""
@@ -265,6 +288,7 @@ class ClusterState:
         adoption: Mapping[str, Adoption],
         lost_paths: Mapping[PathKey, LostPath],
         entries: Mapping[str, Entry],
+        admitted: Mapping[str, Admission],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -299,6 +323,9 @@ class ClusterState:
         state.gateways, state.backends, state.holders = dict(gateways), dict(backends), dict(holders)
         state.bound, state.adoption = dict(bound), dict(adoption)
         state.lost_paths, state.entries = dict(lost_paths), dict(entries)
+        state.admitted = dict(admitted)
+        uses = sorted((one.use, one.token, node) for node, one in admitted.items())
+        state.last_admitted = {token: node for _, token, node in uses}
         return state
 
     @property
@@ -358,7 +385,7 @@ _PLAIN = (
 )
 INDICES = frozenset(
     {
-        *("by_uid", "by_address", "by_mac", "external", "owned", "clb_addresses"),
+        *("by_uid", "by_address", "by_mac", "external", "owned", "clb_addresses", "last_admitted"),
         *("quarantine_last", "quarantine_ordered"),
     }
 )
@@ -399,6 +426,7 @@ FURTHER: dict[str, MemberMap] = {
         key=lambda event: (event.scope, event.a, event.b),
     ),
     "entries": MemberMap(EntryAdded, list[tuple[str, Entry]], Entry.of, of_member=False),
+    "admitted": MemberMap(SharedTokenUsed, list[tuple[str, Admission]], Admission.of, of_member=False),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

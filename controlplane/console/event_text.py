@@ -15,7 +15,8 @@ MARKS = {
     "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+",
     "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄",
     "removed": "−",
-    "reserved": "⇄", "restored": "✓", "underlay-changed": "→", "unreachable": "?", "used": "✓",
+    "reserved": "⇄", "restored": "✓", "shared-used": "✓",
+    "underlay-changed": "→", "unreachable": "?", "used": "✓",
 }  # fmt: skip
 """The last word of an event's type → its mark."""
 
@@ -112,6 +113,11 @@ def sentence(event: types.Event) -> str:
         case types.JoinTokenUsed():
             by = f"proved itself as pod {event.pod}" if event.pod else "redeemed a join token"
             return f"{event.node} {by}; its credentials end {event.expires:%Y-%m-%d %H:%M} UTC"
+        case types.SharedTokenUsed():
+            return (
+                f"{event.node} was let in by use {event.use} of {event.uses} of a join token; its credentials "
+                f"end {event.expires:%Y-%m-%d %H:%M} UTC"
+            )
         case types.EventsParked():
             several = event.first < event.last
             what = f"events {event.first} to {event.last}" if several else f"event {event.first}"

@@ -161,7 +161,7 @@ def _command_id(headers: Mapping[str, str], node: str, command: Command) -> str:
     one id that is made of the token, and no other request can have such an id.
     """
     if isinstance(command, UseToken):
-        return token_command_id(command.token)
+        return token_command_id(command.token, command.public_key if command.shared else "")
     stated = _stated_id(headers)
     if node:
         return f"{NODE_IDS}{node}/{stated}"

@@ -146,6 +146,10 @@ def _token_used(rows: Rows, sequence: int, time_us: int, event: types.JoinTokenU
     rows.fact(sequence, time_us, ("token", event.token, event.node), event)
 
 
+def _shared_token_used(rows: Rows, sequence: int, time_us: int, event: types.SharedTokenUsed) -> None:
+    rows.fact(sequence, time_us, ("admitted", event.node, ""), event)
+
+
 def _skipped(rows: Rows, sequence: int, time_us: int, event: SkippedEvent) -> None:
     rows.skip(sequence, time_us, event)
 
@@ -189,6 +193,7 @@ HANDLERS: Handlers = {
     types.ClbRefused: _clb_refused,
     types.AllocationRefused: _allocation_refused,
     types.JoinTokenUsed: _token_used,
+    types.SharedTokenUsed: _shared_token_used,
     types.EventsParked: _events_parked,
     types.AdoptionBegun: _adoption_begun,
     types.AdoptionEnded: _adoption_ended,

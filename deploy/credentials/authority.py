@@ -22,7 +22,7 @@ from typing import Any
 from deploy.credentials import claims, layout
 from deploy.credentials.jwt import encode
 from deploy.credentials.layout import Role
-from deploy.credentials.store import AuthorityKeys, Principal, Store, UserRecord
+from deploy.credentials.store import AuthorityKeys, Principal, Store, TokenRecord, UserRecord
 from events import subjects
 from events.bus.access.creds import API_TAG, render, write_secret
 from events.bus.access.nkeys import KeyPair, generate
@@ -35,12 +35,13 @@ LIFETIME_DAYS: dict[Role, int] = {
     "operator": 30,
     "audit": 90,
     "kubernetes": 3650,
+    "token": 7,
     "controller": 365,
     "site": 365,
     "issuer": 365,
     "system": 365,
 }
-TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes")
+TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes", "token")
 CORE_KEYS: dict[Role, str] = {
     "controller": "control",
     "site": "control",
@@ -165,13 +166,20 @@ class Authority:
         return principal
 
     def add(
-        self, role: Role, cluster: str, name: str, *, again: bool = False, kubernetes: bool = False
+        self,
+        role: Role,
+        cluster: str,
+        name: str,
+        *,
+        again: bool = False,
+        kubernetes: bool = False,
+        shared_token: str = "",
     ) -> Principal:
         """Make the account of a tenant (or the entry of a core user), with no credentials yet.
 
         Idempotent. Raises BadRequest for a malformed name, and Refused(credentials_revoked) for a
         revoked one unless ``again``; then it gets a new account, so that nothing old opens it. ``kubernetes``:
-        a node that is let in by the token of a pod.
+        a node that is let in by the token of a pod; ``shared_token``: by that join token for several machines.
         """
         if role in TENANT_ROLES:
             layout.tenant(role, cluster, name)  # refuses a malformed name
@@ -189,7 +197,14 @@ class Authority:
                 )
             account = generate("account").public if role in TENANT_ROLES else ""
             # The account's own key is not kept: its users are made by scoped signing keys only.
-            principal = Principal(role=role, cluster=cluster, name=name, account=account, kubernetes=kubernetes)
+            principal = Principal(
+                role=role,
+                cluster=cluster,
+                name=name,
+                account=account,
+                kubernetes=kubernetes,
+                shared_token=shared_token,
+            )
             self._write(principal)
         return principal
 
@@ -270,7 +285,7 @@ class Authority:
         token = encode(key, public, principal.name, nats, expires=expires, issued=now)
         with self.store.locked():
             found = self.find(principal.role, principal.cluster, principal.name)
-            found.users = [user for user in found.users if user.expires > now]
+            found.users = [user for user in found.users if user.expires > now and user.public != public]
             found.users.append(UserRecord(public=public, issued=now, expires=expires))
             self.store.save_principal(found)
         return token
@@ -305,6 +320,25 @@ class Authority:
                 principal.users = []
                 self._write(principal)
             self.store.creds(principal).unlink(missing_ok=True)
+        return principal
+
+    def revoke_token(self, cluster: str, token: TokenRecord) -> Principal:
+        """Let nobody in by a join token any more; who was let in stays. Idempotent.
+
+        Raises Refused(credentials_missing). The servers learn it when the returned account is pushed.
+        """
+        if token.shared:
+            principal = self.revoke("token", cluster, token.id)
+        else:
+            with self.store.locked():
+                principal = self.find("node", cluster, token.names)
+                if not principal.revoked_at:
+                    principal.revocations.setdefault(token.public, self.now())
+                    self._write(principal)
+        with self.store.locked():
+            kept = self.store.token(cluster, token.id)
+            kept.revoked_at = kept.revoked_at or self.now()
+            self.store.save_token(kept)
         return principal
 
     # --- signing keys ------------------------------------------------------------------------------

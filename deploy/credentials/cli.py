@@ -11,6 +11,7 @@ import click
 from deploy.credentials.authority import Authority
 from deploy.credentials.cli_common import (
     MINUTES_RANGE,
+    Wanted,
     cluster_option,
     days_option,
     issue,
@@ -143,7 +144,7 @@ def token(
     \b
     Example: isthmus credentials token idc-7 --cluster prod --bus tls://10.0.0.5:4222 --minutes 30
     """
-    (made,) = tokens([node], store, cluster, servers, minutes=minutes, push=push)
+    (made,) = tokens([Wanted(node)], store, cluster, servers, minutes=minutes, push=push)
     if as_json:
         print_json({"node": node, "cluster": cluster, "minutes": minutes, "token": made.text()})
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -56,22 +56,45 @@ def urls_of(text: str) -> list[str]:
     return [url.strip() for url in text.split(",") if url.strip()]
 
 
+class Wanted(NamedTuple):
+    """A node that is to have a join token: its name, and what it joins as."""
+
+    name: str
+    site: str = ""
+    kind: str = ""
+
+
 def tokens(
-    names: Sequence[str], store: Path, cluster: str, servers: str, *, minutes: float, push: str | None,
-    kind: str = "", site: str = "",
-) -> list[JoinToken]:  # fmt: skip
-    """A join token for each name, with an account that the servers are told about, if asked to."""
+    wanted: Sequence[Wanted], store: Path, cluster: str, servers: str, *, minutes: float, push: str | None
+) -> list[JoinToken]:
+    """A join token for each node, with an account that the servers are told about, if asked to."""
     from deploy.credentials.tokens import make_token
 
     authority, ca = Authority.open(store), store / "tls" / "ca.pem"
-    push_if_asked(authority, push, [authority.add("node", cluster, name).account for name in names])
+    push_if_asked(authority, push, [authority.add("node", cluster, node.name).account for node in wanted])
     return [
         make_token(
-            authority, cluster, name, servers=urls_of(servers), ca=ca if ca.exists() else None, minutes=minutes,
-            kind=kind, site=site,
+            authority, cluster, node.name, servers=urls_of(servers), ca=ca if ca.exists() else None,
+            minutes=minutes, kind=node.kind, site=node.site,
         )
-        for name in names
+        for node in wanted
     ]  # fmt: skip
+
+
+def shared_token(
+    names: str, uses: int, store: Path, cluster: str, servers: str, *, minutes: float, push: str | None,
+    kind: str, site: str,
+) -> JoinToken:  # fmt: skip
+    """A join token for several machines, whose account the servers are told about, if asked to."""
+    from deploy.credentials.tokens import make_shared_token
+
+    authority, ca = Authority.open(store), store / "tls" / "ca.pem"
+    made, account = make_shared_token(
+        authority, cluster, names, uses, servers=urls_of(servers), ca=ca if ca.exists() else None,
+        minutes=minutes, kind=kind, site=site,
+    )  # fmt: skip
+    push_if_asked(authority, push, [account])
+    return made
 
 
 def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str]) -> int:

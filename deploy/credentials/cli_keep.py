@@ -160,6 +160,8 @@ def list_(store: Path, role: Role | None, expiring: float | None, as_json: bool)
     authority = Authority.open(store)
     rows = []
     for principal in authority.store.principals(role=role):
+        if principal.role == "token":
+            continue  # `isthmus token list` shows those
         last = principal.users[-1] if principal.users else None
         if expiring is not None and (last is None or last.expires > authority.now() + expiring * 86_400):
             continue
@@ -319,17 +321,20 @@ def prune(file: Path, as_json: bool) -> None:
     help="What agents run as.",
 )
 @click.option("--adopt", is_flag=True, help="With --kubernetes: also nodes that were let in without it before.")
+@click.option("--admit", is_flag=True,
+              help="Also machines with a join token for several of them; needs the whole store.")  # fmt: skip
 @click.option("--metrics", type=Listen(), default="off", show_default=True, metavar=METAVAR,
               help="Where /metrics is served, and /healthz: 503 while the bus is away.")  # fmt: skip
 def serve(
     *, store: Path, context: BusContext, days: float, kubernetes: bool, kubeconfig: Path | None,
-    service_account: str, adopt: bool, metrics: str,
+    service_account: str, adopt: bool, admit: bool, metrics: str,
 ) -> None:  # fmt: skip
     """Run the issuer: it redeems join tokens and renews nodes' credentials.
 
     Of the store it needs book.json and keys/nodes.seed only; give it the issuer's credentials. With
-    --kubernetes agents prove themselves by their pods' tokens, nodes are let in as they come, and the store
-    must be the whole authority.
+    --kubernetes agents prove themselves by their pods' tokens, with --admit machines come with a token that is
+    good for several (`isthmus token create --uses 20`): nodes are let in as they come, and the store must be
+    the whole authority.
 
     \b
     Example: isthmus credentials serve --store /etc/isthmus/issuer \\
@@ -340,16 +345,17 @@ def serve(
         account = service_account
         if account.count("/") != 1 or account.startswith("/") or account.endswith("/"):
             raise Usage("usage", f"--service-account {account!r} is not NAMESPACE/NAME")
-    run(_serve(store, context, days, account, kubeconfig, adopt=adopt, metrics=metrics))
+    run(_serve(store, context, days, account, kubeconfig, adopt=adopt, admit=admit, metrics=metrics))
 
 
 async def _serve(
     store: Path, context: BusContext, days: float, account: str | None, kubeconfig: Path | None, *,
-    adopt: bool, metrics: str,
+    adopt: bool, admit: bool, metrics: str,
 ) -> None:  # fmt: skip
     import signal
 
     from controlplane.kubernetes.api import KubernetesClient
+    from deploy.credentials.issuers.admission import Admission
     from deploy.credentials.issuers.pods import PodIssuer
     from deploy.credentials.issuers.tokens import Issuer
     from deploy.credentials.store import Store
@@ -364,19 +370,22 @@ async def _serve(
         client = await connect(context.bus, name=f"isthmus-issuer/{os.getpid()}")
         stack.push_async_callback(client.close)
         connections = [client]
-        issuer = Issuer(client, Store(store), days=days)
-        await issuer.start()
-        pods: PodIssuer | None = None
-        if account is not None:
-            api = await KubernetesClient.open(kubeconfig)
-            stack.push_async_callback(api.close)
+        if admit or account is not None:
             authority = Authority.open(store)
+            authority.store.key("operator")  # refuses before anybody asks
             own = authority.store.creds(authority.find("system", "", "system"))
             system = await connect(
                 msgspec.structs.replace(context.bus, credentials=str(own)), name="isthmus-issuer/accounts"
             )
             stack.push_async_callback(system.close)
             connections.append(system)
+        issuer = Issuer(client, Store(store), days=days, admission=Admission(store, system) if admit else None)
+        await issuer.start()
+        stack.push_async_callback(issuer.close)
+        pods: PodIssuer | None = None
+        if account is not None:
+            api = await KubernetesClient.open(kubeconfig)
+            stack.push_async_callback(api.close)
             pods = PodIssuer(
                 client, system, store, context.cluster, api, account=account, days=days, adopt=adopt
             )

@@ -9,15 +9,18 @@ import click
 
 from deploy.credentials.cli_common import (
     MINUTES_RANGE,
+    Wanted,
     cluster_option,
     push_option,
+    shared_token,
     store_option,
     tokens,
     urls_of,
 )
-from deploy.credentials.tokens import MINUTES
+from deploy.credentials.tokens import MINUTES, USES_MAX
 from events.bus.access.creds import write_secret
 from events.bus.enrolment import JoinToken
+from events.bus.names import HOSTNAME, NUMBER, check_names, name_of
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import json_option
 from events.cli.tables import print_json
@@ -30,29 +33,39 @@ FILE_LIMIT = 1024 * 1024
 
 @click.group()
 def token() -> None:
-    """Join tokens: one for each machine that is to become a node.
+    """Join tokens for machines that are to become nodes.
 
     A token carries all that `isthmus join` needs on the machine: the bus's addresses, its certificate
     authority, the cluster, the node's name, kind and site, and the right to ask for that node's
-    credentials, once.
+    credentials, once. One with --uses is good for several machines.
 
     \b
     isthmus token create idc-7 --bus tls://10.0.0.5:4222 --kind external --site ams
-    isthmus token create rack-3 --count 20 --bus tls://10.0.0.5:4222 --to tokens
+    isthmus token create --count 20 --name 'rack-3-{}' --bus tls://10.0.0.5:4222 --to tokens
+    isthmus token create --uses 20 --name 'rack-3-{}' --bus tls://10.0.0.5:4222
+    isthmus token list
     """
+
+
+KINDS = ("cloud", "external")
 
 
 @token.command("create")
 @click.argument("nodes", nargs=-1)
-@click.option("--file", "listed", type=INPUT_FILE, help="Names, one a line; - is standard input.")
-@click.option("--count", type=click.IntRange(1, COUNT_MAX), help="As many nodes as this: NAME-1, NAME-2, …")
+@click.option("--file", "listed", type=INPUT_FILE,
+              help="A node a line: NAME [SITE [KIND]]; - is standard input.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1, COUNT_MAX), help="As many nodes as this, a token each.")
+@click.option("--uses", type=click.IntRange(1, USES_MAX),
+              help="One token for so many machines, each by a name that nobody had before.")  # fmt: skip
+@click.option("--name", "names", default="", metavar="PATTERN",
+              help="Names for --count or --uses: {} is a number, {hostname} the machine's own.")  # fmt: skip
 @click.option("--bus", "servers", required=True, envvar="ISTHMUS_BUS", metavar="URL[,URL…]",
               help="Where the node finds the bus.")  # fmt: skip
 @cluster_option
 @store_option
 @click.option("--open", "is_open", is_flag=True,
               help="For a bus that asks for no credentials; needs no authority.")  # fmt: skip
-@click.option("--kind", type=click.Choice(["cloud", "external"]), default="external", show_default=True,
+@click.option("--kind", type=click.Choice(KINDS), default="external", show_default=True,
               help="What the node joins as.")  # fmt: skip
 @click.option("--site", default="", help="Name of its site, for people.")
 @click.option(
@@ -63,32 +76,66 @@ def token() -> None:
 @push_option
 @json_option
 def create(
-    *, nodes: tuple[str, ...], listed: Input | None, count: int | None, servers: str, cluster: str, store: Path,
-    is_open: bool, kind: str, site: str, minutes: float, to: Path | None, push: str | None, as_json: bool,
+    *, nodes: tuple[str, ...], listed: Input | None, count: int | None, uses: int | None, names: str,
+    servers: str, cluster: str, store: Path, is_open: bool, kind: str, site: str, minutes: float,
+    to: Path | None, push: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make join tokens. Each is for one name, good once, and ends soon. Whoever has it can become that node.
+
+    With --uses it is one token for several machines, which the issuer (`isthmus credentials serve --admit`)
+    gives names. It never takes over a name that somebody has or had, and the controllers hold its nodes to
+    --kind and --site.
 
     \b
     Example:
       isthmus token create idc-7 --bus tls://10.0.0.5:4222 --site ams --push tls://10.0.0.5:4222
       isthmus token create --file nodes.txt --bus tls://10.0.0.5:4222 --to tokens
+      isthmus token create --uses 20 --name 'ams-{hostname}' --bus tls://10.0.0.5:4222 --push tls://10.0.0.5:4222
     """
-    names = _names(nodes, listed, count)
-    if len(names) > 1 and to is None and not as_json:
-        raise Usage("usage", f"{len(names)} tokens need a place: --to FOLDER (a file each), or --json")
+    if uses is not None:
+        if nodes or listed is not None or count is not None or is_open:
+            raise Usage(
+                "usage",
+                "--uses makes one token, for names by --name: no NODE, --file, --count or --open goes with it",
+            )
+        pattern = check_names(names or HOSTNAME)
+        made = [
+            shared_token(
+                pattern, uses, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site
+            )
+        ]  # fmt: skip
+        _say(made, ["shared"], cluster, uses=uses, minutes=minutes, to=to, as_json=as_json)
+        return
+    wanted = [
+        Wanted(each.name, each.site or site, each.kind or kind) for each in _nodes(nodes, listed, count, names)
+    ]
+    if len(wanted) > 1 and to is None and not as_json:
+        raise Usage("usage", f"{len(wanted)} tokens need a place: --to FOLDER (a file each), or --json")
     if is_open:
         urls = tuple(urls_of(servers))
-        made = [JoinToken(cluster=cluster, node=name, servers=urls, kind=kind, site=site) for name in names]
+        made = [
+            JoinToken(cluster=cluster, node=each.name, servers=urls, kind=each.kind, site=each.site)
+            for each in wanted
+        ]
     else:
-        made = tokens(names, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site)
+        made = tokens(wanted, store, cluster, servers, minutes=minutes, push=push)
+    files = [each.name for each in wanted]
+    _say(made, files, cluster, uses=1, minutes=None if is_open else minutes, to=to, as_json=as_json)
+
+
+def _say(
+    made: Sequence[JoinToken], files: Sequence[str], cluster: str, *, uses: int, minutes: float | None,
+    to: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Write or print the tokens."""
     if to is not None:
-        for each in made:
-            write_secret(to / f"{each.node}.token", each.text() + "\n")
+        for each, name in zip(made, files, strict=True):
+            write_secret(to / f"{name}.token", each.text() + "\n")
     if as_json:
         print_json([
-            {"node": each.node, "cluster": cluster, "minutes": None if is_open else minutes}
-            | ({"file": str(to / f"{each.node}.token")} if to is not None else {"token": each.text()})
-            for each in made
+            {"node": each.node, "names": each.names, "uses": uses, "cluster": cluster, "minutes": minutes}
+            | ({"file": str(to / f"{name}.token")} if to is not None else {"token": each.text()})
+            for each, name in zip(made, files, strict=True)
         ])  # fmt: skip
     elif to is not None:
         click.echo(f"{len(made)} tokens in {to}; on each machine: isthmus join --token-file NAME.token")
@@ -96,18 +143,38 @@ def create(
         click.echo(made[0].text())
 
 
-def _names(nodes: Sequence[str], listed: Input | None, count: int | None) -> list[str]:
+def _nodes(nodes: Sequence[str], listed: Input | None, count: int | None, names: str) -> list[Wanted]:
     """The nodes asked for, each once, in order. Raises Usage, BadRequest(node_name_invalid)."""
-    given = [*nodes]
+    given = [Wanted(name) for name in nodes]
     if listed is not None:
         lines = (line.strip() for line in listed.read_text(FILE_LIMIT).splitlines())
-        given += [line for line in lines if line and not line.startswith("#")]
+        given += [_wanted(line) for line in lines if line and not line.startswith("#")]
+    if names and count is None:
+        raise Usage(
+            "usage", "--name is the pattern of the names that --count or --uses makes: give one of them"
+        )
     if count is not None:
-        if len(given) != 1:
-            raise Usage("usage", f"--count makes NAME-1, NAME-2, … of one NAME, and {len(given)} are given")
-        given = [f"{given[0]}-{number}" for number in range(1, count + 1)]
+        if len(given) + bool(names) != 1:
+            raise Usage(
+                "usage",
+                f"--count makes NAME-1, NAME-2, … of one NAME, or names by --name 'idc-{NUMBER}', and "
+                f"{len(given) + bool(names)} are given",
+            )
+        pattern = check_names(names or f"{given[0].name}-{NUMBER}")
+        if NUMBER not in pattern:
+            raise Usage("usage", f"--count numbers its names: --name 'idc-{NUMBER}', not {names!r}")
+        given = [Wanted(name_of(pattern, str(number))) for number in range(1, count + 1)]
     if not given:
         raise Usage("usage", "name the node: isthmus token create NODE, or --file FILE")
     if len(given) > COUNT_MAX:
         raise Usage("usage", f"{len(given):,} tokens at once are more than {COUNT_MAX:,}")
-    return list(dict.fromkeys(check_node_name(name) for name in given))
+    once = {check_node_name(each.name): each for each in reversed(given)}
+    return [once[name] for name in dict.fromkeys(each.name for each in given)]
+
+
+def _wanted(line: str) -> Wanted:
+    """A line of the file: name, site, kind. Raises Usage."""
+    words = line.replace(",", " ").split()
+    if len(words) > 3 or (len(words) == 3 and words[2] not in KINDS):
+        raise Usage("usage", f"{line[:100]!r} is not NAME [SITE [{'|'.join(KINDS)}]]")
+    return Wanted(*words)

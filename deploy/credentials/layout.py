@@ -15,12 +15,14 @@ CONTROL    the streams and the controllers; exports commands, status, reads (nev
            ``deliver_subject`` could forge an event)
 ISSUER     redeems join tokens and renews credentials; holds one scoped signing key
 SYSTEM     the servers' own; pushes account JWTs
-tenants    one per node, operator, auditor, and one for the pods of a Kubernetes cluster that ask to be nodes
+tenants    one per node, operator, auditor, per join token for several machines, and one for the pods of a
+           Kubernetes cluster that ask to be nodes
 =========  ====================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -28,7 +30,7 @@ import msgspec
 from events import subjects
 from events.protocol.commands import COMMANDS, UseToken
 
-Role = Literal["node", "operator", "audit", "kubernetes", "controller", "site", "issuer", "system"]
+Role = Literal["node", "operator", "audit", "kubernetes", "token", "controller", "site", "issuer", "system"]
 Kind = Literal["service", "stream"]
 
 API_PREFIX = "ISTHMUS.API"
@@ -221,9 +223,35 @@ def kubernetes(cluster: str, name: str) -> Tenant:
     )
 
 
+def shared_token(cluster: str, name: str) -> Tenant:
+    """Holders of a join token for several machines: they may ask the issuer, which gives them a name."""
+    subjects.check_label(cluster, "cluster")
+    subjects.check_label(name, "token")
+    ask = (Share(f"isthmus.{cluster}.enrol.*"),)
+    return Tenant(
+        name=f"{cluster}/token/{name}",
+        control=(),
+        issuer=ask,
+        permissions=_allow(ask),
+        enrolment=_allow(ask),
+        limits=Limits(
+            connections=POD_CONNECTION_LIMIT, subscriptions=16, payload_bytes=NODE_PAYLOAD_LIMIT_BYTES
+        ),
+    )
+
+
+_TENANTS: dict[str, Callable[[str, str], Tenant]] = {
+    "node": node,
+    "operator": operator,
+    "audit": audit,
+    "kubernetes": kubernetes,
+    "token": shared_token,
+}
+
+
 def tenant(role: Role, cluster: str, name: str) -> Tenant:
     """The tenant of a role. Raises BadRequest for a malformed name."""
-    return {"node": node, "operator": operator, "audit": audit, "kubernetes": kubernetes}[role](cluster, name)
+    return _TENANTS[role](cluster, name)
 
 
 ISSUER = Tenant(

@@ -4,6 +4,7 @@
 
     book.json            the public keys of the authority; nothing secret
     principals/          who exists: one file each (10,000 nodes must not share one); nothing secret
+    tokens/              join tokens that were made: what each allows and who has used it; nothing secret
     keys/*.seed          operator, system, control, issuer, nodes, enrol, people       mode 0600
     tls/                 certificate authority and server certificates
     nats/                operator.jwt and accounts/*.jwt: what the servers need; public
@@ -55,6 +56,37 @@ class Principal(msgspec.Struct, kw_only=True):
     revoked_at: int = 0
     kubernetes: bool = False
     """Let in by the token of a pod, and so again by another one."""
+    shared_token: str = ""
+    """The public key of the join token for several machines by which it was let in."""
+
+
+class TokenRecord(msgspec.Struct, kw_only=True):
+    """One join token: what it allows; times are Unix seconds. Not the token itself."""
+
+    id: str
+    public: str
+    cluster: str
+    names: str
+    """The node's name; of a token for several machines the pattern of their names."""
+    shared: bool = False
+    uses: int = 1
+    kind: str = ""
+    site: str = ""
+    made: int
+    until: int
+    revoked_at: int = 0
+    taken: dict[str, str] = {}
+    """Of a token for several machines: the public key of each that has asked → the name that it has."""
+    skipped: list[str] = []
+    """Numbered names of its pattern that are somebody else's, as the controllers said."""
+
+
+TOKEN_ID_LENGTH = 12
+
+
+def token_id(public: str) -> str:
+    """How a join token is called: the beginning of its public key, in small letters."""
+    return public[:TOKEN_ID_LENGTH].lower()
 
 
 class AuthorityKeys(msgspec.Struct, kw_only=True):
@@ -148,6 +180,31 @@ class Store:
             found = self._read(file)
             if found is not None:
                 yield found
+
+    def _token_file(self, cluster: str, name: str) -> Path:
+        return self.path / "tokens" / cluster / f"{name}.json"
+
+    def token(self, cluster: str, name: str) -> TokenRecord:
+        """The record of a join token. Raises Refused(token_unknown, credentials_invalid)."""
+        wanted = name.strip().lower()[:TOKEN_ID_LENGTH]
+        try:
+            if not wanted.isalnum():
+                raise FileNotFoundError  # noqa: TRY301  no such file could be one of ours
+            return _decoded(self._token_file(cluster, wanted), TokenRecord)
+        except FileNotFoundError:
+            raise Refused(
+                "token_unknown",
+                f"{self.path} knows of no join token {name[:60]!r} in cluster {cluster!r}; "
+                f"`isthmus token list` shows those that it knows",
+            ) from None
+
+    def save_token(self, token: TokenRecord) -> None:
+        write_secret(self._token_file(token.cluster, token.id), msgspec.json.encode(token))
+
+    def tokens(self, cluster: str) -> list[TokenRecord]:
+        """The records of a cluster's join tokens, the oldest first."""
+        files = (self.path / "tokens" / cluster).glob("*.json")
+        return sorted((_decoded(file, TokenRecord) for file in files), key=lambda one: (one.made, one.id))
 
     def key(self, name: str) -> KeyPair:
         """The key pair of ``keys/<name>.seed``. Raises Refused(credentials_missing or credentials_invalid)."""

@@ -8,6 +8,7 @@ command goes on after a failure, a Ctrl-C or a reboot.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from deploy.join import files, host, peers
 from deploy.join.progress import Progress, Step
 from events.bus.access import creds
 from events.bus.connection import BusOptions
-from events.bus.enrolment import JoinToken, read_token, redeem
+from events.bus.enrolment import RENEW_TAG, JoinToken, read_token, redeem
+from events.bus.names import fits, numbered
 from events.cli.config import read, refuse
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.cli import run_command
@@ -70,7 +72,8 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     with progress.step("token") as step:
         token = _token(request)
         _same_node(config, token)
-        step.done(f"node {token.node} of cluster {token.cluster}, bus {', '.join(token.servers)}")
+        name = token.node if not numbered(token.names) or _known(request, token) else f"named {token.names}"
+        step.done(f"node {name} of cluster {token.cluster}, bus {', '.join(token.servers)}")
     command: Sequence[str] = ()
     with progress.step("machine") as step:
         if not request.dry_run:
@@ -86,7 +89,7 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         await _examine(request, token, step)
     held = request.folder / "agent.creds"
     with progress.step("credentials") as step:
-        options = await _credentials(request, token, held, step)
+        token, options = await _credentials(request, token, held, step)
     text = files.settings(
         token,
         credentials=options.credentials,
@@ -121,15 +124,48 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
 
 
 def _token(request: JoinRequest) -> JoinToken:
-    """The token, or what was made of it at an earlier try: an expired one is good as long as that lives."""
+    """The token, or what was made of it at an earlier try: an expired one is good as long as that lives.
+
+    One for several machines has the name that this machine has by it already, or the one that it would ask for.
+    """
     token = read_token(request.token, accept_expired=True)
-    if request.node and request.node != token.node:
+    for what, allowed, asked in (("kind", token.kind, request.kind), ("site", token.site, request.site)):
+        if allowed and asked and asked != allowed:
+            raise Refused(
+                "token_limits",
+                f"the join token is for {what} {allowed!r}, and --{what} says {asked!r}: leave it out, or "
+                f"ask for another token",
+            )
+    known = _known(request, token)
+    wanted = request.node or known
+    if request.node and request.node != known and numbered(token.names):
         raise Refused(
             "token_invalid",
-            f"the join token is for node {token.node!r}, this machine is to be {request.node!r}",
+            f"the join token gives names like {token.names!r} with the next free number, so this machine "
+            f"cannot be {request.node!r} by it: leave --node out",
             node=request.node,
         )
-    return token
+    return token.for_node(socket.gethostname().lower(), wanted)
+
+
+def _known(request: JoinRequest, token: JoinToken) -> str:
+    """The name that this machine has by that token for several machines already; empty if none."""
+    held = _held(request.folder, token)
+    return held.name if held is not None and token.names and fits(token.names, held.name) else ""
+
+
+def _held(folder: Path, token: JoinToken) -> creds.Credentials | None:
+    """Good credentials that are here already, of the token's cluster on the token's bus."""
+    try:
+        known = creds.load(folder / "agent.creds")
+    except IsthmusError:
+        return None
+    renewed_at = known.tag(RENEW_TAG).split(".")
+    elsewhere = len(renewed_at) > 1 and renewed_at[1] != token.cluster
+    ca = host.current(folder / "ca.pem")
+    if elsewhere or _over(known) or (token.ca and ca is not None and ca.strip() != token.ca.strip()):
+        return None
+    return known
 
 
 def _same_node(config: Path, token: JoinToken) -> None:
@@ -170,8 +206,10 @@ async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
     step.done(f"{len(findings)} checks, {len(warnings)} to look at", *warnings)
 
 
-async def _credentials(request: JoinRequest, token: JoinToken, held: Path, step: Step) -> BusOptions:
-    """Credentials of this node: those that are here already, or the token redeemed."""
+async def _credentials(
+    request: JoinRequest, token: JoinToken, held: Path, step: Step
+) -> tuple[JoinToken, BusOptions]:
+    """Credentials of this node: those that are here already, or the token redeemed; with its name."""
     ca = request.folder / "ca.pem"
     options = BusOptions(
         servers=token.servers,
@@ -180,22 +218,22 @@ async def _credentials(request: JoinRequest, token: JoinToken, held: Path, step:
     )
     if not token.jwt:
         step.unchanged("this bus asks for none")
-        return options
-    try:
-        known = creds.load(held)
-    except IsthmusError:
-        known = None
-    if known is not None and known.name == token.node and not _over(known):
+        return token, options
+    known = _held(request.folder, token)
+    if known is not None and known.name == token.node:
         until = f"until {known.expires:%Y-%m-%d}" if known.expires else "without an end"
         step.unchanged(f"{held} is there, good {until}")
-        return options
+        return token, options
     if request.dry_run:
         step.planned(f"redeem the token into {held}; the key is made here")
-        return options
+        return token, options
     request.folder.mkdir(parents=True, exist_ok=True, mode=0o770)
-    _, options = await redeem(request.token, request.folder, node=token.node)
-    step.done(f"{held}, the key was made here")
-    return options
+    given, options = await redeem(
+        request.token, request.folder, node=request.node if token.names else token.node
+    )
+    named = f"node {given.node}: " if token.names else ""
+    step.done(f"{named}{held}, the key was made here")
+    return given, options
 
 
 def _over(known: creds.Credentials) -> bool:

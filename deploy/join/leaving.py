@@ -11,6 +11,7 @@ from deploy.join import files, host
 from deploy.join.joining import FOLDER
 from deploy.join.progress import Progress
 from events.bus.connection import BusOptions, connect
+from events.bus.enrolment import PENDING_KEY
 from events.cli.config import load
 from events.cli.options import default_actor
 from events.errors import IsthmusError, Refused, Unavailable
@@ -21,7 +22,7 @@ from nodeagent.pods.addresses import Pods
 from nodeagent.pods.leaving import is_elsewhere, pods_here
 from nodeagent.pods.leaving import leave as leave_cluster
 
-CREDENTIAL_FILES = ("agent.creds", "ca.pem")
+CREDENTIAL_FILES = ("agent.creds", "ca.pem", "join.creds", PENDING_KEY)
 
 
 class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):

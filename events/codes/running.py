@@ -130,7 +130,27 @@ RUNNING_CODES: dict[str, Code] = {
     ),
     "token_used": Code(
         "Refused",
-        "The join token was used before; each is good for one machine.",
+        "The join token was used as often as it is good for.",
         "If that was not you, revoke the node at once; else make a new token.",
+    ),
+    "no_admission": Code(
+        "Unavailable",
+        "No issuer that answers may let in machines by a join token for several of them.",
+        "Run one with `isthmus credentials serve --admit`; repeating is safe.",
+    ),
+    "token_limits": Code(
+        "Refused",
+        "A node was let in by a join token of one kind or site, and asks to join as another.",
+        "Set kind and site in its configuration to what the message says.",
+    ),
+    "token_unknown": Code(
+        "Refused",
+        "There is no record of that join token.",
+        "See `isthmus token list`.",
+    ),
+    "node_name_taken": Code(
+        "Refused",
+        "A join token for several machines was to give one a name that somebody has or had.",
+        "Rename the machine, or make a token for that name alone with `isthmus token create NODE --bus URL`.",
     ),
 }

@@ -312,10 +312,20 @@ class RemoveEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
     entry: str
 
 
-class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SharedUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a join token for several machines allows: ``uses`` until ``until``, as ``kind``, in ``site``."""
+
+    uses: int
+    until: datetime
+    kind: str = ""
+    site: str = ""
+
+
+class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The issuer records that it redeems a join token; only its credentials reach this subject.
 
-    The command's id is :func:`token_command_id`: whoever comes second gets the first one's event.
+    The command's id is :func:`token_command_id`: whoever comes second gets the first one's event. Of a
+    token for several machines each key has one use.
     """
 
     name: ClassVar[str] = "use-token"
@@ -325,11 +335,12 @@ class UseToken(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expires: datetime
     pod: str = ""
     """Who proved itself by a ServiceAccount token instead; ``token`` is then the new key itself."""
+    shared: SharedUse | None = None
 
 
-def token_command_id(token: str) -> str:
-    """The one command id under which a token can be used."""
-    return f"join-token/{token}"
+def token_command_id(token: str, public_key: str = "") -> str:
+    """The one command id under which a token can be used; of a token for several machines, by that key."""
+    return f"join-token/{token}/{public_key}" if public_key else f"join-token/{token}"
 
 
 COMMANDS: tuple[type[Command], ...] = (

@@ -65,7 +65,7 @@ from events.types.range import (
     RangeFreed,
     RangeQuarantined,
 )
-from events.types.record import EventsParked, JoinTokenUsed
+from events.types.record import EventsParked, JoinTokenUsed, SharedTokenUsed
 
 __all__ = [
     "EVENT_TYPES",
@@ -115,6 +115,7 @@ __all__ = [
     "RangeDraining",
     "RangeFreed",
     "RangeQuarantined",
+    "SharedTokenUsed",
 ]
 
 EVENT_TYPES: tuple[type[Event], ...] = (
@@ -156,5 +157,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PathRestored,
     EntryAdded,
     EntryRemoved,
+    SharedTokenUsed,
 )
 """The whole set, in the order of the documentation."""

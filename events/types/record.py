@@ -31,6 +31,32 @@ class JoinTokenUsed(Event, frozen=True, kw_only=True, gc=False):
         return self.token
 
 
+class SharedTokenUsed(Event, frozen=True, kw_only=True, gc=False):
+    """One of the ``uses`` of a join token that several machines may redeem; this is number ``use``, from 1.
+
+    The holder of ``public_key`` got the credentials of ``node``, a name that nobody had before; they end at
+    ``expires``. The node joins as ``kind`` and in ``site``, where the token says so. ``at`` is the moment of
+    the use, ``until`` the end of the token (its public key is ``token``).
+    """
+
+    aggregate: ClassVar[str] = "token"
+    verb: ClassVar[str] = "shared-used"
+    token: str
+    node: str
+    public_key: str
+    expires: datetime
+    use: int
+    uses: int
+    kind: str = ""
+    site: str = ""
+    at: datetime
+    until: datetime
+
+    @property
+    def entity(self) -> str:
+        return self.token
+
+
 class EventsParked(Event, frozen=True, kw_only=True, gc=False):
     """The events ``first`` … ``last`` count as if they had never been written: everybody leaves them out.
 

@@ -42,6 +42,7 @@ from events.protocol.commands import (
     RemoveNode,
     ReportHealth,
     ReserveClb,
+    SharedUse,
     UseToken,
     WithdrawNetwork,
 )
@@ -122,6 +123,16 @@ def commands() -> list[Any]:
         MarkLiveness(last_seen={"uid-1": silent}, watching_since=START),
         UseToken(token="U" * 56, node="n7", public_key="U" * 56, expires=START + timedelta(days=1)),
         UseToken(token="U" * 56, node="n7", public_key="U" * 56, expires=silent),
+        *(
+            UseToken(
+                token="U" + "S" * 55,
+                node=node,
+                public_key="U" + "K" * 54 + node[-1],
+                expires=START + timedelta(days=1),
+                shared=SharedUse(uses=2, until=START + timedelta(hours=1), kind="external", site="sz"),
+            )
+            for node in ("n2", "s1", "s1", "s2", "s3")
+        ),
         AppendCidr(cidr="172.16.4.0/26"),
         BeginAdoption(source="flannel", plan="ab" * 32),
         AdoptNodes(nodes=(OLD,)),

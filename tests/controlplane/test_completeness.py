@@ -27,7 +27,7 @@ GATEWAYS = {"NodeGatewayMarked", "NodeGatewayUnmarked"}
 NETWORKS = {"NetworkDeclared", "NetworkWithdrawn", "ConflictOverridden"}
 ENTRIES = {"EntryAdded", "EntryRemoved"}
 ADOPTIONS = {"AdoptionBegun", "AdoptionEnded"}
-BESIDE = {"EventsParked", "JoinTokenUsed"}
+BESIDE = {"EventsParked", "JoinTokenUsed", "SharedTokenUsed"}
 """They say something about the log and about credentials, nothing about the cluster."""
 PATHS = {"PathLost", "PathRestored"}
 """They say what packets met, and give or take nothing."""

@@ -7,6 +7,7 @@ out; whoever comes second with the same token meets the record.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import time
@@ -18,36 +19,57 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, node_user
+from deploy.credentials.issuers.admission import TRIES, Admission
 from deploy.credentials.jwt import check, encode
 from deploy.credentials.store import Store
 from events import subjects
 from events.bus.access.nkeys import kind_of, verify
 from events.bus.client import ControllerClient
-from events.bus.enrolment import EnrolReply, EnrolRequest, statement
-from events.errors import IsthmusError, Refused
+from events.bus.enrolment import SHARED_TAG, EnrolReply, EnrolRequest, statement
+from events.bus.names import numbered
+from events.errors import IsthmusError, Refused, Unavailable
 from events.printable import printable
-from events.protocol.commands import UseToken, token_command_id
+from events.protocol.commands import SharedUse, UseToken, token_command_id
 
 log = logging.getLogger("isthmus.issuer")
 
 QUEUE = "issuers"
 REQUEST_LIMIT_BYTES = 16 * 1024
 MESSAGE_LIMIT = 1000
+AT_ONCE = 32
+WAITING_MAX = 1024
+"""Requests that wait; whoever comes then is told to ask again."""
 _decode = msgspec.json.Decoder(EnrolRequest).decode
 _encode = msgspec.json.Encoder().encode
+
+
+def _shared(claims: dict[str, Any]) -> bool:
+    """Whether these are the claims of a join token for several machines."""
+    tags = claims["nats"].get("tags") or []
+    return any(str(tag).startswith(SHARED_TAG) for tag in tags)
 
 
 class Issuer:
     """Answers ``isthmus.*.enrol.*`` and ``isthmus.*.renew.*``. Several may run; each request reaches one.
 
-    ``days`` is the lifetime of what it issues.
+    ``days`` is the lifetime of what it issues. With ``admission`` it also serves tokens for several machines.
     """
 
-    def __init__(self, client: Client, store: Store, *, days: float = LIFETIME_DAYS["node"]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        store: Store,
+        *,
+        days: float = LIFETIME_DAYS["node"],
+        admission: Admission | None = None,
+    ) -> None:
         self._client = client
         self._key = store.key("nodes")
         self._book = store.load()
         self._days = days
+        self._admission = admission
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.issued = 0
         self.refused = 0
 
@@ -60,8 +82,30 @@ class Issuer:
         await self._client.subscribe("isthmus.*.renew.*", queue=QUEUE, cb=self._renew)
         await self._client.flush()
 
+    async def close(self) -> None:
+        """Give up what is being answered; its askers ask again. Cancelled, some of it may go on."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _enrol(self, message: Msg) -> None:
-        await self._answer(message, "enrol", self._redeemed)
+        """Each in a task of its own: what a token for several machines wants takes the servers a while."""
+        if len(self._tasks) >= WAITING_MAX:
+            if message.reply:
+                said = f"{WAITING_MAX:,} machines ask at once: ask again"
+                await message.respond(_encode(EnrolReply(code="overloaded", message=said)))
+            return
+        task = asyncio.create_task(self._answer_one(message), name="join token")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_one(self, message: Msg) -> None:
+        async with self._slots:
+            try:
+                await self._answer(message, "enrol", self._redeemed)
+            except Exception:  # a defect, told in the log: it must not end the service of all others
+                log.exception("%s: not answered", message.subject)
 
     async def _renew(self, message: Msg) -> None:
         await self._answer(message, "nodes", self._renewed)
@@ -69,7 +113,7 @@ class Issuer:
     async def _answer(self, message: Msg, key: str, use: Any) -> None:
         try:
             asked, claims = self._checked(message, key)
-            jwt = await use(asked, claims)
+            reply = await use(asked, claims)
         except IsthmusError as error:
             self.refused += 1
             said = printable(error.message, MESSAGE_LIMIT)  # it repeats what a stranger has sent
@@ -78,7 +122,6 @@ class Issuer:
         else:
             self.issued += 1
             log.info("%s: credentials issued for %s", message.subject, asked.public_key)
-            reply = EnrolReply(jwt=jwt)
         if message.reply:
             await message.respond(_encode(reply))
 
@@ -101,7 +144,7 @@ class Issuer:
         claims = check(asked.jwt, issuers)
         if kind_of(asked.public_key) != "user":
             raise Refused("bad_request", "the new key is no user's key")
-        if claims.get("name") != asked.node:
+        if claims.get("name") != asked.node and not _shared(claims):
             raise Refused("forbidden", f"credentials of {claims.get('name')!r} ask for node {asked.node!r}")
         if int(claims.get("exp", 0)) <= time.time():
             raise Refused("token_invalid", "the presented token or credentials have expired")
@@ -110,7 +153,9 @@ class Issuer:
             raise Refused("forbidden", "the request is not signed by the key that it presents")
         return asked, claims
 
-    async def _redeemed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
+    async def _redeemed(self, asked: EnrolRequest, claims: dict[str, Any]) -> EnrolReply:
+        if _shared(claims):
+            return await self._let_in(asked, str(claims["sub"]))
         token = str(claims["sub"])
         expires = int(time.time() + self._days * DAY_S)
         controller = ControllerClient(self._client, asked.cluster, actor="issuer")
@@ -131,10 +176,50 @@ class Issuer:
                 f"if that was not you, revoke the node: `isthmus credentials revoke node {asked.node} --yes`",
                 node=asked.node,
             )
-        return self._sign(asked, claims, expires)
+        return EnrolReply(jwt=self._sign(asked, claims, expires), node=asked.node)
 
-    async def _renewed(self, asked: EnrolRequest, claims: dict[str, Any]) -> str:
-        return self._sign(asked, claims, int(time.time() + self._days * DAY_S))
+    async def _let_in(self, asked: EnrolRequest, token: str) -> EnrolReply:
+        """One of the uses of a token for several machines. A repeated question has the same answer."""
+        admission = self._admission
+        if admission is None:
+            raise Unavailable(
+                "no_admission",
+                "the issuer that answered has no right to make nodes' accounts, which a join token for several "
+                "machines wants: run one with `isthmus credentials serve --admit`",
+            )
+        controller = ControllerClient(self._client, asked.cluster, actor="issuer")
+        command_id = token_command_id(token, asked.public_key)
+        for _ in range(TRIES):
+            record, node = await asyncio.to_thread(
+                admission.reserve, asked.cluster, token, asked.node, asked.public_key
+            )
+            use = UseToken(
+                token=token,
+                node=node,
+                public_key=asked.public_key,
+                expires=datetime.fromtimestamp(int(time.time() + self._days * DAY_S), UTC),
+                shared=SharedUse(
+                    uses=record.uses,
+                    until=datetime.fromtimestamp(record.until, UTC),
+                    kind=record.kind,
+                    site=record.site,
+                ),
+            )
+            try:
+                reply = await controller.send(use, command_id=command_id, timeout_s=2.5)
+            except Refused as error:
+                if error.code == "node_name_taken":
+                    await asyncio.to_thread(admission.taken_elsewhere, asked.cluster, token, asked.public_key)
+                    if numbered(record.names):
+                        continue
+                raise
+            given = str(reply.result.get("node", ""))  # by an earlier answer perhaps, which did not arrive
+            jwt = await admission.sign(record, given, asked.public_key, self._days)
+            return EnrolReply(jwt=jwt, node=given)
+        raise Refused("node_name_taken", f"{TRIES} numbers in a row are names of others: take another pattern")
+
+    async def _renewed(self, asked: EnrolRequest, claims: dict[str, Any]) -> EnrolReply:
+        return EnrolReply(jwt=self._sign(asked, claims, int(time.time() + self._days * DAY_S)))
 
     def _sign(self, asked: EnrolRequest, claims: dict[str, Any], expires: int) -> str:
         account = str(claims["nats"].get("issuer_account", ""))
