@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from msgspec import UNSET
 
 from controlplane.cli.common import (
     PODS_PER_NODE,
@@ -30,8 +31,10 @@ from events.protocol.commands import (
     DefineCluster,
     DeleteCluster,
     Override,
+    SetEncryption,
     WithdrawNetwork,
 )
+from events.protocol.encryption import SCOPES, Encryption
 from events.protocol.queries import (
     AddressOwner,
     ClusterView,
@@ -41,7 +44,7 @@ from events.protocol.queries import (
     ShowCluster,
     WhoHas,
 )
-from events.types import Network
+from events.types import EncryptionScope, Network
 
 KINDS = ("vpc", "idc", "clb", "route")
 
@@ -115,6 +118,11 @@ def parse_network(value: str) -> Network:
     show_default=True,
     help="Seconds after which an unreachable node is fenced and its range drains; 0 is never.",
 )
+@click.option(
+    "--encrypt",
+    type=click.Choice(SCOPES),
+    help="What WireGuard encrypts: nothing, packets between sites, all between nodes. See `cluster encrypt`.",
+)
 @override_option
 @write_options
 def define(
@@ -124,6 +132,7 @@ def define(
     pods: int,
     usable_pods: int | None,
     networks: tuple[str, ...],
+    encrypt: EncryptionScope | None,
     how: dict[str, Any],
     as_json: bool,
     **settings: Any,
@@ -141,6 +150,7 @@ def define(
         container_cidr=container_cidr,
         pods_per_node=addresses_for(pods, usable_pods),
         networks=tuple(parse_network(item) for item in networks),
+        encrypt=encrypt if encrypt is not None else UNSET,
         **settings,
     )
     reply = send(context, command, how)
@@ -190,6 +200,7 @@ def _show(context: BusContext, view: ClusterView) -> None:
         ("nodes", members),
         ("CLB reservations", view.reservations),
         ("overlay", f"VNI {made.vni}, UDP port {made.vxlan_port}"),
+        ("encryption", _encryption(view.encryption)),
         ("times", times),
         ("applied everywhere", f"up to sequence {view.watermark} of {view.sequence}"),
         ("digest", view.digest[:16]),
@@ -203,6 +214,35 @@ def _show(context: BusContext, view: ClusterView) -> None:
         )
     click.echo()
     show_conditions(view.conditions, context=context)
+
+
+def _encryption(here: Encryption) -> str:
+    if here.off:
+        return "off"
+    stages = f"{here.within_sites} within sites, {here.between_sites} between sites"
+    return f"{here.scope} ({stages}) since event {here.since:,}"
+
+
+@cluster.command()
+@click.argument("scope", type=click.Choice(SCOPES))
+@write_options
+def encrypt(*, context: BusContext, scope: EncryptionScope, how: dict[str, Any], as_json: bool) -> None:
+    """Encrypt packets between nodes by WireGuard: off, between sites, or all.
+
+    The cluster goes there in steps, each when every node's agent has applied the one before, so that no packet
+    is lost: first all nodes accept both, then they send encrypted, then nothing in the clear is taken any more.
+    `isthmus cluster show` says how far it is. Refused while a member has no WireGuard key.
+
+    \b
+    isthmus cluster encrypt sites
+    isthmus cluster encrypt all
+    """
+    reply = send(context, SetEncryption(scope=scope), how)
+    settled = reply.result.get("settled", False)
+    sentence = f"cluster {context.cluster} encrypts {scope!r}" + (
+        "" if settled else ": on the way, step by step as agents report; see isthmus cluster show"
+    )
+    show_written(reply, sentence, as_json=as_json)
 
 
 @cluster.command()

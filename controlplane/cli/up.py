@@ -18,6 +18,7 @@ from events.input_files import read_whole
 
 if TYPE_CHECKING:
     from events.protocol.commands import DefineCluster
+    from events.types import EncryptionScope
 
 
 class Lock(NamedTuple):
@@ -68,6 +69,11 @@ class Lock(NamedTuple):
     "--quarantine", default=60.0, show_default=True, help="With --cidr: seconds a released range rests."
 )
 @click.option(
+    "--encrypt",
+    type=click.Choice(("off", "sites", "all")),
+    help="With --cidr: what WireGuard encrypts between nodes, see `isthmus cluster encrypt`.",
+)
+@click.option(
     "--server-config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text for the bus's configuration: accounts and TLS (`isthmus deploy nats` makes it).",
@@ -97,6 +103,7 @@ def up(  # noqa: PLR0917  click passes options by name
     services: int,
     networks: tuple[str, ...],
     quarantine: float,
+    encrypt: EncryptionScope | None,
     server_config: Path | None,
     creds: str | None,
     ca: str | None,
@@ -130,6 +137,7 @@ def up(  # noqa: PLR0917  click passes options by name
             services=services,
             networks=tuple(parse_network(item) for item in networks),
             quarantine_s=quarantine,
+            encrypt=encrypt or msgspec.UNSET,
         )
     setup_logging(log_level, instance="up")
     warning = open_bus_warning(host, port, locked=server_config is not None, knowingly=insecure)

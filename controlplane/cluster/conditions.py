@@ -37,6 +37,7 @@ def conditions(
         return
     yield from _pool(state)
     yield from _drains(state, applied, absent)
+    yield from _encryption(state, applied)
     yield from _members(state)
     for override in state.overrides.values():
         yield Condition(
@@ -117,6 +118,25 @@ def _drains(state: ClusterState, applied: Mapping[str, int], absent: Container[s
             message=f"{_ranges(len(state.draining))} for agents to apply sequence {oldest:,} and later: "
             f"{_some(waiting)}{ends}",
         )
+
+
+def _encryption(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Condition]:
+    here = state.encrypts
+    if here.settled:
+        return
+    waiting = laggards(state, applied, here.since, SHOWN + 1)
+    yield Condition(
+        code="encryption_waiting",
+        severity="warning",
+        message=f"on the way to encrypt {here.scope!r}: {here.within_sites} within sites, {here.between_sites} "
+        f"between sites since event {here.since:,}"
+        + (
+            f"; the next step waits for agents to apply it: {_some(waiting)}. If such a machine is gone: "
+            f"isthmus node remove NODE"
+            if waiting
+            else ""
+        ),
+    )
 
 
 def _members(state: ClusterState) -> Iterator[Condition]:

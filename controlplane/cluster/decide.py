@@ -13,6 +13,7 @@ from typing import Any
 from controlplane.cluster.decision import (
     EMPTY_CONTEXT,
     AdvanceDrains,
+    AdvanceEncryption,
     AssignHolders,
     BindNodes,
     Decision,
@@ -26,6 +27,7 @@ from controlplane.cluster.decisions import (
     batch,
     clb,
     cluster,
+    encryption,
     entries,
     gateways,
     holders,
@@ -43,6 +45,7 @@ from events.protocol.commands import (
     AdoptNodes,
     AppendCidr,
     BeginAdoption,
+    ChangeKey,
     ChangeUnderlay,
     Command,
     DeclareNetwork,
@@ -60,6 +63,7 @@ from events.protocol.commands import (
     RemoveNode,
     ReportHealth,
     ReserveClb,
+    SetEncryption,
     UseToken,
     WithdrawNetwork,
 )
@@ -67,6 +71,7 @@ from events.protocol.commands import (
 __all__ = [
     "EMPTY_CONTEXT",
     "AdvanceDrains",
+    "AdvanceEncryption",
     "AssignHolders",
     "BindNodes",
     "Decision",
@@ -87,6 +92,8 @@ RULES: dict[type[Command | Tick], Rule] = {
     WithdrawNetwork: cluster.withdraw,
     JoinNode: tokens.join,
     ChangeUnderlay: nodes.change_underlay,
+    ChangeKey: encryption.change_key,
+    SetEncryption: encryption.set_scope,
     LeaveNode: nodes.leave,
     RemoveNode: nodes.remove,
     FenceNode: nodes.fence,
@@ -108,6 +115,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     AssignHolders: holders.assign,
     BindNodes: kubernetes.bind,
     MarkPaths: paths.mark,
+    AdvanceEncryption: encryption.advance,
 }
 """Command → its rule; a test keeps it complete."""
 

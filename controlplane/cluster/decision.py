@@ -172,6 +172,14 @@ class AssignHolders(Tick, frozen=True, kw_only=True):
     at: datetime | None = None
 
 
+class AdvanceEncryption(Tick, frozen=True, kw_only=True):
+    """Take the next step towards what the cluster is to encrypt; ``applied`` as in :class:`AdvanceDrains`."""
+
+    name: ClassVar[str] = "advance-encryption"
+    task: ClassVar[str] = "changing what is encrypted"
+    applied: Mapping[str, int]
+
+
 class MarkPaths(Tick, frozen=True, kw_only=True):
     """Record which paths are lost, and which (by scope, a, b) are not any more.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
-from controlplane.cluster.folds import clb, entries, paths, tokens
+from controlplane.cluster.folds import clb, encryption, entries, paths, tokens
 from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import (
     Adoption,
@@ -91,6 +91,8 @@ def _out(state: ClusterState, sequence: int, event: types.NodeLeft | types.NodeF
     for known in (state.unreachable, state.gateways, state.bound):
         if known:
             known.pop(name, None)
+    if state.keys:
+        encryption.forget(state, name)
 
 
 def _fenced(state: ClusterState, sequence: int, event: types.NodeFenced) -> None:
@@ -304,6 +306,8 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.EntryAdded: entries.added,
     types.EntryRemoved: entries.removed,
     types.SharedTokenUsed: tokens.shared_used,
+    types.ClusterEncryptionChanged: encryption.changed,
+    types.NodeKeyChanged: encryption.key_changed,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }

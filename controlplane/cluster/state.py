@@ -20,15 +20,18 @@ from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Entry, Holder
+from events.protocol.encryption import NO_ENCRYPTION, Encryption, NodeKey
 from events.types import (
     AdoptionBegun,
     ClbReserved,
     ClusterDefined,
+    ClusterEncryptionChanged,
     ConflictOverridden,
     EntryAdded,
     Event,
     Network,
     NodeBound,
+    NodeKeyChanged,
     PathLost,
     RangeQuarantined,
     SharedTokenUsed,
@@ -189,6 +192,7 @@ class ClusterState:
         "backends",
         "bound",
         "by_address",
+        "by_key",
         "by_mac",
         "by_uid",
         "cidrs",
@@ -197,11 +201,13 @@ class ClusterState:
         "definition",
         "deleted",
         "draining",
+        "encryption",
         "entries",
         "external",
         "fenced",
         "gateways",
         "holders",
+        "keys",
         "last_admitted",
         "lost_paths",
         "name",
@@ -254,6 +260,9 @@ class ClusterState:
         self.entries: MutableMapping[str, Entry] = {}  # name → who from outside may reach pods
         self.admitted: MutableMapping[str, Admission] = {}  # node name → how a shared token let it in
         self.last_admitted: MutableMapping[str, str] = {}  # shared token → the node of its latest use
+        self.keys: MutableMapping[str, NodeKey] = {}  # name of a member → its WireGuard key
+        self.by_key: MutableMapping[str, str] = {}  # WireGuard key → name of a member
+        self.encryption: MutableMapping[str, Encryption] = {}  # name of the cluster → what it encrypts
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()
         """Sequences that were left out, because the log says so."""
@@ -289,6 +298,8 @@ class ClusterState:
         lost_paths: Mapping[PathKey, LostPath],
         entries: Mapping[str, Entry],
         admitted: Mapping[str, Admission],
+        keys: Mapping[str, NodeKey],
+        encryption: Mapping[str, Encryption],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -326,12 +337,19 @@ class ClusterState:
         state.admitted = dict(admitted)
         uses = sorted((one.use, one.token, node) for node, one in admitted.items())
         state.last_admitted = {token: node for _, token, node in uses}
+        state.keys, state.encryption = dict(keys), dict(encryption)
+        state.by_key = {one.key: name for name, one in keys.items()}
         return state
 
     @property
     def capacity(self) -> int:
         """Ranges in all container CIDRs."""
         return self.pool.capacity
+
+    @property
+    def encrypts(self) -> Encryption:
+        """What the cluster encrypts, and how far it is."""
+        return self.encryption.get(self.name, NO_ENCRYPTION)
 
     def cidr_of(self, index: int) -> str:
         """The CIDR of the range with that index; empty when there is no such range."""
@@ -385,7 +403,7 @@ _PLAIN = (
 )
 INDICES = frozenset(
     {
-        *("by_uid", "by_address", "by_mac", "external", "owned", "clb_addresses", "last_admitted"),
+        *("by_uid", "by_address", "by_mac", "by_key", "external", "owned", "clb_addresses", "last_admitted"),
         *("quarantine_last", "quarantine_ordered"),
     }
 )
@@ -427,6 +445,10 @@ FURTHER: dict[str, MemberMap] = {
     ),
     "entries": MemberMap(EntryAdded, list[tuple[str, Entry]], Entry.of, of_member=False),
     "admitted": MemberMap(SharedTokenUsed, list[tuple[str, Admission]], Admission.of, of_member=False),
+    "keys": MemberMap(NodeKeyChanged, list[tuple[str, NodeKey]], NodeKey.of),
+    "encryption": MemberMap(
+        ClusterEncryptionChanged, list[tuple[str, Encryption]], Encryption.of, of_member=False
+    ),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

@@ -10,9 +10,11 @@ MARKS = {
     "added": "⇥", "adopted": "▣", "adoption-begun": "⇥", "adoption-ended": "⇤", "allocated": "▣",
     "backend-added": "+",
     "backend-health-changed": "♥", "backend-removed": "−", "bound": "⇔", "cidr-appended": "+",
-    "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐", "fenced": "×",
+    "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐", "encryption-changed": "⚿",
+    "fenced": "×",
     "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
-    "holder-withdrawn": "⇄", "joined": "+", "left": "−", "lost": "✕", "network-declared": "+",
+    "holder-withdrawn": "⇄", "joined": "+", "key-changed": "⚿", "left": "−", "lost": "✕",
+    "network-declared": "+",
     "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄",
     "removed": "−",
     "reserved": "⇄", "restored": "✓", "shared-used": "✓",
@@ -45,6 +47,11 @@ def sentence(event: types.Event) -> str:
             return f"{event.node} was fenced by {event.cause}{_because(event.reason)}"
         case types.NodeBound():
             return f"{event.node} is the Kubernetes Node {event.node_uid}"
+        case types.NodeKeyChanged():
+            return f"{event.node} has the WireGuard key {event.key}, reached at port {event.port}"
+        case types.ClusterEncryptionChanged():
+            within, between = event.within_sites, event.between_sites
+            return f"encryption {event.scope}: {within} within sites, {between} between sites"
         case types.RangeAdopted():
             return f"{event.cidr} of {event.node} adopted from {event.source}"
         case types.RangeAllocated():

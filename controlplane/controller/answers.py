@@ -108,6 +108,7 @@ def show_cluster(state: ClusterState, query: ShowCluster, reports: LastReports) 
         reservations=len(state.clb),
         watermark=watermark(state, reports.applied, absent=reports.absent),
         conditions=tuple(conditions_now(state, reports)),
+        encryption=state.encrypts,
     )
 
 

@@ -50,6 +50,15 @@ def _bound(rows: Rows, sequence: int, time_us: int, event: types.NodeBound) -> N
     rows.fact(sequence, time_us, ("bound", event.node, ""), event)
 
 
+def _key_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeKeyChanged) -> None:
+    # As with bindings, its end with the membership is not written.
+    rows.fact(sequence, time_us, ("keys", event.node, ""), event)
+
+
+def _encryption_changed(rows: Rows, sequence: int, time_us: int, event: types.ClusterEncryptionChanged) -> None:
+    rows.fact(sequence, time_us, ("encryption", event.cluster, ""), event)
+
+
 def _unreachable(rows: Rows, sequence: int, time_us: int, event: types.NodeUnreachable) -> None:
     new = rows.nodes.current(event.node)
     new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
@@ -171,6 +180,8 @@ HANDLERS: Handlers = {
     types.NodeLeft: _out,
     types.NodeFenced: _fenced,
     types.NodeBound: _bound,
+    types.NodeKeyChanged: _key_changed,
+    types.ClusterEncryptionChanged: _encryption_changed,
     types.NodeUnderlayChanged: _underlay_changed,
     types.NodeUnreachable: _unreachable,
     types.NodeRecovered: _recovered,

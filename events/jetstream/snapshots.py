@@ -33,6 +33,7 @@ from events.jetstream.api import DEFAULT_PREFIX, error_in, prefix_of
 from events.jetstream.direct import DirectReader
 from events.jetstream.stream import ensure_stream
 from events.protocol.clb import Traffic
+from events.protocol.encryption import NO_ENCRYPTION, Encryption
 from events.types import ClusterDefined
 
 FORMAT = 1
@@ -54,6 +55,9 @@ class SnapshotMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
     announced: str
     vtep_mac: str
     site: str = ""
+    key: str = ""
+    """Its WireGuard key, public; empty from controllers before 0.3, and of nodes that have none."""
+    port: int = 0
 
 
 class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,6 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = False
     state_digest: str = ""
     traffic: Traffic = Traffic()
+    encryption: Encryption = NO_ENCRYPTION
     format: int = FORMAT
 
     @property

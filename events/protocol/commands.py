@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from events.types import Affinity, CheckKind, Network, NodeKind, Protocol
+from events.types import Affinity, CheckKind, EncryptionScope, Network, NodeKind, Protocol
 
 SCHEMA_VERSION = 1
 """Version of this module's shapes; sent with each request and checked by the controller."""
@@ -63,6 +63,18 @@ class DefineCluster(Command, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unreachable_after_s: float = 30.0
     remove_after_s: float = 0.0
     overrides: tuple[Override, ...] = ()
+    encrypt: EncryptionScope | msgspec.UnsetType = msgspec.UNSET
+    """Left out when not said: releases before 0.3 do not know it. Then nothing is encrypted."""
+
+
+class SetEncryption(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encrypt packets between nodes, or no more; the cluster goes there step by step.
+
+    Repeating it writes nothing.
+    """
+
+    name: ClassVar[str] = "set-encryption"
+    scope: EncryptionScope
 
 
 class DeleteCluster(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,7 +110,9 @@ class WithdrawNetwork(Command, frozen=True, kw_only=True, forbid_unknown_fields=
 class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A node asks to become a member and for a range. Repeating it writes nothing.
 
-    ``range`` and ``pod_ip`` exist only to be refused with a clear answer.
+    ``range`` and ``pod_ip`` exist only to be refused with a clear answer. ``wireguard_key`` is the node's
+    public key and ``wireguard_port`` where it is reached with it; left out by who has none, and where
+    controllers before 0.3 would refuse them.
     """
 
     name: ClassVar[str] = "join"
@@ -112,6 +126,8 @@ class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     range: str = ""
     pod_ip: str = ""
     overrides: tuple[Override, ...] = ()
+    wireguard_key: str | msgspec.UnsetType = msgspec.UNSET
+    wireguard_port: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +139,19 @@ class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=T
     uid: str
     underlay: str
     announced: str = ""
+
+
+class ChangeKey(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The node has this WireGuard key from now on. Only its own credentials may send it; repeating it writes
+    nothing.
+    """
+
+    name: ClassVar[str] = "change-key"
+    node_scoped: ClassVar[bool] = True
+    node: str
+    uid: str
+    key: str
+    port: int
 
 
 class LeaveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -367,6 +396,8 @@ COMMANDS: tuple[type[Command], ...] = (
     EndAdoption,
     AddEntry,
     RemoveEntry,
+    SetEncryption,
+    ChangeKey,
 )
 """Every command that can be sent."""
 

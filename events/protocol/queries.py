@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from events.protocol.encryption import NO_ENCRYPTION, Encryption
 from events.protocol.ways import PeerWayView
 from events.types import ClbReserved, ClusterDefined, ConflictOverridden, Network, NodeKind
 
@@ -41,6 +42,8 @@ CONDITIONS: dict[str, str] = {
     "message names the nodes and how to end it.",
     "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
     "path_lost": "Packets of pods do not pass, as several agents measured; the message says where.",
+    "encryption_waiting": "The cluster is on its way to encrypting, or to not encrypting any more; the message "
+    "says how far it is and which nodes it waits for.",
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
     "clb_no_holder": "No gateway holds an address of a reserved pair; mark a cloud node as a gateway and start "
     "its agent with --gateway.",
@@ -227,6 +230,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, int] = {}
     controller: str = ""
     version: str = ""
+    encryption: Encryption = NO_ENCRYPTION
 
 
 class RefusalView(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from events.types.base import Event, Network
+
+EncryptionScope = Literal["off", "sites", "all"]
+"""What a cluster encrypts: nothing, packets between nodes of different sites, or all between nodes."""
+EncryptionStage = Literal["plain", "accepting", "sending", "required"]
+"""How far a kind of pairs is, see :mod:`events.protocol.encryption`."""
 
 
 class _ClusterEvent(Event, frozen=True, kw_only=True, gc=False):
@@ -112,3 +117,15 @@ class ConflictRefused(_ClusterEvent, frozen=True, kw_only=True, gc=False):
     ours: str
     theirs: str
     message: str
+
+
+class ClusterEncryptionChanged(_ClusterEvent, frozen=True, kw_only=True, gc=False):
+    """What the cluster is to encrypt, and how far it is, for pairs of nodes of one site and of two.
+
+    A cluster goes there step by step: each waits until every member has applied the one before.
+    """
+
+    verb: ClassVar[str] = "encryption-changed"
+    scope: EncryptionScope
+    within_sites: EncryptionStage
+    between_sites: EncryptionStage

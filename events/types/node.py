@@ -46,6 +46,18 @@ class NodeUnderlayChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
     vtep_mac: str = ""
 
 
+class NodeKeyChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The member is known by this WireGuard key from now on: it came with it, or made a new one.
+
+    ``key`` is the public one in base64, ``port`` the UDP port by which the node is reached with it. The key
+    ends with the membership.
+    """
+
+    verb: ClassVar[str] = "key-changed"
+    key: str
+    port: int
+
+
 class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """The node is no member any more: it said so itself, or an operator removed it (the actor tells)."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import timedelta
 from typing import Any
 
 from controlplane.cluster.decide import (
     AdvanceDrains,
+    AdvanceEncryption,
     AssignHolders,
     BindNodes,
     DecisionContext,
@@ -26,6 +28,7 @@ from events.protocol.commands import (
     AdoptNodes,
     AppendCidr,
     BeginAdoption,
+    ChangeKey,
     ChangeUnderlay,
     DeclareNetwork,
     DefineCluster,
@@ -42,6 +45,7 @@ from events.protocol.commands import (
     RemoveNode,
     ReportHealth,
     ReserveClb,
+    SetEncryption,
     SharedUse,
     UseToken,
     WithdrawNetwork,
@@ -138,6 +142,11 @@ def commands() -> list[Any]:
         AdoptNodes(nodes=(OLD,)),
         EndAdoption(reason="all are here"),
         AdoptNodes(nodes=(OLD,)),
+        SetEncryption(scope="all"),
+        ChangeKey(node="old", uid="uid-old", key=key("old"), port=51820),
+        ChangeKey(node="old", uid="uid-old", key="short", port=51820),
+        SetEncryption(scope="sites"),
+        *(AdvanceEncryption(applied={"uid-old": sequence}) for sequence in range(76, 82)),
         RemoveNode(node="old"),
         DeleteCluster(),
         *(RemoveNode(node=name) for name in ("n1", "n11", "n2")),
@@ -146,6 +155,11 @@ def commands() -> list[Any]:
         DeleteCluster(reason="over"),
         joining(9),
     ]
+
+
+def key(seed: str) -> str:
+    """A public key that nobody has the private one of."""
+    return b64encode(seed.encode().ljust(32, b"k")).decode()
 
 
 OLD = AdoptedNode(

@@ -32,15 +32,18 @@ BESIDE = {"EventsParked", "JoinTokenUsed", "SharedTokenUsed"}
 PATHS = {"PathLost", "PathRestored"}
 """They say what packets met, and give or take nothing."""
 
+ENCRYPTION = {"ClusterEncryptionChanged", "NodeKeyChanged"}
+"""How packets travel; the fold itself holds a key to one member."""
+
 WITHOUT_CHECK = (
-    REFUSALS | NETWORKS | BESIDE | ADOPTIONS | PATHS
+    REFUSALS | NETWORKS | BESIDE | ADOPTIONS | PATHS | ENCRYPTION
     | {"NodeUnreachable", "NodeRecovered", "NodeGatewayMarked", "ClusterDeleted"}
     | {"ClbBackendAdded", "ClbBackendRemoved", "ClbBackendHealthChanged", "EntryRemoved"}
 )  # fmt: skip
 """They can break none of the invariants: they give, take and move no range and no address."""
 
 WITHOUT_ROWS_OF_PEERS = (
-    CLB | ENTRIES | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS
+    CLB | ENTRIES | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS | ENCRYPTION
     | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}
@@ -53,6 +56,7 @@ NOT_IMAGINED = (
     | GATEWAYS
     | BESIDE
     | PATHS
+    | ENCRYPTION
     | {"RangeDraining", "NodeBound"}
 )
 """What another plan would not change (gateways and their backends, what packets meet), or decides anew

@@ -82,8 +82,9 @@ CORE = (
     "controlplane.controller.answers"
 )
 
-ALLOWED = {"bisect",
-    "__future__", "collections", "datetime", "functools", "hashlib", "heapq", "itertools", "math", "re",
+ALLOWED = {
+    "__future__", "base64", "binascii", "bisect", "collections", "datetime", "functools", "hashlib", "heapq",
+    "itertools", "math", "re",
     "types", "typing", "urllib", "msgspec", "netaddr", "controlplane", "events",
 }  # fmt: skip
 """Everything that the core may import; none of it has a clock, a dice or a handle but datetime.now."""

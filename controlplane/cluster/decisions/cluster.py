@@ -10,6 +10,7 @@ import msgspec
 from controlplane.cluster.addressing.addresses import network
 from controlplane.cluster.addressing.plan import check_private, make_plan, prefix_of
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
+from controlplane.cluster.decisions.encryption import begun
 from controlplane.cluster.decisions.entries import removed
 from controlplane.cluster.decisions.overlap import (
     Conflict,
@@ -51,13 +52,15 @@ def define(state: ClusterState, command: DefineCluster, now: datetime, context: 
     wanted = _definition(state.name, command)
     if state.definition is not None:
         definition_of(state)
-        return _defined_already(state, state.definition, wanted)
+        return _defined_already(state, state.definition, wanted, command.encrypt or state.encrypts.scope)
     ours = Side(network(wanted.container_cidr), "container CIDR")
     conflicts = container_conflicts(ours, state, context, wanted.networks)
     accepted, refused = settle(conflicts, command.overrides, state.name)
     if refused is not None:
         raise refused.refused()
-    return Decision((wanted, *accepted), _described(wanted))
+    encrypt = command.encrypt or "off"
+    more = (begun(state, encrypt),) if encrypt != "off" else ()
+    return Decision((wanted, *accepted, *more), _described(wanted))
 
 
 def _definition(name: str, command: DefineCluster) -> types.ClusterDefined:
@@ -118,7 +121,7 @@ _FIXED = (
 
 
 def _defined_already(
-    state: ClusterState, current: types.ClusterDefined, wanted: types.ClusterDefined
+    state: ClusterState, current: types.ClusterDefined, wanted: types.ClusterDefined, encrypt: str
 ) -> Decision:
     differences = [
         f"{field} {getattr(current, field)} (asked: {getattr(wanted, field)})"
@@ -142,6 +145,14 @@ def _defined_already(
             "isthmus cluster network add CIDR --kind KIND",
             cluster=current.cluster,
             networks=unknown,
+        )
+    if encrypt != state.encrypts.scope:
+        raise Refused(
+            "cluster_already_defined",
+            f"cluster {current.cluster!r} exists and encrypts {state.encrypts.scope!r}, not {encrypt!r}: "
+            f"isthmus cluster encrypt {encrypt}",
+            cluster=current.cluster,
+            encrypt=state.encrypts.scope,
         )
     return Decision((), _described(current))
 

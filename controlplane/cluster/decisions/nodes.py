@@ -15,7 +15,9 @@ from controlplane.cluster.decision import Decision, DecisionContext, definition_
 from controlplane.cluster.decisions.exhaustion import exhausted
 from controlplane.cluster.decisions.holders import Cause, hand_over
 from controlplane.cluster.decisions.overlap import address_conflicts, settle
+from controlplane.cluster.identity import another_process, living, other_machine
 from controlplane.cluster.input_checks import text, unicast
+from controlplane.cluster.keys import key_events, key_of, keyless
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
 from events.errors import Refused
 from events.protocol.commands import ChangeUnderlay, FenceNode, JoinNode, LeaveNode, RemoveNode
@@ -55,18 +57,21 @@ def join(
     """
     definition_of(state)
     _check_join(command)
-    where = addresses(command)
+    where, key = addresses(command), key_of(command)
     name, uid = command.node, command.uid
     member = state.nodes.get(name)
     if member is not None and member.uid == uid:
-        return _again(state, command, member, where, context)
+        return _with_key(state, member, key, _again(state, command, member, where, context))
     if member is not None and not replace:
         alive = living(member, uid, context)
         if alive is not None:
             return _refuse(state, name, uid, alive)
     problem, accepted = obstacle(state, command, where, context)
+    if problem is None and key is None:
+        problem = keyless(state, name)
     if problem is not None:
         return _refuse(state, name, uid, problem)
+    keys = key_events(state, name, uid, key)
     events: list[Event] = [*accepted]
     leaving = 0 if member is None else 1
     if member is not None:
@@ -90,6 +95,7 @@ def join(
             site=command.site,
         )
     )
+    events += keys
     events.append(
         RangeAllocated(
             cidr=cidr, index=index, node=name, uid=uid, cursor_after=(index + 1) % state.pool.capacity
@@ -106,23 +112,6 @@ def join(
         "announced": where.announced,
     }
     return Decision(tuple(events), result)
-
-
-def living(member: Node, uid: str, context: DecisionContext) -> Refused | None:
-    """Why another uid cannot take the member's name: its agent reports."""
-    silent_s = context.members.silent_s(member.uid)
-    if silent_s is None:
-        return None
-    return Refused(
-        "node_alive",
-        f"node {member.name!r} is a member with uid {member.uid!r}, heard {silent_s:.0f} s ago: uid {uid!r} "
-        f"does not take its place while it reports. If both are one machine, give it one uid; if "
-        f"the new one is to replace it, stop the old agent, or: isthmus node fence {member.name} --yes",
-        node=member.name,
-        uid=uid,
-        live_uid=member.uid,
-        silent_s=round(silent_s, 1),
-    )
 
 
 def _check_join(command: JoinNode) -> None:
@@ -173,6 +162,12 @@ def _again(
     return _move(state, command, member, where, context)
 
 
+def _with_key(state: ClusterState, member: Node, key: tuple[str, int] | None, decision: Decision) -> Decision:
+    """What a member that joins again writes, and its key if that is another one than known."""
+    keys = key_events(state, member.name, member.uid, key) if decision.refusal is None else []
+    return decision._replace(events=(*decision.events, *keys)) if keys else decision
+
+
 def _move(
     state: ClusterState,
     command: JoinNode | ChangeUnderlay,
@@ -185,7 +180,7 @@ def _move(
     result = _described(member, owned) | {"underlay": where.underlay, "announced": where.announced}
     if (member.underlay, member.announced) == (where.underlay, where.announced):
         return Decision((), result)
-    refusal = _other_machine(member, where, context)
+    refusal = other_machine(member, where.underlay, context)
     if refusal is not None:
         return Decision(refusal=refusal)
     problem, accepted = obstacle(state, command, where, context)
@@ -195,31 +190,6 @@ def _move(
         node=member.name, uid=member.uid, underlay=where.underlay, announced=where.announced
     )
     return Decision((*accepted, moved), result)
-
-
-def _other_machine(member: Node, where: Addresses, context: DecisionContext) -> Refused | None:
-    """Why another machine with the member's identity does not move it: the member reports from its place.
-
-    Not recorded: a machine that has moved across a restart is let in once its predecessor is silent.
-    """
-    process = context.members.process_of(member.uid)
-    if not context.instance or process is None or process.instance == context.instance:
-        return None
-    if process.underlay != member.underlay or where.underlay == member.underlay:
-        return None
-    return Refused(
-        "identity_twice",
-        f"node {member.name!r} (uid {member.uid!r}) reports from {process.underlay}, "
-        f"heard {process.silent_s:.0f} s ago, and another agent with this identity "
-        f"asks from {where.underlay}: the node stays where it is. If "
-        f"{where.underlay} is a copy of that machine, stop its agent, give it an identity of its own "
-        f"(isthmus agent new-identity --yes), and start it; if it is the same machine, it is let in when the "
-        f"other agent is silent",
-        node=member.name,
-        uid=member.uid,
-        underlay=process.underlay,
-        other=where.underlay,
-    )
 
 
 def obstacle(
@@ -341,7 +311,7 @@ def _live(state: ClusterState, name: str) -> Node:
     return member
 
 
-def _own(state: ClusterState, name: str, uid: str) -> Node:
+def own(state: ClusterState, name: str, uid: str) -> Node:
     """The member with that name and uid. Raises Refused: ``node_fenced``, ``node_unknown``."""
     fenced = state.fenced.get(uid)
     if fenced is not None:
@@ -369,7 +339,7 @@ def change_underlay(
 ) -> Decision:
     """Reach the node at another address; its range and epoch stay. The same addresses write nothing."""
     del now
-    member = _own(state, command.node, command.uid)
+    member = own(state, command.node, command.uid)
     return _move(state, command, member, addresses(command), context)
 
 
@@ -395,19 +365,12 @@ def leave(state: ClusterState, command: LeaveNode, now: datetime, context: Decis
     Raises Refused(identity_twice) when a machine elsewhere asks while the member reports.
     """
     del now
-    member = _own(state, command.node, command.uid)
-    process = context.members.process_of(member.uid)
-    if context.instance and process is not None and process.instance != context.instance:
-        raise Refused(
-            "identity_twice",
-            f"node {member.name!r} (uid {member.uid!r}) reports from {process.underlay}, heard "
-            f"{process.silent_s:.0f} s ago, and this machine has no such address: the node stays. If this is a "
-            f"copy of that machine, give it an identity of its own (isthmus agent new-identity --yes); to take "
-            f"the node out all the same: isthmus node remove {member.name}",
-            node=member.name,
-            uid=member.uid,
-            underlay=process.underlay,
-        )
+    member = own(state, command.node, command.uid)
+    held = another_process(
+        member, context, f"to take the node out all the same: isthmus node remove {member.name}"
+    )
+    if held is not None:
+        raise held
     reason = text(command.reason, "reason")
     return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 

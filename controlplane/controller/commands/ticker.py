@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from controlplane.cluster.decision import AdvanceDrains, MarkLiveness, MarkPaths, Tick
+from controlplane.cluster.decision import AdvanceDrains, AdvanceEncryption, MarkLiveness, MarkPaths, Tick
 from controlplane.controller.agents.gateway_reports import look
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.commands.committer import Committer
@@ -108,7 +108,13 @@ class Ticker:
         )
         await self.holders()
         await self.paths()
+        await self.encryption()
         await self.drains()
+
+    async def encryption(self) -> None:
+        """Look how far encryption is. Cancelled, the decision is made all the same: it is in the queue."""
+        if self._due() is not None and not self.replica.state.encrypts.settled:
+            await self._submit(AdvanceEncryption(applied=self.liveness.applied))
 
     async def holders(self) -> None:
         """Look at the gateways. Cancelled, the decision is made all the same: it is in the queue."""

@@ -47,7 +47,16 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
         networks=tuple(state.networks),
         cidrs=tuple(cidr.cidr for cidr in state.cidrs),
         members=tuple(
-            SnapshotMember(n.name, n.uid, n.kind, n.underlay, n.announced, n.vtep_mac, n.site)
+            SnapshotMember(
+                n.name,
+                n.uid,
+                n.kind,
+                n.underlay,
+                n.announced,
+                n.vtep_mac,
+                n.site,
+                *((known.key, known.port) if (known := state.keys.get(n.name)) is not None else ()),
+            )
             for n in state.nodes.values()
         ),
         ranges=tuple(SnapshotRange(r.cidr, r.epoch, r.node, r.uid) for r in state.owned.values()),
@@ -61,6 +70,7 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
             holders=tuple(state.holders.values()),
             entries=dict(state.entries),
         ),
+        encryption=state.encrypts,
     )
 
 
