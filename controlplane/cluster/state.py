@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
+from controlplane.cluster.facts import Admission, Adoption, Bound, Fenced, LostPath, PathKey, Refusal
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Entry, Holder
 from events.protocol.encryption import NO_ENCRYPTION, Encryption, NodeKey
@@ -87,38 +88,6 @@ class Range(msgspec.Struct, frozen=True, gc=False):
     epoch: int
 
 
-class Bound(msgspec.Struct, frozen=True, gc=False):
-    """Which Kubernetes Node a member is: its UID, and since which sequence."""
-
-    node_uid: str
-    since: int
-
-
-class Admission(msgspec.Struct, frozen=True, gc=False):
-    """How a name was let in by a join token for several machines; see :class:`events.types.SharedTokenUsed`."""
-
-    token: str
-    public_key: str
-    use: int
-    kind: str
-    site: str
-    at: datetime
-    since: int
-
-    @classmethod
-    def of(cls, event: SharedTokenUsed, sequence: int) -> Self:
-        """What that event, stored there, says."""
-        return cls(event.token, event.public_key, event.use, event.kind, event.site, event.at, sequence)
-
-
-class Adoption(msgspec.Struct, frozen=True, gc=False):
-    """What nodes are being taken over from, by which plan (its SHA-256), and since which sequence."""
-
-    source: str
-    plan: str
-    since: int
-
-
 class Cidr(msgspec.Struct, frozen=True, gc=False):
     """A container CIDR: ``capacity`` ranges from index ``first_index`` on.
 
@@ -130,54 +99,6 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     capacity: int
     first: int
     appended: int
-
-
-class Fenced(msgspec.Struct, frozen=True, gc=False):
-    """A fenced uid: which node it was, since which sequence, why, and who took its place."""
-
-    node: str
-    since: int
-    cause: str
-    by_uid: str
-
-
-class Refusal(msgspec.Struct, frozen=True, gc=False):
-    """A recorded refusal: the sequence at which it was first recorded, and what was said."""
-
-    since: int
-    code: str
-    message: str
-
-
-class LostPath(msgspec.Struct, frozen=True, gc=False):
-    """A path that is lost since the event at ``sequence``; see :class:`events.types.PathLost`."""
-
-    scope: str
-    a: str
-    b: str
-    fault: str
-    broken_from: str
-    broken_to: str
-    sequence: int
-    since: datetime | None
-
-    @classmethod
-    def of(cls, event: PathLost, sequence: int) -> Self:
-        """What that event, stored there, says."""
-        return cls(
-            event.scope,
-            event.a,
-            event.b,
-            event.fault,
-            event.broken_from,
-            event.broken_to,
-            sequence,
-            event.since,
-        )
-
-
-PathKey = tuple[str, str, str]
-"""Scope, a, b."""
 
 
 class ClusterState:
