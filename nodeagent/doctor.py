@@ -290,7 +290,7 @@ def _agent(node: ExaminedNode, _: View | None) -> Iterator[Finding]:
             "systemctl start isthmus-agent",
         )
         return
-    silent_s = time.time() - status.written_at
+    silent_s = local_files.now_of(status) - status.written_at
     if silent_s > SILENT_INTERVALS * status.interval_s:
         yield Finding(
             "agent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,33 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     change first, and not all of thousands."""
     stray_pods: tuple[str, ...] = ()
     """Addresses of pods in ranges that are not this node's (any more)."""
+    boot: str = ""
+    """The kernel's name of this boot; empty from a release without it."""
+    written_running_s: float = 0.0
+    """When this was written by the clock that nobody sets, see :func:`running_s`."""
+
+
+def running_s() -> float:
+    """Seconds since the start of this machine, also while it slept: CLOCK_BOOTTIME, which nobody can set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """The kernel's name of this boot; empty where it does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def now_of(status: LocalStatus) -> float:
+    """The present by the wall clock that the writer had, Unix seconds: ages are right after somebody sets it.
+
+    Of another boot, or of a release that does not write it: this machine's wall clock now.
+    """
+    if not status.boot or status.boot != boot_id():
+        return time.time()
+    return status.written_at + running_s() - status.written_running_s
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o644) -> None:

@@ -68,7 +68,7 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
     one(
         "isthmus.agent.view.age",
         "Time since the log last brought an event or said that there is none; asked every 10 to 30 s.",
-        lambda: max(0.0, time.time() - session.last_at),
+        lambda: time.monotonic() - session.last_at,
         "s",
     )
     one(

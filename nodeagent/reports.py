@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +27,7 @@ from nodeagent.gateway.arp_announcer import BEAT_S
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
-from nodeagent.local_files import LocalStatus, LocalWay, write_status
+from nodeagent.local_files import LocalStatus, LocalWay, boot_id, running_s, write_status
 from nodeagent.membership.log_follower import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
@@ -41,14 +40,6 @@ CUT_OFF_LIMIT = 1000  # characters
 
 STATUS_GAP_S = 0.1
 """Shortest time between two reports; a burst of changes makes one."""
-
-
-def _boot_id() -> str:
-    """This start of this machine; empty where the kernel does not say it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def pod_fields(watch: PodWatch) -> dict[str, Any]:
@@ -94,7 +85,7 @@ class StatusReporter:
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
-        self._boot = _boot_id()
+        self._boot = boot_id()
 
     @property
     def span_subject(self) -> str:
@@ -217,6 +208,7 @@ class StatusReporter:
     def status(self) -> LocalStatus:
         """Everything about this agent, as it is now."""
         view, reconciler, session = self._view, self._reconciler, self._session
+        now = time.time()
         own, plan, underlay, spec = view.own, view.plan, reconciler.tunnel.underlay, reconciler.tunnel.spec
         return LocalStatus(
             node=self._config.node,
@@ -224,7 +216,9 @@ class StatusReporter:
             cluster=self._config.cluster,
             pid=os.getpid(),
             started_at=self._started_at,
-            written_at=time.time(),
+            written_at=now,
+            written_running_s=running_s(),
+            boot=self._boot,
             state=self.state(),
             range=own.cidr if own else "",
             epoch=own.epoch if own else 0,
@@ -242,7 +236,7 @@ class StatusReporter:
             behind=session.pending + max(0, view.sequence - self.applied),
             last_event_at=view.last_event_at,
             bus_connected=session.connected,
-            bus_contact_at=session.last_at,
+            bus_contact_at=now - (time.monotonic() - session.last_at) if session.last_at else 0.0,
             expected_digest=view.expected_digest(),
             kernel_digest=reconciler.digest(),
             counters={

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from events.cli.tables import print_table
 from events.status import SILENT_INTERVALS
-from nodeagent.local_files import LocalStatus, LocalWay
+from nodeagent.local_files import LocalStatus, LocalWay, now_of
 
 WAYS_SHOWN = 12
 """Peers whose way is shown; `--json` has more."""
@@ -110,4 +108,4 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
 
 def show(status: LocalStatus, *, running: bool) -> None:
     """Print it."""
-    print_table(("", ""), rows(status, running=running, now=time.time()))
+    print_table(("", ""), rows(status, running=running, now=now_of(status)))

@@ -17,7 +17,7 @@ import msgspec
 from events.input_files import read_regular
 from nodeagent.dataplane import host_settings
 from nodeagent.fastpath import programs
-from nodeagent.local_files import write_atomically
+from nodeagent.local_files import boot_id, write_atomically
 
 FILE = "fastpath.json"
 LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
@@ -37,7 +37,7 @@ class Predecessors:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._boot = boot_id()
         try:
             kept = msgspec.json.decode(read_regular(self._path), type=_Kept)
         except (OSError, msgspec.MsgspecError):

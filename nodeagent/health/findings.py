@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Interface, IPv4Network, ip_address
 from pathlib import Path
@@ -19,7 +18,7 @@ from events.errors import IsthmusError
 from nodeagent.config import DEFAULT_CNI_DIR
 from nodeagent.dataplane.host_settings import read_sysctl
 from nodeagent.health import accept_in_others, diagnosis, settings
-from nodeagent.local_files import LocalStatus
+from nodeagent.local_files import LocalStatus, now_of
 from nodeagent.netlink import links
 from nodeagent.pods import chain, cni
 
@@ -235,7 +234,7 @@ def neighbour_table(address: str, peers: Iterable[str], limit: str | None) -> It
 
 def path(status: LocalStatus, now: float | None = None) -> Iterator[Finding]:
     """Whether packets of this node's pods pass, as its agent last saw."""
-    age_s = (now or time.time()) - status.path_confirmed_at
+    age_s = (now or now_of(status)) - status.path_confirmed_at
     last = f"one last passed {age_s:.0f} s ago" if status.path_confirmed_at else "none has passed yet"
     match status.path:
         case "confirmed":

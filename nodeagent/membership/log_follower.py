@@ -174,7 +174,7 @@ class LogFollower:
 
     def _connected(self, *, on: bool) -> None:
         if on or self.session.connected:  # a try that failed is no contact
-            self.session.last_at = time.time()
+            self.session.last_at = time.monotonic()
         self.session.connected = on
 
     # ------------------------------------------------------------------ joining
@@ -306,7 +306,7 @@ class LogFollower:
         self._memory_checked = True
 
     def _heard(self) -> None:
-        self.session.last_at = time.time()
+        self.session.last_at = time.monotonic()
 
     async def _become(self, fresh: View) -> None:
         changes = self.view.become(fresh)
@@ -355,7 +355,7 @@ class LogFollower:
 
         Cancelled, the view may have taken in a part, of which the cache knows: a new follower begins there.
         """
-        self.session.last_at = time.time()
+        self.session.last_at = time.monotonic()
         self.session.pending = batch.pending
         if batch.messages:
             with at_sequence(batch.messages[-1].sequence):

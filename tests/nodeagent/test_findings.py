@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from nodeagent import status_text
 from nodeagent.health import diagnosis, findings
-from nodeagent.local_files import LocalStatus
+from nodeagent.local_files import LocalStatus, boot_id, now_of, running_s
 from nodeagent.pods import chain, cni
 from tests.nodeagent.sandbox import inside, sh
 
 
 def status(**known: object) -> LocalStatus:
     return LocalStatus(node="a", uid="u", cluster="c", pid=1, started_at=0, written_at=0, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("set_by_s", [-10_800, 0, 10_800])
+def test_ages_are_right_after_the_clock_was_set(set_by_s: float) -> None:
+    """An agent that hangs for ten minutes while the clock is set looked alive, or silent for hours."""
+    written = time.time() - 600 - set_by_s
+    there = LocalStatus(
+        node="a",
+        uid="u",
+        cluster="c",
+        pid=1,
+        started_at=0,
+        state="ready",  # type: ignore[arg-type]
+        written_at=written,
+        bus_contact_at=written - 60,
+        path="confirmed",
+        path_confirmed_at=written,
+        boot=boot_id(),
+        written_running_s=running_s() - 600,
+    )
+    shown = dict(status_text.rows(there, running=True, now=now_of(there)))
+    assert shown["state"].startswith("NOT RESPONDING since 10.0 min ago")
+    assert "last word from the bus 11.0 min ago" in shown["behind"]
+    assert "10.0 min ago" in shown["packets"]
+    assert abs(now_of(msgspec.structs.replace(there, boot="another")) - time.time()) < 60
 
 
 @pytest.mark.parametrize(
