@@ -12,7 +12,14 @@ import msgspec
 
 from deploy.kubernetes.all_in_one import OwnBus, render
 from deploy.kubernetes.values import Values, read_values
-from deploy.kubernetes.variants import controller_options, external, valued_agent, valued_controller
+from deploy.kubernetes.variants import (
+    controller_options,
+    external,
+    valued_agent,
+    valued_bridge,
+    valued_controller,
+    without_bridge,
+)
 from deploy.nats.secure import Form, Server, Shape, check_host, configuration, environment, rules
 from events.bus.access.creds import load, write_secret
 from events.cli.bus_urls import bus_servers
@@ -157,11 +164,16 @@ def systemd(to: Path, *, gateway: bool) -> None:
 help="The other backends of CLB reservations follow annotated Services; more rights: "
     "services, endpointslices.",
 )  # fmt: skip
+@click.option(
+    "--bridge-beside", is_flag=True,
+    help="Two processes beside the controllers keep Nodes in step; the one that holds a Lease works.",
+)  # fmt: skip
 @click.option("-o", "--output", "--to", "to", type=click.Path(path_type=Path),
               help="Folder to write into; with --all-in-one the file [standard output].")  # fmt: skip
 def kubernetes(
     *, all_in_one: bool, values_file: Path | None, urls: str, store: Path, sites: tuple[str, ...],
-    evict_stale_pods: bool, apiserver_backends: str, service_backends: bool, to: Path | None,
+    evict_stale_pods: bool, apiserver_backends: str, service_backends: bool, bridge_beside: bool,
+    to: Path | None,
 ) -> None:  # fmt: skip
     """The Kubernetes manifests, with their kustomization, or all in one file.
 
@@ -178,9 +190,12 @@ def kubernetes(
         evict_stale_pods=said.evict_stale_pods or evict_stale_pods,
         apiserver_backends=apiserver_backends or said.apiserver_backends,
         service_backends=service_backends or said.service_backends,
+        bridge="beside" if bridge_beside else said.bridge,
         bus=msgspec.structs.replace(said.bus, urls=bus_servers(urls)) if urls else said.bus,
     )
     if all_in_one:
+        if values.bridge == "beside" and not values.bus.urls:
+            raise Usage("usage", "--bridge-beside with --all-in-one needs a bus of your own: --bus URL")
         text = render(values, _own_bus(values, store) if values.bus.urls else None)
         if to is None or str(to) == "-":
             click.echo(text, nl=False)
@@ -196,7 +211,15 @@ def kubernetes(
         f"agent-external-{site}.yaml": external(made["agent.yaml"], site)
         for site in dict.fromkeys(values.external_sites)
     }
-    for name in ("rbac.yaml", "controller.yaml"):
+    keeper = "controller.yaml"
+    if values.bridge == "beside":
+        keeper = "bridge.yaml"
+        made[keeper] = (shipped / "beside" / keeper).read_text()
+        made["controller.yaml"] = without_bridge(made["controller.yaml"])
+        made["kustomization.yaml"] = made["kustomization.yaml"].replace(
+            "  - controller.yaml\n", f"  - controller.yaml\n  - {keeper}\n"
+        )
+    for name in ("rbac.yaml", keeper):
         made[name] = controller_options(
             made[name],
             evict=values.evict_stale_pods,
@@ -213,6 +236,8 @@ def kubernetes(
             if "kind: DaemonSet" in text:
                 made[name] = valued_agent(text, values)
         made["controller.yaml"] = valued_controller(made["controller.yaml"], values)
+        if values.bridge == "beside":
+            made[keeper] = valued_bridge(made[keeper], values)
         made["settings.yaml"] = made["settings.yaml"].replace(
             "ISTHMUS_CLUSTER: prod",
             f"ISTHMUS_CLUSTER: {values.cluster_name}\n  ISTHMUS_LOG_LEVEL: {values.log_level}",
@@ -229,10 +254,12 @@ def _own_bus(values: Values, store: Path) -> OwnBus:
 
     authority = Authority.open(store)
     ca = store / "tls" / "ca.pem"
-    principals = (
+    principals = [
         authority.add("kubernetes", values.cluster_name, "pods"),
         authority.add("controller", "", f"kubernetes-{values.cluster_name}"),
-    )
+    ]
+    if values.bridge == "beside":
+        principals.append(authority.add("bridge", values.cluster_name, "kubernetes"))
     texts = [authority.issue(principal).read_text() for principal in principals]
     return OwnBus(ca.read_text() if ca.exists() else "", *texts)
 

@@ -7,6 +7,7 @@ Every subject of a cluster starts with ``isthmus.<cluster>.``:
 ``isthmus.C.live.<aggregate>.<id>.<verb>``             the same, republished on plain subjects
 ``isthmus.C.command.<name>``                           requests to a controller
 ``isthmus.C.command.node.<node>.<name>``               requests that one node's credentials allow
+``isthmus.C.command.kubernetes.<name>``                requests that a Kubernetes bridge's credentials allow
 ``isthmus.C.query.<name>``                             questions to a controller about the present
 ``isthmus.C.status.<node>``                            last status per node (``ISTHMUS_C_STATUS``)
 ``isthmus.C.pods.<node>.<address>``                    which pod had it (``ISTHMUS_C_PODS``)
@@ -31,6 +32,9 @@ from events.errors import BadRequest
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+
+BRIDGE = "kubernetes"
+"""The token in the subjects of the commands that the Kubernetes bridge sends, and how it signs."""
 
 
 def check_label(name: str, what: str) -> str:
@@ -115,6 +119,11 @@ def command(cluster: str, name: str) -> str:
 def node_command(cluster: str, node: str, name: str) -> str:
     """The subject of a command that only the named node's credentials allow."""
     return f"isthmus.{cluster}.command.node.{token(node)}.{name}"
+
+
+def bridge_command(cluster: str, name: str) -> str:
+    """The subject of a command that only the credentials of a Kubernetes bridge allow."""
+    return f"isthmus.{cluster}.command.{BRIDGE}.{name}"
 
 
 def query(cluster: str, name: str) -> str:

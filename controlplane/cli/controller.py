@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlplane.cli.common import http_option
-from events.cli.numbers import Finite
+from controlplane.cli.kubernetes.command import following_options
 from events.cli.options import BusContext, bus_options, json_option
 
 if TYPE_CHECKING:
@@ -49,37 +49,7 @@ _data = click.option(
 )
 @click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Access to the API server; implies --kubernetes.")  # fmt: skip
-@click.option(
-    "--fence-deleted",
-    "fence_deleted_s",
-    type=Finite(0, 86_400),
-    default=0.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Fence a silent member whose Kubernetes Node was deleted this long ago; 0: never.",
-)
-@click.option(
-    "--evict-stale-pods",
-    is_flag=True,
-    envvar="ISTHMUS_EVICT_STALE_PODS",
-    help="Evict pods that kept an address of a Node's earlier range; needs the rights that `isthmus deploy "
-    "kubernetes --to manifests --evict-stale-pods` writes.",
-)
-@click.option(
-    "--apiserver-backends",
-    default="",
-    metavar="RESERVATION",
-    envvar="ISTHMUS_APISERVER_BACKENDS",
-    help="The backends behind the apiserver address of this CLB reservation follow Kubernetes' own list of API "
-    "servers; those that an operator added stay.",
-)
-@click.option(
-    "--service-backends",
-    is_flag=True,
-    envvar="ISTHMUS_SERVICE_BACKENDS",
-    help="The backends behind CLB reservations' other addresses follow the Services with the annotation "
-    "isthmus.io/public-services: RESERVATION; those that an operator added stay.",
-)
+@following_options
 @click.option(
     "--define", "definition", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Define the cluster by this file (JSON, of `isthmus deploy kubernetes`) while its log is empty.",

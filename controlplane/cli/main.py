@@ -66,7 +66,7 @@ SECTIONS = {
         "completion",
     ),
     "Run": (
-        *("up", "controller", "token", "join", "leave", "agent", "doctor"),
+        *("up", "controller", "kubernetes", "token", "join", "leave", "agent", "doctor"),
         *("config", "credentials", "deploy", "site"),
     ),
     "Try": ("lab", "churn"),

@@ -15,11 +15,11 @@ from controlplane.cluster.decision import (
     AdvanceDrains,
     AdvanceEncryption,
     AssignHolders,
-    BindNodes,
     Decision,
     DecisionContext,
     MarkLiveness,
     MarkPaths,
+    Participant,
     Tick,
 )
 from controlplane.cluster.decisions import (
@@ -45,6 +45,7 @@ from events.protocol.commands import (
     AdoptNodes,
     AppendCidr,
     BeginAdoption,
+    BindNodes,
     ChangeKey,
     ChangeUnderlay,
     Command,
@@ -67,13 +68,14 @@ from events.protocol.commands import (
     UseToken,
     WithdrawNetwork,
 )
+from events.types import Event
+from events.types.releases import SAID_AGAIN, follows, since
 
 __all__ = [
     "EMPTY_CONTEXT",
     "AdvanceDrains",
     "AdvanceEncryption",
     "AssignHolders",
-    "BindNodes",
     "Decision",
     "DecisionContext",
     "MarkLiveness",
@@ -81,6 +83,8 @@ __all__ = [
     "Tick",
     "decide",
 ]
+
+OLDER_SHOWN = 8
 
 Rule = Callable[[ClusterState, Any, datetime, DecisionContext], Decision]
 
@@ -134,6 +138,38 @@ def decide(
             refusal=Refused("unknown_command", f"{type(command).__name__} is no command of this controller")
         )
     try:
-        return rule(state, command, now, context)
+        return _held_back(rule(state, command, now, context), command, context)
     except Refused as refusal:
         return Decision(refusal=refusal)
+
+
+def _held_back(decision: Decision, command: Command | Tick, context: DecisionContext) -> Decision:
+    """The decision, unless somebody who takes part is of a release that cannot follow its events.
+
+    What time and reports bring waits by itself, event by event; a command is refused. Raises
+    Refused(older_release).
+    """
+    if not context.older:
+        return decision
+    judged = [(event, _cannot_follow(event, context)) for event in decision.events]
+    held = [(event, who) for event, who in judged if who]
+    if not held:
+        return decision
+    if isinstance(command, Tick) or (len(judged) > 1 and all(type(event) in SAID_AGAIN for event, _ in held)):
+        return Decision(tuple(event for event, who in judged if not who), decision.result)
+    event, who = held[0]
+    shown = ", ".join(f"{one.who} ({one.version})" for one in who[:OLDER_SHOWN])
+    more = f", and {len(who) - OLDER_SHOWN:,} more" if len(who) > OLDER_SHOWN else ""
+    raise Refused(
+        "older_release",
+        f"{event.type_name()} is known since release {since(event)}; of earlier releases are: {shown}{more}. "
+        f"A controller among them would stop at that event, an agent would pass over it. Upgrade them, or stop "
+        f"them and take nodes out that stay away (`isthmus node remove NODE`); then repeat",
+        event=event.type_name(),
+        since=since(event),
+        older=[{"who": one.who, "version": one.version} for one in who[:OLDER_SHOWN]],
+    )
+
+
+def _cannot_follow(event: Event, context: DecisionContext) -> list[Participant]:
+    return [one for one in context.older if not follows(one.version, since(event))]

@@ -55,6 +55,13 @@ class Members(Protocol):
         ...
 
 
+class Participant(NamedTuple):
+    """Somebody who takes part in the cluster, in words, and the release that it says it is of."""
+
+    who: str
+    version: str
+
+
 class _Nobody:
     """No reports: for decisions about a past, and for tests of the rules alone."""
 
@@ -78,7 +85,8 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     heard just now and say that they can hold addresses;
     ``occupied``: indices of released ranges that wait for pods of their last owner;
     ``members``: which members report, so that none of them is replaced unless somebody names it;
-    ``instance``: which process of an agent asks, empty when the asker is none or does not say.
+    ``instance``: which process of an agent asks, empty when the asker is none or does not say;
+    ``older``: participants of earlier releases that are heard now, who may not know every event.
     """
 
     clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -86,6 +94,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     occupied: Container[int] = frozenset()
     members: Members = NOBODY
     instance: str = ""
+    older: tuple[Participant, ...] = ()
 
 
 EMPTY_CONTEXT = DecisionContext()
@@ -143,17 +152,6 @@ class AdvanceDrains(Tick, frozen=True, kw_only=True):
     occupied: Container[int] = frozenset()
     rested_s: Mapping[int, float] | None = None
     frees: bool = True
-
-
-class BindNodes(Tick, frozen=True, kw_only=True):
-    """Record which members are which Kubernetes Nodes: (name, the member's uid, the Node's UID) of each.
-
-    Who is no member by that uid any more is left out, and so is who is bound so already.
-    """
-
-    name: ClassVar[str] = "bind-nodes"
-    task: ClassVar[str] = "recording which member is which Kubernetes Node"
-    nodes: tuple[tuple[str, str, str], ...]
 
 
 class AssignHolders(Tick, frozen=True, kw_only=True):

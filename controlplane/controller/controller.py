@@ -26,6 +26,7 @@ from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.liveness import Liveness, watch_members
 from controlplane.controller.agents.pod_facts import PodFacts
+from controlplane.controller.agents.releases import WithReleases
 from controlplane.controller.agents.report_intake import ReportIntake
 from controlplane.controller.agents.reporting import WithReports
 from controlplane.controller.agents.reports import LiveReports, agents_by_state
@@ -63,7 +64,6 @@ from events.errors import Unavailable, VerificationFailed
 from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
-from events.jetstream.status_stream import StatusReader
 from events.protocol.mesh import ShowMesh
 from events.protocol.pods import ShowPods
 from events.protocol.queries import Condition
@@ -158,7 +158,12 @@ class Controller:
             source=source,
             observer=observer,
             command_table=ReadModelCommands(self.projector),
-            context_source=WithReports(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
+            context_source=WithReleases(
+                WithReports(OtherClusters(client, cluster), lambda: replica.state, self.liveness),
+                client,
+                cluster,
+                self.liveness,
+            ),
             outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
             term=None,
             limits=options.limits,
@@ -330,7 +335,7 @@ class Controller:
             "leadership": self.leadership.run(),
             "ticker": self._ticker.run(),
             "members": watch_members(self.liveness, self.changes, lambda: self.replica.state),
-            "statuses": self._watch_statuses(),
+            "statuses": self.reports.watch(self.client, self.options.cluster),
             "clocks": self._compare_clocks(),
             "recent events": self.mesh_answers.recent.follow(self.changes),
             "late reports": self.reports.follow(self.changes),
@@ -397,22 +402,6 @@ class Controller:
         reports = LiveReports(self.liveness, datetime.now(UTC))
         agents = agents_by_state(self.replica.state, reports)
         return {"agents": agents, "controller": self.name, "version": our_version()}
-
-    async def _watch_statuses(self) -> None:
-        """Take the agents' reports, first the last one of each, then as they come."""
-        pods = self.liveness.pods
-        pods.heard_all = False
-        while True:
-            try:
-                reader = StatusReader(self.client, self.options.cluster, on_refused=self.reports.malformed)
-                async for reports in reader.follow():
-                    for status, _, age_s in reports:
-                        pods.take(status, self.replica.state)
-                        self.reports.take(status, age_s=age_s)
-                    pods.heard_all = True  # the first list is the last report of everybody
-            except Unavailable as error:
-                log.warning("the agents' reports cannot be read: %s", error.message)
-                await asyncio.sleep(1.0)
 
     async def _compare_clocks(self) -> None:
         """For ever: see how far the clock of the log's server is from this one."""

@@ -23,9 +23,11 @@ from events.protocol.commands import (
     COMMANDS,
     DRY_RUN,
     INSTANCE,
+    OF_THE_BRIDGE,
     PAYLOAD_LIMIT_BYTES,
     SCHEMA,
     SCHEMA_VERSION,
+    BindNodes,
     Command,
     UseToken,
     token_command_id,
@@ -42,8 +44,11 @@ _COMMAND_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ACTOR_LIMIT = 256
 NODE_IDS = "node/"
-_RESERVED = (NODE_IDS, token_command_id(""), "tick-", "park-")
-_NOT_AN_OPERATOR = re.compile(r"(?i)(^|\bvia\s+)\s*(node|controller)/")
+BRIDGE_IDS = f"{subjects.BRIDGE}-"
+"""What the ids of the Kubernetes bridge's commands begin with, by which the log says that they were its."""
+_BRIDGE = {command.name for command in OF_THE_BRIDGE}
+_RESERVED = (NODE_IDS, token_command_id(""), "tick-", "park-", BRIDGE_IDS)
+_NOT_AN_OPERATOR = re.compile(rf"(?i)(^|\bvia\s+)\s*(node|controller|{subjects.BRIDGE})/")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -77,6 +82,7 @@ def parse(
     """
     headers = headers or {}
     name, node = _address(cluster, subject)
+    bridge = subject == subjects.bridge_command(cluster, name)
     decoder = _DECODERS.get(name)
     if decoder is None:
         raise BadRequest(
@@ -116,8 +122,8 @@ def parse(
     asker: str = command.node if node is not None else ""  # type: ignore[attr-defined]
     return Request(
         command=command,
-        command_id=_command_id(headers, asker, command),
-        actor=_actor(headers, asker),
+        command_id=_command_id(headers, asker, command, bridge=bridge),
+        actor=_actor(headers, f"node/{asker}" if asker else f"{subjects.BRIDGE}/" if bridge else ""),
         received_s=received_s,
         node=asker,
         instance=printable(headers.get(INSTANCE, ""), 64),
@@ -149,26 +155,42 @@ def _address(cluster: str, subject: str) -> tuple[str, str | None]:
                 command=tokens[5],
             )
         return tokens[5], tokens[4]
+    if tokens[3] == subjects.BRIDGE and len(tokens) == 5:
+        if tokens[4] in _DECODERS and tokens[4] not in _BRIDGE:
+            raise Refused(
+                "forbidden", f"{tokens[4]!r} is no command of the Kubernetes bridge", command=tokens[4]
+            )
+        return tokens[4], None
     if len(tokens) != 4:
         raise BadRequest("unknown_command", f"{subject[:128]!r} is no command subject", subject=subject[:128])
+    if tokens[3] == BindNodes.name:
+        raise Refused(
+            "forbidden",
+            f"{tokens[3]!r} is for the Kubernetes bridge alone; an operator's subject does not carry it",
+            command=tokens[3],
+        )
     return tokens[3], None
 
 
-def _command_id(headers: Mapping[str, str], node: str, command: Command) -> str:
+def _command_id(headers: Mapping[str, str], node: str, command: Command, *, bridge: bool) -> str:
     """The id by which the request is known: bound to who sent it, so that nobody can use up another's.
 
     A node's ids are its own (``node/NAME/ID``), whatever others have named theirs; a join token's use has the
-    one id that is made of the token, and no other request can have such an id.
+    one id that is made of the token, and no other request can have such an id. Those of the Kubernetes
+    bridge are told from an operator's.
     """
     if isinstance(command, UseToken):
         return token_command_id(command.token, command.public_key if command.shared else "")
     stated = _stated_id(headers)
     if node:
         return f"{NODE_IDS}{node}/{stated}"
+    if bridge:
+        return stated if stated.startswith(BRIDGE_IDS) else f"{BRIDGE_IDS}{stated}"
     if stated.startswith(_RESERVED):
         raise BadRequest(
             "bad_request",
-            f"{COMMAND_ID} {stated[:40]!r} begins as those of nodes, tokens and controllers do: take another",
+            f"{COMMAND_ID} {stated[:40]!r} begins as those of nodes, tokens, bridges and controllers do: take "
+            f"another",
             field=COMMAND_ID,
         )
     return stated
@@ -187,13 +209,17 @@ def _stated_id(headers: Mapping[str, str]) -> str:
     return stated
 
 
-def _actor(headers: Mapping[str, str], node: str) -> str:
-    """Who asks, printable. On a node's own subject it is always named: its credentials may reach no further."""
+def _actor(headers: Mapping[str, str], proven: str) -> str:
+    """Who asks, printable. ``proven`` is what the subject says: a node, or a bridge by whatever name.
+
+    On a node's own subject the node is always named: its credentials may reach no further.
+    """
     stated = printable(headers.get(ACTOR, ""), _ACTOR_LIMIT)
-    if not node:
-        # An operator who takes the name of a node or a controller is recorded as who did so.
+    if not proven:
+        # An operator who takes the name of a node, a bridge or a controller is recorded as who did so.
         return f"operator as {stated}" if _NOT_AN_OPERATOR.search(stated) else stated or "anonymous"
-    proven = f"node/{node}"
+    if proven.endswith("/"):
+        return stated if stated.startswith(proven) else f"{proven}{stated}"
     return proven if stated in {"", proven} else f"{stated} via {proven}"
 
 

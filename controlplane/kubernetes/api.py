@@ -228,6 +228,19 @@ class KubernetesClient:
             raise
         return True
 
+    async def replace(self, path: str, thing: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Replace an object of the version that it names; None when that is another one by now, or gone.
+
+        Raises Unavailable, Refused. Cancelled, it may be replaced.
+        """
+        try:
+            found: dict[str, Any] = await self._decoded("PUT", path, msgspec.json.decode, body=thing)
+        except Refused as error:
+            if error.details.get("status") in {404, 409}:
+                return None
+            raise
+        return found
+
     async def merge(self, path: str, patch: Mapping[str, Any]) -> None:
         """Merge into an object. Raises Unavailable, Refused. Cancelled, it may have been patched."""
         await self._decoded("PATCH", path, msgspec.Raw, body=patch, kind=MERGE)

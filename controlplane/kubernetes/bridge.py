@@ -217,11 +217,11 @@ class Bridge:
                 try:
                     if member.elsewhere and member.agent == "never heard" and ago_s >= REMOVE_S:
                         await self._members.take_out(
-                            name, f"its Node was deleted {ago_s:.0f} s ago, on flannel"
+                            name, uid, f"its Node was deleted {ago_s:.0f} s ago, on flannel"
                         )
                     elif member.agent == "silent" and 0 < self._fence_deleted_s <= ago_s:
                         await self._members.fence(
-                            name, f"its Node was deleted {ago_s:.0f} s ago, and it is silent"
+                            name, uid, f"its Node was deleted {ago_s:.0f} s ago, and it is silent"
                         )
                     else:
                         continue
@@ -249,17 +249,21 @@ class Bridge:
             name = await self._next()
             self._busy.add(name)
             try:
-                await self._settle(name)
-                self._again.pop(name, None)
+                settled = await self._settle(name)
             except (Unavailable, Refused) as error:
                 self.failed += 1
                 self._troubled(error)
-                _, failures = self._again.get(name, (0.0, 0))
-                due = asyncio.get_running_loop().time() + _pause_s(failures)
-                self._again[name] = (due, failures + 1)
+                settled = False
+            else:
+                if settled:
+                    self._again.pop(name, None)
             finally:
                 self._busy.discard(name)
                 self._wake.set()
+            if not settled:
+                _, failures = self._again.get(name, (0.0, 0))
+                due = asyncio.get_running_loop().time() + _pause_s(failures)
+                self._again[name] = (due, failures + 1)
 
     async def _next(self) -> str:
         """The next name whose turn it is. One name is never with two writers."""
@@ -277,11 +281,14 @@ class Bridge:
             self._wake.clear()
             await happened(self._wake, within_s=LOOK_S)
 
-    async def _settle(self, name: str) -> None:
-        """Write what one Node lacks. Raises Unavailable, Refused."""
+    async def _settle(self, name: str) -> bool:
+        """Write what one Node lacks; False when it changed meanwhile, or this bridge may not write any more.
+
+        Raises Unavailable, Refused.
+        """
         node = self.nodes.get(name)
         if node is None or node.metadata.deletion_timestamp:
-            return
+            return True
         member = self._members.member(name)
         if self._members.adopting == "flannel" and left_to_flannel(node, member):
             await self._adopt(node, member)
@@ -294,11 +301,14 @@ class Bridge:
             node, member, refusal=self._members.refusal(name), taken_by="" if owner == name else owner,
             adopting=bool(self._members.adopting),
         )  # fmt: skip
-        if want and await self._apply(node, member, want):
+        if want:
+            if not await self._apply(node, member, want):
+                return name not in self.nodes
             self.written += 1
             if said := _said(want, member):
                 log.info("node %s: %s", name, said)
         await self._settle_pods(node, member)
+        return True
 
     async def _adopt(self, node: Node, member: Member | None) -> None:
         """Follow what flannel has done: a node added, made anew with another range, or with another device.
@@ -309,7 +319,7 @@ class Bridge:
         if whole is None or whole.get("metadata", {}).get("uid") != node.metadata.uid:
             return
         if member is not None and member.agent == "never heard" and member.cidr != node.spec.pod_cidr:
-            await self._members.take_out(node.name, f"flannel gave it {node.spec.pod_cidr} anew")
+            await self._members.take_out(node.name, member.uid, f"flannel gave it {node.spec.pod_cidr} anew")
         try:
             await self._members.adopt(whole)
         except Refused as error:
@@ -349,7 +359,7 @@ class Bridge:
             raise held_up
 
     async def _apply(self, node: Node, member: Member | None, want: Wanted) -> bool:
-        """The podCIDR before the condition that lets pods in; False when the Node is another one by now."""
+        """The podCIDR before the condition that lets pods in; False when the Node has changed meanwhile."""
         patches: list[tuple[dict[str, Any], bool]] = []
         own: dict[str, Any] = objects.pod_cidr_patch(node, want.pod_cidr) if want.pod_cidr else {}
         if want.annotate and member is not None:
@@ -362,19 +372,29 @@ class Bridge:
             patches.append(
                 (objects.condition_patch(node, said.status, said.reason, said.message, self._moment()), True)
             )
-        latest: Node | None = node
+        if want.pod_cidr and not await self._members.still(node.name, want.pod_cidr):
+            return False
+        latest = node
         for patch, status in patches:
-            latest = await self._patched(node, patch, status=status)
-            if latest is None:
+            answer = await self._patched(latest, patch, status=status)
+            if answer is None:
                 return False
-        if want.untaint and latest is not None:
-            await self._patched(node, objects.untaint_patch(latest))
+            latest = answer
+        if want.untaint and await self._patched(latest, objects.untaint_patch(latest)) is None:
+            return False
         await self._warn(node, want.warning, want.about)
         return True
 
     async def _patched(self, node: Node, patch: Mapping[str, Any], *, status: bool = False) -> Node | None:
-        """Patch, and go on from the answer: until the watch brings it, it would be written again."""
-        latest = await self._api.patch_node(node.name, patch, status=status)
+        """Patch exactly what was looked at, and go on from the answer: the watch may bring it much later.
+
+        None when the Node has another version by now, or the right to write has ended: a bridge that stood
+        still in between (a paused process, whose Lease another took) meets what its successor wrote.
+        """
+        if not self._members.leading:
+            return None
+        exact = {**patch, "metadata": {**patch["metadata"], "resourceVersion": node.metadata.resource_version}}
+        latest = await self._api.patch_node(node.name, exact, status=status)
         known = self.nodes.get(node.name)
         if latest is not None and known is not None and known.metadata.uid == latest.metadata.uid:
             self.nodes[node.name] = latest

@@ -1,4 +1,4 @@
-"""The bridge's view of a running controller: members by name, and what moved. Reads only."""
+"""The bridge's view of what a controller knows: members by name, and what moved; and a bridge within one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.changes import Changes, Lagged
-from controlplane.cluster.decision import BindNodes, Tick
 from controlplane.cluster.decisions import adoption
 from controlplane.cluster.decisions.holders import PROVIDER
 from controlplane.cluster.state import ClusterState, Node, asker_node
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.controller import Controller
-from controlplane.controller.requests import Request
+from controlplane.controller.requests import BRIDGE_IDS, Request
 from controlplane.kubernetes import endpoints, flannel_nodes
-from controlplane.kubernetes.api import KubernetesClient
+from controlplane.kubernetes.api import KubernetesApi, KubernetesClient
 from controlplane.kubernetes.bridge import Bridge
 from controlplane.kubernetes.desired import Agent, Member
 from controlplane.kubernetes.endpoints import ApiServers, FollowingBackends
@@ -31,16 +30,29 @@ from events.codec import decode
 from events.ids import new_id
 from events.log import LogReader
 from events.protocol.clb import BackendKey
-from events.protocol.commands import AddBackend, AdoptNodes, Command, FenceNode, RemoveBackend, RemoveNode
+from events.protocol.commands import (
+    AddBackend,
+    AdoptNodes,
+    BindNodes,
+    Command,
+    FenceNode,
+    RemoveBackend,
+    RemoveNode,
+)
 from events.status import AgentStatus
+from events.subjects import BRIDGE
 from events.types import AdoptionBegun, AdoptionEnded
 
 log = logging.getLogger("isthmus.kubernetes")
 
 COMPLAINTS_SHOWN = 3
 AGAIN_S = 5.0
-ACTOR, COMMAND = "controller/", "kubernetes-"
-"""What the actor and the id of each command of the bridge begin with: by them the log says that it was its."""
+ACTORS = ("controller/", f"{BRIDGE}/")
+"""How the bridge signs, within a controller and beside it; with the id that says that it was the bridge."""
+
+
+async def _at_once() -> None:
+    return
 
 
 class ControllerMembers:
@@ -52,8 +64,12 @@ class ControllerMembers:
         liveness: Liveness,
         changes: Changes,
         leading: Callable[[], bool],
-        submit: Callable[[Command | Tick], Awaitable[None]],
+        submit: Callable[[Command], Awaitable[object]],
+        *,
+        current: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
+        """``current`` returns when the state has the log's last word; a leading controller's always has."""
+        self._current = current
         self._state = state
         self._liveness = liveness
         self._changes = changes
@@ -103,6 +119,11 @@ class ControllerMembers:
                 return owned.node
         return ""
 
+    async def still(self, name: str, cidr: str) -> bool:
+        await self._current()
+        owned = self._state().owned.get(name)
+        return owned is not None and owned.cidr == cidr
+
     @property
     def adopting(self) -> str:
         state = self._state()
@@ -110,7 +131,6 @@ class ControllerMembers:
         return known.source if known is not None else ""
 
     async def adopt(self, item: Mapping[str, Any]) -> None:
-        """By the controller's own committer. Raises IsthmusError. Cancelled, it is decided all the same."""
         definition = self._state().definition
         found = flannel_nodes.read_candidate(item, 1, Rules(kind="cloud"))
         flannel_nodes.judge(found, keep_name=True)
@@ -121,20 +141,17 @@ class ControllerMembers:
             raise adoption.refused(told)
         await self._submit(AdoptNodes(nodes=(flannel_nodes.adopted(found, found.mac),)))
 
-    async def take_out(self, name: str, reason: str) -> None:
-        """By the controller's own committer. Cancelled, the command is decided all the same."""
-        await self._submit(RemoveNode(node=name, reason=reason))
+    async def take_out(self, name: str, uid: str, reason: str) -> None:
+        await self._submit(RemoveNode(node=name, uid=uid, reason=reason))
 
-    async def fence(self, name: str, reason: str) -> None:
-        """By the controller's own committer. Cancelled, the command is decided all the same."""
-        await self._submit(FenceNode(node=name, reason=reason))
+    async def fence(self, name: str, uid: str, reason: str) -> None:
+        await self._submit(FenceNode(node=name, uid=uid, reason=reason))
 
     def bound(self) -> Mapping[str, str]:
         """O(bound members)."""
         return {name: bound.node_uid for name, bound in self._state().bound.items()}
 
     async def bind(self, nodes: Sequence[tuple[str, str, str]]) -> None:
-        """By the controller's own committer. Cancelled, it is decided all the same."""
         await self._submit(BindNodes(nodes=tuple(nodes)))
 
     async def moved(self) -> AsyncIterator[str]:
@@ -220,7 +237,7 @@ class ControllerBackends:
         state: Callable[[], ClusterState],
         event_log: LogReader,
         leading: Callable[[], bool],
-        submit: Callable[[Command | Tick], Awaitable[None]],
+        submit: Callable[[Command], Awaitable[object]],
     ) -> None:
         self._state = state
         self._log = event_log
@@ -252,7 +269,7 @@ class ControllerBackends:
         async for batch in self._log.read(after=added - 1, until=added):
             for message in batch.messages:
                 envelope = decode(message).envelope
-                return envelope.actor.startswith(ACTOR) and envelope.command_id.startswith(COMMAND)
+                return envelope.actor.startswith(ACTORS) and envelope.command_id.startswith(BRIDGE_IDS)
         return False
 
     async def add(self, backend: AddBackend) -> None:
@@ -272,33 +289,20 @@ class ControllerBackends:
 
 
 @asynccontextmanager
-async def bridging(
-    controller: Controller,
-    kubeconfig: Path | None,
-    *,
-    fence_deleted_s: float = 0.0,
-    evict_stale_pods: bool = False,
-    apiserver_backends: str = "",
-    service_backends: bool = False,
-) -> AsyncIterator[Bridge]:
-    """A bridge beside a controller until the block is left. Raises Refused(kubernetes_config).
+async def bridging(controller: Controller, kubeconfig: Path | None, **options: Any) -> AsyncIterator[Bridge]:
+    """A bridge within a controller until the block is left. Raises Refused(kubernetes_config).
 
-    ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
-    ``evict_stale_pods``: pods with addresses of an earlier range are evicted, not only told of.
-    ``apiserver_backends`` is the CLB reservation whose ``apiserver`` backends follow Kubernetes; empty: none.
-    ``service_backends``: those of reservations' other addresses follow the Services that are annotated so.
-
-    Whatever happens to it, the controller goes on: the bridge is begun anew after a pause. A cancellation
-    inside of the block ends the bridge, too.
+    ``options`` are those of :class:`Following`. Whatever happens to it, the controller goes on: the bridge is
+    begun anew after a pause. A cancellation inside of the block ends the bridge, too.
     """
     client = await KubernetesClient.open(kubeconfig)
 
-    async def submit(command: Command | Tick) -> None:
+    async def submit(command: Command) -> None:
         await controller.committer.submit(
             Request(
                 command=command,
-                command_id=f"{COMMAND}{new_id()}",
-                actor=f"{ACTOR}{controller.name}",
+                command_id=f"{BRIDGE_IDS}{new_id()}",
+                actor=f"controller/{controller.name}",
                 received_s=time.monotonic(),
             )
         )
@@ -309,40 +313,70 @@ async def bridging(
     def leading() -> bool:
         return controller.leadership.in_office and controller.replica.halted is None
 
-    members = ControllerMembers(state, controller.liveness, controller.changes, leading, submit)
-    bridge = Bridge(
+    following = Following(
         client,
-        members,
+        ControllerMembers(state, controller.liveness, controller.changes, leading, submit),
+        ControllerBackends(state, controller.log, leading, submit),
         instance=controller.name,
-        fence_deleted_s=fence_deleted_s,
-        evict_stale_pods=evict_stale_pods,
+        **options,
     )
-
-    async def work() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(bridge.run(), name="bridge")
-            store = ControllerBackends(state, controller.log, leading, submit)
-            if apiserver_backends:
-                servers = FollowingBackends(
-                    ApiServers(client, apiserver_backends), store, about=endpoints.PURPOSE
-                )
-                tasks.create_task(servers.run(), name="API server's backends")
-            if service_backends:
-                services = FollowingBackends(PublicServices(client, store), store, about="annotated Services")
-                tasks.create_task(services.run(), name="Services' backends")
 
     async def run() -> None:
         while True:
             try:
-                await work()
+                await following.run()
             except Exception:
                 log.exception("the bridge to Kubernetes ended and is begun anew; members and packets go on")
             await asyncio.sleep(AGAIN_S)
 
     running = asyncio.create_task(run(), name="kubernetes")
     try:
-        yield bridge
+        yield following.bridge
     finally:
         running.cancel()
         await asyncio.wait({running})
         await client.close()
+
+
+class Following:
+    """All that follows Kubernetes, on one API server. :meth:`run` until cancelled.
+
+    ``fence_deleted_s`` is how long the Node of a silent member has been deleted before it is fenced; 0: never.
+    ``evict_stale_pods``: pods with addresses of an earlier range are evicted, not only told of.
+    ``apiserver_backends`` is the CLB reservation whose ``apiserver`` backends follow Kubernetes; empty: none.
+    ``service_backends``: those of reservations' other addresses follow the Services that are annotated so.
+    """
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        members: ControllerMembers,
+        store: ControllerBackends,
+        *,
+        instance: str,
+        fence_deleted_s: float = 0.0,
+        evict_stale_pods: bool = False,
+        apiserver_backends: str = "",
+        service_backends: bool = False,
+    ) -> None:
+        self.bridge = Bridge(
+            api,
+            members,
+            instance=instance,
+            fence_deleted_s=fence_deleted_s,
+            evict_stale_pods=evict_stale_pods,
+        )
+        self._backends: list[FollowingBackends] = []
+        if apiserver_backends:
+            servers = ApiServers(api, apiserver_backends)
+            self._backends.append(FollowingBackends(servers, store, about=endpoints.PURPOSE))
+        if service_backends:
+            services = PublicServices(api, store)
+            self._backends.append(FollowingBackends(services, store, about="annotated Services"))
+
+    async def run(self) -> None:
+        """Follow, for ever. Cancelled, what was written stands, and another one goes on."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.bridge.run(), name="bridge")
+            for each in self._backends:
+                tasks.create_task(each.run(), name="backends")

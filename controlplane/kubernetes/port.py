@@ -28,6 +28,13 @@ class Members(Protocol):
         """The name of the member whose range this is; empty when it is nobody's."""
         ...
 
+    async def still(self, name: str, cidr: str) -> bool:
+        """Whether the range is that member's by the log's last word: a podCIDR is written once and for good.
+
+        Raises IsthmusError when nobody can say. Cancelled, it leaves nothing behind.
+        """
+        ...
+
     @property
     def adopting(self) -> str:
         """What is being adopted (``flannel``, …); empty when nothing is."""
@@ -40,15 +47,15 @@ class Members(Protocol):
         """
         ...
 
-    async def take_out(self, name: str, reason: str) -> None:
-        """Take the member out, by a decision in the log that names it. Raises IsthmusError.
+    async def take_out(self, name: str, uid: str, reason: str) -> None:
+        """Take the member with this uid out, by a decision in the log that names it. Raises IsthmusError.
 
         Cancelled, the decision may be in the log all the same.
         """
         ...
 
-    async def fence(self, name: str, reason: str) -> None:
-        """Fence the member by a decision in the log that names it. Raises IsthmusError.
+    async def fence(self, name: str, uid: str, reason: str) -> None:
+        """Fence the member with this uid by a decision in the log that names it. Raises IsthmusError.
 
         Cancelled, the decision may be in the log all the same.
         """

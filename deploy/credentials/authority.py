@@ -21,7 +21,7 @@ from typing import Any
 
 from deploy.credentials import claims, layout
 from deploy.credentials.jwt import encode
-from deploy.credentials.layout import Role
+from deploy.credentials.layout import TENANT_ROLES, Role
 from deploy.credentials.store import AuthorityKeys, Principal, Store, TokenRecord, UserRecord
 from events import subjects
 from events.bus.access.creds import API_TAG, render, write_secret
@@ -36,12 +36,12 @@ LIFETIME_DAYS: dict[Role, int] = {
     "audit": 90,
     "kubernetes": 3650,
     "token": 7,
+    "bridge": 365,
     "controller": 365,
     "site": 365,
     "issuer": 365,
     "system": 365,
 }
-TENANT_ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes", "token")
 CORE_KEYS: dict[Role, str] = {
     "controller": "control",
     "site": "control",

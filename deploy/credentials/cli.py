@@ -116,6 +116,7 @@ _ROLES: tuple[tuple[Role, str, str], ...] = (
         "Credentials by which agents of a Kubernetes cluster may ask for those of their nodes.",
         "pods --cluster prod",
     ),
+    ("bridge", "Credentials of a Kubernetes bridge beside the controllers.", "kube-1 --cluster prod"),
     ("site", "Credentials of a site's own server (a leaf node of the bus).", "idc-1"),
     ("controller", "Credentials of a controller; they belong to the bus, not to a cluster.", "controller-2"),
 )

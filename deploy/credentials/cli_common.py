@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import click
 
-from deploy.credentials.authority import CORE_KEYS, TENANT_ROLES, Authority
-from deploy.credentials.layout import Role
+from deploy.credentials.authority import CORE_KEYS, Authority
+from deploy.credentials.layout import TENANT_ROLES, Role
 from deploy.credentials.store import Principal
 from events.bus.enrolment import JoinToken
 from events.cli.numbers import Finite
 from events.cli.options import run
 from events.cli.tables import print_json
 
-ROLES: tuple[Role, ...] = ("node", "operator", "audit", "kubernetes", "controller", "site", "issuer", "system")
+ROLES: tuple[Role, ...] = (*TENANT_ROLES, "controller", "site", "issuer", "system")
 
 store_option = click.option(
     "--store",

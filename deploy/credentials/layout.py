@@ -15,22 +15,24 @@ CONTROL    the streams and the controllers; exports commands, status, reads (nev
            ``deliver_subject`` could forge an event)
 ISSUER     redeems join tokens and renews credentials; holds one scoped signing key
 SYSTEM     the servers' own; pushes account JWTs
-tenants    one per node, operator, auditor, per join token for several machines, and one for the pods of a
-           Kubernetes cluster that ask to be nodes
+tenants    one per node, operator, auditor and Kubernetes bridge, per join token for several machines, and one
+           for the pods of a Kubernetes cluster that ask to be nodes
 =========  ====================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
 
 from events import subjects
-from events.protocol.commands import COMMANDS, UseToken
+from events.protocol.commands import COMMANDS, OF_THE_BRIDGE, UseToken
 
-Role = Literal["node", "operator", "audit", "kubernetes", "token", "controller", "site", "issuer", "system"]
+Role = Literal[
+    "node", "operator", "audit", "kubernetes", "token", "bridge", "controller", "site", "issuer", "system"
+]  # fmt: skip
 Kind = Literal["service", "stream"]
 
 API_PREFIX = "ISTHMUS.API"
@@ -240,13 +242,25 @@ def shared_token(cluster: str, name: str) -> Tenant:
     )
 
 
-_TENANTS: dict[str, Callable[[str, str], Tenant]] = {
-    "node": node,
-    "operator": operator,
-    "audit": audit,
-    "kubernetes": kubernetes,
-    "token": shared_token,
-}
+def bridge(cluster: str, name: str) -> Tenant:
+    """A Kubernetes bridge beside the controllers: its own commands, and reading."""
+    subjects.check_label(cluster, "cluster")
+    subjects.check_label(name, "bridge name")
+    commands = (Share(subjects.bridge_command(cluster, command.name)) for command in OF_THE_BRIDGE)
+    control = (*commands, *_reports(cluster), *_reads(cluster))
+    return Tenant(
+        name=f"{cluster}/bridge/{name}",
+        control=control,
+        permissions=_allow(control),
+        limits=Limits(connections=PERSON_CONNECTION_LIMIT, subscriptions=1024, payload_bytes=-1),
+    )
+
+
+_TENANTS: Mapping[Role, Callable[[str, str], Tenant]] = {
+    "node": node, "operator": operator, "audit": audit, "kubernetes": kubernetes,
+    "token": shared_token, "bridge": bridge,
+}  # fmt: skip
+TENANT_ROLES = tuple(_TENANTS)
 
 
 def tenant(role: Role, cluster: str, name: str) -> Tenant:
@@ -284,7 +298,10 @@ SITE = Permissions(
     subscribe=("isthmus.*.live.>", "_INBOX.>", "_R_.>", "$JS.M.>", "$JS.S.>", "$JSC.R.>"),
     # … but for what is not a node's own to ask. One by one: a wildcard would also match, as text, the
     # controllers' subscription to command.> and keep the site from learning of it.
-    never_publish=tuple(f"isthmus.*.command.{command.name}" for command in COMMANDS),
+    never_publish=(
+        *(subjects.command("*", command.name) for command in COMMANDS),
+        *(subjects.bridge_command("*", command.name) for command in OF_THE_BRIDGE),
+    ),
 )
 """A site's leaf server in CONTROL: it speaks for its nodes and mirrors the log. Making the mirrors'
 consumers is the one thing here that a malicious server could abuse (SECURITY.md): it is infrastructure,

@@ -31,6 +31,7 @@ class SecureSite(msgspec.Struct, frozen=True, kw_only=True):
     issuer: Path
     operator: Path
     audit: Path
+    bridge: Path
     nodes: dict[str, Path]
 
     def options(self, credentials: Path, *servers: str) -> BusOptions:
@@ -55,7 +56,8 @@ def prepare(
     """Make an authority in ``folder`` with credentials for the named nodes, and a server's configuration.
 
     ``hosts`` are the names and addresses by which clients reach the server. The controllers, one
-    operator (``ops``), one auditor (``audit``), the issuer and the system user get credentials too.
+    operator (``ops``), one auditor (``audit``), one Kubernetes bridge, the issuer and the system user get
+    credentials too.
     Raises Refused(credentials_exist) when the folder is in use, BadRequest for malformed names.
     """
     folder = folder.absolute()
@@ -71,6 +73,7 @@ def prepare(
         "issuer": made("issuer", "issuer", core=True),
         "operator": made("operator", "ops"),
         "audit": made("audit", "audit"),
+        "bridge": made("bridge", "bridge"),
     }
     controller_files = tuple(
         made("controller", f"controller-{index + 1}", core=True) for index in range(controllers)

@@ -19,7 +19,9 @@ from deploy.kubernetes.variants import (
     replaced,
     resourced,
     valued_agent,
+    valued_bridge,
     valued_controller,
+    without_bridge,
 )
 
 HERE = Path(__file__).parent
@@ -29,11 +31,12 @@ BUS_CONFIG, ENROLMENT, OPERATOR = "isthmus-bus", "isthmus-enrolment", "isthmus-o
 
 
 class OwnBus(NamedTuple):
-    """What agents and controllers need of a bus of one's own. All but ``ca`` is secret."""
+    """What agents, controllers and bridges need of a bus of one's own. All but ``ca`` is secret."""
 
     ca: str
     enrolment: str
     controller: str
+    bridge: str = ""
 
 
 def render(values: Values, own: OwnBus | None = None) -> str:
@@ -43,6 +46,9 @@ def render(values: Values, own: OwnBus | None = None) -> str:
         parts.append(_control(values))
     else:
         parts += [_bus_config(values, own), _own_controller(values)]
+        if values.bridge == "beside":
+            bridge = valued_bridge(_options(_shipped("beside/bridge.yaml"), values), values)
+            parts.append(replaced(bridge, "          env:\n", f"          env:\n{_BUS_ENV}"))
     agent = _shipped("agent.yaml")
     agents = [agent, *(external(agent, site) for site in dict.fromkeys(values.external_sites))]
     parts += [_agent(text, values) for text in (*agents, _shipped("gateway.yaml"))]
@@ -126,7 +132,9 @@ def _control(values: Values) -> str:
 
 def _own_controller(values: Values) -> str:
     """Two controllers, with the plan."""
-    text = valued_controller(_options(_shipped("controller.yaml"), values), values)
+    text = _shipped("controller.yaml")
+    text = without_bridge(text) if values.bridge == "beside" else _options(text, values)
+    text = valued_controller(text, values)
     text = replaced(
         text, "            - --replicas=3\n", "            - --define=/etc/isthmus-plan/plan.json\n"
     )
@@ -150,6 +158,7 @@ def _bus_config(values: Values, own: OwnBus) -> str:
         config_map(BUS_CONFIG, {"bus": ",".join(values.bus.urls), "ca.pem": own.ca}),
         secret(ENROLMENT, {"pods.creds": own.enrolment}),
         secret("isthmus-controller", {"controller.creds": own.controller, "ca.pem": own.ca}),
+        *([secret("isthmus-bridge", {"bridge.creds": own.bridge, "ca.pem": own.ca})] if own.bridge else ()),
     )
     return "---\n".join(_document(each) for each in made)
 

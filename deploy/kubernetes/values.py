@@ -84,6 +84,7 @@ class RoleResources(_Values, frozen=True, kw_only=True):
 
     agent: Resources = Resources()
     controller: Resources = Resources()
+    bridge: Resources = Resources()
     bus: Resources = Resources()
     issuer: Resources = Resources()
 
@@ -110,6 +111,7 @@ class Values(_Values, frozen=True, kw_only=True):
     backend_port: int = 8472
     quarantine_s: float = msgspec.field(default=60.0, name="quarantineSeconds")
     mtu: int = 0
+    accept_in_others: bool = False
     underlay: str = "auto"
     cni_bin_dir: str = "/opt/cni/bin"
     cni_conf_dir: str = "/etc/cni/net.d"
@@ -123,6 +125,7 @@ class Values(_Values, frozen=True, kw_only=True):
     bus: Bus = Bus()
     external_sites: tuple[str, ...] = ()
     evict_stale_pods: bool = False
+    bridge: Literal["controller", "beside"] = "controller"
     apiserver_backends: str = ""
     service_backends: bool = False
     fence_deleted_s: float = msgspec.field(default=0.0, name="fenceDeletedSeconds")

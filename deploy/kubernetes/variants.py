@@ -51,7 +51,8 @@ def external(agent: str, site: str) -> str:
 
 
 def controller_options(text: str, *, evict: bool, reservation: str, services: bool) -> str:
-    """rbac.yaml or controller.yaml with the rights for options of the bridge, and with the options.
+    """rbac.yaml with the rights for options of the bridge, or with the options what runs it: the manifest of a
+    controller, or of a bridge beside it.
 
     Raises Refused for a reservation that is no name.
     """
@@ -71,13 +72,24 @@ def controller_options(text: str, *, evict: bool, reservation: str, services: bo
     if events in text:
         return text.replace(events, events + rights)
     flag = "            - controller\n            - --kubernetes\n"
+    if flag not in text:
+        flag = "            - kubernetes\n"
     return replaced(text, flag, flag + "".join(f"            - {option}\n" for option in options))
+
+
+def without_bridge(text: str) -> str:
+    """The manifest of a controller beside which a bridge runs: it has no access to the API server."""
+    text = replaced(text, "            - --kubernetes\n", "")
+    said = "      # It keeps Nodes in step (--kubernetes): podCIDR, NetworkUnavailable; see rbac.yaml.\n"
+    mount = "      automountServiceAccountToken: "
+    return replaced(text, f"{said}{mount}true\n", f"{mount}false\n")
 
 
 def valued_agent(text: str, values: Values) -> str:
     """A DaemonSet of agents with the values that concern it."""
     text = valued(text, values)
-    options = [
+    options = ["--accept-in-others"] if values.accept_in_others else []
+    options += [
         f"--{name}={value}"
         for name, value, default in (
             ("mtu", values.mtu, _DEFAULT.mtu), ("underlay", values.underlay, _DEFAULT.underlay),
@@ -103,10 +115,21 @@ def valued_agent(text: str, values: Values) -> str:
 def valued_controller(text: str, values: Values) -> str:
     """A workload with a controller, with the values that concern it."""
     text = valued(text, values)
-    if values.fence_deleted_s:
-        name = "            - --name="
-        text = replaced(text, name, f"            - --fence-deleted={values.fence_deleted_s:g}\n{name}")
+    if values.bridge == "controller":
+        text = _fencing(text, values)
     return resourced(text, "controller", values.resources.controller)
+
+
+def valued_bridge(text: str, values: Values) -> str:
+    """The workload of bridges beside the controllers, with the values that concern it."""
+    return resourced(_fencing(valued(text, values), values), "bridge", values.resources.bridge)
+
+
+def _fencing(text: str, values: Values) -> str:
+    if not values.fence_deleted_s:
+        return text
+    name = "            - --name="
+    return replaced(text, name, f"            - --fence-deleted={values.fence_deleted_s:g}\n{name}")
 
 
 def valued(text: str, values: Values) -> str:

@@ -44,6 +44,8 @@ class ControllerClient:
 
     node = ""
     """The node whose own subject these credentials reach, if they are a node's; set behind the constructor."""
+    bridge = False
+    """Whether it speaks for the Kubernetes bridge, on its subjects; set behind the constructor."""
 
     def __init__(self, client: Client, cluster: str, *, actor: str, telemetry: Telemetry | None = None) -> None:
         """With ``telemetry`` each command gets a span, and its context travels in the headers."""
@@ -107,6 +109,8 @@ class ControllerClient:
         node = getattr(command, "node", "") if command.node_scoped else ""
         if node and (node == self.node or self.actor == f"node/{node}"):
             subject = subjects.node_command(self.cluster, node, command.name)
+        elif self.bridge:
+            subject = subjects.bridge_command(self.cluster, command.name)
         else:
             subject = subjects.command(self.cluster, command.name)
         body = _encode(command)

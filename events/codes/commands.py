@@ -49,6 +49,11 @@ COMMAND_CODES: dict[str, Code] = {
         "The other side answered with a code that this version does not know.",
         "Upgrade this side; the message carries the original code.",
     ),
+    "older_release": Code(
+        "Refused",
+        "The command would write an event that somebody who takes part in the cluster is too old to follow.",
+        "Upgrade (or stop) the agents and controllers that the message names, then repeat.",
+    ),
     # --- cluster and address plan ------------------------------------------------------------------
     "cluster_not_defined": Code(
         "Refused",

@@ -30,6 +30,7 @@ from events.bus.nats_fastpath import inline
 from events.bus.retry import happened, jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head, genesis
 from events.codec import StoredMessage
+from events.codes.extras import our_version
 from events.errors import IsthmusError, Unavailable, VerificationFailed
 from events.ids import new_id
 from events.jetstream.api import STREAM_NOT_FOUND, ApiError, call, ensure_alive, last_message
@@ -47,6 +48,8 @@ _TICK_S = 0.25
 _INACTIVE_S = 60
 """The server removes the consumer of a vanished reader after this."""
 _BYTES_MAX = 8 * 1024 * 1024
+READER, VERSION_KEY = "r-", "isthmus.version"
+"""What a reader's consumer begins with, and by what it says its release: those before 0.3 do not."""
 LAGGING_S = 0.5
 """Pause before a replica that lacked an event is asked again."""
 
@@ -182,7 +185,7 @@ class _Session:
         self._client = client
         self._prefix = prefix
         self._stream = stream
-        self._name = f"r-{new_id()}"
+        self._name = f"{READER}{new_id()}"
         self._position = position
         self._batch_size = batch_size
         self._buffer: deque[StoredMessage] = deque()
@@ -224,6 +227,7 @@ class _Session:
                     "mem_storage": True,
                     "num_replicas": 1,
                     "inactive_threshold": _INACTIVE_S * _NS,
+                    "metadata": {VERSION_KEY: our_version()},
                 },
             },
             timeout_s=timeout_s,

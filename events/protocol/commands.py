@@ -164,20 +164,28 @@ class LeaveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
-class RemoveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operator removes a node that may or may not be alive."""
+class RemoveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An operator removes a node that may or may not be alive.
+
+    ``uid``: only the member with that one is meant (empty, and then left out for releases before 0.3: any).
+    """
 
     name: ClassVar[str] = "remove-node"
     node: str
     reason: str = ""
+    uid: str = ""
 
 
-class FenceNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operator declares a node dead: it is removed, its uid fenced, and nothing waits for it any more."""
+class FenceNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An operator declares a node dead: it is removed, its uid fenced, and nothing waits for it any more.
+
+    ``uid`` as in :class:`RemoveNode`.
+    """
 
     name: ClassVar[str] = "fence-node"
     node: str
     reason: str = ""
+    uid: str = ""
 
 
 class ImportNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -341,6 +349,16 @@ class RemoveEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
     entry: str
 
 
+class BindNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The Kubernetes bridge records which members are which Nodes: (name, the member's uid, the Node's UID).
+
+    At most 900 at a time. Who is no member by that uid any more is left out, and so is who is bound so already.
+    """
+
+    name: ClassVar[str] = "bind-nodes"
+    nodes: tuple[tuple[str, str, str], ...]
+
+
 class SharedUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a join token for several machines allows: ``uses`` until ``until``, as ``kind``, in ``site``."""
 
@@ -398,8 +416,15 @@ COMMANDS: tuple[type[Command], ...] = (
     RemoveEntry,
     SetEncryption,
     ChangeKey,
+    BindNodes,
 )
 """Every command that can be sent."""
+
+OF_THE_BRIDGE: tuple[type[Command], ...] = (
+    BindNodes, FenceNode, RemoveNode, AdoptNodes, AddBackend, RemoveBackend,
+)  # fmt: skip
+"""What the Kubernetes bridge sends, on subjects of its own (:func:`events.subjects.bridge_command`). The first
+is sent on no other."""
 
 
 class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from controlplane.cli.main import root
 from deploy.cli import deploy
 from events.cli.config import options_of
 from events.cli.config_command import command_of
@@ -255,6 +257,43 @@ def test_options_of_the_controller_bring_their_rights_and_nothing_else_does(tmp_
     assert {"--evict-stale-pods", "--apiserver-backends=main", "--service-backends"} <= set(arguments)
     known = {f"--{key}" for key in options_of(command_of("controller"))}
     assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
+
+
+def test_a_bridge_beside_the_controllers_has_their_rights_and_a_lease_and_they_have_none(
+    tmp_path: Path,
+) -> None:
+    asked = ["kubernetes", "--to", str(tmp_path), "--bridge-beside", "--evict-stale-pods"]
+    written = CliRunner().invoke(deploy, asked)
+    assert written.exit_code == 0, written.output
+    listed = yaml.safe_load((tmp_path / "kustomization.yaml").read_text())["resources"]
+    assert "bridge.yaml" in listed
+    documents = list(yaml.safe_load_all((tmp_path / "bridge.yaml").read_text()))
+    for document in documents:
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+    (role,) = (document for document in documents if document["kind"] == "Role")
+    assert role["rules"] == [
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+    ]
+    pods = {
+        document["metadata"]["name"]: document["spec"]["template"]["spec"]
+        for document in (*documents, yaml.safe_load((tmp_path / "controller.yaml").read_text()))
+        if document["kind"] == "Deployment"
+    }
+    bridge, controller = pods["isthmus-bridge"], pods["isthmus-controller"]
+    assert (bridge["automountServiceAccountToken"], controller["automountServiceAccountToken"]) == (True, False)
+    for pod, command, flag in ((bridge, "kubernetes", True), (controller, "controller", False)):
+        arguments = pod["containers"][0]["args"]
+        assert arguments[0] == command
+        assert ("--evict-stale-pods" in arguments) == flag
+        assert "--kubernetes" not in arguments
+        found = root.get_command(click.Context(root), command)
+        assert found is not None
+        known = {option for one in found.params for option in one.opts}
+        assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
+    assert bridge["tolerations"] == [{"operator": "Exists"}]
+    refused = CliRunner().invoke(deploy, ["kubernetes", "--all-in-one", "--bridge-beside"])
+    assert refused.exit_code
+    assert "--bus" in str(refused.exception)
 
 
 def test_the_image_carries_every_plugin_that_our_file_names() -> None:

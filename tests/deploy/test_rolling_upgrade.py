@@ -111,6 +111,11 @@ def test_controllers_first_then_agents_and_all_the_way_back() -> None:
         follow(place)
         takes_in(place, "c", old)
         assert reported(place) == dict.fromkeys("abc", previous.VERSION)
+        said(place.isthmus("clb", "reserve", "gw", "--subnet", "10.9.8.0/28", "--provider", "gateway"))
+        early = place.isthmus("entry", "add", "api", "--from", "203.0.113.0/28", "--yes")
+        assert early.returncode == 1, early.stdout + early.stderr
+        assert "older_release" in early.stderr
+        assert f"the agent of a ({previous.VERSION})" in early.stderr
 
         replace(place, ISTHMUS, a, b)
         until(lambda: reported(place) == {"a": NOW, "b": NOW, "c": previous.VERSION}, "they say so")

@@ -29,7 +29,7 @@ from events.codec import Cause, StoredMessage, decode, seal
 from events.errors import IsthmusError
 from events.jetstream.api import parse_headers
 from events.jetstream.status_stream import StatusReader
-from events.protocol.commands import COMMAND_ID, COMMANDS, SCHEMA
+from events.protocol.commands import COMMAND_ID, COMMANDS, OF_THE_BRIDGE, SCHEMA, BindNodes
 from events.types import EVENT_TYPES, ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
@@ -50,8 +50,9 @@ class Target(NamedTuple):
 
 OTHERS = (subjects.command("other", "join"), "isthmus", "")
 SUBJECTS = (
-    *(subjects.command(CLUSTER, command.name) for command in COMMANDS),
+    *(subjects.command(CLUSTER, command.name) for command in COMMANDS if command is not BindNodes),
     *(subjects.node_command(CLUSTER, "idc-1", command.name) for command in COMMANDS if command.node_scoped),
+    *(subjects.bridge_command(CLUSTER, command.name) for command in OF_THE_BRIDGE),
     *OTHERS,
 )
 
@@ -223,6 +224,7 @@ BODIES = {
     "remove-backend": f"{{{_PLACE}}}",
     "add-entry": '{"entry":"apiserver","sources":["192.0.2.0/28"],"address":""}',
     "remove-entry": '{"entry":"apiserver"}',
+    "bind-nodes": '{"nodes":[["idc-1","u","6f0c7d9e"]]}',
     "report-health": f'{{{_NODE},{_PLACE},"epoch":1,"protocol":"tcp","backend_port":443,"healthy":true}}',
     "use-token": '{"token":"U","node":"idc-1","public_key":"U","expires":"2026-03-02T14:00:00Z"}',
 }

@@ -291,6 +291,7 @@ class ApiServer:
         path = f"{request.path}/{thing['metadata']['name']}"
         if path in self.objects:
             return status(409, "AlreadyExists", f"{path} already exists")
+        thing["metadata"]["resourceVersion"] = str(next(self._versions))
         self.objects[path] = thing
         return web.json_response(thing, status=201)
 
@@ -298,6 +299,12 @@ class ApiServer:
         found = self.objects.get(request.path)
         if found is None:
             return status(404, "NotFound", f"{request.path} not found")
+        if request.method == "PUT":
+            thing = await request.json()
+            if thing["metadata"].get("resourceVersion") != found["metadata"]["resourceVersion"]:
+                return status(409, "Conflict", "the object has been modified; please apply your changes")
+            thing["metadata"]["resourceVersion"] = str(next(self._versions))
+            found = self.objects[request.path] = thing
         if request.method == "PATCH":
             assert request.content_type == "application/merge-patch+json"
             merge(found, await request.json(), strategic=False)
@@ -374,6 +381,9 @@ class ApiServer:
             web.post("/api/v1/namespaces/default/pods/{name}/eviction", self._evict),
             web.post("/api/v1/namespaces/isthmus-system/{kind:configmaps|secrets}", self._create),
             web.get("/api/v1/namespaces/{namespace}/{kind}/{name}", self._object),
+            web.post("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases", self._create),
+            web.get("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}", self._object),
+            web.put("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}", self._object),
             web.get("/apis/cilium.io/v2/ciliumnodes", self._custom),
             web.patch("/api/v1/namespaces/isthmus-system/{kind}/{name}", self._object),
             web.post("/apis/authentication.k8s.io/v1/tokenreviews", self._review),

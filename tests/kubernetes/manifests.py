@@ -17,11 +17,12 @@ ALL: dict[str, Any] = {
     "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}],
     "image": {"repository": "images.example:5000/isthmus", "tag": "9", "pullPolicy": "Always"},
     "imagePullSecrets": ["pull"], "externalSites": ["gz"], "evictStalePods": True, "apiserverBackends": "main",
-    "serviceBackends": True,
+    "serviceBackends": True, "acceptInOthers": True,
     "fenceDeletedSeconds": 300,
     "bus": {"port": 4333, "storagePath": "/data/isthmus", "nodeSelector": {"x": "y"}},
     "resources": {
         "agent": {"limits": {"memory": "1Gi"}}, "controller": {"requests": {"cpu": "2"}},
+        "bridge": {"limits": {"memory": "2Gi"}},
         "bus": {"limits": {"memory": "4Gi", "cpu": "3"}}, "issuer": {"requests": {"memory": "64Mi"}},
     },
 }  # fmt: skip

@@ -54,17 +54,22 @@ class Table:
     def refusal(self, name: str) -> str:
         return self.refused.get(name, "")
 
+    async def still(self, name: str, cidr: str) -> bool:
+        return name in self.members and self.members[name].cidr == cidr
+
     def owner(self, cidr: str) -> str:
         return next((name for name, member in self.members.items() if member.cidr == cidr), "")
 
     async def adopt(self, item: Mapping[str, Any]) -> None:
         self.adopted.append(item)
 
-    async def take_out(self, name: str, reason: str) -> None:
+    async def take_out(self, name: str, uid: str, reason: str) -> None:
+        assert uid == self.members[name].uid
         assert "flannel" in reason
         del self.members[name]
 
-    async def fence(self, name: str, reason: str) -> None:
+    async def fence(self, name: str, uid: str, reason: str) -> None:
+        assert uid == self.members[name].uid
         assert "deleted" in reason
         self.fenced.append(name)
         del self.members[name], self.nodes[name]

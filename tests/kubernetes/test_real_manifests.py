@@ -20,7 +20,7 @@ from tests.kubernetes.real import ASSETS, RealApiServer, serving
 pytestmark = pytest.mark.skipif(
     not ASSETS, reason="KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd"
 )
-OWN = OwnBus("ca", "enrolment", "controller")
+OWN = OwnBus("ca", "enrolment", "controller", "bridge")
 
 
 def combinations() -> Iterator[dict[str, Any]]:
@@ -55,13 +55,16 @@ async def test_every_combination_is_taken_strictly(tmp_path: Path) -> None:
     for number, said in enumerate(combinations()):
         values = checked(said, "test")
         gather(render(values))
-        gather(render(checked({**said, "bus": {"urls": ["tls://a.example:4222"]}}, "test"), OWN))
-        file, to = tmp_path / f"{number}.json", tmp_path / str(number)
-        file.write_text(json.dumps(said))
-        done = CliRunner().invoke(deploy, ["kubernetes", "--values", str(file), "--to", str(to)])
-        assert done.exit_code == 0, done.output
-        for name in yaml.safe_load((to / "kustomization.yaml").read_text())["resources"]:
-            gather((to / name).read_text())
+        file = tmp_path / f"{number}.json"
+        for bridge in ("controller", "beside"):
+            there = {**said, "bridge": bridge}
+            gather(render(checked({**there, "bus": {"urls": ["tls://a.example:4222"]}}, "test"), OWN))
+            file.write_text(json.dumps(there))
+            to = tmp_path / f"{number}-{bridge}"
+            done = CliRunner().invoke(deploy, ["kubernetes", "--values", str(file), "--to", str(to)])
+            assert done.exit_code == 0, done.output
+            for name in yaml.safe_load((to / "kustomization.yaml").read_text())["resources"]:
+                gather((to / name).read_text())
     async with serving(tmp_path) as server:
         paths = await kinds(server)
         code, made = await server.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "isthmus-system"}})

@@ -21,6 +21,7 @@ from events.chain import genesis
 from events.codec import Cause, StoredMessage, decode_event, seal
 from events.errors import VerificationFailed
 from events.types import EVENT_TYPES, ClbHolderWithdrawn, Event, NodeJoined
+from events.types.releases import ENDS, FIRST, KNOWN_SINCE, follows, release
 from events.types.upcasters import UPCASTERS
 from replay.archive import lines
 from replay.archive.reader import ArchiveLog
@@ -94,6 +95,23 @@ def test_a_release_reads_what_is_written_today(release: Path) -> None:
     for type_name, then in json.loads(release.read_bytes()).items():
         if type_name in now:  # else a newer version took its place: nobody writes it any more
             assert narrower(then, now[type_name]) == []
+
+
+def test_the_table_of_releases_names_exactly_the_types_that_earlier_ones_lack() -> None:
+    """Forgetting a new type there would let it stop the controllers of a release that is still running."""
+    known = {
+        name
+        for file in RELEASED.glob("*.json")
+        if release(file.stem) <= release(FIRST)  # type: ignore[operator]  # files are named by versions
+        for name in json.loads(file.read_bytes())
+    }
+    lacking = {cls.type_name() for cls in EVENT_TYPES} - known
+    assert {cls.type_name() for cls in KNOWN_SINCE} == lacking
+    assert set(KNOWN_SINCE) >= ENDS
+    for file in RELEASED.glob("*.json"):
+        for name in json.loads(file.read_bytes()).keys() & lacking:
+            cls = next(cls for cls in KNOWN_SINCE if cls.type_name() == name)
+            assert follows(file.stem, KNOWN_SINCE[cls]), name
 
 
 def test_a_widened_literal_or_a_field_without_a_default_breaks_the_rule() -> None:

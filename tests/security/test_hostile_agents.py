@@ -316,6 +316,26 @@ async def test_operators_command_but_do_not_write_events(site: Site) -> None:
     assert await stored(control) == 0
 
 
+async def test_a_kubernetes_bridge_sends_its_own_commands_and_no_others(site: Site) -> None:
+    control, bridge = await site.controller(), await site.open(site.files.bridge)
+    person = await site.open(site.files.operator)
+    await serve(control)
+    binding = subjects.bridge_command(CLUSTER, "bind-nodes")
+    await answered(bridge, binding, b"{}")
+    for client, subject in (
+        (bridge, subjects.bridge_command(CLUSTER, "define-cluster")),
+        (bridge, subjects.bridge_command("other", "bind-nodes")),
+        (bridge, subjects.command(CLUSTER, "fence-node")),
+        (bridge, subjects.node_command(CLUSTER, ALICE, "leave")),
+        (bridge, EVENT),
+        (person, binding),
+    ):
+        assert await ask(client, subject, b"{}") is None, subject
+    await bridge.publish(binding, b"{}", reply=EVENT)
+    await bridge.flush()
+    assert await stored(control) == 0
+
+
 async def test_without_credentials_or_with_anothers_authority_nobody_gets_in(
     site: Site, tmp_path: Path
 ) -> None:

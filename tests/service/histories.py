@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from controlplane.cluster.decision import AdvanceDrains, AssignHolders, BindNodes, MarkLiveness, MarkPaths
+from controlplane.cluster.decision import AdvanceDrains, AssignHolders, MarkLiveness, MarkPaths
 from controlplane.cluster.mesh.verdict import Finding
 from controlplane.controller.hooks import Observer
 from controlplane.readmodel.projector import Projector
@@ -20,6 +20,7 @@ from events.protocol.commands import (
     AddEntry,
     AppendCidr,
     BeginAdoption,
+    BindNodes,
     ChangeUnderlay,
     DeclareNetwork,
     EndAdoption,

@@ -312,7 +312,7 @@ def _live(state: ClusterState, name: str) -> Node:
 
 
 def own(state: ClusterState, name: str, uid: str) -> Node:
-    """The member with that name and uid. Raises Refused: ``node_fenced``, ``node_unknown``."""
+    """The member with that name and uid (any, if empty). Raises Refused: ``node_fenced``, ``node_unknown``."""
     fenced = state.fenced.get(uid)
     if fenced is not None:
         raise Refused(
@@ -323,7 +323,7 @@ def own(state: ClusterState, name: str, uid: str) -> Node:
             sequence=fenced.since,
         )
     member = _live(state, name)
-    if member.uid != uid:
+    if uid and member.uid != uid:
         raise Refused(
             "node_unknown",
             f"node {name!r} is live with uid {member.uid!r}, not {uid[:UID_LIMIT]!r}",
@@ -378,7 +378,7 @@ def leave(state: ClusterState, command: LeaveNode, now: datetime, context: Decis
 def remove(state: ClusterState, command: RemoveNode, now: datetime, context: DecisionContext) -> Decision:
     """An operator takes the node out; it may join again."""
     del now
-    member = _live(state, command.node)
+    member = own(state, command.node, command.uid)
     reason = text(command.reason, "reason") or "removed by an operator"
     return _out(state, member, NodeLeft(node=member.name, uid=member.uid, reason=reason), context)
 
@@ -401,11 +401,11 @@ def fence(state: ClusterState, command: FenceNode, now: datetime, context: Decis
     """
     del now
     reason = text(command.reason, "reason")
-    if command.node not in state.nodes:
+    if command.node not in state.nodes and not command.uid:
         former = _former(state, command.node, context)
         if former is not None:
             event = NodeFenced(node=former.node, uid=former.uid, cause="operator", reason=reason, former=True)
             return Decision((event,), {"node": former.node, "uid": former.uid, "cidr": former.cidr})
-    member = _live(state, command.node)
+    member = own(state, command.node, command.uid)
     event = NodeFenced(node=member.name, uid=member.uid, cause="operator", reason=reason)
     return _out(state, member, event, context, "fenced")

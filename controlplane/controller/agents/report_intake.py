@@ -14,6 +14,8 @@ before its append is acknowledged here. Such reports wait for the log, one for e
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -22,16 +24,21 @@ from itertools import islice
 from typing import NamedTuple
 
 import msgspec
+from nats.aio.client import Client
 
 from controlplane.changes import Changes, Lagged
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reporting import INTERVAL_MAX_S, INTERVAL_MIN_S
 from controlplane.controller.source_limit import SourceLimit
+from events.errors import Unavailable
+from events.jetstream.status_stream import StatusReader
 from events.printable import printable
 from events.protocol.queries import Condition
 from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeJoined
+
+log = logging.getLogger("isthmus.controller")
 
 WAITING_MAX = 20_000
 """Nodes of which a report waits for the log; more are not kept."""
@@ -139,6 +146,25 @@ class ReportIntake:
             self._processes.clear()
         self._processes[uid] = _Process(status, at_s)
         return True
+
+    async def watch(self, client: Client, cluster: str) -> None:
+        """For ever: take the agents' reports, first the last one of each, then as they come.
+
+        Cancelled, what was taken stays taken.
+        """
+        pods = self._liveness.pods
+        pods.heard_all = False
+        while True:
+            try:
+                reader = StatusReader(client, cluster, on_refused=self.malformed)
+                async for reports in reader.follow():
+                    for status, _, age_s in reports:
+                        pods.take(status, self._state())
+                        self.take(status, age_s=age_s)
+                    pods.heard_all = True  # the first list is the last report of everybody
+            except Unavailable as error:
+                log.warning("the agents' reports cannot be read: %s", error.message)
+                await asyncio.sleep(1.0)
 
     def malformed(self, node: str, why: str) -> None:
         """A report on the node's subject could not be read (what a status reader says)."""

@@ -127,8 +127,8 @@ class Ticker:
         """Look at what the agents measured. Cancelled, the decision is made all the same: it is in the
         queue."""
         mesh, lost = self.mesh, self.replica.state.lost_paths
-        if mesh is None or self._due() is None or (mesh.mixed and not lost):
-            return  # while agents of 0.2.0 report, its controllers may come back: they cannot fold such events
+        if mesh is None or self._due() is None:
+            return
         found, over = mesh.settled(set(lost))
         if over or any(one.key not in lost or lost[one.key].fault != one.fault for one in found) or lost:
             await self._submit(MarkPaths(found=tuple(found), over=frozenset(over), at_s=mesh.now()))

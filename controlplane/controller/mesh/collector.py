@@ -196,11 +196,6 @@ class Collector:
         known = self._heard_at.get(name)
         return known is None or self._clock() - known[0] > known[1] * SILENT_INTERVALS
 
-    @property
-    def mixed(self) -> bool:
-        """Whether agents that do not measure report: an upgrade is under way, and may still be undone."""
-        return not self._heard_at.keys() <= self.capable
-
     def evidence(self) -> Evidence:
         """What was seen, as the verdict needs it. O(trouble), and O(nodes) where there is any."""
         now, names, state = self._clock(), self.names(), self._state()

@@ -1,0 +1,1 @@
+"""``isthmus kubernetes``: the bridge to Kubernetes beside the controllers."""

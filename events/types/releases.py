@@ -1,0 +1,69 @@
+"""Which release knows which type of event: the one place that says so.
+
+A controller follows the log only up to the first event of a type that it does not know, and an agent passes
+over it. So an event of a type that is newer than a participant who reports is not written before that one is
+upgraded (:func:`controlplane.cluster.decide.decide`), unless its kind is in the log already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from events.types.base import Event
+from events.types.cluster import AdoptionBegun, AdoptionEnded, ClusterEncryptionChanged
+from events.types.entry import EntryAdded, EntryRemoved
+from events.types.node import NodeBound, NodeFenced, NodeKeyChanged
+from events.types.path import PathLost, PathRestored
+from events.types.range import RangeAdopted
+from events.types.record import SharedTokenUsed
+
+FIRST = "0.2.0"
+"""The oldest release that a cluster may have: it knows every type that :data:`KNOWN_SINCE` does not name."""
+
+KNOWN_SINCE: Mapping[type[Event], str] = {
+    NodeBound: "0.3.0",
+    AdoptionBegun: "0.3.0",
+    RangeAdopted: "0.3.0",
+    AdoptionEnded: "0.3.0",
+    PathLost: "0.3.0",
+    PathRestored: "0.3.0",
+    EntryAdded: "0.3.0",
+    EntryRemoved: "0.3.0",
+    ClusterEncryptionChanged: "0.3.0",
+    NodeKeyChanged: "0.3.0",
+    SharedTokenUsed: "0.3.0",
+}
+"""Type → the first release that knows it. A test holds it against the schemas of all earlier releases."""
+
+ENDS: frozenset[type[Event]] = frozenset({AdoptionEnded, PathRestored, EntryRemoved})
+"""Types that end what another one began: where one of these can be written, that one is in the log."""
+
+SAID_AGAIN: frozenset[type[Event]] = frozenset({NodeKeyChanged})
+"""Types that come along with others, and that their author says again: they are left out for the time being."""
+
+_NUMBERS = re.compile(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
+
+
+def release(version: str) -> tuple[int, int, int] | None:
+    """The numbers of a version (``0.3.0``, ``0.3.0.dev1``); None when it has none."""
+    found = _NUMBERS.match(version)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def since(event: Event) -> str:
+    """The first release that is needed to follow this event, if it is not in the log what it ends.
+
+    The fence of one who is no member is newer than its type.
+    """
+    if type(event) in ENDS or (isinstance(event, ClusterEncryptionChanged) and event.scope == "off"):
+        return FIRST
+    if isinstance(event, NodeFenced) and event.former:
+        return "0.3.0"
+    return KNOWN_SINCE.get(type(event), FIRST)
+
+
+def follows(version: str, first: str) -> bool:
+    """Whether a participant of ``version`` is of the release ``first`` or a later one; if it says none: yes."""
+    numbers, wanted = release(version), release(first)
+    return numbers is None or wanted is None or numbers >= wanted
