@@ -350,10 +350,7 @@ class RemoveEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class BindNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Kubernetes bridge records which members are which Nodes: (name, the member's uid, the Node's UID).
-
-    At most 900 at a time. Who is no member by that uid any more is left out, and so is who is bound so already.
-    """
+    """Records which members (by name, uid) are which Kubernetes Nodes (by UID); at most 900, others are left out."""
 
     name: ClassVar[str] = "bind-nodes"
     nodes: tuple[tuple[str, str, str], ...]
@@ -420,11 +417,8 @@ COMMANDS: tuple[type[Command], ...] = (
 )
 """Every command that can be sent."""
 
-OF_THE_BRIDGE: tuple[type[Command], ...] = (
-    BindNodes, FenceNode, RemoveNode, AdoptNodes, AddBackend, RemoveBackend,
-)  # fmt: skip
-"""What the Kubernetes bridge sends, on subjects of its own (:func:`events.subjects.bridge_command`). The first
-is sent on no other."""
+OF_THE_BRIDGE = (BindNodes, FenceNode, RemoveNode, AdoptNodes, AddBackend, RemoveBackend)
+"""What the Kubernetes bridge sends on subjects of its own; the first is sent on no other."""
 
 
 class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True):

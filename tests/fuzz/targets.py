@@ -224,6 +224,8 @@ BODIES = {
     "remove-backend": f"{{{_PLACE}}}",
     "add-entry": '{"entry":"apiserver","sources":["192.0.2.0/28"],"address":""}',
     "remove-entry": '{"entry":"apiserver"}',
+    "set-encryption": '{"scope":"off"}',
+    "change-key": f'{{{_NODE},"key":"k","port":51820}}',
     "bind-nodes": '{"nodes":[["idc-1","u","6f0c7d9e"]]}',
     "report-health": f'{{{_NODE},{_PLACE},"epoch":1,"protocol":"tcp","backend_port":443,"healthy":true}}',
     "use-token": '{"token":"U","node":"idc-1","public_key":"U","expires":"2026-03-02T14:00:00Z"}',

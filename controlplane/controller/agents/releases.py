@@ -32,7 +32,7 @@ from events.types.releases import FIRST, KNOWN_SINCE, follows, release
 NEWEST = max(KNOWN_SINCE.values(), key=lambda version: release(version) or ())
 """Who is of this release or a later one knows every type that is written."""
 DECIDED = (AddEntry, AdoptNodes, BeginAdoption, FenceNode, SetEncryption)
-"""What an operator decides, and what may write an event of a type that earlier releases lack: the bus is asked."""
+"""Decided by operators, and may write an event of a type that earlier releases lack: the bus is asked."""
 BROUGHT = (AdvanceEncryption, BindNodes, ChangeKey, JoinNode, MarkPaths, UseToken)
 """The same of what nodes and time bring: often, and not at once."""
 FRESH_S = 10.0
