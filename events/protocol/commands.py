@@ -350,7 +350,7 @@ class RemoveEntry(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class BindNodes(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Records which members (by name, uid) are which Kubernetes Nodes (by UID); at most 900, others are left out."""
+    """Records which members (by name, uid) are which Kubernetes Nodes (by UID); at most 900 at a time."""
 
     name: ClassVar[str] = "bind-nodes"
     nodes: tuple[tuple[str, str, str], ...]
