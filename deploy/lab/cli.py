@@ -94,6 +94,14 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     "--from", "source", type=click.Choice(["flannel"]),
     help="A flannel cluster instead: taken over and given back under traffic between all its pods.",
 )  # fmt: skip
+@click.option(
+    "--kubernetes", is_flag=True,
+    help="A real Kubernetes instead: kubelets at both sites, the network from the one file. Needs root.",
+)  # fmt: skip
+@click.option(
+    "--binaries", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="With --kubernetes: where kube-apiserver, kubelet, … are [KUBEBUILDER_ASSETS, PATH].",
+)  # fmt: skip
 @click.option("--nodes", default=10, show_default=True, type=click.IntRange(2, 40), help="Nodes of --from.")
 @click.option(
     "--http", default=CONSOLE_PORT, show_default=True, type=ConsolePort(), metavar="[HOST:]PORT",
@@ -105,8 +113,8 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
-    breaks: tuple[str, ...],
-    capsule: Path | None, source: str | None, nodes: int, http: int, as_json: bool, name: str,
+    breaks: tuple[str, ...], capsule: Path | None, source: str | None, kubernetes: bool, binaries: Path | None,
+    nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
     """A whole two-site cluster on this machine, in network namespaces, checked with real packets.
 
@@ -131,6 +139,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
     isthmus lab --from flannel --nodes 10       take a flannel cluster over, and give it back
+    isthmus lab --kubernetes            kubelets, pods by the scheduler, Services: where the binaries exist
     isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
     """
     if ctx.invoked_subcommand is not None:
@@ -147,6 +156,14 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "--secure lets a node's own credentials alone report for it, so simulated nodes cannot: "
             "give --churn without --secure",
         )
+    if kubernetes and (churn or kills or secure or leaf or clb or breaks or bus_servers != "1"):
+        raise Usage(
+            "usage",
+            "--kubernetes goes with --cloud, --external, --pods, --keep and --json only: its bus is a pod, "
+            "with TLS and credentials",
+        )
+    if binaries is not None and not kubernetes:
+        raise Usage("usage", "--binaries is where --kubernetes finds its programs: give --kubernetes, too")
     from deploy.churn.trace import find_files
     from deploy.lab import scenario
     from deploy.lab.checks.mesh import chosen
@@ -158,6 +175,13 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     if kills and not files:
         raise Usage("usage", "--kills needs --churn: processes are killed while recorded churn runs")
     plugins = shell.require_programs()
+    programs = None
+    if kubernetes:
+        from deploy.lab.kubernetes.cluster import group
+        from deploy.lab.kubernetes.nodes import make_groups, remove_groups
+        from deploy.lab.kubernetes.programs import require
+
+        programs = require(binaries, plugins, os.environ)
     directory = run_directory.for_lab(name)
     lock = directory.lock()
     if lock is None:
@@ -179,14 +203,27 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     )  # fmt: skip
     topology = two_sites(cloud, external, pods)
     state = run_directory.LabState(name=name, main=os.getpid())
+
+    def work() -> int:
+        own = directory.read() or state
+        if programs is None:
+            return scenario.work(options, topology, directory, plugins, own)
+        from deploy.lab.kubernetes import checks
+
+        return checks.work(checks.Wanted(topology, pods, programs, keep, as_json), directory, own)
+
     try:
+        if programs is not None:
+            make_groups(group(directory))
         code = sandbox.run(
-            lambda: scenario.work(options, topology, directory, plugins, directory.read() or state),
+            work,
             lambda init, user_namespace: directory.write(
                 msgspec.structs.replace(state, init=init, user_namespace=user_namespace)
             ),
         )
     finally:
+        if programs is not None:
+            remove_groups(group(directory))
         directory.remove()
         os.close(lock)
     sys.exit(code)

@@ -27,6 +27,7 @@ from tests.waiting import until
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
 CONTROLLER_MANAGER = bool(ASSETS) and Path(ASSETS, "kube-controller-manager").exists()
+KUBE_PROXY = bool(ASSETS) and Path(ASSETS, "kube-proxy").exists()
 BOUND = ("setpriv", "--pdeathsig", "KILL")
 """Tests that are killed themselves leave no server behind."""
 ADMIN, KUBELET = "admin-token", "kubelet-token"
@@ -45,9 +46,10 @@ def free_ports(count: int) -> list[int]:
 class RealApiServer:
     """Started by :func:`serving`; ``ask`` as an administrator, or with another token."""
 
-    def __init__(self, folder: Path, etcd_port: int, port: int) -> None:
+    def __init__(self, folder: Path, etcd_port: int, port: int, *, address: str, services: str) -> None:
         self.folder, self.port, self.etcd_port = folder, port, etcd_port
-        self.url = f"https://127.0.0.1:{port}"
+        self.address, self.services = address, services
+        self.url = f"https://{address}:{port}"
         self._api: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -56,13 +58,14 @@ class RealApiServer:
         self._api = subprocess.Popen(
             [
                 *BOUND, f"{ASSETS}/kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
-                "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={self.port}",
+                f"--bind-address={self.address}", f"--advertise-address={self.address}",
+                f"--secure-port={self.port}",
                 f"--cert-dir={self.folder}/certs", f"--token-auth-file={self.folder}/tokens.csv",
                 "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
                 "--disable-admission-plugins=ServiceAccount", "--service-account-issuer=https://isthmus.test",
                 f"--service-account-key-file={self.folder}/sa.key",
                 f"--service-account-signing-key-file={self.folder}/sa.key",
-                "--service-cluster-ip-range=10.99.0.0/24", "--allow-privileged=true",
+                f"--service-cluster-ip-range={self.services}", "--allow-privileged=true",
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -180,7 +183,9 @@ def _etcd(folder: Path, own: str, peer_port: int) -> subprocess.Popen[bytes]:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[RealApiServer]:
+async def serving(
+    folder: Path, *, address: str = "127.0.0.1", services: str = "10.99.0.0/24"
+) -> AsyncIterator[RealApiServer]:
     """A new etcd and an API server on it, until the block is left. Cancelled, both are ended."""
     etcd_port, peer_port, port = free_ports(3)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -195,7 +200,7 @@ async def serving(folder: Path) -> AsyncIterator[RealApiServer]:
     )
     own = f"http://127.0.0.1:{etcd_port}"
     etcd = _etcd(folder, own, peer_port)
-    server = RealApiServer(folder, etcd_port, port)
+    server = RealApiServer(folder, etcd_port, port, address=address, services=services)
     try:
         server.start()
         await server.ready()

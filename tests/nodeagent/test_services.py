@@ -8,7 +8,7 @@ fast path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.nodeagent.kube_proxy import MODES, HostPort, Service
 from tests.nodeagent.sandbox import inside, sh
@@ -62,11 +62,10 @@ def questions(mode: str) -> Iterator[tuple[str, Question, bool]]:
         yield f"{name} → hostPort where no pod has it", ask(NODES[2], HOST_PORT.port), False
 
 
-def run(backend: str) -> None:
-    """The whole matrix with one of kube-proxy's backends."""
-    place = network()
+def run(place: Network, proxy: Callable[[str], None]) -> None:
+    """The whole matrix; ``proxy`` sets up both nodes' Service rules in a mode."""
     for mode in MODES:
-        place.proxy(backend, mode, SERVICES, (HOST_PORT,))
+        proxy(mode)
         for fast in (False, True):
             place.fast(fast)
             before = place.used()
@@ -128,9 +127,11 @@ def test_a_masquerade_that_chose_the_vxlan_port_gets_its_replies() -> None:
 
 @inside
 def test_every_service_is_reached_with_kube_proxys_iptables() -> None:
-    run("iptables")
+    place = network()
+    run(place, lambda mode: place.proxy("iptables", mode, SERVICES, (HOST_PORT,)))
 
 
 @inside
 def test_every_service_is_reached_with_kube_proxys_nftables() -> None:
-    run("nftables")
+    place = network()
+    run(place, lambda mode: place.proxy("nftables", mode, SERVICES, (HOST_PORT,)))
