@@ -177,11 +177,10 @@ def api_host() -> Iterator[None]:
         yield
 
 
-async def matrix(backend: str) -> None:
+async def matrix(place: Network, backend: str) -> None:
     """All of it with one of kube-proxy's backends."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        place = network()
         with api_host():
             async with serving(folder, address=API, services="172.16.255.0/24") as api:
                 await fill(api)
@@ -195,9 +194,9 @@ async def matrix(backend: str) -> None:
 
 @inside
 def test_a_real_kube_proxy_in_its_iptables_mode() -> None:
-    asyncio.run(matrix("iptables"))
+    asyncio.run(matrix(network(), "iptables"))
 
 
 @inside
 def test_a_real_kube_proxy_in_its_nftables_mode() -> None:
-    asyncio.run(matrix("nftables"))
+    asyncio.run(matrix(network(), "nftables"))

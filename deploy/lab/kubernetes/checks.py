@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploy.lab.topology.layout import Topology
 
 PACKETS, INTERVAL_MS, ANSWERED_MS = 20, 5, 5000
+FLOW_MS = 20
 
 
 async def everything(lab: KubernetesLab, report: Report, per_node: int) -> None:
@@ -36,6 +37,9 @@ async def everything(lab: KubernetesLab, report: Report, per_node: int) -> None:
         ("Pods are placed by the scheduler, attached by the CNI plugins", partial(_placed, per_node=per_node)),
         ("Every pod reaches every other pod", _pairs),
         ("Every pod reaches the Service before them", _service),
+        ("The log knows which pod has an address", _named),
+        ("A Node that is deleted and registers anew gets its range again", _registered_anew),
+        ("SIGKILL of agent, bus, controller, kubelet, manager, scheduler, API server", _killed),
     ):
         with report.stage(name) as check:
             await stage(lab, report, check)
@@ -93,6 +97,62 @@ async def _service(lab: KubernetesLab, _: Report, check: Check) -> None:
     answers = await asyncio.gather(*(_ask(pod, [lab.service]) for pod in lab.pods))
     detail, check.measured = _judged([each for found in answers for each in found])
     check.detail = f"{lab.service}: {detail}"
+
+
+async def _named(lab: KubernetesLab, _: Report, check: Check) -> None:
+    pod = lab.pods[-1]
+    said = ""
+
+    async def named() -> bool:
+        nonlocal said
+        said = await lab.isthmus("replay", "who", "--ip", pod.address)
+        return pod.name in said and pod.node in said
+
+    await lab.until(named, f"`isthmus replay who --ip {pod.address}` to name {pod.name}")
+    check.detail = f"{pod.address}: {pod.name} on {pod.node}"
+
+
+async def _registered_anew(lab: KubernetesLab, _: Report, check: Check) -> None:
+    before = await lab.pod_cidrs()
+    name = lab.pods[-1].node
+    kubelet = lab.nodes[name].daemons["kubelet"]
+    await kubelet.kill()
+    await lab.kubectl("delete", "node", name)
+    await kubelet.start()
+    await lab.label(name)
+    await lab.until(lab.ready, f"{name} to be Ready again")
+    after = await lab.pod_cidrs()
+    if after != before:
+        raise CheckFailedError(f"podCIDRs were {before} and are {after}")
+    check.detail = f"{name}: {after[name]}"
+
+
+async def _killed(lab: KubernetesLab, report: Report, check: Check) -> None:
+    """A stream between two nodes goes on all the while. Raises CheckFailedError."""
+    before = await lab.pod_cidrs()
+    asking = lab.pods[0]
+    asked = next(pod for pod in reversed(lab.pods) if pod.node != asking.node)
+    await lab.attach_again(asking)
+    await asking.start_flow(asked.address, interval_ms=FLOW_MS)
+    for node in (asking.node, asked.node):
+        await lab.kill_container("agent", node)
+    for name in ("bus", "controller"):
+        await lab.kill_container(name)
+    servers = lab.control.daemons
+    killed = [lab.nodes[asked.node].daemons["kubelet"], *(servers[name] for name in servers if name != "etcd")]
+    for daemon in killed:
+        await daemon.kill()
+        await daemon.start()
+    await lab.until(lab.ready, "all Nodes to be Ready again")
+    await lab.until(lab.network_is_up, "all of Isthmus' containers to be ready again")
+    after = await lab.pod_cidrs()
+    if after != before:
+        raise CheckFailedError(f"podCIDRs were {before} and are {after}")
+    await lab.attach_again(asking)
+    flow = await asking.stop_flow()
+    detail, check.measured = _judged([{**flow, "from": f"{asking.name} on {asking.node}"}])
+    await _ranges(lab, report, check)
+    check.detail = f"every podCIDR is what it was; {detail}"
 
 
 async def _ask(pod: Any, targets: list[str]) -> list[dict[str, Any]]:

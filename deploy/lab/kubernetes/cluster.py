@@ -20,6 +20,7 @@ import msgspec
 from deploy.kubernetes.all_in_one import NAMESPACE, OPERATOR, render
 from deploy.kubernetes.values import Bus, Routed, Values
 from deploy.kubernetes.variants import RESTRICTED
+from deploy.lab.failures import CheckFailedError
 from deploy.lab.kubernetes import image
 from deploy.lab.kubernetes.control import ADMIN, PROXY, ControlPlane
 from deploy.lab.kubernetes.nodes import KubernetesNode
@@ -142,16 +143,22 @@ class KubernetesLab:
             kubelet = self.control.kubeconfig(f"system:node:{node.name}")
             pods = MAX_PODS_PER_NODE - 3
             await node.join(kubelet, self.control.kubeconfig(PROXY), str(CONTAINER_CIDR), pods)
+        for name in self.nodes:
+            await self.label(name)
+
+    async def label(self, name: str) -> None:
+        """What an operator says of a Node, once it has registered. Raises TimeoutError."""
+        node = self.nodes[name]
+        labels = [f"{CONTROL_PLANE}="] if node is self.first else []
+        if node.node.kind == "external":
+            labels += [f"{RESTRICTED}/kind=external", f"{RESTRICTED}/site={node.node.site.name}"]
 
         async def registered() -> bool:
-            return {each["metadata"]["name"] for each in await self.node_objects()} == {*self.nodes}
+            return name in await self.pod_cidrs()
 
-        await self.until(registered, "all kubelets to register")
-        await self.kubectl("label", "node", self.first.name, f"{CONTROL_PLANE}=")
-        for node in self.nodes.values():
-            if node.node.kind == "external":
-                labels = (f"{RESTRICTED}/kind=external", f"{RESTRICTED}/site={node.node.site.name}")
-                await self.kubectl("label", "node", node.name, *labels)
+        await self.until(registered, f"{name} to register")
+        if labels:
+            await self.kubectl("label", "node", name, *labels)
 
     async def apply_network(self) -> float:
         """`kubectl apply` of the one file; seconds until every Node is Ready. Raises TimeoutError."""
@@ -159,15 +166,7 @@ class KubernetesLab:
         file.write_text(render(self._values))
         started = time.monotonic()
         await self.kubectl(*APPLY, str(file))
-
-        async def ready() -> bool:
-            found = await self.node_objects()
-            return all(
-                condition(each, "Ready") == "True" and condition(each, "NetworkUnavailable") == "False"
-                for each in found
-            )
-
-        await self.until(ready, "all Nodes to be Ready", explain=self._why_not_ready)
+        await self.until(self.ready, "all Nodes to be Ready", explain=self._why_not_ready)
         return time.monotonic() - started
 
     async def _why_not_ready(self) -> str:
@@ -195,15 +194,24 @@ class KubernetesLab:
 
     async def _attach(self, item: dict[str, Any]) -> None:
         name = item["metadata"]["name"]
-        process = await asyncio.create_subprocess_exec(
-            *self._kubectl("attach", "-i", "-q", name),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env=self._environment(), start_new_session=True,
-        )  # fmt: skip
+        process = await self._attached(name)
         pod = ScheduledPod(
             name=name, process=process, address=item["status"]["podIP"], node=item["spec"]["nodeName"]
         )
         self.pods.append(pod)
+        pod.listen()
+
+    async def _attached(self, name: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._kubectl("attach", "-i", "-q", name),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            env=self._environment(), start_new_session=True,
+        )  # fmt: skip
+
+    async def attach_again(self, pod: ScheduledPod) -> None:
+        """After a kubelet or the API server was away; the pod's own process has gone on."""
+        await pod.kill()
+        pod.process = await self._attached(pod.name)
         pod.listen()
 
     # --- asking it ---
@@ -230,13 +238,38 @@ class KubernetesLab:
         items: list[dict[str, Any]] = (await self._object("nodes"))["items"]
         return items
 
-    async def pods_of_node(self, name: str) -> list[dict[str, Any]]:
-        """Isthmus' own pods there."""
-        where = f"spec.nodeName={name}"
-        items: list[dict[str, Any]] = (await self._object("-n", NAMESPACE, "pods", "--field-selector", where))[
-            "items"
-        ]
-        return items
+    async def kill_container(self, name: str, node: str = "") -> str:
+        """SIGKILL for a container of Isthmus' own, on ``node`` or wherever it is; where it was.
+
+        Raises CheckFailedError without one.
+        """
+        for pod in (await self._object("-n", NAMESPACE, "pods"))["items"]:
+            status, place = pod["status"], str(pod["spec"]["nodeName"])
+            for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+                if each["name"] == name and node in {"", place} and "running" in each["state"]:
+                    container = each["containerID"].removeprefix("containerd://")
+                    client = [self.programs["ctr"], "--namespace", "k8s.io"]
+                    await self.nodes[place].machine.run(*client, "task", "kill", "-s", "SIGKILL", container)
+                    return place
+        raise CheckFailedError(f"no container {name} runs {f'on {node}' if node else 'anywhere'}")
+
+    async def network_is_up(self) -> bool:
+        """Whether every pod of Isthmus' own is ready."""
+        items = (await self._object("-n", NAMESPACE, "pods"))["items"]
+        return bool(items) and all(condition(each, "Ready") == "True" for each in items)
+
+    async def pod_cidrs(self) -> dict[str, str]:
+        """Of every Node that has one."""
+        nodes = await self.node_objects()
+        return {each["metadata"]["name"]: each["spec"].get("podCIDR", "") for each in nodes}
+
+    async def ready(self) -> bool:
+        """Whether every Node is Ready and has its network."""
+        found = await self.node_objects()
+        return len(found) == len(self.nodes) and all(
+            condition(each, "Ready") == "True" and condition(each, "NetworkUnavailable") == "False"
+            for each in found
+        )
 
     async def isthmus(self, *words: str) -> str:
         """What an operator types on the control plane's node, with the credentials of the Secret."""
