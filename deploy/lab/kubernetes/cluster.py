@@ -184,6 +184,8 @@ class KubernetesLab:
         self.service = (await self._object("service", APP))["spec"]["clusterIP"]
         for item in (await self._object("pods", "-l", f"app={APP}"))["items"]:
             await self._attach(item)
+        # Kubernetes counts a container as ready when it was started; a prober answers when it listens.
+        await asyncio.gather(*(pod.probe([pod.address], count=1) for pod in self.pods))
 
     async def _running(self, count: int) -> bool:
         items = (await self._object("pods", "-l", f"app={APP}"))["items"]
