@@ -23,8 +23,8 @@ from tests.kubernetes.real import ASSETS, BOUND, KUBE_PROXY, RealApiServer, serv
 from tests.nodeagent import host
 from tests.nodeagent.kube_proxy import HostPort, Service
 from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.service_matrix import HOST_PORT, SERVICES, run
 from tests.nodeagent.service_network import PODS, Network, network
-from tests.nodeagent.test_services import HOST_PORT, SERVICES, run
 from tests.nodeagent.twins import within
 
 pytestmark = pytest.mark.skipif(not KUBE_PROXY, reason="KUBEBUILDER_ASSETS names no folder with kube-proxy")

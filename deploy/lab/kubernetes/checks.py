@@ -28,7 +28,7 @@ FLOW_MS = 20
 
 
 async def everything(lab: KubernetesLab, report: Report, per_node: int) -> None:
-    """All stages in order; each rests on the ones before."""
+    """All stages in order; each rests on the ones before. Cancelled, it leaves the lab as it is then."""
     for name, stage in (
         ("Two sites with machines, a container runtime on each", _built),
         ("A control plane, kubelets register their Nodes", _joined),

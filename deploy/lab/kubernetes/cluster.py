@@ -20,7 +20,7 @@ import msgspec
 from deploy.kubernetes.all_in_one import NAMESPACE, OPERATOR, render
 from deploy.kubernetes.values import Bus, Routed, Values
 from deploy.kubernetes.variants import RESTRICTED
-from deploy.lab.failures import CheckFailedError
+from deploy.lab.failures import CheckFailedError, CommandFailedError
 from deploy.lab.kubernetes import image
 from deploy.lab.kubernetes.control import ADMIN, PROXY, ControlPlane
 from deploy.lab.kubernetes.nodes import KubernetesNode
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 READY_LIMIT_S = 180.0
 POLL_S = 0.25
+ATTACH_S = 5.0
 APPLY = ("apply", "--validate=ignore", "-f")
 """Not every build of kube-apiserver serves its OpenAPI document, which validation wants."""
 APP = "prober"
@@ -60,7 +61,11 @@ class ScheduledPod(Probing):
 
 
 class KubernetesLab:
-    """Use as an async context manager. Leaving it ends what it started; the sandbox's end takes the rest."""
+    """Use as an async context manager. Leaving it ends what it started; the sandbox's end takes the rest.
+
+    Cancelled, its coroutines only stop waiting: what they started runs until the lab is left, and what they
+    asked of the API server may take effect.
+    """
 
     def __init__(self, topology: Topology, directory: RunDirectory, programs: Programs) -> None:
         self.topology, self.directory, self.programs = topology, directory, programs
@@ -182,10 +187,8 @@ class KubernetesLab:
             await self.kubectl(*APPLY, "-", stdin=json.dumps(document))
         await self.until(lambda: self._running(count), "all pods to run", explain=self._why_no_pods)
         self.service = (await self._object("service", APP))["spec"]["clusterIP"]
-        for item in (await self._object("pods", "-l", f"app={APP}"))["items"]:
-            await self._attach(item)
-        # Kubernetes counts a container as ready when it was started; a prober answers when it listens.
-        await asyncio.gather(*(pod.probe([pod.address], count=1) for pod in self.pods))
+        items = (await self._object("pods", "-l", f"app={APP}"))["items"]
+        await asyncio.gather(*(self._attach(item) for item in items))
 
     async def _running(self, count: int) -> bool:
         items = (await self._object("pods", "-l", f"app={APP}"))["items"]
@@ -196,25 +199,40 @@ class KubernetesLab:
 
     async def _attach(self, item: dict[str, Any]) -> None:
         name = item["metadata"]["name"]
-        process = await self._attached(name)
         pod = ScheduledPod(
-            name=name, process=process, address=item["status"]["podIP"], node=item["spec"]["nodeName"]
-        )
+            name=name, process=await self._attached(name), address=item["status"]["podIP"],
+            node=item["spec"]["nodeName"],
+        )  # fmt: skip
         self.pods.append(pod)
         pod.listen()
+        await self.attach_again(pod)
 
     async def _attached(self, name: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *self._kubectl("attach", "-i", "-q", name),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env=self._environment(), start_new_session=True,
-        )  # fmt: skip
+        with self.directory.log(f"attach-{name}").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *self._kubectl("attach", "-i", "-q", name),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                env=self._environment(), start_new_session=True,
+            )  # fmt: skip
 
     async def attach_again(self, pod: ScheduledPod) -> None:
-        """After a kubelet or the API server was away; the pod's own process has gone on."""
-        await pod.kill()
-        pod.process = await self._attached(pod.name)
-        pod.listen()
+        """Until it answers: Kubernetes counts a container as ready when it was started, not when it listens.
+
+        The pod's own process goes on while a kubelet or the API server is away. Raises TimeoutError.
+        """
+
+        async def answers() -> bool:
+            try:
+                async with asyncio.timeout(ATTACH_S):
+                    await pod.probe([pod.address], count=1)
+            except (CommandFailedError, TimeoutError):
+                await pod.kill()
+                pod.process = await self._attached(pod.name)
+                pod.listen()
+                return False
+            return True
+
+        await self.until(answers, f"{pod.name} to answer through kubectl attach")
 
     # --- asking it ---
 

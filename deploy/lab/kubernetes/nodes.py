@@ -102,7 +102,7 @@ class KubernetesNode:
         await self.daemons[name].start()
 
     async def stop(self) -> None:
-        """SIGKILL for all three; their containers end with the sandbox."""
+        """SIGKILL for all three; their containers end with the sandbox. Cancelled, some may run on."""
         for daemon in self.daemons.values():
             await daemon.kill()
 

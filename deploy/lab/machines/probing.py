@@ -80,6 +80,8 @@ class Probing:
             async with asyncio.timeout(30):
                 await self.process.stdin.drain()
                 answer: dict[str, Any] = await future
+        except ConnectionError as error:
+            raise CommandFailedError(f"pod {self.name} ended") from error
         finally:
             self._waiting.pop(number, None)
         return answer
