@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+
+from nodeagent.netlink import links
 
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x16, 0x17
@@ -88,6 +91,19 @@ def answer_for_others(bridge: str) -> bool:
     return read_sysctl(name) is not None and set_sysctl(name, "1")
 
 
+def switch_ipv6_off(device: str) -> bool:
+    """Nothing of IPv6 is sent by itself on our device; False where there is nothing to do. Raises OSError."""
+    name = f"net/ipv6/conf/{device}/disable_ipv6"
+    if read_sysctl(name) in {None, "1"}:
+        return False
+    try:
+        return set_sysctl(name, "1")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return links.without_ipv6_addresses(device)
+
+
 def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str], list[str]]:
     """Everything that the tunnel device and the host need; what was done, and what could not be done."""
     done: list[str] = []
@@ -101,9 +117,7 @@ def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str]
             failed.append(f"{what}: {error.strerror or error}")
 
     attempt("forwarding on", lambda: set_sysctl("net/ipv4/ip_forward", "1"))
-    no_ipv6 = f"net/ipv6/conf/{device}/disable_ipv6"
-    if read_sysctl(no_ipv6) is not None:
-        attempt("IPv6 off on the tunnel", lambda: set_sysctl(no_ipv6, "1"))
+    attempt("IPv6 off on the tunnel", lambda: switch_ipv6_off(device))
     if needs_software_checksum(behind_nat=behind_nat):
         attempt("TX checksum offload off", lambda: set_tx_checksum(device, on=False))
     with contextlib.suppress(OSError):  # a kernel without it has nothing to switch

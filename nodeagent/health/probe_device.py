@@ -22,7 +22,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nodeagent.config import DEVICE_NAME_LIMIT
-from nodeagent.dataplane.host_settings import read_sysctl, set_sysctl
+from nodeagent.dataplane.host_settings import switch_ipv6_off
 
 PATH = "/dev/net/tun"
 PROTOCOL = 85
@@ -60,10 +60,8 @@ class ProbeDevice:
         descriptor = os.open(PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(self.name.encode(), _IFF_TUN | _IFF_NO_PI))
-            no_ipv6 = f"net/ipv6/conf/{self.name}/disable_ipv6"
-            if read_sysctl(no_ipv6) is not None:
-                with contextlib.suppress(OSError):
-                    set_sysctl(no_ipv6, "1")
+            with contextlib.suppress(OSError):
+                switch_ipv6_off(self.name)
             with IPRoute() as route:
                 self.index = socket.if_nametoindex(self.name)
                 route.link("set", index=self.index, mtu=self.mtu, state="up")

@@ -63,6 +63,7 @@ RTNH_STATE = 0x01 | 0x10
 IFF_UP = 1
 IFF_LOWER_UP = 0x10000
 IFF_NOARP = 0x80
+ADDRESSES_BY_HAND = 1  # linux/if_link.h: IN6_ADDR_GEN_MODE_NONE
 
 PROTOCOL = 84
 """Our number in the protocol field of routes (RTA) and neighbours (NDA_PROTOCOL): the mark of ownership."""

@@ -277,6 +277,20 @@ def test_a_device_name_that_is_taken_is_refused_and_left() -> None:
 
 
 @inside
+def test_no_ipv6_on_the_tunnel_where_settings_are_read_only() -> None:
+    """As in a container that is not privileged: the init container cannot do it for a device to come."""
+    sh("sysctl -qw net.ipv4.ip_forward=1 && mount --bind /proc/sys /proc/sys")
+    sh("mount -o remount,bind,ro /proc/sys && ip link add isthmus type vxlan id 1 dstport 8472 local 127.0.0.1")
+    sh("ip link set isthmus up")
+    assert "inet6 fe80:" in sh("ip -6 addr show dev isthmus")
+    done, failed = host_settings.prepare_host("isthmus", behind_nat=False, gro=True)
+    assert (failed, "IPv6 off on the tunnel" in done) == ([], True)
+    sh("ip link set isthmus down && ip link set isthmus up")
+    assert not sh("ip -6 addr show dev isthmus")
+    assert not host_settings.switch_ipv6_off("isthmus")
+
+
+@inside
 def test_checksum_offload_and_gro_are_switched() -> None:
     sh("ip link add one type veth peer name two")
     assert host_settings.set_tx_checksum("one", on=False)
