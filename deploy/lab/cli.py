@@ -177,8 +177,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     plugins = shell.require_programs()
     programs = None
     if kubernetes:
-        from deploy.lab.kubernetes.cluster import group
-        from deploy.lab.kubernetes.nodes import make_groups, remove_groups
+        from deploy.lab.kubernetes.nodes import group, make_groups, remove_groups
         from deploy.lab.kubernetes.programs import require
 
         programs = require(binaries, plugins, os.environ)
@@ -214,7 +213,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
 
     try:
         if programs is not None:
-            make_groups(group(directory))
+            make_groups(group(name))
         code = sandbox.run(
             work,
             lambda init, user_namespace: directory.write(
@@ -223,7 +222,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     finally:
         if programs is not None:
-            remove_groups(group(directory))
+            remove_groups(group(name))
         directory.remove()
         os.close(lock)
     sys.exit(code)
@@ -295,12 +294,14 @@ def exec(machine: str, command: tuple[str, ...], name: str) -> None:  # noqa: A0
 @_name
 def down(name: str) -> None:
     """Take the running lab down, or clear away what a crashed one left."""
+    from deploy.lab.kubernetes.nodes import group, remove_groups
     from deploy.lab.reports import run_directory
 
     directory = run_directory.for_lab(name)
     lock = directory.lock()
     if lock is not None:
         remains = directory.path.exists()
+        remove_groups(group(name))
         directory.remove()
         os.close(lock)
         click.echo("cleared what a crashed lab had left" if remains else f"no lab called {name!r} is running")

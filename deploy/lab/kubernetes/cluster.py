@@ -23,7 +23,7 @@ from deploy.kubernetes.variants import RESTRICTED
 from deploy.lab.failures import CheckFailedError, CommandFailedError
 from deploy.lab.kubernetes import image
 from deploy.lab.kubernetes.control import ADMIN, PROXY, ControlPlane
-from deploy.lab.kubernetes.nodes import KubernetesNode
+from deploy.lab.kubernetes.nodes import KubernetesNode, group
 from deploy.lab.kubernetes.programs import PLUGINS, Programs
 from deploy.lab.machines.machine import Fabric
 from deploy.lab.machines.probing import PROBER, Probing
@@ -75,7 +75,7 @@ class KubernetesLab:
         self.service = ""
         """The address of the Service before the pods."""
         self._control: ControlPlane | None = None
-        self._group = group(directory)
+        self._group = group(directory.path.name)
         self._values = values(topology)
 
     async def __aenter__(self) -> Self:
@@ -328,11 +328,6 @@ def condition(thing: dict[str, Any], kind: str) -> str:
     """The status of a condition; empty without it."""
     found = thing.get("status", {}).get("conditions", [])
     return next((str(each["status"]) for each in found if each["type"] == kind), "")
-
-
-def group(directory: RunDirectory) -> str:
-    """The control group of a lab's containers."""
-    return f"isthmus-lab-{directory.path.name}"
 
 
 def values(topology: Topology) -> Values:

@@ -121,8 +121,15 @@ def kubelet_configuration(group: str, pods: int) -> Mapping[str, object]:
     }  # fmt: skip
 
 
+def group(lab: str) -> str:
+    """The control group of a lab's containers."""
+    return f"isthmus-lab-{lab}"
+
+
 def groups(name: str) -> list[Path]:
     """The folders of a control group, one in each hierarchy of this machine."""
+    if not CGROUPS.is_dir():
+        return []
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS / name]
     return [each / name for each in CGROUPS.iterdir() if each.is_dir() and (each / "cgroup.procs").exists()]
