@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
@@ -74,12 +75,15 @@ async def _ranges(lab: KubernetesLab, report: Report, check: Check) -> None:
     found = await lab.node_objects()
     listed = msgspec.json.decode(await lab.isthmus("node", "list", "--json"))
     owned = {each["node"]: each["cidr"] for each in listed["nodes"]}
+    kinds = {each["node"]: each["kind"] for each in listed["nodes"]}
     rows = []
     for each in found:
         name, cidr = each["metadata"]["name"], each["spec"].get("podCIDR", "")
         rows.append((name, lab.nodes[name].node.kind, lab.nodes[name].node.underlay, cidr))
         if cidr != owned.get(name) or not IPv4Network(cidr).subnet_of(CONTAINER_CIDR):
             raise CheckFailedError(f"{name} has podCIDR {cidr!r}, the log says {owned.get(name)!r}")
+        if kinds[name] != lab.nodes[name].node.kind:
+            raise CheckFailedError(f"{name} is {lab.nodes[name].node.kind}, the log says {kinds[name]}")
     report.table("Nodes", ("node", "kind", "InternalIP", "podCIDR"), rows)
     if len({row[3] for row in rows}) != len(rows):
         raise CheckFailedError(f"two Nodes have one podCIDR: {rows}")
@@ -112,8 +116,9 @@ async def _named(lab: KubernetesLab, _: Report, check: Check) -> None:
     check.detail = f"{pod.address}: {pod.name} on {pod.node}"
 
 
-async def _registered_anew(lab: KubernetesLab, _: Report, check: Check) -> None:
+async def _registered_anew(lab: KubernetesLab, report: Report, check: Check) -> None:
     before = await lab.pod_cidrs()
+    started = time.monotonic()
     name = lab.pods[-1].node
     kubelet = lab.nodes[name].daemons["kubelet"]
     await kubelet.kill()
@@ -121,10 +126,14 @@ async def _registered_anew(lab: KubernetesLab, _: Report, check: Check) -> None:
     await kubelet.start()
     await lab.label(name)
     await lab.until(lab.ready, f"{name} to be Ready again")
+    seconds = time.monotonic() - started
     after = await lab.pod_cidrs()
     if after != before:
         raise CheckFailedError(f"podCIDRs were {before} and are {after}")
-    check.detail = f"{name}: {after[name]}"
+    await lab.until(lab.network_is_up, "all of Isthmus' containers to be ready again")
+    await lab.attach_pods()
+    await _ranges(lab, report, check)
+    check.detail = f"{name}: {after[name]}, Ready {seconds:.1f} s after it was deleted"
 
 
 async def _killed(lab: KubernetesLab, report: Report, check: Check) -> None:

@@ -75,6 +75,7 @@ class KubernetesLab:
         self.service = ""
         """The address of the Service before the pods."""
         self._control: ControlPlane | None = None
+        self._count = 0
         self._group = group(directory.path.name)
         self._values = values(topology)
 
@@ -182,17 +183,23 @@ class KubernetesLab:
 
     async def start_pods(self, per_node: int) -> None:
         """A Deployment, placed by the scheduler, with a Service before it. Raises TimeoutError."""
-        count = per_node * len(self.nodes)
-        for document in workload(count, self._values.image.name):
+        self._count = per_node * len(self.nodes)
+        for document in workload(self._count, self._values.image.name):
             await self.kubectl(*APPLY, "-", stdin=json.dumps(document))
-        await self.until(lambda: self._running(count), "all pods to run", explain=self._why_no_pods)
+        await self.attach_pods()
         self.service = (await self._object("service", APP))["spec"]["clusterIP"]
+
+    async def attach_pods(self) -> None:
+        """To those that run now, once all do: some may have been replaced. Raises TimeoutError."""
+        await self.until(self._running, "all pods to run", explain=self._why_no_pods)
+        await asyncio.gather(*(pod.kill() for pod in self.pods))
+        self.pods.clear()
         items = (await self._object("pods", "-l", f"app={APP}"))["items"]
         await asyncio.gather(*(self._attach(item) for item in items))
 
-    async def _running(self, count: int) -> bool:
+    async def _running(self) -> bool:
         items = (await self._object("pods", "-l", f"app={APP}"))["items"]
-        return sum(condition(each, "Ready") == "True" for each in items) == count
+        return len(items) == self._count and all(condition(each, "Ready") == "True" for each in items)
 
     async def _why_no_pods(self) -> str:
         return await self.kubectl("get", "pods,events", "-o", "wide", quiet=True)
@@ -264,7 +271,7 @@ class KubernetesLab:
         Raises CheckFailedError without one.
         """
         for pod in (await self._object("-n", NAMESPACE, "pods"))["items"]:
-            status, place = pod["status"], str(pod["spec"]["nodeName"])
+            status, place = pod["status"], str(pod["spec"].get("nodeName", ""))
             for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
                 if each["name"] == name and node in {"", place} and "running" in each["state"]:
                     container = each["containerID"].removeprefix("containerd://")
