@@ -16,7 +16,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from nodeagent.netlink import links
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nodeagent.netlink.constants import ADDRESSES_BY_HAND
 
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x16, 0x17
@@ -101,7 +104,24 @@ def switch_ipv6_off(device: str) -> bool:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        return links.without_ipv6_addresses(device)
+        return _without_ipv6_addresses(device)
+
+
+def _without_ipv6_addresses(device: str) -> bool:
+    """Let it make no address by itself, and take away what it made. In a container ``/proc/sys`` is read-only;
+    this needs CAP_NET_ADMIN and nothing else."""
+    try:
+        with IPRoute() as route:
+            index = socket.if_nametoindex(device)
+            family = route.get_links(index)[0].get_attr("IFLA_AF_SPEC").get_attr("AF_INET6")
+            if family is None or family.get_attr("IFLA_INET6_ADDR_GEN_MODE") == ADDRESSES_BY_HAND:
+                return False
+            mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDRESSES_BY_HAND)]}
+            route.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
+            route.flush_addr(index=index, family=socket.AF_INET6)
+    except NetlinkError as error:
+        raise OSError(error.code, str(error)) from error
+    return True
 
 
 def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str], list[str]]:

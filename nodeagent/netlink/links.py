@@ -18,7 +18,6 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from events.errors import Refused
 from nodeagent.netlink.constants import (
-    ADDRESSES_BY_HAND,
     IFF_LOWER_UP,
     IFF_NOARP,
     IFF_UP,
@@ -267,24 +266,6 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
         actions += _adjust(socket, link, spec, allowed)
         actions += _address(socket, link.index, spec.address, allowed)
     return DeviceOutcome(index=link.index, actions=tuple(actions), withheld=tuple(withheld))
-
-
-def without_ipv6_addresses(device: str) -> bool:
-    """Let a device make no IPv6 address by itself, and take away what it made; whether it did. Raises OSError.
-
-    Where ``/proc/sys`` is read-only, as in a container, this needs CAP_NET_ADMIN and nothing else.
-    """
-    with _kernel() as socket:
-        (index,) = socket.link_lookup(ifname=device) or (0,)
-        if not index:
-            raise OSError(errno.ENODEV, f"there is no device {device}")
-        family = socket.get_links(index)[0].get_attr("IFLA_AF_SPEC").get_attr("AF_INET6")
-        if family is None or family.get_attr("IFLA_INET6_ADDR_GEN_MODE") == ADDRESSES_BY_HAND:
-            return False
-        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDRESSES_BY_HAND)]}
-        socket.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
-        socket.flush_addr(index=index, family=10)
-    return True
 
 
 def _renamed(socket: Any, spec: DeviceSpec) -> Link | None:
