@@ -17,12 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from events.errors import Refused
-from nodeagent.netlink.constants import (
-    IFF_LOWER_UP,
-    IFF_NOARP,
-    IFF_UP,
-    RTM_F_LOOKUP_TABLE,
-)
+from nodeagent.netlink.constants import IFF_LOWER_UP, IFF_NOARP, IFF_UP, RTM_F_LOOKUP_TABLE
 
 VXLAN_OVERHEAD_V4 = 50
 """Outer IPv4 20 + UDP 8 + VXLAN 8 + inner Ethernet 14 bytes."""
