@@ -3,6 +3,7 @@
 ``files``     what is written where, as text; pure
 ``progress``  the steps with their outcome, for people and programs
 ``host``      this machine: systemd, accounts, the ``isthmus`` executable
+``containers`` the agent as a container: engine, command, taking it away
 ``joining``   the steps of a join
 ``leaving``   the steps of a leave
 ``peers``     asking each peer through the tunnel whether it answers

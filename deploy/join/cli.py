@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from deploy.join.containers import ENGINES, IMAGE
 from deploy.join.joining import FOLDER, Joined, JoinRequest
 from deploy.join.joining import join as join_node
 from deploy.join.leaving import LeaveRequest, running_pods
@@ -64,6 +65,9 @@ def _document(progress: Progress, **more: Any) -> None:
 @folder_option
 @state_option
 @click.option("--foreground", is_flag=True, help="No unit: run the agent here and now, until SIGTERM.")
+@click.option("--container", is_flag=True, help="A container instead of a systemd unit.")
+@click.option("--engine", type=click.Choice(ENGINES), help="For --container: what runs it [what is found].")
+@click.option("--image", default=IMAGE, show_default=True, help="For --container: the image of this release.")
 @click.option("--dry-run", is_flag=True, help="Check, and say what would be written; change nothing.")
 @json_option
 def join(
@@ -72,6 +76,9 @@ def join(
     token_file: Input | None,
     kind: str | None,
     foreground: bool,
+    container: bool,
+    engine: str | None,
+    image: str,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -89,12 +96,18 @@ def join(
     Example:
       isthmus join --token-file idc-7.token
       isthmus join --token-file - --dry-run < idc-7.token
+      isthmus join --token-file idc-7.token --container --image registry.example/isthmus:0.3.0
     """
     text = token_file.read_text(TOKEN_LIMIT) if token_file is not None else token
     if not text:
         raise Usage("usage", "give the token: isthmus join --token-file FILE, or ISTHMUS_JOIN_TOKEN")
     progress = _progress(as_json=as_json)
-    request = JoinRequest(token=text, kind=kind or "", foreground=foreground, dry_run=dry_run, **options)
+    if container and foreground:
+        raise Usage("usage", "--container and --foreground are two ways to run the agent: choose one")
+    request = JoinRequest(
+        token=text, kind=kind or "", foreground=foreground, dry_run=dry_run, container=container,
+        engine=engine or "", image=image, **options,
+    )  # fmt: skip
     try:
         joined = run(join_node(request, progress))
     except IsthmusError:

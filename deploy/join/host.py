@@ -20,7 +20,11 @@ from nodeagent.local_files import write_atomically
 from nodeagent.system import run
 
 SYSTEMD_UNITS = Path("/etc/systemd/system")
+SYSCTLS = Path("/etc/sysctl.d")
+SYSCTL_FILE = "90-isthmus.conf"
 COMMAND_LIMIT_S = 60.0
+PULL_LIMIT_S = 600.0
+"""For an image that comes over a slow line."""
 
 
 def require_root() -> None:
@@ -110,12 +114,18 @@ def remove(path: Path) -> bool:
     return True
 
 
-async def system(*command: str) -> str:
+async def system(*command: str, timeout_s: float = COMMAND_LIMIT_S) -> str:
     """Run one of the system's programs and return what it printed.
 
     Raises Refused(command_failed) with its words, its exit code and the command.
     """
-    ended = await run(*command, timeout_s=COMMAND_LIMIT_S)
+    try:
+        ended = await run(*command, timeout_s=timeout_s)
+    except (OSError, TimeoutError) as error:
+        why = f"did not end within {timeout_s:.0f} s" if isinstance(error, TimeoutError) else f"failed: {error}"
+        raise Refused(
+            "command_failed", f"`{' '.join(command)}` {why}", command=list(command), exit_code=-1
+        ) from error
     said = (ended.out + ended.err).strip()
     if ended.code:
         raise Refused(
@@ -125,6 +135,34 @@ async def system(*command: str) -> str:
             exit_code=ended.code,
         )
     return said
+
+
+def own(*folders: Path) -> None:
+    """Make root the owner of what is in these folders, as of a container's: a unit of before had an account.
+
+    Raises OSError.
+    """
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")) if folder.is_dir() else ():
+            os.chown(path, 0, 0, follow_symlinks=False)
+
+
+def forward(keep: Path) -> None:
+    """Let this machine forward, now and (by the file ``keep``) after a boot: a container cannot do that itself.
+
+    Raises OSError, Refused(file_exists).
+    """
+    setting = Path("/proc/sys/net/ipv4/ip_forward")
+    if setting.read_text().strip() != "1":
+        setting.write_text("1")
+    if keep.parent.is_dir():
+        write(keep, f"{MARK}\nnet.ipv4.ip_forward = 1\n")
+
+
+def without_ipv6(device: str) -> None:
+    """Switch IPv6 off on the tunnel, which a container cannot do itself; without it the agent only tells."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1")
 
 
 async def make_account() -> None:
@@ -160,6 +198,11 @@ async def last_words(unit: str) -> str:
     said = await system(
         "journalctl", "--unit", unit, "--lines", "20", "--output", "cat", "--no-pager", "_TRANSPORT=stdout"
     )
+    return in_one(said)
+
+
+def in_one(said: str) -> str:
+    """The last two lines of what a program wrote, in one."""
     return " / ".join(line.strip().rstrip(".") for line in said.splitlines()[-2:]) or "none"
 
 

@@ -8,6 +8,8 @@ command goes on after a failure, a Ctrl-C or a reboot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shlex
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.join import files, host, peers
+from deploy.join import containers, files, host, peers
 from deploy.join.progress import Progress, Step
 from events.bus.access import creds
 from events.bus.connection import BusOptions
@@ -24,10 +26,12 @@ from events.bus.names import fits, numbered
 from events.cli.config import read, refuse
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.cli import run_command
+from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.doctor import ExaminedNode, examine
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.view import first_address
+from nodeagent.pods import chain
 
 READY_LIMIT_S = 60.0
 LOOK_S = 0.5
@@ -47,8 +51,14 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path = FOLDER
     state_dir: Path
     unit_folder: Path = host.SYSTEMD_UNITS
+    sysctl_folder: Path = host.SYSCTLS
     foreground: bool = False
     """No unit, no account: the caller runs the agent itself with the file written here."""
+    container: bool = False
+    """A container instead of a unit and an account."""
+    engine: str = ""
+    """Which program runs containers [what is found]."""
+    image: str = containers.IMAGE
     dry_run: bool = False
 
 
@@ -78,12 +88,17 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     with progress.step("machine") as step:
         if not request.dry_run:
             host.require_root()
-        if not request.foreground:
+        _same_keeper(request)
+        if request.container:
+            engine = await _engine(request)
+            command = containers.command(engine, request.image, config, request.state_dir)
+        elif not request.foreground:
             if not host.systemd_runs():
                 raise Refused(
                     "prerequisite_missing",
                     "systemd is not this machine's init, so no unit can run the agent: `isthmus join "
-                    "--foreground` runs it here and now, under whatever starts programs on this machine",
+                    "--container` runs it as a container, `isthmus join --foreground` here and now, under "
+                    "whatever starts programs on this machine",
                 )
             command = host.executable()
         await _examine(request, token, step)
@@ -103,13 +118,17 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         if not request.dry_run:  # which has made no credentials to name
             _check(text, config)
         resettled = _put(request, step, config, text, mode=0o644)
-    if not request.foreground:
+    if request.container:
+        await _container(request, progress, command, resettled=resettled)
+    elif not request.foreground:
         await _service(request, progress, command, config, resettled=resettled)
     if request.foreground or request.dry_run:
         return Joined(node=token.node, cluster=token.cluster, config=str(config))
     with progress.step("agent") as step:
         status = await _ready(request, token)
-        step.done(f"{status.range}, {status.peers} peers, event {status.applied}")
+        if request.container:
+            host.without_ipv6(DEFAULT_DEVICE)
+        step.done(f"{status.range}, {status.peers} peers, event {status.applied}", *status.conditions)
     with progress.step("peers") as step:
         asked, missing = await _ask_peers(request, status)
         step.done(f"{len(asked) - len(missing)} of {len(asked)} answer through the tunnel", *missing)
@@ -185,6 +204,29 @@ def _same_node(config: Path, token: JoinToken) -> None:
         )
 
 
+def _same_keeper(request: JoinRequest) -> None:
+    """Raises Refused(machine_is_a_node) when a unit runs the agent here and a container is asked for, or so."""
+    unit = host.current(request.unit_folder / files.UNIT) is not None
+    kept = containers.engine_in(host.current(request.folder / containers.FILE))
+    if (request.container and unit) or (kept and not request.container):
+        by = f"{kept}, as a container" if kept else f"the unit {files.UNIT}"
+        raise Refused(
+            "machine_is_a_node",
+            f"the agent of this machine is run by {by}: say it {'with' if kept else 'without'} --container, or "
+            f"`isthmus leave --yes` first",
+        )
+
+
+async def _engine(request: JoinRequest) -> str:
+    """The engine, with the image at hand. A dry run on another machine only names what is wanted."""
+    if request.dry_run and request.engine:
+        return request.engine
+    engine = await containers.engine(request.engine)
+    if not request.dry_run:
+        await containers.have(engine, request.image)
+    return engine
+
+
 async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
     """The doctor's checks of the machine; without the bus, which wants credentials."""
     node = ExaminedNode(
@@ -195,7 +237,8 @@ async def _examine(request: JoinRequest, token: JoinToken, step: Step) -> None:
     )
     findings = await examine(node, bus=False)
     problems = [finding for finding in findings if finding.level == "problem"]
-    if problems and not request.dry_run:
+    # What a running agent meets is no reason against starting one, and shall not keep a repeated join from it.
+    if problems and not request.dry_run and not running(request.state_dir):
         raise Refused(
             "prerequisite_missing",
             "; ".join(f"{finding.text}{f' → {finding.fix}' if finding.fix else ''}" for finding in problems),
@@ -276,6 +319,25 @@ async def _service(
         step.done(f"{files.UNIT} started, and at every boot")
 
 
+async def _container(
+    request: JoinRequest, progress: Progress, command: Sequence[str], *, resettled: bool
+) -> None:
+    with progress.step("container") as step:
+        changed = _put(request, step, request.folder / containers.FILE, containers.text(command), mode=0o600)
+        if request.dry_run:
+            step.planned("start the agent by this command", shlex.join(command))
+            return
+        if not (changed or resettled) and await containers.runs(command[0]):
+            step.unchanged(f"container {containers.NAME} runs ({command[0]})")
+            return
+        host.own(request.folder, request.state_dir)
+        host.forward(request.sysctl_folder / host.SYSCTL_FILE)
+        with contextlib.suppress(OSError):  # without our plugin pods are not known by name; the doctor says so
+            chain.install(chain.DIRECTORIES)
+        await containers.start(command, (request.folder, request.state_dir))
+        step.done(f"container {containers.NAME} started by {command[0]} from {request.image}")
+
+
 def _put(request: JoinRequest, step: Step, path: Path, text: str, *, mode: int = 0o644) -> bool:
     """Write a file, or say what would change; whether it changed."""
     there = host.current(path)
@@ -293,7 +355,7 @@ async def _ready(request: JoinRequest, token: JoinToken) -> LocalStatus:
     deadline = loop.time() + READY_LIMIT_S
     last = "it has written no status yet"
     while loop.time() < deadline:
-        await _raise_when_it_keeps_ending(token.node)
+        await _raise_when_it_keeps_ending(request, token.node)
         try:
             status = read_status(request.state_dir)
         except IsthmusError as error:
@@ -311,15 +373,22 @@ async def _ready(request: JoinRequest, token: JoinToken) -> LocalStatus:
     raise Unavailable(
         "agent_not_ready",
         f"the agent of {token.node} was started and is not ready after {READY_LIMIT_S:.0f} s: {last}. Look "
-        f"with `isthmus agent status` and `journalctl -u {files.UNIT}`; the same command goes on from here",
+        f"with `isthmus agent status` and `{_log_command(request)}`; the same command goes on from here",
         node=token.node,
     )
 
 
-async def _raise_when_it_keeps_ending(node: str) -> None:
+def _log_command(request: JoinRequest) -> str:
+    engine = containers.engine_in(host.current(request.folder / containers.FILE))
+    return f"{engine} logs {containers.NAME}" if engine else f"journalctl -u {files.UNIT}"
+
+
+async def _raise_when_it_keeps_ending(request: JoinRequest, node: str) -> None:
     """Raises Unavailable(agent_not_ready) with the agent's own last words: no waiting helps it."""
-    if await host.restarts(files.UNIT) >= RESTARTS_LIMIT:
-        words = await host.last_words(files.UNIT)
+    engine = containers.engine_in(host.current(request.folder / containers.FILE))
+    again = await (containers.restarts(engine) if engine else host.restarts(files.UNIT))
+    if again >= RESTARTS_LIMIT:
+        words = await (containers.last_words(engine) if engine else host.last_words(files.UNIT))
         raise Unavailable(
             "agent_not_ready",
             f"the agent of {node} ends again and again. Its last words: {words}. Once that is mended, the same "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.join import files, host
+from deploy.join import containers, files, host
 from deploy.join.joining import FOLDER
 from deploy.join.progress import Progress
 from events.bus.connection import BusOptions, connect
@@ -31,6 +31,7 @@ class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path = FOLDER
     state_dir: Path
     unit_folder: Path = host.SYSTEMD_UNITS
+    sysctl_folder: Path = host.SYSCTLS
     reason: str = ""
     untold: bool = False
 
@@ -66,13 +67,19 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
     config = request.folder / "agent.toml"
     values = settings(request)
     node = str(values.get("node", ""))
-    unit = request.unit_folder / files.UNIT
+    unit, kept = request.unit_folder / files.UNIT, request.folder / containers.FILE
+    sysctl = request.sysctl_folder / host.SYSCTL_FILE
     with progress.step("service") as step:
         if host.systemd_runs() and host.current(unit) is not None:
             await host.system("systemctl", "disable", "--now", files.UNIT)
             step.done(f"{files.UNIT} stopped, and not started at boot")
+        elif engine := containers.engine_in(host.current(kept)):
+            ran = containers.installed(engine) and await containers.remove(engine)
+            (step.done if ran else step.unchanged)(
+                f"container {containers.NAME} {'stopped and removed' if ran else 'is not there'} ({engine})"
+            )
         else:
-            step.unchanged("no unit of a join is here")
+            step.unchanged("no unit or container of a join is here")
     with progress.step("cluster") as step:
         try:
             status = read_status(request.state_dir)
@@ -102,7 +109,7 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
         removed = await clean(request.state_dir, cni, device)
         (step.done if removed else step.unchanged)("; ".join(removed) or "nothing of ours was here")
     with progress.step("files") as step:
-        gone = [str(path) for path in (unit, config) if host.remove(path)]
+        gone = [str(path) for path in (unit, kept, sysctl, config) if host.remove(path)]
         for name in CREDENTIAL_FILES:
             path = request.folder / name
             if path.exists():

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from controlplane.cli.main import root
-from deploy.join import files, host, peers
+from deploy.join import containers, files, host, peers
 from deploy.join.cli import leave
 from deploy.join.progress import Progress
 from events.bus.enrolment import JoinToken, read_token
@@ -21,19 +22,21 @@ from events.errors import IsthmusError, Refused
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_NETWORK
 from nodeagent.local_files import LocalStatus, write_status
-from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import BUS, ISTHMUS, site, until
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site, until
 
+ROOT = Path(__file__).parents[2]
 NODE = JoinToken(cluster="default", node="c", servers=(BUS,), kind="external", site="ams")
 
 
-def isthmus(namespace: str, *words: str) -> subprocess.CompletedProcess[str]:
+def isthmus(namespace: str, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["ip", "netns", "exec", namespace, ISTHMUS, *words],
         capture_output=True,
         text=True,
         check=False,
         timeout=90,
+        env=env,
     )
 
 
@@ -81,6 +84,57 @@ def test_one_command_makes_a_node_and_another_undoes_it() -> None:
         until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c")
         repeated = isthmus("c", "leave", "--yes", "--folder", str(folder), "--state-dir", str(state), "--json")
         assert {step["status"] for step in json.loads(repeated.stdout)["steps"]} == {"unchanged"}
+        _as_a_container(place, c, words)
+
+
+ENGINE = """#!/bin/sh
+# Keeps one agent as an engine keeps a container: from the command line that it is given, on this machine.
+cd {here}
+echo "$@" >> said
+case $1 in
+  info|pull) ;;
+  image) test -e image ;;
+  run) while [ "$1" != agent ]; do shift; done; setsid {isthmus} "$@" > log 2>&1 < /dev/null & echo $! > pid ;;
+  container)
+    test -e pid || exit 1
+    case $4 in *Run*) kill -0 "$(cat pid)" && echo true ;; *Count*) echo 0 ;; *) cat pid ;; esac ;;
+  stop) kill "$(cat pid)"; while grep -q ') [^Z]' "/proc/$(cat pid)/stat"; do sleep 0.05; done ;;
+  rm) rm pid ;;
+  logs) cat log ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+def _as_a_container(place: Site, c: Node, words: list[str]) -> None:
+    """The same machine, with an engine instead of systemd: joined, repeated, refused otherwise, left."""
+    for folder in (
+        "/etc/sysctl.d",
+        "/var/lib",
+        "/etc/cni",
+    ):  # what a container needs of a machine is made there
+        sh(f"mount -t tmpfs none {folder}")
+    here = c.directory / "engine"
+    here.mkdir()
+    (here / "podman").write_text(ENGINE.format(here=here, isthmus=ISTHMUS))
+    (here / "podman").chmod(0o755)
+    found = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "ISTHMUS_METRICS": "off"}
+    join = ["join", NODE.text(), *words, "--container", "--image", "registry.example/isthmus:1"]
+    dry = isthmus("c", *join, "--dry-run", env=found)
+    assert "podman run --detach" in dry.stdout, dry.stderr
+    assert not (c.directory / "etc" / "agent.container").exists()
+    joined = isthmus("c", *join, env=found)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert joined.stdout.splitlines()[-1].endswith("; 2 of 2 peers answer")
+    assert "ip_forward = 1" in Path("/etc/sysctl.d/90-isthmus.conf").read_text()
+    assert "pull registry.example/isthmus:1" in (here / "said").read_text()
+    assert isthmus("c", *join, env=found).stdout.count("= container") == 1
+    other = isthmus("c", "join", NODE.text(), *words, "--foreground", env=found)
+    assert "[machine_is_a_node]" in other.stderr
+    left = isthmus("c", "leave", "--yes", *words[:4], env=found)
+    assert "stopped and removed (podman)" in left.stdout, left.stdout + left.stderr
+    assert (list((c.directory / "etc").iterdir()), (here / "pid").exists()) == ([], False)
+    until(lambda: place.nodes["a"].status()["peers"] == 1, "a forgets c again")
 
 
 @pytest.mark.netns
@@ -139,6 +193,29 @@ def test_the_unit_starts_this_installation_with_this_file() -> None:
     starts = [line for line in text.splitlines() if line.startswith("ExecStart=")]
     assert starts == ['ExecStart="/srv/my tools/isthmus" agent run --config /etc/isthmus/agent.toml']
     assert "capset" in next(line for line in text.splitlines() if line.startswith("SystemCallFilter=bpf"))
+
+
+def test_the_container_may_do_what_the_daemon_set_lets_its_agent_do() -> None:
+    words = containers.command(
+        "podman", "isthmus:1", Path("/etc/isthmus/agent.toml"), Path("/var/lib/isthmus/agent")
+    )
+    manifest = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "agent.yaml").read_text())["spec"]["template"][
+        "spec"
+    ]
+    security = manifest["containers"][0]["securityContext"]
+    given = [words[number + 1] for number, word in enumerate(words) if word == "--cap-add"]
+    assert given == security["capabilities"]["add"]
+    assert words[words.index("--cap-drop") + 1] == "ALL"
+    assert words[words.index("--user") + 1] == str(security["runAsUser"])
+    assert {"--read-only", "no-new-privileges"} <= set(words)
+    mounted = {words[number + 1].split(":")[0] for number, word in enumerate(words) if word == "--volume"}
+    folders = {volume["hostPath"]["path"] for volume in manifest["volumes"]} - {
+        "/opt/cni/bin",
+        "/var/lib/isthmus",
+    }
+    assert folders - {"/dev/net", "/etc/machine-id"} <= mounted
+    assert containers.engine_in(containers.text(words)) == "podman"
+    assert containers.engine_in("docker run x") == ""
 
 
 def test_a_file_of_somebody_else_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
