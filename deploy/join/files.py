@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from events.bus.enrolment import JoinToken
 
@@ -18,9 +19,20 @@ _EXECUTABLE = "/opt/isthmus/bin/isthmus"
 
 
 def settings(
-    token: JoinToken, *, credentials: str, ca: str, kind: str, site: str, underlay: str, state_dir: Path
+    token: JoinToken,
+    *,
+    credentials: str,
+    ca: str,
+    kind: str,
+    site: str,
+    underlay: str,
+    state_dir: Path,
+    kept: Mapping[str, Any] | None = None,
 ) -> str:
-    """The agent's configuration file. Every value is quoted as TOML quotes it."""
+    """The agent's configuration file. Every value is quoted as TOML quotes it.
+
+    ``kept``: settings of before, which go on where the join says nothing.
+    """
     values: list[tuple[str, str]] = [
         ("bus", ",".join(token.servers)),
         ("cluster", token.cluster),
@@ -32,8 +44,22 @@ def settings(
         ("ca", ca),
         ("state-dir", str(state_dir)),
     ]
-    lines = [MARK, *(f"{key} = {_quoted(value)}" for key, value in values if value)]
+    said = {key for key, _ in values}
+    more = [(key, value) for key, value in (kept or {}).items() if key not in said]
+    lines = [
+        MARK,
+        *(f"{key} = {_quoted(value)}" for key, value in values if value),
+        *(f"{key} = {_toml(value)}" for key, value in more),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _quoted(value: str) -> str:

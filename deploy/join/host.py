@@ -76,15 +76,20 @@ def _closed(path: Path) -> Path | None:
     return None
 
 
-def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
+def write(path: Path, text: str, *, mode: int = 0o644, keep_as: str = "") -> bool:
     """Write a file of ours, atomically; False when it says so already.
 
-    Raises Refused(file_exists) for a file that a join did not write and that says something else.
+    A file that a join did not write and that says something else is first kept under its name with ``keep_as``
+    behind it; without that: raises Refused(file_exists).
     """
     there = current(path)
     if there == text:
         return False
-    if there is not None and not there.startswith(MARK):
+    if there is not None and not there.startswith(MARK) and keep_as:
+        before = path.with_name(f"{path.name}{keep_as}")
+        if not before.exists():
+            write_atomically(before, path.read_bytes(), mode=stat.S_IMODE(path.stat().st_mode))
+    elif there is not None and not there.startswith(MARK):
         raise Refused(
             "file_exists",
             f"{path} is there, was not written by a join and says something else: move it away "

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from deploy.join import containers, files, host, peers
+from deploy.join import containers, earlier, files, host, peers
 from deploy.join.progress import Progress, Step
 from events.bus.access import creds
 from events.bus.connection import BusOptions
@@ -26,7 +27,7 @@ from events.bus.names import fits, numbered
 from events.cli.config import read, refuse
 from events.errors import IsthmusError, Refused, Unavailable
 from nodeagent.cli import run_command
-from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.config import DEFAULT_DEVICE, DEFAULT_STATE_DIR
 from nodeagent.doctor import ExaminedNode, examine
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
@@ -82,6 +83,8 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     with progress.step("token") as step:
         token = _token(request)
         _same_node(config, token)
+        by_hand = earlier.settings_by_hand(config)
+        request = _going_on(request, by_hand)
         name = token.node if not numbered(token.names) or _known(request, token) else f"named {token.names}"
         step.done(f"node {name} of cluster {token.cluster}, bus {', '.join(token.servers)}")
     command: Sequence[str] = ()
@@ -101,6 +104,7 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
                     "whatever starts programs on this machine",
                 )
             command = host.executable()
+            earlier.require_agents_unit(request.unit_folder / files.UNIT)
         await _examine(request, token, step)
     held = request.folder / "agent.creds"
     with progress.step("credentials") as step:
@@ -109,10 +113,11 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         token,
         credentials=options.credentials,
         ca=options.ca,
-        kind=request.kind or token.kind or "cloud",
-        site=request.site or token.site,
+        kind=request.kind or token.kind or str(by_hand.get("kind", "cloud")),
+        site=request.site or token.site or str(by_hand.get("site", "")),
         underlay=request.underlay,
         state_dir=request.state_dir,
+        kept=by_hand,
     )
     with progress.step("configuration") as step:
         if not request.dry_run:  # which has made no credentials to name
@@ -188,20 +193,26 @@ def _held(folder: Path, token: JoinToken) -> creds.Credentials | None:
 
 
 def _same_node(config: Path, token: JoinToken) -> None:
-    """Raises Refused(machine_is_a_node) before the token is used, if a join made this machine another node."""
-    there = host.current(config)
-    if there is None or not there.startswith(files.MARK):
-        return
-    values, _ = read(there, run_command)
-    found = (str(values.get("node", "")), str(values.get("cluster", "")))
-    if found != (token.node, token.cluster):
+    """Raises Refused(machine_is_a_node) before the token is used, if the settings here are another node's."""
+    found = earlier.identity(config)
+    if found is not None and (found.node, found.cluster) != (token.node, token.cluster):
         raise Refused(
             "machine_is_a_node",
-            f"this machine is node {found[0]!r} of cluster {found[1]!r} ({config}), the token is for node "
-            f"{token.node!r} of cluster {token.cluster!r}: `isthmus leave --yes` first, the token stays good",
-            node=found[0],
-            cluster=found[1],
+            f"this machine is node {found.node!r} of cluster {found.cluster!r} ({config}), the token is for "
+            f"node {token.node!r} of cluster {token.cluster!r}: `isthmus leave --yes` first, the token stays "
+            f"good",
+            node=found.node,
+            cluster=found.cluster,
         )
+
+
+def _going_on(request: JoinRequest, by_hand: Mapping[str, Any]) -> JoinRequest:
+    """Where settings by hand say where state is kept and which device the tunnel uses, that goes on."""
+    if str(request.state_dir) == DEFAULT_STATE_DIR and "state-dir" in by_hand:
+        request = msgspec.structs.replace(request, state_dir=Path(str(by_hand["state-dir"])))
+    if request.underlay == "auto" and "underlay" in by_hand:
+        request = msgspec.structs.replace(request, underlay=str(by_hand["underlay"]))
+    return request
 
 
 def _same_keeper(request: JoinRequest) -> None:
@@ -344,7 +355,7 @@ def _put(request: JoinRequest, step: Step, path: Path, text: str, *, mode: int =
     if request.dry_run:
         step.planned(f"write {path}" if there != text else f"{path} stays", *host.differing(there, text))
         return False
-    changed = host.write(path, text, mode=mode)
+    changed = host.write(path, text, mode=mode, keep_as=earlier.SUFFIX)
     (step.done if changed else step.unchanged)(str(path))
     return changed
 

@@ -115,6 +115,8 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
             if path.exists():
                 path.unlink()
                 gone.append(str(path))
+            for half in request.folder.glob(f".{name}.*"):  # of a join that was killed as it wrote
+                half.unlink()
         if host.systemd_runs() and str(unit) in gone:
             await host.system("systemctl", "daemon-reload")
         (step.done if gone else step.unchanged)(", ".join(gone) or "none were here")

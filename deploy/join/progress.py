@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from events.errors import IsthmusError
+from events.errors import IsthmusError, Refused
 
 Status = Literal["running", "done", "unchanged", "planned", "failed"]
 """``unchanged``: it was as it should be already. ``planned``: only said, since this is a dry run."""
@@ -53,6 +53,8 @@ class Progress:
     def step(self, name: str) -> Iterator[Step]:
         """One step: failed with the error's message if it raises IsthmusError, which goes on upwards.
 
+        A disk that is full or read-only (OSError) goes on as Refused(file_unusable).
+
         An interrupted step (cancellation, Ctrl-C) is failed, too; what it wrote is whole or not there.
         """
         step = Step(name=name, start=datetime.now(UTC))
@@ -63,6 +65,14 @@ class Progress:
         except IsthmusError as error:
             step.status, step.message = "failed", error.message
             raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            step.status, step.message = "failed", f"{where}{error.strerror or error}"
+            raise Refused(
+                "file_unusable",
+                f"{name}: {step.message}. Nothing half was left; once that is mended, the same command goes on "
+                f"from here",
+            ) from error
         except BaseException:
             step.status, step.message = "failed", "interrupted"
             raise

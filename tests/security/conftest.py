@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,8 +123,9 @@ class Place:
         return found
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+@asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[Place]:
+    """A place in that folder, for as long as the block lasts."""
     files = prepare(tmp_path / "authority", cluster=CLUSTER, nodes=["old-1", "old-2"], hosts=["127.0.0.1"])
     async with AsyncExitStack() as stack:
         options = ServerOptions(store_dir=tmp_path / "bus", extra=files.server_extra)
@@ -146,6 +147,12 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         await issuer.start()
         operator = await here.operator()
         await operator.send(DefineCluster(container_cidr="10.200.0.0/16"))
+        yield here
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with opened(tmp_path) as here:
         yield here
 
 
