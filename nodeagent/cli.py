@@ -131,7 +131,7 @@ def run_command(
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
     fastpath = prepare(config.fastpath)  # loading needs CAP_BPF, which is dropped next
-    keep_only_net_admin(raw=config.gateway, legacy=bool(config.take_over))
+    keep_only_net_admin(raw=config.gateway, legacy=bool(config.take_over) or config.accept_in_others)
     outbox = Outbox(instance=config.node)
     telemetry = Telemetry.start(
         "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True

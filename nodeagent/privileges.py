@@ -1,7 +1,7 @@
 """Least privilege: of all capabilities the agent keeps CAP_NET_ADMIN, for itself and for ``nft``.
 
-A gateway keeps CAP_NET_RAW too, for itself only; a node that is taken over keeps it, where it has it, for
-``iptables-legacy``, by which flannel's rules may have been written.
+A gateway keeps CAP_NET_RAW too, for itself only; a node that is taken over, or whose agent enters others'
+filters, keeps it, where it has it, for ``iptables-legacy``, by which their rules may have been written.
 
 See capabilities(7). The bounding set is reduced too, so that not even a set-uid program started from
 here gets more. A uid of 0 remains where it was one (it owns the files), but without its powers.

@@ -17,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from events.errors import IsthmusError
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane.fight_guard import FightGuard
 from nodeagent.firewall import ruleset
-from nodeagent.health import diagnosis
+from nodeagent.health import diagnosis, legacy_filter
 
 log = logging.getLogger("isthmus.agent.firewall")
 
@@ -35,6 +36,12 @@ PERIOD_S = 5.0
 FAMILIES = frozenset({"ip", "inet"})
 Key = tuple[str, str, str]
 """Family, table, chain."""
+LEGACY: Key = ("ip", "filter", "legacy FORWARD")
+LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+LEGACY_UNSEEN = (
+    "this node has tables of the older iptables, and the agent cannot look at them: it needs iptables-legacy "
+    "and CAP_NET_RAW (AmbientCapabilities and CapabilityBoundingSet of its unit); see `isthmus doctor`"
+)
 Wanted = tuple[str, str]
 """``saddr`` or ``daddr``, and a CIDR."""
 
@@ -102,10 +109,28 @@ class AcceptInOthers:
                 log.warning("%s drops what it does not know: packets of pods are let through there", chain)
             if self._guard.contested(chain.key, time.monotonic()):
                 contested.append(str(chain))
-        legacy = [str(one) for one in await diagnosis.dropping_chains() if one.legacy]
+        unreached = await self._enter_legacy(containers, contested)
         told = [f"our rules are taken out of {', '.join(contested)} again and again"] if contested else []
-        told += [f"{', '.join(legacy)} is the older iptables': nft cannot enter it"] if legacy else []
+        told += [unreached] if unreached else []
         self._conditions.set("other filters", "; ".join(told))
+
+    async def _enter_legacy(self, containers: tuple[str, ...], contested: list[str]) -> str:
+        """The same for the older iptables' chain; in words why that is not possible here."""
+        chain = await legacy_filter.look(TAG)
+        if chain is None:
+            return LEGACY_UNSEEN if await asyncio.to_thread(_legacy_tables) else ""
+        rules = wanted(containers)
+        if not chain.denies or sorted(chain.ours) == sorted(rules):
+            return ""
+        if self._guard.allow(LEGACY, time.monotonic()):
+            await legacy_filter.write(chain, rules, TAG)
+            log.warning("%s drops what it does not know: packets of pods are let through there", chain)
+            after = await legacy_filter.look(TAG)
+            if after is None or sorted(after.ours) != sorted(rules):
+                return f"{chain} does not take our rules: `isthmus doctor` says what to do"
+        if self._guard.contested(LEGACY, time.monotonic()):
+            contested.append(str(chain))
+        return ""
 
 
 async def look() -> list[Rules]:
@@ -158,7 +183,18 @@ async def remove() -> list[str]:
         if chain.ours:
             await ruleset.nft(_deletions(chain))
             removed.append(f"{len(chain.ours)} rules in {chain}")
+    legacy = await legacy_filter.look(TAG)
+    if legacy is not None and legacy.ours:
+        await legacy_filter.write(legacy, (), TAG)
+        removed.append(f"{len(legacy.ours)} rules in {legacy}")
     return removed
+
+
+def _legacy_tables() -> bool:
+    """Whether the older iptables has a filter table here; unreadable counts as none when nobody says more."""
+    with contextlib.suppress(OSError):
+        return "filter" in LEGACY_TABLES.read_text().split()
+    return False
 
 
 def _script(chain: Rules, accepted: list[Wanted]) -> str:

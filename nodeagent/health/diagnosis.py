@@ -57,19 +57,18 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         """What lets the node's pods through."""
         if self.name == "FORWARD" and self.table == "filter":
             where = "DOCKER-USER" if self.program == "Docker" else "FORWARD"
-            return f"iptables -I {where} -j ACCEPT -s POD_NETWORK; iptables -I {where} -j ACCEPT -d POD_NETWORK"
+            tool = "iptables-legacy" if self.legacy else "iptables"
+            return f"{tool} -I {where} -j ACCEPT -s POD_NETWORK; {tool} -I {where} -j ACCEPT -d POD_NETWORK"
         chain = f"{self.family} {self.table} {self.name}"
         return "; ".join(f"nft insert rule {chain} ip {end} POD_NETWORK accept" for end in ("daddr", "saddr"))
 
 
 async def dropping_chains() -> list[Chain]:
-    """Forward chains with policy drop, nftables' and iptables' alike (the older iptables, too)."""
-    found = parse_chains(await run_program("nft", "--json", "list", "chains"))
-    legacy = await run_program("iptables-legacy-save", "-t", "filter")
-    if ":FORWARD DROP" in legacy:
-        names = [line[1:].split()[0] for line in legacy.splitlines() if line.startswith(":")]
-        found.append(Chain(family="ip", table="filter", name="FORWARD", program=maker_of(names), legacy=True))
-    return found
+    """Forward chains with policy drop that nft sees, those of the newer iptables among them.
+
+    Cancelled, it leaves nothing behind.
+    """
+    return parse_chains(await run_program("nft", "--json", "list", "chains"))
 
 
 def parse_chains(document: str) -> list[Chain]:

@@ -17,7 +17,7 @@ import msgspec
 from events.errors import IsthmusError
 from nodeagent.config import DEFAULT_CNI_DIR
 from nodeagent.dataplane.host_settings import read_sysctl
-from nodeagent.health import accept_in_others, diagnosis, settings
+from nodeagent.health import accept_in_others, diagnosis, legacy_filter, settings
 from nodeagent.local_files import LocalStatus, now_of
 from nodeagent.netlink import links
 from nodeagent.pods import chain, cni
@@ -82,20 +82,30 @@ async def filters(cidrs: tuple[str, ...]) -> list[Finding]:
     network = cidrs[0] if cidrs else "POD_NETWORK"
     rules = {each.key: each for each in await accept_in_others.look()}
     chains = await diagnosis.dropping_chains()
-    named = {(one.family, one.table, one.name) for one in chains if not one.legacy}
+    named = {(one.family, one.table, one.name) for one in chains}
     chains += [
         diagnosis.Chain(family=key[0], table=key[1], name=key[2], how="its last rule drops or rejects the rest")
         for key, each in rules.items()
         if each.denies and key not in named
     ]
+    let = {key for key, each in rules.items() if cidrs and each.lets(cidrs)}
+    legacy = await legacy_filter.look(accept_in_others.TAG)
+    if legacy is not None and legacy.denies:
+        older = diagnosis.Chain(
+            family="ip", table="filter", name="FORWARD", program=legacy.program, legacy=True, how=legacy.how
+        )
+        chains.append(older)
     found = []
     for one in chains:
-        known = rules.get((one.family, one.table, one.name)) if not one.legacy else None
-        if known is not None and cidrs and known.lets(cidrs):
+        if legacy is not None and one.legacy:
+            passes = bool(cidrs) and sorted(legacy.ours) == sorted(accept_in_others.wanted(cidrs))
+        else:
+            passes = (one.family, one.table, one.name) in let
+        if passes:
             found.append(Finding("forward policy", "ok", f"{one}: our rules in it let pods through"))
             continue
         cure = one.cure.replace("POD_NETWORK", network)
-        by_us = "" if one.legacy else f" (the agent adds such rules with {OPTION})"
+        by_us = f" (the agent adds such rules with {OPTION})"
         text = f"{one}: pods are cut off unless a rule in it accepts them{by_us}"
         found.append(Finding("forward policy", "warning", text, cure))
     return found or [Finding("forward policy", "ok", "no forward chain drops by policy")]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import socket
 
 from nodeagent.conditions import Conditions
 from nodeagent.health import accept_in_others, findings
 from nodeagent.health.accept_in_others import AcceptInOthers
+from nodeagent.privileges import keep_only_net_admin
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.twins import within
 
@@ -65,6 +68,11 @@ async def test_packets_pass_where_the_policy_or_the_last_rule_drops() -> None:
             "iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -P FORWARD DROP",
             "iptables-nft -P FORWARD ACCEPT; iptables-nft -F FORWARD",
         ),
+        ("iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD"),
+        (
+            "iptables-legacy -A FORWARD -p udp --dport 7 -j DROP; iptables-legacy -A FORWARD -j REJECT",
+            "iptables-legacy -F FORWARD",
+        ),
     ):
         sh(made)
         assert not passes(), made
@@ -76,10 +84,11 @@ async def test_packets_pass_where_the_policy_or_the_last_rule_drops() -> None:
         assert (told.level, "our rules" in told.text) == ("ok", True)
         before = sh("nft list ruleset")
         await accepting.step()
-        assert sh("nft -s list ruleset").count('comment "isthmus"') == 2, before
-        if "udp dport 7" in made:
+        written = sh("nft -s list ruleset").count('comment "isthmus"')
+        assert written + sh("iptables-legacy-save").count("--comment isthmus") == 2, before
+        if "dport 7" in made:
             assert not passes(7), "what is dropped by name stays dropped"
-        if "iptables" in made:
+        if "iptables-nft" in made:
             assert "-s 172.16.0.0/16" in sh("iptables-nft -S FORWARD"), "its own tool still reads it"
         assert len(await accept_in_others.remove()) == 1
         assert not passes()
@@ -103,11 +112,41 @@ async def test_what_is_taken_away_comes_back_but_there_is_no_fight() -> None:
     await accepting.step()
     assert conditions.has("other filters")
     assert 'comment "isthmus"' not in sh("nft list ruleset")
+    sh("nft delete table inet corp; iptables-legacy -P FORWARD DROP")
+    conditions = Conditions()
+    accepting = ours(conditions)
+    for _ in range(3):
+        await accepting.step()
+        assert not conditions.has("other filters")
+        sh("iptables-legacy -F FORWARD")
+    for _ in range(2):
+        await accepting.step()
+        sh("iptables-legacy -F FORWARD")
+    assert conditions.has("other filters")
+    sh(f"nft 'table inet corp {{ chain fw {{ {FORWARD} policy drop; }}; }}'")
     sh("nft add rule inet corp fw ip saddr 172.16.0.0/16 counter accept comment isthmus")
     await ours(
         Conditions(), enabled=False
     ).run()  # an agent without the option takes back what one with it left
     assert 'comment "isthmus"' not in sh("nft list ruleset")
+
+
+@inside
+def test_the_older_iptables_is_entered_with_what_the_agent_keeps_and_told_without() -> None:
+    place()
+    sh("iptables-legacy -P FORWARD DROP")
+    pid = os.fork()
+    if not pid:
+        keep_only_net_admin(legacy=True)
+        asyncio.run(ours(Conditions()).step())
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert passes(patience_s=5)
+    sh("iptables-legacy -F FORWARD")
+    keep_only_net_admin()
+    conditions = Conditions()
+    asyncio.run(ours(conditions).step())
+    assert any("CAP_NET_RAW" in text for text in conditions.sentences())
 
 
 @inside
