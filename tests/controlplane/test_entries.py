@@ -19,6 +19,7 @@ from events.protocol.commands import (
     AppendCidr,
     DefineCluster,
     DeleteCluster,
+    MarkGateway,
     ReleaseClb,
     RemoveEntry,
     ReserveClb,
@@ -26,7 +27,7 @@ from events.protocol.commands import (
 from events.types import EntryAdded, EntryRemoved
 from nodeagent.membership.sanity import sound_sources
 from nodeagent.membership.view import View
-from tests.controlplane.world import START
+from tests.controlplane.world import START, joining
 
 LISTED = ("203.0.113.0/28", "203.0.113.64/32")
 
@@ -52,6 +53,18 @@ def cluster(*, pair: bool = True) -> ClusterState:
     if pair:
         do(state, ReserveClb(reservation="gw", subnet="10.0.8.0/28", provider="gateway"))
     return state
+
+
+def test_what_shuts_sources_out_says_which_gateways_have_to_close() -> None:
+    state = cluster()
+    do(state, joining(1))
+    do(state, MarkGateway(node="n1"))
+    first = do(state, AddEntry(entry="x", sources=("203.0.113.0/28", "203.0.113.32/28")))
+    assert "shut_out" not in first.result
+    less = do(state, AddEntry(entry="x", sources=("203.0.113.0/28",)))
+    assert (less.result["shut_out"], less.result["gateways"]) == (["203.0.113.32/28"], ["n1"])
+    gone = do(state, RemoveEntry(entry="x"))
+    assert (gone.result["shut_out"], gone.result["gateways"]) == (["203.0.113.0/28"], ["n1"])
 
 
 def test_sources_come_by_an_address_of_the_pair_and_are_kept_in_order() -> None:

@@ -9,16 +9,20 @@ import msgspec
 
 from controlplane.cli.clb_view import event_json
 from controlplane.cli.common import ask, send, show_written, write_options
+from controlplane.cli.entry.closing import closing
 from controlplane.console.event_text import sentence
+from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
 from events.cli.output import listing_options
 from events.cli.tables import print_json, print_table
-from events.protocol.commands import AddEntry, RemoveEntry
+from events.protocol.commands import AddEntry, CommandReply, RemoveEntry
 from events.protocol.queries import EntryList, EntryView, ListEntries, ShowEntry
 
 if TYPE_CHECKING:
     from events.codec import Recorded
 
+CLOSE_S = 5.0
+"""How long gateways are waited for; those that follow the bus need a fraction of it."""
 NOBODY = "nobody: isthmus clb gateway add NODE"
 
 
@@ -73,12 +77,11 @@ def add(
         confirm(f"Let {who} open connections to every pod and ClusterIP, as entry {name}?", yes=yes)
     reply = send(context, AddEntry(entry=name, sources=listed, address=address), how)
     came = reply.result
-    show_written(
-        reply,
+    sentence = (
         f"{name}: {', '.join(came['sources'])} may reach pods by {came['address']}, held by "
-        f"{came['node'] or NOBODY}",
-        as_json=as_json,
+        f"{came['node'] or NOBODY}"
     )
+    _show(context, reply, sentence, CLOSE_S, as_json=as_json)
     if not as_json and not reply.dry_run:
         for cidr in came["containers"]:
             click.echo(f"their route: ip route add {cidr} via {came['address']}")
@@ -87,15 +90,45 @@ def add(
 @entry.command()
 @click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option(
+    "--wait", "within_s", type=Finite(0, 300), default=CLOSE_S, show_default=True, metavar="SECONDS",
+    help="How long to wait for the gateways to say that they have closed it.",
+)  # fmt: skip
 @write_options
-def remove(*, context: BusContext, name: str, yes: bool, how: dict[str, Any], as_json: bool) -> None:
-    """Let its sources in no more; their running connections end, too."""
+def remove(
+    *, context: BusContext, name: str, yes: bool, within_s: float, how: dict[str, Any], as_json: bool
+) -> None:
+    """Let its sources in no more; their running connections end, too.
+
+    It says which gateways have closed it. One that has not said so may let them in still, as long as it is cut
+    off from the bus.
+    """
     if not how["dry_run"]:
         confirm(f"Remove entry {name}? Running connections of its sources end at once.", yes=yes)
     reply = send(context, RemoveEntry(entry=name), how)
-    show_written(
-        reply, f"{name} removed: {', '.join(reply.result['sources'])} reach pods no more", as_json=as_json
-    )
+    sentence = f"{name} removed: {', '.join(reply.result['sources'])} reach pods no more"
+    _show(context, reply, sentence, within_s, as_json=as_json)
+
+
+def _show(context: BusContext, reply: CommandReply, sentence: str, within_s: float, *, as_json: bool) -> None:
+    """What the command did; and of sources that it shut out, which gateways have closed to them."""
+    shuts = bool(reply.result.get("shut_out")) and not reply.dry_run
+    gateways = list(reply.result.get("gateways", ())) if shuts else []
+    found = run(closing(context, gateways, reply.sequence, within_s))
+    if as_json:
+        print_json({**msgspec.to_builtins(reply), **({"closing": found} if shuts else {})})
+        return
+    show_written(reply, sentence, as_json=False)
+    closed = [one.node for one in found if one.closed]
+    if closed:
+        click.echo(f"closed on: {', '.join(closed)}")
+    for one in found:
+        if not one.closed:
+            click.echo(
+                f"NOT CONFIRMED by {one.node}: {one.why}. While it does not follow the bus, it may let them in "
+                f"(isthmus node show {one.node}); to be sure, stop that machine",
+                err=True,
+            )
 
 
 @entry.command("list")

@@ -46,7 +46,9 @@ def add(state: ClusterState, command: AddEntry, now: datetime, context: Decision
     address = _address(state, command.address or (existing.address if existing else ""))
     event = EntryAdded(name=command.entry, sources=sources, address=address)
     same = existing is not None and (existing.sources, existing.address) == (sources, address)
-    return Decision(() if same else (event,), _described(state, command.entry, Entry.of(event, 0)))
+    shut_out = [source for source in (existing.sources if existing else ()) if source not in sources]
+    closes = {"gateways": sorted(state.gateways), "shut_out": shut_out} if shut_out else {}
+    return Decision(() if same else (event,), _described(state, command.entry, Entry.of(event, 0)) | closes)
 
 
 def remove(state: ClusterState, command: RemoveEntry, now: datetime, context: DecisionContext) -> Decision:
@@ -54,7 +56,8 @@ def remove(state: ClusterState, command: RemoveEntry, now: datetime, context: De
     del now, context
     definition_of(state)
     entry = known(state, command.entry)
-    return Decision((removed(command.entry, entry),), _described(state, command.entry, entry))
+    closes = {"gateways": sorted(state.gateways), "shut_out": list(entry.sources)}
+    return Decision((removed(command.entry, entry),), _described(state, command.entry, entry) | closes)
 
 
 def removed(name: str, entry: Entry) -> EntryRemoved:
