@@ -9,7 +9,7 @@ work), keeps subjects, identity headers and bodies byte for byte, and reads ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -21,21 +21,28 @@ from events.chain import CHAIN_HEADER, CHAINED_HEADERS, Head, genesis
 from events.codec import OutgoingMessage, StoredMessage
 from events.errors import IsthmusError, Refused, VerificationFailed
 from events.log import BATCH_LIMIT, EventLog
+from events.protocol.pods import PodPage
 from events.reading import linked, stated_head
 from replay.archive.directory import ArchiveFile, half_made
 from replay.archive.format import Note
+from replay.archive.pods import FACT, notes_of, pods_end
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter, Signer
 from replay.archive_index import archive_history
 from replay.history import History, Progress
 from replay.output_files import cannot_write
 
+Pods = Callable[[int], AsyncIterator[PodPage]]
+"""The facts of pods that are kept behind a place of their stream, page by page."""
 _KEPT = frozenset((*CHAINED_HEADERS, CHAIN_HEADER, "Nats-Msg-Id"))
 _encode = msgspec.json.Encoder().encode
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """What an export did. ``broken`` counts links that do not hold, ``first_broken`` names the first."""
+    """What an export did. ``broken`` counts links that do not hold, ``first_broken`` names the first.
+
+    ``pods`` counts the facts of pods that were written now.
+    """
 
     path: str
     mode: Literal["new", "continued", "increment"]
@@ -44,6 +51,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     written: int
     head: str
     size_bytes: int
+    pods: int
     broken: int
     first_broken: str
     signed_by: str
@@ -57,9 +65,10 @@ async def export(
     since: str | Path | None = None,
     signer: Signer | None = None,
     checkpoints: Sequence[Checkpoint] = (),
+    pods: Pods | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write the history to ``path``.
+    """Write the history to ``path``, and what is kept of ``pods`` behind what the file has of them already.
 
     With ``resume`` an existing file (finished or interrupted) is continued in place; with ``since`` a
     new file is made that continues that earlier archive. Raises Refused(archive_exists,
@@ -83,6 +92,7 @@ async def export(
             await _check_joint(history, (cluster, position), str(since))
         writer = ArchiveWriter.create(path, history.cluster, position, source=history.source)
     first, head, broken, first_broken = writer.position.sequence, writer.position, 0, ""
+    known = _pods_end([since] if since is not None else [path] if mode == "continued" else [])
     try:
         async for batch in history.messages(after=first):
             for message in batch:
@@ -96,6 +106,11 @@ async def export(
             if progress:
                 progress(head.sequence)
         writer.note([Note(note="checkpoint", content=msgspec.Raw(_encode(item))) for item in checkpoints])
+        facts = 0
+        if pods is not None:
+            async for notes in notes_of(pods(known)):
+                writer.note(notes)
+                facts += sum(note.note == FACT for note in notes)
         manifest = writer.finish(signer)
     except BaseException as error:
         writer.abandon()
@@ -111,6 +126,7 @@ async def export(
         written=manifest.last - first,
         head=manifest.head,
         size_bytes=Path(path).stat().st_size,  # noqa: ASYNC240  once, after it
+        pods=facts,
         broken=broken,
         first_broken=first_broken,
         signed_by=signer.public_hex if signer else "",
@@ -123,6 +139,17 @@ def _remove_if_empty(path: str | Path) -> None:
         if file.events:
             return
     Path(path).unlink(missing_ok=True)
+
+
+def _pods_end(paths: Sequence[str | Path]) -> int:
+    """Up to where a file has facts of pods already."""
+    if not paths:
+        return 0
+    archive = ArchiveLog(*paths)
+    try:
+        return pods_end(archive)
+    finally:
+        archive.close()
 
 
 def _end_of(path: str | Path) -> tuple[str, Head]:

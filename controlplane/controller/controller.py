@@ -65,7 +65,7 @@ from events.jetstream.bus_time import bus_time
 from events.jetstream.log import JetStreamLog
 from events.jetstream.snapshots import SnapshotBucket
 from events.protocol.mesh import ShowMesh
-from events.protocol.pods import ShowPods
+from events.protocol.pods import ListPods, ShowPods
 from events.protocol.queries import Condition
 from events.telemetry.logs import follow_position
 
@@ -228,6 +228,7 @@ class Controller:
             ListCheckpoints.name: self.checkpointer.answer,
             ShowMesh.name: self.mesh_answers.answer,
             ShowPods.name: self.pod_facts.answer,
+            ListPods.name: self.pod_facts.page,
             **queries(self),
         }
 

@@ -96,6 +96,29 @@ class NodeFact(msgspec.Struct, frozen=True, kw_only=True):
     fact: PodFact
 
 
+class KeptFact(NodeFact, frozen=True, kw_only=True):
+    """A fact with its place in the stream that keeps them."""
+
+    sequence: int
+
+
+class ListPods(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All pod facts that are kept behind a place, page by page → :class:`PodPage`."""
+
+    name: ClassVar[str] = "list-pods"
+    after: int = 0
+
+
+class PodPage(msgspec.Struct, frozen=True, kw_only=True):
+    """``kept``, ``since`` as in :class:`PodsView`. ``last``: the stream's end now; ``more`` is behind it."""
+
+    kept: bool
+    since: datetime | None = None
+    last: int = 0
+    facts: tuple[KeptFact, ...] = ()
+    more: bool = False
+
+
 class ShowPods(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which pods had an address, by what a node said → :class:`PodsView`. Without ``node``: by any."""
 

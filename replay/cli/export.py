@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import click
 
 from events.cli.options import awaited, json_option
 from events.cli.tables import print_json, print_table
-from replay.cli.session import LogSource, controllers_checkpoints, opened, progress, source_options
+from events.errors import IsthmusError
+from events.protocol.pods import PodPage
+from replay.cli.session import (
+    LogSource,
+    controllers_checkpoints,
+    opened,
+    pod_pages,
+    progress,
+    source_options,
+)
 from replay.output_files import whole_file
 
 
@@ -28,6 +39,7 @@ from replay.output_files import whole_file
     metavar="FILE",
     help="Signed checkpoints to put into it [those of the live controller].",
 )
+@click.option("--no-pods", is_flag=True, help="Leave out which pod had which address.")
 @click.option(
     "--metrics",
     default="",
@@ -43,10 +55,13 @@ async def export_command(  # noqa: PLR0917  click passes options by name
     since: str,
     sign: str,
     checkpoints: str,
+    no_pods: bool,
     metrics: str,
     as_json: bool,
 ) -> None:
     """Write the log into one compressed, verifiable file.
+
+    With it goes what is kept of pods and their addresses (--no-pods leaves that out).
 
     Interrupt it whenever you like: the file stays readable, and --continue goes on. Run with
     --continue from a timer, it is a backup that costs only what is new.
@@ -73,6 +88,7 @@ async def export_command(  # noqa: PLR0917  click passes options by name
                 since=since or None,
                 signer=signer,
                 checkpoints=[item for item in signed if item.sequence <= session.history.end],
+                pods=None if no_pods else partial(_pods, source),
                 progress=tick,
             )
         if metrics and not done.broken:
@@ -90,12 +106,25 @@ async def export_command(  # noqa: PLR0917  click passes options by name
             [
                 ("file", f"{done.path} ({done.mode}), {done.size_bytes:,} bytes{per}"),
                 ("events", f"{done.first:,} to {done.last:,}; {done.written:,} written now"),
+                ("pods", f"{done.pods:,} facts written now" if not no_pods else "left out (--no-pods)"),
                 ("head", done.head),
                 ("signed by", done.signed_by or "nobody (--sign KEY)"),
             ],
         )
         if done.broken:
             click.echo(f"WARNING: {done.broken:,} links do not hold, the first: {done.first_broken}", err=True)
+
+
+async def _pods(source: LogSource, after: int) -> AsyncIterator[PodPage]:
+    """What is kept of pods; none, with a word, when nobody can tell: the log is what an export is for.
+
+    Cancelled, it leaves nothing behind.
+    """
+    try:
+        async for page in pod_pages(source, after):
+            yield page
+    except IsthmusError as error:
+        click.echo(f"note: facts of pods are left out: {error.message}", err=True)
 
 
 def write_backup_metrics(path: Path, cluster: str, last: int) -> None:

@@ -12,7 +12,7 @@ from events.cli.tables import print_json, print_table
 from replay.cli.session import LogSource, Session, at_option, opened, pods_of, source_options
 
 if TYPE_CHECKING:
-    from replay.queries.pods import PodAnswer
+    from controlplane.controller.agents.pod_answer import PodAnswer
     from replay.queries.who import Holding, WhoAnswer
 
 
@@ -28,7 +28,7 @@ async def who_command(source: LogSource, address: str, at: str, as_json: bool) -
     """Whose an address was: node, uid, epoch, from when to when, who asked for it.
 
     For a pod's address: the node whose range held it, and the pod, if the node told of it and the
-    live cluster is asked. "Nobody" names the last one.
+    live cluster, or an archive that has it, is asked. "Nobody" names the last one.
 
     \b
     isthmus replay who --ip 10.200.7.9
@@ -47,15 +47,23 @@ async def who_command(source: LogSource, address: str, at: str, as_json: bool) -
 
 async def _pod(source: LogSource, session: Session, answer: WhoAnswer) -> PodAnswer | None:
     """Which pod had it; None for what is no pod's, or nobody's. Cancelled, it leaves nothing behind."""
+    from controlplane.controller.agents.pod_answer import not_at_hand, pod_at
     from events.errors import IsthmusError
-    from replay.queries.pods import not_at_hand, pod_at
 
     if answer.kind != "pod" or answer.holder is None:
         return None
-    if source.archives:
-        return not_at_hand("an archive has the log, not what nodes tell of their pods: ask the cluster itself")
     at, history = answer.at, session.history
     moment = at.moment or (session.now if at.sequence == history.end else at.recorded_at)
+    if source.archives and history.index.archive is not None:
+        from replay.archive.pods import pods_in
+
+        found = pods_in(history.index.archive, answer.address, answer.holder.node)
+        if found.until is None:
+            return not_at_hand("this archive has no facts of pods: it was made without, or before release 0.3")
+        then = at.moment or (found.until if at.sequence == history.end else at.recorded_at) or found.until
+        if then > found.until:
+            return not_at_hand(f"what this archive has of pods ends at {session.show(found.until)}")
+        return pod_at(found.view, answer.holder, then)
     try:
         return pod_at(
             await pods_of(source, answer.address, answer.holder.node), answer.holder, moment or session.now

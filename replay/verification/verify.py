@@ -17,6 +17,7 @@ from events.chain import Head, genesis, stated_digest
 from events.errors import VerificationFailed
 from events.reading import stated_head
 from replay.archive import lines
+from replay.archive.pods import problems
 from replay.archive.reader import ArchiveLog, SegmentPlace
 from replay.history import History, Progress
 from replay.verification.archive_check import check_file, check_segment
@@ -39,7 +40,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
     Cancelled, its worker processes are ended.
     """
     began, started = datetime.now(UTC), time.perf_counter()
-    findings = Findings(history.parked)
+    findings, facts = Findings(history.parked), 0
     archive = history.index.archive
     begin = _beginning(history, archive)
     jobs = wanted.jobs or min(8, os.cpu_count() or 1)
@@ -51,6 +52,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
                 for file in archive.files:
                     findings.extend(check_file(file, public_keys=wanted.public_keys))
                     findings.extend(check_spans(file))
+                facts = _check_pods(archive, findings)
             if begin.sequence == 0 and begin != genesis(history.cluster):
                 findings.add(_foreign_start(history.cluster))
             chain = ChainState(findings, begin)
@@ -82,7 +84,7 @@ async def verify(history: History, wanted: Wanted, progress: Progress | None = N
         recorded_to=_moment(chain.last_ns),
         began=began,
         took_s=round(time.perf_counter() - started, 3),
-        checks=_checks(findings, chain, folding, archive),
+        checks=_checks(findings, chain, folding, archive, facts),
         findings=findings.kept,
         errors=findings.errors,
         warnings=findings.warnings,
@@ -170,7 +172,19 @@ def _foreign_start(cluster: str) -> Finding:
     )
 
 
-def _checks(findings: Findings, chain: ChainState, folding: Folding, archive: ArchiveLog | None) -> list[Check]:
+def _check_pods(archive: ArchiveLog, findings: Findings) -> int:
+    """How many facts of pods the archive carries; whatever is wrong with them is found."""
+    try:
+        count, wrong = problems(archive)
+    except VerificationFailed:  # a damaged segment of notes: said of the file
+        return 0
+    findings.extend([Finding("pods", "archive_damaged", text, 0) for text in wrong])
+    return count
+
+
+def _checks(
+    findings: Findings, chain: ChainState, folding: Folding, archive: ArchiveLog | None, facts: int
+) -> list[Check]:
     def check(
         name: str, title: str, looked_at: int, unit: str, *, done: bool = True, detail: str = ""
     ) -> Check:
@@ -203,6 +217,10 @@ def _checks(findings: Findings, chain: ChainState, folding: Folding, archive: Ar
         rows.insert(
             0, check("archive", "Archive file: segments, index, manifest, signature", segments, "segments")
         )
+        if facts:
+            rows.append(
+                check("pods", "Pods: what nodes told of them, well formed (beside the log)", facts, "facts")
+            )
     return rows
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from controlplane.controller.agents.pod_answer import pod_at
 from events.protocol.pods import NodeFact, PodFact, PodName, PodsView
-from replay.queries.pods import pod_at
 from replay.queries.who import Holding
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)

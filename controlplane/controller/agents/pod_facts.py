@@ -34,8 +34,11 @@ from events.protocol.pods import (
     CONTAINER,
     FACTS_A_REQUEST,
     INTERFACE,
+    KeptFact,
+    ListPods,
     NodeFact,
     PodFact,
+    PodPage,
     PodsView,
     ReportPods,
     ShowPods,
@@ -48,8 +51,11 @@ WAITING_MAX = 1024
 """Reports that may wait; who comes then is told to ask again."""
 WORKERS = 4
 STORE_S = 3.0
+PAGE = 500
+"""Facts in one answer: at most half a kilobyte each, under the bus's largest message."""
 _decode_report = msgspec.json.Decoder(ReportPods).decode
 _decode_question = msgspec.json.Decoder(ShowPods).decode
+_decode_list = msgspec.json.Decoder(ListPods).decode
 _decode_fact = msgspec.json.Decoder(NodeFact).decode
 
 Answer = Callable[[CommandReply | IsthmusError], None]
@@ -212,19 +218,52 @@ class PodFacts:
             node = subjects.check_node_name(query.node) if query.node else ""
         except (msgspec.MsgspecError, UnicodeDecodeError, AddressValueError, RecursionError) as error:
             raise BadRequest("bad_request", f"query pods: {error}", query=ShowPods.name) from error
+        return msgspec.json.encode(await self.of(address, node))
+
+    async def of(self, address: str, node: str) -> PodsView:
+        """Those of an address, told by a node (empty: by any). Raises Unavailable.
+
+        Cancelled, it leaves nothing behind.
+        """
+        kept = await self._kept()
+        if kept is None:
+            return PodsView(kept=False)
+        facts = []
+        for message in await self._direct.every(subjects.pods(self._cluster, node, address)):
+            with suppress(msgspec.MsgspecError):
+                facts.append(_decode_fact(message.body))
+        return PodsView(kept=True, since=kept[0], facts=tuple(facts))
+
+    async def page(self, body: bytes) -> bytes:
+        """Answers :class:`ListPods`. Raises BadRequest, Unavailable. Cancelled, nothing is left behind."""
+        try:
+            after = _decode_list(body).after
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest("bad_request", f"query list-pods: {error}", query=ListPods.name) from error
+        if after < 0:
+            raise BadRequest("bad_request", f"after is {after}; the least is 0", query=ListPods.name)
+        kept = await self._kept()
+        if kept is None:
+            return msgspec.json.encode(PodPage(kept=False))
+        since, last = kept
+        found = await self._direct.after(after, subjects.pods_wildcard(self._cluster), count=PAGE)
+        facts = []
+        for message in found.messages:
+            with suppress(msgspec.MsgspecError):
+                fact = _decode_fact(message.body)
+                facts.append(KeptFact(sequence=message.sequence, node=fact.node, uid=fact.uid, fact=fact.fact))
+        return msgspec.json.encode(
+            PodPage(kept=True, since=since, last=last, facts=tuple(facts), more=bool(found.pending))
+        )
+
+    async def _kept(self) -> tuple[datetime | None, int] | None:
+        """Since when facts are kept, and where their stream ends; None while there is none."""
         try:
             info = await call(self._client, f"$JS.API.STREAM.INFO.{self._stream}", timeout_s=STORE_S)
         except ApiError as error:
             if error.err_code == STREAM_NOT_FOUND:
-                return msgspec.json.encode(PodsView(kept=False))
+                return None
             raise Unavailable("log_unavailable", f"stream {self._stream}: {error}") from error
-        wanted = subjects.pods(self._cluster, node, address)
-        facts = []
-        for message in await self._direct.every(wanted):
-            with suppress(msgspec.MsgspecError):
-                facts.append(_decode_fact(message.body))
         state = info["state"]
         since = recorded_ns(state["first_ts"]) / 1e9 if state.get("messages") else None
-        return msgspec.json.encode(
-            PodsView(kept=True, since=datetime.fromtimestamp(since, UTC) if since else None, facts=tuple(facts))
-        )
+        return (datetime.fromtimestamp(since, UTC) if since else None), int(state["last_seq"])

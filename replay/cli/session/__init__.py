@@ -6,7 +6,7 @@ every WHEN; ``progress`` shows long work to a person. It answers no question and
 
 from replay.cli.session.options import LogSource, SuggestingChoice, TimesAsArguments, at_option, source_options
 from replay.cli.session.progress import progress
-from replay.cli.session.session import Session, controllers_checkpoints, opened, pods_of
+from replay.cli.session.session import Session, controllers_checkpoints, opened, pod_pages, pods_of
 
 __all__ = [
     "LogSource",
@@ -16,6 +16,7 @@ __all__ = [
     "at_option",
     "controllers_checkpoints",
     "opened",
+    "pod_pages",
     "pods_of",
     "progress",
     "source_options",

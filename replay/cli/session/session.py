@@ -13,7 +13,7 @@ from replay.cli.session.options import LogSource
 
 if TYPE_CHECKING:
     from controlplane.controller.publishing.checkpoints import Checkpoint
-    from events.protocol.pods import PodsView
+    from events.protocol.pods import PodPage, PodsView
     from replay.history import History, Point
     from replay.queries.stamp import Stamp
     from replay.queries.states import States
@@ -168,6 +168,36 @@ async def pods_of(source: LogSource, address: str, node: str) -> PodsView:
 
     async with controller(source.context) as client:
         return await client.ask(ShowPods(address=address, node=node), PodsView, timeout_s=3.0)
+
+
+async def pod_pages(source: LogSource, after: int) -> AsyncIterator[PodPage]:
+    """What is kept of pods behind a place, page by page: of the live cluster, or of the archives that are read.
+
+    Raises IsthmusError when nobody can tell. Cancelled, it leaves nothing behind.
+    """
+    from events.cli.options import controller
+    from events.protocol.pods import ListPods, PodPage
+
+    if source.archives:
+        from replay.archive.pods import page_of
+        from replay.archive.reader import ArchiveLog
+
+        archive = ArchiveLog(*source.archives)
+        try:
+            yield page_of(archive, after)
+        finally:
+            archive.close()
+        return
+    async with controller(source.context) as client:
+        while True:
+            page = await client.ask(ListPods(after=after), PodPage, timeout_s=5.0)
+            if page.last < after:  # the stream was made anew: its places begin again
+                after = 0
+                continue
+            yield page
+            if not page.more or not page.facts:
+                return
+            after = page.facts[-1].sequence
 
 
 async def controllers_checkpoints(source: LogSource) -> list[Checkpoint]:

@@ -1,18 +1,17 @@
 """Which pod had an address at a moment, by what its node said: beside the log, so with how sure that is.
 
-Facts of pods are no events: controllers keep them for a while (:mod:`events.protocol.pods`), and an archive
-has none. Pure.
+Facts of pods are no events: controllers keep them for a while (:mod:`events.protocol.pods`), and archives carry
+what was kept when they were made. Pure.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from events.protocol.pods import Certainty, NodeFact, PodsView
-from replay.queries.who import Holding
 
 State = Literal["known", "none", "too old", "not kept", "not at hand"]
 
@@ -41,7 +40,18 @@ def not_at_hand(why: str) -> PodAnswer:
     return PodAnswer(state="not at hand", note=why)
 
 
-def pod_at(view: PodsView, holding: Holding, moment: datetime) -> PodAnswer:
+class Holder(Protocol):
+    """Whose range an address was then."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+
+
+def pod_at(view: PodsView, holding: Holder, moment: datetime) -> PodAnswer:
     """The pod that had the address at ``moment``, among facts of the node whose range it was then."""
     if not view.kept:
         return PodAnswer(state="not kept", note="no node of this cluster has told of its pods yet")
