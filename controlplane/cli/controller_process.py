@@ -76,6 +76,7 @@ async def controller_process(
             controller.liveness,
             observability,
             mesh=controller.mesh_answers,
+            pods_of=controller.pod_facts.of,
             leading=lambda: controller.leadership.leading,
         )
         live = LiveNumbers(

@@ -7,7 +7,7 @@ It answers from the live state and the read model, never blocks the event loop, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -31,6 +31,7 @@ from controlplane.readmodel.projector import Projector
 from controlplane.readmodel.rows import as_moment, microseconds
 from events.codec import Recorded, decode
 from events.log import LogReader
+from events.protocol.pods import PodsView
 from events.protocol.queries import Condition
 from events.status import AgentStatus
 
@@ -52,6 +53,8 @@ class Inspector:
     observability: Observability
     mesh: MeshAnswers
     leading: Callable[[], bool]
+    pods_of: Callable[[str, str], Awaitable[PodsView]] | None = None
+    """What is kept of the pods that had an address on a node; None: nobody keeps it."""
 
     @property
     def state(self) -> ClusterState:

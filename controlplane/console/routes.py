@@ -19,12 +19,14 @@ from litestar.params import QueryParameter as Query
 from litestar.response import Stream
 
 from controlplane.console import presenters
+from controlplane.console.address_owner import address_detail
 from controlplane.console.as_of import PRESENT, as_of, parse_moment
 from controlplane.console.clb_presenters import clb_detail
 from controlplane.console.errors import NotFound, failures
 from controlplane.console.inspector import Inspector
 from controlplane.console.live_feed import LiveFeed
 from controlplane.console.schemas import (
+    AddressDetail,
     ClbDetail,
     Credentials,
     EventPage,
@@ -76,6 +78,7 @@ Time = Annotated[
     ),
 ]
 ClbName = Annotated[str, PathParameter(description="A reservation's name.", min_length=1, max_length=63)]
+Address = Annotated[str, PathParameter(description="An IPv4 address.", min_length=7, max_length=15)]
 NodeName = Annotated[str, PathParameter(description="A node's name.", min_length=1, max_length=253)]
 TraceId = Annotated[str, PathParameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
 
@@ -140,6 +143,13 @@ class OverlayController(Controller):
         if detail is None:
             raise NotFound(f"no node is named {name!r} at sequence {position.sequence}", code="node_unknown")
         return detail
+
+    @get("/addresses/{address:str}", summary="Whose an address is", responses=failures(400, 404))
+    async def address(
+        self, source: From, address: Address, at: At = PRESENT, time: Time = None
+    ) -> AddressDetail:
+        """Its range, node, reservation or network; and of a pod's address the pod, as its node told."""
+        return await address_detail(source, await as_of(source, at, time), address)
 
     @get("/mesh", summary="Whether pods reach each other", responses=failures(400, 404))
     async def mesh(  # noqa: PLR0917  query parameters, passed by name

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from controlplane.controller.agents.pod_answer import PodAnswer
 from controlplane.controller.agents.records import Alarm, Kernel
 from events.protocol.mesh import MeshView
 from events.protocol.queries import (
@@ -271,6 +272,26 @@ class NodeDetail(View, frozen=True, kw_only=True):
     ranges: list[RangeView] = []
     refusals: list[RefusalView] = []
     fenced: list[str] = []
+
+
+class AddressDetail(View, frozen=True, kw_only=True):
+    """Whose an address is, and of a pod's address which pod has it, by what its node told.
+
+    ``kind`` says which of the other fields are set. The pod is a node's word, kept apart from the log for a
+    while (``state`` says whether it is known), and its times are the node's own clock.
+    """
+
+    position: Position
+    address: str
+    kind: str
+    cidr: str = ""
+    node: str = ""
+    uid: str = ""
+    epoch: int = 0
+    phase: str = ""
+    reservation: str = ""
+    purpose: str = ""
+    pod: PodAnswer | None = None
 
 
 class EventRow(View, frozen=True, kw_only=True):

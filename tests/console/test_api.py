@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from array import array
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from controlplane.console.security import COOKIE, HEADERS, Authenticator, check_
 from controlplane.controller.agents.records import ConvergenceRecord
 from events.errors import Usage
 from events.protocol.commands import MarkGateway
+from events.protocol.pods import NodeFact, PodFact, PodName, PodsView
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
 
@@ -48,7 +50,44 @@ def fuzz(background: Background, directory: Path, *options: str) -> None:
         cwd=directory, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "Tested: 18" in done.stdout, done.stdout[-2000:]
+    assert "Tested: 19" in done.stdout, done.stdout[-2000:]
+
+
+def test_an_address_is_that_of_a_node_and_of_the_pod_that_it_told_of(small):
+    rig = small.rig
+    state = rig.replica.state
+    held = next(iter(state.owned.values()))
+    address = f"{held.cidr.rpartition('.')[0]}.{int(held.cidr.rpartition('.')[2].partition('/')[0]) + 5}"
+    path = f"/api/v1/addresses/{address}"
+    assert get(small, path).json()["pod"]["state"] == "not at hand"
+    fact = PodFact(
+        address=address, container="c-1", interface="eth0", epoch=held.epoch,
+        since=datetime.now(UTC) - timedelta(minutes=5),
+        pod=PodName(namespace="shop", name="web-1", uid="p-1"),
+    )  # fmt: skip
+    asked: list[tuple[str, str]] = []
+
+    async def told(ip: str, node: str) -> PodsView:
+        asked.append((ip, node))
+        facts = (NodeFact(node=held.node, uid=held.uid, fact=fact),)
+        return PodsView(kept=True, since=fact.since, facts=facts)
+
+    rig.source.pods_of = told
+    try:
+        found = get(small, path).json()
+        assert (found["kind"], found["node"], found["epoch"]) == ("range", held.node, held.epoch)
+        assert (found["pod"]["state"], found["pod"]["namespace"], found["pod"]["name"]) == (
+            "known", "shop", "web-1"
+        )  # fmt: skip
+        assert asked == [(address, held.node)]
+        then = get(small, path, params={"at": held.epoch - 1}).json()
+        assert (then["kind"], then["pod"]) == ("free_range", None)
+        member = state.nodes[held.node]
+        assert get(small, f"/api/v1/addresses/{member.underlay}").json()["kind"] == "node"
+        assert get(small, "/api/v1/addresses/not.an.ip").status_code == 400
+        assert get(small, "/api/v1/addresses/192.0.2.250").json()["kind"] == "outside"
+    finally:
+        rig.source.pods_of = None
 
 
 @pytest.mark.slow

@@ -27,11 +27,26 @@ export function shownState(node) {
   return node.state === "ready" && store.late(node) ? "behind" : node.state;
 }
 
+// In words, what is known of an address.
+function owner({ kind, cidr, node, reservation, purpose, pod }) {
+  if (kind === "node") return `the address of node ${node}`;
+  if (kind === "clb") return `${purpose} of CLB ${reservation}${node ? `, held by ${node}` : ""}`;
+  if (kind === "service") return `of Services (${cidr})`;
+  if (kind === "free_range") return `of the free range ${cidr}`;
+  if (kind !== "range") return "not in this cluster";
+  const which = !pod ? "" : pod.state === "known"
+    ? `pod ${pod.name ? `${pod.namespace}/${pod.name}` : pod.container} since ${moment(pod.since)}`
+    : pod.state === "none" ? "no pod that its node told of" : `pod not known: ${pod.note}`;
+  return `range ${cidr} of node ${node}${which ? `; ${which}` : ""}`;
+}
+
 export class NodesPage {
   constructor(go) {
     this.go = go;
     this.sort = { key: "name", down: false };
-    this.text = h("input", { type: "search", placeholder: "Name, address or range", "aria-label": "Filter by name, address or range", oninput: () => this.refill() });
+    this.text = h("input", { type: "search", placeholder: "Name, address or range", "aria-label": "Filter by name, address or range", oninput: () => { this.refill(); this.ask(); } });
+    this.owner = h("p.muted", { role: "status", "aria-label": "Whose the address is" });
+    this.owned = "";
     this.kind = this.select("Kind", ["cloud", "external"]);
     this.state = this.select("State", ["ready", "behind", "degraded", "silent", "unreachable", "unreported", "unknown"]);
     this.count = h("span.muted", { role: "status" });
@@ -40,7 +55,7 @@ export class NodesPage {
     this.body = h("tbody", {});
     this.table = h("table", { "aria-label": "Nodes" }, h("thead", {}, h("tr", {}, this.heads)), this.body);
     this.scroller = h("div.grid.virtual", { tabindex: "0", role: "region", "aria-label": "Nodes, scrollable", onscroll: () => this.window() }, this.table);
-    this.element = h("div.page", {}, h("div.head", {}, h("h1", {}, "Nodes"), this.count, h("div.spacer", {}), h("div.tools", {}, this.text, this.kind, this.state)), this.scroller);
+    this.element = h("div.page", {}, h("div.head", {}, h("h1", {}, "Nodes"), this.count, h("div.spacer", {}), h("div.tools", {}, this.text, this.kind, this.state)), this.owner, this.scroller);
     this.timer = setInterval(() => { if (store.live) this.refresh(); }, 5000);
   }
 
@@ -55,6 +70,24 @@ export class NodesPage {
       for (const node of nodes) store.nodes.set(node.name, node);
       this.refill();
     } catch { /* the link's state says it */ }
+  }
+
+  // A whole address in the filter: whose it is, and which pod has it, by what its node told.
+  async ask() {
+    const text = this.text.value.trim();
+    let said = "", owned = "";
+    if (/^\d{1,3}(\.\d{1,3}){3}$/.test(text)) {
+      try {
+        const found = await store.get(`addresses/${text}${store.suffix()}`);
+        if (this.text.value.trim() !== text) return;
+        owned = found.node;
+        said = `${text}: ${owner(found)}`;
+      } catch (error) { said = error.message === "locked" ? "" : error.message; }
+    }
+    if (this.text.value.trim() !== text) return;
+    this.owner.textContent = said;
+    this.owned = owned;
+    this.refill();
   }
 
   select(label, values) {
@@ -78,7 +111,7 @@ export class NodesPage {
     const natural = new Intl.Collator("en", { numeric: true });
     const value = (node) => (key === "state" ? shownState(node) : key === "behind" ? (node.applied ? behind(node) : -1) : key === "mtu" ? node.path_mtu || node.mtu || 0 : node[key] ?? (key === "pods" ? -1 : undefined));
     this.rows = [...store.nodes.values()].filter((node) =>
-      (!text || node.name.includes(text) || node.announced.includes(text) || (node.range ?? "").includes(text)) &&
+      (!text || node.name.includes(text) || node.announced.includes(text) || (node.range ?? "").includes(text) || (this.owned && node.name === this.owned)) &&
       (!this.kind.value || node.kind === this.kind.value) && (!this.state.value || shownState(node) === this.state.value));
     this.rows.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
