@@ -88,10 +88,9 @@ class Linker:
     """
 
     def __init__(self, shared: Mapping[str, str]) -> None:
-        get = shared.get
-        self._version = get(CHAINED_HEADERS[0], "")
-        self._before = "\n".join([get(name, "") for name in _BEFORE])
-        self._after = "\n".join([get(name, "") for name in _AFTER])
+        self._version = shared.get(CHAINED_HEADERS[0], "")
+        self._before = "\n".join(map(shared.get, _BEFORE, _ABSENT))
+        self._after = "\n".join(map(shared.get, _AFTER, _ABSENT))
 
     def link(  # noqa: PLR0917  by position: two of these calls are made for every join
         self, previous: bytes, sequence: int, subject: str, name: str, type_name: str, index: str, body: bytes

@@ -91,6 +91,7 @@ _DECODERS: dict[str, Callable[[bytes], Event]] = {
     **UPCASTERS,
 }
 _encode = msgspec.json.Encoder().encode
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 def decode_event(type_name: str, body: bytes, sequence: int) -> Event:
@@ -182,13 +183,18 @@ def seal(
     """
     sequence, digest = head
     messages: list[OutgoingMessage] = []
+    types: dict[type[Event], tuple[str, str, str]] = {}
     for cause, events in transactions:
         shared = to_headers(shared_envelope(cause, len(events)))
         chained = Linker(shared).link
         for index, event in enumerate(events):
             sequence += 1
-            name, type_name, place = event_id(cause.command_id, index), event.type_name(), str(index)
-            subject = subjects.event(cluster, event.aggregate, event.entity, event.verb)
+            known = types.get(type(event))
+            if known is None:
+                known = types[type(event)] = (event.type_name(), event.aggregate, event.verb)
+            type_name, aggregate, verb = known
+            name, place = event_id(cause.command_id, index), str(index)
+            subject = subjects.event(cluster, aggregate, event.entity, verb)
             body = _encode(event)
             digest = chained(digest, sequence, subject, name, type_name, place, body)
             headers = {
@@ -199,5 +205,5 @@ def seal(
                 "ce-txindex": place,
                 CHAIN_HEADER: digest.hex(),
             }
-            messages.append(OutgoingMessage(subject, headers, body))
+            messages.append(_new(OutgoingMessage, (subject, headers, body)))
     return messages, Head(sequence, digest)

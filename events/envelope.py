@@ -53,6 +53,11 @@ def _unquoted(value: str) -> str:
     return unquote(value) if "%" in value else value
 
 
+@lru_cache(maxsize=64)  # a log has as many as it had controllers
+def _quoted_source(source: str) -> str:
+    return _quoted(source)
+
+
 @lru_cache(maxsize=256)  # a batch of a thousand events has one time
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: one spelling per moment, because headers are hashed."""
@@ -66,7 +71,7 @@ def to_headers(envelope: Envelope) -> dict[str, str]:
         "ce-specversion": "1.0",
         "ce-id": envelope.id,
         "ce-type": envelope.type,
-        "ce-source": _quoted(envelope.source),
+        "ce-source": _quoted_source(envelope.source),
         "ce-time": format_time(envelope.time),
         "ce-datacontenttype": "application/json",
         "ce-actor": _quoted(envelope.actor),

@@ -1,8 +1,8 @@
 """Where tracing and metrics attach to a controller.
 
-An :class:`Observer` is told what happened to each command and batch, with durations. It may never slow
-down or fail the command path: observers return at once and their errors are logged. Stored events are
-broadcast by :mod:`controlplane.changes`.
+An :class:`Observer` is told what happened to each command and batch, with durations; of a group of commands by
+one call. It may never slow down or fail the command path: observers return at once and their errors are
+logged. Stored events are broadcast by :mod:`controlplane.changes`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,27 @@ class TraceContext(NamedTuple):
     tracestate: str
 
 
+class DecidedCommand(NamedTuple):
+    """One command of a group that was decided: seconds that it waited and took, and how many events it caused.
+
+    ``again``: it had been decided before, and that came to nothing.
+    """
+
+    request: Request
+    waited_s: float
+    took_s: float
+    events: int
+    again: bool
+
+
+class AnsweredCommand(NamedTuple):
+    """One answer on its way; ``took_s`` (seconds) counts from receipt."""
+
+    request: Request
+    took_s: float
+    error: IsthmusError | None
+
+
 class Observer:
     """Base of what watches a controller. Durations are seconds; every method returns at once."""
 
@@ -33,14 +54,14 @@ class Observer:
         """A command was taken into the queue. The context returned, if any, replaces the request's own."""
         return None
 
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
-        """The command was decided (again, after a lost race)."""
+    def decided(self, commands: Sequence[DecidedCommand]) -> None:
+        """A group of commands was decided, in this order."""
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         """The group's events are stored as ``first`` … ``last``."""
 
-    def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
-        """The answer is on its way; ``took_s`` counts from receipt."""
+    def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:
+        """The answers are on their way; the log stood at ``sequence``."""
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:
         """The read model holds everything up to ``last``."""

@@ -43,6 +43,7 @@ _NODE_SCOPED = {cls.name for cls in COMMANDS if cls.node_scoped}
 _COMMAND_ID = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ACTOR_LIMIT = 256
+_SCHEMA_VERSION = str(SCHEMA_VERSION)
 NODE_IDS = "node/"
 BRIDGE_IDS = f"{subjects.BRIDGE}-"
 """What the ids of the Kubernetes bridge's commands begin with, by which the log says that they were its."""
@@ -90,8 +91,8 @@ def parse(
             f"there is no command {name[:64]!r}; there are: {', '.join(sorted(_DECODERS))}",
             command=name[:64],
         )
-    stated = headers.get(SCHEMA, str(SCHEMA_VERSION))
-    if stated != str(SCHEMA_VERSION):
+    stated = headers.get(SCHEMA, _SCHEMA_VERSION)
+    if stated != _SCHEMA_VERSION:
         raise BadRequest(
             "unsupported_schema",
             f"the request has command schema {stated[:16]!r}, this controller knows {SCHEMA_VERSION}",
@@ -126,12 +127,12 @@ def parse(
         actor=_actor(headers, f"node/{asker}" if asker else f"{subjects.BRIDGE}/" if bridge else ""),
         received_s=received_s,
         node=asker,
-        instance=printable(headers.get(INSTANCE, ""), 64),
+        instance=_text(headers, INSTANCE, 64),
         dry_run=headers.get(DRY_RUN, "") in {"1", "true"},
-        correlation_id=printable(headers.get("ce-correlationid", ""), 128),
-        causation_id=printable(headers.get("ce-causationid", ""), 128),
+        correlation_id=_text(headers, "ce-correlationid", 128),
+        causation_id=_text(headers, "ce-causationid", 128),
         traceparent=_traceparent(headers),
-        tracestate=printable(headers.get("tracestate", ""), 512),
+        tracestate=_text(headers, "tracestate", 512),
     )
 
 
@@ -214,7 +215,7 @@ def _actor(headers: Mapping[str, str], proven: str) -> str:
 
     On a node's own subject the node is always named: its credentials may reach no further.
     """
-    stated = printable(headers.get(ACTOR, ""), _ACTOR_LIMIT)
+    stated = _text(headers, ACTOR, _ACTOR_LIMIT)
     if not proven:
         # An operator who takes the name of a node, a bridge or a controller is recorded as who did so.
         return f"operator as {stated}" if _NOT_AN_OPERATOR.search(stated) else stated or "anonymous"
@@ -226,4 +227,9 @@ def _actor(headers: Mapping[str, str], proven: str) -> str:
 def _traceparent(headers: Mapping[str, str]) -> str:
     """The W3C trace context, or nothing when it is malformed (the specification says: ignore it)."""
     value = headers.get("traceparent", "")
-    return value if _TRACEPARENT.fullmatch(value) else ""
+    return value if value and _TRACEPARENT.fullmatch(value) else ""
+
+
+def _text(headers: Mapping[str, str], name: str, limit: int) -> str:
+    value = headers.get(name)
+    return printable(value, limit) if value else ""

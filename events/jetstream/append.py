@@ -43,7 +43,6 @@ from events.jetstream.api import (
 from events.log import check_count
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
-_NOTHING: dict[str, str] = {}
 _HEADER_ROOM_BYTES = 256
 """For the protocol line and the headers that an append adds."""
 _TRY_S = 2.0
@@ -54,6 +53,7 @@ _REPEATED_MAX = 4
 """Answers "known id" with a free place after which the ids count as stored elsewhere."""
 
 _decode = msgspec.json.Decoder().decode
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 async def append(
@@ -263,21 +263,14 @@ class _Append:
         """Send all and ask for the commit. No answer to the first message is asked for: it would cost a
         round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
         batch = {"Nats-Batch-Id": uuid4().hex}
+        more: list[dict[str, str]] = [{**batch, "Nats-Batch-Sequence": "1", **self._condition}]
+        more += [{**batch, "Nats-Batch-Sequence": str(place)} for place in range(2, len(self._messages))]
         last = self._messages[-1]
         await publish_all(
             self._client,
             [
-                Outgoing(
-                    message.subject,
-                    message.body,
-                    {
-                        **message.headers,
-                        **batch,
-                        "Nats-Batch-Sequence": str(index),
-                        **(self._condition if index == 1 else _NOTHING),
-                    },
-                )
-                for index, message in enumerate(self._messages[:-1], 1)
+                _new(Outgoing, (subject, body, headers, further))
+                for (subject, headers, body), further in zip(self._messages[:-1], more, strict=True)
             ],
         )
         headers = {

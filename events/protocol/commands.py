@@ -421,7 +421,7 @@ OF_THE_BRIDGE = (BindNodes, FenceNode, RemoveNode, AdoptNodes, AddBackend, Remov
 """What the Kubernetes bridge sends on subjects of its own; the first is sent on no other."""
 
 
-class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True):
+class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event that a command caused (or, in a dry run, would cause; then ``sequence`` is provisional)."""
 
     sequence: int
@@ -429,7 +429,7 @@ class WrittenEvent(msgspec.Struct, frozen=True, kw_only=True):
     event: msgspec.Raw | dict[str, Any]
 
 
-class CommandReply(msgspec.Struct, frozen=True, kw_only=True):
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer. On success ``code`` is empty.
 
     ``sequence`` is the log's last sequence that the answer rests on. ``result`` is what the caller

@@ -2,8 +2,9 @@
 
 One server, one load generator, fresh controllers in turn: telemetry off (``OTEL_SDK_DISABLED``), as
 shipped (the default sampler, the built-in store, the metrics), and every command traced. Throughput on
-a shared machine is noisy by more than what is looked for, so the kinds are interleaved and the median of
-each counts; the controller's own CPU time per command says the same with less noise.
+a shared machine is noisy by more than what is looked for, so the kinds are interleaved, and what is judged
+is how many joins the controller does in a second of its own CPU time: the best round of each kind, since
+another program can only take away. The throughput is shown beside it, as the median of the rounds.
 """
 
 from __future__ import annotations
@@ -92,39 +93,30 @@ async def _run() -> dict[str, list[tuple[float, float]]]:
 
 
 def run() -> list[dict[str, Any]]:
-    """Throughput and CPU, as shipped and with every command traced, against none."""
+    """By CPU time and by the clock, as shipped and with every command traced, against none."""
     found = asyncio.run(_run())
     rate = {kind: statistics.median(rate for rate, _ in rounds) for kind, rounds in found.items()}
-    cpu = {kind: statistics.median(cpu for _, cpu in rounds) for kind, rounds in found.items()}
+    by_cpu = {kind: 1e6 / min(cpu for _, cpu in rounds) for kind, rounds in found.items()}
     rows: list[dict[str, Any]] = []
     for kind, what, target in (
-        ("default", "telemetry as shipped", 0.95),
+        ("default", "telemetry as shipped", 0.97),
         ("all", "every command traced", None),
     ):
-        ratio = rate[kind] / rate["off"]
-        rows.append(
-            {
-                "name": f"joins with {what}, against none",
-                "ours": rate[kind],
-                "baseline": rate["off"],
-                "unit": "joins/s",
-                "ratio": ratio,
-                "target": target,
-                "better": "higher",
-                "ok": target is None or ratio >= target,
-            }
-        )
-        ratio = cpu[kind] / cpu["off"]
-        rows.append(
-            {
-                "name": f"controller's CPU per join with {what}",
-                "ours": cpu[kind],
-                "baseline": cpu["off"],
-                "unit": "µs",
-                "ratio": ratio,
-                "target": None,
-                "better": "lower",
-                "ok": True,
-            }
-        )
+        for measure, unit, judged, speed in (
+            ("controller's CPU time", "joins/CPU s", target, by_cpu),
+            ("the clock, noisy", "joins/s", None, rate),
+        ):
+            ratio = speed[kind] / speed["off"]
+            rows.append(
+                {
+                    "name": f"joins with {what}, against none, by {measure}",
+                    "ours": speed[kind],
+                    "baseline": speed["off"],
+                    "unit": unit,
+                    "ratio": ratio,
+                    "target": judged,
+                    "better": "higher",
+                    "ok": judged is None or ratio >= judged,
+                }
+            )
     return rows

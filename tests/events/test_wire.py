@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, MaxPayloadError
+from nats.errors import ConnectionClosedError, MaxPayloadError, ProtocolError
+from nats.protocol.parser import Parser
 
 from events.bus.connection import BusOptions, connect
-from events.bus.nats_fastpath import Outgoing, inline, parse_header_lines, publish_all
+from events.bus.nats_fastpath import FastParser, Outgoing, inline, parse_header_lines, publish_all
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 
@@ -159,3 +160,77 @@ def _setting(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
         event.set()
 
     return set_
+
+
+class _Heard:
+    """Stands where the client does; what each parser hands over is compared."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    async def _process_msg(self, *message: object) -> None:
+        self.said.append(message)
+
+    async def _process_ping(self) -> None:
+        self.said.append("ping")
+
+    async def _process_err(self, text: str) -> None:
+        self.said.append(text)
+
+
+_texts = st.text("abz.-_*", min_size=1, max_size=9)
+_bodies = st.one_of(
+    st.binary(max_size=40), st.sampled_from([b"\r\n", b"PING\r\n", b"MSG a 1 2\r\nxx\r\n", b"x" * 300])
+)
+
+
+def _line(subject: str, sid: int, reply: str, head: bytes | None, body: bytes) -> bytes:
+    where = f"{subject} {sid} {reply} " if reply else f"{subject} {sid} "
+    if head is None:
+        return f"MSG {where}{len(body)}\r\n".encode() + body + b"\r\n"
+    return f"HMSG {where}{len(head)} {len(head) + len(body)}\r\n".encode() + head + body + b"\r\n"
+
+
+_messages = st.builds(
+    _line,
+    _texts,
+    st.integers(1, 999),
+    st.one_of(st.just(""), _texts),
+    st.one_of(st.none(), st.just(b"NATS/1.0\r\n\r\n"), st.just(b"NATS/1.0\r\na: b\r\n\r\n")),
+    _bodies,
+)
+_others = st.sampled_from(
+    [
+        b"PING\r\n",
+        b"+OK\r\n",
+        b"-ERR 'slow'\r\n",
+        b"MSG  a\t1  3\r\nabc\r\n",
+        b"MSG a 1 x\r\n",
+        b"MSG\r\n",
+        b"odd\r\n",
+    ]
+)
+
+
+@given(
+    st.lists(st.one_of(_messages, _messages, _others), max_size=8), st.lists(st.integers(1, 400), max_size=40)
+)
+def test_what_was_read_is_taken_apart_as_nats_py_does_it(lines: list[bytes], cuts: list[int]) -> None:
+    """However the bytes come in pieces; also what is no message, and where nats-py gives up."""
+    stream, pieces = b"".join(lines), []
+    for cut in cuts:
+        pieces.append(stream[:cut])
+        stream = stream[cut:]
+    pieces.append(stream)
+
+    async def heard(parser: type[Parser]) -> list[object]:
+        here = _Heard()
+        reading = parser(here)
+        try:
+            for piece in pieces:
+                await reading.parse(piece)
+        except ProtocolError as error:
+            here.said.append(type(error))
+        return here.said
+
+    assert asyncio.run(heard(FastParser)) == asyncio.run(heard(Parser))

@@ -233,7 +233,7 @@ def obstacle(
             address=announced,
             other=other,
         ), []
-    for address in {where.underlay, announced}:
+    for address in {where.underlay, announced} if state.clb_addresses else ():
         reservation = state.clb_addresses.get(address)
         if reservation is not None:
             return Refused(

@@ -200,17 +200,20 @@ def address_conflicts(
     """The container CIDRs, of this cluster and of others, that a node's addresses lie in. O(CIDRs)."""
     found: list[Conflict] = []
     for value in addresses:
-        theirs = Side(Net(value, 1), f"node {node!r} at", host=True)
         for own in state.cidrs:
             if own.first <= value and network(own.cidr).has(value):
                 ours = Side(network(own.cidr), "container CIDR")
                 advice = "give the node an underlay address outside the container network"
-                found.append(Conflict("cidr_conflict_with_node", ours, theirs, advice))
+                found.append(Conflict("cidr_conflict_with_node", ours, _host(node, value), advice))
         if context.clusters:
             for code, side in _foreign(state, context):
                 if side.net.has(value):
-                    found.append(Conflict(code, theirs, side))
+                    found.append(Conflict(code, _host(node, value), side))
     return found
+
+
+def _host(node: str, address: int) -> Side:
+    return Side(Net(address, 1), f"node {node!r} at", host=True)
 
 
 def _containers(state: ClusterState) -> list[Side]:

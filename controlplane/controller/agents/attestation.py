@@ -50,6 +50,9 @@ class _Change(NamedTuple):
     after: _Owner | None
 
 
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
+
 class Attestor:
     """Follows the log beside the state, and judges reports. Owned by one event loop."""
 
@@ -89,7 +92,7 @@ class Attestor:
                 continue
             self._sequence = sequence
             if isinstance(event, NodeJoined):
-                self._joined[event.node] = _Owner(event.node, event.vtep_mac, event.announced)
+                self._joined[event.node] = _new(_Owner, (event.node, event.vtep_mac, event.announced))
             elif isinstance(event, RangeAllocated):
                 self._change(sequence, event.cidr, self._joined.pop(event.node, None))
             elif isinstance(event, RangeDraining):
@@ -103,7 +106,7 @@ class Attestor:
     def _change(self, sequence: int, cidr: str, after: _Owner | None) -> None:
         if len(self._changes) == CHANGES_LIMIT:
             self._from = self._changes[0].sequence
-        self._changes.append(_Change(sequence, cidr, self._owners.get(cidr), after))
+        self._changes.append(_new(_Change, (sequence, cidr, self._owners.get(cidr), after)))
         self._set(cidr, after)
 
     def _set(self, cidr: str, owner: _Owner | None) -> None:

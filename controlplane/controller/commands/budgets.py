@@ -51,15 +51,8 @@ BUDGETS = {
 }
 
 
-class _Node:
-    """One node's buckets: kind → what is left, and when that was so."""
-
-    __slots__ = ("left", "refused_s", "what")
-
-    def __init__(self) -> None:
-        self.left: dict[str, tuple[float, float]] = {}
-        self.refused_s = float("-inf")
-        self.what = ""
+_Buckets = dict[str, float]
+"""One node's buckets: kind → when it will be full again (seconds, monotonic); without an entry it is full."""
 
 
 class NodeBudgets:
@@ -67,26 +60,27 @@ class NodeBudgets:
 
     def __init__(self, state: Callable[[], ClusterState]) -> None:
         self._state = state
-        self._nodes: OrderedDict[str, _Node] = OrderedDict()
+        self._nodes: OrderedDict[str, _Buckets] = OrderedDict()
+        self._refused: OrderedDict[str, tuple[float, str]] = OrderedDict()  # node → when last, and what
 
     def spend(self, node: str, command: Command) -> str:
         """Count a request on the node's subject; the kind that :meth:`settle` gives back if nothing is written.
 
         Raises Overloaded(overloaded): the request was not taken, and repeating it later is safe.
         """
-        known = self._of(node)
-        self._take(known, node, "commands")
+        known, now = self._of(node), time.monotonic()
+        self._take(known, node, "commands", now)
         kind = self._kind(node, command)
         if kind:
-            self._take(known, node, kind)
+            self._take(known, node, kind, now)
         return kind
 
     def spend_facts(self, node: str, count: int) -> None:
         """Count a report of pods. Raises Overloaded(overloaded): nothing of it was taken."""
-        known = self._of(node)
-        self._take(known, node, "commands")
+        known, now = self._of(node), time.monotonic()
+        self._take(known, node, "commands", now)
         for _ in range(count):
-            self._take(known, node, "pods")
+            self._take(known, node, "pods", now)
 
     def settle(self, node: str, kind: str, outcome: CommandReply | IsthmusError) -> None:
         """The outcome of a request is known: one that wrote nothing gets back what it had been counted as."""
@@ -94,19 +88,23 @@ class NodeBudgets:
             isinstance(outcome, CommandReply) and outcome.events and not (outcome.duplicate or outcome.dry_run)
         )
         known = self._nodes.get(node)
-        if kind and not wrote and known is not None:
-            left, since = known.left[kind]
-            known.left[kind] = min(float(BUDGETS[kind].burst), left + 1.0), since
+        if kind and not wrote and known is not None and kind in known:
+            known[kind] -= BUDGETS[kind].every_s
 
     def exceeded(self, node: str, what: str) -> None:
         """Something else of this node (its spans, its reports) was more than is taken."""
-        known = self._of(node)
-        known.refused_s, known.what = time.monotonic(), what
+        self._refuse(node, what, time.monotonic())
 
-    def _of(self, node: str) -> _Node:
+    def _refuse(self, node: str, what: str, now: float) -> None:
+        self._refused[node] = now, what
+        self._refused.move_to_end(node)
+        if len(self._refused) > NODES_MAX:
+            self._refused.popitem(last=False)
+
+    def _of(self, node: str) -> _Buckets:
         known = self._nodes.get(node)
         if known is None:
-            known = self._nodes[node] = _Node()
+            known = self._nodes[node] = {}
             if len(self._nodes) > NODES_MAX:
                 self._nodes.popitem(last=False)
         else:
@@ -114,9 +112,9 @@ class NodeBudgets:
         return known
 
     def conditions(self) -> list[Condition]:
-        """Who was refused for asking too much, a short while ago. O(nodes counted)."""
+        """Who was refused for asking too much, a short while ago. O(nodes that ever were)."""
         now = time.monotonic()
-        over = [f"{node} ({one.what})" for node, one in self._nodes.items() if now - one.refused_s <= SHOWN_S]
+        over = [f"{node} ({what})" for node, (at, what) in self._refused.items() if now - at <= SHOWN_S]
         if not over:
             return []
         more = f" and {len(over) - SHOWN:,} more" if len(over) > SHOWN else ""
@@ -144,16 +142,14 @@ class NodeBudgets:
             return "memberships"
         return ""
 
-    def _take(self, known: _Node, node: str, kind: str) -> None:
-        budget, now, found = BUDGETS[kind], time.monotonic(), known.left.get(kind)
-        if found is None:  # nearly always: a node joins once
-            known.left[kind] = budget.burst - 1.0, now
+    def _take(self, known: _Buckets, node: str, kind: str, now: float) -> None:
+        budget, full_at = BUDGETS[kind], known.get(kind)
+        if full_at is None or full_at <= now:  # nearly always: a node joins once
+            known[kind] = now + budget.every_s
             return
-        left, since = found
-        left = min(float(budget.burst), left + (now - since) / budget.every_s)
+        left = budget.burst - (full_at - now) / budget.every_s
         if left < 1.0:
-            known.left[kind] = left, now
-            known.refused_s, known.what = now, kind
+            self._refuse(node, kind, now)
             wait_s = (1.0 - left) * budget.every_s
             raise Overloaded(
                 "overloaded",
@@ -163,4 +159,4 @@ class NodeBudgets:
                 budget=kind,
                 retry_after_s=round(wait_s, 1),
             )
-        known.left[kind] = left - 1.0, now
+        known[kind] = full_at + budget.every_s

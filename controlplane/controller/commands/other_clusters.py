@@ -24,7 +24,7 @@ from events.types import CidrAppended, ClusterDefined
 FRESH_S = 30.0
 """How long the remembered answer serves commands that choose no addresses (joins)."""
 
-_CHOOSING = (DefineCluster, AppendCidr)
+_CHOOSING = frozenset({DefineCluster, AppendCidr})
 
 
 class OtherClusters:
@@ -41,7 +41,7 @@ class OtherClusters:
 
         Cancelled, what was known before stays known.
         """
-        choosing = any(isinstance(command, _CHOOSING) for command in commands)
+        choosing = not _CHOOSING.isdisjoint(map(type, commands))
         now_s = asyncio.get_running_loop().time()
         if choosing or now_s - self._read_s > FRESH_S:
             try:

@@ -13,7 +13,7 @@ import msgspec
 from controlplane.cluster.decision import Tick
 from controlplane.controller.commands.planner import Answer, GroupPlan, Pending
 from controlplane.controller.commands.replies import recall, reply_to
-from controlplane.controller.hooks import Observer
+from controlplane.controller.hooks import AnsweredCommand, Observer
 from controlplane.controller.replication.outcomes import Outcome
 from controlplane.controller.replication.replica import Replica
 from controlplane.controller.requests import Request
@@ -22,6 +22,8 @@ from events.codec import OutgoingMessage, decode
 from events.errors import IsthmusError
 from events.log import LogReader
 from events.protocol.commands import CommandReply
+
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
 class CommandTable(Protocol):
@@ -61,6 +63,10 @@ class PendingReplies:
 
     def finish(self, pending: Pending, outcome: CommandReply | IsthmusError) -> None:
         """Give the answer to everybody who waits for it."""
+        told = [self._tell(pending, outcome)]
+        self.observer.answered(told, sequence=self.replica.head.sequence)
+
+    def _tell(self, pending: Pending, outcome: CommandReply | IsthmusError) -> AnsweredCommand:
         request = pending.request
         if not request.dry_run:
             self._by_id.pop(request.command_id, None)
@@ -69,12 +75,8 @@ class PendingReplies:
             if position and isinstance(outcome, CommandReply) and not outcome.duplicate:
                 outcome = msgspec.structs.replace(outcome, duplicate=True)
             answer(outcome)
-        self.observer.answered(
-            request,
-            sequence=self.replica.head.sequence,
-            took_s=time.monotonic() - request.received_s,
-            error=outcome if isinstance(outcome, IsthmusError) else None,
-        )
+        error = outcome if isinstance(outcome, IsthmusError) else None
+        return _new(AnsweredCommand, (request, time.monotonic() - request.received_s, error))
 
     def settle(
         self,
@@ -89,6 +91,7 @@ class PendingReplies:
         """
         sequence, at, now = plan.base.sequence, 0, self.now()
         dedup = self.replica.dedup
+        told: list[AnsweredCommand] = []
         for decided in plan.decided:
             request = decided.pending.request
             bodies: list[bytes] | None = None
@@ -97,7 +100,7 @@ class PendingReplies:
                 at += len(bodies)
                 sequence += len(bodies)
             if unwritten is not None and not decided.writes:
-                self.finish(decided.pending, unwritten)
+                told.append(self._tell(decided.pending, unwritten))
                 continue
             outcome = decided.refusal or reply_to(decided, sequence, bodies, now)
             if decided.writes:
@@ -105,7 +108,8 @@ class PendingReplies:
             elif not request.dry_run and not isinstance(request.command, Tick):
                 # A copy that comes late must not find another state.
                 dedup.keep_unwritten((Outcome(request.command_id, outcome),))
-            self.finish(decided.pending, outcome)
+            told.append(self._tell(decided.pending, outcome))
+        self.observer.answered(told, sequence=self.replica.head.sequence)
 
     async def repeat_known(self, group: Sequence[Pending]) -> list[Pending]:
         """Answer those commands that have already happened; return the others. Raises Unavailable.
@@ -113,17 +117,18 @@ class PendingReplies:
         Cancelled, some of them may have been answered.
         """
         dedup = self.replica.dedup
+        final = dedup.complete or self.command_table is None
         fresh: list[Pending] = []
         unseen: list[Pending] = []
         for pending in group:
             command_id = pending.request.command_id
-            if pending.request.dry_run:
+            if pending.request.dry_run or (final and dedup.unheard(command_id)):
                 fresh.append(pending)
             elif (known := dedup.answer(command_id)) is not None:
                 self._repeat(pending, known)
             elif (span := dedup.span(command_id)) is not None:
                 await self._rebuild(pending, span)
-            elif dedup.complete or self.command_table is None:
+            elif final:
                 self._unless_told(pending, fresh)
             else:
                 unseen.append(pending)

@@ -16,7 +16,7 @@ from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import DecisionContext
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.state import ClusterState
-from controlplane.controller.hooks import Observer
+from controlplane.controller.hooks import DecidedCommand, Observer
 from controlplane.controller.leadership.term import Term
 from controlplane.controller.requests import Request
 from events.chain import CHAIN_HEADER, Head
@@ -27,6 +27,8 @@ from events.types import Event
 
 log = logging.getLogger("isthmus.controller")
 
+_new = tuple.__new__  # a named tuple's own constructor is a Python function
+
 Answer = Callable[[CommandReply | IsthmusError], None]
 """Receives the outcome of one command, exactly once; returns at once."""
 
@@ -34,7 +36,7 @@ Answer = Callable[[CommandReply | IsthmusError], None]
 class Pending:
     """One command on its way, and everybody who waits for its answer (the same id may ask again)."""
 
-    __slots__ = ("answers", "request", "term", "trace")
+    __slots__ = ("answers", "decided", "request", "term", "trace")
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self.request = request
@@ -42,21 +44,22 @@ class Pending:
         self.term: Term | None = None
         """In which it is being decided; None while it waits for its first."""
         self.trace = (request.traceparent, request.tracestate)
+        self.decided = False
+        """Whether it has been decided before."""
 
 
 class Decided(NamedTuple):
-    """One command's part of a plan. A refusal may come with events (a recorded refusal)."""
+    """One command's part of a plan. A refusal may come with events (a recorded refusal).
+
+    ``writes``: whether its events are to be stored.
+    """
 
     pending: Pending
     cause: Cause
     events: tuple[Event, ...]
     result: dict[str, Any]
     refusal: IsthmusError | None
-
-    @property
-    def writes(self) -> bool:
-        """Whether its events are to be stored."""
-        return bool(self.events) and not self.pending.request.dry_run
+    writes: bool
 
 
 class GroupPlan(NamedTuple):
@@ -131,6 +134,7 @@ def plan_group(
     count = 0
     started = before = clock()
     decided: list[Decided] = []
+    told: list[DecidedCommand] = []
     left: list[Pending] = []
     for position, pending in enumerate(group):
         too_long = before - started > time_limit_s
@@ -142,7 +146,7 @@ def plan_group(
             fresh, after = (), None
         one, fork = _decide(pending, speculative.state, time, source, context)
         if len(one.events) > messages_limit:
-            one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit))
+            one = one._replace(events=(), refusal=_too_many(len(one.events), messages_limit), writes=False)
         if one.writes:
             if count + len(one.events) > messages_limit:
                 left = list(group[position:])
@@ -151,13 +155,13 @@ def plan_group(
             count += len(fresh)
         decided.append(one)
         now = clock()
-        observer.decided(
-            pending.request,
-            waited_s=before - pending.request.received_s,
-            took_s=now - before,
-            events=len(one.events),
+        waited_s = before - pending.request.received_s
+        told.append(
+            _new(DecidedCommand, (pending.request, waited_s, now - before, len(one.events), pending.decided))
         )
+        pending.decided = True
         before = now
+    observer.decided(told)
     if fresh and (speculative.forked or after is not None):
         speculative.add(fresh, after)
     return GroupPlan(base, decided, count, left)
@@ -166,6 +170,7 @@ def plan_group(
 def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_at: datetime) -> list[Recorded]:
     """The plan's events, sealed as ``messages``, as a reader of the log will see them."""
     result: list[Recorded] = []
+    sequence = plan.base.sequence
     for decided in plan.decided:
         if not decided.writes:
             continue
@@ -179,7 +184,8 @@ def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_a
                 tx_index=index,
                 chain=headers[CHAIN_HEADER],
             )
-            result.append(Recorded(plan.base.sequence + len(result) + 1, envelope, event, recorded_at))
+            sequence += 1
+            result.append(_new(Recorded, (sequence, envelope, event, recorded_at)))
     return result
 
 
@@ -203,13 +209,14 @@ def _decide(
     try:
         decision = decide(state, request.command, time, context)
     except IsthmusError as error:
-        return Decided(pending, cause, (), {}, error), None
+        return Decided(pending, cause, (), {}, error, writes=False), None
     except Exception as error:  # a defect of the rules must not take the whole group down
         log.exception("deciding %s failed", type(request.command).__name__)
         defect = Refused("internal", f"deciding the command failed ({type(error).__name__}: {error})")
-        return Decided(pending, cause, (), {}, defect), None
-    one = Decided(pending, cause, tuple(decision.events), decision.result, decision.refusal)
-    return one, decision.after
+        return Decided(pending, cause, (), {}, defect, writes=False), None
+    events = tuple(decision.events)
+    writes = bool(events) and not request.dry_run
+    return Decided(pending, cause, events, decision.result, decision.refusal, writes), decision.after
 
 
 def _least_events(request: Request) -> int:

@@ -18,6 +18,7 @@ from controlplane.controller.mesh.collector import Collector, Seen
 from controlplane.controller.replication.read_barrier import ReadBarrier
 from controlplane.controller.replication.replica import Replica
 from events import subjects
+from events.codec import Recorded
 from events.errors import BadRequest, Refused, VerificationFailed
 from events.mesh import ANSWERED, KERNEL, LARGE_LOST, LARGE_OK, STATES
 from events.protocol.mesh import (
@@ -49,26 +50,26 @@ class RecentEvents:
     """The last events of the log in words, with their time."""
 
     def __init__(self) -> None:
-        self._events: deque[tuple[datetime, str]] = deque(maxlen=RECENT)
+        self._events: deque[Recorded] = deque(maxlen=RECENT)
 
     async def follow(self, changes: Changes) -> None:
         """For ever. Cancelled, what was taken stays."""
         while True:
             with suppress(Lagged):
                 async for run in changes.subscribe():
-                    for one in run:
-                        if not isinstance(one.event, PathLost | PathRestored):
-                            said = f"event {one.sequence}: {one.event.type_name()} of {one.event.entity}"
-                            self._events.append((one.envelope.time, said))
+                    self._events.extend(
+                        one for one in run[-RECENT:] if not isinstance(one.event, PathLost | PathRestored)
+                    )
                 return
 
     def before(self, moment: datetime) -> tuple[str, ...]:
         """Those just before a moment, the newest first."""
-        found = [
-            f"{said}, {max(0.0, (moment - at).total_seconds()):.0f} s before"
-            for at, said in reversed(self._events)
-            if -AFTER_S <= (moment - at).total_seconds() <= BEFORE_S
-        ]
+        found: list[str] = []
+        for one in reversed(self._events):
+            since_s = (moment - one.envelope.time).total_seconds()
+            if -AFTER_S <= since_s <= BEFORE_S:
+                said = f"event {one.sequence}: {one.event.type_name()} of {one.event.entity}"
+                found.append(f"{said}, {max(0.0, since_s):.0f} s before")
         return tuple(found[:3])
 
 

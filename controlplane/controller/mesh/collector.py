@@ -206,7 +206,8 @@ class Collector:
         kernel: dict[tuple[str, str], float] = {}
         steps: dict[tuple[str, str], str] = {}
         involved: set[str] = set()
-        epochs = {name: held.epoch for name, held in state.owned.items()}
+        bad = any(self._bad.values())
+        epochs = {name: held.epoch for name, held in state.owned.items()} if bad else {}
         for by, entries in self._bad.items():
             for epoch, seen in entries.items():
                 of = names.get(epoch)

@@ -19,7 +19,7 @@ from controlplane.cluster.mesh.findings import FAULTS, SCOPES
 from controlplane.cluster.range_counts import range_counts
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.convergence import Convergence
-from controlplane.controller.hooks import Observer
+from controlplane.controller.hooks import AnsweredCommand, DecidedCommand, Observer
 from controlplane.controller.observability.live import LiveNumbers, not_working_reason
 from controlplane.controller.requests import Request
 from events.bus.access.creds import ends_at
@@ -96,56 +96,50 @@ class ControllerMetrics(Observer):
         self._refusals.add(0, {"code": "no_free_range"})
         for alarm in ALARMS:
             self._alarms.add(0, {"name": alarm})
-        self._seen: set[int] = set()
         self._idle: set[int] = set()  # the controller's own looks that found nothing to do
         self._waited_s = 0.0
         self._group: dict[tuple[str, str], list[float]] = {}  # command, code → count, slowest (seconds)
 
     # --- the observer's side ------------------------------------------------------------------------
 
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:  # noqa: ARG002  the observer's signature
-        number = id(request)
-        if number in self._seen:
-            self._conflicts.add(1)
-        else:
-            self._seen.add(number)
-        if not events and isinstance(request.command, Tick):
-            self._idle.add(number)
-            return
-        self._idle.discard(number)
-        self._waited_s = max(self._waited_s, waited_s)
+    def decided(self, commands: Sequence[DecidedCommand]) -> None:
+        waited_max_s, conflicts, idle = self._waited_s, 0, self._idle
+        for request, waited_s, _, events, again in commands:
+            conflicts += again
+            if not events and isinstance(request.command, Tick):
+                idle.add(id(request))
+                continue
+            if again:
+                idle.discard(id(request))
+            waited_max_s = max(waited_max_s, waited_s)
+        self._waited_s = waited_max_s
+        if conflicts:
+            self._conflicts.add(conflicts)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:  # noqa: ARG002
         self._append.record(took_s)
         self._batch.record(last - first + 1)
 
-    def answered(
-        self,
-        request: Request,
-        *,
-        sequence: int,  # noqa: ARG002  the observer's signature
-        took_s: float,
-        error: IsthmusError | None,
-    ) -> None:
-        number = id(request)
-        self._seen.discard(number)
-        if number in self._idle:
-            # Every second the leader looks whether time has brought anything. To count that as commands
-            # would hide how long those take that somebody waits for.
-            self._idle.discard(number)
-            if error is None:
-                return
-        key = (request.command.name, error.code if error else "ok")
-        entry = self._group.get(key)
-        if entry is not None:
-            entry[0] += 1
-            entry[1] = max(entry[1], took_s)
-            return
-        if not self._group:
-            # The answers of one group come in one turn of the loop; recording each would cost more
-            # than answering it.
-            asyncio.get_running_loop().call_soon(self._record_group)
-        self._group[key] = [1, took_s]
+    def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:  # noqa: ARG002  the observer's
+        idle, group = self._idle, self._group
+        for request, took_s, error in commands:
+            if idle and id(request) in idle:
+                # Every second the leader looks whether time has brought anything. To count that as commands
+                # would hide how long those take that somebody waits for.
+                idle.discard(id(request))
+                if error is None:
+                    continue
+            key = (request.command.name, error.code if error else "ok")
+            entry = group.get(key)
+            if entry is not None:
+                entry[0] += 1
+                entry[1] = max(entry[1], took_s)
+                continue
+            if not group:
+                # The answers of one group come in one turn of the loop; recording each would cost more
+                # than answering it.
+                asyncio.get_running_loop().call_soon(self._record_group)
+            group[key] = [1, took_s]
 
     def _record_group(self) -> None:
         self._queued.record(self._waited_s)

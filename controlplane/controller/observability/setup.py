@@ -29,7 +29,7 @@ from controlplane.controller.agents.agent_history.store import REPORTS_MAX, Hist
 from controlplane.controller.agents.convergence import ConvergenceTracker
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.records import ConvergenceRecord
-from controlplane.controller.hooks import Observer, TraceContext
+from controlplane.controller.hooks import AnsweredCommand, DecidedCommand, Observer, TraceContext
 from controlplane.controller.observability.live import LiveNumbers
 from controlplane.controller.observability.metrics import ControllerMetrics
 from controlplane.controller.observability.span_intake import SpanIntake
@@ -64,18 +64,18 @@ class CombinedObserver(Observer):
     def received(self, request: Request) -> TraceContext | None:
         return self.spans.received(request)
 
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
-        self.spans.decided(request, waited_s=waited_s, took_s=took_s, events=events)
-        self.metrics.decided(request, waited_s=waited_s, took_s=took_s, events=events)
+    def decided(self, commands: Sequence[DecidedCommand]) -> None:
+        self.spans.decided(commands)
+        self.metrics.decided(commands)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         self.spans.appended(requests, first=first, last=last, took_s=took_s)
         self.metrics.appended(requests, first=first, last=last, took_s=took_s)
         self.convergence.sent(first, last, time.monotonic() - took_s)
 
-    def answered(self, request: Request, *, sequence: int, took_s: float, error: IsthmusError | None) -> None:
-        self.spans.answered(request, sequence=sequence, took_s=took_s, error=error)
-        self.metrics.answered(request, sequence=sequence, took_s=took_s, error=error)
+    def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:
+        self.spans.answered(commands, sequence=sequence)
+        self.metrics.answered(commands, sequence=sequence)
 
     def projected(self, *, last: int, count: int, took_s: float) -> None:
         self.metrics.projected(last=last, count=count, took_s=took_s)

@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from controlplane.controller.hooks import Observer, TraceContext
+from controlplane.controller.hooks import AnsweredCommand, DecidedCommand, Observer, TraceContext
 from controlplane.controller.requests import Request
 from events import subjects
 from events.errors import IsthmusError
@@ -101,14 +101,16 @@ class TracingObserver(Observer):
             attributes["isthmus.dry_run"] = True
         return attributes
 
-    def decided(self, request: Request, *, waited_s: float, took_s: float, events: int) -> None:
+    def decided(self, commands: Sequence[DecidedCommand]) -> None:
         if not self._open:
             return
-        self._counts[id(request)] = 0 if request.dry_run else events
-        entry = self._open.get(id(request))
-        if entry is None:
-            return
-        entry.decision = (time.time_ns(), took_s, waited_s, events)
+        ended = time.time_ns()
+        for request, waited_s, took_s, events, _ in reversed(commands):  # they were decided one after another
+            self._counts[id(request)] = 0 if request.dry_run else events
+            entry = self._open.get(id(request))
+            if entry is not None:
+                entry.decision = (ended, took_s, waited_s, events)
+            ended -= int(took_s * 1e9)
 
     def appended(self, requests: Sequence[Request], *, first: int, last: int, took_s: float) -> None:
         if not self._open:
@@ -147,18 +149,18 @@ class TracingObserver(Observer):
                 },
             ).end(end)
 
-    def answered(
-        self,
-        request: Request,
-        *,
-        sequence: int,
-        took_s: float,
-        error: IsthmusError | None,
-    ) -> None:
-        self._counts.pop(id(request), None)
-        entry = self._open.pop(id(request), None)
-        if entry is None:
+    def answered(self, commands: Sequence[AnsweredCommand], *, sequence: int) -> None:
+        if not self._counts and not self._open:
             return
+        for request, took_s, error in commands:
+            self._counts.pop(id(request), None)
+            entry = self._open.pop(id(request), None)
+            if entry is not None:
+                self._ended(request, entry, sequence, took_s, error)
+
+    def _ended(
+        self, request: Request, entry: _Open, sequence: int, took_s: float, error: IsthmusError | None
+    ) -> None:
         if entry.decision is not None:
             end, took, waited, events = entry.decision
             if not events and error is None and request.actor.startswith(OWN_ACTOR):

@@ -31,7 +31,7 @@ class CommandDedup:
     """Command id → sequences of its events, and the answer that was given."""
 
     def __init__(self, *, spans_limit: int = SPANS_LIMIT, answers_limit: int = ANSWERS_LIMIT) -> None:
-        self._spans: OrderedDict[str, SequenceSpan] = OrderedDict()
+        self._spans: OrderedDict[str, tuple[int, int]] = OrderedDict()  # first and last sequence
         self._answers: OrderedDict[str, CommandReply | IsthmusError] = OrderedDict()
         self._unwritten: OrderedDict[str, Outcome] = OrderedDict()
         self._spans_limit = spans_limit
@@ -50,11 +50,16 @@ class CommandDedup:
 
     def learn(self, events: list[Recorded]) -> None:
         """Take note of stored events, in order."""
-        spans = self._spans
-        for sequence, envelope, _, _ in events:
-            command_id = envelope.command_id
-            known = spans.get(command_id)
-            spans[command_id] = SequenceSpan(sequence if known is None else known.first, sequence)
+        position, count = 0, len(events)
+        while position < count:
+            first, envelope, _, _ = events[position]
+            command_id, last = envelope.command_id, first
+            while position + 1 < count and events[position + 1].envelope.command_id == command_id:
+                position += 1
+                last = events[position].sequence
+            position += 1
+            known = self._spans.get(command_id)
+            self._spans[command_id] = (first if known is None else known[0], last)
         self._trim()
 
     def keep(self, command_id: str, outcome: CommandReply | IsthmusError) -> None:
@@ -86,13 +91,18 @@ class CommandDedup:
 
     def span(self, command_id: str) -> SequenceSpan | None:
         """Where the command's events are, if that is still known here."""
-        return self._spans.get(command_id)
+        known = self._spans.get(command_id)
+        return None if known is None else SequenceSpan(*known)
+
+    def unheard(self, command_id: str) -> bool:
+        """Whether nothing is known here of such a command; final when :attr:`complete`."""
+        return not (command_id in self._spans or command_id in self._answers or command_id in self._unwritten)
 
     def _trim(self) -> None:
         spans = self._spans
         while len(spans) > self._spans_limit:
-            command_id, span = next(iter(spans.items()))
-            if span.last > self._projected:
+            command_id, (_, last) = next(iter(spans.items()))
+            if last > self._projected:
                 return
             del spans[command_id]
-            self._since = max(self._since, span.last)
+            self._since = max(self._since, last)
