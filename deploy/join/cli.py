@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from deploy.join import files
 from deploy.join.containers import ENGINES, IMAGE
 from deploy.join.joining import FOLDER, Joined, JoinRequest
 from deploy.join.joining import join as join_node
@@ -20,9 +20,9 @@ from deploy.join.progress import Progress, Step
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import confirm, json_option, run
 from events.cli.tables import print_json
-from events.errors import IsthmusError, Usage
+from events.errors import IsthmusError, Refused, Usage
 from nodeagent.cli import state_option
-from nodeagent.config import DEFAULT_STATE_DIR
+from nodeagent.local_files import running
 from nodeagent.pods.leaving import refuse_running
 
 SIGNS = {"done": "✓", "unchanged": "=", "planned": "·", "failed": "✗"}
@@ -115,6 +115,8 @@ def join(
             _document(progress)
         raise
     if foreground and not dry_run:
+        if running(request.state_dir):
+            raise Refused("agent_running", f"node {joined.node} is joined, and its agent runs here already")
         click.echo(f"node {joined.node}: the agent runs here with {joined.config}")
         sys.stdout.flush()
         program = Path(sys.argv[0]).resolve()
@@ -156,10 +158,8 @@ def leave(*, yes: bool, as_json: bool, **options: Any) -> None:
     request = LeaveRequest(**options)
     if not yes:
         found = running_pods(request)
-        given = [("--folder", request.folder, FOLDER), ("--state-dir", request.state_dir, DEFAULT_STATE_DIR)]
-        more = [f"{name} {shlex.quote(str(is_))}" for name, is_, usual in given if str(is_) != str(usual)]
         if found is not None:
-            refuse_running(found[1], found[0], " ".join(["isthmus leave --yes", *more]))
+            refuse_running(found[1], found[0], files.leave_command(request.folder, request.state_dir))
         confirm("This machine leaves its cluster: it loses the overlay. Go on?", yes=yes)
     progress = _progress(as_json=as_json)
     try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from events.bus.enrolment import JoinToken
+from nodeagent.config import DEFAULT_STATE_DIR
 
 MARK = "# Written by `isthmus join`; `isthmus leave` removes it."
 """First line of each file that a join writes. A file without it is somebody else's and is left alone."""
 
+FOLDER = Path("/etc/isthmus")
 UNIT = "isthmus-agent.service"
 UNITS = Path(__file__).parents[1] / "systemd"
 _EXECUTABLE = "/opt/isthmus/bin/isthmus"
@@ -52,6 +55,13 @@ def settings(
         *(f"{key} = {_toml(value)}" for key, value in more),
     ]
     return "\n".join(lines) + "\n"
+
+
+def leave_command(folder: Path, state_dir: Path, *more: str) -> str:
+    """`isthmus leave` as it has to be typed where these are the folders."""
+    usual = (("--folder", folder, FOLDER), ("--state-dir", state_dir, Path(DEFAULT_STATE_DIR)))
+    words = [word for option, is_, was in usual if is_ != was for word in (option, str(is_))]
+    return shlex.join(["isthmus", "leave", *more, "--yes", *words])
 
 
 def _toml(value: Any) -> str:

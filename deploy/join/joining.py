@@ -38,7 +38,7 @@ READY_LIMIT_S = 60.0
 LOOK_S = 0.5
 RESTARTS_LIMIT = 3
 """Ends of a just started agent after which its own words are shown instead of waiting on."""
-FOLDER = Path("/etc/isthmus")
+FOLDER = files.FOLDER
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,16 +81,16 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     """
     config = request.folder / "agent.toml"
     with progress.step("token") as step:
+        if not request.dry_run:
+            host.require_root()  # first: others cannot even read what is here
         token = _token(request)
-        _same_node(config, token)
+        _same_node(request, config, token)
         by_hand = earlier.settings_by_hand(config)
         request = _going_on(request, by_hand)
         name = token.node if not numbered(token.names) or _known(request, token) else f"named {token.names}"
         step.done(f"node {name} of cluster {token.cluster}, bus {', '.join(token.servers)}")
     command: Sequence[str] = ()
     with progress.step("machine") as step:
-        if not request.dry_run:
-            host.require_root()
         _same_keeper(request)
         if request.container:
             engine = await _engine(request)
@@ -122,11 +122,11 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
     with progress.step("configuration") as step:
         if not request.dry_run:  # which has made no credentials to name
             _check(text, config)
-        resettled = _put(request, step, config, text, mode=0o644)
+        _put(request, step, config, text, mode=0o644)
     if request.container:
-        await _container(request, progress, command, resettled=resettled)
+        await _container(request, progress, command, config)
     elif not request.foreground:
-        await _service(request, progress, command, config, resettled=resettled)
+        await _service(request, progress, command, config)
     if request.foreground or request.dry_run:
         return Joined(node=token.node, cluster=token.cluster, config=str(config))
     with progress.step("agent") as step:
@@ -192,15 +192,15 @@ def _held(folder: Path, token: JoinToken) -> creds.Credentials | None:
     return known
 
 
-def _same_node(config: Path, token: JoinToken) -> None:
+def _same_node(request: JoinRequest, config: Path, token: JoinToken) -> None:
     """Raises Refused(machine_is_a_node) before the token is used, if the settings here are another node's."""
     found = earlier.identity(config)
     if found is not None and (found.node, found.cluster) != (token.node, token.cluster):
         raise Refused(
             "machine_is_a_node",
             f"this machine is node {found.node!r} of cluster {found.cluster!r} ({config}), the token is for "
-            f"node {token.node!r} of cluster {token.cluster!r}: `isthmus leave --yes` first, the token stays "
-            f"good",
+            f"node {token.node!r} of cluster {token.cluster!r}: "
+            f"`{files.leave_command(request.folder, request.state_dir)}` first, the token stays good",
             node=found.node,
             cluster=found.cluster,
         )
@@ -224,7 +224,7 @@ def _same_keeper(request: JoinRequest) -> None:
         raise Refused(
             "machine_is_a_node",
             f"the agent of this machine is run by {by}: say it {'with' if kept else 'without'} --container, or "
-            f"`isthmus leave --yes` first",
+            f"`{files.leave_command(request.folder, request.state_dir)}` first",
         )
 
 
@@ -279,7 +279,10 @@ async def _credentials(
         step.unchanged(f"{held} is there, good {until}")
         return token, options
     if request.dry_run:
-        step.planned(f"redeem the token into {held}; the key is made here")
+        guessed = (
+            f"; the issuer gives the number, {token.node} stands for it here" if numbered(token.names) else ""
+        )
+        step.planned(f"redeem the token into {held}; the key is made here{guessed}")
         return token, options
     request.folder.mkdir(parents=True, exist_ok=True, mode=0o770)
     given, options = await redeem(
@@ -301,9 +304,7 @@ def _check(text: str, path: Path) -> None:
         raise refuse(faults, str(path))
 
 
-async def _service(
-    request: JoinRequest, progress: Progress, command: Sequence[str], config: Path, *, resettled: bool
-) -> None:
+async def _service(request: JoinRequest, progress: Progress, command: Sequence[str], config: Path) -> None:
     with progress.step("account") as step:
         if request.dry_run:
             step.planned("account isthmus, folders /etc/isthmus and /etc/cni/net.d")
@@ -317,9 +318,9 @@ async def _service(
             return
         if changed:
             await host.system("systemctl", "daemon-reload")
-        changed = changed or resettled
         if (
             not changed
+            and not _began_before(request, config, path)
             and await host.unit_is("active", files.UNIT)
             and await host.unit_is("enabled", files.UNIT)
         ):
@@ -330,15 +331,14 @@ async def _service(
         step.done(f"{files.UNIT} started, and at every boot")
 
 
-async def _container(
-    request: JoinRequest, progress: Progress, command: Sequence[str], *, resettled: bool
-) -> None:
+async def _container(request: JoinRequest, progress: Progress, command: Sequence[str], config: Path) -> None:
     with progress.step("container") as step:
-        changed = _put(request, step, request.folder / containers.FILE, containers.text(command), mode=0o600)
+        kept = request.folder / containers.FILE
+        changed = _put(request, step, kept, containers.text(command), mode=0o600)
         if request.dry_run:
             step.planned("start the agent by this command", shlex.join(command))
             return
-        if not (changed or resettled) and await containers.runs(command[0]):
+        if not changed and not _began_before(request, config, kept) and await containers.runs(command[0]):
             step.unchanged(f"container {containers.NAME} runs ({command[0]})")
             return
         host.own(request.folder, request.state_dir)
@@ -347,6 +347,15 @@ async def _container(
             chain.install(chain.DIRECTORIES)
         await containers.start(command, (request.folder, request.state_dir))
         step.done(f"container {containers.NAME} started by {command[0]} from {request.image}")
+
+
+def _began_before(request: JoinRequest, *written: Path) -> bool:
+    """Whether the agent that runs began before those files were written: a join may have been broken off."""
+    try:
+        began = read_status(request.state_dir).started_at
+    except IsthmusError:
+        return True  # none has said anything
+    return any(path.stat().st_mtime > began for path in written)
 
 
 def _put(request: JoinRequest, step: Step, path: Path, text: str, *, mode: int = 0o644) -> bool:

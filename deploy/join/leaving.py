@@ -98,7 +98,8 @@ async def leave(request: LeaveRequest, progress: Progress) -> str:
                 if not request.untold:
                     raise Unavailable(
                         error.code,
-                        f"{error.message}. To leave all the same: `isthmus leave --untold --yes`; the cluster "
+                        f"{error.message}. To leave all the same: "
+                        f"`{files.leave_command(request.folder, request.state_dir, '--untold')}`; the cluster "
                         f"keeps the range until somebody runs `isthmus node remove {node}`",
                         **error.details,
                     ) from error

@@ -194,13 +194,20 @@ async def connect(
             raise Refused("forbidden", _refused(options, refusal), servers=list(options.servers)) from error
         raise Unavailable(
             "bus_unreachable",
-            f"no NATS server answers at {', '.join(options.servers)} ({_why(error, said)}): "
+            f"no NATS server answers at {', '.join(options.servers)} ({_with_clock(_why(error, said))}): "
             "check the address (--bus, ISTHMUS_BUS), the server, the network and the credentials",
             servers=list(options.servers),
         ) from error
     said.clear()
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+def _with_clock(why: str) -> str:
+    """With this machine's time, where a certificate is refused for its own: often the clock is wrong."""
+    if "not yet valid" in why or "certificate has expired" in why:
+        return f"{why}; this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return why
 
 
 def was_denied(client: Client, subject: str) -> bool:

@@ -139,7 +139,10 @@ async def _wrong_and_far(place: Place, tmp: Path) -> None:
     alone = msgspec.structs.replace(await place.token("n-4"), servers=("tls://127.0.0.1:1",))
     assert await refused(asked(alone, tmp / "n-4")) == "bus_unreachable"
     whole(tmp / "n-4", "n-4")
-    assert await refused(asked(await place.token("n-5"), folder)) == "machine_is_a_node"
+    with pytest.raises(IsthmusError) as taken:
+        await join(asked(await place.token("n-5"), folder), Progress())
+    assert taken.value.code == "machine_is_a_node"
+    assert f"`isthmus leave --yes --folder {folder}/etc --state-dir {folder}/state`" in taken.value.message
     other = msgspec.structs.replace(token, cluster="other")
     assert await refused(asked(other, folder)) == "machine_is_a_node"
     # Settings gone, credentials of another cluster there: they are not taken for the token's.

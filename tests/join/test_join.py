@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from controlplane.cli.main import root
-from deploy.join import containers, files, host, peers
+from deploy.join import containers, files, host, joining, peers
 from deploy.join.cli import leave
+from deploy.join.joining import JoinRequest
 from deploy.join.progress import Progress
 from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
@@ -305,3 +307,18 @@ def test_a_node_with_pods_does_not_leave_unasked(tmp_path: Path) -> None:
     done = CliRunner().invoke(leave, ["--state-dir", str(tmp_path), "--folder", str(folder)])
     assert "--yes" in str(done.exception), "without a terminal nobody is asked"
     assert (tmp_path / "status.json").exists()
+
+
+def test_an_agent_that_began_before_its_settings_were_written_is_started_afresh(tmp_path: Path) -> None:
+    """A join that was killed between writing and starting left an agent with the settings of before."""
+    written = tmp_path / "agent.toml"
+    written.write_text("")
+    request = JoinRequest(token="", state_dir=tmp_path)
+    assert joining._began_before(request, written)  # no agent has said anything
+    status = LocalStatus(
+        cluster="c", node="n", uid="u", pid=1, started_at=written.stat().st_mtime - 1, written_at=0
+    )
+    write_status(tmp_path, status)
+    assert joining._began_before(request, written)
+    write_status(tmp_path, msgspec.structs.replace(status, started_at=written.stat().st_mtime + 1))
+    assert not joining._began_before(request, written)
