@@ -19,6 +19,7 @@ from events.telemetry.spans import Outbox, SpanRecord, encode_spans
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.direct.paths import DirectPaths
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.gateway.reconciler import GatewayReconciler
@@ -101,6 +102,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     mesh: MeshProber
     tracer: PeerTracer
     ways: WayTable
+    direct: DirectPaths
     trace_requests: TraceRequests
     host_watch: HostWatch
     reporter: StatusReporter
@@ -119,6 +121,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             underlay.device or "no device",
             self.view.sequence,
         )
+        await self.direct.begin()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.follower.run(), name="follower")
@@ -133,6 +136,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.mesh.run(), name="mesh")
                 tasks.create_task(self.tracer.run(), name="mesh traces")
                 tasks.create_task(self.trace_requests.run(), name="requests for traces")
+                tasks.create_task(self._direct(), name="direct ways")
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")
@@ -171,6 +175,10 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             self.node.hold()
             await session.admitted.wait()
         await self.dispatcher.begin()
+
+    async def _direct(self) -> None:
+        await self.dispatcher.begun.wait()
+        await self.direct.run()
 
     async def _serve(self) -> None:
         await self.dispatcher.begun.wait()

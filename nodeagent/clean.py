@@ -21,7 +21,7 @@ from nodeagent.gateway.remove import gateway_remove
 from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
-from nodeagent.netlink import links
+from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind
 from nodeagent.netlink.socket import Engine, NetlinkChannel
@@ -46,6 +46,7 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         routes = await asyncio.to_thread(_remove_routes)
         if routes:
             removed.append(f"{routes} routes")
+        await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
         try:
             if await ruleset.remove():
                 removed.append(f"nftables table inet {ruleset.TABLE}")

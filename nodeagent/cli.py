@@ -103,6 +103,8 @@ def agent() -> None:
               help="Let pods through others' chains (Docker, ufw) that drop the rest.")  # fmt: skip
 @click.option("--fastpath", type=click.Choice(["auto", "off", "require"]), default="auto", show_default=True,
               help="Carry flows that the node's stack has let through by eBPF.")  # fmt: skip
+@click.option("--direct", type=click.Choice(["off", "auto", "on"]), default="off", show_default=True,
+              help="Reach peers on the same link without the tunnel, where packets pass.")  # fmt: skip
 @click.option("--gateway", is_flag=True,
               help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",

@@ -21,6 +21,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
+from nodeagent.direct.paths import DirectPaths
 from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import Programs
 from nodeagent.fastpath.reconciler import FastPath
@@ -103,6 +104,7 @@ class HealthSources:
             device=self._config.device,
             ifindex=tunnel.ifindex,
             mtu=tunnel.spec.mtu,
+            exits=self._reconciler.found.exits,
         )
 
     def host(self) -> Host | None:
@@ -239,6 +241,18 @@ def compose(
     firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall, replacing=replacing)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
     pods, sources_of_pods = PodWatch(config, view, conditions), PodSources(view, session)
+    fast = FastPath(
+        conditions,
+        reconciler.tunnel,
+        view,
+        mtus=lambda: reconciler.found.mtus,
+        passed_by=lambda: reconciler.found.exits,
+        predecessors=Predecessors(config.state_dir),
+        loaded=fastpath[0],
+        why_not=fastpath[1],
+    )
+    ways = WayTable()
+    direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
     node = NodeConfiguration(
         config,
         view,
@@ -248,25 +262,16 @@ def compose(
         firewall=firewall,
         gateway=gateway,
         pods=pods,
+        direct=direct,
         held=lambda: session.held,
         chain=sources_of_pods.chain,
     )
     facts = PodFacts(config.state_dir, enabled=config.pod_facts, epoch_of=sources_of_pods.epoch_of)
     plugin = PluginKeeper(config, facts, standing=sources_of_pods.standing, changed=node.follow)
     sources_of_pods.plugin, pods.on_look = plugin, plugin.on_look
-    fast = FastPath(
-        conditions,
-        reconciler.tunnel,
-        view,
-        mtus=lambda: reconciler.found.mtus,
-        predecessors=Predecessors(config.state_dir),
-        loaded=fastpath[0],
-        why_not=fastpath[1],
-    )
     dispatcher = ChangeDispatcher(view, reconciler, node, fast)
     sources = HealthSources(config, view, reconciler)
     path = PathProber(conditions, context=sources.route, diagnose=sources.explain)
-    ways = WayTable()
     mesh = MeshProber(path, context=sources.route, narrow=lambda: reconciler.found.mtus)
     tracer = PeerTracer(mesh.told)
     mesh.tracer = tracer
@@ -328,6 +333,7 @@ def compose(
         mesh=mesh,
         tracer=tracer,
         ways=ways,
+        direct=direct,
         trace_requests=TraceRequests(session, config.cluster, config.node, trace=mesh.trace),
         host_watch=host_watch,
         reporter=reporter,
@@ -341,6 +347,7 @@ def compose(
     mesh.notify(reporter.due)
     tracer.due = reporter.due
     pods.notify(agent.pods_changed)
+    direct.notify(agent.node.follow)
     return agent
 
 

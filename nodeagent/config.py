@@ -15,6 +15,7 @@ from events.types import NodeKind
 
 CniPlugin = Literal["ptp", "bridge"]
 FastPathMode = Literal["auto", "off", "require"]
+DirectMode = Literal["off", "auto", "on"]
 DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
 DEFAULT_CNI_DIR = "/etc/cni/net.d"
 DEFAULT_DEVICE = "isthmus"
@@ -64,6 +65,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether others' forward chains that drop the rest get rules that let the overlay's packets through."""
     fastpath: FastPathMode = "auto"
     """Whether flows that the stack has let through may bypass it, where the kernel can; or must."""
+    direct: DirectMode = "off"
+    """Whether peers on the same link may be reached without the tunnel; ``on``: or it is a condition."""
     gateway: bool = False
     """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0

@@ -15,6 +15,7 @@ from events.telemetry.role import Telemetry
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.direct.paths import DirectPaths
 from nodeagent.firewall.reconciler import FirewallReconciler
 from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
@@ -41,6 +42,7 @@ class NodeConfiguration:
         firewall: FirewallReconciler,
         gateway: GatewayReconciler,
         pods: PodWatch,
+        direct: DirectPaths,
         held: Callable[[], bool],
         chain: Callable[[], Chain | None],
     ) -> None:
@@ -49,7 +51,7 @@ class NodeConfiguration:
         """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
-        self._pods = pods
+        self._pods, self._direct = pods, direct
         self._held, self._chain = held, chain
         self._verified_at = 0
         self._rules: Rules | None = None
@@ -74,18 +76,19 @@ class NodeConfiguration:
             underlay=self._reconciler.tunnel.underlay_address(),
             strays=self._pods.strays,
             entries=self._entries(view.plan.cidrs),
+            direct=self._direct.device,
         )
         if rules.ifindex or not self._config.take_over:
             # By its name alone the tunnel would not be known while it is another network's: its packets would
             # be dropped until it is renamed, and again when it is given back.
-            self._firewall.want(rules, view.vteps, view.sequence)
+            self._firewall.want(rules, view.vteps, view.sequence, self._direct.admitted)
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 
     def _shut(self) -> None:
         """A member no more: its rules stay, but nobody from outside comes in by them."""
-        if self._rules is not None and self._rules.entries:
-            self._rules = msgspec.structs.replace(self._rules, entries=())
+        if self._rules is not None and (self._rules.entries or self._rules.direct):
+            self._rules = msgspec.structs.replace(self._rules, entries=(), direct=0)
             self._firewall.want(self._rules, self._view.vteps, self._view.sequence)
 
     def _entries(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:

@@ -124,6 +124,17 @@ def _without_ipv6_addresses(device: str) -> bool:
     return True
 
 
+def loosen_reverse_path(device: str) -> bool:
+    """Let packets of a pod come in by a device although the way back to it is another one (rp_filter 1 → 2).
+
+    True if something was changed. Raises OSError.
+    """
+    strict = {read_sysctl(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", device)}
+    if "1" not in strict or "2" in strict:
+        return False
+    return set_sysctl(f"net/ipv4/conf/{device}/rp_filter", "2")
+
+
 def prepare_host(device: str, *, behind_nat: bool, gro: bool) -> tuple[list[str], list[str]]:
     """Everything that the tunnel device and the host need; what was done, and what could not be done."""
     done: list[str] = []

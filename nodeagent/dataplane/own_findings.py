@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from events.status import WayKind
 from nodeagent.dataplane.desired import Desired
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
@@ -19,8 +20,11 @@ from nodeagent.netlink.rows import (
     route_value,
     side_route_value,
     split_cidr,
+    split_side_route,
 )
 from nodeagent.ways.table import Exit
+
+PRECEDENCE: tuple[WayKind, ...] = ("tunnel", "relayed", "nat", "direct")
 
 
 class OwnFindings:
@@ -31,6 +35,7 @@ class OwnFindings:
     def __init__(self) -> None:
         self.mtus: dict[Peer, int] = {}
         self.exits: dict[Peer, Exit] = {}
+        self._by_kind: dict[WayKind, dict[Peer, Exit]] = {}
         self.device_mtu = 0
 
     def narrow(self, mtus: Mapping[Peer, int], view: View | None, desired: Desired | None) -> list[Operation]:
@@ -48,10 +53,18 @@ class OwnFindings:
             )
         ]
 
-    def prefer(self, exits: Mapping[Peer, Exit], view: View | None, desired: Desired | None) -> list[Operation]:
-        """The whole of what leads to peers by another way than the tunnel; what to write for it."""
-        before, self.exits = self.exits, dict(exits)
-        changed = [peer for peer in {**before, **exits} if before.get(peer) != exits.get(peer)]
+    def prefer(
+        self, exits: Mapping[Peer, Exit], view: View | None, desired: Desired | None, *, by: WayKind
+    ) -> list[Operation]:
+        """The whole of what leads to peers by ways of one kind; what to write for it.
+
+        Of several kinds the later one of :data:`PRECEDENCE` leads.
+        """
+        self._by_kind[by] = dict(exits)
+        before, self.exits = self.exits, {}
+        for kind in PRECEDENCE:
+            self.exits.update(self._by_kind.get(kind, {}))
+        changed = [peer for peer in {**before, **self.exits} if before.get(peer) != self.exits.get(peer)]
         if desired is None:
             return []
         return [
@@ -67,8 +80,15 @@ class OwnFindings:
         for peer in _present(self.exits, view):
             desired.prefer(peer, self._preferred(peer))
 
-    def adopt(self, routes: Mapping[bytes, bytes], view: View) -> None:
-        """At the start: what an earlier life found of narrow ways stands in the kernel's routes."""
+    def adopt(self, routes: Mapping[bytes, bytes], view: View, *, sideways: bool) -> None:
+        """At the start: what an earlier life found of the ways stands in the kernel's routes.
+
+        ``sideways``: routes over other devices, to a peer's own address there, may go on.
+        """
+        if sideways:
+            direct = {peer: way for peer in view.peers if (way := _direct_way(peer, routes)) is not None}
+            self._by_kind["direct"] = direct
+            self.exits = {**direct}
         narrow = {
             key: int.from_bytes(value[4:], "big")
             for key, value in routes.items()
@@ -87,11 +107,10 @@ class OwnFindings:
         for key in keys:
             desired.rows.routes.pop(key, None)
         if keys:
-            self.exits = {
-                peer: way
-                for peer, way in self.exits.items()
-                if preferred_key(*split_cidr(peer.cidr)) not in keys
-            }
+            lost = {peer for peer in self.exits if preferred_key(*split_cidr(peer.cidr)) in keys}
+            for ways in (self.exits, *self._by_kind.values()):
+                for peer in lost:
+                    ways.pop(peer, None)
         return bool(keys)
 
     def _preferred(self, peer: Peer) -> bytes | None:
@@ -101,6 +120,15 @@ class OwnFindings:
         if not way.device:
             return route_value(way.gateway, self.mtus.get(peer, 0))
         return side_route_value(way.gateway, self.mtus.get(peer, self.device_mtu), way.device, way.source)
+
+
+def _direct_way(peer: Peer, routes: Mapping[bytes, bytes]) -> Exit | None:
+    _, _, underlay, _ = peer.packed()
+    value = routes.get(preferred_key(*split_cidr(peer.cidr)), b"")
+    if len(value) != 16 or value[:4] != underlay:
+        return None
+    gateway, _, device, source = split_side_route(value)
+    return Exit(gateway, device, source)
 
 
 def _present(peers: Iterable[Peer], view: View | None) -> list[Peer]:

@@ -16,7 +16,15 @@ import msgspec
 
 from events.errors import Refused
 from nodeagent.netlink import dump, links, messages
-from nodeagent.netlink.constants import AF_INET, PROTOCOL, RT_TABLE_MAIN, RTA_DST, RTA_OIF, RTM_NEWROUTE
+from nodeagent.netlink.constants import (
+    AF_INET,
+    PROBE_PROTOCOL,
+    PROTOCOL,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_OIF,
+    RTM_NEWROUTE,
+)
 from nodeagent.netlink.links import Link
 from nodeagent.netlink.socket import dumped
 
@@ -84,7 +92,7 @@ def foreign_routes(own_ifindex: int = 0, protocols: Iterable[int] = (0,)) -> lis
 def foreign_route(data: bytes, start: int, end: int) -> ForeignRoute | None:
     """The route that a message between two offsets describes; None for one of ours or of another table."""
     family, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(data, start)
-    if family != AF_INET or table != RT_TABLE_MAIN or protocol == PROTOCOL:
+    if family != AF_INET or table != RT_TABLE_MAIN or protocol in {PROTOCOL, PROBE_PROTOCOL}:
         return None
     attributes = dump.attributes(data, start + _RTMSG.size, end)
     network = IPv4Network((attributes.get(RTA_DST, bytes(4)), length))

@@ -16,7 +16,7 @@ from itertools import islice
 
 from events.attestation import text
 from events.errors import IsthmusError
-from events.status import DRIFT_SHOWN
+from events.status import DRIFT_SHOWN, WayKind
 from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_error
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
@@ -143,20 +143,20 @@ class Reconciler:
             if operations and self.view is not None:
                 self._write(self.view, operations)
 
-    async def prefer(self, exits: Mapping[Peer, Exit]) -> None:
-        """The whole of what leads to peers by another way than the tunnel, written at once.
+    async def prefer(self, exits: Mapping[Peer, Exit], *, by: WayKind) -> None:
+        """The whole of what leads to peers by ways of the kind ``by``, written at once.
 
         What the kernel refuses is not in ``found.exits`` afterwards. Cancelled while it waits for a resync,
         nothing was taken in.
         """
         async with self._lock:
-            operations = self.found.prefer(exits, self.view, self.desired)
+            operations = self.found.prefer(exits, self.view, self.desired, by=by)
             if operations and self.view is not None:
                 self._write(self.view, operations)
 
     def _adopt(self, view: View, desired: Desired) -> None:
         """In a worker thread, at the start: what an earlier life found of the ways stands in the routes."""
-        self.found.adopt(self.tunnel.routes(), view)
+        self.found.adopt(self.tunnel.routes(), view, sideways=self._config.direct != "off")
         self.found.put_into(desired, view)
 
     def _follow(self, view: View, changes: Sequence[PeerChange]) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import msgspec
 
@@ -52,7 +52,10 @@ class Counted(msgspec.Struct):
 
 
 class FastPath:
-    """The owner. ``loaded`` is None where the programs cannot be used; ``why_not`` says why then."""
+    """The owner. ``loaded`` is None where the programs cannot be used; ``why_not`` says why then.
+
+    ``passed_by`` are peers that are reached by another way than the tunnel: their packets take the stack.
+    """
 
     def __init__(
         self,
@@ -61,12 +64,14 @@ class FastPath:
         view: View,
         *,
         mtus: Callable[[], Mapping[Peer, int]],
+        passed_by: Callable[[], Container[Peer]] = frozenset,
         predecessors: Predecessors,
         loaded: Programs | None,
         why_not: str,
     ) -> None:
         self._conditions, self._tunnel, self._view, self._mtus = conditions, tunnel, view, mtus
         self._predecessors, self._loaded, self.why_not = predecessors, loaded, why_not
+        self._passed_by = passed_by
         self._entries: dict[bytes, bytes] = {}
         self._record = NodeRecord()
         self._hooks: set[Hook] = set()
@@ -131,7 +136,9 @@ class FastPath:
         fresh = dict(
             layout.peer_entry(change.after, narrower.get(change.after, mtu))
             for change in changes
-            if change.after is not None and self._current(change.after)
+            if change.after is not None
+            and self._current(change.after)
+            and change.after not in self._passed_by()
         )
         room = layout.PEERS_LIMIT - len(self._entries)
         if len(fresh) > room:
@@ -236,10 +243,11 @@ class FastPath:
 
     def _desired(self) -> dict[bytes, bytes]:
         mtu, narrower = self._device_mtu(), self._mtus()
+        others = self._passed_by()
         entries = (
             layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)))
             for peer in self._view.peers
-            if ":" not in peer.underlay
+            if ":" not in peer.underlay and peer not in others
         )
         return dict(entry for entry, _ in zip(entries, range(layout.PEERS_LIMIT), strict=False))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
@@ -55,7 +55,8 @@ class FirewallReconciler:
         self._replacing = replacing
         self._rules: Rules | None = None
         self._members: Callable[[], set[str]] = set
-        self._applied: tuple[Rules, frozenset[str]] | None = None
+        self._near: Callable[[], Mapping[str, str]] = dict
+        self._applied: tuple[Rules, frozenset[str], dict[str, str]] | None = None
         self._listing = ""
         self._wake = asyncio.Event()
         self._verify = False
@@ -80,14 +81,21 @@ class FirewallReconciler:
         """How much of the log up to ``sequence`` the kernel's table follows; all of it where there is none."""
         return min(sequence, self._covered) if self._filters else sequence
 
-    def want(self, rules: Rules, members: Callable[[], set[str]], sequence: int) -> None:
+    def want(
+        self,
+        rules: Rules,
+        members: Callable[[], set[str]],
+        sequence: int,
+        near: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         """The table to have from now on, by the log up to ``sequence``.
 
-        ``members`` is asked for the known VTEPs when it is written.
+        ``members`` is asked for the known VTEPs when it is written, ``near`` for the MACs of those, by
+        range, whose plain packets may come in.
         """
         if not self._enabled:
             return
-        self._rules, self._members, self._sequence = rules, members, sequence
+        self._rules, self._members, self._sequence, self._near = rules, members, sequence, near
         self._causes.note()
         self.settled.clear()
         self._wake.set()
@@ -172,7 +180,8 @@ class FirewallReconciler:
                 self._applied = None
         if self._rules is None:
             return
-        wanted, sequence = (self._rules, frozenset(self._members())), self._sequence
+        near = dict(self._near()) if self._rules.direct else {}
+        wanted, sequence = (self._rules, frozenset(self._members()), near), self._sequence
         parent, links = self._causes.take()
         if wanted != self._applied:
             with self._telemetry.span(
@@ -197,15 +206,18 @@ class FirewallReconciler:
             self.settled.set()
         self._confirm(in_step=True, covered=sequence)
 
-    async def _write(self, wanted: tuple[Rules, frozenset[str]]) -> None:
-        rules, vteps = wanted
+    async def _write(self, wanted: tuple[Rules, frozenset[str], dict[str, str]]) -> None:
+        rules, vteps, near = wanted
         if self._applied is not None and self._applied[0] == rules:
             before = self._applied[1]
             added, removed = vteps - before, before - vteps
-            if len(added) + len(removed) <= INCREMENT_LIMIT:
-                await ruleset.nft(ruleset.render_members(added, removed))
+            there = self._applied[2]
+            gone = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
+            fresh = {cidr: mac for cidr, mac in near.items() if there.get(cidr) != mac}
+            if len(added) + len(removed) + len(gone) + len(fresh) <= INCREMENT_LIMIT:
+                await ruleset.nft(ruleset.render_members(added, removed) + ruleset.render_near(fresh, gone))
                 return
         also = await self._replacing.also() if self._replacing is not None else ""
-        await ruleset.replace(rules, vteps, also=also)
+        await ruleset.replace(rules, vteps, also=also, near=near)
         if self._replacing is not None:
             await self._replacing.after()

@@ -15,6 +15,10 @@ What it enforces, each by name in the table:
   where their route leads (not a pod that pretends to be one of them), and not to a range's first two addresses,
   which are a node's own; answers leave by the gateway that has the connection. Each packet is asked anew: who
   is no longer listed is cut off in running connections, too.
+* ``neighboured``: a container address may also come in by the underlay device itself, in no tunnel, but only
+  from the MAC of that member (``neighbours``: as the kernel's neighbour table has it), with an address of that
+  member's range, and to this node's own range. ``nearby`` are these ranges: to them plain packets may
+  leave, and from them packets may come by the tunnel although the way back is another one.
 * ``strays``: pods with addresses of a range that the node had before answer this node (probes), and are
   cut off from everybody else.
 * ``masqueraded``: pods that talk to the outside do it with the node's address, and the node itself and whom
@@ -42,8 +46,10 @@ transaction has taken effect as a whole or not at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, ip_address
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -77,6 +83,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
     entries: tuple[str, ...] = ()
     """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
+    direct: int = 0
+    """Index of the underlay device by which neighbours' packets may come in without a tunnel; 0: none may."""
 
 
 def source_ports(vxlan_port: int) -> str:
@@ -84,10 +92,21 @@ def source_ports(vxlan_port: int) -> str:
     return f"1024-{vxlan_port - 1}" if vxlan_port > 32768 else f"{vxlan_port + 1}-65535"
 
 
-def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> str:
+NOBODY: Mapping[str, str] = MappingProxyType({})
+
+
+def render(
+    rules: Rules,
+    vteps: Iterable[str],
+    *,
+    stale: Iterable[str] = (),
+    near: Mapping[str, str] = NOBODY,
+    stale_near: Mapping[str, str] = NOBODY,
+) -> str:
     """The transaction: make the table (so that flushing works), drop its rules, write them again.
 
-    ``stale`` are addresses that the sets hold and should not.
+    ``near``: the MAC of each member whose plain packets may come in, by its range. ``stale``,
+    ``stale_near`` are what the sets hold and should not.
     """
     known = sorted(vteps, key=lambda text: ip_address(text).packed)
     ports = source_ports(rules.port)
@@ -99,10 +118,14 @@ def render(rules: Rules, vteps: Iterable[str], *, stale: Iterable[str] = ()) -> 
         "ip saddr @strays fib saddr . iif oif exists ct state established accept" if rules.strays else ""
     )
     probing = "ip daddr @strays fib saddr type local accept" if rules.strays else ""
+    direct = rules.direct
+    sets = _near_sets(near) if direct else ""
+    vtep = str(IPv4Network(own).network_address)
+    outside = "through" if direct else "outside"
     return f"""\
 table inet {TABLE} {{}}
 flush table inet {TABLE}
-{render_members((), stale)}\
+{render_members((), stale)}{render_near({}, stale_near)}\
 table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; set entries {{ type ipv4_addr; flags interval; }}; }}
 flush set inet {TABLE} strays
 flush set inet {TABLE} entries
@@ -129,6 +152,7 @@ table inet {TABLE} {{
     flags interval
     {_elements(rules.entries)}
   }}
+  {sets}
   chain received {{
     type filter hook prerouting priority raw; policy accept;
     iif{tunnel} ip saddr != {containers} counter drop
@@ -150,11 +174,17 @@ table inet {TABLE} {{
     counter drop
   }}
   chain tunnelled {{
-    fib saddr . iif oif missing counter drop
-    accept
+    {"fib saddr . iif oif exists accept" if direct else "fib saddr . iif oif missing counter drop"}
+    {"ip saddr @nearby accept" if direct else "accept"}
+    {"counter drop" if direct else ""}
+  }}
+  chain neighboured {{
+    ip daddr {own} accept
+    counter drop
   }}
   chain pods {{
     iifname "{rules.device}" goto tunnelled
+    {f"iif {direct} ether saddr . ip saddr @neighbours goto neighboured" if direct else ""}
     ip saddr != {own} counter drop
     fib saddr . iif oif missing counter drop
     accept
@@ -193,7 +223,8 @@ table inet {TABLE} {{
   chain masqueraded {{
     type nat hook postrouting priority srcnat + 5; policy accept;
     ip saddr {own} ip daddr != {containers} jump outside
-    oifname "{rules.device}" ip saddr != {containers} ip daddr {containers} jump outside
+    oifname "{rules.device}" ip saddr != {containers} ip daddr {containers} jump {outside}
+    {f"oif {direct} ip saddr != {containers} ip daddr @nearby jump through" if direct else ""}
     ip saddr @entries ip daddr {containers} fib saddr type != local jump outside
   }}
   chain outside {{
@@ -201,6 +232,11 @@ table inet {TABLE} {{
     meta l4proto tcp counter masquerade to :{ports} fully-random
     meta l4proto udp counter masquerade to :{ports} fully-random
     counter masquerade
+  }}
+  chain through {{
+    meta l4proto tcp counter snat ip to {vtep}:{ports} fully-random
+    meta l4proto udp counter snat ip to {vtep}:{ports} fully-random
+    counter snat ip to {vtep}
   }}
   chain leaving {{
     type filter hook postrouting priority srcnat + 50; policy accept;
@@ -210,6 +246,7 @@ table inet {TABLE} {{
   chain inside {{
     oif{tunnel} accept
     ip daddr {own} accept
+    {f"oif {direct} ip saddr {own} ip daddr @nearby accept" if direct else ""}
     oifname "{rules.device}" accept
     oif {LOOPBACK} accept
     {probing}
@@ -234,6 +271,31 @@ def render_members(added: Iterable[str], removed: Iterable[str]) -> str:
     return "".join(lines)
 
 
+def render_near(added: Mapping[str, str], removed: Mapping[str, str]) -> str:
+    """A transaction that only changes whose plain packets come in; what is removed goes first."""
+    lines = []
+    moved = added.keys() & removed.keys()
+    for verb, near in (("delete", removed), ("add", added)):
+        for cidr, mac in sorted(near.items()):
+            lines.append(f"{verb} element inet {TABLE} neighbours {{ {mac} . {cidr} }}\n")
+            if cidr not in moved:
+                lines.append(f"{verb} element inet {TABLE} nearby {{ {cidr} }}\n")
+    return "".join(lines)
+
+
+def _near_sets(near: Mapping[str, str]) -> str:
+    return f"""set neighbours {{
+    type ether_addr . ipv4_addr
+    flags interval
+    {_elements(f"{mac} . {cidr}" for cidr, mac in sorted(near.items()))}
+  }}
+  set nearby {{
+    type ipv4_addr
+    flags interval
+    {_elements(sorted(near))}
+  }}"""
+
+
 def _elements(values: Iterable[str]) -> str:
     joined = ", ".join(values)
     return f"elements = {{ {joined} }}" if joined else ""
@@ -247,7 +309,9 @@ async def nft(script: str) -> None:
     await _run("-f", "-", stdin=script)
 
 
-async def replace(rules: Rules, vteps: Iterable[str], *, also: str = "") -> None:
+async def replace(
+    rules: Rules, vteps: Iterable[str], *, also: str = "", near: Mapping[str, str] = NOBODY
+) -> None:
     """Bring the table to this form without losing a packet, whatever it holds now; ``also`` in the same step.
 
     A table whose chains or sets are of another kind (another version's, somebody's own beside ours) cannot
@@ -256,15 +320,23 @@ async def replace(rules: Rules, vteps: Iterable[str], *, also: str = "") -> None
     wanted = list(vteps)
     others = _rules_by_chain(await listing()).keys() - _rules_by_chain(render(rules, ())).keys()
     stale = await elements_of("vteps", "vteps6") - set(wanted)
+    there = await neighbours()
+    stale_near = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
     other_cidrs = await elements_of("containers") - set(rules.cidrs)
     try:
         if not other_cidrs and not others:
-            await nft(render(rules, wanted, stale=stale) + also)
+            await nft(render(rules, wanted, stale=stale, near=near, stale_near=stale_near) + also)
             return
     except Refused as error:
         if error.code != "firewall_refused":
             raise
-    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted) + also)
+    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted, near=near) + also)
+
+
+async def neighbours() -> dict[str, str]:
+    """Whose plain packets the table lets in: range → MAC. Raises Refused as `nft` does."""
+    pairs = [text.split(" . ") for text in await elements_of("neighbours") if " . " in text]
+    return {cidr: mac for mac, cidr in pairs}
 
 
 async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> set[str]:
@@ -280,6 +352,8 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
         for entry in msgspec.json.decode(text)["nftables"]:
             for element in entry.get("set", {}).get("elem", ()):
                 match element:
+                    case {"concat": [mac, where]}:
+                        found.add(f"{mac} . {_cidr(where)}")
                     case {"prefix": prefix}:
                         found.add(f"{prefix['addr']}/{prefix['len']}")
                     case {"elem": timed}:
@@ -287,6 +361,13 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
                     case _:
                         found.add(str(element))
     return found
+
+
+def _cidr(value: Any) -> str:
+    match value:
+        case {"prefix": prefix}:
+            return f"{prefix['addr']}/{prefix['len']}"
+    return f"{value}/32"
 
 
 async def listing() -> str:
@@ -299,13 +380,14 @@ async def listing() -> str:
         return ""
 
 
-def as_written(text: str, rules: Rules, vteps: Iterable[str]) -> bool:
+def as_written(text: str, rules: Rules, vteps: Iterable[str], near: Mapping[str, str] = NOBODY) -> bool:
     """Whether a listing has these chains, as many rules in each, and these members; no less and no more."""
     sets = _elements_by_set(text)
     wanted = {
         "vteps": {address for address in vteps if ":" not in address},
         "vteps6": {str(ip_address(address)) for address in vteps if ":" in address},
         "strays": set(rules.strays),
+        **({"nearby": set(near)} if rules.direct else {}),
     }
     return _rules_by_chain(text) == _rules_by_chain(render(rules, ())) and all(
         sets.get(name) == elements for name, elements in wanted.items()

@@ -13,8 +13,9 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,7 @@ from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View, first_address
 from nodeagent.netlink import links
 from nodeagent.path_mtu.probe import PROBE_PORT
+from nodeagent.ways.table import Exit
 
 log = logging.getLogger("isthmus.agent.path")
 
@@ -48,13 +50,20 @@ REPLIES_PER_S = 200
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where packets go in and out: what a round needs of the node. ``device`` is the tunnel."""
+    """Where packets go in and out: what a round needs of the node. ``device`` is the tunnel; ``exits`` are
+    peers that are reached by another device."""
 
     view: View
     underlay: str
     device: str
     ifindex: int
     mtu: int
+    exits: Mapping[Peer, Exit] = MappingProxyType({})
+
+    def leads_to(self, peer: Peer, device: int) -> bool:
+        """Whether packets to a peer should leave by the device of that index."""
+        way = self.exits.get(peer)
+        return device == (way.device if way is not None and way.device else self.ifindex)
 
 
 class Sharer(Protocol):
@@ -254,7 +263,7 @@ class PathProber:
             if error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV}:
                 return f"the kernel has no way for them ({os.strerror(error.errno)})"
             return ""
-        if way.index == context.ifindex:
+        if context.leads_to(peer, way.index):
             return ""
         return f"to {peer.node} they would leave by {way.device or 'no device'}" + (
             f" (table {way.table})" if way.table not in {0, 254} else ""

@@ -217,7 +217,7 @@ def _way(peer: Peer, route: Route, own_range: str) -> Step:
         if error.errno not in NO_WAY:
             raise
         return Step("route", 0, f"the kernel has no way from a pod here to {peer.cidr} ({_words(error)})")
-    if way.index == route.ifindex:
+    if route.leads_to(peer, way.index):
         return Step("route", 1, f"{peer.cidr} by {route.device}")
     taken = way.device or "no device"
     if way.table not in {0, 254}:

@@ -68,5 +68,8 @@ ADDRESSES_BY_HAND = 1  # linux/if_link.h: IN6_ADDR_GEN_MODE_NONE
 PROTOCOL = 84
 """Our number in the protocol field of routes (RTA) and neighbours (NDA_PROTOCOL): the mark of ownership."""
 
+PROBE_PROTOCOL = 86
+"""Marks routes by which only probes go: neither rows nor somebody else's routes."""
+
 RTM_F_LOOKUP_TABLE = 0x1000
 """Without it the kernel calls every routing table the main one."""

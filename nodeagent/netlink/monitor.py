@@ -21,6 +21,7 @@ from nodeagent.netlink.constants import (
     IFF_NOARP,
     IFF_UP,
     NLMSG_HEADER,
+    PROBE_PROTOCOL,
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_PRIORITY,
@@ -182,8 +183,10 @@ def _route_notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -
     if ours is not None:
         return RowChange(Kind.ROUTE, ours[0], None if header.type == RTM_DELROUTE else ours[1])
     start = offset + NLMSG_HEADER
-    family, length, _, _, table, _, _, _, _ = _RTMSG.unpack_from(data[start : offset + header.length])
+    family, length, _, _, table, protocol, _, _, _ = _RTMSG.unpack_from(data[start : offset + header.length])
     if family != AF_INET or table != RT_TABLE_MAIN or length > 32 or header.type == RTM_DELROUTE:
+        return None
+    if protocol == PROBE_PROTOCOL:
         return None
     found = dump.attributes(data, start + _RTMSG.size, offset + header.length)
     network, priority = found.get(RTA_DST, bytes(4)), found.get(RTA_PRIORITY, bytes(4))
