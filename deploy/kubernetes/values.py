@@ -117,6 +117,7 @@ class Values(_Values, frozen=True, kw_only=True):
     cni_conf_dir: str = "/etc/cni/net.d"
     cni_plugin: Literal["ptp", "bridge"] = "ptp"
     fastpath: Literal["auto", "off", "require"] = "auto"
+    direct: Literal["off", "auto", "on"] = "off"
     tolerations: tuple[Toleration, ...] = (Toleration(operator="Exists"),)
     node_selector: dict[str, str] = {}
     resources: RoleResources = RoleResources()

@@ -79,6 +79,10 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Also: a CLB pair on two gateways, an API server stand-in behind it; backends and gateways fail.",
 )  # fmt: skip
 @click.option(
+    "--direct", is_flag=True,
+    help="Nodes of one site reach each other without the tunnel; plain packets are cut off meanwhile.",
+)  # fmt: skip
+@click.option(
     "--break", "breaks", multiple=True, metavar="KIND", type=click.Choice([*KINDS, "all"]),
     help=f"Break a path instead, and show its verdict; may be repeated: {', '.join(KINDS)}, or all.",
 )  # fmt: skip
@@ -112,7 +116,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool,
+    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool, direct: bool,
     breaks: tuple[str, ...], capsule: Path | None, source: str | None, kubernetes: bool, binaries: Path | None,
     nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
@@ -134,6 +138,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
+    isthmus lab --direct                nodes of one site without the tunnel
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
@@ -196,7 +201,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
-        bus_servers=int(bus_servers), leaf=leaf, clb=clb, breaks=broken,
+        bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, breaks=broken,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

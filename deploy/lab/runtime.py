@@ -96,6 +96,8 @@ class Lab:
         self.buses = buses
         self.gateways = False
         """Whether the cloud nodes' agents run with --gateway."""
+        self.direct = False
+        """Whether all agents run with --direct on."""
         self.stand_ins: list[Daemon] = []
         """Other people's programs, for the checks of the CLB pair."""
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
@@ -332,6 +334,8 @@ class Lab:
         line = commands.agent(node, directory)
         if self.gateways and node.kind == "cloud":
             line.append("--gateway")
+        if self.direct:
+            line += ["--direct", "on"]
         agent = Daemon(node.name, machine, line, self.directory.log(node.name), environment)
         started = LabNode(node, machine, agent, directory)
         self.nodes[node.name] = started

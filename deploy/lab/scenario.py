@@ -46,6 +46,7 @@ class LabOptions:
     bus_servers: int = 1
     leaf: bool = False
     clb: bool = False
+    direct: bool = False
     breaks: Sequence[str] = ()
     """Paths to break instead of the other checks, by kind."""
     console: int = -1  # descriptor of a listening socket of the host, for the console
@@ -91,7 +92,7 @@ async def _main(
     async with Lab(
         topology, directory, plugins, quarantine_s=options.quarantine_s, secure=options.secure, buses=buses
     ) as lab:
-        lab.gateways = options.clb
+        lab.gateways, lab.direct = options.clb, options.direct
         checking = asyncio.create_task(_run_checks(lab, report, options, directory, state), name="lab: checks")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -133,6 +134,10 @@ async def _run_checks(
         return
     await overlay.cyclic_ranges(lab, report)
     await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")
+    if options.direct:
+        from deploy.lab.checks.direct import on_one_link
+
+        await on_one_link(lab, report)
     if options.secure or options.leaf:
         from deploy.lab.checks.mesh import traced
 

@@ -2,7 +2,8 @@
 
 Each way has two hosts of its own (namespaces on a veth pair) with a pod each behind a veth with a host
 route, what the ``ptp`` plugin makes, and MTU 1450 inside. ``tunnel`` is device, rows and nftables table by
-the agent's own parts, as a node has them, and ``fast path`` the same with the eBPF programs. The baselines
+the agent's own parts, as a node has them, ``fast path`` the same with the eBPF programs, and ``direct`` the
+same as ``tunnel`` with the other host for a neighbour that is reached without it. The baselines
 are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful firewall
 pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
 
@@ -27,7 +28,7 @@ from tests.bench.agent_place import run_inside
 
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
-WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path")
+WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct")
 FIGURES = {
     "tcp1": ("TCP, 1 stream", "Gbit/s", "higher"),
     "tcp4": ("TCP, 4 streams", "Gbit/s", "higher"),
@@ -164,8 +165,11 @@ def _hosts(place: int, way: str) -> None:
             ip -n {pod} addr add {own}.2/32 dev eth0
             ip -n {pod} route add {own}.1 dev eth0; ip -n {pod} route add default via {own}.1
         """)
-        if way in {"tunnel", "fast path"}:
+        if way in {"tunnel", "fast path", "direct"}:
             _run(host, f"prepare({number}, {other}, fast={way == 'fast path'})")
+            if way == "direct":
+                _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other} || true")  # the kernel learns the MAC
+                _run(host, f"lead_directly({number}, {other})")
             continue
         _sh(f"ip -n {host} route add 172.16.{other}.0/24 via 10.0.0.{other}")
         if "conntrack" in way:
@@ -174,5 +178,5 @@ def _hosts(place: int, way: str) -> None:
 
 
 def _run(host: str, call: str) -> None:
-    code = f"from tests.nodeagent.host import prepare; {call}"
+    code = f"from tests.nodeagent.host import lead_directly, prepare; {call}"
     subprocess.run(["ip", "netns", "exec", host, sys.executable, "-c", code], check=True)

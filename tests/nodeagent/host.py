@@ -12,8 +12,8 @@ from nodeagent.fastpath import layout, programs
 from nodeagent.fastpath.programs import Programs
 from nodeagent.firewall import ruleset
 from nodeagent.membership.peers import Peer, PeerChange
-from nodeagent.netlink import links
-from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes
+from nodeagent.netlink import links, neighbourhood
+from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes, mac_text, side_route_value
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 
 VNI, PORT, MTU = 100, 8472, 1450
@@ -66,6 +66,22 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     for hook in programs.hooks(index, underlay, [socket.if_nametoindex(name) for name in names]):
         loaded.hang(hook)
     return loaded
+
+
+def lead_directly(number: int, other: int) -> None:
+    """The other host is a neighbour on ``u``, reached without the tunnel. Its MAC must be known."""
+    device = socket.if_nametoindex("u")
+    near = {own_range(other): mac_text(neighbourhood.macs(device)[f"10.0.0.{other}"])}
+    rules = ruleset.Rules(
+        device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
+        ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", direct=device,
+    )  # fmt: skip
+    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}"], near=near))
+    desired = Desired()
+    desired.apply(PeerChange(None, peer(other)))
+    way = side_route_value(address_bytes(f"10.0.0.{other}"), MTU, device, address_bytes(f"172.16.{number}.0"))
+    with Engine(NetlinkChannel()) as engine:
+        assert not engine.execute(desired.prefer(peer(other), way), 0)
 
 
 def protect(number: int, *others: int, entries: tuple[str, ...] = ()) -> None:
