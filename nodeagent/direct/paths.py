@@ -44,7 +44,7 @@ log = logging.getLogger("isthmus.agent.direct")
 STEP_S = 0.1
 LOOK_S = 1.0
 """Between two looks at who is on the link, and by which MAC."""
-ROUTES_S = 60.0
+ROUTES_S = 300.0
 """How long the kernel's answer about the way to a peer counts, unless links or addresses change."""
 LOOKED_UP = 200
 """Peers whose way is asked of the kernel in one look."""
@@ -100,7 +100,11 @@ class DirectPaths:
 
     def admitted(self) -> Mapping[str, str]:
         """Whose plain packets may come in: range → MAC, of peers that the log has now."""
-        return {cidr: mac for cidr, mac in self._admitted.items() if self._view.peers.get(cidr) is not None}
+        return {
+            cidr: mac
+            for cidr, mac in self._admitted.items()
+            if (peer := self._view.peers.get(cidr)) is not None and self._near.get(cidr, peer) == peer
+        }
 
     async def begin(self) -> None:
         """Before the firewall is written for the first time: who is let in now is let in then."""
@@ -173,6 +177,7 @@ class DirectPaths:
             self._by_vtep = {first_address(cidr): peer for cidr, peer in near.items()}
             await self._lead_probes(underlay)
         self.book.follow(near.values(), now)
+        self._ways.keep(lambda peer: self._view.peers.get(peer.cidr) == peer)
         device = underlay.ifindex if underlay is not None and near else 0
         if (found, device) != (self._admitted, self.device):
             self._admitted, self.device = found, device
@@ -204,7 +209,7 @@ class DirectPaths:
     # --- asking ---------------------------------------------------------------------------------------------
 
     async def _step(self, now: float) -> None:
-        if now - self._looked >= LOOK_S:
+        if now - self._looked >= LOOK_S + len(self._near) / 1000:
             await self._look(now)
             self._check_routes(now)
             self._complain(now)
@@ -234,8 +239,6 @@ class DirectPaths:
         for change in changes:
             way = Way("direct", change.peer.underlay) if change.direct else TUNNEL
             self._ways.set(change.peer, way, now, change.why)
-            if self._view.peers.get(change.peer.cidr) != change.peer:
-                self._ways.forget(change.peer)
             log.info(
                 "%s is reached %s",
                 change.peer.node,

@@ -6,6 +6,7 @@ peers that are, or were in this life of the agent, reached otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import msgspec
@@ -80,6 +81,11 @@ class WayTable:
         if entry is not None and entry.peer == peer:
             self._count(entry.way, -1)
             del self._entries[peer.cidr]
+
+    def keep(self, present: Callable[[Peer], bool]) -> None:
+        """Forget the peers that are not there any more. O(peers with another way than the tunnel)."""
+        for entry in [entry for entry in self._entries.values() if not present(entry.peer)]:
+            self.forget(entry.peer)
 
     def _count(self, way: Way, by: int) -> None:
         if way.kind != "tunnel":

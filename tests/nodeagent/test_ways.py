@@ -89,7 +89,7 @@ def test_a_route_that_the_kernel_refuses_is_given_up_and_the_tunnel_stays() -> N
     found = OwnFindings()
     found.device_mtu = 1450
     ways = {one: Exit(b"\xc0\xa8\0\2", device=3), other: Exit(b"\xc0\xa8\0\3", device=3)}
-    written = found.prefer(ways, view, desired)
+    written = found.prefer(ways, view, desired, by="direct")
     assert [operation.kind for operation in written] == [Kind.ROUTE, Kind.ROUTE]
     assert found.give_up(desired, [written[0]])
     assert found.exits == {other: ways[other]}
@@ -106,7 +106,7 @@ def test_a_narrow_way_narrows_the_preferred_route_too() -> None:
     view, desired = known(one)
     found = OwnFindings()
     found.device_mtu = 1450
-    found.prefer({one: Exit(b"\xc0\xa8\0\2", device=3)}, view, desired)
+    found.prefer({one: Exit(b"\xc0\xa8\0\2", device=3)}, view, desired, by="direct")
     assert len(found.narrow({one: 1380}, view, desired)) == 2
     assert {value[4:8] for value in desired.rows.routes.values()} == {(1380).to_bytes(4, "big")}
 
