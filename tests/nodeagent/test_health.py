@@ -207,7 +207,7 @@ def what_a_hung_agent_said_is_shown_as_what_was(place: Site) -> None:
     try:
         shown = until(lambda: _silent(place), "it is shown as silent")
         assert "in sync" in shown
-        assert shown.count("stale") == 2, shown
+        assert shown.count("stale") == 3, shown
         local = a.run(f"{ISTHMUS} agent status --state-dir {a.directory / 'state'}")
         assert "NOT RESPONDING" in local
         assert "as of" in local
