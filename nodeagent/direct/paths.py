@@ -107,7 +107,10 @@ class DirectPaths:
         }
 
     async def begin(self) -> None:
-        """Before the firewall is written for the first time: who is let in now is let in then."""
+        """Before the firewall is written for the first time: who is let in now is let in then.
+
+        Cancelled, nothing is known yet.
+        """
         if self._mode != "off":
             await self._look(time.monotonic())
             return

@@ -10,7 +10,7 @@ import pytest
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import Node, site
-from tests.nodeagent.test_fastpath_changes import SECOND, talk
+from tests.nodeagent.talk import SECOND, talk
 from tests.waiting import wait_for as until
 
 pytestmark = pytest.mark.slow
