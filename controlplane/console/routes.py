@@ -78,7 +78,8 @@ Time = Annotated[
     ),
 ]
 ClbName = Annotated[str, PathParameter(description="A reservation's name.", min_length=1, max_length=63)]
-Address = Annotated[str, PathParameter(description="An IPv4 address.", min_length=7, max_length=15)]
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+Address = Annotated[str, PathParameter(description="An IPv4 address.", pattern=rf"^({_OCTET}\.){{3}}{_OCTET}$")]
 NodeName = Annotated[str, PathParameter(description="A node's name.", min_length=1, max_length=253)]
 TraceId = Annotated[str, PathParameter(description="32 hexadecimal digits.", pattern="^[0-9a-f]{32}$")]
 
