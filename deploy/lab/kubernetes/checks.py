@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from deploy.lab.failures import CheckFailedError
-from deploy.lab.kubernetes.cluster import KubernetesLab
+from deploy.lab.kubernetes.cluster import RESERVATION, KubernetesLab
 from deploy.lab.reports.report import Report
 from deploy.lab.topology.layout import CONTAINER_CIDR
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKETS, INTERVAL_MS, ANSWERED_MS = 20, 5, 5000
 FLOW_MS = 20
+_ASK_API = "import ssl, urllib.request as r; c = ssl._create_unverified_context()"
 
 
 async def everything(lab: KubernetesLab, report: Report, per_node: int) -> None:
@@ -39,6 +41,7 @@ async def everything(lab: KubernetesLab, report: Report, per_node: int) -> None:
         ("Every pod reaches every other pod", _pairs),
         ("Every pod reaches the Service before them", _service),
         ("The log knows which pod has an address", _named),
+        ("External nodes reach the API server by a CLB pair on two gateways", _balanced),
         ("A Node that is deleted and registers anew gets its range again", _registered_anew),
         ("SIGKILL of agent, bus, controller, kubelet, manager, scheduler, API server", _killed),
     ):
@@ -114,6 +117,30 @@ async def _named(lab: KubernetesLab, _: Report, check: Check) -> None:
 
     await lab.until(named, f"`isthmus replay who --ip {pod.address}` to name {pod.name}")
     check.detail = f"{pod.address}: {pod.name} on {pod.node}"
+
+
+async def _balanced(lab: KubernetesLab, _: Report, check: Check) -> None:
+    """Nobody says where the API server is: the backends follow Kubernetes. Raises CheckFailedError."""
+    subnet = f"{lab.topology.sites[0].subnet[64]}/28"
+    await lab.isthmus("clb", "reserve", RESERVATION, "--subnet", subnet, "--provider", "gateway")
+    for name in lab.gateways:
+        await lab.isthmus("clb", "gateway", "add", name)
+    shown: dict[str, Any] = {}
+
+    async def held() -> bool:
+        shown.update(msgspec.json.decode(await lab.isthmus("clb", "show", RESERVATION, "--json")))
+        healthy = [each["healthy"] for each in shown["backends"]]
+        return all(each["node"] for each in shown["holders"]) and bool(healthy) and all(healthy)
+
+    await lab.until(held, "both addresses to be held, and backends to be healthy")
+    (address,) = (each["address"] for each in shown["holders"] if each["purpose"] == "apiserver")
+    asking = [node for node in lab.nodes.values() if node.node.kind == "external"]
+    code = f"{_ASK_API}; print(r.urlopen('https://{address}/readyz', context=c, timeout=20).read().decode())"
+    said = await asyncio.gather(*(node.machine.run(sys.executable, "-c", code) for node in asking))
+    if {each.strip() for each in said} != {"ok"}:
+        raise CheckFailedError(f"{address} answers {said}")
+    holders = ", ".join(f"{each['purpose']} {each['address']} on {each['node']}" for each in shown["holders"])
+    check.detail = f"{holders}; asked from {', '.join(node.name for node in asking)}"
 
 
 async def _registered_anew(lab: KubernetesLab, report: Report, check: Check) -> None:

@@ -45,6 +45,8 @@ APPLY = ("apply", "--validate=ignore", "-f")
 APP = "prober"
 PORT = 7007  # the prober's
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+RESERVATION = "main"
+"""The CLB pair whose `apiserver` address leads to the API servers."""
 
 
 def services() -> IPv4Network:
@@ -102,6 +104,11 @@ class KubernetesLab:
         return self.nodes[self.topology.nodes[0].name]
 
     @property
+    def gateways(self) -> list[str]:
+        """The last two cloud nodes."""
+        return [node.name for node in self.topology.nodes if node.kind == "cloud"][-2:]
+
+    @property
     def machines(self) -> dict[str, int]:
         """PIDs that `isthmus lab exec` enters."""
         return {name: machine.pid for name, machine in self.fabric.machines.items()}
@@ -156,6 +163,8 @@ class KubernetesLab:
         """What an operator says of a Node, once it has registered. Raises TimeoutError."""
         node = self.nodes[name]
         labels = [f"{CONTROL_PLANE}="] if node is self.first else []
+        if name in self.gateways:
+            labels.append(f"{RESTRICTED}/gateway=")
         if node.node.kind == "external":
             labels += [f"{RESTRICTED}/kind=external", f"{RESTRICTED}/site={node.node.site.name}"]
 
@@ -351,6 +360,7 @@ def values(topology: Topology) -> Values:
         ),
         quarantine_s=1.0,
         bus=Bus(),
+        apiserver_backends=RESERVATION,
         external_sites=tuple(site.name for site in sites if site.kind == "external"),
     )
 
