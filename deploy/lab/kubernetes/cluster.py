@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ import msgspec
 from deploy.kubernetes.all_in_one import NAMESPACE, OPERATOR, render
 from deploy.kubernetes.values import Bus, Routed, Values
 from deploy.kubernetes.variants import RESTRICTED
-from deploy.lab.failures import CheckFailedError, CommandFailedError
+from deploy.lab.failures import CommandFailedError
 from deploy.lab.kubernetes import image
 from deploy.lab.kubernetes.control import ADMIN, PROXY, ControlPlane
 from deploy.lab.kubernetes.nodes import KubernetesNode, group
@@ -274,20 +275,34 @@ class KubernetesLab:
         items: list[dict[str, Any]] = (await self._object("nodes"))["items"]
         return items
 
-    async def kill_container(self, name: str, node: str = "") -> str:
-        """SIGKILL for a container of Isthmus' own, on ``node`` or wherever it is; where it was.
+    async def kill_container(self, name: str, node: str = "") -> None:
+        """SIGKILL for a container of Isthmus' own, on ``node`` or wherever it is, once one runs there.
 
-        Raises CheckFailedError without one.
+        Raises TimeoutError.
         """
-        for pod in (await self._object("-n", NAMESPACE, "pods"))["items"]:
-            status, place = pod["status"], str(pod["spec"].get("nodeName", ""))
-            for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-                if each["name"] == name and node in {"", place} and "running" in each["state"]:
-                    container = each["containerID"].removeprefix("containerd://")
+
+        async def killed() -> bool:
+            for place, container in await self._containers(name):
+                if node in {"", place}:
                     client = [self.programs["ctr"], "--namespace", "k8s.io"]
-                    await self.nodes[place].machine.run(*client, "task", "kill", "-s", "SIGKILL", container)
-                    return place
-        raise CheckFailedError(f"no container {name} runs {f'on {node}' if node else 'anywhere'}")
+                    with suppress(CommandFailedError):  # it has just ended, with its Node's old pod
+                        await self.nodes[place].machine.run(*client, "task", "kill", "-s", "SIGKILL", container)
+                        return True
+            return False
+
+        await self.until(killed, f"a container {name} to run {f'on {node}' if node else 'anywhere'}")
+
+    async def _containers(self, name: str) -> list[tuple[str, str]]:
+        """Those that run: where, and which."""
+        found = []
+        for pod in (await self._object("-n", NAMESPACE, "pods"))["items"]:
+            status = pod["status"]
+            found += [
+                (str(pod["spec"]["nodeName"]), each["containerID"].removeprefix("containerd://"))
+                for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
+                if each["name"] == name and "running" in each["state"]
+            ]
+        return found
 
     async def network_is_up(self) -> bool:
         """Whether every pod of Isthmus' own is ready."""
