@@ -63,6 +63,8 @@ async def test_a_token_is_good_once(place: Place, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="was used before") as refused:
         await redeem(token.text(), tmp_path / "second")
     assert refused.value.code == "token_used"
+    assert creds.load(tmp_path / "first" / "agent.creds").key.public[:12] in refused.value.message
+    assert "`isthmus token show u" in refused.value.message
     assert not (tmp_path / "second" / "agent.creds").exists()
 
 

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, node_user
 from deploy.credentials.issuers.admission import TRIES, Admission
 from deploy.credentials.jwt import check, encode
-from deploy.credentials.store import Store
+from deploy.credentials.store import Store, token_id
 from events import subjects
 from events.bus.access.nkeys import kind_of, verify
 from events.bus.client import ControllerClient
@@ -172,8 +172,10 @@ class Issuer:
         if reply.result.get("public_key") != asked.public_key:
             raise Refused(
                 "token_used",
-                f"the join token for node {asked.node!r} was used before (event {reply.sequence}); "
-                f"if that was not you, revoke the node: `isthmus credentials revoke node {asked.node} --yes`",
+                f"the join token for node {asked.node!r} was used before (event {reply.sequence}) by the "
+                f"machine with key {str(reply.result.get('public_key', ''))[:12]}…; `isthmus token show "
+                f"{token_id(token)}` says when. If that was not you, revoke the node: `isthmus credentials "
+                f"revoke node {asked.node} --yes`",
                 node=asked.node,
             )
         return EnrolReply(jwt=self._sign(asked, claims, expires), node=asked.node)
