@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,15 @@ class Agents:
 class Cluster:
     """All of it. Made by :func:`started`."""
 
-    def __init__(self, api: RealApiServer, running: Controller, bridge: Bridge, agents: Agents) -> None:
-        self.api, self.running, self.bridge, self.agents = api, running, bridge, agents
+    def __init__(self, api: RealApiServer, running: Controller, bridge: Bridge | None, agents: Agents) -> None:
+        self.api, self.running, self.agents = api, running, agents
+        self._bridge = bridge
         self.operator = agents.operator
+
+    @property
+    def bridge(self) -> Bridge:
+        assert self._bridge is not None
+        return self._bridge
 
     @property
     def state(self) -> Any:
@@ -100,8 +106,13 @@ class Cluster:
 
 
 @asynccontextmanager
-async def started(folder: Path, kubeconfig: Any = None, **options: Any) -> AsyncIterator[Cluster]:
-    """Until the block is left. ``kubeconfig`` makes one of the API server [an administrator's]."""
+async def started(
+    folder: Path, kubeconfig: Any = None, *, bridge: bool = True, **options: Any
+) -> AsyncIterator[Cluster]:
+    """Until the block is left. ``kubeconfig`` makes one of the API server [an administrator's].
+
+    Without ``bridge`` the controller has none.
+    """
     store = folder / "jetstream"
     store.mkdir()
     async with (
@@ -115,8 +126,8 @@ async def started(folder: Path, kubeconfig: Any = None, **options: Any) -> Async
         agents = Agents(operator)
         reporting = asyncio.create_task(agents.run())
         try:
-            async with bridging(running, access, **options) as bridge:
-                yield Cluster(api, running, bridge, agents)
+            async with bridging(running, access, **options) if bridge else nullcontext() as within:
+                yield Cluster(api, running, within, agents)
         finally:
             reporting.cancel()
             await asyncio.wait({reporting})
