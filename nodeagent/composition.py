@@ -246,13 +246,14 @@ def compose(
         reconciler.tunnel,
         view,
         mtus=lambda: reconciler.found.mtus,
-        passed_by=lambda: reconciler.found.exits,
+        direct=config.direct != "off",
         predecessors=Predecessors(config.state_dir),
         loaded=fastpath[0],
         why_not=fastpath[1],
     )
     ways = WayTable()
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
+    fast.beside = direct.beside
     node = NodeConfiguration(
         config,
         view,

@@ -36,7 +36,7 @@ from nodeagent.firewall import ruleset
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View, first_address
 from nodeagent.netlink import neighbourhood
-from nodeagent.netlink.rows import address_bytes, mac_text
+from nodeagent.netlink.rows import address_bytes, mac_bytes, mac_text
 from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable
 
 log = logging.getLogger("isthmus.agent.direct")
@@ -104,6 +104,14 @@ class DirectPaths:
             cidr: mac
             for cidr, mac in self._admitted.items()
             if (peer := self._view.peers.get(cidr)) is not None and self._near.get(cidr, peer) == peer
+        }
+
+    def beside(self) -> dict[Peer, bytes]:
+        """Peers that are reached by another way than the tunnel, with the MAC of a neighbour, else nothing."""
+        macs = self._admitted
+        return {
+            peer: mac_bytes(macs[peer.cidr]) if way.device == self.device and peer.cidr in macs else b""
+            for peer, way in self._reconciler.found.exits.items()
         }
 
     async def begin(self) -> None:
@@ -185,6 +193,7 @@ class DirectPaths:
         if (found, device) != (self._admitted, self.device):
             self._admitted, self.device = found, device
             self._changed()
+            self._fastpath.compare()
 
     def _ask_kernel(self, peers: list[Peer], underlay: Underlay, now: float) -> None:
         """In a worker thread. Raises OSError."""
@@ -247,9 +256,9 @@ class DirectPaths:
                 change.peer.node,
                 "directly" if change.direct else f"by the tunnel: {change.why}",
             )
-        self._fastpath.before([PeerChange(change.peer, None) for change in changes if change.direct])
+        self._fastpath.before([PeerChange(change.peer, None) for change in changes])
         await self._reconciler.prefer(exits, by="direct")
-        self._fastpath.after([PeerChange(None, change.peer) for change in changes if not change.direct])
+        self._fastpath.after([PeerChange(None, change.peer) for change in changes])
         self._changed()
 
     def _ask(self, peer: Peer, own: int, now: float) -> None:

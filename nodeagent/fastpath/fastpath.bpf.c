@@ -14,6 +14,9 @@
  *   isthmus_pod_rx   egress, host side of a pod's veth    learns to whom a marked packet is given
  *   isthmus_br_rx    the same for a bridge with pods
  *
+ * A peer that is reached without the tunnel (DIRECT) has the same verdicts: net_tx and net_rx learn and use them for
+ * plain packets then, from and to that neighbour's MAC only.
+ *
  * The mark is a random number in skb->hash, one for each flow and generation, which no pod can see or choose. A
  * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow.
  *
@@ -42,6 +45,7 @@
 #define TUNNEL_FLAGS bpf_htonl(0x08000000)
 #define FRAGMENT bpf_htons(0xbfff) /* all of frag_off but "do not fragment" */
 #define GOLDEN 0x9e3779b1
+#define DIRECT 0x80000000 /* in a peer's epoch: `vtep` and `mac` are of its underlay device, on this node's link */
 
 /* What the agent and the programs share. Python: nodeagent/fastpath/layout.py. */
 struct range { __u32 bits; __be32 address; };
@@ -52,6 +56,7 @@ struct node {
     __be32 local, vni;
     __be16 port;
     __u8 mac[6]; /* of the vxlan device */
+    __u32 direct; /* how many peers are DIRECT, at least */
     __u64 period_ns;
     __u64 held_until; /* on the coarse monotonic clock: until then flows of `held` (0: all) take the stack */
     __be32 held, reserved;
@@ -268,6 +273,16 @@ static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *ve
     return bpf_redirect(out, 0);
 }
 
+/* What the stack does with a packet for a neighbour: one hop, and the Ethernet addresses that it gave before. */
+static __always_inline int pass_on(struct __sk_buff *skb, struct plain *p, struct verdict *verdict, __u32 bytes, __u32 which) {
+    hop(&p->ip);
+    copy(p->eth.h_dest, verdict->to);
+    copy(p->eth.h_source, verdict->from);
+    count(which, 1);
+    count(which + 1, bytes);
+    return verdict->out;
+}
+
 SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     struct flow flow;
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present) return NEXT;
@@ -280,8 +295,11 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
     if (good(verdict, &flow, skb->ifindex, now, &p->ip, piece) && verdict->epoch == peer->epoch &&
-        verdict->vtep == peer->vtep && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535)
-        return encapsulate(skb, verdict, peer);
+        verdict->vtep == peer->vtep && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535) {
+        if (!(peer->epoch & DIRECT)) return encapsulate(skb, verdict, peer);
+        skb->cb[0] = FAST;
+        return bpf_redirect(pass_on(skb, p, verdict, bytes, FAST_OUT), 0);
+    }
     count(SLOW_OUT, 1);
     return judge(skb, &p->ip, &flow, verdict, now);
 }
@@ -298,10 +316,28 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
         return NEXT;
     }
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present) return NEXT;
+    if (node.direct) {
+        struct plain *q = linear(skb, sizeof *q);
+        if ((void *)(q + 1) > (void *)(long)skb->data_end) return NEXT;
+        struct peer *near = peer_of(q->ip.daddr);
+        if (near) {
+            struct verdict *verdict = proven(skb, &q->ip, q->ports);
+            __u32 piece = piece_of(skb, &q->ip);
+            if (!verdict || !piece || !(near->epoch & DIRECT) || !same(q->eth.h_dest, near->mac) ||
+                skb->ifindex != node.underlay) return NEXT;
+            verdict->epoch = near->epoch;
+            verdict->vtep = near->vtep;
+            verdict->out = skb->ifindex;
+            copy(verdict->to, q->eth.h_dest);
+            copy(verdict->from, q->eth.h_source);
+            settle(verdict, &q->ip, piece, LEARNED_OUT);
+            return NEXT;
+        }
+    }
     struct packet *p = linear(skb, sizeof *p);
     if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.saddr != node.local) return NEXT;
     struct peer *peer = peer_of(p->ip.daddr);
-    if (!peer || peer->vtep != p->outer.ip.daddr || !same(p->outer.eth.h_dest, peer->mac) ||
+    if (!peer || peer->epoch & DIRECT || peer->vtep != p->outer.ip.daddr || !same(p->outer.eth.h_dest, peer->mac) ||
         !same(p->outer.eth.h_source, node.mac)) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports);
     __u32 piece = piece_of(skb, &p->ip);
@@ -323,11 +359,32 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
 SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     struct flow flow;
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present) return NEXT;
+    if (node.direct && skb->ifindex == node.underlay) {
+        struct plain *q = linear(skb, sizeof *q + 10);
+        if ((void *)(q + 1) > (void *)(long)skb->data_end) return NEXT;
+        struct peer *near = peer_of(q->ip.saddr);
+        if (near) {
+            if (!(near->epoch & DIRECT) || !same(q->eth.h_source, near->mac)) {
+                count(WRONG_SOURCE, 1);
+                return NEXT; /* the firewall judges, and counts what it drops */
+            }
+            __u32 size = skb->len - sizeof(struct ethhdr), largest = flow_of(skb, &q->ip, size, &flow);
+            if (!largest) return NEXT;
+            __u64 now = bpf_ktime_get_coarse_ns();
+            struct verdict *known = bpf_map_lookup_elem(&flows, &flow);
+            if (good(known, &flow, skb->ifindex, now, &q->ip, largest) && known->epoch == near->epoch) {
+                __u32 out = pass_on(skb, q, known, size, FAST_IN);
+                return known->bridge ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
+            }
+            count(SLOW_IN, 1);
+            return judge(skb, &q->ip, &flow, known, now);
+        }
+    }
     struct packet *p = linear(skb, sizeof *p + 10); /* with the flags of TCP */
     if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.daddr != node.local) return NEXT;
     __u32 bytes = skb->len - sizeof(struct ethhdr);
     struct peer *peer = peer_of(p->ip.saddr);
-    if (!peer || peer->vtep != p->outer.ip.saddr || !same(p->outer.eth.h_source, peer->mac) ||
+    if (!peer || peer->epoch & DIRECT || peer->vtep != p->outer.ip.saddr || !same(p->outer.eth.h_source, peer->mac) ||
         !same(p->outer.eth.h_dest, node.mac)) {
         count(WRONG_SOURCE, 1);
         return NEXT; /* not from whom it claims: the firewall judges, and counts what it drops */
@@ -365,7 +422,9 @@ SEC("tc") int isthmus_tun_rx(struct __sk_buff *skb) {
     struct flow flow;
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST) return NEXT;
     struct plain *p = linear(skb, sizeof *p + 10);
-    if ((void *)(p + 1) > (void *)(long)skb->data_end || !peer_of(p->ip.saddr)) return NEXT;
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
+    struct peer *peer = peer_of(p->ip.saddr);
+    if (!peer || peer->epoch & DIRECT) return NEXT;
     if (!flow_of(skb, &p->ip, skb->len - sizeof(struct ethhdr), &flow)) return NEXT;
     count(SLOW_IN, 1);
     return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns());
@@ -377,7 +436,9 @@ static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports);
     __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || !piece || verdict->in != node.tunnel) return NEXT;
+    if (!verdict || !piece || (verdict->in != node.tunnel && verdict->in != node.underlay)) return NEXT;
+    struct peer *peer = peer_of(p->ip.saddr);
+    verdict->epoch = peer ? peer->epoch : 0;
     verdict->out = skb->ifindex;
     verdict->bridge = bridge;
     copy(verdict->to, p->eth.h_dest);

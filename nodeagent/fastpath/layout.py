@@ -15,8 +15,11 @@ from nodeagent.membership.peers import Peer
 RANGE = struct.Struct("=I4s")
 """Key of ``peers``: prefix length, network."""
 PEER = struct.Struct("=4s6sHI")
-"""Value of ``peers``: VTEP, its MAC, largest inner packet in bytes, the low 32 bits of the epoch."""
-NODE = struct.Struct("=III4s4s2s6s4xQQ4s4x")
+"""Value of ``peers``: VTEP, its MAC, largest inner packet in bytes, the low 31 bits of the epoch and
+:data:`DIRECT`."""
+DIRECT = 1 << 31
+"""The peer is reached without the tunnel: address and MAC are of its underlay device, on this node's link."""
+NODE = struct.Struct("=III4s4s2s6sIQQ4s4x")
 HELD_UNTIL_OFFSET = 40
 _HELD = struct.Struct("=Q4s")
 
@@ -68,12 +71,14 @@ class NodeRecord(NamedTuple):
     vni: int = 0
     port: int = 0
     mac: bytes = bytes(6)
+    direct: int = 0
+    """Whether any peer may be reached without the tunnel."""
 
     def pack(self, held: bytes = bytes(12)) -> bytes:
         """As the programs read it; ``held`` is a capture's part, which belongs to whoever captures."""
         record = NODE.pack(
             self.generation, self.tunnel, self.underlay, self.local, (self.vni << 8).to_bytes(4, "big"),
-            self.port.to_bytes(2, "big"), self.mac, PERIOD_NS, 0, bytes(4),
+            self.port.to_bytes(2, "big"), self.mac, self.direct, PERIOD_NS, 0, bytes(4),
         )  # fmt: skip
         return record[:HELD_UNTIL_OFFSET] + held + record[HELD_UNTIL_OFFSET + len(held) :]
 
@@ -93,12 +98,14 @@ def range_key(cidr: str) -> bytes:
     return _LENGTHS[length] + inet_aton(network)
 
 
-def peer_entry(peer: Peer, mtu: int) -> tuple[bytes, bytes]:
+def peer_entry(peer: Peer, mtu: int, neighbour: bytes = b"") -> tuple[bytes, bytes]:
     """Key and value of one peer with an IPv4 underlay; ``mtu`` is the largest inner packet in bytes.
 
+    ``neighbour`` is its underlay device's MAC where it is reached without the tunnel.
     Written for speed: ten thousand of them are made at a start. Raises OSError for another underlay.
     """
     network, _, length = peer.cidr.partition("/")
-    mac = bytes.fromhex(peer.vtep_mac.replace(":", ""))
-    value = _pack_peer(inet_aton(peer.underlay), mac, mtu, peer.epoch & 0xFFFFFFFF)
+    mac = neighbour or bytes.fromhex(peer.vtep_mac.replace(":", ""))
+    epoch = peer.epoch & DIRECT - 1 | (DIRECT if neighbour else 0)
+    value = _pack_peer(inet_aton(peer.underlay), mac, mtu, epoch)
     return _LENGTHS[length] + inet_aton(network), value

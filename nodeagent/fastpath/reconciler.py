@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -54,7 +54,9 @@ class Counted(msgspec.Struct):
 class FastPath:
     """The owner. ``loaded`` is None where the programs cannot be used; ``why_not`` says why then.
 
-    ``passed_by`` are peers that are reached by another way than the tunnel: their packets take the stack.
+    ``direct``: whether peers may be reached without the tunnel. ``beside`` are those that are reached by
+    another way than the tunnel now, with the MAC of a neighbour; where that is empty, their packets take the
+    stack.
     """
 
     def __init__(
@@ -64,14 +66,15 @@ class FastPath:
         view: View,
         *,
         mtus: Callable[[], Mapping[Peer, int]],
-        passed_by: Callable[[], Container[Peer]] = frozenset,
+        direct: bool = False,
         predecessors: Predecessors,
         loaded: Programs | None,
         why_not: str,
     ) -> None:
         self._conditions, self._tunnel, self._view, self._mtus = conditions, tunnel, view, mtus
         self._predecessors, self._loaded, self.why_not = predecessors, loaded, why_not
-        self._passed_by = passed_by
+        self._direct = direct
+        self.beside: Callable[[], Mapping[Peer, bytes]] = dict
         self._entries: dict[bytes, bytes] = {}
         self._record = NodeRecord()
         self._hooks: set[Hook] = set()
@@ -132,13 +135,11 @@ class FastPath:
         """Rows of these peers have changed."""
         if self._loaded is None or not self.on:
             return
-        mtu, narrower = self._device_mtu(), self._mtus()
+        mtu, narrower, beside = self._device_mtu(), self._mtus(), self.beside()
         fresh = dict(
-            layout.peer_entry(change.after, narrower.get(change.after, mtu))
-            for change in changes
-            if change.after is not None
-            and self._current(change.after)
-            and change.after not in self._passed_by()
+            layout.peer_entry(peer, narrower.get(peer, mtu), beside.get(peer, b""))
+            for peer in (change.after for change in changes if change.after is not None)
+            if self._current(peer) and beside.get(peer, b"mac")
         )
         room = layout.PEERS_LIMIT - len(self._entries)
         if len(fresh) > room:
@@ -150,6 +151,11 @@ class FastPath:
             return
         self._entries.update(fresh)
         self.counted.written += len(fresh)
+
+    def compare(self) -> None:
+        """A neighbour has another MAC: compare the map soon."""
+        self._compare = True
+        self._wake.set()
 
     def follow_kernel(self, comparisons: int) -> None:
         """A step of the rows is over. If they were compared, or ways found narrower: compare the map, too."""
@@ -242,12 +248,11 @@ class FastPath:
         return self._view.peers.get(peer.cidr) == peer and ":" not in peer.underlay
 
     def _desired(self) -> dict[bytes, bytes]:
-        mtu, narrower = self._device_mtu(), self._mtus()
-        others = self._passed_by()
+        mtu, narrower, beside = self._device_mtu(), self._mtus(), self.beside()
         entries = (
-            layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)))
+            layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)), beside.get(peer, b""))
             for peer in self._view.peers
-            if ":" not in peer.underlay and peer not in others
+            if ":" not in peer.underlay and beside.get(peer, b"mac")
         )
         return dict(entry for entry, _ in zip(entries, range(layout.PEERS_LIMIT), strict=False))
 
@@ -267,6 +272,7 @@ class FastPath:
             vni=spec.vni,
             port=spec.port,
             mac=mac_bytes(spec.mac),
+            direct=int(self._direct),
         )
 
     def _step(self, loaded: Programs) -> None:

@@ -2,10 +2,10 @@
 
 Each way has two hosts of its own (namespaces on a veth pair) with a pod each behind a veth with a host
 route, what the ``ptp`` plugin makes, and MTU 1450 inside. ``tunnel`` is device, rows and nftables table by
-the agent's own parts, as a node has them, ``fast path`` the same with the eBPF programs, and ``direct`` the
-same as ``tunnel`` with the other host for a neighbour that is reached without it. The baselines
-are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful firewall
-pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
+the agent's own parts, as a node has them, ``fast path`` the same with the eBPF programs; ``direct`` and
+``direct fast`` are the same with the other host for a neighbour that is reached without the tunnel. The
+baselines are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful
+firewall pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
 
 The blocks of all ways alternate within one process, the sender on the first CPU and the receiver on the
 last, TCP by cubic whatever the machine prefers. A figure is the median of the ratios of blocks of the same
@@ -28,7 +28,7 @@ from tests.bench.agent_place import run_inside
 
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
-WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct")
+WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct", "direct fast")
 FIGURES = {
     "tcp1": ("TCP, 1 stream", "Gbit/s", "higher"),
     "tcp4": ("TCP, 4 streams", "Gbit/s", "higher"),
@@ -42,6 +42,10 @@ TARGETS: dict[tuple[str, str], float] = {
     ("fast path", "rtt"): 1.05,
     ("fast path", "udp"): 0.95,
     ("fast path", "cpu udp"): 1.0,
+    ("direct fast", "tcp1"): 0.98,
+    ("direct fast", "tcp4"): 0.98,
+    ("direct fast", "rtt"): 1.02,
+    ("direct fast", "udp"): 0.98,
     ("tunnel", "tcp1"): 0.60,
     ("tunnel", "tcp4"): 0.60,
     ("tunnel", "rtt"): 1.25,
@@ -165,11 +169,11 @@ def _hosts(place: int, way: str) -> None:
             ip -n {pod} addr add {own}.2/32 dev eth0
             ip -n {pod} route add {own}.1 dev eth0; ip -n {pod} route add default via {own}.1
         """)
-        if way in {"tunnel", "fast path", "direct"}:
-            _run(host, f"prepare({number}, {other}, fast={way == 'fast path'})")
-            if way == "direct":
+        if way in {"tunnel", "fast path", "direct", "direct fast"}:
+            _run(host, f"prepare({number}, {other}, fast={way.startswith('fast')})")
+            if way.startswith("direct"):
                 _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other} || true")  # the kernel learns the MAC
-                _run(host, f"lead_directly({number}, {other})")
+                _run(host, f"lead_directly({number}, {other}, fast={way == 'direct fast'})")
             continue
         _sh(f"ip -n {host} route add 172.16.{other}.0/24 via 10.0.0.{other}")
         if "conntrack" in way:

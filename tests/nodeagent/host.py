@@ -58,17 +58,21 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     host_settings.set_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
     if not fast:
         return None
+    entries = dict(layout.peer_entry(peer(other), MTU) for other in others)
+    return _hang(number, entries, ["p"] if pods is None else list(pods.values()))
+
+
+def _hang(number: int, peers: dict[bytes, bytes], names: list[str]) -> Programs:
     loaded = programs.load()
-    loaded.put_peers(dict(layout.peer_entry(peer(other), MTU) for other in others))
-    underlay = socket.if_nametoindex("u")
-    loaded.tell(record(number, index, underlay, generation=1))
-    names = ["p"] if pods is None else list(pods.values())
+    loaded.put_peers(peers)
+    index, underlay = socket.if_nametoindex(DEVICE), socket.if_nametoindex("u")
+    loaded.tell(record(number, index, underlay, generation=1)._replace(direct=1))
     for hook in programs.hooks(index, underlay, [socket.if_nametoindex(name) for name in names]):
         loaded.hang(hook)
     return loaded
 
 
-def lead_directly(number: int, other: int) -> None:
+def lead_directly(number: int, other: int, *, fast: bool = False) -> None:
     """The other host is a neighbour on ``u``, reached without the tunnel. Its MAC must be known."""
     device = socket.if_nametoindex("u")
     near = {own_range(other): mac_text(neighbourhood.macs(device)[f"10.0.0.{other}"])}
@@ -82,6 +86,8 @@ def lead_directly(number: int, other: int) -> None:
     way = side_route_value(address_bytes(f"10.0.0.{other}"), MTU, device, address_bytes(f"172.16.{number}.0"))
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(desired.prefer(peer(other), way), 0)
+    if fast:
+        _hang(number, dict([layout.peer_entry(peer(other), MTU, mac_bytes(near[own_range(other)]))]), ["p"])
 
 
 def protect(number: int, *others: int, entries: tuple[str, ...] = ()) -> None:
