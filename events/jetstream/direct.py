@@ -8,10 +8,9 @@ bounds on count and bytes.
 from __future__ import annotations
 
 import asyncio
-import calendar
 import contextlib
-import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,6 +41,7 @@ _TRANSPORT = frozenset(
 """Headers that the server adds to a direct answer or a republished message (ADR-31)."""
 
 _encode = msgspec.json.Encoder().encode
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class DirectAnswer(NamedTuple):
@@ -53,9 +53,9 @@ class DirectAnswer(NamedTuple):
 
 def recorded_ns(stamp: str) -> int:
     """RFC 3339 in UTC with up to nine decimals (Go's RFC3339Nano) as Unix nanoseconds. Raises ValueError."""
-    whole = calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    since = datetime.fromisoformat(f"{stamp[:19]}+00:00") - _EPOCH
     fraction = stamp[20:].rstrip("Z")
-    return whole * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
 
 
 def carried_message(message: Msg) -> StoredMessage | None:

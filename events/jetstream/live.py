@@ -25,7 +25,7 @@ from nats.errors import Error as NatsError
 
 from events import subjects
 from events.bus.nats_fastpath import inline
-from events.bus.retry import happened, jittered_s, pauses, raise_if_cancelled
+from events.bus.retry import jittered_s, pauses, raise_if_cancelled
 from events.chain import CHAIN_HEADER, Head
 from events.codec import StoredMessage
 from events.errors import IsthmusError, Unavailable, VerificationFailed
@@ -264,7 +264,7 @@ class _Window:
         self._position = position
         self._statistics = statistics
         self._held: dict[int, StoredMessage] = {}
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._reconnects = client.stats["reconnects"]
         self._late_at: float | None = None
         self._fruitless = 0  # questions in a row that brought nothing: the mirror lags
@@ -298,13 +298,13 @@ class _Window:
         self.newest = max(self.newest, stored.sequence)
         if len(self._held) < HELD_MAX or stored.sequence == self._position + 1:
             self._held[stored.sequence] = stored
-        self._arrived.set()
+        self._notify()
 
     def heard_of(self, sequence: int) -> None:
         """The log has come this far."""
         if sequence > self.newest:
             self.newest = sequence
-            self._arrived.set()
+            self._notify()
 
     def take(self, until: int | None) -> list[StoredMessage]:
         """The events that follow the position without a gap, removed from the window."""
@@ -355,5 +355,24 @@ class _Window:
                     self._fruitless += 1
                     return True
             due = min(check_at, self._late_at or check_at, now + _TICK_S)
-            self._arrived.clear()
-            await happened(self._arrived, within_s=max(0.001, due - now))
+            await self._until(loop, max(now + 0.001, due))
+
+    def _notify(self) -> None:
+        """Something has arrived."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _until(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        """Wait until something arrives, or ``due`` has come. A bare future: every event wakes every agent."""
+        self._waiter = loop.create_future()
+        timer = loop.call_at(due, _expire, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

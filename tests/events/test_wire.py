@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.nats_fastpath import FastParser, Outgoing, inline, parse_header_lines, publish_all
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
+from events.jetstream.direct import recorded_ns
 
 _lines = st.lists(st.text(alphabet="abN-: \t\x0b\x00é\u2028\x85", max_size=12), max_size=6)
 
@@ -234,3 +236,11 @@ def test_what_was_read_is_taken_apart_as_nats_py_does_it(lines: list[bytes], cut
         return here.said
 
     assert asyncio.run(heard(FastParser)) == asyncio.run(heard(Parser))
+
+
+@given(st.integers(1, 7_000_000_000), st.integers(0, 999_999_999))
+def test_the_servers_stamp_is_read_to_the_nanosecond(seconds: int, fraction: int) -> None:
+    """Go leaves out zeros at the end of the fraction, and the dot with them."""
+    digits = f".{fraction:09}".rstrip("0").rstrip(".")
+    stamp = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}{digits}Z"
+    assert recorded_ns(stamp) == seconds * 1_000_000_000 + fraction
