@@ -18,7 +18,7 @@ from deploy.credentials.cli_common import (
     urls_of,
 )
 from deploy.credentials.tokens import MINUTES, USES_MAX
-from events.bus.access.creds import write_secret
+from events.bus.access.creds import decode_claims, write_secret
 from events.bus.enrolment import JoinToken
 from events.bus.names import HOSTNAME, NUMBER, check_names, name_of
 from events.cli.files import INPUT_FILE, Input
@@ -104,7 +104,15 @@ def create(
                 pattern, uses, store, cluster, servers, minutes=minutes, push=push, kind=kind, site=site
             )
         ]  # fmt: skip
-        _say(made, ["shared"], cluster, uses=uses, minutes=minutes, to=to, as_json=as_json)
+        _say(
+            made,
+            [str(decode_claims(made[0].jwt)["name"])],
+            cluster,
+            uses=uses,
+            minutes=minutes,
+            to=to,
+            as_json=as_json,
+        )
         return
     wanted = [
         Wanted(each.name, each.site or site, each.kind or kind) for each in _nodes(nodes, listed, count, names)
@@ -138,7 +146,8 @@ def _say(
             for each, name in zip(made, files, strict=True)
         ])  # fmt: skip
     elif to is not None:
-        click.echo(f"{len(made)} tokens in {to}; on each machine: isthmus join --token-file NAME.token")
+        what = f"{len(made)} tokens" if len(made) > 1 else f"{files[0]}.token is"
+        click.echo(f"{what} in {to}; on each machine: isthmus join --token-file NAME.token")
     else:
         click.echo(made[0].text())
 
