@@ -95,8 +95,8 @@ def agent() -> None:
               help="Flannel's device, flannel.1: becomes ours with its rows while packets flow.")  # fmt: skip
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True, help="Name of the tunnel device.")
 @click.option("--mtu", type=int, default=0, help="Inner MTU in bytes [underlay − 50, followed].")
-@click.option("--gro/--no-gro", default=True, show_default=True,
-              help="Receive offload on the tunnel; without it small packets pass faster.")  # fmt: skip
+@click.option("--gro/--no-gro", default=None,
+              help="Receive offload on the tunnel [on, until packets are seen to come merged].")  # fmt: skip
 @click.option("--firewall/--no-firewall", default=True, show_default=True,
               help="Protect pods by a nftables table of our own.")  # fmt: skip
 @click.option("--accept-in-others", is_flag=True,

@@ -59,7 +59,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The tunnel device of a network that was here before: ours from now on, with its rows; empty: none."""
     device: str = DEFAULT_DEVICE
     mtu: int = 0
-    gro: bool = True
+    gro: bool | None = None
+    """Receive offload on the tunnel; None finds out whether it is worth it: ``nodeagent.dataplane.merging``."""
     firewall: bool = True
     accept_in_others: bool = False
     """Whether others' forward chains that drop the rest get rules that let the overlay's packets through."""

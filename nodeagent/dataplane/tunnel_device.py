@@ -6,6 +6,7 @@ call in at a time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import time
@@ -16,6 +17,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings, takeover
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
+from nodeagent.dataplane.merging import Merging
 from nodeagent.dataplane.preflight import accepted, foreign_routes, overriding_routes, refuse_conflicting_routes
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
@@ -39,6 +41,7 @@ class TunnelDevice:
         self._config, self._conditions = config, conditions
         self._engine: Engine | None = None
         self._settled = False
+        self._merging = Merging(config.gro)
         self._remade = FightGuard[str](free_repairs=3, window_s=60.0)
         self.existed = True
         """Whether our device was there when we started."""
@@ -121,9 +124,11 @@ class TunnelDevice:
             self._engine, self.port = Engine(channel), channel.port
         if outcome.index != self.ifindex or outcome.actions:
             _, failed = host_settings.prepare_host(
-                spec.name, behind_nat=self._config.behind_nat, gro=self._config.gro
+                spec.name, behind_nat=self._config.behind_nat, gro=self._merging.on
             )
             self._conditions.set("host", "; ".join(failed))
+        with contextlib.suppress(OSError):
+            self._merging.look(spec.name, spec.mtu)
         self.ifindex, self.spec = outcome.index, spec
         return outcome
 

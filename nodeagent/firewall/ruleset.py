@@ -7,10 +7,10 @@ What it enforces, each by name in the table:
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
   another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
   are for somebody else then, must find back.
-* ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``: a container address comes only from where
-  its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody outside opens a
-  connection to a container address, a ClusterIP included. Replies pass, and what the Service proxy has
-  translated (NodePort, LoadBalancer, hostPort).
+* ``forwarded``, ``delivered``, and for both ``tunnelled``, ``pods``, ``others``: a container address comes
+  only from where its route leads: the own range from pods, all others from the tunnel (no spoofing). Nobody
+  outside opens a connection to a container address, a ClusterIP included. Replies pass, and what the Service
+  proxy has translated (NodePort, LoadBalancer, hostPort).
 * ``entered``, ``answered``: on gateways the sources of ``entries`` are let in to pods and ClusterIPs, only from
   where their route leads (not a pod that pretends to be one of them), and not to a range's first two addresses,
   which are a node's own; answers leave by the gateway that has the connection. Each packet is asked anew: who
@@ -29,10 +29,12 @@ What it enforces, each by name in the table:
   addressed to a range that nobody has does not follow the default route there.
 
 Each packet runs every base chain once or twice, so these are short: the tunnel is compared by index (4 bytes
-instead of 16), a single container CIDR by prefix instead of in an interval set, members' outer packets leave
-by the first rule that knows them, and what a device has proven is not asked again. A packet out of the
-tunnel to the VXLAN port is judged like any other: a pod must not speak to this node as if it were a member.
-A tunnel device that was made anew has another index: until the rules are written again, its name counts.
+instead of 16), a single container CIDR by prefix instead of in an interval set, a port before the protocol and
+an address before the device (nearly no packet has it, so the second comparison is rare), pods' packets before
+everybody else's, members' outer packets leave by the first rule that knows them, and what a device has proven
+is not asked again. A packet out of the tunnel to the VXLAN port is judged like any other: a pod must not speak
+to this node as if it were a member. A tunnel device that was made anew has another index: until the rules are
+written again, its name counts.
 
 Sets and chains stay in place when the rules are written anew. Deleting the table and making it again in one
 transaction is atomic for whoever lists it, but not for packets: one that is being judged by the old rules
@@ -156,7 +158,7 @@ table inet {TABLE} {{
   chain received {{
     type filter hook prerouting priority raw; policy accept;
     iif{tunnel} ip saddr != {containers} counter drop
-    udp dport {rules.port} {VXLAN_FLAGS} jump from_members
+    th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} jump from_members
   }}
   chain from_members {{
     {member}
@@ -167,7 +169,7 @@ table inet {TABLE} {{
   }}
   chain sent {{
     type filter hook output priority raw; policy accept;
-    udp dport {rules.port} {VXLAN_FLAGS} oif != {LOOPBACK} notrack
+    th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} oif != {LOOPBACK} notrack
   }}
   chain arrived {{
     ct state untracked accept
@@ -183,11 +185,13 @@ table inet {TABLE} {{
     counter drop
   }}
   chain pods {{
-    iifname "{rules.device}" goto tunnelled
-    {f"iif {direct} ether saddr . ip saddr @neighbours goto neighboured" if direct else ""}
-    ip saddr != {own} counter drop
     fib saddr . iif oif missing counter drop
     accept
+  }}
+  chain others {{
+    iifname "{rules.device}" goto tunnelled
+    {f"iif {direct} ether saddr . ip saddr @neighbours goto neighboured" if direct else ""}
+    counter drop
   }}
   chain entered {{
     fib saddr . iif oif missing counter drop
@@ -202,7 +206,8 @@ table inet {TABLE} {{
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
     iif{tunnel} goto tunnelled
-    ip saddr {containers} goto pods
+    ip saddr {own} goto pods
+    ip saddr {containers} goto others
     ct original ip saddr != {containers} ct original ip daddr {containers} goto entered
     ct state established,related accept
     ct status dnat accept
@@ -210,11 +215,12 @@ table inet {TABLE} {{
   }}
   chain delivered {{
     type filter hook input priority filter - 5; policy accept;
-    udp dport {rules.port} goto arrived
+    th dport {rules.port} meta l4proto udp goto arrived
     iif {LOOPBACK} accept
     iif{tunnel} goto tunnelled
+    ip saddr {own} goto pods
     {answering}
-    ip saddr {containers} goto pods
+    ip saddr {containers} goto others
     ct direction original ct status dnat ct original ip daddr {containers} goto entered
     ct state established,related accept
     ct status dnat accept
@@ -241,7 +247,7 @@ table inet {TABLE} {{
   chain leaving {{
     type filter hook postrouting priority srcnat + 50; policy accept;
     ip daddr {containers} goto inside
-    oif != {LOOPBACK} ip saddr {containers} goto answered
+    ip saddr {containers} oif != {LOOPBACK} goto answered
   }}
   chain inside {{
     oif{tunnel} accept

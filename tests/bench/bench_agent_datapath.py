@@ -13,7 +13,8 @@ round; blocks in which other programs took too much of the CPUs are repeated. ``
 of those ratios.
 
 Twice: on an underlay that passes 64 KiB in one piece (a NIC with tunnel segmentation and receive merging),
-and on one that does not know tunnels (``no tunnel segmentation``), where the sender cuts them itself.
+and on one that does not know tunnels (``no tunnel segmentation``), where the sender cuts them itself. Before
+each, TCP runs for a moment and the agent's own part judges receive offload of the tunnel device by it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests.bench.agent_place import run_inside
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
 WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct", "direct fast")
+TUNNELS = {"tunnel", "fast path", "direct", "direct fast"}
 FIGURES = {
     "tcp1": ("TCP, 1 stream", "Gbit/s", "higher"),
     "tcp4": ("TCP, 4 streams", "Gbit/s", "higher"),
@@ -125,12 +127,38 @@ def body() -> dict[str, list[Block]]:
     program = "/run/datapath"  # the namespaces' /run is a private tmpfs
     source = Path(__file__).with_name("agent_datapath.c")
     subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
+    _judge_merging(program)
     merges = _blocks(program, ROUNDS, "14ru")
     for place in range(len(WAYS)):
         for end in (1, 2):
             for feature in ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"):
                 _sh(f"ip netns exec {place}h{end} ethtool -K u {feature} off")
+    _judge_merging(program)
     return {"merges": merges, "cuts": _blocks(program, ROUNDS // 2, "14")}
+
+
+def _judge_merging(program: str) -> None:
+    """What an agent does with receive offload after some traffic: see ``nodeagent.dataplane.merging``."""
+    look = "merging.look('isthmus', 1450)"
+    code = (
+        "from nodeagent.dataplane.merging import Merging; "
+        f"merging = Merging(None); {look}; print('ready', flush=True); input(); {look}"
+    )
+    hosts = [f"{place}h{end}" for place, way in enumerate(WAYS) if way in TUNNELS for end in (1, 2)]
+    lookers = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, sys.executable, "-c", code],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for host in hosts
+    ]  # fmt: skip
+    for looker in lookers:
+        assert looker.stdout is not None
+        assert looker.stdout.readline() == "ready\n"
+    _blocks(program, 0, "14")
+    for looker in lookers:
+        looker.communicate("\n", timeout=30)
+        assert looker.returncode == 0
 
 
 def _blocks(program: str, rounds: int, kinds: str) -> list[Block]:
@@ -169,7 +197,7 @@ def _hosts(place: int, way: str) -> None:
             ip -n {pod} addr add {own}.2/32 dev eth0
             ip -n {pod} route add {own}.1 dev eth0; ip -n {pod} route add default via {own}.1
         """)
-        if way in {"tunnel", "fast path", "direct", "direct fast"}:
+        if way in TUNNELS:
             _run(host, f"prepare({number}, {other}, fast={way.startswith('fast')})")
             if way.startswith("direct"):
                 _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other} || true")  # the kernel learns the MAC

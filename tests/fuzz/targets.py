@@ -106,7 +106,7 @@ def _raw(message: StoredMessage) -> bytes:
 @click.option("--mtu", type=int)
 @click.option("--resync", type=float)
 @click.option("--kind", type=click.Choice(["cloud", "external"]))
-@click.option("--gro/--no-gro", default=True)
+@click.option("--gro/--no-gro", default=None)
 @click.option("--label", multiple=True)
 def role(**_: object) -> None:
     """Settings of every type."""

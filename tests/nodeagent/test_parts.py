@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from events.bus.connection import BusOptions
 from events.errors import Refused, Usage
 from nodeagent.config import AgentConfig, check
-from nodeagent.dataplane import host_settings, preflight
+from nodeagent.dataplane import host_settings, merging, preflight
 from nodeagent.dataplane.fight_guard import FREE_REPAIRS, PAUSE_LONGEST_S, ROWS_LIMIT, FightGuard
+from nodeagent.dataplane.merging import Merging
 from nodeagent.dataplane.preflight import ForeignRoute
 from nodeagent.dataplane.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.doctor import ExaminedNode, clock, examine
@@ -30,6 +31,7 @@ from nodeagent.path_mtu.probe import Path as Path_
 from nodeagent.path_mtu.probe import measure
 from nodeagent.pods import cni
 from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import until
 
 ROW = (Kind.FDB, b"\x66\0\0\0\0\1")
 
@@ -393,3 +395,34 @@ def test_a_clock_that_is_wrong_is_told_with_its_sign(skew_s: float, level: str) 
     finding = clock(there, here - 0.1, here + 0.1)
     assert (finding.level, bool(finding.fix)) == (level, level == "warning")
     assert finding.text.startswith(f"{skew_s:+.2f} s")
+
+
+def test_receive_offload_follows_what_arrives() -> None:
+    mtu = 1450
+    assert not merging.judge(True, 1000, 1000 * 20_000, mtu), "merged before the device"
+    assert merging.judge(False, 1000, 1000 * 1450, mtu), "full segments that nobody has merged"
+    assert merging.judge(False, 1000, 500 * 1450 + 500 * 52, mtu), "with acknowledgements between"
+    for on in (True, False):
+        assert merging.judge(on, 1000, 1000 * 64, mtu) is on, "small packets tell nothing"
+        assert merging.judge(on, 999, 999 * 20_000, mtu) is on, "nor do few"
+    assert Merging(None).on
+    assert Merging(True).on
+    assert not Merging(False).on
+
+
+@inside
+def test_receive_offload_is_switched_by_the_devices_own_counters() -> None:
+    sh("ip link add left type veth peer name right && ip link set left mtu 9000 up && "
+                   "ip link set right mtu 9000 up")  # fmt: skip
+    found, sent = Merging(None), 0
+    host_settings.set_gro("right", on=True)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind(("left", 0))
+        for size, on in ((8000, False), (64, False), (1450, True), (64, True), (8000, False)):
+            for _ in range(1200):
+                sender.send(bytes.fromhex("020000000001020000000002") + b"\x08\0" + bytes(size))
+            sent += 1200
+            until(lambda: merging.arrived("right").packets >= sent, "they have arrived", 20)  # noqa: B023
+            found.look("right", 1450)
+            assert found.on is on, f"{size} bytes a packet"
+            assert host_settings.set_gro("right", on=on) is False, "the device has it so"
