@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Mapping
 
 from nodeagent.dataplane import host_settings
@@ -48,12 +49,7 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     index = links.ensure_device(spec).index
     _, failed = host_settings.prepare_host(spec.name, behind_nat=False, gro=True)
     assert not failed, failed
-    desired = Desired()
-    desired.own_range(own_range(number))
-    for other in others:
-        desired.apply(PeerChange(None, peer(other)))
-    with Engine(NetlinkChannel()) as engine:
-        assert not engine.execute(difference(desired.rows, Rows.empty()), index)
+    write_rows(number, *others, index=index)
     protect(number, *others)
     host_settings.set_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
     if not fast:
@@ -90,11 +86,64 @@ def lead_directly(number: int, other: int, *, fast: bool = False) -> None:
         _hang(number, dict([layout.peer_entry(peer(other), MTU, mac_bytes(near[own_range(other)]))]), ["p"])
 
 
-def protect(number: int, *others: int, entries: tuple[str, ...] = ()) -> None:
+def write_rows(number: int, *others: int, index: int) -> None:
+    """All rows of a host, whatever of them is there already."""
+    desired = Desired()
+    desired.own_range(own_range(number))
+    for other in others:
+        desired.apply(PeerChange(None, peer(other)))
+    with Engine(NetlinkChannel()) as engine:
+        assert not engine.execute(difference(desired.rows, Rows.empty()), index)
+
+
+def follow(change: PeerChange, loaded: Programs | None) -> None:
+    """What an agent does in the present namespace when an event changes a peer, in its order."""
+    before, after = change
+    desired = Desired()
+    if before is not None:
+        desired.apply(PeerChange(None, before))
+        if loaded is not None:
+            loaded.drop_peers([layout.range_key(before.cidr)])
+    with Engine(NetlinkChannel()) as engine:
+        assert not engine.execute(desired.apply(change), socket.if_nametoindex(DEVICE))
+    added, removed = ({each.underlay} if each is not None else set() for each in (after, before))
+    asyncio.run(ruleset.nft(ruleset.render_members(added - removed, removed - added)))
+    if after is not None and loaded is not None:
+        loaded.put_peers(dict([layout.peer_entry(after, MTU)]))
+
+
+def narrow(way: Peer, mtu: int, loaded: Programs | None) -> None:
+    """What an agent does when it finds that a way passes no more than that; 0: as much as the device."""
+    desired = Desired()
+    desired.apply(PeerChange(None, way))
+    if not mtu:
+        desired.narrow(way, 1)
+    with Engine(NetlinkChannel()) as engine:
+        assert not engine.execute(desired.narrow(way, mtu), socket.if_nametoindex(DEVICE))
+    if loaded is not None:
+        loaded.put_peers(dict([layout.peer_entry(way, mtu or MTU)]))
+
+
+def become(number: int, own: Peer, *others: int, loaded: Programs | None) -> None:
+    """The node itself has another underlay address or identity from now on."""
+    spec = links.DeviceSpec(
+        name=DEVICE, vni=VNI, port=PORT, mac=own.vtep_mac,
+        local=own.underlay, address=f"172.16.{number}.0", mtu=MTU,
+    )  # fmt: skip
+    index = links.ensure_device(spec).index
+    write_rows(number, *others, index=index)  # a device that was down for another MAC has lost its routes
+    protect(number, *others, underlay=own.underlay)
+    if loaded is not None:
+        (generation,) = struct.unpack_from("=I", loaded.told())
+        there = record(number, index, socket.if_nametoindex("u"), generation=generation + 1)
+        loaded.tell(there._replace(direct=1, local=address_bytes(own.underlay), mac=mac_bytes(own.vtep_mac)))
+
+
+def protect(number: int, *others: int, entries: tuple[str, ...] = (), underlay: str = "") -> None:
     """The firewall's table as the agent writes it, with sources that are let in."""
     rules = ruleset.Rules(
         device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
-        ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", entries=entries,
+        ifindex=socket.if_nametoindex(DEVICE), underlay=underlay or f"10.0.0.{number}", entries=entries,
     )  # fmt: skip
     asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}" for other in others]))
 

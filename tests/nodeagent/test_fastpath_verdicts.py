@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from nodeagent.membership.peers import Peer
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.twins import Network, ipv4, tcp, twins, udp, vxlan
 
 pytestmark = pytest.mark.slow
 
-ONE, TWO, OTHER = (address for _, address in Network.PODS.values())
+ONE, TWO, OTHER, THIRD = (address for _, address in Network.PODS.values())
 ACK, PUSH, SYN, FIN, RST = 0x10, 0x18, 0x02, 0x11, 0x04
 OUTSIDE = "198.51.100.9"
 
@@ -48,9 +50,10 @@ def _hex(found: dict[str, list[bytes]]) -> dict[str, list[str]]:
     return {place: [packet.hex() for packet in packets] for place, packets in found.items()}
 
 
-def warm(pair: tuple[Network, Network], ports: tuple[int, int], protocol: str = "udp") -> None:
-    """A flow between pods one and two that the stack has let through in both directions."""
-    for source, target, ends, pod in ((ONE, TWO, ports, "one"), (TWO, ONE, ports[::-1], "two")):
+def warm(pair: tuple[Network, Network], ports: tuple[int, int], protocol: str = "udp", to: str = "two") -> None:
+    """A flow between pod one and another that the stack has let through in both directions."""
+    there = Network.PODS[to][1]
+    for source, target, ends, pod in ((ONE, there, ports, "one"), (there, ONE, ports[::-1], to)):
         for _ in range(3):
             if protocol == "udp":
                 packet = ipv4(source, target, udp(source, target, ends, b"warm" * 300))
@@ -278,3 +281,69 @@ def test_what_the_stack_refuses_of_a_flow_does_not_pass_with_the_rest_of_it() ->
             for _ in range(2):
                 assert both(pair, "from_pod", "one", plain)
         assert used(pair[1], 1, "fast_out") > before
+
+
+HERE = host.peer(3)
+LIVES: dict[str, Peer | None] = {
+    "as it was": HERE,
+    "has left, or was fenced, or its range was drained": None,
+    "has another underlay address": msgspec.structs.replace(HERE, underlay="10.0.0.33"),
+    "was replaced by another machine": msgspec.structs.replace(HERE, uid="u4", epoch=9, vtep_mac=host.mac(300)),
+    "has its range anew": msgspec.structs.replace(HERE, epoch=11),
+}
+events = st.sampled_from([*LIVES, "1300", "1200", "0"])
+traffic = st.tuples(
+    st.sampled_from(["out", "in", "in from 3", "in from 33"]),
+    st.sampled_from(["udp", "tcp"]),
+    st.sampled_from([1, 1150, 1250, 1380]),
+    st.sampled_from([0, 0x4000]),
+    st.integers(1, 3),
+)
+
+EACH = [("out", "udp", 1150, 0, 2), ("in", "tcp", 1150, 0, 2), ("in from 3", "udp", 1, 0, 1)]
+
+
+@inside
+def test_running_flows_have_the_same_fate_while_the_log_goes_on() -> None:
+    """A range is moved, drained or fenced, its owner leaves, comes back, or moves; its way gets narrower."""
+    with twins() as pair:
+        ports = [3000]
+        both_ways = [used(pair[1], 1, "fast_out"), used(pair[1], 1, "fast_in")]
+
+        @settings(max_examples=4, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+                  phases=[Phase.explicit, Phase.generate])  # fmt: skip
+        @given(st.lists(st.tuples(events, st.lists(traffic, min_size=1, max_size=4)), min_size=1, max_size=3))
+        @example([(event, EACH) for event in (*LIVES, "1200", "0", "as it was")])
+        def same(steps: list[tuple[str, list[tuple[str, str, int, int, int]]]]) -> None:
+            ports[0] += 1
+            for network in pair:
+                network.third(HERE)
+            for protocol in ("udp", "tcp"):
+                warm(pair, (ports[0], 2000), protocol, "third")
+            for event, packets in steps:
+                for network in pair:
+                    if event in LIVES:
+                        network.third(LIVES[event])
+                    else:
+                        network.narrow(int(event))
+                for way, protocol, size, fragment, times in packets:
+                    source, target = (ONE, THIRD) if way == "out" else (THIRD, ONE)
+                    what = {
+                        "source": source, "target": target, "protocol": protocol, "size": size, "flags": ACK,
+                        "fragment": fragment, "ttl": 64, "tos": 0, "sealed": True, "options": b"",
+                        "length": None, "broken": False,
+                    }  # fmt: skip
+                    ends = (ports[0], 2000)
+                    packet = made(what, ends if way == "out" else ends[::-1])
+                    for _ in range(times):
+                        if way.startswith("in from"):
+                            outer = f"10.0.0.{way.rpartition(' ')[2]}"
+                            payload = vxlan(packet, source_mac=host.mac(3), target_mac=host.mac(1))
+                            datagram = udp(outer, "10.0.0.1", (40000, 8472), payload, sealed=False)
+                            both(pair, "from_underlay", 3, 1, ipv4(outer, "10.0.0.1", datagram))
+                        else:
+                            both(pair, "from_pod", "one" if way == "out" else "third", packet)
+
+        same()
+        assert used(pair[1], 1, "fast_out") > both_ways[0] + 20
+        assert used(pair[1], 1, "fast_in") > both_ways[1] + 20

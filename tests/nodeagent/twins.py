@@ -1,8 +1,8 @@
 """The same small network twice, with and without the fast path, and packets sent into both byte by byte.
 
-A pod on host 1, two on host 2, a third host that is a member, too, and a stranger (10.0.0.66) on the same
-underlay. Everything runs on one CPU, so that a packet and its answers have arrived when the marker does that
-follows it through the slowest way.
+A pod on host 1, two on host 2, one on a third host, to which things happen, and a stranger (10.0.0.66) on
+the same underlay. Everything runs on one CPU, so that a packet and its answers have arrived when the
+marker does that follows it through the slowest way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from nodeagent.fastpath.programs import Programs
+from nodeagent.membership.peers import Peer, PeerChange
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import sh
 
@@ -120,6 +121,7 @@ class Network:
         "one": (1, "172.16.1.2"),
         "two": (2, "172.16.2.2"),
         "other": (2, "172.16.2.3"),
+        "third": (3, "172.16.3.5"),
     }
 
     def __init__(self, name: str, *, fast: bool) -> None:
@@ -128,6 +130,7 @@ class Network:
         self.programs: dict[int, Programs] = {}
         self._plugs: dict[str, socket.socket] = {}
         self._macs: dict[str, tuple[bytes, bytes]] = {}
+        self._third: Peer | None = host.peer(3)
         wire = f"{name}wire"
         sh(f"ip netns add {wire} && ip -n {wire} link add w type bridge && ip -n {wire} link set w up")
         for number in (1, 2, 3, 66):
@@ -180,8 +183,10 @@ class Network:
         }
         for here in (1, 2, 3, 66):
             for there in {1, 2, 3, 66} - {here}:
-                sh(f"ip -n {self.host(here)} neigh replace 10.0.0.{there} lladdr "
-                   f"{self._underlay[there].hex(':')} dev u nud permanent")  # fmt: skip
+                for address in (there, 30 + there):
+                    sh(f"ip -n {self.host(here)} neigh replace 10.0.0.{address} lladdr "
+                       f"{self._underlay[there].hex(':')} dev u nud permanent")  # fmt: skip
+        sh(f"ip -n {self.host(3)} addr add 10.0.0.33/24 dev u")
 
     def host(self, number: int) -> str:
         """The namespace of a host."""
@@ -196,6 +201,22 @@ class Network:
         for number, loaded in self.programs.items():
             words = struct.unpack_from("=III", loaded.told())
             loaded.tell(host.record(number, words[1], words[2], generation=words[0] + 1))
+
+    def third(self, peer: Peer | None) -> None:
+        """What the log says of the third host from now on; None: it has left, or its range was taken."""
+        if peer is not None:
+            with within(self.host(3)):
+                host.become(3, peer, 1, 2, loaded=self.programs.get(3))
+        for number in (1, 2):
+            with within(self.host(number)):
+                host.follow(PeerChange(self._third, peer), self.programs.get(number))
+        self._third = peer
+
+    def narrow(self, mtu: int) -> None:
+        """Host 1 finds that the way to the third passes no more than that; 0: as much as any."""
+        if self._third is not None:
+            with within(self.host(1)):
+                host.narrow(self._third, mtu, self.programs.get(1))
 
     def counters(self, number: int) -> dict[str, int]:
         """The counters of a host's programs."""
