@@ -353,8 +353,8 @@ class DirectPaths:
         text = ""
         if left:
             text = (
-                f"not reached directly, though on this link: {left[0]} and {len(left) - 1} others. Packets there "
-                f"take the tunnel. Either their agents run without --direct, or the network checks addresses: "
-                f"switch the source/destination check of these machines off"
+                f"not reached directly, though on this link: {left[0]} and {len(left) - 1} others. Packets "
+                f"there take the tunnel. Either their agents run without --direct, or the network checks "
+                f"addresses: switch the source/destination check of these machines off"
             )
         self._conditions.set(CONDITION, text)

@@ -199,14 +199,15 @@ def _hosts(place: int, way: str) -> None:
         """)
         if way in TUNNELS:
             _run(host, f"prepare({number}, {other}, fast={way.startswith('fast')})")
-            if way.startswith("direct"):
-                _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other} || true")  # the kernel learns the MAC
-                _run(host, f"lead_directly({number}, {other}, fast={way == 'direct fast'})")
             continue
         _sh(f"ip -n {host} route add 172.16.{other}.0/24 via 10.0.0.{other}")
         if "conntrack" in way:
             chain = "type filter hook forward priority 0; ct state established,related accept"
             _sh(f"ip netns exec {host} nft 'table inet t {{ chain f {{ {chain}; }}; }}'")
+    for number, other, host in ((1, 2, hosts[0]), (2, 1, hosts[1])):
+        if way.startswith("direct"):
+            _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other}")  # the kernel learns the MAC
+            _run(host, f"lead_directly({number}, {other}, fast={way == 'direct fast'})")
 
 
 def _run(host: str, call: str) -> None:
