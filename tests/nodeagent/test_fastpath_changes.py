@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +30,13 @@ def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> Non
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         table = "table ip other { chain f { type filter hook forward priority 10; udp dport 9000 drop; }; }"
         rule = f"ip rule add from {one.address} blackhole"
+        legacy = "iptables-legacy -w" if shutil.which("iptables-legacy") else "iptables -w"
+        refused = "FORWARD -p udp --dport 9000 -j DROP"
         changes = (
             (a, f"nft '{table}'", "nft 'delete table ip other'"),
             (b, f"nft '{table}'", "nft 'delete table ip other'"),
             (a, rule, rule.replace("add", "del")),  # the kernel tells nobody whom we listen to
+            (a, f"{legacy} -I {refused}", f"{legacy} -D {refused}"),  # nor does iptables of old
             (b, f"ip rule add to {two.address} blackhole", f"ip rule del to {two.address} blackhole"),
         )
         for port, (node, breaks, mends) in enumerate(changes, 5001):
