@@ -120,6 +120,7 @@ def parse_network(value: str) -> Network:
 )
 @click.option(
     "--encrypt",
+    hidden=True,  # until agents have keys: nobody could join
     type=click.Choice(SCOPES),
     help="What WireGuard encrypts: nothing, packets between sites, all between nodes. See `cluster encrypt`.",
 )
@@ -223,7 +224,7 @@ def _encryption(here: Encryption) -> str:
     return f"{here.scope} ({stages}) since event {here.since:,}"
 
 
-@cluster.command()
+@cluster.command(hidden=True)  # until agents have keys: it is refused for every cluster with members
 @click.argument("scope", type=click.Choice(SCOPES))
 @write_options
 def encrypt(*, context: BusContext, scope: EncryptionScope, how: dict[str, Any], as_json: bool) -> None:
