@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.kubernetes import image, nodes, programs
+from deploy.lab.kubernetes import image, programs
 from events.errors import Usage
 from tests.e2e.labs import isthmus
 from tests.kubernetes.real import ASSETS
 
 KUBELET = bool(ASSETS) and Path(ASSETS, "kubelet").exists() and os.geteuid() == 0
+
+
+def control_groups() -> set[Path]:
+    """Those of labs and of containers' runtimes."""
+    return {*programs.CGROUPS.glob("**/isthmus-lab-*"), *programs.CGROUPS.glob("**/k8s.io/*")}
 
 
 def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +87,11 @@ def test_pods_of_a_real_kubernetes_reach_each_other_and_their_service(tmp_path: 
     name = f"k{os.getpid()}"
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     options = ("--name", name, "--cloud", "2", "--external", "2", "--pods", "1", "--json")
+    before = control_groups()
     done = isthmus("lab", "--kubernetes", *options, env=env, timeout_s=480)
     report = json.loads(done.stdout)
     assert report["ok"], [check for check in report["checks"] if not check["ok"]]
     assert done.returncode == 0
     measured = {check["name"]: check["measured"] for check in report["checks"]}
     assert measured["Every pod reaches every other pod"]["packets"] >= 12 * 20
-    assert not any(folder.exists() for folder in nodes.groups(f"isthmus-lab-{name}"))
+    assert control_groups() <= before

@@ -135,7 +135,9 @@ class KubernetesLab:
             machine = await self.fabric.add_node(node)
             own = self.directory.node(node.name)
             own.mkdir(parents=True)
-            self.nodes[node.name] = KubernetesNode(node, machine, self.programs, own, f"/{self._group}")
+            self.nodes[node.name] = KubernetesNode(
+                node, machine, self.programs, own, f"/{self._group}/{node.name}"
+            )
         await asyncio.gather(*(node.prepare(spec, archive) for node in self.nodes.values()))
 
     async def start_control_plane(self) -> None:

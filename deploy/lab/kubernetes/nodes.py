@@ -55,7 +55,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 
 @dataclass(slots=True)
 class KubernetesNode:
-    """One of them. ``group`` is the control group of all of the lab's containers."""
+    """One of them. ``group`` is the control group of its containers, within the lab's."""
 
     node: Node
     machine: Machine
@@ -70,6 +70,7 @@ class KubernetesNode:
 
     async def prepare(self, spec: Path, archive: Path) -> None:
         """The host's folders, and its runtime with the images. Cancelled, they may be half done."""
+        make_groups(self.group.removeprefix("/"))
         text = _RUNTIME.format(pause=PAUSE, spec=spec)
         await self.machine.run("sh", "-c", _FOLDERS, "sh", secrets.token_hex(16), stdin=text)
         await self._start("containerd", [])
@@ -112,7 +113,7 @@ def kubelet_configuration(group: str, pods: int) -> Mapping[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": f"unix://{SOCKET}", "cgroupDriver": "cgroupfs", "cgroupRoot": group,
-        "cgroupsPerQOS": False, "enforceNodeAllocatable": [], "failCgroupV1": False, "failSwapOn": False,
+        "cgroupsPerQOS": True, "enforceNodeAllocatable": [], "failCgroupV1": False, "failSwapOn": False,
         "maxPods": pods, "registerNode": True, "nodeStatusUpdateFrequency": "5s",
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
