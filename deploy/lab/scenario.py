@@ -20,6 +20,7 @@ from controlplane.cluster.addressing.plan import addresses_and_pods
 from deploy.lab.checks import bus, leaf, overlay
 from deploy.lab.checks import clb as clb_checks
 from deploy.lab.failures import CheckFailedError
+from deploy.lab.machines import sandbox
 from deploy.lab.machines.buses import Buses
 from deploy.lab.reports.report import Report
 from deploy.lab.runtime import Lab
@@ -64,6 +65,8 @@ def work(
         # This process has no caller who could show the error: it is a fork in another PID namespace.
         if os.environ.get("ISTHMUS_DEBUG"):
             raise
+        if isinstance(error, OSError) and sandbox.output_refused():
+            return sandbox.OUTPUT_REFUSED
         known = error if isinstance(error, IsthmusError) else None
         text = (
             known.message

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from events.protocol.commands import (
     AppendCidr,
     BeginAdoption,
     BindNodes,
+    ChangeKey,
     ChangeUnderlay,
     DeclareNetwork,
     EndAdoption,
@@ -34,6 +37,9 @@ from events.protocol.commands import (
     RemoveNode,
     ReportHealth,
     ReserveClb,
+    SetEncryption,
+    SharedUse,
+    UseToken,
     WithdrawNetwork,
 )
 from events.types import (
@@ -71,6 +77,17 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
             await it.send(EndAdoption())
         if step % 20 == 9 and any(one.provider == "gateway" for one in state.clb.values()):
             await it.send(AddEntry(entry="api", sources=(f"203.0.113.{step % 40}/32",)))
+        with suppress(IsthmusError):
+            if step % 10 == 4:
+                await it.send(_use_of_a_token(it, step))
+                for name, member in [*state.nodes.items()][:1]:
+                    await it.send(_key(name, member.uid, step))
+            if step == steps - 12:  # for a short time, in which nobody without a key joins
+                for name, member in [*state.nodes.items()]:
+                    await it.send(_key(name, member.uid, step))
+                await it.send(SetEncryption(scope="sites"))
+            if step == steps - 8:
+                await it.send(SetEncryption(scope="off"))
         if step % 20 == 14 and state.entries:
             await it.send(RemoveEntry(entry="api"))
         command: Any = pick.choice(
@@ -123,6 +140,22 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
             await it.send(command)
         except IsthmusError:
             continue
+
+
+def _key(node: str, uid: str, number: int) -> ChangeKey:
+    digest = blake2b(f"{node} {number}".encode(), digest_size=32).digest()
+    return ChangeKey(node=node, uid=uid, key=b64encode(digest).decode(), port=51820)
+
+
+def _use_of_a_token(it: Rig, number: int) -> UseToken:
+    until = it.clock() + timedelta(days=1)
+    return UseToken(
+        token="U" + "A" * 55,
+        node=f"guest-{number}",
+        public_key=f"U{number:055d}",
+        expires=until,
+        shared=SharedUse(uses=1000, until=until),
+    )
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,6 +34,9 @@ MS_NOSUID_NODEV = 0x2 | 0x4
 MS_REC_PRIVATE = 0x4000 | 0x40000
 PR_SET_PDEATHSIG = 1
 CAP_SYS_ADMIN = 21
+
+OUTPUT_REFUSED = os.EX_IOERR
+"""Exit code inside of the sandbox: standard output took no more. The caller says why."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -114,9 +118,20 @@ def _exit_code(status: int) -> int:
     return os.waitstatus_to_exitcode(status) if not os.WIFSIGNALED(status) else 128 + os.WTERMSIG(status)
 
 
+def output_refused(probe: str = "\n") -> bool:
+    """Whether standard output takes no more (a full disk, a reader that has gone): ``probe`` is written."""
+    try:
+        sys.stdout.write(probe)
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = OUTPUT_REFUSED if output_refused("") and not code else code
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -140,7 +155,9 @@ def _init(work: Callable[[], int], caller: int) -> NoReturn:
             _leave(work())
         except KeyboardInterrupt:
             _leave(130)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and output_refused():
+                _leave(OUTPUT_REFUSED)
             sys.excepthook(*sys.exc_info())
             _leave(70)
 
@@ -163,7 +180,8 @@ def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
     sandbox exists and before the work begins. A stop signal is passed on once; a second one ends the
     sandbox at once, which is as clean, because the kernel does the cleaning.
 
-    Raises Refused(not_permitted) when the kernel refuses the namespaces.
+    Raises Refused(not_permitted) when the kernel refuses the namespaces, and OSError when standard output took
+    no more.
     """
     user_namespace = _enter_namespaces()
     caller, go = os.pipe()
@@ -189,6 +207,9 @@ def run(work: Callable[[], int], started: Callable[[int, bool], None]) -> int:
         started(init, user_namespace)
         os.write(go, b"g")
         _, status = os.waitpid(init, 0)
+        if _exit_code(status) == OUTPUT_REFUSED:
+            sys.stdout.write("\n")  # meets what the worker met, here where somebody tells it
+            sys.stdout.flush()
         return _exit_code(status)
     finally:
         os.close(go)
