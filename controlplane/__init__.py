@@ -4,6 +4,7 @@
 ``controller/``  what runs around it: the one writer, leadership, the agents' reports
 ``readmodel/``   the log as temporal tables
 ``console/``     the HTTP API and the web console
+``kubernetes/``  Nodes and members kept in step
 ``cli/``         the operator's commands
 ``changes``      every stored event, broadcast in this process
 """

@@ -6,6 +6,7 @@
 ``replication/``    the state in this process, folded from the log
 ``leadership/``     which of several controllers answers
 ``agents/``         what the agents report, and what follows from it
+``mesh/``           what the agents measured, collected and answered for
 ``publishing/``     snapshots and signed checkpoints
 ``observability/``  spans, metrics, traces
 """

@@ -9,6 +9,11 @@ Node's podCIDR and conditions say what the log says.
 ``port``     the port to the controller
 ``flannel_nodes``  Nodes that another network serves, and what is wrong with them; pure
 ``bridge``   the loop: list, watch, follow the log, write
+``beside``   the same as a process of its own, one at a time by a ``lease``
+``members``  what a controller knows, as the bridge sees it
+``node_objects``  a Node as an import reads it
+``pods`` ``endpoints`` ``services``  pods with old addresses; backends by EndpointSlices and annotated Services
+``tokens``   ServiceAccount tokens reviewed
 
 Must never give a range: that is :mod:`controlplane.cluster`'s. Agents have no access to the API server.
 """

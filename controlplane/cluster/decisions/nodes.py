@@ -1,4 +1,4 @@
-"""Decisions about nodes: join, rejoin, address change, leave, removal, fencing, import.
+"""Decisions about nodes: join, rejoin, address change, leave, removal, fencing.
 
 The allocation is next-fit: the first free range at or after the cursor, wrapping; the event carries
 the cursor after it. A name belongs to the uid that joined last: a reinstalled machine fences its
