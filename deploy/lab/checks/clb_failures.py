@@ -58,7 +58,7 @@ async def backend_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 async def gateway_dies(lab: Lab, report: Report, setup: ClbSetup) -> None:
     """Its link is pulled and its agent killed; back again, it gives up what it had."""
-    victim = lab.nodes[(await holders(lab))[API]]
+    victim = lab.nodes[await _holder(lab)]
     with report.stage(f"The gateway {victim.name} dies: the other one takes its address") as check:
         async with under_flow(lab, setup, report, check, DIED_S):
             await run(["ip", "link", "set", f"u-{victim.name}", "down"])
@@ -76,7 +76,7 @@ async def handed_over(lab: Lab, report: Report, setup: ClbSetup) -> None:
     Raises CheckFailedError.
     """
     with report.stage("A gateway is taken out on purpose: handover first") as check:
-        leaving = (await holders(lab))[API]
+        leaving = await _holder(lab)
         async with under_flow(lab, setup, report, check, PLANNED_S) as flows:
             await lab.client.send(MarkGateway(node=leaving, on=False))
         if leaving in (await holders(lab)).values():
@@ -96,7 +96,7 @@ async def ten_in_a_row(lab: Lab, report: Report, setup: ClbSetup) -> None:
     with report.stage(f"{FAILOVERS} failovers in a row") as check:
         async with under_flow(lab, setup, report, check, PLANNED_S):
             for _ in range(FAILOVERS):
-                leaving = (await holders(lab))[API]
+                leaving = await _holder(lab)
                 await lab.client.send(MarkGateway(node=leaving, on=False))
                 taking = (await holders(lab))[API]
                 if taking == leaving:
@@ -113,7 +113,7 @@ async def split(lab: Lab, report: Report, setup: ClbSetup) -> None:
     Raises CheckFailedError.
     """
     address = setup.addresses[API]
-    old = lab.nodes[(await holders(lab))[API]]
+    old = lab.nodes[await _holder(lab)]
     with report.stage(
         f"{old.name} is cut from the bus while it holds an address: it yields to the new holder"
     ) as check:
@@ -124,7 +124,7 @@ async def split(lab: Lab, report: Report, setup: ClbSetup) -> None:
         async with _who_answers(witness, address) as heard, under_flow(lab, setup, report, check, DIED_S):
             await run(["ip", "link", "set", f"m-{old.name}", "down"])
             await _replaced(lab, old)
-            new = lab.nodes[(await holders(lab))[API]]
+            new = lab.nodes[await _holder(lab)]
             await _on_link(lab, new, address, there=True)
             await _yields(lab, old, address)
             if address not in await old.machine.run("ip", "addr", "show", "dev", LINK):
@@ -147,9 +147,20 @@ async def split(lab: Lab, report: Report, setup: ClbSetup) -> None:
 
 async def _replaced(lab: Lab, victim: LabNode) -> None:
     async def replaced() -> bool:
-        return victim.name not in (await holders(lab)).values()
+        held_by = set((await holders(lab)).values())
+        return not held_by & {victim.name, ""}
 
     await lab.wait_until(replaced, NOTICE_LIMIT_S, f"{victim.name} to be replaced")
+
+
+async def _holder(lab: Lab) -> str:
+    """Who holds the API server's address, once somebody does: between two holders it is nobody's."""
+
+    async def held() -> bool:
+        return bool((await holders(lab)).get(API))
+
+    await lab.wait_until(held, NOTICE_LIMIT_S, "somebody to hold the API server's address")
+    return (await holders(lab))[API]
 
 
 async def _on_link(lab: Lab, node: LabNode, address: str, *, there: bool) -> None:
