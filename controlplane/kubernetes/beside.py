@@ -31,6 +31,7 @@ from controlplane.kubernetes.lease import KubernetesLease
 from controlplane.kubernetes.members import ControllerBackends, ControllerMembers, Following
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
+from events.bus.retry import jittered_s
 from events.errors import IsthmusError
 from events.ids import new_id
 from events.jetstream.log import JetStreamLog
@@ -98,13 +99,13 @@ class BesideBridge:
             while True:
                 try:
                     await self._once()
-                except Exception as error:
+                except Exception as error:  # a defect, told in the log: the next attempt reads all anew
                     told = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
                     if isinstance(told, IsthmusError):
                         log.warning("the bridge is begun anew: %s [%s]", told.message, told.code)
                     else:
                         log.exception("the bridge is begun anew", exc_info=told)
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(jittered_s(AGAIN_S))
         finally:
             self._fresh.end()
             holding.cancel()

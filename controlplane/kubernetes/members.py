@@ -26,6 +26,7 @@ from controlplane.kubernetes.endpoints import ApiServers, FollowingBackends
 from controlplane.kubernetes.node_objects import Rules
 from controlplane.kubernetes.objects import flannel_annotations
 from controlplane.kubernetes.services import PublicServices
+from events.bus.retry import jittered_s
 from events.codec import decode
 from events.ids import new_id
 from events.log import LogReader
@@ -327,7 +328,7 @@ async def bridging(controller: Controller, kubeconfig: Path | None, **options: A
                 await following.run()
             except Exception:
                 log.exception("the bridge to Kubernetes ended and is begun anew; members and packets go on")
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(jittered_s(AGAIN_S))
 
     running = asyncio.create_task(run(), name="kubernetes")
     try:

@@ -13,19 +13,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
 
 from controlplane.controller.clocks import STALL_S
-from controlplane.controller.commands.endpoint import Endpoint
 from controlplane.controller.replication.outcomes import BusOutcomes, Outcome, Succeeded
 from events.bus.client import ControllerClient
 from events.bus.connection import BusOptions, connect
-from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.codec import decode
 from events.errors import IsthmusError, Refused, Unavailable
@@ -445,34 +442,3 @@ async def test_a_leader_whose_clock_was_an_hour_ahead_leaves_no_harm_behind(
             await until(lambda: well(lambda _: time.monotonic() > noticed_s + 2 * removed_s))
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
-
-
-class NothingUnderWay:
-    """A committer that has nothing to decide."""
-
-    async def drained(self, *, timeout_s: float) -> None:
-        """At once."""
-
-
-async def test_what_the_bus_did_not_confirm_is_not_subscribed_to_again(tmp_path: Path) -> None:
-    """A controller that lost the lead while it was cut off went on taking requests, and refused them."""
-
-    async def query(name: str, body: bytes) -> bytes:
-        return b"{}"
-
-    async with EmbeddedServer(ServerOptions(store_dir=tmp_path)) as server:
-        bus = BusOptions(servers=(server.url,))
-        led, asker = await connect(bus, name="led"), await connect(bus, name="asker")
-        endpoint = Endpoint(led, CLUSTER, cast("Any", NothingUnderWay()), query, instance="a")
-        await endpoint.open()
-        server.signal(signal.SIGSTOP)
-        await endpoint.close(decide=False, timeout_s=0.1)
-        server.signal(signal.SIGCONT)
-        await led.force_reconnect()
-        await until(lambda: led.stats["reconnects"] > 0 and led.is_connected)
-        await led.flush()
-        for subject in ("query.cluster", "command.node.n1.node-join"):
-            with pytest.raises(NoRespondersError):
-                await asker.request(f"isthmus.{CLUSTER}.{subject}", timeout=10)
-        await led.close()
-        await asker.close()

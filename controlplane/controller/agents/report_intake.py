@@ -31,6 +31,7 @@ from controlplane.cluster.state import ClusterState
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reporting import INTERVAL_MAX_S, INTERVAL_MIN_S
 from controlplane.controller.source_limit import SourceLimit
+from events.bus.retry import jittered_s
 from events.errors import Unavailable
 from events.jetstream.status_stream import StatusReader
 from events.printable import printable
@@ -39,6 +40,9 @@ from events.status import SILENT_INTERVALS, AgentStatus
 from events.types import NodeJoined
 
 log = logging.getLogger("isthmus.controller")
+
+AGAIN_S = 1.0
+"""Between two attempts to read the reports, about: several controllers do not ask at one moment."""
 
 WAITING_MAX = 20_000
 """Nodes of which a report waits for the log; more are not kept."""
@@ -164,7 +168,7 @@ class ReportIntake:
                     pods.heard_all = True  # the first list is the last report of everybody
             except Unavailable as error:
                 log.warning("the agents' reports cannot be read: %s", error.message)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(jittered_s(AGAIN_S))
 
     def malformed(self, node: str, why: str) -> None:
         """A report on the node's subject could not be read (what a status reader says)."""
