@@ -41,10 +41,10 @@ def run() -> list[dict[str, Any]]:
     quiet = "resync of 10,000 peers, nothing to do / ip -j + bridge -j parsed"
     join = "one join: event received to rows in the kernel / 3 netlink round trips"
     return [
-        row("cold start of 10,000 peers / C, packed batches", ours, found["c"], "s", 3.0),
+        row("cold start of 10,000 peers / C, packed batches", ours, found["c"], "s", 1.5),
         row("cold start of 10,000 peers / ip -batch + bridge -batch", ours, found["batch"], "s", 0.7),
         row("cold start of 10,000 peers / pyroute2 call by call", ours, found["pyroute2"], "s", 1 / 40),
-        row(many, found["many"], found["few"], "s", 7.0),
+        row(many, found["many"], found["few"], "s", 5.8),
         row(quiet, found["resync"], found["json"], "s", 0.8),
         row(join, found["join"], found["trips"],
             "s", 5.0),

@@ -188,7 +188,7 @@ async def _run() -> list[dict[str, Any]]:
             asof * 1e3,
             folding * 1e3,
             "ms",
-            0.01,
+            0.007,
             "lower",
         )
     )
