@@ -27,8 +27,9 @@ from nodeagent.health.accept_in_others import AcceptInOthers
 from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.log_follower import BusSession, LogFollower
+from nodeagent.membership.log_follower import LogFollower
 from nodeagent.membership.peers import PeerChange
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.mesh.requests import TraceRequests

@@ -21,6 +21,7 @@ from nodeagent.gateway.remove import gateway_remove
 from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
+from nodeagent.membership.node_key import KEY_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind
@@ -60,7 +61,7 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
         removed += [str(state_dir / name) for name in identity.forget(state_dir)]
-        for path in (state_dir / STATUS_FILE, state_dir / FASTPATH_FILE):
+        for path in (state_dir / STATUS_FILE, state_dir / FASTPATH_FILE, state_dir / KEY_FILE):
             if path.exists():
                 path.unlink()
                 removed.append(str(path))
@@ -116,7 +117,7 @@ def forget(state_dir: Path) -> bool:
 
 
 def new_identity(state_dir: Path) -> str:
-    """Give this installation a new uid and forget the log; return the uid. Every row stays.
+    """Give this installation a new uid and key, and forget the log; return the uid. Every row stays.
 
     Raises Refused(agent_running, not_permitted), OSError.
     """
@@ -124,6 +125,7 @@ def new_identity(state_dir: Path) -> str:
     with only_one(state_dir):
         Cache(state_dir).forget()
         (state_dir / STATUS_FILE).unlink(missing_ok=True)
+        (state_dir / KEY_FILE).unlink(missing_ok=True)
         return identity.renew(state_dir)
 
 

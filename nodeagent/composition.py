@@ -37,8 +37,10 @@ from nodeagent.health.probe_device import device_name
 from nodeagent.identity import Identity, identify, remember
 from nodeagent.local_files import only_one, prepare_directory
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.log_follower import BusSession, LogFollower
+from nodeagent.membership.log_follower import LogFollower
+from nodeagent.membership.node_key import own_key
 from nodeagent.membership.sanity import unicast_problem
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.mesh.requests import TraceRequests
@@ -225,11 +227,11 @@ def compose(
     outbox: Outbox | None = None,
     fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
 ) -> Agent:
-    """An agent with all its parts; nothing runs yet. Raises OSError.
+    """An agent with all its parts; nothing runs yet. Raises Refused(identity_unreadable), OSError.
 
     ``fastpath`` are the programs that were loaded while the process still could, or why there are none.
     """
-    conditions, session = Conditions(), BusSession()
+    conditions, session, key = Conditions(), BusSession(), own_key(config.state_dir)
     cache = Cache(config.state_dir)
     config = as_remembered(config, identity, conditions)
     view = cache.load(config.cluster, config.node, identity.uid)
@@ -328,6 +330,7 @@ def compose(
             session=session,
             apply=dispatcher.apply,
             underlay=reconciler.tunnel.underlay_address,
+            key=lambda: (key.public, 0),
         ),
         prober=prober,
         path=path,

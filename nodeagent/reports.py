@@ -28,7 +28,7 @@ from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.health.host_watch import HostWatch
 from nodeagent.health.path_prober import PathProber
 from nodeagent.local_files import LocalStatus, LocalWay, boot_id, running_s, write_status
-from nodeagent.membership.log_follower import BusSession
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.pods.watch import PodWatch

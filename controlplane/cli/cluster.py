@@ -232,7 +232,7 @@ def encrypt(*, context: BusContext, scope: EncryptionScope, how: dict[str, Any],
 
     The cluster goes there in steps, each when every node's agent has applied the one before, so that no packet
     is lost: first all nodes accept both, then they send encrypted, then nothing in the clear is taken any more.
-    `isthmus cluster show` says how far it is. Refused while a member has no WireGuard key.
+    `isthmus cluster show` says how far it is. Refused while a member has no WireGuard.
 
     \b
     isthmus cluster encrypt sites

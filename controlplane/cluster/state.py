@@ -181,8 +181,8 @@ class ClusterState:
         self.entries: MutableMapping[str, Entry] = {}  # name → who from outside may reach pods
         self.admitted: MutableMapping[str, Admission] = {}  # node name → how a shared token let it in
         self.last_admitted: MutableMapping[str, str] = {}  # shared token → the node of its latest use
-        self.keys: MutableMapping[str, NodeKey] = {}  # name of a member → its WireGuard key
-        self.by_key: MutableMapping[str, str] = {}  # WireGuard key → name of a member
+        self.keys: MutableMapping[str, NodeKey] = {}  # name of a member → its public key
+        self.by_key: MutableMapping[str, str] = {}  # public key → name of a member
         self.encryption: MutableMapping[str, Encryption] = {}  # name of the cluster → what it encrypts
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()

@@ -48,7 +48,8 @@ def sentence(event: types.Event) -> str:
         case types.NodeBound():
             return f"{event.node} is the Kubernetes Node {event.node_uid}"
         case types.NodeKeyChanged():
-            return f"{event.node} has the WireGuard key {event.key}, reached at port {event.port}"
+            reached = f"encrypted at port {event.port}" if event.port else "which cannot encrypt"
+            return f"{event.node} has the key {event.key}, {reached}"
         case types.ClusterEncryptionChanged():
             within, between = event.within_sites, event.between_sites
             return f"encryption {event.scope}: {within} within sites, {between} between sites"

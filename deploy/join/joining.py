@@ -31,7 +31,7 @@ from nodeagent.config import DEFAULT_DEVICE, DEFAULT_STATE_DIR
 from nodeagent.doctor import ExaminedNode, examine
 from nodeagent.local_files import LocalStatus, read_status, running
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.view import first_address
+from nodeagent.membership.values import first_address
 from nodeagent.pods import chain
 
 READY_LIMIT_S = 60.0

@@ -28,7 +28,8 @@ from events.types import NodeJoined
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconcile import apply_directly, reconcile
 from nodeagent.membership.peers import PeerChange
-from nodeagent.membership.view import Member, OverlayPlan, Saved, View, first_address
+from nodeagent.membership.values import Member, OverlayPlan, Saved, first_address
+from nodeagent.membership.view import View
 from nodeagent.netlink.links import DeviceSpec, ensure_device
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 

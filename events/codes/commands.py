@@ -349,15 +349,14 @@ COMMAND_CODES: dict[str, Code] = {
         "The file is no CSV, JSON or kubectl node list that can be imported.",
         "The message names the line and the accepted forms; `isthmus node import --help` shows them.",
     ),
-    "wireguard_key_missing": Code(
+    "wireguard_missing": Code(
         "Refused",
-        "The cluster encrypts, or is to, and nodes have no WireGuard key.",
-        "Upgrade their agents; `isthmus doctor` on the node says why there is no key. Remove members that are "
-        "gone.",
+        "The cluster encrypts, or is to, and nodes cannot: they have no WireGuard.",
+        "Upgrade their agents; `isthmus doctor` on the node says why. Remove members that are gone.",
     ),
-    "wireguard_key_in_use": Code(
+    "node_key_in_use": Code(
         "Refused",
-        "Another live node has the same WireGuard key: a cloned machine.",
+        "Another live node has the same key: a cloned machine.",
         "On the copy stop the agent, run `isthmus agent new-identity --yes`, and start it.",
     ),
     # --- CLB -----------------------------------------------------------------------------------------

@@ -56,8 +56,9 @@ class SnapshotMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
     vtep_mac: str
     site: str = ""
     key: str = ""
-    """Its WireGuard key, public; empty from controllers before 0.3, and of nodes that have none."""
+    """Its public key; empty from controllers before 0.3, and of nodes with earlier agents."""
     port: int = 0
+    """UDP port by which WireGuard reaches it; 0: it has none."""
 
 
 class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -110,9 +110,9 @@ class WithdrawNetwork(Command, frozen=True, kw_only=True, forbid_unknown_fields=
 class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A node asks to become a member and for a range. Repeating it writes nothing.
 
-    ``range`` and ``pod_ip`` exist only to be refused with a clear answer. ``wireguard_key`` is the node's
-    public key and ``wireguard_port`` where it is reached with it; left out by who has none, and where
-    controllers before 0.3 would refuse them.
+    ``range`` and ``pod_ip`` exist only to be refused with a clear answer. ``node_key`` is the node's public
+    key (X25519, base64), left out where controllers before 0.3 would refuse it; ``wireguard_port`` is the UDP
+    port by which it is reached encrypted, left out (or 0) by one that has no WireGuard.
     """
 
     name: ClassVar[str] = "join"
@@ -126,7 +126,7 @@ class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     range: str = ""
     pod_ip: str = ""
     overrides: tuple[Override, ...] = ()
-    wireguard_key: str | msgspec.UnsetType = msgspec.UNSET
+    node_key: str | msgspec.UnsetType = msgspec.UNSET
     wireguard_port: int | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -142,8 +142,9 @@ class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ChangeKey(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The node has this WireGuard key from now on. Only its own credentials may send it; repeating it writes
-    nothing.
+    """The node has this key from now on. Only its own credentials may send it; repeating it writes nothing.
+
+    ``port`` is the UDP port of WireGuard; 0: the node has none, and cannot encrypt.
     """
 
     name: ClassVar[str] = "change-key"
@@ -151,7 +152,7 @@ class ChangeKey(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node: str
     uid: str
     key: str
-    port: int
+    port: int = 0
 
 
 class LeaveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):

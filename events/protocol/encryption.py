@@ -83,7 +83,7 @@ def _towards(stage: EncryptionStage, wanted: EncryptionStage) -> EncryptionStage
 
 
 class NodeKey(msgspec.Struct, frozen=True, gc=False):
-    """A member's WireGuard key: public, as base64, and the UDP port that its packets come to."""
+    """A member's public key (X25519, base64), and the UDP port of its WireGuard; 0: it cannot encrypt."""
 
     key: str
     port: int
@@ -102,5 +102,5 @@ def key_problem(text: str) -> str:
     except (Base64Error, ValueError):
         raw = b""
     if len(raw) != KEY_BYTES or b64encode(raw).decode() != text:
-        return "is no WireGuard public key (32 bytes in base64)"
+        return "is no X25519 public key (32 bytes in base64)"
     return "is all zeros" if not any(raw) else ""

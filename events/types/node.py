@@ -47,15 +47,15 @@ class NodeUnderlayChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
 
 
 class NodeKeyChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
-    """The member is known by this WireGuard key from now on: it came with it, or made a new one.
+    """The member is known by this key from now on: it came with it, or made a new one.
 
-    ``key`` is the public one in base64, ``port`` the UDP port by which the node is reached with it. The key
-    ends with the membership.
+    ``key`` is the public one (X25519, base64), ``port`` the UDP port by which WireGuard reaches the node with
+    it; 0: the node has no WireGuard, and cannot encrypt. The key ends with the membership.
     """
 
     verb: ClassVar[str] = "key-changed"
     key: str
-    port: int
+    port: int = 0
 
 
 class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):

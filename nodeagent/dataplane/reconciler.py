@@ -30,7 +30,8 @@ from nodeagent.dataplane.resync_triggers import ResyncTriggers
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import PEERS_ASKED
 from nodeagent.membership.peers import Peer, PeerChange
-from nodeagent.membership.view import OverlayPlan, View
+from nodeagent.membership.values import OverlayPlan
+from nodeagent.membership.view import View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import describe

@@ -22,7 +22,7 @@ from nodeagent.dataplane.preflight import accepted, foreign_routes, overriding_r
 from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import OverlayPlan, first_address
+from nodeagent.membership.values import OverlayPlan, first_address
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
 from nodeagent.netlink.messages import Operation

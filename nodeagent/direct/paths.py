@@ -34,7 +34,8 @@ from nodeagent.direct.packets import Probe
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall import ruleset
 from nodeagent.membership.peers import Peer, PeerChange
-from nodeagent.membership.view import View, first_address
+from nodeagent.membership.values import first_address
+from nodeagent.membership.view import View
 from nodeagent.netlink import neighbourhood
 from nodeagent.netlink.rows import address_bytes, mac_bytes, mac_text
 from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable

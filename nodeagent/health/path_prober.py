@@ -26,7 +26,8 @@ from nodeagent.health import packets
 from nodeagent.health.path_judge import PathJudge, Round, Standing
 from nodeagent.health.probe_device import PATH, ProbeDevice, device_name, packed, probe_address
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import View, first_address
+from nodeagent.membership.values import first_address
+from nodeagent.membership.view import View
 from nodeagent.netlink import links
 from nodeagent.path_mtu.probe import PROBE_PORT
 from nodeagent.ways.table import Exit

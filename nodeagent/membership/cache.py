@@ -26,7 +26,8 @@ from events.codec import UnknownEvent, decode_event
 from events.errors import IsthmusError, VerificationFailed
 from events.input_files import read_regular
 from nodeagent.local_files import VIEW_LIMIT_BYTES, write_atomically
-from nodeagent.membership.view import Saved, View
+from nodeagent.membership.values import Saved
+from nodeagent.membership.view import View
 
 JOURNAL_LIMIT = 5000
 """Journal entries before the next snapshot; bounds the time that a restart takes."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 from nats.aio.client import Client
 
 from events.bus.client import ControllerClient
@@ -24,12 +25,11 @@ from events.bus.enrolment import keep_fresh
 from events.bus.retry import backoff_s, happened, jittered_s
 from events.chain import CHAIN_HEADER
 from events.codec import StoredMessage, UnknownEvent
-from events.errors import IsthmusError, Unavailable, VerificationFailed
-from events.ids import new_id
+from events.errors import BadRequest, IsthmusError, Unavailable, VerificationFailed
 from events.jetstream.live import LiveReader
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader, ReadBatch
-from events.protocol.commands import INSTANCE, JoinNode
+from events.protocol.commands import INSTANCE, CommandReply, JoinNode
 from events.reading import ParkedEvents, step
 from events.telemetry.logs import at_sequence
 from events.telemetry.role import Telemetry
@@ -39,6 +39,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.cache_check import difference, view_from_log
 from nodeagent.membership.peers import PeerChange
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
 from nodeagent.tracing import processing, receiving
 
@@ -48,6 +49,9 @@ RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
 REFUSED_RETRY_S = 15.0
 ROOM_SPREAD_S = 0.5
 """Nodes that wait for a range all see that there is room at the same moment: they ask within this time."""
+
+KEY_AGAIN_S = 300.0
+"""Between two tries to have the own key in the log: it is left out while anybody is of an earlier release."""
 
 LEAP_EVENTS = 2000
 """Events behind from which a snapshot is worth its transfer."""
@@ -60,33 +64,11 @@ HOPELESS = frozenset(
 """Refusals that no waiting cures: a node that is no member yet gives up with them."""
 
 
-class BusSession(msgspec.Struct):
-    """The connection to the bus as it is now: the follower keeps it, other parts read it.
-
-    ``pending``: events known to be in the log and not yet read. ``replaced``: the bus has another log than
-    the one that the rows are from. ``caught_up`` is set once the view has reached the log's known end.
-    ``instance`` is this process's name. ``held``: another machine with this identity reports, and keeps its
-    place. ``asked`` is set once the controllers were asked for it, ``admitted`` unless they refused so.
-    """
-
-    client: Client | None = None
-    connected: bool = False
-    last_at: float = 0.0
-    pending: int = 0
-    joined: bool = False
-    replaced: bool = False
-    held: bool = False
-    caught_up: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
-    asked: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
-    admitted: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
-    instance: str = msgspec.field(default_factory=new_id)
-
-
 class LogFollower:
     """One connection to the bus, for as long as it runs.
 
     ``apply(view, changes)`` takes the rows' changes of consecutive events. ``underlay`` says the
-    address to join with.
+    address to join with, ``key`` the own public key and WireGuard's port (0: none).
     """
 
     def __init__(
@@ -100,6 +82,7 @@ class LogFollower:
         session: BusSession | None = None,
         apply: Callable[[View, Sequence[PeerChange]], Awaitable[None]],
         underlay: Callable[[], str],
+        key: Callable[[], tuple[str, int]] = lambda: ("", 0),
     ) -> None:
         self._config = config
         self.view = view
@@ -107,7 +90,7 @@ class LogFollower:
         self._conditions = conditions
         self._telemetry = telemetry
         self._apply = apply
-        self._underlay = underlay
+        self._underlay, self._key = underlay, key
         self.session = session or BusSession()
         self._stream: LiveReader | None = None
         self._parked = ParkedEvents(view.parked)
@@ -184,7 +167,9 @@ class LogFollower:
             client, self._config.cluster, actor=f"node/{self._config.node}", telemetry=self._telemetry
         )
         while True:
-            await self._rejoin.wait()
+            asked = await happened(self._rejoin, within_s=jittered_s(KEY_AGAIN_S, 0.3))
+            if not asked and self._key_known():
+                continue
             self._rejoin.clear()
             if self._moved:
                 self._moved = False
@@ -237,10 +222,26 @@ class LogFollower:
             announced=self._config.announced,
             site=self._config.site,
         )
-        reply = await controller.send(command, headers={INSTANCE: self.session.instance})
+        reply = await self._send(controller, command)
         if self._stream is not None:  # our own rows are behind this event: do not wait for the next one
             self._stream.heard_of(reply.sequence)
         log.info("joined as %s with %s: %s", self._config.node, underlay, reply.result.get("cidr", "?"))
+
+    async def _send(self, controller: ControllerClient, command: JoinNode) -> CommandReply:
+        """With the own key; controllers before 0.3 refuse what they do not know, and get it without."""
+        headers, (key, port) = {INSTANCE: self.session.instance}, self._key()
+        keyed = replace(command, node_key=key or msgspec.UNSET, wireguard_port=port or msgspec.UNSET)
+        try:
+            return await controller.send(keyed, headers=headers)
+        except BadRequest as error:
+            if "node_key" not in error.message:
+                raise
+        return await controller.send(command, headers=headers)
+
+    def _key_known(self) -> bool:
+        """Whether the log has the own key, if this node is a member."""
+        own = self.view.members.get(self._config.node)
+        return own is None or own.uid != self.view.uid or (own.key, own.port) == self._key()
 
     # ------------------------------------------------------------------ reading
 
@@ -258,9 +259,8 @@ class LogFollower:
                 await self._check_same(stream)
                 await self._check_memory(client, stream)
                 await self._leap(client, stream)
-                reader = cast(
-                    "AsyncGenerator[ReadBatch, None]", stream.read(after=self.view.sequence, follow=True)
-                )
+                read = stream.read(after=self.view.sequence, follow=True)
+                reader = cast("AsyncGenerator[ReadBatch, None]", read)
                 async with aclosing(reader) as batches:  # it is closed before anything else is asked
                     async for batch in batches:
                         self._conditions.clear("log")

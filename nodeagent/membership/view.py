@@ -6,16 +6,13 @@ that ten thousand members cost a few megabytes.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
-
 import msgspec
 
 from events.attestation import ClusterSum
 from events.chain import Head, genesis
 from events.codec import SkippedEvent
-from events.jetstream.snapshots import Snapshot, SnapshotMember
+from events.jetstream.snapshots import Snapshot
 from events.parking import events_followed
-from events.protocol.clb import Traffic
 from events.types import (
     CidrAppended,
     ClbHolderAssigned,
@@ -27,6 +24,7 @@ from events.types import (
     NetworkWithdrawn,
     NodeFenced,
     NodeJoined,
+    NodeKeyChanged,
     NodeLeft,
     NodeUnderlayChanged,
     RangeAllocated,
@@ -43,59 +41,12 @@ from nodeagent.membership.sanity import (
     unicast_problem,
 )
 from nodeagent.membership.traffic_table import CONCERNED, TrafficTable
+from nodeagent.membership.values import Member, OverlayPlan, Saved, member_of, with_network
 
 NO_CHANGES: tuple[PeerChange, ...] = ()
 UNSOUND_LIMIT = 10_000
 """Rows without sense that are remembered, so that a later event can mend them."""
 _TRAFFIC_TYPES = frozenset(CONCERNED)
-
-
-class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A live node of the log, with or without a range yet."""
-
-    node: str
-    uid: str
-    vtep_mac: str
-    announced: str
-    underlay: str
-    site: str = ""
-
-
-def _member(one: NodeJoined | SnapshotMember) -> Member:
-    return Member(one.node, one.uid, one.vtep_mac, one.announced, one.underlay, one.site)
-
-
-class OverlayPlan(msgspec.Struct, frozen=True):
-    """The overlay's constants and the container network, as the log defines them."""
-
-    vni: int
-    port: int
-    service_cidr: str
-    cidrs: tuple[str, ...]
-    range_size: int = 0
-    """Addresses of a range; 0 where a cache of a release before 0.3 does not say it."""
-    networks: tuple[str, ...] = ()
-    """Routed networks that were declared with the cluster; one that overlaps was accepted by somebody."""
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """A view at rest. ``floors`` are the epochs that ended, by range."""
-
-    cluster: str
-    node: str
-    uid: str
-    sequence: int
-    chain: str
-    plan: OverlayPlan | None
-    members: list[Member]
-    ranges: list[tuple[str, int, str]]
-    floors: dict[str, int]
-    fenced: bool
-    last_event_at: float = 0.0
-    traffic: Traffic = Traffic()
-    parked: tuple[int, ...] = ()
-    leaving: tuple[Member, ...] = ()
-    """Owners that have left and whose ranges have not drained yet: the log was cut inside of their leaving."""
 
 
 class View:
@@ -153,7 +104,9 @@ class View:
             self.traffic.apply(sequence, event, before.underlay if before is not None else "")
         if isinstance(event, NodeJoined):
             self._note_addresses(event.underlay, event.announced)
-            self.members[event.node] = _member(event)
+            self.members[event.node] = member_of(event)
+        elif isinstance(event, NodeKeyChanged):
+            self._has_key(event)
         elif isinstance(event, RangeAllocated):
             return self._allocated(event.cidr, sequence, event.node, event.uid)
         elif isinstance(event, RangeDraining):
@@ -169,7 +122,7 @@ class View:
         elif isinstance(event, ClusterDefined):
             return self._planned(event, (event.container_cidr,))
         elif isinstance(event, NetworkDeclared | NetworkWithdrawn) and self.plan is not None:
-            self.plan = _with_network(self.plan, event)
+            self.plan = with_network(self.plan, event)
         elif isinstance(event, CidrAppended) and self.plan is not None:
             problem = container_problem(event.cidr)
             if problem:
@@ -335,6 +288,11 @@ class View:
             return NO_CHANGES
         return self._admit(msgspec.structs.replace(peer, underlay=event.announced, vtep_mac=mac))
 
+    def _has_key(self, event: NodeKeyChanged) -> None:
+        member = self.members.get(event.node)
+        if member is not None and member.uid == event.uid:
+            self.members[event.node] = msgspec.structs.replace(member, key=event.key, port=event.port)
+
     def leap(self, snapshot: Snapshot) -> tuple[PeerChange, ...]:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""
         changes: list[PeerChange] = []
@@ -342,7 +300,7 @@ class View:
             changes += self._planned(snapshot.definition, tuple(snapshot.cidrs), snapshot.networks)
         for one in snapshot.members:
             self._note_addresses(one.underlay, one.announced)
-        self.members = {member.node: _member(member) for member in snapshot.members}
+        self.members = {member.node: member_of(member) for member in snapshot.members}
         self.deleted = snapshot.deleted
         self.traffic = TrafficTable(sound_traffic(snapshot.traffic))
         self.fenced = self.uid in snapshot.fenced
@@ -436,15 +394,3 @@ class View:
         view.traffic = TrafficTable(sound_traffic(saved.traffic))
         view.parked = frozenset(saved.parked)
         return view
-
-
-def _with_network(plan: OverlayPlan, event: NetworkDeclared | NetworkWithdrawn) -> OverlayPlan:
-    if isinstance(event, NetworkDeclared):
-        return msgspec.structs.replace(plan, networks=(*plan.networks, event.network.cidr))
-    rest = tuple(network for network in plan.networks if network != event.cidr)
-    return msgspec.structs.replace(plan, networks=rest)
-
-
-def first_address(cidr: str) -> str:
-    """The first address of a range: its VTEP address."""
-    return str(IPv4Network(cidr).network_address)

@@ -23,7 +23,8 @@ from nodeagent.health import packets as kernel_packets
 from nodeagent.health.path_prober import PathProber, Route
 from nodeagent.health.probe_device import packed, probe_address
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import View, first_address
+from nodeagent.membership.values import first_address
+from nodeagent.membership.view import View
 from nodeagent.mesh import packets, schedule
 from nodeagent.mesh.book import Ask, Book
 

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from events import subjects
-from nodeagent.membership.log_follower import BusSession
+from nodeagent.membership.session import BusSession
 
 log = logging.getLogger("isthmus.agent.mesh")
 

@@ -21,7 +21,7 @@ from nodeagent.health import diagnosis
 from nodeagent.health.path_prober import Route, answers_at
 from nodeagent.health.probe_device import device_name, probe_address
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import first_address
+from nodeagent.membership.values import first_address
 from nodeagent.netlink import links
 from nodeagent.netlink.rows import Kind, describe
 from nodeagent.netlink.socket import Engine, NetlinkChannel

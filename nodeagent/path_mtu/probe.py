@@ -23,7 +23,8 @@ from typing import Self
 import msgspec
 
 from nodeagent.membership.peers import Peer
-from nodeagent.membership.view import View, first_address
+from nodeagent.membership.values import first_address
+from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes, mac_bytes
 
 PROBE_PORT = 33434  # traceroute's first port: closed on any sane host

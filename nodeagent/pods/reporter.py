@@ -13,7 +13,7 @@ from events.bus.client import ControllerClient
 from events.errors import IsthmusError
 from events.protocol.pods import FACTS_A_REQUEST, PodFact, ReportPods
 from nodeagent.config import AgentConfig
-from nodeagent.membership.log_follower import BusSession
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
 from nodeagent.pods.facts import PodFacts
 

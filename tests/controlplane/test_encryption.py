@@ -25,7 +25,7 @@ CIDR = {"container_cidr": "10.200.0.0/22", "pods_per_node": 64}
 def world(members: int = 2) -> World:
     made = World(**CIDR)
     for number in range(members):
-        made.join(number, wireguard_key=key(f"k{number}"), site=f"s{number % 2}")
+        made.join(number, node_key=key(f"k{number}"), wireguard_port=51820, site=f"s{number % 2}")
     return made
 
 
@@ -83,10 +83,11 @@ def test_two_members_never_misunderstand_each_other(steps: list[str | set[str]])
 def test_an_empty_cluster_is_there_at_once_and_admits_nobody_without_a_key() -> None:
     at = World(**CIDR, encrypt="all")
     assert stages(at) == ("required", "required")
-    assert at.refused(joining(1)) == "wireguard_key_missing"
-    assert at.refused(joining(1, wireguard_key="nonsense")) == "bad_request"
-    at.join(1, wireguard_key=key("a"))
-    assert at.refused(joining(2, wireguard_key=key("a"))) == "wireguard_key_in_use"
+    assert at.refused(joining(1)) == "wireguard_missing"
+    assert at.refused(joining(1, node_key=key("a"))) == "wireguard_missing"
+    assert at.refused(joining(1, node_key="nonsense")) == "bad_request"
+    at.join(1, node_key=key("a"), wireguard_port=51820)
+    assert at.refused(joining(2, node_key=key("a"), wireguard_port=51820)) == "node_key_in_use"
     define = {"services": 32, **CIDR}
     assert not at.do(DefineCluster(**define)).events, "a definition that says nothing of it is the same"
     assert not at.do(DefineCluster(**define, encrypt="all")).events
@@ -98,8 +99,10 @@ def test_members_without_a_key_hold_it_back_by_name() -> None:
     at.join(7)
     refusal = at.do(SetEncryption(scope="sites")).refusal
     assert refusal is not None
-    assert refusal.code == "wireguard_key_missing"
+    assert refusal.code == "wireguard_missing"
     assert "n7" in refusal.message
+    at.ok(ChangeKey(node="n7", uid="uid-7", key=key("seven")))
+    assert at.refused(SetEncryption(scope="sites")) == "wireguard_missing", "a key, and nothing to use it with"
     at.ok(ChangeKey(node="n7", uid="uid-7", key=key("seven"), port=51821))
     at.ok(SetEncryption(scope="sites"))
 
@@ -107,16 +110,16 @@ def test_members_without_a_key_hold_it_back_by_name() -> None:
 def test_a_key_comes_with_the_join_changes_and_ends_with_the_membership() -> None:
     at = world()
     assert [type(event) for event in at.log[1:4]][1] is NodeKeyChanged, "behind the joining, before the range"
-    assert not at.do(joining(0, wireguard_key=key("k0"), site="s0")).events, "the same again"
+    assert not at.do(joining(0, node_key=key("k0"), wireguard_port=51820, site="s0")).events, "the same again"
     assert not at.do(joining(0, site="s0")).events, "who does not say keeps it"
-    at.ok(joining(0, wireguard_key=key("new"), site="s0"))
+    at.ok(joining(0, node_key=key("new"), site="s0"))
     assert (at.state.keys["n0"].key, at.state.by_key.get(key("k0"))) == (key("new"), None)
-    assert at.refused(ChangeKey(node="n1", uid="uid-1", key=key("new"), port=1)) == "wireguard_key_in_use"
+    assert at.refused(ChangeKey(node="n1", uid="uid-1", key=key("new"), port=1)) == "node_key_in_use"
     assert at.refused(ChangeKey(node="n1", uid="other", key=key("x"), port=1)) == "node_unknown"
-    assert at.refused(ChangeKey(node="n1", uid="uid-1", key=key("x"), port=0)) == "bad_request"
+    assert at.refused(ChangeKey(node="n1", uid="uid-1", key=key("x"), port=-1)) == "bad_request"
     at.ok(LeaveNode(node="n0", uid="uid-0"))
     assert (len(at.state.keys), len(at.state.by_key)) == (1, 1)
-    again = joining(5, wireguard_key=key("new"))
+    again = joining(5, node_key=key("new"))
     at.ok(again)
     assert isinstance(again, JoinNode)
 

@@ -1,8 +1,8 @@
 """Decisions about encryption: what the cluster encrypts, how far it is on the way there, and nodes' keys.
 
-Who is to be reached encrypted must have a key: a cluster with members that have none is not encrypted, and
-one that encrypts admits none of them. On the way from one scope to another the cluster takes a step when all
-members have applied the one before, also those that do not report: what they do not know would cost packets.
+Who is to be reached encrypted must have WireGuard: a cluster with members that have none is not encrypted,
+and one that encrypts admits none of them. On the way from one scope to another the cluster takes a step when
+all members have applied the one before, also those that do not report: what they do not know costs packets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from controlplane.cluster.decision import AdvanceEncryption, Decision, DecisionC
 from controlplane.cluster.decisions.nodes import own
 from controlplane.cluster.decisions.time import laggards
 from controlplane.cluster.identity import another_process
-from controlplane.cluster.keys import checked, key_events
+from controlplane.cluster.keys import can_encrypt, checked, key_events
 from controlplane.cluster.state import ClusterState
 from events.errors import Refused
 from events.protocol.commands import ChangeKey, SetEncryption
@@ -28,7 +28,7 @@ SHOWN = 8
 def set_scope(state: ClusterState, command: SetEncryption, now: datetime, context: DecisionContext) -> Decision:
     """Want this encrypted from now on. The same again writes nothing.
 
-    Raises Refused(wireguard_key_missing) where members have no key to encrypt for.
+    Raises Refused(wireguard_missing) where members cannot encrypt.
     """
     del now, context
     definition_of(state)
@@ -36,7 +36,7 @@ def set_scope(state: ClusterState, command: SetEncryption, now: datetime, contex
     if here.scope == command.scope:
         return Decision((), described(state, here))
     if command.scope != "off":
-        _check_keys(state, command.scope)
+        _check_members(state, command.scope)
     event = begun(state, command.scope)
     return Decision((event,), described(state, Encryption.of(event, state.sequence + 1)))
 
@@ -77,16 +77,16 @@ def described(state: ClusterState, here: Encryption) -> dict[str, Any]:
     }
 
 
-def _check_keys(state: ClusterState, scope: str) -> None:
-    missing = [name for name in state.nodes if name not in state.keys]
+def _check_members(state: ClusterState, scope: str) -> None:
+    missing = [name for name in state.nodes if not can_encrypt(state.keys.get(name))]
     if not missing:
         return
     shown = ", ".join(islice(sorted(missing), SHOWN)) + (", …" if len(missing) > SHOWN else "")
     raise Refused(
-        "wireguard_key_missing",
-        f"{len(missing):,} of {len(state.nodes):,} members have no WireGuard key ({shown}): to encrypt "
-        f"{scope!r} would cut them off. Upgrade their agents, and let `isthmus doctor` say why one has "
-        f"none; a member that is gone: isthmus node remove NODE",
+        "wireguard_missing",
+        f"{len(missing):,} of {len(state.nodes):,} members have no WireGuard ({shown}): to encrypt "
+        f"{scope!r} would cut them off. Upgrade their agents, and let `isthmus doctor` say what "
+        f"is missing; a member that is gone: isthmus node remove NODE",
         scope=scope,
         nodes=sorted(missing)[:SHOWN],
         missing=len(missing),
@@ -94,9 +94,9 @@ def _check_keys(state: ClusterState, scope: str) -> None:
 
 
 def change_key(state: ClusterState, command: ChangeKey, now: datetime, context: DecisionContext) -> Decision:
-    """The node has another WireGuard key; the one that it has writes nothing.
+    """The node has another key; the one that it has writes nothing.
 
-    Raises BadRequest(bad_request), Refused(wireguard_key_in_use, node_unknown, node_fenced, identity_twice).
+    Raises BadRequest(bad_request), Refused(node_key_in_use, node_unknown, node_fenced, identity_twice).
     """
     del now
     member = own(state, command.node, command.uid)

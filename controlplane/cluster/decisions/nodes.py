@@ -17,7 +17,7 @@ from controlplane.cluster.decisions.holders import Cause, hand_over
 from controlplane.cluster.decisions.overlap import address_conflicts, settle
 from controlplane.cluster.identity import another_process, living, other_machine
 from controlplane.cluster.input_checks import text, unicast
-from controlplane.cluster.keys import key_events, key_of, keyless
+from controlplane.cluster.keys import key_events, key_of, unable
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
 from events.errors import Refused
 from events.protocol.commands import ChangeUnderlay, FenceNode, JoinNode, LeaveNode, RemoveNode
@@ -67,8 +67,8 @@ def join(
         if alive is not None:
             return _refuse(state, name, uid, alive)
     problem, accepted = obstacle(state, command, where, context)
-    if problem is None and key is None:
-        problem = keyless(state, name)
+    if problem is None:
+        problem = unable(state, name, key)
     if problem is not None:
         return _refuse(state, name, uid, problem)
     keys = key_events(state, name, uid, key)

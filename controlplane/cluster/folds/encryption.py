@@ -19,7 +19,7 @@ def key_changed(state: ClusterState, sequence: int, event: NodeKeyChanged) -> No
     if member is None or member.uid != event.uid:
         raise Contradiction(f"{event.node} (uid {event.uid}) is no member")
     if state.by_key.get(event.key, event.node) != event.node:
-        raise Contradiction(f"{state.by_key[event.key]} has that WireGuard key")
+        raise Contradiction(f"{state.by_key[event.key]} has that key")
     forget(state, event.node)
     state.keys[event.node] = NodeKey.of(event, sequence)
     state.by_key[event.key] = event.node

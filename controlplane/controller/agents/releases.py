@@ -41,7 +41,7 @@ FRESH_S = 10.0
 
 def _brought(command: Command | Tick) -> bool:
     if isinstance(command, JoinNode):
-        return bool(command.wireguard_key)
+        return bool(command.node_key)
     return isinstance(command, BROUGHT) and not (isinstance(command, UseToken) and command.shared is None)
 
 
