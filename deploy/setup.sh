@@ -116,6 +116,7 @@ say "installing the versions pinned in deploy/constraints.txt into .venv"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 # The build backend is pinned like everything else, so it is installed first and used from here.
 .venv/bin/python -m pip install -q -c deploy/constraints.txt "setuptools>=77"
-.venv/bin/python -m pip install -q -c deploy/constraints.txt --no-build-isolation -e '.[dev]'
+# The byte code of all packages takes longer to make than that of what is used, when it is used.
+.venv/bin/python -m pip install -q --no-compile -c deploy/constraints.txt --no-build-isolation -e '.[dev]'
 printf '%s\n' "$fingerprint" >"$stamp"
 say "ready after $((SECONDS - started)) s"
