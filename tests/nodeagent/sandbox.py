@@ -1,8 +1,8 @@
 """Runs a test function inside namespaces of its own, so that nothing can leak to the host.
 
-``@inside`` makes of a function without arguments (plain or async) a test that runs in a fresh Python
-process with its own network, mount and process namespaces, as root or in a user namespace. When the
-process ends, so does everything it made.
+``@inside`` makes of a function without arguments (plain or async) a test that runs in a process of its own
+with its own network, mount and process namespaces, as root or in a user namespace. When the process ends, so
+does everything it made.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.nodeagent import prepared
 
 _MARK = "ISTHMUS_TEST_INSIDE"
 LIMIT_S = 300
@@ -29,37 +33,36 @@ def inside(function: Callable[[], Any], limit_s: float = LIMIT_S) -> Callable[[]
     @pytest.mark.netns
     @functools.wraps(function)
     def test() -> None:
-        flags = "-nmpf" if os.geteuid() == 0 else "-Urnmpf"
-        finished = subprocess.run(
-            [
-                "unshare",
-                flags,
-                "--kill-child",
-                "--mount-proc",
-                sys.executable,
-                "-W",
-                "error",
-                "-m",
-                __name__,
-                function.__module__,
-                function.__qualname__,
-            ],
-            env={**os.environ, _MARK: "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
-        sys.stdout.write(finished.stdout)
-        if finished.returncode:
-            pytest.fail(
-                f"inside the sandbox:\n{finished.stdout[-6000:]}\n{finished.stderr[-12000:]}", pytrace=False
-            )
+        env = {**os.environ, _MARK: "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        with tempfile.TemporaryDirectory() as name:
+            run = _forked if os.geteuid() == 0 else _started
+            code, out, err = run(function, limit_s, Path(name), env)
+        sys.stdout.write(out)
+        if code:
+            pytest.fail(f"inside the sandbox:\n{out[-6000:]}\n{err[-12000:]}", pytrace=False)
 
     # functools.wraps would make pytest look at an async function's signature.
     del test.__wrapped__  # type: ignore[attr-defined]
     test.inner = function  # type: ignore[attr-defined]
     return test
+
+
+def _forked(
+    function: Callable[[], Any], limit_s: float, folder: Path, env: dict[str, str]
+) -> tuple[int, str, str]:
+    code = prepared.run(function.__module__, function.__qualname__, limit_s, folder, env)
+    return code, (folder / "out").read_text(errors="replace"), (folder / "err").read_text(errors="replace")
+
+
+def _started(
+    function: Callable[[], Any], limit_s: float, folder: Path, env: dict[str, str]
+) -> tuple[int, str, str]:
+    unshare = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"]
+    python = [sys.executable, "-W", "error", "-m", __name__, function.__module__, function.__qualname__]
+    done = subprocess.run(
+        [*unshare, *python], env=env, capture_output=True, text=True, timeout=limit_s, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def sh(command: str) -> str:
@@ -70,7 +73,8 @@ def sh(command: str) -> str:
     return done.stdout
 
 
-def _main(module: str, name: str) -> None:
+def run_inner(module: str, name: str) -> None:
+    """Run that function: in the sandbox, whose process this is."""
     sh("mount --make-rprivate / && mount -t tmpfs none /run && mkdir -p /run/netns && ip link set lo up")
     test = getattr(importlib.import_module(module), name)
     result = test.inner()
@@ -84,4 +88,4 @@ def _main(module: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    run_inner(*sys.argv[1:])

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.nodeagent import prepared
 from tests.nodeagent.sandbox import sh
 from tests.waiting import wait_for as until
 
@@ -79,7 +80,7 @@ class Node:
         self.underlay = f"10.0.0.{number}"
         self.directory = site.directory / name
         self.directory.mkdir()
-        self.agent: subprocess.Popen[bytes] | None = None
+        self.agent: subprocess.Popen[bytes] | prepared.Fork | None = None
         sh(f"ip netns add {name} && ip -n {name} link set lo up")
         self.plug()
 
@@ -98,14 +99,20 @@ class Node:
 
     def start(self, *options: str, underlay: str = "eth0", by: str = "", program: str = ISTHMUS) -> Node:
         """Start the agent (of the release ``program``), through the command line ``by`` if one is given."""
+        arguments = [
+            "agent", "--bus", self.site.bus, "--node", self.name, "--underlay", underlay,
+            "--state-dir", str(self.directory / "state"), "--cni-dir", str(self.directory / "cni"),
+            "--heartbeat", "0.5", *_mode(program, options), *options,
+        ]  # fmt: skip
+        env = {"ISTHMUS_LOG": "text"}
         with (self.directory / "agent.log").open("ab") as log:
-            self.agent = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *by.split(), program, "agent", "--bus", self.site.bus,
-                 "--node", self.name, "--underlay", underlay, "--state-dir", str(self.directory / "state"),
-                 "--cni-dir", str(self.directory / "cni"), "--heartbeat", "0.5",
-                 *_mode(program, options), *options],
-                stdout=log, stderr=log, env={**os.environ, "ISTHMUS_LOG": "text"},
-            )  # fmt: skip
+            if program == ISTHMUS and not by and prepared.may_fork():
+                self.agent = prepared.isthmus(arguments, log, log, namespace=self.name, env=env)
+            else:
+                self.agent = subprocess.Popen(
+                    ["ip", "netns", "exec", self.name, *by.split(), program, *arguments],
+                    stdout=log, stderr=log, env={**os.environ, **env},
+                )  # fmt: skip
         return self
 
     def ready(self, peers: int | None = None) -> Node:
@@ -194,7 +201,7 @@ class Site:
         self.directory = directory
         self.nodes: dict[str, Node] = {}
         self._made = 0
-        self.controller: subprocess.Popen[bytes] | None = None
+        self.controller: subprocess.Popen[bytes] | prepared.Fork | None = None
         self._plan = plan
         # A bridge without an address of its own takes the lowest of its ports': a further node could change
         # it, and everybody's neighbour entry for the bus would be wrong for some seconds.
@@ -205,12 +212,15 @@ class Site:
     def up(self, program: str = ISTHMUS) -> None:
         """Start bus and controller (of one release); the cluster is defined at the first time."""
         cidr, pods, services = self._plan
+        arguments = [
+            "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254", "--cidr", cidr,
+            "--pods", str(pods), "--services", str(services), "--quarantine", "0",
+        ]  # fmt: skip
         with (self.directory / "up.log").open("ab") as log:
-            self.controller = subprocess.Popen(
-                [program, "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254",
-                 "--cidr", cidr, "--pods", str(pods), "--services", str(services), "--quarantine", "0"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+            if program == ISTHMUS and prepared.may_fork():
+                self.controller = prepared.isthmus(arguments, log, log)
+            else:
+                self.controller = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
 
     def log(self) -> str:
         """The last words of bus and controller."""
@@ -232,9 +242,20 @@ class Site:
 
     def isthmus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """An operator's command against this site's bus."""
-        return subprocess.run(
-            [ISTHMUS, *arguments, "--bus", self.bus], capture_output=True, text=True, timeout=60, check=False
-        )
+        line = [*arguments, "--bus", self.bus]
+        if not prepared.may_fork():
+            return subprocess.run([ISTHMUS, *line], capture_output=True, text=True, timeout=60, check=False)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            running = prepared.isthmus(line, out, err)
+            try:
+                code = running.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+                raise
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess([ISTHMUS, *line], code, out.read(), err.read())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ down, the agent dead and without its cache, and the two nodes on paper members; 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ START_LIMIT_S = 30.0
 MIRROR_LIMIT_S = 150.0
 """After the loss of the server that it read from, a mirror asks again ever more slowly, up to two minutes."""
 RESTORE_LIMIT_S = 60.0
+MIRROR_PACE_S = 0.5
 FIRST_ADDRESS = 220  # in the VPC's subnet, above every node and the load
 BEFORE, MEANWHILE = "before-the-cut", "during-the-cut"
 
@@ -201,4 +203,8 @@ async def _mirror(lab: Lab, buses: Buses) -> int:
 
 
 async def _mirror_at(lab: Lab, buses: Buses, sequence: int) -> bool:
-    return await _mirror(lab, buses) >= sequence
+    """Asked again at once by who waits: each look is a command of its own, which computes for half a second."""
+    if await _mirror(lab, buses) >= sequence:
+        return True
+    await asyncio.sleep(MIRROR_PACE_S)
+    return False
