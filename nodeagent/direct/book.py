@@ -31,6 +31,8 @@ ALARM_PEERS, ALARM_S = 2, 5.0
 """So many peers lost within so many seconds are no accident of one."""
 SILENT_PEERS, SILENT_S = 4, 1.0
 """So many peers were asked in vain, and nobody answered for so long: it is this node's own link."""
+PORTION = 250
+"""One further peer is asked at once for so many on the link: who is next is looked up for several together."""
 STILL_S = 1.0
 """Whoever looks later than this was stopped: what it waited for then is held against nobody."""
 
@@ -60,6 +62,7 @@ class DirectBook:
 
     def __init__(self) -> None:
         self._near: dict[str, _Near] = {}  # by range
+        self._doubted: dict[str, _Near] = {}  # those of them that have answered some of the last questions only
         self._pending: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # token → range, when it was sent
         self._changes: list[Change] = []
         self._first, self._again = ASKED_PER_S, AGAIN_PER_S
@@ -81,6 +84,7 @@ class DirectBook:
                 if near.used:
                     self._changes.append(Change(near.peer, False, "not on this link any more"))
                 del self._near[cidr]
+                self._doubted.pop(cidr, None)
         for cidr, peer in present.items():
             if cidr not in self._near:
                 self._near[cidr] = _Near(peer, due=now)
@@ -137,6 +141,7 @@ class DirectBook:
             self._changes.append(Change(peer, True))
         else:
             near.due = now  # at once: a few more, and it is used
+        self._note(near)
         return True
 
     def period_s(self) -> float:
@@ -185,6 +190,13 @@ class DirectBook:
             near.missed, near.due = 0, now + near.rest_s
         else:
             near.due = now + REST_S
+        self._note(near)
+
+    def _note(self, near: _Near) -> None:
+        if near.missed or 0 < near.passed < PASSED:
+            self._doubted[near.peer.cidr] = near
+        else:
+            self._doubted.pop(near.peer.cidr, None)
 
     def _all_silent(self) -> bool:
         """Whether those that answered last do not, either; who was not asked since then is asked first."""
@@ -197,6 +209,7 @@ class DirectBook:
     def _end(self, near: _Near, now: float, why: str) -> None:
         near.used, near.passed, near.missed = False, 0, 0
         near.rest_s, near.due = REST_S, now + REST_S
+        self._note(near)
         self._changes.append(Change(near.peer, False, why))
         self._lost = [at for at in self._lost if now - at < ALARM_S] + [now]
         if len(self._lost) >= ALARM_PEERS and now >= self._alarm_until:
@@ -207,13 +220,15 @@ class DirectBook:
 
     def _due(self, now: float) -> list[Peer]:
         chosen: list[Peer] = []
-        if self._first < 1 and self._again < 1:
+        calm = self._first >= min(ASKED_PER_S, 1 + len(self._near) / PORTION)
+        pool = self._near if calm else self._doubted
+        if not calm and self._again < 1:
             return chosen
         for near in sorted(
-            (near for near in self._near.values() if near.due <= now and not near.waiting),
+            (near for near in pool.values() if near.due <= now and not near.waiting),
             key=lambda near: (not near.used, not near.missed, near.due),
         ):
-            if near.missed or 0 < near.passed < PASSED:  # never at the cost of those that are not in doubt
+            if near.peer.cidr in self._doubted:  # never at the cost of those that are not in doubt
                 if self._again >= 1:
                     self._again -= 1
                     chosen.append(near.peer)

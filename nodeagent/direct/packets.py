@@ -12,10 +12,10 @@ import struct
 from typing import NamedTuple
 
 PROBE_PORT = 33443
-MARK = b"isdir01\0"
+MARK = b"isd1"
 TOKEN_BYTES = 8
 QUESTION, ANSWER = 1, 2
-_BODY = struct.Struct("!8sBxxxQQ8s")
+_BODY = struct.Struct("!4sBxxxQQ8s")
 BYTES = _BODY.size
 
 

@@ -45,6 +45,8 @@ log = logging.getLogger("isthmus.agent.direct")
 STEP_S = 0.1
 LOOK_S = 1.0
 """Between two looks at who is on the link, and by which MAC."""
+NEIGHBOURS_PER_S = 500
+"""So many neighbours make it a second longer."""
 ROUTES_S = 300.0
 """How long the kernel's answer about the way to a peer counts, unless links or addresses change."""
 LOOKED_UP = 200
@@ -222,7 +224,7 @@ class DirectPaths:
     # --- asking ---------------------------------------------------------------------------------------------
 
     async def _step(self, now: float) -> None:
-        if now - self._looked >= LOOK_S + len(self._near) / 1000:
+        if now - self._looked >= LOOK_S + len(self._near) / NEIGHBOURS_PER_S:
             await self._look(now)
             self._check_routes(now)
             self._complain(now)

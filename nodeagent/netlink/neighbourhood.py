@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
+from socket import inet_ntoa
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -64,7 +64,7 @@ def macs(device: int) -> dict[str, bytes]:
         address, mac = attributes.get(NDA_DST, b""), attributes.get(NDA_LLADDR, b"")
         usable = not state & _UNUSABLE and len(address) == 4 and len(mac) == 6
         if family == AF_INET and index == device and usable:
-            found[str(IPv4Address(address))] = mac
+            found[inet_ntoa(address)] = mac
     return found
 
 
@@ -79,7 +79,7 @@ def follow_probe_routes(wanted: Mapping[str, str], device: int) -> None:
         target, gateway = attributes.get(RTA_DST, b""), attributes.get(RTA_GATEWAY, b"")
         if _RTMSG.unpack_from(data, start)[5] == PROBE_PROTOCOL and len(target) == len(gateway) == 4:
             oif = int.from_bytes(attributes.get(RTA_OIF, b""), "little")
-            there[str(IPv4Address(target))] = str(IPv4Address(gateway)), oif
+            there[inet_ntoa(target)] = inet_ntoa(gateway), oif
     changed = {vtep: hop for vtep, hop in wanted.items() if there.get(vtep) != (hop, device)}
     gone = there.keys() - wanted.keys()
     if not changed and not gone:
