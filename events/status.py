@@ -35,11 +35,37 @@ _NAMES = {"node": 253, "uid": 128}
 """Names are refused when they are too long or unprintable, not cut: a cut name is another name."""
 
 WAY_AGE_MAX_S = 1e9
+_OCTETS = frozenset(map(str, range(256)))
 WayKind = Literal["tunnel", "direct", "nat", "relayed"]
 KINDS: Final[tuple[WayKind, ...]] = ("tunnel", "direct", "nat", "relayed")
 NAMED_MAX = 32
 """Most peers in one report."""
 VIA_MAX, WHY_MAX = 300, 200
+
+
+NatMode = Literal["auto", "on", "off"]
+"""Whether a node is behind NAT: found out by what others see of it, said to be, or said not to be."""
+SEEN_BY_MAX = 8
+"""Most names of members in a report that saw the node's address."""
+
+
+class NatReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What others see of this node, as far as they proved who they are; it can speak of nobody else.
+
+    ``behind``: its packets reach others from another address than the one that it announces (None: nobody has
+    told lately, or only members that may well be behind the same NAT). ``seen_as`` is the address that most of
+    them saw, without the port, which may change at any time; ``seen_by`` names some of those who say so.
+    """
+
+    mode: NatMode = "auto"
+    behind: bool | None = None
+    seen_as: str = ""
+    seen_by: tuple[str, ...] = ()
+
+    @property
+    def says(self) -> bool | None:
+        """Whether the node is behind NAT, by what it was told or by what was found out; None: not known."""
+        return self.behind if self.mode == "auto" else self.mode == "on"
 
 
 class PeerWay(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -137,6 +163,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Whether its fast path is ``on`` or ``off``; empty from agents before 0.3."""
     ways: WaysReport | None = None
     """Which way packets take to its peers; None from agents before 0.3."""
+    nat: NatReport | None = None
+    """Whether it is behind NAT; None from agents before 0.3."""
     mesh: MeshReport | None = None
     """What it measured of its peers; None from agents that do not ask (those before 0.3)."""
 
@@ -157,6 +185,8 @@ def checked(status: AgentStatus) -> AgentStatus:
             fit = checked_mesh(value)
         elif isinstance(value, WaysReport):
             fit = checked_ways(value)
+        elif isinstance(value, NatReport):
+            fit = checked_nat(value)
         elif isinstance(value, tuple):
             fit = tuple(printable(text, TEXT_MAX) for text in value[: _LISTS.get(field, TEXTS_MAX)])
         else:
@@ -208,3 +238,15 @@ def checked_ways(report: WaysReport) -> WaysReport:
         _bounds("ways", way.epoch, 1, SEQUENCE_MAX)
         _bounds("ways", way.since_s, 0, WAY_AGE_MAX_S)
     return msgspec.structs.replace(report, peers=peers)
+
+
+def checked_nat(report: NatReport) -> NatReport:
+    """The report cut to its bounds, with names that can be some. Raises BadRequest(bad_request) for an address
+    that is none."""
+    if report.seen_as:
+        parts = report.seen_as.split(".")
+        if len(parts) != 4 or not all(part in _OCTETS for part in parts):
+            shown = printable(report.seen_as, 40)
+            raise BadRequest("bad_request", f"seen_as {shown!r} is no IPv4 address", field="nat")
+    seen_by = tuple(printable(name, _NAMES["node"]) for name in report.seen_by[:SEEN_BY_MAX])
+    return msgspec.structs.replace(report, seen_by=seen_by)

@@ -66,7 +66,7 @@ def list_(*, context: BusContext, kind: Any, site: str | None, unreachable: bool
                 _state(n),
                 _lag(n),
                 _age(n.last_seen) if n.agent_state or n.unreachable else "",
-                n.announced,
+                n.announced + (" (NAT)" if n.behind_nat else ""),
                 n.vtep_mac,
                 n.kernel,
                 n.uid,
@@ -117,6 +117,12 @@ def _way(way: PeerWayView) -> str:
     return f"{way.way}{via}{', encrypted' if way.encrypted else ''}{since}{f' ({way.why})' if way.why else ''}"
 
 
+def _nat(view: NodeView) -> str:
+    """Since when it is known to be behind NAT, and how."""
+    how = f"seen as {view.seen_as}" if view.seen_as else "its agent was told so"
+    return f"since sequence {view.behind_nat:,}, {how}"
+
+
 def _stale(view: NodeView) -> str:
     return " (stale: the agent is silent)" if view.stale else ""
 
@@ -163,6 +169,7 @@ def show(*, context: BusContext, name: str, as_json: bool) -> None:
             ("range", f"{view.cidr} (index {view.index}, epoch {view.epoch})"),
             ("underlay", view.underlay),
             ("announced", view.announced + ("" if view.announced == view.underlay else " (behind NAT)")),
+            *([("behind NAT", _nat(view))] if view.behind_nat else []),
             ("VTEP MAC", view.vtep_mac),
             ("joined", f"sequence {view.joined}"),
             ("address changed", f"sequence {view.changed}" if view.changed != view.joined else "never"),

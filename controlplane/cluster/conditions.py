@@ -7,7 +7,7 @@ Conditions are computed, never stored: they go away with their cause. Their code
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import combinations, islice
 
 from controlplane.cluster.decisions.exhaustion import earliest_free
 from controlplane.cluster.decisions.holders import gateway_addresses
@@ -38,6 +38,7 @@ def conditions(
     yield from _pool(state)
     yield from _drains(state, applied, absent)
     yield from _encryption(state, applied)
+    yield from _nat(state)
     yield from _members(state)
     for override in state.overrides.values():
         yield Condition(
@@ -136,6 +137,26 @@ def _encryption(state: ClusterState, applied: Mapping[str, int]) -> Iterator[Con
             if waiting
             else ""
         ),
+    )
+
+
+def _nat(state: ClusterState) -> Iterator[Condition]:
+    if not state.behind_nat or any(name not in state.behind_nat for name in state.gateways):
+        return
+    sites: dict[str, list[str]] = {}
+    for name in state.behind_nat:
+        sites.setdefault(state.nodes[name].site, []).append(name)
+    if len(sites) < 2:
+        return
+    firsts = [(site, sorted(names)) for site, names in sorted(sites.items())]
+    pairs = [f"{one[0]} and {other[0]}" for (_, one), (_, other) in combinations(firsts[: SHOWN + 1], 2)]
+    counts = ", ".join(f"{len(names)} at site {site or '(none)'!r}" for site, names in firsts[:SHOWN])
+    yield Condition(
+        code="nat_no_way",
+        severity="critical",
+        message=f"nodes behind different NATs ({counts}{', …' if len(firsts) > SHOWN else ''}) cannot reach "
+        f"each other, such as {_some(pairs)}: no gateway relays. Start the agent of a cloud node with "
+        f"--gateway, then: isthmus clb gateway add NODE",
     )
 
 

@@ -18,6 +18,7 @@ from controlplane.cluster.decision import (
     Decision,
     DecisionContext,
     MarkLiveness,
+    MarkNat,
     MarkPaths,
     Participant,
     Tick,
@@ -32,6 +33,7 @@ from controlplane.cluster.decisions import (
     gateways,
     holders,
     kubernetes,
+    nat,
     nodes,
     paths,
     time,
@@ -79,6 +81,7 @@ __all__ = [
     "Decision",
     "DecisionContext",
     "MarkLiveness",
+    "MarkNat",
     "MarkPaths",
     "Tick",
     "decide",
@@ -119,6 +122,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     AssignHolders: holders.assign,
     BindNodes: kubernetes.bind,
     MarkPaths: paths.mark,
+    MarkNat: nat.mark,
     AdvanceEncryption: encryption.advance,
 }
 """Command → its rule; a test keeps it complete."""

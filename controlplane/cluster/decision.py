@@ -178,6 +178,23 @@ class AdvanceEncryption(Tick, frozen=True, kw_only=True):
     applied: Mapping[str, int]
 
 
+class NatFinding(NamedTuple):
+    """That a member is behind NAT, or is not; see :class:`events.types.NodeNatChanged`."""
+
+    uid: str
+    behind: bool
+    seen_as: str = ""
+    seen_by: tuple[str, ...] = ()
+
+
+class MarkNat(Tick, frozen=True, kw_only=True):
+    """Record which members are behind NAT, and which are not any more, by what they reported repeatedly."""
+
+    name: ClassVar[str] = "mark-nat"
+    task: ClassVar[str] = "recording which nodes are behind NAT"
+    found: tuple[NatFinding, ...]
+
+
 class MarkPaths(Tick, frozen=True, kw_only=True):
     """Record which paths are lost, and which (by scope, a, b) are not any more.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.cluster.addressing.addresses import network
-from controlplane.cluster.folds import clb, encryption, entries, paths, tokens
+from controlplane.cluster.folds import clb, encryption, entries, nat, paths, tokens
 from controlplane.cluster.folds.contradiction import Contradiction
 from controlplane.cluster.state import (
     Adoption,
@@ -80,11 +80,17 @@ def _adopted(state: ClusterState, sequence: int, event: types.RangeAdopted) -> N
 def _out(state: ClusterState, sequence: int, event: types.NodeLeft | types.NodeFenced) -> None:  # noqa: ARG001
     name = event.node
     node = state.nodes[name]
-    if not (node.uid in state.by_uid and node.announced in state.by_address and node.vtep_mac in state.by_mac):
+    behind = bool(state.behind_nat) and name in state.behind_nat
+    placed = nat.held(state, node) if behind else node.announced in state.by_address
+    if not (node.uid in state.by_uid and placed and node.vtep_mac in state.by_mac):
         raise Contradiction(f"another member has taken the uid or an address of {name}")
     del state.nodes[name]
     del state.by_uid[node.uid]
-    del state.by_address[node.announced]
+    if behind:
+        nat.forget(state, node)
+        del state.behind_nat[name]
+    else:
+        del state.by_address[node.announced]
     del state.by_mac[node.vtep_mac]
     if node.kind == "external":
         state.external -= 1
@@ -132,8 +138,7 @@ def _freed(state: ClusterState, sequence: int, event: types.RangeFreed) -> None:
 
 def _underlay_changed(state: ClusterState, sequence: int, event: types.NodeUnderlayChanged) -> None:
     old = state.nodes[event.node]
-    del state.by_address[old.announced]  # which fails before anything is written
-    state.by_address[event.announced] = event.node
+    nat.forget(state, old)  # which fails before anything is written
     if event.vtep_mac:
         del state.by_mac[old.vtep_mac]
         state.by_mac[event.vtep_mac] = event.node
@@ -148,6 +153,7 @@ def _underlay_changed(state: ClusterState, sequence: int, event: types.NodeUnder
         old.joined,
         sequence,
     )
+    nat.keep(state, state.nodes[event.node])
     if state.refusals:
         state.refusals.pop(asker_node(event.node), None)
 
@@ -308,6 +314,7 @@ HANDLERS: dict[type[types.Event], Handler] = {
     types.SharedTokenUsed: tokens.shared_used,
     types.ClusterEncryptionChanged: encryption.changed,
     types.NodeKeyChanged: encryption.key_changed,
+    types.NodeNatChanged: nat.changed,
     SkippedEvent: _skipped,
     UnknownEvent: _unknown,
 }

@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from events.types import PathLost, SharedTokenUsed
+from events.types import NodeNatChanged, PathLost, SharedTokenUsed
 
 
 class Bound(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +32,18 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
     def of(cls, event: SharedTokenUsed, sequence: int) -> Self:
         """What that event, stored there, says."""
         return cls(event.token, event.public_key, event.use, event.kind, event.site, event.at, sequence)
+
+
+class BehindNat(msgspec.Struct, frozen=True, gc=False):
+    """As which address others saw a member behind NAT (empty: its agent was told so), since which sequence."""
+
+    seen_as: str
+    since: int
+
+    @classmethod
+    def of(cls, event: NodeNatChanged, sequence: int) -> Self:
+        """What that event, stored there, says."""
+        return cls(event.seen_as, sequence)
 
 
 class Adoption(msgspec.Struct, frozen=True, gc=False):

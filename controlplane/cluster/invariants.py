@@ -5,9 +5,8 @@ O(1), whether the event about to be folded would break an invariant: over a whol
 them at every sequence. Both report; neither stops anything.
 
 Numbers are those of the design, section 4: 1 disjoint and aligned ranges, 2 next-fit, 3 one node
-per name, uid and address, 5 no reuse before confirmation and rest, 6 the sum, 7 the CLB pair,
-11 one holder per CLB address, 19 entries' sources.
-(4, 8, 9 and 10 speak of agents, commands, digests and the kernel.)
+per name, uid and address (behind NAT: address and site), 5 no reuse before confirmation and rest, 6 the sum,
+7 the CLB pair, 11 one holder per CLB address, 19 entries' sources. (The others speak of agents and the kernel.)
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from controlplane.cluster import entry_sources
+from controlplane.cluster import entry_sources, nat
 from controlplane.cluster.addressing.addresses import Net, address_value, network
 from controlplane.cluster.addressing.plan import make_plan
 from controlplane.cluster.addressing.pool import cursor_behind
@@ -100,8 +99,9 @@ def _joined(state: ClusterState, event: types.NodeJoined) -> Finding:
         return 3, f"uid {event.uid!r} joins as {node!r} while it is live as {state.by_uid[event.uid]!r}"
     if event.uid in state.fenced:
         return 3, f"the fenced uid {event.uid!r} joins as {node!r}"
-    if event.announced in state.by_address:
-        return 3, f"{node!r} announces {event.announced}, the address of {state.by_address[event.announced]!r}"
+    other = state.by_address.get(event.announced) or nat.at_site(state, event.announced, event.site, "")
+    if other:
+        return 3, f"{node!r} announces {event.announced}, the address of {other!r}"
     if event.vtep_mac in state.by_mac:
         return 3, f"{node!r} has VTEP MAC {event.vtep_mac}, that of {state.by_mac[event.vtep_mac]!r}"
     return None
@@ -132,10 +132,8 @@ def _unmarked(state: ClusterState, event: types.NodeGatewayUnmarked) -> Finding:
 def _assigned(state: ClusterState, event: types.ClbHolderAssigned) -> Finding:
     held = state.holders.get(event.address)
     if held is not None:
-        return (
-            11,
-            f"{event.address} is given to {event.node!r} while {held.node!r} holds it (epoch {held.epoch})",
-        )
+        since = f"while {held.node!r} holds it (epoch {held.epoch})"
+        return 11, f"{event.address} is given to {event.node!r} {since}"
     return _fit(state, event.name, event.purpose, event.address, event.node, event.uid)
 
 
@@ -172,7 +170,7 @@ def _moved(state: ClusterState, event: types.NodeUnderlayChanged) -> Finding:
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         return 3, f"{event.node!r} (uid {event.uid!r}) moves, but it is no member"
-    other = state.by_address.get(event.announced, event.node)
+    other = nat.holder(state, event.announced, member.site, event.node)
     if other != event.node:
         return 3, f"{event.node!r} announces {event.announced}, the address of {other!r}"
     other = state.by_mac.get(event.vtep_mac, event.node)
@@ -291,6 +289,7 @@ CHECKS: dict[type[types.Event], Check] = {
     types.NodeFenced: _out,
     types.NodeUnderlayChanged: _moved,
     types.NodeBound: _bound,
+    types.NodeNatChanged: nat.changed,
     types.RangeDraining: _draining,
     types.RangeQuarantined: _quarantined,
     types.RangeFreed: _freed,
@@ -345,6 +344,7 @@ def check(state: ClusterState) -> list[Violation]:
         *_reservations(state),
         *_holders(state),
         *entry_sources.whole(state),
+        *nat.whole(state),
     )
     return [Violation(number, state.sequence, message) for number, message in found]
 
@@ -381,8 +381,8 @@ def _origin(containers: list[Net], net: Net) -> int:
 
 
 def _cursor(state: ClusterState) -> Iterator[tuple[int, str]]:
-    if not 0 <= state.pool.cursor < state.capacity:
-        yield 2, f"cursor {state.pool.cursor} is outside the pool of {state.capacity} ranges"
+    if not 0 <= (cursor := state.pool.cursor) < state.capacity:
+        yield 2, f"cursor {cursor} is outside the pool of {state.capacity} ranges"
     for index, held in state.ranges.items():
         if not state.pool.taken(index):
             yield 2, f"range {held.cidr} of {held.node!r} counts as free"
@@ -391,7 +391,7 @@ def _cursor(state: ClusterState) -> Iterator[tuple[int, str]]:
 def _nodes(state: ClusterState) -> Iterator[tuple[int, str]]:
     for what, values in (
         ("uid", [node.uid for node in state.nodes.values()]),
-        ("address", [node.announced for node in state.nodes.values()]),
+        ("address", [node.announced for node in state.nodes.values() if node.name not in state.behind_nat]),
         ("VTEP MAC", [node.vtep_mac for node in state.nodes.values()]),
     ):
         for value, count in Counter(values).items():

@@ -18,7 +18,7 @@ import msgspec
 
 from controlplane.cluster.addressing.plan import range_cidr
 from controlplane.cluster.addressing.pool import Pool
-from controlplane.cluster.facts import Admission, Adoption, Bound, Fenced, LostPath, PathKey, Refusal
+from controlplane.cluster.facts import Admission, Adoption, BehindNat, Bound, Fenced, LostPath, PathKey, Refusal
 from controlplane.cluster.layered_dict import Overlay
 from events.protocol.clb import Backend, BackendKey, Entry, Holder
 from events.protocol.encryption import NO_ENCRYPTION, Encryption, NodeKey
@@ -33,6 +33,7 @@ from events.types import (
     Network,
     NodeBound,
     NodeKeyChanged,
+    NodeNatChanged,
     PathLost,
     RangeQuarantined,
     SharedTokenUsed,
@@ -42,6 +43,7 @@ __all__ = [
     "FURTHER",
     "Admission",
     "Adoption",
+    "BehindNat",
     "Bound",
     "Cidr",
     "ClusterState",
@@ -111,10 +113,12 @@ class ClusterState:
         "admitted",
         "adoption",
         "backends",
+        "behind_nat",
         "bound",
         "by_address",
         "by_key",
         "by_mac",
+        "by_private",
         "by_uid",
         "cidrs",
         "clb",
@@ -159,6 +163,7 @@ class ClusterState:
         self.nodes: MutableMapping[str, Node] = {}  # name → member
         self.by_uid: MutableMapping[str, str] = {}  # uid → name of a member
         self.by_address: MutableMapping[str, str] = {}  # announced address → name of a member
+        # (of those that are not behind NAT: theirs means something only where they are)
         self.by_mac: MutableMapping[str, str] = {}  # VTEP MAC → name of a member
         self.owned: MutableMapping[str, Range] = {}  # name → its allocated range
         self.ranges: MutableMapping[int, Range] = {}  # index → range that is not free
@@ -184,6 +189,8 @@ class ClusterState:
         self.keys: MutableMapping[str, NodeKey] = {}  # name of a member → its public key
         self.by_key: MutableMapping[str, str] = {}  # public key → name of a member
         self.encryption: MutableMapping[str, Encryption] = {}  # name of the cluster → what it encrypts
+        self.behind_nat: MutableMapping[str, BehindNat] = {}  # name of a member → what was seen of it
+        self.by_private: MutableMapping[str, tuple[str, ...]] = {}  # announced address → members behind NAT
         self.refusals: MutableMapping[str, dict[str, Refusal]] = {}  # who asked → code → what was recorded
         self.parked: frozenset[int] = frozenset()
         """Sequences that were left out, because the log says so."""
@@ -221,6 +228,7 @@ class ClusterState:
         admitted: Mapping[str, Admission],
         keys: Mapping[str, NodeKey],
         encryption: Mapping[str, Encryption],
+        behind_nat: Mapping[str, BehindNat],
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
@@ -235,7 +243,11 @@ class ClusterState:
         state.networks, state.overrides = dict(networks), dict(overrides)
         state.nodes = dict(nodes)
         state.by_uid = {node.uid: node.name for node in nodes.values()}
-        state.by_address = {node.announced: node.name for node in nodes.values()}
+        state.behind_nat = dict(behind_nat)
+        state.by_address = {node.announced: node.name for node in nodes.values() if node.name not in behind_nat}
+        for member in sorted(behind_nat):
+            address = nodes[member].announced
+            state.by_private[address] = (*state.by_private.get(address, ()), member)
         state.by_mac = {node.vtep_mac: node.name for node in nodes.values()}
         state.external = sum(node.kind == "external" for node in nodes.values())
         state.ranges, state.draining, state.quarantined = dict(ranges), dict(draining), dict(quarantined)
@@ -271,6 +283,11 @@ class ClusterState:
     def encrypts(self) -> Encryption:
         """What the cluster encrypts, and how far it is."""
         return self.encryption.get(self.name, NO_ENCRYPTION)
+
+    def at_address(self, address: str) -> tuple[str, ...]:
+        """The members that announce that address: one, or several behind different NATs; O(these)."""
+        name = self.by_address.get(address)
+        return (*(() if name is None else (name,)), *self.by_private.get(address, ()))
 
     def cidr_of(self, index: int) -> str:
         """The CIDR of the range with that index; empty when there is no such range."""
@@ -324,7 +341,17 @@ _PLAIN = (
 )
 INDICES = frozenset(
     {
-        *("by_uid", "by_address", "by_mac", "by_key", "external", "owned", "clb_addresses", "last_admitted"),
+        *(
+            "by_uid",
+            "by_address",
+            "by_mac",
+            "by_key",
+            "by_private",
+            "external",
+            "owned",
+            "clb_addresses",
+            "last_admitted",
+        ),
         *("quarantine_last", "quarantine_ordered"),
     }
 )
@@ -370,6 +397,7 @@ FURTHER: dict[str, MemberMap] = {
     "encryption": MemberMap(
         ClusterEncryptionChanged, list[tuple[str, Encryption]], Encryption.of, of_member=False
     ),
+    "behind_nat": MemberMap(NodeNatChanged, list[tuple[str, BehindNat]], BehindNat.of),
 }
 """Field of the state → what it is made of; in the order in which they came to be, which stays."""
 

@@ -13,7 +13,7 @@ MARKS = {
     "conflict-overridden": "!", "defined": "◎", "deleted": "×", "draining": "◐", "encryption-changed": "⚿",
     "fenced": "×",
     "freed": "○", "gateway-marked": "G", "gateway-unmarked": "G", "holder-assigned": "⇄",
-    "holder-withdrawn": "⇄", "joined": "+", "key-changed": "⚿", "left": "−", "lost": "✕",
+    "holder-withdrawn": "⇄", "joined": "+", "key-changed": "⚿", "left": "−", "lost": "✕", "nat-changed": "⇌",
     "network-declared": "+",
     "network-withdrawn": "−", "parked": "∥", "quarantined": "◑", "recovered": "✓", "released": "⇄",
     "removed": "−",
@@ -50,6 +50,10 @@ def sentence(event: types.Event) -> str:
         case types.NodeKeyChanged():
             reached = f"encrypted at port {event.port}" if event.port else "which cannot encrypt"
             return f"{event.node} has the key {event.key}, {reached}"
+        case types.NodeNatChanged():
+            end = "" if event.behind else " any more"
+            seen = f", seen as {event.seen_as} by {', '.join(event.seen_by)}" if event.seen_as else ""
+            return f"{event.node} is {'' if event.behind else 'not '}behind NAT{end}{seen}"
         case types.ClusterEncryptionChanged():
             within, between = event.within_sites, event.between_sites
             return f"encryption {event.scope}: {within} within sites, {between} between sites"

@@ -152,6 +152,8 @@ def node_row(state: ClusterState, node: Node, reports: Reports, head: int) -> No
         mtu=observed.mtu if observed is not None else 0,
         path_mtu=observed.path_mtu if observed is not None else 0,
         translated=node.underlay != node.announced,
+        behind_nat=state.behind_nat[node.name].since if node.name in state.behind_nat else 0,
+        seen_as=state.behind_nat[node.name].seen_as if node.name in state.behind_nat else "",
         fast_path=observed.fast_path if observed is not None else "",
         pods=observed.pods if observed is not None else -1,
         ways=observed.ways.sentence() if observed is not None and observed.ways is not None else "",

@@ -211,6 +211,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     addresses of its range that pods have now (-1: not known; not recorded for the past). Once ``stale``, all
     that its agent said is what was. ``version`` is its agent's release. A ``translated`` node is reached at
     another address than its own. ``fast_path`` is on, off, or empty: not known.
+    ``behind_nat`` is the sequence since which the log has it behind NAT (0: it is not), ``seen_as`` the address
+    as which others saw it then.
     ``ways`` counts its peers by the way that packets take to them, in words (empty: not known; not recorded for
     the past).
     """
@@ -237,6 +239,8 @@ class NodeRow(View, frozen=True, kw_only=True, omit_defaults=True):
     path_mtu: int = 0
     pods: int = -1
     translated: bool = False
+    behind_nat: int = 0
+    seen_as: str = ""
     fast_path: str = ""
     ways: str = ""
 

@@ -178,6 +178,8 @@ def node_view(state: ClusterState, node: Node, reports: LastReports = UNREPORTED
         pods=status.pods if status else -1,
         stray_pods=status.stray_pods if status else (),
         refusals=tuple(refusal_views(state, node.name)),
+        behind_nat=state.behind_nat[node.name].since if node.name in state.behind_nat else 0,
+        seen_as=state.behind_nat[node.name].seen_as if node.name in state.behind_nat else "",
         ways=status.ways.sentence() if status and status.ways else "",
     )
 
@@ -263,9 +265,9 @@ def who_has(state: ClusterState, query: WhoHas, reports: LastReports) -> Address
             purpose=purpose,
             node=held.node if held else "",
         )
-    name = state.by_address.get(query.address)
-    if name is not None:
-        return AddressOwner(address=query.address, kind="node", node=name)
+    at_home = state.at_address(query.address)
+    if at_home:
+        return AddressOwner(address=query.address, kind="node", node=at_home[0], also=at_home[1:])
     definition = state.definition
     for own in state.cidrs:
         if not network(own.cidr).has(value) or definition is None:

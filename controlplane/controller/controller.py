@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from controlplane.changes import Changes
 from controlplane.cluster.conditions import poisoned
 from controlplane.controller.agents.liveness import Liveness, watch_members
+from controlplane.controller.agents.nat_watch import NatWatch
 from controlplane.controller.agents.pod_facts import PodFacts
 from controlplane.controller.agents.releases import WithReleases
 from controlplane.controller.agents.report_intake import ReportIntake
@@ -139,6 +140,8 @@ class Controller:
         self.liveness.pods.state = lambda: replica.state
         self.mesh = Collector(lambda: replica.state)
         self.liveness.listeners.append(self.mesh.take)
+        self.nat = NatWatch(lambda: replica.state, lambda: self.liveness.watch.now().timestamp())
+        self.liveness.listeners.append(self.nat.take)
         self.observer = observer
         self._lock = lock
         self._conditions = conditions
@@ -211,6 +214,7 @@ class Controller:
             active=lambda: self.leadership.in_office and replica.halted is None,
             tick_s=options.tick_s,
             mesh=self.mesh,
+            nat=self.nat,
         )
 
         self.snapshots = SnapshotPublisher(

@@ -59,6 +59,14 @@ def _encryption_changed(rows: Rows, sequence: int, time_us: int, event: types.Cl
     rows.fact(sequence, time_us, ("encryption", event.cluster, ""), event)
 
 
+def _nat_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeNatChanged) -> None:
+    key = ("behind_nat", event.node, "")
+    if event.behind:
+        rows.fact(sequence, time_us, key, event)
+    elif rows.facts.is_open(key):
+        rows.facts.close(key, sequence, time_us)
+
+
 def _unreachable(rows: Rows, sequence: int, time_us: int, event: types.NodeUnreachable) -> None:
     new = rows.nodes.current(event.node)
     new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
@@ -182,6 +190,7 @@ HANDLERS: Handlers = {
     types.NodeBound: _bound,
     types.NodeKeyChanged: _key_changed,
     types.ClusterEncryptionChanged: _encryption_changed,
+    types.NodeNatChanged: _nat_changed,
     types.NodeUnderlayChanged: _underlay_changed,
     types.NodeUnreachable: _unreachable,
     types.NodeRecovered: _recovered,

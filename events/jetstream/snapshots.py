@@ -59,6 +59,7 @@ class SnapshotMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Its public key; empty from controllers before 0.3, and of nodes with earlier agents."""
     port: int = 0
     """UDP port by which WireGuard reaches it; 0: it has none."""
+    behind_nat: bool = False
 
 
 class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from events.status import NatMode
 from events.types import Affinity, CheckKind, EncryptionScope, Network, NodeKind, Protocol
 
 SCHEMA_VERSION = 1
@@ -64,7 +65,7 @@ class DefineCluster(Command, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     remove_after_s: float = 0.0
     overrides: tuple[Override, ...] = ()
     encrypt: EncryptionScope | msgspec.UnsetType = msgspec.UNSET
-    """Left out when not said: releases before 0.3 do not know it. Then nothing is encrypted."""
+    """Left out: nothing is encrypted."""
 
 
 class SetEncryption(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,6 +129,7 @@ class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     overrides: tuple[Override, ...] = ()
     node_key: str | msgspec.UnsetType = msgspec.UNSET
     wireguard_port: int | msgspec.UnsetType = msgspec.UNSET
+    nat: NatMode | msgspec.UnsetType = msgspec.UNSET  # ``on``: behind NAT at once; else its reports tell
 
 
 class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -42,6 +42,8 @@ CONDITIONS: dict[str, str] = {
     "message names the nodes and how to end it.",
     "nodes_unreachable": "Nodes have stopped reporting; they stay members, their packets may well be flowing.",
     "path_lost": "Packets of pods do not pass, as several agents measured; the message says where.",
+    "nat_no_way": "Nodes behind different NATs have no way to each other, as the cluster has no gateway that "
+    "relays; the message names some pairs.",
     "encryption_waiting": "The cluster is on its way to encrypting, or to not encrypting any more; the message "
     "says how far it is and which nodes it waits for.",
     "no_clb": "External nodes exist, but no CLB pair by which they could reach the API server is reserved.",
@@ -78,6 +80,7 @@ REMEDIES: dict[str, str] = {
     "drain_waiting": "isthmus node list",
     "nodes_unreachable": "isthmus node list --unreachable",
     "path_lost": "isthmus mesh",
+    "nat_no_way": "isthmus clb gateway add NODE",
     "no_clb": "isthmus clb reserve main --subnet CIDR",
     "clb_no_holder": "isthmus clb gateway add NODE",
     "clb_no_backend": "isthmus clb show NAME",
@@ -283,6 +286,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stray_pods: tuple[str, ...] = ()
     """Some addresses of pods on it in ranges that it does not have any more."""
     refusals: tuple[RefusalView, ...] = ()
+    behind_nat: int = 0
+    """The sequence since which the log has it behind NAT; 0: it is not."""
+    seen_as: str = ""
+    """The address as which others saw it then; empty: its agent was told so."""
     ways: str = ""
     """How many peers its packets reach which way, in words; empty: not known."""
     peer_ways: tuple[PeerWayView, ...] = ()
@@ -339,6 +346,7 @@ class AddressOwner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     node: str = ""
     reservation: str = ""
     purpose: str = ""
+    also: tuple[str, ...] = ()  # further nodes with that address, behind other NATs
 
 
 class ClbBackendView(msgspec.Struct, frozen=True, kw_only=True):

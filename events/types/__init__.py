@@ -56,6 +56,7 @@ from events.types.node import (
     NodeJoined,
     NodeKeyChanged,
     NodeLeft,
+    NodeNatChanged,
     NodeRecovered,
     NodeUnderlayChanged,
     NodeUnreachable,
@@ -112,6 +113,7 @@ __all__ = [
     "NodeKeyChanged",
     "NodeKind",
     "NodeLeft",
+    "NodeNatChanged",
     "NodeRecovered",
     "NodeUnderlayChanged",
     "NodeUnreachable",
@@ -168,5 +170,6 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     SharedTokenUsed,
     ClusterEncryptionChanged,
     NodeKeyChanged,
+    NodeNatChanged,
 )
 """The whole set, in the order of the documentation."""

@@ -58,6 +58,21 @@ class NodeKeyChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
     port: int = 0
 
 
+class NodeNatChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
+    """The member is behind NAT from now on (``behind``), or is not any more; that ends with the membership.
+
+    Others see its packets come from another address than the one that it announces, and from a port that may
+    change: each peer learns where to answer, and none of that is in the log. ``seen_as`` is the address as
+    which ``seen_by`` (some of the members that said so) saw it when this was decided; both are empty where its
+    agent was told so (``--nat on`` or ``off``).
+    """
+
+    verb: ClassVar[str] = "nat-changed"
+    behind: bool
+    seen_as: str = ""
+    seen_by: tuple[str, ...] = ()
+
+
 class NodeLeft(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """The node is no member any more: it said so itself, or an operator removed it (the actor tells)."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from events.types.base import Event
 from events.types.cluster import AdoptionBegun, AdoptionEnded, ClusterEncryptionChanged
 from events.types.entry import EntryAdded, EntryRemoved
-from events.types.node import NodeBound, NodeFenced, NodeKeyChanged
+from events.types.node import NodeBound, NodeFenced, NodeKeyChanged, NodeNatChanged
 from events.types.path import PathLost, PathRestored
 from events.types.range import RangeAdopted
 from events.types.record import SharedTokenUsed
@@ -32,6 +32,7 @@ KNOWN_SINCE: Mapping[type[Event], str] = {
     EntryRemoved: "0.3.0",
     ClusterEncryptionChanged: "0.3.0",
     NodeKeyChanged: "0.3.0",
+    NodeNatChanged: "0.3.0",
     SharedTokenUsed: "0.3.0",
 }
 """Type → the first release that knows it. A test holds it against the schemas of all earlier releases."""
@@ -39,7 +40,7 @@ KNOWN_SINCE: Mapping[type[Event], str] = {
 ENDS: frozenset[type[Event]] = frozenset({AdoptionEnded, PathRestored, EntryRemoved})
 """Types that end what another one began: where one of these can be written, that one is in the log."""
 
-SAID_AGAIN: frozenset[type[Event]] = frozenset({NodeKeyChanged})
+SAID_AGAIN: frozenset[type[Event]] = frozenset({NodeKeyChanged, NodeNatChanged})
 """Types that come along with others, and that their author says again: they are left out for the time being."""
 
 _NUMBERS = re.compile(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
@@ -57,6 +58,8 @@ def since(event: Event) -> str:
     The fence of one who is no member is newer than its type.
     """
     if type(event) in ENDS or (isinstance(event, ClusterEncryptionChanged) and event.scope == "off"):
+        return FIRST
+    if isinstance(event, NodeNatChanged) and not event.behind:
         return FIRST
     if isinstance(event, NodeFenced) and event.former:
         return "0.3.0"

@@ -12,9 +12,11 @@ from controlplane.cluster.decide import (
     AssignHolders,
     DecisionContext,
     MarkLiveness,
+    MarkNat,
     MarkPaths,
     decide,
 )
+from controlplane.cluster.decision import NatFinding
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.invariants import check
 from controlplane.cluster.mesh.verdict import Finding
@@ -147,6 +149,9 @@ def commands() -> list[Any]:
         ChangeKey(node="old", uid="uid-old", key="short", port=51820),
         SetEncryption(scope="sites"),
         *(AdvanceEncryption(applied={"uid-old": sequence}) for sequence in range(76, 82)),
+        MarkNat(found=(NatFinding("uid-old", True, "203.0.113.9", ("n1",)), NatFinding("nobody", True))),
+        MarkNat(found=(NatFinding("uid-old", True),)),
+        MarkNat(found=(NatFinding("uid-old", False),)),
         RemoveNode(node="old"),
         DeleteCluster(),
         *(RemoveNode(node=name) for name in ("n1", "n11", "n2")),

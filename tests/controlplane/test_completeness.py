@@ -34,6 +34,8 @@ PATHS = {"PathLost", "PathRestored"}
 
 ENCRYPTION = {"ClusterEncryptionChanged", "NodeKeyChanged"}
 """How packets travel; the fold itself holds a key to one member."""
+NAT = {"NodeNatChanged"}
+"""By which way packets travel; it changes who may have an address, and no row of the tunnel."""
 
 WITHOUT_CHECK = (
     REFUSALS | NETWORKS | BESIDE | ADOPTIONS | PATHS | ENCRYPTION
@@ -43,7 +45,7 @@ WITHOUT_CHECK = (
 """They can break none of the invariants: they give, take and move no range and no address."""
 
 WITHOUT_ROWS_OF_PEERS = (
-    CLB | ENTRIES | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS | ENCRYPTION
+    CLB | ENTRIES | REFUSALS | GATEWAYS | NETWORKS | BESIDE | ADOPTIONS | PATHS | ENCRYPTION | NAT
     | {"NodeBound"}
     | {"ClusterDefined", "ClusterDeleted", "CidrAppended", "NodeLeft", "NodeFenced", "NodeUnreachable"}
     | {"NodeRecovered", "RangeQuarantined", "RangeFreed"}
@@ -57,6 +59,7 @@ NOT_IMAGINED = (
     | BESIDE
     | PATHS
     | ENCRYPTION
+    | NAT
     | {"RangeDraining", "NodeBound"}
 )
 """What another plan would not change (gateways and their backends, what packets meet), or decides anew

@@ -20,7 +20,8 @@ from tests.controlplane.world import START, World
 
 OTHER_NAME = {"node": "name", "cidr": "range", "lag": "behind", "agent_conditions": "conditions"}
 """The bus's name → the API's."""
-SAME = {"kind", "site", "announced", "index", "epoch", "applied", "kernel_at", "path", "stale", "pods", "ways"}
+SAME = {"kind", "site", "announced", "index", "epoch", "applied", "kernel_at", "path", "stale", "pods", "ways",
+        "behind_nat", "seen_as"}  # fmt: skip
 ELSEWHERE = {"uid", "underlay", "vtep_mac", "joined", "refusals"}
 """Fields of ``NodeView`` that the API has in ``NodeDetail``."""
 TOLD_OTHERWISE = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from controlplane.cluster import nat
 from controlplane.cluster.addressing.mac import vtep_mac
 from controlplane.cluster.decision import Decision, DecisionContext, definition_of
 from controlplane.cluster.decisions.exhaustion import exhausted
@@ -29,6 +30,7 @@ from events.types import (
     NodeFenced,
     NodeJoined,
     NodeLeft,
+    NodeNatChanged,
     NodeUnderlayChanged,
     RangeAllocated,
     RangeDraining,
@@ -72,6 +74,8 @@ def join(
     if problem is not None:
         return _refuse(state, name, uid, problem)
     keys = key_events(state, name, uid, key)
+    if command.nat == "on":
+        keys.append(NodeNatChanged(node=name, uid=uid, behind=True))
     events: list[Event] = [*accepted]
     leaving = 0 if member is None else 1
     if member is not None:
@@ -222,17 +226,9 @@ def obstacle(
             uid=uid,
             other=other,
         ), []
-    other = state.by_address.get(announced)
-    if other is not None and other != name:
-        return Refused(
-            "underlay_address_in_use",
-            f"node {name!r} announces {announced}, which the live node {other!r} (uid "
-            f"{state.nodes[other].uid!r}) already uses: remove it first (isthmus node remove {other}) or "
-            f"correct the address",
-            node=name,
-            address=announced,
-            other=other,
-        ), []
+    taken = _address_taken(state, command, announced)
+    if taken is not None:
+        return taken, []
     for address in {where.underlay, announced} if state.clb_addresses else ():
         reservation = state.clb_addresses.get(address)
         if reservation is not None:
@@ -250,6 +246,27 @@ def obstacle(
         return None, []
     accepted, refused = settle(conflicts, overrides, state.name)
     return (refused.refused() if refused is not None else None), accepted
+
+
+def _address_taken(state: ClusterState, command: JoinNode | ChangeUnderlay, announced: str) -> Refused | None:
+    """Whether another member is at that address already; two may be behind different NATs, at two sites."""
+    name = command.node
+    site = command.site if isinstance(command, JoinNode) else state.nodes[name].site
+    other = nat.holder(state, announced, site, name)
+    if other == name:
+        return None
+    there = state.nodes[other].site
+    where = f" at site {there!r}" if there else ""
+    return Refused(
+        "underlay_address_in_use",
+        f"node {name!r} announces {announced}, which the live node {other!r} (uid {state.nodes[other].uid!r})"
+        f"{where} already uses: remove it first (isthmus node remove {other}) or correct the address. Behind "
+        f"different NATs both may have it: each at a site of its own (--site), and {other!r} is known to be "
+        f"behind NAT some seconds after its agent has come; then repeat",
+        node=name,
+        address=announced,
+        other=other,
+    )
 
 
 def _refuse(

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 from nats.aio.client import Client
 
-from controlplane.cluster.decision import AdvanceEncryption, DecisionContext, MarkPaths, Participant, Tick
+from controlplane.cluster.decision import (
+    AdvanceEncryption,
+    DecisionContext,
+    MarkNat,
+    MarkPaths,
+    Participant,
+    Tick,
+)
 from controlplane.controller.agents.liveness import Liveness
 from controlplane.controller.agents.reporting import LiveMembers
 from controlplane.controller.context import ContextSource
@@ -33,7 +40,7 @@ NEWEST = max(KNOWN_SINCE.values(), key=lambda version: release(version) or ())
 """Who is of this release or a later one knows every type that is written."""
 DECIDED = (AddEntry, AdoptNodes, BeginAdoption, FenceNode, SetEncryption)
 """Decided by operators, and may write an event of a type that earlier releases lack: the bus is asked."""
-BROUGHT = (AdvanceEncryption, BindNodes, ChangeKey, JoinNode, MarkPaths, UseToken)
+BROUGHT = (AdvanceEncryption, BindNodes, ChangeKey, JoinNode, MarkNat, MarkPaths, UseToken)
 """The same of what nodes and time bring: often, and not at once."""
 FRESH_S = 10.0
 """How long the answer of the bus serves these."""
@@ -41,7 +48,7 @@ FRESH_S = 10.0
 
 def _brought(command: Command | Tick) -> bool:
     if isinstance(command, JoinNode):
-        return bool(command.node_key)
+        return bool(command.node_key) or command.nat == "on"
     return isinstance(command, BROUGHT) and not (isinstance(command, UseToken) and command.shared is None)
 
 

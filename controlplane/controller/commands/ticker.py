@@ -15,9 +15,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from controlplane.cluster.decision import AdvanceDrains, AdvanceEncryption, MarkLiveness, MarkPaths, Tick
+from controlplane.cluster.decision import (
+    AdvanceDrains,
+    AdvanceEncryption,
+    MarkLiveness,
+    MarkNat,
+    MarkPaths,
+    Tick,
+)
 from controlplane.controller.agents.gateway_reports import look
 from controlplane.controller.agents.liveness import Liveness
+from controlplane.controller.agents.nat_watch import NatWatch
 from controlplane.controller.commands.committer import Committer
 from controlplane.controller.mesh.collector import Collector
 from controlplane.controller.replication.replica import Replica
@@ -52,6 +60,7 @@ class Ticker:
     new_id: Callable[[], str] = new_id
     tick_s: float = TICK_S
     mesh: Collector | None = None
+    nat: NatWatch | None = None
 
     def __post_init__(self) -> None:
         self._watch = self.liveness.watch
@@ -91,6 +100,8 @@ class Ticker:
             self.liveness.watch_anew()
             if self.mesh is not None:
                 self.mesh.restart()
+            if self.nat is not None:
+                self.nat.restart()
             self._leading_since = None
         since = self._due()
         if since is None:
@@ -109,12 +120,19 @@ class Ticker:
         await self.holders()
         await self.paths()
         await self.encryption()
+        await self.behind_nat()
         await self.drains()
 
     async def encryption(self) -> None:
         """Look how far encryption is. Cancelled, the decision is made all the same: it is in the queue."""
         if self._due() is not None and not self.replica.state.encrypts.settled:
             await self._submit(AdvanceEncryption(applied=self.liveness.applied))
+
+    async def behind_nat(self) -> None:
+        """Look at who is behind NAT. Cancelled, the decision is made all the same: it is in the queue."""
+        found = tuple(self.nat.settled()) if self.nat is not None and self._due() is not None else ()
+        if found:
+            await self._submit(MarkNat(found=found))
 
     async def holders(self) -> None:
         """Look at the gateways. Cancelled, the decision is made all the same: it is in the queue."""

@@ -199,6 +199,7 @@ class ControllerMetrics(Observer):
         gauge(
             "isthmus.nodes", "Members by kind and whether their reports arrive.", lambda: nodes_by_kind(state())
         )
+        one("isthmus.nodes.behind.nat", "Members behind NAT, by the log.", lambda: len(state().behind_nat))
         one("isthmus.clb.reservations", "CLB reservations.", lambda: len(state().clb))
         one("isthmus.log.sequence", "Last known sequence of the log.", live.head)
         one("isthmus.projection.sequence", "The read model's checkpoint.", lambda: live.projector.sequence)

@@ -55,7 +55,8 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
                 n.announced,
                 n.vtep_mac,
                 n.site,
-                *((known.key, known.port) if (known := state.keys.get(n.name)) is not None else ()),
+                *((known.key, known.port) if (known := state.keys.get(n.name)) is not None else ("", 0)),
+                n.name in state.behind_nat,
             )
             for n in state.nodes.values()
         ),
