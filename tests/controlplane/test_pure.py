@@ -85,7 +85,7 @@ CORE = (
 ALLOWED = {
     "__future__", "base64", "binascii", "bisect", "collections", "datetime", "functools", "hashlib", "heapq",
     "itertools", "math", "re",
-    "types", "typing", "urllib", "msgspec", "netaddr", "controlplane", "events",
+    "types", "typing", "zlib", "urllib", "msgspec", "netaddr", "controlplane", "events",
 }  # fmt: skip
 """Everything that the core may import; none of it has a clock, a dice or a handle but datetime.now."""
 
