@@ -105,6 +105,8 @@ def agent() -> None:
               help="Carry flows that the node's stack has let through by eBPF.")  # fmt: skip
 @click.option("--direct", type=click.Choice(["off", "auto", "on"]), default="off", show_default=True,
               help="Reach peers on the same link without the tunnel, where packets pass.")  # fmt: skip
+@click.option("--nat", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+              help="Behind NAT: found out by what others see of it, from the start, or never.")  # fmt: skip
 @click.option("--gateway", is_flag=True,
               help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",

@@ -11,6 +11,7 @@ import msgspec
 
 from events.bus.connection import DEFAULT_BUS, BusOptions
 from events.errors import Usage
+from events.status import NatMode
 from events.types import NodeKind
 
 CniPlugin = Literal["ptp", "bridge"]
@@ -68,6 +69,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether flows that the stack has let through may bypass it, where the kernel can; or must."""
     direct: DirectMode = "off"
     """Whether peers on the same link may be reached without the tunnel; ``on``: or it is a condition."""
+    nat: NatMode = "auto"
+    """Behind NAT: found out by what others see of this node, ``on`` from the start, ``off`` never."""
     gateway: bool = False
     """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0

@@ -17,7 +17,7 @@ from nats.errors import Error as NatsError
 from events import subjects
 from events.bus.retry import happened
 from events.codes.extras import our_version
-from events.status import RANGES_MAX, AgentStatus
+from events.status import RANGES_MAX, AgentStatus, NatReport
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
@@ -199,6 +199,7 @@ class StatusReporter:
             fast_path="on" if self._fastpath.on else "off",
             mesh=self._mesh.report(),
             ways=self._ways.report(time.monotonic(), len(self._view.peers)),
+            nat=NatReport(mode=self._config.nat),
         )
 
     def _digest(self, applied: int) -> str:

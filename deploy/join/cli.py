@@ -62,6 +62,8 @@ def _document(progress: Progress, **more: Any) -> None:
 @click.option("--site", default="", help="Name of the site, for people [the token's].")
 @click.option("--underlay", default="auto", show_default=True, metavar="auto|DEVICE|ADDRESS",
               help="The tunnel's own address, or its device, whose address is followed.")  # fmt: skip
+@click.option("--nat", type=click.Choice(["auto", "on", "off"]),
+              help="Behind NAT: found out, from the start, or never [auto].")  # fmt: skip
 @folder_option
 @state_option
 @click.option("--foreground", is_flag=True, help="No unit: run the agent here and now, until SIGTERM.")
@@ -75,6 +77,7 @@ def join(
     token: str | None,
     token_file: Input | None,
     kind: str | None,
+    nat: str | None,
     foreground: bool,
     container: bool,
     engine: str | None,
@@ -105,7 +108,7 @@ def join(
     if container and foreground:
         raise Usage("usage", "--container and --foreground are two ways to run the agent: choose one")
     request = JoinRequest(
-        token=text, kind=kind or "", foreground=foreground, dry_run=dry_run, container=container,
+        token=text, kind=kind or "", nat=nat or "", foreground=foreground, dry_run=dry_run, container=container,
         engine=engine or "", image=image, **options,
     )  # fmt: skip
     try:

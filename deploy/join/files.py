@@ -30,6 +30,7 @@ def settings(
     site: str,
     underlay: str,
     state_dir: Path,
+    nat: str = "auto",
     kept: Mapping[str, Any] | None = None,
 ) -> str:
     """The agent's configuration file. Every value is quoted as TOML quotes it.
@@ -43,6 +44,7 @@ def settings(
         ("kind", kind),
         ("site", site),
         ("underlay", underlay),
+        ("nat", nat if nat != "auto" else ""),
         ("creds", credentials),
         ("ca", ca),
         ("state-dir", str(state_dir)),

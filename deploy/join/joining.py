@@ -49,6 +49,8 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = ""
     site: str = ""
     underlay: str = "auto"
+    nat: str = ""
+    """Whether the node is behind NAT: auto, on or off; empty: as before, or auto."""
     folder: Path = FOLDER
     state_dir: Path
     unit_folder: Path = host.SYSTEMD_UNITS
@@ -116,6 +118,7 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         kind=request.kind or token.kind or str(by_hand.get("kind", "cloud")),
         site=request.site or token.site or str(by_hand.get("site", "")),
         underlay=request.underlay,
+        nat=request.nat or str(by_hand.get("nat", "auto")),
         state_dir=request.state_dir,
         kept=by_hand,
     )

@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import cast
 
-import msgspec
 from msgspec.structs import replace
 from nats.aio.client import Client
 
@@ -38,6 +37,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.cache_check import difference, view_from_log
+from nodeagent.membership.node_key import join_fields
 from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
@@ -229,8 +229,8 @@ class LogFollower:
 
     async def _send(self, controller: ControllerClient, command: JoinNode) -> CommandReply:
         """With the own key; controllers before 0.3 refuse what they do not know, and get it without."""
-        headers, (key, port) = {INSTANCE: self.session.instance}, self._key()
-        keyed = replace(command, node_key=key or msgspec.UNSET, wireguard_port=port or msgspec.UNSET)
+        headers = {INSTANCE: self.session.instance}
+        keyed = replace(command, **join_fields(*self._key(), self._config.nat))
         try:
             return await controller.send(keyed, headers=headers)
         except BadRequest as error:

@@ -10,11 +10,13 @@ import os
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from events.errors import Refused
 from events.input_files import read_regular
+from events.status import NatMode
 from nodeagent.local_files import write_atomically
 
 KEY_FILE = "node.key"
@@ -80,3 +82,9 @@ def new_key(directory: Path) -> OwnKey:
     finally:
         os.umask(previous)
     return made
+
+
+def join_fields(key: str, port: int, nat: NatMode) -> dict[str, Any]:
+    """What of it a join says; controllers before 0.3 know none of these fields."""
+    fields = {"node_key": key, "wireguard_port": port, "nat": nat if nat == "on" else ""}
+    return {name: value for name, value in fields.items() if value}

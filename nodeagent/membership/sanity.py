@@ -196,16 +196,19 @@ class RowRules:
             return f"the range {cidr} is in the Service range"
         return ""
 
-    def problem(self, peer: Peer, own: Peer | None) -> str:
-        """Whether a peer's three rows make sense here. ``own`` is what this node has itself."""
+    def problem(self, peer: Peer, own: Peer | None, *, elsewhere: bool = False) -> str:
+        """Whether a peer's three rows make sense here. ``own`` is what this node has itself.
+
+        ``elsewhere``: the peer is behind NAT, so that its address is another machine's than this node's own.
+        """
         problem = self.range_problem(peer.cidr) or mac_problem(peer.vtep_mac) or unicast_problem(peer.underlay)
         if problem:
             return problem
-        if peer.underlay in self.local:
+        if not elsewhere and peer.underlay in self.local:
             return f"the underlay address {peer.underlay} is this node's own"
         if own is None:
             return ""
-        if peer.underlay == own.underlay:
+        if not elsewhere and peer.underlay == own.underlay:
             return f"the underlay address {peer.underlay} is this node's own"
         if peer.vtep_mac.lower() == own.vtep_mac.lower():
             return f"the MAC {peer.vtep_mac} is this node's own"

@@ -24,12 +24,14 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Its public key; empty: its agent is of an earlier release."""
     port: int = 0
     """UDP port by which WireGuard reaches it; 0: it has none."""
+    behind_nat: bool = False
+    """Whether the log has it behind NAT: its own address means something on its own link alone."""
 
 
 def member_of(one: NodeJoined | SnapshotMember) -> Member:
     """The member as the event or the snapshot has it."""
-    key = (one.key, one.port) if isinstance(one, SnapshotMember) else ()
-    return Member(one.node, one.uid, one.vtep_mac, one.announced, one.underlay, one.site, *key)
+    more = (one.key, one.port, one.behind_nat) if isinstance(one, SnapshotMember) else ()
+    return Member(one.node, one.uid, one.vtep_mac, one.announced, one.underlay, one.site, *more)
 
 
 class OverlayPlan(msgspec.Struct, frozen=True):

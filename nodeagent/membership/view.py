@@ -26,6 +26,7 @@ from events.types import (
     NodeJoined,
     NodeKeyChanged,
     NodeLeft,
+    NodeNatChanged,
     NodeUnderlayChanged,
     RangeAllocated,
     RangeDraining,
@@ -107,6 +108,8 @@ class View:
             self.members[event.node] = member_of(event)
         elif isinstance(event, NodeKeyChanged):
             self._has_key(event)
+        elif isinstance(event, NodeNatChanged):
+            return self._nat_changed(event)
         elif isinstance(event, RangeAllocated):
             return self._allocated(event.cidr, sequence, event.node, event.uid)
         elif isinstance(event, RangeDraining):
@@ -159,7 +162,7 @@ class View:
 
     def _admit(self, peer: Peer) -> tuple[PeerChange, ...]:
         """Take in a peer, unless its rows make no sense: then nobody has the range."""
-        problem = self._rules.problem(peer, self.own) if self.plan is not None else ""
+        problem = self._problem(peer) if self.plan is not None else ""
         if problem:
             before = self._unsound.get(peer.cidr)
             if (before is None and len(self._unsound) < UNSOUND_LIMIT) or (
@@ -176,6 +179,10 @@ class View:
         self._unsound.pop(peer.cidr, None)
         self._sum.put(peer.cidr, peer.vtep_mac, peer.underlay)
         return (change,)
+
+    def _problem(self, peer: Peer) -> str:
+        member = self.members.get(peer.node)
+        return self._rules.problem(peer, self.own, elsewhere=member is not None and member.behind_nat)
 
     def _planned(
         self, definition: ClusterDefined, cidrs: tuple[str, ...], networks: tuple[str, ...] = ()
@@ -217,7 +224,7 @@ class View:
         self._rules = RowRules(plan.cidrs, plan.service_cidr, plan.range_size, local)
         changes: list[PeerChange] = []
         for peer in [*self.peers]:
-            problem = self._rules.problem(peer, self.own)
+            problem = self._problem(peer)
             if problem:
                 self._unsound[peer.cidr] = (peer, problem)
                 changes += self._dropped(self.peers.drop(peer.cidr))
@@ -282,11 +289,23 @@ class View:
         if self.own is not None and event.node == self.node:
             self.own = msgspec.structs.replace(self.own, underlay=event.announced, vtep_mac=mac)
             return self._judge_anew()
-        peer = self.peers.of_node(event.node)
-        peer = peer or next((one for one, _ in self._unsound.values() if one.node == event.node), None)
+        peer = self._peer_of(event.node)
         if peer is None or peer.uid != event.uid:
             return NO_CHANGES
         return self._admit(msgspec.structs.replace(peer, underlay=event.announced, vtep_mac=mac))
+
+    def _nat_changed(self, event: NodeNatChanged) -> tuple[PeerChange, ...]:
+        member = self.members.get(event.node)
+        if member is None or member.uid != event.uid:
+            return NO_CHANGES
+        self.members[event.node] = msgspec.structs.replace(member, behind_nat=event.behind)
+        peer = self._peer_of(event.node)
+        return self._admit(peer) if peer is not None and peer.uid == event.uid else NO_CHANGES
+
+    def _peer_of(self, node: str) -> Peer | None:
+        """The peer of that name, also one whose rows make no sense."""
+        peer = self.peers.of_node(node)
+        return peer or next((one for one, _ in self._unsound.values() if one.node == node), None)
 
     def _has_key(self, event: NodeKeyChanged) -> None:
         member = self.members.get(event.node)

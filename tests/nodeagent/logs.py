@@ -10,6 +10,7 @@ from events.types import (
     Event,
     NodeJoined,
     NodeLeft,
+    NodeNatChanged,
     NodeUnderlayChanged,
     RangeAllocated,
     RangeDraining,
@@ -53,6 +54,8 @@ def logs(draw: st.DrawFn) -> list[Event]:
         if index not in members:
             events += joined(index)
             members[index] = len(events)
+        elif draw(st.integers(0, 3)) == 0:
+            events.append(NodeNatChanged(node=f"n{index}", uid=f"u{index}", behind=draw(st.booleans())))
         elif draw(st.booleans()):
             address = f"10.0.1.{draw(st.integers(1, 200))}"
             events.append(

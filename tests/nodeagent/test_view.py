@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
-from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced
+from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced, NodeNatChanged, NodeUnderlayChanged
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.reconciler import desired_of
 from nodeagent.membership.cache import Cache, Entry
@@ -59,7 +59,9 @@ def snapshot_of(view: View) -> Snapshot:
         made_at=datetime(2026, 1, 1, tzinfo=UTC),
         cidrs=("172.16.0.0/16",),
         members=tuple(
-            SnapshotMember(m.node, m.uid, "cloud", m.underlay, m.announced, m.vtep_mac)
+            SnapshotMember(
+                m.node, m.uid, "cloud", m.underlay, m.announced, m.vtep_mac, m.site, m.key, m.port, m.behind_nat
+            )
             for m in view.members.values()
         ),
         ranges=tuple(SnapshotRange(owner.cidr, owner.epoch, owner.node, owner.uid) for owner in owners),
@@ -132,3 +134,23 @@ def test_a_cache_of_another_node_is_left_aside(tmp_path: Path) -> None:
     assert cache.load("c", "n0", "other").sequence == 0
     assert cache.load("other", "n0", "u0").sequence == 0
     assert cache.load("c", "n0", "u0").sequence == 2
+
+
+def test_a_member_behind_nat_may_have_this_nodes_own_address() -> None:
+    """Its address means something on its own link alone; of anybody else it makes no sense."""
+    same_address = NodeUnderlayChanged(node="n1", uid="u1", underlay="10.0.0.1", announced="10.0.0.1")
+    log: list[Event] = [DEFINED, *joined(0), *joined(1), same_address]
+    view = folded(log)
+    view.be_at(frozenset({"10.0.0.1"}))
+    assert (len(view.peers), "own" in view.nonsense()) == (0, True)
+    behind = NodeNatChanged(node="n1", uid="u1", behind=True)
+    (change,) = view.apply(len(log) + 1, behind)
+    assert change.after is not None
+    assert (view.members["n1"].behind_nat, view.nonsense()) == (True, "")
+    restored = View.restore(view.save())
+    restored.be_at(frozenset({"10.0.0.1"}))
+    assert same(view, restored)
+    assert view.apply(len(log) + 2, NodeNatChanged(node="n1", uid="other", behind=False)) == ()
+    (gone,) = view.apply(len(log) + 3, NodeNatChanged(node="n1", uid="u1", behind=False))
+    assert gone.after is None
+    assert not view.members["n1"].behind_nat
