@@ -180,7 +180,7 @@ class RemoveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class FenceNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A node is dead, says an operator: removed, its uid (as in :class:`RemoveNode`) fenced, waited for no more."""
+    """An operator says a node is dead: it is removed, its uid fenced, and nothing waits for it any more."""
 
     name: ClassVar[str] = "fence-node"
     node: str
