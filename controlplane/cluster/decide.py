@@ -33,7 +33,6 @@ from controlplane.cluster.decisions import (
     gateways,
     holders,
     kubernetes,
-    nat,
     nodes,
     paths,
     time,
@@ -122,7 +121,7 @@ RULES: dict[type[Command | Tick], Rule] = {
     AssignHolders: holders.assign,
     BindNodes: kubernetes.bind,
     MarkPaths: paths.mark,
-    MarkNat: nat.mark,
+    MarkNat: paths.mark_nat,
     AdvanceEncryption: encryption.advance,
 }
 """Command → its rule; a test keeps it complete."""

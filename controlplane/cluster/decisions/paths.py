@@ -1,16 +1,17 @@
-"""Decisions about paths that the agents found lost, or open again.
+"""Decisions about paths that the agents found lost, or open again, and about NAT in their way.
 
-What the agents measured is judged and debounced before (:mod:`controlplane.controller.mesh.collector`);
-here only what is news becomes an event, and what names a node or site that is no more is over.
+What the agents measured is judged and debounced before (:mod:`controlplane.controller.mesh.collector`,
+:mod:`controlplane.controller.agents.nat_watch`); here only what is news becomes an event, and what names a node or site that is no more is over.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from controlplane.cluster.decision import Decision, DecisionContext, MarkPaths
+from controlplane.cluster.decision import Decision, DecisionContext, MarkNat, MarkPaths
+from controlplane.cluster.nat import at_site, holder
 from controlplane.cluster.state import ClusterState, PathKey
-from events.types import Event, PathLost, PathRestored
+from events.types import Event, NodeNatChanged, PathLost, PathRestored
 
 OPEN_MAX = 64
 """Lost paths that are recorded at a time; the widest explanations come first."""
@@ -57,3 +58,31 @@ def _exists(state: ClusterState, path: PathKey) -> bool:
         return all(name in state.nodes for name in ends if name)
     sites = {node.site for node in state.nodes.values()}
     return all(site in sites for site in ends if site)
+
+
+def mark_nat(state: ClusterState, command: MarkNat, now: datetime, context: DecisionContext) -> Decision:
+    """Record who is behind NAT and was not, and who is not any more. What is known writes nothing.
+
+    A member that is not behind NAT any more keeps the word as long as another one has its address
+    (:func:`controlplane.cluster.nat.holder`).
+    """
+    del now, context
+    if state.definition is None or state.deleted:
+        return Decision()
+    events: list[Event] = []
+    settled: set[tuple[str, str]] = set()  # address and site, of the events so far
+    for found in command.found[: command.limit]:
+        name = state.by_uid.get(found.uid)
+        if name is None or found.behind == (name in state.behind_nat):
+            continue
+        member = state.nodes[name]
+        place = member.announced, member.site if found.behind else ""
+        taken = at_site if found.behind else holder
+        if place in settled or taken(state, member.announced, member.site, name) != name:
+            continue
+        settled.add(place)
+        seen = (found.seen_as, found.seen_by) if found.behind else ("", ())
+        events.append(
+            NodeNatChanged(node=name, uid=found.uid, behind=found.behind, seen_as=seen[0], seen_by=seen[1])
+        )
+    return Decision(tuple(events), {"changed": len(events)})
