@@ -1,7 +1,8 @@
 """Decisions about paths that the agents found lost, or open again, and about NAT in their way.
 
 What the agents measured is judged and debounced before (:mod:`controlplane.controller.mesh.collector`,
-:mod:`controlplane.controller.agents.nat_watch`); here only what is news becomes an event, and what names a node or site that is no more is over.
+:mod:`controlplane.controller.agents.nat_watch`); here only what is news becomes an event, and what names a node
+or site that is no more is over.
 """
 
 from __future__ import annotations
