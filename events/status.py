@@ -165,6 +165,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Which way packets take to its peers; None from agents before 0.3."""
     nat: NatReport | None = None
     """Whether it is behind NAT; None from agents before 0.3."""
+    encryption_waits: int = 0
+    """Peers to which WireGuard has no session yet, while the cluster goes over to encryption."""
     mesh: MeshReport | None = None
     """What it measured of its peers; None from agents that do not ask (those before 0.3)."""
 

@@ -42,6 +42,7 @@ from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 from nodeagent.ways.table import WayTable
+from nodeagent.wireguard.keeper import Keeper
 
 log = logging.getLogger("isthmus.agent")
 
@@ -104,6 +105,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     tracer: PeerTracer
     ways: WayTable
     direct: DirectPaths
+    encryption: Keeper
     trace_requests: TraceRequests
     host_watch: HostWatch
     reporter: StatusReporter
@@ -139,6 +141,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.trace_requests.run(), name="requests for traces")
                 tasks.create_task(self._direct(), name="direct ways")
                 tasks.create_task(self.host_watch.run(), name="host")
+                tasks.create_task(self.encryption.run(), name="encryption")
                 tasks.create_task(self._serve(), name="gateway")
                 tasks.create_task(self.pods.run(), name="pods")
                 tasks.create_task(self.plugin.run(), name="CNI plugin")

@@ -56,6 +56,9 @@ from nodeagent.pods.reporter import PodReporter
 from nodeagent.pods.watch import PodWatch
 from nodeagent.reports import StatusReporter
 from nodeagent.ways.table import WayTable
+from nodeagent.wireguard import start as wireguard_start
+from nodeagent.wireguard.keeper import Keeper
+from nodeagent.wireguard.keeper import device_name as wireguard_name
 
 log = logging.getLogger("isthmus.agent")
 
@@ -107,6 +110,7 @@ class HealthSources:
             ifindex=tunnel.ifindex,
             mtu=tunnel.spec.mtu,
             exits=self._reconciler.found.exits,
+            encrypted=wireguard_name(self._config.device),
         )
 
     def host(self) -> Host | None:
@@ -117,6 +121,7 @@ class HealthSources:
         devices = (
             self._config.device,
             device_name(self._config.device),
+            wireguard_name(self._config.device),
             *((underlay.device,) if underlay else ()),
         )
         return Host(devices=devices, own_range=own.cidr, cni_dir=self._config.cni_dir)
@@ -174,6 +179,7 @@ class _AfterEachStep:
         agent.conditions.set("membership", self._left if view.left and not view.fenced else "")
         agent.conditions.set("log content", view.nonsense())
         agent.node.kernel_changed()
+        agent.encryption.follow()
         agent.fastpath.follow_kernel(agent.reconciler.counters.resyncs)
         self._bind_name()
         underlay, member = agent.reconciler.tunnel.underlay, view.members.get(agent.config.node)
@@ -256,6 +262,19 @@ def compose(
     ways = WayTable()
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
     fast.beside = direct.beside
+    device, why_not = wireguard_start.choose(config.wireguard, wireguard_name(config.device))
+    encryption = Keeper(
+        config,
+        view,
+        conditions,
+        reconciler.tunnel,
+        key=key,
+        device=device,
+        why_not=why_not,
+        ways=ways,
+        lead=reconciler.encrypt,
+        compare=reconciler.request,
+    )
     node = NodeConfiguration(
         config,
         view,
@@ -266,6 +285,7 @@ def compose(
         gateway=gateway,
         pods=pods,
         direct=direct,
+        wireguard=encryption.name,
         held=lambda: session.held,
         chain=sources_of_pods.chain,
     )
@@ -300,6 +320,7 @@ def compose(
         path_mtu=lambda: prober.smallest,
         mesh=mesh,
         ways=ways,
+        encryption=encryption,
     )
     agent = Agent(
         config=config,
@@ -330,7 +351,7 @@ def compose(
             session=session,
             apply=dispatcher.apply,
             underlay=reconciler.tunnel.underlay_address,
-            key=lambda: (key.public, 0),
+            key=lambda: (key.public, encryption.port),
         ),
         prober=prober,
         path=path,
@@ -338,6 +359,7 @@ def compose(
         tracer=tracer,
         ways=ways,
         direct=direct,
+        encryption=encryption,
         trace_requests=TraceRequests(session, config.cluster, config.node, trace=mesh.trace),
         host_watch=host_watch,
         reporter=reporter,
@@ -346,6 +368,7 @@ def compose(
     sources_of_pods.cut_off = reporter.cut_off
     reconciler.notify(_AfterEachStep(agent, identity))
     firewall.notify(reporter.due)
+    encryption.notify(reporter.due)
     path.notify(reporter.due)
     host_watch.notify(reporter.due)
     mesh.notify(reporter.due)

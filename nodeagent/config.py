@@ -11,10 +11,12 @@ import msgspec
 
 from events.bus.connection import DEFAULT_BUS, BusOptions
 from events.errors import Usage
+from events.protocol.encryption import WIREGUARD_PORT
 from events.status import NatMode
 from events.types import NodeKind
 
 CniPlugin = Literal["ptp", "bridge"]
+WireGuardMode = Literal["auto", "kernel", "userspace", "off"]
 FastPathMode = Literal["auto", "off", "require"]
 DirectMode = Literal["off", "auto", "on"]
 DEFAULT_STATE_DIR = "/var/lib/isthmus/agent"
@@ -71,6 +73,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether peers on the same link may be reached without the tunnel; ``on``: or it is a condition."""
     nat: NatMode = "auto"
     """Behind NAT: found out by what others see of this node, ``on`` from the start, ``off`` never."""
+    wireguard: WireGuardMode = "auto"
+    """What encrypts where the cluster says so: the kernel's module, or a program where that is missing."""
+    wireguard_port: int = WIREGUARD_PORT
     gateway: bool = False
     """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0
@@ -137,6 +142,8 @@ def check(config: AgentConfig) -> AgentConfig:
         )
     if config.mtu and not 576 <= config.mtu <= 65485:
         raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
+    if not 1 <= config.wireguard_port <= 65535:
+        raise Usage("usage", f"--wireguard-port {config.wireguard_port} is outside 1 … 65535")
     if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:
         raise Usage("usage", "--resync is 1 … 3600 s, --heartbeat 0.2 … 300 s")
     return config

@@ -34,6 +34,8 @@ from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
 from nodeagent.netlink import links
 from nodeagent.path_mtu import probe
+from nodeagent.wireguard import start as wireguard_start
+from nodeagent.wireguard.keeper import device_name as wireguard_name
 
 CLOCK_SKEW_LIMIT_S = 2.0
 PROBED_PEERS = 5
@@ -56,7 +58,10 @@ async def examine(node: ExaminedNode, *, bus: bool = True) -> list[Finding]:
     """
     view = _known_view(node)
     found: list[Finding] = []
-    checks = (_privileges, _programs, _pods, _sysctls, _fast_path, _underlay, _overlays, _routes, _agent)
+    checks = (
+        *(_privileges, _programs, _encryption, _pods, _sysctls, _fast_path),
+        *(_underlay, _overlays, _routes, _agent),
+    )
     for check in checks:
         try:
             found += await asyncio.to_thread(lambda: list(check(node, view)))  # noqa: B023  awaited at once
@@ -103,6 +108,22 @@ def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
             "nft is not installed: pods are not shielded, and do not reach outside",
             "apt-get install nftables",
         )
+
+
+def _encryption(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
+    device, why_not = wireguard_start.choose("auto", wireguard_name(node.device))
+    if device is not None:
+        yield Finding("wireguard", "ok", f"can encrypt ({device.kind})")
+    elif view is not None and not view.encryption.off:
+        yield Finding(
+            "wireguard",
+            "problem",
+            f"the cluster encrypts, and this node cannot: {why_not}; nothing is sent in the clear instead",
+            "modprobe wireguard, or apt-get install wireguard-go",
+        )
+    else:
+        cure = "modprobe wireguard, or apt-get install wireguard-go"
+        yield Finding("wireguard", "info", f"cannot encrypt: {why_not}", cure)
 
 
 def _pods(node: ExaminedNode, view: View | None) -> Iterator[Finding]:

@@ -80,6 +80,7 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     pods: int = -1
     """Pods with an address of the node's range; -1 when not known."""
     ways: str = ""
+    encryption: str = ""
     """How many peers are reached which way, in words."""
     peer_ways: tuple[LocalWay, ...] = ()
     """Peers that are reached otherwise than through the tunnel, or were in this life of the agent; the newest

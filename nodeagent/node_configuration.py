@@ -43,16 +43,17 @@ class NodeConfiguration:
         gateway: GatewayReconciler,
         pods: PodWatch,
         direct: DirectPaths,
+        wireguard: str,
         held: Callable[[], bool],
         chain: Callable[[], Chain | None],
     ) -> None:
-        """``held``: another machine has this one's identity, and keeps its place. ``chain``: of CNI plugins;
-        None while it is not known.
+        """``wireguard``: the device of encrypted packets. ``held``: another machine has this one's identity,
+        and keeps its place. ``chain``: of CNI plugins; None while it is not known.
         """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
         self._pods, self._direct = pods, direct
-        self._held, self._chain = held, chain
+        self._held, self._chain, self._wireguard = held, chain, wireguard
         self._verified_at = 0
         self._rules: Rules | None = None
         self._written: bytes | None = None
@@ -77,6 +78,7 @@ class NodeConfiguration:
             strays=self._pods.strays,
             entries=self._entries(view.plan.cidrs),
             direct=self._direct.device,
+            wireguard="" if view.encryption.off else self._wireguard,
         )
         if rules.ifindex or not self._config.take_over:
             # By its name alone the tunnel would not be known while it is another network's: its packets would

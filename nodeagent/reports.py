@@ -33,6 +33,7 @@ from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.pods.watch import PodWatch
 from nodeagent.ways.table import LISTED_MAX, WayTable
+from nodeagent.wireguard.keeper import Keeper
 
 log = logging.getLogger("isthmus.agent")
 
@@ -75,13 +76,14 @@ class StatusReporter:
         path_mtu: Callable[[], int],
         mesh: MeshProber,
         ways: WayTable,
+        encryption: Keeper,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
         self._reconciler, self._gateway, self._pods = reconciler, gateway, pods
         self._firewall = firewall
         self._path, self._host_watch = path, host_watch
         self._fastpath, self._path_mtu = fastpath, path_mtu
-        self._mesh, self._ways = mesh, ways
+        self._mesh, self._ways, self._encryption = mesh, ways, encryption
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -95,7 +97,7 @@ class StatusReporter:
     @property
     def applied(self) -> int:
         """The last event that rows and firewall follow: a new member's packets pass, a leaver's do not."""
-        return self._firewall.confirmed(self._reconciler.applied)
+        return self._encryption.confirmed(self._firewall.confirmed(self._reconciler.applied))
 
     def due(self) -> None:
         """Something changed: report soon."""
@@ -200,6 +202,7 @@ class StatusReporter:
             mesh=self._mesh.report(),
             ways=self._ways.report(time.monotonic(), len(self._view.peers)),
             nat=NatReport(mode=self._config.nat),
+            encryption_waits=self._encryption.waits,
         )
 
     def _digest(self, applied: int) -> str:
@@ -260,6 +263,7 @@ class StatusReporter:
             pods=self._pods.pods.own if self._pods.pods is not None else -1,
             stray_pods=self._pods.strays,
             ways=self._ways.report(time.monotonic(), len(view.peers)).sentence(),
+            encryption=self._encryption.line(),
             peer_ways=tuple(
                 LocalWay(peer.node, way.kind, way.via, way.encrypted, time.time() - age_s, why)
                 for peer, way, age_s, why in self._ways.newest(time.monotonic(), LISTED_MAX)

@@ -96,6 +96,7 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
         ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
         ("packets", _path(status, now) + stale),
         *([("ways", status.ways + stale)] if status.ways else []),
+        *([("encryption", status.encryption + stale)] if status.encryption else []),
         *((f"to {way.peer}", _way(way, now)) for way in status.peer_ways[:WAYS_SHOWN]),
         ("work", work(status.counters)),
         ("written", ago(status.written_at, now)),

@@ -120,7 +120,6 @@ def parse_network(value: str) -> Network:
 )
 @click.option(
     "--encrypt",
-    hidden=True,  # until agents have keys: nobody could join
     type=click.Choice(SCOPES),
     help="What WireGuard encrypts: nothing, packets between sites, all between nodes. See `cluster encrypt`.",
 )
@@ -224,7 +223,7 @@ def _encryption(here: Encryption) -> str:
     return f"{here.scope} ({stages}) since event {here.since:,}"
 
 
-@cluster.command(hidden=True)  # until agents have keys: it is refused for every cluster with members
+@cluster.command()
 @click.argument("scope", type=click.Choice(SCOPES))
 @write_options
 def encrypt(*, context: BusContext, scope: EncryptionScope, how: dict[str, Any], as_json: bool) -> None:

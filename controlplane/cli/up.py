@@ -70,7 +70,6 @@ class Lock(NamedTuple):
 )
 @click.option(
     "--encrypt",
-    hidden=True,  # until agents have keys: nobody could join
     type=click.Choice(("off", "sites", "all")),
     help="With --cidr: what WireGuard encrypts between nodes, see `isthmus cluster encrypt`.",
 )

@@ -6,12 +6,23 @@ returns the ordered operations for exactly that change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Network
 from itertools import repeat
 
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import BLACKHOLE, STRAY, Kind, Rows, Table, preferred_key, route_key, route_value
+from nodeagent.netlink.rows import (
+    BLACKHOLE,
+    STRAY,
+    Kind,
+    Rows,
+    Table,
+    preferred_key,
+    route_key,
+    route_value,
+    split_cidr,
+)
 
 _PUT = Action.PUT
 _NEIGHBOUR, _FDB, _ROUTE = Kind  # a member of an enumeration is looked up slowly
@@ -33,6 +44,8 @@ class Desired:
 
     def __init__(self) -> None:
         self.rows = Rows.empty()
+        self.preferred: Callable[[Peer], bytes | None] = lambda _: None
+        """The value of the route that a peer is to have beside its own rows, as they are made."""
         self._claims: dict[bytes, int] = {}  # MAC → epoch of the peer whose FDB row stands
         self._shared: dict[bytes, dict[int, bytes]] = {}
 
@@ -45,6 +58,8 @@ class Desired:
         """The way to a peer passes inner packets of ``mtu`` bytes at most (0: what the device passes)."""
         first, _, _, route = peer.packed()
         value, there = route_value(first, mtu), self.rows.routes.get(route)
+        if peer.sealed:
+            return []
         if there is None or there == value:
             return []
         self.rows.routes[route] = value
@@ -84,6 +99,9 @@ class Desired:
             self._leave(change.before, before)
         if change.after:
             self._enter(change.after, after)
+            led = self.preferred(change.after)
+            if led is not None and after.routes.keys() <= self.rows.routes.keys():
+                self.rows.routes[preferred_key(*split_cidr(change.after.cidr))] = led
         new = _pick(self.rows, touched)
         return difference(new, old)
 
@@ -91,7 +109,7 @@ class Desired:
         """The short way for a peer none of whose rows is there yet, the common case of a join; else nothing."""
         address, mac, destination, route = peer.packed()
         neighbours, fdb, routes = self.rows
-        if mac in self._claims or route in routes or address in neighbours:
+        if mac in self._claims or route in routes or address in neighbours or peer.sealed:
             return []
         neighbours[address], fdb[mac], routes[route] = mac, destination, address
         self._claims[mac] = peer.epoch
@@ -132,8 +150,8 @@ class Desired:
 
 
 def _with_preferred(routes: Table) -> Table:
-    """The keys of these routes and of those that may be preferred to them."""
-    return {**routes, **{preferred_key(key[:4], key[4]): b"" for key in routes}}
+    """The keys of those routes that may be preferred to these, and of these."""
+    return {**{preferred_key(key[:4], key[4]): b"" for key in routes}, **routes}
 
 
 def _pick(rows: Rows, keys: Rows) -> Rows:
@@ -166,7 +184,7 @@ def difference(desired: Rows, kernel: Rows) -> list[Operation]:
         *fresh,
         *_writes(Kind.FDB, desired.fdb, kernel.fdb),
         *changed,
-        *_writes(Kind.ROUTE, desired.routes, kernel.routes),
+        *_blackholes_last(_writes(Kind.ROUTE, desired.routes, kernel.routes)),
         *_removals(Kind.ROUTE, desired.routes, kernel.routes),
         *_removals(Kind.FDB, desired.fdb, kernel.fdb),
     ]
@@ -183,6 +201,11 @@ def _writes(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:
         return _all(_PUT, kind, desired)
     get, put = kernel.get, Action.PUT
     return [Operation(put, kind, key, value) for key, value in desired.items() if get(key) != value]
+
+
+def _blackholes_last(routes: list[Operation]) -> list[Operation]:
+    """A peer is sealed when its route into WireGuard is there, not before."""
+    return sorted(routes, key=lambda operation: operation.value == BLACKHOLE) if len(routes) > 1 else routes
 
 
 def _all(action: Action, kind: Kind, table: Table) -> list[Operation]:

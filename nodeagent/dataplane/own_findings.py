@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from events.status import WayKind
 from nodeagent.dataplane.desired import Desired
-from nodeagent.membership.peers import Peer
+from nodeagent.dataplane.underlay import WIREGUARD_MORE
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
+from nodeagent.netlink.links import MTU_MINIMUM
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import (
     Kind,
@@ -29,13 +31,15 @@ PRECEDENCE: tuple[WayKind, ...] = ("tunnel", "relayed", "nat", "direct")
 
 class OwnFindings:
     """``mtus``: the inner MTU of each peer whose way is narrower than the device, in bytes; ``exits``: peers
-    that are reached by another way than the tunnel; ``device_mtu``: of the tunnel, 0 while there is none.
+    that are reached by another way than the tunnel; ``encrypted``: peers that WireGuard knows, which alone
+    counts once they are sealed; ``device_mtu``: of the tunnel, 0 while there is none.
     """
 
     def __init__(self) -> None:
         self.mtus: dict[Peer, int] = {}
         self.exits: dict[Peer, Exit] = {}
         self._by_kind: dict[WayKind, dict[Peer, Exit]] = {}
+        self.encrypted: dict[Peer, Exit] = {}
         self.device_mtu = 0
 
     def narrow(self, mtus: Mapping[Peer, int], view: View | None, desired: Desired | None) -> list[Operation]:
@@ -49,7 +53,7 @@ class OwnFindings:
             for peer in changed
             for operation in (
                 *desired.narrow(peer, mtus.get(peer, 0)),
-                *(desired.prefer(peer, self._preferred(peer)) if peer in self.exits else ()),
+                *(desired.prefer(peer, self.preferred(peer)) if self._led(peer) else ()),
             )
         ]
 
@@ -70,23 +74,55 @@ class OwnFindings:
         return [
             operation
             for peer in _present(changed, view)
-            for operation in desired.prefer(peer, self._preferred(peer))
+            for operation in desired.prefer(peer, self.preferred(peer))
         ]
+
+    def encrypt(
+        self, exits: Mapping[Peer, Exit], view: View | None, desired: Desired | None
+    ) -> list[Operation]:
+        """The whole of what leads into WireGuard; what to write for it."""
+        before, self.encrypted = self.encrypted, dict(exits)
+        changed = [peer for peer in {**before, **exits} if before.get(peer) != exits.get(peer)]
+        if desired is None:
+            return []
+        return [
+            operation
+            for peer in _present(changed, view)
+            if peer.sealed
+            for operation in desired.prefer(peer, self.preferred(peer))
+        ]
+
+    def follow(self, changes: Sequence[PeerChange]) -> None:
+        """A peer whose key or stage changed is still at the same place: what is known of the way holds.
+
+        So the step from plain to encrypted has its route at hand.
+        """
+        for before, after in changes:
+            if before is None or after is None or before.epoch != after.epoch:
+                continue
+            if before.underlay == after.underlay and before in self.mtus:
+                self.mtus[after] = self.mtus.pop(before)
+            if before.key == after.key and before in self.encrypted:
+                self.encrypted[after] = self.encrypted.pop(before)
 
     def put_into(self, desired: Desired, view: View) -> None:
         """Rows were made anew, or the device has another MTU."""
         for peer in _present(self.mtus, view):
             desired.narrow(peer, self.mtus[peer])
-        for peer in _present(self.exits, view):
-            desired.prefer(peer, self._preferred(peer))
+        for peer in _present({**self.exits, **self.encrypted}, view):
+            desired.prefer(peer, self.preferred(peer))
 
     def adopt(self, routes: Mapping[bytes, bytes], view: View, *, sideways: bool) -> None:
         """At the start: what an earlier life found of the ways stands in the kernel's routes.
 
-        ``sideways``: routes over other devices, to a peer's own address there, may go on.
+        ``sideways``: routes over other devices, to a peer's own address there, may go on. So may those of
+        sealed peers into the device itself, which is WireGuard's.
         """
+        self.encrypted = {
+            peer: way for peer in view.peers if peer.sealed and (way := _side_way(peer, routes, bytes(4)))
+        }
         if sideways:
-            direct = {peer: way for peer in view.peers if (way := _direct_way(peer, routes)) is not None}
+            direct = {peer: way for peer in view.peers if (way := _side_way(peer, routes, peer.packed()[2]))}
             self._by_kind["direct"] = direct
             self.exits = {**direct}
         narrow = {
@@ -111,21 +147,34 @@ class OwnFindings:
             for ways in (self.exits, *self._by_kind.values()):
                 for peer in lost:
                     ways.pop(peer, None)
+            self.encrypted = {
+                peer: way
+                for peer, way in self.encrypted.items()
+                if preferred_key(*split_cidr(peer.cidr)) not in keys
+            }
         return bool(keys)
 
-    def _preferred(self, peer: Peer) -> bytes | None:
-        way = self.exits.get(peer)
+    def _led(self, peer: Peer) -> bool:
+        return peer in (self.encrypted if peer.sealed else self.exits)
+
+    def preferred(self, peer: Peer) -> bytes | None:
+        """The route that is to lead to the peer instead of the tunnel's; None: that one."""
+        way = (self.encrypted if peer.sealed else self.exits).get(peer)
         if way is None or not self.device_mtu:
             return None
         if not way.device:
             return route_value(way.gateway, self.mtus.get(peer, 0))
-        return side_route_value(way.gateway, self.mtus.get(peer, self.device_mtu), way.device, way.source)
+        mtu = self.mtus.get(peer, 0)
+        if peer.sealed and mtu:
+            mtu = max(MTU_MINIMUM, mtu - WIREGUARD_MORE)
+        return side_route_value(
+            way.gateway, min(mtu or self.device_mtu, self.device_mtu), way.device, way.source
+        )
 
 
-def _direct_way(peer: Peer, routes: Mapping[bytes, bytes]) -> Exit | None:
-    _, _, underlay, _ = peer.packed()
+def _side_way(peer: Peer, routes: Mapping[bytes, bytes], hop: bytes) -> Exit | None:
     value = routes.get(preferred_key(*split_cidr(peer.cidr)), b"")
-    if len(value) != 16 or value[:4] != underlay:
+    if len(value) != 16 or value[:4] != hop:
         return None
     gateway, _, device, source = split_side_route(value)
     return Exit(gateway, device, source)

@@ -155,6 +155,16 @@ class Reconciler:
             if operations and self.view is not None:
                 self._write(self.view, operations)
 
+    async def encrypt(self, exits: Mapping[Peer, Exit]) -> None:
+        """The whole of what leads into WireGuard, as :meth:`prefer`; sealed peers without it get nothing.
+
+        Cancelled while it waits for a resync, nothing was taken in.
+        """
+        async with self._lock:
+            operations = self.found.encrypt(exits, self.view, self.desired)
+            if operations and self.view is not None:
+                self._write(self.view, operations)
+
     def _adopt(self, view: View, desired: Desired) -> None:
         """In a worker thread, at the start: what an earlier life found of the ways stands in the routes."""
         self.found.adopt(self.tunnel.routes(), view, sideways=self._config.direct != "off")
@@ -162,6 +172,10 @@ class Reconciler:
 
     def _follow(self, view: View, changes: Sequence[PeerChange]) -> None:
         self.view = view
+        self.found.follow(changes)
+        if self.tunnel.encrypted == view.encryption.off:
+            self.tunnel.encrypted = not view.encryption.off
+            self.request("encryption")  # which takes more of each packet
         if self._rebuild(view):
             self.request("membership")
             return
@@ -237,6 +251,7 @@ class Reconciler:
         self.desired = None
         if view.own is not None:
             self.desired = desired_of(view.own, view)
+            self.desired.preferred = self.found.preferred
             self.found.put_into(self.desired, view)
         self.clean, self._fresh = False, True
         return True

@@ -43,6 +43,8 @@ class TunnelDevice:
         self._settled = False
         self._merging = Merging(config.gro)
         self._remade = FightGuard[str](free_repairs=3, window_s=60.0)
+        self.encrypted = False
+        """Whether packets to some peers are encrypted, or are to be."""
         self.existed = True
         """Whether our device was there when we started."""
         self.underlay: Underlay | None = None
@@ -89,7 +91,7 @@ class TunnelDevice:
             mac=own.vtep_mac,
             local=underlay.address,
             address=first_address(own.cidr),
-            mtu=overlay_mtu(underlay, self._config.mtu),
+            mtu=overlay_mtu(underlay, self._config.mtu, encrypted=self.encrypted),
         )
         first = not self._settled
         if self._config.take_over:

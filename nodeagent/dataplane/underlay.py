@@ -19,6 +19,8 @@ from nodeagent.netlink import links
 from nodeagent.netlink.links import MTU_MINIMUM, VXLAN_OVERHEAD_V4
 
 ETHERNET_MTU = 1500
+WIREGUARD_MORE = 10
+"""Bytes that WireGuard takes beyond VXLAN: outer IPv4 20 + UDP 8 + its own 32."""
 PEERS_ASKED = 3
 LOOPBACK = "lo"
 IPV4_LARGEST = 65535
@@ -43,9 +45,13 @@ class Underlay(msgspec.Struct, frozen=True):
         return self.ifindex != 0 and self.up
 
 
-def overlay_mtu(underlay: Underlay, configured: int = 0) -> int:
-    """Bytes of an inner IP packet: underlay − 50 (IPv4), or what is configured if that is less."""
-    following = max(MTU_MINIMUM, underlay.mtu - VXLAN_OVERHEAD_V4)
+def overlay_mtu(underlay: Underlay, configured: int = 0, *, encrypted: bool = False) -> int:
+    """Bytes of an inner IP packet: underlay − 50 (IPv4), or what is configured if that is less.
+
+    Where WireGuard encrypts, underlay − 60 on every way: pods have one MTU.
+    """
+    overhead = VXLAN_OVERHEAD_V4 + (WIREGUARD_MORE if encrypted else 0)
+    following = max(MTU_MINIMUM, underlay.mtu - overhead)
     return min(configured, following) if configured else following
 
 

@@ -106,7 +106,9 @@ class DirectPaths:
         return {
             cidr: mac
             for cidr, mac in self._admitted.items()
-            if (peer := self._view.peers.get(cidr)) is not None and self._near.get(cidr, peer) == peer
+            if (peer := self._view.peers.get(cidr)) is not None
+            and self._near.get(cidr, peer) == peer
+            and peer.stage != "required"
         }
 
     def beside(self) -> dict[Peer, bytes]:
@@ -171,7 +173,7 @@ class DirectPaths:
         near: dict[str, Peer] = {}
         found: dict[str, str] = {}
         if underlay is not None:
-            peers = list(self._view.peers)
+            peers = [peer for peer in self._view.peers if not peer.sealed]
             try:
                 await asyncio.to_thread(self._ask_kernel, peers, underlay, now)
                 macs = await asyncio.to_thread(neighbourhood.macs, underlay.ifindex)
@@ -191,7 +193,7 @@ class DirectPaths:
             self._by_vtep = {first_address(cidr): peer for cidr, peer in near.items()}
             await self._lead_probes(underlay)
         self.book.follow(near.values(), now)
-        self._ways.keep(lambda peer: self._view.peers.get(peer.cidr) == peer)
+        self._ways.keep(self._view.peers.get)
         device = underlay.ifindex if underlay is not None and near else 0
         if (found, device) != (self._admitted, self.device):
             self._admitted, self.device = found, device

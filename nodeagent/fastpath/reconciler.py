@@ -245,14 +245,14 @@ class FastPath:
         return min(spec.mtu, underlay.mtu - layout.OVERHEAD)
 
     def _current(self, peer: Peer) -> bool:
-        return self._view.peers.get(peer.cidr) == peer and ":" not in peer.underlay
+        return self._view.peers.get(peer.cidr) == peer and _carries(peer)
 
     def _desired(self) -> dict[bytes, bytes]:
         mtu, narrower, beside = self._device_mtu(), self._mtus(), self.beside()
         entries = (
             layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)), beside.get(peer, b""))
             for peer in self._view.peers
-            if ":" not in peer.underlay and beside.get(peer, b"mac")
+            if _carries(peer) and beside.get(peer, b"mac")
         )
         return dict(entry for entry, _ in zip(entries, range(layout.PEERS_LIMIT), strict=False))
 
@@ -395,3 +395,8 @@ class FastPath:
         self.counted.written += len(different)
         self._entries = desired
         return True
+
+
+def _carries(peer: Peer) -> bool:
+    """Packets to and from a peer over IPv6, and all that may be encrypted, take the stack."""
+    return ":" not in peer.underlay and not peer.encrypts

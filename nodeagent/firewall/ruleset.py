@@ -2,6 +2,7 @@
 
 What it enforces, each by name in the table:
 
+* What comes out of WireGuard is a peer's, by its key; while peers change over, packets come by either device.
 * ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past
   connection tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
@@ -47,7 +48,6 @@ transaction has taken effect as a whole or not at all.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, ip_address
 from types import MappingProxyType
@@ -57,14 +57,15 @@ import msgspec
 
 from events.errors import Refused
 from nodeagent import system
+from nodeagent.firewall.listing import elements_by_set, rules_by_chain
 
 TABLE = "isthmus"
 VXLAN_FLAGS = "@th,64,32 0x08000000"
 """Matches what the kernel's VXLAN driver takes: this flag and no other. Behind a match of the UDP port."""
 TIMEOUT_S = 30.0
+LINES = "\n    ".join
 LOOPBACK = 1
 """The index of ``lo``, the first device of every network namespace."""
-_SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 INSTALL = "apt-get install nftables (or dnf install nftables)"
 
 
@@ -83,6 +84,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     underlay: str = ""
     strays: tuple[str, ...] = ()
     """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
+    wireguard: str = ""
+    """The device out of which encrypted packets come; empty: nothing is encrypted."""
     entries: tuple[str, ...] = ()
     """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
     direct: int = 0
@@ -92,6 +95,19 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 def source_ports(vxlan_port: int) -> str:
     """The larger side of the port space, without the VXLAN port and the privileged ports."""
     return f"1024-{vxlan_port - 1}" if vxlan_port > 32768 else f"{vxlan_port + 1}-65535"
+
+
+def _tunnelled(rules: Rules) -> list[str]:
+    """What comes out of the tunnel, and whose route leads into it; or into WireGuard, while peers change over.
+
+    Without a set of the two: packets that are judged while rules are replaced would find it empty.
+    """
+    if not rules.wireguard and not rules.direct:
+        return ["fib saddr . iif oif missing counter drop", "accept"]
+    leads = ["fib saddr . iif oif exists accept"]
+    if rules.wireguard:
+        leads = [f'fib saddr oifname "{name}" accept' for name in (rules.device, rules.wireguard)]
+    return [*leads, *(["ip saddr @nearby accept"] if rules.direct else []), "counter drop"]
 
 
 NOBODY: Mapping[str, str] = MappingProxyType({})
@@ -115,6 +131,10 @@ def render(
     own = rules.own_range
     containers = rules.cidrs[0] if len(rules.cidrs) == 1 else "@containers"
     tunnel = f" {rules.ifindex}" if rules.ifindex else f'name "{rules.device}"'
+    encrypted = f'iifname "{rules.wireguard}"' if rules.wireguard else ""
+    wireguard = f"{encrypted} accept" if encrypted else ""
+    strange = f"ip saddr != {containers} ip daddr {containers}"
+    overlay = (rules.device, rules.wireguard) if rules.wireguard else (rules.device,)
     member = f"ip daddr {rules.underlay} ip saddr @vteps notrack accept" if rules.underlay else ""
     answering = (
         "ip saddr @strays fib saddr . iif oif exists ct state established accept" if rules.strays else ""
@@ -158,6 +178,7 @@ table inet {TABLE} {{
   chain received {{
     type filter hook prerouting priority raw; policy accept;
     iif{tunnel} ip saddr != {containers} counter drop
+    {f"{encrypted} ip saddr != {containers} counter drop" if encrypted else ""}
     th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} jump from_members
   }}
   chain from_members {{
@@ -176,9 +197,7 @@ table inet {TABLE} {{
     counter drop
   }}
   chain tunnelled {{
-    {"fib saddr . iif oif exists accept" if direct else "fib saddr . iif oif missing counter drop"}
-    {"ip saddr @nearby accept" if direct else "accept"}
-    {"counter drop" if direct else ""}
+    {LINES(_tunnelled(rules))}
   }}
   chain neighboured {{
     ip daddr {own} accept
@@ -207,6 +226,7 @@ table inet {TABLE} {{
     type filter hook forward priority filter - 5; policy accept;
     iif{tunnel} goto tunnelled
     ip saddr {own} goto pods
+    {wireguard}
     ip saddr {containers} goto others
     ct original ip saddr != {containers} ct original ip daddr {containers} goto entered
     ct state established,related accept
@@ -219,6 +239,7 @@ table inet {TABLE} {{
     iif {LOOPBACK} accept
     iif{tunnel} goto tunnelled
     ip saddr {own} goto pods
+    {wireguard}
     {answering}
     ip saddr {containers} goto others
     ct direction original ct status dnat ct original ip daddr {containers} goto entered
@@ -229,7 +250,7 @@ table inet {TABLE} {{
   chain masqueraded {{
     type nat hook postrouting priority srcnat + 5; policy accept;
     ip saddr {own} ip daddr != {containers} jump outside
-    oifname "{rules.device}" ip saddr != {containers} ip daddr {containers} jump {outside}
+    {LINES(f'oifname "{one}" {strange} jump {outside}' for one in overlay)}
     {f"oif {direct} ip saddr != {containers} ip daddr @nearby jump through" if direct else ""}
     ip saddr @entries ip daddr {containers} fib saddr type != local jump outside
   }}
@@ -253,7 +274,7 @@ table inet {TABLE} {{
     oif{tunnel} accept
     ip daddr {own} accept
     {f"oif {direct} ip saddr {own} ip daddr @nearby accept" if direct else ""}
-    oifname "{rules.device}" accept
+    {LINES(f'oifname "{one}" accept' for one in overlay)}
     oif {LOOPBACK} accept
     {probing}
     counter drop
@@ -324,7 +345,7 @@ async def replace(
     be changed in place: it is deleted and made anew. Raises Refused as `nft` does.
     """
     wanted = list(vteps)
-    others = _rules_by_chain(await listing()).keys() - _rules_by_chain(render(rules, ())).keys()
+    others = rules_by_chain(await listing()).keys() - rules_by_chain(render(rules, ())).keys()
     stale = await elements_of("vteps", "vteps6") - set(wanted)
     there = await neighbours()
     stale_near = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
@@ -388,39 +409,16 @@ async def listing() -> str:
 
 def as_written(text: str, rules: Rules, vteps: Iterable[str], near: Mapping[str, str] = NOBODY) -> bool:
     """Whether a listing has these chains, as many rules in each, and these members; no less and no more."""
-    sets = _elements_by_set(text)
+    sets = elements_by_set(text)
     wanted = {
         "vteps": {address for address in vteps if ":" not in address},
         "vteps6": {str(ip_address(address)) for address in vteps if ":" in address},
         "strays": set(rules.strays),
         **({"nearby": set(near)} if rules.direct else {}),
     }
-    return _rules_by_chain(text) == _rules_by_chain(render(rules, ())) and all(
+    return rules_by_chain(text) == rules_by_chain(render(rules, ())) and all(
         sets.get(name) == elements for name, elements in wanted.items()
     )
-
-
-def _elements_by_set(text: str) -> dict[str, set[str]]:
-    """What each set of a listing holds, as the program prints it."""
-    return {
-        name: set(body.partition("elements = {")[2].partition("}")[0].replace(",", " ").split())
-        for name, body in _SET.findall(text)
-    }
-
-
-def _rules_by_chain(text: str) -> dict[str, int]:
-    """How many rules stand in each chain: one a line, here and in what the program prints."""
-    counts: dict[str, int] = {}
-    chain = ""
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("chain "):
-            chain = line.split()[1]
-            counts[chain] = 0
-        elif line == "}":
-            chain = ""
-        elif chain and line and not line.startswith("type "):
-            counts[chain] += 1
-    return counts
 
 
 async def remove() -> bool:

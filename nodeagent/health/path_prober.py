@@ -52,7 +52,7 @@ REPLIES_PER_S = 200
 
 class Route(msgspec.Struct, frozen=True):
     """Where packets go in and out: what a round needs of the node. ``device`` is the tunnel; ``exits`` are
-    peers that are reached by another device."""
+    peers that are reached by another device, ``encrypted`` is that by which packets to sealed peers leave."""
 
     view: View
     underlay: str
@@ -60,11 +60,15 @@ class Route(msgspec.Struct, frozen=True):
     ifindex: int
     mtu: int
     exits: Mapping[Peer, Exit] = MappingProxyType({})
+    encrypted: str = ""
 
-    def leads_to(self, peer: Peer, device: int) -> bool:
-        """Whether packets to a peer should leave by the device of that index."""
+    def leads_to(self, peer: Peer, taken: links.KernelRoute) -> bool:
+        """Whether that is the device by which packets to a peer should leave."""
+        peer = self.view.peers.get(peer.cidr) or peer
+        if peer.sealed:
+            return taken.device == self.encrypted
         way = self.exits.get(peer)
-        return device == (way.device if way is not None and way.device else self.ifindex)
+        return taken.index == (way.device if way is not None and way.device else self.ifindex)
 
 
 class Sharer(Protocol):
@@ -264,7 +268,7 @@ class PathProber:
             if error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV}:
                 return f"the kernel has no way for them ({os.strerror(error.errno)})"
             return ""
-        if context.leads_to(peer, way.index):
+        if context.leads_to(peer, way):
             return ""
         return f"to {peer.node} they would leave by {way.device or 'no device'}" + (
             f" (table {way.table})" if way.table not in {0, 254} else ""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes, route_key, split_cidr
+from events.types import EncryptionStage
+from nodeagent.netlink.rows import BLACKHOLE, Rows, address_bytes, mac_bytes, route_key, split_cidr
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):
@@ -26,15 +27,33 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     cidr: str
     vtep_mac: str
     underlay: str
+    key: str = ""
+    """Its public key, and the port by which WireGuard reaches it with it; 0: it has none."""
+    port: int = 0
+    stage: EncryptionStage = "plain"
+    """How far encryption between it and this node is."""
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether WireGuard must know the peer: packets may come encrypted."""
+        return self.stage != "plain"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing goes to the peer in the clear: without WireGuard, nothing goes there at all."""
+        return self.stage in {"sending", "required"}
 
     def rows(self) -> Rows:
         """The three rows that make the peer reachable: neighbour, FDB, route.
+
+        That of a sealed peer leads nowhere: the route that is preferred to it goes into WireGuard, and
+        whatever takes that away leaves a blackhole, not the tunnel.
 
         The first address of the range is the peer's VTEP address: next hop of its route and key of
         its neighbour entry.
         """
         first, mac, underlay, route = self.packed()
-        return Rows({first: mac}, {mac: underlay}, {route: first})
+        return Rows({first: mac}, {mac: underlay}, {route: BLACKHOLE if self.sealed else first})
 
     def packed(self) -> tuple[bytes, bytes, bytes, bytes]:
         """What the rows are made of: VTEP address, VTEP MAC, underlay address, route key."""

@@ -8,6 +8,7 @@ import msgspec
 
 from events.jetstream.snapshots import SnapshotMember
 from events.protocol.clb import Traffic
+from events.protocol.encryption import NO_ENCRYPTION, Encryption
 from events.types import NetworkDeclared, NetworkWithdrawn, NodeJoined
 
 
@@ -65,6 +66,7 @@ class Saved(msgspec.Struct, frozen=True):
     parked: tuple[int, ...] = ()
     leaving: tuple[Member, ...] = ()
     """Owners that have left and whose ranges have not drained yet: the log was cut inside of their leaving."""
+    encryption: Encryption = NO_ENCRYPTION
 
 
 def with_network(plan: OverlayPlan, event: NetworkDeclared | NetworkWithdrawn) -> OverlayPlan:

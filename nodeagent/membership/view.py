@@ -13,11 +13,13 @@ from events.chain import Head, genesis
 from events.codec import SkippedEvent
 from events.jetstream.snapshots import Snapshot
 from events.parking import events_followed
+from events.protocol.encryption import NO_ENCRYPTION, Encryption
 from events.types import (
     CidrAppended,
     ClbHolderAssigned,
     ClusterDefined,
     ClusterDeleted,
+    ClusterEncryptionChanged,
     Event,
     EventsParked,
     NetworkDeclared,
@@ -76,6 +78,8 @@ class View:
         self._sum = ClusterSum()
         self.traffic = TrafficTable()
         """Holders of CLB addresses, backends and gateways."""
+        self.encryption: Encryption = NO_ENCRYPTION
+        """What the cluster encrypts, and how far it is."""
         self._rules = RowRules((), "", 0)
         self._unsound: dict[str, tuple[Peer, str]] = {}  # range → who should be there, and why not
         self._nonsense: dict[str, str] = {}  # what else was left out → why
@@ -106,10 +110,15 @@ class View:
         if isinstance(event, NodeJoined):
             self._note_addresses(event.underlay, event.announced)
             self.members[event.node] = member_of(event)
+            if event.node == self.node:
+                return self._stage_anew()  # the own site says which peers are at another one
         elif isinstance(event, NodeKeyChanged):
-            self._has_key(event)
+            return self._has_key(event)
         elif isinstance(event, NodeNatChanged):
             return self._nat_changed(event)
+        elif isinstance(event, ClusterEncryptionChanged):
+            self.encryption = Encryption.of(event, sequence)
+            return self._stage_anew()
         elif isinstance(event, RangeAllocated):
             return self._allocated(event.cidr, sequence, event.node, event.uid)
         elif isinstance(event, RangeDraining):
@@ -144,7 +153,7 @@ class View:
         member = self.members.get(node)
         if member is None or member.uid != uid:
             return NO_CHANGES  # a log without the joining event is not ours to repair
-        peer = Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced)
+        peer = self._staged(Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced), member)
         if node == self.node and uid == self.uid:
             return self._own_range(peer)
         return self._admit(peer)
@@ -307,10 +316,33 @@ class View:
         peer = self.peers.of_node(node)
         return peer or next((one for one, _ in self._unsound.values() if one.node == node), None)
 
-    def _has_key(self, event: NodeKeyChanged) -> None:
+    def _staged(self, peer: Peer, member: Member) -> Peer:
+        """The peer with its key, and the stage that the pair of it and this node is at."""
+        own = self.members.get(self.node)
+        stage = self.encryption.stage(own.site if own is not None else "", member.site)
+        if (peer.key, peer.port, peer.stage) == (member.key, member.port, stage):
+            return peer
+        return msgspec.structs.replace(peer, key=member.key, port=member.port, stage=stage)
+
+    def _stage_anew(self) -> tuple[PeerChange, ...]:
+        """What is encrypted has changed, for any pair. O(peers)."""
+        known = [*self.peers, *(peer for peer, _ in self._unsound.values())]
+        return tuple(change for peer in known for change in self._admit_staged(peer))
+
+    def _admit_staged(self, peer: Peer) -> tuple[PeerChange, ...]:
+        member = self.members.get(peer.node)
+        if member is None or member.uid != peer.uid or (peer.node, peer.uid) == (self.node, self.uid):
+            return NO_CHANGES
+        staged = self._staged(peer, member)
+        return self._admit(staged) if staged is not peer else NO_CHANGES
+
+    def _has_key(self, event: NodeKeyChanged) -> tuple[PeerChange, ...]:
         member = self.members.get(event.node)
-        if member is not None and member.uid == event.uid:
-            self.members[event.node] = msgspec.structs.replace(member, key=event.key, port=event.port)
+        if member is None or member.uid != event.uid:
+            return NO_CHANGES
+        self.members[event.node] = msgspec.structs.replace(member, key=event.key, port=event.port)
+        peer = self._peer_of(event.node)
+        return self._admit_staged(peer) if peer is not None else NO_CHANGES
 
     def leap(self, snapshot: Snapshot) -> tuple[PeerChange, ...]:
         """Take over a later membership in one step; return what it changed about the other nodes' rows."""
@@ -320,7 +352,7 @@ class View:
         for one in snapshot.members:
             self._note_addresses(one.underlay, one.announced)
         self.members = {member.node: member_of(member) for member in snapshot.members}
-        self.deleted = snapshot.deleted
+        self.deleted, self.encryption = snapshot.deleted, snapshot.encryption
         self.traffic = TrafficTable(sound_traffic(snapshot.traffic))
         self.fenced = self.uid in snapshot.fenced
         held = {entry.cidr: entry.epoch for entry in snapshot.ranges}
@@ -332,7 +364,7 @@ class View:
         for entry in snapshot.ranges:
             changes += self._allocated(entry.cidr, entry.epoch, entry.node, entry.uid)
         self.head = snapshot.head
-        return tuple(changes)
+        return (*changes, *self._stage_anew())
 
     def become(self, other: View) -> tuple[PeerChange, ...]:
         """Take over another view of the same node; return what that changed about the other nodes' rows."""
@@ -354,10 +386,11 @@ class View:
     def vteps(self) -> set[str]:
         """Where VXLAN packets may come from: each other member, as announced and as it knows itself."""
         own = self.node
+        site = self.members[own].site if own in self.members else ""
         return {
             address
             for member in self.members.values()
-            if member.node != own
+            if member.node != own and self.encryption.stage(site, member.site) != "required"
             for address in (member.announced, member.underlay)
         } - self._odd_addresses
 
@@ -382,6 +415,7 @@ class View:
             self.traffic.save(),
             tuple(sorted(self.parked)),
             self._leaving(),
+            self.encryption,
         )
 
     def _leaving(self) -> tuple[Member, ...]:
@@ -399,6 +433,7 @@ class View:
             cidrs = tuple(cidr for cidr in plan.cidrs if not container_problem(cidr))
             view.plan = msgspec.structs.replace(plan, cidrs=cidrs) if cidrs else None
         view._judge_anew()
+        view.encryption = saved.encryption
         view.members = {member.node: member for member in saved.members}
         view.members |= {member.node: member for member in saved.leaving}
         view.peers = PeerTable(floors=saved.floors)

@@ -217,8 +217,8 @@ def _way(peer: Peer, route: Route, own_range: str) -> Step:
         if error.errno not in NO_WAY:
             raise
         return Step("route", 0, f"the kernel has no way from a pod here to {peer.cidr} ({_words(error)})")
-    if route.leads_to(peer, way.index):
-        return Step("route", 1, f"{peer.cidr} by {route.device}")
+    if route.leads_to(peer, way):
+        return Step("route", 1, f"{peer.cidr} by {way.device or route.device}")
     taken = way.device or "no device"
     if way.table not in {0, 254}:
         taken += f" (table {way.table})"

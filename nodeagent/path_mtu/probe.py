@@ -89,9 +89,12 @@ def checksum(header: bytes) -> int:
 
 
 def path_to(peer: Peer, view: View, underlay: str) -> Path | None:
-    """The way from this node (at ``underlay``) to a peer; None while this node has no range."""
+    """The way from this node (at ``underlay``) to a peer; None while this node has no range.
+
+    None, too, for a peer to which everything is encrypted: a probe is a tunnel packet in the clear.
+    """
     own, plan = view.own, view.plan
-    if own is None or plan is None:
+    if own is None or plan is None or peer.sealed:
         return None
     return Path(
         vni=plan.vni,

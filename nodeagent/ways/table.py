@@ -59,7 +59,7 @@ class WayTable:
     def of(self, peer: Peer) -> Way:
         """The way to a peer now."""
         entry = self._entries.get(peer.cidr)
-        return entry.way if entry is not None and entry.peer == peer else TUNNEL
+        return entry.way if entry is not None and _same_place(entry.peer, peer) else TUNNEL
 
     def set(self, peer: Peer, way: Way, now: float, why: str = "") -> bool:
         """The peer is reached this way from now on (monotonic seconds); whether that is a change.
@@ -69,23 +69,26 @@ class WayTable:
         before = self.of(peer)
         if before == way:
             return False
-        self._count(before, -1)
+        entry = self._entries.pop(peer.cidr, None)  # the newest change is the last one
+        if entry is not None:
+            self._count(entry.way, -1)
         self._count(way, 1)
-        self._entries.pop(peer.cidr, None)  # the newest change is the last one
         self._entries[peer.cidr] = _Entry(peer, way, now, why)
         return True
 
     def forget(self, peer: Peer) -> None:
         """The peer is gone, or another one has its range."""
         entry = self._entries.get(peer.cidr)
-        if entry is not None and entry.peer == peer:
+        if entry is not None and _same_place(entry.peer, peer):
             self._count(entry.way, -1)
             del self._entries[peer.cidr]
 
-    def keep(self, present: Callable[[Peer], bool]) -> None:
-        """Forget the peers that are not there any more. O(peers with another way than the tunnel)."""
-        for entry in [entry for entry in self._entries.values() if not present(entry.peer)]:
-            self.forget(entry.peer)
+    def keep(self, holder: Callable[[str], Peer | None]) -> None:
+        """Forget the peers that hold their ranges no more. O(peers with another way than the tunnel)."""
+        for entry in list(self._entries.values()):
+            now = holder(entry.peer.cidr)
+            if now is None or not _same_place(now, entry.peer):
+                self.forget(entry.peer)
 
     def _count(self, way: Way, by: int) -> None:
         if way.kind != "tunnel":
@@ -115,3 +118,8 @@ class WayTable:
                 for peer, way, age_s, why in self.newest(now, NAMED_MAX)
             ),
         )
+
+
+def _same_place(one: Peer, other: Peer) -> bool:
+    """Whether these are one peer at one address, whatever its key and stage."""
+    return (one.epoch, one.underlay) == (other.epoch, other.underlay)

@@ -153,3 +153,17 @@ def test_a_report_is_bounded_and_checked() -> None:
     for wrong in ({"direct": -1}, {"peers": [[0, "nat"]]}, {"peers": [[1, "nat", -1.0]]}):
         with pytest.raises(BadRequest):
             taken(**wrong)
+
+
+def test_a_way_lasts_while_its_peer_goes_from_one_stage_to_the_next() -> None:
+    table = WayTable()
+    for number, stage in enumerate(("sending", "required", "sending")):
+        staged = msgspec.structs.replace(peer(1), stage=stage)
+        assert table.set(staged, Way(encrypted=True), float(number)) == (number == 0)
+        table.keep(lambda _: staged)  # noqa: B023  called at once
+    assert table.report(10.0, 1).peers == (PeerWay(11, "tunnel", 10.0, encrypted=True),)
+    elsewhere = msgspec.structs.replace(peer(1), epoch=99)
+    table.set(elsewhere, Way(encrypted=True), 5.0)
+    assert table.report(10.0, 1).encrypted == 1
+    table.keep(lambda _: None)
+    assert table.report(10.0, 1).encrypted == 0

@@ -122,6 +122,16 @@ class Liveness:
         self.attestor.forget(uid)
 
     @property
+    def encrypts(self) -> Mapping[str, int]:
+        """As ``applied``, without the agents that wait for sessions with peers. O(members)."""
+        known = self.statuses
+        return {
+            uid: value
+            for uid, value in self.applied.items()
+            if uid not in known or not known[uid].encryption_waits
+        }
+
+    @property
     def last_seen(self) -> Mapping[str, datetime]:
         """uid → arrival of its last report, as the wall clock counts now."""
         return _ByWallClock(self.heard, self.watch)

@@ -126,7 +126,7 @@ class Ticker:
     async def encryption(self) -> None:
         """Look how far encryption is. Cancelled, the decision is made all the same: it is in the queue."""
         if self._due() is not None and not self.replica.state.encrypts.settled:
-            await self._submit(AdvanceEncryption(applied=self.liveness.applied))
+            await self._submit(AdvanceEncryption(applied=self.liveness.encrypts))
 
     async def behind_nat(self) -> None:
         """Look at who is behind NAT. Cancelled, the decision is made all the same: it is in the queue."""

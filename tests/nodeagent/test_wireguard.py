@@ -1,0 +1,276 @@
+"""Packets between nodes encrypted: with real agents, a real program, and a capture of what is on the wire.
+
+The kernels of the tests have no WireGuard module: `wireguard-go` stands in for it, by the same port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.own_findings import OwnFindings
+from nodeagent.membership.node_key import new_key
+from nodeagent.membership.peers import PeerChange
+from nodeagent.netlink.messages import Action
+from nodeagent.netlink.rows import BLACKHOLE
+from nodeagent.ways.table import Exit
+from nodeagent.wireguard import kernel, userspace
+from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice, difference
+from nodeagent.wireguard.link import index_of
+from tests.nodeagent.host import peer
+from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import Flow, Node, Site
+from tests.waiting import wait_for as until
+
+needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason="wireguard-go is not installed")
+VXLAN = 8472
+
+
+class Wire:
+    """Counts what node a sends and gets in the clear: packets in VXLAN form, and bare packets of pods."""
+
+    def __init__(self, device: str = "v-a") -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._socket.bind((device, 0))
+        self._socket.settimeout(0.2)
+        self._over = threading.Event()
+        self.plain = self.encrypted = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                frame = self._socket.recv(65535)
+                if frame[12:14] != b"\x08\x00":
+                    continue
+                packet = frame[14:]
+                ports = packet[(packet[0] & 15) * 4 :][:4]
+                if packet[12] == 172 or packet[16] == 172:  # a container address on the underlay
+                    self.plain += 1
+                elif packet[9] == socket.IPPROTO_UDP:
+                    port = int.from_bytes(ports[2:], "big")
+                    self.plain += port == VXLAN
+                    self.encrypted += port == 51820
+
+    def stop(self) -> Wire:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+        return self
+
+
+@contextlib.contextmanager
+def site(*names: str) -> Iterator[tuple[Site, list[Node]]]:
+    """Nodes that share a machine but not the folder of WireGuard's sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Site(Path(folder))
+        made.up()
+        nodes = made.add(*names)
+        for node in nodes:
+            wrap(node)
+        try:
+            yield made, nodes
+        finally:
+            for node in nodes:
+                node.stop()
+            made.down()
+
+
+def wrap(node: Node) -> None:
+    sockets = node.directory / "sockets"
+    sockets.mkdir()
+    script = node.directory / "own-sockets"
+    script.write_text(f'#!/bin/sh\nmkdir -p /run/wireguard\nmount --bind {sockets} /run/wireguard\nexec "$@"\n')
+    script.chmod(0o755)
+
+
+def start(node: Node, *options: str) -> Node:
+    return node.start("--wireguard", "userspace", *options, by=str(node.directory / "own-sockets"))
+
+
+def stage(site: Site, scope: str) -> None:
+    done = site.isthmus("cluster", "encrypt", scope)
+    assert done.returncode == 0, done.stderr
+
+
+def settled(site: Site, words: str) -> None:
+    until(lambda: words in site.isthmus("cluster", "show").stdout, f"the cluster is {words}", 60)
+
+
+def shown(site: Site) -> dict[str, str]:
+    found: dict[str, str] = json.loads(site.isthmus("cluster", "show", "--json").stdout)["encryption"]
+    return found
+
+
+def lost(*flows: Flow) -> list[tuple[int, str]]:
+    """Numbers of the packets that did not come back, each with when."""
+    found = []
+    for flow in flows:
+        times = flow.stop().times
+        found += [
+            (number, time.strftime("%H:%M:%S", time.gmtime(times.get(number - 1, 0))))
+            for number in range(1, max(times))
+            if number not in times
+        ]
+    return found
+
+
+def program_of(node: Node) -> int:
+    """The process that serves the node's WireGuard device."""
+    namespace = Path(f"/run/netns/{node.name}").stat().st_ino
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            ours = entry.name.isdigit() and (entry / "comm").read_text().strip() == "wireguard-go"
+            if ours and (entry / "ns" / "net").stat().st_ino == namespace:
+                return int(entry.name)
+    return 0
+
+
+@needs_program
+@inside
+def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None:
+    with site("a", "b") as (made, (a, b)):
+        for node in (a, b):
+            start(node)
+        a.ready(1)
+        b.ready(1)
+        flow, back = a.flow(b), b.flow(a)
+        stage(made, "all")
+        settled(made, "all (required within sites, required between sites)")
+        assert lost(flow, back) == [], "on the way from plain to encrypted"
+        wire = Wire()
+        flow = a.flow(b)
+        until(lambda: wire.encrypted > 50, "packets cross the wire", 30)
+        assert flow.stop().lost == 0
+        assert wire.stop().plain == 0
+        until(lambda: "1 of them encrypted" in a.status()["ways"], "the way is shown")
+        until(lambda: "1 peers, 1 with a session" in a.status()["encryption"], "the session is shown", 30)
+        assert "blackhole 172.16.0.64/26" in a.run("ip route show proto 84")
+        # The agent restarts: key, device and sessions are what they were.
+        before = (a.directory / "state" / "node.key").read_bytes()
+        flow = b.flow(a)
+        a.stop()
+        start(a).ready(1)
+        assert lost(flow) == [], f"while the agent restarts, {a.log()}"
+        assert (a.directory / "state" / "node.key").read_bytes() == before
+        # Its program is killed: nothing is sent in its place until it is there again.
+        wire, flow = Wire(), a.flow(b)
+        killed = program_of(a)
+        os.kill(killed, 9)
+        until(lambda: program_of(a) not in {0, killed}, "the program runs again", 30)
+        sent = wire.encrypted
+        until(lambda: wire.encrypted > sent + 50, "packets cross the wire again", 30)
+        flow.stop()
+        assert wire.stop().plain == 0
+        # And back.
+        a.ready(1)
+        b.ready(1)
+        flow, back = a.flow(b), b.flow(a)
+        stage(made, "off")
+        until(lambda: shown(made)["within_sites"] == "plain", "nothing is encrypted", 60)
+        until(lambda: not program_of(a), "the program is gone", 30)
+        assert lost(flow, back) == [], f"on the way back, {a.log()}"
+
+
+@needs_program
+@inside
+def test_the_contract_of_a_device_in_userspace() -> None:
+    sh("mount -t tmpfs none /run && mkdir /run/wireguard")
+    contract(userspace.UserspaceDevice("wgtest"))
+
+
+@pytest.mark.skipif(bool(kernel.missing()), reason="this kernel has no WireGuard module")
+@inside
+def test_the_contract_of_a_device_of_the_kernel() -> None:
+    contract(kernel.KernelDevice("wgtest"))
+
+
+def contract(device: WireGuardDevice) -> None:
+    """What both kinds of devices must do."""
+    with pytest.raises(OSError):
+        device.read()
+    device.create()
+    with tempfile.TemporaryDirectory() as folder:
+        key = new_key(Path(folder))
+        others = [new_key(Path(folder)).public for _ in range(700)]
+    device.configure(key.private, 51999)
+    wanted = {
+        other: PeerSettings(
+            ("192.0.2.1", 51820 + number), (f"10.{number >> 8}.{number & 255}.0/24",), number % 2 * 25
+        )
+        for number, other in enumerate(others)
+    }
+    device.change(wanted, [])
+    state = device.read()
+    assert (state.public_key, state.port) == (key.public, 51999)
+    assert {other: peer.settings for other, peer in state.peers.items()} == wanted
+    assert difference(wanted, state.peers, 0.0) == ({}, [])
+    # A range goes to whom it was given last; a peer that is dropped is gone.
+    moved = PeerSettings(("192.0.2.2", 1), ("10.0.0.0/24", "10.9.9.0/26"))
+    device.change({others[1]: moved}, [others[2]])
+    state = device.read()
+    assert state.peers[others[1]].settings == moved
+    assert state.peers[others[0]].settings.allowed == ()
+    assert others[2] not in state.peers
+    device.remove()
+    until(lambda: not index_of(device.name), "the device is gone")
+    device.remove()
+
+
+def test_an_endpoint_that_moved_by_a_peers_own_packets_is_left_alone() -> None:
+    wanted = {"k": PeerSettings(("192.0.2.1", 51820), ("10.0.0.0/24",))}
+    seen = PeerSettings(("203.0.113.9", 4711), ("10.0.0.0/24",))
+    assert difference(wanted, {"k": PeerState(seen, 100.0)}, 150.0) == ({}, [])
+    assert difference(wanted, {"k": PeerState(seen, 100.0)}, 400.0) == (wanted, [])
+    stolen = PeerState(seen._replace(allowed=()), 100.0)
+    assert difference(wanted, {"k": stolen, "x": stolen}, 150.0) == (wanted, ["x"])
+
+
+def test_the_kernels_message_says_what_the_settings_are() -> None:
+    settings = PeerSettings(("192.0.2.1", 51820), ("10.0.0.0/24", "10.0.1.0/26"))
+    key = "b2xka2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
+    message = kernel.set_message("wg", ("WGDEVICE_A_PEERS", [kernel.peer_attributes(key, settings)]))
+    message.encode()
+    read = type(message)(message.data)
+    read.decode()
+    (peer,) = read.get_attr("WGDEVICE_A_PEERS")
+    assert peer.get_attr("WGPEER_A_PUBLIC_KEY").decode() == key
+    assert (peer.get_attr("WGPEER_A_ENDPOINT")["addr"], peer.get_attr("WGPEER_A_ENDPOINT")["port"]) == (
+        "192.0.2.1",
+        51820,
+    )
+
+
+def test_a_sealed_peer_has_a_blackhole_and_its_way_comes_before_it() -> None:
+    """From plain to encrypted the route into WireGuard is written first; without one nothing leads out."""
+    plain = peer(2)
+    own, findings = Desired(), OwnFindings()
+    findings.device_mtu = 1440
+    own.preferred = findings.preferred
+    own.apply(PeerChange(None, plain))
+    accepting = msgspec.structs.replace(plain, key="k", port=1, stage="accepting")
+    assert own.apply(PeerChange(plain, accepting)) == []
+    findings.encrypted = {accepting: Exit(bytes(4), 7, b"\x0a\0\0\1")}
+    sealed = msgspec.structs.replace(accepting, stage="sending")
+    findings.follow([PeerChange(accepting, sealed)])
+    first, second = own.apply(PeerChange(accepting, sealed))
+    assert (len(first.value), second.value) == (16, BLACKHOLE)
+    assert own.narrow(sealed, 1300) == []
+    back = own.apply(PeerChange(sealed, accepting))
+    assert [operation.action for operation in back] == [Action.PUT, Action.DROP], "the tunnel's route first"
+    alone = Desired()
+    alone.apply(PeerChange(None, sealed))
+    assert set(alone.rows.routes.values()) == {BLACKHOLE}, "at the start, before WireGuard is there"
