@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 
-.PHONY: lab test test-fast bench check format soak fuzz sbom dist image systemd pictures setup clean
+.PHONY: lab test test-slow-path test-fast bench check format soak fuzz sbom dist image systemd pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -16,6 +16,11 @@ lab: setup
 test:
 	@bash deploy/setup.sh test
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+## every test of packets with the fast path off: by default they run with it, where the kernel takes it
+test-slow-path:
+	@bash deploy/setup.sh test
+	ISTHMUS_FASTPATH=off $(BIN)/pytest $(PYTEST_ARGS) -m netns --ignore-glob='*/test_fastpath*'
 
 ## the daily loop: pure and unit tests with a small budget and in one order, under 20 s
 test-fast:

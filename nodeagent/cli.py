@@ -102,7 +102,8 @@ def agent() -> None:
               help="Protect pods by a nftables table of our own.")  # fmt: skip
 @click.option("--accept-in-others", is_flag=True,
               help="Let pods through others' chains (Docker, ufw) that drop the rest.")  # fmt: skip
-@click.option("--fastpath", type=click.Choice(["auto", "off", "require"]), default="auto", show_default=True,
+@click.option("--fastpath", envvar="ISTHMUS_FASTPATH", type=click.Choice(["auto", "off", "require"]),
+              default="auto", show_default=True,
               help="Carry flows that the node's stack has let through by eBPF.")  # fmt: skip
 @click.option("--direct", type=click.Choice(["off", "auto", "on"]), default="off", show_default=True,
               help="Reach peers on the same link without the tunnel, where packets pass.")  # fmt: skip

@@ -102,7 +102,7 @@ class Node:
         arguments = [
             "agent", "--bus", self.site.bus, "--node", self.name, "--underlay", underlay,
             "--state-dir", str(self.directory / "state"), "--cni-dir", str(self.directory / "cni"),
-            "--heartbeat", "0.5", *_mode(program, options), *options,
+            "--heartbeat", "0.5", *options,
         ]  # fmt: skip
         env = {"ISTHMUS_LOG": "text"}
         with (self.directory / "agent.log").open("ab") as log:
@@ -178,12 +178,6 @@ class Node:
         None is lost once both are :meth:`ready` with each other: what is applied is in the firewall, too.
         """
         return Flow(self.name, self.vtep, target.vtep, interval_s)
-
-
-def _mode(program: str, options: tuple[str, ...]) -> list[str]:
-    """ISTHMUS_TEST_FASTPATH=off runs the tests of packets on the slow path; the default is the agent's."""
-    mode = os.environ.get("ISTHMUS_TEST_FASTPATH", "")
-    return ["--fastpath", mode] if mode and program == ISTHMUS and "--fastpath" not in options else []
 
 
 def _family(pid: int) -> set[int]:

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tests.nodeagent.pods import Pod
 from tests.nodeagent.site import Node
@@ -25,19 +25,23 @@ import socket, sys, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind((sys.argv[1], int(sys.argv[2])))
 s.setblocking(False)
-there = (sys.argv[3], 9000)
+there = (sys.argv[3], int(sys.argv[4]))
+more = b" " * int(sys.argv[5])
+if more:
+    s.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: never cut
 number = 0
-with open(sys.argv[4], "w", buffering=1) as log:
+with open(sys.argv[6], "w", buffering=1) as log:
     while True:
         number += 1
         try:
-            s.sendto(b"%d" % number, there)
+            s.sendto(b"%d" % number + more, there)
         except OSError:
-            pass
+            log.write(f"refused {number}\\n")
         log.write(f"sent {number}\\n")
         while True:
             try:
-                log.write(f"got {s.recv(100).decode()}\\n")
+                data, who = s.recvfrom(2000)
+                log.write(f"{'got' if who == there else 'wrong'} {int(data)}\\n")
             except OSError:
                 break
         time.sleep(0.005)
@@ -49,23 +53,30 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind((sys.argv[1], 9000))
 print("ready", flush=True)
 while True:
-    data, peer = s.recvfrom(100)
+    data, peer = s.recvfrom(2000)
     s.sendto(data, peer)
 """
 
 
 class Talk:
-    """One pod sends numbered packets to another, which sends them back, for as long as the context lasts."""
+    """One pod sends numbered packets to others, which send them back, for as long as the context lasts.
 
-    def __init__(self, source: Pod, target: Pod, port: int) -> None:
+    They go to ``to``: the first target's port 9000, if it is None. With ``more`` bytes each they must not be
+    cut into pieces.
+    """
+
+    def __init__(
+        self, source: Pod, targets: Sequence[Pod], port: int, to: tuple[str, int] | None, more: int
+    ) -> None:
         self._file = source.node.directory / f"talk-{port}"
-        self._ends = [program_in(target.name, ECHO, target.address, wait=True)]
-        self._ends.append(
-            program_in(source.name, TALK, source.address, str(port), target.address, str(self._file))
-        )
+        self._file.unlink(missing_ok=True)
+        self._ends = [program_in(target.name, ECHO, target.address, wait=True) for target in targets]
+        address, there = to or (targets[0].address, 9000)
+        words = source.address, str(port), address, str(there), str(more), str(self._file)
+        self._ends.append(program_in(source.name, TALK, *words))
 
     def numbers(self, word: str) -> list[int]:
-        """What was sent, or got, so far."""
+        """What was ``sent``, ``refused`` by the kernel, ``got``, or came from a ``wrong`` address so far."""
         lines = self._file.read_text().splitlines() if self._file.exists() else []
         return [
             int(line.partition(" ")[2]) for line in lines if line.startswith(f"{word} ") and line[-1:].isdigit()
@@ -114,8 +125,7 @@ class Talk:
     def close(self) -> None:
         """Stop both ends."""
         for end in self._ends:
-            end.kill()
-            end.wait()
+            _end(end)
 
 
 def program_in(place: str, program: str, *arguments: str, wait: bool = False) -> subprocess.Popen[str]:
@@ -131,9 +141,11 @@ def program_in(place: str, program: str, *arguments: str, wait: bool = False) ->
 
 
 @contextlib.contextmanager
-def talk(source: Pod, target: Pod, port: int = 5000) -> Iterator[Talk]:
+def talk(
+    source: Pod, *targets: Pod, port: int = 5000, to: tuple[str, int] | None = None, more: int = 0
+) -> Iterator[Talk]:
     """See :class:`Talk`; it flows when the context begins."""
-    found = Talk(source, target, port)
+    found = Talk(source, targets, port, to, more)
     try:
         found.flows()
         yield found
@@ -148,7 +160,46 @@ def counters(node: Node) -> dict[str, float]:
 
 def fast(*nodes: Node) -> None:
     """Wait until packets leave and arrive by the fast path of these nodes."""
-    for node in nodes:
-        before = counters(node)
-        for way in ("fast_out", "fast_in"):
-            until(lambda: counters(node)[way] > before[way] + 20, f"{way}\n{node.status()}\n{node.log()}", 20)  # noqa: B023
+    before = [(node, counters(node)) for node in nodes]
+
+    def there() -> bool:
+        return all(
+            counters(node)[way] > first[way] + 20 for node, first in before for way in ("fast_out", "fast_in")
+        )
+
+    try:
+        until(there, "", 20)
+    except AssertionError as error:
+        said = [f"{node.status()}\n{node.log()}" for node in nodes]
+        raise AssertionError("not fast", *said) from error
+
+
+@contextlib.contextmanager
+def echo(place: str, address: str) -> Iterator[None]:
+    """Datagrams to port 9000 are sent back there, for as long as the context lasts."""
+    process = program_in(place, ECHO, address, wait=True)
+    try:
+        yield
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def code(node: Node, text: str) -> str:
+    """Python in a node's namespace."""
+    return node.run(f"{sys.executable} -c '{text}'")
+
+
+def hanging(node: Node) -> list[str]:
+    """Names of our programs at the underlay of a node."""
+    text = (
+        'import socket; from nodeagent.fastpath import libbpf; index = socket.if_nametoindex("eth0"); '
+        "print(*(libbpf.name_of(n) for hook in (46, 47) for n in libbpf.attached(index, hook)))"
+    )
+    return [name for name in code(node, text).split() if name.startswith("isthmus_")]

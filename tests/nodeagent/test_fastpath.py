@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.nodeagent.pods import Pod
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Node, site, until
+from tests.nodeagent.talk import Talk, code, counters, fast, talk
 
 pytestmark = pytest.mark.slow
 
@@ -40,78 +39,62 @@ else:
     print(size * 65536, digest.hexdigest(), flush=True)
 """
 
-TALK = """
-import socket, sys, time
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind((sys.argv[1], int(sys.argv[2])))
-s.connect((sys.argv[3], int(sys.argv[4])))
-s.setblocking(False)
-number = 0
-while True:
-    number += 1
-    try:
-        s.send(b"%d" % number)
-        print("got", s.recv(100).decode(), flush=True)
-    except OSError:
-        pass
-    time.sleep(0.005)
-"""
-
-
-def counters(node: Node) -> dict[str, float]:
-    found = node.status()["counters"]
-    return {name.removeprefix("fastpath_"): value for name, value in found.items() if "fastpath_" in name}
-
-
-def isthmus(node: Node, *arguments: str) -> str:
-    state = f"--state-dir {node.directory / 'state'}"
-    return node.run(f"{ISTHMUS} agent {' '.join(arguments)} {state}")
-
-
-@contextlib.contextmanager
-def talking(source: Pod, target: Pod, port: int = 5000) -> Iterator[subprocess.Popen[str]]:
-    """UDP packets every 5 ms from one pod to the other's echo on port 80, for as long as the context lasts."""
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", source.name, sys.executable, "-c", TALK,
-         source.address, str(port), target.address, "80"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def fast(node: Node) -> None:
-    """Wait until packets of a running flow leave and arrive by the fast path, both counted from now on."""
-    before = counters(node)
-    until(lambda: counters(node)["fast_out"] > before["fast_out"] + 20, "fast packets leave", 20)
-    until(lambda: counters(node)["fast_in"] > before["fast_in"] + 20, "fast packets arrive", 20)
-
 
 @inside
-def test_a_flow_that_the_stack_lets_through_becomes_fast_and_arrives_whole() -> None:
-    with site("a", "b") as place:
+def test_flows_become_fast_and_whole_programs_come_back_and_a_capture_sees_packets() -> None:
+    with site("a", "b", start=False) as place:
         a, b = place.nodes.values()
+        a.start("--resync", "1").ready()
+        b.start().ready(1)
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         for node in (a, b):
             until(lambda: node.status()["fastpath"].startswith("on: 1 pod"), f"on\n{node.log()}", 20)  # noqa: B023
-        take = subprocess.Popen(
-            ["ip", "netns", "exec", "pod-2", sys.executable, "-c", STREAM, "take", two.address, "81", "0"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert take.stdout is not None
-        assert take.stdout.readline() == "ready\n"
-        sent = sh(f"ip netns exec pod-1 {sys.executable} -c '{STREAM}' give {two.address} 81 600")
-        assert take.communicate(timeout=60)[0] == sent
-        until(
-            lambda: counters(a)["fast_out_bytes"] > 600 * 65536 * 0.8, f"fast: {counters(a)}\n{counters(b)}", 10
-        )
-        until(
-            lambda: counters(b)["fast_in_bytes"] > 600 * 65536 * 0.8, f"fast: {counters(a)}\n{counters(b)}", 10
-        )
-        with talking(one, two):
-            fast(a)
-            fast(b)
+        a_stream_arrives_whole(a, b, two)
+        with talk(one, two) as flow:
+            fast(a, b)
+            what_somebody_removes_comes_back(a, flow)
+            a_capture_sees_fast_flows_and_ends_by_itself(a, one, two)
         assert not any("fast path" in text for text in a.status()["conditions"])
+
+
+def a_stream_arrives_whole(a: Node, b: Node, two: Pod) -> None:
+    take = subprocess.Popen(
+        ["ip", "netns", "exec", "pod-2", sys.executable, "-c", STREAM, "take", two.address, "81", "0"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert take.stdout is not None
+    assert take.stdout.readline() == "ready\n"
+    sent = sh(f"ip netns exec pod-1 {sys.executable} -c '{STREAM}' give {two.address} 81 600")
+    assert take.communicate(timeout=60)[0] == sent
+
+    def most() -> bool:
+        return min(counters(a)["fast_out_bytes"], counters(b)["fast_in_bytes"]) > 600 * 65536 * 0.8
+
+    until(most, "most of it was fast", 10)
+
+
+def what_somebody_removes_comes_back(a: Node, flow: Talk) -> None:
+    first = flow.now()
+    code(a, "import socket; from nodeagent.fastpath.programs import sweep; "
+         "print(sweep([index for index, _ in socket.if_nameindex()]))")  # fmt: skip
+    fast(a)
+    until(lambda: counters(a)["repaired"] >= 5, "each program is counted", 20)
+    found = counters(a)["repaired"]
+    code(a, "import socket; from nodeagent.fastpath import libbpf, layout; "
+         'index = socket.if_nametoindex("eth0"); number, = libbpf.attached(index, 46); '
+         'fd = libbpf.map_of(number, "peers"); keys = libbpf.dump(fd, 8, 16, 100); '
+         "[libbpf.drop(fd, key) for key in keys]; assert keys")  # fmt: skip
+    until(lambda: counters(a)["repaired"] > found, "the entry is back", 20)
+    fast(a)
+    assert not flow.lost(first)
+
+
+def a_capture_sees_fast_flows_and_ends_by_itself(a: Node, one: Pod, two: Pod) -> None:
+    blind = a.run("sh -c 'timeout 1 tcpdump -i isthmus -nn -c 200 udp port 9000 2>/dev/null || true'")
+    assert blind.count("9000") < 100, "fast packets pass the tunnel device by"
+    seen = a.run(f"{ISTHMUS} agent capture --pod {one.address} --seconds 2 udp port 9000")
+    assert seen.count(f"{one.address}.5000 > {two.address}.9000") > 50, seen[-2000:]
+    assert counters(a)["held"] > 0
+    fast(a)
+    said = a.run(f"sh -c '{ISTHMUS} agent capture --device nope 2>&1 || true'")
+    assert "there is no device nope" in said

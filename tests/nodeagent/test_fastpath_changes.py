@@ -12,15 +12,11 @@ import pytest
 
 from nodeagent.fastpath.predecessors import LIBERAL
 from tests.nodeagent.pods import Pod, ask
-from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import ISTHMUS, Node, site, until
-from tests.nodeagent.talk import ECHO, SECOND, counters, fast, program_in, talk
+from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import ISTHMUS, site, until
+from tests.nodeagent.talk import SECOND, fast, hanging, talk
 
 pytestmark = pytest.mark.slow
-
-
-def code(node: Node, text: str) -> str:
-    return node.run(f"{sys.executable} -c '{text}'")
 
 
 @inside
@@ -40,47 +36,13 @@ def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> Non
             (b, f"ip rule add to {two.address} blackhole", f"ip rule del to {two.address} blackhole"),
         )
         for port, (node, breaks, mends) in enumerate(changes, 5001):
-            with talk(one, two, port) as flow:
+            with talk(one, two, port=port) as flow:
                 fast(a, b)
                 node.run(breaks)
                 flow.ends_soon(f"{node.name}: {breaks}")
                 node.run(mends)
                 flow.flows()
                 fast(a, b)
-        with talk(one, two) as flow:
-            fast(a, b)
-            assert place.isthmus("node", "remove", "--yes", "b").returncode == 0
-            flow.ends_soon("the other node has left")
-
-
-@inside
-def test_a_pods_address_that_is_used_again_leads_to_the_new_pod_only() -> None:
-    with site("a", "b") as place:
-        a, b = place.nodes.values()
-        one, two, bystander = Pod(a, "pod-1"), Pod(b, "pod-2"), Pod(b, "pod-3")
-        with talk(one, two) as flow:
-            fast(a, b)
-            seen = subprocess.Popen(
-                ["ip", "netns", "exec", "pod-3", "tcpdump", "-i", "eth0", "-nn", "-l", "udp", "port", "9000"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
-            two.delete()
-            flow.ends_soon("the pod is gone")
-            sh(f"""set -e; ip netns add heir; ip -n heir link set lo up
-                ip link add heir netns b type veth peer name eth0 netns heir
-                ip -n b link set heir up; ip -n heir link set eth0 up
-                ip -n b route add {two.address}/32 dev heir
-                ip -n heir addr add {two.address}/32 dev eth0
-                ip -n heir route add default dev eth0
-                ip netns exec b sysctl -qw net.ipv4.conf.heir.proxy_arp=1""")
-            echo = program_in("heir", ECHO, two.address, wait=True)
-            flow.flows()
-            fast(a, b)
-            seen.terminate()
-            assert bystander.address
-            assert "9000" not in seen.communicate()[0]
-            echo.kill()
-            echo.wait()
 
 
 @inside
@@ -117,56 +79,6 @@ def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over(
         assert "programs of the fast path" in said
         assert a.run(f"cat /proc/sys/{LIBERAL}").strip() == "0", "as it was before the agent"
         assert hanging(a) == []
-
-
-def hanging(node: Node) -> list[str]:
-    """Names of our programs at the underlay of a node."""
-    text = (
-        'import socket; from nodeagent.fastpath import libbpf; index = socket.if_nametoindex("eth0"); '
-        "print(*(libbpf.name_of(n) for hook in (46, 47) for n in libbpf.attached(index, hook)))"
-    )
-    return [name for name in code(node, text).split() if name.startswith("isthmus_")]
-
-
-@inside
-def test_programs_and_entries_that_somebody_removes_come_back() -> None:
-    with site("a", "b", start=False) as place:
-        a, b = place.nodes.values()
-        a.start("--resync", "1").ready()
-        b.start().ready(1)
-        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
-        with talk(one, two) as flow:
-            fast(a, b)
-            first = flow.now()
-            code(a, "import socket; from nodeagent.fastpath.programs import sweep; "
-                 "print(sweep([index for index, _ in socket.if_nameindex()]))")  # fmt: skip
-            fast(a)
-            until(lambda: counters(a)["repaired"] >= 5, "each program is counted", 20)
-            found = counters(a)["repaired"]
-            code(a, "import socket; from nodeagent.fastpath import libbpf, layout; "
-                 'index = socket.if_nametoindex("eth0"); number, = libbpf.attached(index, 46); '
-                 'fd = libbpf.map_of(number, "peers"); keys = libbpf.dump(fd, 8, 16, 100); '
-                 "[libbpf.drop(fd, key) for key in keys]; assert keys")  # fmt: skip
-            until(lambda: counters(a)["repaired"] > found, "the entry is back", 20)
-            fast(a)
-            assert not flow.lost(first)
-
-
-@inside
-def test_a_capture_sees_fast_flows_and_ends_by_itself() -> None:
-    with site("a", "b") as place:
-        a, b = place.nodes.values()
-        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
-        with talk(one, two):
-            fast(a, b)
-            blind = a.run("sh -c 'timeout 1 tcpdump -i isthmus -nn -c 200 udp port 9000 2>/dev/null || true'")
-            assert blind.count("9000") < 100, "fast packets pass the tunnel device by"
-            seen = a.run(f"{ISTHMUS} agent capture --pod {one.address} --seconds 2 udp port 9000")
-            assert seen.count(f"{one.address}.5000 > {two.address}.9000") > 50, seen[-2000:]
-            assert counters(a)["held"] > 0
-            fast(a)
-        said = a.run(f"sh -c '{ISTHMUS} agent capture --device nope 2>&1 || true'")
-        assert "there is no device nope" in said
 
 
 @inside

@@ -208,7 +208,7 @@ def test_it_runs_with_cap_net_admin_alone() -> None:
         if _may_run(somebody):
             sh(f"chown -R 65534:65534 {a.directory} && chmod 755 {place.directory}")
             only += f" {somebody}"
-        a.start(by=f"setpriv {only}")
+        a.start("--fastpath", "auto", by=f"setpriv {only}")
         a.ready(1)
         until(lambda: "vteps" in a.run("nft list table inet isthmus"), "nft runs by the same capability")
         (condition,) = a.status()["conditions"]
