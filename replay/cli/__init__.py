@@ -16,6 +16,7 @@ _ORDER = (
     "log",
     "state",
     "who",
+    "ways",
     "history",
     "blame",
     "explain",

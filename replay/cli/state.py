@@ -76,9 +76,18 @@ async def state_command(source: LogSource, at: str, list_nodes: bool, list_range
         print_table(("", ""), rows, title=f"cluster {view.cluster} ({session.history.source})")
         if list_nodes:
             print_table(
-                ("node", "kind", "site", "underlay", "range", "epoch", "reachable"),
+                ("node", "kind", "site", "underlay", "range", "epoch", "reachable", "behind NAT"),
                 [
-                    (n.node, n.kind, n.site, n.underlay, n.cidr, n.epoch, "no" if n.unreachable else "yes")
+                    (
+                        n.node,
+                        n.kind,
+                        n.site,
+                        n.underlay,
+                        n.cidr,
+                        n.epoch,
+                        "no" if n.unreachable else "yes",
+                        f"since {n.behind_nat:,}" if n.behind_nat else "no",
+                    )
                     for n in nodes
                 ],
                 right=("epoch",),

@@ -23,6 +23,8 @@ from replay.queries.stamp import Stamp, stamp
 from replay.queries.states import base
 
 Kind = Literal["pod", "service", "underlay", "clb", "outside"]
+SHARED_LOOKED = 64
+"""Most events about one address that are looked through for other nodes that had it at the same time."""
 RangeState = Literal["", "allocated", "draining", "quarantined", "free"]
 
 
@@ -222,7 +224,8 @@ async def _fixed(
             return await _balancer(history, address, at, recorded, gateway, before)
         elif isinstance(event, types.NodeJoined | types.NodeUnderlayChanged):
             holding = Holding(node=event.node, uid=event.uid, since=stamp(recorded))
-            return await _member(history, address, at, holding, recorded.sequence)
+            found = await _member(history, address, at, holding, recorded.sequence)
+            return await _behind_other_nats(history, found, recorded.sequence)
     if before is not None:
         name = before.clb_addresses.get(address)
         if name is not None:
@@ -250,6 +253,43 @@ async def _member(history: History, address: str, at: Point, holding: Holding, a
             end = stamp(later)
             break
     return _held(address, at, "underlay", "", msgspec.structs.replace(holding, to=end))
+
+
+async def _behind_other_nats(history: History, found: WhoAnswer, sequence: int) -> WhoAnswer:
+    """The same, with the other nodes that had the address at the moment: behind NATs of their own.
+
+    Looks no further than :data:`SHARED_LOOKED` events back, and only where the node was ever behind NAT.
+    """
+    held, at = found.holder or found.last, found.at
+    if held is None or not await _ever_behind(history, held, at):
+        return found
+    seen, others = {held.node}, list[Holding]()
+    looked = 0
+    async for recorded in history.about("address", found.address, until=sequence - 1, newest_first=True):
+        event = recorded.event
+        if (looked := looked + 1) > SHARED_LOOKED:
+            break
+        if isinstance(event, types.NodeJoined | types.NodeUnderlayChanged) and event.node not in seen:
+            seen.add(event.node)
+            holding = Holding(node=event.node, uid=event.uid, since=stamp(recorded))
+            then = await _member(history, found.address, at, holding, recorded.sequence)
+            if then.holder is not None:
+                others.append(then.holder)
+    if not others:
+        return found
+    if found.holder is None:
+        found = msgspec.structs.replace(found, holder=others.pop(0), last=None)
+    if others:
+        names = ", ".join(holding.node for holding in others)
+        found = msgspec.structs.replace(found, note=f"at that time also, behind another NAT: {names}")
+    return found
+
+
+async def _ever_behind(history: History, held: Holding, at: Point) -> bool:
+    async for recorded in history.about("node", held.node, until=at.sequence, newest_first=True):
+        if isinstance(recorded.event, types.NodeNatChanged):
+            return True
+    return False
 
 
 async def _balancer(  # noqa: PLR0917  what is known of the address so far

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from controlplane.cluster.decide import AdvanceDrains, MarkLiveness, decide
-from controlplane.cluster.decision import MarkPaths
+from controlplane.cluster.decision import MarkNat, MarkPaths, NatFinding
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.mesh.verdict import Finding
 from controlplane.cluster.state import ClusterState
@@ -67,7 +67,9 @@ class Author:
         self.messages: list[StoredMessage] = []
         self.counter = 0
 
-    def do(self, command: Command | AdvanceDrains | MarkLiveness | MarkPaths, actor: str = "ops@test") -> bool:
+    def do(
+        self, command: Command | AdvanceDrains | MarkLiveness | MarkNat | MarkPaths, actor: str = "ops@test"
+    ) -> bool:
         """Decide and store; whether it was accepted."""
         decision = decide(self.state, command, self.now)
         if decision.events:
@@ -117,6 +119,8 @@ class Author:
                 ),
                 f"node/{name}",
             )
+        elif draw < 0.43 and member:
+            self.do(MarkNat(found=(NatFinding(member.uid, name not in self.state.behind_nat),)), "controller")
         elif draw < 0.55 and member:
             self.do(LeaveNode(node=name, uid=member.uid, reason="scaled in"), f"node/{name}")
         elif draw < 0.60:
