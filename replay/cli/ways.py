@@ -71,9 +71,8 @@ def _end(session: Session, end: End) -> str:
     if not end.nat:
         return f"{site}, not behind NAT"
     seen = f", seen as {end.seen_as}" if end.seen_as else ""
-    since = (
-        f" since event {end.behind_nat.sequence:,} · {session.when(end.behind_nat)}" if end.behind_nat else ""
-    )
+    then = end.behind_nat
+    since = f" since event {then.sequence:,} · {session.when(then)}" if then else ""
     return f"{site}, behind NAT{seen}{since}"
 
 

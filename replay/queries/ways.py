@@ -1,8 +1,8 @@
 """``ways``: which way packets between two nodes took at a moment, since when, and by which event.
 
 It follows from what the log says of the two: whether each was behind NAT, at which sites they were, what the
-cluster encrypted, which gateways relayed. Nothing is written for a pair, so that a log of ten thousand nodes has
-no line for each of their fifty million pairs. What an agent finds out for itself is not in it: that two nodes
+cluster encrypted, which gateways relayed. Nothing is written for a pair, so that a log of ten thousand nodes
+has no line for each of their fifty million pairs. What an agent finds out for itself is not in it: that two nodes
 on one link reach each other directly, and which gateway relays while the preferred one does not answer.
 """
 
@@ -27,8 +27,8 @@ from replay.queries.unknown import unknown
 STEPS_MAX = 1000
 """Most changes that are answered: the latest."""
 NOTE = (
-    "by the log; that nodes on one link reach each other directly, and which gateway relays while the preferred "
-    "one does not answer, is each agent's own finding (isthmus node show NODE)"
+    "by the log; that nodes on one link reach each other directly, and which gateway relays while the "
+    "preferred one does not answer, is each agent's own finding (isthmus node show NODE)"
 )
 
 
@@ -40,7 +40,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     site: str = ""
     epoch: int = 0
     behind_nat: Stamp | None = None
-    """The event by which the log has it behind NAT; None also where it was so before a capsule's first event."""
+    """The event by which it is behind NAT; None also where it was so before a capsule's first event."""
     nat: bool = False
     seen_as: str = ""
 
@@ -175,6 +175,6 @@ def _step(since: Stamp | None, a: _Side, b: _Side, encryption: Encryption) -> Wa
 
 def _via(state: ClusterState, a: str, b: str, gateways: list[str]) -> str:
     epochs = {owned.epoch: name for name in gateways if (owned := state.owned.get(name)) is not None}
-    ends = [owned.epoch for name in (a, b) if (owned := state.owned.get(name)) is not None]
-    chosen = preferred_relay(*ends, epochs) if len(ends) == 2 else None
+    one, other = state.owned.get(a), state.owned.get(b)
+    chosen = preferred_relay(one.epoch, other.epoch, epochs) if one is not None and other is not None else None
     return epochs[chosen] if chosen is not None else ""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from controlplane.cluster.decide import AdvanceDrains, MarkLiveness, decide
-from controlplane.cluster.decision import MarkNat, MarkPaths, NatFinding
+from controlplane.cluster.decision import MarkNat, MarkPaths, NatFinding, Tick
 from controlplane.cluster.evolve import evolve
 from controlplane.cluster.mesh.verdict import Finding
 from controlplane.cluster.state import ClusterState
@@ -67,9 +67,7 @@ class Author:
         self.messages: list[StoredMessage] = []
         self.counter = 0
 
-    def do(
-        self, command: Command | AdvanceDrains | MarkLiveness | MarkNat | MarkPaths, actor: str = "ops@test"
-    ) -> bool:
+    def do(self, command: Command | Tick, actor: str = "ops@test") -> bool:
         """Decide and store; whether it was accepted."""
         decision = decide(self.state, command, self.now)
         if decision.events:
