@@ -2,8 +2,8 @@
 
 It follows from what the log says of the two: whether each was behind NAT, at which sites they were, what the
 cluster encrypted, which gateways relayed. Nothing is written for a pair, so that a log of ten thousand nodes
-has no line for each of their fifty million pairs. What an agent finds out for itself is not in it: that two nodes
-on one link reach each other directly, and which gateway relays while the preferred one does not answer.
+has no line for each of their fifty million pairs. What an agent finds out for itself is not in it: that two
+nodes on one link reach each other directly, and which gateway relays while the preferred one does not answer.
 """
 
 from __future__ import annotations
