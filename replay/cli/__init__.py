@@ -31,7 +31,9 @@ _ORDER = (
     "sample",
     "plot",
 )
-"""Each command is ``<name>_command`` in the module of its name (``import_`` for a name that Python keeps)."""
+"""Each command is ``<name>_command`` in the module of its name, or in that which ``_MODULES`` says."""
+
+_MODULES = {"import": "import_", "blame": "history"}
 
 
 class _Lazy(LazyGroup):
@@ -43,7 +45,7 @@ class _Lazy(LazyGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _ORDER:
             return None
-        module = import_module("replay.cli." + ("import_" if cmd_name == "import" else cmd_name))
+        module = import_module("replay.cli." + _MODULES.get(cmd_name, cmd_name))
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return summarize(command)
 
