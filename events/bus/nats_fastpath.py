@@ -171,6 +171,13 @@ class FastClient(Client):
         self._ps = FastParser(self)
         self._inline: dict[int, Callable[[Msg], Awaitable[None]]] = {}
 
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """Behind all that waits: nats-py's goes before it, and so its flush vouches for what is not sent."""
+        if self._pending and self.is_connected and self._transport is not None:
+            waiting, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(waiting)
+        await super()._send_ping(future)
+
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
     ) -> None:

@@ -52,7 +52,7 @@ async def test_what_is_sent_arrives_whatever_the_values_hold(tmp_path: object) -
             ):
                 for _ in range(2):  # the first time nats-py checks the names, then they are known
                     await client.publish("there", b"body", headers=dict(headers))
-                    message = await subscription.next_msg(timeout=5)
+                    message = await subscription.next_msg(timeout=30)
                     cleaned = {
                         k: v.replace("\r\n", " ").replace("\r", " ").replace("\n", " ")
                         for k, v in headers.items()
@@ -102,7 +102,7 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
             seen = [(m.subject, m.data, m.headers) for m in called]
             assert seen[: len(messages)] == seen[len(messages) :]
             assert [(m.subject, m.body) for m in messages] == [(s, d) for s, d, _ in seen[: len(messages)]]
-            plain = [await queued.next_msg(timeout=5) for _ in called]
+            plain = [await queued.next_msg(timeout=30) for _ in called]
             assert seen == [(m.subject, m.data, m.headers) for m in plain]
             with pytest.raises(MaxPayloadError):
                 await publish_all(client, [Outgoing("many.1", b"x" * (client.max_payload + 1))])
@@ -244,3 +244,29 @@ def test_the_servers_stamp_is_read_to_the_nanosecond(seconds: int, fraction: int
     digits = f".{fraction:09}".rstrip("0").rstrip(".")
     stamp = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}{digits}Z"
     assert recorded_ns(stamp) == seconds * 1_000_000_000 + fraction
+
+
+async def test_a_flush_returns_only_when_all_that_was_sent_before_it_is_there() -> None:
+    """A controller that has flushed its subscriptions serves; an agent that has flushed its last words ends."""
+    heard: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"s","version":"2.15.1","max_payload":1048576,"headers":true}\r\n')
+        while line := await reader.readline():
+            heard.append(line.split()[0].decode())
+            if heard[-1] == "PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = await connect(BusOptions(servers=(f"nats://127.0.0.1:{port}",)), name="test")
+        try:
+            for _ in range(3):
+                heard.clear()
+                await client.subscribe("a")
+                await client.publish("b", b"PUB")
+                await client.flush(timeout=30)
+                assert heard == ["SUB", "PUB", "PUB", "PING"]  # the second one is what was published
+        finally:
+            await client.close()
