@@ -208,7 +208,7 @@ class Pair:
 
     def wait_served(self, address: str) -> None:
         """Until a connection to the address is answered."""
-        until(lambda: self.ask(address).split()[0] in BACKENDS, f"{address} is served", 15)
+        until(lambda: self.ask(address).split()[0] in BACKENDS, f"{address} is served")
 
 
 @contextlib.contextmanager
@@ -238,7 +238,7 @@ def pair(
                 for backend in BACKENDS.values():
                     made.cli("clb", "backend", "add", "main", purpose, str(PORT), backend)
             made.addresses = [item["address"] for item in made.show()["reservation"]["addresses"]]
-            until(lambda: all(made.holders()), "both addresses are held", 15)
+            until(lambda: all(made.holders()), "both addresses are held")
             for address in made.addresses:
                 made.wait_served(address)
             yield made

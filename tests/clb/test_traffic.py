@@ -83,7 +83,7 @@ def test_planned_and_unplanned_failover_and_the_loss_of_a_backend() -> None:
                 break
             lasting.close()
         made.stop_server("b2")
-        until(lambda: [b["healthy"] for b in made.show()["backends"]].count(False) == 2, "recorded", 15)
+        until(lambda: [b["healthy"] for b in made.show()["backends"]].count(False) == 2, "recorded")
         stream = Stream("tests.clb.client", first, str(PORT))
         until(lambda: made.ask(first).split()[0] == "b1", "flows")
         # The other backend is taken away on purpose: what is in progress stays with it.
@@ -99,7 +99,7 @@ def test_planned_and_unplanned_failover_and_the_loss_of_a_backend() -> None:
         stream = Stream("tests.clb.client", first, str(PORT))
         until(lambda: made.ask(first).split()[0] in BACKENDS, "flows")
         cut(made.place, other)
-        until(lambda: made.holders() == [holder, holder], "reassigned", 10)
+        until(lambda: made.holders() == [holder, holder], "reassigned")
         made.wait_served(first)
         assert stream.stop().silence_s < patient(FAILOVER_S)
         # The old holder comes back and does not fight.
@@ -162,7 +162,7 @@ def test_a_split_is_over_within_the_fencing_time_and_epochs_decide() -> None:
         old.run("nft add rule ip cut out ip daddr 10.0.0.254 tcp dport 4222 drop")
         old.run("nft 'add chain ip cut in { type filter hook input priority 0; }'")
         old.run("nft add rule ip cut in ip saddr 10.0.0.254 tcp sport 4222 drop")
-        until(lambda: made.holders() == [other, other], "reassigned", 10)
+        until(lambda: made.holders() == [other, other], "reassigned")
         until(lambda: f"inet {address}/" in made.place.nodes[other].run("ip addr show dev eth0"), "taken")
         made.wait_served(address)
         assert f"inet {address}/" in old.run("ip addr show dev eth0"), "the old one still believes"

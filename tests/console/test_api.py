@@ -402,7 +402,7 @@ def test_the_document_describes_every_operation(small):
 
 
 def test_the_stream_carries_a_join_within_a_second(small):
-    with httpx.stream("GET", f"{small.rig.url}/api/v1/live", timeout=5) as stream:
+    with httpx.stream("GET", f"{small.rig.url}/api/v1/live", timeout=30) as stream:
         lines = stream.iter_lines()
         assert next(line for line in lines if line.startswith("event:")) == "event: hello"
         small.do(small.rig.send(join(77)))

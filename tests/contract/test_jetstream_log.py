@@ -72,7 +72,7 @@ async def empty_log(urls: Urls, replicas: int) -> AsyncIterator[JetStreamLog]:
     try:
         yield await JetStreamLog.open(client, CLUSTER, create=True, replicas=replicas, lag_s=0.3)
         for stream in (subjects.stream(CLUSTER), subjects.status_stream(CLUSTER)):
-            await call(client, f"$JS.API.STREAM.DELETE.{stream}", timeout_s=5)
+            await call(client, f"$JS.API.STREAM.DELETE.{stream}", timeout_s=30)
     finally:
         await client.close()
 

@@ -205,7 +205,7 @@ async def test_site(form: str, tmp_path: Path, stack: AsyncExitStack) -> None:
                 continue
         assert reply.data == b'{"sequence": 7}'
         await agent.publish(subjects.status("prod", "idc-1"), b"{}")
-        assert (await reported.next_msg(timeout=5)).subject == subjects.status("prod", "idc-1")
+        assert (await reported.next_msg(timeout=30)).subject == subjects.status("prod", "idc-1")
         cause = Cause(command_id="c", actor="a", time=datetime.now(UTC), source="test")
         event = NodeLeft(node="idc-1", uid="u")
         messages, _ = seal("prod", genesis("prod"), [(cause, [event])])

@@ -38,5 +38,5 @@ class Following:
 
     async def end(self) -> None:
         self.task.cancel()
-        await asyncio.wait({self.task}, timeout=5)
+        await asyncio.wait({self.task}, timeout=30)
         assert self.task.done(), f"a cancelled follower goes on: {self.task.get_stack()}"

@@ -67,7 +67,7 @@ def test_each_file_uses_exactly_the_variables_of_its_example_and_syncs_always(na
 
 
 def jetstream_syncs_always(url: str) -> bool:
-    with urllib.request.urlopen(f"{url}/varz", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url}/varz", timeout=30) as answer:
         return bool(json.load(answer)["jetstream"]["config"]["sync_always"])
 
 

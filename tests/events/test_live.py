@@ -62,9 +62,9 @@ async def test_a_hole_of_one_replica_is_none_of_the_log(client: Client, log: Jet
 
 async def test_a_hole_of_the_log_itself_ends_a_follower(client: Client) -> None:
     settings = {**event_stream_settings(CLUSTER), "deny_delete": False}
-    await call(client, f"$JS.API.STREAM.CREATE.{subjects.stream(CLUSTER)}", settings, timeout_s=5)
+    await call(client, f"$JS.API.STREAM.CREATE.{subjects.stream(CLUSTER)}", settings, timeout_s=30)
     await fill(JetStreamLog(client, CLUSTER), 6)
-    await call(client, f"$JS.API.STREAM.MSG.DELETE.{subjects.stream(CLUSTER)}", {"seq": 4}, timeout_s=5)
+    await call(client, f"$JS.API.STREAM.MSG.DELETE.{subjects.stream(CLUSTER)}", {"seq": 4}, timeout_s=30)
     following = Following(LiveReader(client, CLUSTER, check_s=0.1))
     with pytest.raises(VerificationFailed, match="event 4 is missing"):
         await following.reaches(6)

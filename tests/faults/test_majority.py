@@ -156,7 +156,7 @@ async def test_a_lease_whose_stream_has_lost_its_leader_for_good_is_made_anew(
 
             await until(acquired, "the lease is made")
             stream = f"$JS.API.STREAM.INFO.{lease_module.lease_stream('prod')}"
-            info = await call(nats, stream, timeout_s=5.0)
+            info = await call(nats, stream, timeout_s=30.0)
             lost = info["cluster"]["replicas"][0]["name"]  # two copies: without one there is no majority
             await next(server for server in cluster.servers if server.options.name == lost).stop()
             await until(acquired, "the lease is taken on the two servers that are left")
@@ -181,7 +181,7 @@ async def test_the_agents_reports_are_taken_again_when_their_stream_has_lost_its
                     return False
 
             await until(taken, "reports are taken")
-            info = await call(nats, f"$JS.API.STREAM.INFO.{subjects.status_stream('prod')}", timeout_s=5.0)
+            info = await call(nats, f"$JS.API.STREAM.INFO.{subjects.status_stream('prod')}", timeout_s=30.0)
             lost = info["cluster"]["replicas"][0]["name"]
             await next(server for server in cluster.servers if server.options.name == lost).stop()
             await until(taken, "reports are taken on the two servers that are left")

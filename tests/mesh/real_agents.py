@@ -85,7 +85,7 @@ class Operator:
         with suppress(Exception):
             self._do(self._bus.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=30)
 
     def send(self, command: Command) -> None:
         """Raises IsthmusError."""

@@ -106,7 +106,7 @@ class Talk:
     def flows(self) -> None:
         """Wait until answers come."""
         start = self.now()
-        until(lambda: self.last("got") > start, "answers come", 20)
+        until(lambda: self.last("got") > start, "answers come")
 
     def ends_soon(self, what: str) -> None:
         """What was changed just now stops the flow within a second."""
@@ -168,7 +168,7 @@ def fast(*nodes: Node) -> None:
         )
 
     try:
-        until(there, "", 20)
+        until(there, "")
     except AssertionError as error:
         said = [f"{node.status()}\n{node.log()}" for node in nodes]
         raise AssertionError("not fast", *said) from error

@@ -122,7 +122,7 @@ def test_pods_on_one_link_talk_without_the_tunnel_and_by_it_when_packets_stop() 
             direct(a)
             direct(b)
             assert not flow.lost(first), "switched off"
-            until(lambda: "eth0" not in a.run("ip route show table main tos 0x04"), "no routes for probes", 20)
+            until(lambda: "eth0" not in a.run("ip route show table main tos 0x04"), "no routes for probes")
 
 
 def nothing_forged_passes(b: Node, c: Node, x: Node, one: Pod, two: Pod) -> None:

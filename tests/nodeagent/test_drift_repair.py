@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def repaired(node: Node, before: dict[str, list[str]]) -> None:
     try:
-        until(lambda: node.rows() == before, f"the rows of {node.name} are as before", 5)
+        until(lambda: node.rows() == before, f"the rows of {node.name} are as before")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{before}\n{node.rows()}\n{node.log()}") from error
 
@@ -159,12 +159,12 @@ def test_the_underlay_goes_down_and_up_or_is_made_anew() -> None:
         ):
             before = a.rows()
             a.run(away)
-            until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it says so", 3)
+            until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it says so")
             assert a.rows() == before, "nothing is flushed while the underlay is away"
             back()
             until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass", HEAL_S)
             repaired(a, before)
-            until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over", 5)
+            until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over")
             a.ready(2)
 
 
@@ -275,12 +275,10 @@ def test_a_foreign_route_that_draws_traffic_away_is_told() -> None:
         a, b = place.nodes.values()
         cidr = b.status()["range"]
         a.run(f"ip route add {cidr} via 10.0.0.254")
-        until(lambda: any(cidr in text for text in a.status()["conditions"]), "it is told", 3)
+        until(lambda: any(cidr in text for text in a.status()["conditions"]), "it is told")
         a.run(f"ip route del {cidr} via 10.0.0.254")
         a.run("ip link set isthmus mtu 1300")  # any reason to look again; the timer is another
-        until(lambda: not a.status()["conditions"], "it is over", 3)
+        until(lambda: not a.status()["conditions"], "it is over")
         a.run(f"ip route add {a.vtep[:-1]}9/32 dev eth0")  # a pod of the own range is no conflict
         a.run("ip link set isthmus mtu 1300")
-        until(
-            lambda: a.status()["mtu"] == 1450 and not a.status()["conditions"], "nothing to complain about", 3
-        )
+        until(lambda: a.status()["mtu"] == 1450 and not a.status()["conditions"], "nothing to complain about")

@@ -48,7 +48,7 @@ def test_flows_become_fast_and_whole_programs_come_back_and_a_capture_sees_packe
         b.start().ready(1)
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
         for node in (a, b):
-            until(lambda: node.status()["fastpath"].startswith("on: 1 pod"), f"on\n{node.log()}", 20)  # noqa: B023
+            until(lambda: node.status()["fastpath"].startswith("on: 1 pod"), f"on\n{node.log()}")  # noqa: B023
         a_stream_arrives_whole(a, b, two)
         with talk(one, two) as flow:
             fast(a, b)
@@ -70,7 +70,7 @@ def a_stream_arrives_whole(a: Node, b: Node, two: Pod) -> None:
     def most() -> bool:
         return min(counters(a)["fast_out_bytes"], counters(b)["fast_in_bytes"]) > 600 * 65536 * 0.8
 
-    until(most, "most of it was fast", 10)
+    until(most, "most of it was fast")
 
 
 def what_somebody_removes_comes_back(a: Node, flow: Talk) -> None:
@@ -78,13 +78,13 @@ def what_somebody_removes_comes_back(a: Node, flow: Talk) -> None:
     code(a, "import socket; from nodeagent.fastpath.programs import sweep; "
          "print(sweep([index for index, _ in socket.if_nameindex()]))")  # fmt: skip
     fast(a)
-    until(lambda: counters(a)["repaired"] >= 5, "each program is counted", 20)
+    until(lambda: counters(a)["repaired"] >= 5, "each program is counted")
     found = counters(a)["repaired"]
     code(a, "import socket; from nodeagent.fastpath import libbpf, layout; "
          'index = socket.if_nametoindex("eth0"); number, = libbpf.attached(index, 46); '
          'fd = libbpf.map_of(number, "peers"); keys = libbpf.dump(fd, 8, 16, 100); '
          "[libbpf.drop(fd, key) for key in keys]; assert keys")  # fmt: skip
-    until(lambda: counters(a)["repaired"] > found, "the entry is back", 20)
+    until(lambda: counters(a)["repaired"] > found, "the entry is back")
     fast(a)
     assert not flow.lost(first)
 

@@ -59,19 +59,19 @@ def test_an_agent_that_stops_is_killed_or_starts_loses_no_packet_and_takes_over(
                     node.stop(number)
                     flow.pause(SECOND)
                     node.start().ready(1)
-                    until(lambda: node.status()["fastpath"].startswith("on"), "on again", 20)  # noqa: B023
+                    until(lambda: node.status()["fastpath"].startswith("on"), "on again")  # noqa: B023
                     fast(node)
                     assert hanging(node) == ["isthmus_net_rx", "isthmus_net_tx"], "one generation of programs"
             assert not flow.lost(first)
             a.stop()
             a.start("--fastpath", "off").ready(1)
-            until(lambda: hanging(a) == [], "nothing is left of what is switched off", 10)
+            until(lambda: hanging(a) == [], "nothing is left of what is switched off")
             assert "switched off" in a.status()["fastpath"]
             assert not [text for text in a.status()["conditions"] if "fast path" in text]
             assert not flow.lost(first)
         a.stop()
         a.start().ready(1)
-        until(lambda: hanging(a) != [], "on again", 10)
+        until(lambda: hanging(a) != [], "on again")
         a.stop()
         said = a.run(
             f"{ISTHMUS} agent clean --yes --state-dir {a.directory / 'state'} --cni-dir {a.directory / 'cni'}"
@@ -107,7 +107,7 @@ def test_what_others_attach_to_devices_turns_it_off_and_is_said() -> None:
             fast(a, b)
             first = flow.now()
             a.run(f"{sys.executable} -c '{text}' isthmus 46")
-            until(lambda: "another program" in a.status()["fastpath"], "it stands down", 10)
+            until(lambda: "another program" in a.status()["fastpath"], "it stands down")
             assert any("another program" in condition for condition in a.status()["conditions"])
             assert a.status()["state"] == "ready"
             a.stop()

@@ -73,7 +73,7 @@ def forget(node: Node) -> None:
 def leaves_fast(node: Node) -> None:
     """Packets leave by the fast path of this node, where nothing translates them."""
     before = counters(node)["fast_out"]
-    until(lambda: counters(node)["fast_out"] > before + 20, f"fast packets leave {node.name}", 20)
+    until(lambda: counters(node)["fast_out"] > before + 20, f"fast packets leave {node.name}")
 
 
 def leads(flow: Talk, to: Pod, *no_more: Pod, by: Node) -> None:
@@ -128,7 +128,7 @@ def our_table_is_deleted_and_written_anew(place: Place) -> None:
             voided = counters(node)["generations"] + 2  # when it goes, and when it comes
             node.run("nft delete table inet isthmus")
             node.admits(2)
-            until(lambda: counters(node)["generations"] >= voided, "verdicts are void", 20)  # noqa: B023
+            until(lambda: counters(node)["generations"] >= voided, "verdicts are void")  # noqa: B023
         fast(place.a, place.b)
         assert not flow.lost(first)
 

@@ -31,7 +31,7 @@ def test_restarts_of_any_process_touch_no_row_and_lose_no_packet() -> None:
             until(lambda: not a.status()["bus_connected"], "the loss is noticed")
             assert (a.rows(), b.rows()) == before
             place.up()
-            until(lambda: a.status()["bus_connected"] and a.status()["state"] == "ready", "a is back", 15)
+            until(lambda: a.status()["bus_connected"] and a.status()["state"] == "ready", "a is back")
         assert (a.rows(), b.rows()) == before
         assert flow.stop().lost == 0
         assert a.status()["counters"]["written"] == 0, "the restarted agent found everything in place"
@@ -48,7 +48,7 @@ def test_a_start_without_the_bus_goes_on_from_the_cache() -> None:
         a.run("nft delete table inet isthmus")
         started = time.time()
         a.start()
-        until(lambda: a.status()["started_at"] >= started and a.status()["state"] == "ready", "ready", 15)
+        until(lambda: a.status()["started_at"] >= started and a.status()["state"] == "ready", "ready")
         assert a.rows() == before, "what was damaged is repaired from the cache"
         until(lambda: b.underlay in a.run("nft list set inet isthmus vteps"), "and so is the firewall")
         status = a.status()
@@ -58,7 +58,7 @@ def test_a_start_without_the_bus_goes_on_from_the_cache() -> None:
         assert "NOT connected" in shown
         assert "last word from the bus" in shown
         place.up()
-        until(lambda: a.status()["bus_connected"], "the bus is back", 15)
+        until(lambda: a.status()["bus_connected"], "the bus is back")
         a.ready(2)
         assert flow.stop().silence_s < patient(15)
 

@@ -422,7 +422,7 @@ def test_receive_offload_is_switched_by_the_devices_own_counters() -> None:
             for _ in range(1200):
                 sender.send(bytes.fromhex("020000000001020000000002") + b"\x08\0" + bytes(size))
             sent += 1200
-            until(lambda: merging.arrived("right").packets >= sent, "they have arrived", 20)  # noqa: B023
+            until(lambda: merging.arrived("right").packets >= sent, "they have arrived")  # noqa: B023
             found.look("right", 1450)
             assert found.on is on, f"{size} bytes a packet"
             assert host_settings.set_gro("right", on=on) is False, "the device has it so"

@@ -144,7 +144,7 @@ def check_conflist_changes(place: Site, a: Node, one: Pod, three: Pod) -> None:
     )
     assert '"mtu": 1450' in (a.directory / "cni" / "10-isthmus.conflist").read_text()
     a.run("ip link set eth0 mtu 1400")
-    until(lambda: '"mtu": 1350' in (a.directory / "cni" / "10-isthmus.conflist").read_text(), "rewritten", 2)
+    until(lambda: '"mtu": 1350' in (a.directory / "cni" / "10-isthmus.conflist").read_text(), "rewritten")
     late = Pod(a, "pod-5")
     assert "mtu 1350" in sh("ip -n pod-5 link show eth0")
     assert ask("pod-5", "tcp", three.address).startswith(late.address)

@@ -51,7 +51,7 @@ def test_a_range_is_not_reused_while_pods_of_its_last_owner_run() -> None:
         removed = place.isthmus("node", "remove", "--yes", "a", "--reason", "test")
         assert removed.returncode == 0, removed.stderr
         assert "1 pods" in removed.stdout, "whoever removes it is told"
-        until(lambda: not conflists(a), "no new pod starts on a node without a range", 5)
+        until(lambda: not conflists(a), "no new pod starts on a node without a range")
         until(lambda: a.status()["stray_pods"] == [one.address], "the agent says which pod runs")
         until(lambda: "pods_running" in conditions(place), "the controller says what waits")
         # Its own node's probes reach the pod, which is cut off from everybody else.
@@ -66,7 +66,7 @@ def test_a_range_is_not_reused_while_pods_of_its_last_owner_run() -> None:
         until(lambda: not ask("a", "tcp", one.address).startswith("none"), "probes of its own node pass")
         assert ask(two.name, "tcp", one.address).startswith("none")
         time_left = time.monotonic() + 3
-        until(lambda: phase(place) == "draining" and time.monotonic() > time_left, "the range is kept", 20)
+        until(lambda: phase(place) == "draining" and time.monotonic() > time_left, "the range is kept")
         # The way out is one command, and works as quoted.
         (said,) = [text for text in a.status()["conditions"] if text.startswith("pods:")]
         command = said.rpartition(": ")[2]

@@ -75,8 +75,8 @@ def test_another_link_is_followed_at_once() -> None:
         a.run("ip addr add 10.0.0.77/24 dev eth9")
         a.run("ip link set eth9 up")
         a.run("ip route add default via 10.0.0.254")
-        until(lambda: a.status()["underlay"] == "10.0.0.77", "the new link is followed", 15)
-        until(lambda: member(place, "a") == "10.0.0.77", "the cluster knows it", 15)
+        until(lambda: a.status()["underlay"] == "10.0.0.77", "the new link is followed")
+        until(lambda: member(place, "a") == "10.0.0.77", "the cluster knows it")
         passes(b, a)
 
 
@@ -95,7 +95,7 @@ def test_a_link_whose_carrier_is_lost_is_left_for_another_one() -> None:
         b.start("--resync", "600").ready(1)
         assert a.status()["underlay"] == a.underlay
         sh("ip link set v-a down")  # the other end of the cable
-        until(lambda: a.status()["underlay"] == "10.0.0.77", "the other link is taken", 15)
+        until(lambda: a.status()["underlay"] == "10.0.0.77", "the other link is taken")
         until(lambda: member(place, "a") == "10.0.0.77", "the cluster knows it", 30)
         passes(b, a)
 

@@ -151,7 +151,7 @@ async def test_agents_reports_show_who_has_applied_a_command(site: Controller, b
         ("idc.rack-1", "uid-1", 3),
     ):
         report = AgentStatus(node=node, uid=uid, applied=applied, sent_at=datetime.now(UTC))
-        await nats.request(status_subject(CLUSTER, node), msgspec.json.encode(report), timeout=5)
+        await nats.request(status_subject(CLUSTER, node), msgspec.json.encode(report), timeout=30)
     found = await isthmus(
         "replay", "explain", "node", "idc.rack-1", "--bus", bus.servers[0], "--cluster", CLUSTER
     )

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.bus
 
 
 async def ask(nats: Client, subject: str, body: bytes, **headers: str) -> tuple[dict[str, Any], Msg]:
-    message = await nats.request(subject, body, timeout=5, headers=headers or None)
+    message = await nats.request(subject, body, timeout=30, headers=headers or None)
     return json.loads(message.data), message
 
 

@@ -178,7 +178,7 @@ async def test_the_bridges_subjects_carry_its_commands_and_no_others(bus: BusOpt
             await operator.send(bind)
         assert refused.value.code == "forbidden"
         body = json.dumps({"node": "n0", "uid": "uid-0", "kind": "cloud", "underlay": "192.0.2.1"}).encode()
-        answer = await operator._nats.request(subjects.bridge_command(CLUSTER, "join"), body, timeout=5)
+        answer = await operator._nats.request(subjects.bridge_command(CLUSTER, "join"), body, timeout=30)
         assert b"forbidden" in answer.data
 
         bridge = type(operator)(operator._nats, CLUSTER, actor="kubernetes/one")

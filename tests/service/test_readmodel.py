@@ -141,7 +141,7 @@ async def test_a_restored_replica_goes_on_exactly_as_the_one_that_folded_everyth
         assert restored.last_time == it.replica.last_time
         await lived_in(it, 100, 8)
         task = asyncio.create_task(restored.follow())
-        await restored.reached(it.replica.head.sequence, timeout_s=5)
+        await restored.reached(it.replica.head.sequence, timeout_s=30)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert state_digest(restored.state) == state_digest(it.replica.state)

@@ -67,7 +67,7 @@ async def test_one_leads_and_the_others_fold_along(bus: BusOptions, tmp_path: Pa
         await operator.send(DEFINE)
         for number in range(20):
             last = await operator.send(join(number))
-        await b.replica.reached(last.sequence, timeout_s=5)
+        await b.replica.reached(last.sequence, timeout_s=30)
         assert [a.leadership.leading, b.leadership.leading] == [True, False]
         assert state_digest(a.replica.state) == state_digest(b.replica.state)
         await b.projector.reached(last.sequence)
@@ -124,7 +124,7 @@ async def test_a_planned_handover_fails_no_command_even_without_retries(
                 # One try only: a command that finds nobody, or gets no answer, fails the test.
                 subject = f"isthmus.{CLUSTER}.command.join"
                 body = msgspec.json.encode(join(number))
-                message = await operator._nats.request(subject, body, timeout=3)
+                message = await operator._nats.request(subject, body, timeout=30)
                 assert json.loads(message.data)["code"] == ""
                 answered.append(number)
                 number += 1
@@ -137,7 +137,7 @@ async def test_a_planned_handover_fails_no_command_even_without_retries(
         await until(lambda: len(answered) > seen + 40)
         stop.set()
         await asyncio.gather(*lanes)
-        await b.replica.caught_up(timeout_s=5)
+        await b.replica.caught_up(timeout_s=30)
         assert len(b.replica.state.nodes) == len(answered)
 
 
@@ -214,8 +214,8 @@ async def test_two_that_both_lead_by_force_write_one_gapless_log_without_a_doubl
             ]
             replies = await asyncio.gather(*both)
             await asyncio.gather(*own)
-            await a.replica.caught_up(timeout_s=5)
-            await b.replica.caught_up(timeout_s=5)
+            await a.replica.caught_up(timeout_s=30)
+            await b.replica.caught_up(timeout_s=30)
             state, commands = await folded(bus)
             assert state_digest(a.replica.state) == state_digest(b.replica.state) == state_digest(state)
             assert len(state.nodes) == 180
