@@ -21,7 +21,7 @@ from nodeagent.gateway.remove import gateway_remove
 from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.node_key import KEY_FILE
+from nodeagent.membership.node_key import KEY_FILE, NEXT_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind
@@ -65,7 +65,12 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
         removed += [str(state_dir / name) for name in identity.forget(state_dir)]
-        for path in (state_dir / STATUS_FILE, state_dir / FASTPATH_FILE, state_dir / KEY_FILE):
+        for path in (
+            state_dir / STATUS_FILE,
+            state_dir / FASTPATH_FILE,
+            state_dir / KEY_FILE,
+            state_dir / NEXT_FILE,
+        ):
             if path.exists():
                 path.unlink()
                 removed.append(str(path))
@@ -129,7 +134,8 @@ def new_identity(state_dir: Path) -> str:
     with only_one(state_dir):
         Cache(state_dir).forget()
         (state_dir / STATUS_FILE).unlink(missing_ok=True)
-        (state_dir / KEY_FILE).unlink(missing_ok=True)
+        for name in (KEY_FILE, NEXT_FILE):
+            (state_dir / name).unlink(missing_ok=True)
         return identity.renew(state_dir)
 
 

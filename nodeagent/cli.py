@@ -18,9 +18,9 @@ from events.cli.listen import METAVAR, Listen
 from events.cli.numbers import Finite
 from events.cli.options import BusContext, bus_options, confirm, json_option, run
 from events.cli.tables import console, escaped, print_json
-from events.protocol.encryption import WIREGUARD_PORT
 from events.subjects import check_node_name
 from nodeagent.config import DEFAULT_CNI_DIR, DEFAULT_DEVICE, DEFAULT_STATE_DIR, AgentConfig, check
+from nodeagent.wireguard.command import rotate_key_command, wireguard_options
 
 DEFAULT_METRICS = "127.0.0.1:7481"
 
@@ -57,6 +57,9 @@ def agent() -> None:
 
     Without a subcommand it runs the agent. It needs CAP_NET_ADMIN and drops everything else.
     """
+
+
+agent.add_command(rotate_key_command)
 
 
 @agent.command("run")
@@ -109,10 +112,7 @@ def agent() -> None:
               help="Reach peers on the same link without the tunnel, where packets pass.")  # fmt: skip
 @click.option("--nat", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
               help="Behind NAT: found out by what others see of it, from the start, or never.")  # fmt: skip
-@click.option("--wireguard", type=click.Choice(["auto", "kernel", "userspace", "off"]), default="auto",
-              show_default=True, help="What encrypts packets to peers where the cluster wants it.")  # fmt: skip
-@click.option("--wireguard-port", type=int, default=WIREGUARD_PORT, show_default=True,
-              help="UDP port of encrypted packets.")  # fmt: skip
+@wireguard_options
 @click.option("--gateway", is_flag=True,
               help="May hold CLB addresses (see `isthmus clb gateway`); keeps CAP_NET_RAW.")  # fmt: skip
 @click.option("--resync", "resync_s", type=float, default=75.0, show_default=True, metavar="SECONDS",

@@ -351,7 +351,7 @@ def compose(
             session=session,
             apply=dispatcher.apply,
             underlay=reconciler.tunnel.underlay_address,
-            key=lambda: (key.public, encryption.port),
+            key=lambda: (key.announced, encryption.port),
         ),
         prober=prober,
         path=path,
@@ -368,7 +368,7 @@ def compose(
     sources_of_pods.cut_off = reporter.cut_off
     reconciler.notify(_AfterEachStep(agent, identity))
     firewall.notify(reporter.due)
-    encryption.notify(reporter.due)
+    encryption.notify(reporter.due, agent.follower.rejoin)
     path.notify(reporter.due)
     host_watch.notify(reporter.due)
     mesh.notify(reporter.due)

@@ -76,6 +76,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     wireguard: WireGuardMode = "auto"
     """What encrypts where the cluster says so: the kernel's module, or a program where that is missing."""
     wireguard_port: int = WIREGUARD_PORT
+    rotate_key_days: int = 0
+    """Age at which the node's key is replaced; 0: only by command."""
     gateway: bool = False
     """Whether this node may hold CLB addresses: keeps CAP_NET_RAW, for announcing them."""
     resync_s: float = 75.0
@@ -144,6 +146,8 @@ def check(config: AgentConfig) -> AgentConfig:
         raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
     if not 1 <= config.wireguard_port <= 65535:
         raise Usage("usage", f"--wireguard-port {config.wireguard_port} is outside 1 … 65535")
+    if not 0 <= config.rotate_key_days <= 3650:
+        raise Usage("usage", f"--rotate-key {config.rotate_key_days} is outside 0 … 3650 days")
     if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:
         raise Usage("usage", "--resync is 1 … 3600 s, --heartbeat 0.2 … 300 s")
     return config

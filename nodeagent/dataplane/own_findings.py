@@ -93,7 +93,8 @@ class OwnFindings:
         ]
 
     def follow(self, changes: Sequence[PeerChange]) -> None:
-        """A peer whose key or stage changed is still at the same place: what is known of the way holds.
+        """A peer whose key or stage changed is still at the same place: what is known of the way holds, and the
+        route into WireGuard stays while its peer there is changed.
 
         So the step from plain to encrypted has its route at hand.
         """
@@ -102,7 +103,7 @@ class OwnFindings:
                 continue
             if before.underlay == after.underlay and before in self.mtus:
                 self.mtus[after] = self.mtus.pop(before)
-            if before.key == after.key and before in self.encrypted:
+            if after.key and after.port and before in self.encrypted:
                 self.encrypted[after] = self.encrypted.pop(before)
 
     def put_into(self, desired: Desired, view: View) -> None:

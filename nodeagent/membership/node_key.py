@@ -7,6 +7,7 @@ prove who they are by the secret that only they can compute.
 from __future__ import annotations
 
 import os
+import time
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from pathlib import Path
@@ -19,18 +20,42 @@ from events.input_files import read_regular
 from events.status import NatMode
 from nodeagent.local_files import write_atomically
 
-KEY_FILE = "node.key"
+KEY_FILE, NEXT_FILE = "node.key", "node.next.key"
 KEY_BYTES = 32
 READ_LIMIT = 4096
 
 
 class OwnKey:
-    """A private key (32 bytes) with its public one as base64, which is how the log has it."""
+    """A private key (32 bytes) with its public one as base64, which is how the log has it.
 
-    def __init__(self, private: bytes) -> None:
+    ``next`` is the one that is to take its place: it is announced, and used as soon as the log has it.
+    """
+
+    def __init__(self, private: bytes, following: bytes = b"") -> None:
+        self._become(private)
+        self.next: OwnKey | None = OwnKey(following) if following else None
+
+    def _become(self, private: bytes) -> None:
         self.private = private
         self._secret = X25519PrivateKey.from_private_bytes(private)
         self.public = public_of(private)
+
+    @property
+    def announced(self) -> str:
+        """The public key that members are to know."""
+        return self.next.public if self.next is not None else self.public
+
+    def look(self, directory: Path) -> None:
+        """Take in the next key, if one was asked for. Raises Refused(identity_unreadable), OSError."""
+        if self.next is None and (directory / NEXT_FILE).exists():
+            self.next = _read(directory / NEXT_FILE)
+
+    def take_next(self, directory: Path) -> None:
+        """The log has the next key: it is the key from now on, after a restart, too. Raises OSError."""
+        if self.next is not None:
+            (directory / NEXT_FILE).replace(directory / KEY_FILE)
+            self._become(self.next.private)
+            self.next = None
 
     def shared_secret(self, peer_public: str) -> bytes:
         """The 32 bytes that this node and the one with that public key (base64) share, and nobody else has.
@@ -53,11 +78,16 @@ def own_key(directory: Path) -> OwnKey:
     Raises Refused(identity_unreadable) for a file that holds no key: a new one in its place would cut the node
     off from every peer that knows the old one, until all have heard of it. Raises OSError.
     """
-    path = directory / KEY_FILE
     try:
-        text = read_regular(path, READ_LIMIT).strip()
+        key = _read(directory / KEY_FILE)
     except FileNotFoundError:
         return new_key(directory)
+    key.look(directory)
+    return key
+
+
+def _read(path: Path) -> OwnKey:
+    text = read_regular(path, READ_LIMIT).strip()
     try:
         private = b64decode(text, validate=True)
     except (Base64Error, ValueError):
@@ -73,12 +103,26 @@ def own_key(directory: Path) -> OwnKey:
     return OwnKey(private)
 
 
-def new_key(directory: Path) -> OwnKey:
+def age_s(directory: Path) -> float:
+    """Seconds since the key was made, by the file's time. Raises OSError."""
+    return time.time() - (directory / KEY_FILE).stat().st_mtime
+
+
+def ask_for_another(directory: Path) -> str:
+    """Make the key that is to follow this one, unless one is to follow already; its public key. Raises Refused,
+    OSError.
+    """
+    if (directory / NEXT_FILE).exists():
+        return _read(directory / NEXT_FILE).public
+    return new_key(directory, NEXT_FILE).public
+
+
+def new_key(directory: Path, name: str = KEY_FILE) -> OwnKey:
     """Another key in place of the one that is there. Raises OSError."""
     made = OwnKey(X25519PrivateKey.generate().private_bytes_raw())
     previous = os.umask(0o077)
     try:
-        write_atomically(directory / KEY_FILE, b64encode(made.private) + b"\n", durable=True, mode=0o600)
+        write_atomically(directory / name, b64encode(made.private) + b"\n", durable=True, mode=0o600)
     finally:
         os.umask(previous)
     return made

@@ -13,6 +13,7 @@ class PeerSettings(NamedTuple):
     """Where a peer is reached (address and UDP port), and which ranges are its own."""
 
     endpoint: tuple[str, int]
+    """With port 0 there is none: the peer's own packets say where it is."""
     allowed: tuple[str, ...]
     keepalive_s: int = 0
     """Between two packets that only keep the session; the first makes it. 0: none are sent."""
@@ -75,7 +76,11 @@ def difference(
         for key, settings in wanted.items()
         if (there := present.get(key)) is None
         or there.settings[1:] != settings[1:]
-        or (there.settings.endpoint != settings.endpoint and now - there.handshake_at > SESSION_S)
+        or (
+            settings.endpoint[1]
+            and there.settings.endpoint != settings.endpoint
+            and now - there.handshake_at > SESSION_S
+        )
     }
     return put, [key for key in present if key not in wanted]
 

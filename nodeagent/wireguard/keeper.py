@@ -17,10 +17,11 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from events.bus.retry import happened
+from events.errors import Refused
 from nodeagent.conditions import Conditions
 from nodeagent.config import DEVICE_NAME_LIMIT, AgentConfig
 from nodeagent.dataplane.tunnel_device import TunnelDevice
-from nodeagent.membership.node_key import OwnKey
+from nodeagent.membership.node_key import OwnKey, age_s, ask_for_another
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
@@ -37,6 +38,8 @@ READ_S, READ_SHARE = 5.0, 100
 """Between two readings of all peers of the device: at least this, and so many times what the last one took."""
 WAITING_LOOK_S, PATIENCE_S = 0.2, 10.0
 """Between two looks for sessions that are still to come; after so long it is a condition that they do not."""
+ANNOUNCE_S, GREETING_S = 30.0, 10.0
+"""Between two requests to have the next key in the log; how long a session with a new key is tried for."""
 KEEPALIVE_S = 25
 """While peers take both, this makes WireGuard begin a session before any packet needs it."""
 GAP_S, GAP_SHARE = 0.02, 5
@@ -80,6 +83,9 @@ class Keeper:
         self._off_done = False
         self._read_took = 0.0
         self._waiting_since = 0.0
+        self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
+        self._asked_at = float("-inf")
+        self._announce: Callable[[], None] = lambda: None
         self.waits = 0
         """Peers that are to be reached encrypted soon, and with which there is no session yet."""
         self.state: DeviceState | None = None
@@ -95,9 +101,9 @@ class Keeper:
         """The device's name."""
         return device_name(self._config.device)
 
-    def notify(self, on_confirmed: Callable[[], None]) -> None:
-        """Name whom to call after each step that changed what is confirmed."""
-        self._on_confirmed = on_confirmed
+    def notify(self, on_confirmed: Callable[[], None], announce: Callable[[], None]) -> None:
+        """Name whom to call after each step that changed what is confirmed, and when there is another key."""
+        self._on_confirmed, self._announce = on_confirmed, announce
 
     def confirmed(self, sequence: int) -> int:
         """How much of the log up to ``sequence`` WireGuard follows; all of it where nothing is encrypted."""
@@ -123,7 +129,7 @@ class Keeper:
             started = time.monotonic()
             try:
                 await self._step()
-            except OSError as error:
+            except (OSError, Refused) as error:
                 self._covered = min(self._covered, self._view.encryption.since - 1)
                 self._known.clear()
                 self._conditions.set(
@@ -131,11 +137,12 @@ class Keeper:
                 )
                 self._on_confirmed()
             await asyncio.sleep(max(GAP_S, GAP_SHARE * (time.monotonic() - started)))
-            await happened(self._wake, within_s=WAITING_LOOK_S if self.waits else LOOK_S)
+            await happened(self._wake, within_s=WAITING_LOOK_S if self.waits or self._greeted else LOOK_S)
             self._wake.clear()
 
     async def _step(self) -> None:
         view, own, spec = self._view, self._view.own, self._tunnel.spec
+        self._follow_key()
         if view.encryption.off:
             await self._off()
             return
@@ -152,11 +159,14 @@ class Keeper:
         sequence = view.sequence
         peers = [peer for peer in view.peers if peer.encrypts and peer.key and peer.port]
         wanted: dict[str, PeerSettings] = {}
+        hidden = _behind_nat(view, view.node)
+        self._greet({peer.key for peer in peers})
         for peer in peers:
             before = wanted.get(peer.key)
             ranges = (*before.allowed, peer.cidr) if before is not None else (peer.cidr,)
-            alive_s = KEEPALIVE_S if peer.stage == "accepting" else 0
-            wanted[peer.key] = PeerSettings((peer.underlay, peer.port), tuple(sorted(ranges)), alive_s)
+            alive_s = KEEPALIVE_S if hidden or peer.stage == "accepting" or peer.key in self._greeted else 0
+            where = ("", 0) if _behind_nat(view, peer.node) else (peer.underlay, peer.port)
+            wanted[peer.key] = PeerSettings(where, tuple(sorted(ranges)), alive_s)
         name, settings = self.name, link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
         index, again = await asyncio.to_thread(self._bring, self._device, name, settings, wanted)
         exits = {peer: Exit(NO_GATEWAY, index, address_bytes(settings.address)) for peer in peers}
@@ -208,7 +218,7 @@ class Keeper:
             log.info("making the WireGuard device %s (%s)", name, device.kind)
             device.create()
         now = time.time()
-        pause_s = 0.0 if self.waits else max(READ_S, READ_SHARE * self._read_took)
+        pause_s = 0.0 if self.waits or self._greeted else max(READ_S, READ_SHARE * self._read_took)
         if fresh or not self._known or time.monotonic() - self._read_at > pause_s:
             began = time.monotonic()
             self.state = state = device.read()
@@ -225,6 +235,39 @@ class Keeper:
         self._known = dict(wanted)
         index, done = link.settle(name, settings)
         return index, done or fresh
+
+    def _follow_key(self) -> None:
+        """Another key takes the place of this node's once the log has it. Raises Refused, OSError."""
+        view, directory, now = self._view, self._config.state_dir, time.monotonic()
+        days = self._config.rotate_key_days
+        if days and self._key.next is None and age_s(directory) > days * 86_400:
+            ask_for_another(directory)
+        self._key.look(directory)
+        if self._key.next is None:
+            return
+        own = view.members.get(view.node)
+        if own is not None and (own.uid, own.key) == (view.uid, self._key.next.public):
+            self._key.take_next(directory)
+            self._known.clear()
+            log.info("the key of this node is %s from now on", self._key.public)
+        elif now - self._asked_at > ANNOUNCE_S:
+            self._asked_at = now
+            self._announce()
+
+    def _greet(self, keys: set[str]) -> None:
+        """Begin sessions with keys that are new here, or to which this node is: before the next packet, and not
+        when WireGuard tries again seconds later. A device that goes on from an earlier life has its sessions.
+        """
+        if self.state is None:
+            return
+        now, known = time.monotonic(), self.state.peers
+        for key in keys - self._known.keys():
+            self._greeted[key] = (now + GREETING_S, float(int(time.time())))
+        self._greeted = {
+            key: (until, since)
+            for key, (until, since) in self._greeted.items()
+            if key in keys and now < until and not (key in known and known[key].handshake_at >= since)
+        }
 
     async def _off(self) -> None:
         """Nothing is encrypted, nor is to be: the device goes, once nothing leads into it."""
@@ -245,3 +288,9 @@ class Keeper:
             way = self._ways.of(peer)
             if way.encrypted != peer.sealed:
                 self._ways.set(peer, msgspec.structs.replace(way, encrypted=peer.sealed), now)
+
+
+def _behind_nat(view: View, node: str) -> bool:
+    """Whether nobody else can know where the node's packets come from until they do."""
+    member = view.members.get(node)
+    return member is not None and member.behind_nat

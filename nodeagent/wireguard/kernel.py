@@ -156,7 +156,7 @@ def peer_attributes(key: str, settings: PeerSettings) -> dict[str, Any]:
         "attrs": [
             ("WGPEER_A_PUBLIC_KEY", key),
             ("WGPEER_A_FLAGS", WGPEER_F_REPLACE_ALLOWEDIPS),
-            ("WGPEER_A_ENDPOINT", {"addr": address, "port": port}),
+            *([("WGPEER_A_ENDPOINT", {"addr": address, "port": port})] if port else ()),
             ("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", settings.keepalive_s),
             ("WGPEER_A_ALLOWEDIPS", ranges),
         ]

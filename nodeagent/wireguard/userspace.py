@@ -103,8 +103,9 @@ class UserspaceDevice:
         """Make these peers be so, and those be gone."""
         parts = [f"public_key={b64decode(key).hex()}\nremove=true\n" for key in drop]
         parts += [
-            f"public_key={b64decode(key).hex()}\nendpoint={settings.endpoint[0]}:{settings.endpoint[1]}\n"
-            f"persistent_keepalive_interval={settings.keepalive_s}\nreplace_allowed_ips=true\n"
+            f"public_key={b64decode(key).hex()}\n"
+            + (f"endpoint={settings.endpoint[0]}:{settings.endpoint[1]}\n" if settings.endpoint[1] else "")
+            + f"persistent_keepalive_interval={settings.keepalive_s}\nreplace_allowed_ips=true\n"
             + "".join(f"allowed_ip={cidr}\n" for cidr in settings.allowed)
             for key, settings in put.items()
         ]

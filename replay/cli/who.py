@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 @click.command("who")
 @source_options
+@click.option("--ip", "address", default="", metavar="ADDR", help="A pod's, a node's or a balancer's address.")
 @click.option(
-    "--ip", "address", required=True, metavar="ADDR", help="A pod's, a node's or a balancer's address."
+    "--key", default="", metavar="KEY", help="Instead: a node's public key, as `agent status` shows it."
 )
 @at_option
 @json_option
 @awaited
-async def who_command(source: LogSource, address: str, at: str, as_json: bool) -> None:
-    """Whose an address was: node, uid, epoch, from when to when, who asked for it.
+async def who_command(source: LogSource, address: str, key: str, at: str, as_json: bool) -> None:
+    """Whose an address or a key was: node, uid, epoch, from when to when, who asked for it.
 
     For a pod's address: the node whose range held it, and the pod, if the node told of it and the
     live cluster, or an archive that has it, is asked. "Nobody" names the last one.
@@ -33,7 +34,13 @@ async def who_command(source: LogSource, address: str, at: str, as_json: bool) -
     \b
     isthmus replay who --ip 10.200.7.9
     isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00' --archive prod.isthmus
+    isthmus replay who --key 7hcPlbTgzBxWOv4F4gRqPGW4LcRRmXXYUdPnWmNmgUE=
     """
+    if bool(address) == bool(key):
+        raise click.UsageError("Missing option '--ip' (or '--key', not both): whose what?")
+    if key:
+        await _show_key(source, key, at, as_json=as_json)
+        return
     from replay.queries.who import who
 
     async with opened(source) as session:
@@ -43,6 +50,29 @@ async def who_command(source: LogSource, address: str, at: str, as_json: bool) -
             print_json({**msgspec.structs.asdict(answer), "pod": pod})
             return
         print_table(("", ""), _who_rows(session, answer, pod), title=f"{address} at {session.at(answer.at)}")
+
+
+async def _show_key(source: LogSource, key: str, at: str, *, as_json: bool) -> None:
+    from replay.queries.keys import who_had_key
+
+    async with opened(source) as session:
+        point = await session.point(at)
+        held = await who_had_key(session.history, key, point)
+        if as_json:
+            print_json({"key": key, "at": point, "holdings": held})
+            return
+        rows = [
+            (
+                one.node,
+                one.uid,
+                str(one.port) if one.port else "none",
+                session.when(one.since) if one.since else "before the first event here",
+                session.when(one.to) if one.to else "still",
+            )
+            for one in held
+        ]
+        title = f"key {key} at {session.at(point)}" + ("" if held else ": nobody's")
+        print_table(("node", "uid", "WireGuard port", "from", "to"), rows, title=title)
 
 
 async def _pod(source: LogSource, session: Session, answer: WhoAnswer) -> PodAnswer | None:

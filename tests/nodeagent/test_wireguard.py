@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -31,7 +33,7 @@ from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice,
 from nodeagent.wireguard.link import index_of
 from tests.nodeagent.host import peer
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import Flow, Node, Site
+from tests.nodeagent.site import ISTHMUS, Flow, Node, Site
 from tests.waiting import wait_for as until
 
 needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason="wireguard-go is not installed")
@@ -274,3 +276,51 @@ def test_a_sealed_peer_has_a_blackhole_and_its_way_comes_before_it() -> None:
     alone = Desired()
     alone.apply(PeerChange(None, sealed))
     assert set(alone.rows.routes.values()) == {BLACKHOLE}, "at the start, before WireGuard is there"
+
+
+@needs_program
+@inside
+def test_nothing_is_sent_in_the_clear_whatever_goes_away_and_a_new_key_takes_over() -> None:
+    with site("a", "b") as (made, (a, b)):
+        for node in (a, b):
+            start(node)
+        a.ready(1)
+        b.ready(1)
+        stage(made, "all")
+        settled(made, "all (required within sites, required between sites)")
+        wire, flow = Wire(), a.flow(b)
+        until(lambda: wire.encrypted > 20, "packets cross the wire", 30)
+
+        def flows() -> None:
+            before = wire.encrypted
+            until(lambda: wire.encrypted > before + 20, f"packets cross the wire\n{a.log()}", 30)
+
+        # Another key, while packets flow: both ends change over; the log says who had which.
+        old = a.status()["encryption"].rpartition(" ")[2]
+        told = subprocess.run(
+            [ISTHMUS, "agent", "rotate-key", "--json", "--state-dir", str(a.directory / "state")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        new = json.loads(told.stdout)["key"]
+        until(lambda: a.status()["encryption"].endswith(new), f"the next key is used\n{a.log()}", 30)
+        flows()
+        silent = flow.stop().silence_s
+        print(f"silent for {silent:.3f} s while the key changed")
+        assert silent < 3, f"{silent:g} s\n{a.log()}\n{b.log()}"
+        assert old != new
+        vtep = a.vtep
+        # The device is deleted; the agent is killed, and WireGuard goes on; both are killed.
+        flow = a.flow(b)
+        a.run("ip link del isthmus-wg")
+        flows()
+        a.stop(signal.SIGKILL)
+        flows()
+        os.kill(program_of(a), 9)
+        until(lambda: not program_of(a), "WireGuard is gone")
+        other = a.run(f"ping -n -c 5 -i 0.05 -W 1 -I {vtep} {b.vtep} || true")
+        assert "100% packet loss" in other
+        # Before the agent is ready nothing else leads there either.
+        start(a).ready(1)
+        flows()
+        flow.stop()
+        assert wire.stop().plain == 0

@@ -1,0 +1,80 @@
+"""What the agent's command line says of encryption: options of ``run``, and ``isthmus agent rotate-key``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from events.cli.options import json_option
+from events.cli.tables import print_json
+from events.protocol.encryption import WIREGUARD_PORT
+from nodeagent.config import DEFAULT_STATE_DIR
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def wireguard_options(command: Command) -> Command:
+    """The options of `isthmus agent run` that concern encryption and the node's key."""
+    for option in reversed(
+        (
+            click.option(
+                "--wireguard",
+                type=click.Choice(["auto", "kernel", "userspace", "off"]),
+                default="auto",
+                show_default=True,
+                help="What encrypts packets to peers where the cluster wants it.",
+            ),
+            click.option(
+                "--wireguard-port",
+                type=int,
+                default=WIREGUARD_PORT,
+                show_default=True,
+                help="UDP port of encrypted packets.",
+            ),
+            click.option(
+                "--rotate-key",
+                "rotate_key_days",
+                type=int,
+                default=0,
+                show_default=True,
+                metavar="DAYS",
+                help="Replace the node's key at this age; 0: only by `isthmus agent rotate-key`.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("rotate-key")
+@click.option(
+    "--state-dir", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR, show_default=True,
+    help="The agent's folder.",
+)  # fmt: skip
+@json_option
+def rotate_key_command(state_dir: Path, as_json: bool) -> None:
+    """Give this node another key; the running agent announces it within a second, else the next one does.
+
+    The one that it has is used until the log has the next one; then both ends change over. What is under way at
+    that moment is lost, and nothing is sent in the clear.
+
+    \b
+    Example:
+      isthmus agent rotate-key
+    """
+    from events.errors import Refused
+    from nodeagent.membership.node_key import KEY_FILE, ask_for_another
+
+    if not (state_dir / KEY_FILE).exists():
+        raise Refused(
+            "prerequisite_missing",
+            f"{state_dir} has no key of an agent: its first start makes one; or name the folder by --state-dir",
+        )
+    key = ask_for_another(state_dir)
+    if as_json:
+        print_json({"key": key})
+    else:
+        click.echo(f"the next key is {key}; `isthmus agent status` says when it is used")
