@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from events.cli.tables import print_table
 from events.status import SILENT_INTERVALS
+from nodeagent.fastpath.layout import REASONS
 from nodeagent.local_files import LocalStatus, LocalWay, now_of
 
 WAYS_SHOWN = 12
@@ -66,7 +67,13 @@ def fast_path(status: LocalStatus) -> str:
     if not status.fastpath.startswith("on"):
         return status.fastpath
     fast, slow = out + into, slow_out + slow_in
-    return f"{status.fastpath}; {fast:.0f} packets by it, {slow:.0f} of such flows by the stack"
+    return f"{status.fastpath}; {fast:,.0f} packets by it, {slow:,.0f} of such flows by the stack"
+
+
+def not_fast(status: LocalStatus) -> str:
+    """Why packets of peers took the stack, and how many; empty: none did."""
+    counted = ((status.counters.get(f"fastpath_{name}", 0), words) for name, words in REASONS.items())
+    return ", ".join(f"{count:,.0f} {words}" for count, words in counted if count)
 
 
 def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, str]]:
@@ -93,6 +100,7 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
             "connected" if status.bus_connected and running else "NOT connected: the rows stay as they are",
         ),
         *([("fast path", fast_path(status))] if status.fastpath else []),
+        *([("not fast", not_fast(status))] if not_fast(status) else []),
         ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
         ("packets", _path(status, now) + stale),
         *([("ways", status.ways + stale)] if status.ways else []),

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from events.errors import Refused
+from events.errors import Refused, Usage
 from nodeagent import system
 from nodeagent.fastpath import layout, libbpf
 from nodeagent.fastpath.programs import INGRESS, PREFIX
@@ -82,8 +82,8 @@ async def held(device: str, address: str = "") -> AsyncIterator[bool]:
 async def capture(device: str, address: str, seconds: float, expression: Sequence[str]) -> bool:
     """Show the packets of the tunnel device for that long by tcpdump; whether the fast path was on.
 
-    Raises Refused(prerequisite_missing) without tcpdump, and as :func:`held` does. Cancelled, it ends tcpdump
-    and leaves the flows free to be fast again.
+    Raises Refused(prerequisite_missing) without tcpdump, Usage when it does not take the expression, and as
+    :func:`held` does. Cancelled, it ends tcpdump and leaves the flows free to be fast again.
     """
     program = system.find("tcpdump")
     if program is None:
@@ -95,7 +95,8 @@ async def capture(device: str, address: str, seconds: float, expression: Sequenc
         process = await asyncio.create_subprocess_exec(program, "-l", "-nn", "-i", device, *words)
         try:
             async with asyncio.timeout(seconds):
-                await process.wait()
+                if await process.wait():
+                    raise Usage("usage", "tcpdump has ended at once: it says above what it did not take")
         except TimeoutError:
             process.terminate()
         finally:

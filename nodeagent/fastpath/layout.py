@@ -51,10 +51,10 @@ COUNTERS = (
 """The counters by place. ``slow_*`` are packets that the stack was asked about, ``learned_*`` its answers; the
 rest are reasons why a packet took the stack: :data:`REASONS`."""
 REASONS = {
-    "wrong_source": "the outer source is not the VTEP of the inner source's range",
-    "form": "no whole TCP or UDP packet without options",
+    "wrong_source": "not from where the range of their source is",
+    "form": "no whole TCP or UDP packets without options",
     "size": "larger than what has passed",
-    "closing": "opens or ends a connection",
+    "closing": "that open or end a connection",
     "held": "taken off the path by a capture",
     "failed": "refused by the kernel",
 }

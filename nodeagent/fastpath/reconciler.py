@@ -99,9 +99,9 @@ class FastPath:
         """How it is, for people."""
         if not self.on:
             return f"off: {self.why_not or 'the tunnel is not ready yet'}"
-        pods = len(self._ports.veths) + len(self._ports.bridges)
+        pods, peers = len(self._ports.veths) + len(self._ports.bridges), len(self._entries)
         left = f"; {self.why_not}" if self.why_not else ""
-        return f"on: {pods} pod devices, {len(self._entries)} peers{left}"
+        return f"on: {pods} pod device{'s' * (pods != 1)}, {peers} peer{'s' * (peers != 1)}{left}"
 
     def counters(self) -> dict[str, int]:
         """Packets and bytes since the programs were loaded; empty where they are not."""
@@ -358,7 +358,12 @@ class FastPath:
                 left.add(pod)
         self._ports = ports.Ports(self._found.veths - left, self._found.bridges - left)
         shaped = len(left & self._filtered.keys())
-        return f"{shaped} pods take the stack, because they are shaped or filtered by tc" if shaped else ""
+        who = (
+            "1 pod takes the stack, because it is"
+            if shaped == 1
+            else f"{shaped} pods take the stack, because they are"
+        )
+        return f"{who} shaped or filtered by tc" if shaped else ""
 
     def _hang(self, loaded: Programs, wanted: set[Hook]) -> None:
         for hook in self._hooks - wanted:

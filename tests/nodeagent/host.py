@@ -68,22 +68,32 @@ def _hang(number: int, peers: dict[bytes, bytes], names: list[str]) -> Programs:
     return loaded
 
 
-def lead_directly(number: int, other: int, *, fast: bool = False) -> None:
-    """The other host is a neighbour on ``u``, reached without the tunnel. Its MAC must be known."""
+def lead_directly(
+    number: int, other: int, *further: int, fast: bool = False, loaded: Programs | None = None
+) -> None:
+    """The other host is a neighbour on ``u``, reached without the tunnel. Its MAC must be known.
+
+    ``further`` are members beside it. ``fast`` loads programs, ``loaded`` are those that hang already.
+    """
     device = socket.if_nametoindex("u")
     near = {own_range(other): mac_text(neighbourhood.macs(device)[f"10.0.0.{other}"])}
     rules = ruleset.Rules(
         device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
         ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", direct=device,
     )  # fmt: skip
-    asyncio.run(ruleset.replace(rules, [f"10.0.0.{other}"], near=near))
+    asyncio.run(ruleset.replace(rules, [f"10.0.0.{each}" for each in (other, *further)], near=near))
     desired = Desired()
     desired.apply(PeerChange(None, peer(other)))
     way = side_route_value(address_bytes(f"10.0.0.{other}"), MTU, device, address_bytes(f"172.16.{number}.0"))
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(desired.prefer(peer(other), way), 0)
+    entry = dict([layout.peer_entry(peer(other), MTU, mac_bytes(near[own_range(other)]))])
     if fast:
-        _hang(number, dict([layout.peer_entry(peer(other), MTU, mac_bytes(near[own_range(other)]))]), ["p"])
+        _hang(number, entry, ["p"])
+    elif loaded is not None:
+        loaded.put_peers(entry)
+        generation, tunnel, underlay = struct.unpack_from("=III", loaded.told())
+        loaded.tell(record(number, tunnel, underlay, generation=generation + 1)._replace(direct=1))
 
 
 def write_rows(number: int, *others: int, index: int) -> None:

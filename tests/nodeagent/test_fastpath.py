@@ -96,5 +96,9 @@ def a_capture_sees_fast_flows_and_ends_by_itself(a: Node, one: Pod, two: Pod) ->
     assert seen.count(f"{one.address}.5000 > {two.address}.9000") > 50, seen[-2000:]
     assert counters(a)["held"] > 0
     fast(a)
-    said = a.run(f"sh -c '{ISTHMUS} agent capture --device nope 2>&1 || true'")
-    assert "there is no device nope" in said
+    for words, answer in (("--device nope", "there is no device nope"), ("udp port 70000", "did not take")):
+        said = a.run(f"sh -c '{ISTHMUS} agent capture {words} 2>&1 && echo taken || true'")
+        assert answer in said
+        assert "taken" not in said
+    counts = a.run(f"{ISTHMUS} agent status --state-dir {a.directory / 'state'}")
+    assert " taken off the path by a capture" in counts

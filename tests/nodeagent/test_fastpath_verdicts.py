@@ -283,6 +283,48 @@ def test_what_the_stack_refuses_of_a_flow_does_not_pass_with_the_rest_of_it() ->
         assert used(pair[1], 1, "fast_out") > before
 
 
+near = st.fixed_dictionaries(
+    {
+        "sender": st.sampled_from([3, 3, 3, 66]),
+        "tunnelled": st.sampled_from([False, False, False, True]),
+        "ends": st.sampled_from(
+            [*[(THIRD, ONE)] * 4, ("172.16.3.99", ONE), (TWO, ONE), (OUTSIDE, ONE), ("172.16.200.9", ONE),
+             ("10.0.0.3", ONE), (THIRD, "172.16.1.9"), (THIRD, "172.16.1.0"), (THIRD, TWO), (ONE, ONE)]
+        ),
+    }
+)  # fmt: skip
+
+
+@inside
+def test_whatever_a_neighbour_sends_without_the_tunnel_has_the_same_fate() -> None:
+    """Host 3 is reached directly; a stranger on the link, and host 3 itself, send what they like."""
+    with twins() as pair:
+        for network in pair:
+            network.lead_directly()
+        for protocol, ports in (("udp", (1000, 2000)), ("tcp", (1001, 2001))):
+            warm(pair, ports, protocol, "third")
+        before = pair[1].counters(1)
+
+        @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(near, packets)
+        def same(how: dict[str, object], what: dict[str, object]) -> None:
+            ports = (1000, 2000) if what["protocol"] == "udp" else (1001, 2001)
+            source, target = how["ends"]  # type: ignore[misc]
+            packet = made({**what, "source": source, "target": target}, ports[::-1])
+            if how["tunnelled"]:
+                payload = vxlan(packet, source_mac=host.mac(3), target_mac=host.mac(1))
+                datagram = udp("10.0.0.3", "10.0.0.1", (40000, 8472), payload, sealed=False)
+                packet = ipv4("10.0.0.3", "10.0.0.1", datagram)
+            for _ in range(2):
+                both(pair, "from_underlay", how["sender"], 1, packet)
+            both(pair, "from_pod", "one", made({**what, "source": ONE, "target": THIRD}, ports))
+
+        same()
+        after = pair[1].counters(1)
+        for name in ("fast_in", "fast_out", "wrong_source"):
+            assert after[name] > before[name], after
+
+
 HERE = host.peer(3)
 LIVES: dict[str, Peer | None] = {
     "as it was": HERE,
@@ -291,7 +333,7 @@ LIVES: dict[str, Peer | None] = {
     "was replaced by another machine": msgspec.structs.replace(HERE, uid="u4", epoch=9, vtep_mac=host.mac(300)),
     "has its range anew": msgspec.structs.replace(HERE, epoch=11),
 }
-events = st.sampled_from([*LIVES, "1300", "1200", "0"])
+events = st.sampled_from([*LIVES, "1300", "1200", "0", "our table anew", *RULES])
 traffic = st.tuples(
     st.sampled_from(["out", "in", "in from 3", "in from 33"]),
     st.sampled_from(["udp", "tcp"]),
@@ -305,7 +347,10 @@ EACH = [("out", "udp", 1150, 0, 2), ("in", "tcp", 1150, 0, 2), ("in from 3", "ud
 
 @inside
 def test_running_flows_have_the_same_fate_while_the_log_goes_on() -> None:
-    """A range is moved, drained or fenced, its owner leaves, comes back, or moves; its way gets narrower."""
+    """A range is moved, drained or fenced, its owner leaves, comes back, or moves; its way gets narrower.
+
+    Between these somebody's rules change, and our own table is written anew.
+    """
     with twins() as pair:
         ports = [3000]
         both_ways = [used(pair[1], 1, "fast_out"), used(pair[1], 1, "fast_in")]
@@ -313,17 +358,22 @@ def test_running_flows_have_the_same_fate_while_the_log_goes_on() -> None:
         @settings(max_examples=4, deadline=None, database=None, suppress_health_check=list(HealthCheck),
                   phases=[Phase.explicit, Phase.generate])  # fmt: skip
         @given(st.lists(st.tuples(events, st.lists(traffic, min_size=1, max_size=4)), min_size=1, max_size=3))
-        @example([(event, EACH) for event in (*LIVES, "1200", "0", "as it was")])
+        @example([(event, EACH) for event in (*LIVES, "1200", "our table anew", "0", "as it was")])
         def same(steps: list[tuple[str, list[tuple[str, str, int, int, int]]]]) -> None:
             ports[0] += 1
             for network in pair:
                 network.third(HERE)
+                rules(network, 1, "none")
             for protocol in ("udp", "tcp"):
                 warm(pair, (ports[0], 2000), protocol, "third")
             for event, packets in steps:
                 for network in pair:
                     if event in LIVES:
                         network.third(LIVES[event])
+                    elif event in RULES:
+                        rules(network, 1, event)
+                    elif event == "our table anew":
+                        network.protect_anew()
                     else:
                         network.narrow(int(event))
                 for way, protocol, size, fragment, times in packets:

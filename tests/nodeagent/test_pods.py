@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,20 @@ s.sendto(bytes.fromhex(sys.argv[4]), (sys.argv[2], int(sys.argv[3])))
 
 @inside
 def test_pods_and_the_firewall() -> None:
+    pods_and_the_firewall("on")
+
+
+@inside
+def test_pods_and_the_firewall_where_every_packet_takes_the_stack() -> None:
+    os.environ["ISTHMUS_FASTPATH"] = "off"
+    pods_and_the_firewall("off")
+
+
+def pods_and_the_firewall(fastpath: str) -> None:
     with site("a", "b") as place:
         a, b = place.nodes.values()
+        if "ISTHMUS_FASTPATH" not in os.environ or fastpath == "off":
+            assert all(node.status()["fastpath"].startswith(fastpath) for node in (a, b))
         servers = outside(a, "172.16.0.0/16")
         one, two, three = Pod(a, "pod-1"), Pod(a, "pod-2"), Pod(b, "pod-3")
         assert one.address.rpartition(".")[2] == str(int(a.vtep.rpartition(".")[2]) + 2), (

@@ -218,6 +218,22 @@ class Network:
             with within(self.host(1)):
                 host.narrow(self._third, mtu, self.programs.get(1))
 
+    def protect_anew(self) -> None:
+        """Host 1 deletes its table and writes it again, for the members of now."""
+        members = [2, *([3] if self._third is not None and self._third.underlay == "10.0.0.3" else [])]
+        further = [33] if self._third is not None and self._third.underlay == "10.0.0.33" else []
+        with within(self.host(1)):
+            sh("nft delete table inet isthmus")
+            self.void()
+            host.protect(1, *members, *further)
+        self.void()
+
+    def lead_directly(self) -> None:
+        """Hosts 1 and 3 reach each other without the tunnel from now on."""
+        for number, other in ((1, 3), (3, 1)):
+            with within(self.host(number)):
+                host.lead_directly(number, other, 2, loaded=self.programs.get(number))
+
     def counters(self, number: int) -> dict[str, int]:
         """The counters of a host's programs."""
         return self.programs[number].counters()

@@ -188,7 +188,7 @@ export class NodePage {
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},
         fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
-        fact("Packets of its pods", packets(row)), fact("Peers", row.ways ? `${n(node.peers)}: ${row.ways}` : n(node.peers)), fact("Version", node.agent_version), fact("Conditions", (row.conditions ?? []).join(", ") || "none"),
+        fact("Packets of its pods", packets(row)), fact("Peers", row.ways ? `${n(node.peers)}: ${row.ways}` : n(node.peers)), fact("Fast path", row.fast_path || "not known"), fact("Version", node.agent_version), fact("Conditions", (row.conditions ?? []).join(", ") || "none"),
         node.gateway_able || node.gateway_marked ? fact("Gateway", node.holds.length ? ["holds ", node.holds.map((a, i) => [i ? ", " : "", mono(a)])] : node.gateway_marked ? "marked, holds nothing" : "able, not marked") : "")));
       if (row && node.position.recorded) panels.push(panel("Kernel", h("dl.facts", {},
         fact("Against the log", kernelLabel(row)), fact("Compared at", row.kernel_at ? link(`/events/${row.kernel_at}`, n(row.kernel_at)) : "–"), fact("Digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 16), "…") : "not reported")),
