@@ -196,6 +196,21 @@ def test_what_it_was_told_counts_at_once() -> None:
     assert heard.says(None) == [], "an agent of an earlier release says nothing"
 
 
+def test_a_node_that_changes_its_mind_all_day_writes_a_few_events() -> None:
+    heard, changes = Heard(), 0
+    for second in range(86_400):
+        mode = "on" if second % 2 else "off"
+        for found in heard.says(NatReport(mode=mode), later_s=1.0):  # type: ignore[arg-type]
+            changes += heard.at.ok(MarkNat(found=(found,)))["changed"]
+    assert 2 < changes < 60
+    heard.now += 2 * 3600
+    assert [one.behind for one in heard.says(NatReport(mode="on"))] == (
+        [True] if "n1" not in heard.at.state.behind_nat else []
+    )
+    other = heard.says(NatReport(mode="on"), 2)
+    assert NatFinding("uid-2", True) in other, "of others nothing waits for it"
+
+
 def test_a_report_is_checked_where_it_enters() -> None:
     def of(report: NatReport) -> NatReport | None:
         return checked(AgentStatus(node="n", uid="u", applied=0, sent_at=START, nat=report)).nat

@@ -19,7 +19,10 @@ BEHIND_REPORTS, BEHIND_S = 2, 2.0
 GONE_REPORTS, GONE_S = 4, 30.0
 """The same for one that is not any more: nothing waits for it."""
 PENDING_MAX = 20_000
-"""Members of which something is pending; the others wait for their next report."""
+"""Members of which something is pending, or was lately; the others wait for their next report."""
+PAUSE_S, PAUSE_MAX_S = 20.0, 3600.0
+"""After the second change of one member the next one waits so long, and twice as long each time: what a node
+says of itself must not fill the log. It begins anew when nothing changed for twice the longest pause."""
 
 
 class _Pending(NamedTuple):
@@ -28,12 +31,21 @@ class _Pending(NamedTuple):
     reports: int
 
 
+class _Change(NamedTuple):
+    """The last change of a member that was found here, and how long the next one waits."""
+
+    says: bool
+    at: float
+    pause_s: float
+
+
 class NatWatch:
     """Members that say something else than the log. ``clock`` is monotonic (seconds). O(1) a report."""
 
     def __init__(self, state: Callable[[], ClusterState], clock: Callable[[], float]) -> None:
         self._state, self._clock = state, clock
         self._pending: dict[str, _Pending] = {}  # uid → what it has said since when
+        self._changes: dict[str, _Change] = {}  # uid → its last change
 
     def take(self, status: AgentStatus, age_s: float) -> None:
         """A report that counts, which arrived ``age_s`` ago."""
@@ -69,9 +81,26 @@ class NatWatch:
                 del self._pending[uid]
                 continue
             reports, seconds = (BEHIND_REPORTS, BEHIND_S) if says else (GONE_REPORTS, GONE_S)
-            if report.mode != "auto" or (heard >= reports and now - since >= seconds):
+            enough = report.mode != "auto" or (heard >= reports and now - since >= seconds)
+            if enough and self._in_time(uid, now, says=says):
                 seen = (report.seen_as, report.seen_by) if report.mode == "auto" else ("", ())
                 yield NatFinding(uid, says, *seen)
+
+    def _in_time(self, uid: str, now: float, *, says: bool) -> bool:
+        """Whether the member may change now; the same said again is no change."""
+        last = self._changes.get(uid)
+        if last is not None and last.says == says:
+            return True
+        pause_s = 0.0
+        if last is not None and now - last.at < 2 * PAUSE_MAX_S:
+            if now - last.at < last.pause_s:
+                return False
+            pause_s = min(PAUSE_MAX_S, max(PAUSE_S, 2 * last.pause_s))
+        if len(self._changes) >= PENDING_MAX:
+            del self._changes[next(iter(self._changes))]
+        self._changes.pop(uid, None)  # the oldest is the first
+        self._changes[uid] = _Change(says, now, pause_s)
+        return True
 
     def restart(self) -> None:
         """Nobody watched for a while: what was pending is said again, or is not true."""
