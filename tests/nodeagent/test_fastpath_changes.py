@@ -13,14 +13,14 @@ import pytest
 from nodeagent.fastpath.predecessors import LIBERAL
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.site import ISTHMUS, site, until
+from tests.nodeagent.site import ISTHMUS, Site, site, until
 from tests.nodeagent.talk import SECOND, fast, hanging, talk
 
 pytestmark = pytest.mark.slow
 
 
 @inside
-def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> None:
+def test_whatever_the_stack_refuses_ends_a_running_flow_and_others_programs_turn_it_off() -> None:
     with site("a", "b") as place:
         a, b = place.nodes.values()
         one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
@@ -43,6 +43,29 @@ def test_whatever_the_stack_refuses_ends_a_running_flow_within_a_second() -> Non
                 node.run(mends)
                 flow.flows()
                 fast(a, b)
+        what_others_attach_to_devices_turns_it_off_and_is_said(place, one, two)
+
+
+def what_others_attach_to_devices_turns_it_off_and_is_said(place: Site, one: Pod, two: Pod) -> None:
+    a, b = place.nodes.values()
+    text = (
+        "import socket, sys; from nodeagent.fastpath import libbpf, programs; p = programs.load(); "
+        "index = socket.if_nametoindex(sys.argv[1]); "
+        'libbpf.attach(p._loaded.programs["isthmus_tun_rx"][0], index, int(sys.argv[2]))'
+    )
+    with talk(one, two) as flow:
+        fast(a, b)
+        first = flow.now()
+        a.run(f"{sys.executable} -c '{text}' isthmus 46")
+        until(lambda: "another program" in a.status()["fastpath"], "it stands down")
+        assert any("another program" in condition for condition in a.status()["conditions"])
+        assert a.status()["state"] == "ready"
+        a.stop()
+        doctor = a.run(
+            f"sh -c '{ISTHMUS} doctor --bus {place.bus} --state-dir {a.directory / 'state'} || true'"
+        )
+        assert "fast path" in doctor
+        assert not flow.lost(first)
 
 
 @inside
@@ -91,31 +114,6 @@ def test_bridged_pods_are_fast_too() -> None:
         with talk(one, two):
             fast(a, b)
             assert ask(other.name, "udp", two.address).startswith(f"{other.address} ")
-
-
-@inside
-def test_what_others_attach_to_devices_turns_it_off_and_is_said() -> None:
-    with site("a", "b") as place:
-        a, b = place.nodes.values()
-        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
-        text = (
-            "import socket, sys; from nodeagent.fastpath import libbpf, programs; p = programs.load(); "
-            "index = socket.if_nametoindex(sys.argv[1]); "
-            'libbpf.attach(p._loaded.programs["isthmus_tun_rx"][0], index, int(sys.argv[2]))'
-        )
-        with talk(one, two) as flow:
-            fast(a, b)
-            first = flow.now()
-            a.run(f"{sys.executable} -c '{text}' isthmus 46")
-            until(lambda: "another program" in a.status()["fastpath"], "it stands down")
-            assert any("another program" in condition for condition in a.status()["conditions"])
-            assert a.status()["state"] == "ready"
-            a.stop()
-            doctor = a.run(
-                f"sh -c '{ISTHMUS} doctor --bus {place.bus} --state-dir {a.directory / 'state'} || true'"
-            )
-            assert "fast path" in doctor
-            assert not flow.lost(first)
 
 
 @inside

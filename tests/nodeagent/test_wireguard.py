@@ -32,8 +32,10 @@ from nodeagent.wireguard import kernel, userspace
 from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice, difference
 from nodeagent.wireguard.link import index_of
 from tests.nodeagent.host import peer
+from tests.nodeagent.pods import Pod
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Flow, Node, Site
+from tests.nodeagent.talk import SECOND, fast, talk
 from tests.waiting import wait_for as until
 
 needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason="wireguard-go is not installed")
@@ -185,6 +187,29 @@ def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None
         until(lambda: shown(made)["within_sites"] == "plain", "nothing is encrypted", 60)
         until(lambda: not program_of(a), "the program is gone", 30)
         assert lost(flow, back) == [], f"on the way back, {a.log()}"
+
+
+@needs_program
+@inside
+def test_a_fast_flow_is_encrypted_with_the_clusters_step_and_fast_again_without() -> None:
+    with site("a", "b") as (made, (a, b)):
+        for node in (a, b):
+            start(node, "--fastpath", "auto")
+        for node in (a, b):
+            node.ready(1)
+        one, two = Pod(a, "pod-1"), Pod(b, "pod-2")
+        with talk(one, two) as talking:
+            fast(a, b)
+            first = talking.now()
+            stage(made, "all")
+            settled(made, "all (required within sites, required between sites)")
+            wire = Wire()
+            talking.pause(SECOND // 2)
+            assert wire.stop().plain == 0
+            assert wire.encrypted > SECOND // 2
+            stage(made, "off")
+            fast(a, b)
+            assert not talking.lost(first)
 
 
 @needs_program
