@@ -34,6 +34,7 @@ from nodeagent.membership.view import View
 from nodeagent.mesh.prober import MeshProber
 from nodeagent.mesh.requests import TraceRequests
 from nodeagent.mesh.tracing import PeerTracer
+from nodeagent.nat.paths import NatPaths
 from nodeagent.netlink import links
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
@@ -106,6 +107,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     ways: WayTable
     direct: DirectPaths
     encryption: Keeper
+    nat: NatPaths
     trace_requests: TraceRequests
     host_watch: HostWatch
     reporter: StatusReporter
@@ -125,6 +127,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             self.view.sequence,
         )
         await self.direct.begin()
+        await self.nat.begin()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.follower.run(), name="follower")
@@ -140,6 +143,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 tasks.create_task(self.tracer.run(), name="mesh traces")
                 tasks.create_task(self.trace_requests.run(), name="requests for traces")
                 tasks.create_task(self._direct(), name="direct ways")
+                tasks.create_task(self._nat(), name="ways through NAT")
                 tasks.create_task(self.host_watch.run(), name="host")
                 tasks.create_task(self.encryption.run(), name="encryption")
                 tasks.create_task(self._serve(), name="gateway")
@@ -183,6 +187,10 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     async def _direct(self) -> None:
         await self.dispatcher.begun.wait()
         await self.direct.run()
+
+    async def _nat(self) -> None:
+        await self.dispatcher.begun.wait()
+        await self.nat.run()
 
     async def _serve(self) -> None:
         await self.dispatcher.begun.wait()

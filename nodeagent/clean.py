@@ -12,16 +12,19 @@ from pathlib import Path
 from events.errors import Refused
 from nodeagent import identity
 from nodeagent.dataplane import takeover
+from nodeagent.dataplane.second_device import second_name
 from nodeagent.fastpath import programs
 from nodeagent.fastpath.predecessors import FILE as FASTPATH_FILE
 from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.firewall import ruleset
+from nodeagent.firewall.elements import TABLE
 from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.gateway.remove import gateway_remove
 from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.node_key import KEY_FILE, NEXT_FILE
+from nodeagent.nat.paths import FILE as NAT_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind
@@ -48,13 +51,15 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
             removed.append(f"WireGuard device {wireguard_name(device)}")
         if await asyncio.to_thread(links.remove_device, device):
             removed.append(f"device {device} with its rows")
+        if await asyncio.to_thread(links.remove_device, second_name(device)):
+            removed.append(f"device {second_name(device)} with its rows")
         routes = await asyncio.to_thread(_remove_routes)
         if routes:
             removed.append(f"{routes} routes")
         await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
         try:
             if await ruleset.remove():
-                removed.append(f"nftables table inet {ruleset.TABLE}")
+                removed.append(f"nftables table inet {TABLE}")
         except Refused as error:
             if error.code != "prerequisite_missing":
                 raise
@@ -65,12 +70,8 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
         removed += [str(state_dir / name) for name in identity.forget(state_dir)]
-        for path in (
-            state_dir / STATUS_FILE,
-            state_dir / FASTPATH_FILE,
-            state_dir / KEY_FILE,
-            state_dir / NEXT_FILE,
-        ):
+        for name in (STATUS_FILE, FASTPATH_FILE, KEY_FILE, NEXT_FILE, NAT_FILE):
+            path = state_dir / name
             if path.exists():
                 path.unlink()
                 removed.append(str(path))
@@ -96,13 +97,14 @@ async def give_back(state_dir: Path, cni_dir: Path, device: str, old: str) -> li
         taken = await asyncio.to_thread(_remove_programs, state_dir)
         if taken:
             done.append(f"{taken} programs of the fast path removed")
+        await asyncio.to_thread(links.remove_device, second_name(device))
         done += await asyncio.to_thread(takeover.give_back, device, old)
         # Flannel's rules stand before ours go: no packet of a pod leaves without its masquerade.
         if await Predecessor(state_dir).restore():
             done.append("flannel's rules are back")
         try:
             if await ruleset.remove():
-                done.append(f"nftables table inet {ruleset.TABLE} removed")
+                done.append(f"nftables table inet {TABLE} removed")
         except Refused as error:
             if error.code != "prerequisite_missing":
                 raise

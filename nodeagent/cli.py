@@ -136,11 +136,13 @@ def run_command(
     from events.telemetry.spans import Outbox
     from nodeagent.composition import run_agent
     from nodeagent.fastpath.start import prepare
+    from nodeagent.nat.wire import opened_wire
     from nodeagent.privileges import keep_only_net_admin
 
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
     fastpath = prepare(config.fastpath)  # loading needs CAP_BPF, which is dropped next
+    nat = opened_wire(config.nat)  # needs CAP_NET_RAW, which is dropped next, too
     keep_only_net_admin(raw=config.gateway, legacy=bool(config.take_over) or config.accept_in_others)
     outbox = Outbox(instance=config.node)
     telemetry = Telemetry.start(
@@ -154,6 +156,7 @@ def run_command(
         telemetry=telemetry,
         outbox=outbox,
         fastpath=fastpath,
+        nat=nat,
         metrics=metrics,
     )
     run(_until_stopped(agent_, telemetry))

@@ -19,6 +19,7 @@ from nodeagent.agent import Agent, ChangeDispatcher
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
+from nodeagent.dataplane.second_device import second_name
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.direct.paths import DirectPaths
@@ -46,6 +47,9 @@ from nodeagent.mesh.prober import MeshProber
 from nodeagent.mesh.requests import TraceRequests
 from nodeagent.mesh.tracing import PeerTracer
 from nodeagent.metrics import bind
+from nodeagent.nat.paths import NatPaths
+from nodeagent.nat.wire import SWITCHED_OFF as NAT_SWITCHED_OFF
+from nodeagent.nat.wire import Wire
 from nodeagent.node_configuration import NodeConfiguration
 from nodeagent.path_mtu.tracker import PathMtuProber
 from nodeagent.pods.chain import Chain
@@ -122,6 +126,7 @@ class HealthSources:
             self._config.device,
             device_name(self._config.device),
             wireguard_name(self._config.device),
+            second_name(self._config.device),
             *((underlay.device,) if underlay else ()),
         )
         return Host(devices=devices, own_range=own.cidr, cni_dir=self._config.cni_dir)
@@ -223,6 +228,7 @@ class _AfterEachStep:
 
 
 NO_PROGRAMS: tuple[Programs | None, str] = (None, SWITCHED_OFF)
+NO_WIRE: tuple[Wire | None, str] = (None, NAT_SWITCHED_OFF)
 
 
 def compose(
@@ -232,10 +238,12 @@ def compose(
     telemetry: Telemetry,
     outbox: Outbox | None = None,
     fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
+    nat: tuple[Wire | None, str] = NO_WIRE,
 ) -> Agent:
     """An agent with all its parts; nothing runs yet. Raises Refused(identity_unreadable), OSError.
 
-    ``fastpath`` are the programs that were loaded while the process still could, or why there are none.
+    ``fastpath`` are the programs that were loaded while the process still could, or why there are none; ``nat``
+    in the same way the sockets for ways through NAT.
     """
     conditions, session, key = Conditions(), BusSession(), own_key(config.state_dir)
     cache = Cache(config.state_dir)
@@ -275,6 +283,18 @@ def compose(
         lead=reconciler.encrypt,
         compare=reconciler.request,
     )
+    through_nat = NatPaths(
+        config,
+        view,
+        conditions,
+        reconciler=reconciler,
+        fastpath=fast,
+        ways=ways,
+        secrets=key,
+        wire=nat[0],
+        why_not=nat[1],
+    )
+    through_nat.firewall_settled = firewall.settled
     node = NodeConfiguration(
         config,
         view,
@@ -286,6 +306,7 @@ def compose(
         pods=pods,
         direct=direct,
         wireguard=encryption.name,
+        nat=through_nat,
         held=lambda: session.held,
         chain=sources_of_pods.chain,
     )
@@ -320,6 +341,7 @@ def compose(
         path_mtu=lambda: prober.smallest,
         mesh=mesh,
         ways=ways,
+        nat=through_nat.report,
         encryption=encryption,
     )
     agent = Agent(
@@ -360,6 +382,7 @@ def compose(
         ways=ways,
         direct=direct,
         encryption=encryption,
+        nat=through_nat,
         trace_requests=TraceRequests(session, config.cluster, config.node, trace=mesh.trace),
         host_watch=host_watch,
         reporter=reporter,
@@ -375,6 +398,7 @@ def compose(
     tracer.due = reporter.due
     pods.notify(agent.pods_changed)
     direct.notify(agent.node.follow)
+    through_nat.notify(agent.node.follow)
     return agent
 
 
@@ -403,6 +427,7 @@ async def run_agent(
     telemetry: Telemetry | None = None,
     outbox: Outbox | None = None,
     fastpath: tuple[Programs | None, str] = NO_PROGRAMS,
+    nat: tuple[Wire | None, str] = NO_WIRE,
     metrics: str = "off",
 ) -> None:
     """The agent of one node until cancelled; its rows stay. Raises IsthmusError for what must stop a start.
@@ -414,7 +439,7 @@ async def run_agent(
     prepare_directory(config.state_dir)
     with only_one(config.state_dir):
         identity = identify(config.state_dir, given=uid, machine_uid=machine_uid)
-        agent = compose(config, identity, telemetry=telemetry, outbox=outbox, fastpath=fastpath)
+        agent = compose(config, identity, telemetry=telemetry, outbox=outbox, fastpath=fastpath, nat=nat)
         view = agent.view
         follow_position(lambda: view.sequence)
         if outbox is not None:

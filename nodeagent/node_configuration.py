@@ -21,6 +21,7 @@ from nodeagent.firewall.ruleset import Rules
 from nodeagent.gateway.reconciler import GatewayReconciler
 from nodeagent.membership.sanity import sound_sources
 from nodeagent.membership.view import View
+from nodeagent.nat.paths import NatPaths
 from nodeagent.pods import cni
 from nodeagent.pods.chain import Chain
 from nodeagent.pods.watch import PodWatch
@@ -44,6 +45,7 @@ class NodeConfiguration:
         pods: PodWatch,
         direct: DirectPaths,
         wireguard: str,
+        nat: NatPaths,
         held: Callable[[], bool],
         chain: Callable[[], Chain | None],
     ) -> None:
@@ -52,7 +54,7 @@ class NodeConfiguration:
         """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
-        self._pods, self._direct = pods, direct
+        self._pods, self._direct, self._nat = pods, direct, nat
         self._held, self._chain, self._wireguard = held, chain, wireguard
         self._verified_at = 0
         self._rules: Rules | None = None
@@ -79,11 +81,12 @@ class NodeConfiguration:
             entries=self._entries(view.plan.cidrs),
             direct=self._direct.device,
             wireguard="" if view.encryption.off else self._wireguard,
+            second=self._nat.second(),
         )
         if rules.ifindex or not self._config.take_over:
             # By its name alone the tunnel would not be known while it is another network's: its packets would
             # be dropped until it is renamed, and again when it is given back.
-            self._firewall.want(rules, view.vteps, view.sequence, self._direct.admitted)
+            self._firewall.want(rules, view.vteps, view.sequence, self._direct.admitted, self._nat.admitted)
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 
@@ -91,7 +94,7 @@ class NodeConfiguration:
         """A member no more: its rules stay, but nobody from outside comes in by them."""
         if self._rules is not None and (self._rules.entries or self._rules.direct):
             self._rules = msgspec.structs.replace(self._rules, entries=(), direct=0)
-            self._firewall.want(self._rules, self._view.vteps, self._view.sequence)
+            self._firewall.want(self._rules, self._view.vteps, self._view.sequence, mapped=self._nat.admitted)
 
     def _entries(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:
         """Whom from outside this node lets through to pods: nobody, unless it is a gateway."""

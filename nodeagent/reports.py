@@ -76,6 +76,7 @@ class StatusReporter:
         path_mtu: Callable[[], int],
         mesh: MeshProber,
         ways: WayTable,
+        nat: Callable[[], NatReport],
         encryption: Keeper,
     ) -> None:
         self._config, self._view, self._conditions, self._session = config, view, conditions, session
@@ -83,7 +84,7 @@ class StatusReporter:
         self._firewall = firewall
         self._path, self._host_watch = path, host_watch
         self._fastpath, self._path_mtu = fastpath, path_mtu
-        self._mesh, self._ways, self._encryption = mesh, ways, encryption
+        self._mesh, self._ways, self._nat, self._encryption = mesh, ways, nat, encryption
         self._due = asyncio.Event()
         self._started_at = time.time()
         self._stopping = False
@@ -201,7 +202,7 @@ class StatusReporter:
             fast_path="on" if self._fastpath.on else "off",
             mesh=self._mesh.report(),
             ways=self._ways.report(time.monotonic(), len(self._view.peers)),
-            nat=NatReport(mode=self._config.nat),
+            nat=self._nat(),
             encryption_waits=self._encryption.waits,
         )
 

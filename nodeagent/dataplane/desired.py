@@ -11,6 +11,7 @@ from ipaddress import IPv4Network
 from itertools import repeat
 
 from nodeagent.membership.peers import Peer, PeerChange
+from nodeagent.membership.view import View
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import (
     BLACKHOLE,
@@ -218,3 +219,12 @@ def _removals(kind: Kind, desired: Table, kernel: Table) -> list[Operation]:
     if kernel.keys() <= desired.keys():  # the usual case, and three times as fast as an empty difference
         return []
     return [Operation(Action.DROP, kind, key, kernel[key]) for key in kernel.keys() - desired.keys()]
+
+
+def desired_of(own: Peer, view: View) -> Desired:
+    """The desired rows of a node from scratch. The attestation's link row is not among them."""
+    desired = Desired()
+    desired.own_range(own.cidr)
+    for peer in view.peers:
+        desired.apply(PeerChange(None, peer))
+    return desired

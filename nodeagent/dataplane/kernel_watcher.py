@@ -16,6 +16,7 @@ from nodeagent.dataplane.counters import Counters
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.preflight import ForeignRoute, overlapping
+from nodeagent.dataplane.second_device import KEY
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.view import View
 from nodeagent.netlink.monitor import FOREIGN, AddressChange, LinkChange, Monitor, Notice, RowChange
@@ -46,7 +47,7 @@ class KernelWatcher:
     def __init__(self, reconciler: ResyncTarget) -> None:
         self._target = reconciler
         self._monitor: Monitor | None = None
-        self._watched = (0, 0)
+        self._watched = (0, 0, 0)
 
     def start(self) -> None:
         """Begin to listen, on the running event loop. Raises OSError."""
@@ -60,11 +61,11 @@ class KernelWatcher:
             self._monitor.close()
             self._monitor = None
 
-    def watch(self, ifindex: int, port: int) -> None:
-        """The device whose rows matter, and the port id whose own writes do not. From any thread."""
-        if self._monitor is not None and self._watched != (ifindex, port):
-            self._monitor.watch(ifindex, port)
-            self._watched = (ifindex, port)
+    def watch(self, ifindex: int, port: int, second: int = 0) -> None:
+        """The devices whose rows matter, and the port id whose own writes do not. From any thread."""
+        if self._monitor is not None and self._watched != (ifindex, port, second):
+            self._monitor.watch(ifindex, port, second)
+            self._watched = (ifindex, port, second)
 
     def _ready(self) -> None:
         monitor = self._monitor
@@ -77,7 +78,7 @@ class KernelWatcher:
                 "the monitor's socket failed (%s) and is opened anew", errno.errorcode.get(error.errno or 0)
             )
             self.stop()
-            self._watched = (0, 0)
+            self._watched = (0, 0, 0)
             self.start()
             self._target.request("monitor reopened")
             return
@@ -101,6 +102,8 @@ class KernelWatcher:
         desired, guard, row = self._target.desired, self._target.guard, (notice.kind, notice.key)
         if desired is None:
             return ""
+        if notice.second:
+            return self._row_beside(notice)
         wanted = desired.rows[notice.kind].get(notice.key)
         if notice.value == wanted:
             return ""
@@ -113,6 +116,16 @@ class KernelWatcher:
             return FOREIGN_ROUTE if self._draws_containers_away(notice) else ""
         if guard.contested(row, time.monotonic()):
             return "contested" if guard.tell(row) else ""
+        return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
+
+    def _row_beside(self, notice: RowChange) -> str:
+        """The same for a row of the second device."""
+        wanted = self._target.tunnel.second.rows[notice.kind].get(notice.key)
+        row = (notice.kind, KEY + notice.key)
+        if notice.value == wanted or (wanted is None and notice.value == STRAY):
+            return ""
+        if self._target.guard.contested(row, time.monotonic()):
+            return "contested" if self._target.guard.tell(row) else ""
         return f"drift: {describe(notice.kind, notice.key, wanted or b'')}"
 
     def _draws_containers_away(self, notice: RowChange) -> bool:
@@ -144,6 +157,12 @@ class KernelWatcher:
                 if present != wanted
             ]
             return self._device(differing)
+        second = tunnel.second
+        if second.spec is not None and (notice.ifindex == second.ifindex or notice.name == second.name):
+            as_wanted = (
+                notice.up and notice.mtu == second.spec.mtu and notice.local == address_bytes(second.spec.local)
+            )
+            return "" if as_wanted and not notice.gone else "second device changed"
         if underlay is not None and (notice.ifindex == underlay.ifindex or notice.name == underlay.device):
             there = (not notice.gone, notice.up and notice.carrier, notice.mtu)
             return "" if there == (underlay.ifindex != 0, underlay.up, underlay.mtu) else "underlay changed"

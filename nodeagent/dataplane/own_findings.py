@@ -65,9 +65,8 @@ class OwnFindings:
         Of several kinds the later one of :data:`PRECEDENCE` leads.
         """
         self._by_kind[by] = dict(exits)
-        before, self.exits = self.exits, {}
-        for kind in PRECEDENCE:
-            self.exits.update(self._by_kind.get(kind, {}))
+        before = self.exits
+        self._lead()
         changed = [peer for peer in {**before, **self.exits} if before.get(peer) != self.exits.get(peer)]
         if desired is None:
             return []
@@ -103,8 +102,16 @@ class OwnFindings:
                 continue
             if before.underlay == after.underlay and before in self.mtus:
                 self.mtus[after] = self.mtus.pop(before)
+            for ways in self._by_kind.values():
+                if before.underlay == after.underlay and before in ways:
+                    ways[after] = self.exits[after] = ways.pop(before)
             if after.key and after.port and before in self.encrypted:
                 self.encrypted[after] = self.encrypted.pop(before)
+
+    def _lead(self) -> None:
+        self.exits = {}
+        for kind in PRECEDENCE:
+            self.exits.update(self._by_kind.get(kind, {}))
 
     def put_into(self, desired: Desired, view: View) -> None:
         """Rows were made anew, or the device has another MTU."""
@@ -125,7 +132,7 @@ class OwnFindings:
         if sideways:
             direct = {peer: way for peer in view.peers if (way := _side_way(peer, routes, peer.packed()[2]))}
             self._by_kind["direct"] = direct
-            self.exits = {**direct}
+            self._lead()
         narrow = {
             key: int.from_bytes(value[4:], "big")
             for key, value in routes.items()

@@ -57,17 +57,19 @@ def reconcile(
     *,
     allow: Callable[[Operation], bool] | None = None,
     seen: Callable[[Rows], Rows] = lambda kernel: kernel,
+    routes: bool = True,
 ) -> Outcome:
     """Make the kernel agree with ``desired``, as far as ``allow`` lets operations through.
 
-    ``seen`` says which of the kernel's rows count: another network's may stand beside ours.
+    ``seen`` says which of the kernel's rows count: another network's may stand beside ours. Without ``routes``
+    these are another comparison's.
     Raises AnswersLost and OSError of the engine.
     """
     written = removed = 0
     refusals: list[KernelRefusal] = []
     withheld: dict[tuple[Kind, bytes], Operation] = {}
     permitted: set[tuple[Kind, bytes]] = set()
-    kernel = seen(engine.read(ifindex))
+    kernel = seen(engine.read(ifindex, routes=routes))
     found: tuple[int, ...] | None = None
     for _ in range(ROUNDS):
         pending = difference(desired, kernel)
@@ -88,7 +90,7 @@ def reconcile(
         puts = list(map(_ACTION, operations)).count(Action.PUT)
         written += puts
         removed += len(operations) - puts
-        kernel = seen(engine.read(ifindex))
+        kernel = seen(engine.read(ifindex, routes=routes))
     else:
         pending = difference(desired, kernel)
     return Outcome(
@@ -100,6 +102,20 @@ def reconcile(
         digest_shift(kernel, pending),
         found or (),
         _by_kind(pending),
+    )
+
+
+def joined(outcome: Outcome, beside: Outcome) -> Outcome:
+    """What two comparisons did together; the digest is the first one's."""
+    return msgspec.structs.replace(
+        outcome,
+        written=outcome.written + beside.written,
+        removed=outcome.removed + beside.removed,
+        refusals=outcome.refusals + beside.refusals,
+        remaining=outcome.remaining + beside.remaining,
+        withheld=outcome.withheld + beside.withheld,
+        found=tuple(map(sum, zip(outcome.found, beside.found, strict=True))),
+        left=tuple(map(sum, zip(outcome.left, beside.left, strict=True))),
     )
 
 

@@ -21,12 +21,13 @@ from events.telemetry.role import INVALID_SPAN, Span, SpanKind, Telemetry, mark_
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.counters import Counters
-from nodeagent.dataplane.desired import Desired
+from nodeagent.dataplane.desired import Desired, desired_of
 from nodeagent.dataplane.fight_guard import DEVICE, FightGuard, RepairKey
 from nodeagent.dataplane.kernel_watcher import FOREIGN_ROUTE, KernelWatcher
 from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.reconcile import Outcome
 from nodeagent.dataplane.resync_triggers import ResyncTriggers
+from nodeagent.dataplane.second_device import KEY
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import PEERS_ASKED
 from nodeagent.membership.peers import Peer, PeerChange
@@ -34,7 +35,7 @@ from nodeagent.membership.values import OverlayPlan
 from nodeagent.membership.view import View
 from nodeagent.netlink.links import DeviceOutcome
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import describe
+from nodeagent.netlink.rows import Rows, describe
 from nodeagent.netlink.socket import AnswersLost, KernelRefusal
 from nodeagent.tracing import Causes, mark_refused
 from nodeagent.ways.table import Exit
@@ -164,6 +165,25 @@ class Reconciler:
             operations = self.found.encrypt(exits, self.view, self.desired)
             if operations and self.view is not None:
                 self._write(self.view, operations)
+
+    async def beside(self, rows: Rows, exits: Mapping[Peer, Exit], relayed: Mapping[Peer, Exit]) -> None:
+        """The whole of what the second device has to have, and of what leads to peers by it or by a relay.
+
+        Rows are written before routes to them, and taken away behind these. Cancelled while it waits for a
+        resync, nothing was taken in.
+        """
+        async with self._lock:
+            puts, drops = self.tunnel.second.change(rows)
+            failed = self.tunnel.apply_beside(puts)
+            operations = self.found.prefer(exits, self.view, self.desired, by="nat")
+            operations += self.found.prefer(relayed, self.view, self.desired, by="relayed")
+            if operations and self.view is not None:
+                self._write(self.view, operations)
+            failed = self.tunnel.apply_beside(drops) or failed
+            self.guard.forget({(operation.kind, KEY + operation.key) for operation in (*puts, *drops)})
+            if failed:
+                self._fresh = True
+                self.request(failed)
 
     def _adopt(self, view: View, desired: Desired) -> None:
         """In a worker thread, at the start: what an earlier life found of the ways stands in the routes."""
@@ -412,7 +432,7 @@ class Reconciler:
             allow=lambda name: self.guard.allow((DEVICE, name), now),
         )
         self.found.device_mtu = self.tunnel.spec.mtu if self.tunnel.spec is not None else 0
-        self.watcher.watch(self.tunnel.ifindex, self.tunnel.port)
+        self.watcher.watch(self.tunnel.ifindex, self.tunnel.port, self.tunnel.second.ifindex)
         return outcome
 
     def _compare(self, desired: Desired, on_purpose: bool) -> Outcome:
@@ -427,12 +447,3 @@ class Reconciler:
     def _close(self) -> None:
         self.tunnel.close()
         self.clean = False
-
-
-def desired_of(own: Peer, view: View) -> Desired:
-    """The desired rows of a node from scratch. The attestation's link row is not among them."""
-    desired = Desired()
-    desired.own_range(own.cidr)
-    for peer in view.peers:
-        desired.apply(PeerChange(None, peer))
-    return desired

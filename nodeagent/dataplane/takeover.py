@@ -14,7 +14,7 @@ import struct
 from typing import NamedTuple
 
 from events.errors import Refused
-from nodeagent.netlink import dump, links, messages
+from nodeagent.netlink import dump, links, messages, plain_routes
 from nodeagent.netlink.constants import (
     AF_INET,
     PROTOCOL,
@@ -136,7 +136,7 @@ def superseded(rows: Rows, foreign: list[Foreign]) -> list[Foreign]:
 
 def sweep(ifindex: int, routes: list[Foreign]) -> None:
     """Remove these routes. Raises OSError."""
-    links.drop_routes(
+    plain_routes.drop_routes(
         ifindex, [(route.network, route.length, route.protocol, route.metric) for route in routes]
     )
 
@@ -161,7 +161,7 @@ def give_back(name: str, old: str) -> list[str]:
             for network, length, _ in (split_route_key(key),)
             if (network, length) not in there
         ]
-        links.put_plain_routes(device.index, missing)
+        plain_routes.put_plain_routes(device.index, missing)
         engine.execute(
             [Operation(Action.DROP, Kind.ROUTE, key, value) for key, value in routes.items()], device.index
         )

@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane import host_settings, takeover
@@ -19,13 +21,14 @@ from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.fight_guard import FightGuard
 from nodeagent.dataplane.merging import Merging
 from nodeagent.dataplane.preflight import accepted, foreign_routes, overriding_routes, refuse_conflicting_routes
-from nodeagent.dataplane.reconcile import Outcome, apply_directly, reconcile
+from nodeagent.dataplane.reconcile import Outcome, apply_directly, joined, reconcile
+from nodeagent.dataplane.second_device import SecondDevice
 from nodeagent.dataplane.underlay import ETHERNET_MTU, Underlay, overlay_mtu, resolve
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import OverlayPlan, first_address
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceOutcome, DeviceSpec
-from nodeagent.netlink.messages import Operation
+from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.socket import Engine, KernelRefusal, NetlinkChannel
 
 log = logging.getLogger("isthmus.agent.device")
@@ -45,6 +48,7 @@ class TunnelDevice:
         self._remade = FightGuard[str](free_repairs=3, window_s=60.0)
         self.encrypted = False
         """Whether packets to some peers are encrypted, or are to be."""
+        self.second = SecondDevice(config.device, conditions)
         self.existed = True
         """Whether our device was there when we started."""
         self.underlay: Underlay | None = None
@@ -132,7 +136,8 @@ class TunnelDevice:
         with contextlib.suppress(OSError):
             self._merging.look(spec.name, spec.mtu)
         self.ifindex, self.spec = outcome.index, spec
-        return outcome
+        beside = self.second.prepare(spec, allow)
+        return msgspec.structs.replace(outcome, actions=(*outcome.actions, *beside)) if beside else outcome
 
     def settled(self) -> None:
         """Device and rows were right once: what would stop a first start only earns a complaint from now on."""
@@ -142,11 +147,16 @@ class TunnelDevice:
         """Make the rows agree, as far as ``allow`` lets operations through (None: all). Raises AnswersLost."""
         if self._engine is None:
             raise OSError(CLOSED)
+        beside = self.second.compare(self._engine, allow)  # a route over it needs its rows
+        outcome = self._compare(self._engine, desired, allow)
+        return joined(outcome, beside) if beside is not None else outcome
+
+    def _compare(self, engine: Engine, desired: Desired, allow: Callable[[Operation], bool] | None) -> Outcome:
         if not self._config.take_over:
-            return reconcile(self._engine, self.ifindex, desired.rows, allow=allow)
+            return reconcile(engine, self.ifindex, desired.rows, allow=allow)
         foreign = takeover.foreign_routes(self.ifindex)
         outcome = reconcile(
-            self._engine,
+            engine,
             self.ifindex,
             desired.rows,
             allow=allow,
@@ -169,6 +179,14 @@ class TunnelDevice:
         if self._engine is None:
             raise OSError(CLOSED)
         return apply_directly(self._engine, self.ifindex, operations)
+
+    def apply_beside(self, operations: list[Operation]) -> str:
+        """Write rows of the second device at once; why a comparison is due, empty when it is not."""
+        try:
+            refusals = self.second.apply(self._engine, operations) if self._engine is not None else []
+        except OSError as error:
+            return f"second device: {error}"
+        return "refused" if any(refusal.operation.action is Action.PUT for refusal in refusals) else ""
 
     def routes(self) -> dict[bytes, bytes]:
         """Our routes as they are in the kernel. Raises AnswersLost, OSError."""

@@ -14,7 +14,7 @@ from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane.fight_guard import FightGuard, RepairKey
-from nodeagent.firewall import ruleset
+from nodeagent.firewall import elements, ruleset
 from nodeagent.firewall.monitor import RulesetMonitor
 from nodeagent.firewall.predecessor import Predecessor
 from nodeagent.firewall.ruleset import Rules
@@ -56,7 +56,8 @@ class FirewallReconciler:
         self._rules: Rules | None = None
         self._members: Callable[[], set[str]] = set
         self._near: Callable[[], Mapping[str, str]] = dict
-        self._applied: tuple[Rules, frozenset[str], dict[str, str]] | None = None
+        self._mapped: Callable[[], set[str]] = set
+        self._applied: tuple[Rules, frozenset[str], dict[str, str], frozenset[str]] | None = None
         self._listing = ""
         self._wake = asyncio.Event()
         self._verify = False
@@ -87,15 +88,17 @@ class FirewallReconciler:
         members: Callable[[], set[str]],
         sequence: int,
         near: Callable[[], Mapping[str, str]] = dict,
+        mapped: Callable[[], set[str]] = set,
     ) -> None:
         """The table to have from now on, by the log up to ``sequence``.
 
         ``members`` is asked for the known VTEPs when it is written, ``near`` for the MACs of those, by
-        range, whose plain packets may come in.
+        range, whose plain packets may come in, ``mapped`` for the places of peers behind NAT.
         """
         if not self._enabled:
             return
         self._rules, self._members, self._sequence, self._near = rules, members, sequence, near
+        self._mapped = mapped
         self._causes.note()
         self.settled.clear()
         self._wake.set()
@@ -108,7 +111,7 @@ class FirewallReconciler:
 
     async def run(self) -> None:
         """Follow the wishes until cancelled; the table stays. Raises OSError when it cannot listen."""
-        monitor = RulesetMonitor(ruleset.TABLE)
+        monitor = RulesetMonitor(elements.TABLE)
         loop = asyncio.get_running_loop()
         loop.add_reader(monitor.fileno(), lambda: self.verify() if monitor.touched() else None)
         try:
@@ -176,12 +179,13 @@ class FirewallReconciler:
             if settled and await ruleset.listing() != self._listing:
                 await self._patience()
                 self.repairs += 1
-                log.warning("the table inet %s was changed by somebody else and is made anew", ruleset.TABLE)
+                log.warning("the table inet %s was changed by somebody else and is made anew", elements.TABLE)
                 self._applied = None
         if self._rules is None:
             return
         near = dict(self._near()) if self._rules.direct else {}
-        wanted, sequence = (self._rules, frozenset(self._members()), near), self._sequence
+        mapped = frozenset(self._mapped()) if self._rules.second is not None else frozenset()
+        wanted, sequence = (self._rules, frozenset(self._members()), near, mapped), self._sequence
         parent, links = self._causes.take()
         if wanted != self._applied:
             with self._telemetry.span(
@@ -195,7 +199,7 @@ class FirewallReconciler:
                 await self._write(wanted)
                 self._listing = await ruleset.listing()
             if not ruleset.as_written(self._listing, *wanted):
-                log.warning("the table inet %s was changed by somebody else while it was made", ruleset.TABLE)
+                log.warning("the table inet %s was changed by somebody else while it was made", elements.TABLE)
                 self._applied = None
                 self._wake.set()
                 await self._patience()
@@ -206,18 +210,21 @@ class FirewallReconciler:
             self.settled.set()
         self._confirm(in_step=True, covered=sequence)
 
-    async def _write(self, wanted: tuple[Rules, frozenset[str], dict[str, str]]) -> None:
-        rules, vteps, near = wanted
+    async def _write(self, wanted: tuple[Rules, frozenset[str], dict[str, str], frozenset[str]]) -> None:
+        rules, vteps, near, mapped = wanted
         if self._applied is not None and self._applied[0] == rules:
             before = self._applied[1]
             added, removed = vteps - before, before - vteps
             there = self._applied[2]
             gone = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
             fresh = {cidr: mac for cidr, mac in near.items() if there.get(cidr) != mac}
-            if len(added) + len(removed) + len(gone) + len(fresh) <= INCREMENT_LIMIT:
-                await ruleset.nft(ruleset.render_members(added, removed) + ruleset.render_near(fresh, gone))
+            places, old = mapped - self._applied[3], self._applied[3] - mapped
+            changes = (added, removed, gone, fresh, places, old)
+            if sum(map(len, changes)) <= INCREMENT_LIMIT:
+                script = elements.render_members(added, removed) + elements.render_near(fresh, gone)
+                await ruleset.nft(script + elements.render_mapped(places, old))
                 return
         also = await self._replacing.also() if self._replacing is not None else ""
-        await ruleset.replace(rules, vteps, also=also, near=near)
+        await ruleset.replace(rules, vteps, also=also, near=near, mapped=mapped)
         if self._replacing is not None:
             await self._replacing.after()

@@ -5,6 +5,8 @@ What it enforces, each by name in the table:
 * What comes out of WireGuard is a peer's, by its key; while peers change over, packets come by either device.
 * ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past
   connection tracking; nothing leaves the tunnel whose inner source is no container address.
+* ``from_mapped``: packets for the second device only from where a peer behind NAT was seen (``mapped``, address
+  and port), and on a node behind one, from its peers' own addresses and port.
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
   another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
   are for somebody else then, must find back.
@@ -50,16 +52,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, ip_address
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from events.errors import Refused
 from nodeagent import system
+from nodeagent.firewall.elements import (
+    NOBODY,
+    TABLE,
+    Second,
+    elements,
+    from_mapped,
+    near_sets,
+    render_mapped,
+    render_members,
+    render_near,
+)
 from nodeagent.firewall.listing import elements_by_set, rules_by_chain
 
-TABLE = "isthmus"
 VXLAN_FLAGS = "@th,64,32 0x08000000"
 """Matches what the kernel's VXLAN driver takes: this flag and no other. Behind a match of the UDP port."""
 TIMEOUT_S = 30.0
@@ -88,6 +99,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The device out of which encrypted packets come; empty: nothing is encrypted."""
     entries: tuple[str, ...] = ()
     """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
+    second: Second | None = None
+    """The device for peers behind NAT; None: nobody's packets come by such a one."""
     direct: int = 0
     """Index of the underlay device by which neighbours' packets may come in without a tunnel; 0: none may."""
 
@@ -107,10 +120,8 @@ def _tunnelled(rules: Rules) -> list[str]:
     leads = ["fib saddr . iif oif exists accept"]
     if rules.wireguard:
         leads = [f'fib saddr oifname "{name}" accept' for name in (rules.device, rules.wireguard)]
+        leads += [f'fib saddr oifname "{rules.second.device}" accept'] if rules.second is not None else []
     return [*leads, *(["ip saddr @nearby accept"] if rules.direct else []), "counter drop"]
-
-
-NOBODY: Mapping[str, str] = MappingProxyType({})
 
 
 def render(
@@ -120,11 +131,13 @@ def render(
     stale: Iterable[str] = (),
     near: Mapping[str, str] = NOBODY,
     stale_near: Mapping[str, str] = NOBODY,
+    mapped: Iterable[str] = (),
+    stale_mapped: Iterable[str] = (),
 ) -> str:
     """The transaction: make the table (so that flushing works), drop its rules, write them again.
 
-    ``near``: the MAC of each member whose plain packets may come in, by its range. ``stale``,
-    ``stale_near`` are what the sets hold and should not.
+    ``near``: the MAC of each member whose plain packets may come in, by its range; ``mapped``: from which
+    ``ADDRESS . PORT`` packets for the second device may. The ``stale`` ones are in the sets and should not be.
     """
     known = sorted(vteps, key=lambda text: ip_address(text).packed)
     ports = source_ports(rules.port)
@@ -134,59 +147,70 @@ def render(
     encrypted = f'iifname "{rules.wireguard}"' if rules.wireguard else ""
     wireguard = f"{encrypted} accept" if encrypted else ""
     strange = f"ip saddr != {containers} ip daddr {containers}"
-    overlay = (rules.device, rules.wireguard) if rules.wireguard else (rules.device,)
+    second = rules.second
+    devices = [rules.device, *([second.device] if second is not None else [])]
+    tunnels = [tunnel, *([f" {second.ifindex}"] if second is not None else [])]
+    overlay = [*devices, *([rules.wireguard] if rules.wireguard else [])]
     member = f"ip daddr {rules.underlay} ip saddr @vteps notrack accept" if rules.underlay else ""
     answering = (
         "ip saddr @strays fib saddr . iif oif exists ct state established accept" if rules.strays else ""
     )
     probing = "ip daddr @strays fib saddr type local accept" if rules.strays else ""
     direct = rules.direct
-    sets = _near_sets(near) if direct else ""
+    sets = near_sets(near) if direct else ""
     vtep = str(IPv4Network(own).network_address)
-    outside = "through" if direct else "outside"
+    outside = "through" if direct or second is not None else "outside"
     return f"""\
 table inet {TABLE} {{}}
 flush table inet {TABLE}
-{render_members((), stale)}{render_near({}, stale_near)}\
+{render_members((), stale)}{render_near({}, stale_near)}{render_mapped((), stale_mapped)}\
 table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; set entries {{ type ipv4_addr; flags interval; }}; }}
 flush set inet {TABLE} strays
 flush set inet {TABLE} entries
 table inet {TABLE} {{
   set vteps {{
     type ipv4_addr
-    {_elements(a for a in known if ":" not in a)}
+    {elements(a for a in known if ":" not in a)}
   }}
   set vteps6 {{
     type ipv6_addr
-    {_elements(a for a in known if ":" in a)}
+    {elements(a for a in known if ":" in a)}
   }}
   set containers {{
     type ipv4_addr
     flags interval
-    {_elements(rules.cidrs)}
+    {elements(rules.cidrs)}
   }}
   set strays {{
     type ipv4_addr
-    {_elements(rules.strays)}
+    {elements(rules.strays)}
   }}
   set entries {{
     type ipv4_addr
     flags interval
-    {_elements(rules.entries)}
+    {elements(rules.entries)}
+  }}
+  set mapped {{
+    type ipv4_addr . inet_service
+    {elements(sorted(mapped))}
   }}
   {sets}
   chain received {{
     type filter hook prerouting priority raw; policy accept;
-    iif{tunnel} ip saddr != {containers} counter drop
+    {LINES(f"iif{one} ip saddr != {containers} counter drop" for one in tunnels)}
     {f"{encrypted} ip saddr != {containers} counter drop" if encrypted else ""}
     th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} jump from_members
   }}
   chain from_members {{
+    {f"@th,96,24 {second.vni} goto from_mapped" if second is not None else ""}
     {member}
     fib daddr type != local return
     ip saddr @vteps notrack accept
     ip6 saddr @vteps6 notrack accept
     counter drop
+  }}
+  chain from_mapped {{
+    {LINES(from_mapped(second))}
   }}
   chain sent {{
     type filter hook output priority raw; policy accept;
@@ -208,13 +232,13 @@ table inet {TABLE} {{
     accept
   }}
   chain others {{
-    iifname "{rules.device}" goto tunnelled
+    {LINES(f'iifname "{one}" goto tunnelled' for one in devices)}
     {f"iif {direct} ether saddr . ip saddr @neighbours goto neighboured" if direct else ""}
     counter drop
   }}
   chain entered {{
     fib saddr . iif oif missing counter drop
-    ct direction original ip daddr & {_host_mask(own)} <= 0.0.0.1 ip daddr {containers} counter drop
+    ct direction original ip daddr & {IPv4Network(own).hostmask} <= 0.0.0.1 ip daddr {containers} counter drop
     ct original ip saddr @entries accept
     counter drop
   }}
@@ -224,7 +248,7 @@ table inet {TABLE} {{
   }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
-    iif{tunnel} goto tunnelled
+    {LINES(f"iif{one} goto tunnelled" for one in tunnels)}
     ip saddr {own} goto pods
     {wireguard}
     ip saddr {containers} goto others
@@ -237,7 +261,7 @@ table inet {TABLE} {{
     type filter hook input priority filter - 5; policy accept;
     th dport {rules.port} meta l4proto udp goto arrived
     iif {LOOPBACK} accept
-    iif{tunnel} goto tunnelled
+    {LINES(f"iif{one} goto tunnelled" for one in tunnels)}
     ip saddr {own} goto pods
     {wireguard}
     {answering}
@@ -271,7 +295,7 @@ table inet {TABLE} {{
     ip saddr {containers} oif != {LOOPBACK} goto answered
   }}
   chain inside {{
-    oif{tunnel} accept
+    {LINES(f"oif{one} accept" for one in tunnels)}
     ip daddr {own} accept
     {f"oif {direct} ip saddr {own} ip daddr @nearby accept" if direct else ""}
     {LINES(f'oifname "{one}" accept' for one in overlay)}
@@ -283,51 +307,6 @@ table inet {TABLE} {{
 """
 
 
-def _host_mask(own_range: str) -> str:
-    """The bits by which the addresses of a range differ; its first two addresses are the node's, no pod's."""
-    return str(IPv4Network(own_range).hostmask)
-
-
-def render_members(added: Iterable[str], removed: Iterable[str]) -> str:
-    """A transaction that only changes the set of known VTEPs."""
-    lines = [
-        f"{verb} element inet {TABLE} {'vteps6' if ':' in address else 'vteps'} {{ {address} }}\n"
-        for verb, addresses in (("add", added), ("delete", removed))
-        for address in sorted(addresses)
-    ]
-    return "".join(lines)
-
-
-def render_near(added: Mapping[str, str], removed: Mapping[str, str]) -> str:
-    """A transaction that only changes whose plain packets come in; what is removed goes first."""
-    lines = []
-    moved = added.keys() & removed.keys()
-    for verb, near in (("delete", removed), ("add", added)):
-        for cidr, mac in sorted(near.items()):
-            lines.append(f"{verb} element inet {TABLE} neighbours {{ {mac} . {cidr} }}\n")
-            if cidr not in moved:
-                lines.append(f"{verb} element inet {TABLE} nearby {{ {cidr} }}\n")
-    return "".join(lines)
-
-
-def _near_sets(near: Mapping[str, str]) -> str:
-    return f"""set neighbours {{
-    type ether_addr . ipv4_addr
-    flags interval
-    {_elements(f"{mac} . {cidr}" for cidr, mac in sorted(near.items()))}
-  }}
-  set nearby {{
-    type ipv4_addr
-    flags interval
-    {_elements(sorted(near))}
-  }}"""
-
-
-def _elements(values: Iterable[str]) -> str:
-    joined = ", ".join(values)
-    return f"elements = {{ {joined} }}" if joined else ""
-
-
 async def nft(script: str) -> None:
     """Run one transaction: all of it takes effect or nothing.
 
@@ -337,27 +316,38 @@ async def nft(script: str) -> None:
 
 
 async def replace(
-    rules: Rules, vteps: Iterable[str], *, also: str = "", near: Mapping[str, str] = NOBODY
+    rules: Rules,
+    vteps: Iterable[str],
+    *,
+    also: str = "",
+    near: Mapping[str, str] = NOBODY,
+    mapped: Iterable[str] = (),
 ) -> None:
     """Bring the table to this form without losing a packet, whatever it holds now; ``also`` in the same step.
 
     A table whose chains or sets are of another kind (another version's, somebody's own beside ours) cannot
     be changed in place: it is deleted and made anew. Raises Refused as `nft` does.
     """
-    wanted = list(vteps)
+    wanted, places = list(vteps), frozenset(mapped)
     others = rules_by_chain(await listing()).keys() - rules_by_chain(render(rules, ())).keys()
     stale = await elements_of("vteps", "vteps6") - set(wanted)
     there = await neighbours()
     stale_near = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
+    stale_mapped = await elements_of("mapped") - places
     other_cidrs = await elements_of("containers") - set(rules.cidrs)
     try:
         if not other_cidrs and not others:
-            await nft(render(rules, wanted, stale=stale, near=near, stale_near=stale_near) + also)
+            text = render(
+                rules, wanted, stale=stale, near=near, stale_near=stale_near, mapped=places,
+                stale_mapped=stale_mapped,
+            )  # fmt: skip
+            await nft(text + also)
             return
     except Refused as error:
         if error.code != "firewall_refused":
             raise
-    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + render(rules, wanted, near=near) + also)
+    fresh = render(rules, wanted, near=near, mapped=places)
+    await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + fresh + also)
 
 
 async def neighbours() -> dict[str, str]:
@@ -394,6 +384,8 @@ def _cidr(value: Any) -> str:
     match value:
         case {"prefix": prefix}:
             return f"{prefix['addr']}/{prefix['len']}"
+        case int():
+            return str(value)  # a port
     return f"{value}/32"
 
 
@@ -407,13 +399,20 @@ async def listing() -> str:
         return ""
 
 
-def as_written(text: str, rules: Rules, vteps: Iterable[str], near: Mapping[str, str] = NOBODY) -> bool:
+def as_written(
+    text: str,
+    rules: Rules,
+    vteps: Iterable[str],
+    near: Mapping[str, str] = NOBODY,
+    mapped: Iterable[str] = (),
+) -> bool:
     """Whether a listing has these chains, as many rules in each, and these members; no less and no more."""
     sets = elements_by_set(text)
     wanted = {
         "vteps": {address for address in vteps if ":" not in address},
         "vteps6": {str(ip_address(address)) for address in vteps if ":" in address},
         "strays": set(rules.strays),
+        "mapped": {word for place in mapped for word in place.split()},
         **({"nearby": set(near)} if rules.direct else {}),
     }
     return rules_by_chain(text) == rules_by_chain(render(rules, ())) and all(

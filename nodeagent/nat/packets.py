@@ -21,6 +21,7 @@ import hmac
 import struct
 from typing import NamedTuple
 
+from nodeagent.dataplane.second_device import PROBE_VNI
 from nodeagent.membership.peers import Peer
 
 MARK = b"isthmus-nat"
@@ -34,19 +35,12 @@ NUMBER_MAX = 2**64 - 1
 _BODY = struct.Struct("!11sBHQQ4sBBHQ4s16s")
 BYTES = _BODY.size + SEAL_BYTES
 VXLAN_FLAGS = 0x08000000
-PROBE_VNI = 0xFFFFFE
-VNI_MAX = 0xFFFFFF
 _VXLAN = struct.Struct("!II")
 _UDP = struct.Struct("!HHHH")
 _IP = struct.Struct("!BBHHHBBH4s4s")
 HEADERS = _IP.size + _UDP.size + _VXLAN.size
 NOTHING = bytes(CHALLENGE_BYTES)
 _SALT = b"isthmus behind NAT"
-
-
-def second_vni(vni: int) -> int:
-    """The VNI of the second device of a cluster."""
-    return vni + 1 if vni + 1 < PROBE_VNI else vni - 1
 
 
 class Endpoint(NamedTuple):

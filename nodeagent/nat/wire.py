@@ -15,11 +15,14 @@ import socket
 import struct
 from collections.abc import Callable
 
+from events.status import NatMode
+from nodeagent.dataplane.second_device import PROBE_VNI
 from nodeagent.nat import packets
 from nodeagent.nat.packets import Endpoint
 
 log = logging.getLogger("isthmus.agent.nat")
 
+SWITCHED_OFF = "switched off (--nat off)"
 READS_LIMIT = 64
 """Messages in one turn of the event loop."""
 HEARD_PER_S = 2000.0
@@ -52,6 +55,11 @@ class Wire:
         self._budget, self._budget_at = HEARD_PER_S, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self.sent_bytes = self.sent = self.heard = 0
+
+    @property
+    def listening(self) -> bool:
+        """Whether it hears a device."""
+        return self._loop is not None
 
     def listen(self, device: str, port: int, received: Received) -> None:
         """Hear what arrives on that device from now on. On the running event loop; raises OSError."""
@@ -129,6 +137,19 @@ class Wire:
             self._loop.add_reader(self._in.fileno(), self._ready)
 
 
+def opened_wire(mode: NatMode) -> tuple[Wire | None, str]:
+    """The sockets, or why there are none. Call it while the process has CAP_NET_RAW."""
+    if mode == "off":
+        return None, SWITCHED_OFF
+    try:
+        return Wire(), ""
+    except OSError as error:
+        return None, (
+            f"the sockets for it cannot be opened ({error.strerror}): the agent needs CAP_NET_RAW at its start "
+            f"(AmbientCapabilities and CapabilityBoundingSet of its unit)"
+        )
+
+
 def _attach(sock: socket.socket, port: int) -> None:
     program = filter_for(port)
     buffer = ctypes.create_string_buffer(program)
@@ -151,7 +172,7 @@ def filter_for(port: int) -> bytes:
         (_LD_H, _FRAGMENT, 6, _JEQ, 0),
         (_LD_H_X, 0, 2, _JEQ, port),
         (_LD_W_X, 0, 8, _JEQ, packets.VXLAN_FLAGS),
-        (_LD_W_X, 0, 12, _JEQ, packets.PROBE_VNI << 8),
+        (_LD_W_X, 0, 12, _JEQ, PROBE_VNI << 8),
         (_LD_W_X, 0, 16, _JEQ, int.from_bytes(packets.MARK[:4], "big")),
         (_LD_LEN, 0, 0, _JGE, packets.HEADERS + packets.BYTES),
     )

@@ -95,7 +95,7 @@ _PLAIN_ROUTES = frozenset(
     _RTMSG.pack(AF_INET, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, 0, RTN_UNICAST, RTNH_F_ONLINK)
     for length in range(33)
 )
-_ODD_FDB = frozenset((NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_SRC_VNI, NDA_NH_ID))
+_ODD_FDB = frozenset((NDA_VNI, NDA_IFINDEX, NDA_SRC_VNI, NDA_NH_ID))
 
 
 def read_neighbours(data: bytes, ifindex: int, table: Table) -> None:
@@ -204,7 +204,10 @@ def fdb_row(data: bytes, offset: int, header: Header, ifindex: int) -> Row | Non
         return None
     if not state & NUD_PERMANENT or len(destination) not in (4, 16) or not _ODD_FDB.isdisjoint(found):
         return mac, _odd("dst", destination, "state", state)
-    return mac, destination
+    port = found.get(NDA_PORT, b"")
+    if port and (len(destination), len(port)) != (4, 2):
+        return mac, _odd("dst", destination, "port", int.from_bytes(port, "big"))
+    return mac, destination + port
 
 
 def route_row(data: bytes, offset: int, header: Header, ifindex: int) -> Row | None:

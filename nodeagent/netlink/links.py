@@ -7,7 +7,7 @@ here touches a device that is not ours; a device is ours if it has our name and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -44,6 +44,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     local: str = ""
     learning: bool = False
     metadata: bool = False
+    source_ports: tuple[int, ...] = ()
+    """From which port on (and before which) it takes source ports; zeros: the kernel chooses."""
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
     local: str
     address: str
     mtu: int
+    fixed_source: bool = False
+    """Whether the source port of every packet is ``port``."""
 
 
 class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +72,8 @@ class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextmanager
-def _kernel() -> Iterator[Any]:
-    """A socket. What the kernel refuses is an OSError: a device may vanish between any two calls."""
+def kernel() -> Iterator[Any]:
+    """A socket. Raises OSError for what the kernel refuses: a device may vanish between any two calls."""
     try:
         with IPRoute() as socket:
             yield socket
@@ -97,18 +101,19 @@ def _link(message: Any) -> Link:
         local=get("IFLA_VXLAN_LOCAL") or get("IFLA_VXLAN_LOCAL6") or "",
         learning=bool(get("IFLA_VXLAN_LEARNING")),
         metadata=bool(get("IFLA_VXLAN_COLLECT_METADATA")),
+        source_ports=tuple((get("IFLA_VXLAN_PORT_RANGE") or {}).values()),
     )
 
 
 def links() -> list[Link]:
     """Every device of this network namespace."""
-    with _kernel() as socket:
+    with kernel() as socket:
         return [_link(message) for message in socket.get_links()]
 
 
 def find(name: str) -> Link | None:
     """The device of that name."""
-    with _kernel() as socket:
+    with kernel() as socket:
         return _find(socket, name)
 
 
@@ -124,7 +129,7 @@ def _find(socket: Any, name: str) -> Link | None:
 
 def addresses() -> list[tuple[int, str, int]]:
     """(device index, IPv4 address, prefix length) of every address."""
-    with _kernel() as socket:
+    with kernel() as socket:
         return [
             (
                 message["index"],
@@ -148,7 +153,7 @@ def own_addresses() -> frozenset[str]:
 
 def default_device() -> str:
     """The device of the best default route, one with a carrier if there is any; empty without one."""
-    with _kernel() as socket:
+    with kernel() as socket:
         routes = [
             (message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_OIF") or 0)
             for message in socket.get_default_routes(family=2, table=254)
@@ -161,7 +166,7 @@ def devices_towards(cidr: str, among: set[int]) -> dict[str, int]:
     """Name → index of those devices that have a route into the network: for a range, its pods' devices."""
     network = IPv4Network(cidr)
     found: dict[str, int] = {}
-    with _kernel() as socket:
+    with kernel() as socket:
         for index in sorted(among):
             # Filtered by the kernel: other nodes' routes may be thousands.
             for message in socket.get_routes(family=2, oif=index, table=254):
@@ -192,7 +197,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> KernelRoute
         wanted["src"] = source
     if incoming:
         wanted["iif"] = incoming
-    with _kernel() as socket:
+    with kernel() as socket:
         try:
             (found,) = socket.route("get", **wanted)
             index = int(found.get_attr("RTA_OIF") or 0)
@@ -209,7 +214,7 @@ def route_to(target: str, *, source: str = "", incoming: int = 0) -> KernelRoute
 
 def route_mtu(address: str) -> int:
     """The MTU of the route to an address, if it has one of its own; else 0. Raises OSError (NetlinkError)."""
-    with _kernel() as socket:
+    with kernel() as socket:
         (found,) = socket.route("get", dst=address)
         metrics = found.get_attr("RTA_METRICS")
         return int((metrics.get_attr("RTAX_MTU") if metrics else 0) or 0)
@@ -225,7 +230,7 @@ def ensure_device(spec: DeviceSpec, allow: Callable[[str], bool] = lambda _: Tru
     (NetlinkError) for what the kernel refuses otherwise.
     """
     actions: list[str] = []
-    with _kernel() as socket:
+    with kernel() as socket:
         link = _find(socket, spec.name)
         if link is None and (renamed := _renamed(socket, spec)) is not None:
             socket.link("set", index=renamed.index, state="down")  # kernels rename few devices that are up
@@ -270,10 +275,14 @@ def _renamed(socket: Any, spec: DeviceSpec) -> Link | None:
 
 
 def _usable(link: Link, spec: DeviceSpec) -> bool:
-    return (link.vni, link.port, link.metadata) == (spec.vni, spec.port, False)
+    fits = (link.vni, link.port, link.metadata) == (spec.vni, spec.port, False)
+    return fits and (not spec.fixed_source or link.source_ports == (spec.port, spec.port + 1))
 
 
 def _create(socket: Any, spec: DeviceSpec) -> None:
+    source: dict[str, Any] = {}
+    if spec.fixed_source:  # no outer checksum: where NAT changes it before it is computed, it is wrong
+        source = {"vxlan_port_range": {"low": spec.port, "high": spec.port + 1}, "vxlan_udp_csum": 0}
     try:
         socket.link(
             "add",
@@ -285,6 +294,7 @@ def _create(socket: Any, spec: DeviceSpec) -> None:
             vxlan_port=spec.port,
             vxlan_learning=0,
             vxlan_local=spec.local,
+            **source,
         )
     except NetlinkError as error:
         raise _conflict(socket, spec, error) from error
@@ -365,13 +375,13 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
 
 def rename(index: int, name: str) -> None:
     """Give a device another name; its addresses, rows and routes stay. Raises OSError."""
-    with _kernel() as socket:
+    with kernel() as socket:
         socket.link("set", index=index, ifname=name)
 
 
 def alternative_names(index: int) -> list[str]:
     """By what other names a device can be found."""
-    with _kernel() as socket:
+    with kernel() as socket:
         found = socket.get_links(index)
         listed = found[0].get_attr("IFLA_PROP_LIST") if found else None
         return [str(name) for name in listed.get_attrs("IFLA_ALT_IFNAME")] if listed else []
@@ -379,48 +389,25 @@ def alternative_names(index: int) -> list[str]:
 
 def add_alternative_name(index: int, name: str) -> None:
     """Let a device be found by that name, too. Raises OSError."""
-    with _kernel() as socket:
+    with kernel() as socket:
         socket.link("property_add", index=index, altname=name)
 
 
 def drop_alternative_name(index: int, name: str) -> None:
     """Take one of its other names from a device. Raises OSError."""
-    with _kernel() as socket:
+    with kernel() as socket:
         socket.link("property_del", index=index, altname=name)
-
-
-def put_plain_routes(index: int, routes: Sequence[tuple[bytes, int, bytes]]) -> None:
-    """``ip route replace NETWORK/LENGTH via GATEWAY dev … onlink``, with no mark of ours. Raises OSError."""
-    with _kernel() as socket:
-        for network, length, gateway in routes:
-            target = f"{IPv4Address(network)}/{length}"
-            socket.route(
-                "replace", dst=target, gateway=str(IPv4Address(gateway)), oif=index, flags=["onlink"], proto=3
-            )
-
-
-def drop_routes(index: int, routes: Sequence[tuple[bytes, int, int, int]]) -> None:
-    """Remove routes over a device: (network, length, protocol, metric). One that is gone is no error."""
-    with _kernel() as socket:
-        for network, length, protocol, metric in routes:
-            target = f"{IPv4Address(network)}/{length}"
-            priority = {"priority": metric} if metric else {}
-            try:
-                socket.route("del", dst=target, oif=index, proto=protocol, **priority)
-            except NetlinkError as error:
-                if error.code != errno.ESRCH:
-                    raise
 
 
 def has_ports(bridge: int) -> bool:
     """Whether any device hangs on that bridge (by index)."""
-    with _kernel() as socket:
+    with kernel() as socket:
         return any(True for _ in socket.get_links(master=bridge))
 
 
 def neighbours(index: int) -> list[str]:
     """IPv4 addresses that have answered on that device."""
-    with _kernel() as socket:
+    with kernel() as socket:
         return [
             str(message.get_attr("NDA_DST"))
             for message in socket.get_neighbours(family=2, ifindex=index)
@@ -430,7 +417,7 @@ def neighbours(index: int) -> list[str]:
 
 def remove_veth(index: int) -> bool:
     """Remove a veth device, and with it its other end; False when there is none of that index and kind."""
-    with _kernel() as socket:
+    with kernel() as socket:
         try:
             link = _link(socket.get_links(index)[0])
         except (NetlinkError, IndexError):
@@ -442,7 +429,7 @@ def remove_veth(index: int) -> bool:
 
 def remove_device(name: str) -> bool:
     """Remove our device (rows go with it); False when there is none of that name and kind."""
-    with _kernel() as socket:
+    with kernel() as socket:
         if (link := _find(socket, name)) is None or link.kind != "vxlan":
             return False
         socket.link("del", index=link.index)

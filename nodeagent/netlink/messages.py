@@ -20,6 +20,7 @@ from nodeagent.netlink.constants import (
     NDA_DST,
     NDA_IFINDEX,
     NDA_LLADDR,
+    NDA_PORT,
     NDA_PROTOCOL,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -59,6 +60,7 @@ _RTMSG = "BBBBBBBBI"  # family, dst_len, src_len, tos, table, protocol, scope, t
 _NEIGHBOUR_KEY = struct.Struct(_HEADER + _NDMSG + "HH4s")
 _FDB4 = struct.Struct(_HEADER + _NDMSG + "HH6sxx" + "HH4s")
 _FDB6 = struct.Struct(_HEADER + _NDMSG + "HH6sxx" + "HH16s")
+_FDB4_PORT = struct.Struct(_HEADER + _NDMSG + "HH6sxx" + "HH4s" + "HH2sxx")
 _FDB_KEY = struct.Struct(_HEADER + _NDMSG + "HH6sxx")
 _ROUTE_PLAIN = struct.Struct(_HEADER + _RTMSG + "HH4s" + "HHI")
 _NEIGHBOUR_DUMP = struct.Struct(_HEADER + _NDMSG + "HHI")
@@ -137,7 +139,7 @@ def get_neighbour(ifindex: int, sequence: int, address: bytes) -> bytes:
 
 
 def put_fdb(ifindex: int, sequence: int, mac: bytes, destination: bytes) -> bytes:
-    """``bridge fdb replace MAC dst ADDRESS self permanent``.
+    """``bridge fdb replace MAC dst ADDRESS [port PORT] self permanent``.
 
     NTF_SELF is needed: without it the kernel looks for a bridge above and answers EOPNOTSUPP.
     """
@@ -145,6 +147,12 @@ def put_fdb(ifindex: int, sequence: int, mac: bytes, destination: bytes) -> byte
         return _FDB4_PUT.pack(
             _FDB4_START, sequence, _FDB_FAMILY, ifindex, _FDB_STATE, mac, _FDB_DST4, destination
         )
+    if len(destination) == 6:
+        return _FDB4_PORT.pack(
+            56, RTM_NEWNEIGH, _PUT, sequence, 0,
+            AF_BRIDGE, 0, 0, ifindex, FDB_STATE, NTF_SELF, 0,
+            10, NDA_LLADDR, mac, 8, NDA_DST, destination[:4], 6, NDA_PORT, destination[4:],
+        )  # fmt: skip
     return _FDB6.pack(
         60, RTM_NEWNEIGH, _PUT, sequence, 0,
         AF_BRIDGE, 0, 0, ifindex, FDB_STATE, NTF_SELF, 0,
@@ -153,11 +161,17 @@ def put_fdb(ifindex: int, sequence: int, mac: bytes, destination: bytes) -> byte
 
 
 def drop_fdb(ifindex: int, sequence: int, mac: bytes, destination: bytes) -> bytes:
-    """``bridge fdb del MAC dst ADDRESS self``; with an empty destination the whole entry.
+    """``bridge fdb del MAC dst ADDRESS [port PORT] self``; with an empty destination the whole entry.
 
     With a destination that the row does not have, the kernel reports success and deletes nothing:
     whoever deletes reads back.
     """
+    if len(destination) == 6:
+        return _FDB4_PORT.pack(
+            56, RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0,
+            AF_BRIDGE, 0, 0, ifindex, FDB_STATE, NTF_SELF, 0,
+            10, NDA_LLADDR, mac, 8, NDA_DST, destination[:4], 6, NDA_PORT, destination[4:],
+        )  # fmt: skip
     if len(destination) not in (4, 16):
         return _FDB_KEY.pack(
             40, RTM_DELNEIGH, NLM_F_REQUEST, sequence, 0,

@@ -85,6 +85,8 @@ class RowChange(NamedTuple):
     kind: Kind
     key: bytes
     value: bytes | None
+    second: bool = False
+    """Whether it is on the second device."""
 
 
 class Overflow(NamedTuple):
@@ -102,12 +104,13 @@ class Monitor(Subscription):
     def __init__(self) -> None:
         groups = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE)
         super().__init__(groups, BUFFER_BYTES)
-        self._ifindex = 0
+        self._ifindex = self._second = 0
 
-    def watch(self, ifindex: int, own_port: int) -> None:
-        """Listen to the neighbours of this device only, and not to what ``own_port`` itself wrote."""
-        self._ifindex = ifindex
-        program = _filter(ifindex, own_port)
+    def watch(self, ifindex: int, own_port: int, second: int = 0) -> None:
+        """Listen to the neighbours of this device only (and of the second one, where there is one), and not to
+        what ``own_port`` itself wrote."""
+        self._ifindex, self._second = ifindex, second
+        program = _filter(ifindex, own_port, second or ifindex)
         buffer = ctypes.create_string_buffer(program)
         self._socket.setsockopt(
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(buffer))
@@ -117,16 +120,16 @@ class Monitor(Subscription):
         """Everything that has arrived (at most READS_LIMIT datagrams). Raises OSError."""
         notices: list[Notice] = []
         for data in self.datagrams(READS_LIMIT):
-            notices += [Overflow()] if data is None else parse(data, self._ifindex)
+            notices += [Overflow()] if data is None else parse(data, self._ifindex, self._second)
         return notices
 
 
-def parse(data: bytes, ifindex: int) -> list[Notice]:
+def parse(data: bytes, ifindex: int, second: int = 0) -> list[Notice]:
     """The notices in one datagram. Malformed bytes count as a loss; never raises."""
     notices: list[Notice] = []
     try:
         for header, offset in dump.messages(data):
-            notice = _notice(data, offset, header, ifindex)
+            notice = _notice(data, offset, header, ifindex, second)
             if notice is not None:
                 notices.append(notice)
     except (dump.MalformedMessage, struct.error):
@@ -134,7 +137,7 @@ def parse(data: bytes, ifindex: int) -> list[Notice]:
     return notices
 
 
-def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Notice | None:
+def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int, second: int) -> Notice | None:
     start, end = offset + NLMSG_HEADER, offset + header.length
     if header.type in (RTM_NEWLINK, RTM_DELLINK):
         family, _, index, flags, _ = _IFINFO.unpack_from(data[start:end])
@@ -162,7 +165,11 @@ def _notice(data: bytes, offset: int, header: dump.Header, ifindex: int) -> Noti
         kind = Kind.FDB if data[start : start + 1] == bytes([AF_BRIDGE]) else Kind.NEIGHBOUR
         read = dump.fdb_row if kind is Kind.FDB else dump.neighbour_row
         row = read(data, offset, header, ifindex)
-        return RowChange(kind, row[0], None if header.type == RTM_DELNEIGH else row[1]) if row else None
+        beside = row is None and second != 0
+        row = read(data, offset, header, second) if beside else row
+        if row is None:
+            return None
+        return RowChange(kind, row[0], None if header.type == RTM_DELNEIGH else row[1], beside)
     if header.type in (RTM_NEWROUTE, RTM_DELROUTE):
         return _route_notice(data, offset, header, ifindex)
     return None
@@ -200,8 +207,8 @@ _LD_H, _LD_W, _JEQ, _RET = 0x28, 0x20, 0x15, 0x06
 _KEEP = 0xFFFFFFFF
 
 
-def _filter(ifindex: int, own_port: int) -> bytes:
-    """Drop neighbours of other devices, and neighbours and routes that ``own_port`` wrote; keep the rest."""
+def _filter(ifindex: int, own_port: int, second: int) -> bytes:
+    """Drop neighbours of other devices than these two, and neighbours and routes that ``own_port`` wrote."""
 
     def half(value: int) -> int:
         return int.from_bytes(struct.pack("=H", value), "big")
@@ -213,10 +220,11 @@ def _filter(ifindex: int, own_port: int) -> bytes:
         (_LD_H, 0, 0, 4),  # nlmsg_type
         (_JEQ, 3, 0, half(RTM_NEWNEIGH)),  # → neighbour
         (_JEQ, 2, 0, half(RTM_DELNEIGH)),  # → neighbour
-        (_JEQ, 3, 0, half(RTM_NEWROUTE)),  # → writer
-        (_JEQ, 2, 5, half(RTM_DELROUTE)),  # → writer, else keep
+        (_JEQ, 4, 0, half(RTM_NEWROUTE)),  # → writer
+        (_JEQ, 3, 6, half(RTM_DELROUTE)),  # → writer, else keep
         (_LD_W, 0, 0, NLMSG_HEADER + 4),  # neighbour: ndm_ifindex
-        (_JEQ, 0, 2, word(ifindex)),  # → writer, else drop
+        (_JEQ, 1, 0, word(ifindex)),  # → writer
+        (_JEQ, 0, 2, word(second)),  # → writer, else drop
         (_LD_W, 0, 0, 12),  # writer: nlmsg_pid
         (_JEQ, 0, 1, word(own_port)),  # → drop, else keep
         (_RET, 0, 0, 0),  # drop

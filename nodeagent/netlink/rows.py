@@ -7,7 +7,8 @@ the speed of ``dict.__eq__`` and take a few megabytes:
 table           key                                         value
 ==============  ==========================================  =============================
 ``neighbours``  address (4)                                 MAC (6)
-``fdb``         MAC (6)                                     underlay address (4 or 16)
+``fdb``         MAC (6)                                     underlay address (4 or 16), and the UDP
+                                                            port (2) where it is not the device's
 ``routes``      network (4), prefix length (1), metric (4)  next hop (4), and the MTU (4) where the way is
                                                             narrower than the device; empty: blackhole;
                                                             over another device than the tunnel: next hop
@@ -159,4 +160,6 @@ def _value(value: bytes, *, mac: bool = False) -> str:
         return f"{ip_address(value[:4])} mtu {int.from_bytes(value[4:], 'big')}"
     if value.startswith(ODD) and len(value) not in (4, 6, 16):
         return f"(foreign form: {value[1:].decode('ascii', 'replace')})"
+    if len(value) == 6 and not mac:
+        return f"{ip_address(value[:4])} port {int.from_bytes(value[4:], 'big')}"
     return mac_text(value) if mac else str(ip_address(value))

@@ -243,12 +243,15 @@ class Engine:
                     failures.append(failure)
             data = self._receive()
 
-    def read(self, ifindex: int) -> Rows:
-        """All rows of the device and all routes of our protocol. Raises AnswersLost, OSError."""
+    def read(self, ifindex: int, *, routes: bool = True) -> Rows:
+        """All rows of the device and, unless they do not matter, all routes of our protocol.
+
+        Raises AnswersLost, OSError.
+        """
         return Rows(
             self._dump(lambda s: messages.dump_neighbours(ifindex, s), dump.read_neighbours, ifindex),
             self._dump(lambda s: messages.dump_fdb(ifindex, s), dump.read_fdb, ifindex),
-            self._dump(messages.dump_routes, dump.read_routes, ifindex),
+            self._dump(messages.dump_routes, dump.read_routes, ifindex) if routes else {},
         )
 
     def read_one(self, kind: Kind, key: bytes, ifindex: int) -> bytes | None:

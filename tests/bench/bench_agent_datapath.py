@@ -3,7 +3,8 @@
 Each way has two hosts of its own (namespaces on a veth pair) with a pod each behind a veth with a host
 route, what the ``ptp`` plugin makes, and MTU 1450 inside. ``tunnel`` is device, rows and nftables table by
 the agent's own parts, as a node has them, ``fast path`` the same with the eBPF programs; ``direct`` and
-``direct fast`` are the same with the other host for a neighbour that is reached without the tunnel. The
+``direct fast`` are the same with the other host for a neighbour that is reached without the tunnel, ``nat`` the
+same as ``tunnel`` by the second device, as peers behind NAT are reached. The
 baselines are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful
 firewall pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
 
@@ -29,8 +30,10 @@ from tests.bench.agent_place import run_inside
 
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
-WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct", "direct fast")
-TUNNELS = {"tunnel", "fast path", "direct", "direct fast"}
+WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct", "direct fast", "nat")
+TUNNELS = {"tunnel", "fast path", "direct", "direct fast", "nat"}
+NAT_TARGETS = {"tcp1": 0.95, "tcp4": 0.95, "udp": 0.95}
+"""Of what the ordinary tunnel does, on the node's whole stack."""
 FIGURES = {
     "tcp1": ("TCP, 1 stream", "Gbit/s", "higher"),
     "tcp4": ("TCP, 4 streams", "Gbit/s", "higher"),
@@ -63,6 +66,10 @@ def run() -> list[dict[str, Any]]:
     """Every way against ``routed``, on both kinds of underlay."""
     found = run_inside(__name__)
     rows = _rows(found["merges"], "", TARGETS)
+    rows += [
+        _compare(found["merges"], "nat", kind, 3, FIGURES[kind], target, baseline="tunnel")
+        for kind, target in NAT_TARGETS.items()
+    ]
     rows += _rows(found["cuts"], ", no tunnel segmentation", {})
     for name, blocks in found.items():
         disturbed = sum(others > DISTURBED_PERCENT for *_, others, _ in blocks)
@@ -91,7 +98,14 @@ def _rows(blocks: list[Block], underlay: str, targets: dict[tuple[str, str], flo
 
 
 def _compare(
-    blocks: list[Block], way: str, kind: str, field: int, words: tuple[str, str, str], target: float | None
+    blocks: list[Block],
+    way: str,
+    kind: str,
+    field: int,
+    words: tuple[str, str, str],
+    target: float | None,
+    *,
+    baseline: str = "routed",
 ) -> dict[str, Any]:
     """The ratio is the median of the rounds' own, which drift does not touch."""
     name, unit, better = words
@@ -100,18 +114,18 @@ def _compare(
         for number, by, what, *rest in blocks
         if what == kind and rest[2] <= DISTURBED_PERCENT and rest[0]
     }
-    rounds = [number for number, by in quiet if by == way and (number, "routed") in quiet]
+    rounds = [number for number, by in quiet if by == way and (number, baseline) in quiet]
     if len(rounds) < 3:  # a machine that never is quiet: better a disturbed figure than none
         quiet = {(b[0], b[1]): float(b[field]) for b in blocks if b[2] == kind and b[3]}
-        rounds = [number for number, by in quiet if by == way and (number, "routed") in quiet]
-    ratios = [quiet[number, way] / quiet[number, "routed"] for number in rounds]
+        rounds = [number for number, by in quiet if by == way and (number, baseline) in quiet]
+    ratios = [quiet[number, way] / quiet[number, baseline] for number in rounds]
     low, _, high = statistics.quantiles(ratios, n=4)
     ratio = statistics.median(ratios)
     good = target is None or (ratio >= target if better == "higher" else ratio <= target)
     return {
-        "name": f"pod to pod, {way} / routed: {name} (spread {low:.2f}–{high:.2f}, {len(rounds)} rounds)",
+        "name": f"pod to pod, {way} / {baseline}: {name} (spread {low:.2f}–{high:.2f}, {len(rounds)} rounds)",
         "ours": statistics.median(quiet[number, way] for number in rounds),
-        "baseline": statistics.median(quiet[number, "routed"] for number in rounds),
+        "baseline": statistics.median(quiet[number, baseline] for number in rounds),
         "unit": unit,
         "ratio": ratio,
         "target": target,
@@ -208,8 +222,10 @@ def _hosts(place: int, way: str) -> None:
         if way.startswith("direct"):
             _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other}")  # the kernel learns the MAC
             _run(host, f"lead_directly({number}, {other}, fast={way == 'direct fast'})")
+        elif way == "nat":
+            _run(host, f"lead_through_nat({number}, {other})")
 
 
 def _run(host: str, call: str) -> None:
-    code = f"from tests.nodeagent.host import lead_directly, prepare; {call}"
+    code = f"from tests.nodeagent.host import lead_directly, lead_through_nat, prepare; {call}"
     subprocess.run(["ip", "netns", "exec", host, sys.executable, "-c", code], check=True)

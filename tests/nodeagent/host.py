@@ -7,11 +7,13 @@ import socket
 import struct
 from collections.abc import Mapping
 
+from nodeagent.conditions import Conditions
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired, difference
+from nodeagent.dataplane.second_device import SecondDevice
 from nodeagent.fastpath import layout, programs
 from nodeagent.fastpath.programs import Programs
-from nodeagent.firewall import ruleset
+from nodeagent.firewall import elements, ruleset
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes, mac_text, side_route_value
@@ -96,6 +98,35 @@ def lead_directly(
         loaded.tell(record(number, tunnel, underlay, generation=generation + 1)._replace(direct=1))
 
 
+def lead_through_nat(number: int, other: int, seen: str = "", port: int = PORT) -> None:
+    """The other host is reached by the second device, as a peer behind NAT is, where it is seen."""
+    spec = links.DeviceSpec(
+        name=DEVICE, vni=VNI, port=PORT, mac=mac(number),
+        local=f"10.0.0.{number}", address=f"172.16.{number}.0", mtu=MTU,
+    )  # fmt: skip
+    second = SecondDevice(DEVICE, Conditions())
+    second.wanted = True
+    second.prepare(spec, lambda _: True)
+    first, address, destination, _ = peer(other).packed()
+    if seen:
+        destination = address_bytes(seen) + port.to_bytes(2, "big") * (port != PORT)
+    second.rows = Rows({first: address}, {address: destination}, {})
+    desired = Desired()
+    desired.apply(PeerChange(None, peer(other)))
+    way = side_route_value(first, MTU, second.ifindex, address_bytes(f"172.16.{number}.0"))
+    with Engine(NetlinkChannel()) as engine:
+        assert second.compare(engine, None) is not None
+        assert not engine.execute(desired.prefer(peer(other), way), 0)
+    rules = ruleset.Rules(
+        device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
+        ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}",
+        second=elements.Second(second.name, second.ifindex, VNI + 1),
+    )  # fmt: skip
+    asyncio.run(
+        ruleset.replace(rules, [f"10.0.0.{other}"], mapped=[f"{seen or peer(other).underlay} . {port}"])
+    )
+
+
 def write_rows(number: int, *others: int, index: int) -> None:
     """All rows of a host, whatever of them is there already."""
     desired = Desired()
@@ -117,7 +148,7 @@ def follow(change: PeerChange, loaded: Programs | None) -> None:
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(desired.apply(change), socket.if_nametoindex(DEVICE))
     added, removed = ({each.underlay} if each is not None else set() for each in (after, before))
-    asyncio.run(ruleset.nft(ruleset.render_members(added - removed, removed - added)))
+    asyncio.run(ruleset.nft(elements.render_members(added - removed, removed - added)))
     if after is not None and loaded is not None:
         loaded.put_peers(dict([layout.peer_entry(after, MTU)]))
 

@@ -86,6 +86,10 @@ def a_put_replaces(place: Place) -> None:
     changed.fdb[mac(1)] = underlay(99)
     write(place, changed)
     assert place.engine.read(place.ifindex) == changed
+    for destination in (underlay(99) + b"\x50\x01", underlay(98) + b"\x50\x02", underlay(98)):
+        changed.fdb[mac(1)] = destination  # with the port at which a peer behind NAT is seen
+        write(place, changed)
+        assert place.engine.read(place.ifindex) == changed
 
 
 def a_route_carries_the_mtu_of_a_narrower_way_and_loses_it_again(place: Place) -> None:
@@ -121,6 +125,13 @@ def an_fdb_removal_with_a_wrong_destination_succeeds_and_deletes_nothing(place: 
     assert place.engine.execute([drop(Kind.FDB, mac(0), underlay(44))], place.ifindex) == []
     assert place.engine.read_one(Kind.FDB, mac(0), place.ifindex) == underlay(0)
     assert place.engine.execute([drop(Kind.FDB, mac(0), underlay(0))], place.ifindex) == []
+    assert place.engine.read_one(Kind.FDB, mac(0), place.ifindex) is None
+    mapped = underlay(0) + b"\x50\x01"
+    assert place.engine.execute([put(Kind.FDB, mac(0), mapped)], place.ifindex) == []
+    for wrong in (underlay(0), underlay(0) + b"\x50\x02"):
+        assert place.engine.execute([drop(Kind.FDB, mac(0), wrong)], place.ifindex) == []
+        assert place.engine.read_one(Kind.FDB, mac(0), place.ifindex) == mapped
+    assert place.engine.execute([drop(Kind.FDB, mac(0), mapped)], place.ifindex) == []
     assert place.engine.read_one(Kind.FDB, mac(0), place.ifindex) is None
 
 

@@ -145,7 +145,7 @@ class MemoryKernel:
         self, header: Header, ifindex: int, state: int, flags: int, found: dict[int, bytes]
     ) -> int:
         key = (ifindex, found[c.NDA_LLADDR])
-        destination = found.get(c.NDA_DST, b"")
+        destination = found.get(c.NDA_DST, b"") + found.get(c.NDA_PORT, b"")
         if header.type == c.RTM_GETNEIGH:
             if key not in self.fdb:
                 return errno.ENOENT
@@ -229,7 +229,9 @@ class MemoryKernel:
         body = _NDMSG.pack(c.AF_BRIDGE, key[0], state, c.NTF_SELF, 1)
         body += _attribute(c.NDA_LLADDR, key[1])
         if destination:
-            body += _attribute(c.NDA_DST, destination)
+            body += _attribute(c.NDA_DST, destination[:4] if len(destination) == 6 else destination)
+        if len(destination) == 6:
+            body += _attribute(c.NDA_PORT, destination[4:])
         body += _attribute(_NDA_CACHEINFO, bytes(16))
         return _HEADER.pack(16 + len(body), c.RTM_NEWNEIGH, 0, 0, 1) + body
 

@@ -77,6 +77,23 @@ def test_put_and_drop_fdb(ifindex: int, sequence: int, mac: bytes, destination: 
     )
 
 
+@given(ifindexes, sequences, macs, addresses, st.integers(1, 65535))
+def test_put_and_drop_fdb_with_a_port(
+    ifindex: int, sequence: int, mac: bytes, address: bytes, port: int
+) -> None:
+    attrs = [("NDA_LLADDR", mac_text(mac)), ("NDA_DST", v4(address)), ("NDA_PORT", port)]
+    fields = {"family": 7, "ifindex": ifindex, "state": c.FDB_STATE, "flags": c.NTF_SELF}
+    destination = address + port.to_bytes(2, "big")
+    put = messages.put_fdb(ifindex, sequence, mac, destination)
+    assert put == reference(ndmsg, c.RTM_NEWNEIGH, PUT, sequence, attrs, **fields)
+    assert messages.drop_fdb(ifindex, sequence, mac, destination) == reference(
+        ndmsg, c.RTM_DELNEIGH, c.NLM_F_REQUEST, sequence, attrs, **fields
+    )
+    read: dict[bytes, bytes] = {}
+    dump.read_fdb(put, ifindex, read)
+    assert read == {mac: destination}
+
+
 @given(ifindexes, sequences, macs)
 def test_drop_and_get_fdb_by_mac_alone(ifindex: int, sequence: int, mac: bytes) -> None:
     attrs = [("NDA_LLADDR", mac_text(mac))]

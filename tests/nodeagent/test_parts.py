@@ -87,7 +87,7 @@ def test_route_keys_hold_what_they_were_made_of(network: bytes, length: int, met
 
 
 def test_a_device_that_vanishes_between_two_calls_is_an_oserror() -> None:
-    with pytest.raises(OSError, match="No such device") as raised, links._kernel() as socket:
+    with pytest.raises(OSError, match="No such device") as raised, links.kernel() as socket:
         socket.link("set", index=2**31 - 1, state="up")
     assert raised.value.errno == errno.ENODEV
 

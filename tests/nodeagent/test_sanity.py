@@ -19,8 +19,7 @@ from events.types import (
     Event,
     NodeUnderlayChanged,
 )
-from nodeagent.dataplane.desired import Desired
-from nodeagent.dataplane.reconciler import desired_of
+from nodeagent.dataplane.desired import Desired, desired_of
 from nodeagent.firewall import ruleset
 from nodeagent.gateway import rules as gateway_rules
 from nodeagent.membership.sanity import mac_problem, unicast_problem

@@ -61,7 +61,7 @@ TAKING = (
 )
 GIVING = (
     "nodeagent.clean:_remove_programs",
-    "nodeagent.netlink.links:put_plain_routes",
+    "nodeagent.netlink.plain_routes:put_plain_routes",
     "nodeagent.netlink.socket:Engine.execute",
     "nodeagent.netlink.links:drop_alternative_name",
     "nodeagent.netlink.links:rename",

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
 from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced, NodeNatChanged, NodeUnderlayChanged
-from nodeagent.dataplane.desired import Desired
-from nodeagent.dataplane.reconciler import desired_of
+from nodeagent.dataplane.desired import Desired, desired_of
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.view import View
 from tests.nodeagent.logs import DEFINED, folded, joined, logs

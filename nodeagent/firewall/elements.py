@@ -1,0 +1,75 @@
+"""What the sets of the table hold, and the rules for peers behind NAT. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+TABLE = "isthmus"
+NOBODY: Mapping[str, str] = MappingProxyType({})
+
+
+class Second(msgspec.Struct, frozen=True):
+    """The device for peers behind NAT: name, index, VNI."""
+
+    device: str
+    ifindex: int
+    vni: int
+
+
+def from_mapped(second: Second | None) -> list[str]:
+    """The rules for packets of its VNI that were sent to this node; none where there is no such device."""
+    if second is None:
+        return []
+    return ["fib daddr type != local return", "ip saddr . udp sport @mapped notrack accept", "counter drop"]
+
+
+def render_mapped(added: Iterable[str], removed: Iterable[str]) -> str:
+    """A transaction that only changes from which ``ADDRESS . PORT`` such packets may come."""
+    return "".join(
+        f"{verb} element inet {TABLE} mapped {{ {place} }}\n"
+        for verb, places in (("add", added), ("delete", removed))
+        for place in sorted(places)
+    )
+
+
+def render_members(added: Iterable[str], removed: Iterable[str]) -> str:
+    """A transaction that only changes the set of known VTEPs."""
+    lines = [
+        f"{verb} element inet {TABLE} {'vteps6' if ':' in address else 'vteps'} {{ {address} }}\n"
+        for verb, addresses in (("add", added), ("delete", removed))
+        for address in sorted(addresses)
+    ]
+    return "".join(lines)
+
+
+def render_near(added: Mapping[str, str], removed: Mapping[str, str]) -> str:
+    """A transaction that only changes whose plain packets come in; what is removed goes first."""
+    lines = []
+    moved = added.keys() & removed.keys()
+    for verb, near in (("delete", removed), ("add", added)):
+        for cidr, mac in sorted(near.items()):
+            lines.append(f"{verb} element inet {TABLE} neighbours {{ {mac} . {cidr} }}\n")
+            if cidr not in moved:
+                lines.append(f"{verb} element inet {TABLE} nearby {{ {cidr} }}\n")
+    return "".join(lines)
+
+
+def near_sets(near: Mapping[str, str]) -> str:
+    return f"""set neighbours {{
+    type ether_addr . ipv4_addr
+    flags interval
+    {elements(f"{mac} . {cidr}" for cidr, mac in sorted(near.items()))}
+  }}
+  set nearby {{
+    type ipv4_addr
+    flags interval
+    {elements(sorted(near))}
+  }}"""
+
+
+def elements(values: Iterable[str]) -> str:
+    joined = ", ".join(values)
+    return f"elements = {{ {joined} }}" if joined else ""

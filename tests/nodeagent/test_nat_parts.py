@@ -1,0 +1,190 @@
+"""What the way through NAT stands on: sockets that pass a router, a device with one source port, the rules."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from nodeagent.conditions import Conditions
+from nodeagent.dataplane.second_device import SecondDevice, second_name
+from nodeagent.firewall import ruleset
+from nodeagent.firewall.elements import Second
+from nodeagent.firewall.ruleset import Rules
+from nodeagent.nat import packets
+from nodeagent.nat.packets import HELLO, Endpoint, Message
+from nodeagent.nat.wire import Wire
+from nodeagent.netlink import links
+from nodeagent.netlink.links import DeviceSpec
+from nodeagent.netlink.rows import Rows
+from nodeagent.netlink.socket import Engine, NetlinkChannel
+from tests.nodeagent.sandbox import inside, sh
+from tests.waiting import until
+
+SPEC = DeviceSpec(
+    name="isthmus",
+    vni=100,
+    port=8472,
+    mac="66:00:00:00:00:01",
+    local="10.0.0.1",
+    address="172.16.0.0",
+    mtu=1450,
+)
+RULES = Rules(
+    device="isthmus", port=8472, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",), underlay="10.0.0.1",
+    ifindex=7, second=Second("isthmus-nat", 8, 101),
+)  # fmt: skip
+LENGTH = 3_000_000
+"""Bytes: large segments, whose checksums are computed behind the tunnel."""
+SERVE = """
+import socket
+s = socket.create_server(("172.16.1.2", 9000))
+print("ready", flush=True)
+c, _ = s.accept()
+while data := c.recv(65536):
+    c.sendall(data)
+c.shutdown(socket.SHUT_WR)
+"""
+SEND = f"""
+import socket, threading
+s = socket.create_connection(("172.16.1.2", 9000), timeout=10)
+threading.Thread(target=lambda: (s.sendall(bytes({LENGTH})), s.shutdown(socket.SHUT_WR))).start()
+got = 0
+while data := s.recv(65536):
+    got += len(data)
+print(got)
+"""
+PLACES = {"10.0.0.9 . 8472", "10.0.0.9 . 25723", "198.51.100.1 . 1024"}
+
+
+def underlay() -> None:
+    sh("ip link add eth0 type veth peer name far && ip addr add 10.0.0.1/24 dev eth0")
+    sh("ip link set eth0 up && ip link set far up")
+
+
+@inside
+async def test_messages_pass_by_the_sockets_and_nothing_else_is_heard() -> None:
+    sh("ip netns add there && ip link add eth0 type veth peer name eth0 netns there")
+    sh("ip addr add 10.0.0.1/24 dev eth0 && ip link set eth0 up")
+    sh("ip -n there addr add 10.0.0.2/24 dev eth0 && ip -n there link set eth0 up")
+    sh("ip netns exec there nft add table ip n")
+    sh("ip netns exec there nft 'add chain ip n o { type nat hook postrouting priority srcnat; }'")
+    sh("ip netns exec there nft add rule ip n o udp dport 8472 masquerade to :30000")
+    heard: list[tuple[bytes, Endpoint, bytes]] = []
+    wire = Wire()
+    wire.listen("eth0", 8472, lambda *found: heard.append(found))
+    content = packets.seal(Message(HELLO, 1, 2, bytes(4), 26, 3), bytes(32))
+    send = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW); "
+        "[s.sendto(bytes.fromhex(p), ('10.0.0.1', 0)) for p in {!r}]"
+    )
+    mine = packets.datagram(
+        content, socket.inet_aton("10.0.0.2"), Endpoint(socket.inet_aton("10.0.0.1"), 8472), 8472
+    )
+    others = [
+        mine[:-1],
+        mine[:37] + b"x" + mine[38:],
+        mine[:34] + b"\1" + mine[35:],
+        mine[:22] + b"\0\1" + mine[24:],
+    ]
+    program = send.format([packet.hex() for packet in (*others, mine)])
+    await asyncio.to_thread(sh, f'ip netns exec there python3 -c "{program}"')
+    await until(lambda: bool(heard), "it is heard")
+    target, source, got = heard[-1]
+    assert (len(heard), target, got) == (1, socket.inet_aton("10.0.0.1"), content)
+    assert source == Endpoint(socket.inet_aton("10.0.0.2"), 30000), "as the router translated it"
+    wire.send(content, socket.inet_aton("10.0.0.1"), source, 8472)
+    assert (wire.sent, wire.heard) == (1, 1)
+    sh("ip link del eth0")
+    await until(lambda: not wire.listening, "the device is gone")
+    underlay()
+    wire.listen("eth0", 8472, lambda *found: heard.append(found))
+    wire.close()
+
+
+@inside
+def test_the_second_device_has_one_source_port_and_the_tunnels_address_and_rows_with_ports() -> None:
+    underlay()
+    links.ensure_device(SPEC)
+    second = SecondDevice("isthmus", Conditions())
+    assert second.prepare(SPEC, lambda _: True) == ()
+    second.wanted = True
+    assert second.prepare(SPEC, lambda _: True)
+    assert second.prepare(SPEC, lambda _: True) == (), "made once"
+    found = links.find(second_name("isthmus"))
+    assert found is not None
+    assert (found.vni, found.source_ports, found.mac, found.up) == (101, (8472, 8473), SPEC.mac, True)
+    place = socket.inet_aton("10.0.0.9") + (25723).to_bytes(2, "big")
+    mac = bytes.fromhex("660000000002")
+    second.rows = Rows({socket.inet_aton("172.16.0.64"): mac}, {mac: place}, {})
+    with Engine(NetlinkChannel()) as engine:
+        outcome = second.compare(engine, lambda _: True)
+        assert outcome is not None
+        assert (outcome.written, outcome.remaining) == (2, ())
+        sh("bridge fdb replace 66:00:00:00:00:02 dev isthmus-nat dst 10.0.0.8 port 1 self permanent")
+        repaired = second.compare(engine, lambda _: True)
+        assert repaired is not None
+        assert (repaired.written, repaired.remaining) == (1, ())
+        assert "10.0.0.9 port 25723" in sh("bridge fdb show dev isthmus-nat")
+    sh("ip link del isthmus-nat && ip link add isthmus-nat type vxlan id 101 dstport 8472 local 10.0.0.1")
+    assert any("removed" in action for action in second.prepare(SPEC, lambda _: True)), "its source ports vary"
+    second.wanted = False
+    assert second.prepare(SPEC, lambda _: True) == ("removed isthmus-nat",)
+
+
+@inside
+async def test_the_rules_let_in_from_a_place_and_follow_it() -> None:
+    await ruleset.replace(RULES, ["10.0.0.2"], mapped=PLACES)
+    assert await ruleset.elements_of("mapped") == PLACES
+    assert ruleset.as_written(await ruleset.listing(), RULES, ["10.0.0.2"], mapped=PLACES)
+    fewer = {"10.0.0.9 . 8472"}
+    assert not ruleset.as_written(await ruleset.listing(), RULES, ["10.0.0.2"], mapped=fewer)
+    await ruleset.replace(RULES, ["10.0.0.2"], mapped=fewer)
+    assert await ruleset.elements_of("mapped") == fewer
+    plain = msgspec.structs.replace(RULES, second=None)
+    for rules in (plain, RULES):
+        await ruleset.replace(rules, ["10.0.0.2"])
+        assert ruleset.as_written(await ruleset.listing(), rules, ["10.0.0.2"])
+        assert await ruleset.elements_of("mapped") == set()
+
+
+@inside
+def test_pods_packets_pass_a_router_that_masquerades() -> None:
+    for name in ("a", "b", "r", "p1", "p2"):
+        sh(f"ip netns add {name} && ip -n {name} link set lo up")
+    sh("ip link add u netns a type veth peer name wan netns r")
+    sh("ip link add u netns b type veth peer name lan netns r")
+    for name, device, address in (("a", "u", "1/24"), ("r", "wan", "254/24"), ("b", "u", "2/32")):
+        sh(f"ip -n {name} addr add 10.0.0.{address} dev {device} && ip -n {name} link set {device} up")
+    sh("ip -n r addr add 169.254.1.1/32 dev lan && ip -n r link set lan up")
+    sh("ip -n r route add 10.0.0.2 dev lan")
+    sh("ip -n b route add 169.254.1.1 dev u && ip -n b route add default via 169.254.1.1 dev u")
+    sh("ip netns exec r sysctl -qw net.ipv4.ip_forward=1 && ip netns exec r nft add table ip n")
+    sh("ip netns exec r nft 'add chain ip n o { type nat hook postrouting priority srcnat; }'")
+    sh("ip netns exec r nft add rule ip n o oifname wan udp dport 8472 masquerade to :30000")
+    for number, host in ((1, "a"), (2, "b")):
+        pod, own = f"p{number}", f"172.16.{number}"
+        sh(f"ip netns exec {host} sysctl -qw net.ipv4.ip_forward=1")
+        sh(f"ip link add p netns {host} type veth peer name eth0 netns {pod}")
+        sh(f"ip -n {host} link set p mtu 1450 up")
+        sh(f"ip -n {pod} link set eth0 mtu 1450 up && ip -n {pod} addr add {own}.2/32 dev eth0")
+        sh(f"ip -n {host} addr add {own}.1/32 dev p && ip -n {host} route add {own}.2/32 dev p")
+        sh(f"ip -n {pod} route add {own}.1 dev eth0 && ip -n {pod} route add default via {own}.1")
+    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, '10.0.0.254', 30000)")
+    at(2, "prepare(2, 1, fast=False); lead_through_nat(2, 1)")
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", "p1", sys.executable, "-c", SERVE], stdout=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    assert sh(f"ip netns exec p2 {sys.executable} -c '{SEND}'").strip() == str(LENGTH), "all of it, and back"
+    server.kill()
+    server.communicate()
+
+
+def at(number: int, call: str) -> None:
+    code = f"from tests.nodeagent.host import lead_through_nat, prepare; {call}"
+    sh(f'ip netns exec {"ab"[number - 1]} {sys.executable} -c "{code}"')
