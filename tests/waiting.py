@@ -23,8 +23,8 @@ def patient(promised_s: float) -> float:
     return promised_s * PATIENCE
 
 
-_PACE_S = 0.01
-"""How often a condition is looked at."""
+_PACE_S, _REST, _REST_MAX_S = 0.01, 2.0, 0.25
+"""The rest between two looks at a condition; if a look runs a program, so many times as long as the look."""
 
 
 async def until(
@@ -48,6 +48,7 @@ def wait_for(condition: Callable[[], Any], what: str = "", within_s: float = WIT
     deadline = time.monotonic() + within_s
     while True:
         last: BaseException | None = None
+        looked_s = time.monotonic()
         try:
             value = condition()
         except (AssertionError, OSError, ValueError, KeyError, IndexError) as error:
@@ -55,4 +56,5 @@ def wait_for(condition: Callable[[], Any], what: str = "", within_s: float = WIT
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what or condition} ({last})"
-        time.sleep(_PACE_S)
+        took_s = time.monotonic() - looked_s
+        time.sleep(max(_PACE_S, min(_REST * took_s, _REST_MAX_S)))

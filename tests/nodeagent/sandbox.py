@@ -14,14 +14,12 @@ import inspect
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from tests.nodeagent import prepared
+from tests import prepared
 
 _MARK = "ISTHMUS_TEST_INSIDE"
 LIMIT_S = 300
@@ -34,12 +32,11 @@ def inside(function: Callable[[], Any], limit_s: float = LIMIT_S) -> Callable[[]
     @functools.wraps(function)
     def test() -> None:
         env = {**os.environ, _MARK: "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-        with tempfile.TemporaryDirectory() as name:
-            run = _forked if os.geteuid() == 0 else _started
-            code, out, err = run(function, limit_s, Path(name), env)
-        sys.stdout.write(out)
-        if code:
-            pytest.fail(f"inside the sandbox:\n{out[-6000:]}\n{err[-12000:]}", pytrace=False)
+        run = prepared.sandbox if os.geteuid() == 0 else _started
+        done = run(function.__module__, function.__qualname__, env, limit_s)
+        sys.stdout.write(done.stdout)
+        if done.returncode:
+            pytest.fail(f"inside the sandbox:\n{done.stdout[-6000:]}\n{done.stderr[-12000:]}", pytrace=False)
 
     # functools.wraps would make pytest look at an async function's signature.
     del test.__wrapped__  # type: ignore[attr-defined]
@@ -47,22 +44,14 @@ def inside(function: Callable[[], Any], limit_s: float = LIMIT_S) -> Callable[[]
     return test
 
 
-def _forked(
-    function: Callable[[], Any], limit_s: float, folder: Path, env: dict[str, str]
-) -> tuple[int, str, str]:
-    code = prepared.run(function.__module__, function.__qualname__, limit_s, folder, env)
-    return code, (folder / "out").read_text(errors="replace"), (folder / "err").read_text(errors="replace")
-
-
 def _started(
-    function: Callable[[], Any], limit_s: float, folder: Path, env: dict[str, str]
-) -> tuple[int, str, str]:
+    module: str, name: str, env: Mapping[str, str], limit_s: float
+) -> subprocess.CompletedProcess[str]:
     unshare = ["unshare", "-Urnmpf", "--kill-child", "--mount-proc"]
-    python = [sys.executable, "-W", "error", "-m", __name__, function.__module__, function.__qualname__]
-    done = subprocess.run(
+    python = [sys.executable, "-W", "error", "-m", __name__, module, name]
+    return subprocess.run(
         [*unshare, *python], env=env, capture_output=True, text=True, timeout=limit_s, check=False
     )
-    return done.returncode, done.stdout, done.stderr
 
 
 def sh(command: str) -> str:

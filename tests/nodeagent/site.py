@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.nodeagent import prepared
+from tests import prepared
 from tests.nodeagent.sandbox import sh
 from tests.waiting import wait_for as until
 

@@ -10,28 +10,35 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
+import replay.cli
 from events.chain import genesis
 from events.cli.options import default_actor
 from events.codes.extras import our_version
 from replay.archive.directory import ArchiveFile
 from replay.archive.writer import ArchiveWriter
+from tests import prepared
 from tests.replay import brute
 from tests.replay.commands import EVENTS, EXECUTABLE, MESSAGES, NODE
 from tests.replay.histories import CLUSTER
 from tests.waiting import wait_for
 
+MODULES = (
+    *(f"replay.cli.{module.name}" for module in iter_modules(replay.cli.__path__)),
+    "replay.plots",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+)
+
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [EXECUTABLE, "replay", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    done = prepared.typed(
+        ["replay", *arguments],
+        modules=MODULES,
         env={**os.environ, "COLUMNS": "220"},
     )
     assert done.returncode == code, (done.stdout, done.stderr)

@@ -1,12 +1,10 @@
-"""A process that has read all modules once, so that sandboxes and what runs in them need not.
+"""A process that has read modules once, so that commands and sandboxes, and what runs in them, need not.
 
-Reading them takes longer than most tests in a sandbox compute: half a second for each agent, twice that for
-bus and controller. One process per worker of pytest reads them; each sandbox is a fork of it, and each
-``isthmus`` that a site in the sandbox starts is a fork of the sandbox. All of them are processes of their own
-with their own namespaces, descriptors, signals and warnings, and run the same ``main`` as the command does.
-(What is true of the installed command itself is tested in tests/e2e.)
-
-Only for root: others get their namespaces with a new user namespace by ``unshare``.
+Reading them takes longer than most commands compute: half a second for each agent, twice that for bus and
+controller. One process per worker of pytest reads them; each command of :func:`typed` and each sandbox is a
+fork of it, and each ``isthmus`` that a site in a sandbox starts is a fork of the sandbox. All of them are
+processes of their own with their own namespaces, descriptors, signals and warnings, and run the same ``main``
+as the installed command does. (What is true of that one itself is tested in tests/e2e.)
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -31,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-_MODULES = (
+_SITE = (
     "controlplane.cli.main",
     "controlplane.cli.node",
     "controlplane.cli.up",
@@ -44,6 +43,7 @@ _MODULES = (
     "hypothesis",
     "tests.nodeagent.site",
 )
+"""What a site in a sandbox reads."""
 _NEWNS, _NEWPID, _NEWNET = 0x00020000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 2, 4, 8, 16384, 1 << 18, 1 << 19
 _MNT_DETACH = 2
@@ -68,27 +68,22 @@ def _mount(source: str, target: str, kind: str, flags: int) -> None:
 
 
 class _Server:
-    """The process with the modules of this worker; started when the first sandbox needs it."""
+    """The process with the modules of this worker; started when the first one is asked for."""
 
     def __init__(self) -> None:
+        # A library for arithmetic would start threads of its own, which a fork does not have.
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
         )
 
-    def run(self, target: str, name: str, limit_s: float, folder: Path, env: Mapping[str, str]) -> int:
-        """Run a function in a sandbox of its own; what it prints goes to files in the folder. Its exit code.
+    def run(self, request: Mapping[str, Any], limit_s: float) -> int:
+        """Run what is asked for in a fork. Its exit code.
 
         Raises subprocess.TimeoutExpired, and nothing of it runs any more.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {
-            "target": target,
-            "name": name,
-            "folder": str(folder),
-            "env": dict(env),
-            "cwd": str(Path.cwd()),
-        }
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         pid = int(self._process.stdout.readline())
@@ -97,7 +92,7 @@ class _Server:
             os.kill(pid, signal.SIGKILL)
         code = int(self._process.stdout.readline())
         if late:
-            raise subprocess.TimeoutExpired([target, name], limit_s)
+            raise subprocess.TimeoutExpired(str(request["arguments"]), limit_s)
         return code
 
     def close(self) -> None:
@@ -112,27 +107,53 @@ class _Server:
 _server: _Server | None = None
 
 
-def run(target: str, name: str, limit_s: float, folder: Path, env: Mapping[str, str]) -> int:
-    """See :meth:`_Server.run`; the process with the modules ends with this one."""
+def _run(
+    kind: str, modules: Sequence[str], arguments: Sequence[str], env: Mapping[str, str], limit_s: float
+) -> subprocess.CompletedProcess[str]:
     global _server  # noqa: PLW0603  one for each worker
     if _server is None:
         _server = _Server()
         atexit.register(_server.close)
-    return _server.run(target, name, limit_s, folder, env)
+    with tempfile.TemporaryDirectory() as name:
+        request = {
+            "kind": kind, "modules": modules, "arguments": arguments, "folder": name, "env": dict(env),
+            "cwd": str(Path.cwd()),
+        }  # fmt: skip
+        code = _server.run(request, limit_s)
+        out, err = ((Path(name) / each).read_text(errors="replace") for each in ("out", "err"))
+    return subprocess.CompletedProcess([*arguments], code, out, err)
+
+
+def sandbox(module: str, name: str, env: Mapping[str, str], limit_s: float) -> subprocess.CompletedProcess[str]:
+    """Run that function in a sandbox of its own, as root; ordinary users need a user namespace, too.
+
+    Raises subprocess.TimeoutExpired, and nothing of it runs any more.
+    """
+    return _run("sandbox", _SITE, [module, name], env, limit_s)
+
+
+def typed(
+    arguments: Sequence[str], *, modules: Sequence[str], env: Mapping[str, str], timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run ``isthmus`` with these arguments; ``modules`` are those that it reads, as far as that is worth it.
+
+    Raises subprocess.TimeoutExpired, and it runs no more.
+    """
+    return _run("command", ("controlplane.cli.main", *modules), arguments, env, timeout_s)
 
 
 # ------------------------------------------------------------------ the process that has read the modules
 
 
 def _serve() -> None:
-    for module in _MODULES:
-        importlib.import_module(module)
-    assert threading.active_count() == 1, "a fork has only one thread"
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        for module in request["modules"]:
+            importlib.import_module(module)
+        assert threading.active_count() == 1, "a fork has only one thread"
         pid = os.fork()
         if not pid:
-            _leave(partial(_sandbox, request))
+            _leave(partial(_asked, request))
         _say(pid)
         _say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
@@ -142,16 +163,22 @@ def _say(number: int) -> None:
     sys.stdout.buffer.flush()
 
 
-def _sandbox(request: dict[str, Any]) -> int:
-    """As ``unshare -nmpf --kill-child --mount-proc`` does it."""
-    global _is_fork  # noqa: PLW0603
+def _asked(request: dict[str, Any]) -> int:
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     folder = Path(request["folder"])
     out, err = (os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("out", "err"))
+    if request["kind"] == "command":
+        return _command(request["arguments"], out, err, "", {})
     _streams(out, err)
+    return _sandbox(*request["arguments"])
+
+
+def _sandbox(module: str, name: str) -> int:
+    """As ``unshare -nmpf --kill-child --mount-proc`` does it."""
+    global _is_fork  # noqa: PLW0603
     _call("unshare", _NEWNS | _NEWPID | _NEWNET)
     pid = os.fork()
     if pid:
@@ -165,7 +192,7 @@ def _sandbox(request: dict[str, Any]) -> int:
     warnings.simplefilter("error")
     from tests.nodeagent.sandbox import run_inner
 
-    run_inner(request["target"], request["name"])
+    run_inner(module, name)
     return 0
 
 
@@ -292,4 +319,4 @@ def _command(arguments: Sequence[str], out: int, err: int, namespace: str, env: 
 
 if __name__ == "__main__":
     # Pickles and `python -m` aside, this file is one module: the sandbox and sites import it by its name.
-    importlib.import_module("tests.nodeagent.prepared")._serve()
+    importlib.import_module("tests.prepared")._serve()
