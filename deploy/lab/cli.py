@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -83,6 +83,10 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Nodes of one site reach each other without the tunnel; plain packets are cut off meanwhile.",
 )  # fmt: skip
 @click.option(
+    "--encrypt", type=click.Choice(["off", "sites", "all"]), default="off", show_default=True,
+    help="Packets between sites, or all between nodes, are encrypted by WireGuard under traffic, and counted.",
+)  # fmt: skip
+@click.option(
     "--break", "breaks", multiple=True, metavar="KIND", type=click.Choice([*KINDS, "all"]),
     help=f"Break a path instead, and show its verdict; may be repeated: {', '.join(KINDS)}, or all.",
 )  # fmt: skip
@@ -117,6 +121,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool, direct: bool,
+    encrypt: Literal["off", "sites", "all"],
     breaks: tuple[str, ...], capsule: Path | None, source: str | None, kubernetes: bool, binaries: Path | None,
     nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
@@ -139,6 +144,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --direct                nodes of one site without the tunnel
+    isthmus lab --encrypt all           packets between nodes encrypted, none in the clear
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
@@ -186,6 +192,11 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         from deploy.lab.kubernetes.programs import require
 
         programs = require(binaries, plugins, os.environ)
+    if encrypt != "off":
+        from deploy.lab.checks.encryption import unable
+
+        if unable():
+            raise Refused("prerequisite_missing", f"nothing can be encrypted here: {unable()}")
     directory = run_directory.for_lab(name)
     lock = directory.lock()
     if lock is None:
@@ -201,7 +212,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
-        bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, breaks=broken,
+        bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, encrypt=encrypt, breaks=broken,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -48,6 +48,7 @@ class LabOptions:
     leaf: bool = False
     clb: bool = False
     direct: bool = False
+    encrypt: Literal["off", "sites", "all"] = "off"
     breaks: Sequence[str] = ()
     """Paths to break instead of the other checks, by kind."""
     console: int = -1  # descriptor of a listening socket of the host, for the console
@@ -141,6 +142,10 @@ async def _run_checks(
         from deploy.lab.checks.direct import on_one_link
 
         await on_one_link(lab, report)
+    if options.encrypt != "off":
+        from deploy.lab.checks.encryption import there_and_back
+
+        await there_and_back(lab, report, options.encrypt)
     if options.secure or options.leaf:
         from deploy.lab.checks.mesh import traced
 

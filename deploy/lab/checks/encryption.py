@@ -1,0 +1,175 @@
+"""Packets between nodes encrypted: there and back under traffic, and counted on every node's underlay.
+
+Cancelled, what is encrypted by then stays so until the lab ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.lab import commands
+from deploy.lab.failures import CheckFailedError
+from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
+from events.protocol.commands import SetEncryption
+from events.protocol.encryption import WIREGUARD_PORT
+from events.protocol.queries import ClusterView, ShowCluster
+from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.local_files import read_status
+from nodeagent.wireguard import kernel, userspace
+from nodeagent.wireguard.keeper import device_name as wireguard_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploy.lab.reports.report import Check, Report
+    from deploy.lab.runtime import Lab, LabNode
+    from events.types import EncryptionScope
+
+SETTLED_S, BACK_S = 90.0, 30.0
+POLL_S = 0.2
+TABLE = "inet lab_encryption"
+COUNT = f"""
+add table {TABLE}
+delete table {TABLE}
+add table {TABLE}
+add chain {TABLE} wire {{{{ type filter hook prerouting priority -400; }}}}
+add rule {TABLE} wire iifname eth0 ip saddr {{containers}} counter comment "plain"
+add rule {TABLE} wire iifname eth0 udp dport 8472 {{strangers}} counter comment "tunnel"
+add rule {TABLE} wire iifname eth0 udp dport {WIREGUARD_PORT} counter comment "encrypted"
+"""
+
+
+def unable() -> str:
+    """Why nothing can be encrypted on this machine; empty when it can."""
+    why = kernel.missing()
+    return why and userspace.missing()
+
+
+async def there_and_back(lab: Lab, report: Report, scope: EncryptionScope) -> None:
+    """From plain to encrypted and back under traffic, and what is on the wire. Raises CheckFailedError."""
+    mtus = _mtus(lab)
+    with report.stage(f"The cluster goes over to encryption ({scope}) under traffic") as check:
+        async with Flows(lab, None) as flows:
+            seconds = await _encrypt(lab, scope)
+        flows.judge(check)
+        check.measured["settled_s"] = round(seconds, 1)
+        check.detail += f"; settled after {seconds:.1f} s"
+    if not check.ok:
+        return
+    with report.stage("Nothing is in the clear on any node's underlay, every pair is answered") as check:
+        await _count_anew(lab, scope)
+        judge_pairs(check, await probe_all(lab))
+        await _judge_wire(lab, check)
+    if not check.ok:
+        return
+    victim = lab.nodes[lab.topology.nodes[0].name]
+    with report.stage(
+        f"{victim.name} gets another key, its WireGuard is taken away: nothing in the clear"
+    ) as check:
+        await _count_anew(lab, scope)
+        async with Flows(lab, victim.name) as flows:
+            key = await _rotated(victim)
+        silence_ms = max(result["longest_silence_ms"] for result in flows.results)
+        async with Flows(lab, victim.name) as flows:
+            await _taken_away(victim)
+        gone_ms = max(result["longest_silence_ms"] for result in flows.results)
+        judge_pairs(check, await probe_all(lab))
+        await _judge_wire(lab, check)
+        check.measured |= {"key_silence_ms": round(silence_ms), "gone_silence_ms": round(gone_ms)}
+        check.detail += (
+            f"\n{key} is its key now; silent for {silence_ms:.0f} ms then, and for {gone_ms:.0f} ms "
+            f"after its WireGuard was taken away"
+        )
+    with report.stage("The cluster goes back to plain packets under traffic") as check:
+        async with Flows(lab, None) as flows:
+            await _encrypt(lab, "off")
+            await _until(lambda: _mtus(lab) == mtus, "devices pass what they passed before")
+        flows.judge(check)
+
+
+async def _encrypt(lab: Lab, scope: EncryptionScope) -> float:
+    started = time.monotonic()
+    await lab.client.send(SetEncryption(scope=scope))
+    while True:
+        found = (await lab.client.ask(ShowCluster(), ClusterView)).encryption
+        if found.scope == scope and found.settled:
+            return time.monotonic() - started
+        if time.monotonic() - started > SETTLED_S:
+            raise CheckFailedError(f"not encrypted ({scope}) within {SETTLED_S:g} s: {found}")
+        await asyncio.sleep(POLL_S)
+
+
+async def _count_anew(lab: Lab, scope: EncryptionScope) -> None:
+    containers = str(lab.members.plan.container_cidr) if lab.members.plan is not None else ""
+    for node in lab.nodes.values():
+        strangers = f"ip saddr != {node.node.site.subnet}" if scope == "sites" else ""
+        await node.machine.run("nft", "-f", "-", stdin=COUNT.format(containers=containers, strangers=strangers))
+
+
+async def _judge_wire(lab: Lab, check: Check) -> None:
+    found = {"plain": 0, "tunnel": 0, "encrypted": 0}
+    for node in lab.nodes.values():
+        listing = await node.machine.run("nft", "list", "table", *TABLE.split())
+        for line in listing.splitlines():
+            for word in found:
+                if f'comment "{word}"' in line:
+                    found[word] += int(line.partition("packets ")[2].split()[0])
+    check.measured |= found
+    if found["plain"] or found["tunnel"] or not found["encrypted"]:
+        raise CheckFailedError(
+            f"on the underlays: {found['encrypted']} packets encrypted, {found['tunnel']} of the tunnel and "
+            f"{found['plain']} plain ones in the clear"
+        )
+    check.detail += f"\non the underlays {found['encrypted']:,} encrypted packets, none in the clear"
+
+
+def _mtus(lab: Lab) -> dict[str, int]:
+    return {name: read_status(node.directory / "state").mtu for name, node in lab.nodes.items()}
+
+
+def _line(node: LabNode) -> str:
+    return read_status(node.directory / "state").encryption
+
+
+async def _rotated(node: LabNode) -> str:
+    before = _line(node).rpartition(" ")[2]
+    state = str(node.directory / "state")
+    await node.machine.run(commands.ISTHMUS, "agent", "rotate-key", "--state-dir", state)
+    await _until(lambda: _line(node).startswith("on") and before not in _line(node), "the next key is used")
+    return _line(node).rpartition(" ")[2]
+
+
+def _kill_program(node: LabNode) -> None:
+    space = Path(f"/proc/{node.machine.pid}/ns/net").readlink()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            ours = entry.name.isdigit() and (entry / "comm").read_text().strip() == userspace.PROGRAM
+            if ours and (entry / "ns" / "net").readlink() == space:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+async def _taken_away(node: LabNode) -> None:
+    device = wireguard_name(DEFAULT_DEVICE)
+    if kernel.missing():
+        _kill_program(node)
+    else:
+        await node.machine.run("ip", "link", "del", device)
+    started = time.monotonic()
+    while f"dev {device}" not in await node.machine.run("ip", "route", "show", "proto", "84"):
+        if time.monotonic() - started > BACK_S:
+            raise CheckFailedError(f"{node.name} has no routes into {device} after {BACK_S:g} s")
+        await asyncio.sleep(POLL_S)
+
+
+async def _until(done: Callable[[], bool], what: str) -> None:
+    started = time.monotonic()
+    while not done():
+        if time.monotonic() - started > BACK_S:
+            raise CheckFailedError(f"not within {BACK_S:g} s: {what}")
+        await asyncio.sleep(POLL_S)
