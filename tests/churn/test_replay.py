@@ -35,7 +35,7 @@ def bus(tmp_path: Path) -> Iterator[str]:
             yield json.loads(up.stdout.readline())["bus"]
         finally:
             up.send_signal(signal.SIGTERM)
-            up.wait(timeout=20)
+            up.wait(timeout=60)
 
 
 def churn(bus: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(bus: str) -> None:
         while members(bus) == before:
             assert time.monotonic() < deadline, "no node joined in time"
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
 

@@ -54,7 +54,7 @@ class Stream:
     def stop(self) -> Stream:
         """Stop it and take what it found, in order of time."""
         self._process.send_signal(signal.SIGTERM)
-        out, _ = self._process.communicate(timeout=10)
+        out, _ = self._process.communicate(timeout=60)
         self.found = sorted((moment, word) for moment, word in map(json.loads, out.splitlines()))
         return self
 

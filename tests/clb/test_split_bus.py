@@ -104,7 +104,7 @@ class Replicated(Site):
         super().down(number)
         for process in self.servers:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
 
 @inside

@@ -45,7 +45,7 @@ class RealLab:
         return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}", timeout=60) as response:
             return json.load(response)
 
     def wait(self, what: str, condition: Any, within_s: float = 60.0) -> None:
@@ -103,7 +103,7 @@ class RealLab:
             agent.terminate()
         for agent in self._agents:
             with suppress(subprocess.TimeoutExpired):
-                agent.wait(timeout=10)
+                agent.wait(timeout=60)
 
 
 @contextmanager

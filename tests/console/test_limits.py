@@ -91,7 +91,7 @@ def port(background: Background) -> int:
 
 def sent(background: Background, request: bytes) -> tuple[int, bytes]:
     """The status and the body of the answer to those bytes."""
-    with socket.create_connection(("127.0.0.1", port(background)), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port(background)), timeout=60) as connection:
         connection.sendall(request)
         answer = b""
         while chunk := connection.recv(65536):
@@ -129,10 +129,10 @@ def test_what_is_not_there_says_so_by_its_code(started):
 def test_half_open_requests_of_600_callers_do_not_hide_health_and_metrics(started):
     with ExitStack() as stack:
         for number in range(600):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port(started)), timeout=20))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port(started)), timeout=60))
             connection.sendall((b"GET / HTTP/1.1\r\n", b"", LOGIN + b"Content-Length: 9\r\n\r\n{")[number % 3])
         for path in ("/healthz", "/metrics", "/api/v1/overview"):
-            assert httpx.get(f"{started.rig.url}{path}", timeout=20).status_code == 200, path
+            assert httpx.get(f"{started.rig.url}{path}", timeout=60).status_code == 200, path
 
 
 async def test_others_requests_leave_health_its_own_budget():

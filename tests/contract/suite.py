@@ -220,7 +220,7 @@ class LogContract(ReaderContract):
     async def test_a_follower_at_the_end_first_learns_that_it_is_live(self, log: EventLog, stored: int) -> None:
         await fill(log, stored)
         reading = log.read(after=stored, follow=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await anext(reading) == ReadBatch((), 0)
         await reading.aclose()  # type: ignore[attr-defined]
 
@@ -237,7 +237,7 @@ class LogContract(ReaderContract):
                 if seen and seen[-1] == 1300:
                     return
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             following = asyncio.create_task(follow())
             await live.wait()
             for _ in range(100):
@@ -253,7 +253,7 @@ class LogContract(ReaderContract):
                 message.sequence async for batch in log.read(until=6, follow=True) for message in batch.messages
             ]
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             following = asyncio.create_task(follow())
             await fill(log, 3)
             await fill(log, 3)
@@ -267,7 +267,7 @@ class LogContract(ReaderContract):
             async for _ in log.read(follow=True):
                 live.set()
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             following = asyncio.create_task(follow())
             await live.wait()
             following.cancel()

@@ -131,7 +131,7 @@ async def test_cluster(tmp_path: Path, stack: AsyncExitStack) -> None:
             *(item for peer in peers for item in ("--peer", peer)),
         )  # fmt: skip
         servers.append(server(folder))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(stack.enter_async_context(one) for one in servers))
         await prove(made, stack, [one.url for one in servers], replicas=3, push=True)
     # An account that was pushed is known to a server that was away.
@@ -196,7 +196,7 @@ async def test_site(form: str, tmp_path: Path, stack: AsyncExitStack) -> None:
         return 0
 
     reading = asyncio.create_task(first())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 reply = await agent.request(subjects.node_command("prod", "idc-1", "join"), b"{}", timeout=1)

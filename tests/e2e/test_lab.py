@@ -68,7 +68,7 @@ def test_the_main_job_as_root_then_explored_then_taken_down_and_nothing_is_left(
         assert [row["index"] for row in ranges] == ["0", "1", "2", "3", "4"]
         assert {row["kind"] for row in ranges} == {"cloud", "external"}
         assert len(checks) == 13
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nodes", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nodes", timeout=60) as answer:
             listed = json.load(answer)
         assert {node["name"] for node in listed["nodes"]} == {
             "cloud-1",
@@ -93,7 +93,7 @@ def test_the_main_job_as_root_then_explored_then_taken_down_and_nothing_is_left(
         assert "lab_running" in second.stderr
         assert "isthmus lab down" in second.stderr
         assert isthmus("lab", "down", env=where).returncode == 0
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     assert footprint() == before
     assert processes_in(tmp_path) == []
     assert remains(tmp_path) == []
@@ -106,7 +106,7 @@ def test_ctrl_c_at_any_moment_cleans_up(where: dict[str, str], tmp_path: Path, m
     with lab("--once", env=where) as process:
         read_until(process, moment)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=60) == 130
     assert footprint() == before
     assert processes_in(tmp_path) == []
     assert remains(tmp_path) == []
@@ -119,7 +119,7 @@ def test_a_killed_lab_leaves_no_process_and_the_next_run_clears_its_files(
     with lab("--once", env=where) as process:
         read_until(process, "Pods are attached")
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
     wait_for(lambda: processes_in(tmp_path) == [])
     assert footprint() == before
     assert remains(tmp_path) != []

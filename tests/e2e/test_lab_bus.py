@@ -65,7 +65,7 @@ class TestInNamespaces:
             assert "checks passed" in shown
             console = re.search(r"The console is at (http://127\.0\.0\.1:\d+)", shown)
             assert console is not None
-            with urllib.request.urlopen(f"{console[1]}/api/v1/session", timeout=10) as answer:
+            with urllib.request.urlopen(f"{console[1]}/api/v1/session", timeout=60) as answer:
                 assert answer.status == 200
             assert " failed  (" not in shown, shown
             mirror = isthmus(

@@ -51,7 +51,7 @@ def start(body: str, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[st
 
 def run(body: str, prefix: Sequence[str] = ()) -> tuple[int, list[str]]:
     with start(body, prefix) as process:
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     return process.returncode, [line for line in out.splitlines() if not line.startswith("init ")]
 
 
@@ -138,7 +138,7 @@ def test_an_ordinary_users_sandbox_works_by_a_user_namespace() -> None:
     bounded = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     body = 'subprocess.run(["ip", "link", "add", "br0", "type", "bridge"], check=True)\nsay(os.getuid())'
     with start(body, bounded if os.getuid() == 0 else []) as process:
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     assert out.splitlines()[0].endswith("True")
     assert out.splitlines()[-1] == "0"
@@ -151,7 +151,7 @@ def test_sigkill_leaves_no_process_behind(whom: str) -> None:
         inside = sorted(processes_of(namespace))
         assert len(inside) == 5  # init, worker, three sleepers
         os.kill(process.pid if whom == "caller" else inside[1], signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         wait_for(lambda: not any(alive(pid) for pid in inside))
         assert process.returncode == (-signal.SIGKILL if whom == "caller" else 128 + signal.SIGKILL)
 
@@ -168,7 +168,7 @@ return 3
     with start(body) as process:
         read_until(process, "up")
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=60)
     assert "in order" in out
     assert process.returncode == 3
 
@@ -187,7 +187,7 @@ threading.Event().wait()
         wait_for(lambda: not pending(process.pid, signal.SIGTERM))
         assert all(alive(pid) for pid in inside)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         wait_for(lambda: not any(alive(pid) for pid in inside))
 
 

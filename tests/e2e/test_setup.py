@@ -42,7 +42,7 @@ def test_a_ready_checkout_is_left_alone_at_once() -> None:
     )
     assert done.returncode == 0, done.stderr
     again = subprocess.run(
-        ["bash", "deploy/setup.sh"], cwd=HERE, capture_output=True, text=True, timeout=10, check=False
+        ["bash", "deploy/setup.sh"], cwd=HERE, capture_output=True, text=True, timeout=60, check=False
     )
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 

@@ -24,7 +24,7 @@ from events.jetstream.log import JetStreamLog
 from events.jetstream.stream import differences, event_stream_settings
 from tests.contract.samples import CLUSTER, everything, fill, sealed, verified
 from tests.events.lossy import LaggingClient
-from tests.waiting import until
+from tests.waiting import patient, until
 
 pytestmark = pytest.mark.bus
 
@@ -160,7 +160,7 @@ async def test_without_a_server_an_append_ends_in_time_and_stores_nothing_later(
     messages, _ = sealed(await log.head(), size)
     await server.stop()
     await until(lambda: not client.is_connected)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(patient(2)):
         with pytest.raises(Unavailable) as refusal:
             await log.append(messages, expected=0, timeout_s=0.5)
     assert not isinstance(refusal.value, OutcomeUnknown)
@@ -333,7 +333,7 @@ async def test_a_log_that_lags_behind_the_readers_position_is_waited_for(
     await fill(log, 2)
     following = asyncio.ensure_future(anext(log.read(after=5, follow=True)))
     await fill(log, 4)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [message.sequence for message in (await following).messages] in ([], [6])
 
 
@@ -359,7 +359,7 @@ async def test_a_read_that_does_not_follow_ends_in_time_without_a_server(
     server: EmbeddedServer, client: Client, log: JetStreamLog
 ) -> None:
     await server.stop()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(patient(3)):
         with pytest.raises(Unavailable):
             await everything(JetStreamLog(client, CLUSTER, patience_s=0.5))
 

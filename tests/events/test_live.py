@@ -37,7 +37,7 @@ async def test_lost_repeated_late_and_reordered_messages_are_harmless(
     lossy = LossyClient(client, LIVE, seed)
     reader = LiveReader(cast("Any", lossy), CLUSTER, check_s=0.2, gap_wait_s=0.005)
     following = Following(reader)
-    await asyncio.wait_for(following.live.wait(), 10)
+    await asyncio.wait_for(following.live.wait(), 60)
     head = await log.head()
     for size in (1, 2, 40, 1, 1, 7, 300, 1, 1, 1, 3, 1):
         messages, head = sealed(head, size)
@@ -73,7 +73,7 @@ async def test_a_hole_of_the_log_itself_ends_a_follower(client: Client) -> None:
 async def test_a_lost_last_message_is_found_by_asking(client: Client, log: JetStreamLog) -> None:
     deaf = LossyClient(client, LIVE, 1, lose=1.0)
     following = Following(LiveReader(cast("Any", deaf), CLUSTER, check_s=0.1))
-    await asyncio.wait_for(following.live.wait(), 10)
+    await asyncio.wait_for(following.live.wait(), 60)
     await fill(log, 1)
     await following.reaches(1)
     assert following.seen == [1]
@@ -86,7 +86,7 @@ async def test_a_message_lost_before_the_servers_knew_of_the_subscription_is_fou
     """At a site's leaf the last event before a silence was missed for up to a minute and a half."""
     deaf = LossyClient(client, LIVE, 1, lose=1.0)
     following = Following(LiveReader(cast("Any", deaf), CLUSTER, check_s=3600))
-    await asyncio.wait_for(following.live.wait(), 10)
+    await asyncio.wait_for(following.live.wait(), 60)
     await fill(log, 1)
     await following.reaches(1)
     await following.end()

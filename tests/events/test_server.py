@@ -17,7 +17,7 @@ from events.errors import Refused, Unavailable
 from tests.contract.samples import everything, fill
 from tests.events.server_cluster import ServerCluster
 from tests.ports import free_ports
-from tests.waiting import until
+from tests.waiting import patient, until
 
 pytestmark = pytest.mark.bus
 
@@ -66,7 +66,7 @@ async def test_a_paused_server_can_still_be_stopped(tmp_path: Path) -> None:
     await server.start()
     pid = server.pid
     server.signal(signal.SIGSTOP)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         await server.stop()
     assert not alive(pid)
 
@@ -99,7 +99,7 @@ async def test_restarts_are_bounded_and_the_end_is_told(
             await until(lambda pid=pid: server.pid not in {0, pid})
             await server.wait_ready()
         server.signal(signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             reason = await server.failed()
         assert reason.code == "bus_unreachable"
         assert "ended 3 times" in reason.message
@@ -138,7 +138,7 @@ async def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
         sys.executable, "-c", program, str(tmp_path), stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         pid = int(await parent.stdout.readline())
         assert alive(pid)
         parent.kill()

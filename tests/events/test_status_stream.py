@@ -43,7 +43,7 @@ async def test_a_follower_starts_with_what_is_kept_and_goes_on(client: Client, l
     reader = StatusReader(client, CLUSTER)
     await until(lambda: _has(reader, 1))
     following = reader.follow()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [(each.status.node, each.status.applied) for each in await anext(following)] == [("a", 5)]
         await publish(client, CLUSTER, status("b", 6))
         await publish(client, CLUSTER, status("a", 7))

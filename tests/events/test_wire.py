@@ -98,7 +98,7 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
                     message.subject, message.body, headers=dict(message.headers) if message.headers else None
                 )
             await publish_all(client, messages)
-            await asyncio.wait_for(done.wait(), 10)
+            await asyncio.wait_for(done.wait(), 60)
             seen = [(m.subject, m.data, m.headers) for m in called]
             assert seen[: len(messages)] == seen[len(messages) :]
             assert [(m.subject, m.body) for m in messages] == [(s, d) for s, d, _ in seen[: len(messages)]]
@@ -122,8 +122,8 @@ async def test_an_answer_to_a_flush_that_was_given_up_ends_nothing(client: Clien
         await client._send_ping(given_up)
         given_up.cancel()
     await client.publish("there", b"still read")
-    assert (await answers.next_msg(timeout=20)).data == b"still read"
-    await client.flush(timeout=20)
+    assert (await answers.next_msg(timeout=60)).data == b"still read"
+    await client.flush(timeout=60)
     assert not lost.is_set()
 
 
@@ -140,9 +140,9 @@ async def test_a_connection_that_reads_no_more_is_made_anew(
     monkeypatch.setattr(client._ps, "parse", fails)
     await client.publish("nowhere", b"")
     await client._send_ping()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await again.wait()
-    await client.flush(timeout=20)
+    await client.flush(timeout=60)
 
 
 @pytest.mark.bus
@@ -154,7 +154,7 @@ async def test_a_flush_of_a_connection_just_lost_says_so(
 
     monkeypatch.setattr(client._transport, "write", closed)
     with pytest.raises(ConnectionClosedError):
-        await client.flush(timeout=20)
+        await client.flush(timeout=60)
 
 
 def _setting(event: asyncio.Event) -> Callable[[], Awaitable[None]]:

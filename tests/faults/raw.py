@@ -38,7 +38,7 @@ async def stored(client: Client, cluster: str) -> dict[str, list[Stored]]:
     )
     while last < ends:
         try:
-            messages = await reader.fetch(BATCH, timeout=10.0)
+            messages = await reader.fetch(BATCH, timeout=60)
         except (NatsError, TimeoutError) as error:
             raise AssertionError(f"the stream cannot be read behind {last} of {ends}: {error}") from error
         for message in messages:

@@ -129,7 +129,7 @@ class Machine:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=60)
 
 
 @contextlib.contextmanager

@@ -222,7 +222,7 @@ def tell(name: str, log: Path) -> None:
 def probed(machine: str, pod: dict[str, Any], name: str, kind: str) -> int:
     """The status of what the kubelet asks for."""
     at = containers(pod)[name][kind]["httpGet"]
-    words = f"import http.client as h; c = h.HTTPConnection('{at['host']}', {at['port']}, timeout=20)"
+    words = f"import http.client as h; c = h.HTTPConnection('{at['host']}', {at['port']}, timeout=60)"
     code = f"{words}; c.request('GET', '{at['path']}'); print(c.getresponse().status)"
     done = subprocess.run(
         ["ip", "netns", "exec", machine, sys.executable, "-c", code],

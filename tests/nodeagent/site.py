@@ -46,7 +46,7 @@ class Flow:
     def stop(self) -> Flow:
         """Stop sending; count what came back. The last half second may still be under way and is cut."""
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         with self._said:
             self._said.seek(0)
             out = self._said.read()
@@ -146,7 +146,7 @@ class Node:
             for pid in _family(self.agent.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            self.agent.wait(timeout=10)
+            self.agent.wait(timeout=60)
             self.agent = None
 
     def status(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Site:
         """End bus and controller."""
         if self.controller is not None:
             self.controller.send_signal(number)
-            self.controller.wait(timeout=10)
+            self.controller.wait(timeout=60)
             self.controller = None
 
     def add(self, *names: str) -> list[Node]:

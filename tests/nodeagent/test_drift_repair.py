@@ -38,8 +38,8 @@ def break_and_watch(place: Site, command: str, *, others_suffer: bool = False) -
     until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "the flow runs")
     a.run(command)
     repaired(a, before)
-    until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), f"{command}: b answers again", HEAL_S)
-    until(lambda: b.run(f"ping -c1 -W1 -I {b.vtep} {a.vtep}"), f"{command}: a answers again", HEAL_S)
+    until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), f"{command}: b answers again")
+    until(lambda: b.run(f"ping -c1 -W1 -I {b.vtep} {a.vtep}"), f"{command}: a answers again")
     hurt.stop()
     healthy.stop()
     assert hurt.silence_s < HEAL_S, f"{command}: {hurt.silence_s:.2f} s of silence\n{a.log()}"
@@ -135,8 +135,8 @@ def test_the_device_deleted_changed_or_down() -> None:
             "sh -c 'ip link add br9 type bridge; ip link set isthmus master br9'",
         ):
             break_and_watch(place, command, others_suffer=True)
-            until(lambda: "mtu 1450" in a.run("ip link show isthmus"), f"{command}: the MTU is back", HEAL_S)
-            until(lambda: a.run("ip -o -4 addr show isthmus").count("inet ") == 1, "one address", HEAL_S)
+            until(lambda: "mtu 1450" in a.run("ip link show isthmus"), f"{command}: the MTU is back")
+            until(lambda: a.run("ip -o -4 addr show isthmus").count("inet ") == 1, "one address")
 
 
 @inside
@@ -162,7 +162,7 @@ def test_the_underlay_goes_down_and_up_or_is_made_anew() -> None:
             until(lambda: any("underlay" in text for text in a.status()["conditions"]), "it says so")
             assert a.rows() == before, "nothing is flushed while the underlay is away"
             back()
-            until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass", HEAL_S)
+            until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass")
             repaired(a, before)
             until(lambda: not any("underlay" in text for text in a.status()["conditions"]), "it is over")
             a.ready(2)
@@ -179,7 +179,7 @@ def test_the_underlay_address_changes() -> None:
         for peer in (b, c):
             until(lambda: "dst 10.0.0.101" in str(peer.rows()["fdb"]), "the peers follow")  # noqa: B023
             assert not any("dst 10.0.0.1 " in row for row in peer.rows()["fdb"])
-        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again", HEAL_S)
+        until(lambda: a.run(f"ping -c1 -W1 -I {a.vtep} {b.vtep}"), "packets pass again")
         assert "local 10.0.0.101" in a.run("ip -d link show isthmus")
         assert flow.stop().silence_s < patient(3)
         assert healthy.stop().lost == 0
@@ -194,8 +194,8 @@ def test_the_underlay_mtu_changes() -> None:
         flow = a.flow(b)
         for mtu in (1400, 1500, 1300):
             a.run(f"ip link set eth0 mtu {mtu}")
-            until(lambda: f"mtu {mtu - 50} " in a.run("ip link show isthmus"), "the tunnel follows", HEAL_S)  # noqa: B023
-            until(lambda: f'"mtu": {mtu - 50}' in conflist(a), "the CNI file follows", HEAL_S)  # noqa: B023
+            until(lambda: f"mtu {mtu - 50} " in a.run("ip link show isthmus"), "the tunnel follows")  # noqa: B023
+            until(lambda: f'"mtu": {mtu - 50}' in conflist(a), "the CNI file follows")  # noqa: B023
             size = mtu - 50 - 28
             a.run(f"ping -c1 -W1 -M do -s {size} -I {a.vtep} {b.vtep}")
             with pytest.raises(AssertionError, match="too long"):

@@ -146,7 +146,7 @@ def test_two_agents_with_one_state_directory_do_not_fight() -> None:
         second = subprocess.run(
             ["ip", "netns", "exec", "a", ISTHMUS, "agent", "--node", "a", "--underlay", "eth0",
              "--metrics", "off", "--state-dir", str(a.directory / "state")],
-            capture_output=True, text=True, timeout=20, check=False,
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert second.returncode == 1
         assert "agent_running" in second.stderr
@@ -183,7 +183,7 @@ def _clean(node: Node) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["ip", "netns", "exec", node.name, ISTHMUS, "agent", "clean", "--yes", "--json",
          "--state-dir", str(node.directory / "state"), "--cni-dir", str(node.directory / "cni")],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_it_runs_with_cap_net_admin_alone() -> None:
 def _may_run(who: str) -> bool:
     """Whether that user exists in this namespace and the checkout is not in a directory closed to them."""
     tried = ["setpriv", *who.split(), "--inh-caps=-all", "--bounding-set=-all", ISTHMUS, "--version"]
-    return subprocess.run(tried, capture_output=True, timeout=20, check=False).returncode == 0
+    return subprocess.run(tried, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def _agents(node: Node) -> list[int]:
@@ -239,7 +239,7 @@ def _capabilities(pid: int) -> dict[str, int]:
 def test_without_the_capability_it_says_so() -> None:
     done = subprocess.run(
         ["setpriv", "--inh-caps=-all", "--bounding-set=-all", ISTHMUS, "agent", "--underlay", "10.0.0.1"],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "CAP_NET_ADMIN" in done.stderr
@@ -256,7 +256,7 @@ def test_a_start_that_would_do_harm_is_refused() -> None:
         for node, code, word in ((a, "route_conflict", "172.16.9.0/24"), (b, "overlay_conflict", "theirs")):
             node.start()
             assert node.agent is not None
-            assert node.agent.wait(timeout=20) == 1, node.log()
+            assert node.agent.wait(timeout=60) == 1, node.log()
             assert code in node.log()
             assert word in node.log()
         assert "isthmus" not in a.run("ip link show")

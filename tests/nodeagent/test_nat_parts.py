@@ -50,7 +50,7 @@ c.shutdown(socket.SHUT_WR)
 """
 SEND = f"""
 import socket, threading
-s = socket.create_connection(("172.16.1.2", 9000), timeout=10)
+s = socket.create_connection(("172.16.1.2", 9000), timeout=60)
 threading.Thread(target=lambda: (s.sendall(bytes({LENGTH})), s.shutdown(socket.SHUT_WR))).start()
 got = 0
 while data := s.recv(65536):

@@ -78,7 +78,7 @@ def test_a_range_is_not_reused_while_pods_of_its_last_owner_run() -> None:
         assert done.returncode == 0, done.stderr
         assert one.address in done.stdout
         for server in one.servers:
-            server.wait(timeout=10)
+            server.wait(timeout=60)
         until(lambda: conflists(a), "new pods start")
         until(
             lambda: not [text for text in a.status()["conditions"] if text.startswith("pods:")], "no word more"

@@ -115,7 +115,7 @@ def not_fought_for_ever(place: Site, command: str, named: str) -> None:
     fight = fought(a, command)
     try:
         try:
-            until(lambda: named in str(a.status()["conditions"]), named)
+            until(lambda: named in str(a.status()["conditions"]), named, 120)
         except AssertionError as error:
             raise AssertionError(f"{command}: {error}\n{a.status()['conditions']}\n{a.log()}") from error
         assert a.status()["state"] == "degraded"

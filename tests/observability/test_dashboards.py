@@ -145,7 +145,7 @@ def prometheus(directory: Path, targets: list[str]) -> Iterator[str]:
         yield "http://127.0.0.1:9099/api/v1"
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def ask(base: str, path: str, **query: str) -> Any:

@@ -282,7 +282,7 @@ async def test_following_an_archive_sees_what_an_export_adds(tmp_path, messages,
             if not batch.pending:
                 live.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         following = asyncio.create_task(follow())
         await live.wait()
         writer = ArchiveWriter.resume(path)

@@ -191,7 +191,7 @@ async def test_the_schedule_signs_by_itself(bus: BusOptions, tmp_path: Path) -> 
     async with (
         controller(bus, tmp_path / "data", leads=True, checkpoints=schedule) as running,
         client(bus) as ops,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         await ops.send(DefineCluster(container_cidr="10.8.0.0/24", pods_per_node=16, services=64))
         for number in range(4):
