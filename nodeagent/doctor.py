@@ -32,6 +32,7 @@ from nodeagent.health.findings import Finding, Level
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
+from nodeagent.nat.findings import findings as nat_findings
 from nodeagent.netlink import links
 from nodeagent.path_mtu import probe
 from nodeagent.wireguard import start as wireguard_start
@@ -60,7 +61,7 @@ async def examine(node: ExaminedNode, *, bus: bool = True) -> list[Finding]:
     found: list[Finding] = []
     checks = (
         *(_privileges, _programs, _encryption, _pods, _sysctls, _fast_path),
-        *(_underlay, _overlays, _routes, _agent),
+        *(_underlay, _overlays, _nat, _routes, _agent),
     )
     for check in checks:
         try:
@@ -266,6 +267,12 @@ def _overlays(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
             f"device {link.name} belongs to {name}: two overlays on one node are rarely meant",
             f"remove {name} from this node if it is a leftover",
         )
+
+
+def _nat(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
+    status = _status(node)
+    if view is not None and view.plan is not None:
+        yield from nat_findings(node.device, view.plan.vni, view.plan.port, status.nat if status else "")
 
 
 def _routes(node: ExaminedNode, view: View | None) -> Iterator[Finding]:

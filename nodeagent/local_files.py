@@ -79,6 +79,8 @@ class LocalStatus(msgspec.Struct, kw_only=True):
     """Where host-local keeps the pods' addresses."""
     pods: int = -1
     """Pods with an address of the node's range; -1 when not known."""
+    nat: str = ""
+    """As which address whom of the others sees this node, in words; empty when that is the announced one."""
     ways: str = ""
     encryption: str = ""
     """How many peers are reached which way, in words."""

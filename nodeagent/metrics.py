@@ -150,6 +150,11 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
         "Programs and map entries of the fast path that others removed or changed.",
         lambda: path.counted.repaired,
     )
+    counters(
+        "isthmus.agent.nat",
+        "Ways through NAT: questions asked, packets that keep mappings, places that moved, messages refused.",
+        lambda: [Observation(count, {"what": what}) for what, count in agent.nat.book.counted.items()],
+    )
     counter(
         "isthmus.agent.monitor.overflows",
         "Losses of the kernel's change monitor.",

@@ -206,6 +206,10 @@ class StatusReporter:
             encryption_waits=self._encryption.waits,
         )
 
+    def _behind_nat(self) -> str:
+        found = self._nat()
+        return f"seen as {found.seen_as} by {', '.join(found.seen_by)}" if found.behind else ""
+
     def _digest(self, applied: int) -> str:
         """The rows' digest, if they are those of what is called applied."""
         return self._reconciler.digest() if applied == self._reconciler.applied else ""
@@ -264,6 +268,7 @@ class StatusReporter:
             pods=self._pods.pods.own if self._pods.pods is not None else -1,
             stray_pods=self._pods.strays,
             ways=self._ways.report(time.monotonic(), len(view.peers)).sentence(),
+            nat=self._behind_nat(),
             encryption=self._encryption.line(),
             peer_ways=tuple(
                 LocalWay(peer.node, way.kind, way.via, way.encrypted, time.time() - age_s, why)

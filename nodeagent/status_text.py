@@ -103,6 +103,7 @@ def rows(status: LocalStatus, *, running: bool, now: float) -> list[tuple[str, s
         *([("not fast", not_fast(status))] if not_fast(status) else []),
         ("kernel", f"{attestation}{stale} ({status.kernel_digest[:16] or '–'}…)"),
         ("packets", _path(status, now) + stale),
+        *([("behind NAT", status.nat + stale)] if status.nat else []),
         *([("ways", status.ways + stale)] if status.ways else []),
         *([("encryption", status.encryption + stale)] if status.encryption else []),
         *((f"to {way.peer}", _way(way, now)) for way in status.peer_ways[:WAYS_SHOWN]),

@@ -353,18 +353,20 @@ def _conflict(socket: Any, spec: DeviceSpec, error: NetlinkError) -> Exception:
     """EEXIST: VNI and port belong to another device; EADDRINUSE: its port is bound by another one."""
     if error.code not in (errno.EEXIST, errno.EADDRINUSE):
         return OSError(error.code, str(error))
-    for message in socket.get_links():
-        other = _link(message)
-        if other.kind == "vxlan" and other.name != spec.name and (other.port == spec.port):
-            return Refused(
-                "overlay_conflict",
-                f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} "
-                f"on port {other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or "
-                f"define the cluster with another port or VNI",
-                device=other.name,
-                vni=spec.vni,
-                port=spec.port,
-            )
+    present = (_link(message) for message in socket.get_links())
+    others = (
+        link for link in present if link.kind == "vxlan" and link.name != spec.name and link.port == spec.port
+    )
+    for other in sorted(others, key=lambda link: link.vni != spec.vni and not link.metadata):
+        return Refused(
+            "overlay_conflict",
+            f"vni {spec.vni} on port {spec.port} cannot be used: device {other.name} holds vni {other.vni} "
+            f"on port {other.port}{' for all VNIs' if other.metadata else ''}. Remove {other.name}, or "
+            f"define the cluster with another port or VNI",
+            device=other.name,
+            vni=spec.vni,
+            port=spec.port,
+        )
     return Refused(
         "overlay_conflict",
         f"UDP port {spec.port} is bound by another program or device (see `ss -lun`): stop it, or define the "

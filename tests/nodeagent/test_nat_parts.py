@@ -15,6 +15,7 @@ from nodeagent.firewall import ruleset
 from nodeagent.firewall.elements import Second
 from nodeagent.firewall.ruleset import Rules
 from nodeagent.nat import packets
+from nodeagent.nat.findings import findings
 from nodeagent.nat.packets import HELLO, Endpoint, Message
 from nodeagent.nat.wire import Wire
 from nodeagent.netlink import links
@@ -133,6 +134,22 @@ def test_the_second_device_has_one_source_port_and_the_tunnels_address_and_rows_
     assert any("removed" in action for action in second.prepare(SPEC, lambda _: True)), "its source ports vary"
     second.wanted = False
     assert second.prepare(SPEC, lambda _: True) == ("removed isthmus-nat",)
+
+
+@inside
+def test_the_doctor_names_what_is_in_the_way() -> None:
+    underlay()
+    links.ensure_device(SPEC)
+    assert [one.level for one in findings("isthmus", 100, 8472, "")] == ["ok"]
+    assert "seen as 198.51.100.1 by a" in next(findings("isthmus", 100, 8472, "seen as 198.51.100.1 by a")).text
+    sh("ip link add theirs type vxlan id 101 dstport 8472 local 10.0.0.1")
+    (found,) = findings("isthmus", 100, 8472, "")
+    assert (found.level, "theirs holds vni 101" in found.text) == ("warning", True)
+    second = SecondDevice("isthmus", conditions := Conditions())
+    second.wanted = True
+    second.prepare(SPEC, lambda _: True)
+    assert not second.ifindex
+    assert "theirs" in conditions.sentences()[0]
 
 
 @inside
