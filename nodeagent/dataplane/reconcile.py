@@ -7,14 +7,13 @@ Works on any :class:`~nodeagent.netlink.socket.Engine`; the decisions are the pu
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from events.attestation import MODULUS, fdb_hash, neighbour_hash, route_hash
-from nodeagent.dataplane.desired import difference
-from nodeagent.netlink.messages import Action, Operation
+from nodeagent.dataplane.desired import changes
+from nodeagent.netlink.messages import Action, Operation, Operations
 from nodeagent.netlink.rows import Kind, Rows, split_route_key
 from nodeagent.netlink.socket import AnswersLost, Engine, KernelRefusal
 
@@ -22,8 +21,6 @@ ROUNDS = 3
 """Attempts to make the kernel agree in one reconciliation; what is left then is reported."""
 
 _DROP = Action.DROP
-_ACTION, _KIND = itemgetter(0), itemgetter(1)
-"""Of an operation; a cold start has 150,000."""
 _ABSENT = frozenset({errno.ENOENT, errno.ESRCH})
 
 
@@ -69,30 +66,29 @@ def reconcile(
     refusals: list[KernelRefusal] = []
     withheld: dict[tuple[Kind, bytes], Operation] = {}
     permitted: set[tuple[Kind, bytes]] = set()
+
+    def let_through(operation: Operation) -> bool:
+        row = (operation.kind, operation.key)
+        if row in permitted or (allow is not None and row not in withheld and allow(operation)):
+            permitted.add(row)
+            return True
+        withheld[row] = operation
+        return False
+
     kernel = seen(engine.read(ifindex, routes=routes))
     found: tuple[int, ...] | None = None
     for _ in range(ROUNDS):
-        pending = difference(desired, kernel)
+        pending = changes(desired, kernel)
         found = _by_kind(pending) if found is None else found
-        operations = pending
-        if allow is not None:
-            operations = []
-            for operation in pending:
-                row = (operation.kind, operation.key)
-                if row in permitted or (row not in withheld and allow(operation)):
-                    permitted.add(row)
-                    operations.append(operation)
-                else:
-                    withheld[row] = operation
+        operations = pending if allow is None else pending.only(let_through)
         if not operations:
             break
         refusals = [refusal for refusal in engine.execute(operations, ifindex) if _matters(refusal)]
-        puts = list(map(_ACTION, operations)).count(Action.PUT)
-        written += puts
-        removed += len(operations) - puts
+        written += operations.count_of(action=Action.PUT)
+        removed += operations.count_of(action=Action.DROP)
         kernel = seen(engine.read(ifindex, routes=routes))
     else:
-        pending = difference(desired, kernel)
+        pending = changes(desired, kernel)
     return Outcome(
         written,
         removed,
@@ -119,9 +115,8 @@ def joined(outcome: Outcome, beside: Outcome) -> Outcome:
     )
 
 
-def _by_kind(operations: Sequence[Operation]) -> tuple[int, ...]:
-    kinds = list(map(_KIND, operations))
-    return tuple(kinds.count(kind) for kind in Kind)
+def _by_kind(operations: Operations) -> tuple[int, ...]:
+    return tuple(operations.count_of(kind=kind) for kind in Kind)
 
 
 def apply_directly(engine: Engine, ifindex: int, operations: Sequence[Operation]) -> list[KernelRefusal]:
@@ -144,7 +139,7 @@ def _matters(refusal: KernelRefusal) -> bool:
     return not (refusal.operation.action is Action.DROP and refusal.errno in _ABSENT)
 
 
-def digest_shift(kernel: Rows, remaining: Sequence[Operation]) -> int:
+def digest_shift(kernel: Rows, remaining: Iterable[Operation]) -> int:
     """What to add to the expected digest to get the kernel's (modulo 2²⁵⁶)."""
     shift = 0
     for action, kind, key, value in remaining:

@@ -1,17 +1,19 @@
 """Dumps of neighbours, FDB and routes → row tables.
 
-Almost every message of a dump of our own rows has one and the same layout, so one fixed-offset
-unpack reads it; whatever looks different goes to a general attribute parser, which decides whether
-it is a row of ours in an odd form. Bytes come from outside: every length is checked, and nothing
+Almost every message of a dump of our own rows has one and the same layout, so many are read at once
+(:mod:`nodeagent.netlink.columns`); whatever looks different goes to a general attribute parser, which decides
+whether it is a row of ours in an odd form. Bytes come from outside: every length is checked, and nothing
 but :class:`MalformedMessage` is raised for any input.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
+from nodeagent.netlink.columns import Layout, big_endian
 from nodeagent.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -84,17 +86,10 @@ _ACKNOWLEDGEMENT = struct.Struct("=8sI4xi16x")  # length, type, flags; sequence;
 _ACKNOWLEDGED = struct.pack("=IHH", _ACKNOWLEDGEMENT.size, NLMSG_ERROR, NLM_F_CAPPED)
 _acknowledgement = _ACKNOWLEDGEMENT.unpack
 
-# Fixed layouts. An "s" field holds the constants of several kernel fields at once, to compare as bytes.
-_NEIGHBOUR = struct.Struct("=6s10x10s2x4s4s4s6s30x5s3x")
-_FDB = struct.Struct("=6s10x11sx4s6s2x4s4s20x")
-_ROUTE = struct.Struct("=6s10x12s12s4s4sI4s4s8s")
 _DST4 = _ATTRIBUTE.pack(8, NDA_DST)
 _LLADDR = _ATTRIBUTE.pack(10, NDA_LLADDR)
 _PROTOCOL_ATTRIBUTE = struct.pack("=HHB", 5, NDA_PROTOCOL, PROTOCOL)
-_PLAIN_ROUTES = frozenset(
-    _RTMSG.pack(AF_INET, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, 0, RTN_UNICAST, RTNH_F_ONLINK)
-    for length in range(33)
-)
+_PREFIX_LENGTHS = bytes(range(33))
 _ODD_FDB = frozenset((NDA_VNI, NDA_IFINDEX, NDA_SRC_VNI, NDA_NH_ID))
 
 
@@ -103,49 +98,12 @@ def read_neighbours(data: bytes, ifindex: int, table: Table) -> None:
 
     Raises MalformedMessage.
     """
-    expected = (
-        struct.pack("=IH", _NEIGHBOUR.size, RTM_NEWNEIGH),
-        struct.pack("=BxxxiH", AF_INET, ifindex, NUD_PERMANENT),
-        _DST4,
-        _LLADDR,
-        _PROTOCOL_ATTRIBUTE,
-    )
-    size, step, unpack = len(data), _NEIGHBOUR.size, _NEIGHBOUR.unpack_from
-    offset = 0
-    while offset < size:
-        if size - offset >= step:
-            head, fixed, dst, address, lladdr, mac, protocol = unpack(data, offset)
-            if (head, fixed, dst, lladdr, protocol) == expected:
-                table[address] = mac
-                offset += step
-                continue
-        header = header_at(data, offset)
-        if header.type == RTM_NEWNEIGH and (row := neighbour_row(data, offset, header, ifindex)):
-            table[row[0]] = row[1]
-        offset += (header.length + 3) & ~3
+    _read(data, ifindex, table, _neighbours(ifindex), kind=RTM_NEWNEIGH, general=neighbour_row)
 
 
 def read_fdb(data: bytes, ifindex: int, table: Table) -> None:
     """Add the FDB rows of the device in one datagram to ``table``. Raises MalformedMessage."""
-    expected = (
-        struct.pack("=IH", _FDB.size, RTM_NEWNEIGH),
-        struct.pack("=BxxxiHB", AF_BRIDGE, ifindex, FDB_STATE, NTF_SELF),
-        _LLADDR,
-        _DST4,
-    )
-    size, step, unpack = len(data), _FDB.size, _FDB.unpack_from
-    offset = 0
-    while offset < size:
-        if size - offset >= step:
-            head, fixed, lladdr, mac, dst, address = unpack(data, offset)
-            if (head, fixed, lladdr, dst) == expected:
-                table[mac] = address
-                offset += step
-                continue
-        header = header_at(data, offset)
-        if header.type == RTM_NEWNEIGH and (row := fdb_row(data, offset, header, ifindex)):
-            table[row[0]] = row[1]
-        offset += (header.length + 3) & ~3
+    _read(data, ifindex, table, _fdb(ifindex), kind=RTM_NEWNEIGH, general=fdb_row)
 
 
 def read_routes(data: bytes, ifindex: int, table: Table) -> None:
@@ -154,25 +112,77 @@ def read_routes(data: bytes, ifindex: int, table: Table) -> None:
     A route of ours that leads to another device than ``ifindex`` has a value that names that device.
     Raises MalformedMessage.
     """
-    head = struct.pack("=IH", _ROUTE.size, RTM_NEWROUTE)
-    expected = (
-        _ATTRIBUTE.pack(8, RTA_TABLE) + _U32.pack(RT_TABLE_MAIN) + _ATTRIBUTE.pack(8, RTA_DST),
-        _ATTRIBUTE.pack(8, RTA_PRIORITY),
-        _ATTRIBUTE.pack(8, RTA_GATEWAY),
-        _ATTRIBUTE.pack(8, RTA_OIF) + _U32.pack(ifindex),
+    _read(data, ifindex, table, _routes(ifindex), kind=RTM_NEWROUTE, general=route_row)
+
+
+# The layouts as the kernel writes them; what is padding here is a key, a value, or of no interest.
+
+
+@lru_cache(maxsize=8)
+def _neighbours(ifindex: int) -> Layout:
+    head = struct.pack("=IH", 84, RTM_NEWNEIGH)
+    fixed = struct.pack("=BxxxiH", AF_INET, ifindex, NUD_PERMANENT)
+    return Layout(
+        "=6s10x10s2x4s4x4s6x30x5s3x",
+        (head, fixed, _DST4, _LLADDR, _PROTOCOL_ATTRIBUTE),
+        key=range(32, 36),
+        value=range(40, 46),
     )
-    size, step, unpack = len(data), _ROUTE.size, _ROUTE.unpack_from
-    offset = 0
+
+
+@lru_cache(maxsize=8)
+def _fdb(ifindex: int) -> Layout:
+    head = struct.pack("=IH", 68, RTM_NEWNEIGH)
+    fixed = struct.pack("=BxxxiHB", AF_BRIDGE, ifindex, FDB_STATE, NTF_SELF)
+    return Layout(
+        "=6s10x11sx4s6x2x4s4x20x", (head, fixed, _LLADDR, _DST4), key=range(32, 38), value=range(44, 48)
+    )
+
+
+@lru_cache(maxsize=8)
+def _routes(ifindex: int) -> Layout:
+    head = struct.pack("=IH", 68, RTM_NEWROUTE)
+    fixed = _RTMSG.pack(AF_INET, 0, 0, 0, RT_TABLE_MAIN, PROTOCOL, 0, RTN_UNICAST, RTNH_F_ONLINK)
+    table_dst = _ATTRIBUTE.pack(8, RTA_TABLE) + _U32.pack(RT_TABLE_MAIN) + _ATTRIBUTE.pack(8, RTA_DST)
+    device = _ATTRIBUTE.pack(8, RTA_OIF) + _U32.pack(ifindex)
+    priority, gateway = _ATTRIBUTE.pack(8, RTA_PRIORITY), _ATTRIBUTE.pack(8, RTA_GATEWAY)
+    return Layout(
+        "=6s10xsx10s12s4x4s4x4s4x8s",
+        (head, fixed[:1], fixed[2:], table_dst, priority, gateway, device),
+        key=(*range(40, 44), 17, *big_endian(48, 4)),  # as route_key() has it
+        value=range(56, 60),
+        choice=(17, _PREFIX_LENGTHS),
+    )
+
+
+def _read(
+    data: bytes,
+    ifindex: int,
+    table: Table,
+    layout: Layout,
+    *,
+    kind: int,
+    general: Callable[[bytes, int, Header, int], Row | None],
+) -> None:
+    """Add the rows of the messages of type ``kind`` in ``data``: those of the layout many at once.
+
+    After a message that is not of it, only as many are tried at once as have proven to be: otherwise a
+    datagram of odd ones would be looked through again for each.
+    """
+    offset, size = 0, len(data)
+    window = size
     while offset < size:
-        if size - offset >= step:
-            start, fixed, table_dst, network, priority, metric, gateway, via, device = unpack(data, offset)
-            plain = start == head and fixed in _PLAIN_ROUTES
-            if plain and (table_dst, priority, gateway, device) == expected:
-                table[route_key(network, fixed[1], metric)] = via
-                offset += step
+        count = min((size - offset) // layout.step, window)
+        taken = layout.leading(data, offset, count) if count else 0
+        if taken:
+            table.update(zip(*layout.read(data, offset, taken), strict=True))
+            offset += taken * layout.step
+            if taken == count:
+                window *= 2
                 continue
+        window = taken + 1
         header = header_at(data, offset)
-        if header.type == RTM_NEWROUTE and (row := route_row(data, offset, header, ifindex)):
+        if header.type == kind and (row := general(data, offset, header, ifindex)):
             table[row[0]] = row[1]
         offset += (header.length + 3) & ~3
 

@@ -66,6 +66,8 @@ BLACKHOLE = b""
 
 _ROUTE_KEY = struct.Struct("!4sBI")
 _SIDE = struct.Struct("!4sII4s")
+SIDE_ROUTE_BYTES = _SIDE.size
+"""Length of the value of a route over another device than the tunnel."""
 
 
 def route_key(network: bytes, prefix_length: int, priority: int | None = None) -> bytes:
@@ -147,7 +149,7 @@ def describe(kind: Kind, key: bytes, value: bytes) -> str:
         return f"fdb {mac_text(key)} dst {_value(value)}"
     network, length, priority = split_route_key(key)
     target = "blackhole" if value == BLACKHOLE else f"via {_value(value)}"
-    if len(value) == _SIDE.size:
+    if len(value) == SIDE_ROUTE_BYTES:
         next_hop, mtu, device, _ = split_side_route(value)
         target = f"{f'via {ip_address(next_hop)} ' if any(next_hop) else ''}dev #{device} mtu {mtu}"
     return f"route {ip_address(network)}/{length} {target} metric {priority}"

@@ -31,7 +31,7 @@ from nodeagent.netlink.constants import (
     NLMSG_OVERRUN,
     SOL_NETLINK,
 )
-from nodeagent.netlink.messages import ENCODERS, Operation
+from nodeagent.netlink.messages import Operation, Operations, Run
 from nodeagent.netlink.rows import Kind, Rows, Table, describe
 
 RECEIVE_BYTES = 4 << 20
@@ -195,35 +195,48 @@ class Engine:
         """Close the channel; rows stay."""
         self._channel.close()
 
-    def execute(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
+    def execute(self, operations: Operations | Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
         """Execute in order; return what the kernel refused (the rest is done).
 
         Raises AnswersLost when answers were lost, and then nobody knows without reading back; OSError
         when the socket is broken.
         """
+        if not isinstance(operations, Operations):
+            return self._execute_each(operations, ifindex)
         if len(operations) <= CHUNK_MESSAGES:
-            return self._chunk(operations, ifindex)
+            return self._execute_each(list(operations), ifindex)
         refusals: list[KernelRefusal] = []
-        for start in range(0, len(operations), CHUNK_MESSAGES):
-            refusals += self._chunk(operations[start : start + CHUNK_MESSAGES], ifindex)
+        for action, kind, keys, values in operations.runs:
+            for start in range(0, len(keys), CHUNK_MESSAGES):
+                end = start + CHUNK_MESSAGES
+                run = Run(action, kind, keys[start:end], values[start:end])
+                first = self._take(len(run.keys) + 1)
+                refused = self._exchange(messages.encode_run(run, first, ifindex), first, len(run.keys))
+                refusals += (
+                    KernelRefusal(Operation(action, kind, run.keys[at], run.values[at]), number, text)
+                    for at, number, text in refused
+                )
         return refusals
 
-    def _chunk(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
-        first = self._take(len(operations) + 1)
-        sequence = first + len(operations)
-        encoders = ENCODERS
-        parts = [
-            encoders[action][kind](ifindex, number, key, value)
-            for number, (action, kind, key, value) in enumerate(operations, first)
-        ]
-        parts.append(messages.barrier(sequence))
-        self._channel.send(b"".join(parts))
+    def _execute_each(self, operations: Sequence[Operation], ifindex: int) -> list[KernelRefusal]:
+        refusals: list[KernelRefusal] = []
+        for start in range(0, len(operations), CHUNK_MESSAGES):
+            chunk = operations[start : start + CHUNK_MESSAGES]
+            first = self._take(len(chunk) + 1)
+            refused = self._exchange(messages.encode(chunk, first, ifindex), first, len(chunk))
+            refusals += (KernelRefusal(chunk[at], number, text) for at, number, text in refused)
+        return refusals
+
+    def _exchange(self, batch: bytes | bytearray, first: int, count: int) -> list[tuple[int, int, str]]:
+        """Send ``count`` messages numbered from ``first``; the place, errno and words of each refused one."""
+        barrier = first + count
+        self._channel.send(b"".join((batch, messages.barrier(barrier))))
         data = self._receive()
-        if dump.acknowledges(data, sequence):
+        if dump.acknowledges(data, barrier):
             return []
         return [
-            KernelRefusal(operations[failure.sequence - first], failure.errno, failure.text)
-            for failure in self._failures(data, first, sequence)
+            (failure.sequence - first, failure.errno, failure.text)
+            for failure in self._failures(data, first, barrier)
         ]
 
     def _failures(self, data: bytes, first: int, last: int) -> list[dump.Failure]:

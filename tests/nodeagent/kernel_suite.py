@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from nodeagent.dataplane.desired import difference
+from nodeagent.dataplane.desired import changes, difference
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import BLACKHOLE, Kind, Rows, Table, route_key, route_value
 from nodeagent.netlink.socket import Engine
@@ -56,7 +56,7 @@ def rows_of(count: int) -> Rows:
 
 
 def write(place: Place, rows: Rows) -> None:
-    assert place.engine.execute(difference(rows, place.engine.read(place.ifindex)), place.ifindex) == []
+    assert place.engine.execute(changes(rows, place.engine.read(place.ifindex)), place.ifindex) == []
 
 
 def nothing_is_there_at_first(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from contextlib import suppress
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeagent.dataplane.desired import changes
 from nodeagent.netlink import constants as c
 from nodeagent.netlink import dump, monitor
 from nodeagent.netlink.dump import MalformedMessage
@@ -62,6 +64,18 @@ def test_the_fixed_and_the_general_path_agree() -> None:
         general: Table = {}
         read(stretched, 5, general)
         assert general == expected
+
+
+@given(st.data(), st.integers(1, 40))
+def test_rows_are_read_wherever_messages_of_another_form_stand(data: st.DataObject, count: int) -> None:
+    rows = rows_of(count)
+    for (read, _), datagram, expected in zip(READERS, dumps(count), rows, strict=True):
+        pieces = [datagram[at : at + header.length] for header, at in dump.messages(datagram)]
+        odd = data.draw(st.sets(st.integers(0, count - 1)))
+        table: Table = {}
+        read(b"".join(stretch(piece) if at in odd else piece for at, piece in enumerate(pieces)), 5, table)
+        assert table == expected
+        assert list(table) == list(expected)
 
 
 def stretch(message: bytes) -> bytes:
@@ -155,6 +169,17 @@ def test_the_engine_turns_hostile_answers_into_its_own_errors(answers: list[byte
     for action in (lambda e: e.read(5), lambda e: e.execute([put(Kind.FDB, mac(0), underlay(0))], 5)):
         with suppress(OSError):
             action(Engine(Replies(*answers)))
+
+
+def test_what_is_refused_of_many_is_named() -> None:
+    kernel = MemoryKernel()
+    kernel.add_device(5)
+    engine, wanted = Engine(kernel), changes(rows_of(1100), Rows.empty())
+    refused = engine.execute(wanted, 6)  # no such device
+    assert [refusal.operation for refusal in refused] == list(wanted)
+    assert {refusal.errno for refusal in refused} == {errno.ENODEV}
+    assert engine.execute(wanted, 5) == []
+    assert engine.read(5) == rows_of(1100)
 
 
 def test_lost_answers_are_said_to_be_lost() -> None:

@@ -12,7 +12,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from nodeagent.netlink import constants as c
 from nodeagent.netlink import dump, messages
-from nodeagent.netlink.messages import Action, Operation
+from nodeagent.netlink.messages import Action, Operation, Run
 from nodeagent.netlink.rows import Kind, mac_text, route_key, route_value, side_route_value
 
 ifindexes = st.integers(1, 2**31 - 1)
@@ -225,3 +225,28 @@ def test_operations_choose_their_message(
     ]
     for operation, message in pairs:
         assert messages.ENCODERS[operation.action][operation.kind](ifindex, sequence, *operation[2:]) == message
+
+
+def rows_of(kind: Kind) -> st.SearchStrategy[tuple[bytes, bytes]]:
+    """A key and a value of each length that rows of this kind have."""
+    if kind is Kind.NEIGHBOUR:
+        return st.tuples(addresses, macs)
+    if kind is Kind.FDB:
+        return st.tuples(macs, st.one_of(destinations, st.binary(min_size=6, max_size=6)))
+    ranges = st.builds(route_key, addresses, lengths, metrics)
+    narrow = st.builds(route_value, addresses, st.integers(1, 65535))
+    aside = st.builds(side_route_value, addresses, st.integers(1, 65535), ifindexes, addresses)
+    return st.tuples(ranges, st.one_of(st.just(b""), addresses, narrow, aside))
+
+
+@given(st.data(), st.sampled_from(Action), st.sampled_from(Kind), ifindexes, st.integers(1, 2**31))
+def test_many_at_once_are_the_same_bytes_as_one_by_one(
+    data: st.DataObject, action: Action, kind: Kind, ifindex: int, sequence: int
+) -> None:
+    # Each is repeated, so that there are stretches of one length that are long enough to be written at once.
+    stretches = st.tuples(rows_of(kind), rows_of(kind), st.integers(1, 20))
+    drawn = data.draw(st.lists(stretches, min_size=1, max_size=4))
+    pairs = [pair for one, two, times in drawn for _ in range(times) for pair in (one, two)]
+    run = Run(action, kind, [key for key, _ in pairs], [value for _, value in pairs])
+    expected = messages.encode(run.operations(), sequence, ifindex)
+    assert messages.encode_run(run, sequence, ifindex) == expected
