@@ -219,6 +219,11 @@ static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphd
         ip->tos != verdict->asked_tos) return 0;
     return verdict;
 }
+/* By the tunnel or a neighbour, as opposed to a pod. What comes from a peer and leaves for another one (a relay, a
+ * range that has moved) is the stack's: a verdict of the one kind must never serve the other. */
+static __always_inline int from_peer(struct verdict *verdict) {
+    return verdict->in == node.tunnel || verdict->in == node.underlay;
+}
 /* What is settled is what this packet has proven, whatever others ask about meanwhile. */
 static __always_inline void settle(struct verdict *verdict, struct iphdr *ip, __u32 piece, __u32 which) {
     __u64 now = bpf_ktime_get_coarse_ns();
@@ -323,7 +328,7 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
         if (near) {
             struct verdict *verdict = proven(skb, &q->ip, q->ports);
             __u32 piece = piece_of(skb, &q->ip);
-            if (!verdict || !piece || !(near->epoch & DIRECT) || !same(q->eth.h_dest, near->mac) ||
+            if (!verdict || from_peer(verdict) || !piece || !(near->epoch & DIRECT) || !same(q->eth.h_dest, near->mac) ||
                 skb->ifindex != node.underlay) return NEXT;
             verdict->epoch = near->epoch;
             verdict->vtep = near->vtep;
@@ -341,7 +346,7 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
         !same(p->outer.eth.h_source, node.mac)) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports);
     __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || !piece || skb->ifindex != node.underlay) return NEXT;
+    if (!verdict || from_peer(verdict) || !piece || skb->ifindex != node.underlay) return NEXT;
     verdict->epoch = peer->epoch;
     verdict->vtep = peer->vtep;
     verdict->out = skb->ifindex;
@@ -436,7 +441,7 @@ static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports);
     __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || !piece || (verdict->in != node.tunnel && verdict->in != node.underlay)) return NEXT;
+    if (!verdict || !from_peer(verdict) || !piece) return NEXT;
     struct peer *peer = peer_of(p->ip.saddr);
     verdict->epoch = peer ? peer->epoch : 0;
     verdict->out = skb->ifindex;

@@ -52,7 +52,7 @@ COUNTERS = (
 rest are reasons why a packet took the stack: :data:`REASONS`."""
 REASONS = {
     "wrong_source": "not from where the range of their source is",
-    "form": "no whole TCP or UDP packets without options",
+    "form": "other than whole TCP and UDP packets, without options and with a checksum that somebody verified",
     "size": "larger than what has passed",
     "closing": "that open or end a connection",
     "held": "taken off the path by a capture",

@@ -310,7 +310,8 @@ def test_whatever_a_neighbour_sends_without_the_tunnel_has_the_same_fate() -> No
         def same(how: dict[str, object], what: dict[str, object]) -> None:
             ports = (1000, 2000) if what["protocol"] == "udp" else (1001, 2001)
             source, target = how["ends"]  # type: ignore[misc]
-            packet = made({**what, "source": source, "target": target}, ports[::-1])
+            size = min(int(str(what["size"])), 1400)  # what host 3's link takes, in the tunnel too
+            packet = made({**what, "source": source, "target": target, "size": size}, ports[::-1])
             if how["tunnelled"]:
                 payload = vxlan(packet, source_mac=host.mac(3), target_mac=host.mac(1))
                 datagram = udp("10.0.0.3", "10.0.0.1", (40000, 8472), payload, sealed=False)
@@ -397,3 +398,19 @@ def test_running_flows_have_the_same_fate_while_the_log_goes_on() -> None:
         same()
         assert used(pair[1], 1, "fast_out") > both_ways[0] + 20
         assert used(pair[1], 1, "fast_in") > both_ways[1] + 20
+
+
+@inside
+def test_what_a_host_passes_on_from_one_peer_to_another_has_the_same_fate() -> None:
+    """As a relay does, and whoever still gets packets for a range that others have by now."""
+    with twins() as pair:
+        warm(pair, (1000, 2000))
+        for protocol, ports in (("udp", (2000, 1000)), ("tcp", (2001, 1001))):
+            what = {
+                "source": THIRD, "target": TWO, "protocol": protocol, "size": 100, "flags": ACK, "fragment": 0,
+                "ttl": 64, "tos": 0, "sealed": True, "options": b"", "length": None, "broken": False,
+            }  # fmt: skip
+            payload = vxlan(made(what, ports), source_mac=host.mac(3), target_mac=host.mac(1))
+            datagram = udp("10.0.0.3", "10.0.0.1", (40000, 8472), payload, sealed=False)
+            for _ in range(5):
+                both(pair, "from_underlay", 3, 1, ipv4("10.0.0.3", "10.0.0.1", datagram))
