@@ -24,7 +24,7 @@ from events.status import NatReport, WayKind
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
-from nodeagent.dataplane.second_device import SecondDevice
+from nodeagent.dataplane.second_device import SecondDevice, second_vni
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall.elements import Second
@@ -129,10 +129,10 @@ class NatPaths:
 
     def second(self) -> Second | None:
         """The second device, for the firewall; None while there is none."""
-        device = self._device
-        if not device.ifindex or device.spec is None:
+        device, plan = self._device, self._view.plan
+        if not device.ifindex or plan is None:
             return None
-        return Second(device.name, device.ifindex, device.spec.vni)
+        return Second(device.name, device.ifindex, second_vni(plan.vni))
 
     def report(self) -> NatReport:
         """What others see of this node."""
@@ -156,19 +156,20 @@ class NatPaths:
             await asyncio.to_thread(self._adopt, self._view.own, self._view.plan.port, list(self._view.peers))
 
     def _adopt(self, own: Peer, port: int, peers: list[Peer]) -> None:
-        link = links.find(self._device.name)
-        if link is None or link.kind != "vxlan":
+        link, tunnel = links.find(self._device.name), links.find(self._config.device)
+        if link is None or link.kind != "vxlan" or tunnel is None:
             return
         with Engine(NetlinkChannel()) as engine:
-            rows = engine.read(link.index)
-        self._device.wanted = True
+            rows = engine.read(link.index, routes=False)
+            routes = engine.read(tunnel.index).routes
+        self._device.wanted, self._device.ifindex = True, link.index  # so the firewall goes on, too
         self.book.be(own, port, time.monotonic())
         kept = Rows.empty()
         ways: dict[WayKind, dict[Peer, Exit]] = {"nat": {}, "relayed": {}}
         by_vtep = {peer.packed()[0]: peer for peer in peers}
         for peer in peers:
             first, mac, _, _ = peer.packed()
-            value = rows.routes.get(preferred_key(*split_cidr(peer.cidr)), b"")
+            value = routes.get(preferred_key(*split_cidr(peer.cidr)), b"")
             way = _exit_of(value)
             if way is None or way.device not in {0, link.index}:
                 continue

@@ -6,22 +6,34 @@ import asyncio
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
+from events.bus.connection import BusOptions
 from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.dataplane.desired import desired_of, difference
+from nodeagent.dataplane.reconciler import Reconciler
 from nodeagent.dataplane.second_device import SecondDevice, second_name
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.elements import Second
 from nodeagent.firewall.ruleset import Rules
+from nodeagent.membership.node_key import new_key
+from nodeagent.membership.values import OverlayPlan
+from nodeagent.membership.view import View
 from nodeagent.nat import packets
 from nodeagent.nat.findings import findings
 from nodeagent.nat.packets import HELLO, Endpoint, Message
+from nodeagent.nat.paths import NatPaths
 from nodeagent.nat.wire import Wire
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceSpec
 from nodeagent.netlink.rows import Rows
 from nodeagent.netlink.socket import Engine, NetlinkChannel
+from nodeagent.ways.table import WayTable
+from tests.nodeagent import host
 from tests.nodeagent.sandbox import inside, sh
 from tests.waiting import until
 
@@ -153,6 +165,43 @@ def test_the_doctor_names_what_is_in_the_way() -> None:
 
 
 @inside
+def test_a_second_life_goes_on_with_what_stands_in_the_kernel() -> None:
+    sh("ip link add u type veth peer name far && ip addr add 10.0.0.1/24 dev u && ip link set u up")
+    host.prepare(1, 2, 3, 4, fast=False)
+    host.lead_through_nat(1, 2, "198.51.100.1", 30000)
+    for number, relay, by in ((3, 2, "isthmus-nat"), (4, 3, "isthmus")):
+        metric = (172 << 24 | 16 << 16 | number << 8) >> 2
+        way = f"via 172.16.{relay}.0 dev {by} onlink proto 84 metric {metric}"
+        sh(f"ip route add 172.16.{number}.0/24 {way} {'mtu 1450 src 172.16.1.0' if relay == 2 else ''}")
+    with TemporaryDirectory() as name:
+        config = AgentConfig(cluster="c", node="n1", kind="cloud", bus=BusOptions(), state_dir=Path(name))
+        view, conditions, wire, fast = View("c", "n1", "u1"), Conditions(), Wire(), None
+        view.own = host.peer(1)
+        view.plan = OverlayPlan(host.VNI, host.PORT, "172.16.255.0/24", (host.CONTAINERS,))
+        for number in (2, 3, 4):
+            view.peers.put(host.peer(number))
+        reconciler = Reconciler(config, conditions)
+        nat = NatPaths(
+            config, view, conditions, reconciler=reconciler, fastpath=fast,  # type: ignore[arg-type]
+            ways=WayTable(), secrets=new_key(Path(name)), wire=wire,
+        )  # fmt: skip
+        asyncio.run(nat.begin())
+        index, (two, three, four) = socket.if_nametoindex("isthmus-nat"), map(host.peer, (2, 3, 4))
+        assert nat.admitted() == {"198.51.100.1 . 30000"}
+        assert nat.second() == Second("isthmus-nat", index, host.VNI + 1)
+        led = {peer: way.device for peer, way in reconciler.found.exits.items()}
+        assert led == {two: index, three: index, four: 0}
+        assert nat.book.ways()[two].place == Endpoint(socket.inet_aton("198.51.100.1"), 30000)
+        desired = desired_of(view.own, view)
+        reconciler.found.device_mtu = host.MTU
+        reconciler.found.put_into(desired, view)
+        with Engine(NetlinkChannel()) as engine:
+            assert difference(desired.rows, engine.read(socket.if_nametoindex("isthmus"))) == []
+            assert difference(reconciler.tunnel.second.rows, engine.read(index, routes=False)) == []
+        wire.close()
+
+
+@inside
 async def test_the_rules_let_in_from_a_place_and_follow_it() -> None:
     await ruleset.replace(RULES, ["10.0.0.2"], mapped=PLACES)
     assert await ruleset.elements_of("mapped") == PLACES
@@ -182,13 +231,13 @@ def test_pods_packets_pass_a_router_that_masquerades() -> None:
     sh("ip netns exec r sysctl -qw net.ipv4.ip_forward=1 && ip netns exec r nft add table ip n")
     sh("ip netns exec r nft 'add chain ip n o { type nat hook postrouting priority srcnat; }'")
     sh("ip netns exec r nft add rule ip n o oifname wan udp dport 8472 masquerade to :30000")
-    for number, host in ((1, "a"), (2, "b")):
+    for number, node in ((1, "a"), (2, "b")):
         pod, own = f"p{number}", f"172.16.{number}"
-        sh(f"ip netns exec {host} sysctl -qw net.ipv4.ip_forward=1")
-        sh(f"ip link add p netns {host} type veth peer name eth0 netns {pod}")
-        sh(f"ip -n {host} link set p mtu 1450 up")
+        sh(f"ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1")
+        sh(f"ip link add p netns {node} type veth peer name eth0 netns {pod}")
+        sh(f"ip -n {node} link set p mtu 1450 up")
         sh(f"ip -n {pod} link set eth0 mtu 1450 up && ip -n {pod} addr add {own}.2/32 dev eth0")
-        sh(f"ip -n {host} addr add {own}.1/32 dev p && ip -n {host} route add {own}.2/32 dev p")
+        sh(f"ip -n {node} addr add {own}.1/32 dev p && ip -n {node} route add {own}.2/32 dev p")
         sh(f"ip -n {pod} route add {own}.1 dev eth0 && ip -n {pod} route add default via {own}.1")
     at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, '10.0.0.254', 30000)")
     at(2, "prepare(2, 1, fast=False); lead_through_nat(2, 1)")
