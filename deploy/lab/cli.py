@@ -87,6 +87,10 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Packets between sites, or all between nodes, are encrypted by WireGuard under traffic, and counted.",
 )  # fmt: skip
 @click.option(
+    "--nat", is_flag=True,
+    help="Also two branches behind NATs of their own, instead of the other checks: found out, relayed, healed.",
+)  # fmt: skip
+@click.option(
     "--break", "breaks", multiple=True, metavar="KIND", type=click.Choice([*KINDS, "all"]),
     help=f"Break a path instead, and show its verdict; may be repeated: {', '.join(KINDS)}, or all.",
 )  # fmt: skip
@@ -120,7 +124,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 @click.pass_context
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
-    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool, direct: bool,
+    seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool, direct: bool, nat: bool,
     encrypt: Literal["off", "sites", "all"],
     breaks: tuple[str, ...], capsule: Path | None, source: str | None, kubernetes: bool, binaries: Path | None,
     nodes: int, http: int, as_json: bool, name: str,
@@ -145,6 +149,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --direct                nodes of one site without the tunnel
     isthmus lab --encrypt all           packets between nodes encrypted, none in the clear
+    isthmus lab --nat                   two branches behind NAT: every pair, and what routers do to them
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
@@ -173,6 +178,8 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "--kubernetes goes with --cloud, --external, --pods, --keep and --json only: its bus is a pod, "
             "with TLS and credentials",
         )
+    if nat and (churn or kills or leaf or clb or direct or breaks or kubernetes or bus_servers != "1" or encrypt != "off"):
+        raise Usage("usage", "--nat goes with --pods, --secure, --keep, --http and --json only")
     if binaries is not None and not kubernetes:
         raise Usage("usage", "--binaries is where --kubernetes finds its programs: give --kubernetes, too")
     from deploy.churn.trace import find_files
@@ -180,7 +187,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     from deploy.lab.checks.mesh import chosen
     from deploy.lab.machines import sandbox, shell
     from deploy.lab.reports import run_directory
-    from deploy.lab.topology.layout import two_sites
+    from deploy.lab.topology.layout import two_sites, with_branches
 
     files, broken = find_files(churn), chosen(breaks, cloud)
     if kills and not files:
@@ -212,11 +219,12 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     console = _listen(http) if keep else None
     options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
-        bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, encrypt=encrypt, breaks=broken,
+        bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, encrypt=encrypt, nat=nat,
+        breaks=broken,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip
-    topology = two_sites(cloud, external, pods)
+    topology = with_branches(pods) if nat else two_sites(cloud, external, pods)
     state = run_directory.LabState(name=name, main=os.getpid())
 
     def work() -> int:

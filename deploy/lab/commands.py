@@ -63,6 +63,7 @@ def define(
         networks=tuple(
             Network(cidr=str(site.subnet), kind="vpc" if site.kind == "cloud" else "idc", name=site.name)
             for site in sites
+            if site.outside is None  # which means something at that site alone
         ),
         quarantine_s=quarantine_s,
         unreachable_after_s=10.0,

@@ -45,6 +45,7 @@ class Members:
 
     live: dict[str, Member] = field(default_factory=dict)
     plan: types.ClusterDefined | None = None
+    behind_nat: dict[str, str] = field(default_factory=dict)  # node → as which address others saw it
     left_at: dict[str, float] = field(default_factory=dict)  # node → when the event was stored, Unix seconds
     ledger: Ledger = field(default_factory=Ledger)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -92,9 +93,15 @@ class Members:
                     cursor_after=event.cursor_after,
                     epoch=record.sequence,
                 )
+            case types.NodeNatChanged() as event:
+                if event.behind:
+                    self.behind_nat[event.node] = event.seen_as
+                else:
+                    self.behind_nat.pop(event.node, None)
             case types.NodeLeft(node=node, uid=uid) | types.NodeFenced(node=node, uid=uid):
                 if node in self.live and self.live[node].uid == uid:
                     del self.live[node]
+                    self.behind_nat.pop(node, None)
                     self.left_at[node] = record.recorded_at.timestamp()
             case _:
                 pass

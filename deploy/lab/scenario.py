@@ -49,6 +49,7 @@ class LabOptions:
     clb: bool = False
     direct: bool = False
     encrypt: Literal["off", "sites", "all"] = "off"
+    nat: bool = False
     breaks: Sequence[str] = ()
     """Paths to break instead of the other checks, by kind."""
     console: int = -1  # descriptor of a listening socket of the host, for the console
@@ -96,7 +97,7 @@ async def _main(
     async with Lab(
         topology, directory, plugins, quarantine_s=options.quarantine_s, secure=options.secure, buses=buses
     ) as lab:
-        lab.gateways, lab.direct = options.clb, options.direct
+        lab.gateways, lab.direct = options.clb or options.nat, options.direct
         checking = asyncio.create_task(_run_checks(lab, report, options, directory, state), name="lab: checks")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,6 +136,12 @@ async def _run_checks(
         from deploy.lab.checks.mesh import breaks
 
         await breaks(lab, report, options.breaks, keep=options.keep)
+        return
+    if options.nat:
+        from deploy.lab.checks.nat import behind_nat
+
+        await behind_nat(lab, report)
+        await overlay.log_holds(lab, report)
         return
     await overlay.cyclic_ranges(lab, report)
     await overlay.every_pair(lab, report, name="Every pod reaches every pod on every other node")

@@ -15,9 +15,9 @@ from __future__ import annotations
 import heapq
 import os
 import random
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 
+from events.protocol.ways import preferred_relay
 from nodeagent.membership.peers import Peer
 from nodeagent.nat.packets import ANSWER, CHALLENGE_BYTES, CONFIRM, DONE, HELLO, Endpoint, Message
 from nodeagent.nat.pair import REST_MAX_S, REST_S, Pair, Seen, Way
@@ -58,6 +58,7 @@ class NatBook:
         self._random = random.Random(seed or None)  # noqa: S311  only spreads packets over time
         self._floors: dict[int, int] = {}  # of an earlier life, epoch → last number
         self._relays: tuple[Peer, ...] = ()
+        self._free: frozenset[int] = frozenset()  # epochs of silent peers that are not behind NAT
         self._behind_nat: Callable[[Peer], bool | None] = lambda _: None
         self._due: list[tuple[float, int, int]] = []  # when, tie-breaker, epoch
         self._keep: list[tuple[float, int, int]] = []
@@ -112,7 +113,7 @@ class NatBook:
 
         ``behind_nat``: whether a member is, as the log has it (None: it does not say).
         """
-        self._relays, self._behind_nat = tuple(relays), behind_nat
+        self._relay_by(tuple(relays), behind_nat)
         for epoch in [epoch for epoch, pair in self._pairs.items() if peers.get(epoch) != pair.peer]:
             peer, pair = peers.get(epoch), self._pairs[epoch]
             self.version += 1
@@ -134,6 +135,15 @@ class NatBook:
         for pair in self._pairs.values():
             if pair.asking and pair.due == 0.0:
                 self._plan(pair, now)
+
+    def _relay_by(self, relays: tuple[Peer, ...], behind_nat: Callable[[Peer], bool | None]) -> None:
+        """Who forwards, and for whom: where that changes, silent peers are looked at again."""
+        silent = (pair for pair in self._pairs.values() if pair.missed >= MISSED)
+        free = frozenset(pair.peer.epoch for pair in silent if behind_nat(pair.peer) is False)
+        if (relays, free) != (self._relays, self._free):
+            self._relays, self._free = relays, free
+            self.version += 1
+        self._behind_nat = behind_nat
 
     def adopt(self, peer: Peer, place: Endpoint | None, relay: int = 0) -> None:
         """An earlier life reached the peer at that place of the second device, or by a relay (its epoch)."""
@@ -199,9 +209,9 @@ class NatBook:
             return next((relay for relay in self._relays if relay.epoch == pair.relay), None)
         if waiting or not self.behind or self._behind_nat(peer) is False:
             return None
-        low, high = sorted((own.epoch, peer.epoch))
-        usable = [relay for relay in self._relays if relay != peer and self.answers(relay)]
-        return min(usable, key=lambda relay: zlib.crc32(b"%d %d %d" % (low, high, relay.epoch)), default=None)
+        usable = {relay.epoch: relay for relay in self._relays if relay != peer and self.answers(relay)}
+        chosen = preferred_relay(own.epoch, peer.epoch, usable)
+        return usable[chosen] if chosen is not None else None
 
     def seen(self, now: float) -> Seen:
         """What others see of this node. O(pairs)."""

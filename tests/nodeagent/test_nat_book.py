@@ -209,6 +209,31 @@ def test_nodes_behind_different_routers_are_relayed_by_the_same_gateway() -> Non
     assert world.place(b, d) == "tunnel"
 
 
+def test_a_gateway_and_a_fact_that_come_later_are_news() -> None:
+    """Whoever was silent before is looked at again when somebody relays, or the log says more of it."""
+    world, (a, b, _), _ = branch()
+    d = peer(4, "192.168.8.2")
+    world.add(d, Router("198.51.100.2"))
+    world.run(30)
+    book = world.books[b.node]
+    others = {one.epoch: one for one in world.peers if one != b}
+
+    def told(relays: list[Peer], *, behind: bool) -> bool:
+        """Whether it is news."""
+        before = book.version
+        book.follow(others, others.values(), world.now, relays=relays, behind_nat=lambda _: behind)
+        return book.version > before
+
+    told([], behind=False)
+    assert told([a], behind=False)
+    assert world.place(b, d) == "tunnel", "it is not behind NAT"
+    assert told([a], behind=True)
+    assert world.place(b, d) == "by n1"
+    assert not told([a], behind=True)
+    assert told([], behind=True)
+    assert world.place(b, d) == "tunnel"
+
+
 def test_a_node_that_is_behind_nat_no_more_is_reached_by_the_tunnel_again() -> None:
     world, (a, b, c), _ = branch()
     world.run(5)

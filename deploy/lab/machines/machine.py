@@ -2,6 +2,8 @@
 
     br-vpc ──┬── cloud-1 … cloud-4           br-idc ──┬── idc-1, idc-2          br-mgmt ── every node
              └────────── router (Cloud Connect Network) ──────────┘                 └── controller
+                                  │ br-wan
+    br-branch ── branch-router (masquerade) ── …    a site behind NAT: the router knows no way to its addresses
 
 The bridges are switches in the sandbox's own namespace; only the management network's has an address, the
 operator's. The router is the only way from the VPC to the IDC; the management network leads to the bus.
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from deploy.lab.failures import CommandFailedError
 from deploy.lab.machines.shell import SEARCH_PATH, run
+from deploy.lab.topology.layout import WAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 _SET_UP_MACHINE = (
     'mount -t tmpfs isthmus /run && hostname "$1" && ip link set lo up && echo ready && exec sleep infinity'
 )
+
+MASQUERADE = """
+table ip lab {
+  chain out { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
+}
+"""
 
 BRIDGE_MAC = "02:00:00:00:00:fe"
 """A bridge without an address of its own takes the lowest of its ports': a machine plugged in could change
@@ -96,7 +105,7 @@ class Fabric:
     machines: dict[str, Machine] = field(default_factory=dict)
 
     async def build(self) -> None:
-        """Makes the switches, the router and the controller's machine; nodes come by `add_node`."""
+        """Makes the switches, the routers and the controller's machine; nodes come by `add_node`."""
         router, controller = await asyncio.gather(start_machine("router"), start_machine("controller"))
         self.machines |= {"router": router, "controller": controller}
         sites = self.topology.sites
@@ -104,6 +113,8 @@ class Fabric:
         for bridge in (*(site.bridge for site in sites), "br-mgmt"):
             lines += [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"]
         lines += [f"addr add {self.topology.operator}/24 dev br-mgmt"]
+        hidden = [site for site in sites if site.outside is not None]
+        sites = tuple(site for site in sites if site.outside is None)
         for site in sites:
             lines += link_lines(f"r-{site.name}", site.bridge, site.name, router)
         lines += link_lines("m-controller", "br-mgmt", "mgmt0", controller)
@@ -123,6 +134,42 @@ class Fabric:
         await ip_batch(
             controller.inside(), [f"addr add {self.topology.controller}/24 dev mgmt0", "link set mgmt0 up"]
         )
+        if hidden:
+            await self._hide(router, hidden)
+
+    async def _hide(self, router: Machine, sites: Iterable[Site]) -> None:
+        """Give each of the sites a router that masquerades it, on a network behind the common router."""
+        await ip_batch(
+            [],
+            [
+                f"link add br-wan address {BRIDGE_MAC} type bridge",
+                "link set br-wan up",
+                *link_lines("r-wan", "br-wan", "wan", router),
+            ],
+        )
+        await ip_batch(router.inside(), [f"addr add {WAN[1]}/{WAN.prefixlen} dev wan", "link set wan up"])
+        for site in sites:
+            machine = await start_machine(f"{site.name}-router")
+            self.machines[machine.name] = machine
+            await ip_batch(
+                [],
+                [
+                    *link_lines(f"w-{site.name}", "br-wan", "wan", machine),
+                    *link_lines(f"r-{site.name}", site.bridge, "lan", machine),
+                ],
+            )
+            await ip_batch(
+                machine.inside(),
+                [
+                    f"addr add {site.outside}/{WAN.prefixlen} dev wan",
+                    "link set wan up",
+                    f"addr add {site.gateway}/{site.subnet.prefixlen} dev lan",
+                    "link set lan up",
+                    f"route add default via {WAN[1]}",
+                ],
+            )
+            await machine.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+            await machine.run("nft", "-f", "-", stdin=MASQUERADE)
 
     async def add_node(self, node: Node) -> Machine:
         """Makes the node's machine and connects it to its site and to the management network."""

@@ -13,6 +13,8 @@ CONTAINER_CIDR = IPv4Network("10.200.0.0/16")
 MAX_PODS_PER_NODE = 64
 MAX_SERVICES = 256
 MANAGEMENT = IPv4Network("100.64.0.0/24")
+WAN = IPv4Network("203.0.113.0/24")
+"""What routers of sites behind NAT are connected by: addresses for documentation (RFC 5737)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Site:
     name: str
     kind: str  # what a node here is called on the bus: cloud | external
     subnet: IPv4Network
+    outside: IPv4Address | None = None
+    """The one address in :data:`WAN` as which its router shows everybody behind it; None: it is routed."""
 
     @property
     def bridge(self) -> str:
@@ -56,6 +60,21 @@ class Topology:
     spare: Node
     controller: IPv4Address
     operator: IPv4Address
+
+
+def with_branches(pods_per_node: int = 1) -> Topology:
+    """A VPC and an IDC, and two branches behind a NAT of their own each, with the same private addresses."""
+    routed = two_sites(cloud=2, external=1, pods_per_node=pods_per_node)
+    lan = IPv4Network("192.168.1.0/24")
+    branch, home = (Site(name, "external", lan, WAN[number]) for name, number in (("branch", 11), ("home", 12)))
+    nodes = list(routed.nodes)
+    for site, count in ((branch, 3), (home, 1)):
+        for index in range(1, count + 1):
+            name = f"{site.name}-{index}"
+            pods = tuple(f"{name}-{letter}" for letter in "abcdefghijkl"[:pods_per_node])
+            nodes.append(Node(name, site, lan[10 + index], MANAGEMENT[30 + len(nodes)], pods))
+    sites = (*routed.sites, branch, home)
+    return Topology(sites, tuple(nodes), routed.spare, routed.controller, routed.operator)
 
 
 def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topology:

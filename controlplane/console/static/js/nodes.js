@@ -184,7 +184,7 @@ export class NodePage {
       this.top.replaceChildren(h("h1", {}, this.name), row ? stateLabel(shownState(row)) : stateLabel("unknown", "not a member"), row && h("span.chip", {}, kindLabel(row.kind)), row?.site && h("span.chip", {}, row.site));
       if (row) panels.push(panel("Network", h("dl.facts", {},
         fact("Range", mono(row.range)), fact("Gateway of its pods", mono(node.gateway)), fact("Pods", (row.pods ?? -1) < 0 ? `at most ${n(node.usable_pods)}` : pods(row)), fact("MTU of its pods", mtu(row)), fact("Reached at", mono(row.announced)),
-        fact("Own address", mono(node.underlay)), fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
+        fact("Own address", mono(node.underlay)), row.behind_nat ? fact("Behind NAT", ["since event ", link(`/events/${row.behind_nat}`, n(row.behind_nat)), row.seen_as ? ", seen as " : "", row.seen_as ? mono(row.seen_as) : ""]) : "", fact("VTEP MAC", mono(node.vtep_mac)), fact("Epoch", link(`/events/${row.epoch}`, n(row.epoch))), fact("Joined", link(`/events/${node.joined}`, n(node.joined))), fact("Uid", mono(node.uid)))));
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},
         fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
