@@ -118,6 +118,7 @@ class Values(_Values, frozen=True, kw_only=True):
     cni_plugin: Literal["ptp", "bridge"] = "ptp"
     fastpath: Literal["auto", "off", "require"] = "auto"
     direct: Literal["off", "auto", "on"] = "off"
+    nat: Literal["auto", "on", "off"] = "auto"
     tolerations: tuple[Toleration, ...] = (Toleration(operator="Exists"),)
     node_selector: dict[str, str] = {}
     resources: RoleResources = RoleResources()

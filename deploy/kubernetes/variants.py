@@ -95,7 +95,7 @@ def valued_agent(text: str, values: Values) -> str:
             ("mtu", values.mtu, _DEFAULT.mtu), ("underlay", values.underlay, _DEFAULT.underlay),
             ("cni-plugin", values.cni_plugin, _DEFAULT.cni_plugin),
             ("fastpath", values.fastpath, _DEFAULT.fastpath),
-            ("direct", values.direct, _DEFAULT.direct),
+            ("direct", values.direct, _DEFAULT.direct), ("nat", values.nat, _DEFAULT.nat),
         )
         if value != default
     ]  # fmt: skip

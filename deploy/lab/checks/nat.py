@@ -152,7 +152,7 @@ async def _strangers(lab: Lab, report: Report) -> None:
             await router.run("ip", "route", "replace", cidr, "via", str(gateway.node.underlay))
             for pod in lab.pods:
                 tried += 1
-                line = f"ping -c 2 -i 0.2 -W 1 {pod.address} >/dev/null && echo in || true"
+                line = f"ping -c 2 -i 0.2 -W 0.3 {pod.address} >/dev/null && echo in || true"
                 if await router.run("sh", "-c", line):
                     raise CheckFailedError(f"the router reaches {pod.name} by {gateway.name}")
         await router.run("ip", "route", "del", cidr)
