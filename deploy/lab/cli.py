@@ -178,7 +178,17 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "--kubernetes goes with --cloud, --external, --pods, --keep and --json only: its bus is a pod, "
             "with TLS and credentials",
         )
-    if nat and (churn or kills or leaf or clb or direct or breaks or kubernetes or bus_servers != "1" or encrypt != "off"):
+    if nat and (
+        churn
+        or kills
+        or leaf
+        or clb
+        or direct
+        or breaks
+        or kubernetes
+        or bus_servers != "1"
+        or encrypt != "off"
+    ):
         raise Usage("usage", "--nat goes with --pods, --secure, --keep, --http and --json only")
     if binaries is not None and not kubernetes:
         raise Usage("usage", "--binaries is where --kubernetes finds its programs: give --kubernetes, too")
