@@ -50,14 +50,16 @@ def logs(draw: st.DrawFn) -> list[Event]:
     """Joins, changes of addresses and leaves of up to six nodes; n0 joins first and stays."""
     events: list[Event] = [DEFINED, *joined(0)]
     members: dict[int, int] = {0: 3}  # node → epoch
+    behind_nat: set[int] = set()
     for index in draw(st.lists(st.integers(1, 5), max_size=14)):
         if index not in members:
             events += joined(index)
             members[index] = len(events)
         elif draw(st.integers(0, 3)) == 0:
-            events.append(NodeNatChanged(node=f"n{index}", uid=f"u{index}", behind=draw(st.booleans())))
+            behind_nat ^= {index}
+            events.append(NodeNatChanged(node=f"n{index}", uid=f"u{index}", behind=index in behind_nat))
         elif draw(st.booleans()):
-            address = f"10.0.1.{draw(st.integers(1, 200))}"
+            address = f"10.0.{index}.{draw(st.integers(1, 200))}"
             events.append(
                 NodeUnderlayChanged(node=f"n{index}", uid=f"u{index}", underlay=address, announced=address)
             )

@@ -13,9 +13,7 @@ from controlplane.controller.agents.attestation import Attestor
 from events.codec import Recorded
 from events.envelope import Envelope
 from events.status import AgentStatus
-from events.types import (
-    Event,
-)
+from events.types import Event, NodeLeft
 from nodeagent.dataplane.reconcile import row_digest
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
@@ -39,6 +37,8 @@ def test_the_controller_expects_at_every_sequence_what_the_agent_publishes(
     state, attestor, view = ClusterState("c"), Attestor(), View("c", "n0", "u0")
     digests: dict[int, str] = {}
     loaded_at = min(max(split, 3), len(log))
+    if isinstance(log[loaded_at - 1], NodeLeft):
+        loaded_at += 1  # what is loaded before the range drains is not judged until it does
     for sequence, event in enumerate(log, 1):
         view.apply(sequence, event)
         digests[sequence] = view.expected_digest()
