@@ -21,6 +21,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from controlplane.cluster.digest import state_digest
 from controlplane.cluster.state import ClusterState
+from controlplane.controller.commands.batch import CommitLimits
 from controlplane.controller.controller import Controller, ControllerOptions
 from controlplane.controller.leadership.leader import Leadership
 from controlplane.controller.leadership.lease import BusLease
@@ -196,11 +197,16 @@ async def test_sigterm_ends_a_leading_process_cleanly(bus: BusOptions, tmp_path:
 async def test_two_that_both_lead_by_force_write_one_gapless_log_without_a_double_effect(
     bus: BusOptions, tmp_path: Path
 ) -> None:
-    """Neither asks for a lease: both decide and append at once, on the same commands and on their own."""
+    """Neither asks for a lease: both decide and append at once, on the same commands and on their own.
+
+    They wait long for each answer of the log: one that gives up repeats what may be stored, and then tells the
+    command's own sender that it was known, too.
+    """
+    limits = CommitLimits(append_timeout_s=60.0, commit_deadline_s=120.0, catch_up_s=60.0)
     nats = [await connect(bus, name=name) for name in ("a", "b")]
     try:
         logs = [await JetStreamLog.open(one, CLUSTER, create=True) for one in nats]
-        async with running(Rig(logs[0])) as a, running(Rig(logs[1])) as b:
+        async with running(Rig(logs[0], limits=limits)) as a, running(Rig(logs[1], limits=limits)) as b:
             await a.send(DEFINE)
             both = [
                 asyncio.create_task(rig.send(join(number), command_id=f"both-{number}"))
