@@ -73,8 +73,9 @@ class _Server:
     def __init__(self) -> None:
         # A library for arithmetic would start threads of its own, which a fork does not have.
         env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        # Without a buffer: what a line is read from must not hold the next one, for which select waits.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            [sys.executable, "-m", __name__], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
         )
 
     def run(self, request: Mapping[str, Any], limit_s: float) -> int:
@@ -85,7 +86,6 @@ class _Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
         pid = int(self._process.stdout.readline())
         late = not select.select([self._process.stdout], [], [], limit_s)[0]
         if late:
@@ -96,11 +96,12 @@ class _Server:
         return code
 
     def close(self) -> None:
-        """End it."""
+        """End it, and what runs in forks of it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
 
@@ -119,7 +120,15 @@ def _run(
             "kind": kind, "modules": modules, "arguments": arguments, "folder": name, "env": dict(env),
             "cwd": str(Path.cwd()),
         }  # fmt: skip
-        code = _server.run(request, limit_s)
+        try:
+            code = _server.run(request, limit_s)
+        except subprocess.TimeoutExpired:
+            raise
+        except BaseException:  # it and this process no longer agree on whose answer comes next
+            atexit.unregister(_server.close)
+            _server.close()
+            _server = None
+            raise
         out, err = ((Path(name) / each).read_text(errors="replace") for each in ("out", "err"))
     return subprocess.CompletedProcess([*arguments], code, out, err)
 
