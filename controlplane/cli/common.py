@@ -17,6 +17,7 @@ from events.cli.options import BusContext, bus_options, controller, json_option,
 from events.cli.tables import coloured, escaped, print_json, print_table
 from events.protocol.commands import Command, CommandReply, Override
 from events.protocol.queries import Condition, ListNodes, ListRanges, NodePage, Query, RangePage
+from events.types.releases import to_keep_to
 
 if TYPE_CHECKING:
     from events.bus.client import ControllerClient
@@ -95,6 +96,25 @@ def http_option(function: Function) -> Function:
         type=Listen(),
         metavar=METAVAR,
         help="Where the console and the API are served; beyond loopback ISTHMUS_HTTP_TOKEN must be set.",
+    )(function)
+
+
+def _release(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return to_keep_to(value) if value else ""
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def compatible_option(function: Function) -> Function:
+    """Add ``--compatible-with``; the command receives ``compatible_with: str``, a release or nothing."""
+    return click.option(
+        "--compatible-with",
+        envvar="ISTHMUS_COMPATIBLE_WITH",
+        default="",
+        metavar="RELEASE",
+        callback=_release,
+        help="Write nothing that this release cannot follow, so that going back to it stays possible.",
     )(function)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlplane.cli.common import http_option
+from controlplane.cli.common import compatible_option, http_option
 from controlplane.cli.kubernetes.command import following_options
 from events.cli.options import BusContext, bus_options, json_option
 
@@ -50,6 +50,7 @@ _data = click.option(
 @click.option("--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Access to the API server; implies --kubernetes.")  # fmt: skip
 @following_options
+@compatible_option
 @click.option(
     "--define", "definition", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Define the cluster by this file (JSON, of `isthmus deploy kubernetes`) while its log is empty.",
@@ -69,6 +70,7 @@ def controller(  # noqa: PLR0917  click passes options by name
     on_poison: Any,
     kubernetes: bool,
     kubeconfig: Path | None,
+    compatible_with: str,
     definition: Path | None,
     log_level: str,
     as_json: bool,
@@ -99,6 +101,7 @@ def controller(  # noqa: PLR0917  click passes options by name
         replicas=int(replicas) if replicas else None,
         verify_log=verify_log,
         on_poison=on_poison,
+        compatible_with=compatible_with,
     )
     run(_controller(options, definition, as_json=as_json, kubernetes=kubeconfig or kubernetes, **process))
 

@@ -10,13 +10,20 @@ import msgspec
 from click.core import ParameterSource
 
 from controlplane.cli.cluster import parse_network
-from controlplane.cli.common import PODS_PER_NODE, addresses_for, http_option, usable_pods_option
+from controlplane.cli.common import (
+    PODS_PER_NODE,
+    addresses_for,
+    compatible_option,
+    http_option,
+    usable_pods_option,
+)
 from controlplane.console.address import is_loopback
 from events import subjects
 from events.cli.options import default_actor, json_option
 from events.input_files import read_whole
 
 if TYPE_CHECKING:
+    from controlplane.controller.controller import ControllerOptions
     from events.protocol.commands import DefineCluster
     from events.types import EncryptionScope
 
@@ -87,6 +94,7 @@ class Lock(NamedTuple):
 @click.option(
     "--insecure", is_flag=True, help="Open the bus beyond this machine without credentials, knowingly."
 )
+@compatible_option
 @http_option
 @click.option("--log-level", default="warning", show_default=True, help="debug, info, warning or error.")
 @json_option
@@ -108,6 +116,7 @@ def up(  # noqa: PLR0917  click passes options by name
     creds: str | None,
     ca: str | None,
     insecure: bool,
+    compatible_with: str,
     http: str,
     log_level: str,
     as_json: bool,
@@ -126,6 +135,7 @@ def up(  # noqa: PLR0917  click passes options by name
     {"bus": "nats://127.0.0.1:4222", "cluster": "default", "sequence": 0, …}
     """
     from controlplane.cli.serving import run, setup_logging
+    from controlplane.controller.controller import ControllerOptions
     from events.protocol.commands import DefineCluster
 
     subjects.check_label(cluster, "cluster")
@@ -146,7 +156,8 @@ def up(  # noqa: PLR0917  click passes options by name
     lock = Lock(read_whole(server_config).decode() if server_config else "", creds or "", ca or "")
     # A cluster that an earlier release defined, with its smaller default, starts by the same command line.
     asked = usable_pods is not None or running.get_parameter_source("pods") is not ParameterSource.DEFAULT
-    run(_up(data, cluster, host, port, define, lock=lock, http=http, as_json=as_json, any_pods=not asked))
+    options = ControllerOptions(cluster=cluster, data=data, name="up", compatible_with=compatible_with)
+    run(_up(options, host, port, define, lock=lock, http=http, as_json=as_json, any_pods=not asked))
 
 
 def open_bus_warning(host: str, port: int, *, locked: bool, knowingly: bool) -> str:
@@ -161,8 +172,7 @@ def open_bus_warning(host: str, port: int, *, locked: bool, knowingly: bool) -> 
 
 
 async def _up(
-    data: Path,
-    cluster: str,
+    options: ControllerOptions,
     host: str,
     port: int,
     define: DefineCluster | None,
@@ -174,20 +184,19 @@ async def _up(
 ) -> None:
     from controlplane.cli.controller_process import controller_process
     from controlplane.cli.serving import console_lines, say, serve, standstill_line
-    from controlplane.controller.controller import ControllerOptions
     from events.bus.client import ControllerClient
     from events.bus.connection import BusOptions, connect
     from events.bus.server.config import ServerOptions
     from events.bus.server.process import EmbeddedServer
     from events.cli.tables import print_json
 
+    cluster, data = options.cluster, options.data
     store = data / "jetstream"
     store.mkdir(parents=True, exist_ok=True)
-    where = str(data.resolve())  # noqa: ASYNC240  no wait
+    where = str(data.resolve())
     async with EmbeddedServer(ServerOptions(store_dir=store, host=host, port=port, extra=lock.rules)) as server:
         bus = BusOptions(servers=(server.url,), credentials=lock.credentials, ca=lock.ca)
-        options = ControllerOptions(cluster=cluster, data=data, bus=bus, name="up")
-        async with controller_process(options, http=http) as running:
+        async with controller_process(msgspec.structs.replace(options, bus=bus), http=http) as running:
             controller = running.controller
 
             async def on_ready() -> None:

@@ -158,7 +158,8 @@ def _held_back(decision: Decision, command: Command | Tick, context: DecisionCon
     held = [(event, who) for event, who in judged if who]
     if not held:
         return decision
-    if isinstance(command, Tick) or (len(judged) > 1 and all(type(event) in SAID_AGAIN for event, _ in held)):
+    said_again = isinstance(command, JoinNode) and all(type(event) in SAID_AGAIN for event, _ in held)
+    if isinstance(command, Tick) or said_again:
         return Decision(tuple(event for event, who in judged if not who), decision.result)
     event, who = held[0]
     shown = ", ".join(f"{one.who} ({one.version})" for one in who[:OLDER_SHOWN])

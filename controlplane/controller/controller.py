@@ -89,7 +89,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     ``replicas`` is how many servers keep the log (None: as it is, 1 when new). ``verify_log`` folds
     the whole log at start instead of trusting the own read model up to its checkpoint. ``on_poison`` says
-    what a leading controller does at an event that it cannot follow.
+    what a leading controller does at an event that it cannot follow. While one leads, no event is written that
+    the release ``compatible_with`` cannot follow (empty: all are).
     """
 
     cluster: str
@@ -99,6 +100,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int | None = None
     verify_log: bool = False
     on_poison: OnPoison = "stop"
+    compatible_with: str = ""
     lease_ttl_s: float = LEASE_TTL_S
     tick_s: float = TICK_S
     limits: CommitLimits = CommitLimits()
@@ -166,6 +168,7 @@ class Controller:
                 client,
                 cluster,
                 self.liveness,
+                compatible_with=options.compatible_with,
             ),
             outcomes=BusOutcomes(client, cluster, self.name, replicas=options.replicas),
             term=None,

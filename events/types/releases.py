@@ -41,7 +41,7 @@ ENDS: frozenset[type[Event]] = frozenset({AdoptionEnded, PathRestored, EntryRemo
 """Types that end what another one began: where one of these can be written, that one is in the log."""
 
 SAID_AGAIN: frozenset[type[Event]] = frozenset({NodeKeyChanged, NodeNatChanged})
-"""Types that come along with others, and that their author says again: they are left out for the time being."""
+"""Types that a join brings along, and the next one again: they are left out of it for the time being."""
 
 _NUMBERS = re.compile(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?")
 
@@ -64,6 +64,16 @@ def since(event: Event) -> str:
     if isinstance(event, NodeFenced) and event.former:
         return "0.3.0"
     return KNOWN_SINCE.get(type(event), FIRST)
+
+
+def to_keep_to(version: str) -> str:
+    """A release to which a cluster may go back, checked. Raises ValueError with the reason."""
+    numbers = release(version)
+    if numbers is None or _NUMBERS.fullmatch(version) is None:
+        raise ValueError(f"{version!r} is no release: write it like {FIRST}")
+    if not follows(version, FIRST):
+        raise ValueError(f"{version} is older than {FIRST}, the oldest release that this one can go back to")
+    return version
 
 
 def follows(version: str, first: str) -> bool:

@@ -100,6 +100,20 @@ def replace(place: Site, program: str, *nodes: Node) -> None:
         assert [watch.rows() for watch in watches] == [[] for _ in nodes], [watch.rows() for watch in watches]
 
 
+def ways(a: Node, b: Node, wanted: str, *options: str) -> None:
+    """Their agents are started again with these options, and then packets between them go that way."""
+    for node in (a, b):
+        node.stop()
+        node.start(*options).ready(2)
+    until(lambda: taken(a, b) == taken(b, a) == wanted, f"packets take this way: {wanted}")
+
+
+def taken(node: Node, peer: Node) -> str:
+    """Which way packets to the peer take, as the agent says it."""
+    found = {way["peer"]: way["way"] for way in node.status()["peer_ways"]}
+    return str(found.get(peer.name, "tunnel"))
+
+
 def joins(place: Site, node: Node) -> None:
     """The machine that somebody set up by hand is joined by a token: it stays what it was, row for row."""
     uid, folder = node.status()["uid"], node.directory / "etc"
@@ -149,11 +163,19 @@ def test_controllers_first_then_agents_and_all_the_way_back() -> None:
         place.nodes.pop("d").stop()
 
         place.down()
+        place.up(ISTHMUS, "--compatible-with", previous.VERSION)
+        replace(place, ISTHMUS, place.nodes["c"])
+        kept = place.isthmus("entry", "add", "api", "--from", "203.0.113.0/28", "--yes")
+        assert "--compatible-with" in kept.stderr, kept.stdout + kept.stderr
+        ways(a, b, "direct", "--direct", "auto")
+        ways(a, b, "tunnel")
+
+        place.down()
         place.up(old)
         follow(place)
         takes_in(place, "e", ISTHMUS)
 
-        replace(place, old, a, b)
+        replace(place, old, a, b, place.nodes["c"])
         takes_in(place, "f", old)
         assert flow.stop().lost == 0
         said(place.isthmus("replay", "verify"))

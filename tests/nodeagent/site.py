@@ -203,12 +203,12 @@ class Site:
         sh("ip addr add 10.0.0.254/24 dev wire && ip link set wire up")
         sh("sysctl -qw net.ipv4.ip_forward=1")
 
-    def up(self, program: str = ISTHMUS) -> None:
+    def up(self, program: str = ISTHMUS, *options: str) -> None:
         """Start bus and controller (of one release); the cluster is defined at the first time."""
         cidr, pods, services = self._plan
         arguments = [
             "up", "--data", str(self.directory / "up"), "--host", "10.0.0.254", "--cidr", cidr,
-            "--pods", str(pods), "--services", str(services), "--quarantine", "0",
+            "--pods", str(pods), "--services", str(services), "--quarantine", "0", *options,
         ]  # fmt: skip
         with (self.directory / "up.log").open("ab") as log:
             if program == ISTHMUS and prepared.may_fork():

@@ -30,6 +30,7 @@ from events.protocol.commands import (
     AddEntry,
     BeginAdoption,
     BindNodes,
+    ChangeKey,
     Command,
     FenceNode,
     RemoveEntry,
@@ -37,6 +38,7 @@ from events.protocol.commands import (
 )
 from events.status import AgentStatus
 from tests.controlplane import every_kind
+from tests.controlplane.test_encryption import key
 from tests.controlplane.world import START, World
 from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, join
@@ -112,6 +114,32 @@ async def _report(operator: Any, running: Controller, version: str, *, state: st
             and (said.agent_version, said.state) == (version, state)
         )
     )
+
+
+@pytest.mark.bus
+async def test_the_way_back_to_a_release_stays_open_for_as_long_as_the_controllers_are_told_so(
+    bus: BusOptions, tmp_path: Path
+) -> None:
+    async with (
+        controller(bus, tmp_path / "a", leads=True, compatible_with="0.2.0") as running,
+        client(bus) as one,
+    ):
+        await one.send(DEFINE)
+        await one.send(join(0))
+        await one.send(RESERVE)
+        await _report(one, running, "0.3.0")
+        said = await _refusal(one, ENTRY)
+        assert "--compatible-with" in said
+        assert "0.2.0" in said
+        await _refusal(one, ChangeKey(node="n0", uid="uid-0", key=key("a")))
+        await one.send(msgspec.structs.replace(join(1), node_key=key("b")))
+        await one.send(msgspec.structs.replace(join(0), node_key=key("a")))  # as agents do at each start
+        assert (set(running.replica.state.nodes), dict(running.replica.state.keys)) == ({"n0", "n1"}, {})
+    async with controller(bus, tmp_path / "a", leads=True) as running, client(bus) as one:
+        await one.send(ENTRY)
+        await one.send(ChangeKey(node="n0", uid="uid-0", key=key("a")))
+        assert list(running.replica.state.keys) == ["n0"]
+        assert running.replica.state.entries
 
 
 @pytest.mark.bus

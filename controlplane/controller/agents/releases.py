@@ -42,6 +42,7 @@ DECIDED = (AddEntry, AdoptNodes, BeginAdoption, FenceNode, SetEncryption)
 """Decided by operators, and may write an event of a type that earlier releases lack: the bus is asked."""
 BROUGHT = (AdvanceEncryption, BindNodes, ChangeKey, JoinNode, MarkNat, MarkPaths, UseToken)
 """The same of what nodes and time bring: often, and not at once."""
+KEPT_OPEN = "the way back, which the leading controller keeps open (--compatible-with)"
 FRESH_S = 10.0
 """How long the answer of the bus serves these."""
 
@@ -74,7 +75,10 @@ class OlderAgents:
 
 
 class WithReleases:
-    """A context source that also tells who is of an earlier release, where it matters."""
+    """A context source that also tells who is of an earlier release, where it matters.
+
+    ``compatible_with``: a release to which the operators may want to go back; empty: none.
+    """
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class WithReleases:
         cluster: str,
         liveness: Liveness,
         *,
+        compatible_with: str = "",
         clock: Callable[[], float] = lambda: asyncio.get_running_loop().time(),
     ) -> None:
         self._around = around
@@ -90,6 +95,11 @@ class WithReleases:
         self._cluster = cluster
         self._agents = OlderAgents(liveness)
         self._clock = clock
+        self._wanted = (
+            (Participant(KEPT_OPEN, compatible_with),)
+            if compatible_with and not follows(compatible_with, NEWEST)
+            else ()
+        )
         self._readers: tuple[Participant, ...] = ()
         self._read_s = float("-inf")
 
@@ -101,7 +111,7 @@ class WithReleases:
         now = self._clock()
         if decided or now - self._read_s > FRESH_S:
             self._readers, self._read_s = await self._ask(), now
-        older = (*self._agents.reporting(), *self._readers)
+        older = (*self._wanted, *self._agents.reporting(), *self._readers)
         return msgspec.structs.replace(known, older=older) if older else known
 
     async def _ask(self) -> tuple[Participant, ...]:
