@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +39,6 @@ from events.protocol.commands import (
 )
 from events.status import AgentStatus
 from tests.controlplane import every_kind
-from tests.controlplane.test_encryption import key
 from tests.controlplane.world import START, World
 from tests.service.onbus import CLUSTER, client, controller
 from tests.service.rig import DEFINE, join
@@ -46,6 +46,7 @@ from tests.waiting import until
 
 OLD = DecisionContext(older=(Participant("the agent of idc-1", "0.2.0"),))
 RESERVE = ReserveClb(reservation="gw", subnet="10.21.0.0/28", provider="gateway")
+KEYS = [b64encode(bytes([number]) * 32).decode() for number in (1, 2)]
 ENTRY = AddEntry(entry="api", sources=("203.0.113.0/28",))
 
 
@@ -131,13 +132,13 @@ async def test_the_way_back_to_a_release_stays_open_for_as_long_as_the_controlle
         said = await _refusal(one, ENTRY)
         assert "--compatible-with" in said
         assert "0.2.0" in said
-        await _refusal(one, ChangeKey(node="n0", uid="uid-0", key=key("a")))
-        await one.send(msgspec.structs.replace(join(1), node_key=key("b")))
-        await one.send(msgspec.structs.replace(join(0), node_key=key("a")))  # as agents do at each start
+        await _refusal(one, ChangeKey(node="n0", uid="uid-0", key=KEYS[0]))
+        await one.send(msgspec.structs.replace(join(1), node_key=KEYS[1]))
+        await one.send(msgspec.structs.replace(join(0), node_key=KEYS[0]))  # as agents do at each start
         assert (set(running.replica.state.nodes), dict(running.replica.state.keys)) == ({"n0", "n1"}, {})
     async with controller(bus, tmp_path / "a", leads=True) as running, client(bus) as one:
         await one.send(ENTRY)
-        await one.send(ChangeKey(node="n0", uid="uid-0", key=key("a")))
+        await one.send(ChangeKey(node="n0", uid="uid-0", key=KEYS[0]))
         assert list(running.replica.state.keys) == ["n0"]
         assert running.replica.state.entries
 
