@@ -25,6 +25,7 @@ from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.log import JetStreamLog
 from tests.bench.bus_fleet import PLAIN, Fleet
+from tests.bench.processes import cpu_s
 from tests.contract.samples import CLUSTER, sealed
 
 AGENTS = 1000
@@ -39,7 +40,6 @@ SETTLED_S = 35
 
 KINDS = ("connected", "plain", "ordered", "live")
 PAUSE_S = 0.25
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def run() -> list[dict[str, Any]]:
@@ -51,11 +51,6 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
 def _memory_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -63,16 +58,16 @@ def _memory_bytes(pid: int) -> int:
 async def _run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         fan_out = await _fan_out(Path(directory) / "fan-out")
-        cpu_s = dict.fromkeys(KINDS, float("inf"))
+        spent_s = dict.fromkeys(KINDS, float("inf"))
         for turn in range(ROUNDS):
             for kind in KINDS:
-                cpu_s[kind] = min(cpu_s[kind], await _cpu(Path(directory) / f"cpu-{kind}-{turn}", kind))
+                spent_s[kind] = min(spent_s[kind], await _cpu(Path(directory) / f"cpu-{kind}-{turn}", kind))
         memory = {kind: await _memory(Path(directory) / f"memory-{kind}", kind) for kind in KINDS}
     return [
         *fan_out,
         *_cost_rows("memory", "KiB/agent", {kind: size / AGENTS / 1024 for kind, size in memory.items()}),
         *_cost_rows(
-            "CPU", "µs/agent/event", {kind: used / AGENTS / COST_EVENTS * 1e6 for kind, used in cpu_s.items()}
+            "CPU", "µs/agent/event", {kind: used / AGENTS / COST_EVENTS * 1e6 for kind, used in spent_s.items()}
         ),
     ]
 
@@ -192,7 +187,7 @@ async def _cpu(directory: Path, kind: str) -> float:
             await fleet.launch(CLUSTER, kind, AGENTS)
             if kind == "live":
                 await asyncio.sleep(SETTLED_S)
-            before_s = _cpu_s(server.pid)
+            before_s = cpu_s(server.pid)
             for number in range(1, COST_EVENTS + 1):
                 messages, head = sealed(head, 1)
                 await log.append(messages, expected=number - 1)
@@ -205,7 +200,7 @@ async def _cpu(directory: Path, kind: str) -> float:
             expected = AGENTS if kind == "ordered" else 0
             if info.state.consumer_count != expected:
                 raise RuntimeError(f"{kind}: {info.state.consumer_count} consumers, not {expected}")
-            return _cpu_s(server.pid) - before_s
+            return cpu_s(server.pid) - before_s
         finally:
             await fleet.end()
             await client.close()

@@ -24,6 +24,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.protocol.commands import DefineCluster
+from tests.bench.processes import cpu_s
 
 JOINS = 12_000
 CONCURRENCY = 512
@@ -34,12 +35,6 @@ KINDS = {
     "all": {"OTEL_TRACES_SAMPLER": "always_on"},
 }
 PROGRAM = Path(sys.executable).parent / "isthmus"
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(
