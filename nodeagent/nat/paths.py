@@ -391,7 +391,10 @@ class NatPaths:
         return Way("nat", f"this node seen as {way.seen_as}" if here else str(way.place))
 
     def _show(self, changed: Iterable[Peer], found: Mapping[Peer, Found], now: float) -> None:
+        reached = {peer.cidr for peer in found}
         for peer in changed:
+            if peer not in found and peer.cidr in reached:
+                continue  # its key or stage is another one by now: that one is told of
             way, before = self._way(peer, found), self._ways.of(peer)
             if way != TUNNEL or before.kind in {"nat", "relayed"}:
                 why = "" if way != TUNNEL else "nobody sees the other elsewhere any more"
