@@ -123,7 +123,8 @@ class NatBook:
                 continue
             if peer.underlay != pair.peer.underlay:
                 pair.seen = pair.offered = None  # it says anew where it is, and its own probes prove it
-            pair.peer, pair.waiting, pair.missed, pair.rest_s = peer, False, 0, REST_S
+                pair.waiting, pair.missed = False, 0
+            pair.peer, pair.rest_s = peer, REST_S  # of another key or stage its way stays meanwhile
             self._plan(pair, now)
         wanted = {peer.epoch: peer for peer in asked}
         for epoch, pair in self._pairs.items():

@@ -230,6 +230,9 @@ def test_a_gateway_and_a_fact_that_come_later_are_news() -> None:
     assert told([a], behind=True)
     assert world.place(b, d) == "by n1"
     assert not told([a], behind=True)
+    others[d.epoch] = d = msgspec.structs.replace(d, key="another", stage="accepting")
+    assert told([a], behind=True)
+    assert world.place(b, d) == "by n1", "it is where it was"
     assert told([], behind=True)
     assert world.place(b, d) == "tunnel"
 
