@@ -70,6 +70,22 @@ while data := s.recv(65536):
     got += len(data)
 print(got)
 """
+INJECT = """
+import socket, struct, sys
+source, port, target, inner_from, inner_to, mac, vni = sys.argv[1:]
+a = socket.inet_aton
+inner = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 30, 0, 0, 9, 17, 0, a(inner_from), a(inner_to))
+total = sum(struct.unpack("!10H", inner))
+total = (total & 0xFFFF) + (total >> 16)
+inner = inner[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + inner[12:]
+inner += struct.pack("!HHHH", 7777, 7777, 10, 0) + b"hi"
+frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("020000000001") + b"\\x08\\x00" + inner
+outer = struct.pack("!HHHHII", int(port), 8472, 16 + len(frame), 0, 0x08000000, int(vni) << 8)
+head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, 17, 0, a(source), a(target))
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for _ in range(3):
+    s.sendto(head + outer + frame, (target, 0))
+"""
 PLACES = {"10.0.0.9 . 8472", "10.0.0.9 . 25723", "198.51.100.1 . 1024"}
 
 
@@ -254,3 +270,36 @@ def test_pods_packets_pass_a_router_that_masquerades() -> None:
 def at(number: int, call: str) -> None:
     code = f"from tests.nodeagent.host import lead_through_nat, prepare; {call}"
     sh(f'ip netns exec {"ab"[number - 1]} {sys.executable} -c "{code}"')
+
+
+@inside
+def test_only_from_where_a_peer_is_seen_do_packets_get_to_a_pod() -> None:
+    for name in ("a", "x", "p1"):
+        sh(f"ip netns add {name} && ip -n {name} link set lo up")
+    sh("ip link add u netns a type veth peer name eth0 netns x")
+    sh("ip link add p netns a type veth peer name eth0 netns p1")
+    for name, device, address in (
+        ("a", "u", "10.0.0.1/24"), ("x", "eth0", "10.0.0.66/24"), ("a", "p", "172.16.1.1/32"),
+        ("p1", "eth0", "172.16.1.2/32"),
+    ):  # fmt: skip
+        sh(f"ip -n {name} addr add {address} dev {device} && ip -n {name} link set {device} up")
+    sh("ip netns exec a sysctl -qw net.ipv4.ip_forward=1 && ip -n a route add 172.16.1.2/32 dev p")
+    sh("ip -n p1 route add 172.16.1.1 dev eth0 && ip -n p1 route add default via 172.16.1.1")
+    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, '10.0.0.9', 30000)")
+    sh("ip netns exec p1 nft add table inet seen")
+    sh("ip netns exec p1 nft 'add chain inet seen c { type filter hook prerouting priority 0; }'")
+    sh("ip netns exec p1 nft add rule inet seen c udp dport 7777 counter")
+    mac = host.mac(1)
+
+    def got(source: str, port: int, vni: int) -> int:
+        ends = f"{source} {port} 10.0.0.1 172.16.2.2 172.16.1.2 {mac} {vni}"
+        sh(f"ip netns exec x {sys.executable} -c '{INJECT}' {ends}")
+        listing = sh("ip netns exec p1 nft list table inet seen")
+        return int(listing.partition("packets ")[2].split()[0])
+
+    for source, port, vni in (
+        ("10.0.0.66", 8472, 101), ("10.0.0.66", 8472, 100), ("10.0.0.9", 30001, 101), ("10.0.0.9", 30000, 100),
+        ("10.0.0.2", 8472, 101),
+    ):  # fmt: skip
+        assert got(source, port, vni) == 0, (source, port, vni)
+    assert got("10.0.0.9", 30000, 101) == 3, "what is no forgery does"
