@@ -154,7 +154,8 @@ def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None
         flow, back = a.flow(b), b.flow(a)
         stage(made, "all")
         settled(made, "all (required within sites, required between sites)")
-        assert lost(flow, back) == [], "on the way from plain to encrypted"
+        missing = lost(flow, back)
+        assert missing == [], f"on the way from plain to encrypted: {missing}\n{a.log()}\n{b.log()}"
         wire = Wire()
         flow = a.flow(b)
         until(lambda: wire.encrypted > 50, "packets cross the wire", 30)
@@ -168,7 +169,8 @@ def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None
         flow = b.flow(a)
         a.stop()
         start(a).ready(1)
-        assert lost(flow) == [], f"while the agent restarts, {a.log()}"
+        missing = lost(flow)
+        assert missing == [], f"while the agent restarts: {missing}\n{a.log()}"
         assert (a.directory / "state" / "node.key").read_bytes() == before
         # Its program is killed: nothing is sent in its place until it is there again.
         wire, flow = Wire(), a.flow(b)
@@ -186,7 +188,8 @@ def test_there_and_back_without_a_lost_packet_and_nothing_in_the_clear() -> None
         stage(made, "off")
         until(lambda: shown(made)["within_sites"] == "plain", "nothing is encrypted", 60)
         until(lambda: not program_of(a), "the program is gone", 30)
-        assert lost(flow, back) == [], f"on the way back, {a.log()}"
+        missing = lost(flow, back)
+        assert missing == [], f"on the way back: {missing}\n{a.log()}\n{b.log()}"
 
 
 @needs_program
