@@ -40,7 +40,7 @@ delete table {TABLE}
 add table {TABLE}
 add chain {TABLE} wire {{{{ type filter hook prerouting priority -400; }}}}
 add rule {TABLE} wire iifname eth0 ip saddr {{containers}} counter comment "plain"
-add rule {TABLE} wire iifname eth0 udp dport 8472 {{strangers}} counter comment "tunnel"
+add rule {TABLE} wire iifname eth0 udp dport 8472 @th,96,24 {{vni}} {{strangers}} counter comment "tunnel"
 add rule {TABLE} wire iifname eth0 udp dport {WIREGUARD_PORT} counter comment "encrypted"
 """
 
@@ -107,9 +107,12 @@ async def _encrypt(lab: Lab, scope: EncryptionScope) -> float:
 
 async def _count_anew(lab: Lab, scope: EncryptionScope) -> None:
     containers = str(lab.members.plan.container_cidr) if lab.members.plan is not None else ""
+    vni = lab.members.plan.vni if lab.members.plan is not None else 0
     for node in lab.nodes.values():
         strangers = f"ip saddr != {node.node.site.subnet}" if scope == "sites" else ""
-        await node.machine.run("nft", "-f", "-", stdin=COUNT.format(containers=containers, strangers=strangers))
+        await node.machine.run(
+            "nft", "-f", "-", stdin=COUNT.format(containers=containers, vni=vni, strangers=strangers)
+        )
 
 
 async def _judge_wire(lab: Lab, check: Check) -> None:
