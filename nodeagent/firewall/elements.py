@@ -23,7 +23,11 @@ def from_mapped(second: Second | None) -> list[str]:
     """The rules for packets of its VNI that were sent to this node; none where there is no such device."""
     if second is None:
         return []
-    return ["fib daddr type != local return", "ip saddr . udp sport @mapped notrack accept", "counter drop"]
+    return [
+        "fib daddr type != local goto passing",
+        "ip saddr . udp sport @mapped notrack accept",
+        "counter drop",
+    ]
 
 
 def render_mapped(added: Iterable[str], removed: Iterable[str]) -> str:

@@ -98,6 +98,9 @@ def pods_and_the_firewall(fastpath: str) -> None:
         for target in (a.vtep, a.underlay):
             with counted(a, "from_members", 0):
                 ask(three.name if target == a.vtep else one.name, "udp", target, 8472, datagram=vxlan)
+        # ... nor past it: masqueraded, its packet would wear this node's address there.
+        with counted(a, "passing", 0), counted(b, "from_members", 0, packets=0):
+            ask(one.name, "udp", b.underlay, 8472, datagram=vxlan)
         check_what_comes_out_of_the_tunnel(a, b, one, two)
         # A pod that takes another pod's address is heard by nobody.
         with counted(a, "pods", 0):
