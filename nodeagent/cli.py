@@ -142,24 +142,24 @@ def run_command(
     config = check(AgentConfig(cluster=context.cluster, node=check_node_name(node), bus=context.bus, **options))
     configure_logging("agent", instance=config.node)
     fastpath = prepare(config.fastpath)  # loading needs CAP_BPF, which is dropped next
-    nat = opened_wire(config.nat)  # needs CAP_NET_RAW, which is dropped next, too
-    keep_only_net_admin(raw=config.gateway, legacy=bool(config.take_over) or config.accept_in_others)
-    outbox = Outbox(instance=config.node)
-    telemetry = Telemetry.start(
-        "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
-    )
-    machine = read_machine_uid() if machine_id == "host" else ""
-    agent_ = run_agent(
-        config,
-        uid=uid,
-        machine_uid=machine,
-        telemetry=telemetry,
-        outbox=outbox,
-        fastpath=fastpath,
-        nat=nat,
-        metrics=metrics,
-    )
-    run(_until_stopped(agent_, telemetry))
+    with opened_wire(config.nat) as nat:  # needs CAP_NET_RAW, which is dropped next, too
+        keep_only_net_admin(raw=config.gateway, legacy=bool(config.take_over) or config.accept_in_others)
+        outbox = Outbox(instance=config.node)
+        telemetry = Telemetry.start(
+            "agent", instance=config.node, cluster=config.cluster, sink=outbox, metrics=True
+        )
+        machine = read_machine_uid() if machine_id == "host" else ""
+        agent_ = run_agent(
+            config,
+            uid=uid,
+            machine_uid=machine,
+            telemetry=telemetry,
+            outbox=outbox,
+            fastpath=fastpath,
+            nat=nat,
+            metrics=metrics,
+        )
+        run(_until_stopped(agent_, telemetry))
 
 
 async def _until_stopped(agent_: Coroutine[Any, Any, None], telemetry: Any) -> None:

@@ -13,7 +13,8 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from events.status import NatMode
 from nodeagent.dataplane.second_device import PROBE_VNI
@@ -137,17 +138,27 @@ class Wire:
             self._loop.add_reader(self._in.fileno(), self._ready)
 
 
-def opened_wire(mode: NatMode) -> tuple[Wire | None, str]:
-    """The sockets, or why there are none. Call it while the process has CAP_NET_RAW."""
+@contextmanager
+def opened_wire(mode: NatMode) -> Iterator[tuple[Wire | None, str]]:
+    """The sockets, closed behind the block, or why there are none. Enter it while there is CAP_NET_RAW."""
     if mode == "off":
-        return None, SWITCHED_OFF
+        yield None, SWITCHED_OFF
+        return
     try:
-        return Wire(), ""
+        wire = Wire()
     except OSError as error:
-        return None, (
-            f"the sockets for it cannot be opened ({error.strerror}): the agent needs CAP_NET_RAW at its start "
-            f"(AmbientCapabilities and CapabilityBoundingSet of its unit)"
+        yield (
+            None,
+            (
+                f"the sockets for it cannot be opened ({error.strerror}): the agent needs CAP_NET_RAW at its "
+                f"start (AmbientCapabilities and CapabilityBoundingSet of its unit)"
+            ),
         )
+        return
+    try:
+        yield wire, ""
+    finally:
+        wire.close()
 
 
 def _attach(sock: socket.socket, port: int) -> None:
