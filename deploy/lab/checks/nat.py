@@ -15,6 +15,7 @@ from deploy.lab.machines.machine import ip_batch
 from deploy.lab.topology.layout import WAN
 from deploy.lab.traffic.measure import judge_pairs, probe_all
 from events.protocol.ways import way_between
+from nodeagent.dataplane.second_device import second_vni
 from nodeagent.local_files import read_status
 
 if TYPE_CHECKING:
@@ -29,6 +30,31 @@ POLL_S = 0.2
 ANSWERED_MS = 400
 FORGETS_S = 30
 FLUSH = "from pyroute2 import NFCTSocket; NFCTSocket().flush()"
+VNI, FORGED_PORT = 100, 7999
+TABLE = "inet lab_nat"
+COUNT = f"""
+add table {TABLE}
+add chain {TABLE} wire {{{{ type filter hook prerouting priority -400; }}}}
+add rule {TABLE} wire iifname "isthmus*" udp dport {{port}} counter comment "forged"
+add rule {TABLE} wire iifname "isthmus*" counter comment "all"
+"""
+FORGE = """
+import socket, struct, sys
+to, vni, mac, source, target, port = sys.argv[1:]
+def total(data):
+    words = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while words >> 16: words = (words & 0xFFFF) + (words >> 16)
+    return ~words & 0xFFFF
+ends = map(socket.inet_aton, (source, target))
+ip = bytearray(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 36, 0, 0, 64, 17, 0, *ends))
+ip[10:12] = struct.pack("!H", total(bytes(ip)))
+inner = bytes(ip) + struct.pack("!4H8s", 7000, int(port), 16, 0, b"stranger")
+frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("660000000099") + b"\\x08\\x00" + inner
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+out.bind(("", 8472))
+for _ in range(20):
+    out.sendto(struct.pack("!II", 0x08000000, int(vni) << 8) + frame, (to, 8472))
+"""
 MOVED = {"branch": WAN[21]}
 
 
@@ -156,7 +182,41 @@ async def _strangers(lab: Lab, report: Report) -> None:
                 if await router.run("sh", "-c", line):
                     raise CheckFailedError(f"the router reaches {pod.name} by {gateway.name}")
         await router.run("ip", "route", "del", cidr)
-        check.detail = f"{tried} ways to {len(lab.pods)} pods tried, none of them let in"
+        forged = await _forged(lab)
+        check.detail = (
+            f"{tried} ways to {len(lab.pods)} pods tried, none let in; of {forged} forged packets for the "
+            f"gateways' tunnels none was forwarded"
+        )
+
+
+async def _forged(lab: Lab) -> int:
+    """Have a machine that is no member send the gateways what looks like home-1's pod's packets for branch-1's.
+
+    How many. Raises CheckFailedError when one comes to branch-1.
+    """
+    branch = lab.nodes["branch-1"]
+    source, target = lab.nodes["home-1"].pods[0].address, branch.pods[0].address
+    await branch.machine.run("nft", "-f", "-", stdin=COUNT.format(port=FORGED_PORT))
+    sent = 0
+    for gateway in (node for node in lab.nodes.values() if node.node.kind == "cloud"):
+        for vni in (VNI, second_vni(VNI)):
+            mac = lab.members.live[gateway.name].mac
+            arguments = (str(gateway.node.underlay), str(vni), mac, source, target, str(FORGED_PORT))
+            await lab.fabric.machines["router"].run(sys.executable, "-c", FORGE, *arguments)
+            sent += 20
+    # One that is let in comes, too: what counts nothing proves nothing.
+    await lab.nodes["home-1"].pods[0].probe([target], count=1)
+    listing = await branch.machine.run("nft", "list", "table", *TABLE.split())
+    counts = {
+        name: int(line.partition("packets ")[2].split()[0])
+        for line in listing.splitlines()
+        for name in ("forged", "all")
+        if f'comment "{name}"' in line
+    }
+    await branch.machine.run("nft", f"delete table {TABLE}")
+    if counts["forged"] or not counts["all"]:
+        raise CheckFailedError(f"{counts['forged']} forged packets came to branch-1, {counts['all']} of all")
+    return sent
 
 
 # --- what is looked at -----------------------------------------------------------------------------------
