@@ -7,6 +7,7 @@ and MTU, another VNI, and rows of its own kind: an FDB row names the port at whi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import DEVICE_NAME_LIMIT
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import difference
+from nodeagent.dataplane.merging import Merging
 from nodeagent.dataplane.reconcile import Outcome, reconcile
 from nodeagent.netlink import links
 from nodeagent.netlink.links import DeviceSpec
@@ -47,9 +49,11 @@ class SecondDevice:
     """``rows`` are the neighbours and FDB rows to have on it (no routes); ``ifindex`` is 0 while there is
     none."""
 
-    def __init__(self, tunnel: str, conditions: Conditions) -> None:
+    def __init__(self, tunnel: str, conditions: Conditions, *, gro: bool | None = None) -> None:
+        """``gro``: receive offload, as for the tunnel; None finds out whether it is worth it."""
         self.name = second_name(tunnel)
         self._conditions = conditions
+        self._merging = Merging(gro)
         self.wanted = False
         self.rows = Rows.empty()
         self.ifindex = 0
@@ -73,8 +77,10 @@ class SecondDevice:
             self.ifindex, self.spec = 0, None
             return ()
         if outcome.index != self.ifindex or outcome.actions:
-            _, failed = host_settings.prepare_host(self.name, behind_nat=False, gro=True)
+            _, failed = host_settings.prepare_host(self.name, behind_nat=False, gro=self._merging.on)
             self._conditions.set(CONDITION, "; ".join(failed))
+        with contextlib.suppress(OSError):
+            self._merging.look(self.name, spec.mtu)
         self.ifindex, self.spec = outcome.index, spec
         return outcome.actions
 

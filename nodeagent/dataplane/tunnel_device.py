@@ -48,7 +48,7 @@ class TunnelDevice:
         self._remade = FightGuard[str](free_repairs=3, window_s=60.0)
         self.encrypted = False
         """Whether packets to some peers are encrypted, or are to be."""
-        self.second = SecondDevice(config.device, conditions)
+        self.second = SecondDevice(config.device, conditions, gro=config.gro)
         self.existed = True
         """Whether our device was there when we started."""
         self.underlay: Underlay | None = None

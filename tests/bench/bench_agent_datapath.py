@@ -153,18 +153,23 @@ def body() -> dict[str, list[Block]]:
 
 def _judge_merging(program: str) -> None:
     """What an agent does with receive offload after some traffic: see ``nodeagent.dataplane.merging``."""
-    look = "merging.look('isthmus', 1450)"
+    look = "merging.look(sys.argv[1], 1450)"
     code = (
-        "from nodeagent.dataplane.merging import Merging; "
+        "import sys; from nodeagent.dataplane.merging import Merging; "
         f"merging = Merging(None); {look}; print('ready', flush=True); input(); {look}"
     )
-    hosts = [f"{place}h{end}" for place, way in enumerate(WAYS) if way in TUNNELS for end in (1, 2)]
+    hosts = [
+        (f"{place}h{end}", "isthmus-nat" if way == "nat" else "isthmus")
+        for place, way in enumerate(WAYS)
+        if way in TUNNELS
+        for end in (1, 2)
+    ]
     lookers = [
         subprocess.Popen(
-            ["ip", "netns", "exec", host, sys.executable, "-c", code],
+            ["ip", "netns", "exec", host, sys.executable, "-c", code, device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-        for host in hosts
+        for host, device in hosts
     ]  # fmt: skip
     for looker in lookers:
         assert looker.stdout is not None
