@@ -77,10 +77,18 @@ class OwnFindings:
         ]
 
     def encrypt(
-        self, exits: Mapping[Peer, Exit], view: View | None, desired: Desired | None
+        self, ways: Mapping[tuple[str, int], Exit], view: View | None, desired: Desired | None
     ) -> list[Operation]:
-        """The whole of what leads into WireGuard; what to write for it."""
-        before, self.encrypted = self.encrypted, dict(exits)
+        """The whole of what leads into WireGuard, by range and epoch; what to write for it.
+
+        Peers may have come to another stage since their ways were found: what tells them apart stays.
+        """
+        exits = {
+            peer: way
+            for peer in (view.peers if view is not None else ())
+            if peer.encrypts and (way := ways.get((peer.cidr, peer.epoch))) is not None
+        }
+        before, self.encrypted = self.encrypted, exits
         changed = [peer for peer in {**before, **exits} if before.get(peer) != exits.get(peer)]
         if desired is None:
             return []

@@ -156,13 +156,13 @@ class Reconciler:
             if operations and self.view is not None:
                 self._write(self.view, operations)
 
-    async def encrypt(self, exits: Mapping[Peer, Exit]) -> None:
-        """The whole of what leads into WireGuard, as :meth:`prefer`; sealed peers without it get nothing.
+    async def encrypt(self, ways: Mapping[tuple[str, int], Exit]) -> None:
+        """What leads into WireGuard, by range and epoch, as :meth:`prefer`: to sealed peers nothing else does.
 
         Cancelled while it waits for a resync, nothing was taken in.
         """
         async with self._lock:
-            operations = self.found.encrypt(exits, self.view, self.desired)
+            operations = self.found.encrypt(ways, self.view, self.desired)
             if operations and self.view is not None:
                 self._write(self.view, operations)
 

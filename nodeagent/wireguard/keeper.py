@@ -22,7 +22,6 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import DEVICE_NAME_LIMIT, AgentConfig
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.node_key import OwnKey, age_s, ask_for_another
-from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
@@ -67,10 +66,10 @@ class Keeper:
         device: WireGuardDevice | None,
         why_not: str,
         ways: WayTable,
-        lead: Callable[[Mapping[Peer, Exit]], Awaitable[None]],
+        lead: Callable[[Mapping[tuple[str, int], Exit]], Awaitable[None]],
         compare: Callable[[str], None],
     ) -> None:
-        """``lead`` takes the routes into WireGuard, ``compare`` asks for a comparison of all rows."""
+        """``lead`` takes ways into WireGuard by range and epoch, ``compare`` asks for a comparison of rows."""
         self._config, self._view, self._conditions, self._tunnel = config, view, conditions, tunnel
         self._key, self._device, self.why_not, self._ways = key, device, why_not, ways
         self._lead, self._compare = lead, compare
@@ -169,8 +168,8 @@ class Keeper:
             wanted[peer.key] = PeerSettings(where, tuple(sorted(ranges)), alive_s)
         name, settings = self.name, link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
         index, again = await asyncio.to_thread(self._bring, self._device, name, settings, wanted)
-        exits = {peer: Exit(NO_GATEWAY, index, address_bytes(settings.address)) for peer in peers}
-        await self._lead(exits)
+        way = Exit(NO_GATEWAY, index, address_bytes(settings.address))
+        await self._lead({(peer.cidr, peer.epoch): way for peer in peers})
         if again or index != self._index:
             self._index = index
             self._compare("encryption")  # a device that was down has taken its routes with it

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from events.types import ClusterEncryptionChanged, Event, NodeKeyChanged
 from nodeagent.dataplane.desired import Desired
 from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.membership.node_key import new_key
@@ -33,6 +34,7 @@ from nodeagent.wireguard import kernel, userspace
 from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice, difference
 from nodeagent.wireguard.link import index_of
 from tests.nodeagent.host import peer
+from tests.nodeagent.logs import DEFINED, folded, joined
 from tests.nodeagent.pods import Pod
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import ISTHMUS, Flow, Node, Site
@@ -360,3 +362,23 @@ def test_nothing_is_sent_in_the_clear_whatever_goes_away_and_a_new_key_takes_ove
         flows()
         flow.stop()
         assert wire.stop().plain == 0, wire.examples
+
+
+def test_ways_that_were_found_for_an_earlier_stage_hold_for_the_next_one() -> None:
+    """A peer goes on to the next stage while WireGuard is looked at: its route stays."""
+    log: list[Event] = [DEFINED, *joined(0), *joined(1), NodeKeyChanged(node="n1", uid="u1", key="k", port=7)]
+    view, own, findings = folded(log), Desired(), OwnFindings()
+    findings.device_mtu, own.preferred = 1440, findings.preferred
+    for stage in ("accepting", "sending"):
+        event = ClusterEncryptionChanged(cluster="c", scope="all", within_sites=stage, between_sites=stage)  # type: ignore[arg-type]
+        changes = view.apply(view.sequence + 1, event)
+        findings.follow(changes)
+        for change in changes:
+            own.apply(change)
+        if stage == "accepting":
+            (peer_then,) = view.peers
+            ways = {(peer_then.cidr, peer_then.epoch): Exit(bytes(4), 7, b"\x0a\0\0\1")}
+            assert findings.encrypt(ways, view, own) == [], "not sealed yet"
+    assert findings.encrypt(ways, view, own) == []
+    assert sum(len(value) == 16 for value in own.rows.routes.values()) == 1
+    assert [operation.action for operation in findings.encrypt({}, view, own)] == [Action.DROP]
