@@ -53,13 +53,13 @@ def only(spans: list[Span]) -> Span:
 def followed(receiver: Receiver, trace: str, node: str) -> tuple[list[Span], Span, Span]:
     """One agent's spans of a trace: each process, the apply that wrote, its netlink batch.
 
-    A transaction of two events is one batch to an agent, or two when the second is a moment late.
+    A join (joined, its key, its range) is one batch to an agent, or more when some come a moment late.
     """
     taken = sorted(
         receiver.find(f"process {STREAM}", trace=trace, instance=node),
         key=lambda span: int(span.attributes["isthmus.sequence.first"]),
     )
-    assert sum(int(span.attributes["messaging.batch.message_count"]) for span in taken) == 2, taken
+    assert sum(int(span.attributes["messaging.batch.message_count"]) for span in taken) == 3, taken
     netlink = only(receiver.find("netlink batch", trace=trace, instance=node))
     applied = only([span for span in receiver.find("apply", trace=trace) if span.id == netlink.parent])
     assert applied.parent in {span.id for span in taken}, (applied, taken)
@@ -96,13 +96,13 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
             assert process.attributes["isthmus.node"] == "d"
             assert process.attributes["messaging.destination.template"] == "command.join"
             first = int(process.attributes["isthmus.sequence.first"])
-            assert process.attributes["isthmus.sequence.last"] == first + 1
+            assert process.attributes["isthmus.sequence.last"] == first + 2
 
             decide = only(receiver.find("decide join", trace=root.trace))
             assert (decide.parent, decide.kind, decide.attributes["isthmus.events"]) == (
                 process.id,
                 "INTERNAL",
-                2,
+                3,
             )
             append = only(receiver.find(f"send {STREAM}", trace=root.trace))
             assert (append.parent, append.kind) == (process.id, "PRODUCER")
@@ -114,7 +114,7 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
             for node in "abc":
                 taken, applied, netlink = followed(receiver, root.trace, node)
                 assert taken[0].attributes["isthmus.sequence.first"] == first
-                assert taken[-1].attributes["isthmus.sequence.last"] == first + 1
+                assert taken[-1].attributes["isthmus.sequence.last"] == first + 2
                 for part in taken:
                     assert (part.parent, part.kind, part.service) == (process.id, "CONSUMER", "isthmus-agent")
                     assert part.attributes["messaging.operation.type"] == "process"
@@ -150,10 +150,10 @@ def test_a_join_is_one_trace_from_the_asking_node_to_the_kernel_of_every_peer() 
                 if text.startswith("{") and (line := json.loads(text)).get("trace_id") == root.trace
             ]
             told = next(line for line in lines if line["logger"] == "isthmus.commands")
-            assert (told["role"], told["sequence"], told["code"]) == ("controller", first + 1, "ok")
+            assert (told["role"], told["sequence"], told["code"]) == ("controller", first + 2, "ok")
             assert told["command_id"] == process.attributes["isthmus.command.id"]
             for node in "abc":
-                assert f"trace={root.trace[:8]}  seq={first + 1}" in place.nodes[node].log(), node
+                assert f"trace={root.trace[:8]}  seq={first + 2}" in place.nodes[node].log(), node
 
             until(
                 lambda: {"isthmus.pool.capacity", "isthmus.agent.applied"} <= receiver.metrics,
