@@ -69,6 +69,7 @@ def overview(state: ClusterState, position: Position, cluster: str, reports: Rep
         agents=agents_by_state(state, reports) if reports.recorded else {},
         agents_behind=behind(state, reports, position.settled) if reports.recorded else 0,
         kernels=kernels(state, reports) if reports.recorded else {},
+        encrypted_between_sites=state.encrypts.between_sites in {"sending", "required"},
     )
 
 

@@ -176,6 +176,8 @@ class Overview(View, frozen=True, kw_only=True):
     agents_behind: int = 0
     kernels: dict[str, int] = {}
     alarms: list[Alarm] = []
+    encrypted_between_sites: bool = False
+    """Whether nodes send what goes to another site encrypted."""
 
 
 class Space(View, frozen=True, kw_only=True):

@@ -123,7 +123,7 @@ function topology(sites) {
       const group = groups.get(name);
       return [svg("circle", { cx: x, cy: y, r: 42, class: `place ${group.cloud ? "cloud" : "external"}` }), svg("text", { x, y: y - 3, class: "name" }, site(name).length > 11 ? `${site(name).slice(0, 10)}…` : site(name)), svg("text", { x, y: y + 13, class: "count" }, `${n(group.up)}/${n(group.nodes)} up`)];
     }));
-  const through = (a, b) => `tunnel (VXLAN, not encrypted)${[a, b].some((name) => groups.get(name).translated) ? ", through address translation" : ""}`;
+  const through = (a, b) => `${store.overview?.encrypted_between_sites ? "encrypted (WireGuard)" : "tunnel (VXLAN, not encrypted)"}${[a, b].some((name) => groups.get(name).translated) ? ", through address translation" : ""}`;
   const facts = (group) => [group.translated ? ` · ${n(group.translated)} reached at another address than their own (address translation)` : "", group.told ? ` · fast path on ${n(group.fast)} of ${n(group.told)}` : ""].map((text) => h("span.muted", {}, text));
   const way = (path) => (path?.measured ? `${path.lost ? `${n(path.lost)} of ${n(path.measured)} lost` : "passes"}, ${ms(path.rtt_us)}` : "not measured");
   return [drawn,
