@@ -30,7 +30,7 @@ def test_a_policy_table_that_takes_the_peers_range_is_named() -> None:
     # The probe address is behind its device, as a pod's is.
     sh(f"ip address add 192.0.2.1/24 dev eth0 && ip route add 10.0.0.31/32 dev {probe}")
     sh("ip route add 10.0.0.32/27 dev isthmus")
-    view: Any = SimpleNamespace(own=OWN)
+    view: Any = SimpleNamespace(own=OWN, peers={})
     route = Route(view, "192.0.2.1", "isthmus", socket.if_nametoindex("isthmus"), 1450)
 
     def way() -> Step:
