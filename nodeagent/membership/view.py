@@ -153,10 +153,10 @@ class View:
         member = self.members.get(node)
         if member is None or member.uid != uid:
             return NO_CHANGES  # a log without the joining event is not ours to repair
-        peer = self._staged(Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced), member)
+        peer = Peer(node, uid, epoch, cidr, member.vtep_mac, member.announced)
         if node == self.node and uid == self.uid:
-            return self._own_range(peer)
-        return self._admit(peer)
+            return self._own_range(peer)  # without key and stage: there is no pair of a node and itself
+        return self._admit(self._staged(peer, member))
 
     def _own_range(self, peer: Peer) -> tuple[PeerChange, ...]:
         problem = (self._rules.range_problem(peer.cidr) if self.plan else "") or mac_problem(peer.vtep_mac)

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
-from events.types import CidrAppended, ClusterDeleted, Event, NodeFenced, NodeNatChanged, NodeUnderlayChanged
+from events.types import (
+    CidrAppended,
+    ClusterDeleted,
+    ClusterEncryptionChanged,
+    Event,
+    NodeFenced,
+    NodeKeyChanged,
+    NodeNatChanged,
+    NodeUnderlayChanged,
+)
 from nodeagent.dataplane.desired import Desired, desired_of
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.view import View
@@ -47,6 +56,18 @@ def test_saved_and_restored_it_is_the_same(log: list[Event]) -> None:
     restored = View.restore(msgspec.json.decode(msgspec.json.encode(view.save()), type=type(view.save())))
     assert same(view, restored)
     assert restored.head == view.head
+
+
+def test_a_node_remembers_itself_as_the_log_has_it_after_its_key_and_encryption_have_changed() -> None:
+    log: list[Event] = [DEFINED, *joined(0), *joined(1)]
+    for number, stage in enumerate(("accepting", "sending", "required")):
+        log += [
+            NodeKeyChanged(node=f"n{node}", uid=f"u{node}", key=f"{node}-{number}", port=51820)
+            for node in (0, 1)
+        ]
+        log.append(ClusterEncryptionChanged(cluster="c", scope="all", within_sites=stage, between_sites=stage))
+        view = folded(log)
+        assert same(view, View.restore(view.save()))
 
 
 def snapshot_of(view: View) -> Snapshot:
