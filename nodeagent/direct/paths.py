@@ -135,16 +135,18 @@ class DirectPaths:
         self.device = underlay.ifindex if self._admitted and underlay is not None else 0
 
     async def run(self) -> None:
-        """Until cancelled; routes and rules stay as they are."""
-        if self._mode == "off":
-            await self._withdraw()
-            return
+        """Until cancelled; pods' routes and rules stay as they are, those of probes go."""
         try:
+            if self._mode == "off":
+                await self._withdraw()
+                return
             while True:
                 await self._step(time.monotonic())
                 await asyncio.sleep(STEP_S)
         finally:
             self._close()
+            with contextlib.suppress(OSError):  # in a thread: pyroute2 does not work beside a running loop
+                await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
 
     async def _withdraw(self) -> None:
         """Switched off: whoever sends plain packets here notices that nobody answers, and stops."""
@@ -152,8 +154,6 @@ class DirectPaths:
             await asyncio.sleep(GRACE_S + len(self._admitted) / 8)
             self._admitted, self.device = {}, 0
             self._changed()
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
 
     # --- who is near ----------------------------------------------------------------------------------------
 
