@@ -16,6 +16,7 @@ import msgspec
 from events.bus.retry import happened
 from events.errors import foremost
 from events.telemetry.spans import Outbox, SpanRecord, encode_spans
+from nodeagent import system
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.reconciler import Reconciler
@@ -46,6 +47,8 @@ from nodeagent.ways.table import WayTable
 from nodeagent.wireguard.keeper import Keeper
 
 log = logging.getLogger("isthmus.agent")
+
+READY_S, READY_STEP_S = 30.0, 0.05
 
 
 class ChangeDispatcher:
@@ -132,6 +135,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.follower.run(), name="follower")
                 tasks.create_task(self._begin(), name="begin")
+                tasks.create_task(self._tell_ready(member=self.view.joined), name="readiness")
                 tasks.create_task(self.reconciler.run(), name="reconciler")
                 if self.config.firewall:
                     tasks.create_task(self.firewall.run(), name="firewall")
@@ -183,6 +187,18 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             self.node.hold()
             await session.admitted.wait()
         await self.dispatcher.begin()
+
+    async def _tell_ready(self, *, member: bool) -> None:
+        """Pods start behind this: not before the rows of a remembered membership are in the kernel.
+
+        Else packets between pods would leave by the host's own routes after a boot, in the clear where the
+        cluster encrypts. After :data:`READY_S` at most: who cannot be a member must not hold up a machine.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + READY_S if member else 0.0
+        while clock() < until and not self.reconciler.clean:  # noqa: ASYNC110  once in a life
+            await asyncio.sleep(READY_STEP_S)
+        system.tell_ready()
 
     async def _direct(self) -> None:
         await self.dispatcher.begun.wait()

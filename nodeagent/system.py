@@ -1,14 +1,18 @@
-"""Running the system's own programs, each with a deadline; an ordinary PATH does not show all of them."""
+"""Running the system's own programs, each with a deadline, and telling its service manager that the agent runs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
 SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
+"""An ordinary PATH does not show all of the programs."""
+NOTIFY_SOCKET = "NOTIFY_SOCKET"
 
 
 class Completed(NamedTuple):
@@ -46,3 +50,16 @@ async def run(
             process.kill()
             await process.wait()
     return Completed(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def tell_ready() -> None:
+    """Tell systemd, by the protocol of sd_notify(3), that the unit has started: what is ordered behind it begins.
+
+    Where the environment names no socket (in a container, by hand) nothing is told; what cannot be told is left
+    out: systemd says itself that it waits in vain.
+    """
+    address = os.environ.pop(NOTIFY_SOCKET, "")
+    if not address.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"READY=1", f"\0{address[1:]}" if address[0] == "@" else address)

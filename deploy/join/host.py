@@ -186,10 +186,10 @@ async def unit_is(state: str, unit: str) -> bool:
 
 
 async def start_afresh(unit: str) -> None:
-    """Start or restart a unit, with its count of restarts at zero."""
+    """Start or restart a unit, with its count of restarts at zero; it does not wait until it has started."""
     with contextlib.suppress(Refused):  # a unit that never ran has nothing to reset
         await system("systemctl", "reset-failed", unit)
-    await system("systemctl", "restart", unit)
+    await system("systemctl", "--no-block", "restart", unit)
 
 
 async def restarts(unit: str) -> int:
