@@ -1,4 +1,4 @@
-"""Running the system's own programs, each with a deadline, and telling its service manager that the agent runs."""
+"""Running the system's own programs, each with a deadline, and telling systemd that the agent has started."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ async def run(
 
 
 def tell_ready() -> None:
-    """Tell systemd, by the protocol of sd_notify(3), that the unit has started: what is ordered behind it begins.
+    """Tell systemd, by the protocol of sd_notify(3), that the unit has started.
 
-    Where the environment names no socket (in a container, by hand) nothing is told; what cannot be told is left
-    out: systemd says itself that it waits in vain.
+    What is ordered behind it begins then. Where the environment names no socket (in a container, by hand)
+    nothing is told; what cannot be told is left out: systemd says itself that it waits in vain.
     """
     address = os.environ.pop(NOTIFY_SOCKET, "")
     if not address.startswith(("/", "@")):

@@ -93,7 +93,7 @@ async def lived_in(it: Rig, steps: int, seed: int) -> None:
         command: Any = pick.choice(
             (
                 join(number),
-                join(number),
+                join(number, nat="on" if number % 5 == 0 else "auto"),
                 join(number, kind="external", site="idc"),
                 join(number, uid=f"twin-{step}"),
                 ChangeUnderlay(node=f"n{number}", uid=f"uid-{number}", underlay=f"192.168.9.{number + 1}"),

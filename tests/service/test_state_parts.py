@@ -106,8 +106,9 @@ async def test_a_fact_that_changes_changes_the_digest() -> None:
         if fact not in other and not value:
             continue  # nothing of it at the end of this history
         changed = other.get(fact, None if fact == "definition" else type(value)())
-        varied = ClusterState.from_parts(**(facts_of(state) | {fact: changed}))
-        same = canonical(varied) == canonical(state)
+        facts = facts_of(state) | ({"behind_nat": {}} if fact == "nodes" else {})  # only who is there can be it
+        varied = ClusterState.from_parts(**(facts | {fact: changed}))
+        same = canonical(varied) == canonical(ClusterState.from_parts(**facts))
         assert same == (fact in NOT_IN_THE_DIGEST), fact
 
 
