@@ -183,9 +183,10 @@ async def _run_checks(
 
 
 async def _bring_up(lab: Lab, report: Report) -> bool:
-    with report.stage("Two sites, a router and a management network are set up") as check:
+    sites = lab.topology.sites
+    count = "Two" if len(sites) == 2 else str(len(sites))
+    with report.stage(f"{count} sites, a router and a management network are set up") as check:
         await lab.fabric.build()
-        sites = lab.topology.sites
         check.detail = ", ".join(f"{site.name} {site.subnet}" for site in sites)
     if not check.ok:
         return False

@@ -79,7 +79,7 @@ class SecondDevice:
         if outcome.index != self.ifindex or outcome.actions:
             _, failed = host_settings.prepare_host(self.name, behind_nat=False, gro=self._merging.on)
             self._conditions.set(CONDITION, "; ".join(failed))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # receive offload only makes it faster
             self._merging.look(self.name, spec.mtu)
         self.ifindex, self.spec = outcome.index, spec
         return outcome.actions

@@ -152,7 +152,7 @@ class NatPaths:
         """
         if self._config.nat == "off" or self._wire is None or self._view.own is None or self._view.plan is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what cannot be taken over is found anew
             await asyncio.to_thread(self._adopt, self._view.own, self._view.plan.port, list(self._view.peers))
 
     def _adopt(self, own: Peer, port: int, peers: list[Peer]) -> None:
@@ -419,9 +419,10 @@ class NatPaths:
             floors or self.book.counted["asked"]
         ):
             return
-        self._saved = _Saved(number, floors)
-        with contextlib.suppress(OSError):
-            write_atomically(self._path, msgspec.json.encode(self._saved))
+        saved = _Saved(number, floors)
+        with contextlib.suppress(OSError):  # a full disk: what is not kept is written the next time
+            write_atomically(self._path, msgspec.json.encode(saved))
+            self._saved = saved
 
 
 def _exit_of(value: bytes) -> Exit | None:

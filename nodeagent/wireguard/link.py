@@ -42,7 +42,7 @@ def settle(name: str, wanted: Wanted) -> tuple[int, bool]:
             index = int(link["index"])
             no_ipv6 = f"net/ipv6/conf/{name}/disable_ipv6"
             if read_sysctl(no_ipv6) == "0":
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # /proc/sys is read-only in a container
                     done |= set_sysctl(no_ipv6, "1")
             for device in filter(None, (name, wanted.tunnel)):
                 strict = "1" in {read_sysctl(f"net/ipv4/conf/{one}/rp_filter") for one in ("all", device)}
