@@ -184,8 +184,7 @@ async def _run_checks(
 
 async def _bring_up(lab: Lab, report: Report) -> bool:
     sites = lab.topology.sites
-    count = "Two" if len(sites) == 2 else str(len(sites))
-    with report.stage(f"{count} sites, a router and a management network are set up") as check:
+    with report.stage("The sites, a router and a management network are set up") as check:
         await lab.fabric.build()
         check.detail = ", ".join(f"{site.name} {site.subnet}" for site in sites)
     if not check.ok:
