@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from deploy.lab.reports.run_directory import LabState, RunDirectory
 
 DOWN_LIMIT_S = 20.0
+LOCK_PATIENCE_S = 0.3
+"""So long a lab waits for its name: who asks whether one runs has it for a moment."""
 KINDS = ("filter", "forward", "peer", "mtu", "route", "direction", "fdb", "port")
 """What ``--break`` can break (:data:`deploy.lab.checks.mesh.BREAKS`)."""
 
@@ -215,7 +218,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         if unable():
             raise Refused("prerequisite_missing", f"nothing can be encrypted here: {unable()}")
     directory = run_directory.for_lab(name)
-    lock = directory.lock()
+    lock = directory.wait_until_free(LOCK_PATIENCE_S)
     if lock is None:
         running = directory.read()
         raise Refused(
@@ -257,8 +260,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     finally:
         if programs is not None:
             remove_groups(group(name))
-        directory.remove()
-        os.close(lock)
+        directory.free(lock)
     sys.exit(code)
 
 
@@ -336,8 +338,7 @@ def down(name: str) -> None:
     if lock is not None:
         remains = directory.path.exists()
         remove_groups(group(name))
-        directory.remove()
-        os.close(lock)
+        directory.free(lock)
         click.echo("cleared what a crashed lab had left" if remains else f"no lab called {name!r} is running")
         return
     _stop(directory, directory.read())
@@ -351,13 +352,17 @@ def _stop(directory: RunDirectory, state: LabState | None) -> None:
             "not_permitted", f"the lab at {directory.path} holds its lock but left no state; end it by hand"
         )
     for number, patience_s in ((signal.SIGTERM, DOWN_LIMIT_S), (signal.SIGKILL, 5.0)):
-        try:
+        with suppress(ProcessLookupError):  # its children may end a moment later
             os.kill(state.main, number)
-        except ProcessLookupError:
-            break
-        if directory.wait_until_free(patience_s):
-            break
-    directory.remove()
+        if (lock := directory.wait_until_free(patience_s)) is not None:
+            directory.free(lock)
+            return
+    raise Refused(
+        "lab_running",
+        f"the lab called {state.name!r} (PID {state.main}) does not end: some of its processes do not die; "
+        f"`isthmus lab status --name {state.name}` names them",
+        lab=state.name,
+    )
 
 
 @lab.command()

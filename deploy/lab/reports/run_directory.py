@@ -22,6 +22,9 @@ import msgspec
 from events.errors import Refused, Usage
 from events.subjects import check_label
 
+LOCK_TRIES = 100
+"""So often a lock file that was unlinked meanwhile is opened anew; each time another lab has ended."""
+
 
 class LabState(msgspec.Struct, frozen=True, kw_only=True):
     """What another terminal needs to find its way into a running lab.
@@ -76,26 +79,41 @@ class RunDirectory:
         """Takes the lab's lock and returns its descriptor, or None when a lab holds it.
 
         The descriptor is inherited by forked children, so the lock outlives the process that took it
-        for exactly as long as any of them lives.
+        for exactly as long as any of them lives. A file that its last holder unlinked meanwhile is nobody's
+        lock: the next lab of this name would have one of its own, and both would run.
         """
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(LOCK_TRIES):
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_lock(descriptor):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
             os.close(descriptor)
-            return None
-        return descriptor
+        return None
 
-    def wait_until_free(self, seconds: float) -> bool:
-        """Waits until no process of the lab is left; False when the time is over first."""
+    def _is_lock(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
+        except FileNotFoundError:
+            return False
+
+    def free(self, descriptor: int) -> None:
+        """Removes everything, the lock file too, then gives up the lock: nobody can come between."""
+        self.remove()
+        os.close(descriptor)
+
+    def wait_until_free(self, seconds: float) -> int | None:
+        """Waits until no process of the lab is left: the lock; None when the time is over first."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             descriptor = self.lock()
             if descriptor is not None:
-                os.close(descriptor)
-                return True
+                return descriptor
             time.sleep(0.02)
-        return False
+        return None
 
     def prepare(self) -> bool:
         """Makes the directory anew; True when a crashed lab's remains were removed."""
@@ -106,7 +124,7 @@ class RunDirectory:
         return remains
 
     def remove(self) -> None:
-        """Removes everything. The lock file goes too; its holder keeps the lock until it ends."""
+        """Removes everything. Only who holds the lock may; the lock file goes too."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.lock_file.unlink(missing_ok=True)
 
@@ -135,8 +153,8 @@ def running(name: str) -> LabState:
     directory = for_lab(name)
     descriptor = directory.lock()
     if descriptor is not None:
+        directory.lock_file.unlink(missing_ok=True)  # before it is given up: then it is another lab's
         os.close(descriptor)
-        directory.lock_file.unlink(missing_ok=True)
         raise Usage("usage", f"no lab called {name!r} is running; start one: isthmus lab --keep", lab=name)
     state = directory.read()
     if state is None or not state.init:
