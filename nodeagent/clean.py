@@ -31,7 +31,7 @@ from nodeagent.netlink.rows import Kind
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 from nodeagent.pods import cni
 from nodeagent.wireguard import start as wireguard_start
-from nodeagent.wireguard.keeper import device_name as wireguard_name
+from nodeagent.wireguard.pairs import device_names as wireguard_names
 
 
 async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
@@ -47,8 +47,11 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
             removed.append(f"{taken} programs of the fast path")
         if Predecessors(state_dir).restore():
             removed.append("conntrack's leave for TCP out of the window (nf_conntrack_tcp_be_liberal)")
-        if await asyncio.to_thread(wireguard_start.remove, wireguard_name(device)):
-            removed.append(f"WireGuard device {wireguard_name(device)}")
+        removed += [
+            f"WireGuard device {name}"
+            for name in wireguard_names(device)
+            if await asyncio.to_thread(wireguard_start.remove, name)
+        ]
         if await asyncio.to_thread(links.remove_device, device):
             removed.append(f"device {device} with its rows")
         if await asyncio.to_thread(links.remove_device, second_name(device)):

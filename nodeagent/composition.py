@@ -62,7 +62,8 @@ from nodeagent.reports import StatusReporter
 from nodeagent.ways.table import WayTable
 from nodeagent.wireguard import start as wireguard_start
 from nodeagent.wireguard.keeper import Keeper
-from nodeagent.wireguard.keeper import device_name as wireguard_name
+from nodeagent.wireguard.pairs import device_names as wireguard_names
+from nodeagent.wireguard.pairs import name_pattern
 
 log = logging.getLogger("isthmus.agent")
 
@@ -114,7 +115,7 @@ class HealthSources:
             ifindex=tunnel.ifindex,
             mtu=tunnel.spec.mtu,
             exits=self._reconciler.found.exits,
-            encrypted=wireguard_name(self._config.device),
+            encrypted=wireguard_names(self._config.device),
         )
 
     def host(self) -> Host | None:
@@ -125,7 +126,7 @@ class HealthSources:
         devices = (
             self._config.device,
             device_name(self._config.device),
-            wireguard_name(self._config.device),
+            *wireguard_names(self._config.device),
             second_name(self._config.device),
             *((underlay.device,) if underlay else ()),
         )
@@ -270,14 +271,14 @@ def compose(
     ways = WayTable()
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
     fast.beside = direct.beside
-    device, why_not = wireguard_start.choose(config.wireguard, wireguard_name(config.device))
+    kind, why_not = wireguard_start.choose(config.wireguard)
     encryption = Keeper(
         config,
         view,
         conditions,
         reconciler.tunnel,
         key=key,
-        device=device,
+        kind=kind,
         why_not=why_not,
         ways=ways,
         lead=reconciler.encrypt,
@@ -305,7 +306,7 @@ def compose(
         gateway=gateway,
         pods=pods,
         direct=direct,
-        wireguard=encryption.name,
+        wireguard=name_pattern(config.device),
         nat=through_nat,
         held=lambda: session.held,
         chain=sources_of_pods.chain,

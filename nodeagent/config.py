@@ -11,7 +11,7 @@ import msgspec
 
 from events.bus.connection import DEFAULT_BUS, BusOptions
 from events.errors import Usage
-from events.protocol.encryption import WIREGUARD_PORT
+from events.protocol.encryption import WIREGUARD_PORT, WIREGUARD_PORT_MAX, WIREGUARD_PORTS
 from events.status import NatMode
 from events.types import NodeKind
 
@@ -144,8 +144,12 @@ def check(config: AgentConfig) -> AgentConfig:
         )
     if config.mtu and not 576 <= config.mtu <= 65485:
         raise Usage("usage", f"--mtu {config.mtu} is outside 576 … 65485 bytes")
-    if not 1 <= config.wireguard_port <= 65535:
-        raise Usage("usage", f"--wireguard-port {config.wireguard_port} is outside 1 … 65535")
+    if not 1 <= config.wireguard_port <= WIREGUARD_PORT_MAX:
+        raise Usage(
+            "usage",
+            f"--wireguard-port {config.wireguard_port} is outside 1 … {WIREGUARD_PORT_MAX}: it is the first of "
+            f"{WIREGUARD_PORTS}",
+        )
     if not 0 <= config.rotate_key_days <= 3650:
         raise Usage("usage", f"--rotate-key {config.rotate_key_days} is outside 0 … 3650 days")
     if not 1 <= config.resync_s <= 3600 or not 0.2 <= config.heartbeat_s <= 300:

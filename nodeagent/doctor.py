@@ -36,7 +36,6 @@ from nodeagent.nat.findings import findings as nat_findings
 from nodeagent.netlink import links
 from nodeagent.path_mtu import probe
 from nodeagent.wireguard import start as wireguard_start
-from nodeagent.wireguard.keeper import device_name as wireguard_name
 
 CLOCK_SKEW_LIMIT_S = 2.0
 PROBED_PEERS = 5
@@ -111,8 +110,8 @@ def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
         )
 
 
-def _encryption(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
-    device, why_not = wireguard_start.choose("auto", wireguard_name(node.device))
+def _encryption(_: ExaminedNode, view: View | None) -> Iterator[Finding]:
+    device, why_not = wireguard_start.choose("auto")
     if device is not None:
         yield Finding("wireguard", "ok", f"can encrypt ({device.kind})")
     elif view is not None and not view.encryption.off:

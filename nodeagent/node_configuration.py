@@ -49,8 +49,8 @@ class NodeConfiguration:
         held: Callable[[], bool],
         chain: Callable[[], Chain | None],
     ) -> None:
-        """``wireguard``: the device of encrypted packets. ``held``: another machine has this one's identity,
-        and keeps its place. ``chain``: of CNI plugins; None while it is not known.
+        """``wireguard``: the devices of encrypted packets, as a pattern. ``held``: another machine has this
+        one's identity, and keeps its place. ``chain``: of CNI plugins; None while it is not known.
         """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway

@@ -10,10 +10,8 @@ from controlplane.cluster.input_checks import whole
 from controlplane.cluster.state import ClusterState
 from events.errors import BadRequest, Refused
 from events.protocol.commands import JoinNode
-from events.protocol.encryption import NodeKey, key_problem
+from events.protocol.encryption import WIREGUARD_PORT_MAX, NodeKey, key_problem
 from events.types import Event, NodeKeyChanged
-
-PORT_MAX = 65535
 
 
 def key_of(command: JoinNode) -> tuple[str, int] | None:
@@ -28,7 +26,7 @@ def checked(key: str, port: int) -> tuple[str, int]:
     problem = key_problem(key)
     if problem:
         raise BadRequest("bad_request", f"{key[:64]!r} {problem}", field="node_key")
-    return key, whole(port, "wireguard_port", 0, PORT_MAX)
+    return key, whole(port, "wireguard_port", 0, WIREGUARD_PORT_MAX)
 
 
 def key_events(state: ClusterState, node: str, uid: str, given: tuple[str, int] | None) -> list[Event]:

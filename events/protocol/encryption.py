@@ -27,8 +27,10 @@ from events.types import ClusterEncryptionChanged, EncryptionScope, EncryptionSt
 STAGES: tuple[EncryptionStage, ...] = get_args(EncryptionStage)
 SCOPES: tuple[EncryptionScope, ...] = get_args(EncryptionScope)
 KEY_BYTES = 32
-WIREGUARD_PORT = 51820
-"""UDP port of WireGuard unless a node says another one."""
+WIREGUARD_PORT, WIREGUARD_PORTS = 51820, 4
+"""First UDP port of WireGuard unless a node says another one, and how many a node has: see
+:mod:`nodeagent.wireguard.pairs`."""
+WIREGUARD_PORT_MAX = 65535 - WIREGUARD_PORTS + 1
 
 
 class Encryption(msgspec.Struct, frozen=True, gc=False):

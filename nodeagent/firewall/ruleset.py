@@ -96,7 +96,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     strays: tuple[str, ...] = ()
     """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
     wireguard: str = ""
-    """The device out of which encrypted packets come; empty: nothing is encrypted."""
+    """The devices out of which encrypted packets come, as a pattern; empty: nothing is encrypted."""
     entries: tuple[str, ...] = ()
     """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
     second: Second | None = None

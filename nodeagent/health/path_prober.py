@@ -52,7 +52,7 @@ REPLIES_PER_S = 200
 
 class Route(msgspec.Struct, frozen=True):
     """Where packets go in and out: what a round needs of the node. ``device`` is the tunnel; ``exits`` are
-    peers that are reached by another device, ``encrypted`` is that by which packets to sealed peers leave."""
+    peers that are reached by another device, ``encrypted`` are those by which packets to sealed peers leave."""
 
     view: View
     underlay: str
@@ -60,13 +60,13 @@ class Route(msgspec.Struct, frozen=True):
     ifindex: int
     mtu: int
     exits: Mapping[Peer, Exit] = MappingProxyType({})
-    encrypted: str = ""
+    encrypted: tuple[str, ...] = ()
 
     def leads_to(self, peer: Peer, taken: links.KernelRoute) -> bool:
         """Whether that is the device by which packets to a peer should leave."""
         peer = self.view.peers.get(peer.cidr) or peer
         if peer.sealed:
-            return taken.device == self.encrypted
+            return taken.device in self.encrypted
         way = self.exits.get(peer)
         return taken.index == (way.device if way is not None and way.device else self.ifindex)
 

@@ -12,48 +12,42 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
 from events.bus.retry import happened
 from events.errors import Refused
 from nodeagent.conditions import Conditions
-from nodeagent.config import DEVICE_NAME_LIMIT, AgentConfig
+from nodeagent.config import AgentConfig
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.node_key import OwnKey, age_s, ask_for_another
+from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
 from nodeagent.ways.table import Exit, WayTable
 from nodeagent.wireguard import link
-from nodeagent.wireguard.device import DeviceState, PeerSettings, WireGuardDevice, difference
+from nodeagent.wireguard.device import PeerSettings, WireGuardDevice
+from nodeagent.wireguard.managed import KEEPALIVE_S, ManagedDevice
+from nodeagent.wireguard.pairs import PAIRS, Pair
 
 log = logging.getLogger("isthmus.agent.wireguard")
 
 LOOK_S = 1.0
 """Longest time until a device that somebody took away is there again."""
-READ_S, READ_SHARE = 5.0, 100
-"""Between two readings of all peers of the device: at least this, and so many times what the last one took."""
 WAITING_LOOK_S, PATIENCE_S = 0.2, 10.0
 """Between two looks for sessions that are still to come; after so long it is a condition that they do not."""
-ANNOUNCE_S, GREETING_S = 30.0, 10.0
-"""Between two requests to have the next key in the log; how long a session with a new key is tried for."""
-KEEPALIVE_S = 25
-"""While peers take both, this makes WireGuard begin a session before any packet needs it."""
+ANNOUNCE_S = 30.0
+"""Between two requests to have the next key in the log."""
 GAP_S, GAP_SHARE = 0.02, 5
 """Shortest pause between two steps, in seconds, and in times of what the last one took."""
 CONDITION = "encryption"
 NO_GATEWAY = bytes(4)
 
 
-def device_name(tunnel: str) -> str:
-    """The WireGuard device that belongs to a tunnel device."""
-    return f"{tunnel[: DEVICE_NAME_LIMIT - 3]}-wg"
-
-
 class Keeper:
-    """Run it. ``device`` is None where WireGuard cannot be used; ``why_not`` says why."""
+    """Run it. ``kind`` is None where WireGuard cannot be used; ``why_not`` says why."""
 
     def __init__(
         self,
@@ -63,42 +57,41 @@ class Keeper:
         tunnel: TunnelDevice,
         *,
         key: OwnKey,
-        device: WireGuardDevice | None,
+        kind: Callable[[str], WireGuardDevice] | None,
         why_not: str,
         ways: WayTable,
         lead: Callable[[Mapping[tuple[str, int], Exit]], Awaitable[None]],
         compare: Callable[[str], None],
     ) -> None:
-        """``lead`` takes ways into WireGuard by range and epoch, ``compare`` asks for a comparison of rows."""
+        """``kind`` makes the port to a device of that name, ``lead`` takes ways into WireGuard by range and
+        epoch, ``compare`` asks for a comparison of rows.
+        """
         self._config, self._view, self._conditions, self._tunnel = config, view, conditions, tunnel
-        self._key, self._device, self.why_not, self._ways = key, device, why_not, ways
+        self._key, self.why_not, self._ways = key, why_not, ways
         self._lead, self._compare = lead, compare
         self._on_confirmed: Callable[[], None] = lambda: None
         self._wake = asyncio.Event()
         self._covered = 0
-        self._read_at = 0.0
-        self._known: dict[str, PeerSettings] = {}
-        self._index = 0
+        self.devices: dict[Pair, ManagedDevice] = (
+            {
+                pair: ManagedDevice(kind(pair.name(config.device)), pair.port(config.wireguard_port))
+                for pair in PAIRS
+            }
+            if kind is not None
+            else {}
+        )
+        """All that this node may have, by slots; few of them are there. Empty: WireGuard cannot be used."""
         self._off_done = False
-        self._read_took = 0.0
         self._waiting_since = 0.0
-        self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
         self._asked_at = float("-inf")
         self._announce: Callable[[], None] = lambda: None
         self.waits = 0
         """Peers that are to be reached encrypted soon, and with which there is no session yet."""
-        self.state: DeviceState | None = None
-        """The device as it was last read; None while there is none."""
 
     @property
     def port(self) -> int:
-        """The UDP port by which peers reach this node encrypted; 0 where WireGuard cannot be used here."""
-        return self._config.wireguard_port if self._device is not None else 0
-
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return device_name(self._config.device)
+        """First UDP port by which peers reach this node encrypted; 0 where WireGuard cannot be used here."""
+        return self._config.wireguard_port if self.devices else 0
 
     def notify(self, on_confirmed: Callable[[], None], announce: Callable[[], None]) -> None:
         """Name whom to call after each step that changed what is confirmed, and when there is another key."""
@@ -110,13 +103,21 @@ class Keeper:
 
     def line(self) -> str:
         """How it is, for people."""
-        if self._device is None:
+        if not self.devices:
             return f"cannot be used: {self.why_not}"
+        kind = next(iter(self.devices.values())).device.kind
         if self._view.encryption.off:
-            return f"off; {self._device.kind}, key {self._key.public}"
-        shaken = sum(peer.handshake_at > 0 for peer in self.state.peers.values()) if self.state else 0
-        known = len(self._known)
-        return f"on: {self._device.kind}, {known} peers, {shaken} with a session, key {self._key.public}"
+            return f"off; {kind}, key {self._key.public}"
+        known = self._peers()
+        shaken = sum(self._session(peer) for peer in known)
+        return f"on: {kind}, {len(known)} peers, {shaken} with a session, key {self._key.public}"
+
+    def _peers(self) -> list[Peer]:
+        """Those that WireGuard has to know."""
+        return [peer for peer in self._view.peers if peer.encrypts and peer.key and peer.port]
+
+    def _session(self, peer: Peer) -> bool:
+        return any(device.session(peer.key) for device in self.devices.values())
 
     def follow(self) -> None:
         """The view or the kernel side changed."""
@@ -130,13 +131,15 @@ class Keeper:
                 await self._step()
             except (OSError, Refused) as error:
                 self._covered = min(self._covered, self._view.encryption.since - 1)
-                self._known.clear()
+                for device in self.devices.values():
+                    device.forget()
                 self._conditions.set(
                     CONDITION, f"WireGuard is not as it should be, and nothing is sent in its place: {error}"
                 )
                 self._on_confirmed()
             await asyncio.sleep(max(GAP_S, GAP_SHARE * (time.monotonic() - started)))
-            await happened(self._wake, within_s=WAITING_LOOK_S if self.waits or self._greeted else LOOK_S)
+            hurry = self.waits or any(device.greeting for device in self.devices.values())
+            await happened(self._wake, within_s=WAITING_LOOK_S if hurry else LOOK_S)
             self._wake.clear()
 
     async def _step(self) -> None:
@@ -148,30 +151,21 @@ class Keeper:
         if own is None or spec is None:
             return
         self._off_done = False
-        if self._device is None:
+        if not self.devices:
             self._conditions.set(
                 CONDITION,
                 f"the cluster encrypts, and this node cannot: {self.why_not}. Nothing is sent in the clear "
                 "instead; `isthmus doctor` says what to do",
             )
             return
-        sequence = view.sequence
-        peers = [peer for peer in view.peers if peer.encrypts and peer.key and peer.port]
-        wanted: dict[str, PeerSettings] = {}
-        hidden = _behind_nat(view, view.node)
-        self._greet({peer.key for peer in peers})
-        for peer in peers:
-            before = wanted.get(peer.key)
-            ranges = (*before.allowed, peer.cidr) if before is not None else (peer.cidr,)
-            alive_s = KEEPALIVE_S if hidden or peer.stage == "accepting" or peer.key in self._greeted else 0
-            where = ("", 0) if _behind_nat(view, peer.node) else (peer.underlay, peer.port)
-            wanted[peer.key] = PeerSettings(where, tuple(sorted(ranges)), alive_s)
-        name, settings = self.name, link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
-        index, again = await asyncio.to_thread(self._bring, self._device, name, settings, wanted)
-        way = Exit(NO_GATEWAY, index, address_bytes(settings.address))
-        await self._lead({(peer.cidr, peer.epoch): way for peer in peers})
-        if again or index != self._index:
-            self._index = index
+        sequence, peers = view.sequence, self._peers()
+        wanted = self._wanted(peers)
+        settings = link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
+        again = await asyncio.to_thread(self._bring, settings, wanted)
+        source = address_bytes(settings.address)
+        indexes = {pair: Exit(NO_GATEWAY, device.index, source) for pair, device in self.devices.items()}
+        await self._lead({(peer.cidr, peer.epoch): indexes[self._pair(peer)] for peer in peers})
+        if again:
             self._compare("encryption")  # a device that was down has taken its routes with it
         self._tell_ways()
         confirmed = self._covered, self.waits
@@ -180,15 +174,37 @@ class Keeper:
         if confirmed != (self._covered, self.waits):
             self._on_confirmed()
 
+    def _pair(self, peer: Peer) -> Pair:
+        """The device that packets to a peer leave by."""
+        del peer
+        return Pair(0, 0)
+
+    def _wanted(self, peers: Sequence[Peer]) -> dict[Pair, dict[str, PeerSettings]]:
+        """The peers of each device, by key."""
+        view = self._view
+        wanted: dict[Pair, dict[str, PeerSettings]] = {}
+        hidden = _behind_nat(view, view.node)
+        for peer in peers:
+            pair = self._pair(peer)
+            there = wanted.setdefault(pair, {})
+            before = there.get(peer.key)
+            ranges = (*before.allowed, peer.cidr) if before is not None else (peer.cidr,)
+            alive_s = KEEPALIVE_S if hidden or peer.stage == "accepting" else 0
+            where = ("", 0) if _behind_nat(view, peer.node) else (peer.underlay, pair.turned.port(peer.port))
+            there[peer.key] = PeerSettings(where, tuple(sorted(ranges)), alive_s)
+        for pair, there in wanted.items():
+            self.devices[pair].greet(set(there))
+        return wanted
+
     def _count_waiting(self) -> None:
         """Peers that take both, and with which no session was made: where a port is closed, the cluster does
         not go on, and no packet is lost.
         """
-        view, known = self._view, self.state.peers if self.state is not None else {}
+        view = self._view
         waiting = [
             peer
             for peer in (view.peers if view.encryption.scope != "off" else ())
-            if peer.stage == "accepting" and (peer.key not in known or not known[peer.key].handshake_at)
+            if peer.stage == "accepting" and not self._session(peer)
         ]
         now = time.monotonic()
         if not waiting:
@@ -204,36 +220,15 @@ class Keeper:
             )
         self.waits = len(waiting)
 
-    def _bring(
-        self,
-        device: WireGuardDevice,
-        name: str,
-        settings: link.Wanted,
-        wanted: Mapping[str, PeerSettings],
-    ) -> tuple[int, bool]:
-        """In a worker thread: the device and its peers; its index, and whether it had to be set up."""
-        fresh = not link.index_of(name)
-        if fresh:
-            log.info("making the WireGuard device %s (%s)", name, device.kind)
-            device.create()
-        now = time.time()
-        pause_s = 0.0 if self.waits or self._greeted else max(READ_S, READ_SHARE * self._read_took)
-        if fresh or not self._known or time.monotonic() - self._read_at > pause_s:
-            began = time.monotonic()
-            self.state = state = device.read()
-            self._read_at = time.monotonic()
-            self._read_took = self._read_at - began
-            if (state.public_key, state.port) != (self._key.public, self._config.wireguard_port):
-                device.configure(self._key.private, self._config.wireguard_port)
-            put, drop = difference(wanted, state.peers, now)
-        else:
-            put = {key: one for key, one in wanted.items() if self._known.get(key) != one}
-            drop = [key for key in self._known if key not in wanted]
-        if put or drop:
-            device.change(put, drop)
-        self._known = dict(wanted)
-        index, done = link.settle(name, settings)
-        return index, done or fresh
+    def _bring(self, settings: link.Wanted, wanted: Mapping[Pair, Mapping[str, PeerSettings]]) -> bool:
+        """In a worker thread: all devices and their peers; whether one had to be set up."""
+        again = False
+        for pair, device in self.devices.items():
+            if pair in wanted:
+                again |= device.bring(self._key, settings, wanted[pair], eager=bool(self.waits))
+            else:
+                device.remove()
+        return again
 
     def _follow_key(self) -> None:
         """Another key takes the place of this node's once the log has it. Raises Refused, OSError."""
@@ -247,37 +242,22 @@ class Keeper:
         own = view.members.get(view.node)
         if own is not None and (own.uid, own.key) == (view.uid, self._key.next.public):
             self._key.take_next(directory)
-            self._known.clear()
+            for device in self.devices.values():
+                device.forget()
             log.info("the key of this node is %s from now on", self._key.public)
         elif now - self._asked_at > ANNOUNCE_S:
             self._asked_at = now
             self._announce()
 
-    def _greet(self, keys: set[str]) -> None:
-        """Begin sessions with keys that are new here, or to which this node is: before the next packet, and not
-        when WireGuard tries again seconds later. A device that goes on from an earlier life has its sessions.
-        """
-        if self.state is None:
-            return
-        now, known = time.monotonic(), self.state.peers
-        for key in keys - self._known.keys():
-            self._greeted[key] = (now + GREETING_S, float(int(time.time())))
-        self._greeted = {
-            key: (until, since)
-            for key, (until, since) in self._greeted.items()
-            if key in keys and now < until and not (key in known and known[key].handshake_at >= since)
-        }
-
     async def _off(self) -> None:
         """Nothing is encrypted, nor is to be: the device goes, once nothing leads into it."""
-        if self._off_done or self._device is None:
+        if self._off_done or not self.devices:
             return
         await self._lead({})
         self._tell_ways()
-        if link.index_of(self.name):
-            await asyncio.to_thread(self._device.remove)
-            log.info("the WireGuard device %s is gone: nothing is encrypted any more", self.name)
-        self._known, self.state, self._index, self._off_done, self.waits = {}, None, 0, True, 0
+        for device in self.devices.values():
+            await asyncio.to_thread(device.remove)
+        self._off_done, self.waits = True, 0
         self._conditions.clear(CONDITION)
 
     def _tell_ways(self) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from nodeagent.config import WireGuardMode
 from nodeagent.wireguard import kernel, link, userspace
-from nodeagent.wireguard.device import WireGuardDevice
+
+Kind = type[kernel.KernelDevice] | type[userspace.UserspaceDevice]
 
 
-def choose(mode: WireGuardMode, name: str) -> tuple[WireGuardDevice | None, str]:
-    """The device to use, or why there is none. ``auto`` prefers the kernel's."""
+def choose(mode: WireGuardMode) -> tuple[Kind | None, str]:
+    """The kind of devices to use, or why there is none. ``auto`` prefers the kernel's."""
     if mode == "off":
         return None, "it is switched off (--wireguard off)"
     reasons = []
     if mode in {"auto", "kernel"}:
         reasons.append(kernel.missing())
         if not reasons[-1]:
-            return kernel.KernelDevice(name), ""
+            return kernel.KernelDevice, ""
     if mode in {"auto", "userspace"}:
         reasons.append(userspace.missing())
         if not reasons[-1]:
-            return userspace.UserspaceDevice(name), ""
+            return userspace.UserspaceDevice, ""
     return None, "; ".join(reasons)
 
 

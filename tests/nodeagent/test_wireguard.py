@@ -73,7 +73,7 @@ class Wire:
                     port = int.from_bytes(ports[2:], "big")
                     if port == VXLAN and int.from_bytes(datagram[12:15], "big") != PROBE_VNI:  # agents' own
                         self.seen(packet)
-                    self.encrypted += port == 51820
+                    self.encrypted += 51820 <= port < 51824
 
     def seen(self, packet: bytes) -> None:
         self.plain += 1
@@ -349,7 +349,7 @@ def test_nothing_is_sent_in_the_clear_whatever_goes_away_and_a_new_key_takes_ove
         vtep = a.vtep
         # The device is deleted; the agent is killed, and WireGuard goes on; both are killed.
         flow = a.flow(b)
-        a.run("ip link del isthmus-wg")
+        a.run("ip link del isthmus-wg0")
         flows()
         a.stop(signal.SIGKILL)
         flows()

@@ -17,12 +17,12 @@ from deploy.lab import commands
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events.protocol.commands import SetEncryption
-from events.protocol.encryption import WIREGUARD_PORT
+from events.protocol.encryption import WIREGUARD_PORT, WIREGUARD_PORTS
 from events.protocol.queries import ClusterView, ShowCluster
 from nodeagent.config import DEFAULT_DEVICE
 from nodeagent.local_files import read_status
 from nodeagent.wireguard import kernel, userspace
-from nodeagent.wireguard.keeper import device_name as wireguard_name
+from nodeagent.wireguard.pairs import name_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SETTLED_S, BACK_S = 90.0, 30.0
 POLL_S = 0.2
 TABLE = "inet lab_encryption"
+PORTS = f"{WIREGUARD_PORT}-{WIREGUARD_PORT + WIREGUARD_PORTS - 1}"
 COUNT = f"""
 add table {TABLE}
 delete table {TABLE}
@@ -41,7 +42,7 @@ add table {TABLE}
 add chain {TABLE} wire {{{{ type filter hook prerouting priority -400; }}}}
 add rule {TABLE} wire iifname eth0 ip saddr {{containers}} counter comment "plain"
 add rule {TABLE} wire iifname eth0 udp dport 8472 @th,96,24 {{vni}} {{strangers}} counter comment "tunnel"
-add rule {TABLE} wire iifname eth0 udp dport {WIREGUARD_PORT} counter comment "encrypted"
+add rule {TABLE} wire iifname eth0 udp dport {PORTS} counter comment "encrypted"
 """
 
 
@@ -158,15 +159,16 @@ def _kill_program(node: LabNode) -> None:
 
 
 async def _taken_away(node: LabNode) -> None:
-    device = wireguard_name(DEFAULT_DEVICE)
+    devices = name_pattern(DEFAULT_DEVICE)[:-1]
     if kernel.missing():
         _kill_program(node)
     else:
-        await node.machine.run("ip", "link", "del", device)
+        for line in (await node.machine.run("ip", "-brief", "link", "show", "type", "wireguard")).splitlines():
+            await node.machine.run("ip", "link", "del", line.split()[0])
     started = time.monotonic()
-    while f"dev {device}" not in await node.machine.run("ip", "route", "show", "proto", "84"):
+    while f"dev {devices}" not in await node.machine.run("ip", "route", "show", "proto", "84"):
         if time.monotonic() - started > BACK_S:
-            raise CheckFailedError(f"{node.name} has no routes into {device} after {BACK_S:g} s")
+            raise CheckFailedError(f"{node.name} has no routes into WireGuard after {BACK_S:g} s")
         await asyncio.sleep(POLL_S)
 
 
