@@ -111,13 +111,10 @@ class DirectPaths:
             and peer.stage != "required"
         }
 
-    def beside(self) -> dict[Peer, bytes]:
-        """Peers that are reached by another way than the tunnel, with the MAC of a neighbour, else nothing."""
-        macs = self._admitted
-        return {
-            peer: mac_bytes(macs[peer.cidr]) if way.device == self.device and peer.cidr in macs else b""
-            for peer, way in self._reconciler.found.exits.items()
-        }
+    def neighbour(self, peer: Peer, way: Exit) -> bytes:
+        """The MAC of a peer on the link to which a way leads; empty where it leads elsewhere."""
+        near = way.device and way.device == self.device and peer.cidr in self._admitted
+        return mac_bytes(self._admitted[peer.cidr]) if near else b""
 
     async def begin(self) -> None:
         """Before the firewall is written for the first time: who is let in now is let in then.

@@ -10,12 +10,14 @@
  *   isthmus_pod_tx   ingress, host side of a pod's veth   sends by verdict, or marks the packet and lets it pass
  *   isthmus_net_tx   egress, underlay                     learns what became of a marked packet: outer headers
  *   isthmus_net_rx   ingress, underlay                    delivers by verdict
- *   isthmus_tun_rx   ingress, vxlan device                marks what comes out of the tunnel
+ *   isthmus_tun_rx   ingress, both vxlan devices          marks what comes out of the tunnel
  *   isthmus_pod_rx   egress, host side of a pod's veth    learns to whom a marked packet is given
  *   isthmus_br_rx    the same for a bridge with pods
  *
  * A peer that is reached without the tunnel (DIRECT) has the same verdicts: net_tx and net_rx learn and use them for
- * plain packets then, from and to that neighbour's MAC only.
+ * plain packets then, from and to that neighbour's MAC only. One that is reached through a NAT (MAPPED) has those of
+ * the second vxlan device: another VNI, one source port, and an address and port of the peer that probes have proved,
+ * to which and from which alone they are used. For a peer behind a relay these are the relay's, with its MAC.
  *
  * The mark is a random number in skb->hash, one for each flow and generation, which no pod can see or choose. A
  * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow.
@@ -45,17 +47,22 @@
 #define TUNNEL_FLAGS bpf_htonl(0x08000000)
 #define FRAGMENT bpf_htons(0xbfff) /* all of frag_off but "do not fragment" */
 #define GOLDEN 0x9e3779b1
-#define DIRECT 0x80000000 /* in a peer's epoch: `vtep` and `mac` are of its underlay device, on this node's link */
+/* The way to a peer, in its epoch. */
+#define WAY(epoch) ((epoch) & 0xc0000000)
+#define TUNNEL 0
+#define MAPPED 0x40000000 /* by the second device, to and from the place `vtep` and `port` alone */
+#define DIRECT 0x80000000 /* `vtep` and `mac` are of its underlay device, on this node's link */
 
 /* What the agent and the programs share. Python: nodeagent/fastpath/layout.py. */
 struct range { __u32 bits; __be32 address; };
-struct peer { __be32 vtep; __u8 mac[6]; __u16 mtu; __u32 epoch; };
+struct peer { __be32 vtep; __u8 mac[6]; __u16 mtu; __u32 epoch; __be16 port; __u16 unused; };
 struct node {
     __u32 generation; /* 0: everything takes the stack */
-    __u32 tunnel, underlay; /* device indices */
+    __u32 tunnel, underlay, second; /* device indices; no second one: 0 */
     __be32 local, vni;
     __be16 port;
-    __u8 mac[6]; /* of the vxlan device */
+    __u8 mac[6]; /* of the vxlan devices */
+    __be32 second_vni;
     __u32 direct; /* how many peers are DIRECT, at least */
     __u64 period_ns;
     __u64 held_until; /* on the coarse monotonic clock: until then flows of `held` (0: all) take the stack */
@@ -72,7 +79,10 @@ struct verdict {
     __u8 to[6], from[6]; /* Ethernet addresses at the egress */
     __u16 identifier;
     __u8 asked_tos, asked_ttl; /* of the packet that the stack was last asked about; it may well be dropped */
-    __u8 bridge, unused[5];
+    __u8 bridge;
+    __u8 peers; /* it comes from a peer, as opposed to a pod */
+    __be16 port;
+    __u8 unused[2];
 };
 enum { FAST_OUT, FAST_OUT_BYTES, FAST_IN, FAST_IN_BYTES, SLOW_OUT, SLOW_IN, LEARNED_OUT, LEARNED_IN, WRONG_SOURCE,
        FORM, SIZE, CLOSING, HELD, FAILED, COUNTERS = 16 };
@@ -187,7 +197,8 @@ static __always_inline __u32 mark_of(struct verdict *verdict) {
     return (verdict->nonce + node.generation * GOLDEN) | 1; /* 0 would mean: no hash */
 }
 /* Lets the stack judge this packet; whoever sees it come out recognises it by its mark. */
-static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct flow *flow, struct verdict *verdict, __u64 now) {
+static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct flow *flow, struct verdict *verdict, __u64 now,
+                                 __u8 peers) {
     if (verdict && verdict->in != skb->ifindex) {
         /* By another device: a running flow is not disturbed by whoever pretends to be it. */
         if (verdict->generation == node.generation && now < verdict->until) return NEXT;
@@ -199,6 +210,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct
         __builtin_memset(&fresh, 0, sizeof fresh);
         fresh.nonce = bpf_get_prandom_u32();
         fresh.in = skb->ifindex;
+        fresh.peers = peers;
         fresh.asked_tos = ip->tos;
         fresh.asked_ttl = ip->ttl;
         bpf_map_update_elem(&flows, flow, &fresh, BPF_NOEXIST);
@@ -210,19 +222,16 @@ static __always_inline int judge(struct __sk_buff *skb, struct iphdr *ip, struct
     bpf_set_hash(skb, mark_of(verdict));
     return NEXT;
 }
-/* The verdict that a packet which comes out may speak for: it is the packet that was marked, and unchanged. */
-static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphdr *ip, __be32 ports) {
+/* The verdict that a packet which comes out may speak for: it is the packet that was marked, and unchanged.
+ * What comes from a peer and leaves for another one (a relay, a range that has moved) is the stack's: a verdict of
+ * the one kind must never serve the other. */
+static __always_inline struct verdict *proven(struct __sk_buff *skb, struct iphdr *ip, __be32 ports, __u8 peers) {
     struct flow flow = {ip->saddr, ip->daddr, ports, ip->protocol};
     if (*(__u8 *)ip != 0x45 || ip->frag_off & FRAGMENT || !node.generation) return 0;
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
     if (!verdict || skb->hash != mark_of(verdict) || ip->ttl + 1 != verdict->asked_ttl ||
-        ip->tos != verdict->asked_tos) return 0;
+        ip->tos != verdict->asked_tos || verdict->peers != peers) return 0;
     return verdict;
-}
-/* By the tunnel or a neighbour, as opposed to a pod. What comes from a peer and leaves for another one (a relay, a
- * range that has moved) is the stack's: a verdict of the one kind must never serve the other. */
-static __always_inline int from_peer(struct verdict *verdict) {
-    return verdict->in == node.tunnel || verdict->in == node.underlay;
 }
 /* What is settled is what this packet has proven, whatever others ask about meanwhile. */
 static __always_inline void settle(struct verdict *verdict, struct iphdr *ip, __u32 piece, __u32 which) {
@@ -237,6 +246,7 @@ static __always_inline void settle(struct verdict *verdict, struct iphdr *ip, __
     count(which, 1);
 }
 
+static __always_inline __be32 vni_of(struct peer *peer) { return WAY(peer->epoch) == MAPPED ? node.second_vni : node.vni; }
 static __always_inline __u8 outer_ecn(__u8 inner) { return (inner & ECN) == CE ? ECT_0 : inner & ECN; }
 
 static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *verdict, struct peer *peer) {
@@ -258,9 +268,9 @@ static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *ve
         .tot_len = bpf_htons(bytes + sizeof(struct outer)), .id = bpf_htons(verdict->identifier), .frag_off = verdict->fragment,
         .ttl = verdict->outer_ttl, .protocol = IPPROTO_UDP, .saddr = node.local, .daddr = verdict->vtep};
     verdict->identifier += segments; /* a router may cut it: pieces of different packets must not be mixed up */
-    p->outer.udp = (struct udphdr){.source = verdict->source, .dest = node.port,
+    p->outer.udp = (struct udphdr){.source = verdict->source, .dest = peer->port,
         .len = bpf_htons(bytes + sizeof(struct outer) - sizeof(struct iphdr))};
-    p->outer.vxlan = (struct vxlan){TUNNEL_FLAGS, node.vni};
+    p->outer.vxlan = (struct vxlan){TUNNEL_FLAGS, vni_of(peer)};
     copy(p->outer.eth.h_dest, peer->mac);
     copy(p->outer.eth.h_source, node.mac);
     p->outer.eth.h_proto = bpf_htons(ETH_P_IP);
@@ -300,19 +310,21 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     __u64 now = bpf_ktime_get_coarse_ns();
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
     if (good(verdict, &flow, skb->ifindex, now, &p->ip, piece) && verdict->epoch == peer->epoch &&
-        verdict->vtep == peer->vtep && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535) {
-        if (!(peer->epoch & DIRECT)) return encapsulate(skb, verdict, peer);
+        verdict->vtep == peer->vtep && verdict->port == peer->port && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535) {
+        if (WAY(peer->epoch) != DIRECT) return encapsulate(skb, verdict, peer);
         skb->cb[0] = FAST;
         return bpf_redirect(pass_on(skb, p, verdict, bytes, FAST_OUT), 0);
     }
     count(SLOW_OUT, 1);
-    return judge(skb, &p->ip, &flow, verdict, now);
+    return judge(skb, &p->ip, &flow, verdict, now, 0);
 }
 
+/* A packet in VXLAN, of either device. */
 static __always_inline int ours(struct packet *p) {
     return p->eth.h_proto == bpf_htons(ETH_P_IP) && *(__u8 *)&p->outer.ip == 0x45 && p->outer.ip.protocol == IPPROTO_UDP &&
-        p->outer.udp.dest == node.port && !(p->outer.ip.frag_off & FRAGMENT) && p->outer.vxlan.flags == TUNNEL_FLAGS &&
-        p->outer.vxlan.vni == node.vni && p->outer.eth.h_proto == bpf_htons(ETH_P_IP);
+        !(p->outer.ip.frag_off & FRAGMENT) && p->outer.vxlan.flags == TUNNEL_FLAGS &&
+        (p->outer.vxlan.vni == node.vni || (node.second && p->outer.vxlan.vni == node.second_vni)) &&
+        p->outer.eth.h_proto == bpf_htons(ETH_P_IP);
 }
 
 SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
@@ -326,12 +338,13 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
         if ((void *)(q + 1) > (void *)(long)skb->data_end) return NEXT;
         struct peer *near = peer_of(q->ip.daddr);
         if (near) {
-            struct verdict *verdict = proven(skb, &q->ip, q->ports);
+            struct verdict *verdict = proven(skb, &q->ip, q->ports, 0);
             __u32 piece = piece_of(skb, &q->ip);
-            if (!verdict || from_peer(verdict) || !piece || !(near->epoch & DIRECT) || !same(q->eth.h_dest, near->mac) ||
+            if (!verdict || !piece || WAY(near->epoch) != DIRECT || !same(q->eth.h_dest, near->mac) ||
                 skb->ifindex != node.underlay) return NEXT;
             verdict->epoch = near->epoch;
             verdict->vtep = near->vtep;
+            verdict->port = near->port;
             verdict->out = skb->ifindex;
             copy(verdict->to, q->eth.h_dest);
             copy(verdict->from, q->eth.h_source);
@@ -342,13 +355,15 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
     struct packet *p = linear(skb, sizeof *p);
     if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.saddr != node.local) return NEXT;
     struct peer *peer = peer_of(p->ip.daddr);
-    if (!peer || peer->epoch & DIRECT || peer->vtep != p->outer.ip.daddr || !same(p->outer.eth.h_dest, peer->mac) ||
+    if (!peer || WAY(peer->epoch) == DIRECT || peer->vtep != p->outer.ip.daddr || peer->port != p->outer.udp.dest ||
+        p->outer.vxlan.vni != vni_of(peer) || !same(p->outer.eth.h_dest, peer->mac) ||
         !same(p->outer.eth.h_source, node.mac)) return NEXT;
-    struct verdict *verdict = proven(skb, &p->ip, p->ports);
+    struct verdict *verdict = proven(skb, &p->ip, p->ports, 0);
     __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || from_peer(verdict) || !piece || skb->ifindex != node.underlay) return NEXT;
+    if (!verdict || !piece || skb->ifindex != node.underlay) return NEXT;
     verdict->epoch = peer->epoch;
     verdict->vtep = peer->vtep;
+    verdict->port = peer->port;
     verdict->out = skb->ifindex;
     verdict->source = p->outer.udp.source;
     verdict->fragment = p->outer.ip.frag_off;
@@ -369,7 +384,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
         if ((void *)(q + 1) > (void *)(long)skb->data_end) return NEXT;
         struct peer *near = peer_of(q->ip.saddr);
         if (near) {
-            if (!(near->epoch & DIRECT) || !same(q->eth.h_source, near->mac)) {
+            if (WAY(near->epoch) != DIRECT || !same(q->eth.h_source, near->mac)) {
                 count(WRONG_SOURCE, 1);
                 return NEXT; /* the firewall judges, and counts what it drops */
             }
@@ -382,14 +397,17 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
                 return known->bridge ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
             }
             count(SLOW_IN, 1);
-            return judge(skb, &q->ip, &flow, known, now);
+            return judge(skb, &q->ip, &flow, known, now, 1);
         }
     }
     struct packet *p = linear(skb, sizeof *p + 10); /* with the flags of TCP */
-    if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.daddr != node.local) return NEXT;
+    if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.udp.dest != node.port ||
+        p->outer.ip.daddr != node.local) return NEXT;
     __u32 bytes = skb->len - sizeof(struct ethhdr);
     struct peer *peer = peer_of(p->ip.saddr);
-    if (!peer || peer->epoch & DIRECT || peer->vtep != p->outer.ip.saddr || !same(p->outer.eth.h_source, peer->mac) ||
+    int mapped = peer && WAY(peer->epoch) == MAPPED;
+    if (!peer || WAY(peer->epoch) == DIRECT || peer->vtep != p->outer.ip.saddr || p->outer.vxlan.vni != vni_of(peer) ||
+        (mapped && peer->port != p->outer.udp.source) || !same(p->outer.eth.h_source, peer->mac) ||
         !same(p->outer.eth.h_dest, node.mac)) {
         count(WRONG_SOURCE, 1);
         return NEXT; /* not from whom it claims: the firewall judges, and counts what it drops */
@@ -403,7 +421,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     __u32 piece = flow_of(skb, &p->ip, bytes - sizeof(struct outer), &flow);
     if (!piece) return NEXT;
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
-    if (!good(verdict, &flow, node.tunnel, bpf_ktime_get_coarse_ns(), &p->ip, piece)) return NEXT;
+    if (!good(verdict, &flow, mapped ? node.second : node.tunnel, bpf_ktime_get_coarse_ns(), &p->ip, piece)) return NEXT;
     if (bpf_skb_adjust_room(skb, -(int)sizeof(struct outer), BPF_ADJ_ROOM_MAC,
             BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)) {
         count(FAILED, 1);
@@ -429,19 +447,19 @@ SEC("tc") int isthmus_tun_rx(struct __sk_buff *skb) {
     struct plain *p = linear(skb, sizeof *p + 10);
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
     struct peer *peer = peer_of(p->ip.saddr);
-    if (!peer || peer->epoch & DIRECT) return NEXT;
+    if (!peer || WAY(peer->epoch) != (skb->ifindex == node.tunnel ? TUNNEL : MAPPED)) return NEXT;
     if (!flow_of(skb, &p->ip, skb->len - sizeof(struct ethhdr), &flow)) return NEXT;
     count(SLOW_IN, 1);
-    return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns());
+    return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns(), 1);
 }
 
 static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {
     if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present) return NEXT;
     struct plain *p = linear(skb, sizeof *p);
     if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
-    struct verdict *verdict = proven(skb, &p->ip, p->ports);
+    struct verdict *verdict = proven(skb, &p->ip, p->ports, 1);
     __u32 piece = piece_of(skb, &p->ip);
-    if (!verdict || !from_peer(verdict) || !piece) return NEXT;
+    if (!verdict || !piece) return NEXT;
     struct peer *peer = peer_of(p->ip.saddr);
     verdict->epoch = peer ? peer->epoch : 0;
     verdict->out = skb->ifindex;

@@ -14,13 +14,14 @@ from nodeagent.membership.peers import Peer
 
 RANGE = struct.Struct("=I4s")
 """Key of ``peers``: prefix length, network."""
-PEER = struct.Struct("=4s6sHI")
-"""Value of ``peers``: VTEP, its MAC, largest inner packet in bytes, the low 31 bits of the epoch and
-:data:`DIRECT`."""
-DIRECT = 1 << 31
-"""The peer is reached without the tunnel: address and MAC are of its underlay device, on this node's link."""
-NODE = struct.Struct("=III4s4s2s6sIQQ4s4x")
-HELD_UNTIL_OFFSET = 40
+PEER = struct.Struct("=4s6sHI2s2x")
+"""Value of ``peers``: VTEP, its MAC, largest inner packet in bytes, the low 30 bits of the epoch and the way,
+the outer UDP port."""
+DIRECT, MAPPED = 1 << 31, 1 << 30
+"""Ways other than the tunnel: address and MAC are of the peer's underlay device, on this node's link; or it is
+reached by the second device, at an address and port where it was seen."""
+NODE = struct.Struct("=IIII4s4s2s6s4sIQQ4s4x")
+HELD_UNTIL_OFFSET = 48
 _HELD = struct.Struct("=Q4s")
 
 PERIOD_NS = 500_000_000
@@ -61,6 +62,16 @@ REASONS = {
 COUNTERS_ROOM = 16
 
 
+class Side(NamedTuple):
+    """Another way to a peer than by the tunnel, or by the tunnel to a relay."""
+
+    way: int
+    """:data:`DIRECT`, :data:`MAPPED` or 0."""
+    address: bytes
+    port: int
+    mac: bytes
+
+
 class NodeRecord(NamedTuple):
     """What the programs know of this node. ``generation`` 0 sends everything through the stack."""
 
@@ -73,14 +84,21 @@ class NodeRecord(NamedTuple):
     mac: bytes = bytes(6)
     direct: int = 0
     """Whether any peer may be reached without the tunnel."""
+    second: int = 0
+    """Index of the device for peers behind NAT; 0: there is none."""
+    second_vni: int = 0
 
     def pack(self, held: bytes = bytes(12)) -> bytes:
         """As the programs read it; ``held`` is a capture's part, which belongs to whoever captures."""
         record = NODE.pack(
-            self.generation, self.tunnel, self.underlay, self.local, (self.vni << 8).to_bytes(4, "big"),
-            self.port.to_bytes(2, "big"), self.mac, self.direct, PERIOD_NS, 0, bytes(4),
+            self.generation, self.tunnel, self.underlay, self.second, self.local, _vni(self.vni),
+            self.port.to_bytes(2, "big"), self.mac, _vni(self.second_vni), self.direct, PERIOD_NS, 0, bytes(4),
         )  # fmt: skip
         return record[:HELD_UNTIL_OFFSET] + held + record[HELD_UNTIL_OFFSET + len(held) :]
+
+
+def _vni(number: int) -> bytes:
+    return (number << 8).to_bytes(4, "big")
 
 
 def pack_held(until_ns: int, address: bytes) -> bytes:
@@ -98,14 +116,17 @@ def range_key(cidr: str) -> bytes:
     return _LENGTHS[length] + inet_aton(network)
 
 
-def peer_entry(peer: Peer, mtu: int, neighbour: bytes = b"") -> tuple[bytes, bytes]:
+def peer_entry(peer: Peer, mtu: int, port: int, side: Side | None = None) -> tuple[bytes, bytes]:
     """Key and value of one peer with an IPv4 underlay; ``mtu`` is the largest inner packet in bytes.
 
-    ``neighbour`` is its underlay device's MAC where it is reached without the tunnel.
+    ``port`` is the tunnel's, ``side`` the way to it where that is another one.
     Written for speed: ten thousand of them are made at a start. Raises OSError for another underlay.
     """
     network, _, length = peer.cidr.partition("/")
-    mac = neighbour or bytes.fromhex(peer.vtep_mac.replace(":", ""))
-    epoch = peer.epoch & DIRECT - 1 | (DIRECT if neighbour else 0)
-    value = _pack_peer(inet_aton(peer.underlay), mac, mtu, epoch)
+    epoch = peer.epoch & MAPPED - 1
+    if side is None:
+        mac = bytes.fromhex(peer.vtep_mac.replace(":", ""))
+        value = _pack_peer(inet_aton(peer.underlay), mac, mtu, epoch, port.to_bytes(2, "big"))
+    else:
+        value = _pack_peer(side.address, side.mac, mtu, epoch | side.way, side.port.to_bytes(2, "big"))
     return _LENGTHS[length] + inet_aton(network), value

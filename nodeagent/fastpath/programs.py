@@ -38,9 +38,9 @@ TUNNEL = ((INGRESS, "isthmus_tun_rx"),)
 NAMES = tuple(dict.fromkeys(name for _, name in (*PODS, *BRIDGE, *UNDERLAY, *TUNNEL)))
 
 
-def hooks(tunnel: int, underlay: int, pods: Iterable[int], bridges: Iterable[int] = ()) -> set[Hook]:
+def hooks(tunnels: Iterable[int], underlay: int, pods: Iterable[int], bridges: Iterable[int] = ()) -> set[Hook]:
     """Where the programs of a node hang, by device index."""
-    places = [(underlay, UNDERLAY), (tunnel, TUNNEL), *((pod, PODS) for pod in pods)]
+    places = [(underlay, UNDERLAY), *((tunnel, TUNNEL) for tunnel in tunnels), *((pod, PODS) for pod in pods)]
     places += [(bridge, BRIDGE) for bridge in bridges]
     return {Hook(ifindex, *each) for ifindex, kind in places for each in kind}
 

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ from events.errors import IsthmusError
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.fastpath import layout, ports, programs
+from nodeagent.fastpath.entries import Entries
 from nodeagent.fastpath.layout import NodeRecord
 from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import EGRESS, INGRESS, Hook, Programs
@@ -54,9 +55,7 @@ class Counted(msgspec.Struct):
 class FastPath:
     """The owner. ``loaded`` is None where the programs cannot be used; ``why_not`` says why then.
 
-    ``direct``: whether peers may be reached without the tunnel. ``beside`` are those that are reached by
-    another way than the tunnel now, with the MAC of a neighbour; where that is empty, their packets take the
-    stack.
+    ``direct``: whether peers may be reached without the tunnel. ``entries`` say how each is reached.
     """
 
     def __init__(
@@ -65,16 +64,15 @@ class FastPath:
         tunnel: TunnelDevice,
         view: View,
         *,
-        mtus: Callable[[], Mapping[Peer, int]],
+        entries: Entries,
         direct: bool = False,
         predecessors: Predecessors,
         loaded: Programs | None,
         why_not: str,
     ) -> None:
-        self._conditions, self._tunnel, self._view, self._mtus = conditions, tunnel, view, mtus
+        self._conditions, self._tunnel, self._view, self._wanted = conditions, tunnel, view, entries
         self._predecessors, self._loaded, self.why_not = predecessors, loaded, why_not
         self._direct = direct
-        self.beside: Callable[[], Mapping[Peer, bytes]] = dict
         self._entries: dict[bytes, bytes] = {}
         self._record = NodeRecord()
         self._hooks: set[Hook] = set()
@@ -135,12 +133,9 @@ class FastPath:
         """Rows of these peers have changed."""
         if self._loaded is None or not self.on:
             return
-        mtu, narrower, beside = self._device_mtu(), self._mtus(), self.beside()
-        fresh = dict(
-            layout.peer_entry(peer, narrower.get(peer, mtu), beside.get(peer, b""))
-            for peer in (change.after for change in changes if change.after is not None)
-            if self._current(peer) and beside.get(peer, b"mac")
-        )
+        fresh = self._wanted.of(change.after for change in changes if change.after is not None)
+        if self._wanted.relayed():
+            self.compare()  # who is behind a relay goes where that is
         room = layout.PEERS_LIMIT - len(self._entries)
         if len(fresh) > room:
             fresh = {key: value for key, value in fresh.items() if key in self._entries}
@@ -153,13 +148,13 @@ class FastPath:
         self.counted.written += len(fresh)
 
     def compare(self) -> None:
-        """A neighbour has another MAC: compare the map soon."""
+        """A neighbour has another MAC, a relay another place: compare the map soon."""
         self._compare = True
         self._wake.set()
 
     def follow_kernel(self, comparisons: int) -> None:
         """A step of the rows is over. If they were compared, or ways found narrower: compare the map, too."""
-        known = comparisons, self._mtus()
+        known = comparisons, self._wanted.mtus()
         if known != self._compared:
             self._compared = comparisons, dict(known[1])
             self._compare = self._look_around = True
@@ -238,28 +233,10 @@ class FastPath:
                 self._loaded.tell(self._record)
         self._wake.set()
 
-    def _device_mtu(self) -> int:
-        spec, underlay = self._tunnel.spec, self._tunnel.underlay
-        if spec is None or underlay is None:
-            return 0
-        return min(spec.mtu, underlay.mtu - layout.OVERHEAD)
-
-    def _current(self, peer: Peer) -> bool:
-        return self._view.peers.get(peer.cidr) == peer and _carries(peer)
-
-    def _desired(self) -> dict[bytes, bytes]:
-        mtu, narrower, beside = self._device_mtu(), self._mtus(), self.beside()
-        entries = (
-            layout.peer_entry(peer, min(mtu, narrower.get(peer, mtu)), beside.get(peer, b""))
-            for peer in self._view.peers
-            if _carries(peer) and beside.get(peer, b"mac")
-        )
-        return dict(entry for entry, _ in zip(entries, range(layout.PEERS_LIMIT), strict=False))
-
     def _wanted_record(self) -> NodeRecord | None:
         """What the programs should know of this node; None while packets have to take the stack."""
         view, tunnel = self._view, self._tunnel
-        underlay, spec = tunnel.underlay, tunnel.spec
+        underlay, spec, second = tunnel.underlay, tunnel.spec, tunnel.second
         if view.own is None or view.plan is None or underlay is None or spec is None or not tunnel.ifindex:
             return None
         if view.fenced or view.deleted or not underlay.present or ":" in underlay.address:
@@ -273,6 +250,8 @@ class FastPath:
             port=spec.port,
             mac=mac_bytes(spec.mac),
             direct=int(self._direct),
+            second=second.ifindex if second.spec is not None else 0,
+            second_vni=second.spec.vni if second.spec is not None else 0,
         )
 
     def _step(self, loaded: Programs) -> None:
@@ -281,7 +260,7 @@ class FastPath:
         if wanted is None or view.own is None:
             self._stand_down(loaded, "")
             return
-        if self._look_around or wanted.tunnel != self._record.tunnel:
+        if self._look_around or tunnels(wanted) != tunnels(self._record):
             self._look_around = False
             self._found = ports.find(view.own.cidr, wanted.tunnel)
             self._filtered = ports.filtered()
@@ -291,7 +270,8 @@ class FastPath:
             return
         skipped = self._skip_filtered_pods(loaded)
         self._hang(
-            loaded, programs.hooks(wanted.tunnel, wanted.underlay, self._ports.veths, self._ports.bridges)
+            loaded,
+            programs.hooks(tunnels(wanted), wanted.underlay, self._ports.veths, self._ports.bridges),
         )
         changed = self._void or wanted != self._record
         if self._compare or not self.on:
@@ -332,12 +312,12 @@ class FastPath:
             return f"the underlay {name} is no Ethernet device"
         if self._filtered.get(wanted.underlay) in {"clsact", "ingress"}:
             return f"another program filters what arrives on {name} (see `tc filter show dev {name} ingress`)"
-        if wanted.tunnel in self._filtered:
-            return (
-                f"another program shapes or filters the tunnel device by tc ({self._filtered[wanted.tunnel]})"
-            )
-        if loaded.others(wanted.tunnel, INGRESS, known) or loaded.others(wanted.tunnel, EGRESS, known):
-            return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
+        for device in tunnels(wanted):
+            kind = self._filtered.get(device)
+            if kind is not None:
+                return f"another program shapes or filters the tunnel device by tc ({kind})"
+            if loaded.others(device, INGRESS, known) or loaded.others(device, EGRESS, known):
+                return "another program handles packets of the tunnel device by eBPF (see `bpftool net`)"
         if loaded.others_behind(wanted.underlay, INGRESS, known):
             return f"another program handles what arrives on {name} by eBPF, behind ours (see `bpftool net`)"
         return ""
@@ -386,7 +366,7 @@ class FastPath:
 
     def _compare_peers(self, loaded: Programs) -> bool:
         """Map against desired; whether they differed from what was written."""
-        desired, there = self._desired(), loaded.peers()
+        desired, there = self._wanted.wanted(), loaded.peers()
         if desired == there:
             self._entries = desired
             return False
@@ -402,6 +382,6 @@ class FastPath:
         return True
 
 
-def _carries(peer: Peer) -> bool:
-    """Packets to and from a peer over IPv6, and all that may be encrypted, take the stack."""
-    return ":" not in peer.underlay and not peer.encrypts
+def tunnels(record: NodeRecord) -> list[int]:
+    """The devices out of which packets come."""
+    return [device for device in (record.tunnel, record.second) if device]

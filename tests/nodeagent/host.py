@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane import host_settings
 from nodeagent.dataplane.desired import Desired, difference
-from nodeagent.dataplane.second_device import SecondDevice
+from nodeagent.dataplane.second_device import SecondDevice, second_name, second_vni
 from nodeagent.fastpath import layout, programs
+from nodeagent.fastpath.layout import Side
 from nodeagent.fastpath.programs import Programs
 from nodeagent.firewall import elements, ruleset
 from nodeagent.membership.peers import Peer, PeerChange
@@ -56,7 +57,7 @@ def prepare(number: int, *others: int, fast: bool, pods: Mapping[str, str] | Non
     host_settings.set_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
     if not fast:
         return None
-    entries = dict(layout.peer_entry(peer(other), MTU) for other in others)
+    entries = dict(layout.peer_entry(peer(other), MTU, PORT) for other in others)
     return _hang(number, entries, ["p"] if pods is None else list(pods.values()))
 
 
@@ -65,7 +66,7 @@ def _hang(number: int, peers: dict[bytes, bytes], names: list[str]) -> Programs:
     loaded.put_peers(peers)
     index, underlay = socket.if_nametoindex(DEVICE), socket.if_nametoindex("u")
     loaded.tell(record(number, index, underlay, generation=1)._replace(direct=1))
-    for hook in programs.hooks(index, underlay, [socket.if_nametoindex(name) for name in names]):
+    for hook in programs.hooks([index], underlay, [socket.if_nametoindex(name) for name in names]):
         loaded.hang(hook)
     return loaded
 
@@ -89,7 +90,8 @@ def lead_directly(
     way = side_route_value(address_bytes(f"10.0.0.{other}"), MTU, device, address_bytes(f"172.16.{number}.0"))
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(desired.prefer(peer(other), way), 0)
-    entry = dict([layout.peer_entry(peer(other), MTU, mac_bytes(near[own_range(other)]))])
+    side = Side(layout.DIRECT, address_bytes(f"10.0.0.{other}"), PORT, mac_bytes(near[own_range(other)]))
+    entry = dict([layout.peer_entry(peer(other), MTU, PORT, side)])
     if fast:
         _hang(number, entry, ["p"])
     elif loaded is not None:
@@ -98,8 +100,19 @@ def lead_directly(
         loaded.tell(record(number, tunnel, underlay, generation=generation + 1)._replace(direct=1))
 
 
-def lead_through_nat(number: int, other: int, seen: str = "", port: int = PORT) -> None:
-    """The other host is reached by the second device, as a peer behind NAT is, where it is seen."""
+def lead_through_nat(
+    number: int,
+    other: int,
+    *further: int,
+    seen: str = "",
+    port: int = PORT,
+    fast: bool = False,
+    loaded: Programs | None = None,
+) -> None:
+    """The other host is reached by the second device, as a peer behind NAT is, where it is seen.
+
+    ``further`` are members beside it. ``fast`` loads programs, ``loaded`` are those that hang already.
+    """
     spec = links.DeviceSpec(
         name=DEVICE, vni=VNI, port=PORT, mac=mac(number),
         local=f"10.0.0.{number}", address=f"172.16.{number}.0", mtu=MTU,
@@ -108,8 +121,8 @@ def lead_through_nat(number: int, other: int, seen: str = "", port: int = PORT) 
     second.wanted = True
     second.prepare(spec, lambda _: True)
     first, address, destination, _ = peer(other).packed()
-    if seen:
-        destination = address_bytes(seen) + port.to_bytes(2, "big") * (port != PORT)
+    if seen or port != PORT:
+        destination = address_bytes(seen or f"10.0.0.{other}") + port.to_bytes(2, "big") * (port != PORT)
     second.rows = Rows({first: address}, {address: destination}, {})
     desired = Desired()
     desired.apply(PeerChange(None, peer(other)))
@@ -120,11 +133,28 @@ def lead_through_nat(number: int, other: int, seen: str = "", port: int = PORT) 
     rules = ruleset.Rules(
         device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
         ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}",
-        second=elements.Second(second.name, second.ifindex, VNI + 1),
+        second=elements.Second(second.name, second.ifindex, second_vni(VNI)),
     )  # fmt: skip
+    place = Side(layout.MAPPED, address_bytes(seen or peer(other).underlay), port, mac_bytes(mac(other)))
     asyncio.run(
-        ruleset.replace(rules, [f"10.0.0.{other}"], mapped=[f"{seen or peer(other).underlay} . {port}"])
+        ruleset.replace(
+            rules,
+            [f"10.0.0.{each}" for each in (other, *further)],
+            mapped=[f"{seen or peer(other).underlay} . {port}"],
+        )
     )
+    entry = dict([layout.peer_entry(peer(other), MTU, PORT, place)])
+    if fast:
+        loaded = _hang(number, {}, ["p"])
+    if loaded is not None:
+        loaded.put_peers(entry)
+        for hook in programs.hooks([second.ifindex], socket.if_nametoindex("u"), []):
+            loaded.hang(hook)
+        (generation,) = struct.unpack_from("=I", loaded.told())
+        there = record(
+            number, socket.if_nametoindex(DEVICE), socket.if_nametoindex("u"), generation=generation + 1
+        )
+        loaded.tell(there)
 
 
 def write_rows(number: int, *others: int, index: int) -> None:
@@ -150,7 +180,7 @@ def follow(change: PeerChange, loaded: Programs | None) -> None:
     added, removed = ({each.underlay} if each is not None else set() for each in (after, before))
     asyncio.run(ruleset.nft(elements.render_members(added - removed, removed - added)))
     if after is not None and loaded is not None:
-        loaded.put_peers(dict([layout.peer_entry(after, MTU)]))
+        loaded.put_peers(dict([layout.peer_entry(after, MTU, PORT)]))
 
 
 def narrow(way: Peer, mtu: int, loaded: Programs | None) -> None:
@@ -162,7 +192,7 @@ def narrow(way: Peer, mtu: int, loaded: Programs | None) -> None:
     with Engine(NetlinkChannel()) as engine:
         assert not engine.execute(desired.narrow(way, mtu), socket.if_nametoindex(DEVICE))
     if loaded is not None:
-        loaded.put_peers(dict([layout.peer_entry(way, mtu or MTU)]))
+        loaded.put_peers(dict([layout.peer_entry(way, mtu or MTU, PORT)]))
 
 
 def become(number: int, own: Peer, *others: int, loaded: Programs | None) -> None:
@@ -191,6 +221,11 @@ def protect(number: int, *others: int, entries: tuple[str, ...] = (), underlay: 
 
 def record(number: int, tunnel: int, underlay: int, *, generation: int) -> layout.NodeRecord:
     """What the programs know of a host."""
+    try:
+        second = socket.if_nametoindex(second_name(DEVICE))
+    except OSError:
+        second = 0
     return layout.NodeRecord(
-        generation, tunnel, underlay, address_bytes(f"10.0.0.{number}"), VNI, PORT, mac_bytes(mac(number))
-    )
+        generation, tunnel, underlay, address_bytes(f"10.0.0.{number}"), VNI, PORT, mac_bytes(mac(number)),
+        second=second, second_vni=second_vni(VNI) if second else 0,
+    )  # fmt: skip

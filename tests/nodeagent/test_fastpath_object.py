@@ -45,8 +45,8 @@ def test_the_object_is_built_from_its_source(tmp_path: Path) -> None:
 
 def test_the_agent_knows_the_records_of_the_programs() -> None:
     assert layout.RANGE.size == 8
-    assert layout.PEER.size == 16
-    assert layout.NODE.size == 56
+    assert layout.PEER.size == 20
+    assert layout.NODE.size == 64
     (names,) = re.findall(r"enum \{ (FAST_OUT,.+?),\s+COUNTERS = (\d+) \}", SOURCE, re.DOTALL)
     assert tuple(name.strip().lower() for name in names[0].split(",")) == layout.COUNTERS
     assert int(names[1]) == layout.COUNTERS_ROOM
@@ -73,6 +73,7 @@ def test_ten_thousand_peers_are_written_by_one_batch_and_read_back() -> None:
                 "10.0.0.1",
             ),
             1450,
+            8472,
         )
         for n in range(1, 10_001)
     )

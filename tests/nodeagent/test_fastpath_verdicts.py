@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from nodeagent.dataplane.second_device import second_vni
 from nodeagent.membership.peers import Peer
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.twins import Network, ipv4, tcp, twins, udp, vxlan
+from tests.nodeagent.twins import MAPPED_PORT, Network, ipv4, tcp, twins, udp, vxlan
 
 pytestmark = pytest.mark.slow
 
@@ -324,6 +325,82 @@ def test_whatever_a_neighbour_sends_without_the_tunnel_has_the_same_fate() -> No
         after = pair[1].counters(1)
         for name in ("fast_in", "fast_out", "wrong_source"):
             assert after[name] > before[name], after
+
+
+mapped = st.fixed_dictionaries(
+    {
+        "vni": st.sampled_from([second_vni(host.VNI)] * 4 + [host.VNI, 7]),
+        "port": st.sampled_from([MAPPED_PORT] * 4 + [MAPPED_PORT + 1, host.PORT]),
+        "claims": st.sampled_from([3, 3, 3, 3, 2, 66]),
+        "to": st.sampled_from([host.PORT, host.PORT, host.PORT, MAPPED_PORT]),
+        "source_mac": st.sampled_from([3, 3, 3, 2]),
+        "target_mac": st.sampled_from([1, 1, 1, 9]),
+        "ends": st.sampled_from(
+            [*[(THIRD, ONE)] * 5, ("172.16.3.99", ONE), (TWO, ONE), (OUTSIDE, ONE), ("172.16.200.9", ONE),
+             (THIRD, "172.16.1.9"), (THIRD, TWO)]
+        ),
+    }
+)  # fmt: skip
+
+
+@inside
+def test_whatever_comes_from_behind_a_nat_has_the_same_fate() -> None:
+    """Host 3 is seen at a port of its own; others send from there, and it sends from elsewhere."""
+    with twins() as pair:
+        for network in pair:
+            network.lead_through_nat()
+        for protocol, ports in (("udp", (1000, 2000)), ("tcp", (1001, 2001))):
+            warm(pair, ports, protocol, "third")
+        before = [pair[1].counters(number) for number in (1, 3)]
+
+        @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(mapped, packets)
+        def same(how: dict[str, object], what: dict[str, object]) -> None:
+            ports = (1000, 2000) if what["protocol"] == "udp" else (1001, 2001)
+            source, target = how["ends"]  # type: ignore[misc]
+            size = min(int(str(what["size"])), 1400)
+            packet = made({**what, "source": source, "target": target, "size": size}, ports[::-1])
+            macs = {name: host.mac(int(str(how[name]))) for name in ("source_mac", "target_mac")}
+            payload = vxlan(packet, vni=int(str(how["vni"])), **macs)
+            sender = f"10.0.0.{how['claims']}"
+            ends = int(str(how["port"])), int(str(how["to"]))
+            outer = ipv4(sender, "10.0.0.1", udp(sender, "10.0.0.1", ends, payload, sealed=False))
+            for _ in range(2):
+                both(pair, "from_underlay", 66, 1, outer)
+            both(pair, "from_pod", "one", made({**what, "source": ONE, "target": THIRD}, ports))
+            back = {**what, "source": THIRD, "target": ONE, "size": min(size, 1390)}
+            both(pair, "from_pod", "third", made(back, ports[::-1]))
+
+        same()
+        for number, first in zip((1, 3), before, strict=True):
+            after = pair[1].counters(number)
+            for name in ("fast_in", "fast_out", *(["wrong_source"] if number == 1 else [])):
+                assert after[name] > first[name], after
+        its_place_moves(pair)
+
+
+def its_place_moves(pair: tuple[Network, Network]) -> None:
+    """Running flows go with it, and nothing comes from where host 3 was any more, nor goes there."""
+    ends = (1000, 2000)
+    warm(pair, ends, to="third")
+    inner = ipv4(THIRD, ONE, udp(THIRD, ONE, ends[::-1], b"?"))
+    payload = vxlan(inner, vni=second_vni(host.VNI), source_mac=host.mac(3), target_mac=host.mac(1))
+
+    def arrives(port: int) -> bool:
+        datagram = udp("10.0.0.3", "10.0.0.1", (port, host.PORT), payload, sealed=False)
+        return bool(both(pair, "from_underlay", 66, 1, ipv4("10.0.0.3", "10.0.0.1", datagram)))
+
+    assert arrives(MAPPED_PORT)
+    for network in pair:
+        network.lead_through_nat(MAPPED_PORT + 1)
+    assert not arrives(MAPPED_PORT)
+    assert arrives(MAPPED_PORT + 1)
+    warm(pair, ends, to="third")
+    before = {name: used(pair[1], 1, name) for name in ("fast_out", "fast_in")}
+    warm(pair, ends, to="third")
+    assert arrives(MAPPED_PORT + 1)
+    assert not arrives(MAPPED_PORT)
+    assert all(used(pair[1], 1, name) > count + 2 for name, count in before.items()), before
 
 
 HERE = host.peer(3)

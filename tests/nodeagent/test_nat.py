@@ -10,7 +10,7 @@ from tests.nodeagent.nat_site import Branch, branch_nodes, mapped, place_of, way
 from tests.nodeagent.pods import Pod, ask
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import Node, site
-from tests.nodeagent.talk import SECOND, Talk, talk
+from tests.nodeagent.talk import SECOND, Talk, fast, talk
 from tests.waiting import patient
 from tests.waiting import wait_for as until
 
@@ -88,10 +88,12 @@ def test_nodes_behind_a_router_are_reached_and_go_on_when_it_changes() -> None:
             for target in pods:
                 assert ask(source.name, "tcp", target.address).split()[0] == source.address, "all pairs pass"
         with talk(one, two) as flow:
+            fast(a, b)
             for change in (
                 router.forget, lambda: router.move(19), lambda: router.masquerade("random"), router.forget
             ):  # fmt: skip
                 healed(flow, change)
+                fast(a, b)
             reached(a, b="nat 10.0.0.19:", c="nat 10.0.0.19:")
             strangers_get_and_change_nothing(a, x, b)
             rows_are_kept(a, b)
@@ -104,6 +106,7 @@ def test_nodes_behind_a_router_are_reached_and_go_on_when_it_changes() -> None:
             for node in (a, b):
                 node.start().ready(2)
             flow.pause(2 * SECOND)
+            fast(a, b)
             assert flow.lost(start) == [], "agents that are started again go on"
             assert ask(three.name, "tcp", one.address).split()[0] == three.address
         b.stop()

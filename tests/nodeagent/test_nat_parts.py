@@ -184,7 +184,7 @@ def test_the_doctor_names_what_is_in_the_way() -> None:
 def test_a_second_life_goes_on_with_what_stands_in_the_kernel() -> None:
     sh("ip link add u type veth peer name far && ip addr add 10.0.0.1/24 dev u && ip link set u up")
     host.prepare(1, 2, 3, 4, fast=False)
-    host.lead_through_nat(1, 2, "198.51.100.1", 30000)
+    host.lead_through_nat(1, 2, seen="198.51.100.1", port=30000)
     for number, relay, by in ((3, 2, "isthmus-nat"), (4, 3, "isthmus")):
         metric = (172 << 24 | 16 << 16 | number << 8) >> 2
         way = f"via 172.16.{relay}.0 dev {by} onlink proto 84 metric {metric}"
@@ -255,7 +255,7 @@ def test_pods_packets_pass_a_router_that_masquerades() -> None:
         sh(f"ip -n {pod} link set eth0 mtu 1450 up && ip -n {pod} addr add {own}.2/32 dev eth0")
         sh(f"ip -n {node} addr add {own}.1/32 dev p && ip -n {node} route add {own}.2/32 dev p")
         sh(f"ip -n {pod} route add {own}.1 dev eth0 && ip -n {pod} route add default via {own}.1")
-    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, '10.0.0.254', 30000)")
+    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, seen='10.0.0.254', port=30000)")
     at(2, "prepare(2, 1, fast=False); lead_through_nat(2, 1)")
     server = subprocess.Popen(
         ["ip", "netns", "exec", "p1", sys.executable, "-c", SERVE], stdout=subprocess.PIPE
@@ -285,7 +285,7 @@ def test_only_from_where_a_peer_is_seen_do_packets_get_to_a_pod() -> None:
         sh(f"ip -n {name} addr add {address} dev {device} && ip -n {name} link set {device} up")
     sh("ip netns exec a sysctl -qw net.ipv4.ip_forward=1 && ip -n a route add 172.16.1.2/32 dev p")
     sh("ip -n p1 route add 172.16.1.1 dev eth0 && ip -n p1 route add default via 172.16.1.1")
-    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, '10.0.0.9', 30000)")
+    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, seen='10.0.0.9', port=30000)")
     sh("ip netns exec p1 nft add table inet seen")
     sh("ip netns exec p1 nft 'add chain inet seen c { type filter hook prerouting priority 0; }'")
     sh("ip netns exec p1 nft add rule inet seen c udp dport 7777 counter")

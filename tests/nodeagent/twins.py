@@ -23,6 +23,8 @@ from tests.nodeagent import host
 from tests.nodeagent.sandbox import sh
 
 ETH_IP = 0x0800
+MAPPED_PORT = 40000
+"""Where host 3 is seen, when it is behind a NAT."""
 _ETH_ALL = 3
 _MARKER = b"marker of the twins"
 QUIET = "table ip quiet { chain out { type filter hook output priority 0; drop; }; }"
@@ -233,6 +235,16 @@ class Network:
         for number, other in ((1, 3), (3, 1)):
             with within(self.host(number)):
                 host.lead_directly(number, other, 2, loaded=self.programs.get(number))
+
+    def lead_through_nat(self, seen: int = MAPPED_PORT) -> None:
+        """Hosts 1 and 3 reach each other by the second device; host 1 sees the other at that port."""
+        chain = f"""chain f {{ type filter hook forward priority 0;
+            ip saddr 10.0.0.3 udp sport {host.PORT} udp dport {host.PORT} @th,0,16 set {seen};
+            ip daddr 10.0.0.3 udp dport {seen} @th,16,16 set {host.PORT}; }}"""
+        self.run("wire", f"nft 'table bridge nat; delete table bridge nat; table bridge nat {{ {chain}; }}'")
+        for number, other, port in ((1, 3, seen), (3, 1, host.PORT)):
+            with within(self.host(number)):
+                host.lead_through_nat(number, other, 2, port=port, loaded=self.programs.get(number))
 
     def counters(self, number: int) -> dict[str, int]:
         """The counters of a host's programs."""

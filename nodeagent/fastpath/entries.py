@@ -1,0 +1,83 @@
+"""What the map of peers should hold, by the way that packets take to each of them now.
+
+It reads what others keep: the view, the ways that lead elsewhere than into the tunnel, the second device's
+rows. Packets of a peer that is left out take the stack.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+from nodeagent.dataplane.own_findings import OwnFindings
+from nodeagent.dataplane.tunnel_device import TunnelDevice
+from nodeagent.fastpath import layout
+from nodeagent.fastpath.layout import Side
+from nodeagent.membership.peers import Peer
+from nodeagent.membership.view import View
+from nodeagent.netlink.rows import address_bytes, mac_bytes
+from nodeagent.ways.table import Exit
+
+
+class Entries:
+    """``neighbour``: the MAC of a peer that an exit reaches on this node's link; empty where it leads
+    elsewhere."""
+
+    def __init__(self, view: View, tunnel: TunnelDevice, found: OwnFindings) -> None:
+        self._view, self._tunnel, self._found = view, tunnel, found
+        self.neighbour: Callable[[Peer, Exit], bytes] = lambda _peer, _exit: b""
+
+    def wanted(self) -> dict[bytes, bytes]:
+        """All of them, up to what the map takes."""
+        return dict(islice(self._made(self._view.peers), layout.PEERS_LIMIT))
+
+    def of(self, peers: Iterable[Peer]) -> dict[bytes, bytes]:
+        """Those of some peers, as far as the log still has these."""
+        return dict(self._made(peer for peer in peers if self._view.peers.get(peer.cidr) == peer))
+
+    def mtus(self) -> Mapping[Peer, int]:
+        """The peers whose way is narrower than the device, in bytes."""
+        return self._found.mtus
+
+    def relayed(self) -> bool:
+        """Whether any of them depends on where another peer is."""
+        return any(way.gateway not in peer.packed()[::2] for peer, way in self._found.exits.items())
+
+    def _made(self, peers: Iterable[Peer]) -> Iterator[tuple[bytes, bytes]]:
+        spec, underlay = self._tunnel.spec, self._tunnel.underlay
+        if spec is None or underlay is None:
+            return
+        widest, port = min(spec.mtu, underlay.mtu - layout.OVERHEAD), spec.port
+        mtus, exits = self._found.mtus, self._found.exits
+        for peer in peers:
+            if ":" in peer.underlay or peer.encrypts:
+                continue  # packets over IPv6, and all that may be encrypted
+            mtu = min(widest, mtus[peer]) if peer in mtus else widest
+            way = exits.get(peer)
+            side = self._side(peer, way, port) if way is not None else None
+            if way is None or side is not None:
+                yield layout.peer_entry(peer, mtu, port, side)
+
+    def _side(self, peer: Peer, way: Exit, port: int) -> Side | None:
+        mac = self.neighbour(peer, way)
+        if mac:
+            return Side(layout.DIRECT, address_bytes(peer.underlay), port, mac)
+        second = self._tunnel.second
+        if way.device not in {0, second.ifindex}:
+            return None
+        hop = peer if way.gateway == peer.packed()[0] else self._holder(way.gateway)
+        if hop is None or ":" in hop.underlay or (hop is peer and not way.device):
+            return None
+        if not way.device:
+            return Side(0, address_bytes(hop.underlay), port, mac_bytes(hop.vtep_mac))
+        place = second.rows.fdb.get(mac_bytes(hop.vtep_mac), b"")
+        if len(place) not in {4, 6}:
+            return None
+        return Side(layout.MAPPED, place[:4], int.from_bytes(place[4:], "big") or port, mac_bytes(hop.vtep_mac))
+
+    def _holder(self, vtep: bytes) -> Peer | None:
+        """The peer with that VTEP address: all ranges of a cluster are of one size."""
+        own = self._view.own
+        length = own.cidr.partition("/")[2] if own is not None else ""
+        return self._view.peers.get(f"{socket.inet_ntoa(vtep)}/{length}")
