@@ -23,7 +23,6 @@ from nodeagent.dataplane.second_device import second_name
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.direct.paths import DirectPaths
-from nodeagent.fastpath.entries import Entries
 from nodeagent.fastpath.predecessors import Predecessors
 from nodeagent.fastpath.programs import Programs
 from nodeagent.fastpath.reconciler import FastPath
@@ -259,12 +258,11 @@ def compose(
     firewall = FirewallReconciler(conditions, telemetry, enabled=config.firewall, replacing=replacing)
     gateway = GatewayReconciler(config, conditions, GatewaySources(view, reconciler.tunnel, session))
     pods, sources_of_pods = PodWatch(config, view, conditions), PodSources(view, session)
-    entries = Entries(view, reconciler.tunnel, reconciler.found)
     fast = FastPath(
         conditions,
         reconciler.tunnel,
         view,
-        entries=entries,
+        found=reconciler.found,
         direct=config.direct != "off",
         predecessors=Predecessors(config.state_dir),
         loaded=fastpath[0],
@@ -272,7 +270,7 @@ def compose(
     )
     ways = WayTable()
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fast, ways=ways)
-    entries.neighbour = direct.neighbour
+    fast.entries.neighbour = direct.neighbour
     kind, why_not = wireguard_start.choose(config.wireguard)
     encryption = Keeper(
         config,

@@ -22,6 +22,7 @@ import msgspec
 from events.bus.retry import happened
 from events.errors import IsthmusError
 from nodeagent.conditions import Conditions
+from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.fastpath import layout, ports, programs
 from nodeagent.fastpath.entries import Entries
@@ -64,13 +65,14 @@ class FastPath:
         tunnel: TunnelDevice,
         view: View,
         *,
-        entries: Entries,
+        found: OwnFindings,
         direct: bool = False,
         predecessors: Predecessors,
         loaded: Programs | None,
         why_not: str,
     ) -> None:
-        self._conditions, self._tunnel, self._view, self._wanted = conditions, tunnel, view, entries
+        self._conditions, self._tunnel, self._view = conditions, tunnel, view
+        self.entries = Entries(view, tunnel, found)
         self._predecessors, self._loaded, self.why_not = predecessors, loaded, why_not
         self._direct = direct
         self._entries: dict[bytes, bytes] = {}
@@ -133,8 +135,8 @@ class FastPath:
         """Rows of these peers have changed."""
         if self._loaded is None or not self.on:
             return
-        fresh = self._wanted.of(change.after for change in changes if change.after is not None)
-        if self._wanted.relayed():
+        fresh = self.entries.of(change.after for change in changes if change.after is not None)
+        if self.entries.relayed():
             self.compare()  # who is behind a relay goes where that is
         room = layout.PEERS_LIMIT - len(self._entries)
         if len(fresh) > room:
@@ -154,7 +156,7 @@ class FastPath:
 
     def follow_kernel(self, comparisons: int) -> None:
         """A step of the rows is over. If they were compared, or ways found narrower: compare the map, too."""
-        known = comparisons, self._wanted.mtus()
+        known = comparisons, self.entries.mtus()
         if known != self._compared:
             self._compared = comparisons, dict(known[1])
             self._compare = self._look_around = True
@@ -366,7 +368,7 @@ class FastPath:
 
     def _compare_peers(self, loaded: Programs) -> bool:
         """Map against desired; whether they differed from what was written."""
-        desired, there = self._wanted.wanted(), loaded.peers()
+        desired, there = self.entries.wanted(), loaded.peers()
         if desired == there:
             self._entries = desired
             return False

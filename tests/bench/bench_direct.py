@@ -90,7 +90,6 @@ async def _agent(directory: Path) -> dict[str, float]:
     from nodeagent.config import AgentConfig
     from nodeagent.dataplane.reconciler import Reconciler
     from nodeagent.direct.paths import DirectPaths
-    from nodeagent.fastpath.entries import Entries
     from nodeagent.fastpath.predecessors import Predecessors
     from nodeagent.fastpath.reconciler import FastPath
     from nodeagent.membership.cache import Cache
@@ -108,8 +107,7 @@ async def _agent(directory: Path) -> dict[str, float]:
     await _join(follower)
     for _ in range(2):
         assert await reconciler.resync({"bench"})
-    entries = Entries(view, reconciler.tunnel, reconciler.found)
-    fastpath = FastPath(conditions, reconciler.tunnel, view, entries=entries, loaded=None,
+    fastpath = FastPath(conditions, reconciler.tunnel, view, found=reconciler.found, loaded=None,
                         predecessors=Predecessors(directory), why_not="not measured here")  # fmt: skip
     direct = DirectPaths(config, view, conditions, reconciler=reconciler, fastpath=fastpath, ways=ways)
     while len(direct.book) < PEERS:  # the way to each peer is asked of the kernel in portions
