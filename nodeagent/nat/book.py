@@ -288,6 +288,8 @@ class NatBook:
         if pair.missed == MISSED:
             pair.rest_s = REST_S
             self.version += 1
+            if self._behind_nat(pair.peer) is False:
+                self._free |= {pair.peer.epoch}  # what follows now rests on this: that it changes is news
             if self._translated(pair):
                 self.alarm(now)
         else:
@@ -389,6 +391,8 @@ class NatBook:
         return done
 
     def _told(self, message: Message, pair: Pair, now: float) -> Message | None:
+        if pair.missed >= MISSED:
+            self.version += 1  # whom it relays to is reached again, also if it says what it said before
         pair.waiting, pair.missed, pair.rest_s = False, 0, REST_S
         if message.known:
             self._settled(pair, message.seen, now)

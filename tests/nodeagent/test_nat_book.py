@@ -237,6 +237,51 @@ def test_a_gateway_and_a_fact_that_come_later_are_news() -> None:
     assert world.place(b, d) == "tunnel"
 
 
+def test_a_fact_that_comes_while_nobody_looks_is_news_and_so_is_a_gateway_that_answers_again() -> None:
+    """The peer was found silent between two looks at the members, before the log said that it is behind NAT."""
+    world = World()
+    gateway, own, other = (peer(n, a) for n, a in ((1, "10.0.0.1"), (2, "192.168.7.2"), (3, "192.168.8.3")))
+    world.add(gateway)
+    book = world.add(own, Router("198.51.100.1"))
+    others = {one.epoch: one for one in (gateway, other)}
+
+    def told(*, behind: bool) -> None:
+        book.follow(
+            others, others.values(), world.now, relays=[gateway], behind_nat=lambda one: one is other and behind
+        )
+
+    def asks(seconds: float) -> None:
+        end = world.now + seconds
+        while world.now < end:
+            for target in book.look(world.now):
+                said = book.hello(target, world.now)
+                assert said is not None
+                world.send(own, target, *said)
+            world.now += STEP_S
+
+    def relayed() -> bool:
+        way = book.ways().get(other)
+        return way is not None and way.relay == gateway
+
+    book.be(own, PORT, world.now)
+    world.books[gateway.node].be(gateway, PORT, world.now)
+    told(behind=False)
+    asks(6)
+    assert not relayed()
+    before = book.version
+    told(behind=True)
+    assert (book.version > before, relayed()) == (True, True)
+
+    world.peers.remove(gateway)  # its link is down, and the router keeps the mapping
+    keep, world.books = world.books, {own.node: book}
+    asks(8)
+    assert not relayed()
+    before, world.books = book.version, keep
+    world.peers.append(gateway)
+    asks(6)
+    assert (book.version > before, relayed()) == (True, True)
+
+
 def test_a_node_that_is_behind_nat_no_more_is_reached_by_the_tunnel_again() -> None:
     world, (a, b, c), _ = branch()
     world.run(5)
