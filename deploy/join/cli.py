@@ -12,6 +12,7 @@ import msgspec
 
 from deploy.join import files
 from deploy.join.containers import ENGINES, IMAGE
+from deploy.join.foreground import watch_over
 from deploy.join.joining import FOLDER, Joined, JoinRequest
 from deploy.join.joining import join as join_node
 from deploy.join.leaving import LeaveRequest, running_pods
@@ -120,21 +121,23 @@ def join(
     if foreground and not dry_run:
         if running(request.state_dir):
             raise Refused("agent_running", f"node {joined.node} is joined, and its agent runs here already")
-        click.echo(f"node {joined.node}: the agent runs here with {joined.config}")
+        if not as_json:
+            click.echo(f"node {joined.node}: the agent runs here with {joined.config}")
         sys.stdout.flush()
+        watch_over(request, joined, progress, lambda done: _say_all(done, progress, as_json=as_json))
         program = Path(sys.argv[0]).resolve()
         os.execv(  # noqa: S606  no shell is wanted: the agent takes this process's place
             sys.executable, [sys.executable, str(program), "agent", "run", "--config", joined.config]
         )
-    if as_json:
-        _document(progress, **msgspec.to_builtins(joined))
-    else:
-        _say(joined, dry_run=dry_run)
+    _say_all(joined, progress, as_json=as_json, dry_run=dry_run)
     if joined.silent:
         raise SystemExit(1)
 
 
-def _say(joined: Joined, *, dry_run: bool) -> None:
+def _say_all(joined: Joined, progress: Progress, *, as_json: bool, dry_run: bool = False) -> None:
+    if as_json:
+        _document(progress, **msgspec.to_builtins(joined))
+        return
     if dry_run:
         click.echo(f"node {joined.node}: nothing was changed")
         return

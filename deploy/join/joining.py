@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import shlex
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from nodeagent.membership.values import first_address
 from nodeagent.pods import chain
 
 READY_LIMIT_S = 60.0
+PEERS_LIMIT_S = 20.0
+"""How long peers that are silent are asked again."""
 LOOK_S = 0.5
 RESTARTS_LIMIT = 3
 """Ends of a just started agent after which its own words are shown instead of waiting on."""
@@ -130,24 +132,27 @@ async def join(request: JoinRequest, progress: Progress) -> Joined:
         await _container(request, progress, command, config)
     elif not request.foreground:
         await _service(request, progress, command, config)
-    if request.foreground or request.dry_run:
-        return Joined(node=token.node, cluster=token.cluster, config=str(config))
+    joined = Joined(node=token.node, cluster=token.cluster, config=str(config))
+    return joined if request.foreground or request.dry_run else await at_work(request, joined, progress)
+
+
+async def at_work(
+    request: JoinRequest, joined: Joined, progress: Progress, runs: Callable[[], bool] = lambda: True
+) -> Joined:
+    """The last steps, once the agent was started: it is ready, and which peers answer.
+
+    ``runs``: whether the process still does that is to become ready; of a unit or a container they are asked
+    instead. Raises Unavailable(agent_not_ready). Cancelled, it leaves nothing behind.
+    """
     with progress.step("agent") as step:
-        status = await _ready(request, token)
+        status = await _ready(request, joined.node, runs)
         if request.container:
             host.without_ipv6(DEFAULT_DEVICE)
         step.done(f"{status.range}, {status.peers} peers, event {status.applied}", *status.conditions)
     with progress.step("peers") as step:
         asked, missing = await _ask_peers(request, status)
         step.done(f"{len(asked) - len(missing)} of {len(asked)} answer through the tunnel", *missing)
-    return Joined(
-        node=token.node,
-        cluster=token.cluster,
-        range=status.range,
-        peers=len(asked),
-        silent=tuple(missing),
-        config=str(config),
-    )
+    return msgspec.structs.replace(joined, range=status.range, peers=len(asked), silent=tuple(missing))
 
 
 def _token(request: JoinRequest) -> JoinToken:
@@ -372,33 +377,37 @@ def _put(request: JoinRequest, step: Step, path: Path, text: str, *, mode: int =
     return changed
 
 
-async def _ready(request: JoinRequest, token: JoinToken) -> LocalStatus:
+async def _ready(request: JoinRequest, node: str, runs: Callable[[], bool]) -> LocalStatus:
     """Wait until the agent has its range and manages its rows. Raises Unavailable(agent_not_ready)."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READY_LIMIT_S
     last = "it has written no status yet"
     while loop.time() < deadline:
-        await _raise_when_it_keeps_ending(request, token.node)
+        if not request.foreground:
+            await _raise_when_it_keeps_ending(request, node)
+        if not runs():
+            raise Unavailable("agent_not_ready", f"the agent of {node} ended before it was ready", node=node)
         try:
             status = read_status(request.state_dir)
         except IsthmusError as error:
             last = error.message
         else:
-            if (
-                status.node == token.node
-                and status.range
-                and status.state == "ready"
-                and running(request.state_dir)
-            ):
+            if status.node == node and status.range and status.state == "ready" and running(request.state_dir):
                 return status
             last = "; ".join(status.conditions) or f"its state is {status.state!r}"
         await asyncio.sleep(LOOK_S)
+    look = "" if request.foreground else f" and `{_log_command(request)}`; the same command goes on from here"
     raise Unavailable(
         "agent_not_ready",
-        f"the agent of {token.node} was started and is not ready after {READY_LIMIT_S:.0f} s: {last}. Look "
-        f"with `isthmus agent status` and `{_log_command(request)}`; the same command goes on from here",
-        node=token.node,
+        f"the agent of {node} was started and is not ready after {READY_LIMIT_S:.0f} s: {last}. Look with "
+        f"`{_status_command(request)}`{look}",
+        node=node,
     )
+
+
+def _status_command(request: JoinRequest) -> str:
+    folder = () if str(request.state_dir) == DEFAULT_STATE_DIR else ("--state-dir", str(request.state_dir))
+    return shlex.join(["isthmus", "agent", "status", *folder])
 
 
 def _log_command(request: JoinRequest) -> str:
@@ -421,7 +430,17 @@ async def _raise_when_it_keeps_ending(request: JoinRequest, node: str) -> None:
 
 
 async def _ask_peers(request: JoinRequest, status: LocalStatus) -> tuple[list[str], list[str]]:
-    """The VTEP addresses of all peers in the agent's cache, and those that did not answer."""
+    """The VTEP addresses of all peers in the agent's cache, and those that did not answer.
+
+    A way through NAT, or by a relay, is found some seconds after the node is known: who is silent is asked
+    again.
+    """
     view = Cache(request.state_dir).load(status.cluster, status.node, status.uid)
-    asked = [first_address(peer.cidr) for peer in view.peers]
-    return asked, await peers.silent(first_address(status.range), asked)
+    asked = missing = [first_address(peer.cidr) for peer in view.peers]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PEERS_LIMIT_S
+    while missing:
+        missing = await peers.silent(first_address(status.range), missing)
+        if loop.time() >= deadline:
+            break
+    return asked, missing

@@ -63,6 +63,9 @@ def test_one_command_makes_a_node_and_another_undoes_it() -> None:
                 stdout=log, stderr=log, env={**os.environ, "ISTHMUS_METRICS": "off"},
             )  # fmt: skip
         c.ready(2)
+        log = c.directory / "agent.log"
+        until(lambda: "; 2 of 2 peers answer\n" in log.read_text(), "the join says what became of it")
+        assert f"node c has {c.status()['range']}" in log.read_text()
         assert json.loads(place.isthmus("node", "show", "c", "--json").stdout)["site"] == "ams"
 
         again = isthmus("c", "join", NODE.text(), *words, "--foreground", "--dry-run")
