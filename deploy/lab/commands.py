@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deploy.lab.topology.layout import Node, Site
 
 BUS_PORT = 4222
+SETTINGS = "agent.toml"
 ISTHMUS = str(Path(sys.executable).with_name("isthmus"))
 
 
@@ -50,6 +51,25 @@ def agent(node: Node, directory: Path) -> list[str]:
         "--cni-dir", str(directory / "cni"),
         "--cni-data-dir", str(directory / "pods"),
     ]  # fmt: skip
+
+
+def join(node: Node, directory: Path, token: str) -> list[str]:
+    """What makes the machine a node by a token. What only a lab needs is in a file that is there before:
+
+    all nodes of the lab are this machine, whose /etc is not ours.
+    """
+    config = directory / "etc" / SETTINGS
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(
+        f'node = "{node.name}"\ncluster = "lab"\nmachine-id = "none"\n'
+        f'cni-dir = "{directory / "cni"}"\ncni-data-dir = "{directory / "pods"}"\n'
+    )
+    return [ISTHMUS, "join", token, "--foreground", "--underlay", "eth0", *folders(directory)]
+
+
+def folders(directory: Path) -> list[str]:
+    """Where a join and a leave of a lab's machine find what is its own."""
+    return ["--folder", str(directory / "etc"), "--state-dir", str(directory / "state")]
 
 
 def define(

@@ -322,8 +322,8 @@ class Lab:
 
     # ------------------------------------------------------------------ nodes and pods
 
-    async def start_node(self, node: Node) -> LabNode:
-        """Makes the machine and starts its agent; it has joined when this returns."""
+    async def start_node(self, node: Node, *, by: str = "") -> LabNode:
+        """Makes the machine and starts its agent, or has it join ``by`` a token; it is a member at the end."""
         machine = await self.fabric.add_node(node)
         directory = self.directory.node(node.name)
         directory.mkdir(parents=True)
@@ -331,7 +331,7 @@ class Lab:
         environment = self._environment(credentials)
         if self.buses is not None:
             environment["ISTHMUS_BUS"] = self.buses.url_for(node.kind)
-        line = commands.agent(node, directory)
+        line = commands.join(node, directory, by) if by else commands.agent(node, directory)
         if self.gateways and node.kind == "cloud":
             line.append("--gateway")
         if self.direct:

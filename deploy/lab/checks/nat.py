@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from deploy.lab.checks.joining import by_one_command, undone
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.machine import ip_batch
 from deploy.lab.topology.layout import WAN
@@ -63,12 +64,14 @@ async def behind_nat(lab: Lab, report: Report) -> None:
     await _found_out(lab, report)
     if not report.ok:
         return
+    await by_one_command(lab, report)
     await _pairs(lab, report)
     await _router(lab, report, "The branch's router loses its table of connections", _flush)
     await _router(lab, report, "The branch's router gets another address", _move)
     await _idle(lab, report)
     await _relay_gone(lab, report)
     await _strangers(lab, report)
+    await undone(lab, report)
 
 
 async def _found_out(lab: Lab, report: Report) -> None:

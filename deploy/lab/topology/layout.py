@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The lab as a whole. `spare` joins later, to show which range a newcomer gets."""
+    """The lab as a whole. `spare` joins later, to show which range a newcomer gets, or by which command."""
 
     sites: tuple[Site, ...]
     nodes: tuple[Node, ...]
@@ -63,7 +63,10 @@ class Topology:
 
 
 def with_branches(pods_per_node: int = 1) -> Topology:
-    """A VPC and an IDC, and two branches behind a NAT of their own each, with the same private addresses."""
+    """A VPC and an IDC, and two branches behind a NAT of their own each, with the same private addresses.
+
+    The first branch has three nodes; the last of them is the spare.
+    """
     routed = two_sites(cloud=2, external=1, pods_per_node=pods_per_node)
     lan = IPv4Network("192.168.1.0/24")
     branch, home = (Site(name, "external", lan, WAN[number]) for name, number in (("branch", 11), ("home", 12)))
@@ -74,7 +77,9 @@ def with_branches(pods_per_node: int = 1) -> Topology:
             pods = tuple(f"{name}-{letter}" for letter in "abcdefghijkl"[:pods_per_node])
             nodes.append(Node(name, site, lan[10 + index], MANAGEMENT[30 + len(nodes)], pods))
     sites = (*routed.sites, branch, home)
-    return Topology(sites, tuple(nodes), routed.spare, routed.controller, routed.operator)
+    spare = next(node for node in nodes if node.name == "branch-3")
+    first = tuple(node for node in nodes if node is not spare)
+    return Topology(sites, first, spare, routed.controller, routed.operator)
 
 
 def two_sites(cloud: int = 3, external: int = 2, pods_per_node: int = 2) -> Topology:
