@@ -88,3 +88,13 @@ def violations(page: Page) -> list[str]:
         f" {item['nodes'][0].get('failureSummary', '')[:300]}"
         for item in found
     ]
+
+
+def settled(page: Page) -> None:
+    """The console is live and shows something."""
+    expect(page.locator("#live")).to_have_text("Live")
+    expect(page.locator("main h1").first).to_be_attached()
+
+
+def tile(page: Page, label: str):
+    return page.locator(".tile", has=page.get_by_text(label, exact=True)).locator(".value")

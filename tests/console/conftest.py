@@ -83,3 +83,11 @@ def small(tmp_path_factory) -> Iterator[Background]:
         background.do(background.rig.define(5))
         background.do(background.rig.fill(5))
         yield background
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from tests.console.browser import chromium  # Playwright, which tests without a browser do without
+
+    with chromium() as running:
+        yield running

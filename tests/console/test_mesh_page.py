@@ -11,17 +11,11 @@ from playwright.sync_api import expect
 
 from events.protocol.commands import DeclareNetwork
 from events.types import Network
-from tests.console.browser import chromium, page_on, violations
+from tests.console.browser import page_on, violations
 from tests.console.conftest import Background
 from tests.console.rig import join
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
