@@ -232,8 +232,8 @@ class ClusterState:
     ) -> ClusterState:
         """A state made of its facts; every index that follows from them is made here and nowhere else.
 
-        Maps come in the order in which the fold would have filled them: nodes as they joined, ranges,
-        ``draining`` and ``quarantined`` as they entered their phase. O(all of it).
+        Maps come in the order in which the fold would have filled them: nodes as they joined, ranges as they
+        were allocated, ``draining`` and ``quarantined`` as they entered their phase. O(all of it).
         """
         state = cls(name)
         state.sequence, state.deleted, state.definition, state.parked = sequence, deleted, definition, parked
@@ -244,12 +244,15 @@ class ClusterState:
         state.nodes = dict(nodes)
         state.by_uid = {node.uid: node.name for node in nodes.values()}
         state.behind_nat = dict(behind_nat)
-        state.by_address = {node.announced: node.name for node in nodes.values() if node.name not in behind_nat}
+        seen = (
+            [node for node in nodes.values() if node.name not in behind_nat] if behind_nat else nodes.values()
+        )
+        state.by_address = {node.announced: node.name for node in seen}
         for member in sorted(behind_nat):
             address = nodes[member].announced
             state.by_private[address] = (*state.by_private.get(address, ()), member)
         state.by_mac = {node.vtep_mac: node.name for node in nodes.values()}
-        state.external = sum(node.kind == "external" for node in nodes.values())
+        state.external = [node.kind for node in nodes.values()].count("external")
         state.ranges, state.draining, state.quarantined = dict(ranges), dict(draining), dict(quarantined)
         state.pool.take_all(ranges)
         state.pool.cursor = cursor

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
-from operator import itemgetter
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,17 +28,21 @@ DAMAGE = (sqlite3.Error, msgspec.MsgspecError, ValueError, LookupError, TypeErro
 """What a state cannot be read with from a file that is not what was written."""
 
 
-class _FencedUid(msgspec.Struct, gc=False):
-    """What a state keeps of a `types.NodeFenced`."""
+class _Resting(NamedTuple):
+    """A range that is draining or quarantined, beside its row."""
 
-    node: str
-    uid: str
-    cause: str
-    by_uid: str = ""
+    idx: int
+    phase: str
+    since: int
+    until_us: int | None
+    watermark: int
 
 
-_decode_fenced = msgspec.json.Decoder(list[_FencedUid]).decode
-_decode_numbers = msgspec.json.Decoder(list[int]).decode
+_decode_nodes = msgspec.json.Decoder(list[Node]).decode
+_decode_unreachable = msgspec.json.Decoder(list[tuple[str, int | None]]).decode
+_decode_ranges = msgspec.json.Decoder(list[Range]).decode
+_decode_resting = msgspec.json.Decoder(list[_Resting]).decode
+_decode_fenced = msgspec.json.Decoder(dict[str, Fenced]).decode
 
 
 def moment(us: int | None) -> datetime | None:
@@ -127,10 +131,8 @@ def parked_rows(connection: sqlite3.Connection, at: int) -> frozenset[int]:
 
 
 def _alive(table: str, columns: str) -> str:
-    """The query for the rows of a temporal table that were true at ``:at``: open, short, long, and longer ones.
-
-    In the order in which they lie in the file, which is nearly that of their beginnings.
-    """
+    """The query for aggregates of the rows of a temporal table that were true at ``:at``, in no order: open,
+    short, long, and longer ones."""
     return (
         f"SELECT {columns} FROM ("  # noqa: S608  constants
         f"SELECT rowid FROM {table} WHERE valid_to = {OPEN} AND valid_from <= :at "
@@ -141,15 +143,22 @@ def _alive(table: str, columns: str) -> str:
         f" AND valid_to - valid_from > {LONG} AND valid_to - valid_from <= {LONGER} "
         f"UNION ALL SELECT rowid FROM {table} INDEXED BY {table}_longer WHERE valid_to < {OPEN}"
         f" AND valid_to - valid_from > {LONGER} AND valid_to > :at AND valid_from <= :at"
-        f" ORDER BY 1) AS alive CROSS JOIN {table} ON {table}.rowid = alive.rowid"
+        f") AS alive CROSS JOIN {table} ON {table}.rowid = alive.rowid"
     )
 
 
+def _joined(texts: str) -> str:
+    """One JSON text of the texts of many rows; those that are NULL are left out."""
+    return f"'[' || coalesce(group_concat({texts}), '') || ']'"
+
+
 _NODES_ALIVE = _alive(
-    "node",
-    "name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, unreachable, last_seen_us",
+    "node", f"{_joined('row')}, {_joined('CASE WHEN unreachable THEN json_array(name, last_seen_us) END')}"
 )
-_RANGES_ALIVE = _alive("range", "idx, cidr, node, uid, epoch, phase, until_us, watermark, valid_from")
+_RESTING = (
+    "CASE WHEN phase <> 'allocated' THEN json_array(idx, phase, range.valid_from, until_us, watermark) END"
+)
+_RANGES_ALIVE = _alive("range", f"{_joined('row')}, {_joined(_RESTING)}")
 
 
 class _Facts(msgspec.Struct):
@@ -166,8 +175,8 @@ class _Facts(msgspec.Struct):
 
 def _facts(connection: sqlite3.Connection, at: int) -> _Facts:
     rows = connection.execute(
-        "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_rare"
-        " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' ORDER BY valid_from, rowid",
+        "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_span"
+        " WHERE valid_from <= ? AND valid_to > ? ORDER BY valid_from, rowid",
         (at, at),
     ).fetchall()
     parts: dict[str, list[tuple[str, str, Any, int]]] = {}
@@ -198,20 +207,13 @@ def _facts(connection: sqlite3.Connection, at: int) -> _Facts:
 
 
 def _fenced(connection: sqlite3.Connection, at: int) -> dict[str, Fenced]:
-    """Fenced uids, of which a long history has thousands: one JSON text, so that one call decodes them all."""
-    texts, since = connection.execute(
-        "SELECT '[' || group_concat(value) || ']', '[' || group_concat(valid_from) || ']' FROM ("
-        " SELECT value, valid_from FROM fact INDEXED BY fact_fenced"
-        " WHERE valid_from <= ? AND valid_to > ? AND kind = 'fenced'"
-        " ORDER BY valid_to, valid_from)",  # as the index has them: nothing is sorted
+    """Fenced uids, of which a long history has thousands."""
+    (text,) = connection.execute(
+        "SELECT '{' || coalesce(group_concat(row), '') || '}' FROM fenced INDEXED BY fenced_span"
+        " WHERE valid_from <= ? AND valid_to > ?",
         (at, at),
     ).fetchone()
-    if texts is None:
-        return {}
-    return {
-        one.uid: Fenced(one.node, number, one.cause, one.by_uid)
-        for one, number in zip(_decode_fenced(texts), _decode_numbers(since), strict=True)
-    }
+    return _decode_fenced(text)
 
 
 def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int) -> dict[str, dict[Any, Any]]:
@@ -219,8 +221,8 @@ def _further(connection: sqlite3.Connection, nodes: Mapping[str, Node], at: int)
     found: dict[str, dict[Any, Any]] = {field: {} for field in FURTHER}
     marks = ", ".join("?" * len(FURTHER))
     for field, name, value, since in connection.execute(
-        "SELECT kind, key, value, valid_from FROM fact INDEXED BY fact_rare"  # noqa: S608  marks
-        f" WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced' AND kind IN ({marks})",
+        "SELECT kind, key, value, valid_from FROM fact INDEXED BY fact_span"  # noqa: S608  marks
+        f" WHERE valid_from <= ? AND valid_to > ? AND kind IN ({marks})",
         (at, at, *FURTHER),
     ):
         kind = FURTHER[field]
@@ -240,8 +242,8 @@ def _gateways(
     backends: dict[BackendKey, Backend] = {}
     holders: dict[str, Holder] = {}
     for kind, key, part, value, since in connection.execute(
-        "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_rare"
-        " WHERE valid_from <= ? AND valid_to > ? AND kind <> 'fenced'"
+        "SELECT kind, key, part, value, valid_from FROM fact INDEXED BY fact_span"
+        " WHERE valid_from <= ? AND valid_to > ?"
         " AND kind IN ('gateway', 'holder', 'backend', 'health', 'clb') ORDER BY valid_from, rowid",
         (at, at),
     ):
@@ -280,30 +282,27 @@ def _gateways(
 
 def _nodes(connection: sqlite3.Connection, at: int) -> tuple[dict[str, Node], dict[str, datetime | None]]:
     """Members in the order in which they joined, and when the unreachable ones were last seen."""
-    rows = connection.execute(_NODES_ALIVE, {"at": at}).fetchall()
-    rows.sort(key=itemgetter(7))  # joined
-    columns = list(zip(*rows, strict=True))
-    nodes = dict(zip(columns[0], map(Node, *columns[:9]), strict=True)) if columns else {}
-    return nodes, {row[0]: moment(row[10]) for row in rows if row[9]}
+    rows, unreachable = connection.execute(_NODES_ALIVE, {"at": at}).fetchone()
+    nodes = {node.name: node for node in sorted(_decode_nodes(rows), key=attrgetter("joined"))}
+    return nodes, {name: moment(us) for name, us in _decode_unreachable(unreachable)}
 
 
 def _ranges(
     connection: sqlite3.Connection, at: int
 ) -> tuple[dict[int, Range], dict[int, int], dict[int, types.RangeQuarantined]]:
     """Ranges that are not free, since when they drain, and the quarantined ones, each in order."""
-    rows = connection.execute(_RANGES_ALIVE, {"at": at}).fetchall()
-    rows.sort(key=itemgetter(8))  # valid_from
-    columns = list(zip(*rows, strict=True))
-    ranges = dict(zip(columns[0], map(Range, *columns[:5]), strict=True)) if columns else {}
+    rows, others = connection.execute(_RANGES_ALIVE, {"at": at}).fetchone()
+    resting = {one.idx: one for one in sorted(_decode_resting(others), key=attrgetter("since"))}
+    ranges = {held.index: held for held in sorted(_decode_ranges(rows), key=attrgetter("epoch"))}
     draining: dict[int, int] = {}
     quarantined: dict[int, types.RangeQuarantined] = {}
-    for index, cidr, _, _, epoch, phase, until_us, watermark, since in rows:
+    for index, phase, since, until_us, watermark in resting.values():
         if phase == "draining":
             draining[index] = since
-        elif phase == "quarantined":
-            until = as_moment(until_us or 0)
+        else:
+            held, until = ranges[index], as_moment(until_us or 0)
             quarantined[index] = types.RangeQuarantined(
-                cidr=cidr, index=index, epoch=epoch, watermark=watermark, until=until
+                cidr=held.cidr, index=index, epoch=held.epoch, watermark=watermark, until=until
             )
     return ranges, draining, quarantined
 

@@ -6,22 +6,23 @@ Written independently of :mod:`controlplane.cluster.evolve`, so that comparing t
 
 from __future__ import annotations
 
-from controlplane.readmodel.rows import Handlers, Rows, microseconds
+import msgspec
+
+from controlplane.cluster.state import Fenced, Node, Range
+from controlplane.readmodel.rows import Handlers, Rows, json_text, microseconds
 from events import types
 from events.codec import SkippedEvent
+
+_decode_node = msgspec.json.Decoder(Node).decode
 
 
 def _joined(rows: Rows, sequence: int, time_us: int, event: types.NodeJoined) -> None:
     name = event.node
-    rows.nodes.open(
-        name,
-        [
-            name, event.uid, event.kind, event.underlay, event.announced, event.vtep_mac, event.site,
-            sequence, sequence, 0, None,
-        ],
-        sequence,
-        time_us,
+    node = Node(
+        name, event.uid, event.kind, event.underlay, event.announced, event.vtep_mac, event.site,
+        sequence, sequence,
     )  # fmt: skip
+    rows.nodes.open(name, [name, json_text(node), 0, None], sequence, time_us)
     rows.cleared(sequence, time_us, f"node/{name}")
 
 
@@ -32,15 +33,22 @@ def _out(rows: Rows, sequence: int, time_us: int, event: types.NodeLeft) -> None
 def _fenced(rows: Rows, sequence: int, time_us: int, event: types.NodeFenced) -> None:
     if not event.former:
         rows.nodes.close(event.node, sequence, time_us)
-    rows.fact(sequence, time_us, ("fenced", event.uid, ""), event)
+    uid = event.uid
+    if rows.fenced.is_open(uid):
+        rows.fenced.close(uid, sequence, time_us)
+    fenced = Fenced(event.node, sequence, event.cause, event.by_uid)
+    rows.fenced.open(uid, [uid, f"{json_text(uid)}:{json_text(fenced)}"], sequence, time_us)
 
 
 def _underlay_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeUnderlayChanged) -> None:
     new = rows.nodes.current(event.node)
-    new[3:5] = event.underlay, event.announced
-    if event.vtep_mac:
-        new[5] = event.vtep_mac
-    new[8] = sequence
+    node = _decode_node(new[1])
+    new[1] = json_text(
+        Node(
+            node.name, node.uid, node.kind, event.underlay, event.announced,
+            event.vtep_mac or node.vtep_mac, node.site, node.joined, sequence,
+        )
+    )  # fmt: skip
     rows.nodes.replace(event.node, new, sequence, time_us)
     rows.cleared(sequence, time_us, f"node/{event.node}")
 
@@ -69,32 +77,33 @@ def _nat_changed(rows: Rows, sequence: int, time_us: int, event: types.NodeNatCh
 
 def _unreachable(rows: Rows, sequence: int, time_us: int, event: types.NodeUnreachable) -> None:
     new = rows.nodes.current(event.node)
-    new[9:11] = 1, None if event.last_seen is None else microseconds(event.last_seen)
+    new[2:4] = 1, None if event.last_seen is None else microseconds(event.last_seen)
     rows.nodes.replace(event.node, new, sequence, time_us)
 
 
 def _recovered(rows: Rows, sequence: int, time_us: int, event: types.NodeRecovered) -> None:
     new = rows.nodes.current(event.node)
-    new[9:11] = 0, None
+    new[2:4] = 0, None
     rows.nodes.replace(event.node, new, sequence, time_us)
 
 
 def _allocated(rows: Rows, sequence: int, time_us: int, event: types.RangeAllocated) -> None:
     index = event.index
-    row = [index, event.cidr, "allocated", event.node, event.uid, sequence, None, 0, event.cursor_after]
+    held = json_text(Range(index, event.cidr, event.node, event.uid, sequence))
+    row = [index, event.node, held, "allocated", None, 0, event.cursor_after]
     rows.ranges.open(index, row, sequence, time_us)
 
 
 def _draining(rows: Rows, sequence: int, time_us: int, event: types.RangeDraining) -> None:
     index = event.index
-    row = [index, event.cidr, "draining", event.node, event.uid, event.epoch, None, 0, None]
+    held = json_text(Range(index, event.cidr, event.node, event.uid, event.epoch))
+    row = [index, event.node, held, "draining", None, 0, None]
     rows.ranges.replace(index, row, sequence, time_us)
 
 
 def _quarantined(rows: Rows, sequence: int, time_us: int, event: types.RangeQuarantined) -> None:
     new = rows.ranges.current(event.index)
-    new[2] = "quarantined"
-    new[6:9] = microseconds(event.until), event.watermark, None
+    new[3:7] = "quarantined", microseconds(event.until), event.watermark, None
     rows.ranges.replace(event.index, new, sequence, time_us)
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 
 from controlplane.readmodel.schema import OPEN
-from controlplane.readmodel.tables import Contradiction, Fact, Node, Range, Table, bulk
+from controlplane.readmodel.tables import Contradiction, Fact, Fenced, Node, Range, Table, bulk
 from events.codec import Recorded, SkippedEvent, UnknownEvent
 from events.errors import VerificationFailed
 from events.parking import events_followed
 from events.types import Event, EventsParked, RangeQuarantined
 
-__all__ = ["Contradiction", "Handlers", "Rows", "as_moment", "microseconds"]
+__all__ = ["Contradiction", "Handlers", "Rows", "as_moment", "json_text", "microseconds"]
 
 _json = msgspec.json.Encoder().encode
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -42,6 +42,11 @@ def as_moment(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
+def json_text(value: Any) -> str:
+    """The JSON of a value, as SQLite keeps it."""
+    return _json(value).decode()
+
+
 class Rows:
     """Applies events to one connection, inside the caller's transaction, each by its handler."""
 
@@ -50,13 +55,14 @@ class Rows:
         self._handlers = handlers
         self.nodes: Table[str] = Table(connection, Node)
         self.ranges: Table[int] = Table(connection, Range)
+        self.fenced: Table[str] = Table(connection, Fenced)
         self.facts: Table[tuple[str, str, str]] = Table(connection, Fact)
         self._refused: set[str] = set()
         self._refused_known = False
 
     def apply(self, events: Sequence[Recorded]) -> None:
         """Write the rows of consecutive events. Raises Contradiction or VerificationFailed(event_unknown)."""
-        tables = (self.nodes, self.ranges, self.facts)
+        tables = (self.nodes, self.ranges, self.fenced, self.facts)
         try:
             self._work_out(events)
             for table in tables:
@@ -102,7 +108,7 @@ class Rows:
         """A fact becomes true; one that was under the same key ends."""
         if self.facts.is_open(key):
             self.facts.close(key, sequence, time_us)
-        self.facts.open(key, [*key, _json(value).decode()], sequence, time_us)
+        self.facts.open(key, [*key, json_text(value)], sequence, time_us)
 
     def skip(self, sequence: int, time_us: int, event: SkippedEvent) -> None:
         """Take note of a parked event."""

@@ -9,11 +9,16 @@ The state as of sequence ``s`` is ``valid_from <= s AND valid_to > s``. An index
 scan everything that ended after ``s``; so rows that lived longer than :data:`LONG` sequences have an index
 of their own, and so have those that lived longer than :data:`LONGER`: of the others only those that ended
 within LONG (or LONGER) after ``s`` come into question.
+
+What the state keeps of a member, a range or a fenced uid lies in one column, ``row``, as the JSON of that
+value: SQLite joins the rows of a state to one text, and one call decodes them all. Columns beside it are those
+that rows are found by, and what is rare. ``fenced.row`` is the member of a JSON object (``"uid":{…}``), and
+lies in the index that it is found by, since nearly all of a long history's are true at its end.
 """
 
 from __future__ import annotations
 
-VERSION = 3
+VERSION = 4
 """Of these tables. A file with another version is rebuilt, never altered."""
 
 OPEN = 9223372036854775807
@@ -58,10 +63,7 @@ CREATE TABLE command (
 CREATE INDEX command_first ON command (first);
 
 CREATE TABLE node (
-    name TEXT NOT NULL, uid TEXT NOT NULL, kind TEXT NOT NULL,
-    underlay TEXT NOT NULL, announced TEXT NOT NULL, vtep_mac TEXT NOT NULL, site TEXT NOT NULL,
-    joined INTEGER NOT NULL, changed INTEGER NOT NULL,
-    unreachable INTEGER NOT NULL DEFAULT 0, last_seen_us INTEGER,{_VALID},
+    name TEXT NOT NULL, row TEXT NOT NULL, unreachable INTEGER NOT NULL, last_seen_us INTEGER,{_VALID},
     PRIMARY KEY (name, valid_from)
 );
 CREATE UNIQUE INDEX node_now ON node (name) WHERE valid_to = {OPEN};
@@ -70,12 +72,10 @@ CREATE INDEX node_long ON node (valid_to, valid_from)
     WHERE valid_to - valid_from > {LONG} AND valid_to - valid_from <= {LONGER};
 CREATE INDEX node_longer ON node (valid_to, valid_from)
     WHERE valid_to < {OPEN} AND valid_to - valid_from > {LONGER};
-CREATE INDEX node_address ON node (announced, valid_from);
 
 CREATE TABLE range (
-    idx INTEGER NOT NULL, cidr TEXT NOT NULL, phase TEXT NOT NULL,
-    node TEXT NOT NULL, uid TEXT NOT NULL, epoch INTEGER NOT NULL,
-    until_us INTEGER, watermark INTEGER NOT NULL DEFAULT 0, cursor_after INTEGER,{_VALID},
+    idx INTEGER NOT NULL, node TEXT NOT NULL, row TEXT NOT NULL, phase TEXT NOT NULL,
+    until_us INTEGER, watermark INTEGER NOT NULL, cursor_after INTEGER,{_VALID},
     PRIMARY KEY (idx, valid_from)
 );
 CREATE UNIQUE INDEX range_now ON range (idx) WHERE valid_to = {OPEN};
@@ -87,21 +87,23 @@ CREATE INDEX range_longer ON range (valid_to, valid_from)
 CREATE INDEX range_node ON range (node, valid_from);
 CREATE INDEX range_cursor ON range (valid_from) WHERE cursor_after IS NOT NULL;
 
+CREATE TABLE fenced (
+    uid TEXT NOT NULL, row TEXT NOT NULL,{_VALID},
+    PRIMARY KEY (uid, valid_from)
+);
+CREATE UNIQUE INDEX fenced_now ON fenced (uid) WHERE valid_to = {OPEN};
+CREATE INDEX fenced_span ON fenced (valid_to, valid_from, row);
+
 CREATE TABLE fact (
     kind TEXT NOT NULL, key TEXT NOT NULL, part TEXT NOT NULL, value TEXT NOT NULL,{_VALID},
     PRIMARY KEY (kind, key, part, valid_from)
 );
 CREATE UNIQUE INDEX fact_now ON fact (kind, key, part) WHERE valid_to = {OPEN};
-CREATE INDEX fact_fenced ON fact (valid_to, valid_from) WHERE kind = 'fenced';
-CREATE INDEX fact_rare ON fact (valid_to, valid_from) WHERE kind <> 'fenced';
+CREATE INDEX fact_span ON fact (valid_to, valid_from);
 
 CREATE TABLE parked (
     sequence INTEGER PRIMARY KEY, type TEXT NOT NULL, entity TEXT NOT NULL,
     error TEXT NOT NULL, time_us INTEGER NOT NULL
 );
 """
-"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, fenced, clb, refusal, deleted,
-path.
-
-Fenced uids are the ones of which a long history has thousands.
-"""
+"""``fact`` keeps what is rare as JSON: definition, cidr, network, override, clb, refusal, deleted, path."""

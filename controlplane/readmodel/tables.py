@@ -34,19 +34,9 @@ class Shape(NamedTuple):
     columns: tuple[str, ...]
 
 
-Node = Shape(
-    "node",
-    ("name",),
-    (
-        *("name", "uid", "kind", "underlay", "announced", "vtep_mac", "site"),
-        *("joined", "changed", "unreachable", "last_seen_us"),
-    ),
-)
-Range = Shape(
-    "range",
-    ("idx",),
-    ("idx", "cidr", "phase", "node", "uid", "epoch", "until_us", "watermark", "cursor_after"),
-)
+Node = Shape("node", ("name",), ("name", "row", "unreachable", "last_seen_us"))
+Range = Shape("range", ("idx",), ("idx", "node", "row", "phase", "until_us", "watermark", "cursor_after"))
+Fenced = Shape("fenced", ("uid",), ("uid", "row"))
 Fact = Shape("fact", ("kind", "key", "part"), ("kind", "key", "part", "value"))
 
 

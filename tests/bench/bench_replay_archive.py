@@ -69,21 +69,19 @@ def archive() -> Path:
 
 
 async def read_model() -> Path:
-    """The read model of the archive, projected by the controller's code; made when it is missing."""
-    from controlplane.readmodel.store import Store, current_generation
+    """The read model of the whole archive, projected as the controller does; what is missing of it is made."""
+    from controlplane.readmodel.store import Store
     from events.codec import decode
     from replay.archive.reader import ArchiveLog
 
     log = ArchiveLog(archive())
+    store = await Store.open(READ_MODEL, log.cluster)
     try:
-        if not current_generation(READ_MODEL):
-            store = await Store.open(READ_MODEL, log.cluster)
-            try:
-                async for batch in log.read(after=store.checkpoint.sequence):
-                    await store.apply([decode(message) for message in batch.messages])
-            finally:
-                await store.close()
+        async for batch in log.read(after=store.checkpoint.sequence):
+            await store.apply([decode(message) for message in batch.messages])
+        assert store.checkpoint == await log.head(), "the projection has stopped"
     finally:
+        await store.close()
         log.close()
     return READ_MODEL
 

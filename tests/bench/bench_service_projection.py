@@ -16,11 +16,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from controlplane.changes import Changes
 from controlplane.cluster.decide import decide
 from controlplane.cluster.decision import AdvanceDrains
 from controlplane.cluster.evolve import evolve
-from controlplane.cluster.state import ClusterState
+from controlplane.cluster.state import ClusterState, Node, Range
 from controlplane.controller.hooks import Observer
 from controlplane.readmodel.projector import BATCH, Projector
 from controlplane.readmodel.rows import microseconds
@@ -89,20 +91,18 @@ async def ours(log: MemoryLog, directory: Path) -> float:
     return end / took_s
 
 
+encode = msgspec.json.Encoder().encode
 OPEN_ROW = 9223372036854775807
 END_NODE = f"UPDATE node SET valid_to = ?, to_us = ? WHERE name = ? AND valid_to = {OPEN_ROW}"
 END_RANGE = f"UPDATE range SET valid_to = ?, to_us = ? WHERE idx = ? AND valid_to = {OPEN_ROW}"
-NEW_NODE = (
-    "INSERT INTO node (name, uid, kind, underlay, announced, vtep_mac, site, joined, changed, valid_from,"
-    " from_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+NEW_NODE = "INSERT INTO node (name, row, unreachable, valid_from, from_us) VALUES (?, ?, 0, ?, ?)"
 NEW_RANGE = (
-    "INSERT INTO range (idx, cidr, phase, node, uid, epoch, cursor_after, valid_from, from_us)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO range (idx, node, row, phase, watermark, cursor_after, valid_from, from_us)"
+    " VALUES (?, ?, ?, ?, 0, ?, ?, ?)"
 )
 RESTING_RANGE = (
-    "INSERT INTO range (idx, cidr, phase, node, uid, epoch, until_us, watermark, valid_from, from_us)"
-    " SELECT idx, cidr, 'quarantined', node, uid, epoch, ?, ?, ?, ? FROM range WHERE idx = ? AND valid_to = ?"
+    "INSERT INTO range (idx, node, row, phase, until_us, watermark, valid_from, from_us)"
+    " SELECT idx, node, row, 'quarantined', ?, ?, ?, ? FROM range WHERE idx = ? AND valid_to = ?"
 )
 NEW_EVENT = "INSERT INTO event (sequence, time_us, type, entity) VALUES (?, ?, ?, ?)"
 NEW_COMMAND = (
@@ -125,15 +125,16 @@ def bare(messages: list[StoredMessage], path: Path) -> float:
             match e:
                 case NodeJoined():
                     names = (e.node, e.uid, e.kind, e.underlay, e.announced, e.vtep_mac, e.site)
-                    execute(NEW_NODE, (*names, n, n, n, us))
+                    execute(NEW_NODE, (e.node, encode(Node(*names, n, n)).decode(), n, us))
                 case RangeAllocated():
-                    names = (e.index, e.cidr, "allocated", e.node, e.uid)
-                    execute(NEW_RANGE, (*names, n, e.cursor_after, n, us))
+                    held = encode(Range(e.index, e.cidr, e.node, e.uid, n)).decode()
+                    execute(NEW_RANGE, (e.index, e.node, held, "allocated", e.cursor_after, n, us))
                 case NodeLeft():
                     execute(END_NODE, (n, us, e.node))
                 case RangeDraining():
                     execute(END_RANGE, (n, us, e.index))
-                    execute(NEW_RANGE, (e.index, e.cidr, "draining", e.node, e.uid, e.epoch, None, n, us))
+                    held = encode(Range(e.index, e.cidr, e.node, e.uid, e.epoch)).decode()
+                    execute(NEW_RANGE, (e.index, e.node, held, "draining", None, n, us))
                 case RangeQuarantined():
                     execute(END_RANGE, (n, us, e.index))
                     execute(RESTING_RANGE, (microseconds(e.until), e.watermark, n, us, e.index, n))

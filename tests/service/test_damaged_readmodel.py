@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from controlplane.cluster.digest import state_digest
 from controlplane.controller.replication.command_dedup import CommandDedup
 from controlplane.controller.replication.restore import last_sequence_seen, restore
 from controlplane.readmodel.asof import load_state
+from controlplane.readmodel.schema import VERSION
 from controlplane.readmodel.store import current_generation, generation_file, lock_directory
 from events.errors import Refused, Unavailable, VerificationFailed
 from replay.history import History
@@ -67,7 +69,18 @@ def _fifo(path: Path) -> None:
     os.mkfifo(path.parent / "current")
 
 
-DAMAGES = [_cut, _empty, _noise, _zeros, _folder, _pointer, _elsewhere, _no_pointer, _fifo]
+def _of_another_release(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'version'", (str(VERSION - 1),))
+    connection.execute("ALTER TABLE node RENAME COLUMN row TO vtep_mac")
+    connection.commit()
+    connection.close()
+
+
+DAMAGES = [
+    *(_cut, _empty, _noise, _zeros, _folder, _pointer, _elsewhere, _no_pointer, _fifo),
+    _of_another_release,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -277,7 +277,9 @@ async def test_a_rebuild_that_differs_is_not_switched_in(
         class Forgetful(Store):
             async def apply(self, events: Any) -> None:
                 await super().apply(events)
-                await self.run(lambda c: c.execute("UPDATE node SET site = 'elsewhere'"))
+                await self.run(
+                    lambda c: c.execute("UPDATE node SET row = json_set(row, '$.site', 'elsewhere')")
+                )
 
         monkeypatch.setattr("controlplane.readmodel.rebuild.Store", Forgetful)
         with pytest.raises(VerificationFailed):
