@@ -10,6 +10,7 @@ lost at once, all are asked at a higher rate: what ends one direct way often end
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
@@ -33,6 +34,8 @@ SILENT_PEERS, SILENT_S = 4, 1.0
 """So many peers were asked in vain, and nobody answered for so long: it is this node's own link."""
 PORTION = 250
 """One further peer is asked at once for so many on the link: who is next is looked up for several together."""
+AHEAD = 32
+"""So many peers are chosen ahead from all that are due, so that not every look goes through all."""
 STILL_S = 1.0
 """Whoever looks later than this was stopped: what it waited for then is held against nobody."""
 
@@ -72,6 +75,9 @@ class DirectBook:
         self._answered = -1.0  # when anybody last did
         self._in_vain: set[str] = set()  # ranges of peers that have not, since then
         self._recent: deque[str] = deque(maxlen=SILENT_PEERS)  # ranges of those that answered last
+        self._next: deque[_Near] = deque()  # who is asked next, as far as it is chosen already
+        self.version = 0
+        """Another number whenever a peer comes, goes, or is reached another way."""
 
     def __len__(self) -> int:
         return len(self._near)
@@ -85,17 +91,20 @@ class DirectBook:
                     self._changes.append(Change(near.peer, False, "not on this link any more"))
                 del self._near[cidr]
                 self._doubted.pop(cidr, None)
+                self._moved()
         for cidr, peer in present.items():
             if cidr not in self._near:
                 self._near[cidr] = _Near(peer, due=now)
+                self._moved()
 
     def adopt(self, peer: Peer, now: float) -> None:
         """An earlier life of this agent used it directly: so does this one, until questions are not
         answered."""
         near = self._near.get(peer.cidr)
         if near is not None and near.peer == peer and not near.used:
-            near.used, near.due = True, now
+            near.used, near.due, near.passed = True, now, PASSED
             self._changes.append(Change(peer, True))
+            self._moved()
 
     def give_up(self, peer: Peer, why: str, now: float) -> None:
         """Its direct route could not be used."""
@@ -139,10 +148,15 @@ class DirectBook:
         elif near.passed >= PASSED:
             near.used, near.rest_s, near.due = True, REST_S, now + self.period_s()
             self._changes.append(Change(peer, True))
+            self._moved()
         else:
             near.due = now  # at once: a few more, and it is used
         self._note(near)
         return True
+
+    def hurried(self, now: float) -> bool:
+        """Whether something is in doubt, so that :meth:`look` should be called more often."""
+        return bool(self._doubted) or now < self._alarm_until
 
     def period_s(self) -> float:
         """Seconds between two questions to a peer that is used directly."""
@@ -204,6 +218,7 @@ class DirectBook:
         unasked = [near for near in last if near.peer.cidr not in self._in_vain]
         for near in unasked:
             near.due = 0.0
+        self._next.clear()
         return not unasked
 
     def _end(self, near: _Near, now: float, why: str) -> None:
@@ -211,6 +226,7 @@ class DirectBook:
         near.rest_s, near.due = REST_S, now + REST_S
         self._note(near)
         self._changes.append(Change(near.peer, False, why))
+        self._moved()
         self._lost = [at for at in self._lost if now - at < ALARM_S] + [now]
         if len(self._lost) >= ALARM_PEERS and now >= self._alarm_until:
             self._alarm_until = now + 1 + len(self._near) / ALARM_PER_S
@@ -218,21 +234,40 @@ class DirectBook:
                 if other.used and not other.waiting:
                     other.due = now
 
+    def _moved(self) -> None:
+        self.version += 1
+        self._next.clear()
+
     def _due(self, now: float) -> list[Peer]:
         chosen: list[Peer] = []
-        calm = self._first >= min(ASKED_PER_S, 1 + len(self._near) / PORTION)
-        pool = self._near if calm else self._doubted
-        if not calm and self._again < 1:
+        # Those in doubt never at the cost of the others: they have a budget of their own.
+        for near in sorted(filter(lambda near: _is_due(near, now), self._doubted.values()), key=_urgency):
+            if self._again < 1:
+                break
+            self._again -= 1
+            chosen.append(near.peer)
+        if self._first < min(ASKED_PER_S, 1 + len(self._near) / PORTION):
             return chosen
-        for near in sorted(
-            (near for near in pool.values() if near.due <= now and not near.waiting),
-            key=lambda near: (not near.used, not near.missed, near.due),
-        ):
-            if near.peer.cidr in self._doubted:  # never at the cost of those that are not in doubt
-                if self._again >= 1:
-                    self._again -= 1
-                    chosen.append(near.peer)
-            elif self._first >= 1:
+        while self._first >= 1:
+            if not self._next:
+                due = (near for near in self._near.values() if self._is_next(near, now))
+                self._next.extend(heapq.nsmallest(AHEAD, due, key=_urgency))
+                if not self._next:
+                    break
+            near = self._next.popleft()
+            if self._is_next(near, now):
                 self._first -= 1
                 chosen.append(near.peer)
+                near.due = now + WAIT_S  # chosen once: what becomes of the question says when again
         return chosen
+
+    def _is_next(self, near: _Near, now: float) -> bool:
+        return _is_due(near, now) and near.peer.cidr not in self._doubted
+
+
+def _is_due(near: _Near, now: float) -> bool:
+    return near.due <= now and not near.waiting
+
+
+def _urgency(near: _Near) -> tuple[bool, bool, float]:
+    return not near.used, not near.missed, near.due

@@ -42,7 +42,8 @@ from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable
 
 log = logging.getLogger("isthmus.agent.direct")
 
-STEP_S = 0.1
+STEP_S, CALM_S = 0.1, 0.25
+"""Between two steps: while something is in doubt, and otherwise."""
 LOOK_S = 1.0
 """Between two looks at who is on the link, and by which MAC."""
 NEIGHBOURS_PER_S = 500
@@ -89,7 +90,11 @@ class DirectPaths:
         self._routed: dict[
             str, tuple[float, bool]
         ] = {}  # underlay address → when asked, whether it is on the link
+        self._asked = (-1, 0.0)  # sequence of the peers whose way was asked; when to ask again
+        self._on_link: set[str] = set()  # underlay addresses
         self._link: tuple[str, int] = ("", 0)
+        self._seen: tuple[object, ...] = ()  # what the last look has found, and the last check of routes
+        self._checked: tuple[object, ...] = ()
         self._socket: socket.socket | None = None
         self._bound = ""
         self._looked = 0.0
@@ -138,8 +143,9 @@ class DirectPaths:
                 await self._withdraw()
                 return
             while True:
-                await self._step(time.monotonic())
-                await asyncio.sleep(STEP_S)
+                now = time.monotonic()
+                await self._step(now)
+                await asyncio.sleep(STEP_S if self.book.hurried(now) else CALM_S)
         finally:
             self._close()
             with contextlib.suppress(OSError):  # in a thread: pyroute2 does not work beside a running loop
@@ -167,18 +173,31 @@ class DirectPaths:
         if link != self._link:
             self._link = link
             self._routed.clear()
-        near: dict[str, Peer] = {}
-        found: dict[str, str] = {}
+            self._asked = (-1, 0.0)
+        macs: dict[str, bytes] = {}
+        sequence = self._view.sequence
         if underlay is not None:
-            peers = [peer for peer in self._view.peers if not peer.sealed]
+            again = sequence != self._asked[0] or now >= self._asked[1]
+            asked = [peer.underlay for peer in self._view.peers if not peer.sealed] if again else None
             try:
-                await asyncio.to_thread(self._ask_kernel, peers, underlay, now)
-                macs = await asyncio.to_thread(neighbourhood.macs, underlay.ifindex)
+                macs = await asyncio.to_thread(self._ask_kernel, asked, underlay, now)
             except OSError as error:
                 log.debug("the link cannot be looked at: %s", error)
                 return
-            for peer in peers:
-                if not self._routed.get(peer.underlay, (0.0, False))[1]:
+            if asked is not None:
+                self._asked = sequence, self._asked[1]
+        seen = (link, sequence, macs, self._on_link)
+        if seen != self._seen:  # almost always a thousand neighbours are as they were
+            self._seen = seen
+            await self._follow(underlay, macs, now)
+
+    async def _follow(self, underlay: Underlay | None, macs: Mapping[str, bytes], now: float) -> None:
+        """Who is near is to be asked, and let in; nobody else."""
+        near: dict[str, Peer] = {}
+        found: dict[str, str] = {}
+        if underlay is not None:
+            for peer in self._view.peers:
+                if peer.sealed or peer.underlay not in self._on_link:
                     continue
                 mac = macs.get(peer.underlay)
                 known = mac_text(mac) if mac is not None else self._admitted.get(peer.cidr, "")
@@ -197,18 +216,22 @@ class DirectPaths:
             self._changed()
             self._fastpath.compare()
 
-    def _ask_kernel(self, peers: list[Peer], underlay: Underlay, now: float) -> None:
-        """In a worker thread. Raises OSError."""
-        present = {peer.underlay for peer in peers}
-        for gone in self._routed.keys() - present:
-            del self._routed[gone]
-        old = now - ROUTES_S
-        wanted = [address for address in present if self._routed.get(address, (-1e9, False))[0] <= old][
-            :LOOKED_UP
-        ]
-        if wanted:
-            found = neighbourhood.on_link(wanted, underlay.ifindex, underlay.address)
-            self._routed.update((address, (now, address in found)) for address in wanted)
+    def _ask_kernel(self, addresses: list[str] | None, underlay: Underlay, now: float) -> dict[str, bytes]:
+        """The neighbours' MACs; and, given the peers' addresses, which of them are on the link, as far as it
+        is time to ask. In a worker thread. Raises OSError."""
+        if addresses is not None:
+            present = set(addresses)
+            for gone in self._routed.keys() - present:
+                del self._routed[gone]
+            old = now - ROUTES_S
+            wanted = [address for address in present if self._routed.get(address, (-1e9, False))[0] <= old]
+            some = wanted[:LOOKED_UP]
+            found = neighbourhood.on_link(some, underlay.ifindex, underlay.address) if some else set()
+            self._routed.update((address, (now, address in found)) for address in some)
+            self._on_link = {address for address, (_, near) in self._routed.items() if near}
+            oldest = min((at for at, _ in self._routed.values()), default=now)
+            self._asked = self._asked[0], 0.0 if len(wanted) > len(some) else oldest + ROUTES_S
+        return neighbourhood.macs(underlay.ifindex)
 
     async def _lead_probes(self, underlay: Underlay | None) -> None:
         routes = {first_address(cidr): peer.underlay for cidr, peer in self._near.items()}
@@ -238,6 +261,10 @@ class DirectPaths:
 
     def _check_routes(self, now: float) -> None:
         exits = self._reconciler.found.exits
+        state = (self.book.version, self.device, exits)
+        if state == self._checked:
+            return
+        self._checked = (self.book.version, self.device, dict(exits))
         for peer in self.book.used():
             if peer not in exits:
                 self.book.give_up(peer, "the kernel did not take its route", now)

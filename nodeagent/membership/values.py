@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Network
 
 import msgspec
@@ -77,6 +78,7 @@ def with_network(plan: OverlayPlan, event: NetworkDeclared | NetworkWithdrawn) -
     return msgspec.structs.replace(plan, networks=rest)
 
 
+@lru_cache(maxsize=1 << 14)
 def first_address(cidr: str) -> str:
     """The first address of a range: its VTEP address."""
     return str(IPv4Network(cidr).network_address)

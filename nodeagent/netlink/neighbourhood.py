@@ -31,6 +31,9 @@ PROBE_TOS = 0x04
 mark."""
 
 _NDMSG = struct.Struct("=BxxxiHBB")
+_PLAIN = struct.Struct("=BxxxiHBB4s4s4s6s")
+"""As the kernel writes almost every one: behind the header the address, then the MAC."""
+_DST, _LLADDR = struct.pack("=HH", 8, NDA_DST), struct.pack("=HH", 10, NDA_LLADDR)
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _UNUSABLE = 0x01 | 0x20 | 0x40  # incomplete, failed, no ARP
 
@@ -59,6 +62,12 @@ def macs(device: int) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     for data, start, end in dumped(messages.dump_neighbours(device, 1), RTM_NEWNEIGH):
+        if end - start >= _PLAIN.size:
+            family, index, state, _, _, first, address, second, mac = _PLAIN.unpack_from(data, start)
+            if first == _DST and second == _LLADDR:
+                if family == AF_INET and index == device and not state & _UNUSABLE:
+                    found[inet_ntoa(address)] = mac
+                continue
         family, index, state, _, _ = _NDMSG.unpack_from(data, start)
         attributes = dump.attributes(data, start + _NDMSG.size, end)
         address, mac = attributes.get(NDA_DST, b""), attributes.get(NDA_LLADDR, b"")
