@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -58,11 +59,7 @@ def run() -> list[dict[str, Any]]:
 
 def body() -> dict[str, float]:
     """Runs inside the namespaces."""
-    for line in PLACE.strip().splitlines():
-        subprocess.run(line.split(), check=True)
-    mac = json.loads(_output("ip", "-n", "far", "-j", "link", "show", "far"))[0]["address"]
-    rows = "".join(f"neigh add {FIRST + i} lladdr {mac} dev eth0 nud permanent\n" for i in range(1, PEERS + 1))
-    subprocess.run(["ip", "-batch", "-"], input=rows, text=True, check=True)
+    make_link()
     others = subprocess.Popen(
         ["ip", "netns", "exec", "far", sys.executable, "-c", f"import {__name__} as b; b.be_the_peers()"]
     )
@@ -74,11 +71,21 @@ def body() -> dict[str, float]:
         others.wait()
 
 
+def make_link() -> None:
+    """The agent's device, the peers' namespace behind it, and their MACs."""
+    for line in PLACE.strip().splitlines():
+        subprocess.run(line.split(), check=True)
+    mac = json.loads(_output("ip", "-n", "far", "-j", "link", "show", "far"))[0]["address"]
+    rows = "".join(f"neigh add {FIRST + i} lladdr {mac} dev eth0 nud permanent\n" for i in range(1, PEERS + 1))
+    subprocess.run(["ip", "-batch", "-"], input=rows, text=True, check=True)
+
+
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _bytes() -> int:
+def bytes_passed() -> int:
+    """On the agent's device, in both directions."""
     (link,) = json.loads(_output("ip", "-j", "-s", "link", "show", "eth0"))
     return int(link["stats64"]["rx"]["bytes"]) + int(link["stats64"]["tx"]["bytes"])
 
@@ -104,7 +111,7 @@ async def _agent(directory: Path) -> dict[str, float]:
     reconciler = Reconciler(config, conditions)
     follower = LogFollower(config, view, Cache(directory), conditions, Telemetry.off(),
                         apply=reconciler.follow, underlay=lambda: str(FIRST))  # fmt: skip
-    await _join(follower)
+    await join_peers(follower)
     for _ in range(2):
         assert await reconciler.resync({"bench"})
     fastpath = FastPath(conditions, reconciler.tunnel, view, found=reconciler.found, loaded=None,
@@ -125,19 +132,20 @@ async def _agent(directory: Path) -> dict[str, float]:
 
 
 async def _measured(direct: DirectPaths, view: View, reconciler: Reconciler) -> dict[str, float]:
-    bits, used, begun = _bytes(), time.process_time(), time.monotonic()
+    bits, used, begun = bytes_passed(), time.process_time(), time.monotonic()
     await asyncio.sleep(MEASURED_S)
-    used, bits, took = time.process_time() - used, _bytes() - bits, time.monotonic() - begun
+    used, bits, took = time.process_time() - used, bytes_passed() - bits, time.monotonic() - begun
     assert len(direct.book.used()) == len(reconciler.found.exits) == len(view.peers) == PEERS
     return {"percent": 100 * used / took, "bits": 8 * bits / took}
 
 
-async def _join(follower: LogFollower) -> None:
+async def join_peers(follower: LogFollower, key: Callable[[int], str] = lambda _: "") -> None:
+    """The log of a cluster of this node, n0, and PEERS others, with the public key of each."""
     from events.chain import genesis
     from events.codec import Cause, StoredMessage, seal
     from events.ids import new_id
     from events.log import ReadBatch
-    from events.types import ClusterDefined, Event, NodeJoined, RangeAllocated
+    from events.types import ClusterDefined, Event, NodeJoined, NodeKeyChanged, RangeAllocated
 
     events: list[Event] = [ClusterDefined(
         cluster="bench", container_cidr="10.0.0.0/9", max_pods_per_node=64, max_services=256, range_size=64,
@@ -150,6 +158,7 @@ async def _join(follower: LogFollower) -> None:
             NodeJoined(node=f"n{i}", uid=uid, kind="cloud", underlay=address, announced=address, vtep_mac=mac),
             RangeAllocated(cidr=cidr, index=i, node=f"n{i}", uid=uid, cursor_after=i + 1),
         ]
+        events += [NodeKeyChanged(node=f"n{i}", uid=uid, key=key(i))] if key(i) else []
     cause = Cause(command_id=new_id(), actor="bench", time=datetime.now(UTC), source="bench")
     sealed, _ = seal("bench", genesis("bench"), [(cause, events)])
     stored = [StoredMessage(n, m.subject, m.headers, m.body, 0) for n, m in enumerate(sealed, 1)]
@@ -176,7 +185,7 @@ def be_the_peers() -> None:
         with contextlib.suppress(OSError):  # the agent may not be there yet
             sock.sendmsg([packets.encode(probe)], ancillary, 0, (own, port))
 
-    # Epochs are the sequences of the events that gave the ranges: see _join.
+    # Epochs are the sequences of the events that gave the ranges: see join_peers.
     peer, due = 0, time.monotonic()
     while True:
         if time.monotonic() >= due:
