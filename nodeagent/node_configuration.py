@@ -86,7 +86,10 @@ class NodeConfiguration:
         if rules.ifindex or not self._config.take_over:
             # By its name alone the tunnel would not be known while it is another network's: its packets would
             # be dropped until it is renamed, and again when it is given back.
-            self._firewall.want(rules, view.vteps, view.sequence, self._direct.admitted, self._nat.admitted)
+            self._firewall.want(
+                rules, self._members, view.sequence,
+                near=self._direct.admitted, mapped=self._nat.admitted, hidden=self._nat.hidden,
+            )  # fmt: skip
         if spec is not None and self._reconciler.tunnel.ifindex:
             self._give_cni(view.own.cidr, spec.mtu)
 
@@ -94,7 +97,10 @@ class NodeConfiguration:
         """A member no more: its rules stay, but nobody from outside comes in by them."""
         if self._rules is not None and (self._rules.entries or self._rules.direct):
             self._rules = msgspec.structs.replace(self._rules, entries=(), direct=0)
-            self._firewall.want(self._rules, self._view.vteps, self._view.sequence, mapped=self._nat.admitted)
+            self._firewall.want(self._rules, self._members, self._view.sequence, mapped=self._nat.admitted)
+
+    def _members(self) -> set[str]:
+        return self._view.vteps(self._nat.elsewhere())
 
     def _entries(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:
         """Whom from outside this node lets through to pods: nobody, unless it is a gateway."""

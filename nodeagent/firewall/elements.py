@@ -39,6 +39,41 @@ def render_mapped(added: Iterable[str], removed: Iterable[str]) -> str:
     )
 
 
+def between(second: Second | None, tunnel: str) -> list[str]:
+    """The rules for what comes out of the second device; none where there is no such device."""
+    if second is None:
+        return []
+    return [f"oif {second.ifindex} goto relayed", f"oif{tunnel} goto relayed", "goto tunnelled"]
+
+
+def source_ports(vxlan_port: int) -> str:
+    """The larger side of the port space, without the VXLAN port and the privileged ports."""
+    return f"1024-{vxlan_port - 1}" if vxlan_port > 32768 else f"{vxlan_port + 1}-65535"
+
+
+def tunnelled(device: str, wireguard: str, second: Second | None, *, direct: bool) -> list[str]:
+    """What comes out of the tunnel, and whose route leads into it; or into WireGuard, while peers change over.
+
+    Without a set of the two: packets that are judged while rules are replaced would find it empty.
+    """
+    if not wireguard and not direct:
+        return ["fib saddr . iif oif missing counter drop", "accept"]
+    leads = ["fib saddr . iif oif exists accept"]
+    if wireguard:
+        leads = [f'fib saddr oifname "{name}" accept' for name in (device, wireguard)]
+        leads += [f'fib saddr oifname "{second.device}" accept'] if second is not None else []
+    return [*leads, *(["ip saddr @nearby accept"] if direct else []), "counter drop"]
+
+
+def render_hidden(added: Iterable[str], removed: Iterable[str]) -> str:
+    """A transaction that only changes between which ranges this node relays."""
+    return "".join(
+        f"{verb} element inet {TABLE} hidden {{ {cidr} }}\n"
+        for verb, cidrs in (("delete", removed), ("add", added))
+        for cidr in sorted(cidrs)
+    )
+
+
 def render_members(added: Iterable[str], removed: Iterable[str]) -> str:
     """A transaction that only changes the set of known VTEPs."""
     lines = [

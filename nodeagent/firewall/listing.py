@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
@@ -28,3 +29,13 @@ def rules_by_chain(text: str) -> dict[str, int]:
         elif chain and line and not line.startswith("type "):
             counts[chain] += 1
     return counts
+
+
+def cidr_of(value: Any) -> str:
+    """An address, a range or a port of an element, as `nft --json` prints it, in words."""
+    match value:
+        case {"prefix": prefix}:
+            return f"{prefix['addr']}/{prefix['len']}"
+        case int():
+            return str(value)
+    return f"{value}/32"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from events.errors import IsthmusError
 from events.telemetry.role import SpanKind, Telemetry
@@ -29,6 +30,14 @@ GAP_S = 0.02
 _TABLE_ROW = (Kind.ROUTE, b"nftables")
 INCREMENT_LIMIT = 500
 """Changes of the member set up to which the set is changed in place; beyond, the table is made anew."""
+
+
+class _Wanted(NamedTuple):
+    rules: Rules
+    vteps: frozenset[str]
+    near: dict[str, str]
+    mapped: frozenset[str]
+    hidden: frozenset[str]
 
 
 class FirewallReconciler:
@@ -57,7 +66,8 @@ class FirewallReconciler:
         self._members: Callable[[], set[str]] = set
         self._near: Callable[[], Mapping[str, str]] = dict
         self._mapped: Callable[[], set[str]] = set
-        self._applied: tuple[Rules, frozenset[str], dict[str, str], frozenset[str]] | None = None
+        self._hidden: Callable[[], set[str]] = set
+        self._applied: _Wanted | None = None
         self._listing = ""
         self._wake = asyncio.Event()
         self._verify = False
@@ -87,18 +97,21 @@ class FirewallReconciler:
         rules: Rules,
         members: Callable[[], set[str]],
         sequence: int,
+        *,
         near: Callable[[], Mapping[str, str]] = dict,
         mapped: Callable[[], set[str]] = set,
+        hidden: Callable[[], set[str]] = set,
     ) -> None:
         """The table to have from now on, by the log up to ``sequence``.
 
         ``members`` is asked for the known VTEPs when it is written, ``near`` for the MACs of those, by
-        range, whose plain packets may come in, ``mapped`` for the places of peers behind NAT.
+        range, whose plain packets may come in, ``mapped`` for the places of peers behind NAT, ``hidden`` for
+        the ranges between which this node relays.
         """
         if not self._enabled:
             return
         self._rules, self._members, self._sequence, self._near = rules, members, sequence, near
-        self._mapped = mapped
+        self._mapped, self._hidden = mapped, hidden
         self._causes.note()
         self.settled.clear()
         self._wake.set()
@@ -185,7 +198,11 @@ class FirewallReconciler:
             return
         near = dict(self._near()) if self._rules.direct else {}
         mapped = frozenset(self._mapped()) if self._rules.second is not None else frozenset()
-        wanted, sequence = (self._rules, frozenset(self._members()), near, mapped), self._sequence
+        hidden = frozenset(self._hidden()) if self._rules.second is not None else frozenset()
+        wanted, sequence = (
+            _Wanted(self._rules, frozenset(self._members()), near, mapped, hidden),
+            self._sequence,
+        )
         parent, links = self._causes.take()
         if wanted != self._applied:
             with self._telemetry.span(
@@ -198,7 +215,7 @@ class FirewallReconciler:
             ):
                 await self._write(wanted)
                 self._listing = await ruleset.listing()
-            if not ruleset.as_written(self._listing, *wanted):
+            if not ruleset.as_written(self._listing, *wanted[:4], hidden=wanted.hidden):
                 log.warning("the table inet %s was changed by somebody else while it was made", elements.TABLE)
                 self._applied = None
                 self._wake.set()
@@ -210,8 +227,8 @@ class FirewallReconciler:
             self.settled.set()
         self._confirm(in_step=True, covered=sequence)
 
-    async def _write(self, wanted: tuple[Rules, frozenset[str], dict[str, str], frozenset[str]]) -> None:
-        rules, vteps, near, mapped = wanted
+    async def _write(self, wanted: _Wanted) -> None:
+        rules, vteps, near, mapped, hidden = wanted
         if self._applied is not None and self._applied[0] == rules:
             before = self._applied[1]
             added, removed = vteps - before, before - vteps
@@ -219,12 +236,14 @@ class FirewallReconciler:
             gone = {cidr: mac for cidr, mac in there.items() if near.get(cidr) != mac}
             fresh = {cidr: mac for cidr, mac in near.items() if there.get(cidr) != mac}
             places, old = mapped - self._applied[3], self._applied[3] - mapped
-            changes = (added, removed, gone, fresh, places, old)
+            pairs, apart = hidden - self._applied[4], self._applied[4] - hidden
+            changes = (added, removed, gone, fresh, places, old, pairs, apart)
             if sum(map(len, changes)) <= INCREMENT_LIMIT:
                 script = elements.render_members(added, removed) + elements.render_near(fresh, gone)
-                await ruleset.nft(script + elements.render_mapped(places, old))
+                script += elements.render_mapped(places, old) + elements.render_hidden(pairs, apart)
+                await ruleset.nft(script)
                 return
         also = await self._replacing.also() if self._replacing is not None else ""
-        await ruleset.replace(rules, vteps, also=also, near=near, mapped=mapped)
+        await ruleset.replace(rules, vteps, also=also, near=near, mapped=mapped, hidden=hidden)
         if self._replacing is not None:
             await self._replacing.after()

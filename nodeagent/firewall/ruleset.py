@@ -7,6 +7,8 @@ What it enforces, each by name in the table:
   connection tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``from_mapped``: packets for the second device only from where a peer behind NAT was seen (``mapped``, address
   and port), and on a node behind one, from its peers' own addresses and port.
+* ``between``, ``relayed``: from behind a NAT packets go on to another node, or from there to behind one, only
+  between ranges that both are (``hidden``, on gateways), and where the Service proxy has translated.
 * ``passing``: no pod sends VXLAN to the outside: masqueraded, it would come to another node as from a member.
 * ``arrived``: whatever else reaches the VXLAN port itself is dropped, but only once connections were tracked:
   another program's masquerade may choose that port as its source (1 flow in 64,000), and the replies, which
@@ -52,7 +54,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, ip_address
-from typing import Any
 
 import msgspec
 
@@ -62,14 +63,17 @@ from nodeagent.firewall.elements import (
     NOBODY,
     TABLE,
     Second,
+    between,
     elements,
     from_mapped,
     near_sets,
     render_mapped,
     render_members,
     render_near,
+    source_ports,
+    tunnelled,
 )
-from nodeagent.firewall.listing import elements_by_set, rules_by_chain
+from nodeagent.firewall.listing import cidr_of, elements_by_set, rules_by_chain
 
 VXLAN_FLAGS = "@th,64,32 0x08000000"
 """Matches what the kernel's VXLAN driver takes: this flag and no other. Behind a match of the UDP port."""
@@ -105,25 +109,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the underlay device by which neighbours' packets may come in without a tunnel; 0: none may."""
 
 
-def source_ports(vxlan_port: int) -> str:
-    """The larger side of the port space, without the VXLAN port and the privileged ports."""
-    return f"1024-{vxlan_port - 1}" if vxlan_port > 32768 else f"{vxlan_port + 1}-65535"
-
-
-def _tunnelled(rules: Rules) -> list[str]:
-    """What comes out of the tunnel, and whose route leads into it; or into WireGuard, while peers change over.
-
-    Without a set of the two: packets that are judged while rules are replaced would find it empty.
-    """
-    if not rules.wireguard and not rules.direct:
-        return ["fib saddr . iif oif missing counter drop", "accept"]
-    leads = ["fib saddr . iif oif exists accept"]
-    if rules.wireguard:
-        leads = [f'fib saddr oifname "{name}" accept' for name in (rules.device, rules.wireguard)]
-        leads += [f'fib saddr oifname "{rules.second.device}" accept'] if rules.second is not None else []
-    return [*leads, *(["ip saddr @nearby accept"] if rules.direct else []), "counter drop"]
-
-
 def render(
     rules: Rules,
     vteps: Iterable[str],
@@ -133,11 +118,13 @@ def render(
     stale_near: Mapping[str, str] = NOBODY,
     mapped: Iterable[str] = (),
     stale_mapped: Iterable[str] = (),
+    hidden: Iterable[str] = (),
 ) -> str:
     """The transaction: make the table (so that flushing works), drop its rules, write them again.
 
     ``near``: the MAC of each member whose plain packets may come in, by its range; ``mapped``: from which
-    ``ADDRESS . PORT`` packets for the second device may. The ``stale`` ones are in the sets and should not be.
+    ``ADDRESS . PORT`` packets for the second device may; ``hidden``: between which ranges it relays. The
+    ``stale`` ones are in the sets and should not be.
     """
     known = sorted(vteps, key=lambda text: ip_address(text).packed)
     ports = source_ports(rules.port)
@@ -165,8 +152,10 @@ table inet {TABLE} {{}}
 flush table inet {TABLE}
 {render_members((), stale)}{render_near({}, stale_near)}{render_mapped((), stale_mapped)}\
 table inet {TABLE} {{ set strays {{ type ipv4_addr; }}; set entries {{ type ipv4_addr; flags interval; }}; }}
+table inet {TABLE} {{ set hidden {{ type ipv4_addr; flags interval; }}; }}
 flush set inet {TABLE} strays
 flush set inet {TABLE} entries
+flush set inet {TABLE} hidden
 table inet {TABLE} {{
   set vteps {{
     type ipv4_addr
@@ -189,6 +178,11 @@ table inet {TABLE} {{
     type ipv4_addr
     flags interval
     {elements(rules.entries)}
+  }}
+  set hidden {{
+    type ipv4_addr
+    flags interval
+    {elements(sorted(hidden))}
   }}
   set mapped {{
     type ipv4_addr . inet_service
@@ -224,7 +218,15 @@ table inet {TABLE} {{
     counter drop
   }}
   chain tunnelled {{
-    {LINES(_tunnelled(rules))}
+    {LINES(tunnelled(rules.device, rules.wireguard, second, direct=bool(rules.direct)))}
+  }}
+  chain between {{
+    {LINES(between(second, tunnel))}
+  }}
+  chain relayed {{
+    ct status dnat goto tunnelled
+    ip saddr @hidden ip daddr @hidden goto tunnelled
+    counter drop
   }}
   chain neighboured {{
     ip daddr {own} accept
@@ -251,7 +253,9 @@ table inet {TABLE} {{
   }}
   chain forwarded {{
     type filter hook forward priority filter - 5; policy accept;
-    {LINES(f"iif{one} goto tunnelled" for one in tunnels)}
+    {f"oif {second.ifindex} iif{tunnel} goto relayed" if second is not None else ""}
+    iif{tunnel} goto tunnelled
+    {f"iif {second.ifindex} goto between" if second is not None else ""}
     ip saddr {own} goto pods
     {wireguard}
     ip saddr {containers} goto others
@@ -325,6 +329,7 @@ async def replace(
     also: str = "",
     near: Mapping[str, str] = NOBODY,
     mapped: Iterable[str] = (),
+    hidden: Iterable[str] = (),
 ) -> None:
     """Bring the table to this form without losing a packet, whatever it holds now; ``also`` in the same step.
 
@@ -342,14 +347,14 @@ async def replace(
         if not other_cidrs and not others:
             text = render(
                 rules, wanted, stale=stale, near=near, stale_near=stale_near, mapped=places,
-                stale_mapped=stale_mapped,
+                stale_mapped=stale_mapped, hidden=hidden,
             )  # fmt: skip
             await nft(text + also)
             return
     except Refused as error:
         if error.code != "firewall_refused":
             raise
-    fresh = render(rules, wanted, near=near, mapped=places)
+    fresh = render(rules, wanted, near=near, mapped=places, hidden=hidden)
     await nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n" + fresh + also)
 
 
@@ -373,7 +378,7 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
             for element in entry.get("set", {}).get("elem", ()):
                 match element:
                     case {"concat": [mac, where]}:
-                        found.add(f"{mac} . {_cidr(where)}")
+                        found.add(f"{mac} . {cidr_of(where)}")
                     case {"prefix": prefix}:
                         found.add(f"{prefix['addr']}/{prefix['len']}")
                     case {"elem": timed}:
@@ -381,15 +386,6 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
                     case _:
                         found.add(str(element))
     return found
-
-
-def _cidr(value: Any) -> str:
-    match value:
-        case {"prefix": prefix}:
-            return f"{prefix['addr']}/{prefix['len']}"
-        case int():
-            return str(value)  # a port
-    return f"{value}/32"
 
 
 async def listing() -> str:
@@ -408,6 +404,8 @@ def as_written(
     vteps: Iterable[str],
     near: Mapping[str, str] = NOBODY,
     mapped: Iterable[str] = (),
+    *,
+    hidden: Iterable[str] = (),
 ) -> bool:
     """Whether a listing has these chains, as many rules in each, and these members; no less and no more."""
     sets = elements_by_set(text)
@@ -415,6 +413,7 @@ def as_written(
         "vteps": {address for address in vteps if ":" not in address},
         "vteps6": {str(ip_address(address)) for address in vteps if ":" in address},
         "strays": set(rules.strays),
+        "hidden": set(hidden),
         "mapped": {word for place in mapped for word in place.split()},
         **({"nearby": set(near)} if rules.direct else {}),
     }

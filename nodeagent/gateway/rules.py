@@ -28,7 +28,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from events.types import Affinity, Protocol
-from nodeagent.firewall.ruleset import source_ports
+from nodeagent.firewall.elements import source_ports
 
 TABLE = "isthmus_clb"
 PREVIOUS_TABLE = "isthmus_clb_former"

@@ -383,14 +383,14 @@ class View:
             return ""
         return self._sum.expected(self.own.cidr, self.own.vtep_mac, self.plan.vni, self.plan.port)
 
-    def vteps(self) -> set[str]:
-        """Where VXLAN packets may come from: each other member, as announced and as it knows itself."""
-        own = self.node
-        site = self.members[own].site if own in self.members else ""
+    def vteps(self, elsewhere: frozenset[str] = frozenset()) -> set[str]:
+        """Where VXLAN packets may come from: other members but those, as announced and as they see it."""
+        left = {self.node} | elsewhere
+        site = self.members[self.node].site if self.node in self.members else ""
         return {
             address
             for member in self.members.values()
-            if member.node != own and self.encryption.stage(site, member.site) != "required"
+            if member.node not in left and self.encryption.stage(site, member.site) != "required"
             for address in (member.announced, member.underlay)
         } - self._odd_addresses
 

@@ -33,11 +33,13 @@ from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.nat import packets
 from nodeagent.nat.book import NatBook
+from nodeagent.nat.elsewhere import Elsewhere
 from nodeagent.nat.packets import Endpoint
 from nodeagent.nat.pair import Way as Found
+from nodeagent.nat.places import destination_of, element_of, exit_of, place_of
 from nodeagent.nat.wire import Wire
 from nodeagent.netlink import links
-from nodeagent.netlink.rows import Rows, address_bytes, preferred_key, split_cidr, split_side_route
+from nodeagent.netlink.rows import Rows, address_bytes, preferred_key, split_cidr
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 from nodeagent.ways.table import TUNNEL, Exit, Way, WayTable
 
@@ -112,6 +114,7 @@ class NatPaths:
         self._saved_at = 0.0
         self._again_at = -1e9
         self._led: frozenset[Peer] = frozenset()  # those to whom routes of ours should lead
+        self._elsewhere = Elsewhere()
         self._wake = asyncio.Event()
         self._changed: Callable[[], None] = lambda: None
         self.firewall_settled = asyncio.Event()
@@ -126,6 +129,15 @@ class NatPaths:
     def admitted(self) -> set[str]:
         """From where packets for the second device may come: ``ADDRESS . PORT``."""
         return set(self._admitted)
+
+    def elsewhere(self) -> frozenset[str]:
+        """Nodes from whose own addresses nothing comes any more."""
+        return self._elsewhere.nodes(time.monotonic())
+
+    def hidden(self) -> set[str]:
+        """The ranges between which this node relays: none, unless it is a gateway."""
+        serves = self._view.node in self._view.traffic.gateways
+        return {peer.cidr for peer in self._view.peers if self._behind_nat(peer)} if serves else set()
 
     def second(self) -> Second | None:
         """The second device, for the firewall; None while there is none."""
@@ -170,19 +182,20 @@ class NatPaths:
         for peer in peers:
             first, mac, _, _ = peer.packed()
             value = routes.get(preferred_key(*split_cidr(peer.cidr)), b"")
-            way = _exit_of(value)
+            way = exit_of(value)
             if way is None or way.device not in {0, link.index}:
                 continue
             place = rows.fdb.get(mac, b"")
             if way.gateway == first and way.device and len(place) in {4, 6}:
                 kept.neighbours[first], kept.fdb[mac] = mac, place
                 ways["nat"][peer] = way
-                self.book.adopt(peer, _place(place, port))
+                self.book.adopt(peer, place_of(place, port))
             elif (relay := by_vtep.get(way.gateway)) is not None and relay != peer:
                 ways["relayed"][peer] = way
                 self.book.adopt(peer, None, relay.epoch)
         self._device.rows = kept
-        self._admitted = {_element(_place(place, port)) for place in kept.fdb.values()}
+        self._admitted = {element_of(place_of(place, port)) for place in kept.fdb.values()}
+        self._elsewhere.adopt(peer for exits in ways.values() for peer in exits)
         for kind, exits in ways.items():
             self._reconciler.found.prefer(exits, None, None, by=kind)
 
@@ -241,6 +254,9 @@ class NatPaths:
             self._applied = (-1, 0)  # the kernel did not take a route: its device was down
         if (self.book.version, self._device.ifindex) != self._applied and now >= self._again_at:
             await self._apply(now)
+        if now >= self._elsewhere.due:
+            self._elsewhere.look(now)
+            self._changed()
         if now - self._saved_at > SAVE_S:
             self._saved_at = now
             self._save()
@@ -356,8 +372,8 @@ class NatPaths:
         for peer, way in sorted(found.items(), key=lambda item: item[0].epoch):
             first, mac, _, _ = peer.packed()
             if way.place is not None:
-                rows.neighbours[first], rows.fdb[mac] = mac, _destination(way.place, plan.port)
-                places.add(_element(way.place))
+                rows.neighbours[first], rows.fdb[mac] = mac, destination_of(way.place, plan.port)
+                places.add(element_of(way.place))
                 through[peer] = Exit(first, index, source)
         for peer, way in found.items():
             if way.relay is not None:
@@ -376,6 +392,7 @@ class NatPaths:
         self._show(changed, found, now)
         self._fastpath.after([PeerChange(None, peer) for peer in changed])
         self._admitted = places
+        self._elsewhere.follow(found, now)
         self._applied = version, index
         self._changed()
 
@@ -423,23 +440,3 @@ class NatPaths:
         with contextlib.suppress(OSError):  # a full disk: what is not kept is written the next time
             write_atomically(self._path, msgspec.json.encode(saved))
             self._saved = saved
-
-
-def _exit_of(value: bytes) -> Exit | None:
-    if len(value) == 16:
-        gateway, _, device, source = split_side_route(value)
-        return Exit(gateway, device, source)
-    return Exit(value[:4]) if len(value) in {4, 8} else None
-
-
-def _destination(place: Endpoint, port: int) -> bytes:
-    """The value of an FDB row; the kernel does not name the device's own port."""
-    return place.address if place.port == port else place.address + place.port.to_bytes(2, "big")
-
-
-def _place(destination: bytes, port: int) -> Endpoint:
-    return Endpoint(destination[:4], int.from_bytes(destination[4:], "big") or port)
-
-
-def _element(place: Endpoint) -> str:
-    return f"{socket.inet_ntoa(place.address)} . {place.port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -96,6 +97,7 @@ def test_nodes_behind_a_router_are_reached_and_go_on_when_it_changes() -> None:
                 fast(a, b)
             reached(a, b="nat 10.0.0.19:", c="nat 10.0.0.19:")
             strangers_get_and_change_nothing(a, x, b)
+            nobody_has_their_addresses_here(a, b, c)
             rows_are_kept(a, b)
             healed(flow, lambda: None)
             flow.pause(SECOND)
@@ -132,6 +134,16 @@ def strangers_get_and_change_nothing(a: Node, x: Node, b: Node) -> None:
     got = x.run(f"{sys.executable} -c '{REPLAY}' {x.underlay} {a.underlay} {' '.join(recorded)}")
     assert int(got) == 0, "it gets no packet"
     assert (place_of(a, b), mapped(a)) == (places, known)
+
+
+def nobody_has_their_addresses_here(a: Node, b: Node, c: Node) -> None:
+    """Whoever is at the own address of a peer that is reached through NAT sends nothing as that peer."""
+
+    def vteps(node: Node) -> set[str]:
+        return set(re.findall(r"\d+\.\d+\.\d+\.\d+", node.run("nft list set inet isthmus vteps")))
+
+    until(lambda: vteps(a) == set(), "nobody is reached by the tunnel", 30)
+    until(lambda: vteps(b) == {c.underlay}, "of who is reached by the tunnel packets are taken", 30)
 
 
 def rows_are_kept(a: Node, b: Node) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,9 +22,10 @@ from nodeagent.firewall import ruleset
 from nodeagent.firewall.elements import Second
 from nodeagent.firewall.ruleset import Rules
 from nodeagent.membership.node_key import new_key
-from nodeagent.membership.values import OverlayPlan
+from nodeagent.membership.values import Member, OverlayPlan
 from nodeagent.membership.view import View
 from nodeagent.nat import packets
+from nodeagent.nat.elsewhere import SETTLED_S, Elsewhere
 from nodeagent.nat.findings import findings
 from nodeagent.nat.packets import HELLO, Endpoint, Message
 from nodeagent.nat.paths import NatPaths
@@ -285,16 +287,20 @@ def test_only_from_where_a_peer_is_seen_do_packets_get_to_a_pod() -> None:
         sh(f"ip -n {name} addr add {address} dev {device} && ip -n {name} link set {device} up")
     sh("ip netns exec a sysctl -qw net.ipv4.ip_forward=1 && ip -n a route add 172.16.1.2/32 dev p")
     sh("ip -n p1 route add 172.16.1.1 dev eth0 && ip -n p1 route add default via 172.16.1.1")
-    at(1, "prepare(1, 2, fast=False); lead_through_nat(1, 2, seen='10.0.0.9', port=30000)")
-    sh("ip netns exec p1 nft add table inet seen")
-    sh("ip netns exec p1 nft 'add chain inet seen c { type filter hook prerouting priority 0; }'")
-    sh("ip netns exec p1 nft add rule inet seen c udp dport 7777 counter")
-    mac = host.mac(1)
+    at(1, "prepare(1, 2, 3, fast=False); lead_through_nat(1, 2, 3, seen='10.0.0.9', port=30000)")
+    for place, hook in (("p1", "prerouting"), ("a", "postrouting")):
+        seen = f"chain c {{ type filter hook {hook} priority 400; udp dport 7777 counter; }}"
+        sh(f"ip netns exec {place} nft 'table inet seen {{ {seen}; }}'")
 
-    def got(source: str, port: int, vni: int) -> int:
-        ends = f"{source} {port} 10.0.0.1 172.16.2.2 172.16.1.2 {mac} {vni}"
-        sh(f"ip netns exec x {sys.executable} -c '{INJECT}' {ends}")
-        listing = sh("ip netns exec p1 nft list table inet seen")
+    def got(source: str, port: int, vni: int, ends: str = "172.16.2.2 172.16.1.2", place: str = "p1") -> int:
+        """How many of three packets get there; what leaves ``a`` for another node is counted there."""
+        before = counted(place)
+        words = f"{source} {port} 10.0.0.1 {ends} {host.mac(1)} {vni}"
+        sh(f"ip netns exec x {sys.executable} -c '{INJECT}' {words}")
+        return counted(place) - before
+
+    def counted(place: str) -> int:
+        listing = sh(f"ip netns exec {place} nft list table inet seen")
         return int(listing.partition("packets ")[2].split()[0])
 
     for source, port, vni in (
@@ -303,3 +309,39 @@ def test_only_from_where_a_peer_is_seen_do_packets_get_to_a_pod() -> None:
     ):  # fmt: skip
         assert got(source, port, vni) == 0, (source, port, vni)
     assert got("10.0.0.9", 30000, 101) == 3, "what is no forgery does"
+    relays = (
+        ("10.0.0.9", 30000, 101, "172.16.2.2 172.16.3.2"),
+        ("10.0.0.9", 30000, 101, "172.16.2.2 172.16.2.9"),
+        ("10.0.0.3", 40000, 100, "172.16.3.2 172.16.2.2"),
+    )
+    for hidden, passes in (("", 0), ("172.16.2.0/24", 0), ("172.16.3.0/24", 3)):
+        if hidden:
+            sh(f"ip netns exec a nft 'add element inet isthmus hidden {{ {hidden} }}'")
+        for source, port, vni, ends in relays:
+            alone = hidden == "172.16.2.0/24" and ends.endswith("172.16.2.9")
+            found = got(source, port, vni, ends, "a")
+            assert found == (3 if alone else passes), (hidden, ends)
+
+
+def test_from_where_a_peer_is_reached_otherwise_nothing_comes_after_a_time() -> None:
+    two, three = host.peer(2), host.peer(3)
+    moved = msgspec.structs.replace(three, underlay="10.0.0.33")
+    found = Elsewhere()
+    found.follow([two, three], 100.0)
+    assert (found.due, found.nodes(100.0)) == (100.0 + SETTLED_S, frozenset())
+    found.look(found.due)
+    assert found.nodes(100.0 + SETTLED_S) == {"n2", "n3"}
+    assert found.due == inf
+    found.follow([two, moved], 200.0)
+    assert found.nodes(200.0) == {"n2"}, "packets from its new address are taken, until it has come to the way"
+    found.follow([moved], 220.0)
+    assert found.nodes(220.0) == {"n3"}, "who is reached by the tunnel again is taken at once"
+    later = Elsewhere()
+    later.adopt([two])
+    assert later.nodes(0.0) == {"n2"}
+    view = View("c", "n1", "u1")
+    for number in (2, 3):
+        view.members[f"n{number}"] = Member(
+            f"n{number}", f"u{number}", host.mac(number), f"192.168.0.{number}", f"10.0.0.{number}"
+        )
+    assert view.vteps() - view.vteps(frozenset({"n2"})) == {"192.168.0.2", "10.0.0.2"}

@@ -23,7 +23,7 @@ from nodeagent.dataplane.merging import Merging
 from nodeagent.dataplane.preflight import ForeignRoute
 from nodeagent.dataplane.underlay import Underlay, overlay_mtu, resolve
 from nodeagent.doctor import ExaminedNode, clock, examine
-from nodeagent.firewall import ruleset
+from nodeagent.firewall import elements, ruleset
 from nodeagent.netlink import links
 from nodeagent.netlink.links import Link
 from nodeagent.netlink.rows import Kind, describe, mac_bytes, route_key, split_route_key
@@ -158,7 +158,7 @@ def test_vxlan_conflicts_are_the_same_vni_and_port_or_the_whole_port() -> None:
     ("port", "expected"), [(8472, "8473-65535"), (4789, "4790-65535"), (40000, "1024-39999")]
 )
 def test_masquerading_keeps_clear_of_the_vxlan_port(port: int, expected: str) -> None:
-    assert ruleset.source_ports(port) == expected
+    assert elements.source_ports(port) == expected
     rules = ruleset.Rules(device="isthmus", port=port, own_range="172.16.0.0/26", cidrs=("172.16.0.0/16",))
     assert f"masquerade to :{expected}" in ruleset.render(rules, ["10.0.0.2"])
 
