@@ -295,7 +295,7 @@ def compose(
         wire=nat[0],
         why_not=nat[1],
     )
-    through_nat.firewall_settled = firewall.settled
+    through_nat.firewall_settled, fast.wireguard = firewall.settled, encryption.indexes
     node = NodeConfiguration(
         config,
         view,

@@ -40,6 +40,8 @@ class OwnFindings:
         self.exits: dict[Peer, Exit] = {}
         self._by_kind: dict[WayKind, dict[Peer, Exit]] = {}
         self.encrypted: dict[Peer, Exit] = {}
+        self.version = 0
+        """Grows with every change of these."""
         self.device_mtu = 0
 
     def narrow(self, mtus: Mapping[Peer, int], view: View | None, desired: Desired | None) -> list[Operation]:
@@ -90,6 +92,7 @@ class OwnFindings:
         }
         before, self.encrypted = self.encrypted, exits
         changed = [peer for peer in {**before, **exits} if before.get(peer) != exits.get(peer)]
+        self.version += bool(changed)
         if desired is None:
             return []
         return [
@@ -168,6 +171,7 @@ class OwnFindings:
                 for peer, way in self.encrypted.items()
                 if preferred_key(*split_cidr(peer.cidr)) not in keys
             }
+            self.version += 1
         return bool(keys)
 
     def _led(self, peer: Peer) -> bool:

@@ -7,15 +7,18 @@ rows. Packets of a peer that is left out take the stack.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.tunnel_device import TunnelDevice
+from nodeagent.dataplane.underlay import WIREGUARD_MORE
 from nodeagent.fastpath import layout
 from nodeagent.fastpath.layout import Side
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
+from nodeagent.netlink.links import MTU_MINIMUM
 from nodeagent.netlink.rows import address_bytes, mac_bytes
 from nodeagent.ways.table import Exit
 
@@ -36,9 +39,9 @@ class Entries:
         """Those of some peers, as far as the log still has these."""
         return dict(self._made(peer for peer in peers if self._view.peers.get(peer.cidr) == peer))
 
-    def mtus(self) -> Mapping[Peer, int]:
-        """The peers whose way is narrower than the device, in bytes."""
-        return self._found.mtus
+    def known(self) -> tuple[Mapping[Peer, int], int]:
+        """What of the ways changes without a word to the fast path: narrow ones, and those into WireGuard."""
+        return dict(self._found.mtus), self._found.version
 
     def relayed(self) -> bool:
         """Whether any of them depends on where another peer is."""
@@ -51,13 +54,28 @@ class Entries:
         widest, port = min(spec.mtu, underlay.mtu - layout.OVERHEAD), spec.port
         mtus, exits = self._found.mtus, self._found.exits
         for peer in peers:
-            if ":" in peer.underlay or peer.encrypts:
-                continue  # packets over IPv6, and all that may be encrypted
+            if peer.encrypts:
+                sealed = self._sealed(peer, widest)
+                if sealed is not None:
+                    yield sealed
+                continue
+            if ":" in peer.underlay:
+                continue
             mtu = min(widest, mtus[peer]) if peer in mtus else widest
             way = exits.get(peer)
             side = self._side(peer, way, port) if way is not None else None
             if way is None or side is not None:
                 yield layout.peer_entry(peer, mtu, port, side)
+
+    def _sealed(self, peer: Peer, widest: int) -> tuple[bytes, bytes] | None:
+        """Of an encrypted peer; None while packets may come and go both ways."""
+        way = self._found.encrypted.get(peer)
+        if not peer.sealed or way is None or not way.device:
+            return None
+        mtu = self._found.mtus.get(peer, 0)
+        mtu = min(widest, max(MTU_MINIMUM, mtu - WIREGUARD_MORE)) if mtu else widest
+        side = Side(layout.SEALED, way.device.to_bytes(4, sys.byteorder), 0, bytes(6))
+        return layout.peer_entry(peer, mtu, 0, side)
 
     def _side(self, peer: Peer, way: Exit, port: int) -> Side | None:
         mac = self.neighbour(peer, way)

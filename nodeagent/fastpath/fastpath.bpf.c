@@ -13,11 +13,15 @@
  *   isthmus_tun_rx   ingress, both vxlan devices          marks what comes out of the tunnel
  *   isthmus_pod_rx   egress, host side of a pod's veth    learns to whom a marked packet is given
  *   isthmus_br_rx    the same for a bridge with pods
+ *   isthmus_wg_tx    egress, a WireGuard device           learns what leaves encrypted
+ *   isthmus_wg_rx    ingress, a WireGuard device          delivers by verdict, or marks the packet
  *
  * A peer that is reached without the tunnel (DIRECT) has the same verdicts: net_tx and net_rx learn and use them for
  * plain packets then, from and to that neighbour's MAC only. One that is reached through a NAT (MAPPED) has those of
  * the second vxlan device: another VNI, one source port, and an address and port of the peer that probes have proved,
- * to which and from which alone they are used. For a peer behind a relay these are the relay's, with its MAC.
+ * to which and from which alone they are used. For a peer behind a relay these are the relay's, with its MAC. To one
+ * that is encrypted (SEALED) packets are given to the WireGuard device that its route leads to, and to nothing else;
+ * whose a packet is that comes out of it, WireGuard has seen by the key.
  *
  * The mark is a random number in skb->hash, one for each flow and generation, which no pod can see or choose. A
  * packet that was translated into a flow's addresses carries another one: it proves nothing about that flow.
@@ -52,6 +56,8 @@
 #define TUNNEL 0
 #define MAPPED 0x40000000 /* by the second device, to and from the place `vtep` and `port` alone */
 #define DIRECT 0x80000000 /* `vtep` and `mac` are of its underlay device, on this node's link */
+#define SEALED 0xc0000000 /* `vtep` is the index of the WireGuard device */
+#define OUTSIDE 0x80000000 /* in neither vxlan device */
 
 /* What the agent and the programs share. Python: nodeagent/fastpath/layout.py. */
 struct range { __u32 bits; __be32 address; };
@@ -98,6 +104,7 @@ volatile struct node node;
 
 struct vxlan { __be32 flags, vni; };
 struct outer { struct iphdr ip; struct udphdr udp; struct vxlan vxlan; struct ethhdr eth; } __attribute__((packed));
+struct bare { struct iphdr ip; __be32 ports; } __attribute__((packed));
 struct plain { struct ethhdr eth; struct iphdr ip; __be32 ports; } __attribute__((packed));
 struct packet { struct ethhdr eth; struct outer outer; struct iphdr ip; __be32 ports; } __attribute__((packed));
 
@@ -311,8 +318,8 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
     struct verdict *verdict = bpf_map_lookup_elem(&flows, &flow);
     if (good(verdict, &flow, skb->ifindex, now, &p->ip, piece) && verdict->epoch == peer->epoch &&
         verdict->vtep == peer->vtep && verdict->port == peer->port && piece <= peer->mtu && bytes + sizeof(struct outer) <= 65535) {
-        if (WAY(peer->epoch) != DIRECT) return encapsulate(skb, verdict, peer);
-        skb->cb[0] = FAST;
+        if (!(peer->epoch & OUTSIDE)) return encapsulate(skb, verdict, peer);
+        skb->cb[0] = FAST; /* a device without Ethernet headers is given none */
         return bpf_redirect(pass_on(skb, p, verdict, bytes, FAST_OUT), 0);
     }
     count(SLOW_OUT, 1);
@@ -355,7 +362,7 @@ SEC("tc") int isthmus_net_tx(struct __sk_buff *skb) {
     struct packet *p = linear(skb, sizeof *p);
     if ((void *)(p + 1) > (void *)(long)skb->data_end || !ours(p) || p->outer.ip.saddr != node.local) return NEXT;
     struct peer *peer = peer_of(p->ip.daddr);
-    if (!peer || WAY(peer->epoch) == DIRECT || peer->vtep != p->outer.ip.daddr || peer->port != p->outer.udp.dest ||
+    if (!peer || peer->epoch & OUTSIDE || peer->vtep != p->outer.ip.daddr || peer->port != p->outer.udp.dest ||
         p->outer.vxlan.vni != vni_of(peer) || !same(p->outer.eth.h_dest, peer->mac) ||
         !same(p->outer.eth.h_source, node.mac)) return NEXT;
     struct verdict *verdict = proven(skb, &p->ip, p->ports, 0);
@@ -406,7 +413,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     __u32 bytes = skb->len - sizeof(struct ethhdr);
     struct peer *peer = peer_of(p->ip.saddr);
     int mapped = peer && WAY(peer->epoch) == MAPPED;
-    if (!peer || WAY(peer->epoch) == DIRECT || peer->vtep != p->outer.ip.saddr || p->outer.vxlan.vni != vni_of(peer) ||
+    if (!peer || peer->epoch & OUTSIDE || peer->vtep != p->outer.ip.saddr || p->outer.vxlan.vni != vni_of(peer) ||
         (mapped && peer->port != p->outer.udp.source) || !same(p->outer.eth.h_source, peer->mac) ||
         !same(p->outer.eth.h_dest, node.mac)) {
         count(WRONG_SOURCE, 1);
@@ -451,6 +458,56 @@ SEC("tc") int isthmus_tun_rx(struct __sk_buff *skb) {
     if (!flow_of(skb, &p->ip, skb->len - sizeof(struct ethhdr), &flow)) return NEXT;
     count(SLOW_IN, 1);
     return judge(skb, &p->ip, &flow, bpf_map_lookup_elem(&flows, &flow), bpf_ktime_get_coarse_ns(), 1);
+}
+
+SEC("tc") int isthmus_wg_tx(struct __sk_buff *skb) {
+    if (skb->cb[0] == FAST) {
+        skb->cb[0] = 0;
+        return NEXT;
+    }
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP)) return NEXT;
+    struct bare *p = linear(skb, sizeof *p);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
+    struct peer *peer = peer_of(p->ip.daddr);
+    if (!peer || WAY(peer->epoch) != SEALED || peer->vtep != skb->ifindex) return NEXT;
+    struct verdict *verdict = proven(skb, &p->ip, p->ports, 0);
+    __u32 piece = piece_of(skb, &p->ip);
+    if (!verdict || !piece) return NEXT;
+    verdict->epoch = peer->epoch;
+    verdict->vtep = peer->vtep;
+    verdict->port = peer->port;
+    verdict->out = skb->ifindex;
+    settle(verdict, &p->ip, piece, LEARNED_OUT);
+    return NEXT;
+}
+
+SEC("tc") int isthmus_wg_rx(struct __sk_buff *skb) {
+    struct flow flow;
+    if (!node.generation || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST) return NEXT;
+    struct bare *p = linear(skb, sizeof *p + 10);
+    if ((void *)(p + 1) > (void *)(long)skb->data_end) return NEXT;
+    struct peer *peer = peer_of(p->ip.saddr);
+    if (!peer || WAY(peer->epoch) != SEALED) return NEXT;
+    __u32 bytes = skb->len, piece = flow_of(skb, &p->ip, bytes, &flow);
+    if (!piece) return NEXT;
+    __u64 now = bpf_ktime_get_coarse_ns();
+    struct verdict *known = bpf_map_lookup_elem(&flows, &flow);
+    if (!good(known, &flow, skb->ifindex, now, &p->ip, piece) || known->epoch != peer->epoch) {
+        count(SLOW_IN, 1);
+        return judge(skb, &p->ip, &flow, known, now, 1);
+    }
+    if (bpf_skb_change_head(skb, sizeof(struct ethhdr), 0)) {
+        count(FAILED, 1);
+        return NEXT;
+    }
+    struct plain *q = (void *)(long)skb->data;
+    if ((void *)(q + 1) > (void *)(long)skb->data_end) {
+        count(FAILED, 1);
+        return DROP;
+    }
+    q->eth.h_proto = bpf_htons(ETH_P_IP);
+    __u32 out = pass_on(skb, q, known, bytes, FAST_IN);
+    return known->bridge ? bpf_redirect(out, 0) : bpf_redirect_peer(out, 0);
 }
 
 static __always_inline int given(struct __sk_buff *skb, __u8 bridge) {

@@ -20,6 +20,8 @@ the outer UDP port."""
 DIRECT, MAPPED = 1 << 31, 1 << 30
 """Ways other than the tunnel: address and MAC are of the peer's underlay device, on this node's link; or it is
 reached by the second device, at an address and port where it was seen."""
+SEALED = DIRECT | MAPPED
+"""It is reached by WireGuard alone; the index of the device stands for an address."""
 NODE = struct.Struct("=IIII4s4s2s6s4sIQQ4s4x")
 HELD_UNTIL_OFFSET = 48
 _HELD = struct.Struct("=Q4s")
@@ -66,7 +68,7 @@ class Side(NamedTuple):
     """Another way to a peer than by the tunnel, or by the tunnel to a relay."""
 
     way: int
-    """:data:`DIRECT`, :data:`MAPPED` or 0."""
+    """:data:`DIRECT`, :data:`MAPPED`, :data:`SEALED` or 0."""
     address: bytes
     port: int
     mac: bytes

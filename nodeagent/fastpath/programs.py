@@ -35,13 +35,20 @@ PODS = ((INGRESS, "isthmus_pod_tx"), (EGRESS, "isthmus_pod_rx"))
 BRIDGE = ((INGRESS, "isthmus_pod_tx"), (EGRESS, "isthmus_br_rx"))
 UNDERLAY = ((INGRESS, "isthmus_net_rx"), (EGRESS, "isthmus_net_tx"))
 TUNNEL = ((INGRESS, "isthmus_tun_rx"),)
-NAMES = tuple(dict.fromkeys(name for _, name in (*PODS, *BRIDGE, *UNDERLAY, *TUNNEL)))
+WIREGUARD = ((INGRESS, "isthmus_wg_rx"), (EGRESS, "isthmus_wg_tx"))
+NAMES = tuple(dict.fromkeys(name for _, name in (*PODS, *BRIDGE, *UNDERLAY, *TUNNEL, *WIREGUARD)))
 
 
-def hooks(tunnels: Iterable[int], underlay: int, pods: Iterable[int], bridges: Iterable[int] = ()) -> set[Hook]:
+def hooks(
+    tunnels: Iterable[int],
+    underlay: int,
+    pods: Iterable[int],
+    bridges: Iterable[int] = (),
+    wireguard: Iterable[int] = (),
+) -> set[Hook]:
     """Where the programs of a node hang, by device index."""
     places = [(underlay, UNDERLAY), *((tunnel, TUNNEL) for tunnel in tunnels), *((pod, PODS) for pod in pods)]
-    places += [(bridge, BRIDGE) for bridge in bridges]
+    places += [(bridge, BRIDGE) for bridge in bridges] + [(device, WIREGUARD) for device in wireguard]
     return {Hook(ifindex, *each) for ifindex, kind in places for each in kind}
 
 

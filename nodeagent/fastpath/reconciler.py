@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -84,7 +84,9 @@ class FastPath:
         self._look_around = self._compare = True
         self._void = False
         self._started = False
-        self._compared: tuple[int, Mapping[Peer, int]] = (0, {})
+        self.wireguard: Callable[[], Iterable[int]] = tuple
+        """The devices of encrypted packets, by index."""
+        self._compared: tuple[int, Mapping[Peer, int], int] = (0, {}, 0)
         self._wake = asyncio.Event()
         self.counted = Counted()
 
@@ -156,9 +158,9 @@ class FastPath:
 
     def follow_kernel(self, comparisons: int) -> None:
         """A step of the rows is over. If they were compared, or ways found narrower: compare the map, too."""
-        known = comparisons, self.entries.mtus()
+        known = comparisons, *self.entries.known()
         if known != self._compared:
-            self._compared = comparisons, dict(known[1])
+            self._compared = known
             self._compare = self._look_around = True
             self._wake.set()
 
@@ -273,7 +275,13 @@ class FastPath:
         skipped = self._skip_filtered_pods(loaded)
         self._hang(
             loaded,
-            programs.hooks(tunnels(wanted), wanted.underlay, self._ports.veths, self._ports.bridges),
+            programs.hooks(
+                tunnels(wanted),
+                wanted.underlay,
+                self._ports.veths,
+                self._ports.bridges,
+                self._encrypting(loaded),
+            ),
         )
         changed = self._void or wanted != self._record
         if self._compare or not self.on:
@@ -324,20 +332,23 @@ class FastPath:
             return f"another program handles what arrives on {name} by eBPF, behind ours (see `bpftool net`)"
         return ""
 
+    def _encrypting(self, loaded: Programs) -> list[int]:
+        """The devices of encrypted packets that nobody else shapes or filters."""
+        return [device for device in self.wireguard() if not self._shared(loaded, device)]
+
+    def _shared(self, loaded: Programs, device: int) -> bool:
+        """Whether somebody else judges what we would take past him."""
+        known = self._predecessors.ids
+        try:
+            return device in self._filtered or bool(
+                loaded.others(device, EGRESS, known) or loaded.others_behind(device, INGRESS, known)
+            )
+        except OSError:
+            return True  # it goes just now
+
     def _skip_filtered_pods(self, loaded: Programs) -> str:
         """Leave out pods whose traffic somebody shapes or filters; says how many."""
-        known, left = self._predecessors.ids, set()
-        for pod in self._found.veths | self._found.bridges:
-            foreign = pod in self._filtered
-            if not foreign:
-                try:
-                    foreign = bool(
-                        loaded.others(pod, EGRESS, known) or loaded.others_behind(pod, INGRESS, known)
-                    )
-                except OSError:
-                    foreign = True  # it goes just now
-            if foreign:
-                left.add(pod)
+        left = {pod for pod in self._found.veths | self._found.bridges if self._shared(loaded, pod)}
         self._ports = ports.Ports(self._found.veths - left, self._found.bridges - left)
         shaped = len(left & self._filtered.keys())
         who = (

@@ -93,6 +93,10 @@ class Keeper:
         """First UDP port by which peers reach this node encrypted; 0 where WireGuard cannot be used here."""
         return self._config.wireguard_port if self.devices else 0
 
+    def indexes(self) -> list[int]:
+        """The devices that are there."""
+        return [device.index for device in self.devices.values() if device.index]
+
     def notify(self, on_confirmed: Callable[[], None], announce: Callable[[], None]) -> None:
         """Name whom to call after each step that changed what is confirmed, and when there is another key."""
         self._on_confirmed, self._announce = on_confirmed, announce

@@ -2,7 +2,8 @@
 
 Each way has two hosts of its own (namespaces on a veth pair) with a pod each. ``plain WireGuard`` is a device
 with two keys and a route, and nothing of ours. ``encrypted`` is what an agent makes: device, rows, the route
-into WireGuard above the tunnel's, and the nftables table. ``tunnel in WireGuard`` is what it does not make:
+into WireGuard above the tunnel's, the nftables table, and the fast path, without which it is ``encrypted on the
+whole stack``. ``tunnel in WireGuard`` is what it does not make:
 VXLAN, whose outer packets WireGuard carries. By the kernel's module where there is one, else by `wireguard-go`,
 whose own cost then hides part of the differences.
 
@@ -23,7 +24,8 @@ ROUNDS = 21
 EVERYTHING = 101
 """Per cent: a program that encrypts is another program to the blocks; none is thrown away for it."""
 PLAIN, OURS, INSIDE = "plain WireGuard", "encrypted", "tunnel in WireGuard"
-WAYS = (PLAIN, f"{PLAIN} copy", OURS, INSIDE)
+WHOLE = "encrypted on the whole stack"
+WAYS = (PLAIN, f"{PLAIN} copy", OURS, WHOLE, INSIDE)
 TARGETS = {"tcp1": 0.9, "tcp4": 0.9, "udp": 0.9, "rtt": 1.1}
 UDP_PORT = 51820
 
@@ -82,23 +84,16 @@ def _hosts(place: int, way: str) -> None:
 
 def lead(place: int, number: int, other: int, way: str) -> None:
     """In a host's namespace: WireGuard, and what leads to it."""
-    import asyncio
-    import socket
-
-    from nodeagent.dataplane.desired import Desired
-    from nodeagent.firewall import ruleset
     from nodeagent.membership.node_key import OwnKey
-    from nodeagent.membership.peers import PeerChange
-    from nodeagent.netlink.rows import address_bytes, side_route_value
-    from nodeagent.netlink.socket import Engine, NetlinkChannel
     from nodeagent.wireguard import link, start
     from nodeagent.wireguard.device import PeerSettings
     from tests.nodeagent import host
 
     name = f"wg{place}{number}"
-    device, why_not = start.choose("auto", name)
-    if device is None:
+    kind, why_not = start.choose("auto")
+    if kind is None:
         raise RuntimeError(why_not)
+    device = kind(name)
     key, theirs = OwnKey(bytes([number]) * 32), OwnKey(bytes([other]) * 32)
     outer = f"10.1.0.{other}/32"
     allowed = (outer,) if way == INSIDE else (f"172.16.{other}.0/24",)
@@ -106,23 +101,14 @@ def lead(place: int, number: int, other: int, way: str) -> None:
     device.configure(key.private, UDP_PORT)
     device.change({theirs.public: PeerSettings((f"10.0.0.{other}", UDP_PORT), allowed)}, [])
     address = f"10.1.0.{number}" if way == INSIDE else f"172.16.{number}.0"
-    index, _ = link.settle(name, link.Wanted(1440, address, host.DEVICE if way == OURS else ""))
+    link.settle(name, link.Wanted(1440, address, host.DEVICE if way in {OURS, WHOLE} else ""))
     if way == INSIDE:
         datapath._sh(f"""set -e; ip route add {outer} dev {name}
             ip link add vx type vxlan id 77 dstport 8472 local {address} remote 10.1.0.{other}
             ip addr add 172.16.{number}.0/32 dev vx; ip link set vx mtu 1390 up
             ip route add 172.16.{other}.0/24 via 172.16.{other}.0 dev vx onlink""")
-    elif way == OURS:
+    elif way in {OURS, WHOLE}:
         host.prepare(number, other, fast=False)
-        rules = ruleset.Rules(
-            device=host.DEVICE, port=host.PORT, own_range=host.own_range(number), cidrs=(host.CONTAINERS,),
-            ifindex=socket.if_nametoindex(host.DEVICE), underlay=f"10.0.0.{number}", wireguard=name,
-        )  # fmt: skip
-        asyncio.run(ruleset.replace(rules, []))
-        desired = Desired()
-        desired.apply(PeerChange(None, host.peer(other)))
-        value = side_route_value(bytes(4), 1440, index, address_bytes(address))
-        with Engine(NetlinkChannel()) as engine:
-            assert not engine.execute(desired.prefer(host.peer(other), value), 0)
+        host.lead_into_wireguard(number, other, name=name, fast=way == OURS)
     else:
         datapath._sh(f"ip route add 172.16.{other}.0/24 dev {name}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Mapping
+
+import msgspec
 
 from nodeagent.conditions import Conditions
 from nodeagent.dataplane import host_settings
@@ -155,6 +158,37 @@ def lead_through_nat(
             number, socket.if_nametoindex(DEVICE), socket.if_nametoindex("u"), generation=generation + 1
         )
         loaded.tell(there)
+
+
+def lead_into_wireguard(
+    number: int, other: int, *further: int, name: str, fast: bool = False, loaded: Programs | None = None
+) -> None:
+    """The other host is reached by the device of that name alone, as an encrypted peer is.
+
+    ``further`` are members beside it. ``fast`` loads programs, ``loaded`` are those that hang already.
+    """
+    index, source = socket.if_nametoindex(name), address_bytes(f"172.16.{number}.0")
+    rules = ruleset.Rules(
+        device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
+        ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", wireguard=name,
+    )  # fmt: skip
+    asyncio.run(ruleset.replace(rules, [f"10.0.0.{each}" for each in further]))
+    sealed = msgspec.structs.replace(peer(other), stage="required")
+    desired = Desired()
+    desired.apply(PeerChange(None, peer(other)))
+    with Engine(NetlinkChannel()) as engine:
+        operations = desired.apply(PeerChange(peer(other), sealed))
+        operations += desired.prefer(sealed, side_route_value(bytes(4), MTU - 10, index, source))
+        assert not engine.execute(operations, socket.if_nametoindex(DEVICE))
+    if fast:
+        loaded = _hang(number, {}, ["p"])
+    if loaded is not None:
+        way = Side(layout.SEALED, index.to_bytes(4, sys.byteorder), 0, bytes(6))
+        loaded.put_peers(dict([layout.peer_entry(sealed, MTU - 10, 0, way)]))
+        for direction, program in programs.WIREGUARD:
+            loaded.hang(programs.Hook(index, direction, program))
+        words = struct.unpack_from("=III", loaded.told())
+        loaded.tell(record(number, words[1], words[2], generation=words[0] + 1))
 
 
 def write_rows(number: int, *others: int, index: int) -> None:

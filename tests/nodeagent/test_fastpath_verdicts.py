@@ -13,7 +13,7 @@ from nodeagent.dataplane.second_device import second_vni
 from nodeagent.membership.peers import Peer
 from tests.nodeagent import host
 from tests.nodeagent.sandbox import inside
-from tests.nodeagent.twins import MAPPED_PORT, Network, ipv4, tcp, twins, udp, vxlan
+from tests.nodeagent.twins import MAPPED_PORT, WIREGUARD, Network, ipv4, tcp, twins, udp, vxlan
 
 pytestmark = pytest.mark.slow
 
@@ -401,6 +401,60 @@ def its_place_moves(pair: tuple[Network, Network]) -> None:
     assert arrives(MAPPED_PORT + 1)
     assert not arrives(MAPPED_PORT)
     assert all(used(pair[1], 1, name) > count + 2 for name, count in before.items()), before
+
+
+encrypted = st.fixed_dictionaries(
+    {
+        "by": st.sampled_from(["wireguard", "wireguard", "wireguard", "tunnel", "link"]),
+        "ends": st.sampled_from(
+            [*[(THIRD, ONE)] * 5, ("172.16.3.99", ONE), (TWO, ONE), (OUTSIDE, ONE), ("172.16.200.9", ONE),
+             ("10.0.0.3", ONE), (THIRD, "172.16.1.9"), (THIRD, TWO), (THIRD, "172.16.1.0"), (ONE, ONE)]
+        ),
+    }
+)  # fmt: skip
+
+
+@inside
+def test_whatever_is_encrypted_has_the_same_fate_and_nothing_else_passes() -> None:
+    """Host 3 is reached by WireGuard alone; packets come out of it, and in the clear as if from there."""
+    with twins() as pair:
+        for network in pair:
+            network.lead_into_wireguard()
+        for protocol, ports in (("udp", (1000, 2000)), ("tcp", (1001, 2001))):
+            warm(pair, ports, protocol, "third")
+        before = [pair[1].counters(number) for number in (1, 3)]
+
+        @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(encrypted, packets)
+        def same(how: dict[str, object], what: dict[str, object]) -> None:
+            ports = (1000, 2000) if what["protocol"] == "udp" else (1001, 2001)
+            source, target = how["ends"]  # type: ignore[misc]
+            size = min(int(str(what["size"])), 1380)
+            packet = made({**what, "source": source, "target": target, "size": size}, ports[::-1])
+            for _ in range(2):
+                if how["by"] == "wireguard":
+                    both(pair, "from_wireguard", 1, packet)
+                elif how["by"] == "link":
+                    assert "one" not in both(pair, "from_underlay", 3, 1, packet)
+                else:
+                    payload = vxlan(packet, source_mac=host.mac(3), target_mac=host.mac(1))
+                    datagram = udp("10.0.0.3", "10.0.0.1", (40000, 8472), payload, sealed=False)
+                    assert "one" not in both(
+                        pair, "from_underlay", 3, 1, ipv4("10.0.0.3", "10.0.0.1", datagram)
+                    )
+            both(pair, "from_pod", "one", made({**what, "source": ONE, "target": THIRD}, ports))
+            back = {**what, "source": THIRD, "target": ONE, "size": size}
+            both(pair, "from_pod", "third", made(back, ports[::-1]))
+
+        same()
+        for number, first in zip((1, 3), before, strict=True):
+            after = pair[1].counters(number)
+            for name in ("fast_in", "fast_out"):
+                assert after[name] > first[name], after
+        for network in pair:  # the device goes, and nothing goes out in its place
+            network.run("h1", f"ip link set {WIREGUARD} down")
+        for _ in range(3):
+            assert not both(pair, "from_pod", "one", ipv4(ONE, THIRD, udp(ONE, THIRD, (1000, 2000), b"?")))
 
 
 HERE = host.peer(3)

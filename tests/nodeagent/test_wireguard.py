@@ -217,6 +217,7 @@ def test_a_fast_flow_is_encrypted_with_the_clusters_step_and_fast_again_without(
             stage(made, "all")
             settled(made, "all (required within sites, required between sites)")
             wire = Wire()
+            fast(a, b)
             talking.pause(SECOND // 2)
             assert wire.stop().plain == 0, wire.examples
             assert wire.encrypted > SECOND // 2
