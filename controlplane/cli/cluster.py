@@ -19,6 +19,7 @@ from controlplane.cli.common import (
     usable_pods_option,
     write_options,
 )
+from controlplane.cli.rollback.command import prepare_rollback_command
 from controlplane.cluster.addressing.plan import addresses_and_pods
 from events.cli.hints import hint
 from events.cli.options import BusContext, bus_options, confirm, controller, json_option, run
@@ -58,6 +59,9 @@ def cluster() -> None:
     isthmus cluster show
     isthmus cluster append 10.201.0.0/16
     """
+
+
+cluster.add_command(prepare_rollback_command)
 
 
 def parse_network(value: str) -> Network:

@@ -99,7 +99,8 @@ def http_option(function: Function) -> Function:
     )(function)
 
 
-def _release(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def release_of(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A release to go back to, for click. Raises click.BadParameter."""
     try:
         return to_keep_to(value) if value else ""
     except ValueError as error:
@@ -113,7 +114,7 @@ def compatible_option(function: Function) -> Function:
         envvar="ISTHMUS_COMPATIBLE_WITH",
         default="",
         metavar="RELEASE",
-        callback=_release,
+        callback=release_of,
         help="Write nothing that this release cannot follow, so that going back to it stays possible.",
     )(function)
 

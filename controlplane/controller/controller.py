@@ -409,7 +409,12 @@ class Controller:
     def _about(self) -> dict[str, Any]:
         reports = LiveReports(self.liveness, datetime.now(UTC))
         agents = agents_by_state(self.replica.state, reports)
-        return {"agents": agents, "controller": self.name, "version": our_version()}
+        return {
+            "agents": agents,
+            "controller": self.name,
+            "version": our_version(),
+            "compatible_with": self.options.compatible_with,
+        }
 
     async def _compare_clocks(self) -> None:
         """For ever: see how far the clock of the log's server is from this one."""

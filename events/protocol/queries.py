@@ -1,9 +1,8 @@
 """The questions about the cluster that a controller answers from its fold, and the answers.
 
-A query is a JSON object sent as a NATS request to ``isthmus.<cluster>.query.<name>``; it changes
-nothing and is answered from the folded state, with what the agents last reported beside it. The
-answer states the sequence that it is true at. What a controller keeps beside the fold (spans, signed
-checkpoints) is asked by queries that are declared there; the past belongs to ``isthmus replay``.
+A query is a JSON object sent as a NATS request to ``isthmus.<cluster>.query.<name>``; it changes nothing and is
+answered from the folded state, with what the agents last reported beside it, and states the sequence that it is
+true at. What a controller keeps beside the fold (spans, signed checkpoints) is asked elsewhere.
 """
 
 from __future__ import annotations
@@ -211,8 +210,8 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster at one sequence. ``definition`` is None before ``cluster define``.
 
-    ``agents`` counts members by their agent's state (``unreported``: never); ``controller`` of release
-    ``version`` answered. A controller of 0.2.0 says neither.
+    ``agents`` counts members by their agent's state (``unreported``: never). ``controller`` of ``version``
+    answered, and keeps the way back to ``compatible_with`` open.
     """
 
     cluster: str
@@ -233,6 +232,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, int] = {}
     controller: str = ""
     version: str = ""
+    compatible_with: str = ""
     encryption: Encryption = NO_ENCRYPTION
 
 

@@ -53,14 +53,16 @@ def release(version: str) -> tuple[int, int, int] | None:
 
 
 def since(event: Event) -> str:
-    """The first release that is needed to follow this event, if it is not in the log what it ends.
-
-    The fence of one who is no member is newer than its type.
-    """
+    """The first release that is needed to follow this event, if it is not in the log what it ends."""
     if type(event) in ENDS or (isinstance(event, ClusterEncryptionChanged) and event.scope == "off"):
         return FIRST
     if isinstance(event, NodeNatChanged) and not event.behind:
         return FIRST
+    return known_since(event)
+
+
+def known_since(event: Event) -> str:
+    """The first release that can follow this event at all. A former member's fence is newer than its type."""
     if isinstance(event, NodeFenced) and event.former:
         return "0.3.0"
     return KNOWN_SINCE.get(type(event), FIRST)

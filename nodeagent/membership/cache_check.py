@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from events.errors import IsthmusError
+from events.errors import IsthmusError, VerificationFailed
 from events.jetstream.snapshots import SnapshotBucket
 from events.log import LogReader
 from events.reading import verified
@@ -24,9 +24,25 @@ async def view_from_log(
 ) -> View:
     """The view of the same node made anew: of the bus's snapshot (with ``bucket``), and the log up to ``like``.
 
-    ``parked`` events are left out. It ends behind ``like`` when the snapshot does. ``heard`` is called with
-    each batch. Raises Unavailable, VerificationFailed. Cancelled, it leaves nothing behind.
+    ``parked`` events are left out, so a snapshot that was made with some of them is no help. The view ends
+    behind ``like`` when the snapshot does. ``heard`` is called with each batch. Raises Unavailable and
+    VerificationFailed. Cancelled, it leaves nothing behind.
     """
+    try:
+        return await _view_from(stream, like, parked, bucket, heard)
+    except VerificationFailed as error:
+        if bucket is None or error.code != "events_parked":
+            raise
+    return await _view_from(stream, like, parked, None, heard)
+
+
+async def _view_from(
+    stream: LogReader,
+    like: View,
+    parked: frozenset[int],
+    bucket: SnapshotBucket | None,
+    heard: Callable[[], None],
+) -> View:
     fresh = View(like.cluster, like.node, like.uid)
     if bucket is not None:
         try:

@@ -19,6 +19,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.enrolment import JoinToken
 from tests.deploy import previous
 from tests.deploy.watch import watching
+from tests.nodeagent.nat_site import Branch, branch_nodes
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
 from tests.waiting import wait_for as until
@@ -68,9 +69,9 @@ def reported(place: Site) -> dict[str, str]:
     return asyncio.run(asyncio.wait_for(ask(), 20))
 
 
-def follow(place: Site) -> None:
-    """Every agent is connected, and has nothing to complain about."""
-    for node in place.nodes.values():
+def follow(place: Site, *nodes: Node) -> None:
+    """These agents (all) are connected, and have nothing to complain about."""
+    for node in nodes or place.nodes.values():
         until(lambda: content(node), f"{node.name} follows")  # noqa: B023
 
 
@@ -90,14 +91,20 @@ def takes_in(place: Site, name: str, program: str) -> None:
     until(lambda: first.run(f"ping -c1 -W1 -I {first.vtep} {node.vtep}"), f"packets pass to {name}")
 
 
-def replace(place: Site, program: str, *nodes: Node) -> None:
-    """Agents one by one, as a package manager does it; no row is touched."""
+def replace(place: Site, program: str, *nodes: Node, but: Node | None = None) -> None:
+    """Agents one by one, as a package manager does it; no row is touched. All follow then, ``but`` one.
+
+    That one is behind NAT: routes of the second device, which lead there, are not looked at.
+    """
     with watching(*nodes) as watches:
         for node in nodes:
             node.stop()
             node.start(program=program).ready(len(place.nodes) - 1)
-        follow(place)
-        assert [watch.rows() for watch in watches] == [[] for _ in nodes], [watch.rows() for watch in watches]
+        follow(place, *(node for node in place.nodes.values() if node is not but))
+        touched = [
+            line for watch in watches for line in watch.rows() if but is None or "isthmus-nat" not in line
+        ]
+        assert touched == []
 
 
 def ways(a: Node, b: Node, wanted: str, *options: str) -> None:
@@ -177,5 +184,66 @@ def test_controllers_first_then_agents_and_all_the_way_back() -> None:
 
         replace(place, old, a, b, place.nodes["c"])
         takes_in(place, "f", old)
+        assert flow.stop().lost == 0
+        said(place.isthmus("replay", "verify"))
+
+
+def pings(node: Node, to: Node) -> bool:
+    try:
+        return bool(node.run(f"ping -c1 -W1 -I {node.vtep} {to.vtep}"))
+    except AssertionError:
+        return False
+
+
+@inside
+def test_back_from_keys_nat_and_entries_and_forward_again() -> None:
+    """What 0.2.0 cannot follow is parked: it takes over a log in which this release has written all that."""
+    old = os.environ[PREVIOUS]
+    with site("a", "b", program=old) as place:
+        a, b = place.nodes.values()
+        flow = a.flow(b)
+        place.down()
+        place.up()
+        follow(place)
+        replace(place, ISTHMUS, a, b)
+        replace(place, ISTHMUS, a, b)  # whose keys were held back while one of them was of the other release
+        (x,) = branch_nodes(place, Branch("r", 40), "x")
+        x.start("--nat", "on").ready(2)
+        said(place.isthmus("clb", "reserve", "gw", "--subnet", "10.9.8.0/28", "--provider", "gateway"))
+        said(place.isthmus("entry", "add", "api", "--from", "203.0.113.0/28", "--yes"))
+        until(lambda: pings(a, x), "x is reached through its router")
+        until(lambda: pings(b, x), "by both")
+
+        early = place.isthmus("cluster", "prepare-rollback", previous.VERSION, "--yes")
+        assert "--compatible-with 0.2.0, or stop them" in early.stderr, early.stdout + early.stderr
+        place.down()
+        place.up(ISTHMUS, "--compatible-with", previous.VERSION)
+        follow(place)
+        refused = place.isthmus("cluster", "prepare-rollback", previous.VERSION, "--yes")
+        for way_out in ("`isthmus entry remove --bus", "x is behind NAT", "--leave-behind-nat"):
+            assert way_out in refused.stderr, refused.stdout + refused.stderr
+        said(place.isthmus("entry", "remove", "api", "--yes"))
+        with watching(a, b) as watches:
+            done = place.isthmus("cluster", "prepare-rollback", previous.VERSION, "--leave-behind-nat", "--yes")
+            assert "x is behind NAT" in said(done)
+            assert "can follow the log up to event" in said(done)
+            follow(place, a, b)
+            touched = [line for watch in watches for line in watch.rows() if a.vtep in line or b.vtep in line]
+            assert touched == []
+
+            place.down()
+            place.up(old)
+            follow(place, a, b)
+            takes_in(place, "e", old)
+            replace(place, old, a, b, but=x)
+            assert not pings(a, x), "0.2.0 knows no way through NAT"
+        subprocess.run([old, "replay", "verify", "--bus", BUS], check=True, timeout=60)
+
+        place.down()
+        place.up()
+        for node in (place.nodes["e"], a, b, x, a):  # the key of the first is held back for some minutes
+            node.stop()
+            node.start(*(("--nat", "on") if node is x else ())).ready(3)
+        until(lambda: pings(a, x), "x is reached again", 60)
         assert flow.stop().lost == 0
         said(place.isthmus("replay", "verify"))
