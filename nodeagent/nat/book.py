@@ -23,7 +23,7 @@ from nodeagent.nat.packets import ANSWER, CHALLENGE_BYTES, CONFIRM, DONE, HELLO,
 from nodeagent.nat.pair import REST_MAX_S, REST_S, Pair, Seen, Way
 from nodeagent.netlink.rows import address_bytes, split_cidr
 
-ASKED_PER_S = 3.0
+ASKED_PER_S = 2.0
 """Questions a second: with answers and confirmed keepalives of 1,000 peers, under 20 kbit/s."""
 ALARM_PER_S = 400.0
 PERIOD_S = 2.0
@@ -36,7 +36,7 @@ MISSED = 3
 """Unanswered questions in a row after which a peer does not answer."""
 OFFERED_S = 5.0
 """How long a challenge may be answered."""
-KEEP_S = (22.0, 27.0)
+KEEP_S = (24.0, 28.0)
 """Between two packets that keep a mapping: routers forget an unreplied flow after 30 s."""
 ALARM_GAP_S, ALARM_GAP_MAX_S = 5.0, 80.0
 FRESH_S = 300.0

@@ -7,6 +7,8 @@ the agent's own parts, as a node has them, ``fast path`` the same with the eBPF 
 and ``nat fast`` are the same by the second device, as peers behind NAT are reached. The
 baselines are ``routed`` (plain routes, no firewall), ``routed + conntrack`` (what a node with any stateful
 firewall pays without us) and a copy of ``routed``, whose distance from 1 is the noise of this machine.
+Below ``tunnel`` no table of rules gets: ``device alone`` has the same device and rows and no firewall,
+``device + conntrack`` knows connections besides, and the tunnel's own packets past that, and judges nothing.
 
 The blocks of all ways alternate within one process, the sender on the first CPU and the receiver on the
 last, TCP by cubic whatever the machine prefers. A figure is the median of the ratios of blocks of the same
@@ -30,9 +32,10 @@ from tests.bench.agent_place import run_inside
 
 ROUNDS, BLOCK_MS = 15, 120
 DISTURBED_PERCENT = 35
-WAYS = ("routed", "routed copy", "routed + conntrack", "tunnel", "fast path", "direct", "direct fast",
+FLOORS = ("device alone", "device + conntrack")
+WAYS = ("routed", "routed copy", "routed + conntrack", *FLOORS, "tunnel", "fast path", "direct", "direct fast",
         "nat", "nat fast")  # fmt: skip
-TUNNELS = {"tunnel", "fast path", "direct", "direct fast", "nat", "nat fast"}
+TUNNELS = {*FLOORS, "tunnel", "fast path", "direct", "direct fast", "nat", "nat fast"}
 NAT = {"nat": "tunnel", "nat fast": "fast path"}
 NAT_TARGETS = {"tcp1": 0.95, "tcp4": 0.95, "udp": 0.95}
 """Of what the ordinary tunnel does: on the node's whole stack, and as it is shipped, on the fast path."""
@@ -221,17 +224,31 @@ def _hosts(place: int, way: str) -> None:
         """)
         if way in TUNNELS:
             _run(host, f"prepare({number}, {other}, fast={way.startswith('fast')})")
+            if way in FLOORS:
+                _sh(f"ip netns exec {host} nft delete table inet isthmus")
+            if way == "device + conntrack":
+                _know_connections(host, past="udp dport 8472 notrack")
             continue
         _sh(f"ip -n {host} route add 172.16.{other}.0/24 via 10.0.0.{other}")
         if "conntrack" in way:
-            chain = "type filter hook forward priority 0; ct state established,related accept"
-            _sh(f"ip netns exec {host} nft 'table inet t {{ chain f {{ {chain}; }}; }}'")
+            _know_connections(host)
     for number, other, host in ((1, 2, hosts[0]), (2, 1, hosts[1])):
         if way.startswith("direct"):
             _sh(f"ip netns exec {host} ping -c 1 10.0.0.{other}")  # the kernel learns the MAC
             _run(host, f"lead_directly({number}, {other}, fast={way == 'direct fast'})")
         elif way in NAT:
             _run(host, f"lead_through_nat({number}, {other}, fast={way == 'nat fast'})")
+
+
+def _know_connections(host: str, past: str = "") -> None:
+    """Track connections as any stateful firewall does, but what the rule ``past`` leaves out."""
+    chains = {"f": "type filter hook forward priority 0; ct state established,related accept"}
+    if past:
+        chains |= {
+            hook[0]: f"type filter hook {hook} priority raw; {past}" for hook in ("prerouting", "output")
+        }
+    text = " ".join(f"chain {name} {{ {rules}; }};" for name, rules in chains.items())
+    _sh(f"ip netns exec {host} nft 'table inet t {{ {text} }}'")
 
 
 def _run(host: str, call: str) -> None:
