@@ -1,6 +1,6 @@
 """The agent as a container: which engine this machine has, the command that starts it, and taking it away.
 
-What it may do is what the DaemonSet's agent may: root of a few of the host's folders, two capabilities, the
+What it may do is what the DaemonSet's agent may: root of a few of the host's folders, three capabilities, the
 host's network. The command is kept beside the settings, so that a person can read it and `isthmus leave` knows
 whose container it is.
 
@@ -90,7 +90,8 @@ def command(engine: str, image: str, config: Path, state_dir: Path) -> tuple[str
     read += [(folder, ":ro") for folder in DIRECTORIES if Path(folder).is_dir()]
     return (
         *(engine, "run", "--detach", "--name", NAME, "--restart", "always", "--network", "host"),
-        *("--user", "0", "--read-only", "--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--cap-add", "BPF"),
+        *("--user", "0", "--read-only", "--cap-drop", "ALL"),
+        *("--cap-add", "NET_ADMIN", "--cap-add", "BPF", "--cap-add", "NET_RAW"),
         *("--security-opt", "no-new-privileges", "--log-opt", "max-size=10m"),
         *(word for folder, mode in (*folders, *read) for word in ("--volume", f"{folder}:{folder}{mode}")),
         *(image, "agent", "run", "--config", str(config)),

@@ -92,9 +92,7 @@ def test_no_container_can_gain_more_than_it_is_given(workload: dict[str, Any]) -
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"]["drop"] == ["ALL"]
-        added = ["NET_ADMIN", "BPF"] if container["name"] == "agent" else []
-        if "--gateway" in container.get("args", ()):
-            added.append("NET_RAW")
+        added = ["NET_ADMIN", "BPF", "NET_RAW"] if container["name"] == "agent" else []
         assert context["capabilities"].get("add", []) == added
         assert "memory" in container["resources"]["limits"]
     if workload["kind"] == "Deployment":
@@ -120,7 +118,6 @@ def test_a_gateways_agent_is_the_agent_with_what_a_gateway_needs_and_each_node_h
             ),
         ),
         ("- --ca=/etc/isthmus/ca.pem\n", "- --ca=/etc/isthmus/ca.pem\n            - --gateway\n"),
-        ("add: [NET_ADMIN, BPF]", "add: [NET_ADMIN, BPF, NET_RAW]"),
         ("maxUnavailable: 10%", "maxUnavailable: 1"),
     )
     text = (FOLDER / "agent.yaml").read_text()
