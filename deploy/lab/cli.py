@@ -152,7 +152,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
     isthmus lab --direct                nodes of one site without the tunnel
     isthmus lab --encrypt all           packets between nodes encrypted, none in the clear
-    isthmus lab --nat                   two branches behind NAT: every pair, and what routers do to them
+    isthmus lab --nat                   two branches behind NAT: a join, all pairs, changes of routers
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut

@@ -2,4 +2,5 @@
 
 ``overlay``, ``bus``, ``leaf``, ``clb``, ``clb_failures``   the checks, in the order in which the lab runs them
 ``nat``, ``joining``, ``direct``, ``encryption``, ``mesh``   those of one option each
+``waiting``   what several of them wait for and count
 """

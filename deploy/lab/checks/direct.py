@@ -5,10 +5,9 @@ Cancelled, what was cut off stays so until the lab ends.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING
 
+from deploy.lab.checks.waiting import counted, until
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import judge_pairs, probe_all
 from nodeagent.local_files import read_status
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from deploy.lab.runtime import Lab, LabNode
 
 FOUND_S, LEFT_S = 60.0, 20.0
-POLL_S = 0.2
 TABLE = "inet lab_direct"
 COUNT = f"""
 add table {TABLE}
@@ -44,7 +42,7 @@ async def on_one_link(lab: Lab, report: Report) -> None:
         number = int.from_bytes(bytes(int(part) for part in source.split(".")), "big")
         await other.machine.run("nft", "-f", "-", stdin=COUNT.format(source=source, number=number))
         results = await probe_all(lab)
-        plain, tunnelled = await _counted(other)
+        plain, tunnelled = (await counted(other.machine, TABLE, ("plain", "tunnel"))).values()
         if not plain or tunnelled:
             raise CheckFailedError(
                 f"{other.name} got {plain} plain packets of {source} and {tunnelled} by the tunnel"
@@ -79,31 +77,17 @@ def _without(lab: Lab, name: str, gone: str) -> list[str]:
     return [other for other in _neighbours(lab, lab.nodes[name]) if other != gone]
 
 
-async def _counted(node: LabNode) -> tuple[int, int]:
-    listing = await node.machine.run("nft", "list", "table", *TABLE.split())
-    found = {
-        word: int(line.partition("packets ")[2].split()[0])
-        for line in listing.splitlines()
-        for word in ("plain", "tunnel")
-        if f'comment "{word}"' in line
-    }
-    return found["plain"], found["tunnel"]
-
-
 async def _until(lab: Lab, limit_s: float, what: str, wanted: Callable[[LabNode], list[str]]) -> float:
     """Wait until each agent reaches exactly those nodes directly; seconds. Raises CheckFailedError."""
-    started = time.monotonic()
-    while True:
-        differing = ""
+
+    def differing() -> str:
         for node in lab.nodes.values():
             if not node.agent.running:
                 continue
             ways = read_status(node.directory / "state").peer_ways
             direct = sorted(way.peer for way in ways if way.way == "direct")
             if direct != wanted(node):
-                differing = f"{node.name} reaches {direct} directly, not {wanted(node)}"
-        if not differing:
-            return time.monotonic() - started
-        if time.monotonic() - started > limit_s:
-            raise CheckFailedError(f"not {what} within {limit_s:g} s: {differing}")
-        await asyncio.sleep(POLL_S)
+                return f"{node.name} reaches {direct} directly, not {wanted(node)}: not {what}"
+        return ""
+
+    return await until(limit_s, differing)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.lab import commands
+from deploy.lab.checks.waiting import POLL_S, counted, until
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events.protocol.commands import SetEncryption
@@ -25,14 +26,11 @@ from nodeagent.wireguard import kernel, userspace
 from nodeagent.wireguard.pairs import name_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from deploy.lab.reports.report import Check, Report
     from deploy.lab.runtime import Lab, LabNode
     from events.types import EncryptionScope
 
 SETTLED_S, BACK_S = 90.0, 30.0
-POLL_S = 0.2
 TABLE = "inet lab_encryption"
 PORTS = f"{WIREGUARD_PORT}-{WIREGUARD_PORT + WIREGUARD_PORTS - 1}"
 COUNT = f"""
@@ -90,7 +88,7 @@ async def there_and_back(lab: Lab, report: Report, scope: EncryptionScope) -> No
     with report.stage("The cluster goes back to plain packets under traffic") as check:
         async with Flows(lab, None) as flows:
             await _encrypt(lab, "off")
-            await _until(lambda: _mtus(lab) == mtus, "devices pass what they passed before")
+            await until(BACK_S, lambda: "" if _mtus(lab) == mtus else "devices pass what they passed before")
         flows.judge(check)
 
 
@@ -117,13 +115,10 @@ async def _count_anew(lab: Lab, scope: EncryptionScope) -> None:
 
 
 async def _judge_wire(lab: Lab, check: Check) -> None:
-    found = {"plain": 0, "tunnel": 0, "encrypted": 0}
+    found = dict.fromkeys(("plain", "tunnel", "encrypted"), 0)
     for node in lab.nodes.values():
-        listing = await node.machine.run("nft", "list", "table", *TABLE.split())
-        for line in listing.splitlines():
-            for word in found:
-                if f'comment "{word}"' in line:
-                    found[word] += int(line.partition("packets ")[2].split()[0])
+        for word, packets in (await counted(node.machine, TABLE, tuple(found))).items():
+            found[word] += packets
     check.measured |= found
     if found["plain"] or found["tunnel"] or not found["encrypted"]:
         raise CheckFailedError(
@@ -144,8 +139,12 @@ def _line(node: LabNode) -> str:
 async def _rotated(node: LabNode) -> str:
     before = _line(node).rpartition(" ")[2]
     state = str(node.directory / "state")
+
+    def anew() -> bool:
+        return _line(node).startswith("on") and before not in _line(node)
+
     await node.machine.run(commands.ISTHMUS, "agent", "rotate-key", "--state-dir", state)
-    await _until(lambda: _line(node).startswith("on") and before not in _line(node), "the next key is used")
+    await until(BACK_S, lambda: "" if anew() else "the next key is used")
     return _line(node).rpartition(" ")[2]
 
 
@@ -169,12 +168,4 @@ async def _taken_away(node: LabNode) -> None:
     while f"dev {devices}" not in await node.machine.run("ip", "route", "show", "proto", "84"):
         if time.monotonic() - started > BACK_S:
             raise CheckFailedError(f"{node.name} has no routes into WireGuard after {BACK_S:g} s")
-        await asyncio.sleep(POLL_S)
-
-
-async def _until(done: Callable[[], bool], what: str) -> None:
-    started = time.monotonic()
-    while not done():
-        if time.monotonic() - started > BACK_S:
-            raise CheckFailedError(f"not within {BACK_S:g} s: {what}")
         await asyncio.sleep(POLL_S)

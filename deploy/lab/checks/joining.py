@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deploy.join.earlier import SUFFIX
 from deploy.lab import commands
+from deploy.lab.checks.waiting import POLL_S
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.traffic.measure import judge_pairs, probe_all
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 JOINED_S = 60.0
 """From the command to its last line: longer is a failure."""
-POLL_S = 0.1
 
 
 async def by_one_command(lab: Lab, report: Report) -> None:

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from deploy.lab.checks.joining import by_one_command, undone
+from deploy.lab.checks.waiting import counted, until
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.machine import ip_batch
 from deploy.lab.topology.layout import WAN
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from deploy.lab.runtime import Lab, LabNode
 
 FOUND_S, HEALED_S = 90.0, 30.0
-POLL_S = 0.2
 ANSWERED_MS = 400
 FORGETS_S = 30
 FLUSH = "from pyroute2 import NFCTSocket; NFCTSocket().flush()"
@@ -95,7 +95,7 @@ async def _found_out(lab: Lab, report: Report) -> None:
 
 async def _pairs(lab: Lab, report: Report) -> None:
     with report.stage("Every pair passes: through the tunnel, through NAT, or relayed") as check:
-        seconds = await _until(FOUND_S, lambda: _differing(lab))
+        seconds = await until(FOUND_S, lambda: _differing(lab))
         judge_pairs(check, await probe_all(lab))
         for one in lab.nodes.values():
             for other in lab.nodes.values():
@@ -209,13 +209,7 @@ async def _forged(lab: Lab) -> int:
             sent += 20
     # One that is let in comes, too: what counts nothing proves nothing.
     await lab.nodes["home-1"].pods[0].probe([target], count=1)
-    listing = await branch.machine.run("nft", "list", "table", *TABLE.split())
-    counts = {
-        name: int(line.partition("packets ")[2].split()[0])
-        for line in listing.splitlines()
-        for name in ("forged", "all")
-        if f'comment "{name}"' in line
-    }
+    counts = await counted(branch.machine, TABLE, ("forged", "all"))
     await branch.machine.run("nft", f"delete table {TABLE}")
     if counts["forged"] or not counts["all"]:
         raise CheckFailedError(f"{counts['forged']} forged packets came to branch-1, {counts['all']} of all")
@@ -244,16 +238,6 @@ def _differing(lab: Lab) -> str:
             if _way(one, other.name).split()[0] != wanted:
                 return f"{one.name} reaches {other.name} by {_way(one, other.name)}, not {wanted}"
     return ""
-
-
-async def _until(limit_s: float, differing: Callable[[], str]) -> float:
-    """Seconds until nothing differs any more. Raises CheckFailedError."""
-    started = time.monotonic()
-    while said := differing():
-        if time.monotonic() - started > limit_s:
-            raise CheckFailedError(f"not within {limit_s:g} s: {said}")
-        await asyncio.sleep(POLL_S)
-    return time.monotonic() - started
 
 
 async def _healed(lab: Lab, but: str = "") -> float:
