@@ -20,6 +20,7 @@ from controlplane.console.schemas import (
     Space,
 )
 from controlplane.controller.agents.reports import Reports, agent_state, agents_by_state
+from controlplane.controller.answers import peer_ways
 from controlplane.controller.presenters import (
     all_conditions,
     cidr_views,
@@ -29,6 +30,7 @@ from controlplane.controller.presenters import (
     range_view,
     refusal_views,
 )
+from controlplane.readmodel.asof import moment
 from events.codec import Recorded
 from events.protocol.queries import Condition
 
@@ -201,6 +203,7 @@ def node_detail(state: ClusterState, name: str, position: Position, reports: Rep
         kernel_rows=list(observed.rows) if observed else [],
         agent_version=observed.version if observed else "",
         peers=observed.peers if observed else 0,
+        peer_ways=list(peer_ways(state, observed.ways, moment(observed.heard_us or None))) if observed else [],
         gateway_able=bool(observed and observed.gateway),
         gateway_marked=state.gateways.get(name, 0),
         holds=[h.address for h in state.holders.values() if h.node == name],

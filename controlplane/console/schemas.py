@@ -24,6 +24,7 @@ from events.protocol.queries import (
     RangeView,
     RefusalView,
 )
+from events.protocol.ways import PeerWayView
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,7 +257,10 @@ class NodeList(View, frozen=True, kw_only=True):
 
 
 class NodeDetail(View, frozen=True, kw_only=True):
-    """Everything about one node. Without ``member`` it is none at this sequence, but history knows it."""
+    """Everything about one node. Without ``member`` it is none at this sequence, but history knows it.
+
+    ``peer_ways`` are those of its peers that its agent named: not all, and none that it reaches as all others.
+    """
 
     position: Position
     name: str
@@ -271,6 +275,7 @@ class NodeDetail(View, frozen=True, kw_only=True):
     kernel_rows: list[str] = []
     agent_version: str = ""
     peers: int = 0
+    peer_ways: list[PeerWayView] = []
     gateway_able: bool = False
     gateway_marked: int = 0
     holds: list[str] = []

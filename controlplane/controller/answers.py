@@ -60,7 +60,7 @@ from events.protocol.queries import (
     WhoHas,
 )
 from events.protocol.ways import PeerWayView
-from events.status import AgentStatus
+from events.status import AgentStatus, WaysReport
 
 if TYPE_CHECKING:
     from controlplane.controller.agents.liveness import Liveness
@@ -184,11 +184,9 @@ def node_view(state: ClusterState, node: Node, reports: LastReports = UNREPORTED
     )
 
 
-def peer_ways(
-    state: ClusterState, status: AgentStatus | None, heard: datetime | None
-) -> tuple[PeerWayView, ...]:
+def peer_ways(state: ClusterState, ways: WaysReport | None, heard: datetime | None) -> tuple[PeerWayView, ...]:
     """Which way packets take to the peers that a node's report names; ``heard`` is that report's arrival."""
-    if status is None or status.ways is None:
+    if ways is None:
         return ()
     names = {owned.epoch: name for name, owned in state.owned.items()}
     return tuple(
@@ -200,7 +198,7 @@ def peer_ways(
             encrypted=way.encrypted,
             why=way.why,
         )
-        for way in status.ways.peers
+        for way in ways.peers
         if way.epoch in names
     )
 
@@ -223,7 +221,8 @@ def show_node(state: ClusterState, query: ShowNode, reports: LastReports) -> Nod
     """One member, or the refusals of a node that is none. Raises Refused(node_unknown)."""
     node = state.nodes.get(query.node)
     if node is not None:
-        ways = peer_ways(state, reports.statuses.get(node.uid), reports.last_seen.get(node.uid))
+        status = reports.statuses.get(node.uid)
+        ways = peer_ways(state, status.ways if status else None, reports.last_seen.get(node.uid))
         return msgspec.structs.replace(node_view(state, node, reports), peer_ways=ways)
     refusals = tuple(refusal_views(state, query.node))
     if not refusals:

@@ -45,7 +45,7 @@ from events.protocol.commands import (
     ReportHealth,
     ReserveClb,
 )
-from events.status import AgentStatus
+from events.status import AgentStatus, WaysReport
 from events.types import Network
 
 CLUSTER = "prod"
@@ -221,6 +221,7 @@ class Rig:
         agent_state: Literal["starting", "ready", "degraded", "stopping"] = "ready",
         gateway: bool = False,
         mesh: MeshReport | None = None,
+        ways: WaysReport | None = None,
     ) -> None:
         """One agent's report with the digest that its kernel would have; none of an earlier sequence."""
         state = self.replica.state
@@ -247,6 +248,7 @@ class Rig:
                 agent_version="0.1.0",
                 gateway=gateway,
                 mesh=mesh,
+                ways=ways,
                 mtu=1450,
                 path_mtu=1380 if node.kind == "external" else 1450,
                 pods=12,

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from controlplane.cluster.decision import MarkNat, NatFinding
 from controlplane.console.event_text import MARKS
 from events.protocol.commands import AddEntry, AppendCidr, ImportNodes, MarkGateway
+from events.status import PeerWay, WaysReport
 from tests.console.browser import page_on, settled, tile, violations
 from tests.console.conftest import Background
 from tests.console.rig import join, leave
@@ -233,10 +235,11 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser, started):
             settled(page)
             page.wait_for_timeout(150)
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            long = page.evaluate("document.documentElement.scrollHeight - innerHeight")
             inner = page.evaluate(
                 "document.querySelector('main').scrollWidth - document.querySelector('main').clientWidth"
             )
-            assert (wide, inner) == (0, 0), path
+            assert (wide, long, inner) == (0, 0, 0), path
             assert violations(page) == []
 
 
@@ -285,6 +288,34 @@ def test_a_map_focused_before_its_ranges_came_says_so_and_is_walkable_when_they_
         walkable(page)
         page.keyboard.press("n")
         expect(page.locator("#announce")).to_contain_text("172.16.0.0/26")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_nodes_page_says_which_way_its_packets_take_to_whom(browser, started, theme):
+    started.do(started.rig.define(3))
+    started.do(started.rig.fill(3))
+    state = started.rig.replica.state
+    own, nat, relayed = list(state.owned)
+    started.do(
+        started.rig.send(MarkNat(found=(NatFinding(state.nodes[nat].uid, True, "203.0.113.9", (own,)),)))
+    )
+    ways = WaysReport(nat=1, relayed=1, encrypted=1, peers=(
+        PeerWay(state.owned[nat].epoch, "nat", 90.0, "203.0.113.9:8472", True),
+        PeerWay(state.owned[relayed].epoch, "relayed", 5.0, nat, False, "it did not answer"),
+        PeerWay(10**9, "nat", 5.0, "a peer that has left"),
+    ))  # fmt: skip
+    started.call(started.rig.report, own, state.sequence, ways=ways)
+    with page_on(browser, started.rig.url, f"/#/nodes/{own}", theme=theme) as page:
+        rows = page.get_by_role("table", name="Ways to peers").locator("tbody tr")
+        expect(rows).to_have_count(2)
+        expect(rows.nth(0)).to_contain_text(f"{nat}through NAT203.0.113.9:8472yes")
+        expect(rows.nth(1)).to_contain_text(f"{relayed}relayed{nat}no")
+        assert violations(page) == []
+        page.get_by_role("link", name="Nodes", exact=True).click()
+        marked = page.locator("td.c-announced", has_text="NAT")
+        expect(marked).to_have_count(1)
+        expect(marked.locator("span.muted")).to_have_attribute("title", "behind NAT, seen as 203.0.113.9")
+        assert violations(page) == []
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser, small):

@@ -139,9 +139,18 @@ export class NodesPage {
     // What an agent said that is silent now is what was: it is shown as such.
     return h("tr", { "aria-rowindex": place + 2, class: node.stale ? "stale" : "" },
       h("td", {}, link(`/nodes/${encodeURIComponent(node.name)}`, node.name)), h("td", {}, stateLabel(state)), h("td.c-kind", {}, kindLabel(node.kind)), h("td.c-site", {}, node.site || "–"),
-      h("td.c-announced", {}, mono(node.announced)), h("td", {}, mono(node.range || "–")), h("td.c-pods.right.num", {}, pods(node)), h("td.c-mtu.right.num", {}, mtu(node)), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
+      h("td.c-announced", {}, mono(node.announced), node.behind_nat ? h("span.muted", { title: node.seen_as ? `behind NAT, seen as ${node.seen_as}` : "behind NAT" }, " NAT") : ""), h("td", {}, mono(node.range || "–")), h("td.c-pods.right.num", {}, pods(node)), h("td.c-mtu.right.num", {}, mtu(node)), h("td.c-applied.right.num", {}, node.applied ? n(node.applied) : "–"),
       h("td.c-behind.right.num", {}, node.applied ? n(behind(node)) : "–"), h("td.c-age_s", {}, seen(node)), h("td", {}, store.recorded ? kernelLabel(node) : "–"), h("td.c-version", {}, node.version || "–"));
   }
+}
+
+// Which way packets take to the peers that the agent names: not those that it reaches through the plain tunnel.
+function waysTable(ways) {
+  const sorted = [...ways].sort((x, y) => x.way.localeCompare(y.way) || x.peer.localeCompare(y.peer));
+  return h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Ways to peers, scrollable" }, h("table", { "aria-label": "Ways to peers" },
+    h("thead", {}, h("tr", {}, ["Peer", "Way", "By", "Encrypted", "Since"].map((label) => h("th", { scope: "col" }, label)))),
+    h("tbody", {}, sorted.map((way) => h("tr", {}, h("td", {}, link(`/nodes/${encodeURIComponent(way.peer)}`, way.peer)), h("td", {}, way.way === "nat" ? "through NAT" : way.way),
+      h("td", {}, way.via || "–"), h("td", {}, way.encrypted ? "yes" : "no"), h("td", { title: way.why || "" }, way.since ? ago(way.since) : "–"))))));
 }
 
 export class NodePage {
@@ -175,6 +184,7 @@ export class NodePage {
   show(node, events, traces, mesh) {
     const panel = (title, ...content) => h("section.panel", {}, h("header", {}, h("h2", {}, title)), ...content);
     const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value || "–"));
+    const wide = (label, value) => h("div.wide", {}, h("dt", {}, label), h("dd", {}, value));
     const panels = [];
     if (node.error) {
       this.top.replaceChildren(h("h1", {}, this.name));
@@ -188,8 +198,9 @@ export class NodePage {
       if (row && !node.position.recorded) panels.push(panel("Agent", h("p.muted", {}, "Not recorded at this moment.")));
       else if (row) panels.push(panel("Agent", h("dl.facts", {},
         fact("State", row.state ?? "unknown"), fact("Applied", row.applied ? n(row.applied) : "–"), fact("Behind", row.applied ? `${n(row.behind ?? 0)} events` : "–"), fact("Last report", seen(row)),
-        fact("Packets of its pods", packets(row)), fact("Peers", row.ways ? `${n(node.peers)}: ${row.ways}` : n(node.peers)), fact("Fast path", row.fast_path || "not known"), fact("Version", node.agent_version), fact("Conditions", (row.conditions ?? []).join(", ") || "none"),
+        fact("Packets of its pods", packets(row)), fact("Peers", row.ways ? `${n(node.peers)}: ${row.ways}` : n(node.peers)), fact("Fast path", row.fast_path || "not known"), fact("Version", node.agent_version), wide("Conditions", (row.conditions ?? []).join("; ") || "none"),
         node.gateway_able || node.gateway_marked ? fact("Gateway", node.holds.length ? ["holds ", node.holds.map((a, i) => [i ? ", " : "", mono(a)])] : node.gateway_marked ? "marked, holds nothing" : "able, not marked") : "")));
+      if (row && node.peer_ways?.length) panels.push(panel("Ways to peers", waysTable(node.peer_ways)));
       if (row && node.position.recorded) panels.push(panel("Kernel", h("dl.facts", {},
         fact("Against the log", kernelLabel(row)), fact("Compared at", row.kernel_at ? link(`/events/${row.kernel_at}`, n(row.kernel_at)) : "–"), fact("Digest", node.kernel_digest ? mono(node.kernel_digest.slice(0, 16), "…") : "not reported")),
         node.kernel_rows.length ? h("ul.rows", { "aria-label": "Rows that differ" }, node.kernel_rows.map((text) => h("li.mono", {}, text))) : row.kernel === "differs" ? h("p.muted", {}, "The agent names no row: isthmus agent status on that node shows its own view.") : ""));
