@@ -167,6 +167,11 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         self.node.follow()
         self.reporter.due()
 
+    def ways_changed(self) -> None:
+        """Peers behind NAT are found, or are elsewhere: the firewall, and WireGuard where they are relayed."""
+        self.node.follow()
+        self.encryption.follow()
+
     async def _begin(self) -> None:
         """A remembered view may be older than the kernel's rows: let the log bring it up to date first.
 

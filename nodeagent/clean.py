@@ -24,7 +24,7 @@ from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.node_key import KEY_FILE, NEXT_FILE
-from nodeagent.nat.paths import FILE as NAT_FILE
+from nodeagent.nat.kept import FILE as NAT_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
 from nodeagent.netlink.rows import Kind

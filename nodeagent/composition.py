@@ -72,7 +72,6 @@ LEFT = (
     "Restart the agent to join again, or stop it and: "
 )
 
-
 ASK_AGAIN_S = 60.0
 """Between two requests for a place that another machine has taken."""
 
@@ -296,6 +295,7 @@ def compose(
         why_not=nat[1],
     )
     through_nat.firewall_settled, fast.wireguard = firewall.settled, encryption.indexes
+    encryption.relay_by(through_nat)
     node = NodeConfiguration(
         config,
         view,
@@ -399,7 +399,7 @@ def compose(
     tracer.due = reporter.due
     pods.notify(agent.pods_changed)
     direct.notify(agent.node.follow)
-    through_nat.notify(agent.node.follow)
+    through_nat.notify(agent.ways_changed, encryption.renew)
     return agent
 
 

@@ -198,7 +198,8 @@ class FirewallReconciler:
             return
         near = dict(self._near()) if self._rules.direct else {}
         mapped = frozenset(self._mapped()) if self._rules.second is not None else frozenset()
-        hidden = frozenset(self._hidden()) if self._rules.second is not None else frozenset()
+        relays = self._rules.second is not None or bool(self._rules.wireguard)
+        hidden = frozenset(self._hidden()) if relays else frozenset()
         wanted, sequence = (
             _Wanted(self._rules, frozenset(self._members()), near, mapped, hidden),
             self._sequence,

@@ -257,6 +257,7 @@ table inet {TABLE} {{
     iif{tunnel} goto tunnelled
     {f"iif {second.ifindex} goto between" if second is not None else ""}
     ip saddr {own} goto pods
+    {f'{encrypted} oifname "{rules.wireguard}" goto relayed' if encrypted else ""}
     {wireguard}
     ip saddr {containers} goto others
     ct original ip saddr != {containers} ct original ip daddr {containers} goto entered

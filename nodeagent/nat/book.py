@@ -41,6 +41,8 @@ KEEP_S = (24.0, 28.0)
 ALARM_GAP_S, ALARM_GAP_MAX_S = 5.0, 80.0
 FRESH_S = 300.0
 """How long what somebody said counts for the report."""
+HEARD_S = 30.0
+"""Of gateways none of which answers, those go on being used that fell silent within this time of the last."""
 NAMED = 8
 """Most names in what is said of this node."""
 
@@ -60,6 +62,7 @@ class NatBook:
         self._relays: tuple[Peer, ...] = ()
         self._free: frozenset[int] = frozenset()  # epochs of silent peers that are not behind NAT
         self._behind_nat: Callable[[Peer], bool | None] = lambda _: None
+        self._carries: Callable[[Peer, Peer], bool] = lambda _relay, _peer: True
         self._due: list[tuple[float, int, int]] = []  # when, tie-breaker, epoch
         self._keep: list[tuple[float, int, int]] = []
         self._tie = 0
@@ -67,6 +70,8 @@ class NatBook:
         self._budget, self._looked = ASKED_PER_S, -1.0
         self._alarm_until = -1.0
         self._alarm_after, self._alarm_gap = -1.0, ALARM_GAP_S
+        self.alarms = 0
+        """How often everybody was asked at once."""
         self.version = 0
         self.counted: dict[str, int] = {"asked": 0, "kept": 0, "moved": 0, "refused": 0}
 
@@ -107,12 +112,15 @@ class NatBook:
         *,
         relays: Iterable[Peer] = (),
         behind_nat: Callable[[Peer], bool | None] = lambda _: None,
+        carries: Callable[[Peer, Peer], bool] = lambda _relay, _peer: True,
     ) -> None:
         """The members by epoch, those to ask of them, and who forwards between two that are behind NAT.
         O(these).
 
-        ``behind_nat``: whether a member is, as the log has it (None: it does not say).
+        ``behind_nat``: whether a member is, as the log has it (None: it does not say). ``carries``: whether a
+        relay forwards to that peer as this node sends.
         """
+        self._carries = carries
         self._relay_by(tuple(relays), behind_nat)
         for epoch in [epoch for epoch, pair in self._pairs.items() if peers.get(epoch) != pair.peer]:
             peer, pair = peers.get(epoch), self._pairs[epoch]
@@ -210,9 +218,19 @@ class NatBook:
             return next((relay for relay in self._relays if relay.epoch == pair.relay), None)
         if waiting or not self.behind or self._behind_nat(peer) is False:
             return None
-        usable = {relay.epoch: relay for relay in self._relays if relay != peer and self.answers(relay)}
+        others = [relay for relay in self._relays if relay != peer]
+        able = [relay for relay in others if self._carries(relay, peer)] or ([] if peer.sealed else others)
+        usable = {relay.epoch: relay for relay in able if self.answers(relay)} or self._heard_last(able)
         chosen = preferred_relay(own.epoch, peer.epoch, usable)
         return usable[chosen] if chosen is not None else None
+
+    def _heard_last(self, relays: Iterable[Peer]) -> dict[int, Peer]:
+        """Those that answered until a while ago, where none does now: kernels forward without agents."""
+        told = {
+            relay: pair.told_at for relay in relays if (pair := self._pairs.get(relay.epoch)) and pair.seen_as
+        }
+        last = max(told.values(), default=0.0)
+        return {relay.epoch: relay for relay, at in told.items() if at > last - HEARD_S}
 
     def seen(self, now: float) -> Seen:
         """What others see of this node. O(pairs)."""
@@ -235,6 +253,7 @@ class NatBook:
         """A mapping changed or is gone: that of one is seldom the only one. All are asked, soon."""
         if now < self._alarm_after:
             return
+        self.alarms += 1
         quiet = now - self._alarm_after > ALARM_GAP_MAX_S
         self._alarm_gap = ALARM_GAP_S if quiet else min(ALARM_GAP_MAX_S, 2 * self._alarm_gap)
         asked = [pair for pair in self._pairs.values() if pair.asking and not pair.waiting]
@@ -251,7 +270,10 @@ class NatBook:
     def _period_s(self, pair: Pair) -> float:
         if not self._translated(pair):
             return PLAIN_S if self.behind else WITNESS_S
-        return max(PERIOD_S, len(self._pairs) / ASKED_PER_S)
+        asked_per_s = min(ASKED_PER_S / 2, len(self._relays) / PERIOD_S)
+        if pair.peer in self._relays:  # on whom many depend, and whom both ends should miss at one time
+            return len(self._relays) / asked_per_s
+        return max(PERIOD_S, len(self._pairs) / (ASKED_PER_S - asked_per_s))
 
     def look(self, now: float) -> list[Peer]:
         """Whom to ask now. Call it several times a second; it costs what it returns."""
@@ -292,7 +314,7 @@ class NatBook:
                 self._free |= {pair.peer.epoch}  # what follows now rests on this: that it changes is news
             if self._translated(pair):
                 self.alarm(now)
-        else:
+        elif pair.peer not in self._relays:
             pair.rest_s = min(REST_MAX_S, 2 * pair.rest_s)
         self._plan(pair, now + pair.rest_s)
 

@@ -28,12 +28,12 @@ from nodeagent.dataplane.second_device import SecondDevice, second_vni
 from nodeagent.dataplane.underlay import Underlay
 from nodeagent.fastpath.reconciler import FastPath
 from nodeagent.firewall.elements import Second
-from nodeagent.local_files import write_atomically
 from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.nat import packets
 from nodeagent.nat.book import NatBook
 from nodeagent.nat.elsewhere import Elsewhere
+from nodeagent.nat.kept import Kept
 from nodeagent.nat.packets import Endpoint
 from nodeagent.nat.pair import Way as Found
 from nodeagent.nat.places import destination_of, element_of, exit_of, place_of
@@ -57,9 +57,6 @@ SETTLE_S = 5.0
 AGAIN_S = 2.0
 """Between two attempts to have the second device."""
 SAVE_S = 30.0
-RESERVED = 10**9
-"""Numbers of questions that are used up beforehand, so that a restart never uses one again."""
-FILE = "nat.json"
 CONDITION = "nat"
 
 
@@ -71,13 +68,6 @@ class Secrets(Protocol):
     def shared_secret(self, peer_public: str) -> bytes:
         """What only this node and the one with that public key can compute. Raises ValueError for no key."""
         ...
-
-
-class _Saved(msgspec.Struct):
-    """``number``: no question before has a larger one. ``floors``: the last number of who asked, by epoch."""
-
-    number: int = 0
-    floors: dict[int, int] = {}
 
 
 class NatPaths:
@@ -100,13 +90,11 @@ class NatPaths:
         self._config, self._view, self._conditions = config, view, conditions
         self._reconciler, self._fastpath, self._ways = reconciler, fastpath, ways
         self._secrets, self._wire, self._why_not = secrets, wire, why_not
-        self._path = config.state_dir / FILE
-        self._saved = self._read()
-        number = max(self._saved.number, time.time_ns() // 1000)
-        self.book = NatBook(number=number)
-        self.book.remember(self._saved.floors)
+        self._kept = Kept(config.state_dir)
+        self.book = NatBook(number=self._kept.number)
+        self.book.remember(self._kept.floors)
         self._keys: dict[int, tuple[tuple[str, str], bytes]] = {}  # epoch → both public keys, key of the pair
-        self._admitted: set[str] = set()
+        self._admitted: dict[str, str] = {}  # place → range of whom is there
         self._shown: dict[Peer, Way] = {}
         self._applied: tuple[int, int] = (-1, 0)  # version of the book, index of the device
         self._followed: tuple[int, bool] = (-1, False)
@@ -117,18 +105,30 @@ class NatPaths:
         self._elsewhere = Elsewhere()
         self._wake = asyncio.Event()
         self._changed: Callable[[], None] = lambda: None
+        self._lost: Callable[[], None] = lambda: None
+        self._alarms = 0
         self.firewall_settled = asyncio.Event()
         self.firewall_settled.set()
         self.relays: Callable[[], Iterable[Peer]] = self._gateways
         """Peers that forward between two nodes behind different NATs."""
+        self.carries: Callable[[Peer, Peer], bool] = lambda *_: True
+        self.carried: Callable[[], Mapping[str, str]] = dict
 
-    def notify(self, changed: Callable[[], None]) -> None:
-        """Call this when the firewall has to let in others, or there is something to report."""
-        self._changed = changed
+    def notify(self, changed: Callable[[], None], lost: Callable[[], None] = lambda: None) -> None:
+        """Call ``changed`` when the firewall has to let in others, or there is something to report; ``lost``
+        when a router on the way seems to have lost its mappings.
+        """
+        self._changed, self._lost = changed, lost
 
     def admitted(self) -> set[str]:
-        """From where packets for the second device may come: ``ADDRESS . PORT``."""
-        return set(self._admitted)
+        """Where packets for the second device may come from, ``ADDRESS . PORT``: no peer that is to encrypt."""
+        peers = ((place, self._view.peers.get(cidr)) for place, cidr in self._admitted.items())
+        return {place for place, peer in peers if peer is None or peer.stage != "required"}
+
+    def relayed(self) -> dict[int, Peer]:
+        """Who forwards to the peers that are reached so, by the epoch of their ranges. O(pairs)."""
+        found = self.book.ways().items()
+        return {peer.epoch: way.relay for peer, way in found if way.relay is not None}
 
     def elsewhere(self) -> frozenset[str]:
         """Nodes from whose own addresses nothing comes any more."""
@@ -166,8 +166,15 @@ class NatPaths:
             return
         with contextlib.suppress(OSError):  # what cannot be taken over is found anew
             await asyncio.to_thread(self._adopt, self._view.own, self._view.plan.port, list(self._view.peers))
+        self._follow(time.monotonic())
 
     def _adopt(self, own: Peer, port: int, peers: list[Peer]) -> None:
+        self.book.be(own, port, time.monotonic())
+        by_key, carried = {peer.key: peer for peer in peers if peer.key}, self.carried()
+        for peer in peers:
+            relay = by_key.get(carried.get(peer.cidr, ""))
+            if relay is not None and relay != peer:
+                self.book.adopt(peer, None, relay.epoch)
         link, tunnel = links.find(self._device.name), links.find(self._config.device)
         if link is None or link.kind != "vxlan" or tunnel is None:
             return
@@ -175,7 +182,6 @@ class NatPaths:
             rows = engine.read(link.index, routes=False)
             routes = engine.read(tunnel.index).routes
         self._device.wanted, self._device.ifindex = True, link.index  # so the firewall goes on, too
-        self.book.be(own, port, time.monotonic())
         kept = Rows.empty()
         ways: dict[WayKind, dict[Peer, Exit]] = {"nat": {}, "relayed": {}}
         by_vtep = {peer.packed()[0]: peer for peer in peers}
@@ -194,7 +200,9 @@ class NatPaths:
                 ways["relayed"][peer] = way
                 self.book.adopt(peer, None, relay.epoch)
         self._device.rows = kept
-        self._admitted = {element_of(place_of(place, port)) for place in kept.fdb.values()}
+        self._admitted = {
+            element_of(place_of(kept.fdb[peer.packed()[1]], port)): peer.cidr for peer in ways["nat"]
+        }
         self._elsewhere.adopt(peer for exits in ways.values() for peer in exits)
         for kind, exits in ways.items():
             self._reconciler.found.prefer(exits, None, None, by=kind)
@@ -250,6 +258,9 @@ class NatPaths:
                 wire.send(packets.seal(said[0], key), source, said[1], plan.port)
         for place in self.book.keeps(now):
             wire.send(b"", source, place, plan.port)
+        if self.book.alarms != self._alarms:
+            self._alarms = self.book.alarms
+            self._lost()
         if not self._led <= self._reconciler.found.exits.keys():
             self._applied = (-1, 0)  # the kernel did not take a route: its device was down
         if (self.book.version, self._device.ifindex) != self._applied and now >= self._again_at:
@@ -272,7 +283,9 @@ class NatPaths:
         everybody = self.book.behind or self._config.nat == "on"
         asked: Iterable[Peer] = peers.values() if everybody else self._witnesses(peers.values())
         able = [peer for peer in asked if self._public(peer)]
-        self.book.follow(peers, able, now, relays=self.relays(), behind_nat=self._behind_nat)
+        self.book.follow(
+            peers, able, now, relays=self.relays(), behind_nat=self._behind_nat, carries=self.carries
+        )
         self._keys = {epoch: known for epoch, known in self._keys.items() if epoch in peers}
         self._ways.keep(self._view.peers.get)
         self._follow_after = now + max(FOLLOW_S, 100 * (time.perf_counter() - started))
@@ -365,7 +378,7 @@ class NatPaths:
         index, own, plan = self._device.ifindex, self._view.own, self._view.plan
         if own is None or plan is None:
             return
-        rows, places = Rows.empty(), set[str]()
+        rows, places = Rows.empty(), dict[str, str]()
         source = own.packed()[0]
         through: dict[Peer, Exit] = {}
         relayed: dict[Peer, Exit] = {}
@@ -373,14 +386,14 @@ class NatPaths:
             first, mac, _, _ = peer.packed()
             if way.place is not None:
                 rows.neighbours[first], rows.fdb[mac] = mac, destination_of(way.place, plan.port)
-                places.add(element_of(way.place))
+                places[element_of(way.place)] = peer.cidr
                 through[peer] = Exit(first, index, source)
         for peer, way in found.items():
             if way.relay is not None:
                 leads = index if way.relay in through else 0
                 relayed[peer] = Exit(way.relay.packed()[0], leads, source if leads else b"")
-        if places - self._admitted or self._applied[1] != index:
-            self._admitted |= places
+        if places.keys() - self._admitted.keys() or self._applied[1] != index:
+            self._admitted = {**self._admitted, **places}
             self._changed()
             await happened(self.firewall_settled, within_s=SETTLE_S)
         changed = [
@@ -419,24 +432,5 @@ class NatPaths:
                 log.info("%s is reached: %s %s", peer.node, way.kind, way.via)
         self._shown = {peer: self._way(peer, found) for peer in found}
 
-    # --- what outlives the agent -----------------------------------------------------------------------------
-
-    def _read(self) -> _Saved:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Saved)
-        except (OSError, msgspec.DecodeError):
-            return _Saved()
-
     def _save(self) -> None:
-        """Numbers that are used up, and the last ones of others. Without a change nothing is written."""
-        number, floors = self._saved.number, self.book.floors()
-        if self.book.number + RESERVED // 2 > number:
-            number = self.book.number + RESERVED
-        if (number, floors) == (self._saved.number, self._saved.floors) or not (
-            floors or self.book.counted["asked"]
-        ):
-            return
-        saved = _Saved(number, floors)
-        with contextlib.suppress(OSError):  # a full disk: what is not kept is written the next time
-            write_atomically(self._path, msgspec.json.encode(saved))
-            self._saved = saved
+        self._kept.save(self.book.number, self.book.floors(), asked=bool(self.book.counted["asked"]))

@@ -85,5 +85,7 @@ def difference(
     return put, [key for key in present if key not in wanted]
 
 
+KEEPALIVE_S = 25
+"""It makes WireGuard begin a session before any packet needs it, and routers forget none."""
 SESSION_S = 180.0
 """Longest life of a session without a new handshake."""

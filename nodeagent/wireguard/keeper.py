@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -29,8 +30,9 @@ from nodeagent.netlink.rows import address_bytes
 from nodeagent.ways.table import Exit, WayTable
 from nodeagent.wireguard import link
 from nodeagent.wireguard.device import PeerSettings, WireGuardDevice
-from nodeagent.wireguard.managed import KEEPALIVE_S, ManagedDevice
+from nodeagent.wireguard.managed import ManagedDevice
 from nodeagent.wireguard.pairs import PAIRS, Pair
+from nodeagent.wireguard.relays import carries, in_words, kept_s, place_of, ranges_of, waiting_for
 
 log = logging.getLogger("isthmus.agent.wireguard")
 
@@ -44,6 +46,19 @@ GAP_S, GAP_SHARE = 0.02, 5
 """Shortest pause between two steps, in seconds, and in times of what the last one took."""
 CONDITION = "encryption"
 NO_GATEWAY = bytes(4)
+
+
+class Paths(Protocol):
+    """Ways through NAT, as far as they are needed here."""
+
+    carries: Callable[[Peer, Peer], bool]
+    """Whether a relay forwards to a peer as this node sends: encrypted, or in the clear."""
+    carried: Callable[[], Mapping[str, str]]
+    """With which key WireGuard reaches each range, as an earlier life left it; from a worker thread."""
+
+    def relayed(self) -> Mapping[int, Peer]:
+        """Who forwards to the peers that are reached so, by the epoch of their ranges."""
+        ...
 
 
 class Keeper:
@@ -85,6 +100,8 @@ class Keeper:
         self._waiting_since = 0.0
         self._asked_at = float("-inf")
         self._announce: Callable[[], None] = lambda: None
+        self._relays: Callable[[], Mapping[int, Peer]] = dict
+        self._relayed: dict[int, Peer] = {}  # epoch → who forwards to that peer
         self.waits = 0
         """Peers that are to be reached encrypted soon, and with which there is no session yet."""
 
@@ -101,6 +118,24 @@ class Keeper:
         """Name whom to call after each step that changed what is confirmed, and when there is another key."""
         self._on_confirmed, self._announce = on_confirmed, announce
 
+    def relay_by(self, paths: Paths) -> None:
+        """Who forwards to peers behind other NATs is found out there, by what the devices can and have."""
+        self._relays = paths.relayed
+        paths.carries, paths.carried = (lambda relay, peer: carries(self._view, relay, peer)), self.carried
+
+    def carried(self) -> dict[str, str]:
+        """With which key each range is reached, as the devices have it. Blocks; raises OSError."""
+        states = [one.device.read() for one in self.devices.values() if link.index_of(one.device.name)]
+        return {
+            cidr: key for state in states for key, peer in state.peers.items() for cidr in peer.settings.allowed
+        }
+
+    def renew(self) -> None:
+        """A router on the way lost its mappings: have it see where sessions from behind it come from now."""
+        for device in self.devices.values():
+            device.renew = True
+        self._wake.set()
+
     def confirmed(self, sequence: int) -> int:
         """How much of the log up to ``sequence`` WireGuard follows; all of it where nothing is encrypted."""
         return sequence if self._view.encryption.off else min(sequence, self._covered)
@@ -112,9 +147,11 @@ class Keeper:
         kind = next(iter(self.devices.values())).device.kind
         if self._view.encryption.off:
             return f"off; {kind}, key {self._key.public}"
-        known = self._peers()
-        shaken = sum(self._session(peer) for peer in known)
-        return f"on: {kind}, {len(known)} peers, {shaken} with a session, key {self._key.public}"
+        known = [peer for peer in self._peers() if peer.epoch not in self._relayed]
+        sessions = f"{sum(map(self._session, known))} with a session"
+        if self._relayed:
+            sessions += f", {len(self._relayed)} relayed"
+        return f"on: {kind}, {len(known)} peers, {sessions}, key {self._key.public}"
 
     def _peers(self) -> list[Peer]:
         """Those that WireGuard has to know."""
@@ -162,7 +199,7 @@ class Keeper:
                 "instead; `isthmus doctor` says what to do",
             )
             return
-        sequence, peers = view.sequence, self._peers()
+        sequence, peers, self._relayed = view.sequence, self._peers(), dict(self._relays())
         wanted = self._wanted(peers)
         settings = link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
         again = await asyncio.to_thread(self._bring, settings, wanted)
@@ -179,7 +216,8 @@ class Keeper:
             self._on_confirmed()
 
     def _pair(self, peer: Peer) -> Pair:
-        """The device that packets to a peer leave by."""
+        """The device that packets to a peer leave by; a relayed one's to whom relays to it."""
+        peer = self._relayed.get(peer.epoch, peer)
         del peer
         return Pair(0, 0)
 
@@ -187,42 +225,33 @@ class Keeper:
         """The peers of each device, by key."""
         view = self._view
         wanted: dict[Pair, dict[str, PeerSettings]] = {}
-        hidden = _behind_nat(view, view.node)
+        ranges = ranges_of(peers, self._relayed)
         for peer in peers:
             pair = self._pair(peer)
             there = wanted.setdefault(pair, {})
             before = there.get(peer.key)
-            ranges = (*before.allowed, peer.cidr) if before is not None else (peer.cidr,)
-            alive_s = KEEPALIVE_S if hidden or peer.stage == "accepting" else 0
-            where = ("", 0) if _behind_nat(view, peer.node) else (peer.underlay, pair.turned.port(peer.port))
-            there[peer.key] = PeerSettings(where, tuple(sorted(ranges)), alive_s)
+            allowed = (*before.allowed, *ranges[peer.epoch]) if before is not None else ranges[peer.epoch]
+            where = place_of(view, peer, pair.turned.port(peer.port), self._relayed)
+            often_s = kept_s(view, peer, len(peers), self._relayed)
+            there[peer.key] = PeerSettings(where, tuple(sorted(allowed)), often_s)
         for pair, there in wanted.items():
             self.devices[pair].greet(set(there))
         return wanted
 
     def _count_waiting(self) -> None:
-        """Peers that take both, and with which no session was made: where a port is closed, the cluster does
-        not go on, and no packet is lost.
+        """Peers that take both, and that cannot be reached encrypted: where a port is closed or nobody relays,
+        the cluster does not go on, and no packet is lost.
         """
         view = self._view
-        waiting = [
-            peer
-            for peer in (view.peers if view.encryption.scope != "off" else ())
-            if peer.stage == "accepting" and not self._session(peer)
-        ]
+        closed, unrelayed = waiting_for(view, self._relayed, self._session)
         now = time.monotonic()
-        if not waiting:
+        if not closed and not unrelayed:
             self._conditions.clear(CONDITION)
         elif not self.waits:
             self._waiting_since = now
         elif now - self._waiting_since > PATIENCE_S:
-            first = waiting[0]
-            self._conditions.set(
-                CONDITION,
-                f"{len(waiting)} peers take no encrypted packets yet, the first: {first.node}. Is UDP "
-                f"port {first.port} open between the nodes? Until then packets go as before",
-            )
-        self.waits = len(waiting)
+            self._conditions.set(CONDITION, in_words(view, closed, unrelayed))
+        self.waits = len(closed) + len(unrelayed)
 
     def _bring(self, settings: link.Wanted, wanted: Mapping[Pair, Mapping[str, PeerSettings]]) -> bool:
         """In a worker thread: all devices and their peers; whether one had to be set up."""
@@ -271,9 +300,3 @@ class Keeper:
             way = self._ways.of(peer)
             if way.encrypted != peer.sealed:
                 self._ways.set(peer, msgspec.structs.replace(way, encrypted=peer.sealed), now)
-
-
-def _behind_nat(view: View, node: str) -> bool:
-    """Whether nobody else can know where the node's packets come from until they do."""
-    member = view.members.get(node)
-    return member is not None and member.behind_nat

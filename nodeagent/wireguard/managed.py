@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from nodeagent.membership.node_key import OwnKey
 from nodeagent.wireguard import link
-from nodeagent.wireguard.device import DeviceState, PeerSettings, WireGuardDevice, difference
+from nodeagent.wireguard.device import KEEPALIVE_S, DeviceState, PeerSettings, WireGuardDevice, difference
 
 log = logging.getLogger("isthmus.agent.wireguard")
 
@@ -19,8 +19,6 @@ READ_S, READ_SHARE = 5.0, 100
 """Between two readings of all peers of the device: at least this, and so many times what the last one took."""
 GREETING_S = 10.0
 """How long a session with a new key is tried for."""
-KEEPALIVE_S = 25
-"""It makes WireGuard begin a session before any packet needs it."""
 
 
 class ManagedDevice:
@@ -30,6 +28,8 @@ class ManagedDevice:
         self.device, self.port = device, port
         self.state: DeviceState | None = None
         self.index = 0
+        self.renew = False
+        """Whether to send each peer that a session is kept with a packet at the next :meth:`bring`."""
         self._known: dict[str, PeerSettings] = {}
         self._read_at = self._read_took = 0.0
         self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
@@ -77,7 +77,7 @@ class ManagedDevice:
             device.create()
         now = time.time()
         wanted = {
-            peer: one._replace(keepalive_s=KEEPALIVE_S) if peer in self._greeted else one
+            peer: one._replace(keepalive_s=one.keepalive_s or KEEPALIVE_S) if peer in self._greeted else one
             for peer, one in wanted.items()
         }
         pause_s = 0.0 if eager or self._greeted else max(READ_S, READ_SHARE * self._read_took)
@@ -94,6 +94,11 @@ class ManagedDevice:
             drop = [peer for peer in self._known if peer not in wanted]
         if put or drop:
             device.change(put, drop)
+        if self.renew:
+            self.renew = False
+            kept = {peer: one for peer, one in wanted.items() if one.keepalive_s}
+            device.change({peer: one._replace(keepalive_s=0) for peer, one in kept.items()}, ())
+            device.change(kept, ())  # switched on again, it sends one at once
         self._known = wanted
         index, done = link.settle(device.name, settings)
         moved, self.index = index != self.index, index

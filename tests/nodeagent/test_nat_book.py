@@ -275,7 +275,7 @@ def test_a_fact_that_comes_while_nobody_looks_is_news_and_so_is_a_gateway_that_a
     world.peers.remove(gateway)  # its link is down, and the router keeps the mapping
     keep, world.books = world.books, {own.node: book}
     asks(8)
-    assert not relayed()
+    assert relayed(), "there is no other one, and its kernel may forward without its agent"
     before, world.books = book.version, keep
     world.peers.append(gateway)
     asks(6)
