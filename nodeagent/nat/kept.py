@@ -17,7 +17,7 @@ FILE = "nat.json"
 FILE_LIMIT_BYTES = 4 * 1024 * 1024
 RESERVED = 10**9
 """Numbers of questions that are used up beforehand, so that a restart never uses one again."""
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**63)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class _Saved(msgspec.Struct):

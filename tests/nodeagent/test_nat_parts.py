@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
+import time
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import pytest
 
 from events.bus.connection import BusOptions
 from nodeagent.conditions import Conditions
@@ -27,6 +30,7 @@ from nodeagent.membership.view import View
 from nodeagent.nat import packets
 from nodeagent.nat.elsewhere import SETTLED_S, Elsewhere
 from nodeagent.nat.findings import findings
+from nodeagent.nat.kept import Kept
 from nodeagent.nat.packets import HELLO, Endpoint, Message
 from nodeagent.nat.paths import NatPaths
 from nodeagent.nat.wire import Wire
@@ -345,3 +349,28 @@ def test_from_where_a_peer_is_reached_otherwise_nothing_comes_after_a_time() -> 
             f"n{number}", f"u{number}", host.mac(number), f"192.168.0.{number}", f"10.0.0.{number}"
         )
     assert view.vteps() - view.vteps(frozenset({"n2"})) == {"192.168.0.2", "10.0.0.2"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"number":-1}', b'{"number":1e30}', b'{"floors":{"1":"x"}}', b"[]", None, "fifo", "folder"],
+)
+def test_whatever_is_in_the_file_of_numbers_the_agent_starts_and_no_number_is_used_twice(
+    tmp_path: Path, content: bytes | str | None
+) -> None:
+    path = tmp_path / "nat.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "fifo":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    before = time.time_ns() // 1000
+    kept = Kept(tmp_path)
+    assert kept.number >= before
+    assert kept.floors == {}
+    kept.save(kept.number + 5, {7: 9}, asked=True)
+    if content != "folder":
+        again = Kept(tmp_path)
+        assert again.number > kept.number - 1
+        assert again.floors == {7: 9}
