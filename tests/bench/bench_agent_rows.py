@@ -45,6 +45,7 @@ def run() -> list[dict[str, Any]]:
         row("cold start of 10,000 peers / ip -batch + bridge -batch", ours, found["batch"], "s", 0.7),
         row("cold start of 10,000 peers / pyroute2 call by call", ours, found["pyroute2"], "s", 1 / 40),
         row(many, found["many"], found["few"], "s", 5.8),
+        row(f"{many}, in C", found["many in C"], found["few in C"], "s", None),
         row(quiet, found["resync"], found["json"], "s", 0.8),
         row(join, found["join"], found["trips"],
             "s", 5.0),
@@ -64,10 +65,12 @@ def body() -> dict[str, float]:
             ours.append(_fresh(lambda index: _ours(PEERS, index)))
             floor.append(_fresh(lambda index: _c(program, PEERS, index)))
             batch.append(_fresh(lambda _: _batch(iproute)))
-        growth = []
+        growth, kernels = [], []
         for _ in range(RUNS):
             few = _fresh(lambda index: _ours(PEERS, index))
             growth.append((_fresh(lambda index: _ours(MANY, index)), few))
+            few = _fresh(lambda index: _c(program, PEERS, index))
+            kernels.append((_fresh(lambda index: _c(program, MANY, index)), few))
         pyroute2 = statistics.median(_fresh(_pyroute2) for _ in range(3)) * PEERS / SAMPLE
         resync, by_json = _fresh(_resync)
         join, trips = min(_fresh(_join) for _ in range(RUNS))
@@ -79,6 +82,8 @@ def body() -> dict[str, float]:
         "pyroute2": pyroute2,
         "many": median([many for many, _ in growth]),
         "few": median([few for _, few in growth]),
+        "many in C": median([many for many, _ in kernels]),
+        "few in C": median([few for _, few in kernels]),
         "resync": resync,
         "json": by_json,
         "join": join,
