@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 import click
+from nats.aio.client import Client
 
 from controlplane.cli.common import release_of
 from controlplane.controller.replication.rollback import Prepared, prepare_rollback
@@ -15,7 +20,7 @@ from events.jetstream.log import JetStreamLog
 from events.protocol.queries import ClusterView, ShowCluster
 from events.types.releases import FIRST, follows
 
-ASK_S = 5.0
+ASK_S, LOOK_S = 3.0, 0.1
 
 
 @click.command("prepare-rollback")
@@ -55,13 +60,11 @@ def prepare_rollback_command(
             if not dry_run:
                 controllers = ControllerClient(client, context.cluster, actor=context.actor)
                 await _refuse_while_written(controllers, release)
-            return await prepare_rollback(
-                await JetStreamLog.open(client, context.cluster),
-                release,
-                actor=context.actor,
-                leave_behind_nat=leave_behind_nat,
-                dry_run=dry_run,
+            log = await JetStreamLog.open(client, context.cluster)
+            work = prepare_rollback(
+                log, release, actor=context.actor, leave_behind_nat=leave_behind_nat, dry_run=dry_run
             )
+            return await _unless_forbidden(client, work)
         finally:
             await client.close()
 
@@ -82,6 +85,24 @@ def prepare_rollback_command(
         click.echo("nothing was written")
     elif done.written:
         click.echo(f"{release} can follow the log up to event {done.sequence}: start its controllers")
+
+
+async def _unless_forbidden(client: Client, work: Coroutine[Any, Any, Prepared]) -> Prepared:
+    """What it comes to. Raises Refused(forbidden) once the bus has denied to write events."""
+    task = asyncio.create_task(work, name="prepare a rollback")
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+            denied = next((one for one in getattr(client, "denied", ()) if ".events." in one), "")
+            if denied:
+                raise Refused(
+                    "forbidden",
+                    "these credentials may not write events: give a controller's (--creds, ISTHMUS_CREDS)",
+                    subject=denied,
+                )
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _refuse_while_written(client: ControllerClient, release: str) -> None:
