@@ -374,7 +374,7 @@ def compose(
             session=session,
             apply=dispatcher.apply,
             underlay=reconciler.tunnel.underlay_address,
-            key=lambda: (key.announced, encryption.port),
+            key=encryption.told,
         ),
         prober=prober,
         path=path,

@@ -187,7 +187,7 @@ class ClusterState:
         self.admitted: MutableMapping[str, Admission] = {}  # node name → how a shared token let it in
         self.last_admitted: MutableMapping[str, str] = {}  # shared token → the node of its latest use
         self.keys: MutableMapping[str, NodeKey] = {}  # name of a member → its public key
-        self.by_key: MutableMapping[str, str] = {}  # public key → name of a member
+        self.by_key: MutableMapping[str, str] = {}  # valid public key → name of a member
         self.encryption: MutableMapping[str, Encryption] = {}  # name of the cluster → what it encrypts
         self.behind_nat: MutableMapping[str, BehindNat] = {}  # name of a member → what was seen of it
         self.by_private: MutableMapping[str, tuple[str, ...]] = {}  # announced address → members behind NAT
@@ -274,7 +274,7 @@ class ClusterState:
         uses = sorted((one.use, one.token, node) for node, one in admitted.items())
         state.last_admitted = {token: node for _, token, node in uses}
         state.keys, state.encryption = dict(keys), dict(encryption)
-        state.by_key = {one.key: name for name, one in keys.items()}
+        state.by_key = {key: name for name, one in keys.items() for key in one.valid}
         return state
 
     @property

@@ -49,7 +49,8 @@ def sentence(event: types.Event) -> str:
             return f"{event.node} is the Kubernetes Node {event.node_uid}"
         case types.NodeKeyChanged():
             reached = f"encrypted at port {event.port}" if event.port else "which cannot encrypt"
-            return f"{event.node} has the key {event.key}, {reached}"
+            beside = f"; {event.beside} stays valid beside it" if event.beside else ""
+            return f"{event.node} has the key {event.key}, {reached}{beside}"
         case types.NodeNatChanged():
             end = "" if event.behind else " any more"
             seen = f", seen as {event.seen_as} by {', '.join(event.seen_by)}" if event.seen_as else ""

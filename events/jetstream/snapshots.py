@@ -60,6 +60,9 @@ class SnapshotMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
     port: int = 0
     """UDP port by which WireGuard reaches it; 0: it has none."""
     behind_nat: bool = False
+    beside: str = ""
+    """The key before ``key`` that is still valid, and the slot of ``key``, as its event has them."""
+    slot: int = 0
 
 
 class SnapshotRange(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -111,9 +111,9 @@ class WithdrawNetwork(Command, frozen=True, kw_only=True, forbid_unknown_fields=
 class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A node asks to become a member and for a range. Repeating it writes nothing.
 
-    ``range`` and ``pod_ip`` exist only to be refused with a clear answer. ``node_key`` is the node's public
-    key (X25519, base64), left out where controllers before 0.3 would refuse it; ``wireguard_port`` is the UDP
-    port by which it is reached encrypted, left out (or 0) by one that has no WireGuard.
+    ``range`` and ``pod_ip`` exist only to be refused with a clear answer. ``node_key`` is its public key
+    (X25519, base64), left out where controllers before 0.3 would refuse it; ``node_key_beside`` the one before,
+    while it is valid, too; ``wireguard_port`` its first UDP port, left out (or 0) where it has no WireGuard.
     """
 
     name: ClassVar[str] = "join"
@@ -128,6 +128,7 @@ class JoinNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pod_ip: str = ""
     overrides: tuple[Override, ...] = ()
     node_key: str | msgspec.UnsetType = msgspec.UNSET
+    node_key_beside: str | msgspec.UnsetType = msgspec.UNSET
     wireguard_port: int | msgspec.UnsetType = msgspec.UNSET
     nat: NatMode | msgspec.UnsetType = msgspec.UNSET  # ``on``: behind NAT at once; else its reports tell
 
@@ -146,7 +147,7 @@ class ChangeUnderlay(Command, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ChangeKey(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The node has this key from now on. Only its own credentials may send it; repeating it writes nothing.
 
-    ``port`` is the UDP port of WireGuard; 0: the node has none, and cannot encrypt.
+    ``port`` is WireGuard's, 0: the node cannot encrypt; ``beside`` as ``node_key_beside`` of a join.
     """
 
     name: ClassVar[str] = "change-key"
@@ -155,6 +156,7 @@ class ChangeKey(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
     uid: str
     key: str
     port: int = 0
+    beside: str = ""
 
 
 class LeaveNode(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):

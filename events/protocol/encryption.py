@@ -90,11 +90,20 @@ class NodeKey(msgspec.Struct, frozen=True, gc=False):
     key: str
     port: int
     since: int
+    beside: str = ""
+    """The key before it, which is still valid; empty: there is none."""
+    slot: int = 0
+    """0 or 1; that of ``beside`` is the other one."""
 
     @classmethod
     def of(cls, event: NodeKeyChanged, sequence: int) -> Self:
         """The key that the event brings."""
-        return cls(event.key, event.port, sequence)
+        return cls(event.key, event.port, sequence, event.beside, event.slot)
+
+    @property
+    def valid(self) -> tuple[str, ...]:
+        """All keys by which the member is known, the newest first."""
+        return (self.key, self.beside) if self.beside else (self.key,)
 
 
 def key_problem(text: str) -> str:

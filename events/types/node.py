@@ -50,12 +50,18 @@ class NodeKeyChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):
     """The member is known by this key from now on: it came with it, or made a new one.
 
     ``key`` is the public one (X25519, base64), ``port`` the UDP port by which WireGuard reaches the node with
-    it; 0: the node has no WireGuard, and cannot encrypt. The key ends with the membership.
+    it, the first of four; 0: the node has no WireGuard, and cannot encrypt. The key ends with the membership.
+
+    ``beside`` is the key that the node had before, and that stays valid beside this one until the next such
+    event; empty: there is none any more. ``slot`` (0 or 1) is this key's, the other one is that of ``beside``:
+    see :mod:`nodeagent.wireguard.pairs`.
     """
 
     verb: ClassVar[str] = "key-changed"
     key: str
     port: int = 0
+    beside: str = ""
+    slot: int = 0
 
 
 class NodeNatChanged(_NodeEvent, frozen=True, kw_only=True, gc=False):

@@ -37,7 +37,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.cache_check import difference, view_from_log
-from nodeagent.membership.node_key import join_fields
+from nodeagent.membership.node_key import Told, join_fields
 from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
@@ -68,7 +68,7 @@ class LogFollower:
     """One connection to the bus, for as long as it runs.
 
     ``apply(view, changes)`` takes the rows' changes of consecutive events. ``underlay`` says the
-    address to join with, ``key`` the own public key and WireGuard's port (0: none).
+    address to join with, ``key`` what a join says of the own key (:func:`node_key.join_fields`).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LogFollower:
         session: BusSession | None = None,
         apply: Callable[[View, Sequence[PeerChange]], Awaitable[None]],
         underlay: Callable[[], str],
-        key: Callable[[], tuple[str, int]] = lambda: ("", 0),
+        key: Callable[[], Told] = lambda: Told("", 0, ""),
     ) -> None:
         self._config = config
         self.view = view
@@ -230,7 +230,7 @@ class LogFollower:
     async def _send(self, controller: ControllerClient, command: JoinNode) -> CommandReply:
         """With the own key; controllers before 0.3 refuse what they do not know, and get it without."""
         headers = {INSTANCE: self.session.instance}
-        keyed = replace(command, **join_fields(*self._key(), self._config.nat))
+        keyed = replace(command, **join_fields(self._key(), self._config.nat))
         try:
             return await controller.send(keyed, headers=headers)
         except BadRequest as error:
@@ -241,7 +241,7 @@ class LogFollower:
     def _key_known(self) -> bool:
         """Whether the log has the own key, if this node is a member."""
         own = self.view.members.get(self._config.node)
-        return own is None or own.uid != self.view.uid or (own.key, own.port) == self._key()
+        return own is None or own.uid != self.view.uid or (own.key, own.port, own.beside) == self._key()
 
     # ------------------------------------------------------------------ reading
 

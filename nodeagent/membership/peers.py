@@ -32,6 +32,21 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     port: int = 0
     stage: EncryptionStage = "plain"
     """How far encryption between it and this node is."""
+    beside: str = ""
+    """The key before ``key`` that is still valid; empty: there is none. Its slot is the other one."""
+    slot: int = 0
+
+    @property
+    def keys(self) -> tuple[tuple[int, str], ...]:
+        """All keys by which it is known, each with its slot, the newest first."""
+        newest = (self.slot, self.key)
+        return (newest, (1 - self.slot, self.beside)) if self.beside else (newest,)
+
+    def staged(self, key: str, port: int, beside: str, slot: int, stage: EncryptionStage) -> Peer:
+        """The peer with that; itself if it has it already."""
+        if (self.key, self.port, self.beside, self.slot, self.stage) == (key, port, beside, slot, stage):
+            return self
+        return msgspec.structs.replace(self, key=key, port=port, beside=beside, slot=slot, stage=stage)
 
     @property
     def encrypts(self) -> bool:

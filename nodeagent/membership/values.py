@@ -28,11 +28,15 @@ class Member(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """UDP port by which WireGuard reaches it; 0: it has none."""
     behind_nat: bool = False
     """Whether the log has it behind NAT: its own address means something on its own link alone."""
+    beside: str = ""
+    """The key before ``key`` that is still valid; empty: there is none."""
+    slot: int = 0
+    """That of ``key``: see :mod:`nodeagent.wireguard.pairs`."""
 
 
 def member_of(one: NodeJoined | SnapshotMember) -> Member:
     """The member as the event or the snapshot has it."""
-    more = (one.key, one.port, one.behind_nat) if isinstance(one, SnapshotMember) else ()
+    more = (one.key, one.port, one.behind_nat, one.beside, one.slot) if isinstance(one, SnapshotMember) else ()
     return Member(one.node, one.uid, one.vtep_mac, one.announced, one.underlay, one.site, *more)
 
 

@@ -320,9 +320,7 @@ class View:
         """The peer with its key, and the stage that the pair of it and this node is at."""
         own = self.members.get(self.node)
         stage = self.encryption.stage(own.site if own is not None else "", member.site)
-        if (peer.key, peer.port, peer.stage) == (member.key, member.port, stage):
-            return peer
-        return msgspec.structs.replace(peer, key=member.key, port=member.port, stage=stage)
+        return peer.staged(member.key, member.port, member.beside, member.slot, stage)
 
     def _stage_anew(self) -> tuple[PeerChange, ...]:
         """What is encrypted has changed, for any pair. O(peers)."""
@@ -340,7 +338,9 @@ class View:
         member = self.members.get(event.node)
         if member is None or member.uid != event.uid:
             return NO_CHANGES
-        self.members[event.node] = msgspec.structs.replace(member, key=event.key, port=event.port)
+        self.members[event.node] = msgspec.structs.replace(
+            member, key=event.key, port=event.port, beside=event.beside, slot=event.slot
+        )
         peer = self._peer_of(event.node)
         return self._admit_staged(peer) if peer is not None else NO_CHANGES
 

@@ -63,7 +63,10 @@ CONDITION = "nat"
 class Secrets(Protocol):
     """This node's key, as far as it is needed here. It may be replaced by another one at any time."""
 
-    public: str
+    @property
+    def public(self) -> str:
+        """The public key, as base64."""
+        ...
 
     def shared_secret(self, peer_public: str) -> bytes:
         """What only this node and the one with that public key can compute. Raises ValueError for no key."""
@@ -170,7 +173,7 @@ class NatPaths:
 
     def _adopt(self, own: Peer, port: int, peers: list[Peer]) -> None:
         self.book.be(own, port, time.monotonic())
-        by_key, carried = {peer.key: peer for peer in peers if peer.key}, self.carried()
+        by_key, carried = {key: peer for peer in peers for _, key in peer.keys if key}, self.carried()
         for peer in peers:
             relay = by_key.get(carried.get(peer.cidr, ""))
             if relay is not None and relay != peer:

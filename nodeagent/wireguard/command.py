@@ -32,7 +32,7 @@ def wireguard_options(command: Command) -> Command:
                 type=int,
                 default=WIREGUARD_PORT,
                 show_default=True,
-                help="UDP port of encrypted packets.",
+                help="First of four UDP ports of encrypted packets.",
             ),
             click.option(
                 "--rotate-key",
@@ -41,7 +41,7 @@ def wireguard_options(command: Command) -> Command:
                 default=0,
                 show_default=True,
                 metavar="DAYS",
-                help="Replace the node's key at this age; 0: only by `isthmus agent rotate-key`.",
+                help="Replace the node's key when it is so old; 0: only by `isthmus agent rotate-key`.",
             ),
         )
     ):
@@ -58,8 +58,8 @@ def wireguard_options(command: Command) -> Command:
 def rotate_key_command(state_dir: Path, as_json: bool) -> None:
     """Give this node another key; the running agent announces it within a second, else the next one does.
 
-    The one that it has is used until the log has the next one; then both ends change over. What is under way at
-    that moment is lost, and nothing is sent in the clear.
+    From the moment that the log has it, it and the one before are valid side by side. When every peer has a
+    session with the new one, the one before goes: no packet is lost, and none is sent in the clear.
 
     \b
     Example:

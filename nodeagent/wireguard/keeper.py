@@ -19,32 +19,35 @@ import msgspec
 
 from events.bus.retry import happened
 from events.errors import Refused
+from events.protocol.encryption import WIREGUARD_PORTS
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.tunnel_device import TunnelDevice
-from nodeagent.membership.node_key import OwnKey, age_s, ask_for_another
+from nodeagent.membership.key_age import KeyAge
+from nodeagent.membership.node_key import OwnKey, PrivateKey, Told, ask_for_another
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
 from nodeagent.ways.table import Exit, WayTable
 from nodeagent.wireguard import link
-from nodeagent.wireguard.device import PeerSettings, WireGuardDevice
+from nodeagent.wireguard.device import KEEPALIVE_S, PeerSettings, WireGuardDevice
 from nodeagent.wireguard.managed import ManagedDevice
-from nodeagent.wireguard.pairs import PAIRS, Pair
+from nodeagent.wireguard.pairs import PAIRS, SLOTS, Pair
 from nodeagent.wireguard.relays import carries, in_words, kept_s, place_of, ranges_of, waiting_for
+from nodeagent.wireguard.rotation import PATIENCE_S, SILENT_S, Rotation
 
 log = logging.getLogger("isthmus.agent.wireguard")
 
 LOOK_S = 1.0
 """Longest time until a device that somebody took away is there again."""
-WAITING_LOOK_S, PATIENCE_S = 0.2, 10.0
+WAITING_LOOK_S, SESSION_PATIENCE_S = 0.2, 10.0
 """Between two looks for sessions that are still to come; after so long it is a condition that they do not."""
 ANNOUNCE_S = 30.0
 """Between two requests to have the next key in the log."""
 GAP_S, GAP_SHARE = 0.02, 5
 """Shortest pause between two steps, in seconds, and in times of what the last one took."""
-CONDITION = "encryption"
+CONDITION, KEY_CONDITION = "encryption", "key"
 NO_GATEWAY = bytes(4)
 
 
@@ -98,7 +101,12 @@ class Keeper:
         """All that this node may have, by slots; few of them are there. Empty: WireGuard cannot be used."""
         self._off_done = False
         self._waiting_since = 0.0
-        self._asked_at = float("-inf")
+        self._asked = Told("", 0), 0.0
+        self._age = KeyAge(config.state_dir)
+        self._rotation = Rotation()
+        self._change = False
+        """Whether any pair of nodes has more than one pair of keys now."""
+        self._ways_now: dict[tuple[str, int], Pair] = {}  # range and epoch → the device that packets leave by
         self._announce: Callable[[], None] = lambda: None
         self._relays: Callable[[], Mapping[int, Peer]] = dict
         self._relayed: dict[int, Peer] = {}  # epoch → who forwards to that peer
@@ -151,14 +159,27 @@ class Keeper:
         sessions = f"{sum(map(self._session, known))} with a session"
         if self._relayed:
             sessions += f", {len(self._relayed)} relayed"
+        if self._rotation.on and self._key.old is not None:
+            missing, old = self._rotation.missing, self._key.old.public
+            sessions += f", {missing} still without one by the new key, so {old} is valid, too"
         return f"on: {kind}, {len(known)} peers, {sessions}, key {self._key.public}"
+
+    def told(self) -> Told:
+        """What a join is to say of the own key."""
+        encrypts = bool(self.devices) and not self._view.encryption.off
+        return self._key.told(self.port, both=encrypts, over=self._rotation.over or not encrypts)
 
     def _peers(self) -> list[Peer]:
         """Those that WireGuard has to know."""
         return [peer for peer in self._view.peers if peer.encrypts and peer.key and peer.port]
 
     def _session(self, peer: Peer) -> bool:
-        return any(device.session(peer.key) for device in self.devices.values())
+        return any(
+            device.session(key)
+            for (_, slot), device in self.devices.items()
+            for peer_slot, key in peer.keys
+            if peer_slot == slot
+        )
 
     def follow(self) -> None:
         """The view or the kernel side changed."""
@@ -179,7 +200,7 @@ class Keeper:
                 )
                 self._on_confirmed()
             await asyncio.sleep(max(GAP_S, GAP_SHARE * (time.monotonic() - started)))
-            hurry = self.waits or any(device.greeting for device in self.devices.values())
+            hurry = self._eager or any(device.greeting for device in self.devices.values())
             await happened(self._wake, within_s=WAITING_LOOK_S if hurry else LOOK_S)
             self._wake.clear()
 
@@ -199,44 +220,99 @@ class Keeper:
                 "instead; `isthmus doctor` says what to do",
             )
             return
+        member = view.members.get(view.node)
+        keys = self._key.by_slot(member.key, member.beside, member.slot) if member is not None else {}
+        if not keys:
+            self._conditions.set(
+                CONDITION, "the log does not have this node's key yet: WireGuard stays as it is until then"
+            )
+            return
         sequence, peers, self._relayed = view.sequence, self._peers(), dict(self._relays())
-        wanted = self._wanted(peers)
         settings = link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
-        again = await asyncio.to_thread(self._bring, settings, wanted)
+        wanted = self._wanted(peers, tuple(keys))
+        again, failed = await asyncio.to_thread(self._bring, settings, keys, wanted)
         source = address_bytes(settings.address)
-        indexes = {pair: Exit(NO_GATEWAY, device.index, source) for pair, device in self.devices.items()}
-        await self._lead({(peer.cidr, peer.epoch): indexes[self._pair(peer)] for peer in peers})
+        exits = {pair: Exit(NO_GATEWAY, device.index, source) for pair, device in self.devices.items()}
+        ways = {(peer.cidr, peer.epoch): self._way(peer, tuple(keys)) for peer in peers}
+        if failed is not None and not all(exits[pair].device for pair in ways.values()):
+            raise failed
+        await self._lead({place: exits[pair] for place, pair in ways.items() if exits[pair].device})
+        self._ways_now = ways
+        if failed is not None:
+            raise failed
+        await asyncio.to_thread(self._trim, wanted)
         if again:
             self._compare("encryption")  # a device that was down has taken its routes with it
         self._tell_ways()
         confirmed = self._covered, self.waits
         self._count_waiting()
+        self._judge_rotation(peers)
         self._covered = sequence
         if confirmed != (self._covered, self.waits):
             self._on_confirmed()
 
-    def _pair(self, peer: Peer) -> Pair:
-        """The device that packets to a peer leave by; a relayed one's to whom relays to it."""
-        peer = self._relayed.get(peer.epoch, peer)
-        del peer
-        return Pair(0, 0)
+    @property
+    def _eager(self) -> bool:
+        """Whether sessions are awaited that should be there any moment."""
+        return bool(self.waits) or 0 < self._rotation.lasts_s(time.monotonic()) < PATIENCE_S
 
-    def _wanted(self, peers: Sequence[Peer]) -> dict[Pair, dict[str, PeerSettings]]:
+    def _way(self, peer: Peer, slots: Sequence[int]) -> Pair:
+        """The device that packets to a peer leave by: of the newest keys with which there is a session. Where
+        there is none at all, the oldest ones: their devices are there on both ends, unless one has lost them.
+        A relayed peer's is that of whom relays to it.
+        """
+        peer = self._relayed.get(peer.epoch, peer)
+        pairs = [(Pair(own, slot), key) for own in slots for slot, key in peer.keys]
+        return next((pair for pair, key in pairs if self.devices[pair].session(key)), pairs[-1][0])
+
+    def _wanted(self, peers: Sequence[Peer], slots: Sequence[int]) -> dict[Pair, dict[str, PeerSettings]]:
         """The peers of each device, by key."""
         view = self._view
         wanted: dict[Pair, dict[str, PeerSettings]] = {}
-        ranges = ranges_of(peers, self._relayed)
+        self._change, ranges = False, ranges_of(peers, self._relayed)
         for peer in peers:
-            pair = self._pair(peer)
-            there = wanted.setdefault(pair, {})
-            before = there.get(peer.key)
-            allowed = (*before.allowed, *ranges[peer.epoch]) if before is not None else ranges[peer.epoch]
-            where = place_of(view, peer, pair.turned.port(peer.port), self._relayed)
+            keys, leads = peer.keys, self._ways_now.get((peer.cidr, peer.epoch))
             often_s = kept_s(view, peer, len(peers), self._relayed)
-            there[peer.key] = PeerSettings(where, tuple(sorted(allowed)), often_s)
-        for pair, there in wanted.items():
-            self.devices[pair].greet(set(there))
+            changes = len(keys) * len(slots) > 1 and peer.epoch not in self._relayed
+            self._change = self._change or changes
+            for pair, key in ((Pair(own, slot), key) for own in slots for slot, key in keys):
+                there = wanted.setdefault(pair, {})
+                before = there.get(key)
+                allowed = (*before.allowed, *ranges[peer.epoch]) if before is not None else ranges[peer.epoch]
+                where = place_of(view, peer, pair.turned.port(peer.port), self._relayed)
+                alive_s = often_s
+                if changes and not self.devices[pair].session(key):
+                    alive_s = often_s or KEEPALIVE_S
+                elif changes and pair != leads:
+                    alive_s = 0  # packets go by a newer key, or are to
+                there[key] = PeerSettings(where, tuple(sorted(allowed)), alive_s)
         return wanted
+
+    def _judge_rotation(self, peers: Sequence[Peer]) -> None:
+        """Whether the own key before may go: every peer has a session with the new one, or is away."""
+        member, key, now = self._view.members.get(self._view.node), self._key, time.monotonic()
+        if key.old is None or member is None or member.beside != key.old.public:
+            self._rotation.reset()
+            self._conditions.set(KEY_CONDITION, key.problem)
+            return
+        slot = member.slot
+        missing = [
+            peer
+            for peer in peers
+            if peer.epoch not in self._relayed
+            and not any(self.devices[Pair(slot, one)].session(public) for one, public in peer.keys)
+        ]
+        received = sum(self.devices[Pair(1 - slot, one)].received for one in SLOTS)
+        self._rotation.look(len(missing), received, now)
+        words = key.problem
+        if missing and self._rotation.lasts_s(now) > PATIENCE_S:
+            words = (
+                f"{len(missing)} peers have no session with this node's new key, the first: {missing[0].node}. "
+                f"The key before it, {key.old.public}, is valid until they have, or until nothing came by it "
+                f"for {SILENT_S / 60:g} minutes, and for a day at most. Are UDP ports {self.port} to "
+                f"{self.port + WIREGUARD_PORTS - 1} open between the nodes, and does that agent run?"
+            )
+        self._conditions.set(KEY_CONDITION, words)
 
     def _count_waiting(self) -> None:
         """Peers that take both, and that cannot be reached encrypted: where a port is closed or nobody relays,
@@ -249,37 +325,55 @@ class Keeper:
             self._conditions.clear(CONDITION)
         elif not self.waits:
             self._waiting_since = now
-        elif now - self._waiting_since > PATIENCE_S:
+        elif now - self._waiting_since > SESSION_PATIENCE_S:
             self._conditions.set(CONDITION, in_words(view, closed, unrelayed))
         self.waits = len(closed) + len(unrelayed)
 
-    def _bring(self, settings: link.Wanted, wanted: Mapping[Pair, Mapping[str, PeerSettings]]) -> bool:
-        """In a worker thread: all devices and their peers; whether one had to be set up."""
-        again = False
+    def _bring(
+        self,
+        settings: link.Wanted,
+        keys: Mapping[int, PrivateKey],
+        wanted: Mapping[Pair, Mapping[str, PeerSettings]],
+    ) -> tuple[bool, OSError | None]:
+        """In a worker thread: all devices and their peers; whether one had to be set up, and what went wrong
+        first. One that cannot be made does not keep the others from it.
+        """
+        again: bool = False
+        failed: OSError | None = None
+        eager = self._change or bool(self.waits)
+        for pair, peers in wanted.items():
+            try:
+                again |= self.devices[pair].bring(keys[pair.own], settings, peers, eager=eager)
+            except OSError as error:
+                self.devices[pair].lost()
+                failed = failed or error
+        return again, failed
+
+    def _trim(self, wanted: Mapping[Pair, Mapping[str, PeerSettings]]) -> None:
+        """In a worker thread: what nothing leads to any more goes, peers and devices. Raises OSError."""
         for pair, device in self.devices.items():
             if pair in wanted:
-                again |= device.bring(self._key, settings, wanted[pair], eager=bool(self.waits))
-            else:
-                device.remove()
-        return again
+                device.trim()
+            elif device.state is not None or link.index_of(device.device.name):
+                device.leave()
 
     def _follow_key(self) -> None:
-        """Another key takes the place of this node's once the log has it. Raises Refused, OSError."""
-        view, directory, now = self._view, self._config.state_dir, time.monotonic()
+        """Another key takes its place beside this node's once the log has it. Raises Refused, OSError."""
+        view, directory, now, key = self._view, self._config.state_dir, time.monotonic(), self._key
         days = self._config.rotate_key_days
-        if days and self._key.next is None and age_s(directory) > days * 86_400:
+        if days and key.next is None and key.old is None and self._age.of(key.public) > days * 86_400:
             ask_for_another(directory)
-        self._key.look(directory)
-        if self._key.next is None:
-            return
+        key.look()
         own = view.members.get(view.node)
-        if own is not None and (own.uid, own.key) == (view.uid, self._key.next.public):
-            self._key.take_next(directory)
-            for device in self.devices.values():
-                device.forget()
-            log.info("the key of this node is %s from now on", self._key.public)
-        elif now - self._asked_at > ANNOUNCE_S:
-            self._asked_at = now
+        if own is None or own.uid != view.uid:
+            return
+        while key.follow(own.key, own.beside):
+            beside = f", {key.old.public} is valid beside it" if key.old is not None else " alone"
+            log.info("the key of this node is %s from now on%s", key.public, beside)
+        told = self.told()
+        asked, at = self._asked
+        if told != (own.key, own.port, own.beside) and (told != asked or now - at > ANNOUNCE_S):
+            self._asked = told, now
             self._announce()
 
     async def _off(self) -> None:

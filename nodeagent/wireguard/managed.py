@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 
-from nodeagent.membership.node_key import OwnKey
+from nodeagent.membership.node_key import PrivateKey
 from nodeagent.wireguard import link
 from nodeagent.wireguard.device import KEEPALIVE_S, DeviceState, PeerSettings, WireGuardDevice, difference
 
@@ -17,6 +17,10 @@ log = logging.getLogger("isthmus.agent.wireguard")
 
 READ_S, READ_SHARE = 5.0, 100
 """Between two readings of all peers of the device: at least this, and so many times what the last one took."""
+EAGER_SHARE = 10
+"""The same while sessions are awaited."""
+LINGER_S = 2.0
+"""How long what is not wanted any more still takes packets: some are under way, and the fast path follows."""
 GREETING_S = 10.0
 """How long a session with a new key is tried for."""
 
@@ -31,6 +35,8 @@ class ManagedDevice:
         self.renew = False
         """Whether to send each peer that a session is kept with a packet at the next :meth:`bring`."""
         self._known: dict[str, PeerSettings] = {}
+        self._surplus: dict[str, float] = {}  # peer that is not wanted any more → since when
+        self._idle_since = 0.0
         self._read_at = self._read_took = 0.0
         self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
 
@@ -38,6 +44,11 @@ class ManagedDevice:
     def greeting(self) -> bool:
         """Whether sessions with new keys are still to come."""
         return bool(self._greeted)
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from all peers, as last read."""
+        return sum(peer.received for peer in self.state.peers.values()) if self.state is not None else 0
 
     def session(self, key: str) -> bool:
         """Whether there is, or was, a session with that key, as last read."""
@@ -48,52 +59,53 @@ class ManagedDevice:
         """Something went wrong: the next :meth:`bring` reads everything, and writes what is missing."""
         self._known = {}
 
-    def greet(self, keys: set[str]) -> None:
-        """Begin sessions with keys that are new here, or to which this node is: before the next packet, and not
-        when WireGuard tries again seconds later. A device that goes on from an earlier life has its sessions.
-        """
-        if self.state is None:
-            return
-        now, known = time.monotonic(), self.state.peers
-        for key in keys - self._known.keys():
-            self._greeted[key] = (now + GREETING_S, float(int(time.time())))
-        self._greeted = {
-            key: (until, since)
-            for key, (until, since) in self._greeted.items()
-            if key in keys and now < until and not (key in known and known[key].handshake_at >= since)
-        }
+    def lost(self) -> None:
+        """It could not be made so: nothing is known of it, and nothing must lead there."""
+        self.state, self.index, self._known = None, 0, {}
 
     def bring(
-        self, key: OwnKey, settings: link.Wanted, wanted: Mapping[str, PeerSettings], *, eager: bool
+        self, key: PrivateKey, settings: link.Wanted, wanted: Mapping[str, PeerSettings], *, eager: bool
     ) -> bool:
-        """Make the device and its peers be so; whether the device had to be set up. ``eager``: read it now.
+        """Make the device and its peers be so; whether the device had to be set up. ``eager``: read it soon.
 
-        Raises OSError.
+        Peers that are not wanted any more stay until :meth:`trim`. Raises OSError.
         """
         device = self.device
-        fresh = not link.index_of(device.name)
-        if fresh:
+        anew = not link.index_of(device.name)
+        if anew:
             log.info("making the WireGuard device %s (%s)", device.name, device.kind)
             device.create()
+        made = anew
+        known: Container[str] = self._known
         now = time.time()
+        often = self._greeted or eager
+        pause_s = EAGER_SHARE * self._read_took if often else max(READ_S, READ_SHARE * self._read_took)
+        reads = anew or not self._known or time.monotonic() - self._read_at > pause_s
+        if reads:
+            began = time.monotonic()
+            before, self.state = self.state, device.read()
+            self._read_at = time.monotonic()
+            self._read_took = self._read_at - began
+            if before is None or anew:
+                known = self.state.peers  # it goes on from an earlier life, with its sessions, or is empty
+            if (self.state.public_key, self.state.port) != (key.public, self.port):
+                anew |= self.state.public_key != key.public
+                device.configure(key.private, self.port)
+        self._greet(wanted, () if anew else known)
         wanted = {
             peer: one._replace(keepalive_s=one.keepalive_s or KEEPALIVE_S) if peer in self._greeted else one
             for peer, one in wanted.items()
         }
-        pause_s = 0.0 if eager or self._greeted else max(READ_S, READ_SHARE * self._read_took)
-        if fresh or not self._known or time.monotonic() - self._read_at > pause_s:
-            began = time.monotonic()
-            self.state = state = device.read()
-            self._read_at = time.monotonic()
-            self._read_took = self._read_at - began
-            if (state.public_key, state.port) != (key.public, self.port):
-                device.configure(key.private, self.port)
-            put, drop = difference(wanted, state.peers, now)
+        if reads and self.state is not None:
+            put, surplus = difference(wanted, self.state.peers, now)
         else:
             put = {peer: one for peer, one in wanted.items() if self._known.get(peer) != one}
-            drop = [peer for peer in self._known if peer not in wanted]
-        if put or drop:
-            device.change(put, drop)
+            surplus = [peer for peer in self._known if peer not in wanted]
+        since = time.monotonic()
+        for peer in surplus:
+            self._surplus.setdefault(peer, since)
+        if put:
+            device.change(put, ())
         if self.renew:
             self.renew = False
             kept = {peer: one for peer, one in wanted.items() if one.keepalive_s}
@@ -102,11 +114,43 @@ class ManagedDevice:
         self._known = wanted
         index, done = link.settle(device.name, settings)
         moved, self.index = index != self.index, index
-        return done or fresh or moved
+        return done or made or moved
+
+    def trim(self) -> None:
+        """Take away the peers that have not been wanted for :data:`LINGER_S`. Raises OSError."""
+        self._idle_since = 0.0
+        self._surplus = {peer: at for peer, at in self._surplus.items() if peer not in self._known}
+        over = [peer for peer, at in self._surplus.items() if time.monotonic() - at > LINGER_S]
+        if over:
+            self.device.change({}, over)
+            for peer in over:
+                del self._surplus[peer]
+
+    def leave(self) -> None:
+        """Take the device away when it has not been wanted for :data:`LINGER_S`. Raises OSError."""
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        if now - self._idle_since > LINGER_S:
+            self.remove()
+
+    def _greet(self, keys: Collection[str], known: Container[str]) -> None:
+        """Begin sessions with keys that are new here, or to which this node is: before the next packet, and not
+        when WireGuard tries again seconds later.
+        """
+        now = time.monotonic()
+        for key in keys:
+            if key not in known:
+                self._greeted[key] = (now + GREETING_S, float(int(time.time())))
+        there = self.state.peers if self.state is not None else {}
+        self._greeted = {
+            key: (until, since)
+            for key, (until, since) in self._greeted.items()
+            if key in keys and now < until and not (key in there and there[key].handshake_at >= since)
+        }
 
     def remove(self) -> None:
         """Take the device away, if it is there. Raises OSError."""
         if link.index_of(self.device.name):
             self.device.remove()
             log.info("the WireGuard device %s is gone", self.device.name)
-        self.state, self.index, self._known, self._greeted = None, 0, {}, {}
+        self.state, self.index, self._known, self._greeted, self._surplus = None, 0, {}, {}, {}

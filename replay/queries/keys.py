@@ -14,7 +14,8 @@ from replay.queries.states import base
 
 
 class KeyHolding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One node's time with a key. ``port`` is WireGuard's, 0: it had none. ``to`` None: still.
+    """One node's time with a key, also beside a newer one. ``port`` is WireGuard's, 0: it had none. ``to``
+    None: still.
 
     ``since`` None, in a capsule only: it began before the capsule's first event.
     """
@@ -38,7 +39,7 @@ async def who_had_key(history: History, key: str, at: Point) -> list[KeyHolding]
     before = base(history) if history.start else None
     if before is not None:
         for node, known in before.keys.items():
-            if known.key == key:
+            if key in known.valid:
                 found.append((KeyHolding(node=node, uid=before.nodes[node].uid, port=known.port), 0, 0))
     async for batch in history.facts(until=at.sequence):
         for fact in batch:
@@ -46,7 +47,7 @@ async def who_had_key(history: History, key: str, at: Point) -> list[KeyHolding]
             if not isinstance(event, types.NodeKeyChanged | types.NodeLeft | types.NodeFenced):
                 continue
             if found and not found[-1][2] and (found[-1][0].node, found[-1][0].uid) == (event.node, event.uid):
-                if isinstance(event, types.NodeKeyChanged) and event.key == key:
+                if isinstance(event, types.NodeKeyChanged) and key in {event.key, event.beside}:
                     found[-1] = (msgspec.structs.replace(found[-1][0], port=event.port), *found[-1][1:])
                     continue
                 found[-1] = (*found[-1][:2], fact.seq)

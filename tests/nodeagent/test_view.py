@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from events.jetstream.snapshots import Snapshot, SnapshotMember, SnapshotRange
 from events.types import (
@@ -80,7 +81,14 @@ def snapshot_of(view: View) -> Snapshot:
         cidrs=("172.16.0.0/16",),
         members=tuple(
             SnapshotMember(
-                m.node, m.uid, "cloud", m.underlay, m.announced, m.vtep_mac, m.site, m.key, m.port, m.behind_nat
+                m.node,
+                m.uid,
+                "cloud",
+                m.underlay,
+                m.announced,
+                m.vtep_mac,
+                m.site,
+                *astuple(m)[6:],
             )
             for m in view.members.values()
         ),

@@ -100,9 +100,9 @@ def change_key(state: ClusterState, command: ChangeKey, now: datetime, context: 
     """
     del now
     member = own(state, command.node, command.uid)
-    given = checked(command.key, command.port)
+    given = checked(command.key, command.port, command.beside)
     twin = another_process(member, context, "else start it again once the other is silent")
     if twin is not None:
         raise twin
     events = key_events(state, member.name, member.uid, given)
-    return Decision(tuple(events), {"node": member.name, "key": given[0], "port": given[1]})
+    return Decision(tuple(events), {"node": member.name, "key": given.key, "port": given.port})

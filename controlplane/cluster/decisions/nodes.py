@@ -18,7 +18,7 @@ from controlplane.cluster.decisions.holders import Cause, hand_over
 from controlplane.cluster.decisions.overlap import address_conflicts, settle
 from controlplane.cluster.identity import another_process, living, other_machine
 from controlplane.cluster.input_checks import text, unicast
-from controlplane.cluster.keys import key_events, key_of, unable
+from controlplane.cluster.keys import GivenKey, key_events, key_of, unable
 from controlplane.cluster.state import ClusterState, Node, Range, asker_node
 from events.errors import Refused
 from events.protocol.commands import ChangeUnderlay, FenceNode, JoinNode, LeaveNode, RemoveNode
@@ -166,7 +166,7 @@ def _again(
     return _move(state, command, member, where, context)
 
 
-def _with_key(state: ClusterState, member: Node, key: tuple[str, int] | None, decision: Decision) -> Decision:
+def _with_key(state: ClusterState, member: Node, key: GivenKey | None, decision: Decision) -> Decision:
     """What a member that joins again writes, and its key if that is another one than known."""
     keys = key_events(state, member.name, member.uid, key) if decision.refusal is None else []
     return decision._replace(events=(*decision.events, *keys)) if keys else decision

@@ -18,15 +18,17 @@ def key_changed(state: ClusterState, sequence: int, event: NodeKeyChanged) -> No
     member = state.nodes.get(event.node)
     if member is None or member.uid != event.uid:
         raise Contradiction(f"{event.node} (uid {event.uid}) is no member")
-    if state.by_key.get(event.key, event.node) != event.node:
-        raise Contradiction(f"{state.by_key[event.key]} has that key")
+    known = NodeKey.of(event, sequence)
+    for key in known.valid:
+        if state.by_key.get(key, event.node) != event.node:
+            raise Contradiction(f"{state.by_key[key]} has that key")
     forget(state, event.node)
-    state.keys[event.node] = NodeKey.of(event, sequence)
-    state.by_key[event.key] = event.node
+    state.keys[event.node] = known
+    state.by_key.update(dict.fromkeys(known.valid, event.node))
 
 
 def forget(state: ClusterState, node: str) -> None:
     """The node has no key any more."""
     known = state.keys.pop(node, None)
-    if known is not None:
-        del state.by_key[known.key]
+    for key in known.valid if known is not None else ():
+        del state.by_key[key]

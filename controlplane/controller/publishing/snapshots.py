@@ -57,6 +57,7 @@ def snapshot_of(state: ClusterState, head: Head, made_at: datetime) -> Snapshot:
                 n.site,
                 *((known.key, known.port) if (known := state.keys.get(n.name)) is not None else ("", 0)),
                 n.name in state.behind_nat,
+                *((known.beside, known.slot) if known is not None else ()),
             )
             for n in state.nodes.values()
         ),
