@@ -7,7 +7,7 @@ replay tool's archive file (reading only). ``tests/contract`` runs one suite aga
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from events.chain import Head
 from events.codec import OutgoingMessage, StoredMessage
@@ -15,6 +15,9 @@ from events.errors import Refused
 
 BATCH_LIMIT = 1000
 """Most messages of one atomic append (the server's limit on atomic batches, error 10199)."""
+
+FORGOTTEN_S = 10.0
+"""After so long without a word the server forgets a batch that was begun; it keeps at most 50 of a stream."""
 
 
 def check_count(messages: Sequence[OutgoingMessage]) -> None:
@@ -65,6 +68,20 @@ class LogReader(Protocol):
         """The last sequence and its chain digest; the genesis head when empty. Raises Unavailable.
 
         Cancelled, it leaves nothing behind.
+        """
+        ...
+
+
+@runtime_checkable
+class SendsAhead(Protocol):
+    """A log that can be handed messages before it is known whether they will be appended."""
+
+    async def send_ahead(self, messages: Sequence[OutgoingMessage], *, expected: int) -> None:
+        """Send what the next append will probably be: that append then only has to confirm it.
+
+        Nothing is stored by this. Only an append of this very sequence of messages behind ``expected`` makes
+        use of it; whatever else comes, the log forgets them (after :data:`FORGOTTEN_S`). It raises nothing:
+        what could not be sent, the append sends. Cancelled, some of the messages may be on their way.
         """
         ...
 

@@ -12,8 +12,9 @@ asked of the log itself: do exactly these ids stand behind the expected sequence
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -40,7 +41,7 @@ from events.jetstream.api import (
     last_message,
     message_at,
 )
-from events.log import check_count
+from events.log import FORGOTTEN_S, check_count
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
 _HEADER_ROOM_BYTES = 256
@@ -56,6 +57,58 @@ _decode = msgspec.json.Decoder().decode
 _new = tuple.__new__  # a named tuple's own constructor is a Python function
 
 
+class Ahead(NamedTuple):
+    """A batch that was sent but for its last message, which commits it.
+
+    ``reconnects`` is the client's count then, ``at_s`` the steady clock.
+    """
+
+    messages: Sequence[OutgoingMessage]
+    expected: int
+    batch_id: str
+    reconnects: int
+    at_s: float
+
+    def serves(self, client: Client, messages: Sequence[OutgoingMessage], expected: int) -> bool:
+        """Whether it is what is appended, sent on this connection and not too long ago."""
+        return (
+            messages is self.messages
+            and expected == self.expected
+            and client.stats["reconnects"] == self.reconnects
+            and time.monotonic() - self.at_s < FORGOTTEN_S / 2
+        )
+
+
+async def send_ahead(client: Client, messages: Sequence[OutgoingMessage], *, expected: int) -> Ahead | None:
+    """See :meth:`events.log.SendsAhead.send_ahead`. Cancelled, some of the messages may be on their way."""
+    if len(messages) < 2 or not client.is_connected:
+        return None
+    ahead = Ahead(messages, expected, uuid4().hex, client.stats["reconnects"], time.monotonic())
+    try:
+        check_sizes(messages, client.max_payload)
+        await _send_but_last(client, messages, ahead.batch_id, expected)
+    except (IsthmusError, NatsError):  # the append will meet it, too, and tell
+        return None
+    return ahead
+
+
+async def _send_but_last(
+    client: Client, messages: Sequence[OutgoingMessage], batch_id: str, expected: int
+) -> None:
+    """Send a batch without the message that commits it. No answer to the first one is asked for: it would cost
+    a round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
+    batch = {"Nats-Batch-Id": batch_id}
+    more: list[dict[str, str]] = [{**batch, "Nats-Batch-Sequence": "1", _EXPECTED: str(expected)}]
+    more += [{**batch, "Nats-Batch-Sequence": str(place)} for place in range(2, len(messages))]
+    await publish_all(
+        client,
+        [
+            _new(Outgoing, (subject, body, headers, further))
+            for (subject, headers, body), further in zip(messages[:-1], more, strict=True)
+        ],
+    )
+
+
 async def append(
     client: Client,
     prefix: str,
@@ -65,15 +118,18 @@ async def append(
     expected: int,
     timeout_s: float,
     lag_s: float,
+    ahead: Ahead | None = None,
 ) -> int:
     """See :meth:`events.log.EventLog.append`.
 
-    A log that answers with a sequence before ``expected`` is asked again for ``lag_s``: a server that was cut
-    off takes itself for the leader until it hears the others, and answers for the log as it was. Cancelled, the
-    messages may be stored: read the log, or append again with the same ids.
+    What was sent ``ahead`` the first try only commits, if it serves. A log that answers with a sequence before
+    ``expected`` is asked again for ``lag_s``: a server that was cut off takes itself for the leader until it
+    hears the others, and answers for the log as it was. Cancelled, the messages may be stored: read the log, or
+    append again with the same ids.
     """
     check_sizes(messages, client.max_payload)
-    asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s)
+    sent = ahead.batch_id if ahead is not None and ahead.serves(client, messages, expected) else ""
+    asker = _Append(client, prefix, cluster, messages, expected=expected, lag_s=lag_s, sent=sent)
     return await asker.run(timeout_s)
 
 
@@ -106,7 +162,9 @@ class _Append:
         *,
         expected: int,
         lag_s: float,
+        sent: str = "",
     ) -> None:
+        """``sent`` is the id of the batch that the server has but for its last message, if it has."""
         self._client = client
         self._prefix = prefix
         self._stream = subjects.stream(cluster)
@@ -115,6 +173,7 @@ class _Append:
         self._expected = expected
         self._end = expected + len(messages)
         self._condition = {_EXPECTED: str(expected)}
+        self._sent = sent
         self._maybe_stored = False
         self._repeated = 0
         self._lag_s = lag_s
@@ -260,22 +319,15 @@ class _Append:
         return answer
 
     async def _batch(self, timeout_s: float) -> dict[str, Any]:
-        """Send all and ask for the commit. No answer to the first message is asked for: it would cost a
-        round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
-        batch = {"Nats-Batch-Id": uuid4().hex}
-        more: list[dict[str, str]] = [{**batch, "Nats-Batch-Sequence": "1", **self._condition}]
-        more += [{**batch, "Nats-Batch-Sequence": str(place)} for place in range(2, len(self._messages))]
+        """Send all, unless that was done ahead of the first try, and ask for the commit."""
+        batch_id, self._sent = self._sent, ""
+        if not batch_id:
+            batch_id = uuid4().hex
+            await _send_but_last(self._client, self._messages, batch_id, self._expected)
         last = self._messages[-1]
-        await publish_all(
-            self._client,
-            [
-                _new(Outgoing, (subject, body, headers, further))
-                for (subject, headers, body), further in zip(self._messages[:-1], more, strict=True)
-            ],
-        )
         headers = {
             **last.headers,
-            **batch,
+            "Nats-Batch-Id": batch_id,
             "Nats-Batch-Sequence": str(len(self._messages)),
             "Nats-Batch-Commit": "1",
         }

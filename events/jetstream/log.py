@@ -15,7 +15,7 @@ from events import subjects
 from events.chain import Head
 from events.codec import OutgoingMessage, StoredMessage
 from events.jetstream.api import DEFAULT_PREFIX, prefix_of
-from events.jetstream.append import append
+from events.jetstream.append import Ahead, append, send_ahead
 from events.jetstream.direct import DirectReader
 from events.jetstream.freshness import vouched_end
 from events.jetstream.read import PullReader, log_head
@@ -52,6 +52,7 @@ class JetStreamLog:
         self._given_prefix, self._prefix = prefix, prefix_of(client, prefix)
         self._patience_s = patience_s
         self._lag_s = lag_s
+        self._ahead: Ahead | None = None
         self._reader = PullReader(client, self._prefix, cluster, batch_size=batch_size, patience_s=patience_s)
         # Credentials that may not make consumers (an auditor's, an operator's) read without one.
         self._may_consume = self._prefix == prefix
@@ -115,6 +116,7 @@ class JetStreamLog:
         self, messages: Sequence[OutgoingMessage], *, expected: int, timeout_s: float = 5.0
     ) -> int:
         """As :meth:`events.log.EventLog.append` says. Cancelled, the messages may be stored."""
+        ahead, self._ahead = self._ahead, None
         return await append(
             self._client,
             self._prefix,
@@ -123,7 +125,12 @@ class JetStreamLog:
             expected=expected,
             timeout_s=timeout_s,
             lag_s=self._lag_s,
+            ahead=ahead,
         )
+
+    async def send_ahead(self, messages: Sequence[OutgoingMessage], *, expected: int) -> None:
+        """As :meth:`events.log.SendsAhead.send_ahead` says. Cancelled, some of the messages may be sent."""
+        self._ahead = await send_ahead(self._client, messages, expected=expected)
 
     async def parkings(self) -> list[StoredMessage]:
         """See :class:`events.parking.Indexed`."""

@@ -1,7 +1,8 @@
 """One event to 1,000 connected agents, and what an agent costs the server.
 
 Fan-out: the same bytes go out as an event (stored, synced, republished, put in order by each
-agent's reader) and as a plain NATS message, turn by turn, to the same processes. Cost, of 1,000
+agent's reader) and as a plain NATS message, turn by turn, to the same processes, in several rounds of which the
+median ratio counts: another program that runs for a second decides a round's p99. Cost, of 1,000
 agents each: that are merely connected; that get the messages by plain subscription; that read as
 ours do; that have an ordered consumer each. All get the same events at the same pace. What TCP and
 the delivery of the bytes cost is the same for every design with a connection per agent, and is shown
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from events import subjects
 from events.bus.connection import BusOptions, connect
@@ -33,13 +35,20 @@ EVENTS = 40
 COST_EVENTS = 150
 IDLE_S = 10
 ROUNDS = 3
-"""Of the CPU's cost, in turn; the least of each counts, since another program can only add."""
+"""Of the fan-out, and of the CPU's cost, in turn: of that the least counts, since others can only add."""
 
 SETTLED_S = 35
 """After it, our readers ask for the log's end as seldom as they do for the rest of their lives."""
 
 KINDS = ("connected", "plain", "ordered", "live")
 PAUSE_S = 0.25
+
+
+class Delays(NamedTuple):
+    """After how many milliseconds an event of the log and a plain message had come."""
+
+    live_ms: float
+    plain_ms: float
 
 
 def run() -> list[dict[str, Any]]:
@@ -57,14 +66,15 @@ def _memory_bytes(pid: int) -> int:
 
 async def _run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
-        fan_out = await _fan_out(Path(directory) / "fan-out")
+        rounds = [await _fan_out(Path(directory) / f"fan-out-{turn}") for turn in range(ROUNDS)]
+        print(rounds, file=sys.stderr)
         spent_s = dict.fromkeys(KINDS, float("inf"))
         for turn in range(ROUNDS):
             for kind in KINDS:
                 spent_s[kind] = min(spent_s[kind], await _cpu(Path(directory) / f"cpu-{kind}-{turn}", kind))
         memory = {kind: await _memory(Path(directory) / f"memory-{kind}", kind) for kind in KINDS}
     return [
-        *fan_out,
+        *_fan_out_rows(rounds),
         *_cost_rows("memory", "KiB/agent", {kind: size / AGENTS / 1024 for kind, size in memory.items()}),
         *_cost_rows(
             "CPU", "µs/agent/event", {kind: used / AGENTS / COST_EVENTS * 1e6 for kind, used in spent_s.items()}
@@ -95,7 +105,29 @@ def _cost_rows(what: str, unit: str, cost: dict[str, float]) -> list[dict[str, A
     ]
 
 
-async def _fan_out(directory: Path) -> list[dict[str, Any]]:
+def _fan_out_rows(rounds: list[dict[float, Delays]]) -> list[dict[str, Any]]:
+    """The round in the middle, by ratio."""
+    rows = []
+    for share, target in ((0.99, 1.3), (0.5, None)):
+        delays = sorted((each[share] for each in rounds), key=lambda found: found.live_ms / found.plain_ms)
+        live_ms, plain_ms = delays[len(delays) // 2]
+        rows.append(
+            {
+                "name": f"bus: one event to {AGENTS} agents, p{share * 100:g}, against plain NATS fan-out",
+                "ours": live_ms,
+                "baseline": plain_ms,
+                "unit": "ms",
+                "ratio": live_ms / plain_ms,
+                "target": target,
+                "better": "lower",
+                "ok": target is None or live_ms / plain_ms <= target,
+            }
+        )
+    return rows
+
+
+async def _fan_out(directory: Path) -> dict[float, Delays]:
+    """Of one round: share of the arrivals → after how long they had come."""
     async with EmbeddedServer(ServerOptions(store_dir=directory)) as server:
         client = await connect(BusOptions(servers=(server.url,)), name="bench")
         log = await JetStreamLog.open(client, CLUSTER, create=True)
@@ -126,22 +158,10 @@ async def _fan_out(directory: Path) -> list[dict[str, Any]]:
             if number > 5  # the first ones warm everything up
             for moment in moments
         ]
-    rows = []
-    for share, target in ((0.99, 1.3), (0.5, None)):
-        ours, plain = _percentile(delays["live"], share), _percentile(delays["plain"], share)
-        rows.append(
-            {
-                "name": f"bus: one event to {AGENTS} agents, p{share * 100:g}, against plain NATS fan-out",
-                "ours": ours,
-                "baseline": plain,
-                "unit": "ms",
-                "ratio": ours / plain,
-                "target": target,
-                "better": "lower",
-                "ok": target is None or ours / plain <= target,
-            }
-        )
-    return rows
+    return {
+        share: Delays(_percentile(delays["live"], share), _percentile(delays["plain"], share))
+        for share in (0.99, 0.5)
+    }
 
 
 async def _all_arrivals(fleet: Fleet) -> dict[str, dict[int, list[int]]]:

@@ -13,13 +13,14 @@ from events import subjects
 from events.bus.connection import BusOptions, connect
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
-from events.chain import Head
-from events.codec import OutgoingMessage
+from events.chain import Head, genesis
+from events.codec import OutgoingMessage, StoredMessage
+from events.errors import Refused
 from events.jetstream.api import call
 from events.jetstream.live import LiveReader
 from events.jetstream.log import JetStreamLog
 from events.log import EventLog, LogReader, ReadBatch
-from tests.contract.samples import CLUSTER, fill
+from tests.contract.samples import CLUSTER, fill, sealed
 from tests.contract.suite import LogContract, ReaderOver
 from tests.events.server_cluster import ServerCluster
 
@@ -86,6 +87,46 @@ def reader_over(log: EventLog) -> ReaderOver:
     return make
 
 
+class SendsAheadContract:
+    """What is sent ahead is stored by the append that asks for it, whole and once, and by nothing else."""
+
+    async def test_what_was_sent_ahead_is_stored_by_its_append(self, log: JetStreamLog) -> None:
+        first, head = sealed(genesis(CLUSTER), 3)
+        second, _ = sealed(head, 4)
+        await log.send_ahead(second, expected=3)  # before the first is stored, as a controller does
+        assert (await log.head()).sequence == 0
+        assert await log.append(first, expected=0) == 3
+        await log.send_ahead(second, expected=3)
+        assert (await log.head()).sequence == 3
+        assert await log.append(second, expected=3) == 7
+        assert await log.append(second, expected=3) == 7
+        assert [m.headers["ce-id"] for m in await everything(log)] == [m.id for m in (*first, *second)]
+
+    async def test_what_was_sent_ahead_and_given_up_leaves_nothing(self, log: JetStreamLog) -> None:
+        first, head = sealed(genesis(CLUSTER), 2)
+        given_up, _ = sealed(head, 5)
+        await log.append(first, expected=0)
+        await log.send_ahead(given_up, expected=2)
+        other, _ = sealed(head, 3)
+        assert await log.append(other, expected=2) == 5
+        await log.send_ahead(given_up, expected=2)
+        with pytest.raises(Refused, match="the log is at 5"):
+            await log.append(given_up, expected=2)
+        assert [m.headers["ce-id"] for m in await everything(log)] == [m.id for m in (*first, *other)]
+
+    async def test_what_the_server_did_not_get_is_sent_by_the_append(self, log: JetStreamLog) -> None:
+        messages, _ = sealed(genesis(CLUSTER), 3)
+        await log.send_ahead(messages, expected=0)
+        assert log._ahead is not None
+        log._ahead = log._ahead._replace(batch_id="never-sent")  # as behind a server that was restarted
+        assert await log.append(messages, expected=0) == 3
+        assert len(await everything(log)) == 3
+
+
+async def everything(log: JetStreamLog) -> list[StoredMessage]:
+    return [message async for batch in log.read() for message in batch.messages]
+
+
 class LiveLog:
     """Appends as a controller does, reads as an agent does."""
 
@@ -108,7 +149,7 @@ class LiveLog:
         return await self._live.head()
 
 
-class TestOneServer(LogContract):
+class TestOneServer(LogContract, SendsAheadContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")
@@ -117,7 +158,7 @@ class TestOneServer(LogContract):
             yield log
 
 
-class TestThreeServers(LogContract):
+class TestThreeServers(LogContract, SendsAheadContract):
     """Everything in the suite."""
 
     @pytest_asyncio.fixture(loop_scope="module")

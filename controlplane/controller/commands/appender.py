@@ -22,7 +22,7 @@ from controlplane.controller.replication.outcomes import OutcomeLog, Succeeded
 from controlplane.controller.replication.replica import Replica
 from events.bus.retry import backoff_s, pauses
 from events.errors import IsthmusError, OutcomeUnknown, Refused, Unavailable
-from events.log import EventLog
+from events.log import FORGOTTEN_S, EventLog, SendsAhead
 
 log = logging.getLogger("isthmus.controller")
 
@@ -38,6 +38,16 @@ class Appender:
     jitter: random.Random
     outcomes: OutcomeLog | None
     unsure: bool = True
+    _ahead_from_s: float = 0.0
+
+    async def send_ahead(self, batch: Batch) -> None:
+        """Hand the log what will be appended if the batch before it is. Cancelled, some of it may be sent."""
+        if isinstance(self.log, SendsAhead) and time.monotonic() >= self._ahead_from_s:
+            await self.log.send_ahead(batch.messages, expected=batch.plan.base.sequence)
+
+    def give_up_ahead(self) -> None:
+        """What was sent ahead is not appended after all: send no more until the log has forgotten it."""
+        self._ahead_from_s = time.monotonic() + FORGOTTEN_S
 
     async def append(self, batch: Batch) -> None:
         """Store what the batch writes, and make sure of what it does not.

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from controlplane.controller.clocks import LogClock
 from controlplane.controller.commands.appender import Appender
@@ -72,6 +73,17 @@ RACES_LIMIT = 20
 UNLIMITED = unlimited()
 
 
+HANDS = 4
+"""Turns of the event loop in which a message gets out: through the append, its try, and the connection."""
+
+
+class Stored(NamedTuple):
+    """A stored batch that has yet to be adopted and answered; ``unwritten`` answers what wrote nothing."""
+
+    batch: Batch
+    unwritten: IsthmusError | None
+
+
 class Committer:
     """Takes checked requests and answers each after its effect is stored.
 
@@ -82,7 +94,8 @@ class Committer:
     ``source`` names this controller in the envelope. ``now`` is the wall clock (UTC); times in the
     log never run backwards, because each decision takes the later of the clock and the last event.
 
-    One batch is appended at a time; while it is on its way, the next is decided as if it had arrived.
+    One batch is appended at a time; while it is on its way, the next is decided as if it had arrived, and
+    sent to the log but for the message that commits it.
     """
 
     def __init__(
@@ -225,7 +238,9 @@ class Committer:
         are answered again, and all others with ``log_poisoned``.
         """
         appending: asyncio.Task[None] | None = None
+        batch: Batch | None = None
         in_flight: Batch | None = None
+        stored: Stored | None = None
         group: list[Pending] = []
         try:
             while True:
@@ -240,23 +255,40 @@ class Committer:
                 else:
                     batch = None
                 if appending is not None and in_flight is not None:
+                    if batch is not None:
+                        await self._appender.send_ahead(batch)
                     # What was decided on top of it counts only if it is appended.
-                    appended = await self._appended(appending, in_flight)
+                    stored = await self._appended(appending, in_flight)
                     appending = in_flight = None
-                    if not appended and batch is not None:
+                    if stored is None and batch is not None:
+                        self._appender.give_up_ahead()
                         self._put_back(batch.pendings)
+                        batch = None
                         continue
                 if batch is not None:
-                    in_flight = batch
-                    appending = asyncio.create_task(self._appender.append(batch))
-                    # Deciding holds the loop: first let the batch get out, so that the two overlap.
-                    await asyncio.wait({appending}, timeout=self._limits.sending_s)
+                    in_flight, batch = batch, None
+                    appending = asyncio.create_task(self._appender.append(in_flight))
+                    # Answering holds the loop, and so does deciding: first let the batch get out, so that they
+                    # overlap. Of one that went ahead that is a message.
+                    for _ in range(HANDS if stored is not None else 0):
+                        await asyncio.sleep(0)
+                first = stored is None
+                if stored is not None:
+                    self._settle(stored)
+                    stored = None
+                if appending is not None and in_flight is not None:
+                    wanted = len(in_flight.plan.decided)
+                    if first or len(self._waiting) < wanted:
+                        await self._gather(appending, wanted)
                 if not self._waiting and appending is None:
                     self._idle.set()
         finally:
+            if stored is not None:
+                self._settle(stored)
             if appending is not None:
                 await end([appending])
-            self._abandon([*(in_flight.pendings if in_flight else ()), *group, *self._waiting])
+            undecided = [pending for one in (in_flight, batch) if one for pending in one.pendings]
+            self._abandon([*undecided, *group, *self._waiting])
             self._waiting.clear()
             self._idle.set()
 
@@ -328,8 +360,20 @@ class Committer:
         term = group[0].term or UNLIMITED
         return Batch(plan, messages, head, recorded_of(plan, messages, self._now()), term)
 
-    async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> bool:
-        """Wait for the append, adopt it and answer. False when it is not stored as it was decided."""
+    async def _gather(self, appending: asyncio.Task[None], wanted: int) -> None:
+        """While an append is on its way, and as long as commands come: let them in.
+
+        It lets answers out, too, and what they bring. A small group costs nearly as much as a large one.
+        """
+        while True:
+            before = len(self._waiting)
+            await asyncio.wait({appending}, timeout=self._limits.sending_s)
+            waiting = len(self._waiting)
+            if appending.done() or waiting == before or waiting >= wanted:
+                return
+
+    async def _appended(self, appending: asyncio.Task[None], batch: Batch) -> Stored | None:
+        """Wait for the append. None when it is not stored as it was decided."""
         try:
             await appending
         except LostRace:
@@ -343,21 +387,23 @@ class Committer:
                 self._fail(batch.pendings, error)
             else:
                 self._put_back(batch.pendings)
-            return False
+            return None
         except OutcomesNotKept as error:
             # What it wrote is stored and counts; what it did not write was not kept, and is nobody's answer.
-            self._replica.adopt(batch.recorded, batch.head)
-            self._replies.settle(batch.plan, batch.messages, unwritten=error.told)
-            return True
+            return Stored(batch, error.told)
         except IsthmusError as error:
             self._fail(batch.pendings, error)
-            return False
+            return None
         self._races = 0
         self._groups += bool(batch.messages)
         self._committed += len(batch.messages)
+        return Stored(batch, None)
+
+    def _settle(self, stored: Stored) -> None:
+        """Adopt what is stored, and answer."""
+        batch, unwritten = stored
         self._replica.adopt(batch.recorded, batch.head)
-        self._replies.settle(batch.plan, batch.messages)
-        return True
+        self._replies.settle(batch.plan, batch.messages, unwritten=unwritten)
 
     # --- endings ---------------------------------------------------------------------------------------
 
