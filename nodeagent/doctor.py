@@ -199,6 +199,7 @@ def _underlay(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         "ok",
         f"{underlay.address} on {underlay.device}, MTU {underlay.mtu} (inside {overlay_mtu(underlay)})",
     )
+    yield from findings.segmentation(underlay.device)
     if view is not None:
         members = (peer.underlay for peer in view.peers)
         limit = host_settings.read_sysctl(findings.NEIGHBOURS_MAX.replace(".", "/"))

@@ -24,6 +24,8 @@ from nodeagent.netlink.constants import ADDRESSES_BY_HAND
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x16, 0x17
 _ETHTOOL_GGRO, _ETHTOOL_SGRO = 0x2B, 0x2C
+_ETHTOOL_GSSET_INFO, _ETHTOOL_GSTRINGS, _ETHTOOL_GFEATURES = 0x37, 0x1B, 0x3A
+_FEATURE_NAMES, _NAME_BYTES, _NAMES_MAX = 4, 32, 1024
 _IFREQ = struct.Struct("16sP16x")
 _VALUE = struct.Struct("=II")
 
@@ -61,6 +63,33 @@ def _offload(device: str, read: int, write: int, wanted: bool) -> bool:
     value.raw = _VALUE.pack(write, int(wanted)) + value.raw[_VALUE.size :]
     ethtool(device, value)
     return True
+
+
+def feature(device: str, name: str) -> tuple[bool, bool]:
+    """Whether a feature of ``ethtool -k`` is on, and whether it can be switched; (False, False): unknown there.
+
+    Raises OSError.
+    """
+    asked = ctypes.create_string_buffer(struct.pack("=IIQI", _ETHTOOL_GSSET_INFO, 0, 1 << _FEATURE_NAMES, 0))
+    ethtool(device, asked)
+    (count,) = struct.unpack_from("=I", asked.raw, 16)
+    count = min(count, _NAMES_MAX)
+    head = struct.pack("=III", _ETHTOOL_GSTRINGS, _FEATURE_NAMES, count)
+    names = ctypes.create_string_buffer(head + bytes(count * _NAME_BYTES))
+    ethtool(device, names)
+    known = [
+        names.raw[at : at + _NAME_BYTES].partition(b"\0")[0].decode()
+        for at in range(len(head), len(head) + count * _NAME_BYTES, _NAME_BYTES)
+    ]
+    if name not in known:
+        return False, False
+    words = (count + 31) // 32
+    values = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GFEATURES, words) + bytes(words * 16))
+    ethtool(device, values)
+    place = known.index(name)
+    available, _, active, fixed = struct.unpack_from("=4I", values.raw, 8 + place // 32 * 16)
+    bit = 1 << place % 32
+    return bool(active & bit), bool(available & ~fixed & bit)
 
 
 def ethtool(device: str, record: ctypes.Array[ctypes.c_char]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Interface, IPv4Network, ip_address
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 
 from events.errors import IsthmusError
 from nodeagent.config import DEFAULT_CNI_DIR
-from nodeagent.dataplane.host_settings import read_sysctl
+from nodeagent.dataplane.host_settings import feature, read_sysctl
 from nodeagent.health import accept_in_others, diagnosis, legacy_filter, settings
 from nodeagent.local_files import LocalStatus, now_of
 from nodeagent.netlink import links
@@ -37,6 +38,7 @@ PACKAGE = "apt-get install containernetworking-plugins (or the plugins' release,
 INSTALL_OURS = "isthmus agent install-plugin"
 ADDRESSES_UNUSABLE = 3
 NEIGHBOURS_MAX = "net.ipv4.neigh.default.gc_thresh3"
+TUNNEL_SEGMENTATION = "tx-udp_tnl-segmentation"
 NEIGHBOURS_SHARE = 0.5
 """Of the kernel's neighbour table for members on the link; other programs and namespaces share it."""
 
@@ -75,6 +77,23 @@ def forwarding(device: str) -> Iterator[Finding]:
         )
     else:
         yield Finding("forwarding", "ok", "net.ipv4.ip_forward is 1")
+
+
+def segmentation(device: str) -> Iterator[Finding]:
+    """Whether the underlay device cuts large packets of a tunnel itself; else this node's CPU does."""
+    try:
+        on, changeable = feature(device, TUNNEL_SEGMENTATION)
+    except OSError:
+        return  # no Ethernet device, or a driver that does not answer
+    if on:
+        yield Finding("segmentation", "ok", f"{device} cuts large packets of the tunnel itself")
+        return
+    text = f"{device} does not cut large packets of the tunnel ({TUNNEL_SEGMENTATION} is off): bulk TCP takes "
+    text += "several times the CPU"
+    fix = f"ethtool -K {shlex.quote(device)} {TUNNEL_SEGMENTATION} on"
+    if not changeable:
+        fix = "a larger underlay MTU makes up for it, or direct ways where nodes share a link (--direct auto)"
+    yield Finding("segmentation", "warning" if changeable else "info", text, fix)
 
 
 async def filters(cidrs: tuple[str, ...]) -> list[Finding]:

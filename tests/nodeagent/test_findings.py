@@ -144,3 +144,19 @@ def test_a_table_of_neighbours_that_is_too_small_for_the_link_is_named() -> None
     (found,) = findings.neighbour_table("10.7.0.1", near[:400] + far, "1024")
     assert found.level == "ok"
     assert not list(findings.neighbour_table("10.7.0.1", far, "1024"))
+
+
+@inside
+def test_an_underlay_that_does_not_cut_packets_of_a_tunnel_is_named_with_its_cure() -> None:
+    sh("ip link add u0 type veth peer name u1 && ip link set u0 up")
+    (fine,) = findings.segmentation("u0")
+    assert fine.level == "ok"
+    sh("ethtool -K u0 tx-udp_tnl-segmentation off")
+    (off,) = findings.segmentation("u0")
+    assert (off.level, off.fix) == ("warning", "ethtool -K u0 tx-udp_tnl-segmentation on")
+    sh(off.fix)
+    assert list(findings.segmentation("u0")) == [fine]
+    sh("ip link add d0 type vxlan id 7 local 127.0.0.1 dstport 8472")
+    assert "tx-udp_tnl-segmentation: off [fixed]" in sh("ethtool -k d0")
+    assert [found.level for found in findings.segmentation("d0")] == ["info"]
+    assert list(findings.segmentation("none")) == []
