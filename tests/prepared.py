@@ -292,6 +292,8 @@ def isthmus(
     arguments: Sequence[str], out: IO[Any], err: IO[Any], *, namespace: str = "", env: Mapping[str, str] = {}
 ) -> Fork:
     """Run the command in a fork, in that network namespace (as ``ip netns exec`` does it)."""
+    sys.stdout.flush()  # what a test has printed is not the command's output
+    sys.stderr.flush()
     pid = os.fork()
     if not pid:
         _leave(lambda: _command(arguments, out.fileno(), err.fileno(), namespace, env))
