@@ -159,7 +159,9 @@ def counters(node: Node) -> dict[str, float]:
 
 
 def fast(*nodes: Node) -> None:
-    """Wait until packets leave and arrive by the fast path of these nodes."""
+    """Wait until packets leave and arrive by the fast path of these nodes, unless tests run without it."""
+    if os.environ.get("ISTHMUS_FASTPATH") == "off":
+        return
     before = [(node, counters(node)) for node in nodes]
 
     def there() -> bool:
