@@ -153,6 +153,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --direct                nodes of one site without the tunnel
     isthmus lab --encrypt all           packets between nodes encrypted, none in the clear
     isthmus lab --nat                   two branches behind NAT: a join, all pairs, changes of routers
+    isthmus lab --nat --encrypt all     … and again with packets encrypted, relayed ones, too
     isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
     isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
@@ -181,18 +182,8 @@ def lab(  # noqa: PLR0917 - click passes every option by name
             "--kubernetes goes with --cloud, --external, --pods, --keep and --json only: its bus is a pod, "
             "with TLS and credentials",
         )
-    if nat and (
-        churn
-        or kills
-        or leaf
-        or clb
-        or direct
-        or breaks
-        or kubernetes
-        or bus_servers != "1"
-        or encrypt != "off"
-    ):
-        raise Usage("usage", "--nat goes with --pods, --secure, --keep, --http and --json only")
+    if nat and (churn or kills or leaf or clb or direct or breaks or kubernetes or bus_servers != "1"):
+        raise Usage("usage", "--nat goes with --encrypt, --pods, --secure, --keep, --http and --json only")
     if binaries is not None and not kubernetes:
         raise Usage("usage", "--binaries is where --kubernetes finds its programs: give --kubernetes, too")
     from deploy.churn.trace import find_files

@@ -140,7 +140,7 @@ async def _run_checks(
     if options.nat:
         from deploy.lab.checks.nat import behind_nat
 
-        await behind_nat(lab, report)
+        await behind_nat(lab, report, options.encrypt)
         await overlay.log_holds(lab, report)
         return
     await overlay.cyclic_ranges(lab, report)

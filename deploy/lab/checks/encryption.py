@@ -22,11 +22,13 @@ from events.protocol.commands import SetEncryption
 from events.protocol.encryption import WIREGUARD_PORT, WIREGUARD_PORTS
 from events.protocol.queries import ClusterView, ShowCluster
 from nodeagent.config import DEFAULT_DEVICE
+from nodeagent.dataplane.second_device import second_vni
 from nodeagent.local_files import read_status
 from nodeagent.wireguard import kernel, userspace
 from nodeagent.wireguard.pairs import name_pattern
 
 if TYPE_CHECKING:
+    from deploy.lab.machines.machine import Machine
     from deploy.lab.reports.report import Check, Report
     from deploy.lab.runtime import Lab, LabNode
     from events.types import EncryptionScope
@@ -39,9 +41,9 @@ add table {TABLE}
 delete table {TABLE}
 add table {TABLE}
 add chain {TABLE} wire {{{{ type filter hook prerouting priority -400; }}}}
-add rule {TABLE} wire iifname eth0 ip saddr {{containers}} counter comment "plain"
-add rule {TABLE} wire iifname eth0 udp dport 8472 @th,96,24 {{vni}} {{strangers}} counter comment "tunnel"
-add rule {TABLE} wire iifname eth0 udp dport {PORTS} counter comment "encrypted"
+add rule {TABLE} wire {{device}} ip saddr {{containers}} counter comment "plain"
+add rule {TABLE} wire {{device}} udp dport 8472 @th,96,24 {{vnis}} {{strangers}} counter comment "tunnel"
+add rule {TABLE} wire {{device}} udp dport {PORTS} counter comment "encrypted"
 """
 
 
@@ -56,46 +58,47 @@ async def there_and_back(lab: Lab, report: Report, scope: EncryptionScope) -> No
     mtus = _mtus(lab)
     with report.stage(f"The cluster goes over to encryption ({scope}) under traffic") as check:
         async with Flows(lab, None) as flows:
-            seconds = await _encrypt(lab, scope)
+            seconds = await encrypt(lab, scope)
         flows.judge(check)
         check.measured["settled_s"] = round(seconds, 1)
         check.detail += f"; settled after {seconds:.1f} s"
     if not check.ok:
         return
     with report.stage("Nothing is in the clear on any node's underlay, every pair is answered") as check:
-        await _count_anew(lab, scope)
+        await count_anew(lab, scope)
         judge_pairs(check, await probe_all(lab))
-        await _judge_wire(lab, check)
+        await judge_wire(lab, check)
     if not check.ok:
         return
     victim = lab.nodes[lab.topology.nodes[0].name]
     with report.stage(f"{victim.name} gets another key under traffic: nothing in the clear") as check:
-        await _count_anew(lab, scope)
+        await count_anew(lab, scope)
         async with Flows(lab, victim.name) as flows:
             key, seconds = await _rotated(victim)
         flows.judge(check)
-        await _judge_wire(lab, check)
+        await judge_wire(lab, check)
         check.measured["key_s"] = round(seconds, 1)
         check.detail += f"\n{key} is its key, after {seconds:.1f} s its only one"
     if not check.ok:
         return
     with report.stage(f"{victim.name}'s WireGuard is taken away: nothing in the clear") as check:
-        await _count_anew(lab, scope)
+        await count_anew(lab, scope)
         async with Flows(lab, victim.name) as flows:
             await _taken_away(victim)
         gone_ms = max(result["longest_silence_ms"] for result in flows.results)
         judge_pairs(check, await probe_all(lab))
-        await _judge_wire(lab, check)
+        await judge_wire(lab, check)
         check.measured["gone_silence_ms"] = round(gone_ms)
         check.detail += f"\nsilent for {gone_ms:.0f} ms"
     with report.stage("The cluster goes back to plain packets under traffic") as check:
         async with Flows(lab, None) as flows:
-            await _encrypt(lab, "off")
+            await encrypt(lab, "off")
             await until(BACK_S, lambda: "" if _mtus(lab) == mtus else "devices pass what they passed before")
         flows.judge(check)
 
 
-async def _encrypt(lab: Lab, scope: EncryptionScope) -> float:
+async def encrypt(lab: Lab, scope: EncryptionScope) -> float:
+    """Have the cluster encrypt that, and wait until it does: seconds. Raises CheckFailedError."""
     started = time.monotonic()
     await lab.client.send(SetEncryption(scope=scope))
     while True:
@@ -107,20 +110,30 @@ async def _encrypt(lab: Lab, scope: EncryptionScope) -> float:
         await asyncio.sleep(POLL_S)
 
 
-async def _count_anew(lab: Lab, scope: EncryptionScope) -> None:
-    containers = str(lab.members.plan.container_cidr) if lab.members.plan is not None else ""
-    vni = lab.members.plan.vni if lab.members.plan is not None else 0
+async def count_anew(lab: Lab, scope: EncryptionScope) -> None:
+    """Count from now on what crosses the underlays of all nodes, and what routers of branches forward."""
+    plan = lab.members.plan
+    containers, vni = (str(plan.container_cidr), plan.vni) if plan is not None else ("", 0)
+    vnis = f"{{ {vni}, {second_vni(vni)} }}"
     for node in lab.nodes.values():
         strangers = f"ip saddr != {node.node.site.subnet}" if scope == "sites" else ""
-        await node.machine.run(
-            "nft", "-f", "-", stdin=COUNT.format(containers=containers, vni=vni, strangers=strangers)
-        )
+        rules = COUNT.format(device="iifname eth0", containers=containers, vnis=vnis, strangers=strangers)
+        await node.machine.run("nft", "-f", "-", stdin=rules)
+    for router in _routers(lab):
+        rules = COUNT.format(device="", containers=containers, vnis=vnis, strangers="")
+        await router.run("nft", "-f", "-", stdin=rules)
 
 
-async def _judge_wire(lab: Lab, check: Check) -> None:
+def _routers(lab: Lab) -> list[Machine]:
+    sites = (site for site in lab.topology.sites if site.outside is not None)
+    return [lab.fabric.machines[f"{site.name}-router"] for site in sites]
+
+
+async def judge_wire(lab: Lab, check: Check) -> None:
+    """Whether since then nothing crossed in the clear. Raises CheckFailedError."""
     found = dict.fromkeys(("plain", "tunnel", "encrypted"), 0)
-    for node in lab.nodes.values():
-        for word, packets in (await counted(node.machine, TABLE, tuple(found))).items():
+    for machine in (*(node.machine for node in lab.nodes.values()), *_routers(lab)):
+        for word, packets in (await counted(machine, TABLE, tuple(found))).items():
             found[word] += packets
     check.measured |= found
     if found["plain"] or found["tunnel"] or not found["encrypted"]:

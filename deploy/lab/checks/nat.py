@@ -10,12 +10,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from deploy.lab.checks.encryption import count_anew, encrypt, judge_wire
 from deploy.lab.checks.joining import by_one_command, undone
 from deploy.lab.checks.waiting import counted, until
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines.machine import ip_batch
 from deploy.lab.topology.layout import WAN
-from deploy.lab.traffic.measure import judge_pairs, probe_all
+from deploy.lab.traffic.measure import Flows, judge_pairs, probe_all
 from events.protocol.ways import way_between
 from nodeagent.dataplane.second_device import second_vni
 from nodeagent.local_files import read_status
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from deploy.lab.machines.pods import Pod
     from deploy.lab.reports.report import Report
     from deploy.lab.runtime import Lab, LabNode
+    from events.types import EncryptionScope
 
 FOUND_S, HEALED_S = 90.0, 30.0
 ANSWERED_MS = 400
@@ -59,8 +61,8 @@ for _ in range(20):
 MOVED = {"branch": WAN[21]}
 
 
-async def behind_nat(lab: Lab, report: Report) -> None:
-    """The whole of it. Raises nothing: each stage says what it saw."""
+async def behind_nat(lab: Lab, report: Report, scope: EncryptionScope) -> None:
+    """The whole of it, and encrypted where ``scope`` says so. Raises nothing: each stage says what it saw."""
     await _found_out(lab, report)
     if not report.ok:
         return
@@ -71,6 +73,8 @@ async def behind_nat(lab: Lab, report: Report) -> None:
     await _idle(lab, report)
     await _relay_gone(lab, report)
     await _strangers(lab, report)
+    if scope != "off" and report.ok:
+        await _encrypted(lab, report, scope)
     await undone(lab, report)
 
 
@@ -170,6 +174,36 @@ async def _relay_gone(lab: Lab, report: Report) -> None:
         check.detail += (
             f"; {gateway} gone, {other} after {seconds:.1f} s, everything again {back:.1f} s after its return"
         )
+
+
+async def _encrypted(lab: Lab, report: Report, scope: EncryptionScope) -> None:
+    one, other = (lab.nodes[name].pods[0] for name in ("branch-1", "home-1"))
+    relayed = [(one, other), (other, one)]
+    with report.stage(f"Under traffic to encryption ({scope}), relayed packets, too") as check:
+        async with Flows(lab, None, relayed) as flows:
+            seconds = await encrypt(lab, scope)
+        flows.judge(check)
+        check.measured["settled_s"] = round(seconds, 1)
+        check.detail += f"; settled after {seconds:.1f} s"
+    if not check.ok:
+        return
+    await count_anew(lab, scope)
+    with report.stage("Every pair passes, nothing in the clear on any node's or router's link") as check:
+        judge_pairs(check, await probe_all(lab))
+        await judge_wire(lab, check)
+        ways = read_status(lab.nodes["branch-1"].directory / "state").peer_ways
+        found = next(way for way in ways if way.peer == "home-1")
+        if (found.way, found.encrypted) != ("relayed", True):
+            raise CheckFailedError(f"branch-1 says that it reaches home-1 by {found}")
+    await _router(lab, report, "The branch's router loses its connections, encrypted ones too", _flush)
+    await _relay_gone(lab, report)
+    with report.stage("Meanwhile nothing was in the clear; back to plain packets under traffic") as check:
+        await judge_wire(lab, check)
+        detail = check.detail
+        async with Flows(lab, None, relayed) as flows:
+            await encrypt(lab, "off")
+        flows.judge(check)
+        check.detail += detail
 
 
 async def _strangers(lab: Lab, report: Report) -> None:

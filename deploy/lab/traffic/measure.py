@@ -9,6 +9,8 @@ from deploy.lab.failures import CheckFailedError
 from deploy.lab.reports.report import Check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploy.lab.machines.pods import Pod
     from deploy.lab.runtime import Lab
 
@@ -24,10 +26,13 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 class Flows:
     """Streams of numbered packets in both directions, running while the block runs (and FLOW_AT_LEAST long)."""
 
-    def __init__(self, lab: Lab, name: str | None) -> None:
+    def __init__(self, lab: Lab, name: str | None, pairs: Sequence[tuple[Pod, Pod]] = ()) -> None:
+        """Across the sites, those of one node where ``name`` says which, and between these ``pairs``."""
         cloud = [pod for pod in lab.pods if site_of(lab, pod.name) == "cloud" and name in (None, pod.node.name)]
         other = [pod for pod in lab.pods if site_of(lab, pod.name) == "external"]
-        self._pairs = [*zip(cloud, other, strict=False), *zip(other, cloud, strict=False)]
+        across = [*zip(cloud, other, strict=False), *zip(other, cloud, strict=False)]
+        taken = [source for source, _ in pairs]  # a pod is the source of one stream
+        self._pairs = [*(pair for pair in across if pair[0] not in taken), *pairs]
         self.results: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> Self:
