@@ -16,7 +16,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice, zip_longest
 from typing import Self
 
@@ -117,14 +117,17 @@ def sample(peers: Iterable[Peer], count: int) -> list[Peer]:
     return list(islice(in_turn, count))
 
 
-async def measure(path: Path, wanted: int, *, wait_s: float = WAIT_S) -> int:
+async def measure(
+    path: Path, wanted: int, *, wait_s: float = WAIT_S, going: Callable[[], bool] = lambda: True
+) -> int:
     """The largest outer IP packet, up to ``wanted`` bytes, that arrives in one piece; 0 without any answer.
 
     Each question is asked up to three times, ``wait_s`` seconds apart. A router that says how much it can pass,
     or a route with a smaller MTU, is taken at its word. Raises OSError when this node does not have the path's
-    own addresses. Cancelled, its socket is closed.
+    own addresses. Nothing is sent any more once ``going`` says no: the peer is encrypted to by now. Cancelled,
+    its socket is closed.
     """
-    with _Probe(path, wait_s) as probe:
+    with _Probe(path, wait_s, going) as probe:
         if await probe.passes(wanted):
             return wanted
         if not await probe.passes(SMALLEST):
@@ -147,8 +150,8 @@ async def measure(path: Path, wanted: int, *, wait_s: float = WAIT_S) -> int:
 class _Probe:
     """Two sockets: one sends past the tunnel device, one has the inner port and gets the answers."""
 
-    def __init__(self, path: Path, wait_s: float) -> None:
-        self._path, self._wait_s = path, wait_s
+    def __init__(self, path: Path, wait_s: float, going: Callable[[], bool]) -> None:
+        self._path, self._wait_s, self._going = path, wait_s, going
         self.told = 0
         """What a router on the way said it can pass, or this node's own route; 0: nothing."""
 
@@ -179,7 +182,7 @@ class _Probe:
             return False
         packet = self._path.packet(self._inner.getsockname()[1], outer_bytes)
         for _ in range(TRIES):
-            if not self._send(packet, outer_bytes):
+            if not self._going() or not self._send(packet, outer_bytes):
                 return False
             if await self._answered():
                 return True

@@ -181,8 +181,13 @@ class PathMtuProber:
 
     async def _measure(self, view: View, peer: Peer, underlay: str, wanted: int) -> int:
         path = path_to(peer, view, underlay)
+
+        def going() -> bool:
+            now = view.peers.get(peer.cidr)
+            return now is not None and not now.sealed
+
         try:
-            return await measure(path, wanted) if path is not None else 0
+            return await measure(path, wanted, going=going) if path is not None else 0
         except OSError as error:  # our address is away, or there is no route: as good as no answer
             log.debug("the way to %s cannot be measured: %s", peer.node, error)
             return 0

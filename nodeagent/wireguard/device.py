@@ -59,6 +59,12 @@ class WireGuardDevice(Protocol):
         """Make these peers be so, and those be gone. A range goes to the peer that was given it last."""
         ...
 
+    def nudge(self, peers: Mapping[str, int]) -> None:
+        """Send a packet that keeps the session to each of these peers, which it has, now and every so many
+        seconds.
+        """
+        ...
+
     def remove(self) -> None:
         """Take the device away; nothing happens where it is not."""
         ...

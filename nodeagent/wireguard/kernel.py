@@ -26,6 +26,8 @@ from nodeagent.wireguard.device import DeviceState, PeerSettings, PeerState
 
 _NETLINK_GENERIC, _CONTROLLER, _GET_FAMILY, _FAMILY_NAME = 16, 16, 3, 2
 ANSWER_S = 5.0
+WGPEER_F_UPDATE_ONLY = 4
+"""Of linux/wireguard.h: change a peer that is there, and make none."""
 PEERS_AT_ONCE = 200
 """Peers in one message: about 25 KiB."""
 
@@ -112,6 +114,22 @@ class KernelDevice:
         peers += [peer_attributes(key, settings) for key, settings in put.items()]
         for start in range(0, len(peers), PEERS_AT_ONCE):
             self._set(("WGDEVICE_A_PEERS", peers[start : start + PEERS_AT_ONCE]))
+
+    def nudge(self, peers: Mapping[str, int]) -> None:
+        """Switched on again, a keepalive is sent at once; the ranges stay untouched."""
+        for often_s in (dict.fromkeys(peers, 0), peers):
+            changes = [
+                {
+                    "attrs": [
+                        ("WGPEER_A_PUBLIC_KEY", key),
+                        ("WGPEER_A_FLAGS", WGPEER_F_UPDATE_ONLY),
+                        ("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", seconds),
+                    ]
+                }
+                for key, seconds in often_s.items()
+            ]
+            for start in range(0, len(changes), PEERS_AT_ONCE):
+                self._set(("WGDEVICE_A_PEERS", changes[start : start + PEERS_AT_ONCE]))
 
     def remove(self) -> None:
         """Delete the link. Raises OSError."""

@@ -108,9 +108,7 @@ class ManagedDevice:
             device.change(put, ())
         if self.renew:
             self.renew = False
-            kept = {peer: one for peer, one in wanted.items() if one.keepalive_s}
-            device.change({peer: one._replace(keepalive_s=0) for peer, one in kept.items()}, ())
-            device.change(kept, ())  # switched on again, it sends one at once
+            device.nudge({peer: one.keepalive_s for peer, one in wanted.items() if one.keepalive_s})
         self._known = wanted
         index, done = link.settle(device.name, settings)
         moved, self.index = index != self.index, index

@@ -112,6 +112,16 @@ class UserspaceDevice:
         for start in range(0, len(parts), PEERS_AT_ONCE):
             self._ask("set=1\n" + "".join(parts[start : start + PEERS_AT_ONCE]) + "\n")
 
+    def nudge(self, peers: Mapping[str, int]) -> None:
+        """Switched on again, a keepalive is sent at once; the ranges stay untouched."""
+        for often_s in (dict.fromkeys(peers, 0), peers):
+            parts = [
+                f"public_key={b64decode(key).hex()}\nupdate_only=true\npersistent_keepalive_interval={seconds}\n"
+                for key, seconds in often_s.items()
+            ]
+            for start in range(0, len(parts), PEERS_AT_ONCE):
+                self._ask("set=1\n" + "".join(parts[start : start + PEERS_AT_ONCE]) + "\n")
+
     def remove(self) -> None:
         """End the program: it does when its socket is taken away."""
         self._socket.unlink(missing_ok=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.membership.peers import Peer
+from nodeagent.path_mtu.probe import Path, measure
 from nodeagent.path_mtu.tracker import (
     AT_ONCE,
     CONFIRM_S,
@@ -155,3 +158,26 @@ def test_packets_to_a_peer_behind_a_narrow_way_are_told_their_size() -> None:
         a.run("ip link set eth0 mtu 1490")  # asks for all ways anew; the minute's turn would do, too
         until(lambda: mtu_of(a, b) == 0, "the way is wide again")
         until(lambda: not any("narrower" in text for text in a.status()["conditions"]), "and nothing is said")
+
+
+async def test_no_probe_is_sent_any_more_once_the_peer_is_encrypted_to() -> None:
+    """A probe is a tunnel packet in the clear, and a measurement takes seconds."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind(("127.0.0.1", 0))
+        heard.setblocking(False)
+        mac = "66:00:00:00:00:01"
+        path = Path(
+            vni=100, port=heard.getsockname()[1], underlay="127.0.0.1", vtep="127.0.0.1", mac=mac,
+            peer_underlay="127.0.0.1", peer_vtep="127.0.0.1", peer_mac=mac,
+        )  # fmt: skip
+        asked: list[bool] = []
+
+        def going() -> bool:
+            asked.append(len(asked) < 2)
+            return asked[-1]
+
+        assert await measure(path, 1500, wait_s=0.01, going=going) == 0
+        received = [heard.recv(2048) for _ in range(sum(asked))]
+        assert len(received) == 2
+        with pytest.raises(BlockingIOError):
+            heard.recv(2048)

@@ -264,6 +264,8 @@ def contract(device: WireGuardDevice) -> None:
     assert (state.public_key, state.port) == (key.public, 51999)
     assert {other: peer.settings for other, peer in state.peers.items()} == wanted
     assert difference(wanted, state.peers, 0.0) == ({}, [])
+    device.nudge({others[0]: 0, others[1]: 25})
+    assert {other: peer.settings for other, peer in device.read().peers.items()} == wanted
     # A range goes to whom it was given last; a peer that is dropped is gone.
     moved = PeerSettings(("192.0.2.2", 1), ("10.0.0.0/24", "10.9.9.0/26"))
     device.change({others[1]: moved}, [others[2]])
