@@ -63,7 +63,6 @@ from nodeagent.ways.table import WayTable
 from nodeagent.wireguard import start as wireguard_start
 from nodeagent.wireguard.keeper import Keeper
 from nodeagent.wireguard.pairs import device_names as wireguard_names
-from nodeagent.wireguard.pairs import name_pattern
 
 log = logging.getLogger("isthmus.agent")
 
@@ -306,7 +305,6 @@ def compose(
         gateway=gateway,
         pods=pods,
         direct=direct,
-        wireguard=name_pattern(config.device),
         nat=through_nat,
         held=lambda: session.held,
         chain=sources_of_pods.chain,

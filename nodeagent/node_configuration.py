@@ -25,6 +25,7 @@ from nodeagent.nat.paths import NatPaths
 from nodeagent.pods import cni
 from nodeagent.pods.chain import Chain
 from nodeagent.pods.watch import PodWatch
+from nodeagent.wireguard.pairs import name_pattern, port_range
 
 log = logging.getLogger("isthmus.agent")
 
@@ -44,18 +45,17 @@ class NodeConfiguration:
         gateway: GatewayReconciler,
         pods: PodWatch,
         direct: DirectPaths,
-        wireguard: str,
         nat: NatPaths,
         held: Callable[[], bool],
         chain: Callable[[], Chain | None],
     ) -> None:
-        """``wireguard``: the devices of encrypted packets, as a pattern. ``held``: another machine has this
-        one's identity, and keeps its place. ``chain``: of CNI plugins; None while it is not known.
+        """``held``: another machine has this one's identity, and keeps its place. ``chain``: of CNI plugins;
+        None while it is not known.
         """
         self._config, self._view, self._conditions, self._telemetry = config, view, conditions, telemetry
         self._reconciler, self._firewall, self._gateway = reconciler, firewall, gateway
         self._pods, self._direct, self._nat = pods, direct, nat
-        self._held, self._chain, self._wireguard = held, chain, wireguard
+        self._held, self._chain = held, chain
         self._verified_at = 0
         self._rules: Rules | None = None
         self._written: bytes | None = None
@@ -80,7 +80,8 @@ class NodeConfiguration:
             strays=self._pods.strays,
             entries=self._entries(view.plan.cidrs),
             direct=self._direct.device,
-            wireguard="" if view.encryption.off else self._wireguard,
+            wireguard="" if view.encryption.off else name_pattern(self._config.device),
+            wireguard_ports=port_range(self._config.wireguard_port),
             second=self._nat.second(),
         )
         if rules.ifindex or not self._config.take_over:

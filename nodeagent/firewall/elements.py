@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -44,6 +45,29 @@ def between(second: Second | None, tunnel: str) -> list[str]:
     if second is None:
         return []
     return [f"oif {second.ifindex} goto relayed", f"oif{tunnel} goto relayed", "goto tunnelled"]
+
+
+def from_member(underlay: str) -> str:
+    """The first rule that knows members' packets to the node's own address; none while that is not known."""
+    ip, family = ("ip6", "6") if ":" in underlay else ("ip", "")
+    return f"{ip} daddr {underlay} {ip} saddr @vteps{family} notrack accept" if underlay else ""
+
+
+class Datagrams(NamedTuple):
+    """The rules for WireGuard's own packets."""
+
+    arriving: str = ""
+    leaving: str = ""
+    delivered: str = ""
+
+
+def sealed(ports: str, underlay: str) -> Datagrams:
+    """What WireGuard judges by its keys needs no connection tracking. None without ports or address."""
+    if not ports or not underlay:
+        return Datagrams()
+    ip = "ip6" if ":" in underlay else "ip"
+    to, by = (f"th {end}port {ports} {ip} {end}addr {underlay} meta l4proto udp" for end in "ds")
+    return Datagrams(f"{to} notrack accept", f"{by} notrack", f"{to} accept")
 
 
 def source_ports(vxlan_port: int) -> str:

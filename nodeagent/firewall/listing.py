@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 _SET = re.compile(r"^\tset (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
 
@@ -31,11 +33,27 @@ def rules_by_chain(text: str) -> dict[str, int]:
     return counts
 
 
-def cidr_of(value: Any) -> str:
-    """An address, a range or a port of an element, as `nft --json` prints it, in words."""
+def elements_in(text: str) -> set[str]:
+    """What the sets hold that `nft --json list set` has printed, in the words of our transactions."""
+    found: set[str] = set()
+    for entry in msgspec.json.decode(text)["nftables"]:
+        for element in entry.get("set", {}).get("elem", ()):
+            match element:
+                case {"concat": [first, where]}:
+                    found.add(f"{first} . {_cidr(where)}")
+                case {"prefix": prefix}:
+                    found.add(f"{prefix['addr']}/{prefix['len']}")
+                case {"elem": timed}:
+                    found.add(str(timed["val"]))
+                case _:
+                    found.add(str(element))
+    return found
+
+
+def _cidr(value: Any) -> str:
     match value:
         case {"prefix": prefix}:
             return f"{prefix['addr']}/{prefix['len']}"
         case int():
-            return str(value)
+            return str(value)  # a port
     return f"{value}/32"

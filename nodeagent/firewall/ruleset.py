@@ -3,6 +3,7 @@
 What it enforces, each by name in the table:
 
 * What comes out of WireGuard is a peer's, by its key; while peers change over, packets come by either device.
+  Its own datagrams, which it judges by their keys, go past connection tracking.
 * ``received``, ``from_members``: VXLAN only from the underlay addresses of members (``vteps``), and past
   connection tracking; nothing leaves the tunnel whose inner source is no container address.
 * ``from_mapped``: packets for the second device only from where a peer behind NAT was seen (``mapped``, address
@@ -66,14 +67,16 @@ from nodeagent.firewall.elements import (
     between,
     elements,
     from_mapped,
+    from_member,
     near_sets,
     render_mapped,
     render_members,
     render_near,
+    sealed,
     source_ports,
     tunnelled,
 )
-from nodeagent.firewall.listing import cidr_of, elements_by_set, rules_by_chain
+from nodeagent.firewall.listing import elements_by_set, elements_in, rules_by_chain
 
 VXLAN_FLAGS = "@th,64,32 0x08000000"
 """Matches what the kernel's VXLAN driver takes: this flag and no other. Behind a match of the UDP port."""
@@ -101,6 +104,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses of pods of a range that this node had before: its own probes reach them, nobody else does."""
     wireguard: str = ""
     """The devices out of which encrypted packets come, as a pattern; empty: nothing is encrypted."""
+    wireguard_ports: str = ""
+    """Their UDP ports, a range: outer packets to and from them pass connection tracking."""
     entries: tuple[str, ...] = ()
     """CIDRs outside of the container network, disjoint, whose hosts this gateway lets in to pods."""
     second: Second | None = None
@@ -138,7 +143,7 @@ def render(
     devices = [rules.device, *([second.device] if second is not None else [])]
     tunnels = [tunnel, *([f" {second.ifindex}"] if second is not None else [])]
     overlay = [*devices, *([rules.wireguard] if rules.wireguard else [])]
-    member = f"ip daddr {rules.underlay} ip saddr @vteps notrack accept" if rules.underlay else ""
+    datagrams = sealed(rules.wireguard_ports if encrypted else "", rules.underlay)
     answering = (
         "ip saddr @strays fib saddr . iif oif exists ct state established accept" if rules.strays else ""
     )
@@ -194,10 +199,11 @@ table inet {TABLE} {{
     {LINES(f"iif{one} ip saddr != {containers} counter drop" for one in tunnels)}
     {f"{encrypted} ip saddr != {containers} counter drop" if encrypted else ""}
     th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} jump from_members
+    {datagrams.arriving}
   }}
   chain from_members {{
     {f"@th,96,24 {second.vni} goto from_mapped" if second is not None else ""}
-    {member}
+    {from_member(rules.underlay)}
     fib daddr type != local goto passing
     ip saddr @vteps notrack accept
     ip6 saddr @vteps6 notrack accept
@@ -212,6 +218,7 @@ table inet {TABLE} {{
   chain sent {{
     type filter hook output priority raw; policy accept;
     th dport {rules.port} meta l4proto udp {VXLAN_FLAGS} oif != {LOOPBACK} notrack
+    {datagrams.leaving}
   }}
   chain arrived {{
     ct state untracked accept
@@ -268,6 +275,7 @@ table inet {TABLE} {{
   chain delivered {{
     type filter hook input priority filter - 5; policy accept;
     th dport {rules.port} meta l4proto udp goto arrived
+    {datagrams.delivered}
     iif {LOOPBACK} accept
     {LINES(f"iif{one} goto tunnelled" for one in tunnels)}
     ip saddr {own} goto pods
@@ -375,17 +383,7 @@ async def elements_of(*names: str, family: str = "inet", table: str = TABLE) -> 
             if error.code == "prerequisite_missing":
                 raise
             continue
-        for entry in msgspec.json.decode(text)["nftables"]:
-            for element in entry.get("set", {}).get("elem", ()):
-                match element:
-                    case {"concat": [mac, where]}:
-                        found.add(f"{mac} . {cidr_of(where)}")
-                    case {"prefix": prefix}:
-                        found.add(f"{prefix['addr']}/{prefix['len']}")
-                    case {"elem": timed}:
-                        found.add(str(timed["val"]))
-                    case _:
-                        found.add(str(element))
+        found |= elements_in(text)
     return found
 
 

@@ -48,6 +48,11 @@ def device_names(tunnel: str) -> tuple[str, ...]:
     return tuple(pair.name(tunnel) for pair in PAIRS)
 
 
+def port_range(first: int) -> str:
+    """The UDP ports of all devices of a node that announces ``first``, as nftables compares them."""
+    return f"{first}-{first + len(PAIRS) - 1}"
+
+
 def name_pattern(tunnel: str) -> str:
     """What nftables compares a device's name with to know all of them."""
     return f"{_base(tunnel)}*"

@@ -161,7 +161,13 @@ def lead_through_nat(
 
 
 def lead_into_wireguard(
-    number: int, other: int, *further: int, name: str, fast: bool = False, loaded: Programs | None = None
+    number: int,
+    other: int,
+    *further: int,
+    name: str,
+    ports: str = "51820-51823",
+    fast: bool = False,
+    loaded: Programs | None = None,
 ) -> None:
     """The other host is reached by the device of that name alone, as an encrypted peer is.
 
@@ -171,6 +177,7 @@ def lead_into_wireguard(
     rules = ruleset.Rules(
         device=DEVICE, port=PORT, own_range=own_range(number), cidrs=(CONTAINERS,),
         ifindex=socket.if_nametoindex(DEVICE), underlay=f"10.0.0.{number}", wireguard=name,
+        wireguard_ports=ports,
     )  # fmt: skip
     asyncio.run(ruleset.replace(rules, [f"10.0.0.{each}" for each in further]))
     sealed = msgspec.structs.replace(peer(other), stage="required")

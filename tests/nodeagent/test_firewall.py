@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
+
 from nodeagent.conditions import Conditions
 from nodeagent.firewall import ruleset
 from nodeagent.firewall.reconciler import FirewallReconciler
@@ -118,3 +120,14 @@ async def test_a_table_that_is_changed_while_it_is_written_is_made_anew() -> Non
                 assert not (place / "once").exists(), damage
                 assert ruleset.as_written(await ruleset.listing(), RULES, members), damage
             await ruleset.remove()
+
+
+@inside
+async def test_the_table_is_written_for_underlays_of_either_family() -> None:
+    for own, member in (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")):
+        rules = msgspec.structs.replace(
+            RULES, underlay=own, wireguard="isthmus-wg*", wireguard_ports="51820-51823"
+        )
+        await ruleset.replace(rules, [member])
+        assert ruleset.as_written(await ruleset.listing(), rules, [member])
+        assert f"daddr {own} ip" in await ruleset.listing(), "members' packets to it leave by the first rule"

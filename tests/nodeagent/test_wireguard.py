@@ -48,6 +48,13 @@ needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason=
 VXLAN = 8472
 FAST_S = 0.004
 """Between two packets of a stream through the change of a key."""
+DATAGRAMS = """table inet datagrams {
+  chain c {
+    type filter hook input priority 0
+    udp dport 51820-51823 ct state != untracked counter
+    udp dport 51820-51823 ct state untracked counter
+  }
+}"""
 
 
 class Wire:
@@ -222,10 +229,13 @@ def test_a_fast_flow_is_encrypted_with_the_clusters_step_and_fast_again_without(
             stage(made, "all")
             settled(made, "all (required within sites, required between sites)")
             wire = Wire()
+            a.run(f"nft '{DATAGRAMS}'")
             fast(a, b)
             talking.pause(SECOND // 2)
             assert wire.stop().plain == 0, wire.examples
             assert wire.encrypted > SECOND // 2
+            tracked, untracked = re.findall(r"packets (\d+)", a.run("nft list table inet datagrams"))
+            assert int(tracked) == 0 < int(untracked), "WireGuard's own go past connection tracking"
             stage(made, "off")
             fast(a, b)
             assert not talking.lost(first)
