@@ -232,8 +232,15 @@ def test_a_fast_flow_is_encrypted_with_the_clusters_step_and_fast_again_without(
             a.run(f"nft '{DATAGRAMS}'")
             fast(a, b)
             talking.pause(SECOND // 2)
+            assert not talking.lost(first)
+            old = a.status()["encryption"].rpartition(" ")[2]
+            a.run(f"{ISTHMUS} agent rotate-key --state-dir {a.directory / 'state'}")
+            until(lambda: not a.status()["encryption"].endswith(old), "the next key is used", 30)
+            talking.flows()
+            fast(a, b)  # by the device and session that are right now
             assert wire.stop().plain == 0, wire.examples
             assert wire.encrypted > SECOND // 2
+            first = talking.now()
             tracked, untracked = re.findall(r"packets (\d+)", a.run("nft list table inet datagrams"))
             assert int(tracked) == 0 < int(untracked), "WireGuard's own go past connection tracking"
             stage(made, "off")
