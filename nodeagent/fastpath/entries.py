@@ -54,7 +54,7 @@ class Entries:
         widest, port = min(spec.mtu, underlay.mtu - layout.OVERHEAD), spec.port
         mtus, exits = self._found.mtus, self._found.exits
         for peer in peers:
-            if peer.encrypts:
+            if peer.sealed:
                 sealed = self._sealed(peer, widest)
                 if sealed is not None:
                     yield sealed
@@ -68,9 +68,9 @@ class Entries:
                 yield layout.peer_entry(peer, mtu, port, side)
 
     def _sealed(self, peer: Peer, widest: int) -> tuple[bytes, bytes] | None:
-        """Of an encrypted peer; None while packets may come and go both ways."""
+        """Of a peer to which nothing goes in the clear; None while there is no way into WireGuard."""
         way = self._found.encrypted.get(peer)
-        if not peer.sealed or way is None or not way.device:
+        if way is None or not way.device:
             return None
         mtu = self._found.mtus.get(peer, 0)
         mtu = min(widest, max(MTU_MINIMUM, mtu - WIREGUARD_MORE)) if mtu else widest
