@@ -65,6 +65,7 @@ def sh(command: str) -> str:
 def run_inner(module: str, name: str) -> None:
     """Run that function: in the sandbox, whose process this is."""
     sh("mount --make-rprivate / && mount -t tmpfs none /run && mkdir -p /run/netns && ip link set lo up")
+    sh("[ ! -d /etc/cni ] || mount -t tmpfs none /etc/cni")  # a join writes there; others look at the host's
     test = getattr(importlib.import_module(module), name)
     result = test.inner()
     if inspect.isawaitable(result):
