@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
@@ -123,8 +124,8 @@ def wrap(node: Node) -> None:
     script.chmod(0o755)
 
 
-def start(node: Node, *options: str) -> Node:
-    return node.start("--wireguard", "userspace", *options, by=str(node.directory / "own-sockets"))
+def start(node: Node, *options: str, by: str = "") -> Node:
+    return node.start("--wireguard", "userspace", *options, by=f"{node.directory / 'own-sockets'} {by}")
 
 
 def stage(site: Site, scope: str) -> None:
@@ -374,6 +375,35 @@ def test_nothing_is_sent_in_the_clear_whatever_goes_away() -> None:
         flows()
         flow.stop()
         assert wire.stop().plain == 0, wire.examples
+        boots_in_silence(a, b)
+
+
+def boots_in_silence(node: Node, other: Node) -> None:
+    """Of the kernel's state nothing is left. Pods are ordered behind the agent's unit, and send at once."""
+    pod = str(ip_address(node.vtep) + 9)
+    node.stop(signal.SIGKILL)
+    os.kill(program_of(node), 9)
+    until(lambda: not program_of(node), "WireGuard is gone")
+    sh(f"ip link del v-{node.name} && ip netns del {node.name}")
+    sh(f"ip netns add {node.name} && ip -n {node.name} link set lo up")
+    node.plug()
+    node.run(f"ip addr add {pod}/32 dev lo")
+    ping = f"ping -n -c 3 -i 0.05 -W 1 -I {pod} {other.vtep} || true"
+    wire = Wire()
+    node.run(ping)
+    until(lambda: wire.plain, "who does not wait for the agent sends in the clear: the capture shows it")
+    wire.stop()
+    path = node.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(60)
+        start(node, by=f"env NOTIFY_SOCKET={path}")
+        assert told.recv(100) == b"READY=1"
+    wire = Wire()
+    node.run(ping)
+    until(lambda: ", 0% packet loss" in node.run(ping), f"packets pass again\n{node.log()}", 60)
+    assert wire.stop().plain == 0, wire.examples
+    assert wire.encrypted > 0
 
 
 def other_key(node: Node) -> str:
