@@ -168,7 +168,8 @@ def _read(path: Path) -> PrivateKey:
     if len(private) != KEY_BYTES:
         raise Refused(
             "identity_unreadable",
-            f"{path} holds no key of a node: remove it, and the agent goes on without: rm {path}",
+            f"{path} holds no key of a node: remove it, and the agent "
+            f"{'makes another one' if path.name == KEY_FILE else 'goes on without'}: rm {path}",
             path=str(path),
         )
     if path.stat().st_mode & 0o077:

@@ -161,3 +161,31 @@ def test_the_event_says_both_kinds_of_pairs() -> None:
     )
     here = Encryption.of(event, 4)
     assert (here.stage("a", "a"), here.stage("a", "b"), here.stage("", "")) == ("plain", "sending", "plain")
+
+
+def test_two_keys_are_valid_side_by_side_and_have_different_slots() -> None:
+    at = world()
+
+    def says(new: str, beside: str = "") -> list[tuple[str, str, int]]:
+        command = joining(
+            0, node_key=key(new), wireguard_port=51820, site="s0", node_key_beside=beside and key(beside)
+        )
+        events = at.do(command).events
+        return [(one.key, one.beside, one.slot) for one in events if isinstance(one, NodeKeyChanged)]
+
+    assert says("b", "k0") == [(key("b"), key("k0"), 1)]
+    assert not at.do(
+        joining(0, node_key=key("b"), wireguard_port=51820, site="s0", node_key_beside=key("k0"))
+    ).events, "the same again"
+    for taken in ("b", "k0"):
+        assert at.refused(ChangeKey(node="n1", uid="uid-1", key=key(taken), port=1)) == "node_key_in_use"
+    assert says("k0", "b") == [(key("k0"), key("b"), 0)], "the old one announced again: each keeps its slot"
+    assert says("b", "k0") == [(key("b"), key("k0"), 1)]
+    assert says("b") == [(key("b"), "", 1)], "the end"
+    assert at.state.by_key.get(key("k0")) is None
+    at.ok(ChangeKey(node="n1", uid="uid-1", key=key("k0"), port=1))
+    assert says("c", "k0") == [(key("c"), "", 0)], "another member's key is not valid beside it"
+    assert says("d", "b") == [(key("d"), "", 1)], "nor one that ended"
+    assert at.refused(joining(0, node_key=key("e"), site="s0", node_key_beside="nonsense")) == "bad_request"
+    at.ok(LeaveNode(node="n0", uid="uid-0"))
+    assert key("d") not in at.state.by_key

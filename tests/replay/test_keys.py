@@ -26,7 +26,9 @@ async def test_by_key_and_by_node() -> None:
         ChangeKey(node="n1", uid="u1", key=key("a"), port=51820),  # 5
         ChangeKey(node="n1", uid="u1", key=key("b"), port=51820),  # 6
         join(2, "a"),  # 7, 8, 9
-        LeaveNode(node="n2", uid="u2"),  # 10
+        LeaveNode(node="n2", uid="u2"),  # 10, 11
+        ChangeKey(node="n1", uid="u1", key=key("c"), port=51820, beside=key("b")),  # 12
+        ChangeKey(node="n1", uid="u1", key=key("c"), port=51820),  # 13
     ):
         assert author.do(command)
     past = await History.open(ListLog(author.messages))
@@ -44,7 +46,11 @@ async def test_by_key_and_by_node() -> None:
         8: [("n1", 51820, 3, 6), ("n2", 0, 8, None)],
         11: [("n1", 51820, 3, 6), ("n2", 0, 8, 10)],
     }
+    (held,) = await who_had_key(past, key("b"), Point(13, None, "13"))
+    assert (held.since and held.since.sequence, held.to and held.to.sequence) == (6, 13), (
+        "also beside the next one"
+    )
     steps = [step.event["key"] for step in await life(past, "node", "n1") if "key" in step.event]
-    assert steps == [key("a"), key("a"), key("b")]
+    assert steps == [key("a"), key("a"), key("b"), key("c"), key("c")]
     with pytest.raises(Usage):
         await who_had_key(past, "nonsense", Point(9, None, "9"))
