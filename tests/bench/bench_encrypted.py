@@ -84,7 +84,7 @@ def _hosts(place: int, way: str) -> None:
 
 def lead(place: int, number: int, other: int, way: str) -> None:
     """In a host's namespace: WireGuard, and what leads to it."""
-    from nodeagent.membership.node_key import OwnKey
+    from nodeagent.membership.node_key import PrivateKey
     from nodeagent.wireguard import link, start
     from nodeagent.wireguard.device import PeerSettings
     from tests.nodeagent import host
@@ -94,7 +94,7 @@ def lead(place: int, number: int, other: int, way: str) -> None:
     if kind is None:
         raise RuntimeError(why_not)
     device = kind(name)
-    key, theirs = OwnKey(bytes([number]) * 32), OwnKey(bytes([other]) * 32)
+    key, theirs = PrivateKey(bytes([number]) * 32), PrivateKey(bytes([other]) * 32)
     outer = f"10.1.0.{other}/32"
     allowed = (outer,) if way == INSIDE else (f"172.16.{other}.0/24",)
     device.create()

@@ -68,7 +68,7 @@ async def _agent(directory: Path) -> dict[str, float]:
     from nodeagent.fastpath.reconciler import FastPath
     from nodeagent.membership.cache import Cache
     from nodeagent.membership.log_follower import LogFollower
-    from nodeagent.membership.node_key import OwnKey, public_of
+    from nodeagent.membership.node_key import PrivateKey, public_of
     from nodeagent.membership.view import View
     from nodeagent.nat.book import ASKED_PER_S
     from nodeagent.nat.paths import NatPaths
@@ -90,7 +90,7 @@ async def _agent(directory: Path) -> dict[str, float]:
                         predecessors=Predecessors(directory), why_not="not measured here")  # fmt: skip
     wire = Wire()
     nat = NatPaths(config, view, conditions, reconciler=reconciler, fastpath=fastpath, ways=ways,
-                   secrets=OwnKey(private(0)), wire=wire)  # fmt: skip
+                   secrets=PrivateKey(private(0)), wire=wire)  # fmt: skip
     running = asyncio.create_task(nat.run())
     try:
         await until(lambda: len(nat.book) == PEERS)
@@ -115,7 +115,7 @@ async def _agent(directory: Path) -> dict[str, float]:
 
 def be_the_peers() -> None:
     """Runs in the second namespace until it is killed: answers as so many agents would."""
-    from nodeagent.membership.node_key import OwnKey, public_of
+    from nodeagent.membership.node_key import PrivateKey, public_of
     from nodeagent.membership.peers import Peer
     from nodeagent.nat import packets
     from nodeagent.nat.packets import Endpoint
@@ -126,7 +126,7 @@ def be_the_peers() -> None:
 
     own, wire = public_of(private(0)), Wire()
     keys = {
-        one.epoch: packets.pair_key(OwnKey(private(number)).shared_secret(own), peer(0), one)
+        one.epoch: packets.pair_key(PrivateKey(private(number)).shared_secret(own), peer(0), one)
         for number in range(1, PEERS + 1)
         for one in [peer(number)]
     }
