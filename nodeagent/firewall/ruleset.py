@@ -151,7 +151,8 @@ def render(
     direct = rules.direct
     sets = near_sets(near) if direct else ""
     vtep = str(IPv4Network(own).network_address)
-    outside = "through" if direct or second is not None else "outside"
+    # A masqueraded connection ends when its packets leave by another device, as with a key's change.
+    outside = "through" if direct or second is not None or encrypted else "outside"
     return f"""\
 table inet {TABLE} {{}}
 flush table inet {TABLE}

@@ -131,3 +131,5 @@ async def test_the_table_is_written_for_underlays_of_either_family() -> None:
         await ruleset.replace(rules, [member])
         assert ruleset.as_written(await ruleset.listing(), rules, [member])
         assert f"daddr {own} ip" in await ruleset.listing(), "members' packets to it leave by the first rule"
+        words = 'oifname "isthmus-wg*" ip saddr != 172.16.0.0/16 ip daddr 172.16.0.0/16 jump through'
+        assert words in await ruleset.listing(), "a connection goes on by another device when a key is replaced"
