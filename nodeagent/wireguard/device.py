@@ -5,7 +5,7 @@ One contract suite runs against both. Everything blocks for milliseconds and is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -55,8 +55,14 @@ class WireGuardDevice(Protocol):
         """Give it its own key, by which all sessions begin anew, and the port to listen on."""
         ...
 
-    def change(self, put: Mapping[str, PeerSettings], drop: Iterable[str]) -> None:
-        """Make these peers be so, and those be gone. A range goes to the peer that was given it last."""
+    def change(
+        self, put: Mapping[str, PeerSettings], drop: Iterable[str], *, losing: Collection[str] | None = None
+    ) -> None:
+        """Make these peers be so, and those be gone. A range goes to the peer that was given it last.
+
+        ``losing``: the peers that have ranges which nobody is to have any more; None: all may. The others'
+        ranges stay, which else would all be away for a moment.
+        """
         ...
 
     def nudge(self, peers: Mapping[str, int]) -> None:

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,12 +106,17 @@ class KernelDevice:
         """Give it its own key and port."""
         self._set(("WGDEVICE_A_PRIVATE_KEY", b64encode(private_key).decode()), ("WGDEVICE_A_LISTEN_PORT", port))
 
-    def change(self, put: Mapping[str, PeerSettings], drop: Iterable[str]) -> None:
+    def change(
+        self, put: Mapping[str, PeerSettings], drop: Iterable[str], *, losing: Collection[str] | None = None
+    ) -> None:
         """Make these peers be so, and those be gone, many in one message."""
         peers = [
             {"attrs": [("WGPEER_A_PUBLIC_KEY", key), ("WGPEER_A_FLAGS", WGPEER_F_REMOVE_ME)]} for key in drop
         ]
-        peers += [peer_attributes(key, settings) for key, settings in put.items()]
+        peers += [
+            peer_attributes(key, settings, replace=losing is None or key in losing)
+            for key, settings in put.items()
+        ]
         for start in range(0, len(peers), PEERS_AT_ONCE):
             self._set(("WGDEVICE_A_PEERS", peers[start : start + PEERS_AT_ONCE]))
 
@@ -155,8 +160,8 @@ def set_message(name: str, *attributes: tuple[str, Any]) -> Any:
     return message
 
 
-def peer_attributes(key: str, settings: PeerSettings) -> dict[str, Any]:
-    """A peer as the module takes it, with all of its ranges."""
+def peer_attributes(key: str, settings: PeerSettings, *, replace: bool = True) -> dict[str, Any]:
+    """A peer as the module takes it, with all of its ranges; without ``replace`` it keeps others, too."""
     address, port = settings.endpoint
     ranges = []
     for cidr in settings.allowed:
@@ -173,7 +178,7 @@ def peer_attributes(key: str, settings: PeerSettings) -> dict[str, Any]:
     return {
         "attrs": [
             ("WGPEER_A_PUBLIC_KEY", key),
-            ("WGPEER_A_FLAGS", WGPEER_F_REPLACE_ALLOWEDIPS),
+            *([("WGPEER_A_FLAGS", WGPEER_F_REPLACE_ALLOWEDIPS)] if replace else ()),
             *([("WGPEER_A_ENDPOINT", {"addr": address, "port": port})] if port else ()),
             ("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", settings.keepalive_s),
             ("WGPEER_A_ALLOWEDIPS", ranges),

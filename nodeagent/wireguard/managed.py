@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 
 from nodeagent.membership.node_key import PrivateKey
 from nodeagent.wireguard import link
@@ -105,7 +105,7 @@ class ManagedDevice:
         for peer in surplus:
             self._surplus.setdefault(peer, since)
         if put:
-            device.change(put, ())
+            device.change(put, (), losing=self._losing(put, wanted))
         if self.renew:
             self.renew = False
             device.nudge({peer: one.keepalive_s for peer, one in wanted.items() if one.keepalive_s})
@@ -113,6 +113,15 @@ class ManagedDevice:
         index, done = link.settle(device.name, settings)
         moved, self.index = index != self.index, index
         return done or made or moved
+
+    def _losing(self, put: Iterable[str], wanted: Mapping[str, PeerSettings]) -> set[str]:
+        """Which of those peers have ranges that no peer is to have; one that moves is taken from its last."""
+        ranges = {cidr for one in wanted.values() for cidr in one.allowed}
+        there = self.state.peers if self.state is not None else {}
+        had = {key: {*_ranges(self._known.get(key))} for key in put}
+        for key in had.keys() & there.keys():
+            had[key].update(there[key].settings.allowed)
+        return {key for key, cidrs in had.items() if not cidrs <= ranges}
 
     def trim(self) -> None:
         """Take away the peers that have not been wanted for :data:`LINGER_S`. Raises OSError."""
@@ -152,3 +161,7 @@ class ManagedDevice:
             self.device.remove()
             log.info("the WireGuard device %s is gone", self.device.name)
         self.state, self.index, self._known, self._greeted, self._surplus = None, 0, {}, {}, {}
+
+
+def _ranges(settings: PeerSettings | None) -> tuple[str, ...]:
+    return settings.allowed if settings is not None else ()

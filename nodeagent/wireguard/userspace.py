@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from nodeagent.membership.node_key import public_of
@@ -99,13 +99,16 @@ class UserspaceDevice:
         """Give it its own key and port."""
         self._ask(f"set=1\nprivate_key={private_key.hex()}\nlisten_port={port}\n\n")
 
-    def change(self, put: Mapping[str, PeerSettings], drop: Iterable[str]) -> None:
+    def change(
+        self, put: Mapping[str, PeerSettings], drop: Iterable[str], *, losing: Collection[str] | None = None
+    ) -> None:
         """Make these peers be so, and those be gone."""
         parts = [f"public_key={b64decode(key).hex()}\nremove=true\n" for key in drop]
         parts += [
             f"public_key={b64decode(key).hex()}\n"
             + (f"endpoint={settings.endpoint[0]}:{settings.endpoint[1]}\n" if settings.endpoint[1] else "")
-            + f"persistent_keepalive_interval={settings.keepalive_s}\nreplace_allowed_ips=true\n"
+            + f"persistent_keepalive_interval={settings.keepalive_s}\n"
+            + ("replace_allowed_ips=true\n" if losing is None or key in losing else "")
             + "".join(f"allowed_ip={cidr}\n" for cidr in settings.allowed)
             for key, settings in put.items()
         ]
