@@ -171,6 +171,7 @@ async def _relay_gone(lab: Lab, report: Report) -> None:
         await machine.run("ip", "route", "replace", "default", "via", str(lab.nodes[gateway].node.site.gateway))
         back = await _healed(lab)
         await until(HEALED_S, lambda: _not_relayed_by(lab, gateway))
+        await asyncio.sleep(KEPT_S)  # encrypted, sessions with it begin anew
         judge_pairs(check, await probe_all(lab))
         check.measured |= {"relayed_s": round(seconds, 1), "back_s": round(back, 1)}
         check.detail += (
