@@ -34,7 +34,15 @@ from nodeagent.wireguard import link
 from nodeagent.wireguard.device import KEEPALIVE_S, PeerSettings, WireGuardDevice
 from nodeagent.wireguard.managed import ManagedDevice
 from nodeagent.wireguard.pairs import PAIRS, SLOTS, Pair
-from nodeagent.wireguard.relays import carries, in_words, kept_s, place_of, ranges_of, waiting_for
+from nodeagent.wireguard.relays import (
+    Settled,
+    carries,
+    in_words,
+    kept_s,
+    place_of,
+    ranges_of,
+    waiting_for,
+)
 from nodeagent.wireguard.rotation import PATIENCE_S, SILENT_S, Rotation
 
 log = logging.getLogger("isthmus.agent.wireguard")
@@ -100,7 +108,7 @@ class Keeper:
         )
         """All that this node may have, by slots; few of them are there. Empty: WireGuard cannot be used."""
         self._off_done = False
-        self._waiting_since = 0.0
+        self._waiting_since: float | None = None
         self._asked = Told("", 0), 0.0
         self._age = KeyAge(config.state_dir)
         self._rotation = Rotation()
@@ -110,8 +118,10 @@ class Keeper:
         self._announce: Callable[[], None] = lambda: None
         self._relays: Callable[[], Mapping[int, Peer]] = dict
         self._relayed: dict[int, Peer] = {}  # epoch → who forwards to that peer
+        self._settled = Settled()
         self.waits = 0
-        """Peers that are to be reached encrypted soon, and with which there is no session yet."""
+        """Peers that are to be reached encrypted soon, and with which there is no session yet, or by a gateway
+        that may still be another one for them."""
 
     @property
     def port(self) -> int:
@@ -318,16 +328,18 @@ class Keeper:
         """Peers that take both, and that cannot be reached encrypted: where a port is closed or nobody relays,
         the cluster does not go on, and no packet is lost.
         """
-        view = self._view
+        view, now = self._view, time.monotonic()
         closed, unrelayed = waiting_for(view, self._relayed, self._session)
-        now = time.monotonic()
+        self._settled.follow(self._relayed, now)
         if not closed and not unrelayed:
+            self._waiting_since = None
             self._conditions.clear(CONDITION)
-        elif not self.waits:
+        elif self._waiting_since is None:
             self._waiting_since = now
         elif now - self._waiting_since > SESSION_PATIENCE_S:
             self._conditions.set(CONDITION, in_words(view, closed, unrelayed))
-        self.waits = len(closed) + len(unrelayed)
+        fresh = self._settled.fresh(view.peers, self._relayed, now)
+        self.waits = len(closed) + len(unrelayed) + fresh
 
     def _bring(
         self,

@@ -20,9 +20,32 @@ KEEPALIVE_MIN_S = 3
 """Between two packets that keep a mapping, and make one anew that the router has lost, where peers are few."""
 KEPT_PER_S = 40
 """Most of these a second: with 1,000 peers under 20 kbit/s, and with 120 a mapping is made anew within 3 s."""
+SETTLED_S = 5.0
+"""How long the same gateway has relayed to a peer before the cluster may go on: both ends have noticed by then.
+While they prefer different ones, each drops what comes from the other's."""
 NOWHERE = ("", 0)
 NAMED = 4
 """Most gateways that a condition names."""
+
+
+class Settled:
+    """Since when the same gateway relays to each peer; monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[int, int], float] = {}  # epochs of both
+
+    def follow(self, relays: Mapping[int, Peer], now: float) -> None:
+        """Who relays now, by the peer's epoch. O(these)."""
+        pairs = ((epoch, relay.epoch) for epoch, relay in relays.items())
+        self._since = {pair: self._since.get(pair, now) for pair in pairs}
+
+    def fresh(self, peers: Iterable[Peer], relays: Mapping[int, Peer], now: float) -> int:
+        """How many of the peers that take both are relayed by another gateway than :data:`SETTLED_S` ago."""
+        return sum(
+            now - self._since.get((peer.epoch, relay.epoch), now) < SETTLED_S
+            for peer in peers
+            if peer.stage == "accepting" and (relay := relays.get(peer.epoch)) is not None
+        )
 
 
 def able(peer: Peer) -> bool:

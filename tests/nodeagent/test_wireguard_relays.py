@@ -169,3 +169,20 @@ def test_gateways_whose_agents_are_all_away_go_on_forwarding() -> None:
     assert other != chosen
     book._pair(other).missed = MISSED
     assert book.ways()[peer(view, 4)].relay == chosen, "none answers: the one that both ends prefer"
+
+
+def test_the_cluster_waits_until_both_ends_have_noticed_who_relays() -> None:
+    view = view_of(2, "accepting")
+    settled, far = relays.Settled(), by_epoch(view, {4: 0})
+
+    def fresh(relayed: dict[int, Peer], now: float) -> int:
+        settled.follow(relayed, now)
+        return settled.fresh(view.peers, relayed, now)
+
+    assert fresh({}, 1000.0) == 0
+    assert fresh(far, 1001.0) == 1
+    assert fresh(far, 1001.0 + relays.SETTLED_S) == 0
+    assert fresh(by_epoch(view, {4: 1}), 1010.0) == 1, "another one"
+    assert fresh(far, 1011.0) == 1, "and back"
+    sealed = view_of(2)
+    assert settled.fresh(sealed.peers, by_epoch(sealed, {4: 1}), 1012.0) == 0, "the step is taken"
