@@ -66,7 +66,7 @@ class Flows:
         )
 
 
-async def probe_all(lab: Lab, sources: list[Pod] | None = None) -> Answers:
+async def probe_all(lab: Lab, sources: list[Pod] | None = None, *, interval_ms: float = 1) -> Answers:
     """Numbered packets from each of `sources` (every pod, by default) to each pod on another node.
 
     Cancelled, probers send what they were told to send; their reports are dropped.
@@ -74,7 +74,8 @@ async def probe_all(lab: Lab, sources: list[Pod] | None = None) -> Answers:
 
     async def probe(source: Pod) -> dict[str, dict[str, Any]]:
         targets = [pod for pod in lab.pods if pod.node.name != source.node.name]
-        reports = await source.probe([pod.address for pod in targets], count=PACKETS)
+        addresses = [pod.address for pod in targets]
+        reports = await source.probe(addresses, count=PACKETS, interval_ms=interval_ms)
         return {pod.name: answer for pod, answer in zip(targets, reports, strict=True)}
 
     chosen = lab.pods if sources is None else sources
