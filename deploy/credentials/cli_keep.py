@@ -393,9 +393,8 @@ async def _serve(
             stack.push_async_callback(pods.close)
 
         def counted() -> tuple[int, int]:
-            return (
-                issuer.issued + (pods.issued if pods else 0), issuer.refused + (pods.refused if pods else 0)
-            )  # fmt: skip
+            all_of = [issuer.answering, *([pods.answering] if pods else [])]
+            return sum(each.issued for each in all_of), sum(each.refused for each in all_of)
 
         def render() -> bytes:
             connected = int(all(each.is_connected for each in connections))

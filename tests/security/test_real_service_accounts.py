@@ -93,4 +93,4 @@ async def test_a_bound_token_gets_the_credentials_of_its_node_and_no_other(
     gone = await token(api, "agent-3", "n2")
     await api.ask("DELETE", f"{NAMESPACE}/pods/agent-3?gracePeriodSeconds=0")
     assert await refused("n2", gone) == "service_account_invalid"
-    assert (made.issuer.issued, made.issuer.refused) == (1, 4)
+    assert (made.issuer.answering.issued, made.issuer.answering.refused) == (1, 4)

@@ -110,7 +110,7 @@ async def test_whoever_is_no_agent_of_that_node_gets_nothing(
         assert refused.value.code == code, what
         assert words in refused.value.message, what
     assert not (kube.folder / "node").exists()
-    assert kube.issuer.issued == 0
+    assert kube.issuer.answering.issued == 0
     kube.api.broken = True
     with pytest.raises(Unavailable):
         await kube.enrol("n1", kube.api.project("n1"), within_s=1.0)

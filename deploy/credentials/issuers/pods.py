@@ -17,24 +17,20 @@ from nats.aio.msg import Msg
 
 from controlplane.kubernetes import tokens
 from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, Authority
-from deploy.credentials.issuers.tokens import MESSAGE_LIMIT, QUEUE, REQUEST_LIMIT_BYTES
+from deploy.credentials.issuers.answering import QUEUE, Answering
+from deploy.credentials.issuers.tokens import REQUEST_LIMIT_BYTES
 from deploy.credentials.push import push_account
 from events import subjects
 from events.bus.access.nkeys import kind_of
 from events.bus.client import ControllerClient
 from events.bus.enrolment import EnrolReply
 from events.bus.service_account import PodRequest
-from events.errors import IsthmusError, Overloaded, Refused
-from events.printable import printable
+from events.errors import Refused
 from events.protocol.commands import UseToken, token_command_id
 
 log = logging.getLogger("isthmus.issuer")
 
-AT_ONCE = 32
-WAITING_MAX = 1024
-"""Requests that wait; whoever comes then is told to ask again."""
 _decode = msgspec.json.Decoder(PodRequest).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class PodIssuer:
@@ -62,10 +58,7 @@ class PodIssuer:
         self._reviewer, self._account, self._audience = reviewer, account, audience
         self._days = days
         self._adopt = adopt
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.issued = 0
-        self.refused = 0
+        self.answering = Answering()
 
     async def start(self) -> None:
         """Subscribe; requests are answered until :meth:`close`. Raises Refused without an authority."""
@@ -75,40 +68,13 @@ class PodIssuer:
 
     async def close(self) -> None:
         """Give up what is being answered."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.answering.close()
 
     async def _take(self, message: Msg) -> None:
-        if len(self._tasks) >= WAITING_MAX:
-            await self._reply(
-                message, Overloaded("overloaded", f"{WAITING_MAX:,} nodes ask at once: ask again")
-            )
-            return
-        task = asyncio.create_task(self._answer(message), name="pod's credentials")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self.answering.take(message, self._answer)
 
-    async def _answer(self, message: Msg) -> None:
-        async with self._slots:
-            try:
-                jwt = await self._issued(self._checked(message))
-            except IsthmusError as error:
-                self.refused += 1
-                await self._reply(message, error)
-            except Exception:  # a defect, told in the log: it must not end the service of all others
-                log.exception("%s: not answered", message.subject)
-            else:
-                self.issued += 1
-                if message.reply:
-                    await message.respond(_encode(EnrolReply(jwt=jwt)))
-
-    async def _reply(self, message: Msg, error: IsthmusError) -> None:
-        said = printable(error.message, MESSAGE_LIMIT)  # it repeats what a stranger has sent
-        log.warning("%s: refused: %s [%s]", message.subject, said, error.code)
-        if message.reply:
-            await message.respond(_encode(EnrolReply(code=error.code, message=said)))
+    async def _answer(self, message: Msg) -> EnrolReply:
+        return EnrolReply(jwt=await self._issued(self._checked(message)))
 
     def _checked(self, message: Msg) -> PodRequest:
         if len(message.data) > REQUEST_LIMIT_BYTES * 2:

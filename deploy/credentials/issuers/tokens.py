@@ -11,7 +11,9 @@ import asyncio
 import base64
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ from nats.aio.msg import Msg
 
 from deploy.credentials.authority import DAY_S, LIFETIME_DAYS, node_user
 from deploy.credentials.issuers.admission import TRIES, Admission
+from deploy.credentials.issuers.answering import QUEUE, Answering
 from deploy.credentials.jwt import check, encode
 from deploy.credentials.store import Store, token_id
 from events import subjects
@@ -27,20 +30,13 @@ from events.bus.access.nkeys import kind_of, verify
 from events.bus.client import ControllerClient
 from events.bus.enrolment import SHARED_TAG, EnrolReply, EnrolRequest, statement
 from events.bus.names import numbered
-from events.errors import IsthmusError, Refused, Unavailable
-from events.printable import printable
+from events.errors import Refused, Unavailable
 from events.protocol.commands import SharedUse, UseToken, token_command_id
 
 log = logging.getLogger("isthmus.issuer")
 
-QUEUE = "issuers"
 REQUEST_LIMIT_BYTES = 16 * 1024
-MESSAGE_LIMIT = 1000
-AT_ONCE = 32
-WAITING_MAX = 1024
-"""Requests that wait; whoever comes then is told to ask again."""
 _decode = msgspec.json.Decoder(EnrolRequest).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def _shared(claims: dict[str, Any]) -> bool:
@@ -68,10 +64,7 @@ class Issuer:
         self._book = store.load()
         self._days = days
         self._admission = admission
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.issued = 0
-        self.refused = 0
+        self.answering = Answering()
 
     async def start(self) -> None:
         """Subscribe; from then on requests are answered until the connection is closed.
@@ -84,46 +77,24 @@ class Issuer:
 
     async def close(self) -> None:
         """Give up what is being answered; its askers ask again. Cancelled, some of it may go on."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.answering.close()
 
     async def _enrol(self, message: Msg) -> None:
-        """Each in a task of its own: what a token for several machines wants takes the servers a while."""
-        if len(self._tasks) >= WAITING_MAX:
-            if message.reply:
-                said = f"{WAITING_MAX:,} machines ask at once: ask again"
-                await message.respond(_encode(EnrolReply(code="overloaded", message=said)))
-            return
-        task = asyncio.create_task(self._answer_one(message), name="join token")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer_one(self, message: Msg) -> None:
-        async with self._slots:
-            try:
-                await self._answer(message, "enrol", self._redeemed)
-            except Exception:  # a defect, told in the log: it must not end the service of all others
-                log.exception("%s: not answered", message.subject)
+        await self.answering.take(message, partial(self._answer, "enrol", self._redeemed))
 
     async def _renew(self, message: Msg) -> None:
-        await self._answer(message, "nodes", self._renewed)
+        await self.answering.take(message, partial(self._answer, "nodes", self._renewed))
 
-    async def _answer(self, message: Msg, key: str, use: Any) -> None:
-        try:
-            asked, claims = self._checked(message, key)
-            reply = await use(asked, claims)
-        except IsthmusError as error:
-            self.refused += 1
-            said = printable(error.message, MESSAGE_LIMIT)  # it repeats what a stranger has sent
-            log.warning("%s: refused: %s [%s]", message.subject, said, error.code)
-            reply = EnrolReply(code=error.code, message=said)
-        else:
-            self.issued += 1
-            log.info("%s: credentials issued for %s", message.subject, asked.public_key)
-        if message.reply:
-            await message.respond(_encode(reply))
+    async def _answer(
+        self,
+        key: str,
+        use: Callable[[EnrolRequest, dict[str, Any]], Awaitable[EnrolReply]],
+        message: Msg,
+    ) -> EnrolReply:
+        asked, claims = self._checked(message, key)
+        reply = await use(asked, claims)
+        log.info("%s: credentials issued for %s", message.subject, asked.public_key)
+        return reply
 
     def _checked(self, message: Msg, key: str) -> tuple[EnrolRequest, dict[str, Any]]:
         """The request and the claims of what it presents, if everything fits together."""
