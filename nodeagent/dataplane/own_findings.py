@@ -39,6 +39,7 @@ class OwnFindings:
         self.mtus: dict[Peer, int] = {}
         self.exits: dict[Peer, Exit] = {}
         self._by_kind: dict[WayKind, dict[Peer, Exit]] = {}
+        self._relayed_by: dict[bytes, set[Peer]] | None = {}  # VTEP address → whom; None: to be made anew
         self.encrypted: dict[Peer, Exit] = {}
         self.version = 0
         """Grows with every change of these."""
@@ -67,6 +68,7 @@ class OwnFindings:
         Of several kinds the later one of :data:`PRECEDENCE` leads.
         """
         self._by_kind[by] = dict(exits)
+        self._relayed_by = None
         before = self.exits
         self._lead()
         changed = [peer for peer in {**before, **self.exits} if before.get(peer) != self.exits.get(peer)]
@@ -116,6 +118,7 @@ class OwnFindings:
             for ways in self._by_kind.values():
                 if before.underlay == after.underlay and before in ways:
                     ways[after] = self.exits[after] = ways.pop(before)
+                    self._relayed_by = None
             if after.key and after.port and before in self.encrypted:
                 self.encrypted[after] = self.encrypted.pop(before)
 
@@ -172,7 +175,18 @@ class OwnFindings:
                 if preferred_key(*split_cidr(peer.cidr)) not in keys
             }
             self.version += 1
+            self._relayed_by = None
         return bool(keys)
+
+    def relayed_by(self, relays: Iterable[Peer]) -> set[Peer]:
+        """The peers to which any of these forwards. O(these); after a change of ways once O(relayed peers)."""
+        if self._relayed_by is None:
+            self._relayed_by = {}
+            for peer, way in self._by_kind.get("relayed", {}).items():
+                self._relayed_by.setdefault(way.gateway, set()).add(peer)
+        if not self._relayed_by:
+            return set()
+        return {peer for relay in relays for peer in self._relayed_by.get(relay.packed()[0], ())}
 
     def _led(self, peer: Peer) -> bool:
         return peer in (self.encrypted if peer.sealed else self.exits)

@@ -43,9 +43,10 @@ class Entries:
         """What of the ways changes without a word to the fast path: narrow ones, and those into WireGuard."""
         return dict(self._found.mtus), self._found.version
 
-    def relayed(self) -> bool:
-        """Whether any of them depends on where another peer is."""
-        return any(way.gateway not in peer.packed()[::2] for peer, way in self._found.exits.items())
+    def with_relayed(self, peers: Iterable[Peer]) -> set[Peer]:
+        """These, and those whose entries say where one of these is, which relays to them. O(those)."""
+        those = set(peers)
+        return those | self._found.relayed_by(those)
 
     def _made(self, peers: Iterable[Peer]) -> Iterator[tuple[bytes, bytes]]:
         spec, underlay = self._tunnel.spec, self._tunnel.underlay

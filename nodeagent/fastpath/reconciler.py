@@ -120,10 +120,13 @@ class FastPath:
         self._tell(self._record._replace(generation=self._next_generation()))
 
     def before(self, changes: Sequence[PeerChange]) -> None:
-        """Rows of these peers are about to change: packets to and from them take the stack meanwhile."""
+        """Rows of these peers are about to change: packets to and from them take the stack meanwhile.
+
+        So do those that one of them relays.
+        """
         if self._loaded is None or not self.on:
             return
-        gone = [change.before for change in changes if change.before is not None]
+        gone = self.entries.with_relayed(change.before for change in changes if change.before is not None)
         try:
             for peer in gone:
                 key = layout.range_key(peer.cidr)
@@ -134,12 +137,11 @@ class FastPath:
             self._failed(error)
 
     def after(self, changes: Sequence[PeerChange]) -> None:
-        """Rows of these peers have changed."""
+        """Rows of these peers have changed: who is behind one of them goes where that is."""
         if self._loaded is None or not self.on:
             return
-        fresh = self.entries.of(change.after for change in changes if change.after is not None)
-        if self.entries.relayed():
-            self.compare()  # who is behind a relay goes where that is
+        there = (change.after for change in changes if change.after is not None)
+        fresh = self.entries.of(self.entries.with_relayed(there))
         room = layout.PEERS_LIMIT - len(self._entries)
         if len(fresh) > room:
             fresh = {key: value for key, value in fresh.items() if key in self._entries}

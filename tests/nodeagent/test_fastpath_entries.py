@@ -8,12 +8,17 @@ from typing import cast
 
 import msgspec
 
+from nodeagent.conditions import Conditions
 from nodeagent.dataplane.own_findings import OwnFindings
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.dataplane.underlay import WIREGUARD_MORE
 from nodeagent.fastpath import layout
 from nodeagent.fastpath.entries import Entries
-from nodeagent.membership.peers import Peer
+from nodeagent.fastpath.layout import NodeRecord
+from nodeagent.fastpath.predecessors import Predecessors
+from nodeagent.fastpath.programs import Programs
+from nodeagent.fastpath.reconciler import FastPath
+from nodeagent.membership.peers import Peer, PeerChange
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import Rows, address_bytes, mac_bytes
 from nodeagent.ways.table import Exit
@@ -59,7 +64,8 @@ def test_each_way_has_its_own_place() -> None:
     )  # fmt: skip
     assert entries.wanted() == wanted
     assert entries.of([three, host.peer(8)]) == {own[three]: wanted[own[three]]}, "of members alone"
-    assert entries.relayed()
+    assert entries.with_relayed([two, five]) == {two, five, three}
+    assert entries.with_relayed([one]) == {one, four}
     found.prefer({}, None, None, by="nat")
     entries, found = made(three)
     found.prefer({three: Exit(two.packed()[0], SECOND, b"")}, None, None, by="relayed")
@@ -87,3 +93,51 @@ def test_what_is_encrypted_goes_into_its_device_alone() -> None:
         layout.peer_entry(stages[stage], mtu, 0, side)  # type: ignore[index]
         for stage, mtu in (("sending", host.MTU), ("required", 1400 - WIREGUARD_MORE))
     )
+
+
+def test_who_is_behind_a_relay_follows_it_and_nobody_else_is_looked_at() -> None:
+    """The entry of a relayed peer says where its relay is."""
+    relay, far, other = map(host.peer, (9, 3, 4))
+    entries, found = made(relay, far, other)
+    found.prefer({far: Exit(relay.packed()[0])}, None, None, by="relayed")
+    there: dict[bytes, bytes] = {}
+    kernel = SimpleNamespace(put_peers=there.update, drop_peers=lambda keys: [there.pop(key) for key in keys])
+    path = FastPath(
+        Conditions(), entries._tunnel, entries._view, found=found,
+        predecessors=cast("Predecessors", None), loaded=cast("Programs", kernel), why_not="",
+    )  # fmt: skip
+    path._record = NodeRecord(generation=1)
+    key_of = {peer: layout.range_key(peer.cidr) for peer in (relay, far, other)}
+    path.after([PeerChange(None, peer) for peer in (relay, far, other)])
+    assert there == entries.wanted()
+    entries._found.exits = cast("dict[Peer, Exit]", _Counted(found.exits))
+    moved = msgspec.structs.replace(relay, underlay="10.0.0.99")
+    path.before([PeerChange(relay, moved)])
+    assert there.keys() == {key_of[other]}, "the packets of both take the stack meanwhile"
+    entries._view.peers.put(moved)
+    path.after([PeerChange(relay, moved)])
+    assert there == entries.wanted()
+    assert address_bytes("10.0.0.99") in there[key_of[far]]
+    before = len(cast("_Counted", entries._found.exits).asked)
+    path.before([PeerChange(other, None)])
+    entries._view.peers.drop(other.cidr)
+    path.after([PeerChange(other, None)])
+    assert len(cast("_Counted", entries._found.exits).asked) == before, "of nobody but who changed"
+    assert there.keys() == {key_of[relay], key_of[far]}
+    path.before([PeerChange(moved, None)])
+    assert there == {}, "a relay that is gone leads nowhere"
+
+
+class _Counted(dict[Peer, Exit]):
+    """Ways, and for whom one was asked; walking through them all is an error."""
+
+    def __init__(self, ways: dict[Peer, Exit]) -> None:
+        super().__init__(ways)
+        self.asked: list[Peer] = []
+
+    def get(self, peer: Peer, default: object = None) -> Exit | None:  # type: ignore[override]
+        self.asked.append(peer)
+        return super().get(peer)
+
+    def items(self) -> object:  # type: ignore[override]
+        raise AssertionError("all of them")
