@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ import yaml
 from controlplane.cli.main import root
 from events.cli import tables
 from tests.service.up import up
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.bus
 
@@ -180,12 +182,20 @@ def test_a_page_shortens_by_whole_words(here: Callable[..., str], page: list[str
 
 @pytest.mark.parametrize("listing", LISTINGS.values(), ids=LISTINGS)
 def test_a_list_sorts_by_each_of_its_columns(here: Callable[..., str], listing: list[str]) -> None:
-    head, *body = rows(here(*listing, "-o", "wide"))
+    head = rows(here(*listing, "-o", "wide"))[0]
     assert len(set(head)) == len(head), "two columns of one name cannot both be sorted by"
+    body: list[list[str]] = []
+    sorted_: list[list[str]] = []
+
+    def nothing_came_meanwhile(name: str) -> bool:
+        """Of a trace further spans may be stored between two questions."""
+        plain = [*listing, "-o", "wide", "--no-headers"]
+        body[:] = rows(here(*plain))
+        sorted_[:] = rows(here(*plain, "--sort-by", name.lower().replace(" ", "-")))
+        return body == rows(here(*plain))
+
     for name in head:
-        sorted_ = rows(
-            here(*listing, "-o", "wide", "--no-headers", "--sort-by", name.lower().replace(" ", "-"))
-        )
+        wait_for(partial(nothing_came_meanwhile, name), f"{listing} stays as it is")
         assert sorted(sorted_) == sorted(body)
         column = [row[head.index(name)] for row in sorted_]
         assert column == sorted(column, key=tables._natural)
