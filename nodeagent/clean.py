@@ -23,7 +23,7 @@ from nodeagent.gateway.remove import gateway_remove
 from nodeagent.health import accept_in_others
 from nodeagent.local_files import STATUS_FILE, only_one, prepare_directory
 from nodeagent.membership.cache import Cache
-from nodeagent.membership.node_key import KEY_FILES
+from nodeagent.membership.node_key import drop_keys
 from nodeagent.nat.kept import FILE as NAT_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
@@ -73,11 +73,12 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         fenced = Cache(state_dir).says_fenced()
         Cache(state_dir).forget()
         removed += [str(state_dir / name) for name in identity.forget(state_dir)]
-        for name in (STATUS_FILE, FASTPATH_FILE, *KEY_FILES, NAT_FILE):
+        for name in (STATUS_FILE, FASTPATH_FILE, NAT_FILE):
             path = state_dir / name
             if path.exists():
                 path.unlink()
                 removed.append(str(path))
+        removed += map(str, drop_keys(state_dir))
         if (
             fenced
         ):  # the machine's own uid can never join again: whoever starts an agent here again means a new one
@@ -139,8 +140,7 @@ def new_identity(state_dir: Path) -> str:
     with only_one(state_dir):
         Cache(state_dir).forget()
         (state_dir / STATUS_FILE).unlink(missing_ok=True)
-        for name in KEY_FILES:
-            (state_dir / name).unlink(missing_ok=True)
+        drop_keys(state_dir)
         return identity.renew(state_dir)
 
 

@@ -27,15 +27,15 @@ from nodeagent.dataplane import host_settings, preflight
 from nodeagent.dataplane.underlay import overlay_mtu, resolve
 from nodeagent.fastpath import programs
 from nodeagent.fastpath.start import SWITCHED_OFF
-from nodeagent.health import findings
+from nodeagent.health import encryption, findings
 from nodeagent.health.findings import Finding, Level
 from nodeagent.membership.cache import Cache
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.view import View
 from nodeagent.nat.findings import findings as nat_findings
 from nodeagent.netlink import links
+from nodeagent.netlink.udp_ports import holders
 from nodeagent.path_mtu import probe
-from nodeagent.wireguard import start as wireguard_start
 
 CLOCK_SKEW_LIMIT_S = 2.0
 PROBED_PEERS = 5
@@ -110,20 +110,8 @@ def _programs(_: ExaminedNode, __: View | None) -> Iterator[Finding]:
         )
 
 
-def _encryption(_: ExaminedNode, view: View | None) -> Iterator[Finding]:
-    device, why_not = wireguard_start.choose("auto")
-    if device is not None:
-        yield Finding("wireguard", "ok", f"can encrypt ({device.kind})")
-    elif view is not None and not view.encryption.off:
-        yield Finding(
-            "wireguard",
-            "problem",
-            f"the cluster encrypts, and this node cannot: {why_not}; nothing is sent in the clear instead",
-            "modprobe wireguard, or apt-get install wireguard-go",
-        )
-    else:
-        cure = "modprobe wireguard, or apt-get install wireguard-go"
-        yield Finding("wireguard", "info", f"cannot encrypt: {why_not}", cure)
+def _encryption(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
+    yield from encryption.findings(node.device, view)
 
 
 def _pods(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
@@ -230,13 +218,6 @@ def _underlay_of(node: ExaminedNode, view: View | None) -> str:
     return member.underlay if node.underlay == "auto" and member is not None else node.underlay
 
 
-def _port_owner(port: int) -> bool:
-    """Whether a UDP socket is bound to the port, for IPv4 or for all. Raises OSError."""
-    tables = (Path("/proc/net/udp"), Path("/proc/net/udp6"))
-    lines = [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
-    return any(int(line.split()[1].rpartition(":")[2], 16) == port for line in lines)
-
-
 def _overlays(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
     present = links.links()
     vni, port = (view.plan.vni, view.plan.port) if view is not None and view.plan is not None else (100, 8472)
@@ -251,12 +232,13 @@ def _overlays(node: ExaminedNode, view: View | None) -> Iterator[Finding]:
         )
     # A vxlan device that is up has the port's socket; without one, the socket is some program's.
     tunnels = any(link.kind == "vxlan" and link.port == port and link.up for link in present)
-    if not tunnels and _port_owner(port):
+    held = () if tunnels else holders({port})
+    if held:
         yield Finding(
             "vxlan",
             "problem",
-            f"UDP port {port} is bound by a program: the tunnel cannot be up beside it",
-            f"stop it (`ss -lunp sport = :{port}` names it), or define the cluster with another port",
+            f"UDP port {port} is held by {held[0]}: the tunnel cannot be up beside it",
+            "stop it, or define the cluster with another port",
         )
     elif not conflicts:
         yield Finding("vxlan", "ok", f"vni {vni} on UDP port {port} is free for {node.device}")

@@ -121,11 +121,16 @@ def now_of(status: LocalStatus) -> float:
 def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o644) -> None:
     """Replace a file so that a reader sees the old or the new content, never a part. Raises OSError.
 
-    ``durable``: also after a loss of power. Another ``mode`` than the default holds whatever the umask.
+    ``durable``: also after a loss of power. Another ``mode`` than the default holds whatever the umask. Written
+    by root in a folder of the agent's own account, it is that account's: the agent must be able to read it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody laid
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, 0o644)) as file:
+            folder = path.parent.stat()
+            if os.geteuid() == 0 != folder.st_uid:
+                os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
             file.write(data)
             if mode != 0o644:
                 os.fchmod(file.fileno(), mode)

@@ -69,7 +69,7 @@ class OwnKey:
         self.next: PrivateKey | None = None
         self.old: PrivateKey | None = None
         self.problem = ""
-        """Which of the other two files holds no key, and what to do; empty when each one that is there does."""
+        """What is wrong with the other two files, and what to do; empty when each that is there holds a key."""
 
     @property
     def public(self) -> str:
@@ -92,7 +92,9 @@ class OwnKey:
         return Told(self.public, port)
 
     def look(self) -> None:
-        """Take in what the folder has of the next key and of the one before. Raises OSError."""
+        """Take in what the folder has of the next key and of the one before. Raises OSError when it cannot be
+        put in order.
+        """
         self.problem = ""
         if self.next is None:
             self.next = self._other(NEXT_FILE)
@@ -102,13 +104,24 @@ class OwnKey:
                 self.drop_old()
 
     def _other(self, name: str) -> PrivateKey | None:
+        path = self._directory / name
         try:
-            return _read(self._directory / name)
+            return _read(path)
         except FileNotFoundError:
             return None
         except Refused as error:
             self.problem = error.message
-            return None
+        except OSError as error:
+            self.problem = (
+                f"{path} cannot be read ({error.strerror}): give it to the account that the agent runs as, "
+                f"chown --reference={self._directory} {path}, or remove it: rm {path}"
+            )
+        return None
+
+    def grown_old(self) -> None:
+        """It has the age at which it is replaced: make the next one, unless there is one. Raises OSError."""
+        if self.next is None and self.old is None and not self.problem:
+            self.next = new_key(self._directory, NEXT_FILE)
 
     def follow(self, key: str, beside: str) -> bool:
         """The log has this key of the node, and that one beside it; whether anything changed. Raises OSError.
@@ -151,6 +164,8 @@ def own_key(directory: Path) -> OwnKey:
     Raises Refused(identity_unreadable) for a file that holds no key: a new one in its place would cut the node
     off from every peer that knows the old one, until all have heard of it. Raises OSError.
     """
+    for left in directory.glob(".node.*.new"):  # a killed process's: nobody else may write here now
+        left.unlink(missing_ok=True)
     try:
         key = OwnKey(directory, _read(directory / KEY_FILE))
     except FileNotFoundError:
@@ -180,14 +195,25 @@ def _read(path: Path) -> PrivateKey:
 def ask_for_another(directory: Path) -> str:
     """Make the key that is to follow this one, unless such a change is under way already: its public key.
 
-    Raises Refused(identity_unreadable), OSError.
+    Raises Refused(identity_unreadable) also where the present key is none, with which no agent starts. Raises
+    OSError.
     """
+    present = _read(directory / KEY_FILE)
     with contextlib.suppress(FileNotFoundError):
         return _read(directory / NEXT_FILE).public
     with contextlib.suppress(FileNotFoundError):
         _read(directory / OLD_FILE)
-        return _read(directory / KEY_FILE).public
+        return present.public
     return new_key(directory, NEXT_FILE).public
+
+
+def drop_keys(directory: Path) -> list[Path]:
+    """Remove all keys of that folder, also what a killed process has left of one; which. Raises OSError."""
+    found = [path for name in KEY_FILES for path in (directory / name, *directory.glob(f".{name}.*.new"))]
+    there = [path for path in found if path.is_symlink() or path.exists()]
+    for path in there:
+        path.unlink()
+    return there
 
 
 def new_key(directory: Path, name: str = KEY_FILE) -> PrivateKey:

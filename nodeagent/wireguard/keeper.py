@@ -10,6 +10,7 @@ none out in the clear.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,19 +19,18 @@ from typing import Protocol
 import msgspec
 
 from events.bus.retry import happened
-from events.errors import Refused
 from events.protocol.encryption import WIREGUARD_PORTS
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.key_age import KeyAge
-from nodeagent.membership.node_key import OwnKey, PrivateKey, Told, ask_for_another
+from nodeagent.membership.node_key import OwnKey, PrivateKey, Told
 from nodeagent.membership.peers import Peer
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
 from nodeagent.ways.table import Exit, WayTable
-from nodeagent.wireguard import link
+from nodeagent.wireguard import link, ports
 from nodeagent.wireguard.device import KEEPALIVE_S, PeerSettings, WireGuardDevice
 from nodeagent.wireguard.managed import ManagedDevice
 from nodeagent.wireguard.pairs import PAIRS, SLOTS, Pair
@@ -201,7 +201,7 @@ class Keeper:
             started = time.monotonic()
             try:
                 await self._step()
-            except (OSError, Refused) as error:
+            except OSError as error:
                 self._covered = min(self._covered, self._view.encryption.since - 1)
                 for device in self.devices.values():
                     device.forget()
@@ -216,8 +216,12 @@ class Keeper:
 
     async def _step(self) -> None:
         view, own, spec = self._view, self._view.own, self._tunnel.spec
-        self._follow_key()
+        try:
+            self._follow_key()
+        except OSError as error:  # packets go by the keys that are held
+            self._key.problem = f"the node's key is not replaced, and the one before goes on: {error}"
         if view.encryption.off:
+            self._conditions.set(KEY_CONDITION, self._key.problem)
             await self._off()
             return
         if own is None or spec is None:
@@ -358,8 +362,13 @@ class Keeper:
                 again |= self.devices[pair].bring(keys[pair.own], settings, peers, eager=eager)
             except OSError as error:
                 self.devices[pair].lost()
-                failed = failed or error
+                failed = failed or self._explained(error)
         return again, failed
+
+    def _explained(self, error: OSError) -> OSError:
+        """With the program that holds a port of ours, where it is that."""
+        held = ports.strangers(self.port, self._config.device) if error.errno == errno.EADDRINUSE else ()
+        return OSError(error.errno, f"{ports.in_words(held)}: {ports.way_out()}") if held else error
 
     def _trim(self, wanted: Mapping[Pair, Mapping[str, PeerSettings]]) -> None:
         """In a worker thread: what nothing leads to any more goes, peers and devices. Raises OSError."""
@@ -370,12 +379,12 @@ class Keeper:
                 device.leave()
 
     def _follow_key(self) -> None:
-        """Another key takes its place beside this node's once the log has it. Raises Refused, OSError."""
-        view, directory, now, key = self._view, self._config.state_dir, time.monotonic(), self._key
-        days = self._config.rotate_key_days
-        if days and key.next is None and key.old is None and self._age.of(key.public) > days * 86_400:
-            ask_for_another(directory)
+        """Another key takes its place beside this node's once the log has it. Raises OSError."""
+        view, now, key = self._view, time.monotonic(), self._key
         key.look()
+        days = self._config.rotate_key_days
+        if days and self._age.of(key.public) > days * 86_400:
+            key.grown_old()
         own = view.members.get(view.node)
         if own is None or own.uid != view.uid:
             return
