@@ -37,7 +37,7 @@ from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.membership.cache import Cache, Entry
 from nodeagent.membership.cache_check import difference, view_from_log
-from nodeagent.membership.node_key import Told, join_fields
+from nodeagent.membership.node_key import Told, again_s, join_fields
 from nodeagent.membership.peers import PeerChange
 from nodeagent.membership.session import BusSession
 from nodeagent.membership.view import View
@@ -49,9 +49,6 @@ RETRY_FIRST_S, RETRY_LONGEST_S = 0.2, 5.0
 REFUSED_RETRY_S = 15.0
 ROOM_SPREAD_S = 0.5
 """Nodes that wait for a range all see that there is room at the same moment: they ask within this time."""
-
-KEY_AGAIN_S = 300.0
-"""Between two tries to have the own key in the log: it is left out while anybody is of an earlier release."""
 
 LEAP_EVENTS = 2000
 """Events behind from which a snapshot is worth its transfer."""
@@ -166,10 +163,12 @@ class LogFollower:
         controller = ControllerClient(
             client, self._config.cluster, actor=f"node/{self._config.node}", telemetry=self._telemetry
         )
+        tries = 0
         while True:
-            asked = await happened(self._rejoin, within_s=jittered_s(KEY_AGAIN_S, 0.3))
+            asked = await happened(self._rejoin, within_s=again_s(tries))
             if not asked and self._key_known():
                 continue
+            tries = 0 if asked else tries + 1
             self._rejoin.clear()
             if self._moved:
                 self._moved = False

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from events.bus.retry import jittered_s
 from events.errors import Refused
 from events.input_files import read_regular
 from events.status import NatMode
@@ -27,6 +28,8 @@ from nodeagent.local_files import write_atomically
 
 KEY_FILE, NEXT_FILE, OLD_FILE, AGE_FILE = "node.key", "node.next.key", "node.old.key", "node.key.age"
 KEY_FILES = (KEY_FILE, NEXT_FILE, OLD_FILE, AGE_FILE)
+AGAIN_FIRST_S, AGAIN_LONGEST_S = 15.0, 300.0
+"""Between tries to have the own key in the log: it is left out while anybody is of an earlier release."""
 KEY_BYTES = 32
 READ_LIMIT = 4096
 
@@ -229,6 +232,13 @@ def _write(path: Path, key: PrivateKey) -> None:
         write_atomically(path, b64encode(key.private) + b"\n", durable=True, mode=0o600)
     finally:
         os.umask(previous)
+
+
+def again_s(tries: int) -> float:
+    """Seconds until the own key is said again that the log has not taken after so many tries: soon at first,
+    for a cluster that is upgraded in a minute, then more rarely, for one whose upgrade takes hours; jittered.
+    """
+    return jittered_s(min(AGAIN_LONGEST_S, AGAIN_FIRST_S * 2.0 ** min(tries, 10)), 0.3)
 
 
 def join_fields(told: Told, nat: NatMode) -> dict[str, Any]:

@@ -38,6 +38,13 @@ from events.protocol.commands import (
     ReserveClb,
 )
 from events.status import AgentStatus
+from events.telemetry.role import Telemetry
+from nodeagent.conditions import Conditions
+from nodeagent.config import AgentConfig
+from nodeagent.membership import node_key
+from nodeagent.membership.cache import Cache
+from nodeagent.membership.log_follower import LogFollower
+from nodeagent.membership.view import View
 from tests.controlplane import every_kind
 from tests.controlplane.world import START, World
 from tests.service.onbus import CLUSTER, client, controller
@@ -141,6 +148,43 @@ async def test_the_way_back_to_a_release_stays_open_for_as_long_as_the_controlle
         await one.send(ChangeKey(node="n0", uid="uid-0", key=KEYS[0]))
         assert list(running.replica.state.keys) == ["n0"]
         assert running.replica.state.entries
+
+
+@pytest.mark.bus
+async def test_a_key_that_was_held_back_is_in_the_log_soon_after_the_last_upgrade(
+    bus: BusOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who waits for longer asks more rarely, not all at one time."""
+    monkeypatch.setattr(node_key, "AGAIN_FIRST_S", 0.2)
+    config = AgentConfig(cluster=CLUSTER, node="n1", kind="cloud", bus=bus, state_dir=tmp_path / "agent")
+    config.state_dir.mkdir()
+    cache, told = Cache(config.state_dir), node_key.Told(KEYS[1], 51820)
+
+    async def apply(*_: object) -> None:
+        pass
+
+    follower = LogFollower(
+        config, View(CLUSTER, "n1", "uid-1"), cache, Conditions(), Telemetry.off(),
+        apply=apply, underlay=lambda: "192.168.7.1", key=lambda: told,
+    )  # fmt: skip
+    async with controller(bus, tmp_path / "a", leads=True) as running, client(bus) as operator:
+        await operator.send(DEFINE)
+        await operator.send(join(0))
+        await _report(operator, running, "0.2.0")
+        following = asyncio.create_task(follower.run())
+        try:
+            await until(lambda: follower.view.own is not None)
+            assert not running.replica.state.keys
+            await _report(operator, running, "0.3.0")
+            await until(lambda: "n1" in running.replica.state.keys, within_s=30)
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+            cache.close()
+    monkeypatch.undo()
+    assert [node_key.again_s(0) < 20, node_key.again_s(3) < 160, node_key.again_s(4000) < 400] == [True] * 3
+    assert node_key.again_s(4000) > 200
+    assert len({node_key.again_s(2) for _ in range(20)}) == 20
 
 
 @pytest.mark.bus
