@@ -12,18 +12,21 @@ import msgspec
 
 from events.input_files import read_regular
 from nodeagent.local_files import write_atomically
+from nodeagent.nat.packets import NUMBER_MAX
 
 FILE = "nat.json"
 FILE_LIMIT_BYTES = 4 * 1024 * 1024
 RESERVED = 10**9
 """Numbers of questions that are used up beforehand, so that a restart never uses one again."""
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+Own = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX // 2)]
+"""So that there are always more."""
 
 
 class _Saved(msgspec.Struct):
     """``number``: no question before has a larger one. ``floors``: the last number of who asked, by epoch."""
 
-    number: Number = 0
+    number: Own = 0
     floors: dict[Number, Number] = {}
 
 

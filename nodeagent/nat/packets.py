@@ -31,9 +31,12 @@ ETHERTYPE = 0x88B5
 HELLO, ANSWER, CONFIRM, DONE = 1, 2, 3, 4
 KNOWN = 1
 CHALLENGE_BYTES, SEAL_BYTES = 16, 16
-NUMBER_MAX = 2**64 - 1
+NUMBER_MAX = 2**62
+"""A larger one is no message's: what was used is kept in a file, and must be read again."""
 _BODY = struct.Struct("!11sBHQQ4sBBHQ4s16s")
 BYTES = _BODY.size + SEAL_BYTES
+RECEIVER_AT = 22
+"""Where a content has the epoch of whom it is for: 8 bytes."""
 VXLAN_FLAGS = 0x08000000
 _VXLAN = struct.Struct("!II")
 _UDP = struct.Struct("!HHHH")
@@ -95,7 +98,7 @@ def read(content: bytes) -> Message | None:
         _BODY.unpack_from(content)
     )
     known = mark == MARK and ethertype == ETHERTYPE and HELLO <= kind <= DONE
-    if not known or length > 32 or flags > KNOWN:
+    if not known or length > 32 or flags > KNOWN or number > NUMBER_MAX:
         return None
     seen = Endpoint(address, port)
     return Message(kind, sender, receiver, network, length, number, seen, bool(flags), challenge)

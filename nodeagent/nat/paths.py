@@ -244,7 +244,7 @@ class NatPaths:
             wire.silence()
             return
         try:
-            wire.listen(underlay.device, plan.port, self._received)
+            wire.listen(underlay.device, plan.port, self._received, receiver=own.epoch)
             self._conditions.clear(CONDITION)
         except OSError as error:
             self._conditions.set(

@@ -1,8 +1,9 @@
 """Two sockets for datagrams that look like the tunnel's, whose port is the kernel's: one sends, one hears.
 
 Both are opened while the process still has CAP_NET_RAW; afterwards none is needed. What is no message of ours
-never leaves the kernel: a filter on the listening socket wants the VXLAN port, the reserved VNI, the length
-and the mark. It hears packets as they arrive, before the node's own rules.
+never leaves the kernel: a filter on the listening socket wants the VXLAN port, the reserved VNI, the length,
+the mark and the epoch of this node, which only members know. It hears packets as they arrive, before the node's
+own rules.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BUFFER_BYTES = 1 << 18
 _ETH_P_IP = 0x0800
 _SO_ATTACH_FILTER = 26
 _TO_US = 0  # PACKET_HOST
+_NOWHERE = ("", 0, 0)
 Received = Callable[[bytes, Endpoint, bytes], None]
 """(address that it was sent to, where it came from, content)."""
 
@@ -51,7 +53,7 @@ class Wire:
         self._in.setblocking(False)
         self._in.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         self._out.setblocking(False)
-        self._where: tuple[str, int] = ("", 0)
+        self._where = _NOWHERE
         self._received: Received = lambda _to, _source, _content: None
         self._budget, self._budget_at = HEARD_PER_S, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,16 +64,19 @@ class Wire:
         """Whether it hears a device."""
         return self._loop is not None
 
-    def listen(self, device: str, port: int, received: Received) -> None:
-        """Hear what arrives on that device from now on. On the running event loop; raises OSError."""
+    def listen(self, device: str, port: int, received: Received, *, receiver: int = 0) -> None:
+        """Hear what arrives on that device from now on. On the running event loop; raises OSError.
+
+        ``receiver``: the epoch of whom it has to be for; 0: of anybody.
+        """
         self._received = received
-        if self._where == (device, port):
+        if self._where == (device, port, receiver):
             return
         self.silence()
-        _attach(self._in, port)
+        _attach(self._in, port, receiver)
         self._in.bind((device, _ETH_P_IP))
         self._drain()  # what was queued under another filter
-        self._where = device, port
+        self._where = device, port, receiver
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._in.fileno(), self._ready)
 
@@ -80,7 +85,7 @@ class Wire:
         if self._loop is not None:
             self._loop.remove_reader(self._in.fileno())
             self._loop = None
-        self._where = ("", 0)
+        self._where = _NOWHERE
 
     def close(self) -> None:
         """Hear nothing and release both."""
@@ -161,8 +166,8 @@ def opened_wire(mode: NatMode) -> Iterator[tuple[Wire | None, str]]:
         wire.close()
 
 
-def _attach(sock: socket.socket, port: int) -> None:
-    program = filter_for(port)
+def _attach(sock: socket.socket, port: int, receiver: int) -> None:
+    program = filter_for(port, receiver)
     buffer = ctypes.create_string_buffer(program)
     descriptor = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
@@ -175,10 +180,12 @@ _AND, _JEQ, _JGE, _RET = 0x54, 0x15, 0x35, 0x06
 _UDP, _FRAGMENT = 17, 0x3FFF
 
 
-def filter_for(port: int) -> bytes:
+def filter_for(port: int, receiver: int = 0) -> bytes:
     """Classic BPF on an IP packet: a whole UDP datagram to the port, of the reserved VNI, with a message's
-    mark."""
-    checks = (
+    mark, for that epoch (0: for any).
+    """
+    epoch = 16 + packets.RECEIVER_AT
+    checks = [
         (_LD_B, 0, 9, _JEQ, _UDP),
         (_LD_H, _FRAGMENT, 6, _JEQ, 0),
         (_LD_H_X, 0, 2, _JEQ, port),
@@ -186,7 +193,12 @@ def filter_for(port: int) -> bytes:
         (_LD_W_X, 0, 12, _JEQ, PROBE_VNI << 8),
         (_LD_W_X, 0, 16, _JEQ, int.from_bytes(packets.MARK[:4], "big")),
         (_LD_LEN, 0, 0, _JGE, packets.HEADERS + packets.BYTES),
-    )
+    ]
+    if receiver:
+        checks += [
+            (_LD_W_X, 0, epoch, _JEQ, receiver >> 32),
+            (_LD_W_X, 0, epoch + 4, _JEQ, receiver & 0xFFFFFFFF),
+        ]
     program: list[tuple[int, int, int, int]] = [(_LDX_IHL, 0, 0, 0)]
     for load, mask, offset, jump, value in checks:
         program.append((load, 0, 0, offset))

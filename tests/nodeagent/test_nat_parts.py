@@ -100,6 +100,17 @@ def underlay() -> None:
     sh("ip link set eth0 up && ip link set far up")
 
 
+def test_a_member_cannot_make_the_file_of_numbers_unreadable(tmp_path: Path) -> None:
+    """What is kept of it are numbers that others chose."""
+    largest = packets.NUMBER_MAX
+    for number, taken in ((largest, True), (largest + 1, False), (2**64 - 1, False)):
+        content = packets.seal(Message(HELLO, 1, 2, bytes(4), 26, number), bytes(32))
+        assert (packets.read(content) is not None) == taken
+    kept = Kept(tmp_path)
+    kept.save(kept.number, {7: largest, 8: 3}, asked=True)
+    assert Kept(tmp_path).floors == {7: largest, 8: 3}
+
+
 @inside
 async def test_messages_pass_by_the_sockets_and_nothing_else_is_heard() -> None:
     sh("ip netns add there && ip link add eth0 type veth peer name eth0 netns there")
@@ -110,8 +121,9 @@ async def test_messages_pass_by_the_sockets_and_nothing_else_is_heard() -> None:
     sh("ip netns exec there nft add rule ip n o udp dport 8472 masquerade to :30000")
     heard: list[tuple[bytes, Endpoint, bytes]] = []
     wire = Wire()
-    wire.listen("eth0", 8472, lambda *found: heard.append(found))
-    content = packets.seal(Message(HELLO, 1, 2, bytes(4), 26, 3), bytes(32))
+    epoch = (7 << 32) + 2
+    wire.listen("eth0", 8472, lambda *found: heard.append(found), receiver=epoch)
+    content = packets.seal(Message(HELLO, 1, epoch, bytes(4), 26, 3), bytes(32))
     send = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW); "
         "[s.sendto(bytes.fromhex(p), ('10.0.0.1', 0)) for p in {!r}]"
@@ -124,6 +136,8 @@ async def test_messages_pass_by_the_sockets_and_nothing_else_is_heard() -> None:
         mine[:37] + b"x" + mine[38:],
         mine[:34] + b"\1" + mine[35:],
         mine[:22] + b"\0\1" + mine[24:],
+        mine[:61] + b"\6" + mine[62:],  # for the epoch before, and for another one
+        mine[:65] + b"\3" + mine[66:],
     ]
     program = send.format([packet.hex() for packet in (*others, mine)])
     await asyncio.to_thread(sh, f'ip netns exec there python3 -c "{program}"')
