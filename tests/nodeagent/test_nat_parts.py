@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from events.bus.connection import BusOptions
+from events.protocol.encryption import STAGES
 from nodeagent.conditions import Conditions
 from nodeagent.config import AgentConfig
 from nodeagent.dataplane.desired import desired_of, difference
@@ -224,6 +225,10 @@ def test_a_second_life_goes_on_with_what_stands_in_the_kernel() -> None:
         asyncio.run(nat.begin())
         index, (two, three, four) = socket.if_nametoindex("isthmus-nat"), map(host.peer, (2, 3, 4))
         assert nat.admitted() == {"198.51.100.1 . 30000"}
+        for stage in STAGES:
+            view.peers.put(msgspec.structs.replace(host.peer(2), key="k", port=51820, stage=stage))
+            assert bool(nat.admitted()) == (stage != "required"), "what must be encrypted comes in no other way"
+        view.peers.put(host.peer(2))
         assert nat.second() == Second("isthmus-nat", index, host.VNI + 1)
         led = {peer: way.device for peer, way in reconciler.found.exits.items()}
         assert led == {two: index, three: index, four: 0}

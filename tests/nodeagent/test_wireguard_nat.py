@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -48,6 +49,18 @@ def healed_s(flow: Talk) -> float:
     return sum(number not in got for number in range(start, max(got))) / SECOND
 
 
+def comes_in_the_clear(source: Node, node: Node) -> bool:
+    """Whether what a peer behind NAT sends without encryption, from its place, comes out at the node."""
+
+    def came() -> int:
+        (device,) = json.loads(node.run("ip -j -s link show isthmus-nat"))
+        return int(device["stats64"]["rx"]["packets"])
+
+    before = came()
+    source.run(f"ping -n -c 3 -i 0.05 -W 1 -I isthmus-nat {node.vtep} || true")
+    return came() - before >= 3
+
+
 @needs_program
 @pytest.mark.slow
 @inside
@@ -71,6 +84,7 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
         one, two = Pod(b, "pod-b"), Pod(c, "pod-c")
         with talk(one, two) as flow:
             until(lambda: len(flow.numbers("got")) > SECOND // 4, "relayed in the clear", 60)
+            assert comes_in_the_clear(b, g)
             first = flow.now()
             settled(place, "all (required within sites, required between sites)")
             wires = [Wire(f"v-{name}") for name in ("g", "h", "r", "s")]
@@ -108,6 +122,7 @@ def test_nodes_behind_different_nats_are_relayed_encrypted() -> None:
             assert gone == [], f"{len(gone)} of {marks}: {gone[:3]} … {gone[-3:]} agents matter to no packet"
             assert [wire.stop().plain for wire in wires] == [0, 0, 0, 0], [wire.examples for wire in wires]
             assert all(wire.encrypted > SECOND for wire in wires[2:])
+            assert not comes_in_the_clear(b, g)
             between_the_hidden_only(other, via, b)
             first = flow.now()
             stage(place, "off")
