@@ -44,7 +44,8 @@ def deploy() -> None:
 
     \b
     isthmus deploy nats single  --name bus-1 --host 10.0.0.5 --to out
-    isthmus deploy nats cluster --name bus-1 --host 10.0.0.5 --peer bus-1 --peer bus-2 --peer bus-3 --to out
+    isthmus deploy nats cluster --name bus-1 --host 10.0.0.5 --peer bus-1 \\
+        --peer bus-2 --peer bus-3 --to out
     isthmus deploy systemd --to /etc/systemd/system
     isthmus deploy kubernetes --to manifests
     isthmus deploy kubernetes --all-in-one --to isthmus.yaml
@@ -87,7 +88,8 @@ def nats(
     the systemd unit isthmus-nats.service does so.
 
     \b
-    Example: isthmus deploy nats single --name bus-1 --host 10.0.0.5 --to out/bus-1
+    Example: isthmus deploy nats single --name bus-1 --host 10.0.0.5 \\
+                 --to out/bus-1
     """
     from deploy.credentials.certificates import issue_server
     from deploy.credentials.store import Store
@@ -180,8 +182,10 @@ def kubernetes(
     External nodes are those labelled isthmus.node-restriction.kubernetes.io/kind=external and …/site=SITE.
 
     \b
-    Example: isthmus deploy kubernetes --all-in-one --to isthmus.yaml && kubectl apply -f isthmus.yaml
-             isthmus deploy kubernetes --to manifests && kubectl apply -k manifests
+    Example: isthmus deploy kubernetes --all-in-one --to isthmus.yaml && \\
+                 kubectl apply -f isthmus.yaml
+             isthmus deploy kubernetes --to manifests && \\
+                 kubectl apply -k manifests
     """
     said = read_values(values_file) if values_file is not None else Values()
     values = msgspec.structs.replace(
@@ -293,7 +297,8 @@ def bootstrap(
     """The control pod's first container: keys, certificates and the bus's files, once; then where they are.
 
     \b
-    Example: isthmus deploy bootstrap --folder /var/lib/isthmus --host 10.0.0.5 --node cp-1 --cluster prod
+    Example: isthmus deploy bootstrap --folder /var/lib/isthmus --host 10.0.0.5 \\
+                 --node cp-1 --cluster prod
     """
     from controlplane.kubernetes.api import KubernetesClient
     from deploy.kubernetes import bootstrap as steps

@@ -49,7 +49,7 @@ def agent() -> None:
 
     \b
     On a cloud node:    isthmus agent --bus nats://10.0.0.2:4222 --cluster prod
-    In a data centre:   isthmus agent --bus … --cluster prod --kind external --site ams
+    In a data centre:   isthmus agent --bus … --kind external --site ams
     Behind a NAT:       isthmus agent … --announced 203.0.113.7
     Look:               isthmus agent status
     See its packets:    isthmus agent capture
@@ -287,7 +287,7 @@ def forget_command(state_dir: Path, yes: bool) -> None:
     agent, forget, start it: it reads the log that the bus has now and writes only what differs.
 
     \b
-    Example: systemctl stop isthmus-agent && isthmus agent forget && systemctl start isthmus-agent
+    Example: systemctl stop isthmus-agent && isthmus agent forget
     """
     from nodeagent.clean import forget
 
@@ -306,10 +306,10 @@ def forget_command(state_dir: Path, yes: bool) -> None:
 def new_identity_command(state_dir: Path, yes: bool) -> None:
     """Give this installation a new uid: for a cloned machine, a fenced uid, or damaged identity files.
 
-    It joins as a new node and gets a new range; what runs here with the old one is told by the agent then.
+    Started again, the agent joins as a new node and gets a new range; what runs here with the old one it says.
 
     \b
-    Example: systemctl stop isthmus-agent && isthmus agent new-identity --yes && systemctl start isthmus-agent
+    Example: systemctl stop isthmus-agent && isthmus agent new-identity --yes
     """
     from nodeagent.clean import new_identity
 

@@ -26,10 +26,12 @@ def clb() -> None:
     """The two addresses by which external nodes reach the API server and public services.
 
     \b
-    isthmus clb reserve main --subnet 10.0.8.0/28 --exclude 10.0.8.2 --exclude 10.0.8.3
+    isthmus clb reserve main --subnet 10.0.8.0/28 --exclude 10.0.8.2 \\
+        --exclude 10.0.8.3
     isthmus clb reserve main --subnet 10.0.8.0/28 --provider gateway
     isthmus clb gateway add cloud-1
-    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check https --check-path /readyz
+    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check https \\
+        --check-path /readyz
     isthmus clb show main
     isthmus clb release main
     """

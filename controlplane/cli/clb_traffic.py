@@ -52,8 +52,10 @@ def backend() -> None:
     """Where connections to the addresses of a pair go.
 
     \b
-    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check https --check-path /readyz
-    isthmus clb backend add main public-services 53 10.0.1.20 --protocol udp --check-port 8080
+    isthmus clb backend add main apiserver 443 10.0.1.11:6443 --check https \\
+        --check-path /readyz
+    isthmus clb backend add main public-services 53 10.0.1.20 --protocol udp \\
+        --check-port 8080
     isthmus clb backend remove main apiserver 443 10.0.1.11:6443
     """
 

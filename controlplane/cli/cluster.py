@@ -55,7 +55,8 @@ def cluster() -> None:
     """Define a cluster, look at it, let it grow.
 
     \b
-    isthmus cluster define --cidr 10.200.0.0/16 --pods 64 --services 256 --network vpc=10.0.0.0/16
+    isthmus cluster define --cidr 10.200.0.0/16 --pods 64 --services 256 \\
+        --network vpc=10.0.0.0/16
     isthmus cluster show
     isthmus cluster append 10.201.0.0/16
     """
@@ -148,7 +149,7 @@ def define(
     \b
     isthmus cluster define --cidr 172.16.0.0/16 --pods 64 --services 256
     isthmus cluster define --cidr 10.0.0.0/16 --network vpc=10.0.0.0/8 \\
-        --override cidr_conflict_with_vpc='the VPC routes only 10.128/9, ticket 4711'
+        --override cidr_conflict_with_vpc='the VPC routes 10.128/9, ticket 4711'
     """
     command = DefineCluster(
         container_cidr=container_cidr,

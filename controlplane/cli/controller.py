@@ -83,7 +83,8 @@ def controller(  # noqa: PLR0917  click passes options by name
     failed command.
 
     \b
-    isthmus controller --bus nats://bus-1:4222,nats://bus-2:4222 --cluster prod --replicas 3
+    isthmus controller --bus nats://bus-1:4222,nats://bus-2:4222 --cluster prod \\
+        --replicas 3
     isthmus controller rebuild --cluster prod
     """
     if click_context.invoked_subcommand is not None:

@@ -38,7 +38,6 @@ STANDING = frozenset({"no_external_node", "conflict_overridden"})
 def status(click_context: click.Context, *, context: BusContext, watch: bool, as_json: bool) -> None:
     """Show bus, controller, log, nodes by state, pool, CLB pairs, and what needs a person.
 
-    \b
     Exit code: 0 healthy, 1 something needs a person, 3 the bus or the controller does not answer.
 
     \b

@@ -128,7 +128,8 @@ def up(  # noqa: PLR0917  click passes options by name
 
     \b
     isthmus up
-    isthmus up --cidr 172.16.0.0/16 --pods 64 --services 256 --network vpc=10.0.0.0/16
+    isthmus up --cidr 172.16.0.0/16 --pods 64 --services 256 \\
+        --network vpc=10.0.0.0/16
     isthmus up --host 0.0.0.0 --data /var/lib/isthmus
 
     With --json it prints one line once it is ready:

@@ -53,7 +53,8 @@ async def churn(  # noqa: PLR0917 - click passes every option by name
     \b
     isthmus up &
     isthmus churn --define tests/data/node-churn
-    isthmus churn --leave random --seed 7 --external '*-west-*' tests/data/node-churn
+    isthmus churn --leave random --seed 7 --external '*-west-*' \\
+        tests/data/node-churn
     """
     from deploy.churn.replay import drive, plan_changes, read_ledger, settled, simulated_fleet
     from deploy.churn.trace import find_files, load

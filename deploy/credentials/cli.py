@@ -37,7 +37,6 @@ folder_option = click.option(
 def credentials() -> None:
     """Make, renew and take back credentials for the bus.
 
-    \b
     Every node, operator and auditor gets an account of its own on the bus, so that nothing one of
     them does can reach another. The folder of the authority (--store) holds the keys.
 
@@ -47,8 +46,8 @@ def credentials() -> None:
     … by token:   isthmus credentials token idc-7 --bus tls://10.0.0.5:4222
     A person:     isthmus credentials operator alice
     A reader:     isthmus credentials audit archive
-    Renew:        isthmus credentials rotate node idc-7 --retire --push tls://10.0.0.5:4222
-    Shut out:     isthmus credentials revoke node idc-7 --yes --push tls://10.0.0.5:4222
+    Renew:        isthmus credentials rotate node idc-7 --retire --push …
+    Shut out:     isthmus credentials revoke node idc-7 --yes --push …
     """
 
 
@@ -143,7 +142,8 @@ def token(
     isthmus credentials redeem --token-file FILE.
 
     \b
-    Example: isthmus credentials token idc-7 --cluster prod --bus tls://10.0.0.5:4222 --minutes 30
+    Example: isthmus credentials token idc-7 --cluster prod \\
+                 --bus tls://10.0.0.5:4222 --minutes 30
     """
     (made,) = tokens([Wanted(node)], store, cluster, servers, minutes=minutes, push=push)
     if as_json:
@@ -177,7 +177,8 @@ def enrol(
 
     \b
     Example: isthmus credentials enrol --node "$NODE_NAME" --cluster prod \\
-               --bus tls://10.0.0.5:4222 --creds /enrolment/pods.creds --ca /enrolment/ca.pem
+               --bus tls://10.0.0.5:4222 --creds /enrolment/pods.creds \\
+               --ca /enrolment/ca.pem
     """
     from events.bus.service_account import enrol as enrol_pod
 

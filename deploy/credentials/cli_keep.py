@@ -68,7 +68,7 @@ def rotate(
     \b
     Examples:
       isthmus credentials rotate node idc-7 --retire --push tls://10.0.0.5:4222
-      isthmus credentials rotate key nodes --push …      then, when all are renewed:
+      isthmus credentials rotate key nodes --push …      then, when all have it:
       isthmus credentials rotate key nodes --finish --push …
       isthmus credentials rotate tls server              then SIGHUP to the server
     """
@@ -134,7 +134,8 @@ def revoke(
     """Revoke a name: every credential it ever had. With --push its connections end at once.
 
     \b
-    Example: isthmus credentials revoke node idc-7 --yes --cluster prod --push tls://10.0.0.5:4222
+    Example: isthmus credentials revoke node idc-7 --yes --cluster prod \\
+                 --push tls://10.0.0.5:4222
     """
     authority = Authority.open(store)
     confirm(f"Revoke {role} {name}? Every credential that it ever had ends, for good.", yes=yes)
@@ -150,7 +151,7 @@ def revoke(
 
 @credentials.command("list")
 @store_option
-@click.option("--role", type=click.Choice(ROLES), help="Only this role.")
+@click.option("--role", type=click.Choice(ROLES), metavar="ROLE", help="Only this role.")
 @click.option(
     "--expiring", type=Finite(0, DAYS_MAX), metavar="DAYS", help="Only what ends within so many days."
 )
@@ -269,7 +270,8 @@ def prune(file: Path, as_json: bool) -> None:
     connections of who was taken out. (In the JWT form the servers do it by themselves.)
 
     \b
-    Example: isthmus credentials prune /etc/isthmus/nats/auth.conf && systemctl reload isthmus-nats
+    Example: isthmus credentials prune /etc/isthmus/nats/auth.conf && \\
+                 systemctl reload isthmus-nats
     """
     from deploy.credentials.expiry import prune as pruned
     from events.bus.access.creds import write_secret
@@ -338,7 +340,8 @@ def serve(
 
     \b
     Example: isthmus credentials serve --store /etc/isthmus/issuer \\
-               --bus tls://10.0.0.5:4222 --creds /etc/isthmus/issuer.creds --ca /etc/isthmus/ca.pem
+               --bus tls://10.0.0.5:4222 --creds /etc/isthmus/issuer.creds \\
+               --ca /etc/isthmus/ca.pem
     """
     account = None
     if kubernetes or kubeconfig is not None:

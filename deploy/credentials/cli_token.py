@@ -40,8 +40,10 @@ def token() -> None:
     credentials, once. One with --uses is good for several machines.
 
     \b
-    isthmus token create idc-7 --bus tls://10.0.0.5:4222 --kind external --site ams
-    isthmus token create --count 20 --name 'rack-3-{}' --bus tls://10.0.0.5:4222 --to tokens
+    isthmus token create idc-7 --bus tls://10.0.0.5:4222 --kind external \\
+        --site ams
+    isthmus token create --count 20 --name 'rack-3-{}' --bus tls://10.0.0.5:4222 \\
+        --to tokens
     isthmus token create --uses 20 --name 'rack-3-{}' --bus tls://10.0.0.5:4222
     isthmus token list
     """
@@ -88,9 +90,11 @@ def create(
 
     \b
     Example:
-      isthmus token create idc-7 --bus tls://10.0.0.5:4222 --site ams --push tls://10.0.0.5:4222
+      isthmus token create idc-7 --bus tls://10.0.0.5:4222 --site ams \\
+          --push tls://10.0.0.5:4222
       isthmus token create --file nodes.txt --bus tls://10.0.0.5:4222 --to tokens
-      isthmus token create --uses 20 --name 'ams-{hostname}' --bus tls://10.0.0.5:4222 --push tls://10.0.0.5:4222
+      isthmus token create --uses 20 --name 'ams-{hostname}' \\
+          --bus tls://10.0.0.5:4222 --push tls://10.0.0.5:4222
     """
     if uses is not None:
         if nodes or listed is not None or count is not None or is_open:

@@ -100,7 +100,8 @@ def join(
     Example:
       isthmus join --token-file idc-7.token
       isthmus join --token-file - --dry-run < idc-7.token
-      isthmus join --token-file idc-7.token --container --image registry.example/isthmus:0.3.0
+      isthmus join --token-file idc-7.token --container \\
+          --image registry.example/isthmus:0.3.0
     """
     text = token_file.read_text(TOKEN_LIMIT) if token_file is not None else token
     if not text:

@@ -147,20 +147,20 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab exec idc-1-a bash       a shell in a pod
     isthmus lab down                    take it down
     isthmus lab --churn tests/data/node-churn   recorded joins and leaves on top
-    isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … while processes die
-    isthmus lab --bus-servers 3         three bus servers; the leading one is killed under load
-    isthmus lab --clb                   … and a CLB pair carries traffic while backends and gateways fail
+    isthmus lab --churn tests/data/node-churn --kills 9 --seed 4    … and kills
+    isthmus lab --bus-servers 3         the leading one is killed under load
+    isthmus lab --clb                   … while backends and gateways fail
     isthmus lab --direct                nodes of one site without the tunnel
-    isthmus lab --encrypt all           packets between nodes encrypted, none in the clear
-    isthmus lab --nat                   two branches behind NAT: a join, all pairs, changes of routers
-    isthmus lab --nat --encrypt all     … and again with packets encrypted, relayed ones, too
-    isthmus lab --break filter          break a path and show the verdict: filter, route, mtu, …
-    isthmus lab --break all --cloud 8   … all kinds at once; with --keep they stay broken, to be looked at
-    isthmus lab --leaf                  a mirror of the log at the data centre, its link cut
+    isthmus lab --encrypt all           packets encrypted, none in the clear
+    isthmus lab --nat                   two branches, routers that change
+    isthmus lab --nat --encrypt all     … encrypted, relayed packets, too
+    isthmus lab --break filter          break a path: filter, route, mtu, …
+    isthmus lab --break all --cloud 8   … all kinds; with --keep they stay so
+    isthmus lab --leaf                  a mirror of the log, its link cut
     isthmus lab --bus-servers 3 --leaf --secure --keep   all of it, and stay up
-    isthmus lab --from flannel --nodes 10       take a flannel cluster over, and give it back
-    isthmus lab --kubernetes            kubelets, pods by the scheduler, Services: where the binaries exist
-    isthmus lab --capsule incident.isthmus      an incident again, in the kernels of its nodes
+    isthmus lab --from flannel --nodes 10       take a flannel cluster over
+    isthmus lab --kubernetes            kubelets, pods, Services
+    isthmus lab --capsule incident.isthmus      an incident again
     """
     if ctx.invoked_subcommand is not None:
         return

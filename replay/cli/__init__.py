@@ -57,7 +57,6 @@ def replay() -> None:
     Works on the live stream (--bus, --cluster; read-only credentials are enough) and on an archive
     file with no bus at all (--archive FILE). The same fold as the controller's answers.
 
-    \b
     WHEN is a sequence (4711), 'now', 'start', an ISO time (2026-03-02T14:00+08:00),
     '14:00', 'yesterday 14:00', 'monday 9:30', '-2h' or '3d ago'. Times without a zone
     are read in --tz (default: this machine's zone), and every time shown names its zone.
@@ -65,5 +64,6 @@ def replay() -> None:
     \b
     isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00'
     isthmus replay history node idc-7
-    isthmus replay export prod.isthmus && isthmus replay verify --archive prod.isthmus
+    isthmus replay export prod.isthmus && \\
+        isthmus replay verify --archive prod.isthmus
     """

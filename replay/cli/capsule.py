@@ -28,7 +28,8 @@ async def capsule_command(  # noqa: PLR0917  click passes options by name
     A capsule is an archive: every replay command takes it with --archive. The lab re-runs it.
 
     \b
-    isthmus replay capsule incident.isthmus --from 'yesterday 14:00' --to 'yesterday 14:20'
+    isthmus replay capsule incident.isthmus --from 'yesterday 14:00' \\
+        --to 'yesterday 14:20'
     isthmus lab --capsule incident.isthmus
     """
     from replay.capsule import make_capsule

@@ -26,7 +26,8 @@ async def import_command(
     go on without touching the kernel. An interrupted import goes on when it is run again.
 
     \b
-    isthmus replay import --archive prod.isthmus --cluster prod --bus nats://new:4222
+    isthmus replay import --archive prod.isthmus --cluster prod \\
+        --bus nats://new:4222
     """
     from events.bus.connection import connect
     from events.jetstream.log import JetStreamLog

@@ -62,7 +62,8 @@ async def log_command(  # noqa: PLR0917  click passes options by name
     \b
     isthmus replay log --node idc-7
     isthmus replay log --type range. --from -2h
-    isthmus replay log --by ops@ --from 'yesterday 14:00' --to 'yesterday 15:00' -n 0
+    isthmus replay log --by ops@ --from 'yesterday 14:00' \\
+        --to 'yesterday 15:00' -n 0
     """
     from replay.queries.entries import Filter, Matcher, entries, newest
 

@@ -28,7 +28,8 @@ async def ways_command(source: LogSource, a: str, b: str, at: str, as_json: bool
 
     \b
     isthmus replay ways idc-7 branch-2
-    isthmus replay ways idc-7 branch-2 --at 'yesterday 14:00' --archive prod.isthmus
+    isthmus replay ways idc-7 branch-2 --at 'yesterday 14:00' \\
+        --archive prod.isthmus
     """
     from replay.queries.ways import ways
 

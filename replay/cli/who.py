@@ -33,7 +33,8 @@ async def who_command(source: LogSource, address: str, key: str, at: str, as_jso
 
     \b
     isthmus replay who --ip 10.200.7.9
-    isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00' --archive prod.isthmus
+    isthmus replay who --ip 10.200.7.9 --at 'yesterday 14:00' \\
+        --archive prod.isthmus
     isthmus replay who --key 7hcPlbTgzBxWOv4F4gRqPGW4LcRRmXXYUdPnWmNmgUE=
     """
     if bool(address) == bool(key):

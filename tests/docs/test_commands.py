@@ -78,7 +78,7 @@ def quoted() -> Iterator[tuple[str, str]]:
         files += [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in KINDS]
     for path in files:
         for raw in texts(path):
-            text = raw.replace("\\\n", " ")
+            text = re.sub(r" *\\\n *", " ", raw)
             found = [match[1] for pattern in (INLINE, LINE) for match in pattern.finditer(text)]
             if path.suffix == ".py":
                 found += [match[1] for match in SAID.finditer(text) if "`" not in match[0]]

@@ -144,7 +144,8 @@ def rollback_command(*, context: BusContext, plan: Path, yes: bool, as_json: boo
     The nodes stay members, so that those that are still over reach them. Repeating it goes on.
 
     \b
-    isthmus adopt rollback plan.json --on-node 'ssh root@{address}' --node worker-3
+    isthmus adopt rollback plan.json --on-node 'ssh root@{address}' \\
+        --node worker-3
     isthmus adopt rollback plan.json --on-node 'ssh root@{address}'
     """
     made = _of_cluster(plan, context)

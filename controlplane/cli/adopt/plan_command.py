@@ -79,7 +79,8 @@ def plan_command(
     isthmus adopt plan --kubernetes --to plan.json
     kubectl get nodes -o json | isthmus adopt plan --nodes - --to plan.json
     isthmus adopt plan --nodes nodes.json --cilium ciliumnodes.json
-    isthmus adopt plan --leases etcd.json --hosts hosts.txt --subnet-env subnet.env
+    isthmus adopt plan --leases etcd.json --hosts hosts.txt \\
+        --subnet-env subnet.env
     """
     api = kubernetes or bool(kubeconfig)
     if not api and nodes is None and hosts is None:

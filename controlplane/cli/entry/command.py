@@ -161,7 +161,7 @@ def show(*, context: BusContext, name: str, lines: int, as_json: bool) -> None:
 
     \b
     isthmus entry show apiserver
-    isthmus replay history entry apiserver      all of it, also of one that was removed
+    isthmus replay history entry apiserver   all of it, also once it is removed
     """
 
     async def main() -> tuple[EntryView, list[Recorded]]:

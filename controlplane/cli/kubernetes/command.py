@@ -86,7 +86,8 @@ def kubernetes(
     `isthmus credentials bridge NAME`. Run no controller with --kubernetes beside them.
 
     \b
-    isthmus kubernetes --bus tls://bus-1.example:4222 --cluster prod --creds bridge.creds --kubeconfig FILE
+    isthmus kubernetes --bus tls://bus-1.example:4222 --cluster prod \\
+        --creds bridge.creds --kubeconfig FILE
     """
     from controlplane.cli.serving import run, setup_logging
     from controlplane.kubernetes.beside import BridgeOptions

@@ -36,7 +36,7 @@ def mesh(
     isthmus mesh                      findings, and the matrix by site
     isthmus mesh --site sz            also between the nodes of a site
     isthmus mesh idc-7                what was measured of and by one node
-    isthmus mesh idc-7 cloud-1        between two: both agents trace the way to the other hop by hop
+    isthmus mesh idc-7 cloud-1        both agents trace the way to the other
 
     Exit code 0: all that is measured passes; 1: something does not (of the nodes named, if any are).
     """

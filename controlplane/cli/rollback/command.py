@@ -45,7 +45,8 @@ def prepare_rollback_command(
 
     \b
     isthmus cluster prepare-rollback 0.2.0 --dry-run
-    isthmus cluster prepare-rollback 0.2.0 --yes --creds /etc/isthmus/controller.creds
+    isthmus cluster prepare-rollback 0.2.0 --yes \\
+        --creds /etc/isthmus/controller.creds
     """
     if not dry_run:
         confirm(
