@@ -11,7 +11,8 @@ Below ``tunnel`` no table of rules gets: ``device alone`` has the same device an
 ``device + conntrack`` knows connections besides, and the tunnel's own packets past that, and judges nothing.
 
 The blocks of all ways alternate within one process, the sender on the first CPU and the receiver on the
-last, TCP by cubic whatever the machine prefers. A figure is the median of the ratios of blocks of the same
+last, TCP by cubic whatever the machine prefers. CPU time is that of both ends and of the soft interrupts in
+between, each once. A figure is the median of the ratios of blocks of the same
 round; blocks in which other programs took too much of the CPUs are repeated. ``spread`` is the middle half
 of those ratios.
 
