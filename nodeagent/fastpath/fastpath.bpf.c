@@ -102,11 +102,14 @@ struct { __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); __type(key, __u32); __type(val
          __uint(max_entries, 1); } counts SEC(".maps");
 volatile struct node node;
 
+/* A header begins at an even place. Without saying so each byte is read and written by itself, and whoever reads
+ * a word of single bytes just written (a checksum does) waits for them. */
+#define PACKED __attribute__((packed, aligned(2)))
 struct vxlan { __be32 flags, vni; };
-struct outer { struct iphdr ip; struct udphdr udp; struct vxlan vxlan; struct ethhdr eth; } __attribute__((packed));
-struct bare { struct iphdr ip; __be32 ports; } __attribute__((packed));
-struct plain { struct ethhdr eth; struct iphdr ip; __be32 ports; } __attribute__((packed));
-struct packet { struct ethhdr eth; struct outer outer; struct iphdr ip; __be32 ports; } __attribute__((packed));
+struct outer { struct iphdr ip; struct udphdr udp; struct vxlan vxlan; struct ethhdr eth; } PACKED;
+struct bare { struct iphdr ip; __be32 ports; } PACKED;
+struct plain { struct ethhdr eth; struct iphdr ip; __be32 ports; } PACKED;
+struct packet { struct ethhdr eth; struct outer outer; struct iphdr ip; __be32 ports; } PACKED;
 
 static __always_inline void count(__u32 which, __u64 by) {
     __u32 zero = 0;
@@ -114,16 +117,30 @@ static __always_inline void count(__u32 which, __u64 by) {
     if (all) all->of[which] += by;
     asm volatile("" ::: "memory"); /* two of these must not be joined: their sum of pointer and either number is refused */
 }
+/* A packet and its bytes, which have the next counter. */
+static __always_inline void count_packet(__u32 which, __u64 bytes) {
+    __u32 zero = 0;
+    struct counters *all = bpf_map_lookup_elem(&counts, &zero);
+    if (all) {
+        all->of[which] += 1;
+        all->of[which + 1] += bytes;
+    }
+    asm volatile("" ::: "memory");
+}
 static __always_inline struct peer *peer_of(__be32 address) {
     struct range key = {32, address};
     return bpf_map_lookup_elem(&peers, &key);
 }
-static __always_inline int same(const volatile __u8 *a, const volatile __u8 *b) {
-    return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
+/* Ethernet addresses. All of them are at even places, here and in packets. */
+static __always_inline int same(const volatile void *a, const volatile void *b) {
+    const volatile __u16 *x = a, *y = b;
+    return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
-static __always_inline void copy(volatile __u8 *to, const volatile __u8 *from) {
+static __always_inline void copy(volatile void *to, const volatile void *from) {
+    volatile __u16 *x = to;
+    const volatile __u16 *y = from;
 #pragma unroll
-    for (int i = 0; i < 6; i++) to[i] = from[i];
+    for (int i = 0; i < 3; i++) x[i] = y[i];
 }
 /* One hop: the host's. The caller has seen that the TTL allows it. */
 static __always_inline void hop(struct iphdr *ip) {
@@ -271,27 +288,33 @@ static __always_inline int encapsulate(struct __sk_buff *skb, struct verdict *ve
     }
     hop(&p->ip);
     __u16 segments = skb->gso_segs ? skb->gso_segs : 1;
-    p->outer.ip = (struct iphdr){.version = 4, .ihl = 5, .tos = (verdict->outer_tos & ~ECN) | outer_ecn(p->ip.tos),
-        .tot_len = bpf_htons(bytes + sizeof(struct outer)), .id = bpf_htons(verdict->identifier), .frag_off = verdict->fragment,
-        .ttl = verdict->outer_ttl, .protocol = IPPROTO_UDP, .saddr = node.local, .daddr = verdict->vtep};
+    struct iphdr *ip = &p->outer.ip;
+    __be16 length = bpf_htons(bytes + sizeof(struct outer)), identifier = bpf_htons(verdict->identifier), fragment = verdict->fragment;
+    __u16 head = bpf_htons(0x4500 | (verdict->outer_tos & ~ECN) | outer_ecn(p->ip.tos)), way = bpf_htons(verdict->outer_ttl << 8 | IPPROTO_UDP);
+    __be32 from = node.local, to = verdict->vtep;
+    __u32 sum = (__u32)head + length + identifier + fragment + way + (from & 0xffff) + (from >> 16) + (to & 0xffff) + (to >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    *(__u16 *)ip = head;
+    ip->tot_len = length;
+    ip->id = identifier;
+    ip->frag_off = fragment;
+    *(__u16 *)&ip->ttl = way;
+    ip->check = ~((sum & 0xffff) + (sum >> 16));
+    ip->saddr = from;
+    ip->daddr = to;
     verdict->identifier += segments; /* a router may cut it: pieces of different packets must not be mixed up */
     p->outer.udp = (struct udphdr){.source = verdict->source, .dest = peer->port,
         .len = bpf_htons(bytes + sizeof(struct outer) - sizeof(struct iphdr))};
-    p->outer.vxlan = (struct vxlan){TUNNEL_FLAGS, vni_of(peer)};
+    struct vxlan *vxlan = &p->outer.vxlan;
+    vxlan->flags = TUNNEL_FLAGS;
+    vxlan->vni = vni_of(peer);
     copy(p->outer.eth.h_dest, peer->mac);
     copy(p->outer.eth.h_source, node.mac);
     p->outer.eth.h_proto = bpf_htons(ETH_P_IP);
-    __u32 sum = 0;
-    __u16 *word = (void *)&p->outer.ip;
-#pragma unroll
-    for (int i = 0; i < 10; i++) sum += word[i];
-    sum = (sum & 0xffff) + (sum >> 16);
-    p->outer.ip.check = ~((sum & 0xffff) + (sum >> 16));
     copy(p->eth.h_dest, verdict->to);
     copy(p->eth.h_source, verdict->from);
     skb->cb[0] = FAST;
-    count(FAST_OUT, 1);
-    count(FAST_OUT_BYTES, bytes);
+    count_packet(FAST_OUT, bytes);
     return bpf_redirect(out, 0);
 }
 
@@ -300,8 +323,7 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct plain *p, struc
     hop(&p->ip);
     copy(p->eth.h_dest, verdict->to);
     copy(p->eth.h_source, verdict->from);
-    count(which, 1);
-    count(which + 1, bytes);
+    count_packet(which, bytes);
     return verdict->out;
 }
 
@@ -328,9 +350,10 @@ SEC("tc") int isthmus_pod_tx(struct __sk_buff *skb) {
 
 /* A packet in VXLAN, of either device. */
 static __always_inline int ours(struct packet *p) {
+    struct vxlan *vxlan = &p->outer.vxlan;
     return p->eth.h_proto == bpf_htons(ETH_P_IP) && *(__u8 *)&p->outer.ip == 0x45 && p->outer.ip.protocol == IPPROTO_UDP &&
-        !(p->outer.ip.frag_off & FRAGMENT) && p->outer.vxlan.flags == TUNNEL_FLAGS &&
-        (p->outer.vxlan.vni == node.vni || (node.second && p->outer.vxlan.vni == node.second_vni)) &&
+        !(p->outer.ip.frag_off & FRAGMENT) && vxlan->flags == TUNNEL_FLAGS &&
+        (vxlan->vni == node.vni || (node.second && vxlan->vni == node.second_vni)) &&
         p->outer.eth.h_proto == bpf_htons(ETH_P_IP);
 }
 
@@ -443,8 +466,7 @@ SEC("tc") int isthmus_net_rx(struct __sk_buff *skb) {
     hop(&inner->ip);
     copy(inner->eth.h_dest, verdict->to);
     copy(inner->eth.h_source, verdict->from);
-    count(FAST_IN, 1);
-    count(FAST_IN_BYTES, bytes - sizeof(struct outer));
+    count_packet(FAST_IN, bytes - sizeof(struct outer));
     return verdict->bridge ? bpf_redirect(verdict->out, 0) : bpf_redirect_peer(verdict->out, 0);
 }
 
