@@ -275,6 +275,7 @@ def compose(
         view,
         conditions,
         reconciler.tunnel,
+        session,
         key=key,
         kind=kind,
         why_not=why_not,

@@ -26,6 +26,7 @@ from nodeagent.dataplane.tunnel_device import TunnelDevice
 from nodeagent.membership.key_age import KeyAge
 from nodeagent.membership.node_key import OwnKey, PrivateKey, Told
 from nodeagent.membership.peers import Peer
+from nodeagent.membership.session import BusSession
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
@@ -81,6 +82,7 @@ class Keeper:
         view: View,
         conditions: Conditions,
         tunnel: TunnelDevice,
+        session: BusSession,
         *,
         key: OwnKey,
         kind: Callable[[str], WireGuardDevice] | None,
@@ -93,6 +95,7 @@ class Keeper:
         epoch, ``compare`` asks for a comparison of rows.
         """
         self._config, self._view, self._conditions, self._tunnel = config, view, conditions, tunnel
+        self._bus = session
         self._key, self.why_not, self._ways = key, why_not, ways
         self._lead, self._compare = lead, compare
         self._on_confirmed: Callable[[], None] = lambda: None
@@ -163,8 +166,11 @@ class Keeper:
         if not self.devices:
             return f"cannot be used: {self.why_not}"
         kind = next(iter(self.devices.values())).device.kind
+        key = f"key {self._key.public}"
+        if self._key.next is not None and self._key.old is None:
+            key = f"{self._key.next.public} is to be in the log in its place, {key}"
         if self._view.encryption.off:
-            return f"off; {kind}, key {self._key.public}"
+            return f"off; {kind}, {key}"
         known = [peer for peer in self._peers() if peer.epoch not in self._relayed]
         sessions = f"{sum(map(self._session, known))} with a session"
         if self._relayed:
@@ -172,7 +178,7 @@ class Keeper:
         if self._rotation.on and self._key.old is not None:
             missing, old = self._rotation.missing, self._key.old.public
             sessions += f", {missing} still without one by the new key, so {old} is valid, too"
-        return f"on: {kind}, {len(known)} peers, {sessions}, key {self._key.public}"
+        return f"on: {kind}, {len(known)} peers, {sessions}, {key}"
 
     def told(self) -> Told:
         """What a join is to say of the own key."""
@@ -220,11 +226,11 @@ class Keeper:
             self._follow_key()
         except OSError as error:  # packets go by the keys that are held
             self._key.problem = f"the node's key is not replaced, and the one before goes on: {error}"
-        if view.encryption.off:
+        if view.encryption.off or self._bus.held:  # a copy of a machine that reports draws no packets from it
             self._conditions.set(KEY_CONDITION, self._key.problem)
             await self._off()
             return
-        if own is None or spec is None:
+        if own is None or spec is None or self._may_be_a_copy():
             return
         self._off_done = False
         if not self.devices:
@@ -264,6 +270,24 @@ class Keeper:
         self._covered = sequence
         if confirmed != (self._covered, self.waits):
             self._on_confirmed()
+
+    def _may_be_a_copy(self) -> bool:
+        """Whether this node begins at another address than it joined with, and nobody could be asked yet.
+
+        Peers send to where the last packet with a key came from: a copy of a machine would draw its packets to
+        itself. What is in the kernel already goes on.
+        """
+        member, here = self._view.members.get(self._view.node), self._tunnel.underlay_address()
+        if self._bus.joined or member is None or member.underlay == here:
+            return False
+        if any(link.index_of(one.device.name) for one in self.devices.values()):
+            return False
+        self._conditions.set(
+            CONDITION,
+            f"the log has this node at {member.underlay}, and it is at {here}: it moved, or is a copy of that "
+            "machine. WireGuard waits until the controllers have let it in; nothing is sent in the clear",
+        )
+        return True
 
     @property
     def _eager(self) -> bool:

@@ -11,7 +11,14 @@ from collections.abc import Collection, Container, Iterable, Mapping
 
 from nodeagent.membership.node_key import PrivateKey
 from nodeagent.wireguard import link
-from nodeagent.wireguard.device import KEEPALIVE_S, DeviceState, PeerSettings, WireGuardDevice, difference
+from nodeagent.wireguard.device import (
+    KEEPALIVE_S,
+    SESSION_S,
+    DeviceState,
+    PeerSettings,
+    WireGuardDevice,
+    difference,
+)
 
 log = logging.getLogger("isthmus.agent.wireguard")
 
@@ -23,6 +30,8 @@ LINGER_S = 2.0
 """How long what is not wanted any more still takes packets: some are under way, and the fast path follows."""
 GREETING_S = 10.0
 """How long a session with a new key is tried for."""
+OVER_S = SESSION_S + 20.0
+"""A session that was made so long ago is over, and was tried for in vain if anything was sent since."""
 
 
 class ManagedDevice:
@@ -39,6 +48,8 @@ class ManagedDevice:
         self._idle_since = 0.0
         self._read_at = self._read_took = 0.0
         self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
+        self._made: dict[str, tuple[float, float, int]] = {}  # key → handshake, since when seen, sent then
+        self._forgotten: set[str] = set()  # keys with which there was a session before they were made anew
 
     @property
     def greeting(self) -> bool:
@@ -53,7 +64,7 @@ class ManagedDevice:
     def session(self, key: str) -> bool:
         """Whether there is, or was, a session with that key, as last read."""
         peer = self.state.peers.get(key) if self.state is not None else None
-        return peer is not None and peer.handshake_at > 0
+        return peer is not None and (peer.handshake_at > 0 or key in self._forgotten)
 
     def forget(self) -> None:
         """Something went wrong: the next :meth:`bring` reads everything, and writes what is missing."""
@@ -104,8 +115,10 @@ class ManagedDevice:
         since = time.monotonic()
         for peer in surplus:
             self._surplus.setdefault(peer, since)
-        if put:
-            device.change(put, (), losing=self._losing(put, wanted))
+        stuck = self._stuck(wanted) if reads else ()
+        if put or stuck:
+            put.update((peer, wanted[peer]) for peer in stuck)
+            device.change(put, stuck, losing=self._losing(put, wanted))
         if self.renew:
             self.renew = False
             device.nudge({peer: one.keepalive_s for peer, one in wanted.items() if one.keepalive_s})
@@ -113,6 +126,33 @@ class ManagedDevice:
         index, done = link.settle(device.name, settings)
         moved, self.index = index != self.index, index
         return done or made or moved
+
+    def _stuck(self, wanted: Collection[str]) -> list[str]:
+        """Peers to be made anew: their session is over, and what is sent begins no other one.
+
+        A node remembers the largest time that a peer has begun a session with, and takes none that is not
+        larger (section 5.1 of the WireGuard paper): from a peer whose wall clock was days ahead and was set
+        right, none for days, unless it forgets the peer. With its session nothing is lost.
+        """
+        now, there = time.monotonic(), self.state.peers if self.state is not None else {}
+        self._forgotten.intersection_update(wanted)
+        self._made = {
+            key: self._made[key]
+            if key in self._made and self._made[key][0] == peer.handshake_at
+            else (peer.handshake_at, now, peer.sent)
+            for key, peer in there.items()
+            if key in wanted
+        }
+        stuck = [
+            key
+            for key, (made_at, seen_at, sent) in self._made.items()
+            if made_at and now - seen_at > OVER_S and there[key].sent > sent
+        ]
+        for key in stuck:
+            log.info("%s takes no new session with a peer, or finds none: it forgets %s", self.device.name, key)
+            del self._made[key]
+        self._forgotten.update(stuck)
+        return stuck
 
     def _losing(self, put: Iterable[str], wanted: Mapping[str, PeerSettings]) -> set[str]:
         """Which of those peers have ranges that no peer is to have; one that moves is taken from its last."""
@@ -161,6 +201,7 @@ class ManagedDevice:
             self.device.remove()
             log.info("the WireGuard device %s is gone", self.device.name)
         self.state, self.index, self._known, self._greeted, self._surplus = None, 0, {}, {}, {}
+        self._made, self._forgotten = {}, set()
 
 
 def _ranges(settings: PeerSettings | None) -> tuple[str, ...]:

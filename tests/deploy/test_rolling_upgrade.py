@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +20,7 @@ from events.bus.connection import BusOptions, connect
 from events.bus.enrolment import JoinToken
 from tests.deploy import previous
 from tests.deploy.watch import watching
+from tests.nodeagent.encrypted import alone, other_key, settled, shown, stage, start, wrap
 from tests.nodeagent.nat_site import Branch, branch_nodes
 from tests.nodeagent.sandbox import inside
 from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
@@ -195,8 +197,23 @@ def pings(node: Node, to: Node) -> bool:
         return False
 
 
+def encrypted_for_a_while(place: Site, a: Node, b: Node) -> None:
+    """All packets, with a change of a key meanwhile, and none at the end: the log has events of all that."""
+    for node in (a, b):
+        wrap(node)
+        node.stop()
+        start(node).ready(1)
+    stage(place, "all")
+    settled(place, "all (required within sites, required between sites)")
+    alone(a, other_key(a))
+    kept = place.isthmus("cluster", "prepare-rollback", previous.VERSION, "--dry-run")
+    assert "`isthmus cluster encrypt --bus" in kept.stderr, kept.stdout + kept.stderr
+    stage(place, "off")
+    until(lambda: shown(place)["within_sites"] == "plain", "nothing is encrypted", 60)
+
+
 @inside
-def test_back_from_keys_nat_and_entries_and_forward_again() -> None:
+def test_back_from_keys_encryption_nat_and_entries_and_forward_again() -> None:
     """What 0.2.0 cannot follow is parked: it takes over a log in which this release has written all that."""
     old = os.environ[PREVIOUS]
     with site("a", "b", program=old) as place:
@@ -207,6 +224,8 @@ def test_back_from_keys_nat_and_entries_and_forward_again() -> None:
         follow(place)
         replace(place, ISTHMUS, a, b)
         replace(place, ISTHMUS, a, b)  # whose keys were held back while one of them was of the other release
+        if shutil.which("wireguard-go"):
+            encrypted_for_a_while(place, a, b)
         (x,) = branch_nodes(place, Branch("r", 40), "x")
         x.start("--nat", "on").ready(2)
         said(place.isthmus("clb", "reserve", "gw", "--subnet", "10.9.8.0/28", "--provider", "gateway"))

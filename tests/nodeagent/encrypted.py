@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,6 +25,8 @@ from tests.nodeagent.site import ISTHMUS, Flow, Node, Site
 from tests.waiting import wait_for as until
 
 needs_program = pytest.mark.skipif(shutil.which("wireguard-go") is None, reason="wireguard-go is not installed")
+at_length = pytest.mark.skipif(not os.environ.get("ISTHMUS_TEST_KEYS"), reason="ISTHMUS_TEST_KEYS=all")
+"""Of tests that take long for what others hold, too, in parts: CONTRIBUTING.md."""
 VXLAN = 8472
 FAST_S = 0.004
 """Between two packets of a stream through the change of a key."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from nodeagent.membership.node_key import new_key
-from nodeagent.wireguard import kernel, userspace
+from nodeagent.wireguard import kernel, managed, userspace
 from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice, difference
-from nodeagent.wireguard.link import index_of
-from tests.nodeagent.encrypted import (
-    needs_program,
-)
+from nodeagent.wireguard.link import Wanted, index_of
+from nodeagent.wireguard.managed import ManagedDevice
+from tests.nodeagent.encrypted import needs_program
 from tests.nodeagent.sandbox import inside, sh
 from tests.waiting import wait_for as until
+from tests.wall_clocks import can_set, set_ahead
 
 
 @needs_program
@@ -95,3 +97,55 @@ def test_the_kernels_message_says_what_the_settings_are() -> None:
         "192.0.2.1",
         51820,
     )
+
+
+def programs() -> dict[str, int]:
+    """The processes that serve WireGuard devices here, by device."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
+            if words and words[0].endswith("wireguard-go"):
+                found[words[2]] = int(entry.name)
+    return found
+
+
+@needs_program
+@pytest.mark.skipif(not can_set(), reason="no process's clock can be set here")
+@inside
+def test_sessions_begin_again_when_clocks_that_were_days_ahead_are_set_right() -> None:
+    """Both ends remember a time of the other that comes in ten days, and would take no session until then."""
+    sh("mount -t tmpfs none /run && mkdir /run/wireguard")
+    with tempfile.TemporaryDirectory() as folder:
+        one, two, passing = (new_key(Path(folder)) for _ in range(3))
+    ends = {
+        ManagedDevice(userspace.UserspaceDevice(f"wg{number}"), 51990 + number): (
+            own,
+            Wanted(1420, f"10.9.{number}.1"),
+            {other.public: PeerSettings(("127.0.0.1", 51991 - number), (f"10.9.{1 - number}.0/24",), 1)},
+        )
+        for number, (own, other) in enumerate(((one, two), (two, one)))
+    }
+
+    def made(least: float) -> bool:
+        for end, (own, settings, wanted) in ends.items():
+            end.bring(own, settings, wanted, eager=True)
+        states = [end.device.read().peers for end in ends]
+        return all(peer.handshake_at > least for peers in states for peer in peers.values())
+
+    def begin_anew(seconds: int) -> None:
+        for pid in programs().values():
+            assert set_ahead(pid, seconds)
+        for end in ends:
+            end.device.configure(passing.private, end.port)  # sessions end; what was seen of peers stays
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(managed, "OVER_S", 2.0)
+        until(lambda: made(1), "sessions")
+        begin_anew(10 * 86_400)
+        until(lambda: made(time.time() + 9 * 86_400), "sessions ten days ahead")
+        begin_anew(0)
+        until(lambda: not made(time.time()) and made(1), "sessions of now")
+        assert all(end.session(key) for end, (_, _, wanted) in ends.items() for key in wanted)
+    for end in ends:
+        end.remove()

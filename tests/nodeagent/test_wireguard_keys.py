@@ -21,6 +21,7 @@ from tests.nodeagent.encrypted import (
     start,
 )
 from tests.nodeagent.sandbox import inside
+from tests.nodeagent.site import Node, Site
 from tests.waiting import wait_for as until
 
 
@@ -61,7 +62,26 @@ def test_keys_are_replaced_without_a_lost_packet_and_nothing_in_the_clear() -> N
         until(lambda: key_of(b) != old, f"the key was replaced by its age\n{b.log()}", 60)
         alone(b, key_of(b))
         until(lambda: (devices_of(a), devices_of(b)) == ({"isthmus-wg1"}, {"isthmus-wg2"}), "a device each")
+        the_bus_is_away(made, a, b)
         missing = lost(*flows)
         assert missing == [], f"{len(missing)}: {missing[:20]}\n{a.log()}\n{b.log()}"
         assert sum(flow.sent for flow in flows) > 5000
         assert wire.stop().plain == 0, wire.examples
+
+
+def the_bus_is_away(made: Site, a: Node, b: Node) -> None:
+    """Nobody hears of other keys, asked for by command and by age: the present ones go on until it is back."""
+    keys = key_of(a), key_of(b)
+    made.down()
+    until(lambda: any("bus" in one for one in a.status()["conditions"]), "the bus is away")
+    new = other_key(a)
+    until(lambda: f"{new} is to be in the log in its place" in a.status()["encryption"], a.log())
+    b.stop()
+    (b.directory / "state" / AGE_FILE).write_text(json.dumps({"key": keys[1], "seconds": 86_401}))
+    start(b, "--rotate-key", "1")
+    until(lambda: "is to be in the log in its place" in b.status()["encryption"], b.log())
+    assert (key_of(a), key_of(b)) == keys
+    made.up()
+    alone(a, new)
+    until(lambda: key_of(b) != keys[1], f"the key was replaced by its age\n{b.log()}", 60)
+    alone(b, key_of(b))
