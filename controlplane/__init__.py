@@ -6,5 +6,6 @@
 ``console/``     the HTTP API and the web console
 ``kubernetes/``  Nodes and members kept in step
 ``cli/``         the operator's commands
+``start``        where the programs begin: an interrupt while they load ends them quietly
 ``changes``      every stored event, broadcast in this process
 """

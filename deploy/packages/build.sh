@@ -75,7 +75,7 @@ sed -i -E '/direct_url\.json|REQUESTED|^(\.\.\/)*bin\//d' "$site"/*.dist-info/RE
 find "$root" -name __pycache__ -type d -prune -exec rm -rf {} +
 printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$place/pyvenv.cfg"
 ln -s /usr/bin/python3 "$place/bin/python3"
-printf '#!/opt/isthmus/bin/python3\nimport sys\n\nfrom controlplane.cli.main import main\n\nsys.exit(main())\n' >"$place/bin/isthmus"
+printf '#!/opt/isthmus/bin/python3\nimport sys\n\nfrom controlplane.start import main\n\nsys.exit(main())\n' >"$place/bin/isthmus"
 chmod 755 "$place/bin/isthmus" "$place/bin/nats-server"
 mkdir -p "$root/usr/bin" && ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/isthmus"
 ln -s /opt/isthmus/bin/isthmus "$root/usr/bin/kubectl-isthmus" # kubectl isthmus …
