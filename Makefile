@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 LAB_ARGS ?=
 
-.PHONY: lab test test-slow-path test-fast bench check format soak fuzz sbom dist image systemd pictures setup clean
+.PHONY: lab test test-slow-path test-fast bench check format soak fuzz sbom dist node image systemd pictures setup clean
 
 ## the main job: a two-site cluster in network namespaces, proven, then taken down
 lab: setup
@@ -51,9 +51,13 @@ sbom: setup
 	$(BIN)/python -m deploy.supply licences
 	$(BIN)/python -m deploy.supply check
 
-## wheel, Debian package (DEBIAN=12 or 13), image context, bill of materials and checksums, in dist/
+## wheel, file for bare machines, Debian package (DEBIAN=12 or 13), image context, bill of materials and checksums, in dist/
 dist: setup
 	deploy/packages/build.sh --debian $${DEBIAN:-12}
+
+## only isthmus-VERSION-node.pyz: the one file that makes a node of a machine with only Python, in dist/
+node: setup
+	deploy/packages/build.sh --node
 
 ## the units under a real systemd, and a newcomer's walk through the README: boots Debians made by mmdebstrap,
 ## 12 unless DEBIAN=13; a quarter of an hour

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from events.bus.names import HOSTNAME, NUMBER, check_names, name_of
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import json_option
 from events.cli.tables import print_json
+from events.codes.extras import our_version
 from events.errors import Usage
 from events.subjects import check_node_name
 
@@ -151,9 +153,20 @@ def _say(
         ])  # fmt: skip
     elif to is not None:
         what = f"{len(made)} tokens" if len(made) > 1 else f"{files[0]}.token is"
-        click.echo(f"{what} in {to}; on each machine: isthmus join --token-file NAME.token")
+        click.echo(f"{what} in {to}; on each machine: {_ways('NAME.token')}")
     else:
         click.echo(made[0].text())
+        if sys.stdout.isatty():  # a person reads it
+            name = f"{files[0]}.token"
+            click.echo(f"on the machine, with this line as {name}: {_ways(name)}", err=True)
+
+
+def _ways(file: str) -> str:
+    """What is typed on the machine, with and without Isthmus there."""
+    return (
+        f"isthmus join --token-file {file}\n"
+        f"or, with only Python there: python3 isthmus-{our_version()}-node.pyz --token-file {file}"
+    )
 
 
 def _nodes(nodes: Sequence[str], listed: Input | None, count: int | None, names: str) -> list[Wanted]:

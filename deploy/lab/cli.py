@@ -94,6 +94,10 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     help="Also two branches behind NATs of their own, instead of the other checks: found out, relayed, healed.",
 )  # fmt: skip
 @click.option(
+    "--bare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="With --nat: who joins has only Python and isthmus-VERSION-node.pyz, this file (make node).",
+)  # fmt: skip
+@click.option(
     "--break", "breaks", multiple=True, metavar="KIND", type=click.Choice([*KINDS, "all"]),
     help=f"Break a path instead, and show its verdict; may be repeated: {', '.join(KINDS)}, or all.",
 )  # fmt: skip
@@ -128,7 +132,7 @@ class ConsolePort(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 def lab(  # noqa: PLR0917 - click passes every option by name
     ctx: click.Context, once: bool, keep: bool, churn: tuple[Path, ...], cloud: int, external: int, pods: int,
     seed: int, kills: int, secure: bool, bus_servers: str, leaf: bool, clb: bool, direct: bool, nat: bool,
-    encrypt: Literal["off", "sites", "all"],
+    encrypt: Literal["off", "sites", "all"], bare: Path | None,
     breaks: tuple[str, ...], capsule: Path | None, source: str | None, kubernetes: bool, binaries: Path | None,
     nodes: int, http: int, as_json: bool, name: str,
 ) -> None:  # fmt: skip
@@ -153,6 +157,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     isthmus lab --direct                nodes of one site without the tunnel
     isthmus lab --encrypt all           packets encrypted, none in the clear
     isthmus lab --nat                   two branches, routers that change
+    isthmus lab --nat --bare FILE       … who joins has only Python
     isthmus lab --nat --encrypt all     … encrypted, relayed packets, too
     isthmus lab --break filter          break a path: filter, route, mtu, …
     isthmus lab --break all --cloud 8   … all kinds; with --keep they stay so
@@ -184,12 +189,15 @@ def lab(  # noqa: PLR0917 - click passes every option by name
         )
     if nat and (churn or kills or leaf or clb or direct or breaks or kubernetes or bus_servers != "1"):
         raise Usage("usage", "--nat goes with --encrypt, --pods, --secure, --keep, --http and --json only")
+    if bare is not None and (not nat or secure):
+        raise Usage("usage", "--bare is how a machine joins behind NAT: give --nat, too, and no --secure")
     if binaries is not None and not kubernetes:
         raise Usage("usage", "--binaries is where --kubernetes finds its programs: give --kubernetes, too")
     from deploy.churn.trace import find_files
     from deploy.lab import scenario
     from deploy.lab.checks.mesh import chosen
     from deploy.lab.machines import sandbox, shell
+    from deploy.lab.machines.bare import require_python
     from deploy.lab.reports import run_directory
     from deploy.lab.topology.layout import two_sites, with_branches
 
@@ -197,6 +205,10 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     if kills and not files:
         raise Usage("usage", "--kills needs --churn: processes are killed while recorded churn runs")
     plugins = shell.require_programs()
+    if bare is not None:
+        require_python()
+        if not bare.is_file():
+            raise Usage("file_unusable", f"{bare} is not there: `make node` makes it, in dist/")
     programs = None
     if kubernetes:
         from deploy.lab.kubernetes.nodes import group, make_groups, remove_groups
@@ -224,7 +236,7 @@ def lab(  # noqa: PLR0917 - click passes every option by name
     options = scenario.LabOptions(
         keep=keep, as_json=as_json, churn=files, seed=seed, kills=kills, secure=secure,
         bus_servers=int(bus_servers), leaf=leaf, clb=clb, direct=direct, encrypt=encrypt, nat=nat,
-        breaks=broken,
+        bare=bare and bare.absolute(), breaks=broken,
         console=console.fileno() if console else -1,
         console_url=f"http://127.0.0.1:{console.getsockname()[1]}" if console else "",
     )  # fmt: skip

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
 
+    from deploy.lab.machines.bare import Bare
     from deploy.lab.machines.buses import Buses
     from deploy.lab.reports.run_directory import RunDirectory
     from events.log import LogReader
@@ -98,6 +99,8 @@ class Lab:
         """Whether the cloud nodes' agents run with --gateway."""
         self.direct = False
         """Whether all agents run with --direct on."""
+        self.bare: Bare | None = None
+        """Who joins by a token has only Python."""
         self.stand_ins: list[Daemon] = []
         """Other people's programs, for the checks of the CLB pair."""
         self.security = Security.prepare(directory.path, CLUSTER, str(topology.controller)) if secure else None
@@ -332,6 +335,8 @@ class Lab:
         if self.buses is not None:
             environment["ISTHMUS_BUS"] = self.buses.url_for(node.kind)
         line = commands.join(node, directory, by) if by else commands.agent(node, directory)
+        if by and self.bare is not None:
+            line = await self.bare.line(machine, directory, line[2:])
         if self.gateways and node.kind == "cloud":
             line.append("--gateway")
         if self.direct:

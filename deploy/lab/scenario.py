@@ -21,6 +21,7 @@ from deploy.lab.checks import bus, leaf, overlay
 from deploy.lab.checks import clb as clb_checks
 from deploy.lab.failures import CheckFailedError
 from deploy.lab.machines import sandbox
+from deploy.lab.machines.bare import Bare
 from deploy.lab.machines.buses import Buses
 from deploy.lab.reports.report import Report
 from deploy.lab.runtime import Lab
@@ -50,6 +51,8 @@ class LabOptions:
     direct: bool = False
     encrypt: Literal["off", "sites", "all"] = "off"
     nat: bool = False
+    bare: Path | None = None
+    """What makes a node of a machine with only Python (`make node`)."""
     breaks: Sequence[str] = ()
     """Paths to break instead of the other checks, by kind."""
     console: int = -1  # descriptor of a listening socket of the host, for the console
@@ -98,6 +101,7 @@ async def _main(
         topology, directory, plugins, quarantine_s=options.quarantine_s, secure=options.secure, buses=buses
     ) as lab:
         lab.gateways, lab.direct = options.clb or options.nat, options.direct
+        lab.bare = Bare(options.bare) if options.bare is not None else None
         checking = asyncio.create_task(_run_checks(lab, report, options, directory, state), name="lab: checks")
         stopping = asyncio.create_task(stop.wait(), name="lab: wait for a stop")
         done, _ = await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# Makes what is given to others, in dist/ (or the folder named): the wheel, the Debian package, the context
-# of the image, the bill of materials and SHA256SUMS. The same tree and pins give the same bytes.
+# Makes what is given to others, in dist/ (or the folder named): the wheel, the file that makes a node of a
+# machine with only Python, the Debian package, the context of the image, the bill of materials and SHA256SUMS.
+# The same tree and pins give the same bytes.
 #
-#   DEBFULLNAME=NAME DEBEMAIL=ADDRESS deploy/packages/build.sh [--to DIR] [--debian 12|13]
+#   DEBFULLNAME=NAME DEBEMAIL=ADDRESS deploy/packages/build.sh [--to DIR] [--debian 12|13] [--node]
 #
+# With --node only the wheel and isthmus-VERSION-node.pyz: a node's wheels for Python 3.11 to 3.13 and this
+# machine's architecture, and pip's; deploy/join/alone.py installs them and joins.
 # The Debian package brings every role and its Python packages in /opt/isthmus, for Debian's own Python
 # (12: 3.11, 13: 3.13) of this machine's architecture. Needs .venv (make setup), git or a plain tree, dpkg-deb.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-to=dist debian=12
+to=dist debian=12 node=
 while [ $# -gt 0 ]; do
   case $1 in
     --to) to=${2:?}; shift 2 ;;
     --debian) debian=${2:?}; shift 2 ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] && exit 0 || { echo "build.sh: what is $1?" >&2; exit 2; } ;;
+    --node) node=only; shift ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] && exit 0 || { echo "build.sh: what is $1?" >&2; exit 2; } ;;
   esac
 done
 case $debian in
@@ -22,7 +26,7 @@ case $debian in
   13) python=3.13 next=3.14 ;;
   *) echo "build.sh: Debian is 12 or 13, not $debian" >&2; exit 2 ;;
 esac
-command -v dpkg-deb >/dev/null || { echo "build.sh: dpkg-deb is missing; build on Debian or Ubuntu" >&2; exit 2; }
+[ -n "$node" ] || command -v dpkg-deb >/dev/null || { echo "build.sh: dpkg-deb is missing; build on Debian or Ubuntu" >&2; exit 2; }
 
 # Who answers for this package: Debian's own variables. Without them nobody is invented: .invalid is no address.
 maintainer="${DEBFULLNAME:-Whoever built this package} <${DEBEMAIL:-nobody@isthmus.invalid}>"
@@ -53,6 +57,27 @@ say "wheel"
 rm -rf "$source/build" "$source"/*.egg-info
 wheel=$(echo "$scratch"/wheel/*.whl)
 cp "$wheel" "$to/"
+
+say "file for a machine with only Python"
+for each in 3.11 3.12 3.13; do
+  "$bin/python" -m pip download -q -d "$scratch/node" --python-version "$each" --only-binary=:all: \
+    -c deploy/constraints.txt pip "$wheel[agent]" 2>"$scratch/pip.log" || { cat "$scratch/pip.log" >&2; exit 1; }
+done
+cp deploy/join/alone.py "$scratch/node/__main__.py"
+find "$scratch/node" -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
+"$bin/python" - "$scratch/node" "$to/isthmus-$version-node.pyz" <<'PACK'
+import sys, zipfile
+from pathlib import Path
+
+folder, to = map(Path, sys.argv[1:])
+with to.open("wb") as file:
+    file.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(file, "w") as packed:
+        for each in sorted(folder.iterdir()):
+            packed.write(each, each.name)
+PACK
+chmod 755 "$to/isthmus-$version-node.pyz"
+[ -z "$node" ] || { say "$to/isthmus-$version-node.pyz"; exit 0; }
 
 say "image context"
 archive -C "$scratch" "isthmus-$version" >"$to/isthmus-$version-image-context.tar.gz"

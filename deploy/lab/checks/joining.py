@@ -6,6 +6,7 @@ Cancelled, the machine stays what it is until the lab ends.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,12 @@ async def by_one_command(lab: Lab, report: Report) -> None:
             raise CheckFailedError(f"it ended with {said!r}; the log has {member.range} and {peers} others")
         await lab.start_pods(node)
         judge_pairs(check, await probe_all(lab, node.pods))
-        check.detail = f"isthmus join TOKEN, {seconds:.1f} s: {said}\n{check.detail}"
+        typed = "isthmus join TOKEN"
+        if lab.bare is not None:
+            typed = f"python3 {lab.bare.archive.name} TOKEN, with nothing of Isthmus there"
+            check.measured["installed_s"] = installed = _installed_s(lab)
+            said = f"{installed:.1f} s of it for installing: {said}"
+        check.detail = f"{typed}, {seconds:.1f} s: {said}\n{check.detail}"
 
 
 async def _last_line(lab: Lab, started: float) -> str:
@@ -54,13 +60,26 @@ async def _last_line(lab: Lab, started: float) -> str:
         await asyncio.sleep(POLL_S)
 
 
+def _installed_s(lab: Lab) -> float:
+    """How long the installation took, as it says itself. Raises CheckFailedError."""
+    text = lab.nodes[lab.topology.spare.name].agent.log_tail(1000)
+    found = re.search(r"^✓ install +(\d+\.\d) s ", text, re.MULTILINE)
+    if found is None:
+        raise CheckFailedError(f"nothing was installed:\n{text}")
+    return float(found[1])
+
+
 async def undone(lab: Lab, report: Report) -> None:
     """The same machine leaves: nothing of ours is left on it, and nobody has rows about it. Raises nothing."""
     name = lab.topology.spare.name
     with report.stage(f"{name} leaves by one command") as check:
         node, member = lab.nodes[name], lab.members.live[name]
         await lab.retire(node)
-        said = await lab.isthmus("leave", "--yes", *commands.folders(node.directory), machine=name)
+        leave = ("leave", "--yes", *commands.folders(node.directory))
+        if lab.bare is None:
+            said = await lab.isthmus(*leave, machine=name)
+        else:
+            said = await node.machine.run(*lab.bare.inside("isthmus", *leave))
         await lab.members.wait_for(lambda: name not in lab.members.live, 10, f"the event that {name} left")
         seconds = await lab.wait_converged()
         left = await node.machine.run("ip", "-o", "link", "show", "type", "vxlan")
