@@ -58,6 +58,8 @@ missing_test_packages() {
   has_tool ethtool || echo ethtool
   has_tool iperf3 || echo iperf3
   has_tool tcpdump || echo tcpdump
+  # Kernels that tests run on may have no WireGuard; without it nothing of encryption is tested.
+  has_tool wireguard-go || echo wireguard-go
   # For building the eBPF programs anew and comparing them with those that are shipped.
   has_tool clang && [ -e /usr/include/bpf/bpf_helpers.h ] && has_tool llvm-strip || echo "clang llvm libbpf-dev linux-libc-dev"
   # For building the CNI plugin anew, for both processors.

@@ -74,7 +74,10 @@ def reported(place: Site) -> dict[str, str]:
 def follow(place: Site, *nodes: Node) -> None:
     """These agents (all) are connected, and have nothing to complain about."""
     for node in nodes or place.nodes.values():
-        until(lambda: content(node), f"{node.name} follows")  # noqa: B023
+        try:
+            until(lambda: content(node), f"{node.name} follows", 60)  # noqa: B023
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{node.status()['conditions']}\n{node.log()}") from error
 
 
 def content(node: Node) -> bool:
