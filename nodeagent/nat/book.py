@@ -240,8 +240,8 @@ class NatBook:
         fresh = [pair for pair in self._pairs.values() if pair.seen_as and now - pair.told_at < FRESH_S]
         places = [pair.seen_as for pair in fresh if pair.seen_as and pair.seen_as != self._announced(own)]
         if not places:
-            free = any(self._behind_nat(pair.peer) is not True for pair in fresh)
-            return Seen(False if free else None)
+            free = sorted(pair.peer.node for pair in fresh if self._behind_nat(pair.peer) is not True)
+            return Seen(False, "", tuple(free[:NAMED])) if free else Seen()
         addresses = [str(place).partition(":")[0] for place in places]
         seen_as = max(set(addresses), key=lambda text: (addresses.count(text), text))
         names = sorted(pair.peer.node for pair in fresh if str(pair.seen_as).partition(":")[0] == seen_as)

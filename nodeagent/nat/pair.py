@@ -15,7 +15,7 @@ REST_S, REST_MAX_S = 2.0, 30.0
 
 class Seen(NamedTuple):
     """What others see of this node: whether it is behind NAT (None: nobody who could say has told lately), by
-    which address most see it, and some of these.
+    which address most see it, and some of these; some who see that it is not.
     """
 
     behind: bool | None = None

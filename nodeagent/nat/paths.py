@@ -150,9 +150,10 @@ class NatPaths:
         return Second(device.name, device.ifindex, second_vni(plan.vni))
 
     def report(self) -> NatReport:
-        """What others see of this node."""
-        found = self.book.seen(time.monotonic())
-        return NatReport(mode=self._config.nat, behind=found.behind, seen_as=found.address, seen_by=found.by)
+        """What others see of this node. Who sees that it is not behind NAT is told while the log has it so."""
+        found, own = self.book.seen(time.monotonic()), self._view.members.get(self._view.node)
+        told = found.by if found.behind or (own is not None and own.behind_nat) else ()
+        return NatReport(mode=self._config.nat, behind=found.behind, seen_as=found.address, seen_by=told)
 
     @property
     def _device(self) -> SecondDevice:

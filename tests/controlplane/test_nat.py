@@ -21,6 +21,10 @@ from events.protocol.commands import ChangeUnderlay, LeaveNode, MarkGateway
 from events.protocol.ways import preferred_relay, way_between
 from events.status import AgentStatus, NatReport, checked
 from events.types import NodeNatChanged
+from nodeagent.membership.peers import Peer
+from nodeagent.nat.book import NatBook
+from nodeagent.nat.packets import ANSWER, Endpoint
+from nodeagent.netlink.rows import address_bytes
 from tests.controlplane.world import START, World, joining, names
 
 CIDR = {"container_cidr": "10.200.0.0/22", "pods_per_node": 64}
@@ -185,6 +189,27 @@ def test_who_shares_its_link_sees_no_nat_and_proves_nothing() -> None:
     beside = NatReport(behind=False, seen_by=("n2", "n1", "unknown"))
     for _ in range(3 * GONE_REPORTS):
         assert heard.says(beside, later_s=GONE_S) == []
+
+
+def test_an_agent_that_came_out_from_behind_nat_is_believed() -> None:
+    """What it says is its own report, not one made up here: it names who sees it as it announces itself."""
+    heard = Heard()
+    behind(heard.at, 1)
+    own = Peer("n1", "uid-1", 7, "10.200.0.64/26", "66:00:00:00:00:01", "203.0.113.1")
+    witness = Peer("n0", "uid-0", 5, "10.200.0.0/26", "66:00:00:00:00:02", "203.0.113.2")
+    book = NatBook(seed=1)
+    book.be(own, 8472, 0.0)
+    book.follow({witness.epoch: witness}, [witness], 0.0)
+    asked = book.hello(book.look(0.0)[0], 0.0)
+    assert asked is not None
+    as_announced = Endpoint(address_bytes(own.underlay), 8472)
+    answer = asked[0]._replace(kind=ANSWER, sender=5, receiver=7, seen=as_announced, known=True)
+    book.received(answer, witness, asked[1], 0.1)
+    seen = book.seen(1.0)
+    report = NatReport(behind=seen.behind, seen_as=seen.address, seen_by=seen.by)
+    for _ in range(GONE_REPORTS - 1):
+        assert heard.says(report, later_s=GONE_S) == []
+    assert [one.behind for one in heard.says(report, later_s=GONE_S)] == [False]
 
 
 def test_what_it_was_told_counts_at_once() -> None:

@@ -177,6 +177,7 @@ def test_two_nodes_behind_one_router_are_seen_at_different_ports_and_one_another
     reports = {one.node: world.books[one.node].seen(world.now) for one in (a, b, c)}
     assert (reports["n1"].behind, reports["n2"].behind) == (False, True)
     assert (reports["n2"].address, reports["n2"].by) == ("198.51.100.1", ("n1",))
+    assert reports["n1"].by == ("n2", "n3"), "who sees that it is not behind NAT is named, too"
 
 
 def test_changes_of_a_router_are_healed_within_seconds() -> None:
