@@ -21,7 +21,13 @@ def one(name: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=["events", "controlplane.controller.requests", "deploy.credentials", "replay.archive"]
+        include=[
+            "events",
+            "controlplane.controller.requests",
+            "deploy.credentials",
+            "replay.archive",
+            "nodeagent",
+        ]
     ):
         from tests.fuzz.targets import TARGETS, attempt
 

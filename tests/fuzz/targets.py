@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import msgspec
 from nats.aio.client import Client
 
 from controlplane.cluster.state import ClusterState
@@ -33,6 +34,7 @@ from events.protocol.commands import COMMAND_ID, COMMANDS, OF_THE_BRIDGE, SCHEMA
 from events.types import EVENT_TYPES, ClusterDefined, NodeJoined, NodeLeft, RangeAllocated
 from replay.archive.reader import ArchiveLog
 from replay.archive.writer import ArchiveWriter
+from tests.fuzz.node_targets import NODE_TARGETS, REPORT
 
 CLUSTER = "prod"
 
@@ -260,8 +262,12 @@ TARGETS: dict[str, Target] = {
     "token": Target(token, (_TOKEN.text().encode(),)),
     "jwt": Target(jwt, (_JWT.encode(),)),
     "nkey": Target(nkey, (_USER.seed.encode(), _USER.public.encode())),
-    "status": Target(status, (b'{"node":"n","uid":"u","applied":1,"sent_at":"2026-03-02T14:00:00Z"}',)),
+    "status": Target(
+        status,
+        (b'{"node":"n","uid":"u","applied":1,"sent_at":"2026-03-02T14:00:00Z"}', msgspec.json.encode(REPORT)),
+    ),
     "query": Target(query, (b"clb-list|{}", b"nodes|{}")),
+    **{name: Target(run, samples) for name, (run, samples) in NODE_TARGETS.items()},
 }
 
 
