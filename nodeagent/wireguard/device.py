@@ -71,6 +71,10 @@ class WireGuardDevice(Protocol):
         """
         ...
 
+    def leave_address(self) -> None:
+        """This machine's address is another one: send from that at once. The sessions stay."""
+        ...
+
     def remove(self) -> None:
         """Take the device away; nothing happens where it is not."""
         ...

@@ -248,7 +248,8 @@ class Keeper:
             )
             return
         sequence, peers, self._relayed = view.sequence, self._peers(), dict(self._relays())
-        settings = link.Wanted(spec.mtu, first_address(own.cidr), self._config.device)
+        underlay = self._tunnel.underlay.address if self._tunnel.underlay is not None else ""
+        settings = link.Wanted(spec.mtu, first_address(own.cidr), self._config.device, underlay)
         wanted = self._wanted(peers, tuple(keys))
         again, failed = await asyncio.to_thread(self._bring, settings, keys, wanted)
         source = address_bytes(settings.address)

@@ -136,6 +136,9 @@ class KernelDevice:
             for start in range(0, len(changes), PEERS_AT_ONCE):
                 self._set(("WGDEVICE_A_PEERS", changes[start : start + PEERS_AT_ONCE]))
 
+    def leave_address(self) -> None:
+        """The kernel looks itself whether the address that it sends from is still there."""
+
     def remove(self) -> None:
         """Delete the link. Raises OSError."""
         try:

@@ -23,6 +23,8 @@ class Wanted(msgspec.Struct, frozen=True):
     address: str
     tunnel: str = ""
     """The tunnel device: while the other way changes, packets come by one and leave by the other."""
+    underlay: str = ""
+    """The address that encrypted packets leave from; empty: it is not known."""
 
 
 def index_of(name: str) -> int:

@@ -43,6 +43,7 @@ class ManagedDevice:
         self.index = 0
         self.renew = False
         """Whether to send each peer that a session is kept with a packet at the next :meth:`bring`."""
+        self._address = ""
         self._known: dict[str, PeerSettings] = {}
         self._surplus: dict[str, float] = {}  # peer that is not wanted any more → since when
         self._idle_since = 0.0
@@ -119,6 +120,11 @@ class ManagedDevice:
         if put or stuck:
             put.update((peer, wanted[peer]) for peer in stuck)
             device.change(put, stuck, losing=self._losing(put, wanted))
+        if self._address != settings.underlay:
+            if self._address and not anew:
+                device.leave_address()
+                self.renew = True
+            self._address = settings.underlay
         if self.renew:
             self.renew = False
             device.nudge({peer: one.keepalive_s for peer, one in wanted.items() if one.keepalive_s})

@@ -106,7 +106,7 @@ class UserspaceDevice:
         parts = [f"public_key={b64decode(key).hex()}\nremove=true\n" for key in drop]
         parts += [
             f"public_key={b64decode(key).hex()}\n"
-            + (f"endpoint={settings.endpoint[0]}:{settings.endpoint[1]}\n" if settings.endpoint[1] else "")
+            + _endpoint_line(settings.endpoint)
             + f"persistent_keepalive_interval={settings.keepalive_s}\n"
             + ("replace_allowed_ips=true\n" if losing is None or key in losing else "")
             + "".join(f"allowed_ip={cidr}\n" for cidr in settings.allowed)
@@ -124,6 +124,19 @@ class UserspaceDevice:
             ]
             for start in range(0, len(parts), PEERS_AT_ONCE):
                 self._ask("set=1\n" + "".join(parts[start : start + PEERS_AT_ONCE]) + "\n")
+
+    def leave_address(self) -> None:
+        """The program goes on sending from the address at which it got a packet, and finds out after 15 s
+        that it is gone: a peer that is put where it is has none.
+        """
+        there = {key: peer.settings.endpoint for key, peer in self.read().peers.items()}
+        parts = [
+            f"public_key={b64decode(key).hex()}\nupdate_only=true\n{_endpoint_line(endpoint)}"
+            for key, endpoint in there.items()
+            if endpoint[1]
+        ]
+        for start in range(0, len(parts), PEERS_AT_ONCE):
+            self._ask("set=1\n" + "".join(parts[start : start + PEERS_AT_ONCE]) + "\n")
 
     def remove(self) -> None:
         """End the program: it does when its socket is taken away."""
@@ -153,6 +166,12 @@ class UserspaceDevice:
 
 def _text(raw: str) -> str:
     return b64encode(bytes.fromhex(raw)).decode()
+
+
+def _endpoint_line(endpoint: tuple[str, int]) -> str:
+    address, port = endpoint
+    host = f"[{address}]" if ":" in address else address
+    return f"endpoint={host}:{port}\n" if port else ""
 
 
 def _endpoint(text: str) -> tuple[str, int]:

@@ -55,6 +55,11 @@ def contract(device: WireGuardDevice) -> None:
     assert difference(wanted, state.peers, 0.0) == ({}, [])
     device.nudge({others[0]: 0, others[1]: 25})
     assert {other: peer.settings for other, peer in device.read().peers.items()} == wanted
+    device.leave_address()
+    assert {other: peer.settings for other, peer in device.read().peers.items()} == wanted
+    far = PeerSettings(("2001:db8::1", 51820), ("10.0.0.0/24",))
+    device.change({others[0]: far}, [])
+    assert device.read().peers[others[0]].settings == far, "an IPv6 underlay"
     # A range goes to whom it was given last; a peer that is dropped is gone.
     moved = PeerSettings(("192.0.2.2", 1), ("10.0.0.0/24", "10.9.9.0/26"))
     device.change({others[1]: moved}, [others[2]])
