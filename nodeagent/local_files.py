@@ -127,7 +127,9 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: in
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody laid
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, 0o644)) as file:
+        with open(
+            temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode & 0o644)
+        ) as file:
             folder = path.parent.stat()
             if os.geteuid() == 0 != folder.st_uid:
                 os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
@@ -216,7 +218,7 @@ def read_status(directory: Path) -> LocalStatus:
             "known: run it as root (sudo), or as the account that the folder belongs to",
             path=str(directory),
         ) from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unavailable(
             "agent_not_running",
             f"no agent has written a status in {directory}: start it with `isthmus agent`, or say --state-dir",

@@ -40,7 +40,7 @@ class Predecessors:
         self._boot = boot_id()
         try:
             kept = msgspec.json.decode(read_regular(self._path), type=_Kept)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError):
             kept = _Kept(self._boot, [], [])
         current = kept.boot == self._boot
         self._ids = kept.ids[-IDS_LIMIT:] if current else []

@@ -75,7 +75,7 @@ class Cache:
             view = View.restore(_saved.decode(_unsealed(read_regular(self._snapshot, VIEW_LIMIT_BYTES))))
         except FileNotFoundError:
             view = fresh
-        except (OSError, ValueError, LookupError, IsthmusError) as error:
+        except (OSError, ValueError, LookupError, RecursionError, IsthmusError) as error:
             log.warning("the cached view is unreadable and is made anew: %s", error)
             return fresh
         if (view.cluster, view.node, view.uid) != (cluster, node, uid):
@@ -134,7 +134,7 @@ class Cache:
         """Whether the view at rest says that its uid was fenced."""
         try:
             return _saved.decode(_unsealed(read_regular(self._snapshot, VIEW_LIMIT_BYTES))).fenced
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from events.errors import Refused
 from events.input_files import read_regular
 from nodeagent.local_files import running_s, write_atomically
 from nodeagent.membership.node_key import AGE_FILE, READ_LIMIT
@@ -50,7 +49,7 @@ class KeyAge:
     def _read(self) -> _Kept | None:
         try:
             kept = msgspec.json.decode(read_regular(self._path, READ_LIMIT), type=_Kept)
-        except (FileNotFoundError, Refused, msgspec.DecodeError):
+        except (OSError, ValueError, RecursionError):
             return None  # it begins anew
         return kept if kept.seconds >= 0 else None
 

@@ -12,6 +12,7 @@ survives whatever comes between it and the next one:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
@@ -178,7 +179,12 @@ def own_key(directory: Path) -> OwnKey:
 
 
 def _read(path: Path) -> PrivateKey:
-    text = read_regular(path, READ_LIMIT).strip()
+    try:
+        text = read_regular(path, READ_LIMIT).strip()
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        text = b""
     try:
         private = b64decode(text, validate=True)
     except (Base64Error, ValueError):

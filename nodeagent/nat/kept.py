@@ -40,7 +40,7 @@ class Kept:
         self._path = directory / FILE
         try:
             self._saved = msgspec.json.decode(read_regular(self._path, FILE_LIMIT_BYTES), type=_Saved)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, RecursionError):
             self._saved = _Saved()
 
     @property

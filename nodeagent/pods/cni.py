@@ -105,7 +105,7 @@ def range_of(directory: Path) -> str:
     try:
         document = msgspec.json.decode(read_regular(directory / FILE_NAME))
         return str(document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
 
 
