@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,8 +143,32 @@ def awaited(function: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine. Ctrl-C cancels it, waits for its cleanup and exits 130."""
-    return asyncio.run(main)
+    """Run a command's coroutine. Ctrl-C cancels it, waits for its cleanup and exits 130; so does SIGTERM, with
+    143.
+    """
+    return asyncio.run(_ending(main))
+
+
+async def _ending(main: Coroutine[Any, Any, T]) -> T:
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), False
+
+    def end() -> None:
+        nonlocal told
+        told = True
+        if task is not None:
+            task.cancel()
+
+    with suppress(ValueError, RuntimeError):  # signals come to the main thread alone
+        loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await main
+    except asyncio.CancelledError:
+        if told:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        with suppress(ValueError, RuntimeError):
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def suggesting(

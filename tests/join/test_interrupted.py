@@ -6,22 +6,30 @@ On a real bus with a real controller and issuer, in one sandbox.
 from __future__ import annotations
 
 import errno
+import signal
+import socket
+import subprocess
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import msgspec
 import pytest
 
+from deploy.credentials.jwt import encode
 from deploy.join import files
 from deploy.join.earlier import SUFFIX
 from deploy.join.joining import Joined, JoinRequest, join
 from deploy.join.progress import Progress, Step
 from events.bus.access import creds
+from events.bus.access.nkeys import generate
 from events.bus.enrolment import PENDING_KEY, JoinToken
 from events.errors import IsthmusError
 from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.site import ISTHMUS
 from tests.security.conftest import CLUSTER, Place, opened
 
 STEPS = ["token", "machine", "credentials", "configuration"]
@@ -66,6 +74,32 @@ def breaking(at: int) -> tuple[list[Step], Callable[[Step], None]]:
 
 
 @pytest.mark.bus
+@inside
+def test_a_signal_leaves_the_credentials_of_the_token_nowhere() -> None:
+    """While the bus says nothing: the program cleans up, and says by its exit code what ended it."""
+    sh("ip link add eth0 type veth peer name far && ip addr add 10.0.0.1/24 dev eth0")
+    sh("ip link set eth0 up && ip link set far up")
+    account, user = generate("account"), generate("user")
+    jwt = encode(account, user.public, "idc-1", {"type": "user"}, issued=int(time.time()))
+    with socket.create_server(("127.0.0.1", 0)) as bus, tempfile.TemporaryDirectory() as name:
+        bus.settimeout(60)
+        server = f"nats://127.0.0.1:{bus.getsockname()[1]}"
+        token = JoinToken(cluster=CLUSTER, node="idc-1", servers=(server,), jwt=jwt, seed=user.seed).text()
+        folder = Path(name)
+        places = ["--folder", str(folder / "etc"), "--state-dir", str(folder / "state"), "--underlay", "eth0"]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with subprocess.Popen([ISTHMUS, "join", token, *places, "--foreground"], stderr=PIPE) as process:
+                with bus.accept()[0]:
+                    assert (folder / "etc" / "join.creds").exists()
+                    process.send_signal(number)
+                    process.wait(60)
+                assert process.stderr is not None
+                said = process.stderr.read().decode()
+            assert process.returncode == 128 + number, said
+            assert "Traceback" not in said
+            whole(folder, "idc-1")
+
+
 @inside
 async def test_a_join_that_stops_anywhere_goes_on() -> None:
     sh("ip link add eth0 type veth peer name other && ip addr add 10.9.0.1/24 dev eth0")
