@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from nodeagent.wireguard.link import Wanted, index_of
 from nodeagent.wireguard.managed import ManagedDevice
 from tests.nodeagent.encrypted import needs_program
 from tests.nodeagent.sandbox import inside, sh
+from tests.nodeagent.twins import within
 from tests.waiting import wait_for as until
 from tests.wall_clocks import can_set, set_ahead
 
@@ -78,6 +80,48 @@ def contract(device: WireGuardDevice) -> None:
     device.remove()
     until(lambda: not index_of(device.name), "the device is gone")
     device.remove()
+
+
+DATA = 4
+"""First byte of a packet in a session; what begins another one has a 1."""
+
+
+@needs_program
+@inside
+def test_packets_leave_by_a_new_address_in_the_session_that_there_is() -> None:
+    """The program keeps the address that it had; left alone it begins another session after 15 s."""
+    sh("mount -t tmpfs none /run && mkdir -p /run/wireguard /run/netns && ip netns add there")
+    sh("ip link add eth0 type veth peer name eth0 netns there && ip link set eth0 up")
+    sh("ip addr add 10.0.0.1/24 dev eth0 && ip -n there addr add 10.0.0.2/24 dev eth0")
+    sh("ip -n there link set eth0 up && ip -n there link set lo up")
+    here, there = userspace.UserspaceDevice("here"), userspace.UserspaceDevice("there")
+    with tempfile.TemporaryDirectory() as name:
+        one, two = new_key(Path(name)), new_key(Path(name))
+    here.create()
+    with within("there"):
+        there.create()
+    for device, own, other, at, cidr in (
+        (here, one, two, "10.0.0.2", "172.16.0.2/32"), (there, two, one, "10.0.0.1", "172.16.0.1/32")
+    ):  # fmt: skip
+        device.configure(own.private, 51820)
+        device.change({other.public: PeerSettings((at, 51820), (cidr,))}, [])
+    sh("ip addr add 172.16.0.1/24 dev here && ip link set here up")
+    sh("ip -n there addr add 172.16.0.2/24 dev there && ip -n there link set there up")
+    until(lambda: "1 received" in sh("ping -c 1 -W 1 172.16.0.2 || true"), "a session", 30)
+    with within("there"):
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        wire.bind(("eth0", 0x0800))
+    wire.settimeout(60)
+    sh("ip addr del 10.0.0.1/24 dev eth0 && ip addr add 10.0.0.3/24 dev eth0")
+    here.leave_address()
+    sh("ping -c 1 -W 1 172.16.0.2 || true")
+    packet = bytes(40)
+    while packet[12:16] != socket.inet_aton("10.0.0.3"):
+        packet = wire.recv(2000)
+    wire.close()
+    assert packet[28] == DATA, packet[28]
+    here.remove()
+    there.remove()
 
 
 def test_an_endpoint_that_moved_by_a_peers_own_packets_is_left_alone() -> None:
