@@ -13,6 +13,7 @@ from deploy.credentials.authority import CORE_KEYS, Authority
 from deploy.credentials.layout import TENANT_ROLES, Role
 from deploy.credentials.store import Principal
 from events.bus.enrolment import JoinToken
+from events.cli.bus_urls import bus_servers
 from events.cli.numbers import Finite
 from events.cli.options import run
 from events.cli.tables import print_json
@@ -51,11 +52,6 @@ def key_of(role: Role, cluster: str, name: str) -> tuple[Role, str, str]:
     return (role, cluster if role in TENANT_ROLES else "", name)
 
 
-def urls_of(text: str) -> list[str]:
-    """The addresses of a list with commas."""
-    return [url.strip() for url in text.split(",") if url.strip()]
-
-
 class Wanted(NamedTuple):
     """A node that is to have a join token: its name, and what it joins as."""
 
@@ -70,11 +66,12 @@ def tokens(
     """A join token for each node, with an account that the servers are told about, if asked to."""
     from deploy.credentials.tokens import make_token
 
+    urls = bus_servers(servers)  # before anything is made
     authority, ca = Authority.open(store), store / "tls" / "ca.pem"
     push_if_asked(authority, push, [authority.add("node", cluster, node.name).account for node in wanted])
     return [
         make_token(
-            authority, cluster, node.name, servers=urls_of(servers), ca=ca if ca.exists() else None,
+            authority, cluster, node.name, servers=urls, ca=ca if ca.exists() else None,
             minutes=minutes, kind=node.kind, site=node.site,
         )
         for node in wanted
@@ -88,9 +85,10 @@ def shared_token(
     """A join token for several machines, whose account the servers are told about, if asked to."""
     from deploy.credentials.tokens import make_shared_token
 
+    urls = bus_servers(servers)  # before anything is made
     authority, ca = Authority.open(store), store / "tls" / "ca.pem"
     made, account = make_shared_token(
-        authority, cluster, names, uses, servers=urls_of(servers), ca=ca if ca.exists() else None,
+        authority, cluster, names, uses, servers=urls, ca=ca if ca.exists() else None,
         minutes=minutes, kind=kind, site=site,
     )  # fmt: skip
     push_if_asked(authority, push, [account])
@@ -107,7 +105,7 @@ def push_if_asked(authority: Authority, urls: str | None, accounts: Sequence[str
     ca = authority.store.path / "tls" / "ca.pem"
     system = authority.store.creds(authority.find("system", "", "system"))
     options = BusOptions(
-        servers=tuple(urls_of(urls)),
+        servers=bus_servers(urls),
         credentials=str(system),
         ca=str(ca) if ca.exists() else "",
     )

@@ -16,12 +16,12 @@ from deploy.credentials.cli_common import (
     shared_token,
     store_option,
     tokens,
-    urls_of,
 )
 from deploy.credentials.tokens import MINUTES, USES_MAX
 from events.bus.access.creds import decode_claims, write_secret
 from events.bus.enrolment import JoinToken
 from events.bus.names import HOSTNAME, NUMBER, check_names, name_of
+from events.cli.bus_urls import bus_servers
 from events.cli.files import INPUT_FILE, Input
 from events.cli.options import json_option
 from events.cli.tables import print_json
@@ -126,7 +126,7 @@ def create(
     if len(wanted) > 1 and to is None and not as_json:
         raise Usage("usage", f"{len(wanted)} tokens need a place: --to FOLDER (a file each), or --json")
     if is_open:
-        urls = tuple(urls_of(servers))
+        urls = bus_servers(servers)
         made = [
             JoinToken(cluster=cluster, node=each.name, servers=urls, kind=each.kind, site=each.site)
             for each in wanted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,16 @@ def _progress(*, as_json: bool) -> Progress:
 
 def _document(progress: Progress, **more: Any) -> None:
     print_json({**more, "steps": msgspec.to_builtins(progress.steps)})
+
+
+@contextlib.contextmanager
+def _steps_of_a_failure(progress: Progress) -> Iterator[None]:
+    """What was done goes with the error, in the one document that a program reads."""
+    try:
+        yield
+    except IsthmusError as error:
+        error.details["steps"] = msgspec.to_builtins(progress.steps)
+        raise
 
 
 @click.command()
@@ -113,12 +125,8 @@ def join(
         token=text, kind=kind or "", nat=nat or "", foreground=foreground, dry_run=dry_run, container=container,
         engine=engine or "", image=image, **options,
     )  # fmt: skip
-    try:
+    with _steps_of_a_failure(progress):
         joined = run(join_node(request, progress))
-    except IsthmusError:
-        if as_json:
-            _document(progress)
-        raise
     if foreground and not dry_run:
         if running(request.state_dir):
             raise Refused("agent_running", f"node {joined.node} is joined, and its agent runs here already")
@@ -169,12 +177,8 @@ def leave(*, yes: bool, as_json: bool, **options: Any) -> None:
             refuse_running(found[1], found[0], files.leave_command(request.folder, request.state_dir))
         confirm("This machine leaves its cluster: it loses the overlay. Go on?", yes=yes)
     progress = _progress(as_json=as_json)
-    try:
+    with _steps_of_a_failure(progress):
         node = run(leave_node(request, progress))
-    except IsthmusError:
-        if as_json:
-            _document(progress)
-        raise
     if as_json:
         _document(progress, node=node)
     else:

@@ -20,7 +20,7 @@ from deploy.join.joining import JoinRequest
 from deploy.join.progress import Progress
 from events.bus.enrolment import JoinToken, read_token
 from events.cli.config import read
-from events.errors import IsthmusError, Refused
+from events.errors import IsthmusError, Refused, Usage
 from nodeagent.cli import run_command
 from nodeagent.config import DEFAULT_NETWORK
 from nodeagent.local_files import LocalStatus, write_status
@@ -257,6 +257,26 @@ def test_what_is_no_token_is_refused_by_name(words: str) -> None:
     with pytest.raises(IsthmusError) as refused:
         read_token(words)
     assert refused.value.code == "token_invalid"
+
+
+def test_a_program_reads_one_document_also_when_a_step_fails(tmp_path: Path) -> None:
+    folders = ["--folder", str(tmp_path), "--state-dir", str(tmp_path)]
+    for words in (["join", "isthmus1.e30", "--dry-run"], ["join", NODE.text(), "--kind", "cloud", "--dry-run"]):
+        ended = subprocess.run(
+            [ISTHMUS, *words, "--json", *folders], capture_output=True, text=True, check=False, timeout=90
+        )
+        found = json.loads(ended.stdout)["error"]
+        assert (ended.returncode, ended.stderr) == (1, "")
+        assert [(step["name"], step["status"]) for step in found["details"]["steps"]] == [("token", "failed")]
+        assert found["details"]["steps"][0]["message"] == found["message"]
+
+
+@pytest.mark.parametrize("more", [["--open"], ["--store", "absent"], ["--store", "absent", "--uses", "2"]])
+def test_a_token_never_leads_to_what_is_no_bus(more: list[str]) -> None:
+    nodes = [] if "--uses" in more else ["idc-1"]
+    ended = CliRunner().invoke(root, ["token", "create", *nodes, *more, "--bus", "http://10.0.0.5:4222"])
+    assert isinstance(ended.exception, Usage), ended.output
+    assert "the scheme is one of nats" in ended.exception.message
 
 
 def test_tokens_for_many_nodes_are_made_at_once(tmp_path: Path) -> None:
