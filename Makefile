@@ -59,7 +59,7 @@ dist: setup
 node: setup
 	deploy/packages/build.sh --node
 
-## the units under a real systemd, and a newcomer's walk through the README: boots Debians made by mmdebstrap,
+## the units under a real systemd, a node of a Debian with only Python, and a newcomer's walk through the README: boots Debians made by mmdebstrap,
 ## 12 unless DEBIAN=13; a quarter of an hour
 systemd:
 	@bash deploy/setup.sh test

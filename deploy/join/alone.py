@@ -60,6 +60,8 @@ def main(archive: Path, arguments: list[str], place: Path = PLACE, commands: Pat
         _say("·", 0.0, f"Isthmus {release} into {place}; the rest of a dry run needs it there")
         return 0
     else:
+        if sys.stderr.isatty():  # it takes some seconds
+            sys.stderr.write(f"installing Isthmus {release} in {place} ...\n")
         why = _install(archive, wheels, place, release)
         if why:
             return _refuse(

@@ -22,9 +22,10 @@ PACKAGES = "systemd,systemd-sysv"
 UP = {"running", "degraded"}
 
 
-def make_system(folder: Path, suite: str = "bookworm") -> None:
-    """A bare Debian that boots. Fails with mmdebstrap's words."""
-    _done(["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)])
+def make_system(folder: Path, suite: str = "bookworm", *more: str) -> None:
+    """A bare Debian that boots, with ``more`` packages. Fails with mmdebstrap's words."""
+    included = ",".join((PACKAGES, *more))
+    _done(["mmdebstrap", "--variant=minbase", f"--include={included}", suite, str(folder)])
     # It loads nothing in a container, and fails at boot where Debian 13 comes without libkmod.
     (folder / "etc" / "systemd" / "system" / "systemd-modules-load.service").symlink_to("/dev/null")
     shutil.copy("/etc/resolv.conf", folder / "etc" / "resolv.conf")
@@ -88,7 +89,7 @@ class Machine:
     def _inside(self, command: str) -> list[str]:
         return [
             *("nsenter", "-t", str(self.leader()), "-a", "env", "-i", "HOME=/root", "LANG=C.UTF-8"),
-            *("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"),
+            *("PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", f"cd /root && {command}"),
         ]
 
     @contextlib.contextmanager

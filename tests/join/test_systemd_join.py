@@ -1,23 +1,28 @@
-"""The Debian package under a real systemd: bus, controller and issuer as the guide says, a node by one command.
+"""The Debian package under a real systemd: bus, controller and issuer as the guide says, nodes by one command.
 
-Makes and boots a Debian (ISTHMUS_TEST_SUITE: bookworm or trixie), which takes a minute or more: only with
+One has the package, the other only Python and nftables, and is behind a masquerading router.
+
+Makes and boots Debians (ISTHMUS_TEST_SUITE: bookworm or trixie), which takes a minute or more: only with
 ISTHMUS_SYSTEMD=1 (``make systemd``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.join.machine import booted, install, make_package, make_system
+from tests.join.machine import Machine, booted, install, make_package, make_system
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.site import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
-SYSTEM = "ISTHMUS_TEST_SYSTEM"
+SYSTEM, ALONE = "ISTHMUS_TEST_SYSTEM", "ISTHMUS_TEST_ALONE"
 ADDRESS = "10.0.0.1"
 
 CONTROL = f"""
@@ -54,8 +59,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> object:
     package = Path(given) if given else make_package(folder.parent, {"bookworm": 12, "trixie": 13}[suite])
     make_system(folder, suite)
     install(folder, package)
+    make_system(folder.parent / "bare", suite, "python3", "nftables")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SYSTEM, str(folder))
+        patch.setenv(ALONE, str(next(package.parent.glob("isthmus-*-node.pyz"))))
         yield
 
 
@@ -90,6 +97,10 @@ def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None
         before = node.ok("systemctl show --property=NRestarts --value isthmus-agent.service").strip()
         assert before == "0", node.ok("journalctl -u isthmus-agent --no-pager")
 
+        token = desk.ok(f"isthmus token create branch-1 --bus tls://{ADDRESS}:4222 --site branch {push}")
+        with _bare(original.parent / "bare") as bare:
+            _joins_alone(bare, token.strip())
+
         node.reboot()
         until(lambda: node.ok("isthmus agent status"), "the agent is back after a reboot", 60)
         assert "idc-7" in desk.ok(f"{OPERATOR} node list")
@@ -106,3 +117,44 @@ def test_units_start_under_systemd_and_a_node_joins_reboots_and_leaves() -> None
         node.ok("dpkg --purge isthmus")
         assert node.run("ls /opt/isthmus /usr/bin/isthmus").returncode != 0
         assert desk.ok("dpkg --audit") == ""
+
+
+@contextlib.contextmanager
+def _bare(folder: Path) -> Iterator[Machine]:
+    """A Debian with only Python and nftables, up behind a router that masquerades it."""
+    sh("ip netns add router && ip netns add bare && ip -n router link set lo up && ip -n bare link set lo up")
+    sh("ip link add eth1 netns desk type veth peer name wan netns router")
+    sh("ip link add lan netns router type veth peer name eth0 netns bare")
+    sh("ip -n desk addr add 10.0.1.1/24 dev eth1 && ip -n desk link set eth1 up")
+    sh("ip -n router addr add 10.0.1.2/24 dev wan && ip -n router addr add 192.168.1.1/24 dev lan")
+    sh("ip -n router link set wan up && ip -n router link set lan up")
+    sh("ip -n router route add default via 10.0.1.1")
+    sh("ip -n bare addr add 192.168.1.11/24 dev eth0 && ip -n bare link set eth0 up")
+    sh("ip -n bare route add default via 192.168.1.1")
+    for name in ("desk", "router"):
+        sh(f"ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1")
+    sh("ip netns exec router nft add table ip branch")
+    sh("ip netns exec router nft 'add chain ip branch out { type nat hook postrouting priority srcnat; }'")
+    sh("ip netns exec router nft add rule ip branch out oifname wan masquerade")
+    with booted(folder, "bare") as machine:
+        yield machine
+
+
+def _joins_alone(bare: Machine, token: str) -> None:
+    """One command, from nothing to a member whose peer answers; another one, and it is none."""
+    alone = Path(os.environ[ALONE])
+    assert bare.run(
+        "python3 -m ensurepip --version || python3 -m pip --version || isthmus --version"
+    ).returncode
+    shutil.copy(alone, bare.folder / "root" / alone.name)
+    (bare.folder / "root" / "branch-1.token").write_text(f"{token}\n")
+    started = time.monotonic()
+    joined = bare.run(f"python3 {alone.name} --token-file branch-1.token")
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    print(f"{joined.stdout}from a Debian with only Python: {time.monotonic() - started:.1f} s")
+    assert joined.stdout.splitlines()[-1] == "node branch-1 has 10.200.0.64/26; 1 of 1 peers answer"
+    again = bare.ok(f"python3 {alone.name} --token-file branch-1.token")
+    assert "= install" in again
+    assert "= service" in again
+    bare.ok("isthmus leave --yes")
+    assert bare.run("ls /etc/isthmus/agent.creds /etc/systemd/system/isthmus-agent.service").returncode != 0
