@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Container, Iterable, Mapping
+from typing import NamedTuple
 
 from nodeagent.membership.node_key import PrivateKey
 from nodeagent.wireguard import link
@@ -16,6 +17,7 @@ from nodeagent.wireguard.device import (
     SESSION_S,
     DeviceState,
     PeerSettings,
+    PeerState,
     WireGuardDevice,
     difference,
 )
@@ -30,8 +32,29 @@ LINGER_S = 2.0
 """How long what is not wanted any more still takes packets: some are under way, and the fast path follows."""
 GREETING_S = 10.0
 """How long a session with a new key is tried for."""
-OVER_S = SESSION_S + 20.0
-"""A session that was made so long ago is over, and was tried for in vain if anything was sent since."""
+VAIN_S = 20.0
+"""How long another session is tried for in vain, once one is over: four handshakes."""
+
+
+class _Session(NamedTuple):
+    """``made_at`` as the device says it, the rest in monotonic seconds; ``sent`` bytes when it was over."""
+
+    made_at: float
+    seen_at: float
+    sent: int
+    tried_at: float = 0.0
+
+    def next(self, peer: PeerState, now: float) -> _Session:
+        """What is known of it after another look at the peer."""
+        if peer.handshake_at != self.made_at:
+            return _Session(peer.handshake_at, now, peer.sent)
+        if now - self.seen_at <= SESSION_S:
+            return self._replace(sent=peer.sent)
+        return self._replace(tried_at=now) if peer.sent > self.sent and not self.tried_at else self
+
+    def in_vain(self, now: float) -> bool:
+        """Whether there was one, it is over, and what was sent since has begun no other one."""
+        return bool(self.made_at and self.tried_at) and now - self.tried_at > VAIN_S
 
 
 class ManagedDevice:
@@ -49,7 +72,7 @@ class ManagedDevice:
         self._idle_since = 0.0
         self._read_at = self._read_took = 0.0
         self._greeted: dict[str, tuple[float, float]] = {}  # key → until when, and since when by the wall clock
-        self._made: dict[str, tuple[float, float, int]] = {}  # key → handshake, since when seen, sent then
+        self._sessions: dict[str, _Session] = {}
         self._forgotten: set[str] = set()  # keys with which there was a session before they were made anew
 
     @property
@@ -142,21 +165,15 @@ class ManagedDevice:
         """
         now, there = time.monotonic(), self.state.peers if self.state is not None else {}
         self._forgotten.intersection_update(wanted)
-        self._made = {
-            key: self._made[key]
-            if key in self._made and self._made[key][0] == peer.handshake_at
-            else (peer.handshake_at, now, peer.sent)
+        self._sessions = {
+            key: self._sessions.get(key, _Session(peer.handshake_at, now, peer.sent)).next(peer, now)
             for key, peer in there.items()
             if key in wanted
         }
-        stuck = [
-            key
-            for key, (made_at, seen_at, sent) in self._made.items()
-            if made_at and now - seen_at > OVER_S and there[key].sent > sent
-        ]
+        stuck = [key for key, session in self._sessions.items() if session.in_vain(now)]
         for key in stuck:
             log.info("%s takes no new session with a peer, or finds none: it forgets %s", self.device.name, key)
-            del self._made[key]
+            del self._sessions[key]
         self._forgotten.update(stuck)
         return stuck
 
@@ -207,7 +224,7 @@ class ManagedDevice:
             self.device.remove()
             log.info("the WireGuard device %s is gone", self.device.name)
         self.state, self.index, self._known, self._greeted, self._surplus = None, 0, {}, {}, {}
-        self._made, self._forgotten = {}, set()
+        self._sessions, self._forgotten = {}, set()
 
 
 def _ranges(settings: PeerSettings | None) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ import pytest
 
 from nodeagent.membership.node_key import new_key
 from nodeagent.wireguard import kernel, managed, userspace
-from nodeagent.wireguard.device import PeerSettings, PeerState, WireGuardDevice, difference
+from nodeagent.wireguard.device import SESSION_S, PeerSettings, PeerState, WireGuardDevice, difference
 from nodeagent.wireguard.link import Wanted, index_of
-from nodeagent.wireguard.managed import ManagedDevice
+from nodeagent.wireguard.managed import VAIN_S, ManagedDevice, _Session
 from tests.nodeagent.encrypted import needs_program
 from tests.nodeagent.sandbox import inside, sh
 from tests.nodeagent.twins import within
@@ -176,25 +176,55 @@ def test_sessions_begin_again_when_clocks_that_were_days_ahead_are_set_right() -
         for number, (own, other) in enumerate(((one, two), (two, one)))
     }
 
-    def made(least: float) -> bool:
-        for end, (own, settings, wanted) in ends.items():
-            end.bring(own, settings, wanted, eager=True)
-        states = [end.device.read().peers for end in ends]
-        return all(peer.handshake_at > least for peers in states for peer in peers.values())
+    first, second = ends
 
-    def begin_anew(seconds: int) -> None:
+    def handshakes() -> list[float]:
+        return [peer.handshake_at for end in ends for peer in end.device.read().peers.values()]
+
+    def clocks(seconds: int) -> None:
         for pid in programs().values():
             assert set_ahead(pid, seconds)
         for end in ends:
             end.device.configure(passing.private, end.port)  # sessions end; what was seen of peers stays
 
+    def begins(one: ManagedDevice, other: ManagedDevice, least: float) -> None:
+        for end in (other, one):
+            own, _, wanted = ends[end]
+            often_s = int(end is one)
+            end.device.change({key: peer._replace(keepalive_s=often_s) for key, peer in wanted.items()}, [])
+            end.device.configure(own.private, end.port)
+        until(lambda: min(handshakes()) > least, "the one begins")
+
+    def managed_again() -> list[float]:
+        for end, (own, settings, wanted) in ends.items():
+            end.bring(own, settings, wanted, eager=True)
+        return handshakes()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(managed, "OVER_S", 2.0)
-        until(lambda: made(1), "sessions")
-        begin_anew(10 * 86_400)
-        until(lambda: made(time.time() + 9 * 86_400), "sessions ten days ahead")
-        begin_anew(0)
-        until(lambda: not made(time.time()) and made(1), "sessions of now")
+        patch.setattr(managed, "SESSION_S", 1.0)
+        patch.setattr(managed, "VAIN_S", 1.0)
+        until(lambda: min(managed_again()) > 0, "sessions")
+        for days, one, other in ((10, first, second), (20, second, first)):
+            clocks(days * 86_400)
+            begins(one, other, time.time() + (days - 1) * 86_400)
+        clocks(0)
+        until(lambda: 0 < min(found := managed_again()) <= max(found) < time.time() + 60, "sessions of now")
         assert all(end.session(key) for end, (_, _, wanted) in ends.items() for key in wanted)
     for end in ends:
         end.remove()
+
+
+def test_a_peer_is_made_anew_only_when_a_session_is_over_and_tried_for_in_vain() -> None:
+    peer, session = PeerState(PeerSettings(("192.0.2.1", 1), ()), 1000.0, sent=5), _Session(1000.0, 0.0, 5)
+
+    def after(session: _Session, now: float, sent: int, handshake_at: float = 1000.0) -> _Session:
+        return session.next(peer._replace(sent=sent, handshake_at=handshake_at), now)
+
+    idle = after(after(session, SESSION_S - 1, 70), 10 * SESSION_S, 70)
+    assert not idle.in_vain(99 * SESSION_S), "nobody sends"
+    again = after(idle, 11 * SESSION_S, 80)
+    assert not again.in_vain(11 * SESSION_S + 1), "a handshake is under way"
+    assert not after(again, 11 * SESSION_S + 1, 90, 4000.0).in_vain(20 * SESSION_S), "and is made"
+    assert after(again, 11 * SESSION_S + 1, 90).in_vain(11 * SESSION_S + VAIN_S + 1)
+    never = after(_Session(0.0, 0.0, 0), 9 * SESSION_S, 80, 0.0)
+    assert not never.in_vain(99 * SESSION_S), "a closed port is not opened by forgetting who is behind it"
