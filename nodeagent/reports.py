@@ -158,10 +158,16 @@ class StatusReporter:
 
         Cancelled, the file is written and the report may be on its way.
         """
+        folder = self._config.state_dir
         try:
-            write_status(self._config.state_dir, self.status())
+            write_status(folder, self.status())
+            self._conditions.clear("folder")
         except OSError as error:
-            log.warning("the status file cannot be written: %s", error.strerror)
+            self._conditions.set(
+                "folder",
+                f"{folder} cannot be written ({error.strerror}): `isthmus agent status` shows what was written "
+                "last, and a restart knows less. Packets go on as before; make room there",
+            )
         client = self._session.client
         if client is None or not client.is_connected:
             return

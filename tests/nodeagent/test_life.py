@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodeagent.sandbox import inside, sh
-from tests.nodeagent.site import BUS, ISTHMUS, Node, site
+from tests.nodeagent.site import BUS, ISTHMUS, Node, Site, site
 from tests.waiting import patient
 from tests.waiting import wait_for as until
 
@@ -151,6 +152,38 @@ def test_two_agents_with_one_state_directory_do_not_fight() -> None:
         assert second.returncode == 1
         assert "agent_running" in second.stderr
         a.ready(0)
+        a_folder_that_cannot_be_written_is_told_by_the_bus_and_once(place, a)
+
+
+def a_folder_that_cannot_be_written_is_told_by_the_bus_and_once(place: Site, a: Node) -> None:
+    """As when its disk is full; the status file says nothing then."""
+    state = a.directory / "state"
+    in_its_place = state / f".status.json.{a.status()['pid']}.new"
+
+    def shown() -> bool:
+        return f"{state} cannot be written" in place.isthmus("node", "show", "a").stdout
+
+    until(lambda: _made(in_its_place), "the next one cannot be written")
+    until(shown, "the controller knows")
+    before = a.log()
+    sent = _heard_at(place)
+    until(lambda: _heard_at(place) != sent, "it goes on reporting")
+    assert a.log().count("cannot be written") == before.count("cannot be written") == 1
+    in_its_place.rmdir()
+    until(lambda: not shown(), "it is over")
+    until(lambda: a.status()["conditions"] == [], "its own file says so, too")
+
+
+def _made(folder: Path) -> bool:
+    """Whether it is there, and not a file that is being written."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    return folder.is_dir()
+
+
+def _heard_at(place: Site) -> str:
+    found: str = json.loads(place.isthmus("node", "show", "a", "--json").stdout)["last_seen"]
+    return found
 
 
 @inside
