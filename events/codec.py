@@ -17,7 +17,7 @@ import msgspec
 
 from events import subjects
 from events.chain import CHAIN_HEADER, Head, Linker
-from events.envelope import Envelope, from_headers, to_headers
+from events.envelope import Envelope, from_headers, own_headers, shared_headers
 from events.errors import VerificationFailed
 from events.ids import event_id
 from events.types import EVENT_TYPES, Event
@@ -34,17 +34,30 @@ class StoredMessage(NamedTuple):
     recorded_ns: int
 
 
+_NOTHING: Mapping[str, str] = {}
+
+
 class OutgoingMessage(NamedTuple):
-    """One message ready to append; its chain digest is right only directly behind the head it was sealed on."""
+    """One message ready to append; its chain digest is right only directly behind the head it was sealed on.
+
+    ``shared`` are headers that the other events of its transaction have, too, as one and the same mapping;
+    ``own`` those that are its alone.
+    """
 
     subject: str
-    headers: dict[str, str]
+    shared: Mapping[str, str]
     body: bytes
+    own: Mapping[str, str] = _NOTHING
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """All headers, in a new dict."""
+        return {**self.shared, **self.own}
 
     @property
     def id(self) -> str:
         """The event's id, by which a repeated append is recognised."""
-        return self.headers["ce-id"]
+        return self.own.get("ce-id") or self.shared["ce-id"]
 
 
 class UnknownEvent(Event, frozen=True, kw_only=True, gc=False):
@@ -185,7 +198,7 @@ def seal(
     messages: list[OutgoingMessage] = []
     types: dict[type[Event], tuple[str, str, str]] = {}
     for cause, events in transactions:
-        shared = to_headers(shared_envelope(cause, len(events)))
+        shared = shared_headers(shared_envelope(cause, len(events)))
         chained = Linker(shared).link
         for index, event in enumerate(events):
             sequence += 1
@@ -197,13 +210,6 @@ def seal(
             subject = subjects.event(cluster, aggregate, event.entity, verb)
             body = _encode(event)
             digest = chained(digest, sequence, subject, name, type_name, place, body)
-            headers = {
-                **shared,
-                "Nats-Msg-Id": name,
-                "ce-id": name,
-                "ce-type": type_name,
-                "ce-txindex": place,
-                CHAIN_HEADER: digest.hex(),
-            }
-            messages.append(_new(OutgoingMessage, (subject, headers, body)))
+            own = own_headers(name, type_name, place, digest.hex())
+            messages.append(_new(OutgoingMessage, (subject, shared, body, own)))
     return messages, Head(sequence, digest)

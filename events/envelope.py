@@ -64,19 +64,26 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def to_headers(envelope: Envelope) -> dict[str, str]:
-    """The NATS headers of an event, without the chain (its digest needs these first)."""
+def own_headers(event_id: str, type_name: str, place: str, chain: str) -> dict[str, str]:
+    """The NATS headers in which the events of one transaction differ."""
+    return {
+        "Nats-Msg-Id": event_id,
+        "ce-id": event_id,
+        "ce-type": type_name,
+        "ce-txindex": place,
+        CHAIN_HEADER: chain,
+    }
+
+
+def shared_headers(envelope: Envelope) -> dict[str, str]:
+    """The NATS headers that all events of one transaction have; ``envelope`` is that of any of them."""
     headers = {
-        "Nats-Msg-Id": envelope.id,
         "ce-specversion": "1.0",
-        "ce-id": envelope.id,
-        "ce-type": envelope.type,
         "ce-source": _quoted_source(envelope.source),
         "ce-time": format_time(envelope.time),
         "ce-datacontenttype": "application/json",
         "ce-actor": _quoted(envelope.actor),
         "ce-commandid": _quoted(envelope.command_id),
-        "ce-txindex": str(envelope.tx_index),
         "ce-txcount": str(envelope.tx_count),
     }
     if envelope.correlation_id:

@@ -2,9 +2,7 @@
 
 Each of these can go when nats-py does it:
 
-* :class:`FastClient` reads and writes header blocks itself. An event carries a dozen headers, and nats-py
-  spent more time on them than everything else together spends on the event (150 µs to read one block with
-  the parser for e-mail; nats.py issues 431 and 925, mended in part). Whatever looks unusual goes to nats-py.
+* :class:`FastClient` reads and writes header blocks by :mod:`events.bus.headers`.
 * :class:`FastParser` takes messages out of a read with one search and one split each; nats-py tries a regular
   expression for each kind of line and copies each message three times (no issue: a different trade).
 * :func:`publish_all` sends many messages with one call, and :func:`inline` calls a callback that never waits
@@ -29,67 +27,22 @@ from nats.errors import Error as NatsError
 from nats.protocol import command as protocol
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
+from events.bus.headers import FIRST_LINE, accepted, block, header_lines, parse_header_lines
 from events.bus.retry import backoff_s
 from events.errors import IsthmusError
 
-_NAMES_LIMIT = 1024
-_LINE = b"NATS/1.0\r\n"
-_END = "\r\n"
-_FORMS_LIMIT = 256
 _NOTHING: Mapping[str, str] = {}
 
 REFUSALS = ("authentication", "authorization", "account", "maximum connections", "revoked", "during the login")
 _CLOSE_S = 0.5
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S, _PAUSE_REFUSED_S = 0.1, 2.0, 15.0
 
-_read_names: dict[str, str] = {}  # header names seen and found valid; the value is the interned name
-_sent_names: set[str] = set()  # header names that nats-py has accepted
-_forms: dict[tuple[str, ...], str] = {}  # names of a block → the block with places for their values
-
-
-def parse_header_lines(raw: bytes) -> dict[str, str]:
-    """What ``Client._parse_header_lines`` returns, for a block of ``Name: Value`` lines."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return Client._parse_header_lines(raw)  # noqa: SLF001  the original, for odd bytes
-    headers: dict[str, str] = {}
-    known = _read_names
-    for line in text.split("\r\n"):
-        name, colon, value = line.partition(":")
-        if not colon:
-            continue
-        interned = known.get(name)
-        if interned is None:
-            stripped = name.strip(" \t\r\n\x0b\x0c")
-            if not stripped.isascii() or any(c.isspace() for c in stripped):
-                continue
-            interned = stripped
-            if len(known) < _NAMES_LIMIT:
-                known[name] = stripped
-        headers[interned] = value.strip(" \t\r\n\x0b\x0c")
-    return headers
-
-
-def _header_block(headers: Mapping[str, str], more: Mapping[str, str] = _NOTHING) -> bytes | None:
-    """The block as nats-py would write it; None when that is better left to nats-py."""
-    names = (*headers, *more)
-    form = _forms.get(names)
-    if form is None:
-        if not _sent_names.issuperset(names) or any("%" in name for name in names):
-            return None
-        form = f"{_LINE.decode()}{''.join([f'{name}: %s' + _END for name in names])}{_END}"
-        if len(_forms) < _FORMS_LIMIT:
-            _forms[names] = form
-    text = form % (*headers.values(), *more.values())
-    lines = len(names) + 2
-    if text.count("\n") != lines or text.count("\r") != lines:
-        return None
-    return text.encode()
-
 
 class Outgoing(NamedTuple):
-    """A message to publish; ``more`` are headers of other names, behind the others."""
+    """A message to publish; ``more`` are headers of other names, behind the others.
+
+    Messages in a row that have the very same mapping as ``headers`` cost its rendering once.
+    """
 
     subject: str
     body: bytes
@@ -181,15 +134,14 @@ class FastClient(Client):
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
     ) -> None:
-        block = _header_block(headers) if headers and subject else None
-        if block is None:
+        lines = header_lines(headers) if headers and subject else None
+        if lines is None:
             await super()._send_publish(subject, reply, payload, payload_size, headers)
-            if headers and len(_sent_names) < _NAMES_LIMIT:
-                _sent_names.update(name for name in headers if name and name == name.strip())
+            accepted(headers or ())
             return
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += payload_size
-        await self._send_command(protocol.hpub_cmd(subject, reply, block, payload))
+        await self._send_command(protocol.hpub_cmd(subject, reply, block(lines), payload))
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
@@ -209,6 +161,8 @@ class FastClient(Client):
             return
         parts: list[bytes] = []
         count = size = 0
+        rendered: Mapping[str, str] | None = None
+        lines: str | None = None
         for message in messages:
             subject, body, headers, more = message
             length = len(body)
@@ -217,14 +171,18 @@ class FastClient(Client):
             if not headers:
                 parts += (f"PUB {subject} {length}\r\n".encode(), body, b"\r\n")
             else:
-                block = _header_block(headers, more)
-                if block is None:
+                if headers is not rendered:
+                    rendered, lines = headers, header_lines(headers)
+                further = header_lines(more)
+                if lines is None or further is None:
                     await self._send_parts(parts, count, size)
                     count = size = 0
                     await self.publish(subject, body, headers=message.all_headers())
+                    rendered = None
                     continue
-                line = f"HPUB {subject} {len(block)} {len(block) + length}\r\n".encode()
-                parts += (line, block, body, b"\r\n")
+                whole = block(lines, further)
+                line = f"HPUB {subject} {len(whole)} {len(whole) + length}\r\n".encode()
+                parts += (line, whole, body, b"\r\n")
             count += 1
             size += length
         await self._send_parts(parts, count, size)
@@ -254,8 +212,8 @@ class FastClient(Client):
         subscription._received += 1  # noqa: SLF001  as nats-py counts
         if not headers:
             parsed = None
-        elif headers.startswith(_LINE):
-            parsed = parse_header_lines(headers[len(_LINE) :]) or None
+        elif headers.startswith(FIRST_LINE):
+            parsed = parse_header_lines(headers[len(FIRST_LINE) :]) or None
         else:
             parsed = await self._process_headers(headers)
         try:

@@ -98,15 +98,13 @@ async def _send_but_last(
     """Send a batch without the message that commits it. No answer to the first one is asked for: it would cost
     a round trip, and what it could say makes the commit fail too (10176, and the append is tried again)."""
     batch = {"Nats-Batch-Id": batch_id}
-    more: list[dict[str, str]] = [{**batch, "Nats-Batch-Sequence": "1", _EXPECTED: str(expected)}]
-    more += [{**batch, "Nats-Batch-Sequence": str(place)} for place in range(2, len(messages))]
-    await publish_all(
-        client,
-        [
-            _new(Outgoing, (subject, body, headers, further))
-            for (subject, headers, body), further in zip(messages[:-1], more, strict=True)
-        ],
-    )
+    first, *others = messages[:-1]
+    more = {**first.own, **batch, "Nats-Batch-Sequence": "1", _EXPECTED: str(expected)}
+    outgoing = [_new(Outgoing, (first.subject, first.body, first.shared, more))]
+    for place, (subject, shared, body, own) in enumerate(others, 2):
+        more = {**own, **batch, "Nats-Batch-Sequence": str(place)}
+        outgoing.append(_new(Outgoing, (subject, body, shared, more)))
+    await publish_all(client, outgoing)
 
 
 async def append(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.cluster.addressing.addresses import address_text, address_value
 from controlplane.cluster.addressing.plan import make_plan, range_cidr, round_up
 from controlplane.cluster.addressing.proposal import propose
 from events.errors import Refused
@@ -195,3 +196,20 @@ def test_no_smaller_network_than_the_proposed_one_would_do(nodes: int, pods: int
     assert plan.capacity >= nodes
     half = IPv4Network(plan.container_cidr).num_addresses // 2
     assert max(0, half - plan.service_size) // plan.range_size < nodes
+
+
+@given(st.integers(0, 2**32 - 1) | st.text("0123456789.", max_size=16) | st.text(max_size=16))
+def test_an_address_is_read_as_the_standard_library_reads_it(given: int | str) -> None:
+    text = address_text(given) if isinstance(given, int) else given
+    try:
+        expected = int(IPv4Address(text)) if "/" not in text else None
+    except AddressValueError:
+        expected = None
+    assert address_value(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["1.2.3", "1.2.3.4.5", "1.2.3.04", "1.2.3.256", "1.2.3.4\n", " 1.2.3.4", "1.2.3.٤"]
+)
+def test_an_address_has_one_spelling(text: str) -> None:
+    assert address_value(text) is None

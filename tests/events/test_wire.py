@@ -15,7 +15,8 @@ from nats.errors import ConnectionClosedError, MaxPayloadError, ProtocolError
 from nats.protocol.parser import Parser
 
 from events.bus.connection import BusOptions, connect
-from events.bus.nats_fastpath import FastParser, Outgoing, inline, parse_header_lines, publish_all
+from events.bus.headers import parse_header_lines
+from events.bus.nats_fastpath import FastParser, Outgoing, inline, publish_all
 from events.bus.server.config import ServerOptions
 from events.bus.server.process import EmbeddedServer
 from events.jetstream.direct import recorded_ns
@@ -71,12 +72,17 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
 
     store = Path(str(tmp_path)) / "js"
     store.mkdir()
+    shared = {"a": "shared", "z": "as well"}
     messages = [
         Outgoing("many.1", b""),
         Outgoing("many.2", b"body", {"a": "1"}),
         Outgoing("many.3", "ünï".encode(), {"a": "2", "b%s": "100 %"}),
         Outgoing("many.4", b"\r\n", {"a": "line\r\nbreak"}),
         *[Outgoing(f"many.{n}", b"x" * n, {"a": str(n)}) for n in range(5, 200)],
+        *[Outgoing(f"many.{n}", b"of a kind", shared, {"b": str(n)}) for n in range(200, 210)],
+        Outgoing("many.210", b"of a kind", shared, {"c": "line\r\nbreak"}),
+        Outgoing("many.211", b"of a kind", shared, {"b": "last"}),
+        Outgoing("many.212", b"of no kind", {"a": "another"}, {"b": "last"}),
     ]
     async with EmbeddedServer(ServerOptions(store_dir=store)) as server:
         client = await connect(BusOptions(servers=(server.url,)), name="test")
@@ -94,9 +100,7 @@ async def test_many_at_once_arrive_as_one_by_one_and_inline_as_from_a_queue(tmp_
             inline(await client.subscribe("many.*", cb=take))
             queued = await client.subscribe("many.*")
             for message in messages:
-                await client.publish(
-                    message.subject, message.body, headers=dict(message.headers) if message.headers else None
-                )
+                await client.publish(message.subject, message.body, headers=message.all_headers())
             await publish_all(client, messages)
             await asyncio.wait_for(done.wait(), 60)
             seen = [(m.subject, m.data, m.headers) for m in called]

@@ -7,14 +7,13 @@ second would feel.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import NamedTuple
 
 from events.errors import Refused
 
-_QUAD = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
-"""Four decimal numbers without leading zeros (which would mean octal), each perhaps above 255."""
+_OCTETS = {str(value): value for value in range(256)}
+"""The only spellings of a byte: with leading zeros it would be octal to some."""
 
 
 class Net(NamedTuple):
@@ -56,12 +55,11 @@ def address_text(value: int) -> str:
 
 def address_value(text: str) -> int | None:
     """``10.0.0.1`` → its integer; None when it is no dotted quad (a leading zero would mean octal)."""
-    if not _QUAD.fullmatch(text):
+    try:
+        a, b, c, d = text.split(".")
+        return _OCTETS[a] << 24 | _OCTETS[b] << 16 | _OCTETS[c] << 8 | _OCTETS[d]
+    except (ValueError, KeyError):
         return None
-    a, b, c, d = map(int, text.split("."))
-    if a > 255 or b > 255 or c > 255 or d > 255:
-        return None
-    return a << 24 | b << 16 | c << 8 | d
 
 
 @lru_cache(maxsize=1024)  # a cluster's own few are asked about at every join

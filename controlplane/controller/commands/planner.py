@@ -176,13 +176,13 @@ def recorded_of(plan: GroupPlan, messages: Sequence[OutgoingMessage], recorded_a
             continue
         shared = shared_envelope(decided.cause, len(decided.events))
         for index, event in enumerate(decided.events):
-            headers = messages[len(result)].headers
+            own = messages[len(result)].own
             envelope = msgspec.structs.replace(
                 shared,
-                id=headers["ce-id"],
-                type=headers["ce-type"],
+                id=own["ce-id"],
+                type=own["ce-type"],
                 tx_index=index,
-                chain=headers[CHAIN_HEADER],
+                chain=own[CHAIN_HEADER],
             )
             sequence += 1
             result.append(_new(Recorded, (sequence, envelope, event, recorded_at)))

@@ -39,8 +39,10 @@ def reply_to(decided: Decided, last: int, bodies: Sequence[bytes] | None, now: d
     return CommandReply(
         sequence=last,
         events=tuple(
-            WrittenEvent(sequence=first + i, type=event.type_name(), event=msgspec.Raw(body))
-            for i, (event, body) in enumerate(zip(decided.events, bodies, strict=True))
+            [
+                WrittenEvent(sequence=at, type=event.type_name(), event=msgspec.Raw(body))
+                for at, (event, body) in enumerate(zip(decided.events, bodies, strict=True), first)
+            ]
         ),
         result=decided.result,
         dry_run=dry_run,

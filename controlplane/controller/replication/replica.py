@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
 from controlplane.changes import Changes
-from controlplane.cluster.evolve import evolve
+from controlplane.cluster.evolve import evolve, fold
 from controlplane.cluster.state import ClusterState
 from controlplane.controller.replication.command_dedup import CommandDedup
 from events.bus.retry import happened
@@ -240,8 +240,7 @@ class Replica:
         fresh = [recorded for recorded in events if recorded.sequence > self.head.sequence]
         if not fresh:
             return
-        for recorded in fresh:
-            evolve(self.state, recorded.sequence, recorded.event)
+        fold(self.state, [(recorded.sequence, recorded.event) for recorded in fresh])
         self.head = head
         if self._resting:
             self._read = head
