@@ -23,7 +23,7 @@ class Overlay(MutableMapping[K, V]):
     __slots__ = ("_added", "_base", "_count", "_gone", "_top")
 
     def __init__(self, base: MutableMapping[K, V]) -> None:
-        self._base = base
+        self._base: MutableMapping[K, V] = base.written() if isinstance(base, Overlay) else base
         self._top: dict[K, V] = {}
         # Keys that were deleted, even if they came back since. Also those that the base lacks: while it
         # catches up, it holds for a moment what was added and deleted here.
@@ -83,6 +83,10 @@ class Overlay(MutableMapping[K, V]):
         for key in self._top:
             if key in added:
                 yield key
+
+    def written(self) -> MutableMapping[K, V]:
+        """The highest layer that holds anything: below one that nothing was written to, its base."""
+        return self if self._top or self._gone else self._base
 
     def absorb(self, other: Overlay[K, V]) -> None:
         """Take over everything that was written to ``other``, an overlay of this one; O(what was written)."""
