@@ -28,7 +28,10 @@ DAY_S = 86_400
 
 
 def says(node: Node, words: str) -> None:
-    until(lambda: words in str(node.status()["conditions"]), f"{node.name} says {words!r}\n{node.log()}", 60)
+    try:
+        until(lambda: words in str(node.status()["conditions"]), f"{node.name} says {words!r}", 60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{node.status()}\n{node.log()}\n{node.site.log()}") from error
 
 
 @needs_program
@@ -50,6 +53,7 @@ def test_a_copy_of_a_disk_draws_no_packet_from_the_machine() -> None:
         start(x, "--node", "a")
         says(x, "the log has this node at 10.0.0.1, and it is at 10.0.0.3")
         made.up()
+        until(lambda: a.status()["bus_connected"] and x.status()["bus_connected"], "both ask again", 60)
         says(x, "If 10.0.0.3 is a copy of that machine")
         assert "10.0.0.1" not in str(b.status()["conditions"])
         assert not devices_of(x)
