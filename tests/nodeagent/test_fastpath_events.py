@@ -193,8 +193,16 @@ def the_link_gets_narrower_and_wide_again(place: Place) -> None:
         flow.ends_soon("packets are too large for the link")
         assert flow.numbers("refused"), "and the pod is told so"
         sh("ip -n a link set eth0 mtu 1500")
+    # A pod that is told of the narrow way while the agent widens it believes that for ten minutes.
+    until(lambda: is_wide(place.a) and is_wide(place.b), "the way is wide again", 60)
     with talk(place.one, place.three, more=1390):  # to another pod: of this one it remembers the MTU
         fast(place.a, place.b)
+
+
+def is_wide(node: Node) -> bool:
+    """Whether neither the node's tunnel nor its route to any peer passes less than the underlay carries."""
+    wide = f" mtu {1500 - 50} "
+    return wide in node.run("ip link show isthmus") and " mtu " not in node.run("ip route show proto 84")
 
 
 def the_underlay_address_moves_to_another_link(place: Place) -> None:
