@@ -78,7 +78,17 @@ def bind(agent: Agent, telemetry: Telemetry) -> None:
         "s",
     )
     one("isthmus.agent.peers", "Other nodes of the view.", lambda: len(agent.view.peers))
-    gauge("isthmus.agent.ways", "Peers by the way that packets take to them.", lambda: _ways(agent))
+    gauge(
+        "isthmus.agent.ways",
+        "Peers by the way that packets take to them, encrypted or not.",
+        lambda: _ways(agent),
+    )
+    gauge(
+        "isthmus.agent.ways.age",
+        "Time since packets to any peer began to take another way, or to be encrypted or not; nothing before.",
+        lambda: [Observation(time.monotonic() - at)] if (at := agent.ways.changed_at) is not None else [],
+        "s",
+    )
     gauge("isthmus.agent.rows", "Desired kernel rows, by kind.", lambda: rows_by_kind(agent))
     one(
         "isthmus.agent.mtu",
@@ -172,10 +182,12 @@ def _packets(path: FastPath) -> list[Observation]:
 
 
 def _ways(agent: Agent) -> list[Observation]:
-    report = agent.ways.report(time.monotonic(), len(agent.view.peers))
-    counts = report.counts()
-    plain = [Observation(counts.get(kind, 0), {"way": kind}) for kind in KINDS]
-    return [*plain, Observation(report.encrypted, {"way": "encrypted"})]
+    counts = agent.ways.counts(len(agent.view.peers))
+    return [
+        Observation(counts.get((kind, encrypted), 0), {"way": kind, "encrypted": word})
+        for kind in KINDS
+        for encrypted, word in ((False, "no"), (True, "yes"))
+    ]
 
 
 def rows_by_kind(agent: Agent) -> list[Observation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from events.cli.tables import print_table
+from events.protocol.ways import encrypted_words
 from events.status import SILENT_INTERVALS
 from nodeagent.fastpath.layout import REASONS
 from nodeagent.local_files import LocalStatus, LocalWay, now_of
@@ -57,7 +58,9 @@ def _path(status: LocalStatus, now: float) -> str:
 def _way(way: LocalWay, now: float) -> str:
     via = f" via {way.via}" if way.via else ""
     why = f" ({way.why})" if way.why else ""
-    return f"{way.way}{via}{', encrypted' if way.encrypted else ''}, changed {ago(way.since, now)}{why}"
+    return (
+        f"{way.way}{via}{encrypted_words(way.way, encrypted=way.encrypted)}, changed {ago(way.since, now)}{why}"
+    )
 
 
 def fast_path(status: LocalStatus) -> str:

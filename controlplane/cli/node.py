@@ -16,7 +16,7 @@ from events.cli.tables import counted, print_json, print_table
 from events.errors import IsthmusError
 from events.protocol.commands import FenceNode, RemoveNode
 from events.protocol.queries import ListNodes, NodePage, NodeView, ShowNode
-from events.protocol.ways import PeerWayView
+from events.protocol.ways import PeerWayView, encrypted_words
 
 COLUMNS = (
     *("node", "kind", "site", "range", "underlay", "epoch", "state", "behind", "last report"),
@@ -114,7 +114,8 @@ def _way(way: PeerWayView) -> str:
     """Which way packets take to one peer, and since when."""
     via = f" via {way.via}" if way.via else ""
     since = f", since {_age(way.since)}" if way.since is not None else ""
-    return f"{way.way}{via}{', encrypted' if way.encrypted else ''}{since}{f' ({way.why})' if way.why else ''}"
+    encrypted = encrypted_words(way.way, encrypted=way.encrypted)
+    return f"{way.way}{via}{encrypted}{since}{f' ({way.why})' if way.why else ''}"
 
 
 def _nat(view: NodeView) -> str:

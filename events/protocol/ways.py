@@ -38,6 +38,13 @@ def way_between(behind: bool, other_behind: bool, *, one_site: bool) -> WayKind:
     return "nat" if behind or other_behind else "tunnel"
 
 
+def encrypted_words(way: str, *, encrypted: bool) -> str:
+    """What to say behind a way's name; empty for plain packets. Who relays encrypts anew, and sees them."""
+    if not encrypted:
+        return ""
+    return ", encrypted to it and from it" if way == "relayed" else ", encrypted"
+
+
 def preferred_relay(a: int, b: int, relays: Iterable[int]) -> int | None:
     """Which of the relays two nodes prefer for their packets to each other, all by their epochs; None of none.
 

@@ -133,6 +133,10 @@ class NatPaths:
         found = self.book.ways().items()
         return {peer.epoch: way.relay for peer, way in found if way.relay is not None}
 
+    def shown(self, peer: Peer) -> Way | None:
+        """The way to a peer as it was last written to the kernel; None while it is the tunnel."""
+        return self._shown.get(peer)
+
     def elsewhere(self) -> frozenset[str]:
         """Nodes from whose own addresses nothing comes any more."""
         return self._elsewhere.nodes(time.monotonic())
@@ -430,6 +434,8 @@ class NatPaths:
             if peer not in found and peer.cidr in reached:
                 continue  # its key or stage is another one by now: that one is told of
             way, before = self._way(peer, found), self._ways.of(peer)
+            if before.encrypted and way.kind == before.kind == "nat":
+                continue  # its encrypted packets have a mapping of their own
             if way != TUNNEL or before.kind in {"nat", "relayed"}:
                 why = "" if way != TUNNEL else "nobody sees the other elsewhere any more"
                 self._ways.set(peer, msgspec.structs.replace(way, encrypted=before.encrypted), now, why)

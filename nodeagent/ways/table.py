@@ -11,7 +11,7 @@ from itertools import islice
 
 import msgspec
 
-from events.status import NAMED_MAX, PeerWay, WayKind, WaysReport
+from events.status import KINDS, NAMED_MAX, PeerWay, WayKind, WaysReport
 from nodeagent.membership.peers import Peer
 
 LISTED_MAX = 1000
@@ -39,6 +39,7 @@ class Way(msgspec.Struct, frozen=True):
 
 
 TUNNEL = Way()
+PLAIN: tuple[WayKind, bool] = ("tunnel", False)
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -53,8 +54,9 @@ class WayTable:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}  # range → the last change to or from another way than the tunnel
-        self._counts: dict[WayKind, int] = {}  # of the peers that are not in the plain tunnel
-        self._encrypted = 0
+        self._counts: dict[tuple[WayKind, bool], int] = {}  # kind and encrypted, but not of the plain tunnel
+        self.changed_at: float | None = None
+        """When a way last changed (monotonic seconds)."""
 
     def of(self, peer: Peer) -> Way:
         """The way to a peer now."""
@@ -74,6 +76,7 @@ class WayTable:
             self._count(entry.way, -1)
         self._count(way, 1)
         self._entries[peer.cidr] = _Entry(peer, way, now, why)
+        self.changed_at = now
         return True
 
     def forget(self, peer: Peer) -> None:
@@ -91,9 +94,13 @@ class WayTable:
                 self.forget(entry.peer)
 
     def _count(self, way: Way, by: int) -> None:
-        if way.kind != "tunnel":
-            self._counts[way.kind] = self._counts.get(way.kind, 0) + by
-        self._encrypted += by if way.encrypted else 0
+        if (way.kind, way.encrypted) != PLAIN:
+            self._counts[way.kind, way.encrypted] = self._counts.get((way.kind, way.encrypted), 0) + by
+
+    def counts(self, peers: int) -> dict[tuple[WayKind, bool], int]:
+        """Of so many peers those reached by each kind of way, encrypted or not; none where nobody is."""
+        plain = {PLAIN: max(0, peers - sum(self._counts.values()))}
+        return {kind: count for kind, count in (self._counts | plain).items() if count}
 
     def peers(self, kind: WayKind) -> list[Peer]:
         """The peers that are reached that way (not for the tunnel, which is everybody else's)."""
@@ -106,13 +113,11 @@ class WayTable:
 
     def report(self, now: float, peers: int) -> WaysReport:
         """What to tell: counts over ``peers`` peers, and the newest changes."""
-        others = {kind: count for kind, count in self._counts.items() if count}
+        counts = self.counts(peers)
+        kinds = {kind: counts.get((kind, False), 0) + counts.get((kind, True), 0) for kind in KINDS}
         return WaysReport(
-            tunnel=max(0, peers - sum(others.values())),
-            direct=others.get("direct", 0),
-            nat=others.get("nat", 0),
-            relayed=others.get("relayed", 0),
-            encrypted=self._encrypted,
+            **kinds,
+            encrypted=sum(count for (_, encrypted), count in counts.items() if encrypted),
             peers=tuple(
                 PeerWay(peer.epoch, way.kind, round(age_s, 1), way.via, way.encrypted, why)
                 for peer, way, age_s, why in self.newest(now, NAMED_MAX)

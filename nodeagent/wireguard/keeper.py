@@ -30,7 +30,7 @@ from nodeagent.membership.session import BusSession
 from nodeagent.membership.values import first_address
 from nodeagent.membership.view import View
 from nodeagent.netlink.rows import address_bytes
-from nodeagent.ways.table import Exit, WayTable
+from nodeagent.ways.table import Exit, Way, WayTable
 from nodeagent.wireguard import link, ports
 from nodeagent.wireguard.device import KEEPALIVE_S, PeerSettings, WireGuardDevice
 from nodeagent.wireguard.managed import ManagedDevice
@@ -70,6 +70,10 @@ class Paths(Protocol):
 
     def relayed(self) -> Mapping[int, Peer]:
         """Who forwards to the peers that are reached so, by the epoch of their ranges."""
+        ...
+
+    def shown(self, peer: Peer) -> Way | None:
+        """The way to a peer as it is without encryption; None while nothing is known of it."""
         ...
 
 
@@ -120,6 +124,7 @@ class Keeper:
         self._ways_now: dict[tuple[str, int], Pair] = {}  # range and epoch → the device that packets leave by
         self._announce: Callable[[], None] = lambda: None
         self._relays: Callable[[], Mapping[int, Peer]] = dict
+        self._unencrypted: Callable[[Peer], Way | None] = lambda _: None
         self._relayed: dict[int, Peer] = {}  # epoch → who forwards to that peer
         self._settled = Settled()
         self.waits = 0
@@ -141,7 +146,7 @@ class Keeper:
 
     def relay_by(self, paths: Paths) -> None:
         """Who forwards to peers behind other NATs is found out there, by what the devices can and have."""
-        self._relays = paths.relayed
+        self._relays, self._unencrypted = paths.relayed, paths.shown
         paths.carries, paths.carried = (lambda relay, peer: carries(self._view, relay, peer)), self.carried
 
     def carried(self) -> dict[str, str]:
@@ -437,6 +442,19 @@ class Keeper:
         now = time.monotonic()
         self._ways.keep(self._view.peers.get)
         for peer in self._view.peers:
-            way = self._ways.of(peer)
-            if way.encrypted != peer.sealed:
-                self._ways.set(peer, msgspec.structs.replace(way, encrypted=peer.sealed), now)
+            before = self._ways.of(peer)
+            way = msgspec.structs.replace(before, encrypted=peer.sealed)
+            if way.kind == "nat" and (known := self._unencrypted(peer)) is not None and known.kind == "nat":
+                via = known.via.rpartition(":")[0]  # the mapping of another port is another one
+                way = known if not peer.sealed else Way("nat", self._place(peer) or via, encrypted=True)
+            if way != before:
+                self._ways.set(peer, way, now)
+
+    def _place(self, peer: Peer) -> str:
+        """Where encrypted packets to a peer behind NAT go, ADDRESS:PORT; empty where that is as announced."""
+        pair, member = self._ways_now.get((peer.cidr, peer.epoch)), self._view.members.get(peer.node)
+        state = self.devices[pair].state if pair is not None else None
+        if pair is None or state is None or member is None or not member.behind_nat:
+            return ""
+        there = next((state.peers.get(key) for slot, key in peer.keys if slot == pair.peer), None)
+        return "{}:{}".format(*there.settings.endpoint) if there and there.settings.endpoint[1] else ""

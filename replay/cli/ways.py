@@ -54,7 +54,9 @@ def _rows(session: Session, answer: WaysAnswer) -> list[tuple[str, str]]:
     now = answer.now
     via = ""
     if now.way == "relayed":
-        via = f" via {answer.via}" if answer.via else ": NO GATEWAY RELAYS, there is no way"
+        via = ": NO GATEWAY RELAYS, there is no way"
+        if answer.via:
+            via = f" via {answer.via} (a gateway since event {answer.via_since:,})"
     since = f"event {now.since.sequence:,} · {session.when(now.since)}" if now.since else "before this archive"
     return [
         ("way", f"{now.words}{via}"),

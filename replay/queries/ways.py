@@ -8,7 +8,8 @@ nodes on one link reach each other directly, and which gateway relays while the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import itertools
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +27,12 @@ from replay.queries.unknown import unknown
 
 STEPS_MAX = 1000
 """Most changes that are answered: the latest."""
+_SENT: Final = {
+    "plain": "plain",
+    "accepting": "plain, encrypted is taken, too",
+    "sending": "encrypted, plain is taken, too",
+    "required": "encrypted",
+}
 NOTE = (
     "by the log; that nodes on one link reach each other directly, and which gateway relays while the "
     "preferred one does not answer, is each agent's own finding (isthmus node show NODE)"
@@ -60,21 +67,26 @@ class WayStep(msgspec.Struct, frozen=True, kw_only=True):
         """In one line."""
         if self.way is None:
             return "no way: one of them is no member"
-        sent = {"plain": "plain", "accepting": "plain, encrypted is taken, too"}.get(
-            self.encryption, "encrypted"
-        )
-        return f"{self.way}, {sent}"
+        return f"{self.way}, {_SENT[self.encryption]}"
+
+    @property
+    def packets(self) -> tuple[WayKind | None, bool]:
+        """Which way they took, and whether encrypted: what else the ends would have taken is not in it."""
+        return self.way, self.encryption in {"sending", "required"}
 
 
 class WaysAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """``via`` is the gateway that both prefer where they are relayed (empty: there is none, and no way);
-    ``gateways`` are those of the moment, in the order of their marks. ``steps`` ends with the present one."""
+    ``via_since`` the event by which it is one (0: there is none); ``gateways`` are those of the moment, in the
+    order of their marks. ``now`` is since when packets took this way, encrypted or not. ``steps`` ends with the
+    last event that changed it, or what the two take from each other."""
 
     at: Point
     a: End
     b: End
     now: WayStep
     via: str
+    via_since: int
     gateways: tuple[str, ...]
     steps: tuple[WayStep, ...]
     note: str = NOTE
@@ -147,15 +159,23 @@ async def ways(history: History, a: str, b: str, at: Point, state: ClusterState)
         steps.append(step)
         command = recorded.envelope.command_id
     gateways = [name for name in state.gateways if name not in state.behind_nat]
+    via = _via(state, a, b, gateways) if steps[-1].way == "relayed" else ""
     return WaysAnswer(
         at=at,
         a=sides[a].end(a),
         b=sides[b].end(b),
-        now=steps[-1],
-        via=_via(state, a, b, gateways) if steps[-1].way == "relayed" else "",
+        now=msgspec.structs.replace(steps[-1], since=_since(steps)),
+        via=via,
+        via_since=state.gateways.get(via, 0),
         gateways=tuple(gateways),
         steps=tuple(steps[-STEPS_MAX:]),
     )
+
+
+def _since(steps: list[WayStep]) -> Stamp | None:
+    """The event by which packets take the way that they take now."""
+    same = itertools.takewhile(lambda step: step.packets == steps[-1].packets, reversed(steps))
+    return list(same)[-1].since
 
 
 def _side(state: ClusterState, name: str) -> _Side:

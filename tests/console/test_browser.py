@@ -299,22 +299,30 @@ def test_a_nodes_page_says_which_way_its_packets_take_to_whom(browser, started, 
     started.do(
         started.rig.send(MarkNat(found=(NatFinding(state.nodes[nat].uid, True, "203.0.113.9", (own,)),)))
     )
-    ways = WaysReport(nat=1, relayed=1, encrypted=1, peers=(
-        PeerWay(state.owned[nat].epoch, "nat", 90.0, "203.0.113.9:8472", True),
-        PeerWay(state.owned[relayed].epoch, "relayed", 5.0, nat, False, "it did not answer"),
+    ways = WaysReport(nat=1, relayed=1, encrypted=2, peers=(
+        PeerWay(state.owned[nat].epoch, "nat", 90.0, "203.0.113.9:41000", True),
+        PeerWay(state.owned[relayed].epoch, "relayed", 5.0, nat, True, "it did not answer"),
         PeerWay(10**9, "nat", 5.0, "a peer that has left"),
     ))  # fmt: skip
     started.call(started.rig.report, own, state.sequence, ways=ways)
     with page_on(browser, started.rig.url, f"/#/nodes/{own}", theme=theme) as page:
         rows = page.get_by_role("table", name="Ways to peers").locator("tbody tr")
         expect(rows).to_have_count(2)
-        expect(rows.nth(0)).to_contain_text(f"{nat}through NAT203.0.113.9:8472yes")
-        expect(rows.nth(1)).to_contain_text(f"{relayed}relayed{nat}no")
+        expect(rows.nth(0)).to_contain_text(f"{nat}through NAT, encrypted203.0.113.9:41000")
+        expect(rows.nth(1)).to_contain_text(f"{relayed}relayed, encrypted to and from it{nat}")
+        expect(rows.nth(1).locator("td").last).to_have_attribute("title", re.compile(r"\d: it did not answer$"))
+        expect(rows.nth(1).locator("td").last).to_be_in_viewport(ratio=1)
         assert violations(page) == []
         page.get_by_role("link", name="Nodes", exact=True).click()
         marked = page.locator("td.c-announced", has_text="NAT")
         expect(marked).to_have_count(1)
         expect(marked.locator("span.muted")).to_have_attribute("title", "behind NAT, seen as 203.0.113.9")
+        page.get_by_role("link", name="Mesh", exact=True).click()
+        hidden, site = page.get_by_role("list", name="Sites"), state.nodes[nat].site
+        expect(hidden.locator("li", has_text="behind NAT")).to_contain_text(f"{site} · ")
+        between = page.get_by_role("list", name="Ways between sites").locator("li", has_text=site)
+        for line in between.all():
+            expect(line).to_contain_text("through NAT")
         assert violations(page) == []
 
 

@@ -127,6 +127,8 @@ def test_the_table_counts_and_tells_the_newest_changes() -> None:
         PeerWay(12, "nat", 3.0, "1.2.3.4:5678", True),
         PeerWay(11, "direct", 5.0, "192.168.0.2"),
     )
+    assert table.counts(4) == {("tunnel", False): 2, ("direct", False): 1, ("nat", True): 1}
+    assert table.changed_at == 9.0
     assert table.of(peer(1, epoch=99)) == TUNNEL, "another peer with that range"
     table.forget(peer(1))
     assert table.report(10.0, 3).sentence() == "1 nat, 2 tunnel; 1 of them encrypted"

@@ -94,13 +94,15 @@ def test_it_is_what_a_fold_of_the_raw_events_says(wishes: list[str]) -> None:
     answer = asked(told.messages, "a", "b", told.head.sequence)
     assert (answer.now.way, answer.now.encryption) == expected[-1][2]
     by_command = {command: found for _, command, found in expected}
+    wire = {sequence: (way, stage in {"sending", "required"}) for sequence, _, (way, stage) in expected}
     kept = [found for found in by_command.values() if found[0] is not None]
     assert [step.way for step in answer.steps if step.way][-1:] == [found[0] for found in kept][-1:]
     if answer.now.since is not None:
         since = answer.now.since.sequence
-        assert all(found == expected[-1][2] for sequence, _, found in expected if sequence >= since)
-        before = [found for sequence, _, found in expected if sequence < since]
-        assert not before or before[-1] != expected[-1][2]
+        last = wire[expected[-1][0]]
+        assert all(found == last for sequence, found in wire.items() if sequence >= since)
+        before = [found for sequence, found in wire.items() if sequence < since]
+        assert not before or before[-1] != last
     assert {end.node: end.nat for end in (answer.a, answer.b)} == {
         name: name in state.behind_nat for name in ("a", "b")
     }
@@ -115,14 +117,29 @@ def test_relayed_by_the_gateway_that_both_prefer_and_none_before_there_is_one() 
     assert (without.now.way, without.via, without.gateways) == ("relayed", "", ())
     told.do(MarkGateway(node="g"))
     answer = asked(told.messages, "b", "a", told.head.sequence)
+    assert answer.via_since == told.head.sequence
     epochs = {name: told.state.owned[name].epoch for name in NAMES}
     assert preferred_relay(epochs["a"], epochs["b"], [epochs["g"]]) == epochs["g"]
     assert (answer.via, answer.gateways) == ("g", ("g",))
     assert answer.now.since is not None
+    assert answer.now.since.sequence < answer.via_since
     assert (answer.now.since.type, answer.a.seen_as) == ("node.nat-changed.v1", "203.0.113.1")
     earlier = asked(told.messages, "a", "b", answer.now.since.sequence - 1)
     assert earlier.now.way == "nat"
     assert asked(told.messages, "a", "g", told.head.sequence).now.way == "nat"
+
+
+def test_it_is_since_when_packets_are_encrypted_not_since_plain_ones_are_refused() -> None:
+    told = Told()
+    for wish in ("join a", "join b", "encrypt all", "advance", "advance"):
+        told.wish(wish)
+    sending = asked(told.messages, "a", "b", told.head.sequence)
+    assert sending.now.words == "tunnel, encrypted, plain is taken, too"
+    told.wish("advance")
+    answer = asked(told.messages, "a", "b", told.head.sequence)
+    assert answer.now.words == "tunnel, encrypted"
+    assert answer.now.since == sending.now.since
+    assert len({step.words for step in answer.steps}) == len(answer.steps)
 
 
 def test_who_names_every_node_that_had_the_address_behind_nats_of_their_own() -> None:

@@ -82,9 +82,10 @@ function recordedPaths(list) {
 function topology(sites) {
   const groups = new Map();
   for (const node of store.nodes.values()) {
-    const group = groups.get(node.site) ?? { nodes: 0, cloud: 0, up: 0, translated: 0, fast: 0, told: 0 };
+    const group = groups.get(node.site) ?? { nodes: 0, cloud: 0, up: 0, translated: 0, hidden: 0, fast: 0, told: 0 };
     group.nodes += 1;
     group.translated += Boolean(node.translated);
+    group.hidden += Boolean(node.behind_nat);
     group.fast += node.fast_path === "on";
     group.told += Boolean(node.fast_path);
     group.cloud += node.kind === "cloud";
@@ -123,12 +124,14 @@ function topology(sites) {
       const group = groups.get(name);
       return [svg("circle", { cx: x, cy: y, r: 42, class: `place ${group.cloud ? "cloud" : "external"}` }), svg("text", { x, y: y - 3, class: "name" }, site(name).length > 11 ? `${site(name).slice(0, 10)}…` : site(name)), svg("text", { x, y: y + 13, class: "count" }, `${n(group.up)}/${n(group.nodes)} up`)];
     }));
-  const through = (a, b) => `${store.overview?.encrypted_between_sites ? "encrypted (WireGuard)" : "tunnel (VXLAN, not encrypted)"}${[a, b].some((name) => groups.get(name).translated) ? ", through address translation" : ""}`;
-  const facts = (group) => [group.translated ? ` · ${n(group.translated)} reached at another address than their own (address translation)` : "", group.told ? ` · fast path on ${n(group.fast)} of ${n(group.told)}` : ""].map((text) => h("span.muted", {}, text));
+  const all = (name) => groups.get(name).hidden === groups.get(name).nodes;
+  const nat = (a, b) => { const behind = [a, b].filter((name) => groups.get(name).hidden); return !behind.length ? "" : behind.length < 2 ? ", through NAT" : all(a) && all(b) ? ", relayed by a gateway" : ", through NAT or relayed by a gateway"; };
+  const through = (a, b) => `${store.overview?.encrypted_between_sites ? "encrypted (WireGuard)" : "tunnel (VXLAN, not encrypted)"}${nat(a, b)}${[a, b].some((name) => groups.get(name).translated) ? ", through address translation" : ""}`;
+  const facts = (group) => [group.translated ? ` · ${n(group.translated)} reached at another address than their own (address translation)` : "", group.hidden ? ` · ${n(group.hidden)} behind NAT` : "", group.told ? ` · fast path on ${n(group.fast)} of ${n(group.told)}` : ""].map((text) => h("span.muted", {}, text));
   const way = (path) => (path?.measured ? `${path.lost ? `${n(path.lost)} of ${n(path.measured)} lost` : "passes"}, ${ms(path.rtt_us)}` : "not measured");
   return [drawn,
-    h("ul.feed", { "aria-label": "Sites" }, names.map((name) => h("li", {}, h("span", { class: groups.get(name).cloud ? "k-cloud" : "k-external" }, groups.get(name).cloud ? "☁" : "▦"), h("span.what", {}, site(name), h("span.muted", {}, ` · ${n(groups.get(name).up)} of ${plural(groups.get(name).nodes, "node")} up`), facts(groups.get(name)), (holders.get(name) ?? []).map((text) => h("span.muted", {}, ` · gateway ${text}`))), h("span.when", {}, "")))),
-    ways.length ? h("ul.feed", { "aria-label": "Ways between sites" }, ways.map(({ a, b, there, back, kind }) => h("li", {}, h(`i.heat.${kind}.key`, { "aria-hidden": "true" }), h("span.what", {}, `${site(a)} ↔ ${site(b)}`, h("span.muted", {}, store.live ? ` · ${through(a, b)} · there: ${way(there)} · back: ${way(back)}` : ` · ${through(a, b)}`)), h("span.when", {}, store.live ? WORDS[kind] : "")))) : ""];
+    h("ul.feed", { "aria-label": "Sites" }, names.map((name) => h("li", {}, h("span", { class: groups.get(name).cloud ? "k-cloud" : "k-external" }, groups.get(name).cloud ? "☁" : "▦"), h("span.what.wrap", {}, site(name), h("span.muted", {}, ` · ${n(groups.get(name).up)} of ${plural(groups.get(name).nodes, "node")} up`), facts(groups.get(name)), (holders.get(name) ?? []).map((text) => h("span.muted", {}, ` · gateway ${text}`))), h("span.when", {}, "")))),
+    ways.length ? h("ul.feed", { "aria-label": "Ways between sites" }, ways.map(({ a, b, there, back, kind }) => h("li", {}, h(`i.heat.${kind}.key`, { "aria-hidden": "true" }), h("span.what.wrap", {}, `${site(a)} ↔ ${site(b)}`, h("span.muted", {}, store.live ? ` · ${through(a, b)} · there: ${way(there)} · back: ${way(back)}` : ` · ${through(a, b)}`)), h("span.when", {}, store.live ? WORDS[kind] : "")))) : ""];
 }
 
 export function pathsTable(name, paths) {

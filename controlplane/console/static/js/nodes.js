@@ -148,9 +148,9 @@ export class NodesPage {
 function waysTable(ways) {
   const sorted = [...ways].sort((x, y) => x.way.localeCompare(y.way) || x.peer.localeCompare(y.peer));
   return h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Ways to peers, scrollable" }, h("table", { "aria-label": "Ways to peers" },
-    h("thead", {}, h("tr", {}, ["Peer", "Way", "By", "Encrypted", "Since"].map((label) => h("th", { scope: "col" }, label)))),
-    h("tbody", {}, sorted.map((way) => h("tr", {}, h("td", {}, link(`/nodes/${encodeURIComponent(way.peer)}`, way.peer)), h("td", {}, way.way === "nat" ? "through NAT" : way.way),
-      h("td", {}, way.via || "–"), h("td", {}, way.encrypted ? "yes" : "no"), h("td", { title: way.why || "" }, way.since ? ago(way.since) : "–"))))));
+    h("thead", {}, h("tr", {}, ["Peer", "Way", "By", "Since"].map((label) => h("th", { scope: "col" }, label)))),
+    h("tbody", {}, sorted.map((way) => h("tr", {}, h("td", {}, link(`/nodes/${encodeURIComponent(way.peer)}`, way.peer)), h("td.wrap", {}, `${way.way === "nat" ? "through NAT" : way.way}, ${!way.encrypted ? "plain" : way.way === "relayed" ? "encrypted to and from it" : "encrypted"}`),
+      h("td.wrap", {}, way.via || "–"), h("td", { title: [way.since && moment(way.since, true), way.why].filter(Boolean).join(": ") }, way.since ? ago(way.since) : "–"))))));
 }
 
 export class NodePage {
