@@ -17,23 +17,26 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from events.protocol.ways import preferred_relay
 from nodeagent.membership.peers import Peer
-from nodeagent.nat.packets import ANSWER, CHALLENGE_BYTES, CONFIRM, DONE, HELLO, Endpoint, Message
-from nodeagent.nat.pair import REST_MAX_S, REST_S, Pair, Seen, Way
+from nodeagent.nat.packets import (
+    ANSWER,
+    CHALLENGE_BYTES,
+    CONFIRM,
+    DONE,
+    HELLO,
+    LASTS_MAX_MS,
+    Endpoint,
+    Message,
+)
+from nodeagent.nat.pair import MISSED, REST_MAX_S, REST_S, WAIT_S, Pair, Seen, Way
+from nodeagent.nat.relaying import ASKED_PER_S, PERIOD_S, Relaying
+from nodeagent.nat.returning import Asked
 from nodeagent.netlink.rows import address_bytes, split_cidr
 
-ASKED_PER_S = 2.0
-"""Questions a second: with answers and confirmed keepalives of 1,000 peers, under 20 kbit/s."""
 ALARM_PER_S = 400.0
-PERIOD_S = 2.0
-"""Between two questions to a peer behind a NAT, or from behind one; longer where the rate does not allow it."""
 PLAIN_S, WITNESS_S = 60.0, 15.0
 """Between two questions to a peer that sees this node as it announces itself; to a witness, when nobody is
 behind NAT."""
-WAIT_S = 1.0
-MISSED = 3
-"""Unanswered questions in a row after which a peer does not answer."""
 OFFERED_S = 5.0
 """How long a challenge may be answered."""
 KEEP_S = (24.0, 28.0)
@@ -41,8 +44,6 @@ KEEP_S = (24.0, 28.0)
 ALARM_GAP_S, ALARM_GAP_MAX_S = 5.0, 80.0
 FRESH_S = 300.0
 """How long what somebody said counts for the report."""
-HEARD_S = 30.0
-"""Of gateways none of which answers, those go on being used that fell silent within this time of the last."""
 NAMED = 8
 """Most names in what is said of this node."""
 
@@ -59,10 +60,10 @@ class NatBook:
         self._entropy = entropy
         self._random = random.Random(seed or None)  # noqa: S311  only spreads packets over time
         self._floors: dict[int, int] = {}  # of an earlier life, epoch → last number
-        self._relays: tuple[Peer, ...] = ()
+        self.relaying = Relaying(self._pairs)
+        self.asked = Asked()
+        """By those behind NAT."""
         self._free: frozenset[int] = frozenset()  # epochs of silent peers that are not behind NAT
-        self._behind_nat: Callable[[Peer], bool | None] = lambda _: None
-        self._carries: Callable[[Peer, Peer], bool] = lambda _relay, _peer: True
         self._due: list[tuple[float, int, int]] = []  # when, tie-breaker, epoch
         self._keep: list[tuple[float, int, int]] = []
         self._tie = 0
@@ -120,8 +121,7 @@ class NatBook:
         ``behind_nat``: whether a member is, as the log has it (None: it does not say). ``carries``: whether a
         relay forwards to that peer as this node sends.
         """
-        self._carries = carries
-        self._relay_by(tuple(relays), behind_nat)
+        self.version += self.relaying.follow(tuple(relays), behind_nat, carries)
         for epoch in [epoch for epoch, pair in self._pairs.items() if peers.get(epoch) != pair.peer]:
             peer, pair = peers.get(epoch), self._pairs[epoch]
             self.version += 1
@@ -144,15 +144,6 @@ class NatBook:
         for pair in self._pairs.values():
             if pair.asking and pair.due == 0.0:
                 self._plan(pair, now)
-
-    def _relay_by(self, relays: tuple[Peer, ...], behind_nat: Callable[[Peer], bool | None]) -> None:
-        """Who forwards, and for whom: where that changes, silent peers are looked at again."""
-        silent = (pair for pair in self._pairs.values() if pair.missed >= MISSED)
-        free = frozenset(pair.peer.epoch for pair in silent if behind_nat(pair.peer) is False)
-        if (relays, free) != (self._relays, self._free):
-            self._relays, self._free = relays, free
-            self.version += 1
-        self._behind_nat = behind_nat
 
     def adopt(self, peer: Peer, place: Endpoint | None, relay: int = 0) -> None:
         """An earlier life reached the peer at that place of the second device, or by a relay (its epoch)."""
@@ -192,45 +183,16 @@ class NatBook:
     def _translated(self, pair: Pair) -> bool:
         return self._mine(pair) or (pair.seen is not None and pair.seen != self._announced(pair.peer))
 
-    def answers(self, peer: Peer) -> bool:
-        """Whether the peer answered lately."""
-        pair = self._pairs.get(peer.epoch)
-        return pair is not None and pair.seen_as is not None and pair.missed < MISSED
-
     def ways(self) -> dict[Peer, Way]:
         """Everybody whose packets do not take the tunnel's own device, or are relayed. O(pairs)."""
         found: dict[Peer, Way] = {}
         for pair in self._pairs.values():
-            relay = self._relay_of(pair)
+            relay = self.relaying.of(self._own, pair, behind=self.behind) if self._own is not None else None
             if relay is not None:
                 found[pair.peer] = Way(None, relay)
             elif self._translated(pair) and not pair.relay:
                 found[pair.peer] = Way(pair.seen or self._announced(pair.peer), None, pair.seen_as)
         return found
-
-    def _relay_of(self, pair: Pair) -> Peer | None:
-        """Who forwards to a peer that does not answer, while this node is behind NAT; the same at both ends."""
-        own, peer = self._own, pair.peer
-        if own is None or pair.seen is not None:
-            return None
-        waiting = pair.missed < MISSED
-        if pair.relay and waiting and pair.seen_as is None:
-            return next((relay for relay in self._relays if relay.epoch == pair.relay), None)
-        if waiting or not self.behind or self._behind_nat(peer) is False:
-            return None
-        others = [relay for relay in self._relays if relay != peer]
-        able = [relay for relay in others if self._carries(relay, peer)] or ([] if peer.sealed else others)
-        usable = {relay.epoch: relay for relay in able if self.answers(relay)} or self._heard_last(able)
-        chosen = preferred_relay(own.epoch, peer.epoch, usable)
-        return usable[chosen] if chosen is not None else None
-
-    def _heard_last(self, relays: Iterable[Peer]) -> dict[int, Peer]:
-        """Those that answered until a while ago, where none does now: kernels forward without agents."""
-        told = {
-            relay: pair.told_at for relay in relays if (pair := self._pairs.get(relay.epoch)) and pair.seen_as
-        }
-        last = max(told.values(), default=0.0)
-        return {relay.epoch: relay for relay, at in told.items() if at > last - HEARD_S}
 
     def seen(self, now: float) -> Seen:
         """What others see of this node. O(pairs)."""
@@ -240,7 +202,7 @@ class NatBook:
         fresh = [pair for pair in self._pairs.values() if pair.seen_as and now - pair.told_at < FRESH_S]
         places = [pair.seen_as for pair in fresh if pair.seen_as and pair.seen_as != self._announced(own)]
         if not places:
-            free = sorted(pair.peer.node for pair in fresh if self._behind_nat(pair.peer) is not True)
+            free = sorted(pair.peer.node for pair in fresh if self.relaying.behind_nat(pair.peer) is not True)
             return Seen(False, "", tuple(free[:NAMED])) if free else Seen()
         addresses = [str(place).partition(":")[0] for place in places]
         seen_as = max(set(addresses), key=lambda text: (addresses.count(text), text))
@@ -270,15 +232,17 @@ class NatBook:
     def _period_s(self, pair: Pair) -> float:
         if not self._translated(pair):
             return PLAIN_S if self.behind else WITNESS_S
-        asked_per_s = min(ASKED_PER_S / 2, len(self._relays) / PERIOD_S)
-        if pair.peer in self._relays:  # on whom many depend, and whom both ends should miss at one time
-            return len(self._relays) / asked_per_s
+        relays = self.relaying.relays
+        if pair.peer in relays:
+            return self.relaying.period_s
+        asked_per_s = min(ASKED_PER_S / 2, len(relays) / PERIOD_S)
         return max(PERIOD_S, len(self._pairs) / (ASKED_PER_S - asked_per_s))
 
     def look(self, now: float) -> list[Peer]:
         """Whom to ask now. Call it several times a second; it costs what it returns."""
         passed_s = min(1.0, max(0.0, now - self._looked)) if self._looked >= 0 else 1.0
         self._looked = now
+        self.version += self.relaying.look(now)
         rate = ALARM_PER_S if now < self._alarm_until else ASKED_PER_S
         self._budget = min(rate, self._budget + passed_s * rate)
         chosen: list[Peer] = []
@@ -310,11 +274,10 @@ class NatBook:
         if pair.missed == MISSED:
             pair.rest_s = REST_S
             self.version += 1
-            if self._behind_nat(pair.peer) is False:
-                self._free |= {pair.peer.epoch}  # what follows now rests on this: that it changes is news
+            self.relaying.silent(pair.peer)
             if self._translated(pair):
                 self.alarm(now)
-        elif pair.peer not in self._relays:
+        elif pair.peer not in self.relaying.relays:
             pair.rest_s = min(REST_MAX_S, 2 * pair.rest_s)
         self._plan(pair, now + pair.rest_s)
 
@@ -390,7 +353,10 @@ class NatBook:
             self.counted["refused"] += 1
             return None
         pair.floor = message.number
-        answer = self._say(ANSWER, pair.peer, message.number)._replace(seen=source)
+        if self.relaying.behind_nat(pair.peer):
+            self.asked.again(now, self.relaying.gap_s)
+        lasts_ms = int(min(self.asked.lasts_s(now) * 1000, LASTS_MAX_MS))
+        answer = self._say(ANSWER, pair.peer, message.number)._replace(seen=source, lasts_ms=lasts_ms)
         if pair.seen == source:
             pair.offered = None
             return answer._replace(known=True)
@@ -416,6 +382,8 @@ class NatBook:
         if pair.missed >= MISSED:
             self.version += 1  # whom it relays to is reached again, also if it says what it said before
         pair.waiting, pair.missed, pair.rest_s = False, 0, REST_S
+        pair.back.told(message.lasts_ms / 1000, pair.asked_at, now)
+        self.version += self.relaying.look(now)  # before anybody asks who relays
         if message.known:
             self._settled(pair, message.seen, now)
             return None
@@ -429,6 +397,7 @@ class NatBook:
             return
         epoch = pair.peer.epoch
         pair.seen_as, pair.told, pair.told_at, pair.missed = seen_as, None, now, 0
+        self.version += self.relaying.look(now)
         if pair.adopted or pair.relay or seen_as != before:
             pair.adopted, pair.relay = False, 0
             self.version += 1

@@ -7,8 +7,7 @@ has it. Each message is sealed with a key that only these two nodes have, for th
 ==========  ====================================================================================================
 HELLO       from a node that wants to know how it is seen; ``number`` is larger than any before
 ANSWER      to where the HELLO came from, with that ``address`` and ``port``; either this is ``KNOWN``, or
-there is
-            a ``challenge``
+            there is a ``challenge``. It says for how long the sender has been asked without a break
 CONFIRM     the challenge, sent back from the same address and port: only this moves a row
 DONE        it has moved
 ==========  ====================================================================================================
@@ -33,7 +32,8 @@ KNOWN = 1
 CHALLENGE_BYTES, SEAL_BYTES = 16, 16
 NUMBER_MAX = 2**62
 """A larger one is no message's: what was used is kept in a file, and must be read again."""
-_BODY = struct.Struct("!11sBHQQ4sBBHQ4s16s")
+LASTS_MAX_MS = 86_400_000
+_BODY = struct.Struct("!11sBHQQ4sBBHQ4s16sI")
 BYTES = _BODY.size + SEAL_BYTES
 RECEIVER_AT = 22
 """Where a content has the epoch of whom it is for: 8 bytes."""
@@ -68,6 +68,8 @@ class Message(NamedTuple):
     seen: Endpoint = Endpoint(bytes(4), 0)
     known: bool = False
     challenge: bytes = NOTHING
+    lasts_ms: int = 0
+    """For how long the sender has been asked without a break; of a day and more, a day."""
 
 
 def pair_key(secret: bytes, one: Peer, other: Peer) -> bytes:
@@ -84,7 +86,7 @@ def seal(message: Message, key: bytes) -> bytes:
     body = _BODY.pack(
         MARK, message.kind, ETHERTYPE, message.sender, message.receiver, message.network, message.length,
         KNOWN if message.known else 0, message.seen.port, message.number, message.seen.address,
-        message.challenge,
+        message.challenge, min(message.lasts_ms, LASTS_MAX_MS),
     )  # fmt: skip
     return body + hmac.digest(key, body, hashlib.sha256)[:SEAL_BYTES]
 
@@ -94,14 +96,13 @@ def read(content: bytes) -> Message | None:
     :func:`is_sealed`."""
     if len(content) != BYTES:
         return None
-    mark, kind, ethertype, sender, receiver, network, length, flags, port, number, address, challenge = (
-        _BODY.unpack_from(content)
-    )
+    mark, kind, ethertype, sender, receiver, network, length, *rest = _BODY.unpack_from(content)
+    flags, port, number, address, challenge, lasts_ms = rest
     known = mark == MARK and ethertype == ETHERTYPE and HELLO <= kind <= DONE
-    if not known or length > 32 or flags > KNOWN or number > NUMBER_MAX:
+    if not known or length > 32 or flags > KNOWN or number > NUMBER_MAX or lasts_ms > LASTS_MAX_MS:
         return None
     seen = Endpoint(address, port)
-    return Message(kind, sender, receiver, network, length, number, seen, bool(flags), challenge)
+    return Message(kind, sender, receiver, network, length, number, seen, bool(flags), challenge, lasts_ms)
 
 
 def is_sealed(content: bytes, key: bytes) -> bool:

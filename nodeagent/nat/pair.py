@@ -8,7 +8,11 @@ import msgspec
 
 from nodeagent.membership.peers import Peer
 from nodeagent.nat.packets import Endpoint
+from nodeagent.nat.returning import Back
 
+WAIT_S = 1.0
+MISSED = 3
+"""Unanswered questions in a row after which a peer does not answer."""
 REST_S, REST_MAX_S = 2.0, 30.0
 """Between questions to a peer that does not answer."""
 
@@ -55,5 +59,6 @@ class Pair(msgspec.Struct, gc=False):
     offered_at: float = -1e9
     number: int = 0
     adopted: bool = False
+    back: Back = msgspec.field(default_factory=Back)
     relay: int = 0
     """Epoch of the node that an earlier life had packets relayed by."""

@@ -33,7 +33,7 @@ from nodeagent.membership.view import View
 from nodeagent.nat import packets
 from nodeagent.nat.book import NatBook
 from nodeagent.nat.elsewhere import Elsewhere
-from nodeagent.nat.kept import Kept
+from nodeagent.nat.kept import SAVE_S, Kept
 from nodeagent.nat.packets import Endpoint
 from nodeagent.nat.pair import Way as Found
 from nodeagent.nat.places import destination_of, element_of, exit_of, place_of
@@ -56,7 +56,6 @@ SETTLE_S = 5.0
 """Longest time that rows wait for the firewall."""
 AGAIN_S = 2.0
 """Between two attempts to have the second device."""
-SAVE_S = 30.0
 CONDITION = "nat"
 
 
@@ -96,6 +95,8 @@ class NatPaths:
         self._kept = Kept(config.state_dir)
         self.book = NatBook(number=self._kept.number)
         self.book.remember(self._kept.floors)
+        if (ago_s := self._kept.asked_ago_s()) is not None:
+            self.book.asked.go_on(time.monotonic() - ago_s)
         self._keys: dict[int, tuple[tuple[str, str], bytes]] = {}  # epoch → both public keys, key of the pair
         self._admitted: dict[str, str] = {}  # place → range of whom is there
         self._shown: dict[Peer, Way] = {}
@@ -229,11 +230,13 @@ class NatPaths:
         try:
             while True:
                 await self._step(self._wire, time.monotonic())
-                await happened(self._wake, within_s=ALARMED_S if self.book.alarmed else STEP_S)
+                pause_s = ALARMED_S if self.book.alarmed else STEP_S
+                until_return_s = self.book.relaying.next_return - time.monotonic()
+                await happened(self._wake, within_s=max(0.0, min(pause_s, until_return_s)))
                 self._wake.clear()
         finally:
             self._wire.close()
-            self._save()
+            self._save(ended=True)
 
     # --- asking and answering --------------------------------------------------------------------------------
 
@@ -442,5 +445,7 @@ class NatPaths:
                 log.info("%s is reached: %s %s", peer.node, way.kind, way.via)
         self._shown = {peer: self._way(peer, found) for peer in found}
 
-    def _save(self) -> None:
-        self._kept.save(self.book.number, self.book.floors(), asked=bool(self.book.counted["asked"]))
+    def _save(self, *, ended: bool = False) -> None:
+        last, asked = self.book.asked.last, bool(self.book.counted["asked"])
+        ago_s = time.monotonic() - last if last is not None else None
+        self._kept.save(self.book.number, self.book.floors(), asked=asked, asked_ago_s=ago_s, ended=ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import msgspec
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from nodeagent.membership.peers import Peer
 from nodeagent.nat import packets
 from nodeagent.nat.book import ASKED_PER_S, KEEP_S, NatBook
-from nodeagent.nat.packets import BYTES, HEADERS, HELLO, Endpoint, Message
+from nodeagent.nat.packets import BYTES, HEADERS, HELLO, LASTS_MAX_MS, Endpoint, Message
 
 PORT = 8472
 STEP_S = 0.1
@@ -72,6 +73,9 @@ class World:
         self.books: dict[str, NatBook] = {}
         self.router: dict[str, Router | None] = {}
         self.relays: list[Peer] = []
+        self.behind_nat: Callable[[Peer], bool | None] = lambda _: None
+        self.cut: set[str] = set()
+        """Nodes from and to which nothing passes."""
         self.bytes: dict[str, int] = {}
         self._at: dict[Endpoint, Peer] = {}
         self.wire: list[tuple[Endpoint, Endpoint, bytes]] = []
@@ -92,7 +96,7 @@ class World:
             book.be(own, PORT, self.now)
             others = {one.epoch: one for one in self.peers if one != own}
             asked = others.values() if book.behind else list(others.values())[:4]
-            book.follow(others, asked, self.now, relays=self.relays)
+            book.follow(others, asked, self.now, relays=self.relays, behind_nat=self.behind_nat)
             for target in book.look(self.now):
                 said = book.hello(target, self.now)
                 assert said is not None
@@ -120,7 +124,7 @@ class World:
         if receiver is None:
             receiver = self.behind(source, end)
         self.wire.append((source, end, content))
-        if receiver is not None and content:
+        if receiver is not None and content and not {own.node, receiver.node} & self.cut:
             self.arrive(receiver, source, content)
 
     def near(self, router: Router | None, end: Endpoint) -> Peer | None:
@@ -208,6 +212,85 @@ def test_nodes_behind_different_routers_are_relayed_by_the_same_gateway() -> Non
     world.relays = []
     world.step()
     assert world.place(b, d) == "tunnel"
+
+
+def two_gateways() -> tuple[World, Peer, Peer, Peer, Peer]:
+    """B and D behind different routers, the gateway that relays between them, and the other one."""
+    world, (a, b, _), _ = branch()
+    other, d = peer(5, "203.0.113.5"), peer(4, "192.168.8.2")
+    world.add(other)
+    world.add(d, Router("198.51.100.2"))
+    world.relays = [a, other]
+    world.behind_nat = lambda one: world.router[one.node] is not None
+    world.run(30)
+    first, second = (a, other) if world.place(b, d) == "by n1" else (other, a)
+    assert world.place(d, b) == world.place(b, d) == f"by {first.node}"
+    return world, b, d, first, second
+
+
+def apart_s(world: World, b: Peer, d: Peer, seconds: float) -> float:
+    """For how long of that time the two are relayed by different gateways."""
+    end, apart = world.now + seconds, 0
+    while world.now < end:
+        world.step()
+        apart += world.place(b, d) != world.place(d, b)
+    return apart * STEP_S
+
+
+def start_again(world: World, one: Peer, *, asked: bool) -> None:
+    """Its agent; ``asked``: as one that knows of the life before, of which the kernel has gone on."""
+    before = world.books[one.node]
+    fresh = world.books[one.node] = NatBook(number=before.number + 1000, seed=7)
+    fresh.remember(before.floors())
+    if asked and before.asked.last is not None:
+        fresh.asked.go_on(before.asked.last)
+
+
+def test_both_ends_go_back_to_a_gateway_at_one_moment() -> None:
+    world, b, d, first, second = two_gateways()
+    for gone_s, reboot in ((10.0, False), (17.3, True), (61.7, False)):
+        world.cut = {first.node}
+        world.run(gone_s)
+        assert world.place(b, d) == world.place(d, b) == f"by {second.node}"
+        if reboot:
+            start_again(world, first, asked=False)
+        world.cut = set()
+        assert apart_s(world, b, d, 25) <= STEP_S
+        assert world.place(b, d) == f"by {first.node}"
+
+
+def test_whoever_starts_again_goes_by_the_gateway_that_the_other_end_goes_by() -> None:
+    world, b, d, first, _ = two_gateways()
+    start_again(world, first, asked=True)
+    assert apart_s(world, b, d, 15) == 0, "its agent was away for a moment: nobody goes elsewhere"
+    assert world.place(b, d) == f"by {first.node}"
+    world.cut = {first.node}
+    world.run(20)
+    world.cut = set()
+    world.run(2)
+    start_again(world, b, asked=True)  # while the gateway comes back
+    world.run(5)  # it has found by then that D does not answer
+    assert apart_s(world, b, d, 20) <= STEP_S
+    assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
+    start_again(world, d, asked=True)
+    world.run(5)
+    assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
+
+
+def test_gateways_that_all_came_back_relay_at_once_and_so_does_the_only_one() -> None:
+    world, b, d, first, second = two_gateways()
+    world.cut = {first.node, second.node}
+    world.run(20)
+    world.cut = set()
+    world.run(4)
+    assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
+    world.cut = {second.node}
+    world.run(10)
+    world.cut.add(first.node)
+    world.run(20)
+    world.cut.remove(first.node)
+    world.run(4)
+    assert world.place(b, d) == world.place(d, b) == f"by {first.node}"
 
 
 def test_a_gateway_and_a_fact_that_come_later_are_news() -> None:
@@ -384,7 +467,7 @@ four = st.binary(min_size=4, max_size=4)
 endpoints = st.builds(Endpoint, four, st.integers(0, 65535))
 sealed = st.builds(
     Message, st.integers(1, 4), words, words, four, st.integers(0, 32), words, endpoints, st.booleans(),
-    st.binary(min_size=16, max_size=16),
+    st.binary(min_size=16, max_size=16), st.integers(0, LASTS_MAX_MS),
 )  # fmt: skip
 
 

@@ -388,7 +388,7 @@ def test_whatever_is_in_the_file_of_numbers_the_agent_starts_and_no_number_is_us
     kept = Kept(tmp_path)
     assert kept.number >= before
     assert kept.floors == {}
-    kept.save(kept.number + 5, {7: 9}, asked=True)
+    kept.save(kept.number + 5, {7: 9}, asked=True, asked_ago_s=4.0, ended=True)
     if content != "folder":
         again = Kept(tmp_path)
         assert again.number > kept.number - 1
