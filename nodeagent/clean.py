@@ -27,7 +27,7 @@ from nodeagent.membership.node_key import drop_keys
 from nodeagent.nat.kept import FILE as NAT_FILE
 from nodeagent.netlink import links, neighbourhood
 from nodeagent.netlink.messages import Action, Operation
-from nodeagent.netlink.rows import Kind
+from nodeagent.netlink.rows import Kind, is_preferred
 from nodeagent.netlink.socket import Engine, NetlinkChannel
 from nodeagent.pods import cni
 from nodeagent.wireguard import start as wireguard_start
@@ -41,25 +41,12 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
     """
     prepare_directory(state_dir)
     with only_one(state_dir):
-        removed: list[str] = []
-        taken = await asyncio.to_thread(_remove_programs, state_dir)
-        if taken:
-            removed.append(f"{taken} programs of the fast path")
-        if Predecessors(state_dir).restore():
-            removed.append("conntrack's leave for TCP out of the window (nf_conntrack_tcp_be_liberal)")
-        removed += [
-            f"WireGuard device {name}"
-            for name in wireguard_names(device)
-            if await asyncio.to_thread(wireguard_start.remove, name)
-        ]
+        removed = await _remove_newer(state_dir, device)
         if await asyncio.to_thread(links.remove_device, device):
             removed.append(f"device {device} with its rows")
-        if await asyncio.to_thread(links.remove_device, second_name(device)):
-            removed.append(f"device {second_name(device)} with its rows")
         routes = await asyncio.to_thread(_remove_routes)
         if routes:
             removed.append(f"{routes} routes")
-        await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
         try:
             if await ruleset.remove():
                 removed.append(f"nftables table inet {TABLE}")
@@ -84,6 +71,20 @@ async def clean(state_dir: Path, cni_dir: Path, device: str) -> list[str]:
         ):  # the machine's own uid can never join again: whoever starts an agent here again means a new one
             removed.append(f"the fenced uid; the next agent here is {identity.renew(state_dir)}")
     return removed
+
+
+async def clean_newer(state_dir: Path, device: str) -> list[str]:
+    """Remove what 0.2.0 does not know and would leave as it is for good; what was removed, in words.
+
+    These are the fast path's programs, the devices of WireGuard and of ways through NAT, and the routes that
+    win over the tunnel's. The tunnel with its rows, the rules, the CNI file and the agent's folder stay.
+
+    Raises Refused(agent_running) while an agent runs, OSError. Cancelled, a part may be left; it may be
+    repeated.
+    """
+    prepare_directory(state_dir)
+    with only_one(state_dir):
+        return await _remove_newer(state_dir, device)
 
 
 async def give_back(state_dir: Path, cni_dir: Path, device: str, old: str) -> list[str]:
@@ -142,6 +143,39 @@ def new_identity(state_dir: Path) -> str:
         (state_dir / STATUS_FILE).unlink(missing_ok=True)
         drop_keys(state_dir)
         return identity.renew(state_dir)
+
+
+async def _remove_newer(state_dir: Path, device: str) -> list[str]:
+    removed: list[str] = []
+    routes = await asyncio.to_thread(_remove_preferred, device)
+    if routes:
+        removed.append(f"{routes} routes beside the tunnel's")
+    await asyncio.to_thread(neighbourhood.follow_probe_routes, {}, 0)
+    taken = await asyncio.to_thread(_remove_programs, state_dir)
+    if taken:
+        removed.append(f"{taken} programs of the fast path")
+    if Predecessors(state_dir).restore():
+        removed.append("conntrack's leave for TCP out of the window (nf_conntrack_tcp_be_liberal)")
+    removed += [
+        f"WireGuard device {name}"
+        for name in wireguard_names(device)
+        if await asyncio.to_thread(wireguard_start.remove, name)
+    ]
+    if await asyncio.to_thread(links.remove_device, second_name(device)):
+        removed.append(f"device {second_name(device)} with its rows")
+    return removed
+
+
+def _remove_preferred(device: str) -> int:
+    """The routes of ours that win over the tunnel's, wherever they lead."""
+    tunnel = links.find(device)
+    if tunnel is None:
+        return 0
+    with Engine(NetlinkChannel()) as engine:
+        routes = {key: value for key, value in engine.read(tunnel.index).routes.items() if is_preferred(key)}
+        dropped = [Operation(Action.DROP, Kind.ROUTE, key, value) for key, value in routes.items()]
+        engine.execute(dropped, tunnel.index)
+    return len(routes)
 
 
 def _remove_programs(state_dir: Path) -> int:

@@ -25,13 +25,9 @@ from nodeagent.wireguard.command import rotate_key_command, wireguard_options
 DEFAULT_METRICS = "127.0.0.1:7481"
 
 state_option = click.option(
-    "--state-dir",
-    envvar="ISTHMUS_STATE_DIR",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_STATE_DIR,
-    show_default=True,
-    help="Where the agent keeps its uid, cache and status.",
-)
+    "--state-dir", envvar="ISTHMUS_STATE_DIR", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR,
+    show_default=True, help="Where the agent keeps its uid, cache and status.",
+)  # fmt: skip
 
 
 class _RunByDefault(click.Group):
@@ -230,18 +226,23 @@ def capture_command(device: str, pod: str, seconds: float, expression: tuple[str
 @state_option
 @click.option("--cni-dir", type=click.Path(path_type=Path), default=DEFAULT_CNI_DIR, show_default=True)
 @click.option("--device", default=DEFAULT_DEVICE, show_default=True)
+@click.option("--for", "release", type=click.Choice(["0.2.0"]), help="Only what this release does not know.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
-def clean_command(state_dir: Path, cni_dir: Path, device: str, yes: bool, as_json: bool) -> None:
+def clean_command(
+    *, state_dir: Path, cni_dir: Path, device: str, release: str | None, yes: bool, as_json: bool
+) -> None:
     """Remove everything of ours from this node: device, rows, firewall, CNI file, state. On purpose only.
 
-    The cluster is not told: `isthmus agent leave` or `isthmus node remove` does that. Pods that run lose
-    their way to other nodes.
-    """
-    from nodeagent.clean import clean
+    The cluster is not told: `isthmus agent leave` or `isthmus node remove` does that. Pods lose their peers.
 
-    confirm("Pods on this node lose the overlay. Go on?", yes=yes)
-    removed = run(clean(state_dir, cni_dir, device))
+    With --for 0.2.0 only that goes which an agent of that release would leave for good: the fast path,
+    devices of encryption and of ways through NAT, direct routes. Packets go on by the tunnel.
+    """
+    from nodeagent.clean import clean, clean_newer
+
+    confirm("Pods on this node lose the overlay. Go on?", yes=yes or release is not None)
+    removed = run(clean_newer(state_dir, device) if release else clean(state_dir, cni_dir, device))
     if as_json:
         print_json({"removed": removed})
     else:

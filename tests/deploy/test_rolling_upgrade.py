@@ -96,14 +96,26 @@ def takes_in(place: Site, name: str, program: str) -> None:
     until(lambda: first.run(f"ping -c1 -W1 -I {first.vtep} {node.vtep}"), f"packets pass to {name}")
 
 
+def clean_for(node: Node, release: str) -> list[str]:
+    """What is taken away that the release does not know, while no agent runs."""
+    state = str(node.directory / "state")
+    done = json.loads(node.run(f"{ISTHMUS} agent clean --for {release} --json --state-dir {state}"))
+    return list(done["removed"])
+
+
 def replace(place: Site, program: str, *nodes: Node, but: Node | None = None) -> None:
     """Agents one by one, as a package manager does it; no row is touched. All follow then, ``but`` one.
 
-    That one is behind NAT: routes of the second device, which lead there, are not looked at.
+    That one is behind NAT: what only this release knows is taken away first, and rows of the second device,
+    which lead there, are not looked at.
     """
     with watching(*nodes) as watches:
         for node in nodes:
             node.stop()
+            if but is not None:
+                removed = clean_for(node, previous.VERSION)
+                assert any("isthmus-nat" in what for what in removed), removed
+                assert clean_for(node, previous.VERSION) == [], "twice is harmless"
             node.start(program=program).ready(len(place.nodes) - 1)
         follow(place, *(node for node in place.nodes.values() if node is not but))
         touched = [
@@ -193,6 +205,14 @@ def test_controllers_first_then_agents_and_all_the_way_back() -> None:
         said(place.isthmus("replay", "verify"))
 
 
+def left_of_ours(node: Node) -> tuple[list[str], list[str]]:
+    """Devices beside the tunnel and what 0.2.0 itself makes, and routes into them."""
+    names = [line.split("@")[0].split()[0] for line in node.run("ip -brief link").splitlines()]
+    ours = [name for name in names if name.startswith("isthmus") and name not in {"isthmus", "isthmus-probe"}]
+    routes = [line for line in node.run("ip route show proto 84").splitlines() if "isthmus-" in line]
+    return ours, routes
+
+
 def pings(node: Node, to: Node) -> bool:
     try:
         return bool(node.run(f"ping -c1 -W1 -I {node.vtep} {to.vtep}"))
@@ -259,6 +279,7 @@ def test_back_from_keys_encryption_nat_and_entries_and_forward_again() -> None:
             takes_in(place, "e", old)
             replace(place, old, a, b, but=x)
             assert not pings(a, x), "0.2.0 knows no way through NAT"
+            assert [left_of_ours(node) for node in (a, b)] == [([], [])] * 2
         subprocess.run([old, "replay", "verify", "--bus", BUS], check=True, timeout=60)
 
         place.down()
